@@ -1,0 +1,123 @@
+//! An edge of the graph: all conversations between one client and one server at one port, through one Service or none.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::entity::{ServiceRef, Workload};
+
+/// Who is at one end of an edge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Peer {
+    /// A workload's pods.
+    Workload(Workload),
+    /// A pod that the operator has no object for (yet, or any more), by UID.
+    UnknownPod {
+        /// `metadata.uid`.
+        uid: String,
+    },
+    /// A Service of which the backend is not known: nobody answered, or the answer was not seen.
+    Service(ServiceRef),
+    /// A process of a node, outside of all pods.
+    HostProcess {
+        /// The node's name.
+        node: String,
+        /// The unit or command.
+        name: String,
+    },
+    /// A node's address, where it is not known which of its processes or host-network pods it was.
+    Node {
+        /// The node's name.
+        node: String,
+    },
+    /// An address that belongs to nobody in the cluster.
+    External {
+        /// The address.
+        ip: IpAddr,
+    },
+}
+
+/// What conversations have to share to be one edge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgeKey {
+    /// Who called.
+    pub client: Peer,
+    /// Who was called.
+    pub server: Peer,
+    /// The Service that the client dialled, if it did.
+    pub service: Option<ServiceRef>,
+    /// The port at which the server listens; where the server is not known, the port that the client dialled.
+    pub port: u16,
+}
+
+/// Counters of an edge, from the client's point of view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgeCounters {
+    /// Connections established, those included that were open when an agent first looked.
+    pub opened: u64,
+    /// Of these, open now.
+    pub active: u64,
+    /// Attempts that were refused, timed out or were given up.
+    pub failed: u64,
+    /// Payload from client to server.
+    pub bytes_sent: u64,
+    /// Payload from server to client.
+    pub bytes_received: u64,
+}
+
+/// One pod's or process's part in an edge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// The pod's name; empty for host processes and the outside.
+    pub pod: String,
+    /// The container's name; empty where it is not known (an end that was not observed, found by its address).
+    pub container: String,
+    /// Connections established by or with this endpoint on this edge.
+    pub opened: u64,
+    /// Failed attempts by or at this endpoint on this edge, where it is known.
+    pub failed: u64,
+}
+
+/// Which ends an agent has observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Seen {
+    /// Both.
+    Both,
+    /// The client's only: the server is known by its address.
+    Client,
+    /// The server's only: the client is known by its address.
+    Server,
+}
+
+/// How a peer's identity is known, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Identity {
+    /// By the cgroup of its sockets: certain.
+    Cgroup,
+    /// By who owned the address.
+    Ip,
+}
+
+/// One edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Edge {
+    /// What it joins.
+    pub key: EdgeKey,
+    /// How much.
+    pub counters: EdgeCounters,
+    /// The client's pods and containers, sorted by name.
+    pub clients: Vec<Endpoint>,
+    /// The server's pods and containers, sorted by name.
+    pub servers: Vec<Endpoint>,
+    /// Which ends were observed.
+    pub seen: Seen,
+    /// How the client is known.
+    pub client_identity: Identity,
+    /// How the server is known.
+    pub server_identity: Identity,
+}

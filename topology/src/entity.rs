@@ -1,0 +1,111 @@
+//! What can be at an end of a connection: workloads with their pods and containers, Services, nodes, the outside.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// The object that a person deployed: found from a pod by following controller references
+/// (Pod → ReplicaSet → Deployment, Pod → Job → CronJob), or the pod itself where nobody owns it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Namespace of the workload and of its pods.
+    pub namespace: String,
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `CronJob`, `Job`, `Pod`, or the kind of a custom owner.
+    pub kind: String,
+    /// Name of the object.
+    pub name: String,
+}
+
+/// A Service, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRef {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+}
+
+/// What the cluster says of one pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.nodeName`; empty while unscheduled.
+    pub node: String,
+    /// `spec.hostNetwork`: its addresses are the node's and identify nobody.
+    pub host_network: bool,
+    /// `status.podIPs`.
+    pub ips: Vec<IpAddr>,
+    /// Whether it has ended (`status.phase` Succeeded or Failed): its addresses may belong to another pod by now.
+    pub ended: bool,
+    /// Its topmost known owner.
+    pub workload: Workload,
+    /// Container id (without the runtime's prefix) → container name; init and ephemeral containers too.
+    pub containers: BTreeMap<String, String>,
+}
+
+/// What the cluster says of one Service and the EndpointSlices that belong to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceRef,
+    /// `spec.clusterIPs` without `None`, load-balancer and external addresses.
+    pub addresses: Vec<IpAddr>,
+    /// TCP ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One TCP port of a Service and where it leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `spec.ports[].port`.
+    pub port: u16,
+    /// `spec.ports[].nodePort`.
+    pub node_port: Option<u16>,
+    /// The address and port of each backend, ready or not: established connections outlive readiness.
+    pub backends: Vec<Backend>,
+}
+
+/// Where a Service's port leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// The endpoint's address.
+    pub ip: IpAddr,
+    /// The port at that address.
+    pub port: u16,
+    /// `targetRef.uid`, where the endpoint is a pod.
+    pub pod_uid: Option<String>,
+}
+
+/// A node, by what its own processes are reached at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// `status.addresses` that are IP addresses.
+    pub ips: Vec<IpAddr>,
+}
+
+/// Whose sockets a cgroup holds, as the node's agent found out from the cgroup's path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CgroupOwner {
+    /// A container of a pod.
+    PodContainer {
+        /// `metadata.uid` of the pod.
+        pod_uid: String,
+        /// Without the runtime's prefix; empty for the pod's own cgroup.
+        container_id: String,
+    },
+    /// A process outside of all pods.
+    HostProcess {
+        /// Its unit or command.
+        name: String,
+    },
+}

@@ -1,0 +1,69 @@
+//! A flow: all connections of one cgroup in one role between two addresses at one service port, and its counters.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Which end of the connections a flow was observed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// The end that called connect().
+    Client,
+    /// The end that listened.
+    Server,
+}
+
+/// What connections have to share to be counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowKey {
+    /// The id of the cgroup in which the socket was made (its directory's inode number on cgroup v2).
+    pub cgroup_id: u64,
+    /// The inode number of the socket's network namespace.
+    pub netns: u32,
+    /// Which end this is.
+    pub role: Role,
+    /// This end's address; IPv4-mapped addresses appear as IPv4.
+    pub local: IpAddr,
+    /// The other end's address as this end sees it (a client of a Service sees the Service's).
+    pub remote: IpAddr,
+    /// The server's port as this end sees it: a client's remote port, a server's local port.
+    pub port: u16,
+}
+
+/// Cumulative counters of one flow within one epoch of one agent. Bytes are TCP payload without retransmissions.
+///
+/// Invariants, as far as nothing was lost: `closed <= opened + preexisting`;
+/// `preexisting_bytes_* <= bytes_*`; `open_bytes_* <= bytes_*`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowCounters {
+    /// Connections whose opening was seen.
+    pub opened: u64,
+    /// Connections whose end was seen.
+    pub closed: u64,
+    /// Attempts that were refused, timed out or were given up.
+    pub failed: u64,
+    /// Connections that were open when the epoch began; not in `opened`.
+    pub preexisting: u64,
+    /// Payload sent by this end, on all connections of the flow, those from before included.
+    pub bytes_sent: u64,
+    /// Payload received by this end, on all connections of the flow, those from before included.
+    pub bytes_received: u64,
+    /// The part of `bytes_sent` that the connections from before had sent when the epoch began.
+    pub preexisting_bytes_sent: u64,
+    /// The part of `bytes_received` that the connections from before had received when the epoch began.
+    pub preexisting_bytes_received: u64,
+    /// The part of `bytes_sent` that belongs to connections that are still open.
+    pub open_bytes_sent: u64,
+    /// The part of `bytes_received` that belongs to connections that are still open.
+    pub open_bytes_received: u64,
+}
+
+impl FlowCounters {
+    /// Connections that are open now; 0 where a loss has made `closed` run ahead.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        (self.opened + self.preexisting).saturating_sub(self.closed)
+    }
+}

@@ -1,0 +1,12 @@
+//! The pure core: flows, entities, and the graph that is made of them. No I/O, no Kubernetes client, no clock.
+//!
+//! A flow comes in through [`ledger::Ledger`], which makes one continuous account of all epochs of all agents;
+//! [`directory::Directory`] knows who is who; [`graph::build`] joins both ends of each conversation into edges.
+#![forbid(unsafe_code)]
+
+pub mod directory;
+pub mod edge;
+pub mod entity;
+pub mod flow;
+pub mod graph;
+pub mod ledger;
