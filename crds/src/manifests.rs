@@ -1,0 +1,24 @@
+//! The manifests of all kinds, as the chart installs them.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+
+use crate::{NodeProbe, ScopeProbe, Topology};
+
+/// Where the generated manifests live, below the repository's root: inside the chart, which cannot read outside of
+/// itself.
+pub const DIRECTORY: &str = "charts/scopeprobe/files/crds";
+
+/// All kinds.
+#[must_use]
+pub fn all() -> Vec<CustomResourceDefinition> {
+    vec![ScopeProbe::crd(), NodeProbe::crd(), Topology::crd()]
+}
+
+/// File name and contents of each kind's manifest.
+///
+/// # Errors
+/// Where a manifest cannot be written as YAML, which would be a defect of the types.
+pub fn files() -> Result<Vec<(String, String)>, serde_yaml::Error> {
+    all().iter().map(|crd| Ok((format!("{}.yaml", crd.spec.names.plural), serde_yaml::to_string(crd)?))).collect()
+}

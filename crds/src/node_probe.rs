@@ -1,0 +1,143 @@
+//! `NodeProbe`: what runs on one node, and why.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{RequestedMode, schema};
+
+/// Nothing: a NodeProbe is written by the operator only.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "scopeprobe.io",
+    version = "v1alpha1",
+    kind = "NodeProbe",
+    plural = "nodeprobes",
+    shortname = "npr",
+    category = "scopeprobe",
+    status = "NodeProbeStatus",
+    derive = "PartialEq",
+    doc = "What the agent of one node does, why, and how much it has seen and lost. Written by the operator, named after its Node and deleted with it.",
+    printcolumn(name = "Mode", type_ = "string", json_path = ".status.mode"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
+    printcolumn(name = "Kernel", type_ = "string", json_path = ".status.kernel"),
+    printcolumn(name = "Seen", type_ = "integer", json_path = ".status.seen"),
+    printcolumn(name = "Lost", type_ = "integer", json_path = ".status.lost"),
+    printcolumn(name = "Coverage", type_ = "string", json_path = ".status.coverage"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[schemars(extend("default" = {}))]
+pub struct NodeProbeSpec {}
+
+/// How an agent captures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// By programs in the kernel: every connection.
+    Ebpf,
+    /// By dumps of the kernel's socket tables: what is open when one looks.
+    Fallback,
+    /// Not at all; the reason says why.
+    Unsupported,
+}
+
+impl Mode {
+    /// As the API writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ebpf => "Ebpf",
+            Self::Fallback => "Fallback",
+            Self::Unsupported => "Unsupported",
+        }
+    }
+}
+
+/// What an agent does, and how well.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(transform = schema::signed_integers)]
+pub struct NodeProbeStatus {
+    /// The ScopeProbe to which the node belongs.
+    #[schemars(length(max = 63))]
+    pub probe: String,
+    /// The mode that the ScopeProbe asks for.
+    pub requested_mode: RequestedMode,
+    /// How the agent captures; empty before its first report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// Why this mode: Supported, KernelTooOld, BtfMissing, CapabilityMissing, CgroupV2Missing, LoadFailed, AttachFailed,
+    /// SelfTestFailed, ForcedByProbe, NotImplemented.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// The same for people: what was attempted, on what, what came of it, and what to do.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// How the capture is attached to the kernel: SockOps, or empty where it is not.
+    #[schemars(length(max = 64))]
+    pub attach: String,
+    /// The release of the kernel that the agent runs on, as `uname -r` prints it.
+    #[schemars(length(max = 128))]
+    pub kernel: String,
+    /// When `mode` or `reason` changed last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// The capture to which the counters belong, in hexadecimal: an agent that is started again begins a new one.
+    #[schemars(length(max = 32))]
+    pub epoch: String,
+    /// Connections and failed attempts that were seen, at both their ends if both are on this node, since the NodeProbe
+    /// was made.
+    pub seen: u64,
+    /// What happened and could not be recorded, since the NodeProbe was made.
+    pub losses: Losses,
+    /// Connections and failed attempts that were not recorded: `losses.opened` + `losses.failed`.
+    pub lost: u64,
+    /// The part of `seen` and `losses` that comes from before the current epoch.
+    pub earlier: EarlierEpochs,
+    /// Times in which nobody was looking.
+    pub unobserved: Unobserved,
+    /// `seen` / (`seen` + `lost`) in percent, rounded down; `-` before the agent's first report. Never `100%` if
+    /// anything was lost or the node was not observed for a time.
+    #[schemars(length(max = 16))]
+    pub coverage: String,
+    /// `Reporting`: the agent is connected to the operator. `CaptureComplete`: nothing is known to have been missed.
+    #[schemars(schema_with = "schema::conditions")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// What happened and could not be recorded, counted exactly in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Losses {
+    /// Connections that opened while the flow table was full.
+    pub opened: u64,
+    /// Connections that closed while the flow table was full: their bytes are missing.
+    pub closed: u64,
+    /// Failed attempts while the flow table was full.
+    pub failed: u64,
+    /// Flows that could not be announced at once and came with the next read. Nothing is missing.
+    pub first_sights: u64,
+    /// Connections from before the capture whose end was not seen: their last bytes are missing.
+    pub closes_unseen: u64,
+}
+
+/// What earlier epochs have contributed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EarlierEpochs {
+    /// Of `seen`.
+    pub seen: u64,
+    /// Of `losses`.
+    pub losses: Losses,
+}
+
+/// Times in which nobody was looking: between two epochs of an agent. What happened then is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Unobserved {
+    /// How many such times there were.
+    pub intervals: u64,
+    /// How long they were together at most, in seconds, rounded up.
+    pub seconds: u64,
+}

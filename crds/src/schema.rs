@@ -1,0 +1,113 @@
+//! What Kubernetes asks of a schema and the Rust types don't say by themselves.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::{Schema, SchemaGenerator, json_schema, transform::transform_subschemas};
+use serde_json::{Value, json};
+
+/// Kubernetes knows `int32` and `int64` only and warns about everything else. Unsigned numbers become the next wider
+/// signed one; their `minimum` of 0 stays.
+pub fn signed_integers(schema: &mut Schema) {
+    let signed = match schema.get("format").and_then(Value::as_str) {
+        Some("uint8" | "uint16" | "int16") => Some("int32"),
+        Some("uint32" | "uint64" | "uint") => Some("int64"),
+        _ => None,
+    };
+    if let Some(signed) = signed {
+        schema.insert("format".to_owned(), signed.into());
+    }
+    transform_subschemas(&mut signed_integers, schema);
+}
+
+/// At most 16 conditions, one per type.
+pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<Condition>(),
+        "maxItems": 16,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+    })
+}
+
+/// A duration as Go writes it, between two bounds.
+fn duration(field: &str, min: &str, max: &str, example: &str) -> Schema {
+    let message = format!("{field} has to be between {min} and {max}, for example {example}");
+    json_schema!({
+        "type": "string",
+        "maxLength": 16,
+        "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
+        "x-kubernetes-validations": [{
+            "rule": format!("duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"),
+            "message": message,
+            "reason": "FieldValueInvalid",
+        }],
+    })
+}
+
+/// See `CaptureSpec::report_interval`.
+pub fn report_interval(_: &mut SchemaGenerator) -> Schema {
+    duration("reportInterval", "200ms", "60s", "1s")
+}
+
+/// See `TopologySettings::counter_interval`.
+pub fn counter_interval(_: &mut SchemaGenerator) -> Schema {
+    duration("counterInterval", "1s", "1h", "30s")
+}
+
+/// See `TopologySettings::retention`.
+pub fn retention(_: &mut SchemaGenerator) -> Schema {
+    duration("retention", "1m", "168h", "1h")
+}
+
+/// An amount of CPU or memory, as in a container's `resources`.
+pub fn quantity(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "x-kubernetes-int-or-string": true,
+        "maxLength": 32,
+        "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
+    })
+}
+
+/// Labels that a node has to have.
+pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": 63,
+            "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
+        },
+        "x-kubernetes-validations": [{
+            "rule": "self.all(key, size(key) <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
+            "message": "every key of nodeSelector has to be a label's name, for example kubernetes.io/os",
+            "reason": "FieldValueInvalid",
+        }],
+    })
+}
+
+/// At most 16 tolerations.
+pub fn tolerations(_: &mut SchemaGenerator) -> Schema {
+    let text = json!({"type": "string", "maxLength": 317});
+    json_schema!({
+        "type": "array",
+        "maxItems": 16,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "type": "object",
+            "properties": {
+                "key": text,
+                "operator": {"type": "string", "enum": ["Exists", "Equal"]},
+                "value": text,
+                "effect": {"type": "string", "enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
+                "tolerationSeconds": {"type": "integer", "format": "int64"},
+            },
+            "x-kubernetes-validations": [{
+                "rule": "has(self.key) && self.key != '' || has(self.operator) && self.operator == 'Exists'",
+                "message": "a toleration without a key tolerates everything: say so with `operator: Exists`, or name a key",
+                "reason": "FieldValueInvalid",
+            }],
+        },
+    })
+}

@@ -1,0 +1,256 @@
+//! `ScopeProbe`: what to probe, and how.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::Toleration,
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
+};
+use kube::{CustomResource, KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// What to probe and how. Every field has a default: an empty `spec` is a good probe of all nodes.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "scopeprobe.io",
+    version = "v1alpha1",
+    kind = "ScopeProbe",
+    plural = "scopeprobes",
+    shortname = "spr",
+    category = "scopeprobe",
+    status = "ScopeProbeStatus",
+    derive = "PartialEq",
+    doc = "Asks for the topology of the connections of a cluster's nodes, and says how well they are seen.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$')").message("a ScopeProbe's name has to be at most 40 lower-case letters, digits and dashes: it becomes a label's value and a part of DaemonSets' names"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.total"),
+    printcolumn(name = "eBPF", type_ = "integer", json_path = ".status.nodes.ebpf"),
+    printcolumn(name = "Fallback", type_ = "integer", json_path = ".status.nodes.fallback"),
+    printcolumn(name = "Workloads", type_ = "integer", json_path = ".status.topology.workloads"),
+    printcolumn(name = "Edges", type_ = "integer", json_path = ".status.topology.edges"),
+    printcolumn(name = "Coverage", type_ = "string", json_path = ".status.coverage"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.topology.counterInterval) >= duration(self.capture.reportInterval)").message("topology.counterInterval has to be at least capture.reportInterval: counters cannot be written more often than they are reported"),
+    validation = Rule::new("duration(self.topology.retention) >= duration(self.topology.counterInterval)").message("topology.retention has to be at least topology.counterInterval")
+)]
+#[schemars(extend("default" = {}), transform = schema::signed_integers)]
+pub struct ScopeProbeSpec {
+    /// Labels that a node has to have to be probed; all of them. Empty: every Linux node. A node that several
+    /// ScopeProbes select belongs to the oldest of them.
+    #[schemars(schema_with = "schema::node_selector")]
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
+    /// Which capture the nodes get.
+    #[serde(default)]
+    pub mode: RequestedMode,
+    /// What the agents do on their nodes.
+    #[serde(default)]
+    pub capture: CaptureSpec,
+    /// What is written into `Topology` objects, and when.
+    #[serde(default)]
+    pub topology: TopologySettings,
+    /// The agents' pods.
+    #[serde(default)]
+    pub agent: AgentSpec,
+}
+
+/// Which capture a ScopeProbe asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum RequestedMode {
+    /// eBPF where the node's kernel can, the fallback elsewhere.
+    #[default]
+    Auto,
+    /// eBPF on every node; a node that can't is `Unsupported`.
+    Ebpf,
+    /// The fallback on every node.
+    Fallback,
+}
+
+/// What the agents do on their nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CaptureSpec {
+    /// How many flows (client or server, cgroup, addresses, port) an agent keeps in the kernel at a time. What does not
+    /// fit is counted as lost.
+    #[schemars(range(min = 64, max = 1_048_576))]
+    pub max_flows: u32,
+    /// How often an agent reports counters that have changed. New flows are reported at once.
+    #[schemars(schema_with = "schema::report_interval")]
+    pub report_interval: Duration,
+}
+
+impl Default for CaptureSpec {
+    fn default() -> Self {
+        Self { max_flows: 65_536, report_interval: std::time::Duration::from_secs(1).into() }
+    }
+}
+
+/// What is written into `Topology` objects, and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TopologySettings {
+    /// How many edges one Topology lists in each direction, busiest first. The others are counted in `status.omitted`.
+    #[schemars(range(min = 1, max = 500))]
+    pub max_edges: u32,
+    /// How often counters of an object may be written. A new edge or one that ended is written at once.
+    #[schemars(schema_with = "schema::counter_interval")]
+    pub counter_interval: Duration,
+    /// How long an edge is shown after its last connection ended.
+    #[schemars(schema_with = "schema::retention")]
+    pub retention: Duration,
+}
+
+impl Default for TopologySettings {
+    fn default() -> Self {
+        Self {
+            max_edges: 100,
+            counter_interval: std::time::Duration::from_secs(30).into(),
+            retention: std::time::Duration::from_secs(3600).into(),
+        }
+    }
+}
+
+/// The agents' pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentSpec {
+    /// What the agents' container asks for and may use.
+    pub resources: AgentResources,
+    /// Taints that the agents tolerate. By default all: an agent runs on every node that is probed.
+    #[schemars(schema_with = "schema::tolerations")]
+    pub tolerations: Vec<Toleration>,
+    /// The agents' PriorityClass. Empty: the cluster's default.
+    #[schemars(length(max = 253))]
+    pub priority_class_name: String,
+}
+
+impl Default for AgentSpec {
+    fn default() -> Self {
+        let everything = Toleration { operator: Some("Exists".to_owned()), ..Toleration::default() };
+        Self { resources: AgentResources::default(), tolerations: vec![everything], priority_class_name: String::new() }
+    }
+}
+
+/// What the agents' container asks for and may use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentResources {
+    /// What is set aside for the agent on its node.
+    pub requests: ResourceRequests,
+    /// What the agent may use at most.
+    pub limits: ResourceLimits,
+}
+
+/// What is set aside for the agent on its node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ResourceRequests {
+    /// CPU, in cores.
+    #[schemars(schema_with = "schema::quantity")]
+    pub cpu: Quantity,
+    /// Memory, in bytes; eBPF maps included.
+    #[schemars(schema_with = "schema::quantity")]
+    pub memory: Quantity,
+}
+
+impl Default for ResourceRequests {
+    fn default() -> Self {
+        Self { cpu: Quantity("10m".to_owned()), memory: Quantity("32Mi".to_owned()) }
+    }
+}
+
+/// What the agent may use at most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ResourceLimits {
+    /// CPU, in cores. None by default: an agent that is slowed down loses sight.
+    #[schemars(schema_with = "schema::quantity")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Memory, in bytes; eBPF maps included. A `maxFlows` above the default may need more.
+    #[schemars(schema_with = "schema::quantity")]
+    pub memory: Quantity,
+}
+
+impl Default for ResourceLimits {
+    fn default() -> Self {
+        Self { cpu: None, memory: Quantity("128Mi".to_owned()) }
+    }
+}
+
+/// What a ScopeProbe has come to. Its size does not depend on the cluster's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(transform = schema::signed_integers)]
+pub struct ScopeProbeStatus {
+    /// The generation of the `spec` that the status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`: every selected node has an agent that reports. `Reconciling`: agents are being rolled out. `Stalled`:
+    /// nothing will change without a person. `CaptureComplete`: nothing is known to have been missed.
+    #[schemars(schema_with = "schema::conditions")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The nodes of this probe, by what their agents do.
+    pub nodes: NodeCounts,
+    /// How large the topology is.
+    pub topology: TopologyTotals,
+    /// The share of connections that were seen of those known to have happened, in percent, rounded down; `-` while
+    /// nothing is known. Never `100%` if anything was lost or a node was not observed for a time.
+    #[schemars(length(max = 16))]
+    pub coverage: String,
+    /// Which namespaces talk to which, those with the most edges first; at most 50.
+    #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<NamespaceEdge>,
+    /// How many pairs of namespaces are not listed in `namespaces`.
+    pub omitted_namespaces: u64,
+}
+
+/// Nodes by what their agents do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeCounts {
+    /// Nodes that belong to this probe.
+    pub total: u64,
+    /// Nodes whose agent reports from eBPF.
+    pub ebpf: u64,
+    /// Nodes whose agent reports from the fallback.
+    pub fallback: u64,
+    /// Nodes whose agent reports that it sees nothing; their NodeProbes say why.
+    pub unsupported: u64,
+    /// Nodes without an agent that reports now.
+    pub not_reporting: u64,
+}
+
+/// How large a topology is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TopologyTotals {
+    /// Workloads that have at least one edge.
+    pub workloads: u64,
+    /// Edges: client, server, Service and port.
+    pub edges: u64,
+    /// Edges that did not fit into the Topology objects of their workloads.
+    pub omitted_edges: u64,
+}
+
+/// That workloads of one namespace call workloads of another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceEdge {
+    /// The clients' namespace; `(node)` for host processes, `(external)` for the outside, `(unknown)` otherwise.
+    #[schemars(length(max = 63))]
+    pub from: String,
+    /// The servers' namespace, in the same way.
+    #[schemars(length(max = 63))]
+    pub to: String,
+    /// How many edges.
+    pub edges: u64,
+}

@@ -1,0 +1,275 @@
+//! `Topology`: who one workload talks to.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// Nothing yet; what people expect of the workload will stand here.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "scopeprobe.io",
+    version = "v1alpha1",
+    kind = "Topology",
+    plural = "topologies",
+    singular = "topology",
+    shortname = "stopo",
+    category = "scopeprobe",
+    namespaced,
+    status = "TopologyStatus",
+    derive = "PartialEq",
+    doc = "Who one workload talks to. Named `<kind>-<workload>` in lower case and deleted with its workload.",
+    printcolumn(name = "To", type_ = "string", json_path = ".status.summary.to"),
+    printcolumn(name = "From", type_ = "string", json_path = ".status.summary.from"),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.totals.failed"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[schemars(extend("default" = {}))]
+pub struct TopologySpec {}
+
+/// What was observed of one workload's connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(transform = schema::signed_integers)]
+pub struct TopologyStatus {
+    /// The workload; its namespace is this object's.
+    pub workload: WorkloadRef,
+    /// One line for each direction, for people.
+    pub summary: Summary,
+    /// Sums over all edges of both directions, those included that are not listed.
+    pub totals: Totals,
+    /// Whom the workload calls, busiest first when chosen, sorted by peer when listed.
+    #[schemars(length(max = 500), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<TopologyEdge>,
+    /// Who calls the workload, in the same way.
+    #[schemars(length(max = 500), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ingress: Vec<TopologyEdge>,
+    /// How many edges are not listed.
+    pub omitted: OmittedEdges,
+    /// `Observed`: agents report from all nodes on which the workload runs. `Truncated`: not all edges are listed.
+    #[schemars(schema_with = "schema::conditions")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A workload of a Topology's own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadRef {
+    /// Deployment, StatefulSet, DaemonSet, CronJob, Job, Pod, or the kind of another owner.
+    #[schemars(length(max = 63))]
+    pub kind: String,
+    /// Its name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+}
+
+/// One line for each direction, for people: the columns of `kubectl get topology`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Summary {
+    /// Whom the workload calls, for example `catalog:8080, cart:8080`; `-` for nobody.
+    #[schemars(length(max = 256))]
+    pub to: String,
+    /// Who calls the workload; `-` for nobody.
+    #[schemars(length(max = 256))]
+    pub from: String,
+}
+
+/// Sums over edges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Totals {
+    /// Connections that were established, those included that were open when an agent first looked.
+    pub opened: u64,
+    /// Of these, open now.
+    pub active: u64,
+    /// Attempts that were refused, timed out or were given up.
+    pub failed: u64,
+    /// TCP payload that this workload sent, in bytes, without retransmissions.
+    pub bytes_sent: u64,
+    /// TCP payload that this workload received, in bytes.
+    pub bytes_received: u64,
+}
+
+/// How many edges are not listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OmittedEdges {
+    /// In `egress`.
+    pub egress: u64,
+    /// In `ingress`.
+    pub ingress: u64,
+}
+
+/// All conversations between this workload and one peer, in one direction, through one Service or none, at one port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TopologyEdge {
+    /// The other end.
+    pub peer: TopologyPeer,
+    /// The Service that the client dialled, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceReference>,
+    /// The port at which the server listens; where the server is not known, the port that the client dialled.
+    pub port: u16,
+    /// This workload's containers that take part; at most 10.
+    #[schemars(length(max = 10), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<String>,
+    /// The peer's containers that take part, as far as known; at most 10.
+    #[schemars(length(max = 10), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_containers: Vec<String>,
+    /// This workload's pods that take part, busiest first; at most 10.
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<EdgePod>,
+    /// The peer's pods that take part, as far as known, busiest first; at most 10.
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_pods: Vec<EdgePod>,
+    /// How many entries are not listed in `pods`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted_pods: u64,
+    /// How many entries are not listed in `peerPods`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted_peer_pods: u64,
+    /// Connections that were established, those included that were open when an agent first looked.
+    pub opened: u64,
+    /// Of these, open now.
+    pub active: u64,
+    /// Attempts that were refused, timed out or were given up.
+    pub failed: u64,
+    /// TCP payload that this workload sent, in bytes, without retransmissions.
+    pub bytes_sent: u64,
+    /// TCP payload that this workload received, in bytes.
+    pub bytes_received: u64,
+    /// Which ends an agent has observed.
+    pub seen: SeenEnds,
+    /// How the peer's identity is known.
+    pub identity: IdentitySource,
+    /// How the conversations were observed.
+    pub method: CaptureMethod,
+    /// How it is known which end called.
+    pub direction: DirectionSource,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The other end of an edge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TopologyPeer {
+    /// A workload's kind (Deployment, StatefulSet, Pod, …); UnknownPod for a pod without an object (by UID); Service
+    /// where nobody answered or the backend is not known; HostProcess; Node for a node's address; External.
+    #[schemars(length(max = 63))]
+    pub kind: String,
+    /// The namespace of a workload or Service.
+    #[schemars(length(max = 63))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The name of the workload, Service, node or process, or the pod's UID.
+    #[schemars(length(max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The node of a HostProcess.
+    #[schemars(length(max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The address of an External peer.
+    #[schemars(length(max = 45))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<String>,
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceReference {
+    /// Its namespace.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(max = 63))]
+    pub name: String,
+}
+
+/// One pod's part in an edge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgePod {
+    /// The pod's name.
+    #[schemars(length(max = 253))]
+    pub pod: String,
+    /// The container's name; absent where it is not known.
+    #[schemars(length(max = 63))]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub container: String,
+    /// Connections established.
+    pub opened: u64,
+    /// Attempts that failed, where it is known.
+    pub failed: u64,
+}
+
+/// Which ends of an edge an agent has observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum SeenEnds {
+    /// Both.
+    Both,
+    /// The client's only: the server is known by its address.
+    Client,
+    /// The server's only: the client is known by its address.
+    Server,
+}
+
+impl From<topology::edge::Seen> for SeenEnds {
+    fn from(seen: topology::edge::Seen) -> Self {
+        match seen {
+            topology::edge::Seen::Both => Self::Both,
+            topology::edge::Seen::Client => Self::Client,
+            topology::edge::Seen::Server => Self::Server,
+        }
+    }
+}
+
+/// How a peer's identity is known, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum IdentitySource {
+    /// By the cgroup of its sockets: certain.
+    Cgroup,
+    /// By who owned the address.
+    Ip,
+}
+
+impl From<topology::edge::Identity> for IdentitySource {
+    fn from(identity: topology::edge::Identity) -> Self {
+        match identity {
+            topology::edge::Identity::Cgroup => Self::Cgroup,
+            topology::edge::Identity::Ip => Self::Ip,
+        }
+    }
+}
+
+/// How conversations were observed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum CaptureMethod {
+    /// By programs in the kernel, connection by connection.
+    #[default]
+    Ebpf,
+}
+
+/// How it is known which end called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum DirectionSource {
+    /// The call itself was seen, or the listening socket.
+    #[default]
+    Observed,
+}
