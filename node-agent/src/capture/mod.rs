@@ -1,0 +1,219 @@
+//! The connections of this node, as the kernel sees them: counters by flow, read now and then.
+//!
+//! [`Capture`] is what the rest of the agent knows. Today there is one implementation, [`EbpfCapture`]: a `sock_ops`
+//! program that counts in the kernel, and an iterator that lists the sockets that were there before. The tracepoint
+//! `inet_sock_set_state`, second choice where `sock_ops` cannot be attached, will be another way to load the same
+//! maps and belongs beside `kernel`; the fallback without eBPF (`sock_diag`, conntrack) will be a second
+//! implementation of the trait and belongs beside `ebpf`.
+//!
+//! The way of a connection: `kernel` loads and attaches the programs with the `offsets` that `btf` found; the programs
+//! count into `counters`, and announce a flow's first connection through `first_sights`; `listing` reads the open
+//! sockets, `existing` tells the ones from before from those that were counted; `accounts` makes totals of it all.
+
+use std::{
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use topology::flow::{FlowCounters, FlowKey};
+
+mod cgroup_root;
+mod ebpf;
+
+pub use cgroup_root::find_cgroup_root;
+pub use ebpf::{EbpfCapture, probe, start_ebpf};
+
+/// A source of flows. Not tied to a runtime: [`Capture::read`] blocks for some milliseconds at most.
+pub trait Capture: Send {
+    /// What this capture is and what it cannot do here.
+    fn description(&self) -> &Description;
+
+    /// The flows whose counters have changed since the last call, with their counters since the capture began
+    /// (absolute values that never decrease, but for `open_bytes_*`). Drains [`Capture::first_sights`].
+    ///
+    /// # Errors
+    /// When the kernel refuses to show what it counted; the next call may succeed and misses nothing.
+    fn read(&mut self) -> Result<Reading, CaptureError>;
+
+    /// Becomes readable when a flow was seen for the first time; `None` where this capture cannot tell.
+    fn first_sights(&self) -> Option<BorrowedFd<'_>>;
+
+    /// All flows known at the last [`Capture::read`], for a snapshot.
+    fn all(&self) -> Vec<(FlowKey, FlowCounters)>;
+
+    /// Makes the next [`Capture::read`] look at every open socket, so that the bytes of open connections are up to date.
+    fn look_again(&mut self);
+
+    /// Drops these flows, which the caller no longer keeps: their counters begin at zero if they come back. Flows with
+    /// open connections, or which have changed since they were read last, stay.
+    fn forget(&mut self, keys: &[FlowKey]);
+}
+
+/// What a capture is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// eBPF or its fallback.
+    pub mode: Mode,
+    /// How the capture is attached: `SockOps`; empty where nothing is attached.
+    pub attach: &'static str,
+    /// When it was attached: connections that opened later are in `opened`, older ones in `preexisting`.
+    pub attached_at: SystemTime,
+    /// The kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+    /// What does not work here although the capture as a whole does.
+    pub degradations: Vec<Degradation>,
+}
+
+/// The kinds of capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Counted in the kernel.
+    Ebpf,
+    /// Pieced together from what the kernel tells everybody.
+    Fallback,
+}
+
+/// A feature that this kernel, or these privileges, do not allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Degradation {
+    /// Which.
+    pub feature: Feature,
+    /// What was attempted, what came of it, what it means.
+    pub message: String,
+}
+
+/// What a capture can lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Connections from before the attach, and the bytes of connections while they are open.
+    OpenSockets,
+    /// The end of connections that are older than any agent of this boot.
+    OldCloses,
+}
+
+/// What one look brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Flows that have changed since the look before, each once.
+    pub flows: Vec<(FlowKey, FlowCounters)>,
+    /// What could not be stored, since the capture began.
+    pub losses: Losses,
+    /// Connections opened and attempts failed that flows count or have counted, since the capture began.
+    pub seen: u64,
+}
+
+/// What happened and could not be stored, counted exactly, since the capture began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Connections that opened while the flow table was full.
+    pub opened: u64,
+    /// Connections that closed while the flow table was full: their bytes are missing.
+    pub closed: u64,
+    /// Failed attempts while the flow table was full.
+    pub failed: u64,
+    /// First sights that did not fit into the ring buffer; their flows came with the next read.
+    pub first_sights: u64,
+    /// Connections from before the attach whose end was not seen: their last bytes are missing.
+    pub closes_unseen: u64,
+}
+
+/// How to capture.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A directory of the cgroup v2 hierarchy: the sockets made below it are this node's.
+    /// [`find_cgroup_root`] finds it below a mount point.
+    pub cgroup_root: PathBuf,
+    /// The running kernel's own type information.
+    pub btf_path: PathBuf,
+    /// Flows that the kernel can count at a time; more are counted as [`Losses`].
+    pub max_flows: u32,
+    /// Size of the ring buffer of first sights, in bytes: a power of two, at least a page. A first sight takes 64.
+    pub ring_bytes: u32,
+    /// How often all open sockets are listed.
+    pub look_every: Duration,
+    /// Whether to make a connection of our own at the start and see it counted. Only for roots that this process is
+    /// below; a capture that has not passed it may be blind without knowing.
+    pub self_test: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            btf_path: PathBuf::from("/sys/kernel/btf/vmlinux"),
+            max_flows: 65_536,
+            ring_bytes: 256 * 1024,
+            look_every: Duration::from_secs(30),
+            self_test: true,
+        }
+    }
+}
+
+/// Why this machine cannot be captured in this way. The names are those of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The kernel lacks what the programs need.
+    KernelTooOld,
+    /// The kernel does not describe its own types.
+    BtfMissing,
+    /// This process may not load or attach programs.
+    CapabilityMissing,
+    /// The node's cgroup root is not a directory of cgroup v2.
+    CgroupV2Missing,
+    /// The kernel refused a program.
+    LoadFailed,
+    /// The kernel refused to attach a program.
+    AttachFailed,
+    /// Everything was attached, and a connection of our own was not counted.
+    SelfTestFailed,
+}
+
+impl Reason {
+    /// The word of the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::KernelTooOld => "KernelTooOld",
+            Self::BtfMissing => "BtfMissing",
+            Self::CapabilityMissing => "CapabilityMissing",
+            Self::CgroupV2Missing => "CgroupV2Missing",
+            Self::LoadFailed => "LoadFailed",
+            Self::AttachFailed => "AttachFailed",
+            Self::SelfTestFailed => "SelfTestFailed",
+        }
+    }
+}
+
+/// A capture that could not be started.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}: {message}", reason.as_str())]
+pub struct Refusal {
+    /// The word for it.
+    pub reason: Reason,
+    /// What was attempted, on what, what came of it, what to do.
+    pub message: String,
+}
+
+/// A look that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{attempted}: {source}")]
+pub struct CaptureError {
+    /// What was attempted, on what.
+    pub attempted: String,
+    /// What came of it.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// One thing that `check` looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What, in a few words.
+    pub what: &'static str,
+    /// Whether it is as the capture needs it.
+    pub ok: bool,
+    /// What was found; where not ok, what to do.
+    pub detail: String,
+    /// Set where the capture cannot work without it.
+    pub refusal: Option<Reason>,
+}
