@@ -1,0 +1,98 @@
+//! The docker-archive layout (`docker save`): a manifest, a configuration and one layer, named by their digests.
+
+use std::{fmt::Write as _, io};
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tar::{Builder, EntryType};
+
+use crate::layer::append;
+
+/// Makes the archive of an image with one layer.
+pub fn write(name: &str, entrypoint: &str, layer: &[u8]) -> io::Result<Vec<u8>> {
+    let layer_digest = sha256(layer);
+    let configuration = json!({
+        "architecture": architecture(),
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {"Entrypoint": [entrypoint], "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
+        "history": [{"created": "1970-01-01T00:00:00Z"}],
+    })
+    .to_string();
+    let configuration_path = format!("{}.json", sha256(configuration.as_bytes()));
+    let layer_path = format!("{layer_digest}/layer.tar");
+    let manifest = json!([{"Config": configuration_path, "RepoTags": [name], "Layers": [layer_path]}]).to_string();
+
+    let mut tar = Builder::new(Vec::new());
+    append(&mut tar, &configuration_path, EntryType::Regular, 0o644, configuration.as_bytes())?;
+    append(&mut tar, &layer_path, EntryType::Regular, 0o644, layer)?;
+    append(&mut tar, "manifest.json", EntryType::Regular, 0o644, manifest.as_bytes())?;
+    tar.into_inner()
+}
+
+/// This machine's, by Go's name for it: the programs in the image were built here.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, io::Read as _};
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn example() -> Vec<u8> {
+        let files = BTreeMap::from([("program".to_owned(), b"content".to_vec())]);
+        write("example/program:1", "/program", &crate::layer::write(&files).unwrap()).unwrap()
+    }
+
+    fn entries(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let mut tar = tar::Archive::new(archive);
+        tar.entries()
+            .unwrap()
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                (entry.path().unwrap().to_str().unwrap().to_owned(), content)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_manifest_leads_to_the_configuration_and_the_layer() {
+        let entries = entries(&example());
+        let manifest: Value = serde_json::from_slice(&entries["manifest.json"]).unwrap();
+        assert_eq!(manifest[0]["RepoTags"], json!(["example/program:1"]));
+        let configuration: Value = serde_json::from_slice(&entries[manifest[0]["Config"].as_str().unwrap()]).unwrap();
+        assert_eq!(configuration["config"]["Entrypoint"], json!(["/program"]));
+        let layer = &entries[manifest[0]["Layers"][0].as_str().unwrap()];
+        assert_eq!(configuration["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(layer)));
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_bytes() {
+        assert_eq!(example(), example());
+    }
+
+    #[test]
+    fn digests_are_those_of_the_standard() {
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

@@ -1,0 +1,41 @@
+# shellcheck shell=bash
+# The fabric: a bridge in the control plane's network namespace and one veth pair to each node's.
+
+make_fabric() {
+  ip netns add "$CONTROL_NS"
+  ip -n "$CONTROL_NS" link set lo up
+  ip -n "$CONTROL_NS" link add fabric type bridge
+  ip -n "$CONTROL_NS" addr add "$CONTROL_V4/24" dev fabric
+  ip -n "$CONTROL_NS" addr add "$CONTROL_V6/64" dev fabric nodad
+  ip -n "$CONTROL_NS" link set fabric up
+}
+
+# connect_node I OF-N
+connect_node() {
+  local i=$1 n=$2 ns j
+  ns=$(node_ns "$i")
+  ip netns add "$ns"
+  ip -n "$ns" link set lo up
+  ip -n "$CONTROL_NS" link add "to-$i" type veth peer name eth0 netns "$ns"
+  ip -n "$CONTROL_NS" link set "to-$i" master fabric up
+  ip -n "$ns" addr add "$(node_v4 "$i")/24" dev eth0
+  ip -n "$ns" addr add "$(node_v6 "$i")/64" dev eth0 nodad
+  ip -n "$ns" link set eth0 up
+  # A connection to a Service's address needs a route before kube-proxy rewrites it; the fabric leads nowhere else.
+  ip -n "$ns" route add default via "$CONTROL_V4"
+  ip -n "$ns" -6 route add default via "$CONTROL_V6"
+  for j in $(seq "$n"); do
+    [ "$j" != "$i" ] || continue
+    ip -n "$ns" route add "$(pods_v4 "$j")" via "$(node_v4 "$j")"
+    ip -n "$ns" -6 route add "$(pods_v6 "$j")" via "$(node_v6 "$j")"
+  done
+}
+
+# A port of the machine's loopback at which nobody listens, from 16443 on.
+free_port() {
+  local port
+  for port in $(seq 16443 16643); do
+    [ -n "$(ss -Hltn "sport = :$port")" ] || { echo "$port"; return; }
+  done
+  fail "no free port between 16443 and 16643 for the API server"
+}

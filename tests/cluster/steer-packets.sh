@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# steer-packets.sh MASK < POD-UIDS: inside a node, writes the receive packet steering mask of the pods' interfaces.
+set -euo pipefail
+mask=$1
+# A network namespace's interfaces show in a sysfs that was mounted in it.
+# shellcheck disable=SC2016
+steer='mount -t sysfs sysfs /sys
+for queue in /sys/class/net/*/queues/rx-0/rps_cpus; do echo "$1" > "$queue"; done'
+while read -r uid; do
+  [ -n "$uid" ] || continue
+  file=$(grep -l --no-messages "pod$uid" /proc/[0-9]*/cgroup | head -n 1) || { echo "no process of pod $uid here" >&2; exit 1; }
+  pid=${file#/proc/}
+  nsenter --target "${pid%/cgroup}" --net -- unshare --mount -- sh -ec "$steer" steer "$mask"
+done
+for queue in /sys/class/net/veth*/queues/rx-0/rps_cpus /sys/class/net/eth0/queues/rx-0/rps_cpus; do
+  [ ! -e "$queue" ] || echo "$mask" > "$queue"
+done
