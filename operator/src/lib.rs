@@ -1,0 +1,9 @@
+//! The operator: rolls agents out, takes their reports in, and writes what they saw as Kubernetes objects.
+//!
+//! The way of a connection: `collector` takes a report in; `topology` joins it with what `watches` knows of
+//! the cluster; `publisher` writes the Topology objects. Next to it `rollout` decides which node runs what, and
+//! `status` writes what came of it into NodeProbe and ScopeProbe.
+#![forbid(unsafe_code)]
+
+pub mod observation;
+pub mod publish_settings;

@@ -1,0 +1,113 @@
+//! What the collector knows of each node's agent, and what the publisher has made of it: the data path's side of
+//! NodeProbe and ScopeProbe.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use crds::{Losses, Mode, NamespaceEdge, TopologyTotals};
+use tokio::sync::watch;
+
+/// One node's agent, as it last reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeObservation {
+    /// Whether its stream is open now.
+    pub connected: bool,
+    /// The epoch of the counters, 16 bytes.
+    pub epoch: Vec<u8>,
+    /// How it captures; none before its first report.
+    pub mode: Option<Mode>,
+    /// Why, as one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+    /// How the capture is attached.
+    pub attach: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// When the capture was attached, in milliseconds since 1970-01-01 UTC by the node's clock.
+    pub attached_unix_ms: u64,
+    /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock.
+    pub last_report_unix_ms: u64,
+    /// Of this epoch.
+    pub losses: Losses,
+    /// Connections and failed attempts of this epoch.
+    pub seen: u64,
+    /// What came before this epoch.
+    pub earlier: EarlierObservation,
+}
+
+/// What a node's earlier epochs have contributed, and the times between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EarlierObservation {
+    /// Connections and failed attempts.
+    pub seen: u64,
+    /// Losses.
+    pub losses: Losses,
+    /// How often nobody was looking: between the last report of one epoch and the attach of the next.
+    pub gaps: u64,
+    /// How long these times were together, in milliseconds.
+    pub gap_ms: u64,
+}
+
+/// All nodes that have ever reported to this operator, by name. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug)]
+pub struct Observations {
+    nodes: Arc<RwLock<BTreeMap<String, NodeObservation>>>,
+    changed: Arc<watch::Sender<()>>,
+}
+
+impl Default for Observations {
+    fn default() -> Self {
+        Self { nodes: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
+    }
+}
+
+impl Observations {
+    /// Changes what is known of a node and tells those who wait, if `change` made a difference.
+    pub fn update(&self, node: &str, change: impl FnOnce(&mut NodeObservation)) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let observation = nodes.entry(node.to_owned()).or_default();
+        let before = observation.clone();
+        change(observation);
+        if *observation != before {
+            drop(nodes);
+            self.changed.send_replace(());
+        }
+    }
+
+    /// What is known of one node.
+    #[must_use]
+    pub fn get(&self, node: &str) -> Option<NodeObservation> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+    }
+
+    /// What is known of all nodes.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, NodeObservation> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets a node that no longer exists.
+    pub fn forget(&self, node: &str) {
+        self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
+
+    /// Marked as changed with every change of a node.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+}
+
+/// What the publisher has made of all reports: the size of the topology.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopologyOverview {
+    /// Workloads and edges.
+    pub totals: TopologyTotals,
+    /// Which namespaces talk to which, most edges first, at most 50.
+    pub namespaces: Vec<NamespaceEdge>,
+    /// How many pairs of namespaces are not in `namespaces`.
+    pub omitted_namespaces: u64,
+}

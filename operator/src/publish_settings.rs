@@ -1,0 +1,27 @@
+//! What the publisher is asked for: the oldest ScopeProbe's `spec.topology`.
+
+use std::time::Duration;
+
+use crds::TopologySettings;
+
+/// `spec.topology` of the ScopeProbe that decides. The publisher gets it through a watch channel of
+/// `Option<PublishSettings>`; none means that there is no ScopeProbe, and that nothing is to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishSettings {
+    /// How many edges an object lists in each direction.
+    pub max_edges: usize,
+    /// How often an object's counters may be written.
+    pub counter_interval: Duration,
+    /// How long an edge stays after its last connection ended.
+    pub retention: Duration,
+}
+
+impl From<&TopologySettings> for PublishSettings {
+    fn from(settings: &TopologySettings) -> Self {
+        Self {
+            max_edges: usize::try_from(settings.max_edges).unwrap_or(usize::MAX),
+            counter_interval: settings.counter_interval.into(),
+            retention: settings.retention.into(),
+        }
+    }
+}
