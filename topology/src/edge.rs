@@ -68,6 +68,50 @@ pub struct EdgeCounters {
     pub bytes_received: u64,
 }
 
+impl EdgeCounters {
+    /// Adds another conversation's counters.
+    pub fn add(&mut self, other: &Self) {
+        self.opened = self.opened.saturating_add(other.opened);
+        self.active = self.active.saturating_add(other.active);
+        self.failed = self.failed.saturating_add(other.failed);
+        self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
+        self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
+    }
+
+    /// What is left without `other`, at least 0.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            opened: self.opened.saturating_sub(other.opened),
+            active: self.active.saturating_sub(other.active),
+            failed: self.failed.saturating_sub(other.failed),
+            bytes_sent: self.bytes_sent.saturating_sub(other.bytes_sent),
+            bytes_received: self.bytes_received.saturating_sub(other.bytes_received),
+        }
+    }
+
+    /// The share of `opened` connections (at most all) in these counters, failed attempts excepted: all of it if they
+    /// are all connections, else in proportion, rounded down.
+    #[must_use]
+    pub fn share(&self, opened: u64) -> Self {
+        let opened = opened.min(self.opened);
+        if opened == self.opened {
+            return Self { failed: 0, ..*self };
+        }
+        // `self.opened` is greater than `opened` and so not 0, and the quotient not greater than `count`.
+        let part = |count: u64| {
+            u64::try_from(u128::from(count) * u128::from(opened) / u128::from(self.opened)).unwrap_or(count)
+        };
+        Self {
+            opened,
+            active: part(self.active),
+            failed: 0,
+            bytes_sent: part(self.bytes_sent),
+            bytes_received: part(self.bytes_received),
+        }
+    }
+}
+
 /// One pod's or process's part in an edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -90,10 +90,47 @@ pub struct Node {
     pub name: String,
     /// `status.addresses` that are IP addresses.
     pub ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`: what is in them and no pod's is the node's own (a bridge's address, for example).
+    pub pod_networks: Vec<Network>,
+}
+
+/// A range of addresses in CIDR notation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Network {
+    /// Any address of the range.
+    pub address: IpAddr,
+    /// How many leading bits its addresses share: at most 32 for IPv4, 128 for IPv6.
+    pub prefix: u8,
+}
+
+impl Network {
+    /// Reads `10.244.1.0/24` or `fd00::/64`; `None` if it is anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let network = Self { address: address.parse().ok()?, prefix: prefix.parse().ok()? };
+        (u32::from(network.prefix) <= network.bits()).then_some(network)
+    }
+
+    /// Whether `ip` is in the range; never so for an address of the other family.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let shared = self.bits().saturating_sub(u32::from(self.prefix));
+        let differing = match (self.address, ip) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => u128::from(a.to_bits() ^ b.to_bits()),
+            (IpAddr::V6(a), IpAddr::V6(b)) => a.to_bits() ^ b.to_bits(),
+            _ => return false,
+        };
+        differing.checked_shr(shared).unwrap_or(0) == 0
+    }
+
+    fn bits(&self) -> u32 {
+        if self.address.is_ipv4() { 32 } else { 128 }
+    }
 }
 
 /// Whose sockets a cgroup holds, as the node's agent found out from the cgroup's path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum CgroupOwner {
     /// A container of a pod.

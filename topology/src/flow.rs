@@ -64,6 +64,50 @@ impl FlowCounters {
     /// Connections that are open now; 0 where a loss has made `closed` run ahead.
     #[must_use]
     pub fn active(&self) -> u64 {
-        (self.opened + self.preexisting).saturating_sub(self.closed)
+        self.opened.saturating_add(self.preexisting).saturating_sub(self.closed)
     }
+
+    /// Takes in another report of the same flow and epoch, which may be older, newer or the same.
+    ///
+    /// Counters only grow within an epoch, so the greater value of each is the newer one. The bytes of open
+    /// connections shrink when connections close: of those the report that has seen more is taken.
+    pub fn merge(&mut self, other: &Self) {
+        let newer = if other.progress() >= self.progress() { *other } else { *self };
+        *self = Self {
+            opened: self.opened.max(other.opened),
+            closed: self.closed.max(other.closed),
+            failed: self.failed.max(other.failed),
+            preexisting: self.preexisting.max(other.preexisting),
+            bytes_sent: self.bytes_sent.max(other.bytes_sent),
+            bytes_received: self.bytes_received.max(other.bytes_received),
+            preexisting_bytes_sent: self.preexisting_bytes_sent.max(other.preexisting_bytes_sent),
+            preexisting_bytes_received: self.preexisting_bytes_received.max(other.preexisting_bytes_received),
+            open_bytes_sent: newer.open_bytes_sent,
+            open_bytes_received: newer.open_bytes_received,
+        };
+    }
+
+    /// Grows with whatever happens in the flow.
+    fn progress(&self) -> u128 {
+        [self.opened, self.closed, self.failed, self.preexisting, self.bytes_sent, self.bytes_received]
+            .iter()
+            .map(|count| u128::from(*count))
+            .sum()
+    }
+}
+
+/// A flow's account over all epochs, from the point of view of the end at which it was observed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowTotals {
+    /// Connections established, those included that were open when an agent first looked.
+    pub opened: u64,
+    /// Of these, open now as far as is known.
+    pub active: u64,
+    /// Attempts that were refused, timed out or were given up.
+    pub failed: u64,
+    /// Payload sent by this end.
+    pub bytes_sent: u64,
+    /// Payload received by this end.
+    pub bytes_received: u64,
 }

@@ -1,1 +1,406 @@
-//! See the module of the same name in ARCHITECTURE.md.
+//! One continuous account of all epochs of all agents.
+//!
+//! An agent's counters begin anew with each epoch; the ledger adds the epochs up so that nothing is counted twice:
+//! a connection that was open when one epoch ended and the next began is one connection. Where nobody watched, the
+//! account may fall short of the truth; it never exceeds it, and it never goes backwards.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    entity::CgroupOwner,
+    flow::{FlowCounters, FlowKey, FlowTotals},
+};
+
+/// Names one run of an agent's capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epoch(pub [u8; 16]);
+
+/// How many ended epochs of a node are remembered in order to recognise their late messages.
+const REMEMBERED_EPOCHS: usize = 64;
+
+/// A message of an epoch that has been followed by another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this epoch of the node has ended: a later one has reported since; report under that or draw a new one")]
+pub struct LateEpoch;
+
+/// A flow and its account.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowView<'a> {
+    /// The node whose agent reports it.
+    pub node: &'a str,
+    /// Whose sockets; `None` if the agent has not said so.
+    pub owner: Option<&'a CgroupOwner>,
+    /// Which flow.
+    pub key: &'a FlowKey,
+    /// Its account.
+    pub totals: FlowTotals,
+    /// When it was first reported.
+    pub first_seen: SystemTime,
+    /// When its account last changed.
+    pub changed: SystemTime,
+}
+
+/// The account of all flows of all nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    nodes: BTreeMap<String, NodeAccount>,
+}
+
+#[derive(Clone, Debug)]
+struct NodeAccount {
+    epoch: Epoch,
+    ended: VecDeque<Epoch>,
+    /// What the snapshot under way has named so far.
+    snapshot: Option<HashSet<FlowKey>>,
+    owners: HashMap<u64, Arc<CgroupOwner>>,
+    flows: BTreeMap<FlowKey, Account>,
+    /// Flows of cgroups whose id belongs to somebody else by now (after a reboot, for example).
+    orphaned: Vec<(FlowKey, Arc<CgroupOwner>, Account)>,
+    /// The Node object is no more.
+    gone: bool,
+}
+
+/// `base` is what earlier epochs have counted, `current` what this one says.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    base: Base,
+    current: FlowCounters,
+    /// This epoch has reported the flow.
+    reported: bool,
+    /// The agent knows the flow no more.
+    over: bool,
+    first_seen: SystemTime,
+    changed: SystemTime,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Base {
+    totals: FlowTotals,
+    open_bytes_sent: u64,
+    open_bytes_received: u64,
+}
+
+impl Account {
+    fn new(now: SystemTime) -> Self {
+        Self {
+            base: Base::default(),
+            current: FlowCounters::default(),
+            reported: false,
+            over: false,
+            first_seen: now,
+            changed: now,
+        }
+    }
+
+    fn totals(&self) -> FlowTotals {
+        let (base, current) = (&self.base, &self.current);
+        let active = match (self.over, self.reported) {
+            (true, _) => 0,
+            (false, true) => current.active(),
+            (false, false) => base.totals.active,
+        };
+        FlowTotals {
+            opened: base
+                .totals
+                .opened
+                .saturating_add(current.opened)
+                .saturating_add(current.preexisting.saturating_sub(base.totals.active)),
+            active,
+            failed: base.totals.failed.saturating_add(current.failed),
+            bytes_sent: continued(
+                base.totals.bytes_sent,
+                base.open_bytes_sent,
+                current.bytes_sent,
+                current.preexisting_bytes_sent,
+            ),
+            bytes_received: continued(
+                base.totals.bytes_received,
+                base.open_bytes_received,
+                current.bytes_received,
+                current.preexisting_bytes_received,
+            ),
+        }
+    }
+
+    /// Makes what is counted so far the base of counters that begin anew.
+    fn roll_over(&mut self) {
+        let totals = self.totals();
+        let (open_bytes_sent, open_bytes_received) = match (self.over, self.reported) {
+            (true, _) => (0, 0),
+            (false, true) => (self.current.open_bytes_sent, self.current.open_bytes_received),
+            (false, false) => (self.base.open_bytes_sent, self.base.open_bytes_received),
+        };
+        self.base = Base { totals, open_bytes_sent, open_bytes_received };
+        self.current = FlowCounters::default();
+        self.reported = false;
+    }
+
+    fn apply(&mut self, counters: &FlowCounters, now: SystemTime) -> bool {
+        if self.over {
+            // The agent had let go of it; what comes now has begun at zero.
+            self.roll_over();
+            self.over = false;
+        }
+        let before = self.totals();
+        self.current.merge(counters);
+        self.reported = true;
+        let changed = self.totals() != before;
+        if changed {
+            self.changed = now;
+        }
+        changed
+    }
+
+    fn end(&mut self, now: SystemTime) -> bool {
+        let was_active = self.totals().active > 0;
+        self.over = true;
+        if was_active {
+            self.changed = now;
+        }
+        was_active
+    }
+}
+
+/// What `base` (of which `open` belonged to connections that were open at its end) becomes with an epoch's count.
+fn continued(base: u64, open: u64, current: u64, preexisting: u64) -> u64 {
+    base.saturating_add(current.saturating_sub(preexisting)).saturating_add(preexisting.saturating_sub(open))
+}
+
+impl NodeAccount {
+    fn new(epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            ended: VecDeque::new(),
+            snapshot: None,
+            owners: HashMap::new(),
+            flows: BTreeMap::new(),
+            orphaned: Vec::new(),
+            gone: false,
+        }
+    }
+
+    fn enter(&mut self, epoch: Epoch) -> Result<(), LateEpoch> {
+        if self.epoch == epoch {
+            self.gone = false;
+            return Ok(());
+        }
+        if self.ended.contains(&epoch) {
+            return Err(LateEpoch);
+        }
+        if self.ended.len() == REMEMBERED_EPOCHS {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(std::mem::replace(&mut self.epoch, epoch));
+        self.snapshot = None;
+        self.gone = false;
+        self.flows.values_mut().for_each(Account::roll_over);
+        Ok(())
+    }
+
+    fn identify(&mut self, cgroup_id: u64, owner: CgroupOwner) -> bool {
+        let Some(known) = self.owners.get(&cgroup_id) else {
+            self.owners.insert(cgroup_id, Arc::new(owner));
+            return true;
+        };
+        if **known == owner {
+            return false;
+        }
+        if !refines(known, &owner) {
+            self.orphan(cgroup_id);
+        }
+        self.owners.insert(cgroup_id, Arc::new(owner));
+        true
+    }
+
+    /// The cgroup's id goes to somebody else: its flows stay the former owner's, and are over.
+    fn orphan(&mut self, cgroup_id: u64) {
+        let Some(owner) = self.owners.get(&cgroup_id).cloned() else { return };
+        let keys: Vec<FlowKey> = self
+            .flows
+            .range(first_key(cgroup_id)..)
+            .map_while(|(key, _)| (key.cgroup_id == cgroup_id).then_some(*key))
+            .collect();
+        for key in keys {
+            if let Some(mut account) = self.flows.remove(&key) {
+                account.over = true;
+                self.orphaned.push((key, Arc::clone(&owner), account));
+            }
+        }
+    }
+}
+
+/// The least key of a cgroup in the order of keys.
+fn first_key(cgroup_id: u64) -> FlowKey {
+    let lowest = std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+    FlowKey { cgroup_id, netns: 0, role: crate::flow::Role::Client, local: lowest, remote: lowest, port: 0 }
+}
+
+/// Whether `new` says more of the same owner than `old`, rather than naming another one.
+fn refines(old: &CgroupOwner, new: &CgroupOwner) -> bool {
+    match (old, new) {
+        (CgroupOwner::HostProcess { .. }, CgroupOwner::HostProcess { .. }) => true,
+        (
+            CgroupOwner::PodContainer { pod_uid: old_pod, container_id: known },
+            CgroupOwner::PodContainer { pod_uid: new_pod, container_id: said },
+        ) => old_pod == new_pod && (known.is_empty() || known == said),
+        _ => false,
+    }
+}
+
+impl Ledger {
+    /// An empty account.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes `epoch` the node's current one, if it is new.
+    ///
+    /// # Errors
+    /// If it has been followed by another one.
+    pub fn enter(&mut self, node: &str, epoch: Epoch) -> Result<(), LateEpoch> {
+        self.current(node, epoch).map(|_| ())
+    }
+
+    fn current(&mut self, node: &str, epoch: Epoch) -> Result<&mut NodeAccount, LateEpoch> {
+        let account = self.nodes.entry(node.to_owned()).or_insert_with(|| NodeAccount::new(epoch));
+        account.enter(epoch)?;
+        Ok(account)
+    }
+
+    /// A new stream of the node's agent begins: it sends the identities of all cgroups again, so that those without
+    /// flows can go.
+    pub fn begin_stream(&mut self, node: &str) {
+        let Some(account) = self.nodes.get_mut(node) else { return };
+        let used: HashSet<u64> = account.flows.keys().map(|key| key.cgroup_id).collect();
+        account.owners.retain(|cgroup_id, _| used.contains(cgroup_id));
+        account.snapshot = None;
+    }
+
+    /// Says whose sockets a cgroup of a node holds; whether that is news.
+    ///
+    /// # Errors
+    /// If the epoch has been followed by another one.
+    pub fn identify(
+        &mut self,
+        node: &str,
+        epoch: Epoch,
+        cgroup_id: u64,
+        owner: CgroupOwner,
+    ) -> Result<bool, LateEpoch> {
+        Ok(self.current(node, epoch)?.identify(cgroup_id, owner))
+    }
+
+    /// Takes in a flow's counters; whether that changed its account. Repeated and reordered reports change nothing.
+    ///
+    /// # Errors
+    /// If the epoch has been followed by another one.
+    pub fn apply(
+        &mut self,
+        node: &str,
+        epoch: Epoch,
+        key: FlowKey,
+        counters: &FlowCounters,
+        now: SystemTime,
+    ) -> Result<bool, LateEpoch> {
+        let account = self.current(node, epoch)?;
+        if let Some(snapshot) = &mut account.snapshot {
+            snapshot.insert(key);
+        }
+        let mut is_new = false;
+        let flow = account.flows.entry(key).or_insert_with(|| {
+            is_new = true;
+            Account::new(now)
+        });
+        Ok(flow.apply(counters, now) || is_new)
+    }
+
+    /// From here to [`Self::end_snapshot`], all flows of the node are named. A snapshot under way is given up.
+    ///
+    /// # Errors
+    /// If the epoch has been followed by another one.
+    pub fn begin_snapshot(&mut self, node: &str, epoch: Epoch) -> Result<(), LateEpoch> {
+        self.current(node, epoch)?.snapshot = Some(HashSet::new());
+        Ok(())
+    }
+
+    /// What the snapshot has not named is over: none of its connections is open, its totals stay. Whether anything
+    /// ended by that. Without a snapshot under way nothing happens.
+    ///
+    /// # Errors
+    /// If the epoch has been followed by another one.
+    pub fn end_snapshot(&mut self, node: &str, epoch: Epoch, now: SystemTime) -> Result<bool, LateEpoch> {
+        let account = self.current(node, epoch)?;
+        let Some(named) = account.snapshot.take() else { return Ok(false) };
+        let mut changed = false;
+        for (key, flow) in &mut account.flows {
+            if !flow.over && !named.contains(key) {
+                changed |= flow.end(now);
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The node is gone for good: all its flows are over. Whether any was active.
+    pub fn end_node(&mut self, node: &str, now: SystemTime) -> bool {
+        let Some(account) = self.nodes.get_mut(node) else { return false };
+        account.gone = true;
+        let mut changed = false;
+        for flow in account.flows.values_mut() {
+            changed |= flow.end(now);
+        }
+        changed
+    }
+
+    /// Lets go of the flows that are over and have not changed for `retention`, and of nodes that are gone; how many
+    /// flows went. A flow that its agent still knows stays, because its counters go on from where they are.
+    pub fn retire(&mut self, now: SystemTime, retention: Duration) -> usize {
+        let mut retired = 0;
+        let mut keep = |flow: &Account| {
+            let stays = !flow.over || now.duration_since(flow.changed).unwrap_or_default() < retention;
+            retired += usize::from(!stays);
+            stays
+        };
+        for account in self.nodes.values_mut() {
+            account.flows.retain(|_, flow| keep(flow));
+            account.orphaned.retain(|(_, _, flow)| keep(flow));
+        }
+        self.nodes.retain(|_, node| !(node.gone && node.flows.is_empty() && node.orphaned.is_empty()));
+        retired
+    }
+
+    /// Whether [`Self::retire`] would let go of anything.
+    #[must_use]
+    pub fn has_retirable(&self, now: SystemTime, retention: Duration) -> bool {
+        let due = |flow: &Account| flow.over && now.duration_since(flow.changed).unwrap_or_default() >= retention;
+        self.nodes
+            .values()
+            .any(|node| node.flows.values().any(due) || node.orphaned.iter().any(|(_, _, flow)| due(flow)))
+    }
+
+    /// Whether an agent of this node has reported, and the node is not gone.
+    #[must_use]
+    pub fn observes(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|account| !account.gone)
+    }
+
+    /// All flows, in an order that depends on what they are and not on when they were reported.
+    pub fn flows(&self) -> impl Iterator<Item = FlowView<'_>> {
+        self.nodes.iter().flat_map(|(node, account)| {
+            let current = account
+                .flows
+                .iter()
+                .map(|(key, flow)| view(node, account.owners.get(&key.cgroup_id).map(Arc::as_ref), key, flow));
+            let orphaned = account.orphaned.iter().map(|(key, owner, flow)| view(node, Some(owner), key, flow));
+            current.chain(orphaned)
+        })
+    }
+}
+
+fn view<'a>(node: &'a str, owner: Option<&'a CgroupOwner>, key: &'a FlowKey, flow: &Account) -> FlowView<'a> {
+    FlowView { node, owner, key, totals: flow.totals(), first_seen: flow.first_seen, changed: flow.changed }
+}

@@ -4,6 +4,7 @@
 //! [`directory::Directory`] knows who is who; [`graph::build`] joins both ends of each conversation into edges.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod directory;
 pub mod edge;
 pub mod entity;

@@ -1,0 +1,191 @@
+//! The ends of flows and who they are, each named once and then known by number.
+
+use std::{collections::HashMap, net::IpAddr, time::SystemTime};
+
+use crate::{
+    directory::Directory,
+    edge::Peer,
+    entity::{CgroupOwner, Pod, ServiceRef},
+};
+
+/// A peer, by number.
+pub(super) type PeerId = u32;
+/// An end, by number.
+pub(super) type EndId = u32;
+
+/// A container, a process or an address at one end of flows.
+#[derive(Debug)]
+pub(super) struct End<'a> {
+    pub peer: PeerId,
+    pub pod_uid: Option<&'a str>,
+    pub pod: &'a str,
+    pub container: &'a str,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum EndKey<'a> {
+    Cgroup { node: &'a str, owner: &'a CgroupOwner },
+    UnknownCgroup { node: &'a str },
+    PodAddress { uid: &'a str },
+    NodeAddress { node: &'a str },
+    External { ip: IpAddr },
+}
+
+/// All ends and peers met so far.
+#[derive(Debug)]
+pub(super) struct Ends<'a> {
+    directory: &'a Directory,
+    peers: Vec<Peer>,
+    peer_ids: HashMap<Peer, PeerId>,
+    ends: Vec<End<'a>>,
+    end_ids: HashMap<EndKey<'a>, EndId>,
+    listeners: HashMap<(IpAddr, u16), EndId>,
+}
+
+impl<'a> Ends<'a> {
+    pub(super) fn new(directory: &'a Directory) -> Self {
+        Self {
+            directory,
+            peers: Vec::new(),
+            peer_ids: HashMap::new(),
+            ends: Vec::new(),
+            end_ids: HashMap::new(),
+            listeners: HashMap::new(),
+        }
+    }
+
+    pub(super) fn end(&self, id: EndId) -> &End<'a> {
+        &self.ends[id as usize]
+    }
+
+    pub(super) fn peer(&self, id: PeerId) -> &Peer {
+        &self.peers[id as usize]
+    }
+
+    pub(super) fn peer_of(&self, end: EndId) -> PeerId {
+        self.end(end).peer
+    }
+
+    /// Whose sockets these are, by cgroup.
+    pub(super) fn by_cgroup(&mut self, node: &'a str, owner: Option<&'a CgroupOwner>) -> EndId {
+        let key = match owner {
+            Some(owner) => EndKey::Cgroup { node, owner },
+            None => EndKey::UnknownCgroup { node },
+        };
+        if let Some(id) = self.end_ids.get(&key) {
+            return *id;
+        }
+        let directory = self.directory;
+        let id = match owner {
+            None => self.outside_of_pods(Peer::Node { node: node.to_owned() }),
+            Some(CgroupOwner::HostProcess { name }) => {
+                self.outside_of_pods(Peer::HostProcess { node: node.to_owned(), name: name.clone() })
+            }
+            Some(CgroupOwner::PodContainer { pod_uid, container_id }) => {
+                // A static pod's cgroup carries another UID than its object; its containers' ids are the same.
+                let pod = directory.pod(pod_uid).or_else(|| directory.pod_of_container(container_id));
+                match pod {
+                    Some(pod) => {
+                        let container = pod.containers.get(container_id).map_or("", String::as_str);
+                        self.pod_end(pod, container)
+                    }
+                    None => self.outside_of_pods(Peer::UnknownPod { uid: pod_uid.clone() }),
+                }
+            }
+        };
+        self.end_ids.insert(key, id);
+        id
+    }
+
+    /// Notes which end was seen to listen at an address.
+    pub(super) fn note_listener(&mut self, ip: IpAddr, port: u16, end: EndId) {
+        self.listeners.insert((ip, port), end);
+    }
+
+    /// Who a server is, by the address that a client dialled.
+    pub(super) fn server_at(&mut self, ip: IpAddr, port: u16, at: SystemTime) -> EndId {
+        let listener = self.listeners.get(&(ip, port)).copied();
+        match (self.directory.owner_of(ip, at), listener) {
+            (Some(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => end,
+            (Some(pod), _) => self.pod_address(pod),
+            (None, Some(end)) => end,
+            (None, None) => self.outside_address(ip),
+        }
+    }
+
+    /// Who a client is, by the address that a server saw.
+    pub(super) fn client_at(&mut self, ip: IpAddr, at: SystemTime) -> EndId {
+        match self.directory.owner_of(ip, at) {
+            Some(pod) => self.pod_address(pod),
+            None => self.outside_address(ip),
+        }
+    }
+
+    /// A pod, its container unknown.
+    pub(super) fn pod_address(&mut self, pod: &'a Pod) -> EndId {
+        let key = EndKey::PodAddress { uid: &pod.uid };
+        if let Some(id) = self.end_ids.get(&key) {
+            return *id;
+        }
+        let id = self.pod_end(pod, "");
+        self.end_ids.insert(key, id);
+        id
+    }
+
+    fn outside_address(&mut self, ip: IpAddr) -> EndId {
+        let directory = self.directory;
+        let (key, peer) = match directory.node_of(ip) {
+            Some(node) => (EndKey::NodeAddress { node: &node.name }, Peer::Node { node: node.name.clone() }),
+            None => (EndKey::External { ip }, Peer::External { ip }),
+        };
+        if let Some(id) = self.end_ids.get(&key) {
+            return *id;
+        }
+        let id = self.outside_of_pods(peer);
+        self.end_ids.insert(key, id);
+        id
+    }
+
+    /// The node itself: what answers at a loopback address outside of pods.
+    pub(super) fn node(&mut self, node: &'a str) -> EndId {
+        let key = EndKey::NodeAddress { node };
+        if let Some(id) = self.end_ids.get(&key) {
+            return *id;
+        }
+        let id = self.outside_of_pods(Peer::Node { node: node.to_owned() });
+        self.end_ids.insert(key, id);
+        id
+    }
+
+    /// A Service of which the backend is not known.
+    pub(super) fn service(&mut self, service: &ServiceRef) -> PeerId {
+        self.intern(Peer::Service(service.clone()))
+    }
+
+    fn pod_end(&mut self, pod: &'a Pod, container: &'a str) -> EndId {
+        let peer = self.intern(Peer::Workload(pod.workload.clone()));
+        self.push(End { peer, pod_uid: Some(&pod.uid), pod: &pod.name, container })
+    }
+
+    fn outside_of_pods(&mut self, peer: Peer) -> EndId {
+        let peer = self.intern(peer);
+        self.push(End { peer, pod_uid: None, pod: "", container: "" })
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "4 billion peers do not fit into memory")]
+    fn intern(&mut self, peer: Peer) -> PeerId {
+        if let Some(id) = self.peer_ids.get(&peer) {
+            return *id;
+        }
+        let id = self.peers.len() as PeerId;
+        self.peers.push(peer.clone());
+        self.peer_ids.insert(peer, id);
+        id
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "4 billion ends do not fit into memory")]
+    fn push(&mut self, end: End<'a>) -> EndId {
+        self.ends.push(end);
+        (self.ends.len() - 1) as EndId
+    }
+}

@@ -1,0 +1,582 @@
+//! Finds for each client's flow the servers' flows that are its other end.
+//!
+//! Where the addresses are the same, that is all. Where the client dialled a Service, its other ends are flows of the
+//! Service's backends that saw the client's address; which backend got how much is certain if there is only one, and
+//! otherwise said by the servers' own counts. Where somebody translated the client's address, only counts are left.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    ops::Range,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    Graph, Options,
+    edges::{Key, Sums},
+    ends::{EndId, Ends, PeerId},
+};
+use crate::{
+    directory::{Dialled, Directory},
+    edge::EdgeCounters,
+    entity::ServiceRef,
+    flow::{FlowTotals, Role},
+    ledger::{FlowView, Ledger},
+};
+
+/// Pods' addresses can become known a little later than their connections.
+const NAMING_GRACE: Duration = Duration::from_secs(5);
+
+/// Loopback addresses mean something only within one network namespace of one node.
+type Scope<'a> = Option<(&'a str, u32)>;
+
+/// The addresses and the port that both ends of a direct conversation see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Tuple<'a> {
+    scope: Scope<'a>,
+    client: IpAddr,
+    server: IpAddr,
+    port: u16,
+}
+
+/// A client's flow.
+#[derive(Debug)]
+struct Source<'a> {
+    node: &'a str,
+    end: EndId,
+    tuple: Tuple<'a>,
+    counters: EdgeCounters,
+    first_seen: SystemTime,
+    /// As of when its addresses are to be resolved.
+    at: SystemTime,
+    live: bool,
+}
+
+/// A server's flow.
+#[derive(Debug)]
+struct Sink<'a> {
+    node: &'a str,
+    end: EndId,
+    tuple: Tuple<'a>,
+    /// As the client would count.
+    counters: EdgeCounters,
+    /// What no client's flow has explained yet.
+    left: EdgeCounters,
+    /// A client's flow has been found, even if it does not count as much.
+    explained: bool,
+    first_seen: SystemTime,
+    at: SystemTime,
+    live: bool,
+}
+
+impl Sink<'_> {
+    fn take(&mut self, opened: u64) -> EdgeCounters {
+        let taken = self.left.share(opened);
+        self.left = self.left.without(&taken);
+        self.explained = true;
+        taken
+    }
+}
+
+/// Where a Service's port may lead.
+#[derive(Debug)]
+struct Candidates<'a> {
+    service: &'a ServiceRef,
+    backends: HashSet<(IpAddr, u16)>,
+    /// The one workload and port, if there is only one.
+    only: Option<(PeerId, u16)>,
+    /// Whether all backends are on nodes that report.
+    observed: bool,
+}
+
+pub(super) struct Join<'a> {
+    directory: &'a Directory,
+    ledger: &'a Ledger,
+    options: Options,
+    ends: Ends<'a>,
+    sources: Vec<Source<'a>>,
+    /// By tuple, so that those of one tuple and those of one client are neighbours.
+    sinks: Vec<Sink<'a>>,
+    by_tuple: HashMap<Tuple<'a>, Range<usize>>,
+    by_client: HashMap<IpAddr, Range<usize>>,
+    candidates: HashMap<(IpAddr, u16), Option<Rc<Candidates<'a>>>>,
+    sums: Sums<'a>,
+    unsettled: u64,
+    settles_at: Option<SystemTime>,
+}
+
+impl<'a> Join<'a> {
+    pub(super) fn new(ledger: &'a Ledger, directory: &'a Directory, options: &Options) -> Self {
+        let mut ends = Ends::new(directory);
+        let (mut sources, mut sinks) = (Vec::new(), Vec::new());
+        for flow in ledger.flows().filter(|flow| flow.totals != FlowTotals::default()) {
+            let end = ends.by_cgroup(flow.node, flow.owner);
+            match flow.key.role {
+                Role::Client => sources.push(source(&flow, end, options)),
+                Role::Server => {
+                    if !flow.key.local.is_loopback() {
+                        ends.note_listener(flow.key.local, flow.key.port, end);
+                    }
+                    sinks.push(sink(&flow, end, options));
+                }
+            }
+        }
+        // Stable: within a tuple the ledger's order, which does not depend on the reports' order.
+        sinks.sort_by_key(|sink| (sink.tuple.client, sink.tuple));
+        let by_tuple = ranges(&sinks, |sink| sink.tuple);
+        let by_client = ranges(&sinks, |sink| sink.tuple.client);
+        Self {
+            directory,
+            ledger,
+            options: *options,
+            ends,
+            sources,
+            sinks,
+            by_tuple,
+            by_client,
+            candidates: HashMap::new(),
+            sums: Sums::default(),
+            unsettled: 0,
+            settles_at: None,
+        }
+    }
+
+    /// What is most certain comes first: it leaves less to be guessed.
+    pub(super) fn join(&mut self) {
+        let sources = std::mem::take(&mut self.sources);
+        let (mut to_one, mut to_many) = (Vec::new(), Vec::new());
+        for source in &sources {
+            if let Some(range) = self.by_tuple.get(&source.tuple).cloned() {
+                self.join_direct(source, range);
+                continue;
+            }
+            match self.candidates_of(source) {
+                None => self.join_by_address(source),
+                Some(candidates) if candidates.only.is_some() => to_one.push((source, candidates)),
+                Some(candidates) => to_many.push((source, candidates)),
+            }
+        }
+        let mut unmatched = Vec::new();
+        for (source, candidates) in to_one {
+            let left = self.join_only_backend(source, &candidates);
+            unmatched.push((source, candidates, left));
+        }
+        let mut undivided = Vec::new();
+        for (source, candidates) in to_many {
+            let left = self.divide(source, &candidates);
+            undivided.push((source, candidates, left));
+        }
+        let translated = Translated::new(&self.sinks, self.directory);
+        for (source, candidates, mut left) in unmatched {
+            // The edge is there already; this only keeps the servers' counts from making another one.
+            for index in translated.sinks_of(self, source, &candidates, left) {
+                left -= self.sinks[index].take(left).opened;
+            }
+        }
+        for (source, candidates, mut left) in undivided {
+            for index in translated.sinks_of(self, source, &candidates, left.opened) {
+                self.divide_to(source, &candidates, index, &mut left, false);
+            }
+            self.leave_at_service(source, &candidates, left);
+        }
+        self.join_servers_alone();
+    }
+
+    pub(super) fn finish(self) -> Graph {
+        Graph { edges: self.sums.into_edges(&self.ends), unsettled: self.unsettled, settles_at: self.settles_at }
+    }
+
+    /// Both ends see the same addresses.
+    fn join_direct(&mut self, source: &Source<'a>, range: Range<usize>) {
+        let client = self.ends.peer_of(source.end);
+        let port = source.tuple.port;
+        let mut wanted = source.counters.opened;
+        let mut rest = source.counters;
+        let last = range.end - 1;
+        let several = self.sinks[range.clone()]
+            .windows(2)
+            .any(|pair| self.ends.peer_of(pair[0].end) != self.ends.peer_of(pair[1].end));
+        let sole_end = self.sinks[range.clone()].windows(2).all(|pair| pair[0].end == pair[1].end);
+        for index in range {
+            let sink = &mut self.sinks[index];
+            let taken = sink.take(wanted);
+            wanted -= taken.opened;
+            // With several workloads behind one address (one after the other), the servers' counts divide.
+            let share = if index == last {
+                rest
+            } else if several {
+                EdgeCounters { failed: 0, ..rest.share(taken.opened) }
+            } else {
+                EdgeCounters::default()
+            };
+            rest = rest.without(&share);
+            let server = self.ends.peer_of(sink.end);
+            let failed = if sole_end && index == last { source.counters.failed } else { 0 };
+            let sum = self.sums.at(Key { client, server, service: None, port });
+            sum.counters.add(&share);
+            sum.live |= source.live;
+            sum.both_seen = true;
+            sum.server_certain = true;
+            sum.add_server(sink.end, taken.opened, failed);
+            if share != EdgeCounters::default() {
+                sum.add_client(source.end, share.opened, share.failed);
+            }
+        }
+    }
+
+    /// The server was not seen: it is who has the address.
+    fn join_by_address(&mut self, source: &Source<'a>) {
+        let server_end = if source.tuple.scope.is_some() {
+            self.own_loopback(source.node, source.end)
+        } else {
+            self.ends.server_at(source.tuple.server, source.tuple.port, source.at)
+        };
+        let key = Key {
+            client: self.ends.peer_of(source.end),
+            server: self.ends.peer_of(server_end),
+            service: None,
+            port: source.tuple.port,
+        };
+        self.add_from_client(source, key, &source.counters);
+        self.sums.at(key).add_server(server_end, source.counters.opened, source.counters.failed);
+    }
+
+    /// Who answers at a loopback address of the network namespace of `end`.
+    fn own_loopback(&mut self, node: &'a str, end: EndId) -> EndId {
+        let directory = self.directory;
+        let pod = self.ends.end(end).pod_uid.and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
+        match pod {
+            Some(pod) => self.ends.pod_address(pod),
+            None => self.ends.node(node),
+        }
+    }
+
+    /// Whatever backend it was, it is the same workload at the same port. Returns what no server's flow matches.
+    fn join_only_backend(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> u64 {
+        let mut wanted = source.counters.opened;
+        let Some((server, port)) = candidates.only else { return wanted };
+        let key = Key { client: self.ends.peer_of(source.end), server, service: Some(candidates.service), port };
+        self.add_from_client(source, key, &source.counters);
+        for index in self.sinks_of(source, candidates) {
+            let sink = &mut self.sinks[index];
+            let taken = sink.take(wanted);
+            wanted -= taken.opened;
+            let sum = self.sums.at(key);
+            sum.both_seen = true;
+            sum.server_certain = true;
+            sum.add_server(sink.end, taken.opened, 0);
+        }
+        wanted
+    }
+
+    /// The servers' counts say who got how much. Returns what they leave.
+    fn divide(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> EdgeCounters {
+        let mut left = source.counters;
+        for index in self.sinks_of(source, candidates) {
+            self.divide_to(source, candidates, index, &mut left, true);
+        }
+        left
+    }
+
+    /// Gives a backend as much of what is left of a client's flow as it has counted.
+    fn divide_to(
+        &mut self,
+        source: &Source<'a>,
+        candidates: &Candidates<'a>,
+        index: usize,
+        left: &mut EdgeCounters,
+        certain: bool,
+    ) {
+        let sink = &mut self.sinks[index];
+        let taken = sink.take(left.opened);
+        if taken.opened == 0 {
+            return;
+        }
+        let share = if taken.opened == left.opened {
+            // The two ends' bytes differ by what is on its way; the client's are the ones that count.
+            EdgeCounters { failed: 0, ..*left }
+        } else {
+            EdgeCounters {
+                opened: taken.opened,
+                active: taken.active.min(left.active),
+                failed: 0,
+                bytes_sent: taken.bytes_sent.min(left.bytes_sent),
+                bytes_received: taken.bytes_received.min(left.bytes_received),
+            }
+        };
+        *left = left.without(&share);
+        let (server_end, port) = (sink.end, sink.tuple.port);
+        let key = Key {
+            client: self.ends.peer_of(source.end),
+            server: self.ends.peer_of(server_end),
+            service: Some(candidates.service),
+            port,
+        };
+        let sum = self.sums.at(key);
+        sum.counters.add(&share);
+        sum.live |= source.live;
+        sum.both_seen = true;
+        sum.server_certain |= certain;
+        sum.add_client(source.end, share.opened, 0);
+        sum.add_server(server_end, share.opened, 0);
+    }
+
+    /// Which backend it was is not known: the attempts that failed, and what no server has counted.
+    fn leave_at_service(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, mut left: EdgeCounters) {
+        let divided = left.opened < source.counters.opened;
+        if candidates.observed && left.opened > 0 {
+            // The servers' reports of these connections are on their way. If they stay away altogether, the Service
+            // is all that is known; where some came, those that are missing are the newest ones.
+            if divided || self.waits(source.first_seen) {
+                self.unsettled += left.opened;
+                left = EdgeCounters { failed: left.failed, ..EdgeCounters::default() };
+            }
+        }
+        if left == EdgeCounters::default() {
+            return;
+        }
+        let server = self.ends.service(candidates.service);
+        let key = Key {
+            client: self.ends.peer_of(source.end),
+            server,
+            service: Some(candidates.service),
+            port: source.tuple.port,
+        };
+        self.add_from_client(source, key, &left);
+    }
+
+    fn add_from_client(&mut self, source: &Source<'a>, key: Key<'a>, counters: &EdgeCounters) {
+        let sum = self.sums.at(key);
+        sum.counters.add(counters);
+        sum.live |= source.live;
+        sum.client_seen = true;
+        sum.add_client(source.end, counters.opened, counters.failed);
+    }
+
+    /// What no client's flow explains is known by its servers only.
+    fn join_servers_alone(&mut self) {
+        let sinks = std::mem::take(&mut self.sinks);
+        for sink in &sinks {
+            let owner = self.directory.owner_of(sink.tuple.client, sink.at);
+            if sink.explained {
+                let shared_address = owner.is_none() && sink.tuple.scope.is_none();
+                // A client in a network of its own is seen whole, and what its server counts beyond is to come. An
+                // address that others use too (a node's) may stand for them; a small rest is more likely to come, too.
+                if !shared_address || sink.left.opened <= sink.counters.opened / 8 {
+                    self.unsettled += sink.left.opened;
+                    continue;
+                }
+            } else if self.is_client_observed(sink, owner.map(|pod| pod.node.as_str())) && self.waits(sink.first_seen) {
+                self.unsettled += sink.left.opened;
+                continue;
+            }
+            self.add_from_server(sink);
+        }
+    }
+
+    fn is_client_observed(&self, sink: &Sink<'a>, pods_node: Option<&str>) -> bool {
+        if sink.tuple.scope.is_some() {
+            return true;
+        }
+        let node = pods_node.or_else(|| self.directory.node_of(sink.tuple.client).map(|node| node.name.as_str()));
+        node.is_some_and(|node| self.ledger.observes(node))
+    }
+
+    fn add_from_server(&mut self, sink: &Sink<'a>) {
+        let client_end = if sink.tuple.scope.is_some() {
+            self.own_loopback(sink.node, sink.end)
+        } else {
+            self.ends.client_at(sink.tuple.client, sink.at)
+        };
+        let key = Key {
+            client: self.ends.peer_of(client_end),
+            server: self.ends.peer_of(sink.end),
+            service: None,
+            port: sink.tuple.port,
+        };
+        let sum = self.sums.at(key);
+        sum.counters.add(&sink.left);
+        sum.live |= sink.live;
+        sum.server_seen = true;
+        sum.server_certain = true;
+        sum.add_client(client_end, sink.left.opened, sink.left.failed);
+        sum.add_server(sink.end, sink.left.opened, sink.left.failed);
+    }
+
+    /// Whether something first seen then is to wait; notes until when.
+    fn waits(&mut self, first_seen: SystemTime) -> bool {
+        let until = first_seen + self.options.settle;
+        if until <= self.options.now {
+            return false;
+        }
+        self.settles_at = Some(self.settles_at.map_or(until, |earlier| earlier.min(until)));
+        true
+    }
+
+    /// Where a client's flow may lead, if it dialled a Service that has backends.
+    fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
+        let address = (source.tuple.server, source.tuple.port);
+        if let Some(known) = self.candidates.get(&address) {
+            return known.clone();
+        }
+        let found = self.directory.service_at(address.0, address.1).map(|dialled| Rc::new(self.resolve(&dialled)));
+        self.candidates.insert(address, found.clone());
+        found
+    }
+
+    fn resolve(&mut self, dialled: &Dialled<'a>) -> Candidates<'a> {
+        let directory = self.directory;
+        let mut peers: HashSet<(PeerId, u16)> = HashSet::new();
+        let mut observed = true;
+        for backend in &dialled.backends {
+            let pod = backend.pod_uid.as_ref().and_then(|uid| directory.pod(uid));
+            let (end, node) = if let Some(pod) = pod {
+                (self.ends.pod_address(pod), Some(pod.node.as_str()))
+            } else {
+                let node = directory.node_of(backend.ip).map(|node| node.name.as_str());
+                (self.ends.server_at(backend.ip, backend.port, self.options.now), node)
+            };
+            observed &= node.is_some_and(|node| self.ledger.observes(node));
+            peers.insert((self.ends.peer_of(end), backend.port));
+        }
+        Candidates {
+            service: dialled.service,
+            backends: dialled.backends.iter().map(|backend| (backend.ip, backend.port)).collect(),
+            only: if peers.len() == 1 { peers.into_iter().next() } else { None },
+            observed,
+        }
+    }
+
+    /// The servers' flows that saw the client's address and belong to the Service's backends, in order.
+    fn sinks_of(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Vec<usize> {
+        let client = source.tuple.client;
+        let Some(of_client) = self.by_client.get(&client) else { return Vec::new() };
+        let of_service = |index: &usize| {
+            let tuple = &self.sinks[*index].tuple;
+            tuple.scope.is_none() && candidates.backends.contains(&(tuple.server, tuple.port))
+        };
+        if of_client.len() <= candidates.backends.len() {
+            return of_client.clone().filter(of_service).collect();
+        }
+        let mut found: Vec<usize> = candidates
+            .backends
+            .iter()
+            .filter_map(|(server, port)| {
+                self.by_tuple.get(&Tuple { scope: None, client, server: *server, port: *port }).cloned()
+            })
+            .flatten()
+            .collect();
+        found.sort_unstable();
+        found
+    }
+}
+
+/// Servers' flows of which the client's address may stand for somebody else: a node's or its bridge's.
+struct Translated {
+    by_server: HashMap<(IpAddr, u16), Vec<usize>>,
+}
+
+impl Translated {
+    fn new(sinks: &[Sink<'_>], directory: &Directory) -> Self {
+        let mut by_server: HashMap<(IpAddr, u16), Vec<usize>> = HashMap::new();
+        for (index, sink) in sinks.iter().enumerate() {
+            let own = sink.tuple.client == sink.tuple.server;
+            if sink.tuple.scope.is_none()
+                && sink.left.opened > 0
+                && (own || directory.owner_of(sink.tuple.client, sink.at).is_none())
+            {
+                by_server.entry((sink.tuple.server, sink.tuple.port)).or_default().push(index);
+            }
+        }
+        Self { by_server }
+    }
+
+    /// Where the rest of a client's flow may have gone: to its own pod (it dialled a Service and reached itself), or to
+    /// any backend behind a node's address if no backend saw the client's own.
+    fn sinks_of(&self, join: &Join<'_>, source: &Source<'_>, candidates: &Candidates<'_>, left: u64) -> Vec<usize> {
+        if left == 0 || self.by_server.is_empty() {
+            return Vec::new();
+        }
+        let none_matched = left == source.counters.opened;
+        let own_pod = join.ends.end(source.end).pod_uid;
+        let mut found: Vec<usize> = candidates
+            .backends
+            .iter()
+            .filter_map(|address| self.by_server.get(address))
+            .flatten()
+            .copied()
+            .filter(|index| {
+                let sink = &join.sinks[*index];
+                let is_own = own_pod.is_some() && join.ends.end(sink.end).pod_uid == own_pod;
+                is_own || (none_matched && join.directory.node_of(sink.tuple.client).is_some())
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    }
+}
+
+fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Source<'a> {
+    let totals = flow.totals;
+    Source {
+        node: flow.node,
+        end,
+        tuple: Tuple { scope: scope(flow), client: flow.key.local, server: flow.key.remote, port: flow.key.port },
+        counters: EdgeCounters {
+            opened: totals.opened,
+            active: totals.active,
+            failed: totals.failed,
+            bytes_sent: totals.bytes_sent,
+            bytes_received: totals.bytes_received,
+        },
+        first_seen: flow.first_seen,
+        at: resolved_at(flow, options),
+        live: is_live(flow, options),
+    }
+}
+
+fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Sink<'a> {
+    let totals = flow.totals;
+    let counters = EdgeCounters {
+        opened: totals.opened,
+        active: totals.active,
+        failed: totals.failed,
+        bytes_sent: totals.bytes_received,
+        bytes_received: totals.bytes_sent,
+    };
+    Sink {
+        node: flow.node,
+        end,
+        tuple: Tuple { scope: scope(flow), client: flow.key.remote, server: flow.key.local, port: flow.key.port },
+        counters,
+        left: counters,
+        explained: false,
+        first_seen: flow.first_seen,
+        at: resolved_at(flow, options),
+        live: is_live(flow, options),
+    }
+}
+
+fn scope<'a>(flow: &FlowView<'a>) -> Scope<'a> {
+    (flow.key.local.is_loopback() || flow.key.remote.is_loopback()).then_some((flow.node, flow.key.netns))
+}
+
+fn resolved_at(flow: &FlowView<'_>, options: &Options) -> SystemTime {
+    if flow.totals.active > 0 { options.now } else { flow.changed + NAMING_GRACE }
+}
+
+fn is_live(flow: &FlowView<'_>, options: &Options) -> bool {
+    flow.totals.active > 0 || options.now.duration_since(flow.changed).unwrap_or_default() < options.retention
+}
+
+/// Where the neighbours with the same key begin and end.
+fn ranges<T, K: Copy + Eq + std::hash::Hash>(items: &[T], key: impl Fn(&T) -> K) -> HashMap<K, Range<usize>> {
+    let mut ranges = HashMap::new();
+    let mut start = 0;
+    for group in items.chunk_by(|a, b| key(a) == key(b)) {
+        ranges.insert(key(&group[0]), start..start + group.len());
+        start += group.len();
+    }
+    ranges
+}

@@ -1,0 +1,306 @@
+//! The ledger against a simulated truth: agents that start and stop, reports that are repeated and reordered.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, SystemTime},
+};
+
+use proptest::prelude::*;
+use scopeprobe_topology::{
+    entity::CgroupOwner,
+    flow::{FlowCounters, FlowKey, FlowTotals, Role},
+    ledger::{Epoch, Ledger},
+};
+
+const NODE: &str = "node-1";
+
+fn key(cgroup_id: u64) -> FlowKey {
+    let ip = |last| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last));
+    FlowKey { cgroup_id, netns: 7, role: Role::Client, local: ip(1), remote: ip(2), port: 80 }
+}
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn totals(ledger: &Ledger) -> FlowTotals {
+    ledger.flows().next().map(|flow| flow.totals).unwrap_or_default()
+}
+
+fn opened(opened: u64, closed: u64) -> FlowCounters {
+    FlowCounters { opened, closed, ..FlowCounters::default() }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Open,
+    /// Closes the connection at this index (modulo how many are open).
+    Close(usize),
+    Send(usize, u64),
+    Fail,
+    Report,
+    /// Repeats the report at this index of the current epoch's.
+    Repeat(usize),
+    /// Repeats a report of an epoch that is over.
+    Late(usize),
+    Snapshot,
+    StopAgent,
+    StartAgent,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Open),
+        3 => any::<usize>().prop_map(Step::Close),
+        4 => (any::<usize>(), 1..1000_u64).prop_map(|(which, bytes)| Step::Send(which, bytes)),
+        1 => Just(Step::Fail),
+        3 => Just(Step::Report),
+        1 => any::<usize>().prop_map(Step::Repeat),
+        1 => any::<usize>().prop_map(Step::Late),
+        1 => Just(Step::Snapshot),
+        1 => Just(Step::StopAgent),
+        2 => Just(Step::StartAgent),
+    ]
+}
+
+#[derive(Default)]
+struct World {
+    /// The bytes of each open connection.
+    open: Vec<u64>,
+    truth: FlowTotals,
+    ledger: Ledger,
+    epoch: u8,
+    watching: bool,
+    /// The agent's counters since its start, those of closed connections.
+    agent: FlowCounters,
+    closed_bytes: u64,
+    reports: Vec<FlowCounters>,
+    late: Vec<(u8, FlowCounters)>,
+    /// Something happened after the last report or while no agent watched.
+    unwatched: bool,
+    unreported: bool,
+}
+
+#[expect(clippy::expect_used, reason = "a test")]
+impl World {
+    fn happens(&mut self) {
+        self.unreported = true;
+        self.unwatched |= !self.watching;
+    }
+
+    fn counters(&self) -> FlowCounters {
+        let open_bytes: u64 = self.open.iter().sum();
+        FlowCounters { bytes_sent: self.closed_bytes + open_bytes, open_bytes_sent: open_bytes, ..self.agent }
+    }
+
+    fn apply(&mut self, epoch: u8, counters: &FlowCounters) {
+        let _ = self.ledger.apply(NODE, Epoch([epoch; 16]), key(5), counters, at(0));
+    }
+
+    fn report(&mut self) {
+        let counters = self.counters();
+        self.apply(self.epoch, &counters);
+        self.reports.push(counters);
+        self.unreported = false;
+    }
+
+    fn snapshot(&mut self) {
+        let epoch = Epoch([self.epoch; 16]);
+        self.ledger.begin_snapshot(NODE, epoch).expect("the epoch is the current one");
+        self.report();
+        self.ledger.end_snapshot(NODE, epoch, at(0)).expect("the epoch is the current one");
+    }
+
+    fn start(&mut self) {
+        self.epoch += 1;
+        self.watching = true;
+        let before: u64 = self.open.iter().sum();
+        self.agent = FlowCounters {
+            preexisting: self.open.len() as u64,
+            preexisting_bytes_sent: before,
+            ..FlowCounters::default()
+        };
+        self.closed_bytes = 0;
+        self.snapshot();
+    }
+
+    fn run(&mut self, step: &Step) {
+        match *step {
+            Step::Open => {
+                self.happens();
+                self.truth.opened += 1;
+                self.agent.opened += u64::from(self.watching);
+                self.open.push(0);
+            }
+            Step::Close(which) if !self.open.is_empty() => {
+                self.happens();
+                let bytes_of_it = self.open.remove(which % self.open.len());
+                if self.watching {
+                    self.agent.closed += 1;
+                    self.closed_bytes += bytes_of_it;
+                }
+            }
+            Step::Send(which, bytes) if !self.open.is_empty() => {
+                self.happens();
+                self.truth.bytes_sent += bytes;
+                let which = which % self.open.len();
+                self.open[which] += bytes;
+            }
+            Step::Fail => {
+                self.happens();
+                self.truth.failed += 1;
+                self.agent.failed += u64::from(self.watching);
+            }
+            Step::Report if self.watching => self.report(),
+            Step::Snapshot if self.watching => self.snapshot(),
+            Step::Repeat(which) if !self.reports.is_empty() && self.watching => {
+                let repeated = self.reports[which % self.reports.len()];
+                self.apply(self.epoch, &repeated);
+            }
+            Step::Late(which) if !self.late.is_empty() => {
+                let (epoch, counters) = self.late[which % self.late.len()];
+                self.apply(epoch, &counters);
+            }
+            Step::StopAgent if self.watching => {
+                // What was not reported before the end is lost to the ledger.
+                self.unwatched |= self.unreported;
+                self.watching = false;
+                let epoch = self.epoch;
+                self.late.extend(self.reports.drain(..).map(|counters| (epoch, counters)));
+            }
+            Step::StartAgent if !self.watching => self.start(),
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    /// Never more than the truth, never backwards, and the truth itself if everything was watched and reported.
+    #[test]
+    fn account_against_truth(steps in prop::collection::vec(step(), 0..80)) {
+        let mut world = World::default();
+        world.start();
+        let mut before = totals(&world.ledger);
+        for step in &steps {
+            world.run(step);
+            let now = totals(&world.ledger);
+            prop_assert!(now.opened >= before.opened && now.failed >= before.failed, "{before:?} -> {now:?}");
+            prop_assert!(now.bytes_sent >= before.bytes_sent, "{before:?} -> {now:?}");
+            prop_assert!(now.opened <= world.truth.opened, "{now:?}, truth {:?}", world.truth);
+            prop_assert!(now.failed <= world.truth.failed, "{now:?}, truth {:?}", world.truth);
+            prop_assert!(now.bytes_sent <= world.truth.bytes_sent, "{now:?}, truth {:?}", world.truth);
+            if !world.unreported && world.watching {
+                prop_assert_eq!(now.active, world.open.len() as u64);
+            }
+            before = now;
+        }
+        if !world.unwatched && !world.unreported {
+            let expected = FlowTotals { active: world.open.len() as u64, ..world.truth };
+            prop_assert_eq!(totals(&world.ledger), expected);
+        }
+    }
+
+    /// Whatever the order and the repetitions, the account of an epoch is the same.
+    #[test]
+    fn order_does_not_matter(
+        increments in prop::collection::vec((0..5_u64, 0..5_u64, 0..100_u64), 1..20),
+        order in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
+    ) {
+        let mut counters = FlowCounters::default();
+        let reports: Vec<FlowCounters> = increments.iter().map(|(opened, closed, bytes)| {
+            counters.opened += opened;
+            counters.closed = (counters.closed + closed).min(counters.opened);
+            counters.bytes_sent += bytes;
+            counters.open_bytes_sent = if counters.active() > 0 { counters.bytes_sent / 2 } else { 0 };
+            counters
+        }).collect();
+        let mut in_order = Ledger::new();
+        let mut shuffled = Ledger::new();
+        for report in &reports {
+            in_order.apply(NODE, Epoch([1; 16]), key(5), report, at(0)).unwrap();
+        }
+        for index in &order {
+            shuffled.apply(NODE, Epoch([1; 16]), key(5), index.get(&reports), at(0)).unwrap();
+        }
+        shuffled.apply(NODE, Epoch([1; 16]), key(5), reports.last().unwrap(), at(0)).unwrap();
+        prop_assert_eq!(totals(&in_order), totals(&shuffled));
+        // The next epoch finds the same open connections with the same bytes in both.
+        let next = FlowCounters {
+            preexisting: counters.active(),
+            bytes_sent: counters.open_bytes_sent,
+            preexisting_bytes_sent: counters.open_bytes_sent,
+            open_bytes_sent: counters.open_bytes_sent,
+            ..FlowCounters::default()
+        };
+        for ledger in [&mut in_order, &mut shuffled] {
+            let before = totals(ledger);
+            ledger.apply(NODE, Epoch([2; 16]), key(5), &next, at(1)).unwrap();
+            prop_assert_eq!(totals(ledger), before);
+        }
+    }
+}
+
+#[test]
+fn what_a_snapshot_does_not_name_is_over() {
+    let mut ledger = Ledger::new();
+    let epoch = Epoch([1; 16]);
+    ledger.apply(NODE, epoch, key(1), &opened(3, 1), at(0)).unwrap();
+    ledger.apply(NODE, epoch, key(2), &opened(4, 0), at(0)).unwrap();
+    ledger.begin_snapshot(NODE, epoch).unwrap();
+    ledger.apply(NODE, epoch, key(2), &opened(5, 0), at(1)).unwrap();
+    assert!(ledger.end_snapshot(NODE, epoch, at(1)).unwrap());
+    let active: Vec<(u64, u64)> = ledger.flows().map(|flow| (flow.totals.opened, flow.totals.active)).collect();
+    assert_eq!(active, [(3, 0), (5, 5)]);
+    // It comes back with counters that begin anew.
+    ledger.apply(NODE, epoch, key(1), &opened(2, 0), at(2)).unwrap();
+    assert_eq!(totals(&ledger), FlowTotals { opened: 5, active: 2, ..FlowTotals::default() });
+}
+
+#[test]
+fn a_cgroup_id_that_changes_hands_leaves_its_flows_with_the_former_owner() {
+    let owner = |uid: &str| CgroupOwner::PodContainer { pod_uid: uid.to_owned(), container_id: "c".to_owned() };
+    let mut ledger = Ledger::new();
+    ledger.identify(NODE, Epoch([1; 16]), 5, owner("a")).unwrap();
+    ledger.apply(NODE, Epoch([1; 16]), key(5), &opened(3, 0), at(0)).unwrap();
+    ledger.identify(NODE, Epoch([2; 16]), 5, owner("b")).unwrap();
+    ledger.apply(NODE, Epoch([2; 16]), key(5), &opened(1, 0), at(1)).unwrap();
+    let mut seen: Vec<(String, u64, u64)> = ledger
+        .flows()
+        .map(|flow| match flow.owner {
+            Some(CgroupOwner::PodContainer { pod_uid, .. }) => {
+                (pod_uid.clone(), flow.totals.opened, flow.totals.active)
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    seen.sort();
+    assert_eq!(seen, [("a".to_owned(), 3, 0), ("b".to_owned(), 1, 1)]);
+}
+
+#[test]
+fn only_what_is_over_for_long_enough_retires() {
+    let mut ledger = Ledger::new();
+    let epoch = Epoch([1; 16]);
+    ledger.apply(NODE, epoch, key(1), &opened(1, 1), at(0)).unwrap();
+    ledger.apply(NODE, epoch, key(2), &opened(1, 1), at(0)).unwrap();
+    ledger.begin_snapshot(NODE, epoch).unwrap();
+    ledger.apply(NODE, epoch, key(2), &opened(1, 1), at(0)).unwrap();
+    ledger.end_snapshot(NODE, epoch, at(0)).unwrap();
+    assert_eq!(ledger.retire(at(9), Duration::from_secs(10)), 0);
+    assert_eq!(ledger.retire(at(10), Duration::from_secs(10)), 1);
+    assert_eq!(ledger.flows().map(|flow| flow.key.cgroup_id).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_node_that_is_gone_has_no_open_connections() {
+    let mut ledger = Ledger::new();
+    ledger.apply(NODE, Epoch([1; 16]), key(1), &opened(2, 0), at(0)).unwrap();
+    assert!(ledger.observes(NODE));
+    assert!(ledger.end_node(NODE, at(1)));
+    assert!(!ledger.observes(NODE));
+    assert_eq!(totals(&ledger), FlowTotals { opened: 2, ..FlowTotals::default() });
+    ledger.retire(at(100), Duration::from_secs(10));
+    assert_eq!(ledger.flows().count(), 0);
+}
