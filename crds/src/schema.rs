@@ -29,19 +29,45 @@ pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A duration as Go writes it, between two bounds.
+/// A duration as Go writes it, between two bounds. The shape is a rule and not a `pattern`, so that the message says
+/// what to write.
 fn duration(field: &str, min: &str, max: &str, example: &str) -> Schema {
-    let message = format!("{field} has to be between {min} and {max}, for example {example}");
+    let message = format!("{field} has to be a duration between {min} and {max}, for example {example}");
+    let rule = format!(
+        "self.matches({DURATION_PATTERN}) && duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"
+    );
     json_schema!({
         "type": "string",
         "maxLength": 16,
-        "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
-        "x-kubernetes-validations": [{
-            "rule": format!("duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"),
-            "message": message,
-            "reason": "FieldValueInvalid",
-        }],
+        "x-kubernetes-validations": [{"rule": rule, "message": message, "reason": "FieldValueInvalid"}],
     })
+}
+
+/// A CEL string.
+const DURATION_PATTERN: &str = r"'^([0-9]{1,9}([.][0-9]{1,9})?(ms|s|m|h))+$'";
+
+/// A rule that compares two durations, left to the rules of each where one of them isn't one.
+pub fn not_below(longer: &str, shorter: &str) -> String {
+    format!(
+        "!self.{longer}.matches({DURATION_PATTERN}) || !self.{shorter}.matches({DURATION_PATTERN}) \
+         || duration(self.{longer}) >= duration(self.{shorter})"
+    )
+}
+
+/// That a request is not above its limit.
+pub fn requests_within_limits() -> Value {
+    let rule = |resource: &str| {
+        format!(
+            "!has(self.limits.{resource}) || !isQuantity(string(self.limits.{resource})) \
+             || !isQuantity(string(self.requests.{resource})) \
+             || quantity(string(self.requests.{resource})).compareTo(quantity(string(self.limits.{resource}))) <= 0"
+        )
+    };
+    let message = |resource: &str| format!("requests.{resource} has to be at most limits.{resource}");
+    json!([
+        {"rule": rule("cpu"), "message": message("cpu"), "reason": "FieldValueInvalid"},
+        {"rule": rule("memory"), "message": message("memory"), "reason": "FieldValueInvalid"},
+    ])
 }
 
 /// See `CaptureSpec::report_interval`.

@@ -36,10 +36,10 @@ use crate::schema;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("duration(self.topology.counterInterval) >= duration(self.capture.reportInterval)").message("topology.counterInterval has to be at least capture.reportInterval: counters cannot be written more often than they are reported"),
-    validation = Rule::new("duration(self.topology.retention) >= duration(self.topology.counterInterval)").message("topology.retention has to be at least topology.counterInterval")
+    validation = Rule::new(schema::not_below("topology.counterInterval", "capture.reportInterval")).message("topology.counterInterval has to be at least capture.reportInterval: counters cannot be written more often than they are reported"),
+    validation = Rule::new(schema::not_below("topology.retention", "topology.counterInterval")).message("topology.retention has to be at least topology.counterInterval")
 )]
-#[schemars(extend("default" = {}), transform = schema::signed_integers)]
+#[schemars(extend("default" = ScopeProbeSpec::default()), transform = schema::signed_integers)]
 pub struct ScopeProbeSpec {
     /// Labels that a node has to have to be probed; all of them. Empty: every Linux node. A node that several
     /// ScopeProbes select belongs to the oldest of them.
@@ -140,6 +140,7 @@ impl Default for AgentSpec {
 /// What the agents' container asks for and may use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = schema::requests_within_limits()))]
 pub struct AgentResources {
     /// What is set aside for the agent on its node.
     pub requests: ResourceRequests,
