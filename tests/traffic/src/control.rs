@@ -1,0 +1,59 @@
+//! The unix socket through which commands come: one line of JSON each way, one command per connection.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    sync::Arc,
+};
+
+use crate::{
+    program::{Program, spawn},
+    protocol::{Answer, Command},
+};
+
+/// Where the socket is where nothing else is said.
+pub const SOCKET: &str = "/tmp/traffic.sock";
+
+/// Answers commands until the process ends.
+///
+/// # Errors
+/// Where the socket cannot be made.
+pub fn serve(path: &Path, program: &Arc<Program>) -> io::Result<()> {
+    // Left behind by a container of this pod that has ended.
+    let _ = fs::remove_file(path);
+    for stream in UnixListener::bind(path)?.incoming() {
+        let (Ok(stream), program) = (stream, Arc::clone(program)) else { continue };
+        // Who asked and went away needs no answer.
+        spawn(move || drop(converse(&stream, &program)))?;
+    }
+    Ok(())
+}
+
+fn converse(mut stream: &UnixStream, program: &Arc<Program>) -> io::Result<()> {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    let answer = match Command::parse(&line) {
+        Ok(command) => program.answer(command),
+        Err(error) => Answer::Error(error.to_string()),
+    };
+    let mut text = serde_json::to_string(&answer)?;
+    text.push('\n');
+    stream.write_all(text.as_bytes())
+}
+
+/// Hands over a command (JSON in one line) and returns the answer's line.
+///
+/// # Errors
+/// Where nobody listens at the socket or the program ends before it answers.
+pub fn ask(path: &Path, command: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.write_all(format!("{}\n", command.replace('\n', " ")).as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(answer)
+}

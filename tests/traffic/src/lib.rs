@@ -1,0 +1,17 @@
+//! The oracle's traffic: a program that makes the connections it is told to make and counts for itself what it did.
+//!
+//! Commands come in as [`protocol::Command`] through a unix socket ([`control`]), so that control makes no TCP
+//! connection. [`client`] and [`server`] hold [`conversation`]s; what their system calls returned goes into
+//! [`counts`], and nothing else does. No DNS anywhere.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod control;
+pub mod conversation;
+pub mod counts;
+pub mod demo;
+pub mod held;
+pub mod program;
+pub mod protocol;
+pub mod runs;
+pub mod server;

@@ -1,0 +1,138 @@
+//! The traffic program's command line.
+#![forbid(unsafe_code)]
+
+use std::{env, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, thread, time::Duration};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use jiff::SignedDuration;
+use traffic::{
+    control, demo,
+    program::{Program, raise_descriptor_limit},
+    protocol::Answer,
+};
+
+/// Makes the TCP connections it is told to make, and counts for itself what it did.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Subcommand)]
+enum Subcommands {
+    /// Wait for commands at a unix socket.
+    Run {
+        /// The socket's path.
+        #[arg(long, default_value = control::SOCKET)]
+        control: PathBuf,
+    },
+    /// Hand a command (JSON) to a program that runs, and print its answer.
+    Ctl {
+        /// The socket's path.
+        #[arg(long, default_value = control::SOCKET)]
+        control: PathBuf,
+        /// Such as '"report"' or '{"connect": {"target": "10.0.0.1:80", "count": 100}}'.
+        command: String,
+    },
+    /// Echo at addresses, and call others meanwhile.
+    Serve {
+        /// Such as [::]:8080.
+        #[arg(long, required = true)]
+        listen: Vec<SocketAddr>,
+        #[command(flatten)]
+        calls: Calls,
+    },
+    /// Call others again and again.
+    Call {
+        #[command(flatten)]
+        calls: Calls,
+    },
+    /// Call others and end: with success if all calls were answered.
+    Once {
+        /// ADDRESS:PORT, or SERVICE:PORT of this namespace.
+        #[arg(long, required = true)]
+        target: Vec<String>,
+        /// Connections to each.
+        #[arg(long, default_value_t = 1)]
+        count: u64,
+    },
+}
+
+#[derive(Args)]
+struct Calls {
+    /// ADDRESS:PORT, or SERVICE:PORT of this namespace; a connection for each call.
+    #[arg(long)]
+    target: Vec<String>,
+    /// The same, with all calls on one connection that stays open.
+    #[arg(long)]
+    keep: Vec<String>,
+    /// How often to call.
+    #[arg(long, default_value = "200ms")]
+    every: SignedDuration,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    raise_descriptor_limit().context("cannot raise the limit of open files")?;
+    let program = Arc::new(Program::default());
+    match Arguments::parse().command {
+        Subcommands::Run { control } => {
+            control::serve(&control, &program)
+                .with_context(|| format!("cannot wait for commands at {}", control.display()))?;
+        }
+        Subcommands::Ctl { control, command } => return ctl(&control, &command),
+        Subcommands::Serve { listen, calls } => {
+            for address in listen {
+                demo::listen(&program, address).map_err(anyhow::Error::msg)?;
+            }
+            call(&program, &calls)?;
+        }
+        Subcommands::Call { calls } => {
+            if calls.target.is_empty() && calls.keep.is_empty() {
+                bail!("nobody to call: give --target or --keep");
+            }
+            call(&program, &calls)?;
+        }
+        Subcommands::Once { target, count } => return once(&program, &target, count),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ctl(control: &std::path::Path, command: &str) -> anyhow::Result<ExitCode> {
+    let answer = control::ask(control, command)
+        .with_context(|| format!("cannot reach the program at {}; does `traffic run` run?", control.display()))?;
+    print!("{answer}");
+    Ok(match serde_json::from_str(&answer)? {
+        Answer::Error(_) => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
+    demo::resolve(target, |name| env::var(name).ok()).map_err(anyhow::Error::msg)
+}
+
+fn call(program: &Arc<Program>, calls: &Calls) -> anyhow::Result<()> {
+    let every = Duration::try_from(calls.every).context("--every is negative")?;
+    for (targets, keep) in [(&calls.target, false), (&calls.keep, true)] {
+        for target in targets {
+            demo::call_again_and_again(program, resolve(target)?, every, keep)?;
+        }
+    }
+    loop {
+        thread::park();
+    }
+}
+
+fn once(program: &Arc<Program>, targets: &[String], count: u64) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for target in targets {
+        let outcome = demo::call_once(program, resolve(target)?, count);
+        println!("{}", serde_json::to_string(&outcome)?);
+        if outcome.first_error.is_some() {
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
+}

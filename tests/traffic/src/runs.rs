@@ -1,0 +1,70 @@
+//! Runs that go on in the background, each with a number, until somebody waits for them.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+};
+
+use crate::{
+    program::spawn,
+    protocol::{Outcome, Run},
+};
+
+/// The runs whose outcome nobody has taken yet.
+#[derive(Debug, Default)]
+pub struct Runs {
+    next: AtomicU64,
+    going: Mutex<BTreeMap<Run, Going>>,
+}
+
+#[derive(Debug)]
+struct Going {
+    stopped: Arc<AtomicBool>,
+    outcome: mpsc::Receiver<Outcome>,
+}
+
+impl Runs {
+    /// Begins a run; it is to look at the flag now and then and end when that is set.
+    ///
+    /// # Errors
+    /// Where no thread can be had.
+    pub fn begin(&self, run: impl FnOnce(&AtomicBool) -> Outcome + Send + 'static) -> io::Result<Run> {
+        let number = Run { run: self.next.fetch_add(1, Relaxed) + 1 };
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (sender, outcome) = mpsc::channel();
+        let flag = Arc::clone(&stopped);
+        // The receiver may be gone with the program: nobody is left to tell then.
+        spawn(move || drop(sender.send(run(&flag))))?;
+        self.going.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Going { stopped, outcome });
+        Ok(number)
+    }
+
+    /// Waits for a run, and tells it to stop first where `stop` is set. None where there is no such run, or not any more.
+    pub fn finish(&self, run: Run, stop: bool) -> Option<Outcome> {
+        let going = self.going.lock().unwrap_or_else(PoisonError::into_inner).remove(&run)?;
+        going.stopped.store(stop, Relaxed);
+        going.outcome.recv().ok()
+    }
+}
+
+/// Keeps the first of many errors.
+#[derive(Debug, Default)]
+pub struct FirstError(OnceLock<String>);
+
+impl FirstError {
+    /// Keeps this one if it is the first.
+    pub fn set(&self, error: impl FnOnce() -> String) {
+        self.0.get_or_init(error);
+    }
+
+    /// The first error, if any.
+    #[must_use]
+    pub fn take(self) -> Option<String> {
+        self.0.into_inner()
+    }
+}
