@@ -50,7 +50,7 @@ pub struct Pod {
     pub containers: BTreeMap<String, String>,
 }
 
-/// What the cluster says of one Service and the EndpointSlices that belong to it.
+/// What the cluster says of one Service and the `EndpointSlices` that belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its name.

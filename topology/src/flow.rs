@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Which end of the connections a flow was observed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// The end that called connect().
+    /// The end that called `connect()`.
     Client,
     /// The end that listened.
     Server,

@@ -26,6 +26,7 @@ struct Part {
 
 /// An edge in the making.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub(super) struct Sum {
     pub counters: EdgeCounters,
     /// Both ends of at least one of the conversations were seen.

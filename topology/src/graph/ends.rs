@@ -37,7 +37,7 @@ pub(super) struct Ends<'a> {
     directory: &'a Directory,
     peers: Vec<Peer>,
     peer_ids: HashMap<Peer, PeerId>,
-    ends: Vec<End<'a>>,
+    list: Vec<End<'a>>,
     end_ids: HashMap<EndKey<'a>, EndId>,
     listeners: HashMap<(IpAddr, u16), EndId>,
 }
@@ -48,14 +48,14 @@ impl<'a> Ends<'a> {
             directory,
             peers: Vec::new(),
             peer_ids: HashMap::new(),
-            ends: Vec::new(),
+            list: Vec::new(),
             end_ids: HashMap::new(),
             listeners: HashMap::new(),
         }
     }
 
     pub(super) fn end(&self, id: EndId) -> &End<'a> {
-        &self.ends[id as usize]
+        &self.list[id as usize]
     }
 
     pub(super) fn peer(&self, id: PeerId) -> &Peer {
@@ -185,7 +185,7 @@ impl<'a> Ends<'a> {
 
     #[expect(clippy::cast_possible_truncation, reason = "4 billion ends do not fit into memory")]
     fn push(&mut self, end: End<'a>) -> EndId {
-        self.ends.push(end);
-        (self.ends.len() - 1) as EndId
+        self.list.push(end);
+        (self.list.len() - 1) as EndId
     }
 }
