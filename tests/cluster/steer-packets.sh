@@ -2,9 +2,11 @@
 # steer-packets.sh MASK < POD-UIDS: inside a node, writes the receive packet steering mask of the pods' interfaces.
 set -euo pipefail
 mask=$1
-# A network namespace's interfaces show in a sysfs that was mounted in it.
+# A network namespace's interfaces show in a sysfs that was mounted in it. There is one superblock for each, which the
+# container runtime has made read-only; the containers' mounts of it stay so.
 # shellcheck disable=SC2016
 steer='mount -t sysfs sysfs /sys
+mount -o remount,rw /sys
 for queue in /sys/class/net/*/queues/rx-0/rps_cpus; do echo "$1" > "$queue"; done'
 while read -r uid; do
   [ -n "$uid" ] || continue

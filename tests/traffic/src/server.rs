@@ -105,42 +105,35 @@ fn accept(listener: &Arc<Listener>) {
         if listener.ended.load(Ordering::SeqCst) {
             return;
         }
-        match accepted {
-            Ok((stream, peer)) => {
-                let conversation = Conversation::begin(stream, listener.counts.server(listener.port, peer.ip()));
-                let last = listener.idle.fetch_sub(1, Ordering::SeqCst) == 1;
-                // Without a thread the next connection waits in the queue until this conversation is over.
-                if last && spawn_acceptor(listener).is_err() {
-                    listener.counts.accept_errors.fetch_add(1, Ordering::Relaxed);
-                }
-                hold(conversation, &listener.behaviour);
-                if listener.idle.fetch_add(1, Ordering::SeqCst) >= IDLE {
-                    listener.idle.fetch_sub(1, Ordering::SeqCst);
-                    return;
-                }
-            }
-            Err(_) => {
-                listener.counts.accept_errors.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(10));
-            }
+        let Ok((stream, peer)) = accepted else {
+            listener.counts.accept_errors.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        let conversation = Conversation::begin(stream, listener.counts.server(listener.port, peer.ip()));
+        let last = listener.idle.fetch_sub(1, Ordering::SeqCst) == 1;
+        // Without a thread the next connection waits in the queue until this conversation is over.
+        if last && spawn_acceptor(listener).is_err() {
+            listener.counts.accept_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        if converse(&conversation, &listener.behaviour).is_err() {
+            conversation.tallies().add(|tally| &tally.broken, 1);
+        }
+        drop(conversation);
+        if listener.idle.fetch_add(1, Ordering::SeqCst) >= IDLE {
+            listener.idle.fetch_sub(1, Ordering::SeqCst);
+            return;
         }
     }
 }
 
-fn hold(conversation: Conversation, behaviour: &Behaviour) {
-    let tallies = conversation.tallies().clone();
-    if converse(conversation, behaviour).is_err() {
-        tallies.add(|tally| &tally.broken, 1);
-    }
-}
-
-fn converse(conversation: Conversation, behaviour: &Behaviour) -> io::Result<()> {
+fn converse(conversation: &Conversation, behaviour: &Behaviour) -> io::Result<()> {
     match *behaviour {
         Behaviour::Echo => conversation.echo(),
         Behaviour::Sink => conversation.receive_all().map(drop),
         Behaviour::Source { bytes, closes } => {
             conversation.send(bytes)?;
-            end(&conversation, closes)
+            end(conversation, closes)
         }
         Behaviour::Reply { request, response, closes } => loop {
             match conversation.receive(request)? {
@@ -149,7 +142,7 @@ fn converse(conversation: Conversation, behaviour: &Behaviour) -> io::Result<()>
                 _ => conversation.send(response)?,
             }
             if closes != Closer::Client {
-                return end(&conversation, closes);
+                return end(conversation, closes);
             }
         },
     }

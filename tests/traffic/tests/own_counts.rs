@@ -8,7 +8,8 @@ use traffic::{
 };
 
 fn listen(program: &Arc<Program>, address: &str, behaviour: Behaviour) -> SocketAddr {
-    let listen = Listen { address: address.parse().unwrap(), v6_only: false, behaviour };
+    let Ok(address) = address.parse() else { panic!("{address} is no address") };
+    let listen = Listen { address, v6_only: false, behaviour };
     match program.answer(Command::Listen(listen)) {
         Answer::Listening(address) => address,
         other => panic!("{other:?}"),
