@@ -130,7 +130,7 @@ impl Network {
 }
 
 /// Whose sockets a cgroup holds, as the node's agent found out from the cgroup's path.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum CgroupOwner {
     /// A container of a pod.
