@@ -5,5 +5,7 @@
 //! `status` writes what came of it into NodeProbe and ScopeProbe.
 #![forbid(unsafe_code)]
 
+pub mod collector;
 pub mod observation;
 pub mod publish_settings;
+pub mod watches;

@@ -1,0 +1,338 @@
+//! Makes a checked report of a message, or says what is wrong with which of its fields.
+
+use std::net::IpAddr;
+
+use crds::{Losses, Mode};
+use report::{
+    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE,
+    v1alpha1::{self as wire, identity},
+};
+use topology::{
+    entity::CgroupOwner,
+    flow::{FlowCounters, FlowKey, Role},
+    ledger::Epoch,
+};
+
+/// More than a message's flows can refer to, plus those that have changed meanwhile.
+const MAX_IDENTITIES_PER_MESSAGE: usize = 4 * MAX_FLOWS_PER_MESSAGE;
+/// The API's integers are signed.
+const MAX_COUNT: u64 = i64::MAX as u64;
+/// The longest name of an object in Kubernetes.
+const MAX_NAME_BYTES: usize = 253;
+/// The longest path in Linux.
+const MAX_PATH_BYTES: usize = 4096;
+
+/// A message that cannot be taken in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub(super) struct Invalid {
+    field: String,
+    problem: String,
+}
+
+fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Invalid {
+    Invalid { field: field.into(), problem: problem.into() }
+}
+
+/// A message that has been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    pub node: String,
+    pub epoch: Epoch,
+    pub sequence: u64,
+    pub begins_snapshot: bool,
+    pub ends_snapshot: bool,
+    pub capture: Capture,
+    pub identities: Vec<(u64, CgroupOwner)>,
+    pub flows: Vec<(FlowKey, FlowCounters)>,
+}
+
+/// How the agent captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Capture {
+    pub mode: Mode,
+    pub reason: String,
+    pub message: String,
+    pub attach: String,
+    pub kernel: String,
+    pub attached_unix_ms: u64,
+    pub losses: Losses,
+    pub seen: u64,
+}
+
+pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
+    if message.node.is_empty() {
+        return Err(invalid("node", "is empty; it has to be the Kubernetes node's name"));
+    }
+    at_most("node", &message.node, MAX_NAME_BYTES)?;
+    let epoch: [u8; 16] = message
+        .epoch
+        .as_slice()
+        .try_into()
+        .map_err(|_| invalid("epoch", format!("has {} bytes; it has to have 16", message.epoch.len())))?;
+    if message.flows.len() > MAX_FLOWS_PER_MESSAGE {
+        return Err(invalid("flows", format!("are {}; at most {MAX_FLOWS_PER_MESSAGE}", message.flows.len())));
+    }
+    if message.identities.len() > MAX_IDENTITIES_PER_MESSAGE {
+        let problem = format!("are {}; at most {MAX_IDENTITIES_PER_MESSAGE}", message.identities.len());
+        return Err(invalid("identities", problem));
+    }
+    let capture = message.capture.ok_or_else(|| invalid("capture", "is missing"))?;
+    let identities = message.identities.into_iter().enumerate();
+    let flows = message.flows.iter().enumerate();
+    Ok(Report {
+        node: message.node,
+        epoch: Epoch(epoch),
+        sequence: message.sequence,
+        begins_snapshot: message.begins_snapshot,
+        ends_snapshot: message.ends_snapshot,
+        capture: decode_capture(capture)?,
+        identities: identities.map(|(index, identity)| decode_identity(index, identity)).collect::<Result<_, _>>()?,
+        flows: flows.map(|(index, flow)| decode_flow(index, flow)).collect::<Result<_, _>>()?,
+    })
+}
+
+fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
+    let mode = match wire::Mode::try_from(capture.mode) {
+        Ok(wire::Mode::Ebpf) => Mode::Ebpf,
+        Ok(wire::Mode::Fallback) => Mode::Fallback,
+        Ok(wire::Mode::Unsupported) => Mode::Unsupported,
+        Ok(wire::Mode::Unspecified) | Err(_) => {
+            return Err(invalid("capture.mode", format!("{} is no known mode", capture.mode)));
+        }
+    };
+    at_most("capture.reason", &capture.reason, 64)?;
+    if !capture.reason.chars().all(|letter| letter.is_ascii_alphanumeric()) {
+        return Err(invalid("capture.reason", format!("{:?} is no CamelCase word", capture.reason)));
+    }
+    at_most("capture.message", &capture.message, MAX_CAPTURE_MESSAGE_BYTES)?;
+    at_most("capture.attach", &capture.attach, 64)?;
+    at_most("capture.kernel", &capture.kernel, 128)?;
+    let losses = capture.losses.unwrap_or_default();
+    let counts = [
+        ("capture.attached_unix_ms", capture.attached_unix_ms),
+        ("capture.seen", capture.seen),
+        ("capture.losses.opened", losses.opened),
+        ("capture.losses.closed", losses.closed),
+        ("capture.losses.failed", losses.failed),
+        ("capture.losses.first_sights", losses.first_sights),
+        ("capture.losses.closes_unseen", losses.closes_unseen),
+    ];
+    for (field, count) in counts {
+        countable(field, count)?;
+    }
+    Ok(Capture {
+        mode,
+        reason: capture.reason,
+        message: capture.message,
+        attach: capture.attach,
+        kernel: capture.kernel,
+        attached_unix_ms: capture.attached_unix_ms,
+        losses: Losses {
+            opened: losses.opened,
+            closed: losses.closed,
+            failed: losses.failed,
+            first_sights: losses.first_sights,
+            closes_unseen: losses.closes_unseen,
+        },
+        seen: capture.seen,
+    })
+}
+
+fn decode_identity(index: usize, identity: wire::Identity) -> Result<(u64, CgroupOwner), Invalid> {
+    let field = |name: &str| format!("identities[{index}].{name}");
+    at_most(&field("cgroup_path"), &identity.cgroup_path, MAX_PATH_BYTES)?;
+    let owner = match identity.owner {
+        Some(identity::Owner::PodContainer(pod)) => {
+            if pod.pod_uid.is_empty() {
+                return Err(invalid(field("pod_container.pod_uid"), "is empty"));
+            }
+            at_most(&field("pod_container.pod_uid"), &pod.pod_uid, MAX_NAME_BYTES)?;
+            at_most(&field("pod_container.container_id"), &pod.container_id, MAX_NAME_BYTES)?;
+            CgroupOwner::PodContainer { pod_uid: pod.pod_uid, container_id: pod.container_id }
+        }
+        Some(identity::Owner::HostProcess(process)) => {
+            at_most(&field("host_process.name"), &process.name, MAX_NAME_BYTES)?;
+            CgroupOwner::HostProcess { name: process.name }
+        }
+        None => return Err(invalid(field("owner"), "is missing, or of a kind that this operator does not know")),
+    };
+    Ok((identity.cgroup_id, owner))
+}
+
+fn decode_flow(index: usize, flow: &wire::Flow) -> Result<(FlowKey, FlowCounters), Invalid> {
+    let field = |name: &str| format!("flows[{index}].{name}");
+    let role = match wire::Role::try_from(flow.role) {
+        Ok(wire::Role::Client) => Role::Client,
+        Ok(wire::Role::Server) => Role::Server,
+        Ok(wire::Role::Unspecified) | Err(_) => {
+            return Err(invalid(field("role"), format!("{} is no known role", flow.role)));
+        }
+    };
+    let local = decode_ip(&flow.local_ip).map_err(|problem| invalid(field("local_ip"), problem))?;
+    let remote = decode_ip(&flow.remote_ip).map_err(|problem| invalid(field("remote_ip"), problem))?;
+    if local.is_ipv4() != remote.is_ipv4() {
+        return Err(invalid(field("remote_ip"), "is of another family than local_ip"));
+    }
+    let port = u16::try_from(flow.port)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| invalid(field("port"), format!("{} is not between 1 and 65535", flow.port)))?;
+    let counters = flow.counters.as_ref().ok_or_else(|| invalid(field("counters"), "are missing"))?;
+    let key = FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port };
+    Ok((key, decode_counters(&field("counters"), counters)?))
+}
+
+/// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
+fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounters, Invalid> {
+    let all = [
+        ("opened", counters.opened),
+        ("closed", counters.closed),
+        ("failed", counters.failed),
+        ("preexisting", counters.preexisting),
+        ("bytes_sent", counters.bytes_sent),
+        ("bytes_received", counters.bytes_received),
+    ];
+    for (name, count) in all {
+        countable(&format!("{field}.{name}"), count)?;
+    }
+    let parts = [
+        ("preexisting_bytes_sent", counters.preexisting_bytes_sent, counters.bytes_sent),
+        ("preexisting_bytes_received", counters.preexisting_bytes_received, counters.bytes_received),
+        ("open_bytes_sent", counters.open_bytes_sent, counters.bytes_sent),
+        ("open_bytes_received", counters.open_bytes_received, counters.bytes_received),
+    ];
+    for (name, part, whole) in parts {
+        if part > whole {
+            return Err(invalid(
+                format!("{field}.{name}"),
+                format!("{part} is more than the {whole} that it is a part of"),
+            ));
+        }
+    }
+    Ok(FlowCounters {
+        opened: counters.opened,
+        closed: counters.closed,
+        failed: counters.failed,
+        preexisting: counters.preexisting,
+        bytes_sent: counters.bytes_sent,
+        bytes_received: counters.bytes_received,
+        preexisting_bytes_sent: counters.preexisting_bytes_sent,
+        preexisting_bytes_received: counters.preexisting_bytes_received,
+        open_bytes_sent: counters.open_bytes_sent,
+        open_bytes_received: counters.open_bytes_received,
+    })
+}
+
+fn decode_ip(bytes: &[u8]) -> Result<IpAddr, String> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Ok(IpAddr::from(v4));
+    }
+    let v6 = <[u8; 16]>::try_from(bytes).map_err(|_| format!("has {} bytes; it has to have 4 or 16", bytes.len()))?;
+    Ok(IpAddr::from(v6).to_canonical())
+}
+
+fn at_most(field: &str, text: &str, limit: usize) -> Result<(), Invalid> {
+    if text.len() > limit {
+        return Err(invalid(field, format!("has {} bytes; at most {limit}", text.len())));
+    }
+    Ok(())
+}
+
+fn countable(field: &str, count: u64) -> Result<(), Invalid> {
+    if count > MAX_COUNT {
+        return Err(invalid(field, format!("{count} is beyond {MAX_COUNT}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> wire::AgentReport {
+        wire::AgentReport {
+            node: "node-1".to_owned(),
+            epoch: vec![7; 16],
+            sequence: 1,
+            begins_snapshot: true,
+            ends_snapshot: true,
+            capture: Some(wire::CaptureState {
+                mode: wire::Mode::Ebpf.into(),
+                reason: "Supported".to_owned(),
+                ..wire::CaptureState::default()
+            }),
+            identities: vec![wire::Identity {
+                cgroup_id: 5,
+                cgroup_path: "/kubepods/pod1/c".to_owned(),
+                owner: Some(identity::Owner::HostProcess(wire::HostProcess { name: "sshd".to_owned() })),
+            }],
+            flows: vec![wire::Flow {
+                cgroup_id: 5,
+                netns: 9,
+                role: wire::Role::Server.into(),
+                local_ip: vec![10, 0, 0, 1],
+                remote_ip: vec![10, 0, 0, 2],
+                port: 22,
+                counters: Some(wire::Counters { opened: 3, closed: 1, ..wire::Counters::default() }),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_good_message_is_taken_as_it_is() {
+        let report = decode(message()).expect("the message is good");
+        let key = FlowKey {
+            cgroup_id: 5,
+            netns: 9,
+            role: Role::Server,
+            local: "10.0.0.1".parse().expect("an address"),
+            remote: "10.0.0.2".parse().expect("an address"),
+            port: 22,
+        };
+        assert_eq!(report.flows, [(key, FlowCounters { opened: 3, closed: 1, ..FlowCounters::default() })]);
+        assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
+        assert_eq!(report.capture.mode, Mode::Ebpf);
+    }
+
+    #[test]
+    fn each_fault_is_named_with_its_field() {
+        type Fault = fn(&mut wire::AgentReport);
+        fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
+            message.flows[0].counters.as_mut().expect("the message has counters")
+        }
+        let faults: [(&str, Fault); 17] = [
+            ("node", |message| message.node.clear()),
+            ("node", |message| message.node = "x".repeat(254)),
+            ("epoch", |message| message.epoch.truncate(15)),
+            ("capture", |message| message.capture = None),
+            ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 0),
+            ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 77),
+            ("capture.reason", |message| message.capture.as_mut().expect("it is there").reason = "no word".to_owned()),
+            ("capture.message", |message| message.capture.as_mut().expect("it is there").message = "x".repeat(1025)),
+            ("flows", |message| message.flows = vec![message.flows[0].clone(); 1001]),
+            ("identities[0].owner", |message| message.identities[0].owner = None),
+            ("flows[0].role", |message| message.flows[0].role = 0),
+            ("flows[0].local_ip", |message| message.flows[0].local_ip = vec![1, 2, 3]),
+            ("flows[0].remote_ip", |message| message.flows[0].remote_ip = vec![0x20; 16]),
+            ("flows[0].port", |message| message.flows[0].port = 65_536),
+            ("flows[0].counters", |message| message.flows[0].counters = None),
+            ("flows[0].counters.opened", |message| counters(message).opened = u64::MAX),
+            ("flows[0].counters.open_bytes_sent", |message| counters(message).open_bytes_sent = 1),
+        ];
+        for (field, fault) in faults {
+            let mut broken = message();
+            fault(&mut broken);
+            let problem = decode(broken).expect_err(field);
+            assert_eq!(problem.field, field, "{problem}");
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_become_ipv4() {
+        let mut mapped = message();
+        mapped.flows[0].local_ip = [vec![0; 10], vec![0xff, 0xff], vec![10, 0, 0, 1]].concat();
+        let report = decode(mapped).expect("the message is good");
+        assert_eq!(report.flows[0].0.local, "10.0.0.1".parse::<IpAddr>().expect("an address"));
+    }
+}

@@ -1,0 +1,234 @@
+//! One node's stream: its order, its place among other streams of the same node, and what it does to the ledger.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::watch;
+use tonic::Status;
+use topology::ledger::LateEpoch;
+
+use super::{
+    Accounts,
+    decode::{Capture, Report},
+};
+use crate::observation::{NodeObservation, Observations};
+
+/// All streams that are open: one per node.
+#[derive(Clone)]
+pub(super) struct Sessions {
+    accounts: Accounts,
+    observations: Observations,
+    open: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
+}
+
+impl Sessions {
+    pub(super) fn new(accounts: Accounts, observations: Observations) -> Self {
+        Self { accounts, observations, open: Arc::default() }
+    }
+}
+
+/// An open stream. When it is dropped, the node counts as not connected, unless another stream has taken its place.
+pub(super) struct Session {
+    sessions: Sessions,
+    node: String,
+    expected: u64,
+    /// Closed when another stream takes this one's place: the sender is the one in `Sessions::open`.
+    place: watch::Receiver<()>,
+}
+
+impl Session {
+    /// Opens a stream by its first message, in the place of an older one of the same node.
+    pub(super) fn open(sessions: Sessions, first: &Report) -> Result<Self, Status> {
+        if !first.begins_snapshot {
+            return Err(Status::invalid_argument("begins_snapshot: a stream's first message has to begin a snapshot"));
+        }
+        let (sender, place) = watch::channel(());
+        sessions.open.lock().unwrap_or_else(PoisonError::into_inner).insert(first.node.clone(), sender);
+        Ok(Self { sessions, node: first.node.clone(), expected: 1, place })
+    }
+
+    /// Done when another stream has taken this one's place.
+    pub(super) async fn replaced(&mut self) {
+        while self.place.changed().await.is_ok() {}
+    }
+
+    fn has_place(&self) -> bool {
+        self.place.has_changed().is_ok()
+    }
+
+    /// Takes a message in, as a whole or not at all; its sequence number.
+    pub(super) async fn take_in(&mut self, report: Report) -> Result<u64, Status> {
+        self.check_order(&report)?;
+        let accounts = self.sessions.accounts.clone();
+        let mut ledger = accounts.ledger().lock().await;
+        if !self.has_place() {
+            return Err(Status::aborted("another stream of the same node has taken this one's place"));
+        }
+        let now = SystemTime::now();
+        let first = self.expected == 1;
+        let changed = apply(&mut ledger, &report, first, now)
+            .map_err(|late| Status::failed_precondition(format!("epoch: {late}")))?;
+        drop(ledger);
+        self.expected += 1;
+        self.sessions.observations.update(&self.node, |node| observe(node, &report, now));
+        if changed {
+            accounts.mark_changed();
+        }
+        Ok(report.sequence)
+    }
+
+    fn check_order(&self, report: &Report) -> Result<(), Status> {
+        if report.node != self.node {
+            return Err(Status::invalid_argument(format!(
+                "node: {:?} on a stream of {:?}; open a stream per node",
+                report.node, self.node
+            )));
+        }
+        if report.sequence != self.expected {
+            return Err(Status::invalid_argument(format!(
+                "sequence: {} where {} was due; open a new stream with a snapshot",
+                report.sequence, self.expected
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut open = self.sessions.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.has_place() {
+            open.remove(&self.node);
+            self.sessions.observations.update(&self.node, |node| node.connected = false);
+        }
+    }
+}
+
+fn apply(
+    ledger: &mut topology::ledger::Ledger,
+    report: &Report,
+    first: bool,
+    now: SystemTime,
+) -> Result<bool, LateEpoch> {
+    let (node, epoch) = (report.node.as_str(), report.epoch);
+    ledger.enter(node, epoch)?;
+    if first {
+        ledger.begin_stream(node);
+    }
+    if report.begins_snapshot {
+        ledger.begin_snapshot(node, epoch)?;
+    }
+    let mut changed = false;
+    for (cgroup_id, owner) in &report.identities {
+        changed |= ledger.identify(node, epoch, *cgroup_id, owner.clone())?;
+    }
+    for (key, counters) in &report.flows {
+        changed |= ledger.apply(node, epoch, *key, counters, now)?;
+    }
+    if report.ends_snapshot {
+        changed |= ledger.end_snapshot(node, epoch, now)?;
+    }
+    Ok(changed)
+}
+
+fn observe(node: &mut NodeObservation, report: &Report, now: SystemTime) {
+    let now_ms = unix_ms(now);
+    let capture = report.capture.clone();
+    node.begin_epoch(&report.epoch.0, capture.attached_unix_ms);
+    node.connected = true;
+    node.last_report_unix_ms = now_ms;
+    let Capture { mode, reason, message, attach, kernel, attached_unix_ms, losses, seen } = capture;
+    node.mode = Some(mode);
+    node.reason = reason;
+    node.message = message;
+    node.attach = attach;
+    node.kernel = kernel;
+    node.attached_unix_ms = attached_unix_ms;
+    node.losses = losses;
+    node.seen = seen;
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::Losses;
+
+    use super::*;
+
+    fn capture(attached_unix_ms: u64, seen: u64) -> Capture {
+        Capture {
+            mode: crds::Mode::Ebpf,
+            reason: "Supported".to_owned(),
+            message: String::new(),
+            attach: "SockOps".to_owned(),
+            kernel: "6.1".to_owned(),
+            attached_unix_ms,
+            losses: Losses { opened: 1, ..Losses::default() },
+            seen,
+        }
+    }
+
+    fn report(epoch: u8, attached_unix_ms: u64, seen: u64) -> Report {
+        Report {
+            node: "n".to_owned(),
+            epoch: topology::ledger::Epoch([epoch; 16]),
+            sequence: 1,
+            begins_snapshot: true,
+            ends_snapshot: true,
+            capture: capture(attached_unix_ms, seen),
+            identities: Vec::new(),
+            flows: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_time_between_two_epochs_is_declared() {
+        let at = |ms| UNIX_EPOCH + std::time::Duration::from_millis(ms);
+        let mut node = NodeObservation::default();
+        observe(&mut node, &report(1, 100, 5), at(1_000));
+        observe(&mut node, &report(1, 100, 9), at(2_000));
+        observe(&mut node, &report(2, 2_750, 1), at(3_000));
+        assert_eq!(node.earlier.seen, 9);
+        assert_eq!(node.earlier.losses.opened, 1);
+        assert_eq!((node.earlier.gaps, node.earlier.gap_ms), (1, 750));
+        assert_eq!(node.seen, 1);
+    }
+
+    #[tokio::test]
+    async fn a_second_stream_takes_the_place_of_the_first() {
+        let sessions = Sessions::new(Accounts::default(), Observations::default());
+        let mut first = Session::open(sessions.clone(), &report(1, 1, 1)).expect("it begins a snapshot");
+        first.take_in(report(1, 1, 1)).await.expect("the message is in order");
+        let mut second = Session::open(sessions.clone(), &report(1, 1, 1)).expect("it begins a snapshot");
+        first.replaced().await;
+        let mut late = report(1, 1, 1);
+        late.sequence = 2;
+        assert_eq!(first.take_in(late).await.expect_err("replaced").code(), tonic::Code::Aborted);
+        second.take_in(report(1, 1, 1)).await.expect("the message is in order");
+        drop(first);
+        assert!(sessions.observations.get("n").is_some_and(|node| node.connected));
+        drop(second);
+        assert!(sessions.observations.get("n").is_some_and(|node| !node.connected));
+    }
+
+    #[tokio::test]
+    async fn what_is_out_of_order_is_refused() {
+        let sessions = Sessions::new(Accounts::default(), Observations::default());
+        let mut no_snapshot = report(1, 1, 1);
+        no_snapshot.begins_snapshot = false;
+        assert!(Session::open(sessions.clone(), &no_snapshot).is_err());
+        let mut session = Session::open(sessions, &report(1, 1, 1)).expect("it begins a snapshot");
+        session.take_in(report(1, 1, 1)).await.expect("the message is in order");
+        let repeated = session.take_in(report(1, 1, 1)).await.expect_err("a sequence number comes once");
+        assert!(repeated.message().starts_with("sequence: 1 where 2 was due"), "{repeated}");
+        let mut other = report(1, 1, 1);
+        other.node = "m".to_owned();
+        assert!(session.take_in(other).await.expect_err("another node").message().starts_with("node: \"m\""));
+    }
+}

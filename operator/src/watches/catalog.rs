@@ -1,0 +1,391 @@
+//! Everything that is known of the cluster's objects, kept true step by step.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::Hash,
+    time::{Duration, SystemTime},
+};
+
+use topology::{
+    directory::Directory,
+    entity::{Node, ServiceRef, Workload},
+};
+
+use super::{
+    owners::{self, OwnerFacts, Owners, Reference},
+    pods::PodFacts,
+    services::{self, ServiceFacts, SliceFacts},
+    steps::Step,
+};
+
+/// A change of one of the kinds.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Of a pod.
+    Pod(Step<PodFacts>),
+    /// Of a Service.
+    Service(Step<ServiceFacts>),
+    /// Of an EndpointSlice.
+    Slice(Step<SliceFacts>),
+    /// Of a node.
+    Node(Step<Node>),
+    /// Of an owner of this kind.
+    Owner(&'static str, Step<OwnerFacts>),
+}
+
+/// What an ownerReference to a workload needs to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerIdentity {
+    /// Group and version of its kind.
+    pub api_version: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// How many kinds are followed: six of owners, pods, Services, `EndpointSlices`, nodes.
+const KINDS: usize = 10;
+
+/// All names, and the workloads they lead to.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    directory: Directory,
+    owners: Owners,
+    /// Controller of each pod that is there, by the pod's UID.
+    controllers: HashMap<String, Reference>,
+    /// Pods (by UID) by each owner of their chain: they change when the owner does.
+    pods_below: HashMap<Workload, HashSet<String>>,
+    /// Workloads of kinds that are not watched, and bare pods, as their pods name them; with the number of these pods.
+    unwatched: HashMap<Workload, (OwnerIdentity, HashSet<String>)>,
+    services: HashMap<ServiceRef, ServiceFacts>,
+    slices: HashMap<ServiceRef, BTreeMap<String, SliceFacts>>,
+    slice_services: HashMap<ServiceRef, ServiceRef>,
+    listed_pods: Listed<String>,
+    listed_services: Listed<ServiceRef>,
+    listed_slices: Listed<ServiceRef>,
+    listed_nodes: Listed<String>,
+    listed_owners: HashMap<&'static str, Listed<Workload>>,
+    complete: HashSet<&'static str>,
+    gone_nodes: Vec<String>,
+}
+
+/// Which objects are there, and which of them a list under way has named.
+#[derive(Debug)]
+struct Listed<K> {
+    known: HashSet<K>,
+    listing: Option<HashSet<K>>,
+}
+
+impl<K> Default for Listed<K> {
+    fn default() -> Self {
+        Self { known: HashSet::new(), listing: None }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Listed<K> {
+    fn begin(&mut self) {
+        self.listing = Some(HashSet::new());
+    }
+
+    fn upsert(&mut self, key: K) {
+        if let Some(listing) = &mut self.listing {
+            listing.insert(key.clone());
+        }
+        self.known.insert(key);
+    }
+
+    fn remove(&mut self, key: &K) {
+        self.known.remove(key);
+    }
+
+    /// What was there and has not been listed.
+    fn complete(&mut self) -> Vec<K> {
+        let Some(listing) = self.listing.take() else { return Vec::new() };
+        let gone = self.known.difference(&listing).cloned().collect();
+        self.known = listing;
+        gone
+    }
+}
+
+impl Catalog {
+    /// Who is who.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// What an ownerReference to a workload has to say; none if the workload does not exist (any more).
+    #[must_use]
+    pub fn owner_identity(&self, workload: &Workload) -> Option<OwnerIdentity> {
+        if self.owners.watches(&workload.kind)
+            && let Some(facts) = self.owners.existing(workload)
+        {
+            return Some(OwnerIdentity { api_version: facts.api_version.clone(), uid: facts.uid.clone() });
+        }
+        self.unwatched.get(workload).map(|(identity, _)| identity.clone())
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.len() == KINDS
+    }
+
+    pub(super) fn take_gone_nodes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.gone_nodes)
+    }
+
+    pub(super) fn forget_removed(&mut self, now: SystemTime, retention: Duration) {
+        self.directory.forget_removed(now, retention);
+        self.owners.forget_removed(|removed| now.duration_since(removed).unwrap_or_default() >= retention);
+    }
+
+    /// Whether it changed any name.
+    pub(super) fn apply(&mut self, change: Change, now: SystemTime) -> bool {
+        match change {
+            Change::Pod(step) => self.apply_pod(step, now),
+            Change::Service(step) => self.apply_service(step, now),
+            Change::Slice(step) => self.apply_slice(step, now),
+            Change::Node(step) => self.apply_node(step),
+            Change::Owner(kind, step) => self.apply_owner(kind, step, now),
+        }
+    }
+
+    fn apply_pod(&mut self, step: Step<PodFacts>, now: SystemTime) -> bool {
+        match step {
+            Step::Begin => {
+                self.listed_pods.begin();
+                false
+            }
+            Step::Upsert(facts) => {
+                self.listed_pods.upsert(facts.pod.uid.clone());
+                self.upsert_pod(facts, now)
+            }
+            Step::Remove(facts) => {
+                self.listed_pods.remove(&facts.pod.uid);
+                self.remove_pod(&facts.pod.uid, now)
+            }
+            Step::Complete => {
+                let gone = self.listed_pods.complete();
+                self.complete.insert("Pod");
+                gone.iter().fold(true, |_, uid| self.remove_pod(uid, now))
+            }
+        }
+    }
+
+    fn upsert_pod(&mut self, facts: PodFacts, now: SystemTime) -> bool {
+        let PodFacts { mut pod, controller } = facts;
+        let below = self.resolve(&pod.namespace, &pod.uid, controller.as_ref(), &mut pod.workload);
+        for owner in below {
+            self.pods_below.entry(owner).or_default().insert(pod.uid.clone());
+        }
+        if let Some(controller) = controller {
+            self.controllers.insert(pod.uid.clone(), controller);
+        }
+        self.directory.upsert_pod(pod, now)
+    }
+
+    /// Finds the pod's workload, and returns the owners on the way up.
+    fn resolve(
+        &mut self,
+        namespace: &str,
+        uid: &str,
+        controller: Option<&Reference>,
+        workload: &mut Workload,
+    ) -> Vec<Workload> {
+        let Some(controller) = controller else {
+            let identity = OwnerIdentity { api_version: "v1".to_owned(), uid: uid.to_owned() };
+            self.note_unwatched(workload.clone(), identity, uid);
+            return Vec::new();
+        };
+        let (topmost, reference) = self.owners.topmost(namespace, controller);
+        if !self.owners.watches(&topmost.kind) {
+            let identity = OwnerIdentity { api_version: reference.api_version, uid: reference.uid };
+            self.note_unwatched(topmost.clone(), identity, uid);
+        }
+        let below = vec![owners::workload(namespace, controller), topmost.clone()];
+        *workload = topmost;
+        below
+    }
+
+    fn note_unwatched(&mut self, workload: Workload, identity: OwnerIdentity, uid: &str) {
+        let known = self.unwatched.entry(workload).or_insert_with(|| (identity.clone(), HashSet::new()));
+        known.0 = identity;
+        known.1.insert(uid.to_owned());
+    }
+
+    fn remove_pod(&mut self, uid: &str, now: SystemTime) -> bool {
+        let controller = self.controllers.remove(uid);
+        if let Some(pod) = self.directory.pod(uid) {
+            let direct = controller.map(|controller| owners::workload(&pod.namespace, &controller));
+            for owner in direct.into_iter().chain([pod.workload.clone()]) {
+                if let Some(pods) = self.pods_below.get_mut(&owner) {
+                    pods.remove(uid);
+                    if pods.is_empty() {
+                        self.pods_below.remove(&owner);
+                    }
+                }
+                if let Some((_, pods)) = self.unwatched.get_mut(&owner) {
+                    pods.remove(uid);
+                    if pods.is_empty() {
+                        self.unwatched.remove(&owner);
+                    }
+                }
+            }
+        }
+        self.directory.remove_pod(uid, now)
+    }
+
+    fn apply_owner(&mut self, kind: &'static str, step: Step<OwnerFacts>, now: SystemTime) -> bool {
+        let named = |facts: &OwnerFacts| Workload {
+            namespace: facts.namespace.clone(),
+            kind: kind.to_owned(),
+            name: facts.name.clone(),
+        };
+        let listed = self.listed_owners.entry(kind).or_default();
+        match step {
+            Step::Begin => {
+                self.owners.watch(kind);
+                listed.begin();
+                false
+            }
+            Step::Upsert(facts) => {
+                let workload = named(&facts);
+                listed.upsert(workload.clone());
+                let news = self.owners.upsert(kind, facts);
+                if news {
+                    self.resolve_below(&workload, now);
+                }
+                news
+            }
+            Step::Remove(facts) => {
+                let workload = named(&facts);
+                listed.remove(&workload);
+                self.owners.remove(&workload, now)
+            }
+            Step::Complete => {
+                let gone = listed.complete();
+                self.complete.insert(kind);
+                for workload in gone {
+                    self.owners.remove(&workload, now);
+                }
+                true
+            }
+        }
+    }
+
+    /// An owner has come or has another owner: the pods below may belong to another workload.
+    fn resolve_below(&mut self, owner: &Workload, now: SystemTime) {
+        let uids: Vec<String> = self.pods_below.get(owner).into_iter().flatten().cloned().collect();
+        for uid in uids {
+            let (Some(pod), Some(controller)) = (self.directory.pod(&uid), self.controllers.get(&uid)) else {
+                continue;
+            };
+            let facts = PodFacts { pod: pod.clone(), controller: Some(controller.clone()) };
+            self.upsert_pod(facts, now);
+        }
+    }
+
+    fn apply_service(&mut self, step: Step<ServiceFacts>, now: SystemTime) -> bool {
+        match step {
+            Step::Begin => {
+                self.listed_services.begin();
+                false
+            }
+            Step::Upsert(facts) => {
+                let name = facts.name.clone();
+                self.listed_services.upsert(name.clone());
+                self.services.insert(name.clone(), facts);
+                self.join_service(&name, now)
+            }
+            Step::Remove(facts) => {
+                self.listed_services.remove(&facts.name);
+                self.remove_service(&facts.name, now)
+            }
+            Step::Complete => {
+                let gone = self.listed_services.complete();
+                self.complete.insert("Service");
+                gone.iter().fold(true, |_, name| self.remove_service(name, now))
+            }
+        }
+    }
+
+    fn remove_service(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
+        self.services.remove(name);
+        self.directory.remove_service(name, now)
+    }
+
+    fn join_service(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
+        let Some(facts) = self.services.get(name) else { return false };
+        let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
+        let service = services::join(facts, &slices);
+        self.directory.upsert_service(service, now)
+    }
+
+    fn apply_slice(&mut self, step: Step<SliceFacts>, now: SystemTime) -> bool {
+        match step {
+            Step::Begin => {
+                self.listed_slices.begin();
+                false
+            }
+            Step::Upsert(facts) => {
+                let (name, service) = (facts.name.clone(), facts.service.clone());
+                self.listed_slices.upsert(name.clone());
+                let moved =
+                    self.slice_services.insert(name.clone(), service.clone()).filter(|former| *former != service);
+                let left = moved.is_some_and(|former| self.take_slice(&name, &former, now));
+                self.slices.entry(service.clone()).or_default().insert(name.name, facts);
+                self.join_service(&service, now) || left
+            }
+            Step::Remove(facts) => {
+                self.listed_slices.remove(&facts.name);
+                self.remove_slice(&facts.name, now)
+            }
+            Step::Complete => {
+                let gone = self.listed_slices.complete();
+                self.complete.insert("EndpointSlice");
+                gone.iter().fold(true, |_, name| self.remove_slice(name, now))
+            }
+        }
+    }
+
+    fn remove_slice(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
+        let Some(service) = self.slice_services.remove(name) else { return false };
+        self.take_slice(name, &service, now)
+    }
+
+    fn take_slice(&mut self, name: &ServiceRef, service: &ServiceRef, now: SystemTime) -> bool {
+        if let Some(slices) = self.slices.get_mut(service) {
+            slices.remove(&name.name);
+            if slices.is_empty() {
+                self.slices.remove(service);
+            }
+        }
+        self.join_service(service, now)
+    }
+
+    fn apply_node(&mut self, step: Step<Node>) -> bool {
+        match step {
+            Step::Begin => {
+                self.listed_nodes.begin();
+                false
+            }
+            Step::Upsert(node) => {
+                self.listed_nodes.upsert(node.name.clone());
+                self.directory.upsert_node(node)
+            }
+            Step::Remove(node) => {
+                self.listed_nodes.remove(&node.name);
+                self.remove_node(node.name)
+            }
+            Step::Complete => {
+                let gone = self.listed_nodes.complete();
+                self.complete.insert("Node");
+                gone.into_iter().fold(true, |_, name| self.remove_node(name))
+            }
+        }
+    }
+
+    fn remove_node(&mut self, name: String) -> bool {
+        let was_there = self.directory.remove_node(&name);
+        self.gone_nodes.push(name);
+        was_there
+    }
+}

@@ -1,0 +1,129 @@
+//! Follows controller references up from a pod to what a person deployed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::SystemTime,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::core::PartialObjectMeta;
+use topology::entity::Workload;
+
+/// The longest chain of owners that is followed: Pod → Job → CronJob and one more.
+const MAX_CHAIN: usize = 4;
+
+/// An object that owns others, by reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// Group and version.
+    pub api_version: String,
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+impl Reference {
+    /// The object's controller, if it has one.
+    pub(super) fn controller_of(metadata: &ObjectMeta) -> Option<Self> {
+        let of = |owner: &OwnerReference| Self {
+            api_version: owner.api_version.clone(),
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+            uid: owner.uid.clone(),
+        };
+        metadata.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true)).map(of)
+    }
+}
+
+/// An owner, as far as it matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerFacts {
+    pub(super) namespace: String,
+    pub(super) api_version: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) controller: Option<Reference>,
+}
+
+pub(super) fn facts<K: k8s_openapi::Resource>(object: PartialObjectMeta<K>) -> Option<OwnerFacts> {
+    let controller = Reference::controller_of(&object.metadata);
+    Some(OwnerFacts {
+        namespace: object.metadata.namespace?,
+        api_version: K::API_VERSION.to_owned(),
+        name: object.metadata.name?,
+        uid: object.metadata.uid?,
+        controller,
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    facts: OwnerFacts,
+    removed: Option<SystemTime>,
+}
+
+/// All owners of the kinds that are watched.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Owners {
+    known: HashMap<Workload, Known>,
+    watched: HashSet<&'static str>,
+}
+
+impl Owners {
+    /// Says that objects of this kind are known, so that one that is not known does not exist.
+    pub(super) fn watch(&mut self, kind: &'static str) {
+        self.watched.insert(kind);
+    }
+
+    pub(super) fn watches(&self, kind: &str) -> bool {
+        self.watched.contains(kind)
+    }
+
+    /// Whether the owner's place in the chain is news.
+    pub(super) fn upsert(&mut self, kind: &str, facts: OwnerFacts) -> bool {
+        let workload = Workload { namespace: facts.namespace.clone(), kind: kind.to_owned(), name: facts.name.clone() };
+        let news = self.known.get(&workload).is_none_or(|known| known.removed.is_some() || known.facts != facts);
+        self.known.insert(workload, Known { facts, removed: None });
+        news
+    }
+
+    /// The owner stays in the chains of pods that outlive it.
+    pub(super) fn remove(&mut self, workload: &Workload, now: SystemTime) -> bool {
+        match self.known.get_mut(workload) {
+            Some(known) if known.removed.is_none() => {
+                known.removed = Some(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn forget_removed(&mut self, expired: impl Fn(SystemTime) -> bool) {
+        self.known.retain(|_, known| !known.removed.is_some_and(&expired));
+    }
+
+    /// API version and UID of an owner that exists.
+    pub(super) fn existing(&self, workload: &Workload) -> Option<&OwnerFacts> {
+        self.known.get(workload).filter(|known| known.removed.is_none()).map(|known| &known.facts)
+    }
+
+    /// The topmost known owner, starting from a pod's controller. With it, the reference by which it was found.
+    pub(super) fn topmost(&self, namespace: &str, controller: &Reference) -> (Workload, Reference) {
+        let mut reference = controller.clone();
+        for _ in 0..MAX_CHAIN {
+            let workload = workload(namespace, &reference);
+            match self.known.get(&workload).and_then(|known| known.facts.controller.clone()) {
+                Some(next) => reference = next,
+                None => break,
+            }
+        }
+        (workload(namespace, &reference), reference)
+    }
+}
+
+pub(super) fn workload(namespace: &str, reference: &Reference) -> Workload {
+    Workload { namespace: namespace.to_owned(), kind: reference.kind.clone(), name: reference.name.clone() }
+}
