@@ -1,0 +1,167 @@
+//! The command line.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use jiff::SignedDuration;
+
+use crate::capture::{Refusal, Settings, find_cgroup_root};
+
+pub mod logging;
+pub mod run;
+
+/// Where a pod of the agent has the node's cgroups, and where everybody has them.
+const CGROUP_MOUNTS: [&str; 2] = ["/host/sys/fs/cgroup", "/sys/fs/cgroup"];
+
+/// Who talks to whom on this machine: captured in the kernel, by container and process.
+#[derive(Debug, Parser)]
+#[command(name = "scopeprobe-agent", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    logging: logging::Logging,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say what this machine can do and which mode the agent would use: exit code 0 for eBPF, 3 if that isn't possible.
+    Check(crate::check::Arguments),
+    /// Show this machine's connections on the terminal.
+    Watch(crate::watch::Arguments),
+    /// Report this node's connections to an operator.
+    Run(run::Arguments),
+}
+
+/// How to capture; the same for all commands.
+#[derive(Clone, Debug, Args)]
+pub struct CaptureArguments {
+    /// The cgroup v2 directory whose sockets are this node's [default: found below /host/sys/fs/cgroup, else
+    /// /sys/fs/cgroup].
+    #[arg(long, env = "SCOPEPROBE_CGROUP_ROOT", value_name = "DIRECTORY")]
+    cgroup_root: Option<PathBuf>,
+    /// The running kernel's type information.
+    #[arg(long, env = "SCOPEPROBE_BTF", value_name = "FILE", default_value = "/sys/kernel/btf/vmlinux")]
+    btf: PathBuf,
+    /// How many flows the kernel can count at a time; what doesn't fit is counted as lost.
+    #[arg(long, env = "SCOPEPROBE_MAX_FLOWS", value_name = "N", default_value_t = 65_536,
+          value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    max_flows: u32,
+    /// Don't make a connection of the agent's own at the start to see whether it is captured. For cgroup roots that
+    /// the agent itself isn't below.
+    #[arg(long, env = "SCOPEPROBE_SKIP_SELF_TEST")]
+    skip_self_test: bool,
+}
+
+impl CaptureArguments {
+    /// The directory of the node's cgroup v2 root.
+    ///
+    /// # Errors
+    /// If there is no cgroup v2 at the usual places.
+    pub fn cgroup_root(&self) -> Result<PathBuf, Refusal> {
+        let Some(root) = &self.cgroup_root else {
+            let mount = CGROUP_MOUNTS.map(Path::new).into_iter().find(|mount| mount.is_dir());
+            return find_cgroup_root(mount.unwrap_or(Path::new(CGROUP_MOUNTS[1])));
+        };
+        find_cgroup_root(root)
+    }
+
+    /// What the capture wants to know.
+    ///
+    /// # Errors
+    /// See [`CaptureArguments::cgroup_root`].
+    pub fn settings(&self) -> Result<Settings, Refusal> {
+        Ok(Settings { cgroup_root: self.cgroup_root()?, ..self.settings_without_root() })
+    }
+
+    fn settings_without_root(&self) -> Settings {
+        Settings {
+            btf_path: self.btf.clone(),
+            max_flows: self.max_flows,
+            self_test: !self.skip_self_test,
+            ..Settings::default()
+        }
+    }
+
+    /// The settings even where the cgroup root is not to be found: what uses them finds out and says so.
+    #[must_use]
+    pub fn settings_to_probe(&self) -> Settings {
+        let cgroup_root = self
+            .cgroup_root()
+            .ok()
+            .or_else(|| self.cgroup_root.clone())
+            .unwrap_or_else(|| PathBuf::from(CGROUP_MOUNTS[1]));
+        Settings { cgroup_root, ..self.settings_without_root() }
+    }
+
+    /// How many flows the agent remembers: the kernel's, and as many that are over.
+    #[must_use]
+    pub fn remembered_flows(&self) -> usize {
+        2 * self.max_flows as usize
+    }
+}
+
+/// Reads a positive duration such as `500ms`, `1s` or `1h 30m`.
+///
+/// # Errors
+/// If it is none.
+pub fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let duration: SignedDuration =
+        text.parse().map_err(|error| format!("{error}; write a duration such as 500ms, 1s or 1h30m"))?;
+    std::time::Duration::try_from(duration)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "it must be greater than zero".to_owned())
+}
+
+/// Reads the command line and does what it says.
+///
+/// # Errors
+/// What kept the command from being carried out, for people.
+pub fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Check(arguments) => crate::check::run(&arguments),
+        Command::Watch(arguments) => crate::watch::run(&arguments),
+        Command::Run(arguments) => {
+            cli.logging.start()?;
+            run::run(&arguments)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_each_flag_has_a_variable() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let flags = sub.get_arguments().filter(|flag| !["help", "version"].contains(&flag.get_id().as_str()));
+            for flag in flags.filter(|_| sub.get_name() == "run") {
+                let variable = flag.get_env().unwrap_or_default().to_string_lossy();
+                assert!(variable.starts_with("SCOPEPROBE_") || variable == "NODE_NAME", "{}", flag.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_mins(90)));
+        for wrong in ["", "5", "-1s", "0s", "soon"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `run`: captures, reports and serves the endpoints until it is told to end.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::{CaptureArguments, duration};
+use crate::{
+    endpoints::{self, ReportMetrics},
+    observation::{Epoch, Observation, Shared},
+    observer::Observer,
+    report::{operator_url, stream::Reporter},
+    store::Bounds,
+    supervision,
+};
+
+/// How long the last read and the last report may take after SIGTERM, each.
+const CLOSING_TIME: Duration = Duration::from_secs(3);
+
+/// How to report.
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// The Kubernetes node's name.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// The operator's address: http://<ip>:<port>.
+    #[arg(long, env = "SCOPEPROBE_OPERATOR", value_name = "URL")]
+    operator: String,
+    /// Report without encryption.
+    #[arg(long, env = "SCOPEPROBE_INSECURE_PLAINTEXT")]
+    insecure_plaintext: bool,
+    /// How to capture.
+    #[arg(long, env = "SCOPEPROBE_MODE", value_enum, default_value = "ebpf")]
+    mode: Mode,
+    /// The longest time from a change to its report. New flows are reported at once.
+    #[arg(long, env = "SCOPEPROBE_REPORT_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    report_interval: Duration,
+    /// How long the quiet flows of a container that is gone are remembered.
+    #[arg(long, env = "SCOPEPROBE_RETENTION", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    retention: Duration,
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "SCOPEPROBE_HTTP_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:9464")]
+    http_listen: SocketAddr,
+    #[command(flatten)]
+    capture: CaptureArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Counted in the kernel.
+    Ebpf,
+    /// Without eBPF.
+    Fallback,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If the arguments don't make sense or the endpoints can't be served. Never because of the capture or the operator.
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    // One thread is enough, and its memory is one thread's.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?
+        .block_on(serve(arguments))
+}
+
+async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let operator = operator_url::parse(&arguments.operator, arguments.insecure_plaintext)?;
+    let listener = TcpListener::bind(arguments.http_listen)
+        .await
+        .with_context(|| format!("can't listen at {} (--http-listen)", arguments.http_listen))?;
+    let mut terminate = signal(SignalKind::terminate()).context("can't wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't wait for SIGINT")?;
+
+    let bounds = Bounds { flows: arguments.capture.remembered_flows(), retention: arguments.retention };
+    let observation = Shared::new(Observation::new(first_epoch()?, bounds, kernel()));
+    let changed = Arc::new(Notify::new());
+    let metrics = ReportMetrics::default();
+    let (close_observer, observer_closing) = watch::channel(false);
+    let (close_reporter, reporter_closing) = watch::channel(false);
+
+    let endpoints = tokio::spawn({
+        let (observation, metrics) = (observation.clone(), metrics.clone());
+        async move { endpoints::serve(listener, observation, &metrics).await }
+    });
+    let observer = tokio::spawn(observer(arguments, &observation, &changed).run(observer_closing));
+    let reporter = Reporter { node: arguments.node_name.clone(), operator, observation, changed, metrics };
+    let reporter = tokio::spawn(reporter.run(reporter_closing));
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        served = endpoints => served.context("the HTTP endpoints panicked")?.context("the HTTP endpoints failed")?,
+    }
+    tracing::info!("closing");
+    // In this order: the last report tells what the last read has brought.
+    close(close_observer, observer, "read").await;
+    close(close_reporter, reporter, "report").await;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn observer(arguments: &Arguments, observation: &Shared, changed: &Arc<Notify>) -> Observer {
+    let start = match arguments.mode {
+        Mode::Ebpf => {
+            let capture = arguments.capture.clone();
+            supervision::ebpf(move || capture.settings())
+        }
+        Mode::Fallback => supervision::fallback(),
+    };
+    let capture = arguments.capture.clone();
+    Observer {
+        start,
+        observation: observation.clone(),
+        changed: Arc::clone(changed),
+        interval: arguments.report_interval,
+        cgroup_root: Box::new(move || Ok(capture.cgroup_root()?)),
+    }
+}
+
+async fn close(ask: watch::Sender<bool>, mut task: JoinHandle<()>, what: &str) {
+    ask.send_replace(true);
+    match timeout(CLOSING_TIME, &mut task).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the last {what} failed"),
+        Err(_) => tracing::warn!("the last {what} took longer than {} s and is given up", CLOSING_TIME.as_secs()),
+    }
+}
+
+fn first_epoch() -> anyhow::Result<Epoch> {
+    let mut epoch = Epoch::default();
+    getrandom::fill(&mut epoch).context("can't draw random bytes for the epoch")?;
+    Ok(epoch)
+}
+
+fn kernel() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}

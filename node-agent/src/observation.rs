@@ -1,0 +1,163 @@
+//! What the agent knows now: the state of its capture, the flows, and whose they are.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use topology::flow::FlowKey;
+
+use crate::{
+    attribution::Attribution,
+    capture::{Description, Losses, Mode, Reading},
+    store::{Bounds, FlowStore},
+};
+
+/// 16 random bytes: counters of different epochs do not continue one another.
+pub type Epoch = [u8; 16];
+
+/// What the agent knows now.
+#[derive(Debug)]
+pub struct Observation {
+    epoch: Epoch,
+    /// The state of the capture.
+    pub capture: CaptureState,
+    /// The flows of this epoch.
+    pub flows: FlowStore,
+    /// Whose they are; `None` until the node's cgroups could be read.
+    pub attribution: Option<Attribution>,
+}
+
+/// The state of the capture, in the terms of the report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptureState {
+    /// `None`: the agent runs and sees nothing.
+    pub mode: Option<Mode>,
+    /// Why, as a word of the API.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+    /// How the capture is attached; empty where it isn't.
+    pub attach: &'static str,
+    /// The kernel's release.
+    pub kernel: String,
+    /// When it was attached.
+    pub attached_at: Option<SystemTime>,
+    /// What could not be stored, in this epoch.
+    pub losses: Losses,
+    /// Connections opened and attempts failed, in this epoch.
+    pub seen: u64,
+}
+
+/// The reason before the first attempt to start a capture has come to an end.
+const STARTING: &str = "Starting";
+
+impl CaptureState {
+    /// Whether it is known what can be captured.
+    #[must_use]
+    pub fn is_decided(&self) -> bool {
+        self.reason != STARTING
+    }
+}
+
+impl Observation {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(epoch: Epoch, bounds: Bounds, kernel: String) -> Self {
+        Self {
+            epoch,
+            capture: CaptureState {
+                mode: None,
+                reason: STARTING.into(),
+                message: "the capture is being started".into(),
+                attach: "",
+                kernel,
+                attached_at: None,
+                losses: Losses::default(),
+                seen: 0,
+            },
+            flows: FlowStore::new(bounds),
+            attribution: None,
+        }
+    }
+
+    /// The epoch that the counters belong to.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// A capture runs: its counters begin at zero, so the flows of the one before leave.
+    pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
+        self.epoch = epoch;
+        self.flows.clear();
+        self.capture = CaptureState {
+            mode: Some(description.mode),
+            reason: "Supported".into(),
+            message: message(description),
+            attach: description.attach,
+            kernel: description.kernel.clone(),
+            attached_at: Some(description.attached_at),
+            losses: Losses::default(),
+            seen: 0,
+        };
+    }
+
+    /// No capture runs. What was counted in this epoch stays true.
+    pub fn stop(&mut self, reason: &str, message: String) {
+        self.capture.mode = None;
+        reason.clone_into(&mut self.capture.reason);
+        self.capture.message = message;
+        self.capture.attach = "";
+    }
+
+    /// Takes in what the capture has read. Returns whether anything has changed.
+    pub fn absorb(&mut self, reading: Reading, now: Instant) -> bool {
+        let mut changed = self.capture.losses != reading.losses || self.capture.seen != reading.seen;
+        self.capture.losses = reading.losses;
+        self.capture.seen = reading.seen;
+        for (key, counters) in reading.flows {
+            changed |= self.flows.record(key, counters, now);
+            // Now, while the processes that may have to name the cgroup are there.
+            if let Some(attribution) = &mut self.attribution {
+                attribution.owner(key.cgroup_id, now);
+            }
+        }
+        changed
+    }
+
+    /// Removes what is too old or too much. Returns the flows that have left.
+    pub fn expire(&mut self, now: Instant) -> Vec<FlowKey> {
+        let Self { flows, attribution: Some(attribution), .. } = self else { return Vec::new() };
+        let left = flows.expire(now, |cgroup| attribution.is_live(cgroup));
+        let needed = flows.cgroups();
+        attribution.forget_dead(now, |cgroup| needed.contains(&cgroup));
+        left
+    }
+}
+
+fn message(description: &Description) -> String {
+    let mut message = String::from("capturing");
+    for degradation in &description.degradations {
+        message.push_str("; ");
+        message.push_str(&degradation.message);
+    }
+    message
+}
+
+/// The observation, as the tasks of one process share it. Locked for moments only, never across an await.
+#[derive(Clone, Debug)]
+pub struct Shared(Arc<Mutex<Observation>>);
+
+impl Shared {
+    /// Shares it.
+    #[must_use]
+    pub fn new(observation: Observation) -> Self {
+        Self(Arc::new(Mutex::new(observation)))
+    }
+
+    /// Locks it. A panic elsewhere has not left it half-changed in a way that matters here: each flow is whole.
+    pub fn lock(&self) -> MutexGuard<'_, Observation> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

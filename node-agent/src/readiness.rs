@@ -1,0 +1,42 @@
+//! Waits until the kernel has something to be read.
+
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Wakes whoever waits for a file to become readable; never, where there is no file.
+#[derive(Debug)]
+pub struct Readiness(Option<AsyncFd<OwnedFd>>);
+
+impl Readiness {
+    /// Of this file, through a descriptor of its own. Where the runtime can't wait for it, that is logged: the
+    /// interval between reads has to do then.
+    #[must_use]
+    pub fn of(file: Option<BorrowedFd<'_>>) -> Self {
+        let registered = file.map(register).transpose();
+        Self(registered.unwrap_or_else(|error| {
+            tracing::warn!(%error, "can't be woken up early; the report interval has to do");
+            None
+        }))
+    }
+
+    /// Waits until there is something to read, which the caller then has to read: it isn't told again of the same.
+    pub async fn ready(&self) {
+        let Some(file) = &self.0 else { return std::future::pending().await };
+        match file.readable().await {
+            Ok(mut guard) => guard.clear_ready(),
+            // The runtime is shutting down.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+fn register(file: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
+    let own = file.try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` is open, always gives the same number, and is closed only when the `AsyncFd` that owns it
+    // is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?)
+}

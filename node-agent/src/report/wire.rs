@@ -1,0 +1,120 @@
+//! From the agent's types to the wire's.
+
+use std::{net::IpAddr, time::SystemTime};
+
+use report::{MAX_CAPTURE_MESSAGE_BYTES, v1alpha1 as wire};
+use topology::{
+    entity::CgroupOwner,
+    flow::{FlowCounters, FlowKey, Role},
+};
+
+use crate::{
+    attribution::Attributed,
+    capture::{Losses, Mode},
+    observation::CaptureState,
+};
+
+/// The state of the capture; its message is cut to what the wire allows.
+#[must_use]
+pub fn capture_state(state: &CaptureState) -> wire::CaptureState {
+    let mode = match state.mode {
+        Some(Mode::Ebpf) => wire::Mode::Ebpf,
+        Some(Mode::Fallback) => wire::Mode::Fallback,
+        None => wire::Mode::Unsupported,
+    };
+    wire::CaptureState {
+        mode: mode.into(),
+        reason: state.reason.clone(),
+        message: cut(&state.message, MAX_CAPTURE_MESSAGE_BYTES).to_owned(),
+        attach: state.attach.to_owned(),
+        kernel: state.kernel.clone(),
+        attached_unix_ms: state.attached_at.map_or(0, unix_ms),
+        losses: Some(losses(&state.losses)),
+        seen: state.seen,
+    }
+}
+
+/// Whose cgroup it is.
+#[must_use]
+pub fn identity(cgroup_id: u64, attributed: &Attributed) -> wire::Identity {
+    let owner = match attributed.owner.clone() {
+        CgroupOwner::PodContainer { pod_uid, container_id } => {
+            wire::identity::Owner::PodContainer(wire::PodContainer { pod_uid, container_id })
+        }
+        CgroupOwner::HostProcess { name } => wire::identity::Owner::HostProcess(wire::HostProcess { name }),
+    };
+    wire::Identity { cgroup_id, cgroup_path: attributed.path.clone(), owner: Some(owner) }
+}
+
+/// A flow and its counters.
+#[must_use]
+pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
+    let role = match key.role {
+        Role::Client => wire::Role::Client,
+        Role::Server => wire::Role::Server,
+    };
+    wire::Flow {
+        cgroup_id: key.cgroup_id,
+        netns: key.netns,
+        role: role.into(),
+        local_ip: octets(key.local),
+        remote_ip: octets(key.remote),
+        port: key.port.into(),
+        counters: Some(wire::Counters {
+            opened: counters.opened,
+            closed: counters.closed,
+            failed: counters.failed,
+            preexisting: counters.preexisting,
+            bytes_sent: counters.bytes_sent,
+            bytes_received: counters.bytes_received,
+            preexisting_bytes_sent: counters.preexisting_bytes_sent,
+            preexisting_bytes_received: counters.preexisting_bytes_received,
+            open_bytes_sent: counters.open_bytes_sent,
+            open_bytes_received: counters.open_bytes_received,
+        }),
+    }
+}
+
+fn losses(losses: &Losses) -> wire::Losses {
+    wire::Losses {
+        opened: losses.opened,
+        closed: losses.closed,
+        failed: losses.failed,
+        first_sights: losses.first_sights,
+        closes_unseen: losses.closes_unseen,
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("aüb", 2), "a");
+        assert_eq!(cut("aüb", 3), "aü");
+        assert_eq!(cut("aüb", 99), "aüb");
+    }
+
+    #[test]
+    fn addresses_are_4_or_16_bytes() {
+        assert_eq!(octets("10.0.0.1".parse().unwrap()), [10, 0, 0, 1]);
+        assert_eq!(octets("::1".parse().unwrap()).len(), 16);
+    }
+}

@@ -1,0 +1,40 @@
+//! Starts a capture, and says why not.
+
+use std::sync::Arc;
+
+use crate::capture::{self, Capture, Refusal, Settings};
+
+/// Why no capture runs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Refused {
+    /// As a word of the API.
+    pub reason: &'static str,
+    /// What was attempted, on what, what came of it, what to do.
+    pub message: String,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { reason: refusal.reason.as_str(), message: refusal.message }
+    }
+}
+
+/// How a capture is started, again and again if need be. May block for a second.
+pub type Starter = Arc<dyn Fn() -> Result<Box<dyn Capture>, Refused> + Send + Sync>;
+
+/// Starts the eBPF capture. The settings are found anew each time: what is missing may come.
+pub fn ebpf(settings: impl Fn() -> Result<Settings, Refusal> + Send + Sync + 'static) -> Starter {
+    Arc::new(move || Ok(Box::new(capture::start_ebpf(&settings()?)?)))
+}
+
+/// The fallback has no capture yet.
+#[must_use]
+pub fn fallback() -> Starter {
+    Arc::new(|| {
+        Err(Refused {
+            reason: "NotImplemented",
+            message: "this version has no capture without eBPF; nothing is captured on this node".into(),
+        })
+    })
+}

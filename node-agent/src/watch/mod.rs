@@ -1,0 +1,176 @@
+//! `watch`: this machine's topology on the terminal, without a cluster.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use self::view::View;
+use crate::{
+    capture::{Refusal, Settings},
+    check::NO_EBPF,
+    commands::{CaptureArguments, duration},
+    observation::{Epoch, Observation, Shared},
+    observer::Observer,
+    store::Bounds,
+    supervision,
+};
+
+pub mod rows;
+pub mod table;
+pub mod view;
+
+/// Between two pictures.
+const REDRAW: Duration = Duration::from_secs(1);
+
+/// How long what has ended stays in the picture.
+const RETENTION: Duration = Duration::from_hours(1);
+
+/// What to show.
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// Show it once and end: what is open now, and with --for what happened meanwhile.
+    #[arg(long)]
+    once: bool,
+    /// End after this time, for example 10s.
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    duration: Option<Duration>,
+    /// Output format; JSON is one document, without --once one a line.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    capture: CaptureArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// Shows until it is told to end. The exit code is 3 where nothing can be captured.
+///
+/// # Errors
+/// If the output can't be written.
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?
+        .block_on(show(arguments))
+}
+
+async fn show(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let bounds = Bounds { flows: arguments.capture.remembered_flows(), retention: RETENTION };
+    let observation = Shared::new(Observation::new(Epoch::default(), bounds, String::new()));
+    let changed = Arc::new(Notify::new());
+    let (close, closing) = watch::channel(false);
+    let observer = tokio::spawn(observer(&arguments.capture, &observation, &changed).run(closing));
+    while !observation.lock().capture.is_decided() {
+        changed.notified().await;
+    }
+    let end = arguments.duration.map(|duration| Instant::now() + duration);
+    if arguments.once {
+        let now = Instant::now();
+        until_interrupted(sleep_until(end.unwrap_or(now))).await?;
+    } else if observation.lock().capture.mode.is_some() {
+        until_interrupted(show_live(arguments.output, &observation, &changed, end)).await?;
+    }
+    close.send_replace(true);
+    observer.await.context("observing failed")?;
+    if observation.lock().capture.mode.is_none() {
+        let capture = &observation.lock().capture;
+        eprintln!("scopeprobe-agent: nothing can be captured here: {}: {}", capture.reason, capture.message);
+        return Ok(ExitCode::from(NO_EBPF));
+    }
+    if arguments.once {
+        print_once(arguments.output, &observation)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn observer(capture: &CaptureArguments, observation: &Shared, changed: &Arc<Notify>) -> Observer {
+    let arguments = capture.clone();
+    let settings =
+        move || -> Result<Settings, Refusal> { Ok(Settings { look_every: REDRAW, ..arguments.settings()? }) };
+    let capture = capture.clone();
+    Observer {
+        start: supervision::ebpf(settings),
+        observation: observation.clone(),
+        changed: Arc::clone(changed),
+        interval: REDRAW,
+        cgroup_root: Box::new(move || Ok(capture.cgroup_root()?)),
+    }
+}
+
+/// Waits, but for Ctrl-C not longer than until then.
+async fn until_interrupted<T: Default>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => Ok(done),
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.context("can't wait for Ctrl-C")?;
+            Ok(T::default())
+        }
+    }
+}
+
+/// A picture a second on a terminal, elsewhere one when something has changed, at most one a second.
+async fn show_live(output: Output, observation: &Shared, changed: &Notify, end: Option<Instant>) {
+    let terminal = io::stdout().is_terminal() && output == Output::Table;
+    let far = Instant::now() + Duration::from_hours(24 * 365);
+    let end = end.unwrap_or(far);
+    loop {
+        let drawn = Instant::now();
+        let view = View::of(&mut observation.lock());
+        let shown = match output {
+            Output::Table if terminal => redraw(&view),
+            Output::Table => write(&(table::render(&view, None) + "\n")),
+            Output::Json => json_line(&view),
+        };
+        // Nobody reads any more.
+        if shown.is_err() {
+            return;
+        }
+        sleep_until((drawn + REDRAW).min(end)).await;
+        if !terminal && timeout_at(end, changed.notified()).await.is_err() {
+            return;
+        }
+        if Instant::now() >= end {
+            return;
+        }
+    }
+}
+
+fn print_once(output: Output, observation: &Shared) -> anyhow::Result<()> {
+    let view = View::of(&mut observation.lock());
+    match output {
+        Output::Table => write(&table::render(&view, None))?,
+        Output::Json => write(&(serde_json::to_string_pretty(&view)? + "\n"))?,
+    }
+    Ok(())
+}
+
+/// Clears the screen and draws what fits.
+fn redraw(view: &View) -> io::Result<()> {
+    let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row));
+    write(&format!("\x1b[H\x1b[2J{}", table::render(view, Some(rows))))
+}
+
+fn json_line(view: &View) -> io::Result<()> {
+    write(&(serde_json::to_string(view)? + "\n"))
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
