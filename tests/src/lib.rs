@@ -1,1 +1,33 @@
-//! stub
+//! What the tests that cross crates stand on: a real cluster, namespaces in it, the traffic program in its pods, the
+//! chart, and the API server's own account of who wrote what.
+//!
+//! ```no_run
+//! # async fn example() -> scopeprobe_tests::Result<()> {
+//! let cluster = scopeprobe_tests::Cluster::shared().await?;
+//! let namespace = cluster.namespace("example").await?;
+//! let server = namespace.traffic_pod("server", Some("node-1"), &["main"]).await?.remove(0);
+//! let client = namespace.traffic_pod("client", Some("node-2"), &["main"]).await?.remove(0);
+//! let port = server.echo("[::]:0").await?.port();
+//! let target = (namespace.pod_ips("server").await?[0], port).into();
+//! client.connect(traffic::protocol::Connect { count: 10, send: 5, receive: 5, ..traffic::protocol::Connect::to(target) }).await?;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod chart;
+pub mod cluster;
+pub mod control_plane;
+pub mod error;
+pub mod manifest;
+pub mod namespace;
+pub mod place;
+pub mod pod;
+pub mod traffic_pod;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use control_plane::ControlPlane;
+pub use error::{Error, Result};
+pub use wait::{eventually, eventually_within};

@@ -1,0 +1,158 @@
+//! Who wrote what, by the API server's audit log.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Seek as _, SeekFrom},
+    path::PathBuf,
+};
+
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+/// The audit log of our own cluster: all writes, no reads.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    path: PathBuf,
+}
+
+/// A place in the log: what is written later comes after it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(u64);
+
+/// One request that the API server carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// `system:serviceaccount:NAMESPACE:NAME`, `admin`, …
+    pub user: String,
+    /// What the client calls itself.
+    pub user_agent: String,
+    /// `create`, `update`, `patch`, `delete`, `deletecollection`.
+    pub verb: String,
+    /// API group; empty for the core.
+    pub group: String,
+    /// Plural, such as `topologies`.
+    pub resource: String,
+    /// Such as `status`, or empty.
+    pub subresource: String,
+    /// Empty for what has none.
+    pub namespace: String,
+    /// Empty where the server chose it.
+    pub name: String,
+}
+
+impl Audit {
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The log's end now.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub fn mark(&self) -> Result<Mark> {
+        let metadata = self.path.metadata().map_err(Error::io(format!("read {}", self.path.display())))?;
+        Ok(Mark(metadata.len()))
+    }
+
+    /// The writes since then that the API server has carried out (those it refused are left out) and that `wanted`
+    /// picks.
+    ///
+    /// # Errors
+    /// Where the log cannot be read, or holds a line of another shape.
+    pub fn writes_since(&self, mark: Mark, wanted: impl Fn(&Write) -> bool) -> Result<Vec<Write>> {
+        let attempt = format!("read {}", self.path.display());
+        let mut file = File::open(&self.path).map_err(Error::io(&attempt))?;
+        file.seek(SeekFrom::Start(mark.0)).map_err(Error::io(&attempt))?;
+        let mut reader = BufReader::new(file);
+        let (mut writes, mut line) = (Vec::new(), String::new());
+        loop {
+            line.clear();
+            reader.read_line(&mut line).map_err(Error::io(&attempt))?;
+            // A line without an end is being written.
+            if !line.ends_with('\n') {
+                return Ok(writes);
+            }
+            writes.extend(parse(&line)?.filter(&wanted));
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    stage: String,
+    verb: String,
+    user: User,
+    #[serde(default)]
+    user_agent: String,
+    #[serde(default)]
+    object_ref: Option<ObjectRef>,
+    #[serde(default)]
+    response_status: Option<ResponseStatus>,
+}
+
+#[derive(Deserialize)]
+struct User {
+    #[serde(default)]
+    username: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ObjectRef {
+    api_group: String,
+    resource: String,
+    subresource: String,
+    namespace: String,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct ResponseStatus {
+    #[serde(default)]
+    code: u16,
+}
+
+fn parse(line: &str) -> Result<Option<Write>> {
+    let event: Event = serde_json::from_str(line)
+        .map_err(|error| Error::Unexpected(format!("an audit event of another shape: {error}\n{line}")))?;
+    let carried_out = event.response_status.is_some_and(|status| (200..300).contains(&status.code));
+    let changes = ["create", "update", "patch", "delete", "deletecollection"].contains(&event.verb.as_str());
+    if event.stage != "ResponseComplete" || !carried_out || !changes {
+        return Ok(None);
+    }
+    let object = event.object_ref.unwrap_or_default();
+    Ok(Some(Write {
+        user: event.user.username,
+        user_agent: event.user_agent,
+        verb: event.verb,
+        group: object.api_group,
+        resource: object.resource,
+        subresource: object.subresource,
+        namespace: object.namespace,
+        name: object.name,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"Metadata","auditID":"x","stage":"ResponseComplete","requestURI":"/apis/scopeprobe.io/v1alpha1/namespaces/shop/topologies/a/status?force=true","verb":"patch","user":{"username":"system:serviceaccount:s:operator","groups":["g"]},"userAgent":"scopeprobe-operator/0.1.0","objectRef":{"resource":"topologies","namespace":"shop","name":"a","apiGroup":"scopeprobe.io","apiVersion":"v1alpha1","subresource":"status"},"responseStatus":{"metadata":{},"code":200},"annotations":{}}"#;
+
+    #[test]
+    fn a_write_is_read() {
+        let write = parse(LINE).unwrap().unwrap();
+        assert_eq!((write.user.as_str(), write.verb.as_str()), ("system:serviceaccount:s:operator", "patch"));
+        assert_eq!((write.resource.as_str(), write.subresource.as_str()), ("topologies", "status"));
+        assert_eq!((write.namespace.as_str(), write.name.as_str()), ("shop", "a"));
+    }
+
+    #[test]
+    fn what_was_refused_is_no_write() {
+        assert_eq!(parse(&LINE.replace("\"code\":200", "\"code\":409")).unwrap(), None);
+        assert_eq!(parse(&LINE.replace("\"verb\":\"patch\"", "\"verb\":\"get\"")).unwrap(), None);
+        assert_eq!(parse(&LINE.replace("ResponseComplete", "ResponseStarted")).unwrap(), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! The chart, installed with Helm once per cluster.
+
+use std::{fs, path::Path};
+
+use crate::{Cluster, Error, Result, place};
+
+/// The release's name.
+pub const RELEASE: &str = "scopeprobe";
+/// The namespace of operator and agents.
+pub const NAMESPACE: &str = "scopeprobe-system";
+
+impl Cluster {
+    /// Installs the chart, or brings what is installed up to date; waits until the operator is ready. `values` are
+    /// those of `helm --set`. Where the images have changed since, what runs is uninstalled first.
+    ///
+    /// # Errors
+    /// Helm's, with what it printed.
+    pub async fn install_chart(&self, values: &[&str]) -> Result<()> {
+        place::run(&place::script("setup"), ["helm"], &[]).await?;
+        let _one_at_a_time = self.lock("chart").await?;
+        let images = self.state().ok().and_then(|state| fs::read_to_string(state.join("images")).ok());
+        let record = self.state().ok().map(|state| state.join("chart-images"));
+        let installed = record.as_ref().and_then(|record| fs::read_to_string(record).ok());
+        if installed.is_some() && installed != images {
+            self.uninstall_chart().await?;
+        }
+        let chart = place::repository().join("charts/scopeprobe");
+        let chart = chart.to_string_lossy();
+        let mut arguments = vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE];
+        arguments.extend(["--create-namespace", "--wait", "--timeout", "3m"]);
+        for value in values {
+            arguments.extend(["--set", value]);
+        }
+        self.helm(&arguments).await?;
+        if let (Some(record), Some(images)) = (record, images) {
+            fs::write(&record, images).map_err(Error::io(format!("write {}", record.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Uninstalls the chart and waits until it is gone.
+    ///
+    /// # Errors
+    /// Helm's, with what it printed.
+    pub async fn uninstall_chart(&self) -> Result<()> {
+        let arguments =
+            ["uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout", "3m"];
+        self.helm(&arguments).await?;
+        Ok(())
+    }
+
+    /// Runs Helm and returns what it prints.
+    ///
+    /// # Errors
+    /// Where it fails, with what it printed.
+    pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let variables: [(&str, &Path); 1] = [("KUBECONFIG", self.kubeconfig())];
+        place::run(&place::tool("helm"), arguments, &variables).await
+    }
+}

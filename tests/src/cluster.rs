@@ -1,0 +1,165 @@
+//! The cluster that all tests of a run share.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    fs::File,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{Error, Result, audit::Audit, place};
+
+/// The name of the cluster that the tests start, unless `CLUSTER` names another.
+const NAME: &str = "scopeprobe-test";
+
+/// A cluster with the project's images in its nodes.
+#[derive(Clone)]
+pub struct Cluster {
+    /// The administrator's client. Belongs to the runtime in which [`Cluster::shared`] was called.
+    pub client: Client,
+    kubeconfig: PathBuf,
+    own: Option<String>,
+}
+
+impl Cluster {
+    /// The cluster that `KUBECONFIG` leads to, as it is; otherwise our own with two nodes, started where it does not run
+    /// yet and left running for the next test (`CLUSTER=scopeprobe-test scripts/cluster down` ends it). The image
+    /// archives of `dist/` are loaded into our own where they have changed.
+    ///
+    /// # Errors
+    /// Where it cannot be started or reached.
+    pub async fn shared() -> Result<Self> {
+        if let Some(kubeconfig) = env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
+            return Self::connect(kubeconfig.into(), None).await;
+        }
+        let name = env::var("CLUSTER").unwrap_or_else(|_| NAME.to_owned());
+        let cluster = Path::new(&name);
+        let script = place::script("cluster");
+        let _one_at_a_time = lock(&format!("{name}.tests.lock")).await?;
+        place::run(&script, ["up", "2"], &[("CLUSTER", cluster)]).await?;
+        load_images(&name).await?;
+        Self::connect(state(&name).join("admin.kubeconfig"), Some(name)).await
+    }
+
+    async fn connect(kubeconfig: PathBuf, own: Option<String>) -> Result<Self> {
+        let unusable = |problem: String| {
+            Error::Unexpected(format!("cannot use the kubeconfig {}: {problem}", kubeconfig.display()))
+        };
+        let parsed = Kubeconfig::read_from(&kubeconfig).map_err(|error| unusable(error.to_string()))?;
+        let config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
+            .await
+            .map_err(|error| unusable(error.to_string()))?;
+        let client = Client::try_from(config).map_err(|error| unusable(error.to_string()))?;
+        client.apiserver_version().await.map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { client, kubeconfig, own })
+    }
+
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Runs `kubectl` and returns what it prints.
+    ///
+    /// # Errors
+    /// Where it fails, with what it printed.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        place::run(&place::tool("kubectl"), arguments, &[("KUBECONFIG", &self.kubeconfig)]).await
+    }
+
+    /// Runs `scripts/cluster` for this cluster: `on`, `kill`, `rps`, …
+    ///
+    /// # Errors
+    /// Where it fails, and for a cluster that is not our own.
+    pub async fn script(&self, arguments: &[&str]) -> Result<String> {
+        let name = self.own_name()?;
+        place::run(&place::script("cluster"), arguments, &[("CLUSTER", Path::new(name))]).await
+    }
+
+    /// The API server's account of all writes.
+    ///
+    /// # Errors
+    /// For a cluster that is not our own: its log is out of reach.
+    pub fn audit(&self) -> Result<Audit> {
+        Ok(Audit::at(state(self.own_name()?).join("audit.log")))
+    }
+
+    /// Where our own cluster's files are: logs, audit log, kubeconfigs.
+    ///
+    /// # Errors
+    /// For a cluster that is not our own.
+    pub fn state(&self) -> Result<PathBuf> {
+        Ok(state(self.own_name()?))
+    }
+
+    fn own_name(&self) -> Result<&str> {
+        self.own.as_deref().ok_or_else(|| {
+            Error::Unexpected("this needs the tests' own cluster; KUBECONFIG names another: unset it".to_owned())
+        })
+    }
+
+    /// Lets one test process at a time do something once per cluster.
+    ///
+    /// # Errors
+    /// Where the lock's file cannot be made.
+    pub async fn lock(&self, name: &str) -> Result<Flock<File>> {
+        let cluster = self.own.as_deref().unwrap_or("other");
+        lock(&format!("{cluster}.{name}.lock")).await
+    }
+}
+
+fn state(name: &str) -> PathBuf {
+    place::cache().join("clusters").join(name)
+}
+
+async fn lock(name: &str) -> Result<Flock<File>> {
+    let folder = place::cache().join("clusters");
+    let path = folder.join(name);
+    let attempt = format!("lock {}", path.display());
+    fs::create_dir_all(folder).map_err(Error::io(&attempt))?;
+    let file = File::create(path).map_err(Error::io(&attempt))?;
+    let locked = tokio::task::spawn_blocking(|| Flock::lock(file, FlockArg::LockExclusive)).await;
+    match locked {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err((_, errno))) => Err(Error::Io { attempt, source: errno.into() }),
+        Err(panicked) => Err(Error::Unexpected(format!("cannot {attempt}: {panicked}"))),
+    }
+}
+
+/// Loads what `make images` wrote, and remembers which files those were.
+async fn load_images(name: &str) -> Result<()> {
+    let dist = place::repository().join("dist");
+    let archives: Vec<_> = ["operator", "agent", "traffic"]
+        .iter()
+        .map(|image| dist.join(format!("scopeprobe-{image}.tar")))
+        .filter(|archive| archive.exists())
+        .collect();
+    let stamp = archives.iter().map(|archive| describe(archive)).collect::<Result<Vec<_>>>()?.join("\n");
+    let record = state(name).join("images");
+    if fs::read_to_string(&record).is_ok_and(|loaded| loaded == stamp) {
+        return Ok(());
+    }
+    if !dist.join("scopeprobe-traffic.tar").exists() {
+        return Err(Error::Unexpected(format!("no image archives in {}: `make images` writes them", dist.display())));
+    }
+    let arguments = ["load".into()].into_iter().chain(archives.into_iter().map(OsString::from));
+    place::run(&place::script("cluster"), arguments, &[("CLUSTER", Path::new(name))]).await?;
+    fs::write(&record, stamp).map_err(Error::io(format!("write {}", record.display())))
+}
+
+fn describe(archive: &Path) -> Result<String> {
+    let attempt = format!("read {}", archive.display());
+    let metadata = fs::metadata(archive).map_err(Error::io(&attempt))?;
+    let modified = metadata.modified().map_err(Error::io(&attempt))?;
+    let nanos = modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    Ok(format!("{} {} {nanos}", archive.display(), metadata.len()))
+}

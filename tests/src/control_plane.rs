@@ -1,0 +1,188 @@
+//! etcd and kube-apiserver alone, for tests that need no node: ready in a few seconds, as often as wanted.
+
+use std::{
+    env, fs,
+    fs::File,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tempfile::TempDir;
+
+use crate::{Error, Result, eventually, place};
+
+/// A control plane of one test's own; ends when dropped.
+pub struct ControlPlane {
+    /// The administrator's client.
+    pub client: Client,
+    kubeconfig: PathBuf,
+    // Dropped in this order: the programs before their files.
+    _apiserver: Program,
+    _etcd: Program,
+    _folder: TempDir,
+}
+
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way it is gone afterwards.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl ControlPlane {
+    /// Starts the programs of `KUBEBUILDER_ASSETS` (etcd and kube-apiserver), or those of the test cluster.
+    ///
+    /// # Errors
+    /// Where they cannot be started or do not become ready, with the end of the API server's log.
+    pub async fn start() -> Result<Self> {
+        let programs = assets().await?;
+        let folder = tempfile::tempdir().map_err(Error::io("make a folder for a control plane"))?;
+        let at = folder.path();
+        let [client_port, peer_port, api_port] = free_ports()?;
+        let kubeconfig = write_files(at, api_port).await?;
+        let etcd = start(
+            &programs,
+            at,
+            "etcd",
+            &[
+                format!("--data-dir={}", at.join("data").display()),
+                format!("--listen-client-urls=http://127.0.0.1:{client_port}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{client_port}"),
+                format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
+                format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_port}"),
+                format!("--initial-cluster=default=http://127.0.0.1:{peer_port}"),
+                "--unsafe-no-fsync".to_owned(),
+            ],
+        )?;
+        let apiserver = start(
+            &programs,
+            at,
+            "kube-apiserver",
+            &[
+                format!("--etcd-servers=http://127.0.0.1:{client_port}"),
+                "--bind-address=127.0.0.1".to_owned(),
+                format!("--secure-port={api_port}"),
+                format!("--cert-dir={}", at.display()),
+                format!("--token-auth-file={}", at.join("tokens.csv").display()),
+                "--authorization-mode=RBAC".to_owned(),
+                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+                "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+                format!("--service-account-signing-key-file={}", at.join("accounts.key").display()),
+                format!("--service-account-key-file={}", at.join("accounts.key").display()),
+                // Nobody makes service accounts here.
+                "--disable-admission-plugins=ServiceAccount".to_owned(),
+            ],
+        )?;
+        let client = connect(&kubeconfig).await?;
+        // The server makes this namespace itself, when all else is there.
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        eventually("the API server's own namespace `default`", async || {
+            namespaces.get("default").await.map_err(|error| format!("{error}\n{}", end_of_log(at)))
+        })
+        .await?;
+        Ok(Self { client, kubeconfig, _apiserver: apiserver, _etcd: etcd, _folder: folder })
+    }
+
+    /// The administrator's kubeconfig, for programs.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+}
+
+async fn assets() -> Result<PathBuf> {
+    if let Some(folder) = env::var_os("KUBEBUILDER_ASSETS").filter(|path| !path.is_empty()) {
+        return Ok(folder.into());
+    }
+    place::run(&place::script("setup"), ["cluster"], &[]).await?;
+    Ok(place::cache().join("bin"))
+}
+
+/// Ports at which nobody listens now. All are held until all are known, so that they differ.
+fn free_ports() -> Result<[u16; 3]> {
+    let attempt = || Error::io("find a free port on the loopback");
+    let mut held = Vec::new();
+    let mut ports = [0; 3];
+    for port in &mut ports {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(attempt())?;
+        *port = listener.local_addr().map_err(attempt())?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+/// A key for service accounts, a token for the administrator and the kubeconfig that uses it. The server makes a
+/// certificate for itself, which nobody can check: both ends are this process's own, on the loopback.
+async fn write_files(at: &Path, api_port: u16) -> Result<PathBuf> {
+    let key = at.join("accounts.key");
+    place::run(Path::new("openssl"), ["genrsa".as_ref(), "-out".as_ref(), key.as_os_str(), "2048".as_ref()], &[])
+        .await?;
+    let attempt = || Error::io(format!("write into {}", at.display()));
+    fs::write(at.join("tokens.csv"), "administrator,admin,admin,system:masters\n").map_err(attempt())?;
+    let kubeconfig = at.join("kubeconfig");
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: a, contexts: [{{name: a, context: {{cluster: a, user: a}}}}], \
+         clusters: [{{name: a, cluster: {{server: 'https://127.0.0.1:{api_port}', insecure-skip-tls-verify: true}}}}], \
+         users: [{{name: a, user: {{token: administrator}}}}]}}\n"
+    );
+    fs::write(&kubeconfig, text).map_err(attempt())?;
+    Ok(kubeconfig)
+}
+
+fn start(programs: &Path, at: &Path, name: &str, arguments: &[String]) -> Result<Program> {
+    let attempt = || Error::io(format!("start {}", programs.join(name).display()));
+    let log = File::create(at.join(format!("{name}.log"))).map_err(attempt())?;
+    let child = Command::new(programs.join(name))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(attempt())?)
+        .stderr(log)
+        .spawn()
+        .map_err(attempt())?;
+    Ok(Program(child))
+}
+
+async fn connect(kubeconfig: &Path) -> Result<Client> {
+    let unusable = |problem: String| Error::Unexpected(format!("cannot use {}: {problem}", kubeconfig.display()));
+    let parsed = Kubeconfig::read_from(kubeconfig).map_err(|error| unusable(error.to_string()))?;
+    let config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| unusable(error.to_string()))?;
+    Client::try_from(config).map_err(|error| unusable(error.to_string()))
+}
+
+fn end_of_log(at: &Path) -> String {
+    let log = fs::read_to_string(at.join("kube-apiserver.log")).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::PostParams;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_control_plane_keeps_what_it_is_given_and_ends() {
+        let control_plane = ControlPlane::start().await.unwrap();
+        let folder = control_plane.kubeconfig().parent().unwrap().to_owned();
+        let maps: Api<ConfigMap> = Api::namespaced(control_plane.client.clone(), "default");
+        let map = serde_json::from_value(serde_json::json!({"metadata": {"name": "a"}, "data": {"k": "v"}})).unwrap();
+        maps.create(&PostParams::default(), &map).await.unwrap();
+        assert_eq!(maps.get("a").await.unwrap().data.unwrap()["k"], "v");
+        drop(control_plane);
+        assert!(!folder.exists());
+        assert!(maps.get("a").await.is_err());
+    }
+}

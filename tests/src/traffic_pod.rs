@@ -1,0 +1,184 @@
+//! The traffic program in a container: told by exec what to do, so that control makes no connection of the pod's.
+
+use std::net::SocketAddr;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, PostParams};
+use serde_json::{Value, json};
+use traffic::protocol::{Answer, Behaviour, Command, Connect, Listen, Outcome, Report};
+
+use crate::{Cluster, Error, Result, eventually, namespace::Namespace, pod};
+
+/// The image of `dist/scopeprobe-traffic.tar`.
+pub const IMAGE: &str = "scopeprobe/traffic:dev";
+
+/// One container that runs the traffic program.
+#[derive(Clone)]
+pub struct Traffic {
+    cluster: Cluster,
+    namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The container's name.
+    pub container: String,
+}
+
+/// A container with the traffic program, for a pod's or a template's `spec.containers`.
+#[must_use]
+pub fn container(name: &str) -> Value {
+    json!({
+        "name": name,
+        "image": IMAGE,
+        "imagePullPolicy": "Never",
+        // A socket for each container: they share no file, and may share the network.
+        "args": ["run"],
+        "readinessProbe": {"exec": {"command": ["/traffic", "ctl", "\"ping\""]}, "periodSeconds": 1},
+    })
+}
+
+impl Namespace {
+    /// Makes a bare pod with a traffic program in each container, labelled `app=<name>`, and waits until it is ready.
+    ///
+    /// # Errors
+    /// Where it cannot be made or is not ready in time.
+    pub async fn traffic_pod(&self, name: &str, node: Option<&str>, containers: &[&str]) -> Result<Vec<Traffic>> {
+        let pod = json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {
+                "nodeName": node,
+                "terminationGracePeriodSeconds": 0,
+                "containers": containers.iter().map(|name| container(name)).collect::<Vec<_>>(),
+            },
+        });
+        let pod: Pod =
+            serde_json::from_value(pod).map_err(|error| Error::Unexpected(format!("a pod of no shape: {error}")))?;
+        self.api().create(&PostParams::default(), &pod).await.map_err(Error::api(format!("make the pod {name}")))?;
+        self.ready_pods(&format!("app={name}"), 1).await?;
+        Ok(containers.iter().map(|container| self.traffic(name, container)).collect())
+    }
+
+    /// The traffic program of a container that exists.
+    #[must_use]
+    pub fn traffic(&self, pod: &str, container: &str) -> Traffic {
+        Traffic {
+            cluster: self.cluster.clone(),
+            namespace: self.name.clone(),
+            pod: pod.to_owned(),
+            container: container.to_owned(),
+        }
+    }
+
+    /// The traffic programs of all containers of all pods with these labels, by pod and container.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn traffic_of(&self, labels: &str) -> Result<Vec<Traffic>> {
+        let pods = self
+            .api::<Pod>()
+            .list(&ListParams::default().labels(labels))
+            .await
+            .map_err(Error::api(format!("list pods with {labels}")))?;
+        let mut found: Vec<_> = pods
+            .items
+            .into_iter()
+            .flat_map(|pod| {
+                let name = pod.metadata.name.unwrap_or_default();
+                let containers = pod.spec.map(|spec| spec.containers).unwrap_or_default();
+                containers.into_iter().map(move |container| (name.clone(), container.name))
+            })
+            .collect();
+        found.sort();
+        Ok(found.iter().map(|(pod, container)| self.traffic(pod, container)).collect())
+    }
+}
+
+impl Traffic {
+    /// Has a command carried out.
+    ///
+    /// # Errors
+    /// Where the program cannot be reached, or answers with an error.
+    pub async fn ask(&self, command: &Command) -> Result<Answer> {
+        let text = serde_json::to_string(command)
+            .map_err(|error| Error::Unexpected(format!("a command that JSON cannot hold: {error}")))?;
+        let line =
+            pod::exec(&self.cluster.client, &self.namespace, &self.pod, &self.container, &["/traffic", "ctl", &text])
+                .await?;
+        serde_json::from_str(&line)
+            .map_err(|error| Error::Unexpected(format!("{self} answered {line:?} to {text}: {error}")))
+    }
+
+    /// Echoes at an address.
+    ///
+    /// # Errors
+    /// See [`Traffic::ask`].
+    pub async fn echo(&self, address: &str) -> Result<SocketAddr> {
+        self.listen(address, Behaviour::Echo).await
+    }
+
+    /// Listens at an address; returns it with the port that was chosen where 0 was asked for.
+    ///
+    /// # Errors
+    /// See [`Traffic::ask`].
+    pub async fn listen(&self, address: &str, behaviour: Behaviour) -> Result<SocketAddr> {
+        let address =
+            address.parse().map_err(|error| Error::Unexpected(format!("{address:?} is no address: {error}")))?;
+        match self.ask(&Command::Listen(Listen { address, v6_only: false, behaviour })).await? {
+            Answer::Listening(address) => Ok(address),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Makes connections and waits until all are made.
+    ///
+    /// # Errors
+    /// See [`Traffic::ask`]. Connections that fail are no error but counted.
+    pub async fn connect(&self, plan: Connect) -> Result<Outcome> {
+        self.outcome(&Command::Connect(Connect { background: false, ..plan })).await
+    }
+
+    /// Has a command carried out that comes to an outcome.
+    ///
+    /// # Errors
+    /// See [`Traffic::ask`].
+    pub async fn outcome(&self, command: &Command) -> Result<Outcome> {
+        match self.ask(command).await? {
+            Answer::Outcome(outcome) => Ok(outcome),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// All counts so far.
+    ///
+    /// # Errors
+    /// See [`Traffic::ask`].
+    pub async fn report(&self) -> Result<Report> {
+        match self.ask(&Command::Report).await? {
+            Answer::Report(report) => Ok(report),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Waits until the program's servers have seen `opened` connections in all, and `open` of them are still open:
+    /// a client's count is final when its call returns, a server's when it has read the end.
+    ///
+    /// # Errors
+    /// Where it does not come to that.
+    pub async fn served(&self, opened: u64, open: u64) -> Result<Report> {
+        eventually(&format!("{self} to have served {opened} connections, {open} of them open"), async || {
+            let report = self.report().await.map_err(|error| error.to_string())?;
+            let seen = report.servers.iter().fold((0, 0), |sum, row| (sum.0 + row.opened, sum.1 + row.open));
+            if seen == (opened, open) { Ok(report) } else { Err(format!("{} opened, {} open", seen.0, seen.1)) }
+        })
+        .await
+    }
+
+    fn unexpected(&self, answer: &Answer) -> Error {
+        Error::Unexpected(format!("{self} answered {answer:?}"))
+    }
+}
+
+impl std::fmt::Display for Traffic {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}/{}/{}", self.namespace, self.pod, self.container)
+    }
+}
