@@ -1,2 +1,25 @@
+//! What the kernel's programs and the agent hand to each other: fixed layouts of integers and byte arrays, in the
+//! machine's byte order, without padding. Neither side knows more of the other.
 #![no_std]
-//! stub
+
+mod flow;
+mod offsets;
+mod socket;
+
+pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Role};
+pub use offsets::Offsets;
+pub use socket::{SocketRecord, callback, state};
+
+/// Marks a layout as plain data for aya, which copies it as bytes to and from maps.
+macro_rules! plain_data {
+    ($($layout:ty),+) => {
+        $(
+            // SAFETY: `repr(C)`, Copy and 'static; all fields are integers and arrays of them, without padding (the
+            // size asserted beside each layout is the sum of its fields), so any bytes are a valid value.
+            #[cfg(feature = "user")]
+            #[expect(unsafe_code, reason = "the only way to tell aya that a type is plain data")]
+            unsafe impl aya::Pod for $layout {}
+        )+
+    };
+}
+pub(crate) use plain_data;

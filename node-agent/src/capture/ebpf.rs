@@ -1,43 +1,237 @@
-//! The capture by eBPF.
+//! The capture by eBPF, put together.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant},
+};
 
-use topology::flow::{FlowCounters, FlowKey};
+use aya::maps::MapError;
+use node_agent_common::{FlowKey, Loss};
+use topology::flow;
 
-use super::{Capture, CaptureError, Description, Finding, Reading, Reason, Refusal, Settings};
+use super::{
+    Capture, CaptureError, Description, Feature, Finding, Losses, Reading, Refusal, Settings,
+    accounts::{Accounts, Bytes, kernel_key},
+    existing::{Existing, end_first_look, failed, list},
+    first_sights::FirstSights,
+    kernel::Kernel,
+    listing::Listing,
+    prepare::prepare,
+    slots::Slots,
+};
+
+/// After a look that found flows in motion, the next one comes this soon, then twice as late each time.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Slots that have counted nothing for so long may be lent to other flows, where slots grow scarce, or very scarce.
+const IDLE_SCARCE: Duration = Duration::from_secs(30);
+const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
 
 /// A running capture. Ends with its value.
 pub struct EbpfCapture {
     description: Description,
+    kernel: Kernel,
+    slots: Slots,
+    first_sights: FirstSights,
+    accounts: Accounts,
+    existing: Existing,
+    look_every: Duration,
+    next_look: Instant,
+    retry: Duration,
+    /// Flows whose account goes when their slot does.
+    forgotten: HashMap<u32, FlowKey>,
 }
 
-/// Loads, attaches and tries the programs.
+/// Loads, attaches and tries the programs, and looks at what is open.
 ///
 /// # Errors
 /// The first thing that this machine lacks.
-pub fn start_ebpf(_settings: &Settings) -> Result<EbpfCapture, Refusal> {
-    Err(Refusal { reason: Reason::LoadFailed, message: String::from("not built yet") })
+pub fn start_ebpf(settings: &Settings) -> Result<EbpfCapture, Refusal> {
+    prepare(settings, &mut Vec::new())
 }
 
-/// What this machine can do, step by step, without leaving anything behind.
+/// What this machine can do, step by step up to the first failure, without leaving anything behind.
 #[must_use]
-pub fn probe(_settings: &Settings) -> Vec<Finding> {
-    Vec::new()
+pub fn probe(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    // Dropping the capture detaches and unloads everything.
+    drop(prepare(settings, &mut findings));
+    findings
+}
+
+impl EbpfCapture {
+    pub(super) fn new(
+        description: Description,
+        kernel: Kernel,
+        slots: Slots,
+        first_sights: FirstSights,
+        look_every: Duration,
+    ) -> Self {
+        Self {
+            description,
+            kernel,
+            slots,
+            first_sights,
+            accounts: Accounts::default(),
+            existing: Existing::default(),
+            look_every,
+            next_look: Instant::now() + look_every,
+            retry: RETRY,
+            forgotten: HashMap::new(),
+        }
+    }
+
+    /// Finds the connections from before.
+    pub(super) fn first_look(&mut self) -> Result<(), CaptureError> {
+        if self.kernel.can_list() {
+            self.existing.first_look(&mut self.kernel, &mut self.accounts)?;
+        }
+        end_first_look(&mut self.kernel)?;
+        self.collect(Instant::now())?;
+        self.next_look = Instant::now();
+        Ok(())
+    }
+
+    /// Reads what the kernel has counted. Returns the flows for which it had counted something new.
+    fn collect(&mut self, now: Instant) -> Result<Vec<FlowKey>, CaptureError> {
+        let read = |error| failed("reading the kernel's flows", error);
+        self.first_sights
+            .drain(&mut self.kernel, |key, slot| self.slots.assign(slot, key, now))
+            .map_err(read)?;
+        let nothing_lost = self.kernel.lost(Loss::Opened).map_err(read)? == 0;
+        let mut counted = Vec::new();
+        self.slots.collect(&self.kernel.counters, now, |key, since| {
+            self.accounts.add(key, since, nothing_lost);
+            counted.push(key);
+        });
+        Ok(counted)
+    }
+
+    fn look(&mut self) -> Result<(), CaptureError> {
+        let begun = Instant::now();
+        let listing = list(&mut self.kernel)?;
+        self.existing.look(&mut self.kernel, &mut self.accounts, &listing)?;
+        let now = Instant::now();
+        let moved = self.collect(now)?;
+        let all_still = self.weigh(&listing, &moved);
+        // No more than a hundredth of the time goes into looking, however many sockets there are.
+        let soonest = 100 * (now - begun);
+        self.next_look = now + if all_still { self.look_every } else { self.retry.max(soonest).min(self.look_every) };
+        self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.look_every) };
+        Ok(())
+    }
+
+    /// Adds up what is open, but for flows of which a connection may have ended since the listing began: their bytes
+    /// would count twice. Returns whether there were none.
+    fn weigh(&mut self, listing: &Listing, moved: &[FlowKey]) -> bool {
+        let mut open: HashMap<FlowKey, Bytes> = HashMap::new();
+        for connection in listing.connections.values() {
+            let sum = open.entry(connection.flow).or_default();
+            *sum = sum.plus(connection.bytes);
+        }
+        let mut all_still = true;
+        for (key, bytes) in open {
+            if moved.contains(&key) {
+                all_still = false;
+            } else {
+                self.accounts.set_open(key, bytes);
+            }
+        }
+        all_still
+    }
+
+    fn losses(&self) -> Result<Losses, MapError> {
+        let unreadable = self.kernel.lost(Loss::Unreadable)?;
+        Ok(Losses {
+            opened: self.kernel.lost(Loss::Opened)? + unreadable,
+            closed: self.kernel.lost(Loss::Closed)?,
+            failed: self.kernel.lost(Loss::Failed)?,
+            first_sights: self.first_sights.dropped(),
+            closes_unseen: self.accounts.closes_unseen(),
+        })
+    }
+
+    /// Takes slots from flows that have been silent, where slots grow scarce.
+    fn recycle(&mut self, now: Instant) {
+        let (used, all) = (u64::from(self.slots.used()), u64::from(self.kernel.counters.slots()));
+        let least = match used * 100 / all.max(1) {
+            0..50 => return,
+            50..90 => IDLE_SCARCE,
+            _ => IDLE_VERY_SCARCE,
+        };
+        for (slot, key) in self.slots.idle(least, now) {
+            if !self.accounts.has_open(&key) && self.kernel.slot_of.remove(&key).is_ok() {
+                self.slots.deleted(slot, now);
+            }
+        }
+    }
+
+    /// Lends out again what has come back. To be called right after `collect`.
+    fn release(&mut self, now: Instant) -> Result<(), MapError> {
+        for slot in self.slots.release(now) {
+            self.kernel.free.push(slot, 0)?;
+            if let Some(key) = self.forgotten.remove(&slot)
+                && self.accounts.is_at_rest(&key)
+            {
+                self.accounts.remove(&key);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Capture for EbpfCapture {
     fn description(&self) -> &Description {
         &self.description
     }
+
     fn read(&mut self) -> Result<Reading, CaptureError> {
-        Ok(Reading::default())
+        let now = Instant::now();
+        self.collect(now)?;
+        self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
+        if now >= self.next_look && self.kernel.can_list() {
+            self.look()?;
+        }
+        self.recycle(now);
+        let losses = self.losses().map_err(|error| failed("reading the kernel's losses", error))?;
+        Ok(Reading { flows: self.accounts.report(), losses, seen: self.accounts.seen() })
     }
+
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {
-        None
+        Some(self.kernel.first_sights.as_fd())
     }
-    fn all(&self) -> Vec<(FlowKey, FlowCounters)> {
-        Vec::new()
+
+    fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
+        self.accounts.all()
     }
-    fn look_again(&mut self) {}
-    fn forget(&mut self, _keys: &[FlowKey]) {}
+
+    fn look_again(&mut self) {
+        self.next_look = Instant::now();
+    }
+
+    fn forget(&mut self, keys: &[flow::FlowKey]) {
+        let now = Instant::now();
+        for key in keys.iter().map(kernel_key) {
+            if !self.accounts.is_at_rest(&key) {
+                continue;
+            }
+            match self.kernel.slot_of.get(&key, 0) {
+                Ok(slot) if self.kernel.slot_of.remove(&key).is_ok() => {
+                    self.slots.deleted(slot, now);
+                    self.forgotten.insert(slot, key);
+                }
+                Ok(_) => {}
+                Err(_) => self.accounts.remove(&key),
+            }
+        }
+    }
+}
+
+impl Description {
+    /// Whether this works here.
+    #[must_use]
+    pub fn has(&self, feature: Feature) -> bool {
+        !self.degradations.iter().any(|degradation| degradation.feature == feature)
+    }
 }

@@ -6,9 +6,10 @@
 //! maps and belongs beside `kernel`; the fallback without eBPF (`sock_diag`, conntrack) will be a second
 //! implementation of the trait and belongs beside `ebpf`.
 //!
-//! The way of a connection: `kernel` loads and attaches the programs with the `offsets` that `btf` found; the programs
-//! count into `counters`, and announce a flow's first connection through `first_sights`; `listing` reads the open
-//! sockets, `existing` tells the ones from before from those that were counted; `accounts` makes totals of it all.
+//! The way of a connection: `prepare` has `kernel` load and attach the programs with the `offsets` that `btf` found;
+//! they count into `counters`, by `slots`, and announce a flow's first connection through `first_sights`; `listing`
+//! reads the open sockets, `existing` tells the ones from before from those that were counted; `accounts` makes totals
+//! of it all.
 
 use std::{
     os::fd::BorrowedFd,
@@ -18,8 +19,19 @@ use std::{
 
 use topology::flow::{FlowCounters, FlowKey};
 
+mod accounts;
+mod btf;
 mod cgroup_root;
+mod counters;
 mod ebpf;
+mod existing;
+mod first_sights;
+mod kernel;
+mod listing;
+mod offsets;
+mod prepare;
+mod self_test;
+mod slots;
 
 pub use cgroup_root::find_cgroup_root;
 pub use ebpf::{EbpfCapture, probe, start_ebpf};

@@ -1,0 +1,158 @@
+//! Flows and their counters.
+
+use crate::plain_data;
+
+/// Which end of a connection a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Role {
+    /// It called `connect()`.
+    Client = 1,
+    /// It came out of a listening socket.
+    Server = 2,
+}
+
+/// What connections have to share to be counted together. Every value of the same flow has the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    cgroup: u64,
+    netns: u32,
+    port: u16,
+    role: u8,
+    /// 4 or 6: of the addresses, whatever the socket's own family is.
+    family: u8,
+    local: [u8; 16],
+    remote: [u8; 16],
+}
+const _: () = assert!(size_of::<FlowKey>() == 8 + 4 + 2 + 1 + 1 + 16 + 16);
+plain_data!(FlowKey);
+
+impl FlowKey {
+    /// A flow's key from a socket's fields: addresses in network order, IPv4 ones as IPv4-mapped; the server's port as
+    /// this end sees it, as a number.
+    #[inline]
+    #[must_use]
+    pub const fn new(cgroup: u64, netns: u32, role: Role, port: u16, local: [u8; 16], remote: [u8; 16]) -> Self {
+        let family = if is_mapped(&remote) { 4 } else { 6 };
+        Self { cgroup, netns, port, role: role as u8, family, local, remote }
+    }
+
+    /// The id of the cgroup that the socket was made in.
+    #[must_use]
+    pub const fn cgroup(&self) -> u64 {
+        self.cgroup
+    }
+
+    /// The inode number of the socket's network namespace.
+    #[must_use]
+    pub const fn netns(&self) -> u32 {
+        self.netns
+    }
+
+    /// The server's port as this end sees it.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Which end; `None` for bytes that no program of ours has written.
+    #[must_use]
+    pub const fn role(&self) -> Option<Role> {
+        match self.role {
+            1 => Some(Role::Client),
+            2 => Some(Role::Server),
+            _ => None,
+        }
+    }
+
+    /// This end's address, IPv4 ones as IPv4-mapped.
+    #[must_use]
+    pub const fn local(&self) -> [u8; 16] {
+        self.local
+    }
+
+    /// The other end's address as this end sees it, IPv4 ones as IPv4-mapped.
+    #[must_use]
+    pub const fn remote(&self) -> [u8; 16] {
+        self.remote
+    }
+}
+
+/// `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), as two words: no loop for the kernel's verifier to follow.
+#[inline]
+const fn is_mapped(address: &[u8; 16]) -> bool {
+    let word = u128::from_be_bytes(*address);
+    word >> 32 == 0xffff
+}
+
+/// A slot of the table of counters. They only grow, whichever flow the slot is lent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowStats {
+    /// Connections established.
+    pub opened: u64,
+    /// Connections ended.
+    pub closed: u64,
+    /// Attempts that came to nothing.
+    pub failed: u64,
+    /// Payload that ended connections had sent, without retransmissions.
+    pub sent: u64,
+    /// Payload that ended connections had received.
+    pub received: u64,
+    /// Of the ended connections, those that ended during the agent's first look and had not been counted as opened.
+    pub older: u64,
+}
+const _: () = assert!(size_of::<FlowStats>() == 6 * 8);
+plain_data!(FlowStats);
+
+/// Told through the ring buffer when a flow gets its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FirstSight {
+    /// The flow.
+    pub key: FlowKey,
+    /// Its place in the table of counters.
+    pub slot: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<FirstSight>() == size_of::<FlowKey>() + 4 + 4);
+plain_data!(FirstSight);
+
+/// What could not be stored: indices of a per-CPU array of counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Loss {
+    /// Connections established, no slot for their flow.
+    Opened = 0,
+    /// Connections ended, no slot for their flow.
+    Closed = 1,
+    /// Attempts that came to nothing, no slot for their flow.
+    Failed = 2,
+    /// Flows that got a slot, no room in the ring buffer to say so.
+    FirstSight = 3,
+    /// Connections established during the first look that could not be noted as counted.
+    Recent = 4,
+    /// Sockets that the kernel would not show as TCP sockets, so that nothing is known of them.
+    Unreadable = 5,
+}
+
+impl Loss {
+    /// How many kinds there are.
+    pub const COUNT: u32 = 6;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_family_is_that_of_the_addresses() {
+        let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
+        let mut not_quite = mapped;
+        not_quite[3] = 1;
+        let family = |remote| FlowKey::new(1, 2, Role::Client, 80, mapped, remote).family;
+        assert_eq!((family(mapped), family(not_quite), family([0; 16])), (4, 6, 6));
+    }
+}

@@ -1,0 +1,42 @@
+//! Where the fields of the running kernel's structures are.
+
+use crate::plain_data;
+
+/// Byte offsets of the fields that the programs read, found in the running kernel's BTF and frozen into the programs
+/// before they are loaded: Rust cannot emit relocations against the kernel's types, and an offset from another kernel
+/// would read garbage without an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+#[expect(missing_docs, reason = "each is named after the kernel's structure and field")]
+pub struct Offsets {
+    pub sock_family: u32,
+    pub sock_state: u32,
+    pub sock_num: u32,
+    pub sock_dport: u32,
+    pub sock_rcv_saddr: u32,
+    pub sock_daddr: u32,
+    pub sock_v6_rcv_saddr: u32,
+    pub sock_v6_daddr: u32,
+    pub sock_net: u32,
+    pub sock_cookie: u32,
+    pub sock_flags: u32,
+    pub sock_cgroup: u32,
+    pub net_inum: u32,
+    pub cgroup_kn: u32,
+    pub cgroup_self: u32,
+    pub css_parent: u32,
+    pub css_cgroup: u32,
+    pub kernfs_id: u32,
+    pub tcp_bytes_sent: u32,
+    pub tcp_bytes_received: u32,
+    pub tcp_bytes_retrans: u32,
+    pub tcp_callback_flags: u32,
+    pub socket_sk: u32,
+    pub task_tgid: u32,
+    /// `SOCK_DONE` of `enum sock_flags`: the bit of `sk_flags` that is set when a FIN has been received.
+    pub done_bit: u32,
+    /// Not an offset: 1 where sockets outside of the node's cgroups exist and have to be told apart.
+    pub scoped: u32,
+}
+const _: () = assert!(size_of::<Offsets>() == 26 * 4);
+plain_data!(Offsets);

@@ -1,0 +1,66 @@
+//! Open sockets, as the iterator over all tasks' files lists them.
+
+use crate::plain_data;
+
+/// One file descriptor of one process that is a TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketRecord {
+    /// The id of the cgroup that the socket was made in.
+    pub cgroup: u64,
+    /// The socket's own number, never used again.
+    pub cookie: u64,
+    /// Payload sent so far, without retransmissions.
+    pub sent: u64,
+    /// Payload received so far.
+    pub received: u64,
+    /// The inode number of its network namespace.
+    pub netns: u32,
+    /// The process, as the initial pid namespace numbers it.
+    pub pid: u32,
+    /// The local port, as a number.
+    pub local_port: u16,
+    /// The remote port, as a number.
+    pub remote_port: u16,
+    /// See [`state`].
+    pub state: u8,
+    /// See [`callback`].
+    pub callbacks: u8,
+    /// 1 where the cgroup is below the node's root.
+    pub own: u8,
+    /// Always 0.
+    pub reserved: u8,
+    /// In network order, IPv4 addresses as IPv4-mapped (the unspecified one of an IPv6 socket is `::`).
+    pub local: [u8; 16],
+    /// As `local`.
+    pub remote: [u8; 16],
+}
+const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 2 * 4 + 2 * 2 + 4 + 2 * 16);
+plain_data!(SocketRecord);
+
+/// States of a TCP socket (`include/net/tcp_states.h`).
+#[expect(missing_docs, reason = "the names are TCP's own (RFC 9293) or the kernel's")]
+pub mod state {
+    pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
+    pub const TIME_WAIT: u8 = 6;
+    pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
+    pub const LISTEN: u8 = 10;
+    pub const CLOSING: u8 = 11;
+}
+
+/// A socket's callback flags (`BPF_SOCK_OPS_*_CB_FLAG` of `include/uapi/linux/bpf.h`), which tell us more than they are
+/// made for: they live and die with the socket.
+pub mod callback {
+    /// The program is called at each change of state: the socket's end will be counted.
+    pub const STATE: u8 = 4;
+    /// The program is called at each retransmission: with STATE, the socket is a client.
+    pub const RETRANSMISSION: u8 = 2;
+    /// The program is called at each timeout: without STATE, the socket's end has been counted.
+    pub const TIMEOUT: u8 = 1;
+}

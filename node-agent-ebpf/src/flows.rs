@@ -1,0 +1,135 @@
+//! The table of flows: a key has a slot, a slot has counters.
+//!
+//! Slots come from the agent through `FREE` and never go back by themselves. What finds no slot is counted in `LOST`.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, Queue, RingBuf},
+};
+use node_agent_common::{FirstSight, FlowKey, FlowStats, Loss};
+
+use crate::socket::TcpSocket;
+
+/// The agent sets the sizes of these when it loads them.
+const SLOTS: u32 = 65_536;
+
+#[map(name = "SLOT_OF")]
+static SLOT_OF: HashMap<FlowKey, u32> = HashMap::with_max_entries(SLOTS, BPF_F_NO_PREALLOC);
+#[map(name = "STATS")]
+static STATS: Array<FlowStats> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
+#[map(name = "FREE")]
+static FREE: Queue<u32> = Queue::with_max_entries(SLOTS, 0);
+#[map(name = "FIRST_SIGHTS")]
+static FIRST_SIGHTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+#[map(name = "LOST")]
+static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::COUNT, 0);
+
+/// What can happen to a connection.
+#[derive(Clone, Copy)]
+pub enum Event {
+    Opened,
+    Failed,
+    Closed {
+        /// Payload.
+        sent: u64,
+        /// Payload.
+        received: u64,
+        /// Whether its opening was counted nowhere.
+        older: bool,
+    },
+}
+
+impl Event {
+    /// Of a socket that ends now.
+    #[inline(always)]
+    pub fn closed(socket: TcpSocket, older: bool) -> Self {
+        Self::Closed { sent: socket.sent(), received: socket.received(), older }
+    }
+}
+
+/// Counts an event of this flow, or its loss.
+#[inline(always)]
+pub fn count(key: &FlowKey, event: Event) {
+    let Some((slot, first)) = slot_of(key) else { return lose_event(event) };
+    let Some(stats) = STATS.get_ptr_mut(slot) else { return lose_event(event) };
+    // SAFETY: a value of an array lives as long as the program; other CPUs and the agent see whole atomic additions.
+    unsafe {
+        match event {
+            Event::Opened => add(&raw mut (*stats).opened, 1),
+            Event::Failed => add(&raw mut (*stats).failed, 1),
+            // `closed` last: the agent reads it first, and so never misses anything else of a close that it knows of.
+            Event::Closed { sent, received, older } => {
+                add(&raw mut (*stats).sent, sent);
+                add(&raw mut (*stats).received, received);
+                if older {
+                    add(&raw mut (*stats).older, 1);
+                }
+                add(&raw mut (*stats).closed, 1);
+            }
+        }
+    }
+    if first {
+        announce(key, slot);
+    }
+}
+
+/// The flow's slot, and whether it got it just now.
+#[inline(always)]
+fn slot_of(key: &FlowKey) -> Option<(u32, bool)> {
+    if let Some(slot) = known_slot(key) {
+        return Some((slot, false));
+    }
+    let Ok(Some(slot)) = FREE.pop() else {
+        // Another CPU may have taken the last slot for this very flow.
+        return known_slot(key).map(|slot| (slot, false));
+    };
+    if SLOT_OF.insert(key, slot, u64::from(BPF_NOEXIST)).is_ok() {
+        return Some((slot, true));
+    }
+    // Another CPU was faster, or the kernel has no memory just now.
+    let _ = FREE.push(slot, 0);
+    known_slot(key).map(|slot| (slot, false))
+}
+
+#[inline(always)]
+fn known_slot(key: &FlowKey) -> Option<u32> {
+    // SAFETY: the value is written once, before the element can be found.
+    SLOT_OF.get_ptr(key).map(|slot| unsafe { *slot })
+}
+
+/// Tells the agent of a flow that got its slot.
+#[inline(always)]
+fn announce(key: &FlowKey, slot: u32) {
+    let sight = FirstSight { key: *key, slot, reserved: 0 };
+    if FIRST_SIGHTS.output::<FirstSight>(sight, 0).is_err() {
+        lose(Loss::FirstSight);
+    }
+}
+
+#[inline(always)]
+fn lose_event(event: Event) {
+    lose(match event {
+        Event::Opened => Loss::Opened,
+        Event::Failed => Loss::Failed,
+        Event::Closed { .. } => Loss::Closed,
+    });
+}
+
+/// Counts something that could not be stored.
+#[inline(always)]
+pub fn lose(what: Loss) {
+    if let Some(counter) = LOST.get_ptr_mut(what as u32) {
+        // SAFETY: an array's value. Atomic although it is this CPU's own: a softirq may interrupt this program.
+        unsafe { add(counter, 1) }
+    }
+}
+
+/// # Safety
+/// `counter` has to point into a map's value.
+#[inline(always)]
+unsafe fn add(counter: *mut u64, amount: u64) {
+    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    // SAFETY: the caller's promise, and u64 fields of 8-byte aligned values.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };
+}

@@ -1,0 +1,33 @@
+//! Sees the end of connections that are older than any agent: they carry no callback flags.
+//!
+//! A tracepoint misses what happens while a softirq interrupts it; what it misses the agent finds gone at its next look.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use node_agent_common::state;
+
+use crate::{
+    existing,
+    flows::{Event, count},
+    socket::{KernelPointer, TcpSocket},
+};
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn old_closes(context: BtfTracePointContext) -> i32 {
+    if context.arg::<i32>(2) == i32::from(state::CLOSE) {
+        let _ = ended(&context);
+    }
+    0
+}
+
+#[inline(always)]
+fn ended(context: &BtfTracePointContext) -> Option<()> {
+    let socket = TcpSocket::from_sock(KernelPointer::new(context.arg(0))?)?;
+    // Only sockets that the agent has looked at have a cookie, or few others: the rest costs no look-up.
+    let cookie = socket.cookie();
+    if cookie == 0 {
+        return None;
+    }
+    let key = existing::take_seed(cookie)?;
+    count(&key, Event::closed(socket, false));
+    Some(())
+}

@@ -1,0 +1,155 @@
+//! Fields of a TCP socket, by direct loads that the verifier checks against the kernel's types: no helper calls, no
+//! probing reads, allowed under lockdown.
+
+use aya_ebpf::{cty::c_void, helpers::generated::bpf_skc_to_tcp_sock};
+use node_agent_common::{FlowKey, Role};
+
+use crate::offsets::offset;
+
+/// The kernel's pointer to a structure of a type that the verifier knows.
+#[derive(Clone, Copy)]
+pub struct KernelPointer(u64);
+
+impl KernelPointer {
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        self.0
+    }
+
+    /// `None` for null: the verifier wants it tested.
+    #[inline(always)]
+    pub fn new(address: u64) -> Option<Self> {
+        if address == 0 { None } else { Some(Self(address)) }
+    }
+
+    /// The field at this offset.
+    #[inline(always)]
+    pub fn load<T: Copy>(self, offset: usize) -> T {
+        let field = (self.0 as usize).wrapping_add(offset) as *const T;
+        // SAFETY: the verifier refuses the program unless this is a field of that size in a structure that the pointer
+        // may point to; a fault (a structure freed meanwhile) reads as 0.
+        unsafe { core::ptr::read_volatile(field) }
+    }
+
+    /// The pointer at this offset, which may be null: reading through null reads 0.
+    #[inline(always)]
+    pub fn follow(self, offset: usize) -> Self {
+        Self(self.load(offset))
+    }
+}
+
+/// A `struct tcp_sock`.
+#[derive(Clone, Copy)]
+pub struct TcpSocket(KernelPointer);
+
+impl TcpSocket {
+    /// From a `struct sock` or `struct sock_common`, if it is a full TCP socket.
+    #[inline(always)]
+    pub fn from_sock(sock: KernelPointer) -> Option<Self> {
+        // SAFETY: the helper takes any socket pointer and answers null where it is not a full TCP socket.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sock.0 as *mut c_void) };
+        KernelPointer::new(tcp as u64).map(Self)
+    }
+
+    /// The flow that this socket belongs to, as the end of this role.
+    #[inline(always)]
+    pub fn flow(self, role: Role) -> FlowKey {
+        let port = match role {
+            Role::Client => self.remote_port(),
+            Role::Server => self.local_port(),
+        };
+        FlowKey::new(self.cgroup_id(), self.netns(), role, port, self.local(), self.remote())
+    }
+
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        self.0.load(offset!(sock_num))
+    }
+
+    #[inline(always)]
+    pub fn remote_port(self) -> u16 {
+        u16::from_be(self.0.load(offset!(sock_dport)))
+    }
+
+    #[inline(always)]
+    pub fn local(self) -> [u8; 16] {
+        if self.is_inet6() {
+            self.0.load(offset!(sock_v6_rcv_saddr))
+        } else {
+            mapped(self.0.load(offset!(sock_rcv_saddr)))
+        }
+    }
+
+    #[inline(always)]
+    pub fn remote(self) -> [u8; 16] {
+        if self.is_inet6() {
+            self.0.load(offset!(sock_v6_daddr))
+        } else {
+            mapped(self.0.load(offset!(sock_daddr)))
+        }
+    }
+
+    #[inline(always)]
+    fn is_inet6(self) -> bool {
+        const AF_INET6: u16 = 10;
+        self.0.load::<u16>(offset!(sock_family)) == AF_INET6
+    }
+
+    #[inline(always)]
+    pub fn netns(self) -> u32 {
+        self.0.follow(offset!(sock_net)).load(offset!(net_inum))
+    }
+
+    /// The `struct cgroup` in which the socket was made.
+    #[inline(always)]
+    pub fn cgroup(self) -> KernelPointer {
+        self.0.follow(offset!(sock_cgroup))
+    }
+
+    #[inline(always)]
+    pub fn cgroup_id(self) -> u64 {
+        self.cgroup().follow(offset!(cgroup_kn)).load(offset!(kernfs_id))
+    }
+
+    /// 0 where nobody has asked for it yet.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        self.0.load(offset!(sock_cookie))
+    }
+
+    #[inline(always)]
+    pub fn state(self) -> u8 {
+        self.0.load(offset!(sock_state))
+    }
+
+    #[inline(always)]
+    pub fn callbacks(self) -> u8 {
+        self.0.load(offset!(tcp_callback_flags))
+    }
+
+    /// Payload sent once, however often it had to be sent again.
+    #[inline(always)]
+    pub fn sent(self) -> u64 {
+        let all: u64 = self.0.load(offset!(tcp_bytes_sent));
+        all.wrapping_sub(self.0.load(offset!(tcp_bytes_retrans)))
+    }
+
+    /// Payload received. The kernel counts a received FIN, which takes a sequence number, as a byte: `tcp_fin` is the
+    /// only place that sets `SOCK_DONE`, just after that byte was counted.
+    #[inline(always)]
+    pub fn received(self) -> u64 {
+        let all: u64 = self.0.load(offset!(tcp_bytes_received));
+        let flags: u64 = self.0.load(offset!(sock_flags));
+        all.wrapping_sub(flags >> (offset!(done_bit) & 63) & 1)
+    }
+}
+
+/// An IPv4 address in network order as an IPv4-mapped one.
+#[inline(always)]
+fn mapped(address: u32) -> [u8; 16] {
+    const MARK: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+    const SHIFT: u32 = if cfg!(target_endian = "little") { 32 } else { 0 };
+    let words = [0, MARK | u64::from(address) << SHIFT];
+    // SAFETY: two words are sixteen bytes.
+    unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(words) }
+}

@@ -1,0 +1,208 @@
+//! What is known of each flow, and the totals that follow. Pure.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use node_agent_common::{FlowKey, FlowStats, Role};
+use topology::flow;
+
+/// Payload in both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Bytes {
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+impl Bytes {
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self { sent: self.sent + other.sent, received: self.received + other.received }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            sent: self.sent.saturating_sub(other.sent),
+            received: self.received.saturating_sub(other.received),
+        }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self { sent: self.sent.max(other.sent), received: self.received.max(other.received) }
+    }
+}
+
+/// One flow.
+#[derive(Clone, Debug, Default)]
+struct Account {
+    opened: u64,
+    closed: u64,
+    failed: u64,
+    preexisting: u64,
+    preexisting_bytes: Bytes,
+    /// Of connections that have ended.
+    closed_bytes: Bytes,
+    /// The most that was ever known, which never decreases.
+    bytes: Bytes,
+    reported: flow::FlowCounters,
+}
+
+impl Account {
+    fn counters(&self) -> flow::FlowCounters {
+        let open = self.bytes.minus(self.closed_bytes);
+        flow::FlowCounters {
+            opened: self.opened,
+            closed: self.closed,
+            failed: self.failed,
+            preexisting: self.preexisting,
+            bytes_sent: self.bytes.sent,
+            bytes_received: self.bytes.received,
+            preexisting_bytes_sent: self.preexisting_bytes.sent,
+            preexisting_bytes_received: self.preexisting_bytes.received,
+            open_bytes_sent: open.sent,
+            open_bytes_received: open.received,
+        }
+    }
+
+    fn has_open(&self) -> bool {
+        self.opened + self.preexisting > self.closed
+    }
+
+    fn settle(&mut self) {
+        self.bytes = self.bytes.max(self.closed_bytes).max(self.preexisting_bytes);
+    }
+}
+
+/// All flows.
+#[derive(Debug, Default)]
+pub(super) struct Accounts {
+    accounts: HashMap<FlowKey, Account>,
+    changed: HashSet<FlowKey>,
+    seen: u64,
+    closes_unseen: u64,
+}
+
+impl Accounts {
+    /// Adds what a flow's slot has counted since it was read last.
+    pub(super) fn add(&mut self, key: FlowKey, since: &FlowStats, nothing_lost: bool) {
+        let account = self.touch(key);
+        account.opened += since.opened;
+        account.closed += since.closed;
+        account.failed += since.failed;
+        account.preexisting += since.older;
+        account.closed_bytes = account.closed_bytes.plus(Bytes { sent: since.sent, received: since.received });
+        if nothing_lost && account.closed > account.opened + account.preexisting {
+            // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
+            account.preexisting = account.closed - account.opened;
+        }
+        account.settle();
+        self.seen += since.opened + since.failed;
+    }
+
+    /// A connection that was open when the capture began, and what it had transferred when it was first seen.
+    pub(super) fn add_preexisting(&mut self, key: FlowKey, bytes: Bytes) {
+        let account = self.touch(key);
+        account.preexisting += 1;
+        account.preexisting_bytes = account.preexisting_bytes.plus(bytes);
+        account.settle();
+    }
+
+    /// A connection that is gone without its end having been seen, and what it had transferred when last seen.
+    pub(super) fn add_unseen_close(&mut self, key: FlowKey, bytes: Bytes) {
+        let account = self.touch(key);
+        account.closed += 1;
+        account.closed_bytes = account.closed_bytes.plus(bytes);
+        account.settle();
+        self.closes_unseen += 1;
+    }
+
+    /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
+    pub(super) fn set_open(&mut self, key: FlowKey, open: Bytes) {
+        let account = self.touch(key);
+        account.bytes = account.bytes.max(account.closed_bytes.plus(open));
+    }
+
+    /// Whether the flow has open connections.
+    pub(super) fn has_open(&self, key: &FlowKey) -> bool {
+        self.accounts.get(key).is_some_and(Account::has_open)
+    }
+
+    /// Whether the flow has nothing open and nothing that was not reported yet.
+    pub(super) fn is_at_rest(&self, key: &FlowKey) -> bool {
+        self.accounts.get(key).is_none_or(|account| !account.has_open() && account.counters() == account.reported)
+    }
+
+    pub(super) fn remove(&mut self, key: &FlowKey) {
+        self.accounts.remove(key);
+        self.changed.remove(key);
+    }
+
+    /// Connections opened and attempts failed.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    pub(super) fn closes_unseen(&self) -> u64 {
+        self.closes_unseen
+    }
+
+    /// The flows that differ from what was reported last, which they then do no more.
+    pub(super) fn report(&mut self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
+        let mut flows = Vec::with_capacity(self.changed.len());
+        for key in self.changed.drain() {
+            let Some(account) = self.accounts.get_mut(&key) else { continue };
+            let counters = account.counters();
+            if counters != account.reported {
+                account.reported = counters;
+                flows.extend(public_key(&key).map(|key| (key, counters)));
+            }
+        }
+        flows
+    }
+
+    /// Everything, as reported last.
+    pub(super) fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
+        let reported = self.accounts.iter().filter(|(_, account)| account.reported != flow::FlowCounters::default());
+        reported.filter_map(|(key, account)| Some((public_key(key)?, account.reported))).collect()
+    }
+
+    fn touch(&mut self, key: FlowKey) -> &mut Account {
+        self.changed.insert(key);
+        self.accounts.entry(key).or_default()
+    }
+}
+
+/// The key as the rest of the agent knows it; `None` for one that no program of ours has written.
+fn public_key(key: &FlowKey) -> Option<flow::FlowKey> {
+    Some(flow::FlowKey {
+        cgroup_id: key.cgroup(),
+        netns: key.netns(),
+        role: match key.role()? {
+            Role::Client => flow::Role::Client,
+            Role::Server => flow::Role::Server,
+        },
+        local: address(key.local()),
+        remote: address(key.remote()),
+        port: key.port(),
+    })
+}
+
+/// The kernel's key of a flow.
+pub(super) fn kernel_key(key: &flow::FlowKey) -> FlowKey {
+    let role = match key.role {
+        flow::Role::Client => Role::Client,
+        flow::Role::Server => Role::Server,
+    };
+    FlowKey::new(key.cgroup_id, key.netns, role, key.port, octets(key.local), octets(key.remote))
+}
+
+fn address(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}

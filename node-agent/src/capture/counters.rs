@@ -1,0 +1,81 @@
+//! The kernel's table of counters, mapped into this process: reading it costs no system call.
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::maps::MapData;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use node_agent_common::FlowStats;
+
+/// A read-only view of the table.
+#[derive(Debug)]
+pub(super) struct Counters {
+    table: NonNull<FlowStats>,
+    slots: u32,
+    /// Keeps the table in being.
+    _map: MapData,
+}
+
+// SAFETY: the view is read-only and read by atomic loads; the mapping belongs to the process, not to a thread.
+#[expect(unsafe_code, reason = "memory shared with the kernel")]
+unsafe impl Send for Counters {}
+
+impl Counters {
+    #[expect(unsafe_code, reason = "memory shared with the kernel")]
+    pub(super) fn map(map: MapData, slots: u32) -> io::Result<Self> {
+        let length = NonZeroUsize::new(bytes(slots)).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a new mapping, at an address of the kernel's choice; the kernel refuses it if the map is smaller.
+        let table = unsafe {
+            mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd().as_fd(), 0)
+        }?;
+        Ok(Self { table: table.cast(), slots, _map: map })
+    }
+
+    pub(super) fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// What this slot has counted; zeros beyond the table.
+    ///
+    /// Read in the order opposite to the kernel's: `closed` first, whose connections were counted as opened, and their
+    /// bytes added, before.
+    #[expect(unsafe_code, reason = "memory shared with the kernel")]
+    pub(super) fn read(&self, slot: u32) -> FlowStats {
+        if slot >= self.slots {
+            return FlowStats::default();
+        }
+        // SAFETY: inside of the mapping, which lives as long as `self`.
+        let stats = unsafe { self.table.add(slot as usize).as_ptr() };
+        // SAFETY: aligned u64 fields of a mapped value, which the kernel changes by atomic additions.
+        let load = |field: *mut u64| unsafe { AtomicU64::from_ptr(field) }.load(Ordering::Acquire);
+        // SAFETY: addresses of fields, nothing is read here.
+        unsafe {
+            let closed = load(&raw mut (*stats).closed);
+            FlowStats {
+                closed,
+                older: load(&raw mut (*stats).older),
+                sent: load(&raw mut (*stats).sent),
+                received: load(&raw mut (*stats).received),
+                failed: load(&raw mut (*stats).failed),
+                opened: load(&raw mut (*stats).opened),
+            }
+        }
+    }
+}
+
+impl Drop for Counters {
+    #[expect(unsafe_code, reason = "memory shared with the kernel")]
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length, and no reference into it outlives `self`.
+        let _ = unsafe { munmap(self.table.cast(), bytes(self.slots)) };
+    }
+}
+
+fn bytes(slots: u32) -> usize {
+    slots as usize * size_of::<FlowStats>()
+}

@@ -1,0 +1,52 @@
+//! Which slot each flow has got: told by the ring buffer, looked up where that was full.
+
+use aya::maps::MapError;
+use node_agent_common::{FirstSight, FlowKey, Loss};
+
+use super::kernel::Kernel;
+
+/// Reads the ring buffer, and the kernel's whole index when something did not fit into the ring.
+#[derive(Debug, Default)]
+pub(super) struct FirstSights {
+    dropped: u64,
+}
+
+impl FirstSights {
+    /// Everything new, and maybe things known.
+    ///
+    /// # Errors
+    /// When the index cannot be read; what was not told comes with the next call.
+    pub(super) fn drain(
+        &mut self,
+        kernel: &mut Kernel,
+        mut tell: impl FnMut(FlowKey, u32),
+    ) -> Result<(), MapError> {
+        // Looked at first: what is dropped after this is found by the next call.
+        let dropped = kernel.lost(Loss::FirstSight)?;
+        while let Some(item) = kernel.first_sights.next() {
+            if let Some(bytes) = item.first_chunk() {
+                let sight = first_sight(bytes);
+                tell(sight.key, sight.slot);
+            }
+        }
+        if dropped != self.dropped {
+            for entry in kernel.slot_of.iter() {
+                let (key, slot) = entry?;
+                tell(key, slot);
+            }
+            self.dropped = dropped;
+        }
+        Ok(())
+    }
+
+    /// How many were dropped so far.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+}
+
+#[expect(unsafe_code, reason = "the kernel's record as it comes")]
+fn first_sight(bytes: &[u8; size_of::<FirstSight>()]) -> FirstSight {
+    // SAFETY: plain data of exactly this size, for which any bytes are a value; read without asking for alignment.
+    unsafe { bytes.as_ptr().cast::<FirstSight>().read_unaligned() }
+}

@@ -1,0 +1,100 @@
+//! A connection of our own, which has to be counted; and then left out of every count.
+
+use std::{
+    fs,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt,
+    thread,
+    time::{Duration, Instant},
+};
+
+use node_agent_common::{FlowKey, FlowStats, Role};
+
+use super::{Reason, Refusal, first_sights::FirstSights, kernel::Kernel, slots::Slots};
+
+/// Loopback needs microseconds.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Connects to itself and waits until both ends have been counted, opened and closed, once.
+///
+/// # Errors
+/// When they are not, or no connection can be made.
+pub(super) fn run(kernel: &mut Kernel, first_sights: &mut FirstSights, slots: &mut Slots) -> Result<(), Refusal> {
+    let netns = netns().map_err(|error| refusal(&format!("finding the own network namespace: {error}")))?;
+    let port = connect().map_err(|error| refusal(&format!("connecting to 127.0.0.1: {error}")))?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut ends: [Option<(FlowKey, u32)>; 2] = [None, None];
+    loop {
+        let now = Instant::now();
+        first_sights
+            .drain(kernel, |key, slot| {
+                match own_end(&key, netns, port) {
+                    Some(role) => ends[usize::from(role == Role::Server)] = Some((key, slot)),
+                    None => {}
+                }
+                slots.assign(slot, key, now);
+            })
+            .map_err(|error| refusal(&format!("reading what was counted: {error}")))?;
+        if let [Some(client), Some(server)] = ends
+            && [client, server].iter().all(|(_, slot)| is_complete(&kernel.counters.read(*slot)))
+        {
+            return leave_out(kernel, slots, [client, server], now);
+        }
+        if now >= deadline {
+            let counted = ends.map(|end| end.map(|(_, slot)| kernel.counters.read(slot)));
+            return Err(refusal(&format!(
+                "a connection of the agent to itself at 127.0.0.1:{port} was not counted as it should (client, \
+                 server: {counted:?}); the agent has to run in a cgroup below the cgroup root, and no other sock_ops \
+                 program may take callbacks away"
+            )));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Opens and closes one connection, and says at which port.
+fn connect() -> io::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let at = listener.local_addr()?;
+    let client = TcpStream::connect_timeout(&at, PATIENCE)?;
+    let (server, from): (_, SocketAddr) = listener.accept()?;
+    if from != client.local_addr()? {
+        return Err(io::Error::other("somebody else came first"));
+    }
+    drop(client);
+    drop(server);
+    Ok(at.port())
+}
+
+fn own_end(key: &FlowKey, netns: u32, port: u16) -> Option<Role> {
+    let here = Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets();
+    let own = key.netns() == netns && key.port() == port && key.local() == here && key.remote() == here;
+    key.role().filter(|_| own)
+}
+
+fn is_complete(stats: &FlowStats) -> bool {
+    (stats.opened, stats.closed, stats.failed) == (1, 1, 0)
+}
+
+fn leave_out(
+    kernel: &mut Kernel,
+    slots: &mut Slots,
+    ends: [(FlowKey, u32); 2],
+    now: Instant,
+) -> Result<(), Refusal> {
+    for (key, slot) in ends {
+        kernel.slot_of.remove(&key).map_err(|error| refusal(&format!("forgetting the own connection: {error}")))?;
+        slots.disown(slot, now);
+    }
+    Ok(())
+}
+
+fn netns() -> io::Result<u32> {
+    let inode = fs::metadata("/proc/self/ns/net")?.ino();
+    u32::try_from(inode).map_err(io::Error::other)
+}
+
+fn refusal(message: &str) -> Refusal {
+    Refusal { reason: Reason::SelfTestFailed, message: String::from(message) }
+}
