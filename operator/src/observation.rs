@@ -38,6 +38,45 @@ pub struct NodeObservation {
     pub earlier: EarlierObservation,
 }
 
+impl NodeObservation {
+    /// A new epoch's first report: what is known becomes part of `earlier`, and the time from the last report to the
+    /// new attach one in which nobody was looking. Nothing happens if the epoch is the one that is known.
+    pub fn begin_epoch(&mut self, epoch: &[u8], attached_unix_ms: u64) {
+        if self.epoch == epoch {
+            return;
+        }
+        if !self.epoch.is_empty() {
+            self.earlier.seen = self.total_seen();
+            self.earlier.losses = self.total_losses();
+            self.earlier.gaps += 1;
+            self.earlier.gap_ms += attached_unix_ms.saturating_sub(self.last_report_unix_ms);
+        }
+        self.epoch = epoch.to_vec();
+        self.attached_unix_ms = attached_unix_ms;
+        self.seen = 0;
+        self.losses = Losses::default();
+    }
+
+    /// Connections and failed attempts of all epochs.
+    #[must_use]
+    pub fn total_seen(&self) -> u64 {
+        self.earlier.seen.saturating_add(self.seen)
+    }
+
+    /// Losses of all epochs.
+    #[must_use]
+    pub fn total_losses(&self) -> Losses {
+        let (earlier, now) = (&self.earlier.losses, &self.losses);
+        Losses {
+            opened: earlier.opened.saturating_add(now.opened),
+            closed: earlier.closed.saturating_add(now.closed),
+            failed: earlier.failed.saturating_add(now.failed),
+            first_sights: earlier.first_sights.saturating_add(now.first_sights),
+            closes_unseen: earlier.closes_unseen.saturating_add(now.closes_unseen),
+        }
+    }
+}
+
 /// What a node's earlier epochs have contributed, and the times between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EarlierObservation {
