@@ -5,7 +5,15 @@
 //! `status` writes what came of it into NodeProbe and ScopeProbe.
 #![forbid(unsafe_code)]
 
+pub mod cluster_state;
 pub mod collector;
+pub mod health;
+pub mod lease;
+pub mod metrics;
 pub mod observation;
 pub mod publish_settings;
+pub mod rollout;
+pub mod runtime;
+pub mod settings;
+pub mod status;
 pub mod watches;

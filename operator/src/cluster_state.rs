@@ -1,0 +1,174 @@
+//! What the operator knows of ScopeProbes, Nodes and NodeProbes, kept up to date by watches.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    hash::Hash,
+    pin::pin,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use crds::{NodeProbe, NodeProbeSpec, ScopeProbe};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{WatchStreamExt, reflector, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::rollout::assignment::{Assignments, NodeFacts, ProbeFacts, assign};
+
+/// A reflector's store of objects of which some may be malformed.
+type GuardedStore<K> = reflector::Store<DeserializeGuard<K>>;
+
+/// The latest known ScopeProbes, Nodes and NodeProbes.
+pub struct ClusterState {
+    probes: GuardedStore<ScopeProbe>,
+    nodes: RwLock<BTreeMap<String, NodeFacts>>,
+    node_probes: GuardedStore<NodeProbe>,
+    changed: watch::Sender<()>,
+}
+
+impl ClusterState {
+    /// Begins to watch, and waits until everything has been listed once. The watches end with the process.
+    ///
+    /// # Errors
+    /// Where a watch has ended before its first list, which it does on shutdown only.
+    pub async fn watch(client: &Client) -> Result<Arc<Self>, reflector::store::WriterDropped> {
+        let (probes, probe_writer) = reflector::store();
+        let (node_probes, node_probe_writer) = reflector::store();
+        let state = Arc::new(Self { probes, nodes: RwLock::default(), node_probes, changed: watch::Sender::new(()) });
+        let listed = watch::Sender::new(false);
+        tokio::spawn(reflect::<ScopeProbe>(client.clone(), probe_writer, Arc::clone(&state)));
+        tokio::spawn(reflect::<NodeProbe>(client.clone(), node_probe_writer, Arc::clone(&state)));
+        let mut nodes_listed = listed.subscribe();
+        tokio::spawn(watch_nodes(client.clone(), Arc::clone(&state), listed));
+        state.probes.wait_until_ready().await?;
+        state.node_probes.wait_until_ready().await?;
+        // The sender lives as long as the watch, which never ends by itself.
+        let _ = nodes_listed.wait_for(|listed| *listed).await;
+        Ok(state)
+    }
+
+    /// All well-formed ScopeProbes that are not being deleted.
+    #[must_use]
+    pub fn probes(&self) -> Vec<ScopeProbe> {
+        let valid = self.probes.state().into_iter().filter_map(|probe| probe.0.as_ref().ok().cloned());
+        valid.filter(|probe| probe.metadata.deletion_timestamp.is_none()).collect()
+    }
+
+    /// All Nodes.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeMap<String, NodeFacts> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All NodeProbes, by name. One that is malformed counts as empty: its status will be written anew.
+    #[must_use]
+    pub fn node_probes(&self) -> BTreeMap<String, NodeProbe> {
+        let probes = self.node_probes.state().into_iter().map(|probe| match &probe.0 {
+            Ok(probe) => probe.clone(),
+            Err(invalid) => {
+                NodeProbe { metadata: invalid.metadata.clone(), spec: NodeProbeSpec::default(), status: None }
+            }
+        });
+        probes.map(|probe| (probe.name_any(), probe)).collect()
+    }
+
+    /// Which node belongs to which ScopeProbe now.
+    #[must_use]
+    pub fn assignments(&self) -> Assignments {
+        let probes: Vec<_> = self.probes().iter().map(probe_facts).collect();
+        let nodes: Vec<_> = self.nodes().into_values().collect();
+        assign(&probes, &nodes)
+    }
+
+    /// Marked as changed with everything that matters here; changes of Nodes that don't are left out.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+}
+
+fn probe_facts(probe: &ScopeProbe) -> ProbeFacts {
+    ProbeFacts {
+        name: probe.name_any(),
+        created: probe.creation_timestamp().map(|time| time.0),
+        node_selector: probe.spec.node_selector.clone(),
+        mode: probe.spec.mode,
+    }
+}
+
+fn node_facts(node: &Node) -> NodeFacts {
+    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    let os = info.map(|info| info.operating_system.clone()).filter(|os| !os.is_empty());
+    NodeFacts {
+        name: node.name_any(),
+        uid: node.uid().unwrap_or_default(),
+        labels: node.labels().clone(),
+        os: os.or_else(|| node.labels().get("kubernetes.io/os").cloned()).unwrap_or_default(),
+        kernel: info.map(|info| info.kernel_version.clone()).unwrap_or_default(),
+    }
+}
+
+async fn reflect<K>(client: Client, writer: reflector::store::Writer<DeserializeGuard<K>>, state: Arc<ClusterState>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    <K as Resource>::DynamicType: Eq + Hash + Default,
+{
+    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let stream = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
+    let mut stream = pin!(stream);
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(watcher::Event::Apply(DeserializeGuard(Err(invalid)))) => {
+                let name = invalid.metadata.name.unwrap_or_default();
+                tracing::warn!(kind = %K::kind(&()), name, error = invalid.error, "ignoring a malformed object");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again"),
+        }
+        state.changed.send_replace(());
+    }
+}
+
+async fn watch_nodes(client: Client, state: Arc<ClusterState>, listed: watch::Sender<bool>) {
+    let stream = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
+    let mut stream = pin!(stream);
+    let mut fresh = BTreeMap::new();
+    while let Some(event) = stream.next().await {
+        let mut nodes = state.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = match event {
+            Ok(watcher::Event::Apply(node)) => {
+                let facts = node_facts(&node);
+                nodes.insert(facts.name.clone(), facts.clone()) != Some(facts)
+            }
+            Ok(watcher::Event::Delete(node)) => nodes.remove(&node.name_any()).is_some(),
+            Ok(watcher::Event::Init) => {
+                fresh.clear();
+                false
+            }
+            Ok(watcher::Event::InitApply(node)) => {
+                let facts = node_facts(&node);
+                fresh.insert(facts.name.clone(), facts);
+                false
+            }
+            Ok(watcher::Event::InitDone) => {
+                *nodes = std::mem::take(&mut fresh);
+                listed.send_replace(true);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(kind = "Node", %error, "watch failed, trying again");
+                false
+            }
+        };
+        drop(nodes);
+        if changed {
+            state.changed.send_replace(());
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What the operator counts about itself, for Prometheus.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// What a write was for, and what came of it.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct WriteLabels {
+    /// `Topology`, `NodeProbe` or `ScopeProbe`.
+    pub kind: &'static str,
+    /// `done`, `skipped` (nothing had changed) or `failed`.
+    pub result: &'static str,
+}
+
+/// What was lost.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct LossLabels {
+    /// `opened`, `closed`, `failed`, `first_sights` or `closes_unseen`.
+    pub kind: &'static str,
+}
+
+/// All metrics. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    /// Reconciliations that began.
+    pub reconciles: Counter,
+    /// Reconciliations that failed.
+    pub reconcile_failures: Counter,
+    /// How long reconciliations took.
+    pub reconcile_seconds: Histogram,
+    /// Agents whose stream is open.
+    pub agents_connected: Gauge,
+    /// Flows that are known now.
+    pub flows: Gauge,
+    /// Edges of the graph.
+    pub edges: Gauge,
+    /// Whether this operator holds the lease.
+    pub leader: Gauge,
+    /// Writes to the API server.
+    pub writes: Family<WriteLabels, Counter>,
+    /// What agents have lost, all nodes and epochs together.
+    pub losses: Family<LossLabels, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let metrics = Self {
+            registry: Arc::new(Mutex::new(Registry::with_prefix("scopeprobe_operator"))),
+            reconciles: Counter::default(),
+            reconcile_failures: Counter::default(),
+            reconcile_seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
+            agents_connected: Gauge::default(),
+            flows: Gauge::default(),
+            edges: Gauge::default(),
+            leader: Gauge::default(),
+            writes: Family::default(),
+            losses: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register("reconciles", "Reconciliations of ScopeProbes that began", self.reconciles.clone());
+        registry.register("reconcile_failures", "Reconciliations that failed", self.reconcile_failures.clone());
+        registry.register("reconcile_seconds", "Duration of reconciliations", self.reconcile_seconds.clone());
+        registry.register("agents_connected", "Agents whose stream is open", self.agents_connected.clone());
+        registry.register("flows", "Flows that are known now", self.flows.clone());
+        registry.register("edges", "Edges of the topology", self.edges.clone());
+        registry.register("leader", "1 where this operator holds the lease", self.leader.clone());
+        registry.register("writes", "Writes to the API server by kind and result", self.writes.clone());
+        registry.register("agent_losses", "What agents could not record, by kind", self.losses.clone());
+    }
+
+    /// Everything, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Where a metric cannot be written as text.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(page)
+    }
+
+    /// Counts and times one reconciliation.
+    pub async fn timed_reconcile<T>(&self, reconcile: impl Future<Output = T>) -> T {
+        self.reconciles.inc();
+        let begin = Instant::now();
+        let result = reconcile.await;
+        self.reconcile_seconds.observe(begin.elapsed().as_secs_f64());
+        result
+    }
+
+    /// Counts one write.
+    pub fn write(&self, kind: &'static str, result: &'static str) {
+        self.writes.get_or_create(&WriteLabels { kind, result }).inc();
+    }
+}

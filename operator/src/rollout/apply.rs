@@ -1,0 +1,148 @@
+//! Writes a rollout's objects by server-side apply, and removes those that are no longer wanted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crds::{MODE_LABEL, PROBE_LABEL};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::json;
+
+use super::{FIELD_MANAGER, NODE_FIELD_MANAGER, assignment::NodeFacts, build::AGENT_APP, outcome::Progress};
+
+/// What could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} {object}: {source}")]
+pub struct ApplyError {
+    /// What was attempted.
+    pub verb: &'static str,
+    /// On what.
+    pub object: String,
+    /// What the API server said.
+    pub source: Box<kube::Error>,
+}
+
+impl ApplyError {
+    /// A failed request.
+    pub fn new(verb: &'static str, object: impl Into<String>, source: kube::Error) -> Self {
+        Self { verb, object: object.into(), source: Box::new(source) }
+    }
+}
+
+/// Whether an API server says that something isn't there.
+#[must_use]
+pub fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Applies a ScopeProbe's DaemonSets and deletes those of its DaemonSets that are not among them.
+///
+/// # Errors
+/// The first request that failed.
+pub async fn daemon_sets(
+    client: &Client,
+    namespace: &str,
+    probe: &str,
+    wanted: &[DaemonSet],
+) -> Result<Progress, ApplyError> {
+    let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let mut progress = Progress { observed: true, ..Progress::default() };
+    for daemon_set in wanted {
+        let name = daemon_set.name_any();
+        let applied = api
+            .patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(daemon_set))
+            .await
+            .map_err(|source| ApplyError::new("apply DaemonSet", format!("{namespace}/{name}"), source))?;
+        add(&mut progress, &applied);
+    }
+    let keep: BTreeSet<_> = wanted.iter().map(ResourceExt::name_any).collect();
+    let selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}={probe}");
+    delete_daemon_sets(&api, namespace, &selector, |name| !keep.contains(name)).await?;
+    Ok(progress)
+}
+
+/// Deletes those DaemonSets of a selection that a filter picks.
+///
+/// # Errors
+/// The first request that failed.
+pub async fn delete_daemon_sets(
+    api: &Api<DaemonSet>,
+    namespace: &str,
+    selector: &str,
+    pick: impl Fn(&str) -> bool,
+) -> Result<(), ApplyError> {
+    let existing = api
+        .list_metadata(&ListParams::default().labels(selector))
+        .await
+        .map_err(|source| ApplyError::new("list DaemonSets of", namespace, source))?;
+    for name in existing.iter().map(ResourceExt::name_any).filter(|name| pick(name)) {
+        match api.delete(&name, &DeleteParams::background()).await {
+            Ok(_) => {}
+            Err(source) if is_not_found(&source) => {}
+            Err(source) => return Err(ApplyError::new("delete DaemonSet", format!("{namespace}/{name}"), source)),
+        }
+    }
+    Ok(())
+}
+
+fn add(progress: &mut Progress, daemon_set: &DaemonSet) {
+    let number = |number: i32| u64::try_from(number).unwrap_or_default();
+    let Some(status) = &daemon_set.status else {
+        progress.observed = false;
+        return;
+    };
+    progress.observed &= status.observed_generation == daemon_set.metadata.generation;
+    progress.desired += number(status.desired_number_scheduled);
+    let updated = number(status.updated_number_scheduled.unwrap_or_default());
+    progress.available += updated.min(number(status.number_available.unwrap_or_default()));
+}
+
+/// Gives a node the labels of its agent. A node that is gone is none to label.
+///
+/// # Errors
+/// Where the API server refused.
+pub async fn label_node(
+    client: &Client,
+    node: &NodeFacts,
+    labels: &BTreeMap<String, String>,
+) -> Result<(), ApplyError> {
+    // With its UID, so that an apply cannot create a node that has just been deleted, or label its successor.
+    let patch = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node.name, "uid": node.uid, "labels": labels},
+    });
+    let api: Api<Node> = Api::all(client.clone());
+    let params = PatchParams::apply(NODE_FIELD_MANAGER).force();
+    match api.patch_metadata(&node.name, &params, &Patch::Apply(patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(source) => Err(ApplyError::new("label Node", &node.name, source)),
+    }
+}
+
+/// Takes our labels from a node, whoever else has set them.
+///
+/// # Errors
+/// Where the API server refused.
+pub async fn unlabel_node(client: &Client, node: &str) -> Result<(), ApplyError> {
+    let patch = json!({"metadata": {"labels": {MODE_LABEL: null, PROBE_LABEL: null}}});
+    let api: Api<Node> = Api::all(client.clone());
+    match api.patch_metadata(node, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(source) if is_not_found(&source) => Ok(()),
+        Err(source) => Err(ApplyError::new("take labels from Node", node, source)),
+    }
+}
+
+/// Our labels among a node's.
+#[must_use]
+pub fn ours(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    [MODE_LABEL, PROBE_LABEL]
+        .into_iter()
+        .filter_map(|key| labels.get_key_value(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}

@@ -1,0 +1,221 @@
+//! The DaemonSet of one ScopeProbe's agents in one mode. Pure.
+
+use std::collections::BTreeMap;
+
+use crds::{MODE_LABEL, PROBE_LABEL, ScopeProbe};
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet},
+        core::v1::{
+            Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource,
+            LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+        },
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use kube::{Resource, ResourceExt};
+
+use super::assignment::AgentMode;
+use crate::settings::AgentSettings;
+
+/// The value of `app.kubernetes.io/name` of everything that belongs to agents.
+pub const AGENT_APP: &str = "scopeprobe-agent";
+/// Where agents serve /livez, /readyz and /metrics.
+const HTTP_PORT: i32 = 9464;
+/// Where a node's cgroup hierarchies are shown to its agent.
+const CGROUP_MOUNT: &str = "/host/sys/fs/cgroup";
+
+/// What all agents of one operator have in common.
+#[derive(Clone, Debug)]
+pub struct AgentTemplate<'a> {
+    /// The operator's namespace.
+    pub namespace: &'a str,
+    /// The URL that agents dial.
+    pub collector_url: &'a str,
+    /// Image, pull policy and ServiceAccount.
+    pub settings: &'a AgentSettings,
+}
+
+/// The name of a ScopeProbe's DaemonSet in one mode.
+#[must_use]
+pub fn name(probe: &str, mode: AgentMode) -> String {
+    format!("scopeprobe-{probe}-{}", mode.as_str())
+}
+
+/// The DaemonSet, complete.
+#[must_use]
+pub fn daemon_set(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> DaemonSet {
+    let probe_name = probe.name_any();
+    let selector = selector(&probe_name, mode);
+    let mut labels = selector.clone();
+    labels.insert("app.kubernetes.io/component".to_owned(), "agent".to_owned());
+    labels.insert("app.kubernetes.io/part-of".to_owned(), "scopeprobe".to_owned());
+    labels.insert("app.kubernetes.io/managed-by".to_owned(), "scopeprobe-operator".to_owned());
+    DaemonSet {
+        metadata: ObjectMeta {
+            name: Some(name(&probe_name, mode)),
+            namespace: Some(template.namespace.to_owned()),
+            labels: Some(labels.clone()),
+            owner_references: probe.controller_owner_ref(&()).map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(DaemonSetSpec {
+            selector: LabelSelector { match_labels: Some(selector), match_expressions: None },
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                spec: Some(pod(probe, &probe_name, mode, template)),
+            },
+            update_strategy: Some(DaemonSetUpdateStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDaemonSet {
+                    max_unavailable: Some(IntOrString::String("10%".to_owned())),
+                    max_surge: None,
+                }),
+            }),
+            ..DaemonSetSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn selector(probe: &str, mode: AgentMode) -> BTreeMap<String, String> {
+    let mut labels = node_labels(probe, mode);
+    labels.insert("app.kubernetes.io/name".to_owned(), AGENT_APP.to_owned());
+    labels
+}
+
+/// The labels by which a node gets the agent of a ScopeProbe in one mode.
+#[must_use]
+pub fn node_labels(probe: &str, mode: AgentMode) -> BTreeMap<String, String> {
+    [(PROBE_LABEL, probe), (MODE_LABEL, mode.as_str())].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+fn pod(probe: &ScopeProbe, probe_name: &str, mode: AgentMode, template: &AgentTemplate<'_>) -> PodSpec {
+    let spec = &probe.spec.agent;
+    let secrets = template.settings.agent_pull_secrets.iter();
+    let secrets: Vec<_> = secrets.map(|name| LocalObjectReference { name: name.clone() }).collect();
+    PodSpec {
+        node_selector: Some(node_labels(probe_name, mode)),
+        tolerations: Some(spec.tolerations.clone()),
+        priority_class_name: Some(spec.priority_class_name.clone()).filter(|name| !name.is_empty()),
+        service_account_name: Some(template.settings.agent_service_account.clone()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        image_pull_secrets: Some(secrets).filter(|secrets| !secrets.is_empty()),
+        // The node's own pid namespace: open sockets are found by walking its tasks.
+        host_pid: Some(true),
+        termination_grace_period_seconds: Some(10),
+        security_context: Some(PodSecurityContext {
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            ..PodSecurityContext::default()
+        }),
+        containers: vec![container(probe, mode, template)],
+        volumes: Some(vec![Volume {
+            name: "cgroup".to_owned(),
+            host_path: Some(HostPathVolumeSource {
+                path: "/sys/fs/cgroup".to_owned(),
+                type_: Some("Directory".to_owned()),
+            }),
+            ..Volume::default()
+        }]),
+        ..PodSpec::default()
+    }
+}
+
+fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Container {
+    Container {
+        name: "agent".to_owned(),
+        image: Some(template.settings.agent_image.clone()),
+        image_pull_policy: Some(template.settings.agent_pull_policy.clone()),
+        command: Some(vec!["/scopeprobe-agent".to_owned()]),
+        args: Some(arguments(probe, mode, template.collector_url)),
+        env: Some(vec![EnvVar {
+            name: "NODE_NAME".to_owned(),
+            value_from: Some(EnvVarSource {
+                field_ref: Some(ObjectFieldSelector { api_version: None, field_path: "spec.nodeName".to_owned() }),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        }]),
+        ports: Some(vec![ContainerPort {
+            name: Some("http".to_owned()),
+            container_port: HTTP_PORT,
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        }]),
+        liveness_probe: Some(http_probe("/livez", 10)),
+        // Ready also where nothing can be captured: that is the node's state and stands in its NodeProbe.
+        readiness_probe: Some(http_probe("/readyz", 5)),
+        resources: Some(resources(probe)),
+        security_context: Some(SecurityContext {
+            run_as_user: Some(0),
+            privileged: Some(false),
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: capabilities(mode) }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![VolumeMount {
+            name: "cgroup".to_owned(),
+            mount_path: CGROUP_MOUNT.to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        }]),
+        ..Container::default()
+    }
+}
+
+fn arguments(probe: &ScopeProbe, mode: AgentMode, collector_url: &str) -> Vec<String> {
+    let capture = &probe.spec.capture;
+    vec![
+        "run".to_owned(),
+        "--node-name=$(NODE_NAME)".to_owned(),
+        format!("--operator={collector_url}"),
+        "--insecure-plaintext".to_owned(),
+        format!("--mode={}", mode.as_str()),
+        format!("--cgroup-root={CGROUP_MOUNT}"),
+        format!("--max-flows={}", capture.max_flows),
+        format!("--report-interval={}ms", std::time::Duration::from(capture.report_interval).as_millis()),
+    ]
+}
+
+/// The least that the mode works with. A kernel below 5.11 would need `SYS_RESOURCE` too, for locked memory; such
+/// nodes' DaemonSet is the fallback's.
+fn capabilities(mode: AgentMode) -> Option<Vec<String>> {
+    match mode {
+        AgentMode::Ebpf => Some(["BPF", "PERFMON", "NET_ADMIN"].map(str::to_owned).to_vec()),
+        AgentMode::Fallback => None,
+    }
+}
+
+fn resources(probe: &ScopeProbe) -> ResourceRequirements {
+    let resources = &probe.spec.agent.resources;
+    let list = |cpu: Option<&Quantity>, memory: &Quantity| -> BTreeMap<String, Quantity> {
+        let cpu = cpu.map(|cpu| ("cpu".to_owned(), cpu.clone()));
+        cpu.into_iter().chain([("memory".to_owned(), memory.clone())]).collect()
+    };
+    ResourceRequirements {
+        requests: Some(list(Some(&resources.requests.cpu), &resources.requests.memory)),
+        limits: Some(list(resources.limits.cpu.as_ref(), &resources.limits.memory)),
+        claims: None,
+    }
+}
+
+fn http_probe(path: &str, period_seconds: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("http".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(6),
+        ..Probe::default()
+    }
+}

@@ -1,0 +1,156 @@
+//! Reconciles ScopeProbes: every change of one of them, of a node or of a DaemonSet comes by here.
+
+use std::{sync::Arc, time::Duration};
+
+use crds::ScopeProbe;
+use futures::{Stream, StreamExt, future, stream};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::{
+    Api, Client, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        controller::{Action, Config, Controller},
+        watcher,
+    },
+};
+use tracing::Instrument;
+
+use super::{
+    apply::{self, ApplyError},
+    assignment::{Assignments, NodeFacts},
+    build::{self, AGENT_APP, AgentTemplate},
+    dereference::{self, DereferenceError},
+    outcome::{Outcome, Outcomes, Problem, Progress},
+    validate::{self, Invalid},
+};
+use crate::{cluster_state::ClusterState, metrics::Metrics, settings::AgentSettings};
+
+/// How often everything is looked at again, though nothing seems to have changed.
+const RESYNC: Duration = Duration::from_secs(300);
+/// Changes that come together are handled together.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// What the controller works with.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// The operator's namespace.
+    pub namespace: String,
+    /// How agents are made.
+    pub agents: AgentSettings,
+    /// ScopeProbes and Nodes.
+    pub cluster: Arc<ClusterState>,
+    /// Where to note what came of each rollout.
+    pub outcomes: Outcomes,
+    /// Where to count.
+    pub metrics: Metrics,
+}
+
+/// Why a rollout failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// Something it needs isn't there.
+    #[error(transparent)]
+    Dereference(#[from] DereferenceError),
+    /// The ScopeProbe makes no sense here.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Something could not be written.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+impl RolloutError {
+    fn problem(&self) -> Problem {
+        let (reason, permanent) = match self {
+            Self::Dereference(_) => ("CollectorUnreachable", false),
+            Self::Invalid(invalid) => (invalid.reason(), true),
+            Self::Apply(_) => ("ApplyFailed", false),
+        };
+        Problem { reason, message: self.to_string(), permanent }
+    }
+}
+
+/// Runs until `shutdown`, then finishes what it has begun.
+pub async fn run(context: Context, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+    let context = Arc::new(context);
+    let daemon_sets = watcher::Config::default().labels(&format!("app.kubernetes.io/name={AGENT_APP}"));
+    Controller::new(Api::<DeserializeGuard<ScopeProbe>>::all(context.client.clone()), watcher::Config::default())
+        .owns(Api::<DaemonSet>::namespaced(context.client.clone(), &context.namespace), daemon_sets)
+        .reconcile_all_on(changes(&context.cluster))
+        .with_config(Config::default().concurrency(4).debounce(DEBOUNCE))
+        .graceful_shutdown_on(shutdown)
+        .run(reconcile, retry, context)
+        .for_each(|_| future::ready(()))
+        .await;
+}
+
+fn changes(cluster: &ClusterState) -> impl Stream<Item = ()> + Send + use<> {
+    stream::unfold(cluster.subscribe(), async |mut changes| changes.changed().await.ok().map(|()| ((), changes)))
+}
+
+async fn reconcile(probe: Arc<DeserializeGuard<ScopeProbe>>, context: Arc<Context>) -> Result<Action, RolloutError> {
+    let Ok(probe) = &probe.0 else {
+        // Said in the log by the watch; there is nothing to do until it is changed.
+        return Ok(Action::await_change());
+    };
+    if probe.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let name = probe.name_any();
+    let span = tracing::info_span!("reconcile", probe = name);
+    let result = context.metrics.timed_reconcile(roll_out(probe, &name, &context)).instrument(span).await;
+    let generation = probe.metadata.generation.unwrap_or_default();
+    let (problem, progress) = match &result {
+        Ok(progress) => (None, *progress),
+        Err(error) => (Some(error.problem()), Progress::default()),
+    };
+    context.outcomes.set(&name, Outcome { generation, problem, progress });
+    match result {
+        // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
+        Err(RolloutError::Invalid(_)) | Ok(_) => Ok(Action::requeue(RESYNC)),
+        Err(error) => Err(error),
+    }
+}
+
+async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<Progress, RolloutError> {
+    let assignments = context.cluster.assignments();
+    if let Err(invalid) = validate::validate(name, &assignments) {
+        apply::daemon_sets(&context.client, &context.namespace, name, &[]).await?;
+        return Err(invalid.into());
+    }
+    let collector_url = dereference::collector_url(&context.client, &context.namespace, &context.agents).await?;
+    let template =
+        AgentTemplate { namespace: &context.namespace, collector_url: &collector_url, settings: &context.agents };
+    let modes = assignments.modes(name);
+    let wanted: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(probe, mode, &template)).collect();
+    let progress = apply::daemon_sets(&context.client, &context.namespace, name, &wanted).await?;
+    label_nodes(name, &assignments, context).await?;
+    Ok(progress)
+}
+
+async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), ApplyError> {
+    let nodes = context.cluster.nodes();
+    for (node, assignment) in assignments.of(probe) {
+        let Some(node) = nodes.get(node) else { continue };
+        let wanted = build::node_labels(probe, assignment.mode);
+        if !has_labels(node, &wanted) {
+            tracing::info!(node = node.name, mode = assignment.mode.as_str(), cause = ?assignment.cause, "assigning");
+            apply::label_node(&context.client, node, &wanted).await?;
+        }
+    }
+    Ok(())
+}
+
+fn has_labels(node: &NodeFacts, wanted: &std::collections::BTreeMap<String, String>) -> bool {
+    apply::ours(&node.labels) == *wanted
+}
+
+/// Between 5 s and 10 s, so that ScopeProbes that failed together don't stay together.
+fn retry(probe: Arc<DeserializeGuard<ScopeProbe>>, error: &RolloutError, context: Arc<Context>) -> Action {
+    context.metrics.reconcile_failures.inc();
+    let name = probe.name_any();
+    tracing::warn!(probe = name, %error, "rollout failed, trying again");
+    let spread = name.bytes().map(u64::from).sum::<u64>() % 5_000;
+    Action::requeue(Duration::from_millis(5_000 + spread))
+}

@@ -1,0 +1,18 @@
+//! From ScopeProbes and Nodes to DaemonSets and node labels: dereference → validate → assign → build → apply.
+//!
+//! Everything but `dereference`, `apply`, `labels` and `sweep` is pure.
+
+pub mod apply;
+pub mod assignment;
+pub mod build;
+pub mod controller;
+pub mod dereference;
+pub mod kernel;
+pub mod outcome;
+pub mod sweep;
+pub mod validate;
+
+/// The field manager of everything that the operator applies, apart from node labels.
+pub const FIELD_MANAGER: &str = "scopeprobe-operator";
+/// The field manager of node labels: what it does not apply any more is gone.
+pub const NODE_FIELD_MANAGER: &str = "scopeprobe-operator-node";

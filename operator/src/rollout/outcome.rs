@@ -1,0 +1,90 @@
+//! What came of each ScopeProbe's last rollout: written by the controller, read by the status writer.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use tokio::sync::watch;
+
+/// One ScopeProbe's last rollout.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The generation of the `spec` that was rolled out.
+    pub generation: i64,
+    /// What went wrong.
+    pub problem: Option<Problem>,
+    /// How far the DaemonSets are.
+    pub progress: Progress,
+}
+
+/// Why a rollout did not come to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// One word.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+    /// Whether only a person can help; otherwise it is tried again.
+    pub permanent: bool,
+}
+
+/// How far DaemonSets are, by their own status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Pods that there should be.
+    pub desired: u64,
+    /// Pods of the newest template that are available.
+    pub available: u64,
+    /// Whether all DaemonSets' controllers have seen their newest template.
+    pub observed: bool,
+}
+
+impl Progress {
+    /// Whether there is nothing to wait for.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.observed && self.available >= self.desired
+    }
+}
+
+/// All outcomes, by ScopeProbe. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug)]
+pub struct Outcomes {
+    outcomes: Arc<RwLock<BTreeMap<String, Outcome>>>,
+    changed: Arc<watch::Sender<()>>,
+}
+
+impl Default for Outcomes {
+    fn default() -> Self {
+        Self { outcomes: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
+    }
+}
+
+impl Outcomes {
+    /// Notes what came of a rollout.
+    pub fn set(&self, probe: &str, outcome: Outcome) {
+        let previous =
+            self.outcomes.write().unwrap_or_else(PoisonError::into_inner).insert(probe.to_owned(), outcome.clone());
+        if previous.as_ref() != Some(&outcome) {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// What came of one ScopeProbe's last rollout, if there was one.
+    #[must_use]
+    pub fn get(&self, probe: &str) -> Option<Outcome> {
+        self.outcomes.read().unwrap_or_else(PoisonError::into_inner).get(probe).cloned()
+    }
+
+    /// Forgets all that are not among these.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.outcomes.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| keep(name));
+    }
+
+    /// Marked as changed with every change of an outcome.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+}

@@ -1,0 +1,170 @@
+//! Puts the parts together, and takes them apart in order when the operator is told to stop.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::{Client, Config};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    cluster_state::ClusterState,
+    collector::{self, Accounts},
+    health,
+    lease::Lease,
+    metrics::Metrics,
+    observation::{Observations, TopologyOverview},
+    rollout::{
+        controller::{self, Context},
+        outcome::Outcomes,
+        sweep,
+    },
+    settings::{CleanupSettings, Cli, Command, Settings},
+    status::{events::Events, restore, writer::Writer},
+};
+
+/// How long the parts may take to stop; below a pod's grace period of 30 s.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Does what the command line says.
+///
+/// # Errors
+/// What could not be done, and why.
+pub async fn main(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Run(settings) => run(settings).await,
+        Command::Crds => print_crds(),
+        Command::Cleanup(settings) => cleanup(settings).await,
+    }
+}
+
+fn print_crds() -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut output = std::io::stdout().lock();
+    for (_, manifest) in crds::manifests::files().context("cannot write the kinds as YAML")? {
+        write!(output, "---\n{manifest}").context("cannot print the kinds")?;
+    }
+    Ok(())
+}
+
+async fn cleanup(settings: CleanupSettings) -> anyhow::Result<()> {
+    let client = Client::try_default().await.context("cannot connect to the API server")?;
+    sweep::everything(&client, &settings.namespace).await.context("cannot clean up")?;
+    tracing::info!("removed agents, node labels, NodeProbes and Topologies");
+    Ok(())
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let config = Config::infer().await.context("cannot find out how to reach the API server")?;
+    let client = Client::try_from(config.clone()).context("cannot connect to the API server")?;
+    let metrics = Metrics::default();
+    let (ready, is_ready) = watch::channel(false);
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(stop_on_signal(stop));
+
+    let listener = bind(settings.http_listen, "--http-listen").await?;
+    let health = tokio::spawn(health::serve(listener, is_ready, metrics.clone(), stopped(stopping.clone())));
+
+    let lease = Lease::new(config, &settings).await?;
+    let outcome = tokio::select! {
+        result = lead(&settings, &client, &lease, metrics, ready, stopping.clone()) => result,
+        () = lease.keep() => Err(anyhow::anyhow!("the lease is lost: another operator may write now, so this one stops")),
+        () = stopped(stopping) => Ok(()),
+    };
+    lease.release().await;
+    health.abort();
+    outcome
+}
+
+async fn bind(address: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: choose another with {flag}"))
+}
+
+/// Waits for the lease, then does everything that its holder does until told to stop.
+async fn lead(
+    settings: &Settings,
+    client: &Client,
+    lease: &Lease,
+    metrics: Metrics,
+    ready: watch::Sender<bool>,
+    stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let mut holds = lease.holds();
+    holds.wait_for(|holds| *holds).await.context("the lease's keeper has ended")?;
+    metrics.leader.set(1);
+
+    let cluster = ClusterState::watch(client).await.context("cannot list ScopeProbes, NodeProbes and Nodes")?;
+    let observations = Observations::default();
+    for (name, node_probe) in cluster.node_probes() {
+        if let Some(restored) = restore::observation(&node_probe) {
+            observations.update(&name, |observation| *observation = restored);
+        }
+    }
+    let outcomes = Outcomes::default();
+    let accounts = Accounts::default();
+    let (publish, _publish_settings) = watch::channel(None);
+    let (_overview_sender, overview) = watch::channel(TopologyOverview::default());
+
+    let mut parts = JoinSet::new();
+    let listener = bind(settings.collector_listen, "--collector-listen").await?;
+    let collecting = collector::serve(listener, accounts, observations.clone(), stopped(stopping.clone()));
+    parts.spawn(async move { collecting.await.context("cannot take reports in") });
+    let context = Context {
+        client: client.clone(),
+        namespace: settings.namespace.clone(),
+        agents: settings.agents.clone(),
+        cluster: cluster.clone(),
+        outcomes: outcomes.clone(),
+        metrics: metrics.clone(),
+    };
+    let controlling = controller::run(context, stopped(stopping.clone()));
+    parts.spawn(async move {
+        controlling.await;
+        Ok(())
+    });
+    let mut background = JoinSet::new();
+    background.spawn(sweep::run(client.clone(), cluster.clone(), observations.clone()));
+    let events = Events::new(client.clone(), &settings.identity);
+    let writer = Writer { client: client.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
+    background.spawn(writer.run());
+    ready.send_replace(true);
+    tracing::info!(collector = %settings.collector_listen, "the operator runs");
+
+    let early = tokio::select! {
+        () = stopped(stopping) => Ok(()),
+        Some(part) = parts.join_next() => part.context("a part has panicked")?.and_then(|()| anyhow::bail!("a part has ended by itself")),
+        Some(part) = background.join_next() => Err(part.map_or_else(anyhow::Error::from, |()| anyhow::anyhow!("a part has ended by itself"))),
+    };
+    ready.send_replace(false);
+    let drained = tokio::time::timeout(DRAIN, async { while parts.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!("gave up waiting for open streams and writes");
+    }
+    early
+}
+
+async fn stop_on_signal(stop: watch::Sender<bool>) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("cannot listen for signals; the operator will be killed instead of stopping");
+        std::future::pending::<()>().await;
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    stop.closed().await;
+}
+
+/// Done when the operator is told to stop.
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is the end as well.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}

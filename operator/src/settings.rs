@@ -1,0 +1,82 @@
+//! What the operator is told on its command line or by its environment.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Rolls ScopeProbe's agents out, collects what they see and writes it as Kubernetes objects.
+#[derive(Debug, Parser)]
+#[command(name = "scopeprobe-operator", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the operator until it is told to stop.
+    Run(Settings),
+    /// Prints the manifests of the kinds.
+    Crds,
+    /// Removes what the operator has made: DaemonSets, node labels, NodeProbes and Topologies. Stop the operator first.
+    Cleanup(CleanupSettings),
+}
+
+/// Settings of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// The operator's own namespace: the agents' pods and the lease live here.
+    #[arg(long, env = "SCOPEPROBE_NAMESPACE")]
+    pub namespace: String,
+    /// This operator's name among several: the name of its pod.
+    #[arg(long, env = "SCOPEPROBE_IDENTITY")]
+    pub identity: String,
+    /// The lease of which the holder alone writes.
+    #[arg(long, env = "SCOPEPROBE_LEASE_NAME", default_value = "scopeprobe-operator")]
+    pub lease_name: String,
+    /// How long a lease lasts after its holder's last sign of life, in seconds.
+    #[arg(long, env = "SCOPEPROBE_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(5..=300))]
+    pub lease_seconds: u64,
+    /// Where agents' reports come in.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_LISTEN", default_value = "[::]:9463")]
+    pub collector_listen: SocketAddr,
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "SCOPEPROBE_HTTP_LISTEN", default_value = "[::]:8080")]
+    pub http_listen: SocketAddr,
+    /// How the agents are made.
+    #[command(flatten)]
+    pub agents: AgentSettings,
+}
+
+/// How the agents are made, apart from what each ScopeProbe says.
+#[derive(Clone, Debug, Args)]
+pub struct AgentSettings {
+    /// The Service, in the operator's namespace, whose cluster IP agents dial.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_SERVICE", default_value = "scopeprobe-collector")]
+    pub collector_service: String,
+    /// What agents dial instead of the Service, for example http://192.0.2.1:9463.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_URL")]
+    pub collector_url: Option<String>,
+    /// The agents' image.
+    #[arg(long, env = "SCOPEPROBE_AGENT_IMAGE", default_value = concat!("scopeprobe/agent:", env!("CARGO_PKG_VERSION")))]
+    pub agent_image: String,
+    /// When the agents' image is pulled.
+    #[arg(long, env = "SCOPEPROBE_AGENT_PULL_POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub agent_pull_policy: String,
+    /// Secrets with which the agents' image is pulled, separated by commas.
+    #[arg(long, env = "SCOPEPROBE_AGENT_PULL_SECRETS", value_delimiter = ',')]
+    pub agent_pull_secrets: Vec<String>,
+    /// The agents' ServiceAccount. It needs no permission.
+    #[arg(long, env = "SCOPEPROBE_AGENT_SERVICE_ACCOUNT", default_value = "scopeprobe-agent")]
+    pub agent_service_account: String,
+}
+
+/// Settings of `cleanup`.
+#[derive(Clone, Debug, Args)]
+pub struct CleanupSettings {
+    /// The operator's own namespace.
+    #[arg(long, env = "SCOPEPROBE_NAMESPACE")]
+    pub namespace: String,
+}

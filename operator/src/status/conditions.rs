@@ -1,0 +1,142 @@
+//! Conditions, as the API conventions want them: the time of a transition changes with the status only.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The most that a condition's message may take, in bytes.
+const MAX_MESSAGE: usize = 1024;
+
+/// A status that isn't just true or false.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// It is so.
+    True,
+    /// It is not so.
+    False,
+    /// It is not known.
+    Unknown,
+}
+
+impl Truth {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(truth: bool) -> Self {
+        if truth { Self::True } else { Self::False }
+    }
+}
+
+/// What is to be said of one type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// The condition's type.
+    pub type_: &'static str,
+    /// Whether it is so.
+    pub truth: Truth,
+    /// Why, as one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+}
+
+impl Statement {
+    /// A statement.
+    pub fn new(
+        type_: &'static str,
+        truth: impl Into<Truth>,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { type_, truth: truth.into(), reason: reason.into(), message: message.into() }
+    }
+}
+
+/// The statements as conditions, in their order; what was said before gives the times of transition.
+#[must_use]
+pub fn conditions(
+    statements: Vec<Statement>,
+    previous: &[Condition],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let condition = |statement: Statement| {
+        let status = statement.truth.as_str().to_owned();
+        let same = previous.iter().find(|it| it.type_ == statement.type_ && it.status == status);
+        Condition {
+            type_: statement.type_.to_owned(),
+            last_transition_time: same.map_or(Time(now), |it| it.last_transition_time.clone()),
+            status,
+            reason: statement.reason,
+            message: truncated(statement.message),
+            observed_generation: generation,
+        }
+    };
+    statements.into_iter().map(condition).collect()
+}
+
+fn truncated(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        let end = (0..=MAX_MESSAGE - '…'.len_utf8()).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
+/// At most five names, and how many more there are.
+#[must_use]
+pub fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Whether two lists say the same, apart from messages, which may hold numbers, and times.
+#[must_use]
+pub fn same_statements(one: &[Condition], other: &[Condition]) -> bool {
+    let key = |it: &Condition| (it.type_.clone(), it.status.clone(), it.reason.clone(), it.observed_generation);
+    one.iter().map(key).eq(other.iter().map(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_changes_with_the_status_only() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let say = |truth: bool, message: &str| vec![Statement::new("Ready", truth, "Because", message)];
+        let first = conditions(say(false, "one"), &[], Some(1), at(10));
+        let second = conditions(say(false, "two"), &first, Some(2), at(20));
+        let third = conditions(say(true, "two"), &second, Some(2), at(30));
+        let times: Vec<_> = [&first, &second, &third].map(|it| it[0].last_transition_time.0.as_second()).to_vec();
+        assert_eq!(times, [10, 10, 30]);
+        assert_eq!(second[0].message, "two");
+        assert_eq!(second[0].observed_generation, Some(2));
+    }
+
+    #[test]
+    fn long_messages_end_at_a_letter() {
+        let message = truncated("ü".repeat(MAX_MESSAGE));
+        assert!(message.len() <= MAX_MESSAGE);
+        assert!(message.ends_with("ü…"));
+        assert_eq!(truncated("short".to_owned()), "short");
+    }
+
+    #[test]
+    fn some_names_stand_for_many() {
+        let names: Vec<_> = (1..=7).map(|number| format!("n{number}")).collect();
+        assert_eq!(some_of(&names[..2]), "n1, n2");
+        assert_eq!(some_of(&names), "n1, n2, n3, n4, n5 and 2 more");
+    }
+}

@@ -1,0 +1,12 @@
+//! What came of it: NodeProbe and ScopeProbe statuses.
+//!
+//! `node_probe` and `scope_probe` say what a status should be, purely; `writer` writes what differs from what is there,
+//! and not too often; `restore` reads back what an earlier operator has written.
+
+pub mod conditions;
+pub mod coverage;
+pub mod events;
+pub mod node_probe;
+pub mod restore;
+pub mod scope_probe;
+pub mod writer;

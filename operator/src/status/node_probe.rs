@@ -1,0 +1,287 @@
+//! What a NodeProbe's status should be. Pure.
+
+use std::fmt::Write;
+
+use crds::{EarlierEpochs, Losses, Mode, NodeProbeStatus, RequestedMode, Unobserved};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{
+    conditions::{Statement, Truth, conditions, same_statements},
+    coverage::coverage,
+};
+use crate::{
+    observation::NodeObservation,
+    rollout::assignment::{Assignment, ModeCause},
+};
+
+/// What one node's NodeProbe should say.
+#[must_use]
+pub fn desired(
+    assignment: &Assignment,
+    requested: RequestedMode,
+    node_kernel: &str,
+    observation: Option<&NodeObservation>,
+    previous: Option<&NodeProbeStatus>,
+    now: Timestamp,
+) -> NodeProbeStatus {
+    let empty = NodeObservation::default();
+    let observation = observation.unwrap_or(&empty);
+    let losses = observation.total_losses();
+    let lost = losses.opened.saturating_add(losses.failed);
+    let seen = observation.total_seen();
+    let unobserved =
+        Unobserved { intervals: observation.earlier.gaps, seconds: observation.earlier.gap_ms.div_ceil(1000) };
+    let reported = observation.mode.is_some();
+    let reason = if reported { reason(observation, assignment) } else { "NoReportYet".to_owned() };
+    let same = previous.filter(|previous| previous.mode == observation.mode && previous.reason == reason);
+    NodeProbeStatus {
+        probe: assignment.probe.clone(),
+        requested_mode: requested,
+        mode: observation.mode,
+        message: observation.message.clone(),
+        attach: observation.attach.clone(),
+        kernel: if reported { observation.kernel.clone() } else { node_kernel.to_owned() },
+        since: same.and_then(|previous| previous.since.clone()).or(Some(Time(now))),
+        epoch: hex(&observation.epoch),
+        seen,
+        losses,
+        lost,
+        earlier: EarlierEpochs { seen: observation.earlier.seen, losses: observation.earlier.losses },
+        unobserved,
+        coverage: match observation.mode {
+            None | Some(Mode::Unsupported) => "-".to_owned(),
+            Some(_) => coverage(seen, lost, unobserved.intervals == 0),
+        },
+        conditions: conditions(
+            vec![reporting(observation), capture_complete(observation, lost, unobserved)],
+            previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default(),
+            None,
+            now,
+        ),
+        reason,
+    }
+}
+
+/// An agent that was started for the fallback by the operator says that it was told so; why it was told is the operator's
+/// to say.
+fn reason(observation: &NodeObservation, assignment: &Assignment) -> String {
+    match (observation.reason.as_str(), assignment.cause) {
+        ("ForcedByProbe", ModeCause::KernelTooOld) => "KernelTooOld".to_owned(),
+        (reason, _) => reason.to_owned(),
+    }
+}
+
+fn reporting(observation: &NodeObservation) -> Statement {
+    const TYPE: &str = "Reporting";
+    match (observation.connected, observation.mode.is_some()) {
+        (true, true) => Statement::new(TYPE, true, "Connected", "the agent reports"),
+        (true, false) => Statement::new(TYPE, false, "NoReportYet", "the agent is connected and has not reported yet"),
+        (false, true) => {
+            Statement::new(TYPE, false, "ConnectionLost", "the agent has reported, but is not connected now")
+        }
+        (false, false) => {
+            Statement::new(TYPE, false, "NoReportYet", "no agent of this node has connected yet; see the agents' pods")
+        }
+    }
+}
+
+fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobserved) -> Statement {
+    const TYPE: &str = "CaptureComplete";
+    if observation.mode == Some(Mode::Unsupported) {
+        return Statement::new(TYPE, false, "Unsupported", "nothing is captured; see the status' message");
+    }
+    if lost > 0 || observation.total_losses().closed > 0 {
+        return Statement::new(TYPE, false, "Lost", said(&observation.total_losses(), unobserved));
+    }
+    if unobserved.intervals > 0 {
+        return Statement::new(TYPE, false, "Unobserved", said(&observation.total_losses(), unobserved));
+    }
+    if !observation.connected || observation.mode.is_none() {
+        return Statement::new(
+            TYPE,
+            Truth::Unknown,
+            "NotReporting",
+            "what happens now will be known when the agent reports",
+        );
+    }
+    Statement::new(TYPE, true, "NothingMissed", "nothing is known to have been missed")
+}
+
+/// Losses for people, with numbers.
+#[must_use]
+pub fn said(losses: &Losses, unobserved: Unobserved) -> String {
+    let mut parts = Vec::new();
+    if losses.opened > 0 || losses.failed > 0 {
+        parts.push(format!(
+            "{} connections and {} failed attempts were not recorded, because the flow table was full: raise spec.capture.maxFlows",
+            losses.opened, losses.failed
+        ));
+    }
+    if losses.closed > 0 {
+        parts.push(format!("the last bytes of {} connections are missing", losses.closed));
+    }
+    if unobserved.intervals > 0 {
+        parts.push(format!(
+            "nobody was looking for at most {} s in {} intervals, while the agent was down",
+            unobserved.seconds, unobserved.intervals
+        ));
+    }
+    parts.join("; ")
+}
+
+/// Whether the difference between two statuses is worth a write at once: everything but growing numbers.
+#[must_use]
+pub fn differs_in_structure(one: &NodeProbeStatus, other: &NodeProbeStatus) -> bool {
+    let structure = |status: &NodeProbeStatus| NodeProbeStatus {
+        seen: 0,
+        losses: Losses::default(),
+        lost: 0,
+        coverage: String::new(),
+        conditions: Vec::new(),
+        ..status.clone()
+    };
+    structure(one) != structure(other) || !same_statements(&one.conditions, &other.conditions)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{observation::EarlierObservation, rollout::assignment::AgentMode};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn assignment(cause: ModeCause) -> Assignment {
+        Assignment { probe: "cluster".to_owned(), mode: AgentMode::Ebpf, cause }
+    }
+
+    fn reporting_node() -> NodeObservation {
+        NodeObservation {
+            connected: true,
+            epoch: vec![0xab; 16],
+            mode: Some(Mode::Ebpf),
+            reason: "Supported".to_owned(),
+            kernel: "6.12.1".to_owned(),
+            seen: 100,
+            ..NodeObservation::default()
+        }
+    }
+
+    fn status(
+        observation: Option<&NodeObservation>,
+        previous: Option<&NodeProbeStatus>,
+        second: i64,
+    ) -> NodeProbeStatus {
+        let assignment = assignment(ModeCause::Supported);
+        desired(&assignment, RequestedMode::Auto, "6.12.0", observation, previous, at(second))
+    }
+
+    fn truth(status: &NodeProbeStatus, type_: &str) -> (String, String) {
+        let condition = status.conditions.iter().find(|it| it.type_ == type_).unwrap();
+        (condition.status.clone(), condition.reason.clone())
+    }
+
+    fn pair(status: &str, reason: &str) -> (String, String) {
+        (status.to_owned(), reason.to_owned())
+    }
+
+    #[test]
+    fn before_the_first_report_nothing_is_claimed() {
+        let status = status(None, None, 1);
+        assert_eq!((status.mode, status.coverage.as_str()), (None, "-"));
+        assert_eq!(status.kernel, "6.12.0", "as the Node says");
+        assert_eq!(truth(&status, "Reporting"), pair("False", "NoReportYet"));
+        assert_eq!(truth(&status, "CaptureComplete"), pair("Unknown", "NotReporting"));
+    }
+
+    #[test]
+    fn a_node_that_reports_and_misses_nothing() {
+        let status = status(Some(&reporting_node()), None, 1);
+        assert_eq!((status.coverage.as_str(), status.seen, status.lost), ("100%", 100, 0));
+        assert_eq!(status.epoch, "ab".repeat(16));
+        assert_eq!(truth(&status, "Reporting"), pair("True", "Connected"));
+        assert_eq!(truth(&status, "CaptureComplete"), pair("True", "NothingMissed"));
+    }
+
+    #[test]
+    fn losses_of_all_epochs_count_and_are_said_with_numbers() {
+        let mut node = reporting_node();
+        node.losses = Losses { opened: 5, failed: 2, ..Losses::default() };
+        node.earlier.losses = Losses { opened: 10, ..Losses::default() };
+        let status = status(Some(&node), None, 1);
+        assert_eq!((status.lost, status.losses.opened), (17, 15));
+        assert_eq!(status.coverage, "85.4%");
+        assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Lost"));
+        let message = &status.conditions[1].message;
+        assert!(message.contains("15 connections and 2 failed attempts"), "{message}");
+    }
+
+    #[test]
+    fn a_time_without_an_agent_is_declared() {
+        let mut node = reporting_node();
+        node.last_report_unix_ms = 10_000;
+        node.begin_epoch(&[1; 16], 12_500);
+        node.seen = 50;
+        let status = status(Some(&node), None, 1);
+        assert_eq!(status.unobserved, Unobserved { intervals: 1, seconds: 3 });
+        assert_eq!((status.seen, status.earlier.seen), (150, 100));
+        assert_eq!(status.coverage, "99.9%");
+        assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Unobserved"));
+    }
+
+    #[test]
+    fn an_agent_that_sees_nothing_does_not_look_complete() {
+        let node = NodeObservation { mode: Some(Mode::Unsupported), seen: 0, ..reporting_node() };
+        let status = status(Some(&node), None, 1);
+        assert_eq!(status.coverage, "-");
+        assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Unsupported"));
+    }
+
+    #[test]
+    fn since_changes_with_mode_and_reason_only() {
+        let first = status(Some(&reporting_node()), None, 1);
+        let more = NodeObservation { seen: 200, message: "other".to_owned(), ..reporting_node() };
+        let second = status(Some(&more), Some(&first), 2);
+        assert_eq!(second.since, Some(Time(at(1))));
+        let other = NodeObservation { mode: Some(Mode::Fallback), ..reporting_node() };
+        assert_eq!(status(Some(&other), Some(&second), 3).since, Some(Time(at(3))));
+    }
+
+    #[test]
+    fn the_operator_says_why_it_asked_for_the_fallback() {
+        let node =
+            NodeObservation { mode: Some(Mode::Fallback), reason: "ForcedByProbe".to_owned(), ..reporting_node() };
+        let reason = |cause| desired(&assignment(cause), RequestedMode::Auto, "4.18", Some(&node), None, at(1)).reason;
+        assert_eq!(reason(ModeCause::KernelTooOld), "KernelTooOld");
+        assert_eq!(reason(ModeCause::ForcedByProbe), "ForcedByProbe");
+    }
+
+    #[test]
+    fn growing_numbers_are_no_structure_but_the_first_loss_is() {
+        let base = status(Some(&reporting_node()), None, 1);
+        let more = status(Some(&NodeObservation { seen: 999, ..reporting_node() }), Some(&base), 2);
+        assert!(base != more && !differs_in_structure(&base, &more));
+        let lossy = NodeObservation { losses: Losses { opened: 1, ..Losses::default() }, ..reporting_node() };
+        let first_loss = status(Some(&lossy), Some(&base), 2);
+        assert!(differs_in_structure(&base, &first_loss));
+        let lossier = NodeObservation { losses: Losses { opened: 9, ..Losses::default() }, ..reporting_node() };
+        assert!(!differs_in_structure(&first_loss, &status(Some(&lossier), Some(&first_loss), 3)));
+        let gone = NodeObservation { connected: false, ..reporting_node() };
+        assert!(differs_in_structure(&base, &status(Some(&gone), Some(&base), 3)));
+        let earlier = EarlierObservation { gaps: 1, ..EarlierObservation::default() };
+        assert!(differs_in_structure(
+            &base,
+            &status(Some(&NodeObservation { earlier, ..reporting_node() }), Some(&base), 3)
+        ));
+    }
+}

@@ -1,0 +1,331 @@
+//! Writes statuses that differ from what is there: what has changed in structure at once, growing numbers now and then.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crds::{Losses, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe, ScopeProbeStatus};
+use jiff::Timestamp;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{
+    events::{Events, is_mode_change},
+    node_probe, scope_probe,
+};
+use crate::{
+    cluster_state::ClusterState,
+    metrics::{LossLabels, Metrics},
+    observation::{Observations, TopologyOverview},
+    publish_settings::PublishSettings,
+    rollout::{
+        FIELD_MANAGER,
+        apply::{ApplyError, is_not_found},
+        assignment::{Assignments, NodeFacts},
+        outcome::Outcomes,
+    },
+};
+
+/// Changes that come together are written together.
+const PAUSE: Duration = Duration::from_millis(300);
+/// Numbers alone are written at most this often per turn, those that have waited longest first: 10 objects a second.
+const NUMBERS_PER_TURN: usize = 3;
+/// How long the watch may take to show our own write; until then it is not taken for somebody else's.
+const ECHO: Duration = Duration::from_secs(10);
+
+/// What the writer works with.
+pub struct Writer {
+    /// The API server.
+    pub client: Client,
+    /// ScopeProbes, Nodes and NodeProbes.
+    pub cluster: Arc<ClusterState>,
+    /// What agents report.
+    pub observations: Observations,
+    /// What came of rollouts.
+    pub outcomes: Outcomes,
+    /// The size of the topology.
+    pub overview: watch::Receiver<TopologyOverview>,
+    /// Where the oldest ScopeProbe's settings are told to the publisher.
+    pub publish: watch::Sender<Option<PublishSettings>>,
+    /// Where to tell of changes of mode.
+    pub events: Events,
+    /// Where to count.
+    pub metrics: Metrics,
+}
+
+/// What was last written of one kind, by name.
+struct Written<S> {
+    statuses: BTreeMap<String, (S, Instant)>,
+}
+
+impl<S> Default for Written<S> {
+    fn default() -> Self {
+        Self { statuses: BTreeMap::new() }
+    }
+}
+
+/// Whether a status has to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// Now.
+    Now,
+    /// When its turn comes: it has waited this long.
+    Numbers(Duration),
+    /// No.
+    No,
+}
+
+impl<S: PartialEq + Clone> Written<S> {
+    fn due(
+        &self,
+        name: &str,
+        desired: &S,
+        there: Option<&S>,
+        interval: Duration,
+        differs: impl Fn(&S, &S) -> bool,
+    ) -> Due {
+        let own = self.statuses.get(name);
+        let echo_pending = own.is_some_and(|(_, at)| at.elapsed() < ECHO);
+        let (current, waited) = match (own, there) {
+            (Some((own, at)), _) if echo_pending => (own, at.elapsed()),
+            (own, Some(there)) => (there, own.map_or(Duration::MAX, |(_, at)| at.elapsed())),
+            (_, None) => return Due::Now,
+        };
+        if current == desired {
+            Due::No
+        } else if differs(current, desired) {
+            Due::Now
+        } else if waited >= interval {
+            Due::Numbers(waited)
+        } else {
+            Due::No
+        }
+    }
+
+    fn note(&mut self, name: &str, status: S) {
+        self.statuses.insert(name.to_owned(), (status, Instant::now()));
+    }
+}
+
+impl Writer {
+    /// Writes after every change, for ever.
+    pub async fn run(mut self) {
+        let mut node_probes = Written::default();
+        let mut scope_probes = Written::default();
+        let mut cluster = self.cluster.subscribe();
+        let mut reports = self.observations.subscribe();
+        let mut outcomes = self.outcomes.subscribe();
+        loop {
+            self.turn(&mut node_probes, &mut scope_probes).await;
+            tokio::time::sleep(PAUSE).await;
+            // Numbers that wait for their turn need a turn.
+            let _ = tokio::time::timeout(Duration::from_secs(1), async {
+                tokio::select! {
+                    _ = cluster.changed() => {}
+                    _ = reports.changed() => {}
+                    _ = outcomes.changed() => {}
+                    _ = self.overview.changed() => {}
+                }
+            })
+            .await;
+        }
+    }
+
+    async fn turn(&mut self, node_probes: &mut Written<NodeProbeStatus>, scope_probes: &mut Written<ScopeProbeStatus>) {
+        let now = Timestamp::now();
+        let probes = self.cluster.probes();
+        self.tell_publisher(&probes);
+        let assignments = self.cluster.assignments();
+        let statuses = self.node_probes(&probes, &assignments, node_probes, now).await;
+        self.count(&statuses);
+        node_probes.statuses.retain(|name, _| statuses.contains_key(name));
+        scope_probes.statuses.retain(|name, _| probes.iter().any(|probe| probe.name_any() == *name));
+        self.outcomes.retain(|name| probes.iter().any(|probe| probe.name_any() == name));
+        for probe in &probes {
+            self.scope_probe(probe, &assignments, &statuses, scope_probes, now).await;
+        }
+    }
+
+    fn tell_publisher(&self, probes: &[ScopeProbe]) {
+        let age = |probe: &&ScopeProbe| (probe.creation_timestamp(), probe.name_any());
+        let settings = probes.iter().min_by_key(age).map(|probe| PublishSettings::from(&probe.spec.topology));
+        self.publish.send_if_modified(|current| {
+            let changed = *current != settings;
+            *current = settings;
+            changed
+        });
+    }
+
+    fn count(&self, statuses: &BTreeMap<String, NodeProbeStatus>) {
+        let sum = |of: fn(&Losses) -> u64| -> i64 {
+            let sum = statuses.values().fold(0_u64, |sum, status| sum.saturating_add(of(&status.losses)));
+            i64::try_from(sum).unwrap_or(i64::MAX)
+        };
+        let set = |kind: &'static str, number: i64| {
+            self.metrics.losses.get_or_create(&LossLabels { kind }).set(number);
+        };
+        set("opened", sum(|losses| losses.opened));
+        set("closed", sum(|losses| losses.closed));
+        set("failed", sum(|losses| losses.failed));
+        set("first_sights", sum(|losses| losses.first_sights));
+        set("closes_unseen", sum(|losses| losses.closes_unseen));
+        let connected = self.observations.all().values().filter(|node| node.connected).count();
+        self.metrics.agents_connected.set(i64::try_from(connected).unwrap_or(i64::MAX));
+    }
+
+    /// Writes NodeProbes, and says what all of them should say, written or not.
+    async fn node_probes(
+        &self,
+        probes: &[ScopeProbe],
+        assignments: &Assignments,
+        written: &mut Written<NodeProbeStatus>,
+        now: Timestamp,
+    ) -> BTreeMap<String, NodeProbeStatus> {
+        let there = self.cluster.node_probes();
+        let observations = self.observations.all();
+        let nodes = self.cluster.nodes();
+        let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
+        let mut statuses = BTreeMap::new();
+        let mut numbers = Vec::new();
+        for (name, assignment) in &assignments.nodes {
+            let (Some(node), Some(probe)) = (nodes.get(name), by_name.get(&assignment.probe)) else { continue };
+            let existing = there.get(name).and_then(|it| it.status.as_ref());
+            let previous = written.statuses.get(name).map(|(status, _)| status).or(existing).cloned();
+            let observation = observations.get(name);
+            let status =
+                node_probe::desired(assignment, probe.spec.mode, &node.kernel, observation, previous.as_ref(), now);
+            let interval = probe.spec.topology.counter_interval.into();
+            match written.due(name, &status, existing, interval, node_probe::differs_in_structure) {
+                Due::Now => self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await,
+                Due::Numbers(waited) => numbers.push((waited, name.clone())),
+                Due::No => {}
+            }
+            statuses.insert(name.clone(), status);
+        }
+        numbers.sort_unstable_by(|one, other| other.cmp(one));
+        for (_, name) in numbers.into_iter().take(NUMBERS_PER_TURN) {
+            let (Some(node), Some(status)) = (nodes.get(&name), statuses.get(&name)) else { continue };
+            self.write_node_probe(node, status, Some(status), there.get(&name), written).await;
+        }
+        statuses
+    }
+
+    async fn write_node_probe(
+        &self,
+        node: &NodeFacts,
+        status: &NodeProbeStatus,
+        previous: Option<&NodeProbeStatus>,
+        there: Option<&NodeProbe>,
+        written: &mut Written<NodeProbeStatus>,
+    ) {
+        let mode_change = is_mode_change(previous, status);
+        match self.apply_node_probe(node, status, there).await {
+            Ok(node_probe) => {
+                self.metrics.write("NodeProbe", "done");
+                if mode_change {
+                    self.events.mode_changed(&node_probe, status).await;
+                }
+                written.note(&node.name, status.clone());
+            }
+            Err(error) => {
+                self.metrics.write("NodeProbe", "failed");
+                tracing::warn!(%error, "cannot write a status, trying again");
+            }
+        }
+    }
+
+    async fn apply_node_probe(
+        &self,
+        node: &NodeFacts,
+        status: &NodeProbeStatus,
+        there: Option<&NodeProbe>,
+    ) -> Result<NodeProbe, ApplyError> {
+        let labelled = there.is_some_and(|it| it.labels().get(PROBE_LABEL) == Some(&status.probe));
+        let api: Api<NodeProbe> = Api::all(self.client.clone());
+        if !labelled {
+            let object = json!({
+                "apiVersion": NodeProbe::api_version(&()),
+                "kind": NodeProbe::kind(&()),
+                "metadata": {
+                    "name": node.name,
+                    "labels": {PROBE_LABEL: status.probe},
+                    "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}],
+                },
+                "spec": {},
+            });
+            api.patch(&node.name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))
+                .await
+                .map_err(|source| ApplyError::new("apply NodeProbe", &node.name, source))?;
+        }
+        apply_status(&api, &node.name, status).await
+    }
+
+    async fn scope_probe(
+        &self,
+        probe: &ScopeProbe,
+        assignments: &Assignments,
+        statuses: &BTreeMap<String, NodeProbeStatus>,
+        written: &mut Written<ScopeProbeStatus>,
+        now: Timestamp,
+    ) {
+        let name = probe.name_any();
+        let own = statuses.iter().filter(|(_, status)| status.probe == name);
+        let nodes = own.map(|(node, status)| (node.clone(), status.clone())).collect();
+        // Conditions go on from what was written, which the watch may not have shown yet.
+        let mut probe = probe.clone();
+        if let Some((status, at)) = written.statuses.get(&name)
+            && at.elapsed() < ECHO
+        {
+            probe.status = Some(status.clone());
+        }
+        let overview = self.overview.borrow().clone();
+        let outcome = self.outcomes.get(&name);
+        let inputs = scope_probe::Inputs {
+            probe: &probe,
+            outcome: outcome.as_ref(),
+            nodes: &nodes,
+            taken: assignments.taken.get(&name),
+            overview: &overview,
+        };
+        let status = scope_probe::desired(&inputs, now);
+        let interval = probe.spec.topology.counter_interval.into();
+        let due = written.due(&name, &status, probe.status.as_ref(), interval, scope_probe::differs_in_structure);
+        if due == Due::No {
+            return;
+        }
+        let api: Api<ScopeProbe> = Api::all(self.client.clone());
+        match apply_status(&api, &name, &status).await {
+            Ok(_) => {
+                self.metrics.write("ScopeProbe", "done");
+                written.note(&name, status);
+            }
+            Err(error) if is_not_found(&error.source) => {}
+            Err(error) => {
+                self.metrics.write("ScopeProbe", "failed");
+                tracing::warn!(%error, "cannot write a status, trying again");
+            }
+        }
+    }
+}
+
+async fn apply_status<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Result<K, ApplyError>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let object = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"name": name},
+        "status": status,
+    });
+    api.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))
+        .await
+        .map_err(|source| ApplyError::new("apply status of", format!("{} {name}", K::kind(&())), source))
+}
