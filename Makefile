@@ -1,0 +1,47 @@
+# What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build images demo test lint fmt deny crds ebpf bench-latency cluster-up cluster-down
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install what is missing: Debian packages, the cluster's programs and Helm (compiled into the cache)
+	scripts/setup all
+
+build: ## build everything
+	cargo build --workspace --locked
+
+images: ## write dist/*.tar: container images of the static release programs, without a container engine
+	scripts/images operator agent traffic
+
+demo: ## a two-node cluster, a sample shop and its topology, live until Ctrl-C (ONCE=1: print once and end)
+	scripts/demo
+
+test: ## all tests; needs root, for the cluster
+	scripts/test
+
+lint: fmt deny ## formatting, clippy, licences and sources of dependencies
+	cargo clippy --workspace --all-targets --locked -- --deny warnings
+
+fmt:
+	cargo fmt --all --check
+
+deny:
+	scripts/setup lint
+	PATH="$${SCOPEPROBE_CACHE:-$$HOME/.cache/scopeprobe}/bin:$$PATH" cargo deny --locked check bans licenses sources
+
+crds: ## write the manifests and the reference of the kinds again, after a change in crds/
+	cargo run --locked --package scopeprobe-crds --bin crdgen
+
+ebpf: ## build the programs for the kernel and the committed object again, after a change in node-agent-ebpf/
+	scripts/ebpf-build.sh
+
+bench-latency: images ## how long a new edge takes from connect() to the Topology object
+	cargo run --locked --release --package scopeprobe-tests --bin bench-latency
+
+cluster-up: ## a cluster of two nodes to look around in
+	scripts/cluster up
+
+cluster-down: ## end it
+	scripts/cluster down
