@@ -47,6 +47,8 @@ pub struct CaptureState {
     pub losses: Losses,
     /// Connections opened and attempts failed, in this epoch.
     pub seen: u64,
+    /// Flows that left the agent's memory because there were too many: their counters begin at zero if they come back.
+    pub evicted_flows: u64,
 }
 
 /// The reason before the first attempt to start a capture has come to an end.
@@ -75,6 +77,7 @@ impl Observation {
                 attached_at: None,
                 losses: Losses::default(),
                 seen: 0,
+                evicted_flows: 0,
             },
             flows: FlowStore::new(bounds),
             attribution: None,
@@ -100,6 +103,7 @@ impl Observation {
             attached_at: Some(description.attached_at),
             losses: Losses::default(),
             seen: 0,
+            evicted_flows: 0,
         };
     }
 
@@ -128,8 +132,10 @@ impl Observation {
 
     /// Removes what is too old or too much. Returns the flows that have left.
     pub fn expire(&mut self, now: Instant) -> Vec<FlowKey> {
-        let Self { flows, attribution: Some(attribution), .. } = self else { return Vec::new() };
+        let Self { flows, capture, attribution: Some(attribution), .. } = self else { return Vec::new() };
+        let evicted = flows.evicted();
         let left = flows.expire(now, |cgroup| attribution.is_live(cgroup));
+        capture.evicted_flows += flows.evicted() - evicted;
         let needed = flows.cgroups();
         attribution.forget_dead(now, |cgroup| needed.contains(&cgroup));
         left

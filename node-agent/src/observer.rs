@@ -179,12 +179,12 @@ impl Observer {
 
     fn expire(&self, capture: &mut dyn Capture) {
         let mut observation = self.observation.lock();
-        let evicted = observation.flows.evicted();
+        let evicted = observation.capture.evicted_flows;
         let left = observation.expire(std::time::Instant::now());
-        let evicted = observation.flows.evicted() - evicted;
+        let evicted = observation.capture.evicted_flows - evicted;
         drop(observation);
         if evicted > 0 {
-            tracing::warn!(evicted, "more flows than --max-flows allows to remember: the oldest have left");
+            tracing::warn!(evicted, "more flows than can be remembered: the oldest have left; raise --max-flows");
         }
         if !left.is_empty() {
             capture.forget(&left);

@@ -17,7 +17,10 @@ use crate::{
     endpoints::{self, ReportMetrics},
     observation::{Epoch, Observation, Shared},
     observer::Observer,
-    report::{operator_url, stream::Reporter},
+    report::{
+        operator_url,
+        stream::{Patience, Reporter},
+    },
     store::Bounds,
     supervision,
 };
@@ -94,7 +97,14 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         async move { endpoints::serve(listener, observation, &metrics).await }
     });
     let observer = tokio::spawn(observer(arguments, &observation, &changed).run(observer_closing));
-    let reporter = Reporter { node: arguments.node_name.clone(), operator, observation, changed, metrics };
+    let reporter = Reporter {
+        node: arguments.node_name.clone(),
+        operator,
+        observation,
+        changed,
+        metrics,
+        patience: Patience::default(),
+    };
     let reporter = tokio::spawn(reporter.run(reporter_closing));
 
     tokio::select! {

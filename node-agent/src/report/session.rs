@@ -127,3 +127,179 @@ impl Session {
         identities
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, fs, net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
+
+    use proptest::prelude::*;
+    use topology::flow::Role;
+
+    use super::*;
+    use crate::{
+        capture::{Description, Mode, Reading},
+        store::Bounds,
+    };
+
+    const BOUNDS: Bounds = Bounds { flows: 10_000, retention: Duration::from_hours(1) };
+
+    fn observation() -> Observation {
+        let mut observation = Observation::new([0; 16], BOUNDS, "6.12".into());
+        observation.begin_epoch([1; 16], &description());
+        observation
+    }
+
+    fn description() -> Description {
+        Description {
+            mode: Mode::Ebpf,
+            attach: "SockOps",
+            attached_at: std::time::SystemTime::UNIX_EPOCH,
+            kernel: "6.12".into(),
+            degradations: Vec::new(),
+        }
+    }
+
+    fn key(cgroup_id: u64, port: u16) -> FlowKey {
+        let ip = IpAddr::from([10, 0, 0, 1]);
+        FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port }
+    }
+
+    fn see(observation: &mut Observation, key: FlowKey, opened: u64) {
+        let counters = FlowCounters { opened, ..FlowCounters::default() };
+        observation.absorb(Reading { flows: vec![(key, counters)], ..Reading::default() }, Instant::now());
+    }
+
+    /// What an operator that follows report.proto makes of the messages.
+    #[derive(Default)]
+    struct Operator {
+        epoch: Vec<u8>,
+        known: HashMap<(u64, u32), u64>,
+        snapshot: Option<HashSet<(u64, u32)>>,
+        named: HashSet<u64>,
+    }
+
+    impl Operator {
+        fn take(&mut self, report: &wire::AgentReport) {
+            assert!(report.flows.len() <= MAX_FLOWS_PER_MESSAGE);
+            assert!(self.epoch == report.epoch || report.begins_snapshot, "a new epoch begins with a snapshot");
+            if self.epoch != report.epoch {
+                self.known.clear();
+                self.epoch.clone_from(&report.epoch);
+            }
+            if report.begins_snapshot {
+                self.snapshot = Some(HashSet::new());
+            }
+            self.named.extend(report.identities.iter().map(|identity| identity.cgroup_id));
+            for flow in &report.flows {
+                assert!(self.named.contains(&flow.cgroup_id), "an identity comes with its first flow");
+                let id = (flow.cgroup_id, flow.port);
+                self.known.insert(id, flow.counters.unwrap().opened);
+                if let Some(snapshot) = &mut self.snapshot {
+                    snapshot.insert(id);
+                }
+            }
+            if report.ends_snapshot {
+                let snapshot = self.snapshot.take().expect("a snapshot that ends has begun");
+                self.known.retain(|id, _| snapshot.contains(id));
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_snapshot_is_one_message_and_then_there_is_no_news() {
+        let mut observation = observation();
+        let mut session = Session::new("node");
+        assert!(session.has_news(&observation));
+        let first = session.next(&mut observation, Instant::now());
+        assert!(first.begins_snapshot && first.ends_snapshot && first.flows.is_empty());
+        assert_eq!((first.node.as_str(), first.sequence, first.epoch), ("node", 1, vec![1; 16]));
+        assert!(!session.has_news(&observation));
+        observation.stop("LoadFailed", "why".into());
+        assert!(session.has_news(&observation), "a change of the capture's state is news without any flow");
+        let second = session.next(&mut observation, Instant::now());
+        assert!(!second.begins_snapshot && !second.ends_snapshot);
+        let capture = second.capture.unwrap();
+        assert_eq!((capture.mode(), capture.reason.as_str()), (wire::Mode::Unsupported, "LoadFailed"));
+        assert!(!session.has_news(&observation));
+    }
+
+    #[test]
+    fn an_owner_that_becomes_better_known_is_told_again() {
+        let root = tempfile::tempdir().unwrap();
+        let mut observation = observation();
+        observation.attribution = Some(Attribution::open(root.path()).unwrap());
+        let job = root.path().join("job");
+        fs::create_dir(&job).unwrap();
+        let id = fs::metadata(&job).unwrap().ino();
+        see(&mut observation, key(id, 1), 1);
+        let mut session = Session::new("node");
+        let now = Instant::now();
+        let first = session.next(&mut observation, now);
+        assert_eq!(first.identities.len(), 1);
+        assert_eq!(first.identities[0].cgroup_path, "/job");
+        fs::write(job.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        let later = session.next(&mut observation, now + Duration::from_mins(1));
+        let comm = fs::read_to_string("/proc/self/comm").unwrap().trim_end().to_owned();
+        let named = wire::identity::Owner::HostProcess(wire::HostProcess { name: comm });
+        assert_eq!(later.identities[0].owner, Some(named));
+        assert!(session.next(&mut observation, now + Duration::from_mins(2)).identities.is_empty());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        See(u64, u16),
+        Send,
+        Reconnect,
+        Restart,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            8 => (1u64..4, 1u16..600).prop_map(|(cgroup, port)| Step::See(cgroup, port)),
+            3 => Just(Step::Send),
+            1 => Just(Step::Reconnect),
+            1 => Just(Step::Restart),
+        ];
+        prop::collection::vec(step, 1..200)
+    }
+
+    proptest! {
+        /// However streams break and captures start anew: whoever follows the protocol ends up with the truth.
+        #[test]
+        fn the_operator_knows_the_truth_in_the_end(flows_before in 0u16..2500, steps in steps()) {
+            let root = tempfile::tempdir().unwrap();
+            let mut observation = observation();
+            observation.attribution = Some(Attribution::open(root.path()).unwrap());
+            let mut opened = 1;
+            for port in 0..flows_before {
+                see(&mut observation, key(9, port), opened);
+            }
+            let (mut operator, mut session) = (Operator::default(), Session::new("node"));
+            for (epoch, step) in (2u8..).zip(steps.iter().take(250)) {
+                match step {
+                    Step::See(cgroup, port) => {
+                        opened += 1;
+                        see(&mut observation, key(*cgroup, *port), opened);
+                    }
+                    Step::Send => operator.take(&session.next(&mut observation, Instant::now())),
+                    Step::Reconnect => {
+                        session = Session::new("node");
+                        operator.snapshot = None;
+                        operator.named.clear();
+                    }
+                    Step::Restart => observation.begin_epoch([epoch; 16], &description()),
+                }
+            }
+            while session.has_news(&observation) {
+                operator.take(&session.next(&mut observation, Instant::now()));
+            }
+            let truth: HashMap<_, _> = observation
+                .flows
+                .iter()
+                .map(|(key, counters)| ((key.cgroup_id, u32::from(key.port)), counters.opened))
+                .collect();
+            prop_assert_eq!(operator.known, truth);
+            prop_assert_eq!(operator.epoch, observation.epoch().to_vec());
+        }
+    }
+}

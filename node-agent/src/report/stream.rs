@@ -16,18 +16,32 @@ use tonic::{
 use super::session::Session;
 use crate::{backoff::Backoff, endpoints::ReportMetrics, observation::Shared};
 
-/// How long a connection attempt, and a reply, may take.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a message may stay unanswered before the stream is given up.
-const REPLY_DEADLINE: Duration = Duration::from_secs(10);
-/// The longest silence.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
-/// HTTP/2 pings, for a peer that is gone without a word.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Between attempts.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// See [`RETRY_MIN`].
-const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How patient a reporter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long a connection attempt, and the answer to an HTTP/2 ping, may take.
+    pub connect: Duration,
+    /// How long a message may stay unanswered before the stream is given up.
+    pub reply: Duration,
+    /// The longest silence, and the time between HTTP/2 pings.
+    pub silence: Duration,
+    /// The shortest and the longest time between two attempts.
+    pub retry: (Duration, Duration),
+    /// How long the first stream waits for the capture's start, so that it doesn't begin with not knowing.
+    pub start: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            reply: Duration::from_secs(10),
+            silence: Duration::from_secs(10),
+            retry: (Duration::from_millis(100), Duration::from_secs(10)),
+            start: Duration::from_secs(10),
+        }
+    }
+}
 
 /// Why a stream has ended.
 #[derive(Debug, thiserror::Error)]
@@ -39,10 +53,12 @@ pub enum StreamError {
     #[error("{}: {}", .0.code(), .0.message())]
     Refused(#[source] Box<tonic::Status>),
     /// Silence.
-    #[error("message {sequence} was not answered within {} s", REPLY_DEADLINE.as_secs())]
+    #[error("message {sequence} was not answered within {patience:?}")]
     Silent {
         /// Which message.
         sequence: u64,
+        /// How long was waited.
+        patience: Duration,
     },
     /// The operator ended the stream.
     #[error("the operator ended the stream")]
@@ -75,12 +91,15 @@ pub struct Reporter {
     pub changed: Arc<Notify>,
     /// What becomes of the reports.
     pub metrics: ReportMetrics,
+    /// How long is waited for what.
+    pub patience: Patience,
 }
 
 /// An open stream.
 struct Stream {
     messages: mpsc::Sender<AgentReport>,
     replies: Streaming<CollectorReply>,
+    patience: Duration,
 }
 
 impl Reporter {
@@ -88,19 +107,20 @@ impl Reporter {
     /// reached: the caller bounds that.
     pub async fn run(self, mut closing: watch::Receiver<bool>) {
         let endpoint = Endpoint::from(self.operator.clone())
-            .connect_timeout(CONNECT_DEADLINE)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(CONNECT_DEADLINE)
+            .connect_timeout(self.patience.connect)
+            .http2_keep_alive_interval(self.patience.silence)
+            .keep_alive_timeout(self.patience.connect)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        self.wait_for_start(&mut closing).await;
+        let mut backoff = Backoff::new(self.patience.retry.0, self.patience.retry.1);
         loop {
             let error = match self.stream(&endpoint, &mut backoff, &mut closing).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
             self.metrics.disconnected();
-            let delay = if *closing.borrow() { RETRY_MIN } else { backoff.next_delay() };
+            let delay = if *closing.borrow() { self.patience.retry.0 } else { backoff.next_delay() };
             tracing::warn!(operator = %self.operator, ?delay, "the report stream ended and is opened again: {error}");
             let closes = *closing.borrow();
             tokio::select! {
@@ -108,6 +128,19 @@ impl Reporter {
                 // What is to be said is said at once or never.
                 _ = closing.wait_for(|closing| *closing), if !closes => {}
             }
+        }
+    }
+
+    async fn wait_for_start(&self, closing: &mut watch::Receiver<bool>) {
+        let started = async {
+            while !self.observation.lock().capture.is_decided() {
+                self.changed.notified().await;
+            }
+        };
+        tokio::select! {
+            () = started => {}
+            () = sleep(self.patience.start) => {}
+            _ = closing.wait_for(|closing| *closing) => {}
         }
     }
 
@@ -121,13 +154,13 @@ impl Reporter {
         let mut session = Session::new(&self.node);
         let first = session.next(&mut self.observation.lock(), std::time::Instant::now());
         let sequence = first.sequence;
-        let mut stream = open(endpoint, first).await?;
+        let mut stream = open(endpoint, first, self.patience.reply).await?;
         stream.reply(sequence).await?;
         backoff.reset();
         self.metrics.connected();
         self.metrics.sent();
         tracing::info!(operator = %self.operator, "reporting");
-        let mut alive_until = Instant::now() + SIGN_OF_LIFE;
+        let mut alive_until = Instant::now() + self.patience.silence;
         loop {
             let message = {
                 let mut observation = self.observation.lock();
@@ -139,7 +172,7 @@ impl Reporter {
                 stream.messages.send(message).await.map_err(|_| StreamError::Ended)?;
                 stream.reply(sequence).await?;
                 self.metrics.sent();
-                alive_until = Instant::now() + SIGN_OF_LIFE;
+                alive_until = Instant::now() + self.patience.silence;
             } else if *closing.borrow() {
                 return Ok(());
             } else {
@@ -154,18 +187,18 @@ impl Reporter {
     }
 }
 
-async fn open(endpoint: &Endpoint, first: AgentReport) -> Result<Stream, StreamError> {
+async fn open(endpoint: &Endpoint, first: AgentReport, patience: Duration) -> Result<Stream, StreamError> {
     let sequence = first.sequence;
     let channel = endpoint.connect().await.map_err(StreamError::Connect)?;
     let (messages, queue) = mpsc::channel(1);
     // Before the call: an operator may want to see the first message before it answers at all.
     messages.try_send(first).map_err(|_| StreamError::Ended)?;
     let mut client = CollectorClient::new(channel);
-    let replies = timeout(REPLY_DEADLINE, client.report(ReceiverStream::new(queue)))
+    let replies = timeout(patience, client.report(ReceiverStream::new(queue)))
         .await
-        .map_err(|_| StreamError::Silent { sequence })??
+        .map_err(|_| StreamError::Silent { sequence, patience })??
         .into_inner();
-    Ok(Stream { messages, replies })
+    Ok(Stream { messages, replies, patience })
 }
 
 impl Stream {
@@ -182,7 +215,7 @@ impl Stream {
                 }
             }
         };
-        timeout(REPLY_DEADLINE, answered).await.unwrap_or(Err(StreamError::Silent { sequence }))
+        timeout(self.patience, answered).await.unwrap_or(Err(StreamError::Silent { sequence, patience: self.patience }))
     }
 }
 

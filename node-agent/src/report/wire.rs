@@ -1,6 +1,6 @@
 //! From the agent's types to the wire's.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{borrow::Cow, net::IpAddr, time::SystemTime};
 
 use report::{MAX_CAPTURE_MESSAGE_BYTES, v1alpha1 as wire};
 use topology::{
@@ -25,7 +25,7 @@ pub fn capture_state(state: &CaptureState) -> wire::CaptureState {
     wire::CaptureState {
         mode: mode.into(),
         reason: state.reason.clone(),
-        message: cut(&state.message, MAX_CAPTURE_MESSAGE_BYTES).to_owned(),
+        message: cut(&message(state), MAX_CAPTURE_MESSAGE_BYTES).to_owned(),
         attach: state.attach.to_owned(),
         kernel: state.kernel.clone(),
         attached_unix_ms: state.attached_at.map_or(0, unix_ms),
@@ -72,6 +72,17 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
             open_bytes_sent: counters.open_bytes_sent,
             open_bytes_received: counters.open_bytes_received,
         }),
+    }
+}
+
+fn message(state: &CaptureState) -> Cow<'_, str> {
+    match state.evicted_flows {
+        0 => Cow::Borrowed(&state.message),
+        // First, so that it is never what is cut off.
+        evicted => Cow::Owned(format!(
+            "{evicted} flows left the agent's memory early and begin at zero if they come back (raise maxFlows); {}",
+            state.message
+        )),
     }
 }
 

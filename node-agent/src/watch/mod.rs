@@ -152,11 +152,15 @@ async fn show_live(output: Output, observation: &Shared, changed: &Notify, end: 
 
 fn print_once(output: Output, observation: &Shared) -> anyhow::Result<()> {
     let view = View::of(&mut observation.lock());
-    match output {
-        Output::Table => write(&table::render(&view, None))?,
-        Output::Json => write(&(serde_json::to_string_pretty(&view)? + "\n"))?,
+    let text = match output {
+        Output::Table => table::render(&view, None),
+        Output::Json => serde_json::to_string_pretty(&view)? + "\n",
+    };
+    match write(&text) {
+        // Whoever read has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("can't write to standard output"),
     }
-    Ok(())
 }
 
 /// Clears the screen and draws what fits.

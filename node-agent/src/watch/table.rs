@@ -32,7 +32,7 @@ pub fn render(view: &View, height: Option<usize>) -> String {
     let losses = view.losses;
     let _ = writeln!(
         text,
-        "{} connections seen, {} lost, coverage {} · {} by {} on {}",
+        "{} connections seen since the start, {} lost, coverage {} · {} by {} on {}",
         view.seen,
         losses.opened + losses.failed,
         view.coverage,
@@ -204,7 +204,7 @@ WHO                                PEER                                       OP
 web.service                      → 10.0.0.2:5432 (postgresql.service, …)          13       3       2      1234 117.7 MiB
 pod 0b1c2d3e/5d3c8f1a2b4c        ← fd00::1 at :5432                               13       3       2      1234 117.7 MiB
 
-100 connections seen, 5 lost, coverage 95.2% · Ebpf by SockOps on 6.12.0
+100 connections seen since the start, 5 lost, coverage 95.2% · Ebpf by SockOps on 6.12.0
 old sockets are not known
 ";
         assert_eq!(render(&view(rows), None), expected);

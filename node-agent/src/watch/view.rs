@@ -59,7 +59,8 @@ impl View {
             }
             None => Vec::new(),
         };
-        let CaptureState { mode, reason, message, attach, kernel, losses, seen, .. } = observation.capture.clone();
+        let CaptureState { mode, reason, message, attach, kernel, losses, seen, evicted_flows, .. } =
+            observation.capture.clone();
         Self {
             mode: match mode {
                 Some(Mode::Ebpf) => "Ebpf",
@@ -77,7 +78,7 @@ impl View {
                 failed: losses.failed,
                 closes_unseen: losses.closes_unseen,
             },
-            evicted_flows: observation.flows.evicted(),
+            evicted_flows,
             coverage: coverage(seen, &losses),
             rows,
         }
