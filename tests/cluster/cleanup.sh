@@ -4,7 +4,7 @@
 
 remove_cgroups() {
   local hierarchy own
-  for hierarchy in "$CGROUPS" "$CGROUPS"/*; do
+  for hierarchy in $(hierarchies); do
     own=$hierarchy/$(node_ns "$1")
     [ -d "$own" ] || continue
     end_processes_below "$own"
@@ -25,7 +25,13 @@ end_processes_below() {
   done
 }
 
-remove_namespace() { [ ! -e "/run/netns/$1" ] || ip netns del "$1" 2>/dev/null || rm -f "/run/netns/$1"; }
+# As with cgroups: whoever is in the cluster's network namespaces belongs to it.
+remove_namespace() {
+  local pid
+  [ -e "/run/netns/$1" ] || return 0
+  for pid in $(ip netns pids "$1" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null || :; done
+  ip netns del "$1" 2>/dev/null || rm -f "/run/netns/$1"
+}
 
 take_down() {
   local record i

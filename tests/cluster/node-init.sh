@@ -23,9 +23,9 @@ mount_system() {
 
 # The cgroup hierarchies as this node's cgroup namespace shows them: its own subtree is the root.
 mount_cgroups() {
-  local hierarchies controllers dir type options
-  hierarchies=$(cat /proc/self/cgroup)
-  if [ "$(wc -l <<< "$hierarchies")" = 1 ]; then mount -t cgroup2 cgroup2 "$CGROUPS"; return; fi
+  local memberships controllers dir type options
+  memberships=$(cat /proc/self/cgroup)
+  if [ "$(wc -l <<< "$memberships")" = 1 ]; then mount_cgroup_v2; return; fi
   mount -t tmpfs tmpfs "$CGROUPS"
   while IFS=: read -r _ controllers _; do
     case $controllers in
@@ -35,7 +35,15 @@ mount_cgroups() {
     esac
     mkdir -p "$CGROUPS/$dir"
     mount -t "$type" -o "$options" cgroup "$CGROUPS/$dir"
-  done <<< "$hierarchies"
+  done <<< "$memberships"
+}
+
+# cgroup v2 lets a cgroup have either processes or children with controllers: ours go into a child of their own.
+mount_cgroup_v2() {
+  mount -t cgroup2 cgroup2 "$CGROUPS"
+  mkdir -p "$CGROUPS/init"
+  echo $$ > "$CGROUPS/init/cgroup.procs"
+  hand_down_controllers "$CGROUPS"
 }
 
 # Default paths, and hostPath volumes with them, mean what they mean on a machine that is a node.

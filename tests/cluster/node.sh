@@ -3,23 +3,32 @@
 # is node-init.sh, the node's process 1: when that ends, the kernel ends all of the node.
 
 start_node() {
-  local i=$1
+  local i=$1 ns
+  ns=$(node_ns "$i")
   mkdir -p "$STATE/node-$i"
+  make_cgroups "$ns"
   export CACHE CLUSTER STATE PROXY_MODE
-  # Enter the cgroups first: they become the roots of the node's cgroup namespace.
+  # Into the cgroups first: they become the roots of the node's cgroup namespace.
   # shellcheck disable=SC2016
-  start "node-$i" bash -c '
-    name=$1 root=$2; shift 2
-    for hierarchy in "$root" "$root"/*; do
-      [ -f "$hierarchy/cgroup.procs" ] || continue
-      own=$hierarchy/$name; mkdir -p "$own"
-      [ ! -f "$own/cpuset.cpus" ] || [ -f "$own/cgroup.controllers" ] || {
-        cat "$hierarchy/cpuset.cpus" > "$own/cpuset.cpus"; cat "$hierarchy/cpuset.mems" > "$own/cpuset.mems"; }
-      echo $$ > "$own/cgroup.procs"
-    done
-    exec "$@"' enter-cgroups "$(node_ns "$i")" "$CGROUPS" \
-    nsenter --net="/run/netns/$(node_ns "$i")" -- \
+  start "node-$i" bash -ec 'for procs in $1; do echo $$ > "$procs"; done; shift; exec "$@"' enter-cgroups \
+    "$(hierarchies | sed "s|\$|/$ns/cgroup.procs|")" \
+    nsenter --net="/run/netns/$ns" -- \
     unshare --mount --pid --uts --ipc --cgroup --fork --kill-child -- "$CLUSTER_SCRIPTS/node-init.sh" "$i"
+}
+
+make_cgroups() {
+  local hierarchy own
+  for hierarchy in $(hierarchies); do
+    own=$hierarchy/$1
+    # cgroup v2: what the machine's root hands down, this one may hand on.
+    [ ! -f "$hierarchy/cgroup.controllers" ] || hand_down_controllers "$hierarchy"
+    mkdir -p "$own"
+    # cgroup v1: a new cpuset is empty, and nothing can run in it.
+    [ -f "$own/cgroup.controllers" ] || [ ! -f "$own/cpuset.cpus" ] || {
+      cat "$hierarchy/cpuset.cpus" > "$own/cpuset.cpus"
+      cat "$hierarchy/cpuset.mems" > "$own/cpuset.mems"
+    }
+  done
 }
 
 # The pid, in the machine's namespace, of the node's process 1: the first descendant in another pid namespace.

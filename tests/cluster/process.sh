@@ -34,6 +34,9 @@ stop() {
   rm -f "$STATE/pid/$1"
 }
 
+# kill_process NAME: at once, and leaves the record, so that `status` tells of it.
+kill_process() { local pid; pid=$(pid_of "$1") || fail "$1 does not run"; kill -KILL "$pid"; }
+
 # await SECONDS WHAT CMD...: tries until CMD succeeds; says every few seconds what it waits for.
 await() {
   local seconds=$1 what=$2 begin=$SECONDS said=$SECONDS

@@ -24,4 +24,20 @@ pods_v4() { echo "10.244.$1.0/24"; }
 pods_v6() { echo "fd44:0:0:$1::/64"; }
 node_ns() { echo "$CLUSTER-node-$1"; }
 
+# The mount points of all cgroup hierarchies: one on a pure cgroup v2 machine, several on others.
+hierarchies() {
+  local dir
+  if [ -f "$CGROUPS/cgroup.procs" ]; then echo "$CGROUPS"; return; fi
+  for dir in "$CGROUPS"/*; do [ ! -f "$dir/cgroup.procs" ] || [ -L "$dir" ] || echo "$dir"; done
+}
+
+# hand_down_controllers CGROUP: lets the children of a cgroup v2 have all controllers that it has itself.
+hand_down_controllers() {
+  local controller
+  for controller in $(cat "$1/cgroup.controllers"); do
+    grep -qw "$controller" "$1/cgroup.subtree_control" || echo "+$controller" > "$1/cgroup.subtree_control" ||
+      echo "cannot hand the controller $controller down from $1: do processes run in it?" >&2
+  done
+}
+
 fail() { echo "cluster $CLUSTER: $*" >&2; exit 1; }
