@@ -12,6 +12,7 @@ pub mod lease;
 pub mod metrics;
 pub mod observation;
 pub mod publish_settings;
+pub mod publisher;
 pub mod rollout;
 pub mod runtime;
 pub mod settings;

@@ -267,6 +267,11 @@ impl Directory {
         self.nodes.values().find(|node| node.pod_networks.iter().any(|network| network.contains(ip)))
     }
 
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
     /// The Service that is reached at an address and port: its own addresses, or a node's address and a node port.
     #[must_use]
     pub fn service_at(&self, ip: IpAddr, port: u16) -> Option<Dialled<'_>> {

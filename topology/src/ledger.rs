@@ -62,6 +62,8 @@ struct NodeAccount {
     orphaned: Vec<(FlowKey, Arc<CgroupOwner>, Account)>,
     /// The Node object is no more.
     gone: bool,
+    /// A snapshot of the current epoch has been completed.
+    complete: bool,
 }
 
 /// `base` is what earlier epochs have counted, `current` what this one says.
@@ -180,6 +182,7 @@ impl NodeAccount {
             flows: BTreeMap::new(),
             orphaned: Vec::new(),
             gone: false,
+            complete: false,
         }
     }
 
@@ -197,6 +200,7 @@ impl NodeAccount {
         self.ended.push_back(std::mem::replace(&mut self.epoch, epoch));
         self.snapshot = None;
         self.gone = false;
+        self.complete = false;
         self.flows.values_mut().for_each(Account::roll_over);
         Ok(())
     }
@@ -336,6 +340,7 @@ impl Ledger {
     pub fn end_snapshot(&mut self, node: &str, epoch: Epoch, now: SystemTime) -> Result<bool, LateEpoch> {
         let account = self.current(node, epoch)?;
         let Some(named) = account.snapshot.take() else { return Ok(false) };
+        account.complete = true;
         let mut changed = false;
         for (key, flow) in &mut account.flows {
             if !flow.over && !named.contains(key) {
@@ -386,6 +391,12 @@ impl Ledger {
     #[must_use]
     pub fn observes(&self, node: &str) -> bool {
         self.nodes.get(node).is_some_and(|account| !account.gone)
+    }
+
+    /// Whether all flows of this node's present epoch are known: a snapshot of it has been completed.
+    #[must_use]
+    pub fn is_complete(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|account| account.complete && !account.gone)
     }
 
     /// All flows, in an order that depends on what they are and not on when they were reported.

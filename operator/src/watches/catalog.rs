@@ -1,7 +1,7 @@
 //! Everything that is known of the cluster's objects, kept true step by step.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::Hash,
     time::{Duration, SystemTime},
 };
@@ -122,6 +122,16 @@ impl Catalog {
             return Some(OwnerIdentity { api_version: facts.api_version.clone(), uid: facts.uid.clone() });
         }
         self.unwatched.get(workload).map(|(identity, _)| identity.clone())
+    }
+
+    /// The nodes on which a workload's pods are.
+    #[must_use]
+    pub fn nodes_of(&self, workload: &Workload) -> BTreeSet<&str> {
+        let bare = self.unwatched.get(workload).map(|(_, pods)| pods);
+        let controlled = self.pods_below.get(workload);
+        let uids = bare.into_iter().chain(controlled).flatten();
+        let pods = uids.filter_map(|uid| self.directory.pod(uid));
+        pods.filter(|pod| !pod.ended && !pod.node.is_empty()).map(|pod| pod.node.as_str()).collect()
     }
 
     pub(super) fn is_complete(&self) -> bool {

@@ -1,0 +1,281 @@
+//! Publishes the graph: one Topology for each workload that has edges.
+//!
+//! What changes is looked at as a whole and at once, each object is then written when it is due: who talks to whom
+//! immediately, counters now and then, everything within a budget of writes, and only by the leader.
+
+mod adjacency;
+mod budget;
+mod desired;
+mod existing;
+mod object;
+mod schedule;
+mod summary;
+mod writer;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crds::Topology;
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, pending},
+    stream::FuturesUnordered,
+};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::{sync::watch, time::sleep_until};
+
+pub use self::writer::clear;
+use self::{
+    budget::Budget,
+    desired::{Builder, Picture},
+    existing::Existing,
+    schedule::Schedule,
+    writer::{Key, WriteError, Written},
+};
+use crate::{collector::Accounts, observation::TopologyOverview, publish_settings::PublishSettings, watches::Names};
+
+/// Writes to the API server per second, over a long time.
+const WRITES_PER_SECOND: u32 = 20;
+/// Writes at once after a quiet time.
+const WRITE_BURST: u32 = 60;
+/// Writes under way at a time.
+const PARALLEL_WRITES: usize = 8;
+/// Changes that come this close together are looked at together.
+const COALESCE: Duration = Duration::from_millis(50);
+/// Of the time, making graphs takes at most one part in so many.
+const BUILD_SHARE: u32 = 5;
+/// After a start, objects from before stay untouched for so long, unless all nodes have reported earlier: what they
+/// say is better than what a part of the nodes says.
+const WARM_UP: Duration = Duration::from_secs(20);
+/// How long to wait for the first list of everything that has a name.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often what is long gone is forgotten.
+const HOUSEKEEPING: Duration = Duration::from_mins(1);
+
+/// What the publisher works with.
+pub struct Inputs {
+    /// Whether this process may write.
+    pub leader: watch::Receiver<bool>,
+    /// What is to be published; nothing if there is no ScopeProbe.
+    pub settings: watch::Receiver<Option<PublishSettings>>,
+    /// The flows.
+    pub accounts: Accounts,
+    /// The names.
+    pub names: Names,
+    /// Where the size of the topology is told.
+    pub overview: watch::Sender<TopologyOverview>,
+}
+
+/// Publishes until it is dropped.
+pub async fn run(client: Client, mut inputs: Inputs) {
+    let mut complete = inputs.names.complete();
+    if tokio::time::timeout(NAMES_TIMEOUT, complete.wait_for(|complete| *complete)).await.is_err() {
+        tracing::warn!("not all objects could be listed; publishing with the names that are known");
+    }
+    loop {
+        // Only an end of the other side makes an error, and then the process ends as well.
+        if inputs.leader.wait_for(|leader| *leader).await.is_err() {
+            return;
+        }
+        let Ok(settings) = inputs.settings.wait_for(Option::is_some).await.map(|settings| settings.clone()) else {
+            return;
+        };
+        if let Some(settings) = settings {
+            Publisher::new(client.clone(), &inputs, settings).run(&mut inputs).await;
+        }
+    }
+}
+
+struct Publisher {
+    client: Client,
+    settings: PublishSettings,
+    builder: Builder,
+    picture: Picture,
+    existing: Existing,
+    schedule: Schedule<Key>,
+    budget: Budget,
+    writing: FuturesUnordered<BoxFuture<'static, (Key, Result<Written, WriteError>)>>,
+    started: Instant,
+}
+
+impl Publisher {
+    fn new(client: Client, inputs: &Inputs, settings: PublishSettings) -> Self {
+        let now = Instant::now();
+        Self {
+            client,
+            settings,
+            builder: Builder::new(inputs.accounts.clone(), inputs.names.clone()),
+            picture: Picture::default(),
+            existing: Existing::default(),
+            schedule: Schedule::new(),
+            budget: Budget::new(WRITES_PER_SECOND, WRITE_BURST, now),
+            writing: FuturesUnordered::new(),
+            started: now,
+        }
+    }
+
+    /// Until this process is no longer the leader, or nothing is to be published.
+    async fn run(mut self, inputs: &mut Inputs) {
+        let mut flows = inputs.accounts.subscribe();
+        let mut names = inputs.names.subscribe();
+        let objects = watcher(Api::<Topology>::all(self.client.clone()), watcher::Config::default());
+        let mut objects = objects.default_backoff().boxed();
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut build_at = Some(Instant::now());
+        let mut last_build = Duration::ZERO;
+        let mut built: Option<Instant> = None;
+        loop {
+            let soon = |last: Option<Instant>, took: Duration| {
+                let earliest = last.map(|last| last + took * (BUILD_SHARE - 1));
+                (Instant::now() + COALESCE).max(earliest.unwrap_or_else(Instant::now))
+            };
+            let next_write = self.next_write();
+            tokio::select! {
+                event = objects.next() => match event {
+                    Some(Ok(event)) => {
+                        for key in self.existing.apply(event) {
+                            self.compare(&key);
+                        }
+                    }
+                    Some(Err(error)) => tracing::warn!(%error, "cannot watch Topology objects; trying again"),
+                    None => return,
+                },
+                Some((key, result)) = self.writing.next(), if !self.writing.is_empty() => self.conclude(&key, result),
+                _ = inputs.leader.changed() => if !*inputs.leader.borrow_and_update() { return },
+                _ = inputs.settings.changed() => match inputs.settings.borrow_and_update().clone() {
+                    Some(settings) => {
+                        self.settings = settings;
+                        build_at = Some(Instant::now());
+                    }
+                    None => return,
+                },
+                Ok(()) = flows.changed() => build_at = build_at.or_else(|| Some(soon(built, last_build))),
+                Ok(()) = names.changed() => build_at = build_at.or_else(|| Some(soon(built, last_build))),
+                _ = housekeeping.tick() => {
+                    self.builder.forget_removed(SystemTime::now(), self.settings.retention).await;
+                    build_at = build_at.or_else(|| Some(Instant::now()));
+                }
+                () = at(build_at) => {
+                    let began = Instant::now();
+                    self.picture = self.builder.build(&self.settings, SystemTime::now()).await;
+                    inputs.overview.send_if_modified(|known| {
+                        let changed = *known != self.picture.overview;
+                        known.clone_from(&self.picture.overview);
+                        changed
+                    });
+                    self.compare_all();
+                    (built, last_build) = (Some(Instant::now()), began.elapsed());
+                    build_at = self.picture.settles_in.map(|wait| began + wait.max(COALESCE));
+                }
+                () = at(next_write) => self.write_due(),
+            }
+        }
+    }
+
+    fn next_write(&self) -> Option<Instant> {
+        if !self.existing.is_listed() || self.writing.len() >= PARALLEL_WRITES {
+            return None;
+        }
+        let next = self.schedule.next()?;
+        Some(self.budget.available(Instant::now()).map_or(next, |available| next.max(available)))
+    }
+
+    fn write_due(&mut self) {
+        let now = Instant::now();
+        while self.writing.len() < PARALLEL_WRITES && self.budget.available(now).is_none() {
+            let Some(key) = self.schedule.take(now) else { return };
+            let Some(write) = self.write(&key) else { continue };
+            self.budget.take(now);
+            self.writing.push(write);
+        }
+    }
+
+    fn write(&mut self, key: &Key) -> Option<BoxFuture<'static, (Key, Result<Written, WriteError>)>> {
+        let client = self.client.clone();
+        let known = self.existing.get(key).cloned();
+        let owned_key = key.clone();
+        let future = if let Some(desired) = self.picture.desired.get(key) {
+            let mut desired = desired.clone();
+            let status = known.as_ref().and_then(|known| known.status.as_ref());
+            object::keep_transition_times(&mut desired.status, status, Timestamp::now());
+            let exists = known.as_ref().is_some_and(|known| existing::is_owned(known, &desired));
+            async move {
+                let result = writer::write(&client, &owned_key, &desired, exists).await;
+                (owned_key, result)
+            }
+            .boxed()
+        } else {
+            let known = known?;
+            async move {
+                let result = writer::empty(&client, &owned_key, &known).await;
+                (owned_key, result)
+            }
+            .boxed()
+        };
+        self.existing.begin_write(key);
+        Some(future)
+    }
+
+    fn conclude(&mut self, key: &Key, result: Result<Written, WriteError>) {
+        let now = Instant::now();
+        self.existing.end_write(key);
+        match result {
+            Ok(Written::Is(topology)) => {
+                self.existing.upsert(*topology);
+                self.schedule.written(key, now);
+            }
+            Ok(Written::Gone) => {
+                self.existing.remove(key);
+                // Deleted on purpose, or by somebody else in between; then it is made again, but not in a loop.
+                if self.picture.desired.contains_key(key) {
+                    self.schedule.failed(key, now);
+                } else {
+                    self.schedule.forget(key);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(namespace = key.namespace, name = key.name, %error, "cannot write a Topology; trying again");
+                self.schedule.failed(key, now);
+            }
+        }
+        self.compare(key);
+    }
+
+    fn compare_all(&mut self) {
+        let gone = self.existing.keys().filter(|key| !self.picture.desired.contains_key(key));
+        let keys: Vec<Key> = self.picture.desired.keys().chain(gone).cloned().collect();
+        for key in keys {
+            self.compare(&key);
+        }
+    }
+
+    /// Plans a write of the object if it is not what it should be.
+    fn compare(&mut self, key: &Key) {
+        if !self.existing.is_listed() || self.existing.is_being_written(key) {
+            return;
+        }
+        let known = self.existing.get(key);
+        if known.is_some() && self.existing.is_from_before(key) && !self.is_warm() {
+            return;
+        }
+        match existing::difference(known, self.picture.desired.get(key)) {
+            Some(urgency) => self.schedule.plan(key, urgency, self.settings.counter_interval, Instant::now()),
+            None => self.schedule.cancel(key),
+        }
+    }
+
+    fn is_warm(&self) -> bool {
+        self.picture.all_nodes_reported || self.started.elapsed() >= WARM_UP
+    }
+}
+
+/// Done at that time, if there is one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,76 @@
+//! Turns the graph round: from edges to workloads with their edges.
+
+use std::collections::BTreeMap;
+
+use crds::{NamespaceEdge, TopologyTotals};
+use topology::{
+    edge::{Edge, Peer},
+    entity::Workload,
+    graph::Graph,
+};
+
+use crate::observation::TopologyOverview;
+
+/// How many pairs of namespaces an overview lists.
+const MAX_NAMESPACE_EDGES: usize = 50;
+
+/// One workload's edges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Edges<'a> {
+    pub egress: Vec<&'a Edge>,
+    pub ingress: Vec<&'a Edge>,
+}
+
+/// All workloads that have edges.
+pub(super) fn by_workload(graph: &Graph) -> BTreeMap<&Workload, Edges<'_>> {
+    let mut workloads: BTreeMap<&Workload, Edges<'_>> = BTreeMap::new();
+    for edge in &graph.edges {
+        if let Peer::Workload(client) = &edge.key.client {
+            workloads.entry(client).or_default().egress.push(edge);
+        }
+        if let Peer::Workload(server) = &edge.key.server {
+            workloads.entry(server).or_default().ingress.push(edge);
+        }
+    }
+    workloads
+}
+
+/// The size of the topology, if each object lists at most `max_edges` edges in each direction.
+pub(super) fn overview(
+    graph: &Graph,
+    workloads: &BTreeMap<&Workload, Edges<'_>>,
+    max_edges: usize,
+) -> TopologyOverview {
+    let omitted = |edges: &Edges<'_>| {
+        edges.egress.len().saturating_sub(max_edges) + edges.ingress.len().saturating_sub(max_edges)
+    };
+    let mut pairs: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for edge in &graph.edges {
+        *pairs.entry((namespace(&edge.key.client), namespace(&edge.key.server))).or_default() += 1;
+    }
+    let mut pairs: Vec<((&str, &str), u64)> = pairs.into_iter().collect();
+    pairs.sort_by_key(|(pair, edges)| (std::cmp::Reverse(*edges), *pair));
+    TopologyOverview {
+        totals: TopologyTotals {
+            workloads: workloads.len() as u64,
+            edges: graph.edges.len() as u64,
+            omitted_edges: workloads.values().map(omitted).sum::<usize>() as u64,
+        },
+        omitted_namespaces: pairs.len().saturating_sub(MAX_NAMESPACE_EDGES) as u64,
+        namespaces: pairs
+            .into_iter()
+            .take(MAX_NAMESPACE_EDGES)
+            .map(|((from, to), edges)| NamespaceEdge { from: from.to_owned(), to: to.to_owned(), edges })
+            .collect(),
+    }
+}
+
+fn namespace(peer: &Peer) -> &str {
+    match peer {
+        Peer::Workload(workload) => &workload.namespace,
+        Peer::Service(service) => &service.namespace,
+        Peer::HostProcess { .. } | Peer::Node { .. } => "(node)",
+        Peer::External { .. } => "(external)",
+        Peer::UnknownPod { .. } => "(unknown)",
+    }
+}

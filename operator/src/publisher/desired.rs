@@ -1,0 +1,109 @@
+//! Makes the picture that is to be published: the graph, as objects.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use topology::{
+    archive::Archive,
+    graph::{Graph, Options},
+    ledger::Ledger,
+};
+
+use super::{
+    adjacency, object,
+    writer::{Desired, Key},
+};
+use crate::{
+    collector::Accounts,
+    observation::TopologyOverview,
+    publish_settings::PublishSettings,
+    watches::{Catalog, Names},
+};
+
+/// How long a conversation of which one end has been reported waits for the report of the other.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Everything that is to be published at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Picture {
+    /// The objects of all workloads that exist and have edges.
+    pub desired: HashMap<Key, Desired>,
+    pub overview: TopologyOverview,
+    /// When it changes by the mere passing of time.
+    pub settles_in: Option<Duration>,
+    /// Whether all nodes' flows are known.
+    pub all_nodes_reported: bool,
+}
+
+/// Makes pictures, away from the threads that answer.
+pub(super) struct Builder {
+    accounts: Accounts,
+    names: Names,
+    archive: Arc<Mutex<Archive>>,
+}
+
+impl Builder {
+    pub(super) fn new(accounts: Accounts, names: Names) -> Self {
+        Self { accounts, names, archive: Arc::default() }
+    }
+
+    pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> Picture {
+        let options = Options { now, settle: SETTLE, retention: settings.retention };
+        let max_edges = settings.max_edges;
+        self.away(move |ledger, catalog, archive| {
+            let graph = archive.build(ledger, catalog.directory(), &options);
+            picture(&graph, ledger, catalog, max_edges, now)
+        })
+        .await
+        .unwrap_or_default()
+    }
+
+    /// Flows are forgotten when their edge's time is over, names a while after the flows.
+    pub(super) async fn forget_removed(&self, now: SystemTime, retention: Duration) {
+        let retired = self
+            .away(move |ledger, catalog, archive| archive.retire(ledger, catalog.directory(), now, retention))
+            .await;
+        tracing::debug!(?retired, "forgot flows that are over");
+        self.names.forget_removed(now, retention * 2);
+    }
+
+    /// None if the work panicked, which has been logged then.
+    async fn away<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Ledger, &Catalog, &mut Archive) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (accounts, names, archive) = (self.accounts.clone(), self.names.clone(), Arc::clone(&self.archive));
+        tokio::task::spawn_blocking(move || {
+            let mut ledger = accounts.ledger().blocking_lock();
+            let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&mut ledger, &names.read(), &mut archive)
+        })
+        .await
+        .inspect_err(|error| tracing::error!(%error, "making the graph failed"))
+        .ok()
+    }
+}
+
+fn picture(graph: &Graph, ledger: &Ledger, catalog: &Catalog, max_edges: usize, now: SystemTime) -> Picture {
+    let workloads = adjacency::by_workload(graph);
+    let overview = adjacency::overview(graph, &workloads, max_edges);
+    let mut desired = HashMap::with_capacity(workloads.len());
+    for (workload, edges) in workloads {
+        // The workload may be gone; its object goes with it.
+        let Some(owner) = catalog.owner_identity(workload) else { continue };
+        let silent: BTreeSet<&str> =
+            catalog.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node)).collect();
+        let status = object::status(workload, &edges, &silent, max_edges);
+        desired.insert(Key::of(workload), Desired { workload: workload.clone(), owner, status });
+    }
+    let mut nodes = catalog.directory().nodes().peekable();
+    Picture {
+        desired,
+        overview,
+        settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
+        all_nodes_reported: nodes.peek().is_some() && nodes.all(|node| ledger.is_complete(&node.name)),
+    }
+}

@@ -1,0 +1,140 @@
+//! The Topology objects that are there, and how they differ from what they should be.
+
+use std::collections::{HashMap, HashSet};
+
+use crds::Topology;
+use k8s_openapi::jiff::Timestamp;
+use kube::{ResourceExt, runtime::watcher::Event};
+
+use super::{
+    object,
+    schedule::Urgency,
+    writer::{Desired, Key},
+};
+
+/// The objects, as last seen or written.
+#[derive(Debug, Default)]
+pub(super) struct Existing {
+    objects: HashMap<Key, Topology>,
+    listing: Option<HashSet<Key>>,
+    listed: bool,
+    /// Objects that were there at the first list and have not been written since.
+    from_before: HashSet<Key>,
+    being_written: HashSet<Key>,
+}
+
+impl Existing {
+    /// Takes in what the watch says; the objects to look at again.
+    pub(super) fn apply(&mut self, event: Event<Topology>) -> Vec<Key> {
+        match event {
+            Event::Init => {
+                self.listing = Some(HashSet::new());
+                Vec::new()
+            }
+            Event::InitApply(topology) => {
+                let key = key(&topology);
+                if let Some(listing) = &mut self.listing {
+                    listing.insert(key.clone());
+                }
+                if !self.listed {
+                    self.from_before.insert(key);
+                }
+                self.upsert_newer(topology);
+                Vec::new()
+            }
+            Event::InitDone => {
+                let listing = self.listing.take().unwrap_or_default();
+                self.objects.retain(|key, _| listing.contains(key));
+                self.listed = true;
+                self.objects.keys().cloned().collect()
+            }
+            Event::Apply(topology) => {
+                let key = key(&topology);
+                self.upsert_newer(topology);
+                vec![key]
+            }
+            Event::Delete(topology) => {
+                let key = key(&topology);
+                self.remove(&key);
+                vec![key]
+            }
+        }
+    }
+
+    /// Whether all objects are known.
+    pub(super) fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<&Topology> {
+        self.objects.get(key)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.objects.keys()
+    }
+
+    pub(super) fn is_from_before(&self, key: &Key) -> bool {
+        self.from_before.contains(key)
+    }
+
+    pub(super) fn is_being_written(&self, key: &Key) -> bool {
+        self.being_written.contains(key)
+    }
+
+    pub(super) fn begin_write(&mut self, key: &Key) {
+        self.being_written.insert(key.clone());
+    }
+
+    pub(super) fn end_write(&mut self, key: &Key) {
+        self.being_written.remove(key);
+        self.from_before.remove(key);
+    }
+
+    /// The watch may lag behind what a write has returned.
+    fn upsert_newer(&mut self, topology: Topology) {
+        let version = |topology: &Topology| topology.resource_version().and_then(|version| version.parse::<u64>().ok());
+        let known = self.objects.get(&key(&topology));
+        if known.is_none_or(|known| known.uid() != topology.uid() || version(known) <= version(&topology)) {
+            self.upsert(topology);
+        }
+    }
+
+    pub(super) fn upsert(&mut self, mut topology: Topology) {
+        topology.metadata.managed_fields = None;
+        self.objects.insert(key(&topology), topology);
+    }
+
+    pub(super) fn remove(&mut self, key: &Key) {
+        self.objects.remove(key);
+        self.from_before.remove(key);
+    }
+}
+
+fn key(topology: &Topology) -> Key {
+    Key { namespace: topology.namespace().unwrap_or_default(), name: topology.name_any() }
+}
+
+/// Whether the object belongs to the workload that there is now.
+pub(super) fn is_owned(topology: &Topology, desired: &Desired) -> bool {
+    topology.owner_references().iter().any(|owner| owner.uid == desired.owner.uid)
+}
+
+/// What has to be written, if anything.
+pub(super) fn difference(known: Option<&Topology>, desired: Option<&Desired>) -> Option<Urgency> {
+    let Some(desired) = desired else {
+        // One that was never written is somebody else's.
+        let status = known?.status.as_ref()?;
+        let is_empty = status.egress.is_empty() && status.ingress.is_empty() && status.conditions.is_empty();
+        return (!is_empty).then_some(Urgency::Structure);
+    };
+    let Some(known) = known.filter(|known| is_owned(known, desired)) else { return Some(Urgency::Structure) };
+    let Some(status) = &known.status else { return Some(Urgency::Structure) };
+    let mut wanted = desired.status.clone();
+    object::keep_transition_times(&mut wanted, Some(status), Timestamp::UNIX_EPOCH);
+    if wanted == *status {
+        return None;
+    }
+    let same_structure = object::structure(&wanted) == object::structure(status);
+    Some(if same_structure { Urgency::Counters } else { Urgency::Structure })
+}

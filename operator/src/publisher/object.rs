@@ -1,0 +1,267 @@
+//! What a workload's Topology says: its edges, bounded, with sums that hold for all of them.
+
+use std::{cmp::Reverse, collections::BTreeSet};
+
+use crds::{
+    CaptureMethod, DirectionSource, EdgePod, OmittedEdges, ServiceReference, Summary, TopologyEdge, TopologyPeer,
+    TopologyStatus, Totals, WorkloadRef,
+};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use topology::{
+    edge::{Edge, EdgeCounters, Endpoint, Identity, Peer},
+    entity::Workload,
+};
+
+use super::{adjacency::Edges, summary};
+
+/// How many pods and containers an edge lists on each side.
+const MAX_LISTED: usize = 10;
+/// The longest name of an object.
+const MAX_NAME: usize = 253;
+
+/// The name of a workload's Topology: `<kind>-<workload>` in lower case. One that would be too long is cut, and told
+/// apart from others by a hash.
+pub(super) fn name(workload: &Workload) -> String {
+    let name = format!("{}-{}", workload.kind.to_lowercase(), workload.name);
+    if name.len() <= MAX_NAME {
+        return name;
+    }
+    // FNV-1a: the name has to stay the same over releases and machines.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    // Names of objects are ASCII, so that any place is a boundary; `get` keeps it from mattering.
+    let kept = name.get(..MAX_NAME - 9).unwrap_or_default();
+    format!("{kept}-{hash:08x}")
+}
+
+/// What a workload's Topology says. `silent` are the workload's nodes from which no agent has reported.
+pub(super) fn status(
+    workload: &Workload,
+    edges: &Edges<'_>,
+    silent: &BTreeSet<&str>,
+    max_edges: usize,
+) -> TopologyStatus {
+    let egress = busiest(&edges.egress, max_edges);
+    let ingress = busiest(&edges.ingress, max_edges);
+    let omitted = OmittedEdges {
+        egress: (edges.egress.len() - egress.len()) as u64,
+        ingress: (edges.ingress.len() - ingress.len()) as u64,
+    };
+    TopologyStatus {
+        workload: WorkloadRef { kind: workload.kind.clone(), name: workload.name.clone() },
+        summary: Summary {
+            to: summary::to(&workload.namespace, edges.egress.iter().copied()),
+            from: summary::from(&workload.namespace, edges.ingress.iter().copied()),
+        },
+        totals: totals(edges),
+        egress: egress.into_iter().map(outgoing).collect(),
+        ingress: ingress.into_iter().map(incoming).collect(),
+        omitted,
+        conditions: vec![observed(silent), truncated(&omitted, max_edges)],
+    }
+}
+
+/// The same without counters: who talks to whom. What is chosen by counters because not all fits counts as counters.
+pub(super) fn structure(status: &TopologyStatus) -> TopologyStatus {
+    let mut structure = status.clone();
+    structure.totals = Totals::default();
+    for condition in &mut structure.conditions {
+        condition.message.clear();
+        condition.last_transition_time = Time(Timestamp::UNIX_EPOCH);
+    }
+    let OmittedEdges { egress, ingress } = structure.omitted;
+    for (list, omitted) in [(&mut structure.egress, egress), (&mut structure.ingress, ingress)] {
+        if omitted > 0 {
+            list.clear();
+        }
+        for edge in list {
+            (edge.opened, edge.active, edge.failed, edge.bytes_sent, edge.bytes_received) = (0, 0, 0, 0, 0);
+            strip(&mut edge.pods, edge.omitted_pods);
+            strip(&mut edge.peer_pods, edge.omitted_peer_pods);
+        }
+    }
+    structure
+}
+
+fn strip(pods: &mut Vec<EdgePod>, omitted: u64) {
+    if omitted > 0 {
+        pods.clear();
+    }
+    for pod in &mut *pods {
+        (pod.opened, pod.failed) = (0, 0);
+    }
+    pods.sort();
+}
+
+/// Conditions that are as they were keep the time of their last change.
+pub(super) fn keep_transition_times(desired: &mut TopologyStatus, known: Option<&TopologyStatus>, now: Timestamp) {
+    for condition in &mut desired.conditions {
+        let same = known
+            .into_iter()
+            .flat_map(|status| &status.conditions)
+            .find(|other| other.type_ == condition.type_ && other.status == condition.status);
+        // The API keeps whole seconds.
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        condition.last_transition_time = same.map_or(Time(now), |same| same.last_transition_time.clone());
+    }
+}
+
+/// By key, as the graph has them.
+fn busiest<'a>(edges: &[&'a Edge], max_edges: usize) -> Vec<&'a Edge> {
+    let mut chosen = edges.to_vec();
+    if chosen.len() > max_edges {
+        chosen.sort_by_key(|edge| {
+            let counters = &edge.counters;
+            let bytes = counters.bytes_sent.saturating_add(counters.bytes_received);
+            (Reverse(counters.opened.saturating_add(counters.failed)), Reverse(bytes), &edge.key)
+        });
+        chosen.truncate(max_edges);
+        chosen.sort_by_key(|edge| &edge.key);
+    }
+    chosen
+}
+
+fn totals(edges: &Edges<'_>) -> Totals {
+    let mut sent = EdgeCounters::default();
+    edges.egress.iter().for_each(|edge| sent.add(&edge.counters));
+    let mut received = EdgeCounters::default();
+    edges.ingress.iter().for_each(|edge| received.add(&edge.counters));
+    Totals {
+        opened: sent.opened.saturating_add(received.opened),
+        active: sent.active.saturating_add(received.active),
+        failed: sent.failed.saturating_add(received.failed),
+        bytes_sent: sent.bytes_sent.saturating_add(received.bytes_received),
+        bytes_received: sent.bytes_received.saturating_add(received.bytes_sent),
+    }
+}
+
+fn outgoing(edge: &Edge) -> TopologyEdge {
+    let counters = &edge.counters;
+    let sent = (counters.bytes_sent, counters.bytes_received);
+    one_way(edge, &edge.key.server, &edge.clients, &edge.servers, sent, edge.server_identity)
+}
+
+fn incoming(edge: &Edge) -> TopologyEdge {
+    let counters = &edge.counters;
+    let sent = (counters.bytes_received, counters.bytes_sent);
+    one_way(edge, &edge.key.client, &edge.servers, &edge.clients, sent, edge.client_identity)
+}
+
+fn one_way(
+    edge: &Edge,
+    other: &Peer,
+    own: &[Endpoint],
+    others: &[Endpoint],
+    (bytes_sent, bytes_received): (u64, u64),
+    identity: Identity,
+) -> TopologyEdge {
+    let service = edge.key.service.as_ref();
+    let (own_pods, omitted_pods) = pods(own);
+    let (peer_pods, omitted_peer_pods) = pods(others);
+    TopologyEdge {
+        peer: peer(other),
+        service: service
+            .map(|service| ServiceReference { namespace: service.namespace.clone(), name: service.name.clone() }),
+        port: edge.key.port,
+        containers: containers(own),
+        peer_containers: containers(others),
+        pods: own_pods,
+        peer_pods,
+        omitted_pods,
+        omitted_peer_pods,
+        opened: edge.counters.opened,
+        active: edge.counters.active,
+        failed: edge.counters.failed,
+        bytes_sent,
+        bytes_received,
+        seen: edge.seen.into(),
+        identity: identity.into(),
+        method: CaptureMethod::Ebpf,
+        direction: DirectionSource::Observed,
+    }
+}
+
+fn peer(peer: &Peer) -> TopologyPeer {
+    let of = |kind: &str| TopologyPeer { kind: kind.to_owned(), ..TopologyPeer::default() };
+    match peer {
+        Peer::Workload(workload) => TopologyPeer {
+            namespace: Some(workload.namespace.clone()),
+            name: Some(workload.name.clone()),
+            ..of(&workload.kind)
+        },
+        Peer::UnknownPod { uid } => TopologyPeer { name: Some(uid.clone()), ..of("UnknownPod") },
+        Peer::Service(service) => TopologyPeer {
+            namespace: Some(service.namespace.clone()),
+            name: Some(service.name.clone()),
+            ..of("Service")
+        },
+        Peer::HostProcess { node, name } => {
+            TopologyPeer { node: Some(node.clone()), name: Some(name.clone()), ..of("HostProcess") }
+        }
+        Peer::Node { node } => TopologyPeer { name: Some(node.clone()), ..of("Node") },
+        Peer::External { ip } => TopologyPeer { ip: Some(ip.to_string()), ..of("External") },
+    }
+}
+
+fn containers(endpoints: &[Endpoint]) -> Vec<String> {
+    let names: BTreeSet<&String> = endpoints.iter().map(|end| &end.container).filter(|name| !name.is_empty()).collect();
+    names.into_iter().take(MAX_LISTED).cloned().collect()
+}
+
+/// Busiest first, and how many are not listed.
+fn pods(endpoints: &[Endpoint]) -> (Vec<EdgePod>, u64) {
+    let mut pods: Vec<EdgePod> = endpoints
+        .iter()
+        .filter(|end| !end.pod.is_empty())
+        .map(|end| EdgePod {
+            pod: end.pod.clone(),
+            container: end.container.clone(),
+            opened: end.opened,
+            failed: end.failed,
+        })
+        .collect();
+    pods.sort_by(|a, b| {
+        let busy = |pod: &EdgePod| Reverse(pod.opened.saturating_add(pod.failed));
+        (busy(a), &a.pod, &a.container).cmp(&(busy(b), &b.pod, &b.container))
+    });
+    let omitted = pods.len().saturating_sub(MAX_LISTED) as u64;
+    pods.truncate(MAX_LISTED);
+    (pods, omitted)
+}
+
+fn observed(silent: &BTreeSet<&str>) -> Condition {
+    if silent.is_empty() {
+        return condition("Observed", true, "AgentsReport", "Agents report from all nodes on which the workload runs.");
+    }
+    let first: Vec<&str> = silent.iter().copied().take(3).collect();
+    let message = format!(
+        "No agent has reported from {} of the nodes on which the workload runs ({}, …): see their NodeProbes. Of its pods there, only what others see of them is shown.",
+        silent.len(),
+        first.join(", ")
+    );
+    condition("Observed", false, "NodesNotReporting", &message)
+}
+
+fn truncated(omitted: &OmittedEdges, max_edges: usize) -> Condition {
+    if omitted.egress == 0 && omitted.ingress == 0 {
+        return condition("Truncated", false, "Complete", "All edges are listed.");
+    }
+    let message = format!(
+        "{} egress and {} ingress edges are not listed; the totals count them. To list more, raise spec.topology.maxEdges of the ScopeProbe (now {max_edges}).",
+        omitted.egress, omitted.ingress
+    );
+    condition("Truncated", true, "MaxEdges", &message)
+}
+
+fn condition(type_: &str, is: bool, reason: &str, message: &str) -> Condition {
+    Condition {
+        type_: type_.to_owned(),
+        status: if is { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        observed_generation: None,
+    }
+}

@@ -1,0 +1,154 @@
+//! When which object is to be written: structure at once, counters now and then, failures later.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+/// Between two writes of an object.
+const MIN_INTERVAL: Duration = Duration::from_millis(500);
+/// After the first failure, doubled with each further one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// The longest pause after failures.
+const MAX_BACKOFF: Duration = Duration::from_mins(1);
+
+/// How urgent a write is; the first is the more urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// Who talks to whom has changed.
+    Structure,
+    /// Only counters have.
+    Counters,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Past {
+    written: Option<Instant>,
+    failures: u32,
+    failed: Option<Instant>,
+}
+
+/// Which objects are to be written, and when.
+#[derive(Clone, Debug)]
+pub(super) struct Schedule<K> {
+    past: HashMap<K, Past>,
+    pending: HashMap<K, (Urgency, Instant)>,
+    due: BTreeSet<(Instant, Urgency, K)>,
+}
+
+impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
+    pub(super) fn new() -> Self {
+        Self { past: HashMap::new(), pending: HashMap::new(), due: BTreeSet::new() }
+    }
+
+    /// An object differs from what it should be.
+    pub(super) fn plan(&mut self, key: &K, urgency: Urgency, counter_interval: Duration, now: Instant) {
+        let past = self.past.get(key).copied().unwrap_or_default();
+        let pause = match urgency {
+            Urgency::Structure => MIN_INTERVAL,
+            Urgency::Counters => counter_interval.max(MIN_INTERVAL),
+        };
+        let after_write = past.written.map(|written| written + pause);
+        let after_failure = past.failed.map(|failed| failed + backoff(past.failures));
+        let at = [Some(now), after_write, after_failure].into_iter().flatten().max().unwrap_or(now);
+        // What was planned for an earlier time stays: counters that go on changing do not put off their writing.
+        if let Some((planned, planned_at)) = self.pending.get(key).copied() {
+            if planned == urgency && planned_at <= at {
+                return;
+            }
+            self.due.remove(&(planned_at, planned, key.clone()));
+        }
+        self.pending.insert(key.clone(), (urgency, at));
+        self.due.insert((at, urgency, key.clone()));
+    }
+
+    /// An object is as it should be.
+    pub(super) fn cancel(&mut self, key: &K) {
+        if let Some((urgency, at)) = self.pending.remove(key) {
+            self.due.remove(&(at, urgency, key.clone()));
+        }
+    }
+
+    /// When the next object is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _, _)| *at)
+    }
+
+    /// The most urgent object that is due; it is no longer planned then.
+    pub(super) fn take(&mut self, now: Instant) -> Option<K> {
+        let due = || self.due.iter().take_while(|(at, _, _)| *at <= now);
+        let (_, _, key) =
+            due().find(|(_, urgency, _)| *urgency == Urgency::Structure).or_else(|| due().next()).cloned()?;
+        self.cancel(&key);
+        Some(key)
+    }
+
+    pub(super) fn written(&mut self, key: &K, now: Instant) {
+        self.past.insert(key.clone(), Past { written: Some(now), ..Past::default() });
+    }
+
+    pub(super) fn failed(&mut self, key: &K, now: Instant) {
+        let past = self.past.entry(key.clone()).or_default();
+        past.failures = past.failures.saturating_add(1);
+        past.failed = Some(now);
+    }
+
+    pub(super) fn forget(&mut self, key: &K) {
+        self.cancel(key);
+        self.past.remove(key);
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    (FIRST_BACKOFF * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(MAX_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn structure_is_due_at_once_and_counters_after_their_interval() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new();
+        schedule.plan(&"a", Urgency::Structure, INTERVAL, start);
+        assert_eq!(schedule.take(start), Some("a"));
+        schedule.written(&"a", start);
+        schedule.plan(&"a", Urgency::Counters, INTERVAL, start);
+        schedule.plan(&"a", Urgency::Counters, INTERVAL, start + INTERVAL / 2);
+        assert_eq!(schedule.next(), Some(start + INTERVAL));
+        assert_eq!(schedule.take(start + INTERVAL / 2), None);
+        schedule.plan(&"a", Urgency::Structure, INTERVAL, start + Duration::from_millis(100));
+        assert_eq!(schedule.next(), Some(start + MIN_INTERVAL));
+        assert_eq!(schedule.take(start + MIN_INTERVAL), Some("a"));
+        assert_eq!(schedule.next(), None);
+    }
+
+    #[test]
+    fn structure_comes_before_counters() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new();
+        schedule.plan(&"counters", Urgency::Counters, INTERVAL, start);
+        schedule.plan(&"structure", Urgency::Structure, INTERVAL, start + Duration::from_secs(1));
+        let later = start + Duration::from_secs(2);
+        assert_eq!(schedule.take(later), Some("structure"));
+        assert_eq!(schedule.take(later), Some("counters"));
+        assert_eq!(schedule.take(later), None);
+    }
+
+    #[test]
+    fn failures_are_tried_again_ever_more_rarely() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new();
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            schedule.failed(&"a", start);
+            schedule.plan(&"a", Urgency::Structure, INTERVAL, start);
+            pauses.push(schedule.next().expect("it is planned").duration_since(start).as_secs());
+            schedule.cancel(&"a");
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+}

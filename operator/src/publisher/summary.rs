@@ -1,0 +1,94 @@
+//! One line for people: whom a workload calls, and who calls it.
+
+use topology::edge::{Edge, Peer};
+
+/// About how many characters fit into a column.
+const COLUMN: usize = 60;
+
+/// `catalog:8080, cart:8080`, or `-`.
+pub(super) fn to<'a>(namespace: &str, egress: impl Iterator<Item = &'a Edge>) -> String {
+    line(egress.map(|edge| named(namespace, &edge.key.server, Some(edge.key.port))))
+}
+
+/// `ingress`, or `-`.
+pub(super) fn from<'a>(namespace: &str, ingress: impl Iterator<Item = &'a Edge>) -> String {
+    line(ingress.map(|edge| named(namespace, &edge.key.client, None)))
+}
+
+/// Sorted, each name once, as many as fit; at least one.
+fn line(names: impl Iterator<Item = (u8, String)>) -> String {
+    let mut names: Vec<(u8, String)> = names.collect();
+    names.sort();
+    names.dedup();
+    let Some((_, first)) = names.first() else { return "-".to_owned() };
+    let mut line = first.clone();
+    for (index, (_, name)) in names.iter().enumerate().skip(1) {
+        let rest = names.len() - index;
+        let reserve = if rest > 1 { format!(", +{} more", rest - 1).len() } else { 0 };
+        if line.len() + 2 + name.len() + reserve > COLUMN {
+            return format!("{line}, +{rest} more");
+        }
+        line.push_str(", ");
+        line.push_str(name);
+    }
+    line
+}
+
+/// A peer's short name, and its place: what was deployed comes before nodes and the outside.
+fn named(namespace: &str, peer: &Peer, port: Option<u16>) -> (u8, String) {
+    let local = |of: &str, name: &str| if of == namespace { name.to_owned() } else { format!("{of}/{name}") };
+    let (place, name, remark) = match peer {
+        Peer::Workload(workload) => (0, local(&workload.namespace, &workload.name), None),
+        Peer::Service(service) => (1, local(&service.namespace, &service.name), Some("service")),
+        Peer::UnknownPod { uid } => (2, format!("pod {uid}"), Some("unknown")),
+        Peer::HostProcess { node, name } => (3, format!("{node}/{name}"), Some("host")),
+        Peer::Node { node } => (4, node.clone(), Some("node")),
+        Peer::External { ip } if ip.is_ipv6() && port.is_some() => (5, format!("[{ip}]"), Some("external")),
+        Peer::External { ip } => (5, ip.to_string(), Some("external")),
+    };
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
+    (place, format!("{name}{port}{remark}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use topology::entity::{ServiceRef, Workload};
+
+    use super::*;
+
+    fn names(peers: &[Peer], port: Option<u16>) -> String {
+        line(peers.iter().map(|peer| named("shop", peer, port)))
+    }
+
+    fn workload(namespace: &str, name: &str) -> Peer {
+        Peer::Workload(Workload {
+            namespace: namespace.to_owned(),
+            kind: "Deployment".to_owned(),
+            name: name.to_owned(),
+        })
+    }
+
+    #[test]
+    fn each_kind_of_peer_reads_well() {
+        let peers = [
+            Peer::External { ip: "10.1.2.3".parse().expect("an address") },
+            workload("shop", "catalog"),
+            Peer::Service(ServiceRef { namespace: "shop".to_owned(), name: "old".to_owned() }),
+        ];
+        assert_eq!(names(&peers, Some(80)), "catalog:80, old:80 (service), 10.1.2.3:80 (external)");
+        assert_eq!(names(&[workload("infra", "dns"), workload("shop", "cart")], None), "cart, infra/dns");
+        assert_eq!(
+            names(&[Peer::External { ip: "fd00::1".parse().expect("an address") }], Some(1)),
+            "[fd00::1]:1 (external)"
+        );
+        assert_eq!(names(&[], None), "-");
+    }
+
+    #[test]
+    fn a_long_line_says_how_many_are_missing() {
+        let peers: Vec<Peer> = (10..40).map(|number| workload("shop", &format!("service-{number}"))).collect();
+        assert_eq!(names(&peers, None), "service-10, service-11, service-12, service-13, +26 more");
+        assert!(names(&[workload("shop", &"x".repeat(90))], None).starts_with("xxx"));
+    }
+}

@@ -1,0 +1,167 @@
+//! Reads and writes Topology objects.
+
+use std::time::Duration;
+
+use crds::{Topology, TopologyStatus};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+    core::Status,
+};
+use serde_json::json;
+use topology::entity::Workload;
+
+use super::object;
+use crate::watches::OwnerIdentity;
+
+/// Whose fields they are, for server-side apply.
+const FIELD_MANAGER: &str = "scopeprobe-topology";
+/// A write that takes longer is given up and tried again.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a Topology is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Key {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Key {
+    pub(super) fn of(workload: &Workload) -> Self {
+        Self { namespace: workload.namespace.clone(), name: object::name(workload) }
+    }
+}
+
+/// A Topology as it is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Desired {
+    pub workload: Workload,
+    pub owner: OwnerIdentity,
+    pub status: TopologyStatus,
+}
+
+/// What came of a write.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// The object as it is now.
+    Is(Box<Topology>),
+    /// There is no such object.
+    Gone,
+}
+
+/// Why a write failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+/// Writes the object; makes it first, or its owner reference, if `exists` is false.
+pub(super) async fn write(client: &Client, key: &Key, desired: &Desired, exists: bool) -> Result<Written, WriteError> {
+    let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
+    let apply = PatchParams::apply(FIELD_MANAGER).force();
+    within(async {
+        if !exists {
+            api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await?;
+        }
+        let body = json!({ "apiVersion": api_version(), "kind": "Topology", "status": desired.status });
+        found(api.patch_status(&key.name, &apply, &Patch::Apply(body)).await)
+    })
+    .await
+}
+
+/// No edges are left: empties the status, or deletes the object if nobody has written a spec.
+pub(super) async fn empty(client: &Client, key: &Key, known: &Topology) -> Result<Written, WriteError> {
+    let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
+    within(async {
+        if is_spec_empty(known) {
+            // Not if somebody has written a spec meanwhile.
+            let preconditions = Preconditions { uid: known.uid(), resource_version: known.resource_version() };
+            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            return match api.delete(&key.name, &params).await {
+                Ok(_) => Ok(Written::Gone),
+                Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
+                Err(error) => Err(error.into()),
+            };
+        }
+        let body = json!({ "apiVersion": api_version(), "kind": "Topology" });
+        let apply = PatchParams::apply(FIELD_MANAGER).force();
+        found(api.patch_status(&key.name, &apply, &Patch::Apply(body)).await)
+    })
+    .await
+}
+
+/// Removes all that was ever published: deletes objects with an empty spec, empties the status of the others.
+///
+/// # Errors
+/// If the objects cannot be listed, or one of them not be written; the others are written nevertheless.
+pub async fn clear(client: &Client) -> Result<(), kube::Error> {
+    let mut params = ListParams::default().limit(500);
+    let mut failed = None;
+    loop {
+        let page = Api::<Topology>::all(client.clone()).list(&params).await?;
+        for topology in &page.items {
+            let key = Key { namespace: topology.namespace().unwrap_or_default(), name: topology.name_any() };
+            if !is_spec_empty(topology) && topology.status.is_none() {
+                continue;
+            }
+            match empty(client, &key, topology).await {
+                Ok(_) => {}
+                Err(WriteError::Api(error)) => failed = Some(error),
+                Err(error) => {
+                    tracing::warn!(namespace = key.namespace, name = key.name, %error, "cannot clear a Topology");
+                }
+            }
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return failed.map_or(Ok(()), Err),
+        }
+    }
+}
+
+pub(super) fn is_spec_empty(topology: &Topology) -> bool {
+    serde_json::to_value(&topology.spec)
+        .ok()
+        .and_then(|spec| spec.as_object().map(serde_json::Map::is_empty))
+        .unwrap_or(false)
+}
+
+fn metadata(key: &Key, desired: &Desired) -> serde_json::Value {
+    json!({
+        "apiVersion": api_version(),
+        "kind": "Topology",
+        "metadata": {
+            "name": key.name,
+            "namespace": key.namespace,
+            "ownerReferences": [{
+                "apiVersion": desired.owner.api_version,
+                "kind": desired.workload.kind,
+                "name": desired.workload.name,
+                "uid": desired.owner.uid,
+            }],
+        },
+    })
+}
+
+fn api_version() -> String {
+    format!("{}/{}", crds::GROUP, crds::VERSION)
+}
+
+fn found(result: Result<Topology, kube::Error>) -> Result<Written, WriteError> {
+    match result {
+        Ok(topology) => Ok(Written::Is(Box::new(topology))),
+        Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_not_found(status: &Status) -> bool {
+    status.code == 404
+}
+
+async fn within<T>(write: impl Future<Output = Result<T, WriteError>>) -> Result<T, WriteError> {
+    tokio::time::timeout(TIMEOUT, write).await.map_err(|_| WriteError::Timeout)?
+}
