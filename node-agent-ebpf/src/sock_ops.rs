@@ -1,9 +1,9 @@
 //! Called by TCP for the sockets of the node's cgroups at the milestones of each connection.
 //!
 //! Which end a socket is has to be known when it closes. It lives in the socket's own callback flags, which die with
-//! it: a server's has STATE, a client's STATE and RETRANSMISSION; one whose end was counted has TIMEOUT and neither of
-//! these. While a connection lives, flags are only added, for others may use them too. `reply` is never written: it
-//! would steer TCP.
+//! it: a server's has STATE, a client's STATE and RETRANSMISSION; one whose end was counted has TIMEOUT and no STATE.
+//! While a connection lives, flags are only added, for others may use them too: this very program may be attached twice,
+//! for a node and for the machine that it runs on. `reply` is never written: it would steer TCP.
 
 use aya_ebpf::{
     bindings::{
@@ -62,7 +62,6 @@ fn ended(call: Call) {
     if before == state::SYN_SENT {
         return count(&socket.flow(Role::Client), Event::Failed);
     }
-    let mut older = false;
     let cookie = socket.cookie();
     if cookie != 0 {
         // Somebody else has asked for the callbacks of a connection that is older than any agent.
@@ -70,9 +69,7 @@ fn ended(call: Call) {
             return count(&key, Event::closed(socket, false));
         }
     }
-    if existing::is_first_look() {
-        older = !existing::was_counted(cookie);
-    }
+    let older = existing::is_first_look() && !existing::was_counted(cookie);
     count(&socket.flow(role), Event::closed(socket, older));
 }
 
@@ -121,8 +118,7 @@ impl Call {
     /// See the module's description.
     #[inline(always)]
     fn mark_counted(self) {
-        let ours = u32::from(callback::STATE | callback::RETRANSMISSION);
-        self.set_flags(self.flags() & !ours | u32::from(callback::TIMEOUT));
+        self.set_flags(self.flags() & !u32::from(callback::STATE) | u32::from(callback::TIMEOUT));
     }
 
     #[inline(always)]

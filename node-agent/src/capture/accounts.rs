@@ -21,10 +21,7 @@ impl Bytes {
     }
 
     fn minus(self, other: Self) -> Self {
-        Self {
-            sent: self.sent.saturating_sub(other.sent),
-            received: self.received.saturating_sub(other.received),
-        }
+        Self { sent: self.sent.saturating_sub(other.sent), received: self.received.saturating_sub(other.received) }
     }
 
     fn max(self, other: Self) -> Self {
@@ -118,8 +115,10 @@ impl Accounts {
 
     /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
     pub(super) fn set_open(&mut self, key: FlowKey, open: Bytes) {
-        let account = self.touch(key);
-        account.bytes = account.bytes.max(account.closed_bytes.plus(open));
+        if let Some(account) = self.accounts.get_mut(&key).filter(|account| account.has_open()) {
+            account.bytes = account.bytes.max(account.closed_bytes.plus(open));
+            self.changed.insert(key);
+        }
     }
 
     /// Whether the flow has open connections.
@@ -160,10 +159,14 @@ impl Accounts {
         flows
     }
 
-    /// Everything, as reported last.
-    pub(super) fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        let reported = self.accounts.iter().filter(|(_, account)| account.reported != flow::FlowCounters::default());
-        reported.filter_map(|(key, account)| Some((public_key(key)?, account.reported))).collect()
+    /// Everything, as reported last, but for these flows while nothing new is known of them.
+    pub(super) fn all_but(&self, left_out: &HashSet<FlowKey>) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
+        self.accounts
+            .iter()
+            .filter(|(_, account)| account.reported != flow::FlowCounters::default())
+            .filter(|(key, _)| !(left_out.contains(key) && self.is_at_rest(key)))
+            .filter_map(|(key, account)| Some((public_key(key)?, account.reported)))
+            .collect()
     }
 
     fn touch(&mut self, key: FlowKey) -> &mut Account {

@@ -30,9 +30,7 @@ impl Counters {
     pub(super) fn map(map: MapData, slots: u32) -> io::Result<Self> {
         let length = NonZeroUsize::new(bytes(slots)).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping, at an address of the kernel's choice; the kernel refuses it if the map is smaller.
-        let table = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd().as_fd(), 0)
-        }?;
+        let table = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) }?;
         Ok(Self { table: table.cast(), slots, _map: map })
     }
 

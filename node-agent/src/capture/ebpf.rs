@@ -1,7 +1,7 @@
 //! The capture by eBPF, put together.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
@@ -93,19 +93,19 @@ impl EbpfCapture {
         Ok(())
     }
 
-    /// Reads what the kernel has counted. Returns the flows for which it had counted something new.
-    fn collect(&mut self, now: Instant) -> Result<Vec<FlowKey>, CaptureError> {
+    /// Reads what the kernel has counted. Returns the flows of which a connection has ended.
+    fn collect(&mut self, now: Instant) -> Result<HashSet<FlowKey>, CaptureError> {
         let read = |error| failed("reading the kernel's flows", error);
-        self.first_sights
-            .drain(&mut self.kernel, |key, slot| self.slots.assign(slot, key, now))
-            .map_err(read)?;
+        self.first_sights.drain(&mut self.kernel, |key, slot| self.slots.assign(slot, key, now)).map_err(read)?;
         let nothing_lost = self.kernel.lost(Loss::Opened).map_err(read)? == 0;
-        let mut counted = Vec::new();
+        let mut ended = HashSet::new();
         self.slots.collect(&self.kernel.counters, now, |key, since| {
             self.accounts.add(key, since, nothing_lost);
-            counted.push(key);
+            if (since.closed, since.sent, since.received) != (0, 0, 0) {
+                ended.insert(key);
+            }
         });
-        Ok(counted)
+        Ok(ended)
     }
 
     fn look(&mut self) -> Result<(), CaptureError> {
@@ -113,8 +113,8 @@ impl EbpfCapture {
         let listing = list(&mut self.kernel)?;
         self.existing.look(&mut self.kernel, &mut self.accounts, &listing)?;
         let now = Instant::now();
-        let moved = self.collect(now)?;
-        let all_still = self.weigh(&listing, &moved);
+        let ended = self.collect(now)?;
+        let all_still = self.weigh(&listing, &ended);
         // No more than a hundredth of the time goes into looking, however many sockets there are.
         let soonest = 100 * (now - begun);
         self.next_look = now + if all_still { self.look_every } else { self.retry.max(soonest).min(self.look_every) };
@@ -124,7 +124,7 @@ impl EbpfCapture {
 
     /// Adds up what is open, but for flows of which a connection may have ended since the listing began: their bytes
     /// would count twice. Returns whether there were none.
-    fn weigh(&mut self, listing: &Listing, moved: &[FlowKey]) -> bool {
+    fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
         let mut open: HashMap<FlowKey, Bytes> = HashMap::new();
         for connection in listing.connections.values() {
             let sum = open.entry(connection.flow).or_default();
@@ -132,7 +132,7 @@ impl EbpfCapture {
         }
         let mut all_still = true;
         for (key, bytes) in open {
-            if moved.contains(&key) {
+            if ended.contains(&key) {
                 all_still = false;
             } else {
                 self.accounts.set_open(key, bytes);
@@ -203,7 +203,7 @@ impl Capture for EbpfCapture {
     }
 
     fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        self.accounts.all()
+        self.accounts.all_but(&self.forgotten.values().copied().collect())
     }
 
     fn look_again(&mut self) {

@@ -40,11 +40,7 @@ pub(super) struct Existing {
 
 impl Existing {
     /// The first look, while the kernel notes what it counts. Leaves a listing of what is open now.
-    pub(super) fn first_look(
-        &mut self,
-        kernel: &mut Kernel,
-        accounts: &mut Accounts,
-    ) -> Result<Listing, CaptureError> {
+    pub(super) fn first_look(&mut self, kernel: &mut Kernel, accounts: &mut Accounts) -> Result<Listing, CaptureError> {
         let mut old = list(kernel)?.connections;
         old.retain(|cookie, found| !found.has_callbacks || kernel.recent.get(cookie, 0).is_err());
         if old.is_empty() {
@@ -184,7 +180,10 @@ pub(super) fn end_first_look(kernel: &mut Kernel) -> Result<(), CaptureError> {
     match kernel.lost(Loss::Recent).map_err(|error| failed(what, error))? {
         0 => Ok(()),
         lost => {
-            tracing::warn!(lost, "more connections opened during the first look than could be noted: of those, some may be counted twice, as opened and as older");
+            tracing::warn!(
+                lost,
+                "more connections opened during the first look than could be noted: of those, some may be counted twice, as opened and as older"
+            );
             Ok(())
         }
     }

@@ -16,11 +16,7 @@ impl FirstSights {
     ///
     /// # Errors
     /// When the index cannot be read; what was not told comes with the next call.
-    pub(super) fn drain(
-        &mut self,
-        kernel: &mut Kernel,
-        mut tell: impl FnMut(FlowKey, u32),
-    ) -> Result<(), MapError> {
+    pub(super) fn drain(&mut self, kernel: &mut Kernel, mut tell: impl FnMut(FlowKey, u32)) -> Result<(), MapError> {
         // Looked at first: what is dropped after this is found by the next call.
         let dropped = kernel.lost(Loss::FirstSight)?;
         while let Some(item) = kernel.first_sights.next() {

@@ -1,9 +1,6 @@
 //! The programs and maps in the kernel: loading, attaching, handing out.
 
-use std::{
-    fs::File,
-    path::Path,
-};
+use std::{fs::File, path::Path};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
@@ -94,9 +91,8 @@ impl Kernel {
 
     /// Loads the programs without which the rest works.
     fn load_optional(&mut self, btf_path: &Path, degradations: &mut Vec<Degradation>) {
-        let listing = AyaBtf::parse_file(btf_path, Endianness::default())
-            .map_err(|error| error.to_string())
-            .and_then(|btf| {
+        let listing =
+            AyaBtf::parse_file(btf_path, Endianness::default()).map_err(|error| error.to_string()).and_then(|btf| {
                 self.load_open_sockets(&btf).map_err(|error| describe(&error))?;
                 self.can_list = true;
                 Ok(btf)
@@ -273,4 +269,3 @@ fn describe(error: &dyn std::error::Error) -> String {
     let begin = text.ceil_char_boundary(excess);
     if begin == 0 { text } else { format!("…{}", &text[begin..]) }
 }
-

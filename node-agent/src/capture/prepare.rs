@@ -7,8 +7,14 @@ use node_agent_common::Offsets;
 use procfs::process::Process;
 
 use super::{
-    Degradation, Description, Feature, Finding, Mode, Reason, Refusal, Settings, btf::Btf, cgroup_root::is_cgroup2,
-    ebpf::EbpfCapture, first_sights::FirstSights, kernel::{Kernel, no_listing}, offsets, self_test, slots::Slots,
+    Degradation, Description, Feature, Finding, Mode, Reason, Refusal, Settings,
+    btf::Btf,
+    cgroup_root::is_cgroup2,
+    ebpf::EbpfCapture,
+    first_sights::FirstSights,
+    kernel::{Kernel, no_listing},
+    offsets, self_test,
+    slots::Slots,
 };
 
 /// Does all of it, and notes each step.
@@ -44,12 +50,12 @@ pub(super) fn prepare(settings: &Settings, findings: &mut Vec<Finding>) -> Resul
         let tested = self_test::run(&mut kernel, &mut first_sights, &mut slots);
         note(findings, "self-test", tested, |()| String::from("a connection of the agent's own was counted exactly"))?;
     }
-    let description =
-        Description { mode: Mode::Ebpf, attach: "SockOps", attached_at, kernel: release, degradations };
+    let description = Description { mode: Mode::Ebpf, attach: "SockOps", attached_at, kernel: release, degradations };
     let mut capture = EbpfCapture::new(description, kernel, slots, first_sights, settings.look_every);
-    capture
-        .first_look()
-        .map_err(|error| Refusal { reason: Reason::LoadFailed, message: format!("looking at what is open: {error}") })?;
+    capture.first_look().map_err(|error| Refusal {
+        reason: Reason::LoadFailed,
+        message: format!("looking at what is open: {error}"),
+    })?;
     Ok(capture)
 }
 
@@ -64,9 +70,7 @@ fn note<T>(
 ) -> Result<T, Refusal> {
     findings.push(match &result {
         Ok(found) => Finding { what, ok: true, detail: detail(found), refusal: None },
-        Err(refusal) => {
-            Finding { what, ok: false, detail: refusal.message.clone(), refusal: Some(refusal.reason) }
-        }
+        Err(refusal) => Finding { what, ok: false, detail: refusal.message.clone(), refusal: Some(refusal.reason) },
     });
     result
 }
@@ -101,11 +105,8 @@ fn capabilities() -> Result<String, Refusal> {
         .capeff;
     let has = |bit: u32| effective >> bit & 1 == 1;
     // SYS_ADMIN stands for the two that were split from it, not for NET_ADMIN.
-    let lacking: Vec<_> = NEEDED
-        .iter()
-        .filter(|(bit, _)| !has(*bit) && !(*bit != 12 && has(SYS_ADMIN)))
-        .map(|(_, name)| *name)
-        .collect();
+    let lacking: Vec<_> =
+        NEEDED.iter().filter(|(bit, _)| !has(*bit) && !(*bit != 12 && has(SYS_ADMIN))).map(|(_, name)| *name).collect();
     if lacking.is_empty() {
         return Ok(String::from("BPF, PERFMON and NET_ADMIN"));
     }
@@ -115,8 +116,8 @@ fn capabilities() -> Result<String, Refusal> {
 /// The id of a cgroup is its directory's inode number.
 fn cgroup_id(root: &Path) -> Result<u64, Refusal> {
     let refusal = |message| Refusal { reason: Reason::CgroupV2Missing, message };
-    let metadata = fs::metadata(root)
-        .map_err(|error| refusal(format!("opening the cgroup root {}: {error}", root.display())))?;
+    let metadata =
+        fs::metadata(root).map_err(|error| refusal(format!("opening the cgroup root {}: {error}", root.display())))?;
     if !is_cgroup2(root) {
         return Err(refusal(format!(
             "{} does not belong to a cgroup v2 hierarchy; where v1 and v2 are side by side, it is in the directory \
@@ -137,9 +138,7 @@ fn find_offsets(path: &Path, degradations: &mut Vec<Degradation>) -> Result<Offs
         ),
     };
     let bytes = fs::read(path).map_err(|error| refusal(error.to_string()))?;
-    let found = Btf::parse(&bytes)
-        .and_then(|btf| offsets::find(&btf))
-        .map_err(|error| refusal(error.to_string()))?;
+    let found = Btf::parse(&bytes).and_then(|btf| offsets::find(&btf)).map_err(|error| refusal(error.to_string()))?;
     if let Some(error) = found.no_listing {
         degradations.push(no_listing(&error.to_string()));
     }
@@ -148,9 +147,5 @@ fn find_offsets(path: &Path, degradations: &mut Vec<Degradation>) -> Result<Offs
 
 /// Before 5.11 maps count against the limit of locked memory; where it cannot be raised, loading says so.
 fn raise_memlock() {
-    let _ = resource::setrlimit(
-        resource::Resource::RLIMIT_MEMLOCK,
-        resource::RLIM_INFINITY,
-        resource::RLIM_INFINITY,
-    );
+    let _ = resource::setrlimit(resource::Resource::RLIMIT_MEMLOCK, resource::RLIM_INFINITY, resource::RLIM_INFINITY);
 }

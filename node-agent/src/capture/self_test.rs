@@ -1,8 +1,7 @@
 //! A connection of our own, which has to be counted; and then left out of every count.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::MetadataExt,
     thread,
@@ -77,12 +76,7 @@ fn is_complete(stats: &FlowStats) -> bool {
     (stats.opened, stats.closed, stats.failed) == (1, 1, 0)
 }
 
-fn leave_out(
-    kernel: &mut Kernel,
-    slots: &mut Slots,
-    ends: [(FlowKey, u32); 2],
-    now: Instant,
-) -> Result<(), Refusal> {
+fn leave_out(kernel: &mut Kernel, slots: &mut Slots, ends: [(FlowKey, u32); 2], now: Instant) -> Result<(), Refusal> {
     for (key, slot) in ends {
         kernel.slot_of.remove(&key).map_err(|error| refusal(&format!("forgetting the own connection: {error}")))?;
         slots.disown(slot, now);

@@ -1,0 +1,357 @@
+//! The capture on the running kernel: every count against that of the processes which made the connections.
+
+mod capture_lab;
+
+use std::collections::BTreeMap;
+
+use capture_lab::{Watched, key, node_or_skip, obey};
+use scopeprobe_agent::capture::{Capture, Losses, Reason, Settings, start_ebpf};
+use topology::flow::{FlowCounters, Role};
+
+/// Not a test: what [`capture_lab::Process`] starts.
+#[test]
+#[ignore = "the process that other tests start"]
+fn obedient_process() {
+    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
+        obey();
+    }
+}
+
+fn counted(opened: u64, closed: u64, sent: u64, received: u64) -> FlowCounters {
+    FlowCounters { opened, closed, bytes_sent: sent, bytes_received: received, ..FlowCounters::default() }
+}
+
+/// As seen from the other end.
+fn mirrored(counters: FlowCounters) -> FlowCounters {
+    FlowCounters {
+        bytes_sent: counters.bytes_received,
+        bytes_received: counters.bytes_sent,
+        preexisting_bytes_sent: counters.preexisting_bytes_received,
+        preexisting_bytes_received: counters.preexisting_bytes_sent,
+        open_bytes_sent: counters.open_bytes_received,
+        open_bytes_received: counters.open_bytes_sent,
+        ..counters
+    }
+}
+
+#[test]
+fn both_ends_of_short_connections_are_counted_over_every_kind_of_address() {
+    let node = node_or_skip!();
+    let mut watched = node.capture();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let mut expected = BTreeMap::new();
+    let cases = [
+        ("127.0.0.1:0", "127.0.0.1", "127.0.0.1"),
+        ("[::1]:0", "[::1]", "::1"),
+        // A socket of IPv6 that speaks IPv4: both ends are shown as IPv4.
+        ("[::]:0", "127.0.0.1", "127.0.0.1"),
+        ("[::ffff:127.0.0.1]:0", "[::ffff:127.0.0.1]", "127.0.0.1"),
+    ];
+    for (listen, dial, shown) in cases {
+        let port = server.listen("l", listen);
+        server.begin("serve l 30 1000 70000");
+        assert_eq!(client.tell(&format!("call {dial}:{port} 30 1000 70000")), "done");
+        assert_eq!(server.finish(), "done");
+        let ours = counted(30, 30, 30_000, 2_100_000);
+        expected.insert(key(&mut client, Role::Client, shown, shown, port), ours);
+        expected.insert(key(&mut server, Role::Server, shown, shown, port), mirrored(ours));
+    }
+    watched.expect(&expected);
+    assert_eq!(watched.losses, Losses::default());
+}
+
+#[test]
+fn refused_attempts_are_counted_at_the_client_alone() {
+    let node = node_or_skip!();
+    let mut watched = node.capture();
+    let mut client = node.process("client");
+    let port = client.listen("l", "127.0.0.1:0");
+    client.tell("unlisten l");
+    assert_eq!(client.tell(&format!("refused 127.0.0.1:{port} 25")), "done");
+    assert_eq!(client.tell(&format!("refused [::1]:{port} 5")), "done");
+    let failed = |failed| FlowCounters { failed, ..FlowCounters::default() };
+    let expected = BTreeMap::from([
+        (key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), failed(25)),
+        (key(&mut client, Role::Client, "::1", "::1", port), failed(5)),
+    ]);
+    watched.expect(&expected);
+}
+
+#[test]
+fn bytes_are_payload_in_every_order_of_closing() {
+    let node = node_or_skip!();
+    let mut watched = node.capture();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let mut expected = BTreeMap::new();
+    // Each: what both do after 300 bytes went there and 500 came back; what was sent in all, there and back.
+    let orders: [(&str, &[(bool, &str)], u64, u64); 8] = [
+        ("client first", &[(true, "close c"), (false, "end s"), (false, "close s")], 300, 500),
+        ("server first", &[(false, "close s"), (true, "end c"), (true, "close c")], 300, 500),
+        ("client only", &[(true, "close c")], 300, 500),
+        ("client resets", &[(true, "reset c")], 300, 500),
+        ("server resets", &[(false, "reset s")], 300, 500),
+        (
+            "half closed by the client, the server goes on",
+            &[
+                (true, "shutdown c"),
+                (false, "end s"),
+                (false, "send s 4000"),
+                (true, "receive c 4000"),
+                (false, "close s"),
+                (true, "end c"),
+                (true, "close c"),
+            ],
+            300,
+            4500,
+        ),
+        (
+            "data that nobody reads, then the reader closes",
+            &[(true, "send c 700"), (false, "close s"), (true, "close c")],
+            1000,
+            500,
+        ),
+        ("both at once", &[(true, "shutdown c"), (false, "shutdown s"), (true, "close c"), (false, "close s")], 300, 500),
+    ];
+    for (order, steps, there, back) in orders {
+        let port = server.listen("l", "127.0.0.1:0");
+        assert_eq!(client.tell(&format!("connect c 127.0.0.1:{port}")), "done", "{order}");
+        for (at_client, step) in [
+            (false, "accept s l"),
+            (true, "send c 300"),
+            (false, "receive s 300"),
+            (false, "send s 500"),
+            (true, "receive c 500"),
+        ]
+        .iter()
+        .chain(steps)
+        {
+            let process = if *at_client { &mut client } else { &mut server };
+            assert_eq!(process.tell(step), "done", "{order}: {step}");
+        }
+        client.tell("close c");
+        server.tell("close s");
+        let ours = counted(1, 1, there, back);
+        expected.insert(key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours);
+        expected.insert(key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours));
+    }
+    watched.expect(&expected);
+}
+
+#[test]
+fn a_long_connection_shows_its_bytes_while_it_is_open() {
+    let node = node_or_skip!();
+    let mut watched = node.capture();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let port = server.listen("l", "0.0.0.0:0");
+    client.tell(&format!("connect c 127.0.0.1:{port}"));
+    server.tell("accept s l");
+    let keys = [
+        key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
+        key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
+    ];
+    let expect = |watched: &mut Watched, counters: FlowCounters| {
+        watched.expect(&BTreeMap::from([(keys[0], counters), (keys[1], mirrored(counters))]));
+    };
+    expect(&mut watched, counted(1, 0, 0, 0));
+    client.tell("send c 12345");
+    server.tell("receive s 12345");
+    let open = FlowCounters { open_bytes_sent: 12_345, ..counted(1, 0, 12_345, 0) };
+    expect(&mut watched, open);
+    // Held by two processes and two descriptors, it is still one connection.
+    client.tell("share c");
+    expect(&mut watched, open);
+    client.tell("close c");
+    expect(&mut watched, open);
+    client.tell("unshare c");
+    server.tell("end s");
+    server.tell("close s");
+    expect(&mut watched, counted(1, 1, 12_345, 0));
+}
+
+/// Connections from before, with a length of service: opened under no capture, and under one that is gone.
+#[test]
+fn connections_from_before_are_known_with_their_bytes_and_their_end() {
+    let node = node_or_skip!();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let port = server.listen("l", "0.0.0.0:0");
+    let open = |client: &mut capture_lab::Process, server: &mut capture_lab::Process, name: &str| {
+        assert_eq!(client.tell(&format!("connect {name} 127.0.0.1:{port}")), "done");
+        server.tell(&format!("accept {name} l"));
+        client.tell(&format!("send {name} 100"));
+        server.tell(&format!("receive {name} 100"));
+        server.tell(&format!("send {name} 40"));
+        client.tell(&format!("receive {name} 40"));
+    };
+    for name in ["a", "b", "shared"] {
+        open(&mut client, &mut server, name);
+    }
+    client.tell("share shared");
+    let keys = [
+        key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
+        key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
+    ];
+    let expect = |watched: &mut Watched, counters: FlowCounters| {
+        watched.expect(&BTreeMap::from([(keys[0], counters), (keys[1], mirrored(counters))]));
+    };
+
+    let mut watched = node.capture();
+    let before = FlowCounters {
+        preexisting: 3,
+        preexisting_bytes_sent: 300,
+        preexisting_bytes_received: 120,
+        open_bytes_sent: 300,
+        open_bytes_received: 120,
+        ..counted(0, 0, 300, 120)
+    };
+    expect(&mut watched, before);
+    open(&mut client, &mut server, "c");
+    client.tell("send a 7");
+    server.tell("receive a 7");
+    client.tell("close a");
+    server.tell("end a");
+    server.tell("close a");
+    let later = FlowCounters {
+        opened: 1,
+        closed: 1,
+        bytes_sent: 407,
+        bytes_received: 160,
+        open_bytes_sent: 300,
+        open_bytes_received: 120,
+        ..before
+    };
+    expect(&mut watched, later);
+    assert_eq!(watched.losses, Losses::default());
+    drop(watched);
+
+    // While nobody looks, one ends, one begins, one goes on.
+    client.tell("close b");
+    server.tell("end b");
+    server.tell("close b");
+    open(&mut client, &mut server, "d");
+    client.tell("send c 50");
+    server.tell("receive c 50");
+    let mut watched = node.capture();
+    let again = FlowCounters {
+        preexisting: 3,
+        preexisting_bytes_sent: 350,
+        preexisting_bytes_received: 120,
+        open_bytes_sent: 350,
+        open_bytes_received: 120,
+        ..counted(0, 0, 350, 120)
+    };
+    expect(&mut watched, again);
+    client.tell("unshare shared");
+    for name in ["shared", "c", "d"] {
+        client.tell(&format!("close {name}"));
+        server.tell(&format!("end {name}"));
+        server.tell(&format!("close {name}"));
+    }
+    expect(&mut watched, FlowCounters { closed: 3, open_bytes_sent: 0, open_bytes_received: 0, ..again });
+    assert_eq!(watched.losses, Losses::default());
+}
+
+#[test]
+fn nothing_is_missed_at_full_speed_where_softirqs_come_from_another_cpu() {
+    let node = node_or_skip!();
+    let mut watched = node.capture();
+    let mut storm = node.process_in_own_netns("storm", true);
+    const THREADS: u64 = 4;
+    const TIMES: u64 = 16_000;
+    storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {TIMES} 20 30"));
+    for _ in 0..50 {
+        // Looking meanwhile must not disturb the counts.
+        watched.capture.look_again();
+        watched.read();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(storm.finish(), "done");
+    watched.capture.look_again();
+    watched.read();
+    let netns = storm.netns();
+    let ports: std::collections::BTreeSet<u16> = watched.flows.keys().map(|key| key.port).collect();
+    assert_eq!(ports.len(), 4);
+    let mut expected = BTreeMap::new();
+    for port in ports {
+        let ours = counted(TIMES, TIMES, 20 * TIMES, 30 * TIMES);
+        expected.insert(key(&mut storm, Role::Client, "127.0.0.1", "127.0.0.1", port), ours);
+        expected.insert(key(&mut storm, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours));
+    }
+    assert!(expected.keys().all(|key| key.netns == netns));
+    watched.expect(&expected);
+    assert_eq!(watched.losses, Losses::default());
+}
+
+#[test]
+fn what_does_not_fit_is_counted() {
+    let node = node_or_skip!();
+    let mut watched = Watched::start(&Settings { max_flows: 4, ring_bytes: 4096, ..node.settings() });
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let mut made = 0;
+    for _ in 0..10 {
+        let port = server.listen("l", "127.0.0.1:0");
+        server.begin("serve l 5 10 10");
+        client.tell(&format!("call 127.0.0.1:{port} 5 10 10"));
+        assert_eq!(server.finish(), "done");
+        made += 2 * 5;
+        server.tell("unlisten l");
+        client.tell(&format!("refused 127.0.0.1:{port} 3"));
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        watched.read();
+        let sum = |field: fn(&FlowCounters) -> u64| watched.flows.values().map(field).sum::<u64>();
+        let (opened, closed, failed) = (sum(|c| c.opened), sum(|c| c.closed), sum(|c| c.failed));
+        let lost = watched.losses;
+        let totals = (opened + lost.opened, closed + lost.closed, failed + lost.failed);
+        if totals == (made, made, 30) {
+            assert!(lost.opened > 0 && lost.closed > 0 && lost.failed > 0, "{lost:?}");
+            assert_eq!(watched.flows.len(), 4);
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{totals:?} of {made} {lost:?} {:?}", watched.flows);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn nodes_on_one_kernel_see_their_own() {
+    let (one, two) = (node_or_skip!(), node_or_skip!());
+    let (mut client, mut server) = (one.process("client"), two.process("server"));
+    let port = server.listen("l", "127.0.0.1:0");
+    client.tell(&format!("connect old 127.0.0.1:{port}"));
+    server.tell("accept old l");
+    let (mut first, mut second) = (one.capture(), two.capture());
+    server.begin("serve l 9 10 20");
+    client.tell(&format!("call 127.0.0.1:{port} 9 10 20"));
+    assert_eq!(server.finish(), "done");
+    let ours = FlowCounters { preexisting: 1, ..counted(9, 9, 90, 180) };
+    first.expect(&BTreeMap::from([(key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours)]));
+    second.expect(&BTreeMap::from([(
+        key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
+        mirrored(ours),
+    )]));
+}
+
+#[test]
+fn a_kernel_without_btf_is_refused_by_name() {
+    let node = node_or_skip!();
+    let settings = Settings { btf_path: "/nonexistent/vmlinux".into(), ..node.settings() };
+    let refusal = start_ebpf(&settings).err().unwrap();
+    assert_eq!(refusal.reason, Reason::BtfMissing);
+    assert!(refusal.message.contains("/nonexistent/vmlinux"), "{refusal}");
+}
+
+#[test]
+fn a_first_sight_wakes_the_reader() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let node = node_or_skip!();
+    let mut watched = node.capture();
+    watched.read();
+    let mut client = node.process("client");
+    client.listen("l", "127.0.0.1:0");
+    let port = client.listen("l", "127.0.0.1:0");
+    client.tell(&format!("connect c 127.0.0.1:{port}"));
+    let sights = watched.capture.first_sights().unwrap();
+    let ready = poll(&mut [PollFd::new(sights, PollFlags::POLLIN)], PollTimeout::from(30_000_u16)).unwrap();
+    assert_eq!(ready, 1);
+}

@@ -1,0 +1,368 @@
+//! A node in small: cgroups and network namespaces of our own, processes in them that make the connections they are
+//! told to make, one step at a time, so that the test knows exactly what happened.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use scopeprobe_agent::capture::{Capture, EbpfCapture, Losses, Settings, find_cgroup_root, start_ebpf};
+use topology::flow::{FlowCounters, FlowKey, Role};
+
+/// Why the tests cannot run here, if so.
+pub fn unsuitable() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some(String::from("not root"));
+    }
+    find_cgroup_root(Path::new("/sys/fs/cgroup")).err().map(|refusal| refusal.to_string())
+}
+
+/// `let Some(node) = Node::new() else { return }`, with the reason printed.
+macro_rules! node_or_skip {
+    () => {
+        match $crate::capture_lab::unsuitable() {
+            Some(reason) => {
+                println!("skipped: {reason}");
+                return;
+            }
+            None => $crate::capture_lab::Node::new(),
+        }
+    };
+}
+pub(crate) use node_or_skip;
+
+/// A cgroup with cgroups below it. Goes with its value.
+pub struct Node {
+    root: PathBuf,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mount = find_cgroup_root(Path::new("/sys/fs/cgroup")).unwrap();
+        let root = mount.join(format!("scopeprobe-capture-{}-{number}", std::process::id()));
+        fs::create_dir(&root).unwrap();
+        Self { root }
+    }
+
+    pub fn settings(&self) -> Settings {
+        // No process of the test's own is below the root: it would be moved with all its threads.
+        Settings { cgroup_root: self.root.clone(), self_test: false, ..Settings::default() }
+    }
+
+    pub fn capture(&self) -> Watched {
+        Watched::start(&self.settings())
+    }
+
+    pub fn cgroup(&self, name: &str) -> PathBuf {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// A process in the cgroup of this name, in the machine's own network namespace.
+    pub fn process(&self, cgroup: &str) -> Process {
+        Process::start(&self.cgroup(cgroup), &[])
+    }
+
+    /// A process with a network namespace of its own, with or without receive packet steering.
+    pub fn process_in_own_netns(&self, cgroup: &str, steering: bool) -> Process {
+        let processors = thread::available_parallelism().unwrap().get().min(32);
+        let all = (1_u64 << processors) - 1;
+        let steer = if steering { format!("echo {all:x} > /sys/class/net/lo/queues/rx-0/rps_cpus && ") } else { String::new() };
+        let setup = format!("mount -t sysfs none /sys && ip link set lo up && {steer}exec \"$0\" \"$@\"");
+        Process::start(&self.cgroup(cgroup), &["unshare", "--net", "--mount", "sh", "-c", &setup])
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let Ok(below) = fs::read_dir(&self.root) else { return };
+        for entry in below.flatten().filter(|entry| entry.path().is_dir()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+        if let Err(error) = fs::remove_dir(&self.root) {
+            println!("{} stays behind: {error}", self.root.display());
+        }
+    }
+}
+
+/// A process that does what it is told: this test's own program, started once more.
+pub struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    cgroup: u64,
+}
+
+impl Process {
+    fn start(cgroup: &Path, wrapper: &[&str]) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
+            .args(["--exact", "obedient_process", "--ignored", "--nocapture", "--test-threads=1"])
+            .env("SCOPEPROBE_LAB_PROCESS", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, input, output, cgroup: fs::metadata(cgroup).unwrap().ino() }
+    }
+
+    pub fn cgroup(&self) -> u64 {
+        self.cgroup
+    }
+
+    /// Does one thing and returns what it says.
+    pub fn tell(&mut self, command: &str) -> String {
+        self.begin(command);
+        self.finish()
+    }
+
+    pub fn begin(&mut self, command: &str) {
+        writeln!(self.input, "{command}").unwrap();
+    }
+
+    pub fn finish(&mut self) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the process ended");
+            // The harness of the process prints before the first answer, on the same line.
+            if let Some(at) = line.find("@ ") {
+                return String::from(line[at + 2..].trim());
+            }
+        }
+    }
+
+    /// Listens and returns the port.
+    pub fn listen(&mut self, name: &str, address: &str) -> u16 {
+        self.tell(&format!("listen {name} {address}")).parse().unwrap()
+    }
+
+    pub fn netns(&mut self) -> u32 {
+        self.tell("netns").parse().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The other side of [`Process`]: obeys until its input ends.
+pub fn obey() {
+    let mut lab = Sockets::default();
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = lab.act(&words).unwrap_or_else(|error| format!("error {error}"));
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "@ {answer}").unwrap();
+        out.flush().unwrap();
+    }
+}
+
+#[derive(Default)]
+struct Sockets {
+    listeners: BTreeMap<String, TcpListener>,
+    streams: BTreeMap<String, TcpStream>,
+    holders: Vec<Child>,
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for holder in &mut self.holders {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
+    }
+}
+
+impl Sockets {
+    fn act(&mut self, words: &[&str]) -> std::io::Result<String> {
+        let number = |index: usize| words[index].parse::<usize>().unwrap();
+        match words[0] {
+            "netns" => return Ok(fs::metadata("/proc/self/ns/net")?.ino().to_string()),
+            "listen" => {
+                let listener = TcpListener::bind(words[2])?;
+                let port = listener.local_addr()?.port();
+                self.listeners.insert(String::from(words[1]), listener);
+                return Ok(port.to_string());
+            }
+            "unlisten" => drop(self.listeners.remove(words[1])),
+            "connect" => {
+                let stream = TcpStream::connect(words[2])?;
+                self.streams.insert(String::from(words[1]), stream);
+            }
+            "accept" => {
+                let (stream, _) = self.listeners[words[2]].accept()?;
+                self.streams.insert(String::from(words[1]), stream);
+            }
+            "send" => self.stream(words[1]).write_all(&vec![7; number(2)])?,
+            "receive" => self.stream(words[1]).read_exact(&mut vec![0; number(2)])?,
+            "end" => assert_eq!(self.stream(words[1]).read(&mut [0])?, 0),
+            "shutdown" => self.stream(words[1]).shutdown(std::net::Shutdown::Write)?,
+            "close" => drop(self.streams.remove(words[1])),
+            "reset" => reset(self.streams.remove(words[1]).unwrap())?,
+            // Another process that holds the socket too, and a second descriptor in this one.
+            "share" => {
+                let stream = &self.streams[words[1]];
+                let (there, here) = (stream.try_clone()?, stream.try_clone()?);
+                let holder = Command::new("sleep").arg("1000").stdin(std::os::fd::OwnedFd::from(there)).spawn()?;
+                self.holders.push(holder);
+                self.streams.insert(format!("{}-again", words[1]), here);
+            }
+            "unshare" => {
+                for mut holder in self.holders.drain(..) {
+                    holder.kill()?;
+                    holder.wait()?;
+                }
+                let again = format!("{}-again", words[1]);
+                self.streams.remove(&again);
+            }
+            // `refused ADDRESS N`
+            "refused" => {
+                for _ in 0..number(2) {
+                    assert!(TcpStream::connect(words[1]).is_err());
+                }
+            }
+            // `serve LISTENER N REQUEST ANSWER`, `call ADDRESS N REQUEST ANSWER`: short connections in a row.
+            "serve" => serve(&self.listeners[words[1]], number(2), number(3), number(4))?,
+            "call" => call(words[1], number(2), number(3), number(4))?,
+            // `storm ADDRESS THREADS N REQUEST ANSWER`: both ends in this process, as fast as it can.
+            "storm" => storm(words[1], number(2), number(3), number(4), number(5)),
+            other => panic!("unknown command {other}"),
+        }
+        Ok(String::from("done"))
+    }
+
+    fn stream(&mut self, name: &str) -> &mut TcpStream {
+        self.streams.get_mut(name).unwrap()
+    }
+}
+
+fn reset(stream: TcpStream) -> std::io::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(&stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+    drop(stream);
+    Ok(())
+}
+
+fn serve(listener: &TcpListener, times: usize, request: usize, answer: usize) -> std::io::Result<()> {
+    let (mut asked, answer) = (vec![0; request], vec![1; answer]);
+    for time in 0..times {
+        let (mut stream, _) = listener.accept()?;
+        stream.read_exact(&mut asked)?;
+        stream.write_all(&answer)?;
+        // In turns: the client closes first, the server does, or both at once.
+        if time % 3 == 0 {
+            let _ = stream.read(&mut [0]);
+        }
+    }
+    Ok(())
+}
+
+fn call(address: &str, times: usize, request: usize, answer: usize) -> std::io::Result<()> {
+    let (request, mut answered) = (vec![1; request], vec![0; answer]);
+    for time in 0..times {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(&request)?;
+        stream.read_exact(&mut answered)?;
+        if time % 3 == 1 {
+            let _ = stream.read(&mut [0]);
+        }
+        // The ports of one pair of addresses would run out; a reset leaves none behind, whoever had closed first.
+        reset(stream)?;
+    }
+    Ok(())
+}
+
+fn storm(address: &str, threads: usize, times: usize, request: usize, answer: usize) {
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let listener = TcpListener::bind(address).unwrap();
+            let at = listener.local_addr().unwrap().to_string();
+            scope.spawn(move || serve(&listener, times, request, answer).unwrap());
+            scope.spawn(move || call(&at, times, request, answer).unwrap());
+        }
+    });
+}
+
+/// A capture, and all that it has said so far.
+pub struct Watched {
+    pub capture: EbpfCapture,
+    pub flows: BTreeMap<FlowKey, FlowCounters>,
+    pub losses: Losses,
+    pub seen: u64,
+}
+
+impl Watched {
+    pub fn start(settings: &Settings) -> Self {
+        let capture = start_ebpf(settings).unwrap();
+        assert_eq!(capture.description().degradations, [], "this kernel can do all of it");
+        Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0 }
+    }
+
+    /// Reads once; nothing may go backwards.
+    pub fn read(&mut self) {
+        let reading = self.capture.read().unwrap();
+        for (key, now) in reading.flows {
+            let before = self.flows.insert(key, now).unwrap_or_default();
+            let grows = |field: fn(&FlowCounters) -> u64| assert!(field(&before) <= field(&now), "{before:?} {now:?}");
+            grows(|counters| counters.opened);
+            grows(|counters| counters.closed);
+            grows(|counters| counters.failed);
+            grows(|counters| counters.preexisting);
+            grows(|counters| counters.bytes_sent);
+            grows(|counters| counters.bytes_received);
+        }
+        (self.losses, self.seen) = (reading.losses, reading.seen);
+    }
+
+    /// Reads and looks until it knows exactly this, or for a minute.
+    pub fn expect(&mut self, expected: &BTreeMap<FlowKey, FlowCounters>) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            self.capture.look_again();
+            self.read();
+            if self.flows == *expected {
+                break;
+            }
+            if Instant::now() > deadline {
+                assert_eq!(self.flows, *expected);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let all: BTreeMap<_, _> = self.capture.all().into_iter().collect();
+        assert_eq!(all, *expected, "a snapshot shows the same");
+        assert_eq!(self.seen, expected.values().map(|counters| counters.opened + counters.failed).sum::<u64>());
+    }
+}
+
+/// One end's key.
+pub fn key(process: &mut Process, role: Role, local: &str, remote: &str, port: u16) -> FlowKey {
+    FlowKey {
+        cgroup_id: process.cgroup(),
+        netns: process.netns(),
+        role,
+        local: local.parse().unwrap(),
+        remote: remote.parse().unwrap(),
+        port,
+    }
+}
