@@ -1,0 +1,232 @@
+//! The observer with a capture that does what the test says.
+
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use scopeprobe_agent::{
+    capture::{Capture, CaptureError, Description, Mode, Reading},
+    observation::{Epoch, Observation, Shared},
+    observer::Observer,
+    store::Bounds,
+    supervision::{Refused, Starter},
+};
+use tokio::{
+    net::UnixStream,
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use topology::{
+    entity::CgroupOwner,
+    flow::{FlowCounters, FlowKey, Role},
+};
+
+/// Only to fail instead of hanging: nothing here takes so long.
+const GENEROUS: Duration = Duration::from_secs(60);
+
+/// What the next reads bring; nothing new after that.
+type Readings = Arc<Mutex<VecDeque<Result<Reading, &'static str>>>>;
+
+struct Scripted {
+    description: Description,
+    readings: Readings,
+    forgotten: Arc<Mutex<Vec<FlowKey>>>,
+    sights: Option<std::os::unix::net::UnixStream>,
+    last: Reading,
+}
+
+impl Capture for Scripted {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn read(&mut self) -> Result<Reading, CaptureError> {
+        if let Some(sights) = &mut self.sights {
+            let _ = std::io::Read::read(sights, &mut [0; 64]);
+        }
+        match self.readings.lock().unwrap().pop_front() {
+            Some(Ok(reading)) => {
+                self.last = Reading { flows: Vec::new(), ..reading };
+                Ok(reading)
+            }
+            Some(Err(why)) => Err(CaptureError { attempted: "reading".into(), source: why.into() }),
+            None => Ok(self.last.clone()),
+        }
+    }
+
+    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+        self.sights.as_ref().map(AsFd::as_fd)
+    }
+
+    fn all(&self) -> Vec<(FlowKey, FlowCounters)> {
+        Vec::new()
+    }
+
+    fn look_again(&mut self) {}
+
+    fn forget(&mut self, keys: &[FlowKey]) {
+        self.forgotten.lock().unwrap().extend(keys);
+    }
+}
+
+/// An observer and what it works with.
+struct Lab {
+    observation: Shared,
+    readings: Readings,
+    forgotten: Arc<Mutex<Vec<FlowKey>>>,
+    closing: watch::Sender<bool>,
+    observer: JoinHandle<()>,
+    root: tempfile::TempDir,
+}
+
+impl Lab {
+    /// The first starts are refused for these reasons.
+    fn new(refusals: &[&'static str], interval: Duration, sights: Option<std::os::unix::net::UnixStream>) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (readings, forgotten) = (Readings::default(), Arc::<Mutex<Vec<FlowKey>>>::default());
+        let bounds = Bounds { flows: 16, retention: Duration::from_hours(1) };
+        let observation = Shared::new(Observation::new(Epoch::default(), bounds, "6.12".into()));
+        let (closing, closes) = watch::channel(false);
+        let directory: PathBuf = root.path().to_owned();
+        let observer = Observer {
+            start: starter(refusals, Arc::clone(&readings), Arc::clone(&forgotten), sights),
+            observation: observation.clone(),
+            changed: Arc::new(Notify::new()),
+            interval,
+            cgroup_root: Box::new(move || Ok(directory.clone())),
+        };
+        let observer = tokio::spawn(observer.run(closes));
+        Self { observation, readings, forgotten, closing, observer, root }
+    }
+
+    fn flow(&self, port: u16) -> (FlowKey, FlowCounters) {
+        let cgroup_id = std::fs::metadata(self.root.path()).unwrap().ino();
+        let ip = IpAddr::from([127, 0, 0, 1]);
+        let key = FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port };
+        (key, FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() })
+    }
+
+    fn bring(&self, flows: Vec<(FlowKey, FlowCounters)>) {
+        let seen = flows.len() as u64;
+        self.readings.lock().unwrap().push_back(Ok(Reading { flows, seen, ..Reading::default() }));
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&Observation) -> bool) {
+        let waiting = async {
+            while !condition(&self.observation.lock()) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(GENEROUS, waiting).await.unwrap_or_else(|_| panic!("{what}: {:?}", self.observation.lock().capture));
+    }
+}
+
+fn starter(
+    refusals: &[&'static str],
+    readings: Readings,
+    forgotten: Arc<Mutex<Vec<FlowKey>>>,
+    sights: Option<std::os::unix::net::UnixStream>,
+) -> Starter {
+    let refusals = Mutex::new(VecDeque::from(refusals.to_vec()));
+    Arc::new(move || {
+        if let Some(reason) = refusals.lock().unwrap().pop_front() {
+            return Err(Refused { reason, message: "the test says so".into() });
+        }
+        let description = Description {
+            mode: Mode::Ebpf,
+            attach: "SockOps",
+            attached_at: SystemTime::now(),
+            kernel: "6.12".into(),
+            degradations: Vec::new(),
+        };
+        Ok(Box::new(Scripted {
+            description,
+            readings: Arc::clone(&readings),
+            forgotten: Arc::clone(&forgotten),
+            sights: sights.as_ref().map(|sights| sights.try_clone().unwrap()),
+            last: Reading::default(),
+        }))
+    })
+}
+
+#[tokio::test]
+async fn a_refused_capture_is_reported_and_tried_again() {
+    let lab = Lab::new(&["BtfMissing"], Duration::from_millis(10), None);
+    lab.until("the refusal", |observation| observation.capture.reason == "BtfMissing").await;
+    assert_eq!(lab.observation.lock().capture.mode, None);
+    let before = lab.observation.lock().epoch();
+    lab.bring(vec![lab.flow(1)]);
+    lab.until("a flow", |observation| observation.flows.len() == 1).await;
+    let mut observation = lab.observation.lock();
+    assert_eq!((observation.capture.mode, observation.capture.reason.as_str()), (Some(Mode::Ebpf), "Supported"));
+    assert_ne!(observation.epoch(), before);
+    let cgroup = lab.flow(1).0.cgroup_id;
+    let owner = observation.attribution.as_mut().unwrap().owner(cgroup, std::time::Instant::now()).owner.clone();
+    assert_eq!(owner, CgroupOwner::HostProcess { name: "host".into() });
+}
+
+#[tokio::test]
+async fn a_capture_that_fails_is_started_again_with_a_new_epoch() {
+    let lab = Lab::new(&[], Duration::from_millis(10), None);
+    lab.bring(vec![lab.flow(1)]);
+    lab.until("a flow", |observation| observation.flows.len() == 1).await;
+    let epoch = lab.observation.lock().epoch();
+    lab.readings.lock().unwrap().extend([Err("once"), Err("twice")]);
+    lab.bring(vec![lab.flow(2)]);
+    lab.until("the second flow", |observation| observation.flows.len() == 2).await;
+    assert_eq!(lab.observation.lock().epoch(), epoch, "one or two failures are passed over");
+
+    lab.readings.lock().unwrap().extend([Err("once"), Err("twice"), Err("for good")]);
+    lab.until("the failure", |observation| observation.capture.reason == "CaptureFailed").await;
+    assert!(lab.observation.lock().capture.message.contains("for good"));
+    assert_eq!(lab.observation.lock().flows.len(), 2, "what was counted stays true");
+    lab.until("another start", |observation| observation.capture.mode.is_some()).await;
+    assert_ne!(lab.observation.lock().epoch(), epoch);
+    assert!(lab.observation.lock().flows.is_empty(), "and a new epoch begins at zero");
+}
+
+#[tokio::test]
+async fn first_sights_are_read_at_once() {
+    let (kernel, sights) = std::os::unix::net::UnixStream::pair().unwrap();
+    sights.set_nonblocking(true).unwrap();
+    let lab = Lab::new(&[], Duration::from_hours(1), Some(sights));
+    lab.until("the start", |observation| observation.capture.mode.is_some()).await;
+    kernel.set_nonblocking(true).unwrap();
+    let mut kernel = UnixStream::from_std(kernel).unwrap();
+    for port in 1..=3u16 {
+        lab.bring(vec![lab.flow(port)]);
+        tokio::io::AsyncWriteExt::write_all(&mut kernel, b"!").await.unwrap();
+        // Without the wake-up an hour would pass.
+        lab.until("a new flow", |observation| observation.flows.len() >= usize::from(port)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_read_comes_before_the_end() {
+    let lab = Lab::new(&[], Duration::from_hours(1), None);
+    lab.bring(vec![lab.flow(1)]);
+    lab.until("the first read", |observation| observation.flows.len() == 1).await;
+    lab.bring(vec![lab.flow(2)]);
+    lab.closing.send_replace(true);
+    timeout(GENEROUS, lab.observer).await.expect("an end").unwrap();
+    assert_eq!(lab.observation.lock().flows.len(), 2);
+}
+
+#[tokio::test]
+async fn too_many_flows_leave_the_capture_too() {
+    let lab = Lab::new(&[], Duration::from_millis(10), None);
+    lab.bring((0..40).map(|port| lab.flow(port)).collect());
+    lab.until("the bound", |observation| observation.capture.evicted_flows > 0).await;
+    let kept = lab.observation.lock().flows.len();
+    assert!(kept <= 16, "{kept}");
+    lab.until("the capture's turn", |_| lab.forgotten.lock().unwrap().len() == 40 - kept).await;
+}
