@@ -1,6 +1,9 @@
 //! Puts the parts together, and takes them apart in order when the operator is told to stop.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use kube::{Client, Config};
@@ -19,6 +22,7 @@ use crate::{
     metrics::Metrics,
     observation::{Observations, TopologyOverview},
     rollout::{
+        cleanup,
         controller::{self, Context},
         outcome::Outcomes,
         sweep,
@@ -38,7 +42,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(settings) => run(settings).await,
         Command::Crds => print_crds(),
-        Command::Cleanup(settings) => cleanup(settings).await,
+        Command::Cleanup(settings) => clean_up(settings).await,
     }
 }
 
@@ -51,9 +55,9 @@ fn print_crds() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn cleanup(settings: CleanupSettings) -> anyhow::Result<()> {
+async fn clean_up(settings: CleanupSettings) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot connect to the API server")?;
-    sweep::everything(&client, &settings.namespace).await.context("cannot clean up")?;
+    cleanup::run(&client, &settings).await.context("cannot clean up")?;
     tracing::info!("removed agents, node labels, NodeProbes and Topologies");
     Ok(())
 }
@@ -80,8 +84,13 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     outcome
 }
 
-async fn bind(address: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: choose another with {flag}"))
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let mut bound = TcpListener::bind(address).await;
+    if bound.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
+        // A node without IPv6 has no `[::]`, which otherwise stands for both families.
+        bound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    bound.with_context(|| format!("cannot listen on {address}: choose another with {flag}"))
 }
 
 /// Waits for the lease, then does everything that its holder does until told to stop.

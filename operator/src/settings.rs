@@ -20,7 +20,7 @@ pub enum Command {
     Run(Settings),
     /// Prints the manifests of the kinds.
     Crds,
-    /// Removes what the operator has made: DaemonSets, node labels, NodeProbes and Topologies. Stop the operator first.
+    /// Removes what the operator has made: DaemonSets, node labels, NodeProbes and Topologies.
     Cleanup(CleanupSettings),
 }
 
@@ -79,4 +79,10 @@ pub struct CleanupSettings {
     /// The operator's own namespace.
     #[arg(long, env = "SCOPEPROBE_NAMESPACE")]
     pub namespace: String,
+    /// The operator's Deployment, which is scaled to 0 first: a running operator would make again what is removed.
+    #[arg(long)]
+    pub stop_deployment: Option<String>,
+    /// The operator's lease, which is waited for and removed.
+    #[arg(long)]
+    pub lease_name: Option<String>,
 }

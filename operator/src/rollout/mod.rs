@@ -1,10 +1,11 @@
 //! From ScopeProbes and Nodes to DaemonSets and node labels: dereference → validate → assign → build → apply.
 //!
-//! Everything but `dereference`, `apply`, `labels` and `sweep` is pure.
+//! Everything but `controller`, `dereference`, `apply`, `sweep` and `cleanup` is pure.
 
 pub mod apply;
 pub mod assignment;
 pub mod build;
+pub mod cleanup;
 pub mod controller;
 pub mod dereference;
 pub mod kernel;
