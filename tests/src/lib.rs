@@ -22,8 +22,10 @@ pub mod control_plane;
 pub mod error;
 pub mod manifest;
 pub mod namespace;
+pub mod oracle;
 pub mod place;
 pub mod pod;
+pub mod scope_probe;
 pub mod traffic_pod;
 pub mod wait;
 

@@ -1,0 +1,67 @@
+//! What really happened between the pods of a fleet, by their own counts, and what the Topology objects say of it, in
+//! the same shape.
+
+pub mod expected;
+pub mod fleet;
+pub mod observed;
+
+use std::collections::BTreeMap;
+
+/// A workload: kind and name.
+pub type Workload = (String, String);
+
+/// What an edge joins: client, server, the Service that was dialled, the server's port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EdgeName {
+    /// Who called.
+    pub client: Workload,
+    /// Who was called.
+    pub server: Workload,
+    /// The Service's name, where one was dialled.
+    pub service: Option<String>,
+    /// The port at which the server listens, or would have to.
+    pub port: u16,
+}
+
+/// A pod and one of its containers; no container where nobody listened.
+pub type Endpoint = (String, String);
+
+/// How much, from the client's point of view.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EdgeCounts {
+    /// Connections established.
+    pub opened: u64,
+    /// Of these, open now.
+    pub active: u64,
+    /// Failed attempts.
+    pub failed: u64,
+    /// Payload from client to server.
+    pub sent: u64,
+    /// Payload from server to client.
+    pub received: u64,
+    /// Connections established by each client.
+    pub clients: BTreeMap<Endpoint, u64>,
+    /// Connections established with each server.
+    pub servers: BTreeMap<Endpoint, u64>,
+}
+
+/// All edges between the fleet's workloads.
+pub type Edges = BTreeMap<EdgeName, EdgeCounts>;
+
+/// How two accounts of the same edges differ, a line each; nothing where they agree.
+#[must_use]
+pub fn differences(expected: &Edges, observed: &Edges) -> Vec<String> {
+    let missing = expected
+        .iter()
+        .filter(|(name, _)| !observed.contains_key(name))
+        .map(|(name, counts)| format!("missing: {name:?} {counts:?}"));
+    let invented = observed
+        .iter()
+        .filter(|(name, _)| !expected.contains_key(name))
+        .map(|(name, counts)| format!("did not happen: {name:?} {counts:?}"));
+    let wrong = expected.iter().filter_map(|(name, wanted)| {
+        let found = observed.get(name)?;
+        (found != wanted).then(|| format!("wrong: {name:?}\n    happened {wanted:?}\n    shown    {found:?}"))
+    });
+    missing.chain(invented).chain(wrong).collect()
+}

@@ -1,0 +1,105 @@
+//! The one ScopeProbe of the tests, and what comes of it.
+
+use crds::{Mode, NodeProbe, ScopeProbe};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams},
+};
+
+use crate::{Cluster, Error, Result, chart, eventually, manifest};
+
+/// Its name.
+pub const NAME: &str = "tests";
+
+impl Cluster {
+    /// Asks for the topology, with this `spec` (JSON or YAML in flow style), and waits until an agent on every node
+    /// reports from eBPF and has done so since this call: agents of an earlier `spec` are gone.
+    ///
+    /// # Errors
+    /// Where it does not come to that.
+    pub async fn probe(&self, spec: &str) -> Result<()> {
+        let yaml = format!(
+            "{{apiVersion: scopeprobe.io/v1alpha1, kind: ScopeProbe, metadata: {{name: {NAME}}}, spec: {spec}}}"
+        );
+        manifest::apply(&self.client, "", &yaml).await?;
+        self.ready_probe().await
+    }
+
+    /// Waits until the ScopeProbe is ready in its current generation and every node's agent reports from eBPF.
+    ///
+    /// # Errors
+    /// Where it does not come to that.
+    pub async fn ready_probe(&self) -> Result<()> {
+        let probes: Api<ScopeProbe> = Api::all(self.client.clone());
+        eventually("the ScopeProbe to be ready", async || {
+            let probe = probes.get(NAME).await.map_err(|error| error.to_string())?;
+            let status = probe.status.clone().unwrap_or_default();
+            let ready =
+                status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+            if ready && status.observed_generation == probe.metadata.generation {
+                return Ok(());
+            }
+            Err(format!("{status:?}"))
+        })
+        .await?;
+        let nodes = Api::<Node>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await
+            .map_err(Error::api("list nodes"))?
+            .items
+            .len();
+        eventually("every node's agent to report from eBPF", async || {
+            let probes = self.node_probes().await.map_err(|error| error.to_string())?;
+            let states: Vec<_> = probes
+                .iter()
+                .map(|probe| (probe.name_any(), probe.status.clone().unwrap_or_default()))
+                .map(|(name, status)| (name, status.mode, status.reason, status.message))
+                .collect();
+            let good = states.iter().filter(|state| state.1 == Some(Mode::Ebpf)).count();
+            if good == nodes && states.len() == nodes { Ok(()) } else { Err(format!("{states:?}")) }
+        })
+        .await
+    }
+
+    /// All NodeProbes.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn node_probes(&self) -> Result<Vec<NodeProbe>> {
+        let api: Api<NodeProbe> = Api::all(self.client.clone());
+        Ok(api.list(&ListParams::default()).await.map_err(Error::api("list NodeProbes"))?.items)
+    }
+
+    /// Deletes the ScopeProbe and waits until no agent runs and no NodeProbe is left.
+    ///
+    /// # Errors
+    /// Where they stay.
+    pub async fn unprobe(&self) -> Result<()> {
+        let probes: Api<ScopeProbe> = Api::all(self.client.clone());
+        match probes.delete(NAME, &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(Error::api("delete the ScopeProbe")(error)),
+        }
+        eventually("agents and NodeProbes to go", async || {
+            let agents = self.agents().await.map_err(|error| error.to_string())?;
+            let nodes = self.node_probes().await.map_err(|error| error.to_string())?;
+            if agents.is_empty() && nodes.is_empty() {
+                return Ok(());
+            }
+            Err(format!("{} agents, {} NodeProbes", agents.len(), nodes.len()))
+        })
+        .await
+    }
+
+    /// The agents' pods.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn agents(&self) -> Result<Vec<Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
+        let ours = ListParams::default().labels(crds::PROBE_LABEL);
+        Ok(pods.list(&ours).await.map_err(Error::api("list agents"))?.items)
+    }
+}
