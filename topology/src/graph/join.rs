@@ -168,16 +168,23 @@ impl<'a> Join<'a> {
             undivided.push((source, candidates, left));
         }
         let translated = Translated::new(&self.sinks, self.directory);
-        for (source, candidates, mut left) in unmatched {
-            // The edge is there already; this only keeps the servers' counts from making another one.
-            for index in translated.sinks_of(self, source, &candidates, left) {
-                left -= self.sinks[index].take(left).opened;
+        for by in [Disguise::Hairpin, Disguise::Node] {
+            for (source, candidates, left) in &mut unmatched {
+                for index in translated.sinks_of(self, source, candidates, *left, by) {
+                    match self.key_of_only(source, candidates).filter(|_| by == Disguise::Hairpin) {
+                        Some(key) => self.note_backend(key, index, left),
+                        // Which pod it was is not certain; this keeps the servers' counts from making another edge.
+                        None => *left -= self.sinks[index].take(*left).opened,
+                    }
+                }
+            }
+            for (source, candidates, left) in &mut undivided {
+                for index in translated.sinks_of(self, source, candidates, left.opened, by) {
+                    self.divide_to(source, candidates, index, left, by == Disguise::Hairpin);
+                }
             }
         }
-        for (source, candidates, mut left) in undivided {
-            for index in translated.sinks_of(self, source, &candidates, left.opened) {
-                self.divide_to(source, &candidates, index, &mut left, false);
-            }
+        for (source, candidates, left) in undivided {
             self.leave_at_service(source, &candidates, left);
         }
         self.join_servers_alone();
@@ -255,19 +262,28 @@ impl<'a> Join<'a> {
     /// Whatever backend it was, it is the same workload at the same port. Returns what no server's flow matches.
     fn join_only_backend(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> u64 {
         let mut wanted = source.counters.opened;
-        let Some((server, port)) = candidates.only else { return wanted };
-        let key = Key { client: self.ends.peer_of(source.end), server, service: Some(candidates.service), port };
+        let Some(key) = self.key_of_only(source, candidates) else { return wanted };
         self.add_from_client(source, key, &source.counters);
         for index in self.sinks_of(source, candidates) {
-            let sink = &mut self.sinks[index];
-            let taken = sink.take(wanted);
-            wanted -= taken.opened;
-            let sum = self.sums.at(key);
-            sum.both_seen = true;
-            sum.server_certain = true;
-            sum.add_server(sink.end, taken.opened, 0);
+            self.note_backend(key, index, &mut wanted);
         }
         wanted
+    }
+
+    /// A backend has seen (a part of) a flow whose edge is known already.
+    fn note_backend(&mut self, key: Key<'a>, index: usize, wanted: &mut u64) {
+        let sink = &mut self.sinks[index];
+        let taken = sink.take(*wanted);
+        *wanted -= taken.opened;
+        let sum = self.sums.at(key);
+        sum.both_seen = true;
+        sum.server_certain = true;
+        sum.add_server(sink.end, taken.opened, 0);
+    }
+
+    fn key_of_only(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
+        let (server, port) = candidates.only?;
+        Some(Key { client: self.ends.peer_of(source.end), server, service: Some(candidates.service), port })
     }
 
     /// The servers' counts say who got how much. Returns what they leave.
@@ -492,13 +508,19 @@ impl Translated {
         Self { by_server }
     }
 
-    /// Where the rest of a client's flow may have gone: to its own pod (it dialled a Service and reached itself), or to
-    /// any backend behind a node's address if no backend saw the client's own.
-    fn sinks_of(&self, join: &Join<'_>, source: &Source<'_>, candidates: &Candidates<'_>, left: u64) -> Vec<usize> {
-        if left == 0 || self.by_server.is_empty() {
+    /// Where the rest of a client's flow may have gone.
+    fn sinks_of(
+        &self,
+        join: &Join<'_>,
+        source: &Source<'_>,
+        candidates: &Candidates<'_>,
+        left: u64,
+        by: Disguise,
+    ) -> Vec<usize> {
+        let none_matched = left == source.counters.opened;
+        if left == 0 || self.by_server.is_empty() || (by == Disguise::Node && !none_matched) {
             return Vec::new();
         }
-        let none_matched = left == source.counters.opened;
         let own_pod = join.ends.end(source.end).pod_uid;
         let mut found: Vec<usize> = candidates
             .backends
@@ -508,13 +530,25 @@ impl Translated {
             .copied()
             .filter(|index| {
                 let sink = &join.sinks[*index];
-                let is_own = own_pod.is_some() && join.ends.end(sink.end).pod_uid == own_pod;
-                is_own || (none_matched && join.directory.node_of(sink.tuple.client).is_some())
+                let fits = match by {
+                    Disguise::Hairpin => own_pod.is_some() && join.ends.end(sink.end).pod_uid == own_pod,
+                    Disguise::Node => join.directory.node_of(sink.tuple.client).is_some(),
+                };
+                fits && sink.tuple.client.is_ipv4() == source.tuple.client.is_ipv4()
             })
             .collect();
         found.sort_unstable();
         found
     }
+}
+
+/// Behind whose address a client can be hidden from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disguise {
+    /// It dialled a Service and reached its own pod: the connection leaves the pod and comes back with another address.
+    Hairpin,
+    /// A node's or its bridge's, if no backend has seen the client's own address.
+    Node,
 }
 
 fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Source<'a> {

@@ -1,0 +1,79 @@
+//! The graph against simulated clusters of which everything is known: who really talked to whom, how often, by what way.
+
+mod cluster;
+
+use std::collections::BTreeMap;
+
+use cluster::{Seen, cluster};
+use proptest::prelude::*;
+use scopeprobe_topology::{
+    edge::{EdgeCounters, EdgeKey},
+    graph::Graph,
+};
+
+fn counters(graph: &Graph) -> BTreeMap<EdgeKey, EdgeCounters> {
+    graph.edges.iter().map(|edge| (edge.key.clone(), edge.counters)).collect()
+}
+
+/// Whose bytes went where behind a Service with several workloads is known to the connection only, not to the byte.
+fn without_bytes(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, EdgeCounters> {
+    let strip = |counters: EdgeCounters| EdgeCounters { bytes_sent: 0, bytes_received: 0, active: 0, ..counters };
+    edges.into_iter().map(|(key, counters)| (key, strip(counters))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
+
+    /// Every edge is there with its exact count, and none that did not happen; whether agents see all nodes or some.
+    #[test]
+    fn every_edge_and_no_other(cluster in cluster()) {
+        let graph = cluster.graph(cluster.seed);
+        prop_assert_eq!(without_bytes(counters(&graph)), without_bytes(cluster.truth()));
+        prop_assert_eq!(graph.unsettled, 0);
+    }
+
+    /// Where a Service leads to one workload, bytes and open connections are exact as well.
+    #[test]
+    fn bytes_are_exact_without_a_choice(cluster in cluster()) {
+        let mut cluster = cluster;
+        cluster.split_services = false;
+        prop_assert_eq!(counters(&cluster.graph(cluster.seed)), cluster.truth());
+    }
+
+    /// No connection is on two edges or on none.
+    #[test]
+    fn connections_are_conserved(cluster in cluster()) {
+        let graph = cluster.graph(cluster.seed);
+        let sum: u64 = graph.edges.iter().map(|edge| edge.counters.opened).sum();
+        let happened: u64 = cluster.conversations().filter(|(_, seen)| *seen != Seen::Nothing).map(|(it, _)| it.opened).sum();
+        prop_assert_eq!(sum + graph.unsettled, happened);
+        let sent: u64 = graph.edges.iter().map(|edge| edge.counters.bytes_sent).sum();
+        let happened: u64 =
+            cluster.conversations().filter(|(_, seen)| *seen != Seen::Nothing).map(|(it, _)| it.bytes_sent()).sum();
+        prop_assert_eq!(sent, happened);
+    }
+
+    /// What each endpoint is said to have done is what it did.
+    #[test]
+    fn endpoints_add_up(cluster in cluster()) {
+        let mut cluster = cluster;
+        cluster.observed = [true; 3];
+        for edge in cluster.graph(cluster.seed).edges {
+            let sum = |ends: &[scopeprobe_topology::edge::Endpoint]| ends.iter().map(|end| end.opened).sum::<u64>();
+            prop_assert_eq!(sum(&edge.clients), edge.counters.opened, "{:?}", edge);
+            prop_assert_eq!(sum(&edge.servers), edge.counters.opened, "{:?}", edge);
+        }
+        let graph = cluster.graph(cluster.seed);
+        let mut servers: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for end in graph.edges.iter().flat_map(|edge| &edge.servers).filter(|end| end.opened > 0) {
+            *servers.entry((end.pod.clone(), end.container.clone())).or_default() += end.opened;
+        }
+        prop_assert_eq!(servers, cluster.opened_by_server());
+    }
+
+    /// In whatever order reports come in, the graph is the same.
+    #[test]
+    fn order_of_reports_does_not_matter(cluster in cluster(), other_seed in any::<u64>()) {
+        prop_assert_eq!(cluster.graph(cluster.seed), cluster.graph(other_seed));
+    }
+}
