@@ -82,11 +82,7 @@ impl TcpSocket {
 
     #[inline(always)]
     pub fn remote(self) -> [u8; 16] {
-        if self.is_inet6() {
-            self.0.load(offset!(sock_v6_daddr))
-        } else {
-            mapped(self.0.load(offset!(sock_daddr)))
-        }
+        if self.is_inet6() { self.0.load(offset!(sock_v6_daddr)) } else { mapped(self.0.load(offset!(sock_daddr))) }
     }
 
     #[inline(always)]

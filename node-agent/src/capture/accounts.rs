@@ -73,7 +73,7 @@ impl Account {
 /// All flows.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
-    accounts: HashMap<FlowKey, Account>,
+    flows: HashMap<FlowKey, Account>,
     changed: HashSet<FlowKey>,
     seen: u64,
     closes_unseen: u64,
@@ -115,7 +115,7 @@ impl Accounts {
 
     /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
     pub(super) fn set_open(&mut self, key: FlowKey, open: Bytes) {
-        if let Some(account) = self.accounts.get_mut(&key).filter(|account| account.has_open()) {
+        if let Some(account) = self.flows.get_mut(&key).filter(|account| account.has_open()) {
             account.bytes = account.bytes.max(account.closed_bytes.plus(open));
             self.changed.insert(key);
         }
@@ -123,16 +123,16 @@ impl Accounts {
 
     /// Whether the flow has open connections.
     pub(super) fn has_open(&self, key: &FlowKey) -> bool {
-        self.accounts.get(key).is_some_and(Account::has_open)
+        self.flows.get(key).is_some_and(Account::has_open)
     }
 
     /// Whether the flow has nothing open and nothing that was not reported yet.
     pub(super) fn is_at_rest(&self, key: &FlowKey) -> bool {
-        self.accounts.get(key).is_none_or(|account| !account.has_open() && account.counters() == account.reported)
+        self.flows.get(key).is_none_or(|account| !account.has_open() && account.counters() == account.reported)
     }
 
     pub(super) fn remove(&mut self, key: &FlowKey) {
-        self.accounts.remove(key);
+        self.flows.remove(key);
         self.changed.remove(key);
     }
 
@@ -147,21 +147,21 @@ impl Accounts {
 
     /// The flows that differ from what was reported last, which they then do no more.
     pub(super) fn report(&mut self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        let mut flows = Vec::with_capacity(self.changed.len());
+        let mut report = Vec::with_capacity(self.changed.len());
         for key in self.changed.drain() {
-            let Some(account) = self.accounts.get_mut(&key) else { continue };
+            let Some(account) = self.flows.get_mut(&key) else { continue };
             let counters = account.counters();
             if counters != account.reported {
                 account.reported = counters;
-                flows.extend(public_key(&key).map(|key| (key, counters)));
+                report.extend(public_key(&key).map(|key| (key, counters)));
             }
         }
-        flows
+        report
     }
 
     /// Everything, as reported last, but for these flows while nothing new is known of them.
     pub(super) fn all_but(&self, left_out: &HashSet<FlowKey>) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        self.accounts
+        self.flows
             .iter()
             .filter(|(_, account)| account.reported != flow::FlowCounters::default())
             .filter(|(key, _)| !(left_out.contains(key) && self.is_at_rest(key)))
@@ -171,7 +171,7 @@ impl Accounts {
 
     fn touch(&mut self, key: FlowKey) -> &mut Account {
         self.changed.insert(key);
-        self.accounts.entry(key).or_default()
+        self.flows.entry(key).or_default()
     }
 }
 
@@ -207,5 +207,87 @@ fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> FlowKey {
+        FlowKey::new(1, 1, Role::Server, 80, [1; 16], [2; 16])
+    }
+
+    fn bytes(sent: u64) -> Bytes {
+        Bytes { sent, received: 0 }
+    }
+
+    fn now(accounts: &mut Accounts) -> flow::FlowCounters {
+        let report = accounts.report();
+        assert_eq!(report.len(), 1, "{report:?}");
+        report[0].1
+    }
+
+    #[test]
+    fn a_flow_is_reported_once_per_change() {
+        let mut accounts = Accounts::default();
+        accounts.add(key(), &FlowStats { opened: 2, failed: 1, ..FlowStats::default() }, true);
+        let counters = now(&mut accounts);
+        assert_eq!((counters.opened, counters.failed, accounts.seen()), (2, 1, 3));
+        accounts.set_open(key(), bytes(0));
+        assert_eq!(accounts.report(), []);
+    }
+
+    #[test]
+    fn bytes_of_a_connection_count_once_when_it_ends() {
+        let mut accounts = Accounts::default();
+        accounts.add(key(), &FlowStats { opened: 2, ..FlowStats::default() }, true);
+        accounts.set_open(key(), bytes(70));
+        let open = now(&mut accounts);
+        assert_eq!((open.bytes_sent, open.open_bytes_sent), (70, 70));
+        // One of the two ends: no telling how much of the 70 was its own.
+        accounts.add(key(), &FlowStats { closed: 1, sent: 60, ..FlowStats::default() }, true);
+        let closing = now(&mut accounts);
+        assert_eq!((closing.bytes_sent, closing.open_bytes_sent), (70, 10));
+        accounts.set_open(key(), bytes(25));
+        let looked = now(&mut accounts);
+        assert_eq!((looked.bytes_sent, looked.open_bytes_sent), (85, 25));
+    }
+
+    #[test]
+    fn more_ends_than_beginnings_are_connections_from_before_unless_beginnings_were_lost() {
+        let ended = FlowStats { closed: 1, ..FlowStats::default() };
+        let mut accounts = Accounts::default();
+        accounts.add(key(), &ended, true);
+        assert_eq!(now(&mut accounts).preexisting, 1);
+        let mut lossy = Accounts::default();
+        lossy.add(key(), &ended, false);
+        assert_eq!(now(&mut lossy).preexisting, 0);
+    }
+
+    #[test]
+    fn an_end_that_nobody_saw_keeps_the_bytes_that_were_known() {
+        let mut accounts = Accounts::default();
+        accounts.add_preexisting(key(), bytes(10));
+        accounts.set_open(key(), bytes(40));
+        accounts.add_unseen_close(key(), bytes(40));
+        let counters = now(&mut accounts);
+        assert_eq!((counters.preexisting, counters.closed, accounts.closes_unseen()), (1, 1, 1));
+        assert_eq!((counters.bytes_sent, counters.open_bytes_sent, counters.preexisting_bytes_sent), (40, 0, 10));
+    }
+
+    #[test]
+    fn keys_survive_the_way_out_and_back() {
+        for (local, remote) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2"), ("::1", "::1")] {
+            let outside = flow::FlowKey {
+                cgroup_id: 5,
+                netns: 6,
+                role: flow::Role::Client,
+                local: local.parse().unwrap(),
+                remote: remote.parse().unwrap(),
+                port: 443,
+            };
+            assert_eq!(public_key(&kernel_key(&outside)), Some(outside));
+        }
     }
 }

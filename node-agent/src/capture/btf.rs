@@ -9,6 +9,9 @@ use std::collections::HashMap;
 /// broken input, where they may be circles.
 const DEPTH: u32 = 16;
 
+/// The programs run on 64-bit kernels only.
+const POINTER: u32 = 8;
+
 /// Why some bytes are no BTF.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BtfError {
@@ -38,7 +41,7 @@ struct Type {
     /// Whether members' offsets also hold a width.
     bit_fields: bool,
     /// Size, or the id of the type that this one refers to.
-    size_or_type: u32,
+    size_or_target: u32,
     /// Where what follows the header begins.
     body: usize,
 }
@@ -174,8 +177,8 @@ impl<'a> Btf<'a> {
     fn size(&self, id: u32) -> Option<u32> {
         let found = self.by_id(self.resolve(id)?)?;
         match found.kind {
-            kind::PTR => Some(size_of::<usize>() as u32),
-            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 => Some(found.size_or_type),
+            kind::PTR => Some(POINTER),
+            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 => Some(found.size_or_target),
             _ => None,
         }
     }
@@ -186,7 +189,7 @@ impl<'a> Btf<'a> {
             let found = self.by_id(id)?;
             match found.kind {
                 kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
-                    id = found.size_or_type;
+                    id = found.size_or_target;
                 }
                 _ => return Some(id),
             }
@@ -213,7 +216,7 @@ fn read_type(types: &[u8], at: usize) -> Result<Type, BtfError> {
         kind: info >> 24 & 0x1f,
         count: info & 0xffff,
         bit_fields: info >> 31 == 1,
-        size_or_type: word(types, at + 8)?,
+        size_or_target: word(types, at + 8)?,
         body: at + 12,
     };
     Ok(found)

@@ -82,6 +82,12 @@ impl EbpfCapture {
         }
     }
 
+    /// How many more flows the kernel can count before it has to count them as lost.
+    #[must_use]
+    pub fn free_slots(&self) -> u32 {
+        self.kernel.counters.slots().saturating_sub(self.slots.used())
+    }
+
     /// Finds the connections from before.
     pub(super) fn first_look(&mut self) -> Result<(), CaptureError> {
         if self.kernel.can_list() {
@@ -99,12 +105,16 @@ impl EbpfCapture {
         self.first_sights.drain(&mut self.kernel, |key, slot| self.slots.assign(slot, key, now)).map_err(read)?;
         let nothing_lost = self.kernel.lost(Loss::Opened).map_err(read)? == 0;
         let mut ended = HashSet::new();
-        self.slots.collect(&self.kernel.counters, now, |key, since| {
-            self.accounts.add(key, since, nothing_lost);
-            if (since.closed, since.sent, since.received) != (0, 0, 0) {
-                ended.insert(key);
-            }
-        });
+        self.slots.collect(
+            |slot| self.kernel.counters.read(slot),
+            now,
+            |key, since| {
+                self.accounts.add(key, since, nothing_lost);
+                if (since.closed, since.sent, since.received) != (0, 0, 0) {
+                    ended.insert(key);
+                }
+            },
+        );
         Ok(ended)
     }
 

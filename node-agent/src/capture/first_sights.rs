@@ -26,7 +26,7 @@ impl FirstSights {
             }
         }
         if dropped != self.dropped {
-            for entry in kernel.slot_of.iter() {
+            for entry in &kernel.slot_of {
                 let (key, slot) = entry?;
                 tell(key, slot);
             }

@@ -68,10 +68,7 @@ impl Kernel {
     }
 
     fn take_maps(mut programs: Ebpf, slots: u32) -> Result<Self, Refusal> {
-        let stats = match programs.take_map("STATS") {
-            Some(Map::Array(data)) => data,
-            _ => return Err(incomplete("STATS")),
-        };
+        let Some(Map::Array(stats)) = programs.take_map("STATS") else { return Err(incomplete("STATS")) };
         Ok(Self {
             counters: Counters::map(stats, slots)
                 .map_err(|error| load_refusal("mapping the table of counters", &error))?,

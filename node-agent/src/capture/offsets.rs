@@ -80,7 +80,7 @@ mod tests {
             vec![name("inner"), info(4, 1), 2, name("b"), 2, 0],
             vec![0, info(5, 1), 2, name("in"), 3, 0],
             vec![0, info(4, 1), 2, 0, 4, 0],
-            vec![name("sock"), info(4, 3) | 1 << 31, 8, name("x"), 1, 0, 0, 5, 32, name("bit"), 1, 1 << 24 | 49],
+            vec![name("sock"), info(4, 3) | 1 << 31, 8, name("x"), 1, 0, 0, 5, 32, name("bit"), 1, 1 << 24 | 0x31],
             vec![name("sock_flags"), info(6, 2), 4, name("SOCK_DEAD"), 0, name("SOCK_DONE"), 1],
         ]
         .concat();

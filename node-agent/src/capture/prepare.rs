@@ -96,17 +96,16 @@ fn kernel_release() -> Result<String, Refusal> {
 
 /// Whether this process has what the programs need.
 fn capabilities() -> Result<String, Refusal> {
-    const NEEDED: [(u32, &str); 3] = [(12, "NET_ADMIN"), (38, "PERFMON"), (39, "BPF")];
-    const SYS_ADMIN: u32 = 21;
+    const SYS_ADMIN: u64 = 1 << 21;
+    // Each with what stands for it: SYS_ADMIN for the two that were split from it, not for NET_ADMIN.
+    const NEEDED: [(u64, &str); 3] =
+        [(1 << 12, "NET_ADMIN"), (1 << 38 | SYS_ADMIN, "PERFMON"), (1 << 39 | SYS_ADMIN, "BPF")];
     let refusal = |message| Refusal { reason: Reason::CapabilityMissing, message };
     let effective = Process::myself()
         .and_then(|process| process.status())
         .map_err(|error| refusal(format!("reading /proc/self/status: {error}")))?
         .capeff;
-    let has = |bit: u32| effective >> bit & 1 == 1;
-    // SYS_ADMIN stands for the two that were split from it, not for NET_ADMIN.
-    let lacking: Vec<_> =
-        NEEDED.iter().filter(|(bit, _)| !has(*bit) && !(*bit != 12 && has(SYS_ADMIN))).map(|(_, name)| *name).collect();
+    let lacking: Vec<_> = NEEDED.iter().filter(|(any, _)| effective & any == 0).map(|(_, name)| *name).collect();
     if lacking.is_empty() {
         return Ok(String::from("BPF, PERFMON and NET_ADMIN"));
     }

@@ -28,9 +28,8 @@ pub(super) fn run(kernel: &mut Kernel, first_sights: &mut FirstSights, slots: &m
         let now = Instant::now();
         first_sights
             .drain(kernel, |key, slot| {
-                match own_end(&key, netns, port) {
-                    Some(role) => ends[usize::from(role == Role::Server)] = Some((key, slot)),
-                    None => {}
+                if let Some(role) = own_end(&key, netns, port) {
+                    ends[usize::from(role == Role::Server)] = Some((key, slot));
                 }
                 slots.assign(slot, key, now);
             })

@@ -1,5 +1,6 @@
 //! A node in small: cgroups and network namespaces of our own, processes in them that make the connections they are
 //! told to make, one step at a time, so that the test knows exactly what happened.
+#![expect(clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
 
 use std::{
     collections::BTreeMap,
@@ -78,7 +79,8 @@ impl Node {
     pub fn process_in_own_netns(&self, cgroup: &str, steering: bool) -> Process {
         let processors = thread::available_parallelism().unwrap().get().min(32);
         let all = (1_u64 << processors) - 1;
-        let steer = if steering { format!("echo {all:x} > /sys/class/net/lo/queues/rx-0/rps_cpus && ") } else { String::new() };
+        let steer =
+            if steering { format!("echo {all:x} > /sys/class/net/lo/queues/rx-0/rps_cpus && ") } else { String::new() };
         let setup = format!("mount -t sysfs none /sys && ip link set lo up && {steer}exec \"$0\" \"$@\"");
         Process::start(&self.cgroup(cgroup), &["unshare", "--net", "--mount", "sh", "-c", &setup])
     }
@@ -163,6 +165,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The output of another test of this program, run alone with exactly these capabilities.
+pub fn run_with_capabilities(test: &str, capabilities: &str) -> String {
+    let output = Command::new("setpriv")
+        .args([format!("--bounding-set=-all,{capabilities}"), format!("--inh-caps=-all,{capabilities}")])
+        .arg("--no-new-privs")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// The other side of [`Process`]: obeys until its input ends.
@@ -335,9 +349,19 @@ impl Watched {
         (self.losses, self.seen) = (reading.losses, reading.seen);
     }
 
+    /// Reads until that many flows have room.
+    pub fn wait_for_free_slots(&mut self, slots: u32) {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while self.capture.free_slots() < slots {
+            assert!(Instant::now() < deadline, "{} of {slots} slots are free", self.capture.free_slots());
+            self.read();
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Reads and looks until it knows exactly this, or for a minute.
     pub fn expect(&mut self, expected: &BTreeMap<FlowKey, FlowCounters>) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             self.capture.look_again();
             self.read();
