@@ -12,6 +12,7 @@ use crate::{
     attribution::Attribution,
     backoff::Backoff,
     capture::{Capture, CaptureError},
+    memory,
     observation::{Epoch, Shared},
     readiness::Readiness,
     supervision::{Refused, Starter},
@@ -94,7 +95,9 @@ impl Observer {
     /// Starts a capture and its epoch.
     async fn begin(&self) -> Result<Box<dyn Capture>, Refused> {
         let start = Arc::clone(&self.start);
-        let capture = tokio::task::spawn_blocking(move || start()).await.unwrap_or_else(|error| {
+        let started = tokio::task::spawn_blocking(move || start()).await;
+        memory::give_back();
+        let capture = started.unwrap_or_else(|error| {
             Err(Refused { reason: "LoadFailed", message: format!("starting the capture panicked: {error}") })
         })?;
         let epoch = new_epoch().map_err(|error| Refused {

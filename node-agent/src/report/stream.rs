@@ -47,7 +47,7 @@ impl Default for Patience {
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// No connection.
-    #[error("can't connect: {0}")]
+    #[error("can't connect: {}", innermost(.0))]
     Connect(#[source] tonic::transport::Error),
     /// The operator said no, or the connection broke.
     #[error("{}: {}", .0.code(), .0.message())]
@@ -71,6 +71,11 @@ pub enum StreamError {
         /// What it can have at most.
         sent: u64,
     },
+}
+
+/// What the system said: the layers above only say that something below failed.
+fn innermost(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source()).last().unwrap_or(error).to_string()
 }
 
 impl From<tonic::Status> for StreamError {
