@@ -4,6 +4,7 @@
 //! The types are the source: `cargo run -p scopeprobe-crds --bin crdgen` writes the manifests that the chart installs
 //! and the reference in `docs/api.md`; a test fails when either is stale.
 #![forbid(unsafe_code)]
+#![expect(clippy::duplicated_attributes, reason = "printer columns share their types")]
 
 pub mod manifests;
 mod node_probe;

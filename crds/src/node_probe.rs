@@ -66,14 +66,14 @@ pub struct NodeProbeStatus {
     /// How the agent captures; empty before its first report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// Why this mode: Supported, KernelTooOld, BtfMissing, CapabilityMissing, CgroupV2Missing, LoadFailed, AttachFailed,
-    /// SelfTestFailed, ForcedByProbe, NotImplemented.
+    /// Why this mode: `Supported`, `KernelTooOld`, `BtfMissing`, `CapabilityMissing`, `CgroupV2Missing`, `LoadFailed`,
+    /// `AttachFailed`, `SelfTestFailed`, `ForcedByProbe`, `NotImplemented`; `NoReportYet` before the agent's first report.
     #[schemars(length(max = 64))]
     pub reason: String,
     /// The same for people: what was attempted, on what, what came of it, and what to do.
     #[schemars(length(max = 1024))]
     pub message: String,
-    /// How the capture is attached to the kernel: SockOps, or empty where it is not.
+    /// How the capture is attached to the kernel: `SockOps`, or empty where it is not.
     #[schemars(length(max = 64))]
     pub attach: String,
     /// The release of the kernel that the agent runs on, as `uname -r` prints it.

@@ -1,6 +1,6 @@
 //! The reference of all fields, made from the same schemas that the API server checks objects with.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
@@ -100,7 +100,7 @@ fn is_conditions(schema: &JSONSchemaProps) -> bool {
 
 /// Whether the default of the field says more than those of its own fields.
 fn is_leaf(schema: &JSONSchemaProps) -> bool {
-    schema.properties.as_ref().is_none_or(|properties| properties.is_empty())
+    schema.properties.as_ref().is_none_or(BTreeMap::is_empty)
 }
 
 fn kind_of_value(schema: &JSONSchemaProps) -> String {
@@ -138,13 +138,7 @@ fn bounds(schema: &JSONSchemaProps) -> String {
 
 fn meaning(schema: &JSONSchemaProps) -> String {
     let text = schema.description.as_deref().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    let rules: String = schema
-        .x_kubernetes_validations
-        .iter()
-        .flatten()
-        .filter(|_| is_duration(schema))
-        .filter_map(|rule| rule.message.as_deref())
-        .map(|message| format!(" Rule: {message}."))
-        .collect();
-    (text + &rules).replace('|', "\\|")
+    let rules = schema.x_kubernetes_validations.iter().flatten().filter(|_| is_duration(schema));
+    let messages = rules.filter_map(|rule| rule.message.as_deref());
+    messages.fold(text, |text, message| text + " Rule: " + message + ".").replace('|', "\\|")
 }

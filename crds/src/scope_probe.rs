@@ -111,7 +111,7 @@ impl Default for TopologySettings {
         Self {
             max_edges: 100,
             counter_interval: std::time::Duration::from_secs(30).into(),
-            retention: std::time::Duration::from_secs(3600).into(),
+            retention: std::time::Duration::from_hours(1).into(),
         }
     }
 }

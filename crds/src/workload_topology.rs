@@ -168,8 +168,8 @@ fn is_zero(number: &u64) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TopologyPeer {
-    /// A workload's kind (Deployment, StatefulSet, Pod, …); UnknownPod for a pod without an object (by UID); Service
-    /// where nobody answered or the backend is not known; HostProcess; Node for a node's address; External.
+    /// A workload's kind (`Deployment`, `StatefulSet`, `Pod`, …); `UnknownPod` for a pod without an object (by UID);
+    /// `Service` where nobody answered or the backend is not known; `HostProcess`; `Node` for a node's address; `External`.
     #[schemars(length(max = 63))]
     pub kind: String,
     /// The namespace of a workload or Service.
@@ -180,11 +180,11 @@ pub struct TopologyPeer {
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The node of a HostProcess.
+    /// The node of a `HostProcess`.
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The address of an External peer.
+    /// The address of an `External` peer.
     #[schemars(length(max = 45))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use crate::{
     lease::Lease,
     metrics::Metrics,
     observation::{Observations, TopologyOverview},
+    publisher,
     rollout::{
         cleanup,
         controller::{self, Context},
@@ -29,6 +31,7 @@ use crate::{
     },
     settings::{CleanupSettings, Cli, Command, Settings},
     status::{events::Events, restore, writer::Writer},
+    watches::{self, Names},
 };
 
 /// How long the parts may take to stop; below a pod's grace period of 30 s.
@@ -40,7 +43,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// What could not be done, and why.
 pub async fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Run(settings) => run(settings).await,
+        Command::Run(settings) => run(*settings).await,
         Command::Crds => print_crds(),
         Command::Cleanup(settings) => clean_up(settings).await,
     }
@@ -75,9 +78,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let lease = Lease::new(config, &settings).await?;
     let outcome = tokio::select! {
-        result = lead(&settings, &client, &lease, metrics, ready, stopping.clone()) => result,
+        result = lead(&settings, &client, &lease, metrics, ready, stopping) => result,
         () = lease.keep() => Err(anyhow::anyhow!("the lease is lost: another operator may write now, so this one stops")),
-        () = stopped(stopping) => Ok(()),
     };
     lease.release().await;
     health.abort();
@@ -103,57 +105,111 @@ async fn lead(
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let mut holds = lease.holds();
-    holds.wait_for(|holds| *holds).await.context("the lease's keeper has ended")?;
+    tokio::select! {
+        held = holds.wait_for(|holds| *holds) => drop(held.context("the lease's keeper has ended")?),
+        () = stopped(stopping.clone()) => return Ok(()),
+    }
     metrics.leader.set(1);
-
     let cluster = ClusterState::watch(client).await.context("cannot list ScopeProbes, NodeProbes and Nodes")?;
+    let listener = bind(settings.collector_listen, "--collector-listen").await?;
+    let mut parts = Parts::start(settings, client, lease, metrics, cluster, listener, &stopping);
+    ready.send_replace(true);
+    tracing::info!(collector = %settings.collector_listen, "the operator runs");
+    let end = parts.first_end(&stopping).await;
+    ready.send_replace(false);
+    parts.drain().await;
+    end
+}
+
+/// Everything that the lease's holder runs.
+struct Parts {
+    /// What ends by itself when the operator is told to stop, after it has finished what it has begun.
+    draining: JoinSet<anyhow::Result<()>>,
+    /// What is dropped then: every turn of it begins from what is there.
+    endless: JoinSet<()>,
+}
+
+impl Parts {
+    fn start(
+        settings: &Settings,
+        client: &Client,
+        lease: &Lease,
+        metrics: Metrics,
+        cluster: Arc<ClusterState>,
+        listener: TcpListener,
+        stopping: &watch::Receiver<bool>,
+    ) -> Self {
+        let observations = restored(&cluster);
+        let outcomes = Outcomes::default();
+        let accounts = Accounts::default();
+        let names = Names::default();
+        let (publish, publish_settings) = watch::channel(None);
+        let (overview_sender, overview) = watch::channel(TopologyOverview::default());
+        let mut parts = Self { draining: JoinSet::new(), endless: JoinSet::new() };
+
+        let collecting = collector::serve(listener, accounts.clone(), observations.clone(), stopped(stopping.clone()));
+        parts.draining.spawn(async move { collecting.await.context("cannot take reports in") });
+        let context = Context {
+            client: client.clone(),
+            namespace: settings.namespace.clone(),
+            agents: settings.agents.clone(),
+            cluster: cluster.clone(),
+            outcomes: outcomes.clone(),
+            metrics: metrics.clone(),
+        };
+        let controlling = controller::run(context, stopped(stopping.clone()));
+        parts.draining.spawn(async move {
+            controlling.await;
+            Ok(())
+        });
+        parts.endless.spawn(watches::run(client.clone(), names.clone(), accounts.clone()));
+        let inputs = publisher::Inputs {
+            leader: lease.holds(),
+            settings: publish_settings,
+            accounts,
+            names,
+            overview: overview_sender,
+        };
+        parts.endless.spawn(publisher::run(client.clone(), inputs));
+        parts.endless.spawn(sweep::run(client.clone(), cluster.clone(), observations.clone()));
+        let events = Events::new(client.clone(), &settings.identity);
+        let writer =
+            Writer { client: client.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
+        parts.endless.spawn(writer.run());
+        parts
+    }
+
+    /// Waits until the operator is told to stop, which is no error, or until a part has ended by itself, which is one.
+    async fn first_end(&mut self, stopping: &watch::Receiver<bool>) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            () = stopped(stopping.clone()) => return Ok(()),
+            Some(part) = self.draining.join_next() => part.map_err(anyhow::Error::from).and_then(|part| part),
+            Some(part) = self.endless.join_next() => part.map_err(anyhow::Error::from),
+        };
+        // A part that ends because of the signal may come before the signal is seen here.
+        if *stopping.borrow() {
+            return ended;
+        }
+        ended.and_then(|()| anyhow::bail!("a part of the operator has ended by itself"))
+    }
+
+    async fn drain(mut self) {
+        let drained = tokio::time::timeout(DRAIN, async { while self.draining.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!("gave up waiting for open streams and writes");
+        }
+    }
+}
+
+/// What an earlier operator knew of the nodes.
+fn restored(cluster: &ClusterState) -> Observations {
     let observations = Observations::default();
     for (name, node_probe) in cluster.node_probes() {
         if let Some(restored) = restore::observation(&node_probe) {
             observations.update(&name, |observation| *observation = restored);
         }
     }
-    let outcomes = Outcomes::default();
-    let accounts = Accounts::default();
-    let (publish, _publish_settings) = watch::channel(None);
-    let (_overview_sender, overview) = watch::channel(TopologyOverview::default());
-
-    let mut parts = JoinSet::new();
-    let listener = bind(settings.collector_listen, "--collector-listen").await?;
-    let collecting = collector::serve(listener, accounts, observations.clone(), stopped(stopping.clone()));
-    parts.spawn(async move { collecting.await.context("cannot take reports in") });
-    let context = Context {
-        client: client.clone(),
-        namespace: settings.namespace.clone(),
-        agents: settings.agents.clone(),
-        cluster: cluster.clone(),
-        outcomes: outcomes.clone(),
-        metrics: metrics.clone(),
-    };
-    let controlling = controller::run(context, stopped(stopping.clone()));
-    parts.spawn(async move {
-        controlling.await;
-        Ok(())
-    });
-    let mut background = JoinSet::new();
-    background.spawn(sweep::run(client.clone(), cluster.clone(), observations.clone()));
-    let events = Events::new(client.clone(), &settings.identity);
-    let writer = Writer { client: client.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
-    background.spawn(writer.run());
-    ready.send_replace(true);
-    tracing::info!(collector = %settings.collector_listen, "the operator runs");
-
-    let early = tokio::select! {
-        () = stopped(stopping) => Ok(()),
-        Some(part) = parts.join_next() => part.context("a part has panicked")?.and_then(|()| anyhow::bail!("a part has ended by itself")),
-        Some(part) = background.join_next() => Err(part.map_or_else(anyhow::Error::from, |()| anyhow::anyhow!("a part has ended by itself"))),
-    };
-    ready.send_replace(false);
-    let drained = tokio::time::timeout(DRAIN, async { while parts.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
-        tracing::warn!("gave up waiting for open streams and writes");
-    }
-    early
+    observations
 }
 
 async fn stop_on_signal(stop: watch::Sender<bool>) {

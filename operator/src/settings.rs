@@ -17,7 +17,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the operator until it is told to stop.
-    Run(Settings),
+    Run(Box<Settings>),
     /// Prints the manifests of the kinds.
     Crds,
     /// Removes what the operator has made: DaemonSets, node labels, NodeProbes and Topologies.
@@ -56,7 +56,7 @@ pub struct AgentSettings {
     /// The Service, in the operator's namespace, whose cluster IP agents dial.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_SERVICE", default_value = "scopeprobe-collector")]
     pub collector_service: String,
-    /// What agents dial instead of the Service, for example http://192.0.2.1:9463.
+    /// What agents dial instead of the Service, for example `http://192.0.2.1:9463`.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_URL")]
     pub collector_url: Option<String>,
     /// The agents' image.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crds::{NodeProbe, PROBE_LABEL, Topology};
+use crds::{NodeProbe, PROBE_LABEL};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
@@ -21,7 +21,7 @@ use super::{
     build::AGENT_APP,
     sweep::delete_node_probe,
 };
-use crate::settings::CleanupSettings;
+use crate::{publisher, settings::CleanupSettings};
 
 /// How often the lease is looked at while an operator stops.
 const POLL: Duration = Duration::from_millis(500);
@@ -82,38 +82,27 @@ async fn everything(client: &Client, namespace: &str) -> Result<(), ApplyError> 
 
     let labelled = ListParams::default().labels(PROBE_LABEL);
     let nodes = Api::<Node>::all(client.clone()).list_metadata(&labelled).await;
-    for (_, node) in names(nodes, "Nodes")? {
+    for node in names(nodes, "Nodes")? {
         apply::unlabel_node(client, &node).await?;
     }
     let node_probes = Api::<NodeProbe>::all(client.clone()).list_metadata(&ListParams::default()).await;
-    for (_, name) in names(node_probes, "NodeProbes")? {
+    for name in names(node_probes, "NodeProbes")? {
         delete_node_probe(client, &name).await?;
     }
-    let topologies = Api::<Topology>::all(client.clone()).list_metadata(&ListParams::default()).await;
-    for (namespace, name) in names(topologies, "Topologies")? {
-        delete_topology(client, &namespace, &name).await?;
-    }
-    Ok(())
-}
-
-async fn delete_topology(client: &Client, namespace: &str, name: &str) -> Result<(), ApplyError> {
-    match Api::<Topology>::namespaced(client.clone(), namespace).delete(name, &DeleteParams::default()).await {
-        Ok(_) => Ok(()),
+    match publisher::clear(client).await {
+        Ok(()) => Ok(()),
         Err(source) if is_not_found(&source) => Ok(()),
-        Err(source) => Err(ApplyError::new("delete Topology", format!("{namespace}/{name}"), source)),
+        Err(source) => Err(ApplyError::new("clear", "Topologies", source)),
     }
 }
 
-/// Namespaces and names; none where the kind itself is gone.
-fn names<K>(
-    list: kube::Result<ObjectList<PartialObjectMeta<K>>>,
-    what: &str,
-) -> Result<Vec<(String, String)>, ApplyError>
+/// The names; none where the kind itself is gone.
+fn names<K>(list: kube::Result<ObjectList<PartialObjectMeta<K>>>, what: &str) -> Result<Vec<String>, ApplyError>
 where
     K: Resource<DynamicType = ()> + Clone,
 {
     match list {
-        Ok(list) => Ok(list.iter().map(|it| (it.namespace().unwrap_or_default(), it.name_any())).collect()),
+        Ok(list) => Ok(list.iter().map(ResourceExt::name_any).collect()),
         Err(source) if is_not_found(&source) => Ok(Vec::new()),
         Err(source) => Err(ApplyError::new("list", what, source)),
     }

@@ -26,7 +26,7 @@ use super::{
 use crate::{cluster_state::ClusterState, metrics::Metrics, settings::AgentSettings};
 
 /// How often everything is looked at again, though nothing seems to have changed.
-const RESYNC: Duration = Duration::from_secs(300);
+const RESYNC: Duration = Duration::from_mins(5);
 /// Changes that come together are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
@@ -146,6 +146,7 @@ fn has_labels(node: &NodeFacts, wanted: &std::collections::BTreeMap<String, Stri
     apply::ours(&node.labels) == *wanted
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the controller passes them so")]
 /// Between 5 s and 10 s, so that ScopeProbes that failed together don't stay together.
 fn retry(probe: Arc<DeserializeGuard<ScopeProbe>>, error: &RolloutError, context: Arc<Context>) -> Action {
     context.metrics.reconcile_failures.inc();

@@ -64,9 +64,10 @@ impl Default for Outcomes {
 impl Outcomes {
     /// Notes what came of a rollout.
     pub fn set(&self, probe: &str, outcome: Outcome) {
-        let previous =
-            self.outcomes.write().unwrap_or_else(PoisonError::into_inner).insert(probe.to_owned(), outcome.clone());
-        if previous.as_ref() != Some(&outcome) {
+        let mut outcomes = self.outcomes.write().unwrap_or_else(PoisonError::into_inner);
+        if outcomes.get(probe) != Some(&outcome) {
+            outcomes.insert(probe.to_owned(), outcome);
+            drop(outcomes);
             self.changed.send_replace(());
         }
     }

@@ -7,10 +7,10 @@ use crds::{MODE_LABEL, NodeProbe, PROBE_LABEL};
 use kube::{Api, Client, api::DeleteParams};
 
 use super::apply::{self, ApplyError, is_not_found};
-use crate::{cluster_state::ClusterState, observation::Observations};
+use crate::{cluster_state::ClusterState, observation::Observations, publisher};
 
 /// How often it looks, though nothing seems to have changed.
-const INTERVAL: Duration = Duration::from_secs(300);
+const INTERVAL: Duration = Duration::from_mins(5);
 /// How long it waits for more changes, or after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,6 +38,9 @@ async fn once(client: &Client, cluster: &ClusterState, observations: &Observatio
     }
     for name in cluster.node_probes().into_keys().filter(|name| !assigned.contains(name)) {
         delete_node_probe(client, &name).await?;
+    }
+    if cluster.probes().is_empty() {
+        publisher::clear(client).await.map_err(|source| ApplyError::new("clear", "Topologies", source))?;
     }
     for name in observations.all().into_keys().filter(|name| !assigned.contains(name)) {
         observations.forget(&name);

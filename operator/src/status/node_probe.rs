@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    conditions::{Statement, Truth, conditions, same_statements},
+    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
     coverage::coverage,
 };
 use crate::{
@@ -87,7 +87,7 @@ fn reporting(observation: &NodeObservation) -> Statement {
 }
 
 fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobserved) -> Statement {
-    const TYPE: &str = "CaptureComplete";
+    const TYPE: &str = CAPTURE_COMPLETE;
     if observation.mode == Some(Mode::Unsupported) {
         return Statement::new(TYPE, false, "Unsupported", "nothing is captured; see the status' message");
     }

@@ -6,7 +6,7 @@ use crds::{Losses, Mode, NodeCounts, NodeProbeStatus, ScopeProbe, ScopeProbeStat
 use jiff::Timestamp;
 
 use super::{
-    conditions::{Statement, Truth, conditions, same_statements, some_of},
+    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements, some_of},
     coverage::coverage,
     node_probe::said,
 };
@@ -107,7 +107,7 @@ impl Sums {
 }
 
 fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> Statement {
-    const TYPE: &str = "CaptureComplete";
+    const TYPE: &str = CAPTURE_COMPLETE;
     if nodes.is_empty() {
         return Statement::new(TYPE, Truth::Unknown, "NoNodes", "no node belongs to this ScopeProbe");
     }
@@ -140,7 +140,7 @@ fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> S
 }
 
 fn on(nodes: &[String]) -> String {
-    format!("on {} of the nodes: {}", nodes.len(), some_of(nodes))
+    format!("on {} nodes: {}", nodes.len(), some_of(nodes))
 }
 
 /// `Ready`, `Reconciling` and `Stalled`, so that at most one of them is true.
@@ -174,8 +174,8 @@ fn kstatus(inputs: &Inputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
     let message = format!("agents report from all {} nodes", nodes.total);
     [
         Statement::new("Ready", true, "Reporting", message),
-        Statement::new("Reconciling", false, "Done", ""),
-        Statement::new("Stalled", false, "Done", ""),
+        Statement::new("Reconciling", false, "Done", "nothing is left to be rolled out"),
+        Statement::new("Stalled", false, "Done", "nothing waits for a person"),
     ]
 }
 
@@ -183,14 +183,14 @@ fn in_progress(reason: &str, message: String) -> [Statement; 3] {
     [
         Statement::new("Ready", false, reason, message.clone()),
         Statement::new("Reconciling", true, reason, message),
-        Statement::new("Stalled", false, "Reconciling", ""),
+        Statement::new("Stalled", false, "Reconciling", "it goes on by itself"),
     ]
 }
 
 fn stuck(reason: &str, message: String) -> [Statement; 3] {
     [
         Statement::new("Ready", false, reason, message.clone()),
-        Statement::new("Reconciling", false, "Stalled", ""),
+        Statement::new("Reconciling", false, "Stalled", "nothing happens until a person changes something"),
         Statement::new("Stalled", true, reason, message),
     ]
 }
@@ -198,7 +198,7 @@ fn stuck(reason: &str, message: String) -> [Statement; 3] {
 fn nodes_taken(taken: Option<&BTreeMap<String, String>>) -> Statement {
     const TYPE: &str = "NodesTaken";
     let Some(taken) = taken.filter(|taken| !taken.is_empty()) else {
-        return Statement::new(TYPE, false, "NoneTaken", "");
+        return Statement::new(TYPE, false, "NoneTaken", "no older ScopeProbe selects the same nodes");
     };
     let list: Vec<_> = taken.iter().map(|(node, owner)| format!("{node} ({owner})")).collect();
     let message = format!("{} selected nodes belong to an older ScopeProbe: {}", list.len(), some_of(&list));
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(condition(&status, "Ready").0, "False");
         let (truth, reason, message) = condition(&status, "CaptureComplete");
         assert_eq!((truth, reason), ("False", "NotReporting"));
-        assert!(message.contains("b"), "{message}");
+        assert!(message.contains(": b"), "{message}");
         assert_eq!(status.coverage, "99.9%");
         assert_eq!(status.nodes.not_reporting, 1);
     }

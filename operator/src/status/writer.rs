@@ -139,7 +139,8 @@ impl Writer {
     }
 
     async fn turn(&mut self, node_probes: &mut Written<NodeProbeStatus>, scope_probes: &mut Written<ScopeProbeStatus>) {
-        let now = Timestamp::now();
+        // As precise as the API keeps it, or what is there would always differ from what should be.
+        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let probes = self.cluster.probes();
         self.tell_publisher(&probes);
         let assignments = self.cluster.assignments();
@@ -177,6 +178,8 @@ impl Writer {
         set("first_sights", sum(|losses| losses.first_sights));
         set("closes_unseen", sum(|losses| losses.closes_unseen));
         let connected = self.observations.all().values().filter(|node| node.connected).count();
+        let edges = self.overview.borrow().totals.edges;
+        self.metrics.edges.set(i64::try_from(edges).unwrap_or(i64::MAX));
         self.metrics.agents_connected.set(i64::try_from(connected).unwrap_or(i64::MAX));
     }
 
