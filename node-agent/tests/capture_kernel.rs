@@ -414,3 +414,62 @@ fn slots_come_back_and_totals_stay() {
     }
     assert_eq!(watched.losses, Losses::default());
 }
+
+/// Starting in the middle of a storm, once with connections that no capture has seen, and once with connections that
+/// carry the marks of a capture that ends just then: whatever was counted as open ends, with all of its bytes.
+#[test]
+fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves() {
+    const THREADS: u64 = 4;
+    const TIMES: u64 = 12_000;
+    let node = node_or_skip!();
+    let mut storm = node.process_in_own_netns("storm", true);
+    storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {TIMES} 20 30"));
+    let mut early = node.capture();
+    while early.seen < 4_000 {
+        early.read();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let mut watched = node.capture();
+    drop(early);
+    assert_eq!(storm.finish(), "done");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(2);
+    let at_rest = |counters: &FlowCounters| counters.active() == 0;
+    while watched.flows.len() < 8 || !watched.flows.values().all(at_rest) {
+        watched.capture.look_again();
+        watched.read();
+        assert!(std::time::Instant::now() < deadline, "{:?}", watched.flows);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    for (key, counters) in &watched.flows {
+        assert!(counters.opened > 0 && counters.opened + counters.preexisting <= TIMES, "{counters:?}");
+        assert_eq!(counters.opened + counters.preexisting, counters.closed, "{counters:?}");
+        assert_eq!(counters.open_bytes_sent + counters.open_bytes_received, 0, "{counters:?}");
+        if watched.losses.closes_unseen == 0 {
+            let bytes = (20 * counters.closed, 30 * counters.closed);
+            let sent_received = match key.role {
+                Role::Client => (counters.bytes_sent, counters.bytes_received),
+                Role::Server => (counters.bytes_received, counters.bytes_sent),
+            };
+            assert_eq!(sent_received, bytes, "{counters:?}");
+        }
+    }
+    assert_eq!(watched.losses, Losses { closes_unseen: watched.losses.closes_unseen, ..Losses::default() });
+}
+
+#[test]
+fn captures_of_a_node_and_of_the_machine_around_it_do_not_disturb_each_other() {
+    let node = node_or_skip!();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let inner_root = node.cgroup("client");
+    let mut outer = node.capture();
+    let mut inner = Watched::start(&Settings { cgroup_root: inner_root, ..node.settings() });
+    let port = server.listen("l", "127.0.0.1:0");
+    server.begin("serve l 30 100 200");
+    client.tell(&format!("call 127.0.0.1:{port} 30 100 200"));
+    assert_eq!(server.finish(), "done");
+    let ours = counted(30, 30, 3_000, 6_000);
+    let client_end = key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port);
+    let server_end = key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port);
+    inner.expect(&BTreeMap::from([(client_end, ours)]));
+    outer.expect(&BTreeMap::from([(client_end, ours), (server_end, mirrored(ours))]));
+}
