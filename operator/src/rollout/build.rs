@@ -219,3 +219,96 @@ fn http_probe(path: &str, period_seconds: i32) -> Probe {
         ..Probe::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn built(spec: &Value, mode: AgentMode) -> Value {
+        let probe: ScopeProbe = serde_json::from_value(json!({
+            "metadata": {"name": "cluster", "uid": "u1"}, "spec": spec
+        }))
+        .unwrap();
+        let settings = AgentSettings {
+            collector_service: String::new(),
+            collector_url: None,
+            agent_image: "registry.example/agent:1".to_owned(),
+            agent_pull_policy: "IfNotPresent".to_owned(),
+            agent_pull_secrets: Vec::new(),
+            agent_service_account: "agent".to_owned(),
+        };
+        let template =
+            AgentTemplate { namespace: "system", collector_url: "http://[fd96::7]:9463", settings: &settings };
+        serde_json::to_value(daemon_set(&probe, mode, &template)).unwrap()
+    }
+
+    fn container(daemon_set: &Value) -> &Value {
+        &daemon_set["spec"]["template"]["spec"]["containers"][0]
+    }
+
+    #[test]
+    fn a_daemon_set_goes_with_its_probe_and_runs_on_the_nodes_of_its_mode() {
+        let daemon_set = built(&json!({}), AgentMode::Ebpf);
+        assert_eq!(daemon_set["metadata"]["name"], "scopeprobe-cluster-ebpf");
+        assert_eq!(daemon_set["metadata"]["namespace"], "system");
+        assert_eq!(daemon_set["metadata"]["ownerReferences"][0]["uid"], "u1");
+        let pod = &daemon_set["spec"]["template"]["spec"];
+        assert_eq!(pod["nodeSelector"], json!({"scopeprobe.io/mode": "ebpf", "scopeprobe.io/probe": "cluster"}));
+        let selector = daemon_set["spec"]["selector"]["matchLabels"].as_object().unwrap();
+        let labels = daemon_set["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+        assert!(selector.iter().all(|(key, value)| labels.get(key) == Some(value)), "it selects its own pods");
+    }
+
+    #[test]
+    fn an_agent_has_no_more_rights_than_its_mode_needs() {
+        for (mode, capabilities) in
+            [(AgentMode::Ebpf, json!(["BPF", "PERFMON", "NET_ADMIN"])), (AgentMode::Fallback, Value::Null)]
+        {
+            let daemon_set = built(&json!({}), mode);
+            let context = &container(&daemon_set)["securityContext"];
+            assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
+            assert_eq!(context["capabilities"]["add"], capabilities);
+            assert_eq!(context["privileged"], false);
+            assert_eq!(context["allowPrivilegeEscalation"], false);
+            assert_eq!(context["readOnlyRootFilesystem"], true);
+            let pod = &daemon_set["spec"]["template"]["spec"];
+            assert_eq!(pod["automountServiceAccountToken"], false);
+            assert_eq!(pod["hostNetwork"], Value::Null);
+            assert_eq!(container(&daemon_set)["volumeMounts"][0]["readOnly"], true);
+        }
+    }
+
+    #[test]
+    fn what_the_probe_says_reaches_the_agent() {
+        let spec = json!({
+            "capture": {"maxFlows": 64, "reportInterval": "1m30s"},
+            "agent": {
+                "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+                "tolerations": [{"key": "a", "operator": "Exists"}],
+                "priorityClassName": "system-node-critical",
+            },
+        });
+        let daemon_set = built(&spec, AgentMode::Fallback);
+        let arguments = container(&daemon_set)["args"].as_array().unwrap();
+        for expected in
+            ["--operator=http://[fd96::7]:9463", "--mode=fallback", "--max-flows=64", "--report-interval=90000ms"]
+        {
+            assert!(arguments.contains(&json!(expected)), "{expected} in {arguments:?}");
+        }
+        let resources = &container(&daemon_set)["resources"];
+        assert_eq!(resources["limits"], json!({"cpu": "1", "memory": "1Gi"}));
+        assert_eq!(resources["requests"], json!({"cpu": "10m", "memory": "32Mi"}), "the default stays");
+        let pod = &daemon_set["spec"]["template"]["spec"];
+        assert_eq!(pod["priorityClassName"], "system-node-critical");
+        assert_eq!(pod["tolerations"], json!([{"key": "a", "operator": "Exists"}]));
+    }
+
+    #[test]
+    fn by_default_every_taint_is_tolerated_and_no_priority_is_asked_for() {
+        let pod = &built(&json!({}), AgentMode::Ebpf)["spec"]["template"]["spec"];
+        assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+        assert_eq!(pod["priorityClassName"], Value::Null);
+    }
+}

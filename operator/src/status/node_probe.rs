@@ -130,7 +130,8 @@ pub fn said(losses: &Losses, unobserved: Unobserved) -> String {
     parts.join("; ")
 }
 
-/// Whether the difference between two statuses is worth a write at once: everything but growing numbers.
+/// Whether the difference between two statuses is worth a write at once: everything but growing numbers, which the
+/// agent's message may hold too.
 #[must_use]
 pub fn differs_in_structure(one: &NodeProbeStatus, other: &NodeProbeStatus) -> bool {
     let structure = |status: &NodeProbeStatus| NodeProbeStatus {
@@ -138,6 +139,7 @@ pub fn differs_in_structure(one: &NodeProbeStatus, other: &NodeProbeStatus) -> b
         losses: Losses::default(),
         lost: 0,
         coverage: String::new(),
+        message: String::new(),
         conditions: Vec::new(),
         ..status.clone()
     };
@@ -269,7 +271,8 @@ mod tests {
     #[test]
     fn growing_numbers_are_no_structure_but_the_first_loss_is() {
         let base = status(Some(&reporting_node()), None, 1);
-        let more = status(Some(&NodeObservation { seen: 999, ..reporting_node() }), Some(&base), 2);
+        let more = NodeObservation { seen: 999, message: "999 of them".to_owned(), ..reporting_node() };
+        let more = status(Some(&more), Some(&base), 2);
         assert!(base != more && !differs_in_structure(&base, &more));
         let lossy = NodeObservation { losses: Losses { opened: 1, ..Losses::default() }, ..reporting_node() };
         let first_loss = status(Some(&lossy), Some(&base), 2);
