@@ -1,7 +1,22 @@
-//! Gives memory back that was needed only for a moment.
+//! Keeps glibc's allocator from hoarding. Reading the kernel's type information takes some 20 MB for a blink, of which
+//! it would keep most for ever; other allocators look after themselves.
 
-/// Returns free pages to the system. Reading the kernel's type information takes some 20 MB for a blink, which glibc
-/// keeps otherwise; other allocators look after themselves.
+/// What is larger than this, in bytes, is returned to the system as soon as it is freed: glibc's own default, which it
+/// otherwise raises to twice the largest block that was ever freed.
+#[cfg(target_env = "gnu")]
+const RETURNED_AT_ONCE: libc::c_int = 128 * 1024;
+
+/// Has large blocks returned at once. To be called before other threads are started.
+pub fn keep_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread is there yet, which is all that mallopt(3) asks for; a refusal changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, RETURNED_AT_ONCE);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, RETURNED_AT_ONCE);
+    }
+}
+
+/// Returns free pages between used ones to the system.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: may be called at any time by any thread (malloc_trim(3)); it touches free memory only.

@@ -122,6 +122,7 @@ pub fn duration(text: &str) -> Result<std::time::Duration, String> {
 /// # Errors
 /// What kept the command from being carried out, for people.
 pub fn main() -> anyhow::Result<ExitCode> {
+    crate::memory::keep_small();
     let cli = Cli::parse();
     match cli.command {
         Command::Check(arguments) => crate::check::run(&arguments),
