@@ -1,0 +1,238 @@
+//! Conversations of which one end is hidden, late or nowhere: each must be on one edge, or wait, and never be on two.
+
+#![expect(clippy::expect_used, reason = "a test")]
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use scopeprobe_topology::{
+    archive::Archive,
+    directory::Directory,
+    edge::{Identity, Peer, Seen},
+    entity::{Backend, CgroupOwner, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    flow::{FlowCounters, FlowKey, Role},
+    graph::{self, Graph, Options},
+    ledger::{Epoch, Ledger},
+};
+
+const EPOCH: Epoch = Epoch([1; 16]);
+const SETTLE: Duration = Duration::from_secs(2);
+const RETENTION: Duration = Duration::from_mins(10);
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 + seconds)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn workload(name: &str) -> Workload {
+    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: name.to_owned() }
+}
+
+fn pod(name: &str, node: &str, address: &str) -> Pod {
+    Pod {
+        uid: format!("uid-{name}"),
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        node: node.to_owned(),
+        host_network: false,
+        ips: vec![ip(address)],
+        ended: false,
+        workload: workload(name),
+        containers: [(format!("id-{name}"), "app".to_owned())].into(),
+    }
+}
+
+struct World {
+    ledger: Ledger,
+    directory: Directory,
+}
+
+impl World {
+    /// Two nodes with agents; a pod on each.
+    fn new() -> Self {
+        let mut world = Self { ledger: Ledger::new(), directory: Directory::new() };
+        for number in [1, 2] {
+            world.directory.upsert_node(Node {
+                name: format!("node-{number}"),
+                ips: vec![ip(&format!("172.18.0.{number}"))],
+                pod_networks: Network::parse(&format!("10.244.{number}.0/24")).into_iter().collect(),
+            });
+            world.ledger.enter(&format!("node-{number}"), EPOCH).expect("the first epoch");
+        }
+        world.directory.upsert_pod(pod("web", "node-1", "10.244.1.2"), at(0));
+        world.directory.upsert_pod(pod("db", "node-2", "10.244.2.2"), at(0));
+        world
+    }
+
+    fn service(&mut self, node_port: Option<u16>, backends: &[&str]) {
+        let backends = backends.iter().map(|name| {
+            let pod = self.directory.pod(&format!("uid-{name}")).expect("the pod is known");
+            Backend { ip: pod.ips[0], port: 5432, pod_uid: Some(pod.uid.clone()) }
+        });
+        let ports = vec![ServicePort { port: 80, node_port, backends: backends.collect() }];
+        let name = ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() };
+        self.directory.upsert_service(Service { name, addresses: vec![ip("10.96.0.5")], ports }, at(0));
+    }
+
+    fn flow(&mut self, who: &str, role: Role, (local, remote, port): (&str, &str, u16), opened: u64, now: SystemTime) {
+        let counters = FlowCounters { opened, closed: opened, ..FlowCounters::default() };
+        self.counters(who, role, (local, remote, port), &counters, now);
+    }
+
+    fn counters(
+        &mut self,
+        who: &str,
+        role: Role,
+        (local, remote, port): (&str, &str, u16),
+        counters: &FlowCounters,
+        now: SystemTime,
+    ) {
+        let (node, owner) = match self.directory.pod(&format!("uid-{who}")) {
+            Some(pod) => (
+                pod.node.clone(),
+                CgroupOwner::PodContainer { pod_uid: pod.uid.clone(), container_id: format!("id-{who}") },
+            ),
+            None => ("node-2".to_owned(), CgroupOwner::HostProcess { name: who.to_owned() }),
+        };
+        let cgroup_id = who.bytes().map(u64::from).sum();
+        let key = FlowKey { cgroup_id, netns: 4, role, local: ip(local), remote: ip(remote), port };
+        self.ledger.identify(&node, EPOCH, cgroup_id, owner).expect("the present epoch");
+        self.ledger.apply(&node, EPOCH, key, counters, now).expect("the present epoch");
+    }
+
+    fn graph(&self, now: SystemTime) -> Graph {
+        graph::build(&self.ledger, &self.directory, &Options { now, settle: SETTLE, retention: RETENTION })
+    }
+}
+
+/// Client, server, Service, port, opened, failed of each edge.
+fn edges(graph: &Graph) -> Vec<String> {
+    let name = |peer: &Peer| match peer {
+        Peer::Workload(workload) => workload.name.clone(),
+        Peer::Service(service) => format!("service {}", service.name),
+        Peer::HostProcess { node, name } => format!("{node}/{name}"),
+        Peer::Node { node } => node.clone(),
+        Peer::UnknownPod { uid } => format!("pod {uid}"),
+        Peer::External { ip } => ip.to_string(),
+    };
+    graph
+        .edges
+        .iter()
+        .map(|edge| {
+            let key = &edge.key;
+            let via = key.service.as_ref().map(|service| format!(" via {}", service.name)).unwrap_or_default();
+            let counters = &edge.counters;
+            let (client, server) = (name(&key.client), name(&key.server));
+            format!("{client} -> {server}:{}{via} {}+{}", key.port, counters.opened, counters.failed)
+        })
+        .collect()
+}
+
+#[test]
+fn a_servers_report_waits_for_the_clients() {
+    let mut world = World::new();
+    world.service(None, &["db"]);
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 3, at(10));
+    let early = world.graph(at(11));
+    assert_eq!((edges(&early).len(), early.unsettled), (0, 3));
+    assert_eq!(early.settles_at, Some(at(12)));
+    // The client's report says that it went through the Service.
+    let mut joined = World { ledger: world.ledger.clone(), directory: world.directory.clone() };
+    joined.flow("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), 3, at(11));
+    assert_eq!(edges(&joined.graph(at(11))), ["web -> db:5432 via db 3+0"]);
+    // It does not come: what the server has seen is all there is.
+    let late = world.graph(at(12));
+    assert_eq!(edges(&late), ["web -> db:5432 3+0"]);
+    assert_eq!(late.edges[0].seen, Seen::Server);
+    assert_eq!(late.edges[0].client_identity, Identity::Ip);
+}
+
+#[test]
+fn loopback_is_within_the_pod() {
+    let mut world = World::new();
+    for (role, opened) in [(Role::Client, 2), (Role::Server, 2)] {
+        world.flow("web", role, ("127.0.0.1", "127.0.0.1", 6379), opened, at(0));
+    }
+    // The same addresses on another node are other conversations.
+    world.flow("sshd", Role::Client, ("127.0.0.1", "127.0.0.1", 6379), 5, at(0));
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> web:6379 2+0", "node-2/sshd -> node-2:6379 5+0"]);
+    assert_eq!(graph.edges[0].servers[0].container, "app");
+}
+
+#[test]
+fn attempts_at_a_service_without_backends_stay_with_the_service() {
+    let mut world = World::new();
+    world.service(None, &[]);
+    let failed = FlowCounters { failed: 4, ..FlowCounters::default() };
+    world.counters("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), &failed, at(0));
+    assert_eq!(edges(&world.graph(at(60))), ["web -> service db:80 via db 0+4"]);
+}
+
+#[test]
+fn a_node_port_leads_to_its_service_and_is_not_counted_twice() {
+    let mut world = World::new();
+    world.service(Some(30_080), &["db"]);
+    world.flow("web", Role::Client, ("10.244.1.2", "172.18.0.2", 30_080), 7, at(0));
+    // The server sees the bridge's address instead of the pod's.
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 7, at(0));
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db 7+0"]);
+}
+
+#[test]
+fn what_comes_from_outside_through_a_node_is_not_hidden_by_the_nodes_own_probes() {
+    let mut world = World::new();
+    world.flow("kubelet", Role::Client, ("10.244.2.1", "10.244.2.2", 5432), 10, at(0));
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 110, at(0));
+    assert_eq!(edges(&world.graph(at(60))), ["node-2/kubelet -> db:5432 10+0", "node-2 -> db:5432 100+0"]);
+}
+
+#[test]
+fn a_host_network_pod_is_known_by_its_cgroup_and_never_by_its_address() {
+    let mut world = World::new();
+    let proxy = Pod { host_network: true, ..pod("proxy", "node-2", "172.18.0.2") };
+    world.directory.upsert_pod(proxy, at(0));
+    world.flow("proxy", Role::Client, ("172.18.0.2", "10.244.1.2", 80), 2, at(0));
+    world.flow("web", Role::Server, ("10.244.1.2", "172.18.0.2", 80), 2, at(0));
+    world.flow("web", Role::Client, ("10.244.1.2", "172.18.0.2", 22), 1, at(0));
+    assert_eq!(edges(&world.graph(at(60))), ["proxy -> web:80 2+0", "web -> node-2:22 1+0"]);
+}
+
+#[test]
+fn a_pod_that_is_gone_keeps_its_name_until_another_has_its_address() {
+    let mut world = World::new();
+    world.flow("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), 1, at(0));
+    world.directory.remove_pod("uid-db", at(5));
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 1+0"]);
+    world.directory.upsert_pod(pod("other", "node-2", "10.244.2.2"), at(30));
+    // What happened before the other pod was there stays where it was; what goes on now is the other's.
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 1+0"]);
+    world.flow("web", Role::Client, ("10.244.1.2", "10.244.2.2", 80), 1, at(40));
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 1+0", "web -> other:80 1+0"]);
+    world.directory.forget_removed(at(10_000), RETENTION);
+    assert!(world.directory.pod("uid-db").is_none());
+}
+
+#[test]
+fn an_edge_keeps_its_counters_when_its_oldest_flows_go() {
+    let mut world = World::new();
+    let mut archive = Archive::new();
+    world.directory.upsert_pod(Pod { workload: workload("web"), ..pod("web-2", "node-1", "10.244.1.3") }, at(0));
+    world.flow("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), 4, at(0));
+    world.flow("web-2", Role::Client, ("10.244.1.3", "10.244.2.2", 5432), 1, at(900));
+    // The first pod is gone: its agent's next snapshot does not name it.
+    world.ledger.begin_snapshot("node-1", EPOCH).expect("the present epoch");
+    world.flow("web-2", Role::Client, ("10.244.1.3", "10.244.2.2", 5432), 2, at(900));
+    world.ledger.end_snapshot("node-1", EPOCH, at(900)).expect("the present epoch");
+    assert_eq!(archive.retire(&mut world.ledger, &world.directory, at(901), RETENTION), 1);
+    let options = Options { now: at(901), settle: SETTLE, retention: RETENTION };
+    assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), ["web -> db:5432 6+0"]);
+    // Nothing happens for long: the edge goes, with all that it has counted.
+    let options = Options { now: at(2_000), ..options };
+    assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), [] as [&str; 0]);
+}
