@@ -1,11 +1,12 @@
-//! Lists the TCP sockets of all tasks of the reader's pid namespace, whatever their network namespace.
+//! Lists the TCP sockets of all tasks of the reader's pid namespace, whatever their network namespace, and what else
+//! listens on the internet protocols.
 
 use aya_ebpf::{
     bindings::seq_file,
     cty::c_void,
     helpers::generated::{bpf_get_socket_cookie, bpf_seq_write, bpf_sock_from_file},
 };
-use node_agent_common::SocketRecord;
+use node_agent_common::{SocketRecord, state};
 
 use crate::{
     offsets::offset,
@@ -55,22 +56,28 @@ fn show(context: *const TaskFile) -> Option<()> {
     if family != 2 && family != 10 {
         return None;
     }
-    let tcp = TcpSocket::from_sock(sock)?;
+    let any = TcpSocket::unchecked(sock);
+    let (sent, received, callbacks) = match TcpSocket::from_sock(sock) {
+        Some(tcp) => (tcp.sent(), tcp.received(), tcp.callbacks()),
+        // A socket of MPTCP, as Go's servers have it, listens for plain TCP too: it is shown for its port.
+        None if any.state() == state::LISTEN => (0, 0, 0),
+        None => return None,
+    };
     let record = SocketRecord {
-        cgroup: tcp.cgroup_id(),
+        cgroup: any.cgroup_id(),
         cookie: sock.cookie(),
-        sent: tcp.sent(),
-        received: tcp.received(),
-        netns: tcp.netns(),
+        sent,
+        received,
+        netns: any.netns(),
         pid: task.load(offset!(task_tgid)),
-        local_port: tcp.local_port(),
-        remote_port: tcp.remote_port(),
-        state: tcp.state(),
-        callbacks: tcp.callbacks(),
-        own: u8::from(is_own(tcp.cgroup())),
+        local_port: any.local_port(),
+        remote_port: any.remote_port(),
+        state: any.state(),
+        callbacks,
+        own: u8::from(is_own(any.cgroup())),
         reserved: 0,
-        local: tcp.local(),
-        remote: tcp.remote(),
+        local: any.local(),
+        remote: any.remote(),
     };
     let sequence: u64 = meta.load(0);
     // SAFETY: the walk's own output and a record of that size. Where the buffer is full the kernel calls again.

@@ -51,6 +51,12 @@ impl TcpSocket {
         KernelPointer::new(tcp as u64).map(Self)
     }
 
+    /// Any socket of the internet protocols, for the fields that all of them have.
+    #[inline(always)]
+    pub fn unchecked(sock: KernelPointer) -> Self {
+        Self(sock)
+    }
+
     /// The flow that this socket belongs to, as the end of this role.
     #[inline(always)]
     pub fn flow(self, role: Role) -> FlowKey {

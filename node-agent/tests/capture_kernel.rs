@@ -473,3 +473,24 @@ fn captures_of_a_node_and_of_the_machine_around_it_do_not_disturb_each_other() {
     inner.expect(&BTreeMap::from([(client_end, ours)]));
     outer.expect(&BTreeMap::from([(client_end, ours), (server_end, mirrored(ours))]));
 }
+
+#[test]
+fn a_server_that_listens_for_mptcp_is_a_server() {
+    let node = node_or_skip!();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let Ok(port) = server.tell("listen-mptcp l").parse::<u16>() else {
+        println!("skipped: this kernel has no MPTCP");
+        return;
+    };
+    client.tell(&format!("connect old 127.0.0.1:{port}"));
+    server.tell("accept old l");
+    let mut watched = node.capture();
+    server.begin("serve l 3 10 20");
+    client.tell(&format!("call 127.0.0.1:{port} 3 10 20"));
+    assert_eq!(server.finish(), "done");
+    let ours = FlowCounters { preexisting: 1, ..counted(3, 3, 30, 60) };
+    watched.expect(&BTreeMap::from([
+        (key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours),
+        (key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours)),
+    ]));
+}

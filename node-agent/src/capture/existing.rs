@@ -5,7 +5,11 @@
 //! any agent. It gets a seed: an entry that makes the kernel count its end. Whoever removes an entry, the kernel or
 //! this code, accounts for the connection, so that everything happens once.
 
-use std::{collections::HashMap, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    thread,
+    time::{Duration, Instant},
+};
 
 use aya::maps::MapError;
 use node_agent_common::{FlowKey, Loss};
@@ -21,13 +25,17 @@ use super::{
 /// its flags in the second.
 const SETTLE: Duration = Duration::from_millis(20);
 
+/// A connection that no process holds any more may still be sending what is left; after this it is taken for one whose
+/// end was missed.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A connection without callbacks.
 #[derive(Clone, Copy, Debug)]
 struct Seed {
     flow: FlowKey,
     bytes: Bytes,
-    /// Looks in a row that did not show it.
-    missed: u8,
+    /// The first of the looks since then that did not show it.
+    missed_since: Option<Instant>,
 }
 
 /// The connections that are older than any agent.
@@ -86,7 +94,7 @@ impl Existing {
         if still_there {
             accounts.add_preexisting(found.flow, found.bytes);
             if !found.has_callbacks {
-                self.seeds.insert(cookie, Seed { flow: found.flow, bytes: found.bytes, missed: 0 });
+                self.seeds.insert(cookie, Seed { flow: found.flow, bytes: found.bytes, missed_since: None });
             }
             return Ok(());
         }
@@ -129,7 +137,7 @@ impl Existing {
                 .seeds
                 .insert(cookie, found.flow, 0)
                 .map_err(|error| failed("noting an open connection from before", error))?;
-            self.seeds.insert(cookie, Seed { flow: found.flow, bytes: found.bytes, missed: 0 });
+            self.seeds.insert(cookie, Seed { flow: found.flow, bytes: found.bytes, missed_since: None });
             accounts.add_preexisting(found.flow, found.bytes);
         }
         Ok(())
@@ -143,18 +151,13 @@ impl Existing {
         accounts: &mut Accounts,
         listing: &Listing,
     ) -> Result<(), CaptureError> {
-        const PATIENCE: u8 = 2;
         let mut gone = Vec::new();
         for (cookie, seed) in &mut self.seeds {
             match listing.connections.get(cookie) {
-                Some(found) => (seed.bytes, seed.missed) = (found.bytes, 0),
+                Some(found) => (seed.bytes, seed.missed_since) = (found.bytes, None),
                 None if matches!(kernel.seeds.get(cookie, 0), Err(MapError::KeyNotFound)) => gone.push(*cookie),
-                None => {
-                    seed.missed += 1;
-                    if seed.missed >= PATIENCE {
-                        gone.push(*cookie);
-                    }
-                }
+                None if seed.missed_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE => gone.push(*cookie),
+                None => {}
             }
         }
         for cookie in gone {

@@ -68,7 +68,8 @@ impl Listing {
         }
     }
 
-    /// By its callbacks; without, by whether somebody listens where it is.
+    /// By its callbacks; without, by whether somebody listens where it is. An old server's connection whose listener is
+    /// gone is taken for a client's: nothing is left that would tell.
     fn role(&self, record: &SocketRecord) -> Role {
         let is_client = if record.callbacks & callback::STATE != 0 {
             record.callbacks & callback::RETRANSMISSION != 0

@@ -7,7 +7,10 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -219,6 +222,13 @@ impl Sockets {
                 self.listeners.insert(String::from(words[1]), listener);
                 return Ok(port.to_string());
             }
+            // As Go's servers do by default: for MPTCP, which is TCP with those who do not speak it.
+            "listen-mptcp" => {
+                let listener = listen_mptcp()?;
+                let port = listener.local_addr()?.port();
+                self.listeners.insert(String::from(words[1]), listener);
+                return Ok(port.to_string());
+            }
             "unlisten" => drop(self.listeners.remove(words[1])),
             "connect" => {
                 let stream = TcpStream::connect(words[2])?;
@@ -238,7 +248,7 @@ impl Sockets {
             "share" => {
                 let stream = &self.streams[words[1]];
                 let (there, here) = (stream.try_clone()?, stream.try_clone()?);
-                let holder = Command::new("sleep").arg("1000").stdin(std::os::fd::OwnedFd::from(there)).spawn()?;
+                let holder = Command::new("sleep").arg("1000").stdin(OwnedFd::from(there)).spawn()?;
                 self.holders.push(holder);
                 self.streams.insert(format!("{}-again", words[1]), here);
             }
@@ -269,6 +279,23 @@ impl Sockets {
     fn stream(&mut self, name: &str) -> &mut TcpStream {
         self.streams.get_mut(name).unwrap()
     }
+}
+
+#[expect(unsafe_code, reason = "nix knows no MPTCP")]
+fn listen_mptcp() -> std::io::Result<TcpListener> {
+    use nix::{
+        libc,
+        sys::socket::{Backlog, SockaddrIn, bind, listen},
+    };
+    // SAFETY: no pointers; the descriptor is checked and owned right away.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_MPTCP);
+        nix::errno::Errno::result(fd)?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0))?;
+    listen(&socket, Backlog::new(16)?)?;
+    Ok(socket.into())
 }
 
 fn reset(stream: TcpStream) -> std::io::Result<()> {
