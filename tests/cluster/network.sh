@@ -24,6 +24,9 @@ connect_node() {
   # A connection to a Service's address needs a route before kube-proxy rewrites it; the fabric leads nowhere else.
   ip -n "$ns" route add default via "$CONTROL_V4"
   ip -n "$ns" -6 route add default via "$CONTROL_V6"
+  # Pods talk to the API server from their own addresses.
+  ip -n "$CONTROL_NS" route add "$(pods_v4 "$i")" via "$(node_v4 "$i")"
+  ip -n "$CONTROL_NS" -6 route add "$(pods_v6 "$i")" via "$(node_v6 "$i")"
   for j in $(seq "$n"); do
     [ "$j" != "$i" ] || continue
     ip -n "$ns" route add "$(pods_v4 "$j")" via "$(node_v4 "$j")"
