@@ -1,6 +1,8 @@
 //! What the agent knows now: the state of its capture, the flows, and whose they are.
 
 use std::{
+    collections::BTreeSet,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
@@ -24,6 +26,8 @@ pub struct Observation {
     pub capture: CaptureState,
     /// The flows of this epoch.
     pub flows: FlowStore,
+    /// The node's own addresses.
+    pub node_addresses: BTreeSet<IpAddr>,
     /// Whose they are; `None` until the node's cgroups could be read.
     pub attribution: Option<Attribution>,
 }
@@ -80,6 +84,7 @@ impl Observation {
                 evicted_flows: 0,
             },
             flows: FlowStore::new(bounds),
+            node_addresses: BTreeSet::new(),
             attribution: None,
         }
     }

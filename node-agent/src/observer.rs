@@ -1,7 +1,11 @@
 //! Keeps the observation up to date: starts the capture, reads it when there is something to read, starts it again
 //! when it fails.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, watch},
@@ -12,11 +16,14 @@ use crate::{
     attribution::Attribution,
     backoff::Backoff,
     capture::{Capture, CaptureError},
-    memory,
+    memory, node_addresses,
     observation::{Epoch, Shared},
     readiness::Readiness,
     supervision::{Refused, Starter},
 };
+
+/// The node's processes: the agent shares its process namespace.
+const PROC: &str = "/proc";
 
 /// First sights are gathered for this long before they are read.
 const GATHER: Duration = Duration::from_millis(50);
@@ -111,6 +118,7 @@ impl Observer {
         }
         let description = capture.description();
         observation.begin_epoch(epoch, description);
+        observation.node_addresses = node_addresses::read(Path::new(PROC));
         tracing::info!(attach = description.attach, kernel = %description.kernel, "capturing");
         for degradation in &description.degradations {
             tracing::warn!(feature = ?degradation.feature, "{}", degradation.message);
@@ -181,7 +189,9 @@ impl Observer {
     }
 
     fn expire(&self, capture: &mut dyn Capture) {
+        let addresses = node_addresses::read(Path::new(PROC));
         let mut observation = self.observation.lock();
+        observation.node_addresses = addresses;
         let evicted = observation.capture.evicted_flows;
         let left = observation.expire(std::time::Instant::now());
         let evicted = observation.capture.evicted_flows - evicted;

@@ -6,6 +6,7 @@
 mod edges;
 mod ends;
 mod join;
+mod nodes;
 
 use std::time::{Duration, SystemTime};
 

@@ -5,7 +5,8 @@
 //! account may fall short of the truth; it never exceeds it, and it never goes backwards.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -57,6 +58,8 @@ struct NodeAccount {
     /// What the snapshot under way has named so far.
     snapshot: Option<HashSet<FlowKey>>,
     owners: HashMap<u64, Arc<CgroupOwner>>,
+    /// The node's own, by its agent's word.
+    addresses: BTreeSet<IpAddr>,
     flows: BTreeMap<FlowKey, Account>,
     /// Flows of cgroups whose id belongs to somebody else by now (after a reboot, for example).
     orphaned: Vec<(FlowKey, Arc<CgroupOwner>, Account)>,
@@ -142,12 +145,16 @@ impl Account {
     }
 
     fn apply(&mut self, counters: &FlowCounters, now: SystemTime) -> bool {
-        if self.over {
-            // The agent had let go of it; what comes now has begun at zero.
-            self.roll_over();
-            self.over = false;
+        if self.reported && counters.run < self.current.run {
+            return false;
         }
         let before = self.totals();
+        if self.reported && counters.run > self.current.run {
+            // The agent had let go of it, with nothing open; what comes now has begun at zero.
+            self.over = true;
+            self.roll_over();
+        }
+        self.over = false;
         self.current.merge(counters);
         self.reported = true;
         let changed = self.totals() != before;
@@ -179,6 +186,7 @@ impl NodeAccount {
             ended: VecDeque::new(),
             snapshot: None,
             owners: HashMap::new(),
+            addresses: BTreeSet::new(),
             flows: BTreeMap::new(),
             orphaned: Vec::new(),
             gone: false,
@@ -297,6 +305,24 @@ impl Ledger {
         owner: CgroupOwner,
     ) -> Result<bool, LateEpoch> {
         Ok(self.current(node, epoch)?.identify(cgroup_id, owner))
+    }
+
+    /// Says which addresses are the node's own; whether that is news.
+    ///
+    /// # Errors
+    /// If the epoch has been followed by another one.
+    pub fn set_node_addresses(&mut self, node: &str, epoch: Epoch, addresses: &[IpAddr]) -> Result<bool, LateEpoch> {
+        let account = self.current(node, epoch)?;
+        let addresses = addresses.iter().copied().collect();
+        let news = account.addresses != addresses;
+        account.addresses = addresses;
+        Ok(news)
+    }
+
+    /// The nodes' own addresses, by their agents' word; several nodes may have the same (bridges that are the same
+    /// everywhere).
+    pub fn node_addresses(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+        self.nodes.iter().flat_map(|(node, account)| account.addresses.iter().map(|ip| (node.as_str(), *ip)))
     }
 
     /// Takes in a flow's counters; whether that changed its account. Repeated and reordered reports change nothing.

@@ -185,6 +185,28 @@ fn a_node_port_leads_to_its_service_and_is_not_counted_twice() {
 }
 
 #[test]
+fn a_bridge_that_only_the_agent_knows_is_the_nodes() {
+    let mut world = World::new();
+    world.service(Some(30_080), &["db"]);
+    for number in [1, 2] {
+        let ips = vec![ip(&format!("172.18.0.{number}"))];
+        world.directory.upsert_node(Node { name: format!("node-{number}"), ips, pod_networks: Vec::new() });
+    }
+    world.flow("web", Role::Client, ("10.244.1.2", "172.18.0.2", 30_080), 7, at(0));
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 7, at(0));
+    let unknown = edges(&world.graph(at(60)));
+    assert_eq!(unknown, ["web -> db:5432 via db 7+0", "10.244.2.1 -> db:5432 7+0"]);
+    // An address that all nodes have names none of them.
+    for (node, addresses) in [("node-1", vec![ip("172.17.0.1")]), ("node-2", vec![ip("172.17.0.1"), ip("10.244.2.1")])] {
+        assert_eq!(world.ledger.set_node_addresses(node, EPOCH, &addresses), Ok(true));
+        assert_eq!(world.ledger.set_node_addresses(node, EPOCH, &addresses), Ok(false));
+    }
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db 7+0"]);
+    world.flow("db", Role::Server, ("10.244.2.2", "172.17.0.1", 5432), 3, at(0));
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db 7+0", "172.17.0.1 -> db:5432 3+0"]);
+}
+
+#[test]
 fn what_comes_from_outside_through_a_node_is_not_hidden_by_the_nodes_own_probes() {
     let mut world = World::new();
     world.flow("kubelet", Role::Client, ("10.244.2.1", "10.244.2.2", 5432), 10, at(0));

@@ -1,6 +1,11 @@
 //! Which message comes next on a stream. Pure: the stream itself is [`super::stream`]'s.
 
-use std::{collections::HashMap, time::Instant, vec};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    time::Instant,
+    vec,
+};
 
 use report::{MAX_FLOWS_PER_MESSAGE, v1alpha1 as wire};
 use topology::flow::{FlowCounters, FlowKey};
@@ -22,6 +27,8 @@ pub struct Session {
     snapshot: Option<vec::IntoIter<FlowKey>>,
     /// The capture's state as it was told last.
     capture: Option<CaptureState>,
+    /// The node's addresses as they were told last.
+    node_addresses: BTreeSet<IpAddr>,
     identities: HashMap<u64, Attributed>,
 }
 
@@ -35,6 +42,7 @@ impl Session {
             epoch: None,
             snapshot: None,
             capture: None,
+            node_addresses: BTreeSet::new(),
             identities: HashMap::new(),
         }
     }
@@ -52,6 +60,7 @@ impl Session {
             || self.epoch != Some(observation.epoch())
             || observation.flows.has_news()
             || self.capture.as_ref() != Some(&observation.capture)
+            || self.node_addresses != observation.node_addresses
     }
 
     /// The next message; without news a mere sign of life.
@@ -72,6 +81,7 @@ impl Session {
             None => Vec::new(),
         };
         self.capture = Some(observation.capture.clone());
+        self.node_addresses.clone_from(&observation.node_addresses);
         self.sequence += 1;
         wire::AgentReport {
             node: self.node.clone(),
@@ -82,6 +92,7 @@ impl Session {
             capture: Some(to_wire::capture_state(&observation.capture)),
             identities,
             flows: flows.iter().map(|(key, counters)| to_wire::flow(key, counters)).collect(),
+            node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),
         }
     }
 

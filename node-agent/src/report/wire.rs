@@ -60,6 +60,7 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
         local_ip: octets(key.local),
         remote_ip: octets(key.remote),
         port: key.port.into(),
+        run: counters.run,
         counters: Some(wire::Counters {
             opened: counters.opened,
             closed: counters.closed,
@@ -96,7 +97,8 @@ fn losses(losses: &Losses) -> wire::Losses {
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+/// An address as the report writes it.
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),

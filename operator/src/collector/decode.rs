@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crds::{Losses, Mode};
 use report::{
-    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE,
+    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES,
     v1alpha1::{self as wire, identity},
 };
 use topology::{
@@ -45,6 +45,7 @@ pub(super) struct Report {
     pub capture: Capture,
     pub identities: Vec<(u64, CgroupOwner)>,
     pub flows: Vec<(FlowKey, FlowCounters)>,
+    pub node_addresses: Vec<IpAddr>,
 }
 
 /// How the agent captures.
@@ -89,6 +90,7 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
         capture: decode_capture(capture)?,
         identities: identities.map(|(index, identity)| decode_identity(index, identity)).collect::<Result<_, _>>()?,
         flows: flows.map(|(index, flow)| decode_flow(index, flow)).collect::<Result<_, _>>()?,
+        node_addresses: decode_node_addresses(&message.node_addresses)?,
     })
 }
 
@@ -180,7 +182,7 @@ fn decode_flow(index: usize, flow: &wire::Flow) -> Result<(FlowKey, FlowCounters
         .ok_or_else(|| invalid(field("port"), format!("{} is not between 1 and 65535", flow.port)))?;
     let counters = flow.counters.as_ref().ok_or_else(|| invalid(field("counters"), "are missing"))?;
     let key = FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port };
-    Ok((key, decode_counters(&field("counters"), counters)?))
+    Ok((key, FlowCounters { run: flow.run, ..decode_counters(&field("counters"), counters)? }))
 }
 
 /// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
@@ -211,6 +213,7 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         }
     }
     Ok(FlowCounters {
+        run: 0,
         opened: counters.opened,
         closed: counters.closed,
         failed: counters.failed,
@@ -222,6 +225,16 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         open_bytes_sent: counters.open_bytes_sent,
         open_bytes_received: counters.open_bytes_received,
     })
+}
+
+fn decode_node_addresses(addresses: &[Vec<u8>]) -> Result<Vec<IpAddr>, Invalid> {
+    if addresses.len() > MAX_NODE_ADDRESSES {
+        return Err(invalid("node_addresses", format!("are {}; at most {MAX_NODE_ADDRESSES}", addresses.len())));
+    }
+    let addresses = addresses.iter().enumerate();
+    addresses
+        .map(|(index, bytes)| decode_ip(bytes).map_err(|problem| invalid(format!("node_addresses[{index}]"), problem)))
+        .collect()
 }
 
 fn decode_ip(bytes: &[u8]) -> Result<IpAddr, String> {
@@ -275,7 +288,9 @@ mod tests {
                 remote_ip: vec![10, 0, 0, 2],
                 port: 22,
                 counters: Some(wire::Counters { opened: 3, closed: 1, ..wire::Counters::default() }),
+                run: 2,
             }],
+            node_addresses: vec![vec![10, 0, 0, 9]],
         }
     }
 
@@ -290,7 +305,7 @@ mod tests {
             remote: "10.0.0.2".parse().expect("an address"),
             port: 22,
         };
-        assert_eq!(report.flows, [(key, FlowCounters { opened: 3, closed: 1, ..FlowCounters::default() })]);
+        assert_eq!(report.flows, [(key, FlowCounters { run: 2, opened: 3, closed: 1, ..FlowCounters::default() })]);
         assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
         assert_eq!(report.capture.mode, Mode::Ebpf);
     }
@@ -301,7 +316,7 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 17] = [
+        let faults: [(&str, Fault); 19] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -310,6 +325,8 @@ mod tests {
             ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 77),
             ("capture.reason", |message| message.capture.as_mut().expect("it is there").reason = "no word".to_owned()),
             ("capture.message", |message| message.capture.as_mut().expect("it is there").message = "x".repeat(1025)),
+            ("node_addresses", |message| message.node_addresses = vec![vec![10, 0, 0, 9]; 257]),
+            ("node_addresses[0]", |message| message.node_addresses[0].clear()),
             ("flows", |message| message.flows = vec![message.flows[0].clone(); 1001]),
             ("identities[0].owner", |message| message.identities[0].owner = None),
             ("flows[0].role", |message| message.flows[0].role = 0),

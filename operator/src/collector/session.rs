@@ -121,7 +121,7 @@ fn apply(
     if report.begins_snapshot {
         ledger.begin_snapshot(node, epoch)?;
     }
-    let mut changed = false;
+    let mut changed = ledger.set_node_addresses(node, epoch, &report.node_addresses)?;
     for (cgroup_id, owner) in &report.identities {
         changed |= ledger.identify(node, epoch, *cgroup_id, owner.clone())?;
     }
@@ -184,6 +184,7 @@ mod tests {
             capture: capture(attached_unix_ms, seen),
             identities: Vec::new(),
             flows: Vec::new(),
+            node_addresses: Vec::new(),
         }
     }
 

@@ -3,7 +3,7 @@
 use topology::edge::{Edge, Peer};
 
 /// About how many characters fit into a column.
-const COLUMN: usize = 60;
+const COLUMN: usize = 36;
 
 /// `catalog:8080, cart:8080`, or `-`.
 pub(super) fn to<'a>(namespace: &str, egress: impl Iterator<Item = &'a Edge>) -> String {
@@ -15,23 +15,31 @@ pub(super) fn from<'a>(namespace: &str, ingress: impl Iterator<Item = &'a Edge>)
     line(ingress.map(|edge| named(namespace, &edge.key.client, None)))
 }
 
-/// Sorted, each name once, as many as fit; at least one.
+/// Sorted, each name once, as many as fit; at least one, cut where it has to be.
 fn line(names: impl Iterator<Item = (u8, String)>) -> String {
     let mut names: Vec<(u8, String)> = names.collect();
     names.sort();
     names.dedup();
     let Some((_, first)) = names.first() else { return "-".to_owned() };
-    let mut line = first.clone();
+    let others = if names.len() > 1 { format!(", +{} more", names.len() - 1).len() } else { 0 };
+    let mut line = cut(first, COLUMN - others);
     for (index, (_, name)) in names.iter().enumerate().skip(1) {
         let rest = names.len() - index;
         let reserve = if rest > 1 { format!(", +{} more", rest - 1).len() } else { 0 };
-        if line.len() + 2 + name.len() + reserve > COLUMN {
+        if line.chars().count() + 2 + name.chars().count() + reserve > COLUMN {
             return format!("{line}, +{rest} more");
         }
         line.push_str(", ");
         line.push_str(name);
     }
     line
+}
+
+fn cut(name: &str, most: usize) -> String {
+    if name.chars().count() <= most {
+        return name.to_owned();
+    }
+    name.chars().take(most - 1).chain(['…']).collect()
 }
 
 /// A peer's short name, and its place: what was deployed comes before nodes and the outside.
@@ -71,12 +79,10 @@ mod tests {
 
     #[test]
     fn each_kind_of_peer_reads_well() {
-        let peers = [
-            Peer::External { ip: "10.1.2.3".parse().expect("an address") },
-            workload("shop", "catalog"),
-            Peer::Service(ServiceRef { namespace: "shop".to_owned(), name: "old".to_owned() }),
-        ];
-        assert_eq!(names(&peers, Some(80)), "catalog:80, old:80 (service), 10.1.2.3:80 (external)");
+        let old = Peer::Service(ServiceRef { namespace: "shop".to_owned(), name: "old".to_owned() });
+        assert_eq!(names(&[old, workload("shop", "catalog")], Some(80)), "catalog:80, old:80 (service)");
+        let outside = Peer::External { ip: "10.1.2.3".parse().expect("an address") };
+        assert_eq!(names(&[outside], Some(80)), "10.1.2.3:80 (external)");
         assert_eq!(names(&[workload("infra", "dns"), workload("shop", "cart")], None), "cart, infra/dns");
         assert_eq!(
             names(&[Peer::External { ip: "fd00::1".parse().expect("an address") }], Some(1)),
@@ -88,7 +94,9 @@ mod tests {
     #[test]
     fn a_long_line_says_how_many_are_missing() {
         let peers: Vec<Peer> = (10..40).map(|number| workload("shop", &format!("service-{number}"))).collect();
-        assert_eq!(names(&peers, None), "service-10, service-11, service-12, service-13, +26 more");
-        assert!(names(&[workload("shop", &"x".repeat(90))], None).starts_with("xxx"));
+        assert_eq!(names(&peers, None), "service-10, service-11, +28 more");
+        let long = workload("shop", &"x".repeat(90));
+        assert_eq!(names(std::slice::from_ref(&long), None), format!("{}…", "x".repeat(35)));
+        assert_eq!(names(&[long, workload("shop", "yy")], None), format!("{}…, yy", "x".repeat(26)));
     }
 }

@@ -12,6 +12,9 @@ use topology::entity::Workload;
 /// The longest chain of owners that is followed: Pod → Job → CronJob and one more.
 const MAX_CHAIN: usize = 4;
 
+/// What people deploy: an owner of these (an operator's own kind) is not looked for.
+const DEPLOYED: [&str; 4] = ["Deployment", "StatefulSet", "DaemonSet", "CronJob"];
+
 /// An object that owns others, by reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
@@ -114,6 +117,9 @@ impl Owners {
     pub(super) fn topmost(&self, namespace: &str, controller: &Reference) -> (Workload, Reference) {
         let mut reference = controller.clone();
         for _ in 0..MAX_CHAIN {
+            if DEPLOYED.contains(&reference.kind.as_str()) {
+                break;
+            }
             let workload = workload(namespace, &reference);
             match self.known.get(&workload).and_then(|known| known.facts.controller.clone()) {
                 Some(next) => reference = next,

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, net::IpAddr, time::SystemTime};
 
+use super::nodes::Nodes;
 use crate::{
     directory::Directory,
     edge::Peer,
@@ -35,6 +36,7 @@ enum EndKey<'a> {
 #[derive(Debug)]
 pub(super) struct Ends<'a> {
     directory: &'a Directory,
+    pub(super) nodes: Nodes<'a>,
     peers: Vec<Peer>,
     peer_ids: HashMap<Peer, PeerId>,
     list: Vec<End<'a>>,
@@ -43,9 +45,10 @@ pub(super) struct Ends<'a> {
 }
 
 impl<'a> Ends<'a> {
-    pub(super) fn new(directory: &'a Directory) -> Self {
+    pub(super) fn new(directory: &'a Directory, nodes: Nodes<'a>) -> Self {
         Self {
             directory,
+            nodes,
             peers: Vec::new(),
             peer_ids: HashMap::new(),
             list: Vec::new(),
@@ -133,9 +136,8 @@ impl<'a> Ends<'a> {
     }
 
     fn outside_address(&mut self, ip: IpAddr) -> EndId {
-        let directory = self.directory;
-        let (key, peer) = match directory.node_of(ip) {
-            Some(node) => (EndKey::NodeAddress { node: &node.name }, Peer::Node { node: node.name.clone() }),
+        let (key, peer) = match self.nodes.of(ip) {
+            Some(node) => (EndKey::NodeAddress { node }, Peer::Node { node: node.to_owned() }),
             None => (EndKey::External { ip }, Peer::External { ip }),
         };
         if let Some(id) = self.end_ids.get(&key) {

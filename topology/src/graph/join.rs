@@ -16,6 +16,7 @@ use super::{
     Graph, Options,
     edges::{Key, Sums},
     ends::{EndId, Ends, PeerId},
+    nodes::Nodes,
 };
 use crate::{
     directory::{Dialled, Directory},
@@ -108,7 +109,7 @@ pub(super) struct Join<'a> {
 
 impl<'a> Join<'a> {
     pub(super) fn new(ledger: &'a Ledger, directory: &'a Directory, options: &Options) -> Self {
-        let mut ends = Ends::new(directory);
+        let mut ends = Ends::new(directory, Nodes::new(ledger, directory));
         let (mut sources, mut sinks) = (Vec::new(), Vec::new());
         for flow in ledger.flows().filter(|flow| flow.totals != FlowTotals::default()) {
             let end = ends.by_cgroup(flow.node, flow.owner);
@@ -395,7 +396,7 @@ impl<'a> Join<'a> {
         if sink.tuple.scope.is_some() {
             return true;
         }
-        let node = pods_node.or_else(|| self.directory.node_of(sink.tuple.client).map(|node| node.name.as_str()));
+        let node = pods_node.or_else(|| self.ends.nodes.of(sink.tuple.client));
         node.is_some_and(|node| self.ledger.observes(node))
     }
 
@@ -450,7 +451,7 @@ impl<'a> Join<'a> {
             let (end, node) = if let Some(pod) = pod {
                 (self.ends.pod_address(pod), Some(pod.node.as_str()))
             } else {
-                let node = directory.node_of(backend.ip).map(|node| node.name.as_str());
+                let node = self.ends.nodes.of(backend.ip);
                 (self.ends.server_at(backend.ip, backend.port, self.options.now), node)
             };
             observed &= node.is_some_and(|node| self.ledger.observes(node));
@@ -532,7 +533,7 @@ impl Translated {
                 let sink = &join.sinks[*index];
                 let fits = match by {
                     Disguise::Hairpin => own_pod.is_some() && join.ends.end(sink.end).pod_uid == own_pod,
-                    Disguise::Node => join.directory.node_of(sink.tuple.client).is_some(),
+                    Disguise::Node => join.ends.nodes.of(sink.tuple.client).is_some(),
                 };
                 fits && sink.tuple.client.is_ipv4() == source.tuple.client.is_ipv4()
             })

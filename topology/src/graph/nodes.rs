@@ -1,0 +1,41 @@
+//! Which node an address is of.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+};
+
+use crate::{directory::Directory, ledger::Ledger};
+
+/// Nodes by their addresses: those of the Node objects, and those that the agents have found on their nodes.
+#[derive(Clone, Debug)]
+pub(super) struct Nodes<'a> {
+    directory: &'a Directory,
+    /// `None` where several nodes say that an address is theirs.
+    by_agents: HashMap<IpAddr, Option<&'a str>>,
+}
+
+impl<'a> Nodes<'a> {
+    pub(super) fn new(ledger: &'a Ledger, directory: &'a Directory) -> Self {
+        let mut by_agents = HashMap::new();
+        for (node, ip) in ledger.node_addresses() {
+            match by_agents.entry(ip) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Some(node));
+                }
+                Entry::Occupied(mut occupied) => {
+                    occupied.insert(None);
+                }
+            }
+        }
+        Self { directory, by_agents }
+    }
+
+    /// The node's name.
+    pub(super) fn of(&self, ip: IpAddr) -> Option<&'a str> {
+        if let Some(node) = self.directory.node_of(ip) {
+            return Some(&node.name);
+        }
+        self.by_agents.get(&ip).copied().flatten()
+    }
+}
