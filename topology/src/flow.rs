@@ -31,13 +31,18 @@ pub struct FlowKey {
     pub port: u16,
 }
 
-/// Cumulative counters of one flow within one epoch of one agent. Bytes are TCP payload without retransmissions.
+/// Cumulative counters of one flow within one run of one epoch of one agent. Bytes are TCP payload without
+/// retransmissions.
 ///
 /// Invariants, as far as nothing was lost: `closed <= opened + preexisting`;
 /// `preexisting_bytes_* <= bytes_*`; `open_bytes_* <= bytes_*`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowCounters {
+    /// Which run of the flow's counters in its epoch: an agent that has let go of a flow, told of all of it and with no
+    /// connection open, begins at zero with a greater one if the flow comes back.
+    #[serde(default)]
+    pub run: u64,
     /// Connections whose opening was seen.
     pub opened: u64,
     /// Connections whose end was seen.
@@ -67,13 +72,14 @@ impl FlowCounters {
         self.opened.saturating_add(self.preexisting).saturating_sub(self.closed)
     }
 
-    /// Takes in another report of the same flow and epoch, which may be older, newer or the same.
+    /// Takes in another report of the same flow, epoch and run, which may be older, newer or the same.
     ///
     /// Counters only grow within an epoch, so the greater value of each is the newer one. The bytes of open
     /// connections shrink when connections close: of those the report that has seen more is taken.
     pub fn merge(&mut self, other: &Self) {
         let newer = if other.progress() >= self.progress() { *other } else { *self };
         *self = Self {
+            run: self.run.max(other.run),
             opened: self.opened.max(other.opened),
             closed: self.closed.max(other.closed),
             failed: self.failed.max(other.failed),
@@ -85,6 +91,25 @@ impl FlowCounters {
             open_bytes_sent: newer.open_bytes_sent,
             open_bytes_received: newer.open_bytes_received,
         };
+    }
+
+    /// These counters and what comes after them, as one run.
+    #[must_use]
+    pub fn followed_by(&self, later: &Self) -> Self {
+        Self {
+            run: self.run,
+            opened: self.opened.saturating_add(later.opened),
+            closed: self.closed.saturating_add(later.closed),
+            failed: self.failed.saturating_add(later.failed),
+            preexisting: self.preexisting.saturating_add(later.preexisting),
+            bytes_sent: self.bytes_sent.saturating_add(later.bytes_sent),
+            bytes_received: self.bytes_received.saturating_add(later.bytes_received),
+            preexisting_bytes_sent: self.preexisting_bytes_sent.saturating_add(later.preexisting_bytes_sent),
+            preexisting_bytes_received: self.preexisting_bytes_received.saturating_add(later.preexisting_bytes_received),
+            // Nothing was open in between.
+            open_bytes_sent: later.open_bytes_sent,
+            open_bytes_received: later.open_bytes_received,
+        }
     }
 
     /// Grows with whatever happens in the flow.

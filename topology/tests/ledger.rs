@@ -253,9 +253,33 @@ fn what_a_snapshot_does_not_name_is_over() {
     assert!(ledger.end_snapshot(NODE, epoch, at(1)).unwrap());
     let active: Vec<(u64, u64)> = ledger.flows().map(|flow| (flow.totals.opened, flow.totals.active)).collect();
     assert_eq!(active, [(3, 0), (5, 5)]);
-    // It comes back with counters that begin anew.
-    ledger.apply(NODE, epoch, key(1), &opened(2, 0), at(2)).unwrap();
-    assert_eq!(totals(&ledger), FlowTotals { opened: 5, active: 2, ..FlowTotals::default() });
+}
+
+#[test]
+fn counters_that_begin_again_in_a_greater_run_are_added() {
+    let mut ledger = Ledger::new();
+    let epoch = Epoch([1; 16]);
+    let run = |run, opened| FlowCounters { run, opened, closed: opened, ..FlowCounters::default() };
+    for (counters, account) in [(run(0, 3), 3), (run(4, 2), 5), (run(4, 4), 7), (run(0, 9), 7), (run(9, 1), 8)] {
+        ledger.apply(NODE, epoch, key(1), &counters, at(0)).unwrap();
+        assert_eq!(totals(&ledger).opened, account, "{counters:?}");
+    }
+    // Left out of a snapshot in between or not.
+    ledger.begin_snapshot(NODE, epoch).unwrap();
+    ledger.end_snapshot(NODE, epoch, at(1)).unwrap();
+    ledger.apply(NODE, epoch, key(1), &run(10, 1), at(2)).unwrap();
+    assert_eq!(totals(&ledger).opened, 9);
+}
+
+#[test]
+fn an_agent_that_goes_on_after_its_node_seemed_gone_is_not_counted_again() {
+    let mut ledger = Ledger::new();
+    let epoch = Epoch([1; 16]);
+    ledger.apply(NODE, epoch, key(1), &opened(3, 1), at(0)).unwrap();
+    ledger.end_node(NODE, at(1));
+    ledger.apply(NODE, epoch, key(1), &opened(4, 1), at(2)).unwrap();
+    assert!(ledger.observes(NODE));
+    assert_eq!(totals(&ledger), FlowTotals { opened: 4, active: 3, ..FlowTotals::default() });
 }
 
 #[test]

@@ -48,6 +48,7 @@ impl Account {
     fn counters(&self) -> flow::FlowCounters {
         let open = self.bytes.minus(self.closed_bytes);
         flow::FlowCounters {
+            run: 0,
             opened: self.opened,
             closed: self.closed,
             failed: self.failed,
