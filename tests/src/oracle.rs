@@ -1,6 +1,7 @@
 //! What really happened between the pods of a fleet, by their own counts, and what the Topology objects say of it, in
 //! the same shape.
 
+pub mod agreement;
 pub mod expected;
 pub mod fleet;
 pub mod observed;

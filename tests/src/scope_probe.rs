@@ -1,7 +1,10 @@
 //! The one ScopeProbe of the tests, and what comes of it.
 
 use crds::{Mode, NodeProbe, ScopeProbe};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::{
+    api::core::v1::{Node, Pod},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams},
@@ -60,6 +63,19 @@ impl Cluster {
             if good == nodes && states.len() == nodes { Ok(()) } else { Err(format!("{states:?}")) }
         })
         .await
+    }
+
+    /// One of the ScopeProbe's conditions.
+    ///
+    /// # Errors
+    /// The API server's, and where it has no such condition.
+    pub async fn probe_condition(&self, type_: &str) -> Result<Condition> {
+        let probes: Api<ScopeProbe> = Api::all(self.client.clone());
+        let probe = probes.get(NAME).await.map_err(Error::api("get the ScopeProbe"))?;
+        let mut conditions = probe.status.unwrap_or_default().conditions.into_iter();
+        conditions
+            .find(|condition| condition.type_ == type_)
+            .ok_or_else(|| Error::Unexpected(format!("the ScopeProbe has no condition {type_}")))
     }
 
     /// All NodeProbes.

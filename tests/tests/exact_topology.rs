@@ -3,23 +3,16 @@
 #![forbid(unsafe_code)]
 
 use scopeprobe_tests::{
-    Cluster, Result, eventually,
+    Cluster, Result,
     oracle::{
-        self, differences, expected,
-        fleet::{CLOSED, Fleet, Member, Port, ports},
-        observed,
+        self, agreement, expected,
+        fleet::{CLOSED, Fleet, Port, ports},
     },
 };
 use traffic::protocol::{Behaviour, Close, Closer, Command, Connect, End, Exchange};
 
 /// Counters are written this often, so that the test need not wait.
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
-
-/// Another pod of another workload, a different one for each client and turn.
-fn partner<'a>(fleet: &'a Fleet, client: usize, turn: usize, own: &Member) -> &'a Member {
-    let others: Vec<&Member> = fleet.members.iter().filter(|other| other.workload != own.workload).collect();
-    others[(client * 7 + turn * 5 + 3) % others.len()]
-}
 
 /// What a client has to do for a server to answer as it does.
 fn conversation(port: &Port, turn: usize) -> (u64, u64, End) {
@@ -40,7 +33,7 @@ async fn open_before_the_start(fleet: &Fleet) -> Result<()> {
             if client >= 10 {
                 return Ok(0);
             }
-            let target = fleet.target(partner(fleet, client, 0, own), client % 2 == 0, client % 4 < 2, &ports()[0]);
+            let target = fleet.target(fleet.partner(client, 0, own), client % 2 == 0, client % 4 < 2, &ports()[0]);
             let plan =
                 Connect { count: 5, send: 700, receive: 700, hold: Some("before".into()), ..Connect::to(target) };
             let outcome = program.connect(plan).await?;
@@ -57,7 +50,7 @@ async fn open_long_ones(fleet: &Fleet) -> Result<()> {
     fleet
         .each_client(async |client, own, program| {
             for turn in 0..2 {
-                let target = fleet.target(partner(fleet, client, turn, own), turn == 1, client % 2 == 1, &ports()[0]);
+                let target = fleet.target(fleet.partner(client, turn, own), turn == 1, client % 2 == 1, &ports()[0]);
                 let plan = Connect { send: 11, receive: 11, hold: Some("long".into()), ..Connect::to(target) };
                 program.connect(plan).await?;
             }
@@ -77,14 +70,14 @@ async fn open_short_ones(fleet: &Fleet) -> Result<()> {
                 let port = &ports()[(client + turn) % 4];
                 let (send, receive, end) = conversation(port, turn);
                 let target =
-                    fleet.target(partner(fleet, client, turn, own), (client + turn) % 3 > 0, turn % 2 == 0, port);
+                    fleet.target(fleet.partner(client, turn, own), (client + turn) % 3 > 0, turn % 2 == 0, port);
                 let plan = Connect { count: 25, concurrency: 3, send, receive, end, ..Connect::to(target) };
                 let outcome = program.connect(plan).await?;
                 assert_eq!((outcome.opened, outcome.broken), (25, 0), "{program} → {target}: {outcome:?}");
                 opened += outcome.opened;
             }
             let closed = Port { service: CLOSED.0, server: CLOSED.1, ..ports()[0].clone() };
-            let other = partner(fleet, client, 1, own);
+            let other = fleet.partner(client, 1, own);
             for (through_service, count) in [(false, 2), (true, 3)] {
                 let target = fleet.target(other, through_service, client % 2 == 0, &closed);
                 let outcome = program.connect(Connect { count, ..Connect::to(target) }).await?;
@@ -123,23 +116,6 @@ async fn exchange_on_the_old_ones(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the objects show exactly what happened, from both sides.
-async fn assert_exact(fleet: &Fleet, when: &str) -> Result<()> {
-    let happened = expected::edges(fleet).await?;
-    eventually(&format!("{when}: the Topology objects to show exactly what happened"), async || {
-        let (by_clients, by_servers) = observed::edges(&fleet.namespace).await.map_err(|error| error.to_string())?;
-        let mut wrong = differences(&happened, &by_clients);
-        wrong.extend(differences(&happened, &by_servers).into_iter().map(|line| format!("at the server, {line}")));
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        let number = wrong.len();
-        wrong.truncate(12);
-        Err(format!("{number} differences in {} edges:\n{}", happened.len(), wrong.join("\n")))
-    })
-    .await
-}
-
 #[tokio::test]
 async fn every_connection_of_twenty_pods_is_shown_exactly() -> Result<()> {
     let cluster = Cluster::shared().await?;
@@ -152,16 +128,16 @@ async fn every_connection_of_twenty_pods_is_shown_exactly() -> Result<()> {
 
     open_before_the_start(&fleet).await?;
     cluster.probe(SPEC).await?;
-    assert_exact(&fleet, "what was there before").await?;
+    agreement::exact(&fleet, "what was there before").await?;
 
     open_long_ones(&fleet).await?;
     open_short_ones(&fleet).await?;
     exchange_on_the_old_ones(&fleet).await?;
-    assert_exact(&fleet, "long ones open").await?;
+    agreement::exact(&fleet, "long ones open").await?;
 
     close(&fleet, "before", Some(2)).await?;
     close(&fleet, "long", None).await?;
-    assert_exact(&fleet, "long ones closed").await?;
+    agreement::exact(&fleet, "long ones closed").await?;
 
     let edges: oracle::Edges = expected::edges(&fleet).await?;
     let clients: u64 = edges.values().map(|edge| edge.opened).sum();

@@ -156,6 +156,13 @@ impl Fleet {
         SocketAddr::new(of_family(ips, v6), port)
     }
 
+    /// A pod of another workload, a different one for each client and turn.
+    #[must_use]
+    pub fn partner(&self, client: usize, turn: usize, own: &Member) -> &Member {
+        let others: Vec<&Member> = self.members.iter().filter(|other| other.workload != own.workload).collect();
+        others[(client * 7 + turn * 5 + 3) % others.len()]
+    }
+
     /// Whose address it is.
     #[must_use]
     pub fn by_ip(&self) -> HashMap<IpAddr, &Member> {

@@ -1,5 +1,7 @@
 //! What the Topology objects say.
 
+use std::collections::btree_map::Entry;
+
 use crds::{EdgePod, Topology, TopologyEdge, TopologyPeer};
 use kube::{Api, api::ListParams};
 
@@ -31,9 +33,12 @@ pub async fn edges(namespace: &Namespace) -> Result<(Edges, Edges)> {
 }
 
 fn add(edges: &mut Edges, name: EdgeName, counts: EdgeCounts) -> Result<()> {
-    match edges.insert(name.clone(), counts) {
-        None => Ok(()),
-        Some(twin) => Err(Error::Unexpected(format!("{name:?} is there twice; one of them: {twin:?}"))),
+    match edges.entry(name) {
+        Entry::Vacant(place) => {
+            place.insert(counts);
+            Ok(())
+        }
+        Entry::Occupied(twin) => Err(Error::Unexpected(format!("{:?} is there twice: {counts:?}", twin.key()))),
     }
 }
 
