@@ -122,7 +122,8 @@ impl Collector for ObservationCollector {
             ("lost_failed", "Attempts failed while the flow table was full", losses.failed),
             ("late_first_sights", "First sights that came with the next read instead of at once", losses.first_sights),
             ("closes_unseen", "Connections from before the capture whose end was not seen", losses.closes_unseen),
-            ("flows_evicted", "Flows that left because there were too many", capture.evicted_flows),
+            ("flows_evicted", "Flows that left because there were too many", observation.flows.evicted()),
+            ("flows_untold", "Of these, flows that could not be reported before", capture.untold_flows),
         ] {
             add(name, help, &ConstCounter::new(count))?;
         }

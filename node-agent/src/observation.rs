@@ -47,12 +47,12 @@ pub struct CaptureState {
     pub kernel: String,
     /// When it was attached.
     pub attached_at: Option<SystemTime>,
-    /// What could not be stored, in this epoch.
+    /// What could not be stored, in this epoch, by the kernel or here.
     pub losses: Losses,
     /// Connections opened and attempts failed, in this epoch.
     pub seen: u64,
-    /// Flows that left the agent's memory because there were too many: their counters begin at zero if they come back.
-    pub evicted_flows: u64,
+    /// Flows that left for want of room before the operator knew all of them: they are among the losses.
+    pub untold_flows: u64,
 }
 
 /// The reason before the first attempt to start a capture has come to an end.
@@ -81,7 +81,7 @@ impl Observation {
                 attached_at: None,
                 losses: Losses::default(),
                 seen: 0,
-                evicted_flows: 0,
+                untold_flows: 0,
             },
             flows: FlowStore::new(bounds),
             node_addresses: BTreeSet::new(),
@@ -108,7 +108,7 @@ impl Observation {
             attached_at: Some(description.attached_at),
             losses: Losses::default(),
             seen: 0,
-            evicted_flows: 0,
+            untold_flows: 0,
         };
     }
 
@@ -122,8 +122,15 @@ impl Observation {
 
     /// Takes in what the capture has read. Returns whether anything has changed.
     pub fn absorb(&mut self, reading: Reading, now: Instant) -> bool {
-        let mut changed = self.capture.losses != reading.losses || self.capture.seen != reading.seen;
-        self.capture.losses = reading.losses;
+        let untold = self.flows.untold();
+        let losses = Losses {
+            opened: reading.losses.opened + untold.opened,
+            failed: reading.losses.failed + untold.failed,
+            ..reading.losses
+        };
+        let mut changed = self.capture.losses != losses || self.capture.seen != reading.seen;
+        self.capture.losses = losses;
+        self.capture.untold_flows = untold.flows;
         self.capture.seen = reading.seen;
         for (key, counters) in reading.flows {
             changed |= self.flows.record(key, counters, now);
@@ -135,15 +142,19 @@ impl Observation {
         changed
     }
 
-    /// Removes what is too old or too much. Returns the flows that have left.
-    pub fn expire(&mut self, now: Instant) -> Vec<FlowKey> {
-        let Self { flows, capture, attribution: Some(attribution), .. } = self else { return Vec::new() };
-        let evicted = flows.evicted();
-        let left = flows.expire(now, |cgroup| attribution.is_live(cgroup));
-        capture.evicted_flows += flows.evicted() - evicted;
+    /// The flows that the capture should drop, because they are too old or too many.
+    #[must_use]
+    pub fn dispensable(&self, now: Instant) -> Vec<FlowKey> {
+        let Some(attribution) = &self.attribution else { return Vec::new() };
+        self.flows.dispensable(now, |cgroup| attribution.is_live(cgroup))
+    }
+
+    /// The capture has dropped these flows.
+    pub fn drop_flows(&mut self, keys: &[FlowKey], now: Instant) {
+        let Self { flows, attribution: Some(attribution), .. } = self else { return };
+        flows.drop_flows(keys, now, |cgroup| attribution.is_live(cgroup));
         let needed = flows.cgroups();
         attribution.forget_dead(now, |cgroup| needed.contains(&cgroup));
-        left
     }
 }
 

@@ -173,7 +173,7 @@ impl Observer {
             let now = Instant::now();
             sighted = false;
             read_at = now + self.interval;
-            if now >= expire_at || self.observation.lock().flows.is_over_bound() {
+            if now >= expire_at || self.observation.lock().flows.is_crowded() {
                 expire_at = now + EXPIRE_INTERVAL;
                 self.expire(capture.as_mut());
             }
@@ -192,15 +192,16 @@ impl Observer {
         let addresses = node_addresses::read(Path::new(PROC));
         let mut observation = self.observation.lock();
         observation.node_addresses = addresses;
-        let evicted = observation.capture.evicted_flows;
-        let left = observation.expire(std::time::Instant::now());
-        let evicted = observation.capture.evicted_flows - evicted;
+        let now = std::time::Instant::now();
+        let dispensable = observation.dispensable(now);
         drop(observation);
-        if evicted > 0 {
-            tracing::warn!(evicted, "more flows than can be remembered: the oldest have left; raise --max-flows");
-        }
-        if !left.is_empty() {
-            capture.forget(&left);
+        let dropped = if dispensable.is_empty() { dispensable } else { capture.forget(&dispensable) };
+        let mut observation = self.observation.lock();
+        let untold = observation.flows.untold().flows;
+        observation.drop_flows(&dropped, now);
+        let untold = observation.flows.untold().flows - untold;
+        if untold > 0 {
+            tracing::warn!(flows = untold, "flows had to leave before they could be reported; raise --max-flows");
         }
     }
 }

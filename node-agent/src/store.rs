@@ -1,4 +1,8 @@
 //! The flows of this epoch, bounded, and which of them the operator hasn't been told of yet.
+//!
+//! A flow leaves in two steps, so that nothing is counted twice or not at all: the capture drops its account (which it
+//! does only where nothing is open), then the operator acknowledges all that had been counted. If the flow comes back
+//! before the second step, its counters go on; after it, they begin at zero in a new run.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque, hash_map},
@@ -10,10 +14,29 @@ use topology::flow::{FlowCounters, FlowKey};
 /// What keeps the store small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// The most flows that are kept.
+    /// The most flows that are kept, but for those that have open connections.
     pub flows: usize,
     /// How long the flows of a cgroup that is gone are kept after their last change.
     pub retention: Duration,
+}
+
+impl Bounds {
+    /// With more flows than this, the least worth are asked to leave; the rest of the room is for those that the operator
+    /// still has to be told of.
+    fn comfortable(self) -> usize {
+        self.flows - self.flows / 4
+    }
+}
+
+/// What has left untold, because there was no room: at most so much of it is missing in the operator's account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Untold {
+    /// Flows.
+    pub flows: u64,
+    /// Their connections.
+    pub opened: u64,
+    /// Their failed attempts.
+    pub failed: u64,
 }
 
 /// The flows.
@@ -23,28 +46,64 @@ pub struct FlowStore {
     /// Flows with news, in the order in which it came, each once; flows that have left since may be among them.
     news: VecDeque<FlowKey>,
     bounds: Bounds,
+    /// The run of flows that come now: greater than that of any flow that has left.
+    run: u64,
+    /// Flows that have left since the last snapshot.
+    left: usize,
     evicted: u64,
+    untold: Untold,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// Of the whole run.
     counters: FlowCounters,
+    /// The part of it that the capture has dropped.
+    dropped: Option<Box<FlowCounters>>,
+    /// The capture has dropped it and seen nothing of it since.
+    is_dropped: bool,
     changed: Instant,
-    is_news: bool,
+    state: State,
+}
+
+/// What the operator knows of a flow's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// They stand in the queue of news.
+    News,
+    /// They are on their way.
+    Underway,
+    /// It has acknowledged them.
+    Known,
 }
 
 impl FlowStore {
     /// An empty store.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
-        Self { flows: HashMap::new(), news: VecDeque::new(), bounds, evicted: 0 }
+        Self {
+            flows: HashMap::new(),
+            news: VecDeque::new(),
+            bounds,
+            run: 0,
+            left: 0,
+            evicted: 0,
+            untold: Untold::default(),
+        }
     }
 
-    /// Takes a flow's counters as they are now. Returns whether that is news.
+    /// Takes a flow's counters as the capture has them now. Returns whether that is news.
     pub fn record(&mut self, key: FlowKey, counters: FlowCounters, now: Instant) -> bool {
         let entry = match self.flows.entry(key) {
             hash_map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
+                if std::mem::take(&mut entry.is_dropped) {
+                    entry.dropped = Some(Box::new(entry.counters));
+                }
+                let counters = match &entry.dropped {
+                    Some(dropped) => dropped.followed_by(&counters),
+                    None => FlowCounters { run: entry.counters.run, ..counters },
+                };
                 if entry.counters == counters {
                     return false;
                 }
@@ -52,10 +111,16 @@ impl FlowStore {
                 entry.changed = now;
                 entry
             }
-            hash_map::Entry::Vacant(entry) => entry.insert(Entry { counters, changed: now, is_news: false }),
+            hash_map::Entry::Vacant(entry) => entry.insert(Entry {
+                counters: FlowCounters { run: self.run, ..counters },
+                dropped: None,
+                is_dropped: false,
+                changed: now,
+                state: State::Known,
+            }),
         };
-        if !entry.is_news {
-            entry.is_news = true;
+        if entry.state != State::News {
+            entry.state = State::News;
             self.news.push_back(key);
         }
         true
@@ -80,8 +145,8 @@ impl FlowStore {
             && let Some(key) = self.news.pop_front()
         {
             // A flow that left and came back stands in the queue twice: the second time it isn't news.
-            if let Some(entry) = self.flows.get_mut(&key).filter(|entry| entry.is_news) {
-                entry.is_news = false;
+            if let Some(entry) = self.flows.get_mut(&key).filter(|entry| entry.state == State::News) {
+                entry.state = State::Underway;
                 taken.push((key, entry.counters));
             }
         }
@@ -91,48 +156,98 @@ impl FlowStore {
     /// All flows, for a snapshot; from here on, news is what changes after this.
     pub fn begin_snapshot(&mut self) -> Vec<FlowKey> {
         self.news.clear();
+        self.left = 0;
         self.flows
             .iter_mut()
             .map(|(key, entry)| {
-                entry.is_news = false;
+                entry.state = State::Underway;
                 *key
             })
             .collect()
     }
 
-    /// Removes what has had its time, then, oldest first, what is too much. Returns what has left.
-    ///
-    /// Over the bound, quiet flows of dead cgroups leave before quiet flows of living ones, and open connections last.
-    pub fn expire(&mut self, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
-        let mut left: Vec<FlowKey> = self
-            .flows
-            .iter()
-            .filter(|(key, entry)| {
-                entry.counters.active() == 0
-                    && now.duration_since(entry.changed) >= self.bounds.retention
-                    && !is_live(key.cgroup_id)
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        for key in &left {
-            self.flows.remove(key);
-        }
-        if self.flows.len() > self.bounds.flows {
-            left.extend(self.evict(is_live));
-        }
-        left
-    }
-
-    /// Whether the bound is exceeded, so that [`FlowStore::expire`] shouldn't wait.
+    /// How many flows have left that the last snapshot has named.
     #[must_use]
-    pub fn is_over_bound(&self) -> bool {
-        self.flows.len() > self.bounds.flows
+    pub fn left_since_snapshot(&self) -> usize {
+        self.left
     }
 
-    /// How many flows have left because there were too many, not because their time was over.
+    /// The operator has taken these in.
+    pub fn acknowledge(&mut self, told: &[(FlowKey, FlowCounters)]) {
+        for (key, counters) in told {
+            let Some(entry) = self.flows.get_mut(key) else { continue };
+            if entry.state == State::Underway && entry.counters == *counters {
+                entry.state = State::Known;
+                if entry.is_dropped {
+                    self.remove(key);
+                }
+            }
+        }
+    }
+
+    /// Nobody is to be told of what there is now.
+    pub fn acknowledge_all(&mut self) {
+        let told: Vec<_> = self.begin_snapshot().into_iter().filter_map(|key| Some((key, self.get(&key)?))).collect();
+        self.acknowledge(&told);
+    }
+
+    /// The flows that the capture should drop, as far as it can: those that have had their time, and, where there are too
+    /// many, quiet ones of dead cgroups, then of living ones, oldest first.
+    #[must_use]
+    pub fn dispensable(&self, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
+        let quiet = || self.flows.iter().filter(|(_, entry)| entry.counters.active() == 0 && !entry.is_dropped);
+        if !self.is_crowded() {
+            let over = quiet().filter(|(key, entry)| self.is_over(key, entry, now, &is_live));
+            return over.map(|(key, _)| *key).collect();
+        }
+        // Some more than necessary, so that a full store isn't sorted for each new flow.
+        let keep = self.bounds.comfortable() - self.bounds.comfortable() / 16;
+        let mut by_worth: Vec<_> = quiet()
+            .map(|(key, entry)| {
+                let is_over = self.is_over(key, entry, now, &is_live);
+                ((!is_over, is_live(key.cgroup_id), entry.changed), *key)
+            })
+            .collect();
+        by_worth.sort_unstable();
+        let over = by_worth.iter().take_while(|((stays, ..), _)| !stays).count();
+        by_worth.truncate(over.max(self.flows.len() - keep));
+        by_worth.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// The capture has dropped these flows: should they come back, it counts from zero. Those leave of which the operator
+    /// knows all, and, where there is no room for the others, the oldest of them.
+    pub fn drop_flows(&mut self, keys: &[FlowKey], now: Instant, is_live: impl Fn(u64) -> bool) {
+        for key in keys {
+            let Some(entry) = self.flows.get(key) else { continue };
+            self.evicted += u64::from(!self.is_over(key, entry, now, &is_live));
+            let Some(entry) = self.flows.get_mut(key) else { continue };
+            entry.is_dropped = true;
+            if entry.state == State::Known {
+                self.remove(key);
+            }
+        }
+        let surplus = self.flows.len().saturating_sub(self.bounds.flows);
+        if surplus > 0 {
+            self.remove_untold(surplus);
+        }
+    }
+
+    /// Whether it is getting full, so that [`FlowStore::dispensable`] shouldn't wait.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.flows.len() > self.bounds.comfortable()
+    }
+
+    /// How many flows the capture has dropped because there were too many, not because their time was over.
     #[must_use]
     pub fn evicted(&self) -> u64 {
         self.evicted
+    }
+
+    /// What has left without the operator's knowing all of it.
+    #[must_use]
+    pub fn untold(&self) -> Untold {
+        self.untold
     }
 
     /// How many flows there are.
@@ -158,30 +273,33 @@ impl FlowStore {
         self.flows.iter().map(|(key, entry)| (key, &entry.counters))
     }
 
-    /// Forgets all flows: a new epoch begins. What was evicted stays counted.
+    /// Forgets everything: a new epoch begins.
     pub fn clear(&mut self) {
-        self.flows.clear();
-        self.news.clear();
+        *self = Self::new(self.bounds);
     }
 
-    /// Makes a little more room than is needed, so that a full store isn't sorted for each new flow.
-    fn evict(&mut self, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
-        let keep = self.bounds.flows - self.bounds.flows / 16;
-        let mut by_worth: Vec<_> = self
-            .flows
-            .iter()
-            .map(|(key, entry)| ((entry.counters.active() > 0, is_live(key.cgroup_id), entry.changed), *key))
-            .collect();
-        let surplus = by_worth.len().saturating_sub(keep);
-        if surplus > 0 && surplus < by_worth.len() {
-            by_worth.select_nth_unstable(surplus);
+    fn is_over(&self, key: &FlowKey, entry: &Entry, now: Instant, is_live: impl Fn(u64) -> bool) -> bool {
+        now.duration_since(entry.changed) >= self.bounds.retention && !is_live(key.cgroup_id)
+    }
+
+    fn remove(&mut self, key: &FlowKey) {
+        if self.flows.remove(key).is_some() {
+            self.run += 1;
+            self.left += 1;
         }
-        by_worth.truncate(surplus);
-        for (_, key) in &by_worth {
-            self.flows.remove(key);
+    }
+
+    fn remove_untold(&mut self, surplus: usize) {
+        let dropped = self.flows.iter().filter(|(_, entry)| entry.is_dropped);
+        let mut by_age: Vec<_> = dropped.map(|(key, entry)| (entry.changed, *key)).collect();
+        by_age.sort_unstable();
+        for (_, key) in by_age.iter().take(surplus) {
+            let Some(counters) = self.get(key) else { continue };
+            self.untold.flows += 1;
+            self.untold.opened += counters.opened + counters.preexisting;
+            self.untold.failed += counters.failed;
+            self.remove(key);
         }
-        self.evicted += by_worth.len() as u64;
-        by_worth.into_iter().map(|(_, key)| key).collect()
     }
 }
 
@@ -189,7 +307,6 @@ impl FlowStore {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use proptest::prelude::*;
     use topology::flow::Role;
 
     use super::*;
@@ -207,6 +324,20 @@ mod tests {
 
     fn store(flows: usize) -> FlowStore {
         FlowStore::new(Bounds { flows, retention: HOUR })
+    }
+
+    fn tell(store: &mut FlowStore) -> Vec<(FlowKey, FlowCounters)> {
+        let news = store.take_news(usize::MAX);
+        store.acknowledge(&news);
+        news
+    }
+
+    /// With a capture that drops whatever it is asked to.
+    fn expire(store: &mut FlowStore, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
+        let mut keys = store.dispensable(now, &is_live);
+        store.drop_flows(&keys, now, is_live);
+        keys.sort();
+        keys
     }
 
     #[test]
@@ -245,64 +376,66 @@ mod tests {
         let mut store = store(10);
         let start = Instant::now();
         for (cgroup, closed) in [(1, 1), (2, 1), (2, 0)] {
-            let port = u16::try_from(closed).unwrap();
-            store.record(key(cgroup, port), counters(1, closed), start);
+            store.record(key(cgroup, u16::try_from(closed).unwrap()), counters(1, closed), start);
         }
-        let dead = |id| id == 1;
-        assert_eq!(store.expire(start + HOUR / 2, |_| false), []);
-        assert_eq!(store.expire(start + HOUR, dead), [key(2, 1)], "1 lives, and 2's other connection is open");
-        assert_eq!(store.evicted(), 0);
-        assert_eq!(store.take_news(9).len(), 2, "what has left isn't news");
+        tell(&mut store);
+        let alive = |id| id == 1;
+        assert_eq!(expire(&mut store, start + HOUR / 2, |_| false), []);
+        assert_eq!(expire(&mut store, start + HOUR, alive), [key(2, 1)], "1 lives, and 2's other connection is open");
+        assert_eq!((store.len(), store.left_since_snapshot(), store.evicted()), (2, 1, 0));
+        store.begin_snapshot();
+        assert_eq!(store.left_since_snapshot(), 0);
     }
 
     #[test]
-    fn over_the_bound_the_least_worth_leave_and_are_counted() {
-        let mut store = store(3);
+    fn where_it_is_crowded_the_least_worth_leave_and_are_counted() {
+        let mut store = store(4);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         store.record(key(1, 1), counters(1, 0), at(0));
         store.record(key(1, 2), counters(1, 1), at(1));
         store.record(key(1, 3), counters(1, 1), at(2));
-        assert!(!store.is_over_bound());
+        assert!(!store.is_crowded());
         store.record(key(2, 4), counters(1, 1), at(3));
-        assert!(store.is_over_bound());
-        assert_eq!(store.expire(at(4), |id| id == 1), [key(2, 4)], "of a dead cgroup, although youngest");
+        assert!(store.is_crowded());
+        tell(&mut store);
+        assert_eq!(expire(&mut store, at(4), |id| id == 1), [key(2, 4)], "of a dead cgroup, although youngest");
         store.record(key(1, 5), counters(1, 1), at(5));
-        assert_eq!(store.expire(at(6), |_| true), [key(1, 2)], "oldest of the quiet ones");
-        assert_eq!((store.len(), store.evicted()), (3, 2));
+        assert_eq!(expire(&mut store, at(6), |_| true), [key(1, 2)], "oldest of the quiet ones");
+        assert_eq!((store.len(), store.evicted(), store.untold()), (3, 2, Untold::default()));
         assert!(store.get(&key(1, 1)).is_some(), "an open connection stays");
     }
 
     #[test]
-    fn a_flow_that_left_and_came_back_is_news_once() {
+    fn a_flow_of_which_not_all_is_known_stays_until_it_is() {
         let mut store = store(10);
         let start = Instant::now();
-        store.record(key(1, 1), counters(1, 1), start);
-        store.expire(start + HOUR, |_| false);
+        store.record(key(1, 1), counters(2, 2), start);
+        expire(&mut store, start + HOUR, |_| false);
+        assert_eq!(store.len(), 1);
+        // It comes back before the operator knows what was before: its counters go on.
+        store.record(key(1, 1), counters(3, 1), start + HOUR);
+        assert_eq!(store.get(&key(1, 1)), Some(counters(5, 3)));
         store.record(key(1, 1), counters(3, 3), start + HOUR);
-        assert_eq!(store.take_news(9), [(key(1, 1), counters(3, 3))]);
+        expire(&mut store, start + 2 * HOUR, |_| false);
+        assert_eq!(tell(&mut store), [(key(1, 1), counters(5, 5))]);
+        assert!(store.is_empty());
+        // After it, they begin at zero in a greater run.
+        store.record(key(1, 1), counters(1, 0), start + 2 * HOUR);
+        assert_eq!(tell(&mut store), [(key(1, 1), FlowCounters { run: 1, ..counters(1, 0) })]);
     }
 
-    proptest! {
-        /// Whoever takes all news knows the latest counters of all that have not left.
-        #[test]
-        fn news_is_complete(steps in prop::collection::vec((0u64..3, 0u16..5, 1u64..4, 0usize..4), 1..60)) {
-            let mut store = store(6);
-            let start = Instant::now();
-            let mut told = HashMap::new();
-            for (second, (cgroup, port, opened, take)) in (0..).zip(steps) {
-                let now = start + Duration::from_secs(second);
-                store.record(key(cgroup, port), counters(opened, 0), now);
-                told.extend(store.take_news(take));
-                if store.is_over_bound() {
-                    for key in store.expire(now, |_| true) {
-                        told.remove(&key);
-                    }
-                }
-                prop_assert!(store.len() <= 6);
-            }
-            told.extend(store.take_news(usize::MAX));
-            prop_assert_eq!(told, store.iter().map(|(key, counters)| (*key, *counters)).collect::<HashMap<_, _>>());
+    #[test]
+    fn where_there_is_no_room_for_what_is_untold_it_is_counted_as_lost() {
+        let mut store = store(4);
+        let start = Instant::now();
+        for port in 0..6 {
+            let failed = FlowCounters { failed: 2, ..counters(3, 3) };
+            store.record(key(1, port), failed, start + Duration::from_secs(port.into()));
         }
+        expire(&mut store, start, |_| true);
+        assert_eq!(store.len(), 4);
+        assert_eq!(store.untold(), Untold { flows: 2, opened: 6, failed: 4 });
+        assert!(store.get(&key(1, 0)).is_none() && store.get(&key(1, 5)).is_some(), "the oldest leave");
     }
 }

@@ -160,12 +160,11 @@ impl Accounts {
         report
     }
 
-    /// Everything, as reported last, but for these flows while nothing new is known of them.
-    pub(super) fn all_but(&self, left_out: &HashSet<FlowKey>) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
+    /// Everything, as reported last.
+    pub(super) fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
         self.flows
             .iter()
             .filter(|(_, account)| account.reported != flow::FlowCounters::default())
-            .filter(|(key, _)| !(left_out.contains(key) && self.is_at_rest(key)))
             .filter_map(|(key, account)| Some((public_key(key)?, account.reported)))
             .collect()
     }

@@ -39,8 +39,6 @@ pub struct EbpfCapture {
     look_every: Duration,
     next_look: Instant,
     retry: Duration,
-    /// Flows whose account goes when their slot does.
-    forgotten: HashMap<u32, FlowKey>,
 }
 
 /// Loads, attaches and tries the programs, and looks at what is open.
@@ -78,7 +76,6 @@ impl EbpfCapture {
             look_every,
             next_look: Instant::now() + look_every,
             retry: RETRY,
-            forgotten: HashMap::new(),
         }
     }
 
@@ -181,11 +178,6 @@ impl EbpfCapture {
     fn release(&mut self, now: Instant) -> Result<(), MapError> {
         for slot in self.slots.release(now) {
             self.kernel.free.push(slot, 0)?;
-            if let Some(key) = self.forgotten.remove(&slot)
-                && self.accounts.is_at_rest(&key)
-            {
-                self.accounts.remove(&key);
-            }
         }
         Ok(())
     }
@@ -213,28 +205,31 @@ impl Capture for EbpfCapture {
     }
 
     fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        self.accounts.all_but(&self.forgotten.values().copied().collect())
+        self.accounts.all()
     }
 
     fn look_again(&mut self) {
         self.next_look = Instant::now();
     }
 
-    fn forget(&mut self, keys: &[flow::FlowKey]) {
+    fn forget(&mut self, keys: &[flow::FlowKey]) -> Vec<flow::FlowKey> {
         let now = Instant::now();
-        for key in keys.iter().map(kernel_key) {
+        let mut dropped = Vec::new();
+        for public in keys {
+            let key = kernel_key(public);
             if !self.accounts.is_at_rest(&key) {
                 continue;
             }
             match self.kernel.slot_of.get(&key, 0) {
-                Ok(slot) if self.kernel.slot_of.remove(&key).is_ok() => {
-                    self.slots.deleted(slot, now);
-                    self.forgotten.insert(slot, key);
-                }
-                Ok(_) => {}
-                Err(_) => self.accounts.remove(&key),
+                // What programs that have found the slot still count there opens a new account.
+                Ok(slot) if self.kernel.slot_of.remove(&key).is_ok() => self.slots.deleted(slot, now),
+                Ok(_) => continue,
+                Err(_) => {}
             }
+            self.accounts.remove(&key);
+            dropped.push(*public);
         }
+        dropped
     }
 }
 

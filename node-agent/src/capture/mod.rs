@@ -57,10 +57,9 @@ pub trait Capture: Send {
     /// Makes the next [`Capture::read`] look at every open socket, so that the bytes of open connections are up to date.
     fn look_again(&mut self);
 
-    /// Drops these flows, which the caller no longer keeps: [`Capture::all`] leaves them out, and after some seconds their
-    /// counters begin at zero if they come back. Flows with open connections, or which have changed since they were
-    /// read last, stay.
-    fn forget(&mut self, keys: &[FlowKey]);
+    /// Drops these flows, as far as they have no open connection and have not changed since they were read last; which
+    /// it has dropped. Their counters begin at zero if they come back.
+    fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey>;
 }
 
 /// What a capture is.

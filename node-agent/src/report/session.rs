@@ -14,6 +14,7 @@ use super::wire as to_wire;
 use crate::{
     attribution::{Attributed, Attribution},
     observation::{CaptureState, Epoch, Observation},
+    store::FlowStore,
 };
 
 /// One stream's memory: what the operator has been told on it.
@@ -25,6 +26,8 @@ pub struct Session {
     epoch: Option<Epoch>,
     /// What is still to come of the snapshot under way.
     snapshot: Option<vec::IntoIter<FlowKey>>,
+    /// The flows of the last message, which is acknowledged when the next one is asked for.
+    under_way: Vec<(FlowKey, FlowCounters)>,
     /// The capture's state as it was told last.
     capture: Option<CaptureState>,
     /// The node's addresses as they were told last.
@@ -41,6 +44,7 @@ impl Session {
             sequence: 0,
             epoch: None,
             snapshot: None,
+            under_way: Vec::new(),
             capture: None,
             node_addresses: BTreeSet::new(),
             identities: HashMap::new(),
@@ -59,13 +63,18 @@ impl Session {
         self.snapshot.is_some()
             || self.epoch != Some(observation.epoch())
             || observation.flows.has_news()
+            || has_many_left(&observation.flows)
             || self.capture.as_ref() != Some(&observation.capture)
             || self.node_addresses != observation.node_addresses
     }
 
-    /// The next message; without news a mere sign of life.
+    /// The next message; without news a mere sign of life. To be asked for when the last one has been acknowledged.
     pub fn next(&mut self, observation: &mut Observation, now: Instant) -> wire::AgentReport {
-        let begins_snapshot = self.epoch != Some(observation.epoch());
+        let is_new_epoch = self.epoch != Some(observation.epoch());
+        if !is_new_epoch {
+            observation.flows.acknowledge(&self.under_way);
+        }
+        let begins_snapshot = is_new_epoch || (self.snapshot.is_none() && has_many_left(&observation.flows));
         if begins_snapshot {
             self.epoch = Some(observation.epoch());
             self.snapshot = Some(observation.flows.begin_snapshot().into_iter());
@@ -83,7 +92,7 @@ impl Session {
         self.capture = Some(observation.capture.clone());
         self.node_addresses.clone_from(&observation.node_addresses);
         self.sequence += 1;
-        wire::AgentReport {
+        let report = wire::AgentReport {
             node: self.node.clone(),
             epoch: observation.epoch().to_vec(),
             sequence: self.sequence,
@@ -93,7 +102,9 @@ impl Session {
             identities,
             flows: flows.iter().map(|(key, counters)| to_wire::flow(key, counters)).collect(),
             node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),
-        }
+        };
+        self.under_way = flows;
+        report
     }
 
     fn take_flows(&mut self, observation: &mut Observation) -> Vec<(FlowKey, FlowCounters)> {
@@ -137,6 +148,12 @@ impl Session {
         }
         identities
     }
+}
+
+/// Whether it is time for a snapshot that tells which flows have left: it fits into one message, or an eighth of all have.
+fn has_many_left(flows: &FlowStore) -> bool {
+    let left = flows.left_since_snapshot();
+    left > 0 && (flows.len() <= MAX_FLOWS_PER_MESSAGE || left >= flows.len() / 8)
 }
 
 #[cfg(test)]

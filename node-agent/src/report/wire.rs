@@ -77,11 +77,12 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
 }
 
 fn message(state: &CaptureState) -> Cow<'_, str> {
-    match state.evicted_flows {
+    match state.untold_flows {
         0 => Cow::Borrowed(&state.message),
         // First, so that it is never what is cut off.
-        evicted => Cow::Owned(format!(
-            "{evicted} flows left the agent's memory early and begin at zero if they come back (raise maxFlows); {}",
+        untold => Cow::Owned(format!(
+            "{untold} flows left the agent's memory before they could be reported: at most what is counted as lost of \
+             their connections is missing (raise maxFlows); {}",
             state.message
         )),
     }

@@ -53,14 +53,14 @@ impl View {
     #[must_use]
     pub fn of(observation: &mut Observation) -> Self {
         let now = std::time::Instant::now();
+        observation.flows.acknowledge_all();
         let rows = match &mut observation.attribution {
             Some(attribution) => {
                 rows::rows(observation.flows.iter(), |cgroup| attribution.owner(cgroup, now).owner.clone())
             }
             None => Vec::new(),
         };
-        let CaptureState { mode, reason, message, attach, kernel, losses, seen, evicted_flows, .. } =
-            observation.capture.clone();
+        let CaptureState { mode, reason, message, attach, kernel, losses, seen, .. } = observation.capture.clone();
         Self {
             mode: match mode {
                 Some(Mode::Ebpf) => "Ebpf",
@@ -78,7 +78,7 @@ impl View {
                 failed: losses.failed,
                 closes_unseen: losses.closes_unseen,
             },
-            evicted_flows,
+            evicted_flows: observation.flows.evicted(),
             coverage: coverage(seen, &losses),
             rows,
         }
