@@ -415,6 +415,42 @@ fn slots_come_back_and_totals_stay() {
     assert_eq!(watched.losses, Losses::default());
 }
 
+#[test]
+fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
+    let node = node_or_skip!();
+    // So many that none is taken back for want of slots.
+    let mut watched = Watched::start(&Settings { max_flows: 64, ..node.settings() });
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let port = server.listen("l", "127.0.0.1:0");
+    let ends = [
+        key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
+        key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
+    ];
+    let mut call = |times: u64| {
+        server.begin(&format!("serve l {times} 10 20"));
+        client.tell(&format!("call 127.0.0.1:{port} {times} 10 20"));
+        assert_eq!(server.finish(), "done");
+        let ours = counted(times, times, 10 * times, 20 * times);
+        BTreeMap::from([(ends[0], ours), (ends[1], mirrored(ours))])
+    };
+    let first = call(3);
+    assert_eq!(watched.capture.forget(&ends), [], "they have not been read yet");
+    watched.expect(&first);
+    let mut dropped = watched.capture.forget(&ends);
+    dropped.sort();
+    assert_eq!(dropped, ends);
+    assert_eq!(watched.capture.all(), []);
+    watched.flows.clear();
+    watched.wait_for_free_slots(64);
+    let second = call(2);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    while watched.flows != second {
+        assert!(std::time::Instant::now() < deadline, "{:?}", watched.flows);
+        watched.read();
+    }
+    assert_eq!((watched.seen, watched.losses), (5 * 2, Losses::default()));
+}
+
 /// Starting in the middle of a storm, once with connections that no capture has seen, and once with connections that
 /// carry the marks of a capture that ends just then: whatever was counted as open ends, with all of its bytes.
 #[test]

@@ -221,6 +221,8 @@ impl Capture for EbpfCapture {
                 continue;
             }
             match self.kernel.slot_of.get(&key, 0) {
+                // It has just come back: the first sight is still to be read.
+                Ok(slot) if !self.slots.is_known(slot) => continue,
                 // What programs that have found the slot still count there opens a new account.
                 Ok(slot) if self.kernel.slot_of.remove(&key).is_ok() => self.slots.deleted(slot, now),
                 Ok(_) => continue,

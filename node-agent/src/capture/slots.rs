@@ -44,6 +44,11 @@ impl Slots {
         }
     }
 
+    /// Whether it is known whom this slot is lent to.
+    pub(super) fn is_known(&self, slot: u32) -> bool {
+        self.lent.get(slot as usize).is_some_and(Option::is_some)
+    }
+
     /// Slots in use.
     pub(super) fn used(&self) -> u32 {
         self.used
