@@ -7,6 +7,8 @@ mod edges;
 mod ends;
 mod join;
 mod nodes;
+mod observed;
+mod translated;
 
 use std::time::{Duration, SystemTime};
 

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     ops::Range,
     rc::Rc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use super::{
@@ -17,74 +17,22 @@ use super::{
     edges::{Key, Sums},
     ends::{EndId, Ends, PeerId},
     nodes::Nodes,
+    observed::{Sink, Source, Tuple, sink, source},
+    translated::{Disguise, Translated},
 };
 use crate::{
     directory::{Dialled, Directory},
     edge::EdgeCounters,
     entity::ServiceRef,
     flow::{FlowTotals, Role},
-    ledger::{FlowView, Ledger},
+    ledger::Ledger,
 };
-
-/// Pods' addresses can become known a little later than their connections.
-const NAMING_GRACE: Duration = Duration::from_secs(5);
-
-/// Loopback addresses mean something only within one network namespace of one node.
-type Scope<'a> = Option<(&'a str, u32)>;
-
-/// The addresses and the port that both ends of a direct conversation see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Tuple<'a> {
-    scope: Scope<'a>,
-    client: IpAddr,
-    server: IpAddr,
-    port: u16,
-}
-
-/// A client's flow.
-#[derive(Debug)]
-struct Source<'a> {
-    node: &'a str,
-    end: EndId,
-    tuple: Tuple<'a>,
-    counters: EdgeCounters,
-    first_seen: SystemTime,
-    /// As of when its addresses are to be resolved.
-    at: SystemTime,
-    live: bool,
-}
-
-/// A server's flow.
-#[derive(Debug)]
-struct Sink<'a> {
-    node: &'a str,
-    end: EndId,
-    tuple: Tuple<'a>,
-    /// As the client would count.
-    counters: EdgeCounters,
-    /// What no client's flow has explained yet.
-    left: EdgeCounters,
-    /// A client's flow has been found, even if it does not count as much.
-    explained: bool,
-    first_seen: SystemTime,
-    at: SystemTime,
-    live: bool,
-}
-
-impl Sink<'_> {
-    fn take(&mut self, opened: u64) -> EdgeCounters {
-        let taken = self.left.share(opened);
-        self.left = self.left.without(&taken);
-        self.explained = true;
-        taken
-    }
-}
 
 /// Where a Service's port may lead.
 #[derive(Debug)]
-struct Candidates<'a> {
+pub(super) struct Candidates<'a> {
     service: &'a ServiceRef,
-    backends: HashSet<(IpAddr, u16)>,
+    pub(super) backends: HashSet<(IpAddr, u16)>,
     /// The one workload and port, if there is only one.
     only: Option<(PeerId, u16)>,
     /// Whether all backends are on nodes that report.
@@ -95,10 +43,10 @@ pub(super) struct Join<'a> {
     directory: &'a Directory,
     ledger: &'a Ledger,
     options: Options,
-    ends: Ends<'a>,
+    pub(super) ends: Ends<'a>,
     sources: Vec<Source<'a>>,
     /// By tuple, so that those of one tuple and those of one client are neighbours.
-    sinks: Vec<Sink<'a>>,
+    pub(super) sinks: Vec<Sink<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
     candidates: HashMap<(IpAddr, u16), Option<Rc<Candidates<'a>>>>,
@@ -487,122 +435,6 @@ impl<'a> Join<'a> {
         found.sort_unstable();
         found
     }
-}
-
-/// Servers' flows of which the client's address may stand for somebody else: a node's or its bridge's.
-struct Translated {
-    by_server: HashMap<(IpAddr, u16), Vec<usize>>,
-}
-
-impl Translated {
-    fn new(sinks: &[Sink<'_>], directory: &Directory) -> Self {
-        let mut by_server: HashMap<(IpAddr, u16), Vec<usize>> = HashMap::new();
-        for (index, sink) in sinks.iter().enumerate() {
-            let own = sink.tuple.client == sink.tuple.server;
-            if sink.tuple.scope.is_none()
-                && sink.left.opened > 0
-                && (own || directory.owner_of(sink.tuple.client, sink.at).is_none())
-            {
-                by_server.entry((sink.tuple.server, sink.tuple.port)).or_default().push(index);
-            }
-        }
-        Self { by_server }
-    }
-
-    /// Where the rest of a client's flow may have gone.
-    fn sinks_of(
-        &self,
-        join: &Join<'_>,
-        source: &Source<'_>,
-        candidates: &Candidates<'_>,
-        left: u64,
-        by: Disguise,
-    ) -> Vec<usize> {
-        let none_matched = left == source.counters.opened;
-        if left == 0 || self.by_server.is_empty() || (by == Disguise::Node && !none_matched) {
-            return Vec::new();
-        }
-        let own_pod = join.ends.end(source.end).pod_uid;
-        let mut found: Vec<usize> = candidates
-            .backends
-            .iter()
-            .filter_map(|address| self.by_server.get(address))
-            .flatten()
-            .copied()
-            .filter(|index| {
-                let sink = &join.sinks[*index];
-                let fits = match by {
-                    Disguise::Hairpin => own_pod.is_some() && join.ends.end(sink.end).pod_uid == own_pod,
-                    Disguise::Node => join.ends.nodes.of(sink.tuple.client).is_some(),
-                };
-                fits && sink.tuple.client.is_ipv4() == source.tuple.client.is_ipv4()
-            })
-            .collect();
-        found.sort_unstable();
-        found
-    }
-}
-
-/// Behind whose address a client can be hidden from the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Disguise {
-    /// It dialled a Service and reached its own pod: the connection leaves the pod and comes back with another address.
-    Hairpin,
-    /// A node's or its bridge's, if no backend has seen the client's own address.
-    Node,
-}
-
-fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Source<'a> {
-    let totals = flow.totals;
-    Source {
-        node: flow.node,
-        end,
-        tuple: Tuple { scope: scope(flow), client: flow.key.local, server: flow.key.remote, port: flow.key.port },
-        counters: EdgeCounters {
-            opened: totals.opened,
-            active: totals.active,
-            failed: totals.failed,
-            bytes_sent: totals.bytes_sent,
-            bytes_received: totals.bytes_received,
-        },
-        first_seen: flow.first_seen,
-        at: resolved_at(flow, options),
-        live: is_live(flow, options),
-    }
-}
-
-fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Sink<'a> {
-    let totals = flow.totals;
-    let counters = EdgeCounters {
-        opened: totals.opened,
-        active: totals.active,
-        failed: totals.failed,
-        bytes_sent: totals.bytes_received,
-        bytes_received: totals.bytes_sent,
-    };
-    Sink {
-        node: flow.node,
-        end,
-        tuple: Tuple { scope: scope(flow), client: flow.key.remote, server: flow.key.local, port: flow.key.port },
-        counters,
-        left: counters,
-        explained: false,
-        first_seen: flow.first_seen,
-        at: resolved_at(flow, options),
-        live: is_live(flow, options),
-    }
-}
-
-fn scope<'a>(flow: &FlowView<'a>) -> Scope<'a> {
-    (flow.key.local.is_loopback() || flow.key.remote.is_loopback()).then_some((flow.node, flow.key.netns))
-}
-
-fn resolved_at(flow: &FlowView<'_>, options: &Options) -> SystemTime {
-    if flow.totals.active > 0 { options.now } else { flow.changed + NAMING_GRACE }
-}
-
-fn is_live(flow: &FlowView<'_>, options: &Options) -> bool {
-    flow.totals.active > 0 || options.now.duration_since(flow.changed).unwrap_or_default() < options.retention
 }
 
 /// Where the neighbours with the same key begin and end.

@@ -1,0 +1,72 @@
+//! Servers' flows in which the client's address has been replaced by another one on the way.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use super::{
+    join::{Candidates, Join},
+    observed::{Sink, Source},
+};
+use crate::directory::Directory;
+
+/// Behind whose address a client can be hidden from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Disguise {
+    /// It dialled a Service and reached its own pod: the connection leaves the pod and comes back with another address.
+    Hairpin,
+    /// A node's or its bridge's, if no backend has seen the client's own address.
+    Node,
+}
+
+/// Servers' flows of which the client's address may stand for somebody else: a node's or its bridge's.
+pub(super) struct Translated {
+    by_server: HashMap<(IpAddr, u16), Vec<usize>>,
+}
+
+impl Translated {
+    pub(super) fn new(sinks: &[Sink<'_>], directory: &Directory) -> Self {
+        let mut by_server: HashMap<(IpAddr, u16), Vec<usize>> = HashMap::new();
+        for (index, sink) in sinks.iter().enumerate() {
+            let own = sink.tuple.client == sink.tuple.server;
+            if sink.tuple.scope.is_none()
+                && sink.left.opened > 0
+                && (own || directory.owner_of(sink.tuple.client, sink.at).is_none())
+            {
+                by_server.entry((sink.tuple.server, sink.tuple.port)).or_default().push(index);
+            }
+        }
+        Self { by_server }
+    }
+
+    /// Where the rest of a client's flow may have gone.
+    pub(super) fn sinks_of(
+        &self,
+        join: &Join<'_>,
+        source: &Source<'_>,
+        candidates: &Candidates<'_>,
+        left: u64,
+        by: Disguise,
+    ) -> Vec<usize> {
+        let none_matched = left == source.counters.opened;
+        if left == 0 || self.by_server.is_empty() || (by == Disguise::Node && !none_matched) {
+            return Vec::new();
+        }
+        let own_pod = join.ends.end(source.end).pod_uid;
+        let mut found: Vec<usize> = candidates
+            .backends
+            .iter()
+            .filter_map(|address| self.by_server.get(address))
+            .flatten()
+            .copied()
+            .filter(|index| {
+                let sink = &join.sinks[*index];
+                let fits = match by {
+                    Disguise::Hairpin => own_pod.is_some() && join.ends.end(sink.end).pod_uid == own_pod,
+                    Disguise::Node => join.ends.nodes.of(sink.tuple.client).is_some(),
+                };
+                fits && sink.tuple.client.is_ipv4() == source.tuple.client.is_ipv4()
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    }
+}
