@@ -35,7 +35,7 @@ crds: ## write the manifests and the reference of the kinds again, after a chang
 	cargo run --locked --package scopeprobe-crds --bin crdgen
 
 ebpf: ## build the programs for the kernel and the committed object again, after a change in node-agent-ebpf/
-	scripts/ebpf-build.sh
+	scripts/ebpf-object.sh
 
 bench-latency: images ## how long a new edge takes from connect() to the Topology object
 	cargo run --locked --release --package scopeprobe-tests --bin bench-latency
