@@ -23,10 +23,10 @@ use crate::observation::Observations;
 
 /// The most that one message may take on the wire.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// How long a new stream may stay without its first message.
-const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a silent agent is asked on the transport's level whether it is still there, and how long it may take.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long an agent may stay without a message, its first one included. Agents give a sign of life every 10 s.
+pub const SILENCE: Duration = Duration::from_secs(25);
 
 /// The account of all agents' flows. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
@@ -60,7 +60,8 @@ impl Accounts {
     }
 }
 
-/// Serves the agents that connect to `listener` until `stop` is done. Streams end then; agents connect again elsewhere.
+/// Serves the agents that connect to `listener` until `stop` is done. Streams end then, and where an agent says nothing
+/// for as long as `silence`; agents connect again.
 ///
 /// # Errors
 /// If the transport fails as a whole; a failing stream harms only itself.
@@ -68,11 +69,12 @@ pub async fn serve(
     listener: TcpListener,
     accounts: Accounts,
     observations: Observations,
+    silence: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     // Open streams would hold a graceful shutdown up for ever: they are told first.
     let (stopping, stopped) = watch::channel(false);
-    let collector = Collector { sessions: Sessions::new(accounts, observations), stopped };
+    let collector = Collector { sessions: Sessions::new(accounts, observations), silence, stopped };
     let service = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -88,6 +90,7 @@ pub async fn serve(
 
 struct Collector {
     sessions: Sessions,
+    silence: Duration,
     stopped: watch::Receiver<bool>,
 }
 
@@ -101,8 +104,9 @@ impl collector_server::Collector for Collector {
         let (replies, outgoing) = mpsc::channel(1);
         let sessions = self.sessions.clone();
         let stopped = self.stopped.clone();
+        let messages = Messages { incoming, silence: self.silence };
         tokio::spawn(async move {
-            if let Err(status) = converse(sessions, caller, incoming, &replies, stopped).await {
+            if let Err(status) = converse(sessions, caller, messages, &replies, stopped).await {
                 // The agent may be gone already; then nobody is left to be told.
                 let _ = replies.send(Err(status)).await;
             }
@@ -111,18 +115,32 @@ impl collector_server::Collector for Collector {
     }
 }
 
+/// What an agent says.
+struct Messages {
+    incoming: Streaming<AgentReport>,
+    silence: Duration,
+}
+
+impl Messages {
+    /// The next message; none at the stream's end.
+    async fn next(&mut self) -> Result<Option<AgentReport>, Status> {
+        let Ok(next) = tokio::time::timeout(self.silence, self.incoming.next()).await else {
+            let silence = self.silence;
+            return Err(Status::deadline_exceeded(format!("no message came within {silence:?}; connect again")));
+        };
+        next.transpose()
+    }
+}
+
 /// One stream, from its first message to its end.
 async fn converse(
     sessions: Sessions,
     caller: authorize::Caller,
-    mut incoming: Streaming<AgentReport>,
+    mut messages: Messages,
     replies: &mpsc::Sender<Result<CollectorReply, Status>>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Status> {
-    let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, incoming.next())
-        .await
-        .map_err(|_| Status::deadline_exceeded("no message came; send a snapshot's first message"))?;
-    let Some(first) = first.transpose()? else { return Ok(()) };
+    let Some(first) = messages.next().await? else { return Ok(()) };
     let first = decode::decode(first).map_err(|invalid| refuse(&invalid))?;
     authorize::may_report(&caller, &first.node)?;
     let mut session = Session::open(sessions, &first)?;
@@ -133,7 +151,7 @@ async fn converse(
             return Ok(());
         }
         let next = tokio::select! {
-            next = incoming.next() => next,
+            next = messages.next() => next?,
             () = session.replaced() => {
                 return Err(Status::aborted("another stream of the same node has taken this one's place"));
             }
@@ -141,7 +159,7 @@ async fn converse(
                 return Err(Status::unavailable("the operator stops; connect again"));
             }
         };
-        let Some(next) = next.transpose()? else { return Ok(()) };
+        let Some(next) = next else { return Ok(()) };
         report = decode::decode(next).map_err(|invalid| refuse(&invalid))?;
     }
 }
@@ -149,4 +167,48 @@ async fn converse(
 fn refuse(invalid: &decode::Invalid) -> Status {
     tracing::warn!(%invalid, "refused an agent's report");
     Status::invalid_argument(invalid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use report::v1alpha1::{CaptureState, Mode, collector_client::CollectorClient};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_falls_silent_is_not_connected_any_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
+        let address = listener.local_addr().expect("it is bound");
+        let observations = Observations::default();
+        let mut changed = observations.subscribe();
+        let silence = Duration::from_millis(200);
+        let serving = serve(listener, Accounts::default(), observations.clone(), silence, std::future::pending());
+        let serving = tokio::spawn(serving);
+        let mut client = CollectorClient::connect(format!("http://{address}")).await.expect("it listens");
+        let (messages, queue) = mpsc::channel(1);
+        let first = AgentReport {
+            node: "node-1".to_owned(),
+            epoch: vec![1; 16],
+            sequence: 1,
+            begins_snapshot: true,
+            ends_snapshot: true,
+            capture: Some(CaptureState {
+                mode: Mode::Ebpf.into(),
+                reason: "Supported".to_owned(),
+                ..CaptureState::default()
+            }),
+            ..AgentReport::default()
+        };
+        messages.send(first).await.expect("the queue is open");
+        let mut replies = client.report(ReceiverStream::new(queue)).await.expect("it answers").into_inner();
+        assert_eq!(replies.message().await.expect("the message is good").map(|reply| reply.sequence), Some(1));
+        // The queue stays open, the connection answers pings; but nothing more is said.
+        let end = replies.message().await.expect_err("an agent that says nothing is given up");
+        assert_eq!(end.code(), tonic::Code::DeadlineExceeded, "{end}");
+        while observations.get("node-1").is_some_and(|node| node.connected) {
+            changed.changed().await.expect("the observations live");
+        }
+        drop(messages);
+        serving.abort();
+    }
 }

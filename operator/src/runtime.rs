@@ -147,7 +147,13 @@ impl Parts {
         let (overview_sender, overview) = watch::channel(TopologyOverview::default());
         let mut parts = Self { draining: JoinSet::new(), endless: JoinSet::new() };
 
-        let collecting = collector::serve(listener, accounts.clone(), observations.clone(), stopped(stopping.clone()));
+        let collecting = collector::serve(
+            listener,
+            accounts.clone(),
+            observations.clone(),
+            collector::SILENCE,
+            stopped(stopping.clone()),
+        );
         parts.draining.spawn(async move { collecting.await.context("cannot take reports in") });
         let context = Context {
             client: client.clone(),
