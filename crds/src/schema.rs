@@ -43,8 +43,8 @@ fn duration(field: &str, min: &str, max: &str, example: &str) -> Schema {
     })
 }
 
-/// A CEL string.
-const DURATION_PATTERN: &str = r"'^([0-9]{1,9}([.][0-9]{1,9})?(ms|s|m|h))+$'";
+/// A CEL string. Nothing that matches is too long for CEL to read.
+const DURATION_PATTERN: &str = r"'^([0-9]{1,9}([.][0-9]{1,9})?m?s|[0-9]{1,6}([.][0-9]{1,9})?[mh])+$'";
 
 /// A rule that compares two durations, left to the rules of each where one of them isn't one.
 pub fn not_below(longer: &str, shorter: &str) -> String {
@@ -88,10 +88,15 @@ pub fn retention(_: &mut SchemaGenerator) -> Schema {
 /// An amount of CPU or memory, as in a container's `resources`.
 pub fn quantity(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
-        "anyOf": [{"type": "integer"}, {"type": "string"}],
         "x-kubernetes-int-or-string": true,
+        // kube would say true, and a null that is kept cannot be read.
+        "nullable": false,
         "maxLength": 32,
-        "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
+        "x-kubernetes-validations": [{
+            "rule": "isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))",
+            "message": "has to be an amount that is not negative, for example 100m or 64Mi",
+            "reason": "FieldValueInvalid",
+        }],
     })
 }
 

@@ -1,0 +1,398 @@
+//! ScopeProbes that break a rule or a bound: each is refused, with a message that says what to change.
+
+use std::{collections::BTreeSet, fs};
+
+use crds::ScopeProbe;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, DynamicObject, PostParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
+use serde_json::{Value, json};
+
+use crate::constraints;
+
+/// One way to break the schema.
+struct Case {
+    /// What it breaks, as [`constraints::of`] names it.
+    breaks: &'static str,
+    spec: Value,
+    /// Where the API server says that the fault is.
+    field: &'static str,
+    /// What it says of it; for a rule, the rule's message.
+    says: &'static str,
+}
+
+fn case(breaks: &'static str, spec: Value, field: &'static str, says: &'static str) -> Case {
+    Case { breaks, spec, field, says }
+}
+
+/// A case for a rule, whose message has to come.
+fn rule(breaks: &'static str, spec: Value, field: &'static str) -> Case {
+    let says = breaks.split_once(" rule: ").map_or(breaks, |(_, message)| message);
+    Case { breaks, spec, field, says }
+}
+
+fn durations() -> Vec<Case> {
+    let report = "spec.capture.reportInterval";
+    let report_rule =
+        "spec.capture.reportInterval rule: reportInterval has to be a duration between 200ms and 60s, for example 1s";
+    let counter = "spec.topology.counterInterval";
+    let counter_rule =
+        "spec.topology.counterInterval rule: counterInterval has to be a duration between 1s and 1h, for example 30s";
+    let retention = "spec.topology.retention";
+    let retention_rule =
+        "spec.topology.retention rule: retention has to be a duration between 1m and 168h, for example 1h";
+    let mut cases = Vec::new();
+    for wrong in ["199ms", "61s", "soon", "", "-1s", "1", "1d", "999999999h"] {
+        cases.push(rule(report_rule, json!({"capture": {"reportInterval": wrong}}), report));
+    }
+    for wrong in ["999ms", "61m", "a while"] {
+        cases.push(rule(counter_rule, json!({"topology": {"counterInterval": wrong}}), counter));
+    }
+    for wrong in ["59s", "169h", "for ever"] {
+        cases.push(rule(retention_rule, json!({"topology": {"retention": wrong}}), retention));
+    }
+    // Seventeen characters that would be a good duration otherwise.
+    let long = "may not be more than 16";
+    let text = |seconds: u8| format!("{}{seconds}s", "1ms".repeat(5));
+    cases.push(case(
+        "spec.capture.reportInterval maxLength",
+        json!({"capture": {"reportInterval": text(1)}}),
+        report,
+        long,
+    ));
+    cases.push(case(
+        "spec.topology.counterInterval maxLength",
+        json!({"topology": {"counterInterval": text(2)}}),
+        counter,
+        long,
+    ));
+    cases.push(case(
+        "spec.topology.retention maxLength",
+        json!({"topology": {"retention": text(90)}}),
+        retention,
+        long,
+    ));
+    cases.push(rule(
+        "spec rule: topology.counterInterval has to be at least capture.reportInterval: counters cannot be written more often than they are reported",
+        json!({"capture": {"reportInterval": "10s"}, "topology": {"counterInterval": "9s"}}),
+        "spec",
+    ));
+    cases.push(rule(
+        "spec rule: topology.retention has to be at least topology.counterInterval",
+        json!({"topology": {"counterInterval": "1h", "retention": "59m"}}),
+        "spec",
+    ));
+    cases
+}
+
+fn nodes() -> Vec<Case> {
+    let keys =
+        "spec.nodeSelector rule: every key of nodeSelector has to be a label's name, for example kubernetes.io/os";
+    let selector = |key: &str, value: &str| json!({"nodeSelector": {key: value}});
+    let many: serde_json::Map<_, _> = (0..17).map(|number| (format!("key-{number}"), json!("x"))).collect();
+    vec![
+        rule(keys, selector("a b", "x"), "spec.nodeSelector"),
+        rule(keys, selector("", "x"), "spec.nodeSelector"),
+        rule(keys, selector("Example.com/a", "x"), "spec.nodeSelector"),
+        rule(keys, selector(&"x".repeat(64), "x"), "spec.nodeSelector"),
+        case(
+            "spec.nodeSelector maxProperties",
+            json!({ "nodeSelector": many }),
+            "spec.nodeSelector",
+            "must have at most 16 items",
+        ),
+        case("spec.nodeSelector.* pattern", selector("zone", "a b"), "spec.nodeSelector.zone", "should match"),
+        case(
+            "spec.nodeSelector.* maxLength",
+            selector("zone", &"x".repeat(64)),
+            "spec.nodeSelector.zone",
+            "may not be more than 63",
+        ),
+        case(
+            "spec.mode enum",
+            json!({"mode": "Magic"}),
+            "spec.mode",
+            "supported values: \"Auto\", \"Ebpf\", \"Fallback\"",
+        ),
+    ]
+}
+
+fn amounts() -> Vec<Case> {
+    let flows = |number: i64| json!({"capture": {"maxFlows": number}});
+    let edges = |number: i64| json!({"topology": {"maxEdges": number}});
+    vec![
+        case(
+            "spec.capture.maxFlows minimum",
+            flows(63),
+            "spec.capture.maxFlows",
+            "should be greater than or equal to 64",
+        ),
+        case(
+            "spec.capture.maxFlows minimum",
+            flows(-1),
+            "spec.capture.maxFlows",
+            "should be greater than or equal to 64",
+        ),
+        case(
+            "spec.capture.maxFlows maximum",
+            flows(1_048_577),
+            "spec.capture.maxFlows",
+            "should be less than or equal to 1048576",
+        ),
+        case(
+            "spec.topology.maxEdges minimum",
+            edges(0),
+            "spec.topology.maxEdges",
+            "should be greater than or equal to 1",
+        ),
+        case(
+            "spec.topology.maxEdges maximum",
+            edges(501),
+            "spec.topology.maxEdges",
+            "should be less than or equal to 500",
+        ),
+    ]
+}
+
+fn resources() -> Vec<Case> {
+    let resources = |which: &str, what: &str, amount: &str| json!({"agent": {"resources": {which: {what: amount}}}});
+    let mut cases = vec![
+        rule(
+            "spec.agent.resources rule: requests.cpu has to be at most limits.cpu",
+            json!({"agent": {"resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "999m"}}}}),
+            "spec.agent.resources",
+        ),
+        rule(
+            "spec.agent.resources rule: requests.memory has to be at most limits.memory",
+            resources("requests", "memory", "129Mi"),
+            "spec.agent.resources",
+        ),
+    ];
+    let fields = [
+        ("requests", "cpu", "spec.agent.resources.requests.cpu"),
+        ("requests", "memory", "spec.agent.resources.requests.memory"),
+        ("limits", "cpu", "spec.agent.resources.limits.cpu"),
+        ("limits", "memory", "spec.agent.resources.limits.memory"),
+    ];
+    let amount: [&str; 4] = [
+        "spec.agent.resources.requests.cpu rule: has to be an amount that is not negative, for example 100m or 64Mi",
+        "spec.agent.resources.requests.memory rule: has to be an amount that is not negative, for example 100m or 64Mi",
+        "spec.agent.resources.limits.cpu rule: has to be an amount that is not negative, for example 100m or 64Mi",
+        "spec.agent.resources.limits.memory rule: has to be an amount that is not negative, for example 100m or 64Mi",
+    ];
+    let length: [&str; 4] = [
+        "spec.agent.resources.requests.cpu maxLength",
+        "spec.agent.resources.requests.memory maxLength",
+        "spec.agent.resources.limits.cpu maxLength",
+        "spec.agent.resources.limits.memory maxLength",
+    ];
+    for (index, (which, what, field)) in fields.into_iter().enumerate() {
+        for wrong in ["lots", "", "-1"] {
+            cases.push(rule(amount[index], resources(which, what, wrong), field));
+        }
+        cases.push(case(length[index], resources(which, what, &"0".repeat(33)), field, "may not be more than 32"));
+    }
+    cases
+}
+
+fn pods() -> Vec<Case> {
+    let tolerations = |tolerations: Value| json!({"agent": {"tolerations": tolerations}});
+    let first = |toleration: Value| tolerations(json!([toleration]));
+    let without_key = "spec.agent.tolerations[] rule: a toleration without a key tolerates everything: say so with `operator: Exists`, or name a key";
+    let long = "x".repeat(318);
+    vec![
+        rule(without_key, first(json!({"effect": "NoSchedule"})), "spec.agent.tolerations[0]"),
+        rule(without_key, first(json!({"key": "", "operator": "Equal"})), "spec.agent.tolerations[0]"),
+        case(
+            "spec.agent.tolerations[].operator enum",
+            first(json!({"key": "a", "operator": "Like"})),
+            "spec.agent.tolerations[0].operator",
+            "supported values: \"Exists\", \"Equal\"",
+        ),
+        case(
+            "spec.agent.tolerations[].effect enum",
+            first(json!({"key": "a", "effect": "Never"})),
+            "spec.agent.tolerations[0].effect",
+            "supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"",
+        ),
+        case(
+            "spec.agent.tolerations[].key maxLength",
+            first(json!({ "key": long })),
+            "spec.agent.tolerations[0].key",
+            "may not be more than 317",
+        ),
+        case(
+            "spec.agent.tolerations[].value maxLength",
+            first(json!({"key": "a", "value": long})),
+            "spec.agent.tolerations[0].value",
+            "may not be more than 317",
+        ),
+        case(
+            "spec.agent.tolerations maxItems",
+            tolerations(json!(vec![json!({"key": "a"}); 17])),
+            "spec.agent.tolerations",
+            "must have at most 16 items",
+        ),
+        case(
+            "spec.agent.priorityClassName maxLength",
+            json!({"agent": {"priorityClassName": "x".repeat(254)}}),
+            "spec.agent.priorityClassName",
+            "may not be more than 253",
+        ),
+    ]
+}
+
+/// Names are bad input too, though not of the spec.
+const NAME_RULE: &str = " rule: a ScopeProbe's name has to be at most 40 lower-case letters, digits and dashes: it becomes a label's value and a part of DaemonSets' names";
+
+fn cases() -> Vec<Case> {
+    [durations(), nodes(), amounts(), resources(), pods()].into_iter().flatten().collect()
+}
+
+/// What is at the bounds and still good, so that no case above is refused for something else.
+fn good() -> Vec<Value> {
+    vec![
+        json!({}),
+        json!({"capture": {"reportInterval": "200ms", "maxFlows": 64}, "topology": {"counterInterval": "1s", "retention": "1m", "maxEdges": 1}}),
+        json!({"capture": {"reportInterval": "60s", "maxFlows": 1_048_576}, "topology": {"counterInterval": "1h", "retention": "168h", "maxEdges": 500}}),
+        json!({"capture": {"reportInterval": "1ms1ms1ms1ms30s"}, "topology": {"counterInterval": "0.5h30s", "retention": "1h0.5m"}}),
+        json!({"nodeSelector": {"example.com/zone": "a.B_c-1", "x".repeat(63): "", "kubernetes.io/os": "linux"}}),
+        json!({"agent": {"tolerations": [], "resources": {"requests": {"cpu": 0, "memory": "1e6"}, "limits": {"cpu": 2, "memory": "0.5Gi"}}}}),
+        json!({"agent": {"tolerations": [{"operator": "Exists"}, {"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 5}]}}),
+        json!({"mode": "Fallback", "agent": {"priorityClassName": "system-node-critical"}}),
+        // What a template without values leaves behind.
+        json!({"mode": null, "nodeSelector": null, "capture": null, "topology": null, "agent": null}),
+        json!({"agent": {"tolerations": null, "priorityClassName": null, "resources": {"requests": {"cpu": null, "memory": null}, "limits": {"cpu": null, "memory": null}}}}),
+    ]
+}
+
+/// A control plane with the kinds as the chart installs them.
+async fn with_kinds() -> Result<(ControlPlane, Api<DynamicObject>)> {
+    let control_plane = ControlPlane::start().await?;
+    let folder = place::repository().join("charts/scopeprobe/files/crds");
+    for kind in ["nodeprobes", "scopeprobes", "topologies"] {
+        let path = folder.join(format!("{kind}.yaml"));
+        let yaml = fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))?;
+        manifest::apply(&control_plane.client, "", &yaml).await?;
+    }
+    let kinds: Api<CustomResourceDefinition> = Api::all(control_plane.client.clone());
+    eventually("the kind ScopeProbe to be established", async || {
+        let kind = kinds.get("scopeprobes.scopeprobe.io").await.map_err(|error| error.to_string())?;
+        let conditions = kind.status.and_then(|status| status.conditions).unwrap_or_default();
+        let is = |type_: &str| conditions.iter().any(|it| it.type_ == type_ && it.status == "True");
+        if is("Established") { Ok(()) } else { Err(format!("{conditions:?}")) }
+    })
+    .await?;
+    let kind = ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("scopeprobe.io", "v1alpha1", "ScopeProbe"),
+        "scopeprobes",
+    );
+    let probes = Api::all_with(control_plane.client.clone(), &kind);
+    eventually("ScopeProbes to be served", async || {
+        probes.list(&kube::api::ListParams::default()).await.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await?;
+    Ok((control_plane, probes))
+}
+
+fn object(name: &str, spec: &Value) -> DynamicObject {
+    serde_json::from_value(json!({
+        "apiVersion": "scopeprobe.io/v1alpha1", "kind": "ScopeProbe", "metadata": {"name": name}, "spec": spec,
+    }))
+    .expect("a manifest")
+}
+
+/// What the API server says of each field, `field: message`; empty where it takes the object.
+async fn refusal(probes: &Api<DynamicObject>, name: &str, spec: &Value) -> Vec<(String, String)> {
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    match probes.create(&dry, &object(name, spec)).await {
+        Ok(_) => Vec::new(),
+        Err(kube::Error::Api(status)) => {
+            assert_eq!(status.code, 422, "{spec}: refused for another reason than its contents: {status:?}");
+            let causes = status.details.map(|details| details.causes).unwrap_or_default();
+            causes.into_iter().map(|cause| (cause.field, cause.message)).collect()
+        }
+        Err(error) => panic!("{spec}: {error}"),
+    }
+}
+
+fn committed_constraints() -> BTreeSet<String> {
+    let path = place::repository().join("charts/scopeprobe/files/crds/scopeprobes.yaml");
+    let yaml = fs::read_to_string(path).expect("the manifest is committed");
+    let kind: Value = serde_yaml::from_str(&yaml).expect("the manifest is YAML");
+    let versions = kind["spec"]["versions"].as_array().expect("a list of versions");
+    versions.iter().flat_map(|version| constraints::of(&version["schema"]["openAPIV3Schema"])).collect()
+}
+
+#[test]
+fn each_rule_and_each_bound_has_a_case() {
+    let cased: BTreeSet<String> =
+        cases().iter().map(|case| case.breaks.to_owned()).chain([NAME_RULE.to_owned()]).collect();
+    let there = committed_constraints();
+    let without: Vec<_> = there.difference(&cased).collect();
+    let stale: Vec<_> = cased.difference(&there).collect();
+    assert!(without.is_empty() && stale.is_empty(), "without a case: {without:#?}\nof no rule any more: {stale:#?}");
+}
+
+/// A note about rules that were not looked at is no refusal of its own.
+fn is_note(message: &str) -> bool {
+    message.contains("some validation rules were not checked")
+}
+
+#[tokio::test]
+async fn each_is_refused_where_it_is_wrong_and_told_what_to_change() -> Result<()> {
+    let (_control_plane, probes) = with_kinds().await?;
+    let mut wrong = Vec::new();
+    let rules: Vec<_> = cases().iter().filter(|case| case.breaks.contains(" rule: ")).map(|case| case.says).collect();
+    for Case { breaks, spec, field, says } in cases() {
+        let mut causes = refusal(&probes, "probe", &spec).await;
+        causes.retain(|(_, message)| !is_note(message));
+        let as_said = |(at, message): &(String, String)| {
+            at == field && message.contains(says) && !message.contains("evaluating rule")
+        };
+        // What is wrong by itself may also be wrong beside another field: a rule of a field around it says so.
+        let around = |(at, message): &(String, String)| {
+            field.starts_with(&format!("{at}."))
+                && rules.iter().any(|rule| *message == format!("Invalid value: {rule}"))
+        };
+        if !causes.iter().any(as_said) || !causes.iter().all(|cause| as_said(cause) || around(cause)) {
+            wrong.push(format!("{breaks}\n  with {spec}\n  should say at {field}: {says}\n  but says: {causes:#?}"));
+        }
+    }
+    for name in ["x".repeat(41), "a.b".to_owned()] {
+        let causes = refusal(&probes, &name, &json!({})).await;
+        let message = &NAME_RULE[" rule: ".len()..];
+        if !causes.iter().any(|(_, said)| said.contains(message)) {
+            wrong.push(format!("the name {name}: {causes:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} cases are not as they should be:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+/// Also read back as the operator reads it: an object that it cannot read would keep it from seeing all others.
+#[tokio::test]
+async fn what_is_at_the_bounds_is_taken_and_can_be_read() -> Result<()> {
+    let (control_plane, probes) = with_kinds().await?;
+    let typed: Api<ScopeProbe> = Api::all(control_plane.client.clone());
+    for (number, spec) in good().iter().enumerate() {
+        let name = format!("good-{number}");
+        let made = probes.create(&PostParams::default(), &object(&name, spec)).await;
+        made.map_err(Error::api(format!("make a ScopeProbe with {spec}")))?;
+        let read = typed.get(&name).await.map_err(Error::api(format!("read the ScopeProbe with {spec}")))?;
+        assert_eq!(read.name_any(), name);
+        typed.delete(&name, &DeleteParams::default()).await.map_err(Error::api("delete it"))?;
+    }
+    let without_spec = json!({
+        "apiVersion": "scopeprobe.io/v1alpha1", "kind": "ScopeProbe", "metadata": {"name": "x".repeat(40)},
+    });
+    let without_spec = serde_json::from_value(without_spec).expect("a manifest");
+    probes.create(&PostParams::default(), &without_spec).await.map_err(Error::api("make one without a spec"))?;
+    let read = typed.get(&"x".repeat(40)).await.map_err(Error::api("read the one without a spec"))?;
+    assert_eq!(read.spec, crds::ScopeProbeSpec::default());
+    Ok(())
+}
