@@ -125,11 +125,11 @@ pub struct TopologyEdge {
     #[schemars(length(max = 10), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_containers: Vec<String>,
-    /// This workload's pods that take part, busiest first; at most 10.
+    /// This workload's pods that take part, by name; at most 10, the busiest.
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<EdgePod>,
-    /// The peer's pods that take part, as far as known, busiest first; at most 10.
+    /// The peer's pods that take part, as far as known, by name; at most 10, the busiest.
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_pods: Vec<EdgePod>,

@@ -210,7 +210,7 @@ fn containers(endpoints: &[Endpoint]) -> Vec<String> {
     names.into_iter().take(MAX_LISTED).cloned().collect()
 }
 
-/// Busiest first, and how many are not listed.
+/// By name, those that are busiest where not all fit, and how many are not listed.
 fn pods(endpoints: &[Endpoint]) -> (Vec<EdgePod>, u64) {
     let mut pods: Vec<EdgePod> = endpoints
         .iter()
@@ -222,12 +222,16 @@ fn pods(endpoints: &[Endpoint]) -> (Vec<EdgePod>, u64) {
             failed: end.failed,
         })
         .collect();
-    pods.sort_by(|a, b| {
-        let busy = |pod: &EdgePod| Reverse(pod.opened.saturating_add(pod.failed));
-        (busy(a), &a.pod, &a.container).cmp(&(busy(b), &b.pod, &b.container))
-    });
     let omitted = pods.len().saturating_sub(MAX_LISTED) as u64;
-    pods.truncate(MAX_LISTED);
+    if omitted > 0 {
+        pods.sort_by(|a, b| {
+            let busy = |pod: &EdgePod| Reverse(pod.opened.saturating_add(pod.failed));
+            (busy(a), &a.pod, &a.container).cmp(&(busy(b), &b.pod, &b.container))
+        });
+        pods.truncate(MAX_LISTED);
+    }
+    // Not by counters, which would shuffle the list with every connection.
+    pods.sort_by(|a, b| (&a.pod, &a.container).cmp(&(&b.pod, &b.container)));
     (pods, omitted)
 }
 
@@ -263,5 +267,40 @@ fn condition(type_: &str, is: bool, reason: &str, message: &str) -> Condition {
         message: message.to_owned(),
         last_transition_time: Time(Timestamp::UNIX_EPOCH),
         observed_generation: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints(opened: &[u64]) -> Vec<Endpoint> {
+        let end = |(number, opened): (usize, &u64)| Endpoint {
+            pod: format!("pod-{number:02}"),
+            container: "main".to_owned(),
+            opened: *opened,
+            ..Endpoint::default()
+        };
+        opened.iter().enumerate().map(end).collect()
+    }
+
+    fn names(opened: &[u64]) -> Vec<String> {
+        pods(&endpoints(opened)).0.into_iter().map(|pod| pod.pod).collect()
+    }
+
+    #[test]
+    fn counters_do_not_change_the_order_of_pods() {
+        assert_eq!(names(&[1, 2, 3]), names(&[3, 2, 1]));
+        assert_eq!(names(&[1, 2, 3]), ["pod-00", "pod-01", "pod-02"]);
+    }
+
+    #[test]
+    fn the_busiest_pods_are_listed_where_not_all_fit() {
+        let mut opened = [5; MAX_LISTED + 2];
+        (opened[1], opened[4]) = (1, 2);
+        let listed = names(&opened);
+        assert_eq!(pods(&endpoints(&opened)).1, 2);
+        assert!(listed.is_sorted() && listed.len() == MAX_LISTED, "{listed:?}");
+        assert!(!listed.contains(&"pod-01".to_owned()) && !listed.contains(&"pod-04".to_owned()), "{listed:?}");
     }
 }
