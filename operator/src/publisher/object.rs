@@ -19,23 +19,6 @@ use super::{adjacency::Edges, summary};
 
 /// How many pods and containers an edge lists on each side.
 const MAX_LISTED: usize = 10;
-/// The longest name of an object.
-const MAX_NAME: usize = 253;
-
-/// The name of a workload's Topology: `<kind>-<workload>` in lower case. One that would be too long is cut, and told
-/// apart from others by a hash.
-pub(super) fn name(workload: &Workload) -> String {
-    let name = format!("{}-{}", workload.kind.to_lowercase(), workload.name);
-    if name.len() <= MAX_NAME {
-        return name;
-    }
-    // FNV-1a: the name has to stay the same over releases and machines.
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    // Names of objects are ASCII, so that any place is a boundary; `get` keeps it from mattering.
-    let kept = name.get(..MAX_NAME - 9).unwrap_or_default();
-    format!("{kept}-{hash:08x}")
-}
-
 /// What a workload's Topology says. `silent` are the workload's nodes from which no agent has reported.
 pub(super) fn status(
     workload: &Workload,
@@ -279,7 +262,7 @@ mod tests {
             pod: format!("pod-{number:02}"),
             container: "main".to_owned(),
             opened: *opened,
-            ..Endpoint::default()
+            failed: 0,
         };
         opened.iter().enumerate().map(end).collect()
     }
