@@ -8,7 +8,7 @@ use std::{
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 
 /// What a write was for, and what came of it.
@@ -74,14 +74,31 @@ impl Metrics {
     fn register(&self) {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register("reconciles", "Reconciliations of ScopeProbes that began", self.reconciles.clone());
-        registry.register("reconcile_failures", "Reconciliations that failed", self.reconcile_failures.clone());
-        registry.register("reconcile_seconds", "Duration of reconciliations", self.reconcile_seconds.clone());
+        registry.register(
+            "reconcile_failures",
+            "Reconciliations of ScopeProbes that failed",
+            self.reconcile_failures.clone(),
+        );
+        registry.register_with_unit(
+            "reconcile",
+            "Duration of reconciliations of ScopeProbes",
+            Unit::Seconds,
+            self.reconcile_seconds.clone(),
+        );
         registry.register("agents_connected", "Agents whose stream is open", self.agents_connected.clone());
-        registry.register("flows", "Flows that are known now", self.flows.clone());
+        registry.register("flows", "Flows that the topology is made of", self.flows.clone());
         registry.register("edges", "Edges of the topology", self.edges.clone());
         registry.register("leader", "1 where this operator holds the lease", self.leader.clone());
-        registry.register("writes", "Writes to the API server by kind and result", self.writes.clone());
-        registry.register("agent_losses", "What agents could not record, by kind", self.losses.clone());
+        registry.register(
+            "writes",
+            "Writes of objects to the API server: done, failed, or skipped because nothing had changed",
+            self.writes.clone(),
+        );
+        registry.register(
+            "agent_losses",
+            "What the agents of all nodes could not record, in all of their epochs, by kind",
+            self.losses.clone(),
+        );
     }
 
     /// Everything, in Prometheus' text format.

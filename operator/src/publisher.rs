@@ -7,6 +7,7 @@ mod adjacency;
 mod budget;
 mod desired;
 mod existing;
+mod name;
 mod object;
 mod schedule;
 mod summary;
@@ -35,7 +36,10 @@ use self::{
     schedule::Schedule,
     writer::{Key, WriteError, Written},
 };
-use crate::{collector::Accounts, observation::TopologyOverview, publish_settings::PublishSettings, watches::Names};
+use crate::{
+    collector::Accounts, metrics::Metrics, observation::TopologyOverview, publish_settings::PublishSettings,
+    watches::Names,
+};
 
 /// Writes to the API server per second, over a long time.
 const WRITES_PER_SECOND: u32 = 20;
@@ -55,6 +59,9 @@ const NAMES_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often what is long gone is forgotten.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
+/// What is written, for the metrics.
+const KIND: &str = "Topology";
+
 /// What the publisher works with.
 pub struct Inputs {
     /// Whether this process may write.
@@ -67,6 +74,8 @@ pub struct Inputs {
     pub names: Names,
     /// Where the size of the topology is told.
     pub overview: watch::Sender<TopologyOverview>,
+    /// Where to count.
+    pub metrics: Metrics,
 }
 
 /// Publishes until it is dropped.
@@ -99,6 +108,7 @@ struct Publisher {
     budget: Budget,
     writing: FuturesUnordered<BoxFuture<'static, (Key, Result<Written, WriteError>)>>,
     started: Instant,
+    metrics: Metrics,
 }
 
 impl Publisher {
@@ -114,6 +124,7 @@ impl Publisher {
             budget: Budget::new(WRITES_PER_SECOND, WRITE_BURST, now),
             writing: FuturesUnordered::new(),
             started: now,
+            metrics: inputs.metrics.clone(),
         }
     }
 
@@ -166,6 +177,7 @@ impl Publisher {
                         known.clone_from(&self.picture.overview);
                         changed
                     });
+                    self.metrics.flows.set(i64::try_from(self.picture.flows).unwrap_or(i64::MAX));
                     self.compare_all();
                     (built, last_build) = (Some(Instant::now()), began.elapsed());
                     build_at = self.picture.settles_in.map(|wait| began + wait.max(COALESCE));
@@ -222,6 +234,13 @@ impl Publisher {
     fn conclude(&mut self, key: &Key, result: Result<Written, WriteError>) {
         let now = Instant::now();
         self.existing.end_write(key);
+        let is_wanted = self.picture.desired.contains_key(key);
+        let is_done = match &result {
+            Ok(Written::Is(_)) => true,
+            Ok(Written::Gone) => !is_wanted,
+            Err(_) => false,
+        };
+        self.metrics.write(KIND, if is_done { "done" } else { "failed" });
         match result {
             Ok(Written::Is(topology)) => {
                 self.existing.upsert(*topology);
@@ -230,14 +249,18 @@ impl Publisher {
             Ok(Written::Gone) => {
                 self.existing.remove(key);
                 // Deleted on purpose, or by somebody else in between; then it is made again, but not in a loop.
-                if self.picture.desired.contains_key(key) {
+                if is_wanted {
                     self.schedule.failed(key, now);
                 } else {
                     self.schedule.forget(key);
                 }
             }
             Err(error) => {
-                tracing::warn!(namespace = key.namespace, name = key.name, %error, "cannot write a Topology; trying again");
+                if self.schedule.failures(key) == 0 {
+                    tracing::warn!(namespace = key.namespace, name = key.name, %error, "cannot write a Topology; trying again");
+                } else {
+                    tracing::debug!(namespace = key.namespace, name = key.name, %error, "still cannot write a Topology");
+                }
                 self.schedule.failed(key, now);
             }
         }
@@ -261,9 +284,11 @@ impl Publisher {
         if known.is_some() && self.existing.is_from_before(key) && !self.is_warm() {
             return;
         }
-        match existing::difference(known, self.picture.desired.get(key)) {
-            Some(urgency) => self.schedule.plan(key, urgency, self.settings.counter_interval, Instant::now()),
-            None => self.schedule.cancel(key),
+        if let Some(urgency) = existing::difference(known, self.picture.desired.get(key)) {
+            self.schedule.plan(key, urgency, self.settings.counter_interval, Instant::now());
+        } else {
+            self.metrics.write(KIND, "skipped");
+            self.schedule.cancel(key);
         }
     }
 

@@ -175,6 +175,7 @@ impl Parts {
             accounts,
             names,
             overview: overview_sender,
+            metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(client.clone(), inputs));
         parts.endless.spawn(sweep::run(client.clone(), cluster.clone(), observations.clone()));

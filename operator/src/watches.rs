@@ -4,6 +4,7 @@ mod catalog;
 mod nodes;
 mod owners;
 mod pods;
+mod referenced;
 mod services;
 mod steps;
 
@@ -151,5 +152,94 @@ where
 {
     let watched =
         watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), watcher::Config::default()).default_backoff();
-    steps(K::KIND, watched, owners::facts::<K>, |step| Change::Owner(K::KIND, step))
+    steps(K::KIND, watched, owners::facts::<K>, |step| Change::Owner(K::KIND, K::API_VERSION, step))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use topology::entity::Workload;
+
+    use super::{steps::Step, *};
+
+    fn pod(metadata: &Value) -> Change {
+        let object: Pod = serde_json::from_value(json!({"metadata": metadata})).expect("it is a pod");
+        Change::Pod(Step::Upsert(pods::facts(object).expect("it has all that it needs")))
+    }
+
+    fn owner<K>(metadata: &Value) -> Change
+    where
+        K: kube::Resource<DynamicType = ()> + k8s_openapi::Resource,
+    {
+        let object: PartialObjectMeta<K> =
+            serde_json::from_value(json!({"metadata": metadata})).expect("it has metadata");
+        let facts = owners::facts(object).expect("it has all that it needs");
+        Change::Owner(K::KIND, K::API_VERSION, Step::Upsert(facts))
+    }
+
+    fn begins<K: k8s_openapi::Resource>() -> Change {
+        Change::Owner(K::KIND, K::API_VERSION, Step::Begin)
+    }
+
+    fn controller(api_version: &str, kind: &str, name: &str) -> Value {
+        json!([{"apiVersion": api_version, "kind": kind, "name": name, "uid": format!("{kind}-{name}"), "controller": true}])
+    }
+
+    fn catalog(changes: impl IntoIterator<Item = Change>) -> Catalog {
+        let mut catalog = Catalog::default();
+        for change in changes {
+            catalog.apply(change, SystemTime::UNIX_EPOCH);
+        }
+        catalog
+    }
+
+    #[test]
+    fn a_static_pod_is_found_by_the_hash_that_its_node_knows() {
+        let hash = "0123456789abcdef0123456789abcdef";
+        let metadata = json!({
+            "namespace": "kube-system", "name": "etcd-node-1", "uid": "u",
+            "annotations": {"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash},
+        });
+        let mut catalog = catalog([pod(&metadata)]);
+        let name = |catalog: &Catalog| catalog.directory().pod(hash).map(|pod| (pod.uid.clone(), pod.name.clone()));
+        assert_eq!(name(&catalog), Some(("u".to_owned(), "etcd-node-1".to_owned())));
+        // Its object is made again, and the old one forgotten.
+        let mut again = metadata.clone();
+        again["uid"] = json!("v");
+        catalog.apply(pod(&again), SystemTime::UNIX_EPOCH);
+        let object = serde_json::from_value(json!({"metadata": metadata})).expect("it is a pod");
+        let gone = pods::facts(object).expect("it has all that it needs");
+        catalog.apply(Change::Pod(Step::Remove(gone)), SystemTime::UNIX_EPOCH);
+        catalog.forget_removed(SystemTime::UNIX_EPOCH, Duration::ZERO);
+        assert_eq!(name(&catalog), Some(("v".to_owned(), "etcd-node-1".to_owned())));
+    }
+
+    #[test]
+    fn kinds_of_the_same_name_in_other_groups_are_not_taken_for_ours() {
+        let own = |name: &str, owners: Value| {
+            pod(&json!({"namespace": "shop", "name": name, "uid": name, "ownerReferences": owners}))
+        };
+        let job = json!({
+            "namespace": "shop", "name": "report", "uid": "job",
+            "ownerReferences": controller("batch/v1", "CronJob", "nightly"),
+        });
+        let catalog = catalog([
+            begins::<Job>(),
+            begins::<CronJob>(),
+            owner::<CronJob>(&json!({"namespace": "shop", "name": "nightly", "uid": "cron"})),
+            owner::<Job>(&job),
+            own("ours", controller("batch/v1", "Job", "report")),
+            own("other", controller("batch.example.com/v1", "Job", "report")),
+        ]);
+        let workload_of = |uid: &str| catalog.directory().pod(uid).expect("it is known").workload.clone();
+        let named = |kind: &str, name: &str| Workload {
+            namespace: "shop".to_owned(),
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+        };
+        assert_eq!(workload_of("ours"), named("CronJob", "nightly"));
+        assert_eq!(workload_of("other"), named("Job", "report"));
+        let owner = catalog.owner_identity(&named("CronJob", "nightly")).expect("it exists");
+        assert_eq!((owner.api_version.as_str(), owner.uid.as_str()), ("batch/v1", "cron"));
+    }
 }

@@ -18,6 +18,8 @@ const MAX_REMOVED_PODS: usize = 50_000;
 pub struct Directory {
     pods: HashMap<String, PodRecord>,
     pod_by_container: HashMap<String, String>,
+    /// Static pods: the UID of their object by the one that their node knows them by.
+    pod_by_node_uid: HashMap<String, String>,
     pods_by_ip: HashMap<IpAddr, BTreeSet<String>>,
     /// Removed pods by the time of their removal, for the bound.
     removed_pods: BTreeSet<(SystemTime, String)>,
@@ -31,6 +33,8 @@ pub struct Directory {
 #[derive(Clone, Debug)]
 struct PodRecord {
     pod: Pod,
+    /// Of a static pod: the UID that its node knows it by.
+    node_uid: Option<String>,
     /// When the directory first knew the pod.
     since: SystemTime,
     removed: Option<SystemTime>,
@@ -68,7 +72,7 @@ impl Directory {
 
     /// A pod is there, or has changed; whether that is news.
     pub fn upsert_pod(&mut self, mut pod: Pod, now: SystemTime) -> bool {
-        let since = match self.pods.get(&pod.uid) {
+        let (since, node_uid) = match self.pods.get(&pod.uid) {
             Some(known) => {
                 // A pod's status can lose addresses and containers when it ends; its flows are still in the account.
                 if pod.ips.is_empty() {
@@ -80,9 +84,9 @@ impl Directory {
                 if known.pod == pod && known.removed.is_none() {
                     return false;
                 }
-                known.since
+                (known.since, known.node_uid.clone())
             }
-            None => now,
+            None => (now, None),
         };
         self.forget_pod(&pod.uid.clone());
         for id in pod.containers.keys() {
@@ -93,7 +97,24 @@ impl Directory {
                 self.pods_by_ip.entry(*ip).or_default().insert(pod.uid.clone());
             }
         }
-        self.pods.insert(pod.uid.clone(), PodRecord { pod, since, removed: None });
+        if let Some(node_uid) = &node_uid {
+            self.pod_by_node_uid.insert(node_uid.clone(), pod.uid.clone());
+        }
+        self.pods.insert(pod.uid.clone(), PodRecord { pod, node_uid, since, removed: None });
+        true
+    }
+
+    /// A static pod is known to its node by another UID than that of its object, which has to be there; whether that is
+    /// news.
+    pub fn name_static_pod(&mut self, uid: &str, node_uid: &str) -> bool {
+        let Some(record) = self.pods.get_mut(uid) else { return false };
+        if record.node_uid.as_deref() == Some(node_uid) {
+            return false;
+        }
+        if let Some(former) = record.node_uid.replace(node_uid.to_owned()) {
+            self.pod_by_node_uid.remove(&former);
+        }
+        self.pod_by_node_uid.insert(node_uid.to_owned(), uid.to_owned());
         true
     }
 
@@ -116,6 +137,11 @@ impl Directory {
         let Some(record) = self.pods.remove(uid) else { return };
         if let Some(removed) = record.removed {
             self.removed_pods.remove(&(removed, uid.to_owned()));
+        }
+        if let Some(node_uid) = &record.node_uid
+            && self.pod_by_node_uid.get(node_uid).is_some_and(|owner| owner == uid)
+        {
+            self.pod_by_node_uid.remove(node_uid);
         }
         for id in record.pod.containers.keys() {
             if self.pod_by_container.get(id).is_some_and(|owner| owner == uid) {
@@ -228,10 +254,11 @@ impl Directory {
         }
     }
 
-    /// A pod by its UID, even if it is gone.
+    /// A pod by its UID, or by the one that its node knows it by, even if it is gone.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
-        self.pods.get(uid).map(|record| &record.pod)
+        let record = self.pods.get(uid).or_else(|| self.pods.get(self.pod_by_node_uid.get(uid)?));
+        record.map(|record| &record.pod)
     }
 
     /// A pod by the id of one of its containers, even if it is gone.

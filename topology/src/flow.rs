@@ -105,7 +105,9 @@ impl FlowCounters {
             bytes_sent: self.bytes_sent.saturating_add(later.bytes_sent),
             bytes_received: self.bytes_received.saturating_add(later.bytes_received),
             preexisting_bytes_sent: self.preexisting_bytes_sent.saturating_add(later.preexisting_bytes_sent),
-            preexisting_bytes_received: self.preexisting_bytes_received.saturating_add(later.preexisting_bytes_received),
+            preexisting_bytes_received: self
+                .preexisting_bytes_received
+                .saturating_add(later.preexisting_bytes_received),
             // Nothing was open in between.
             open_bytes_sent: later.open_bytes_sent,
             open_bytes_received: later.open_bytes_received,

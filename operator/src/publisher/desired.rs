@@ -32,6 +32,8 @@ pub(super) struct Picture {
     /// The objects of all workloads that exist and have edges.
     pub desired: HashMap<Key, Desired>,
     pub overview: TopologyOverview,
+    /// How many flows it was made of.
+    pub flows: usize,
     /// When it changes by the mere passing of time.
     pub settles_in: Option<Duration>,
     /// Whether all nodes' flows are known.
@@ -103,6 +105,7 @@ fn picture(graph: &Graph, ledger: &Ledger, catalog: &Catalog, max_edges: usize, 
     Picture {
         desired,
         overview,
+        flows: ledger.flows().count(),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: nodes.peek().is_some() && nodes.all(|node| ledger.is_complete(&node.name)),
     }

@@ -101,7 +101,10 @@ impl Existing {
     }
 
     pub(super) fn upsert(&mut self, mut topology: Topology) {
-        topology.metadata.managed_fields = None;
+        // Whose fields they are matters, which they are does not.
+        for entry in topology.metadata.managed_fields.iter_mut().flatten() {
+            entry.fields_v1 = None;
+        }
         self.objects.insert(key(&topology), topology);
     }
 

@@ -93,6 +93,11 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         past.failed = Some(now);
     }
 
+    /// How often in a row writing an object has failed.
+    pub(super) fn failures(&self, key: &K) -> u32 {
+        self.past.get(key).map_or(0, |past| past.failures)
+    }
+
     pub(super) fn forget(&mut self, key: &K) {
         self.cancel(key);
         self.past.remove(key);

@@ -11,7 +11,7 @@ use kube::{
 use serde_json::json;
 use topology::entity::Workload;
 
-use super::object;
+use super::name::name;
 use crate::watches::OwnerIdentity;
 
 /// Whose fields they are, for server-side apply.
@@ -28,7 +28,7 @@ pub(super) struct Key {
 
 impl Key {
     pub(super) fn of(workload: &Workload) -> Self {
-        Self { namespace: workload.namespace.clone(), name: object::name(workload) }
+        Self { namespace: workload.namespace.clone(), name: name(workload) }
     }
 }
 
@@ -54,8 +54,19 @@ pub(super) enum Written {
 pub(super) enum WriteError {
     #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
     Timeout,
+    #[error("the API server forbids it; allow the operator's service account what the chart's ClusterRole allows: {0}")]
+    Forbidden(String),
     #[error(transparent)]
-    Api(#[from] kube::Error),
+    Api(kube::Error),
+}
+
+impl From<kube::Error> for WriteError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 403 => Self::Forbidden(status.message.clone()),
+            error => Self::Api(error),
+        }
+    }
 }
 
 /// Writes the object; makes it first, or its owner reference, if `exists` is false.
@@ -63,8 +74,10 @@ pub(super) async fn write(client: &Client, key: &Key, desired: &Desired, exists:
     let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
     let apply = PatchParams::apply(FIELD_MANAGER).force();
     within(async {
-        if !exists {
-            api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await?;
+        if !exists
+            && let Written::Gone = found(api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await)?
+        {
+            return Ok(Written::Gone);
         }
         let body = json!({ "apiVersion": api_version(), "kind": "Topology", "status": desired.status });
         found(api.patch_status(&key.name, &apply, &Patch::Apply(body)).await)
@@ -72,12 +85,12 @@ pub(super) async fn write(client: &Client, key: &Key, desired: &Desired, exists:
     .await
 }
 
-/// No edges are left: empties the status, or deletes the object if nobody has written a spec.
+/// No edges are left: deletes the object, or empties its status if anybody else has written to it.
 pub(super) async fn empty(client: &Client, key: &Key, known: &Topology) -> Result<Written, WriteError> {
     let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
     within(async {
-        if is_spec_empty(known) {
-            // Not if somebody has written a spec meanwhile.
+        if is_ours(known) {
+            // Not if somebody has written to it meanwhile.
             let preconditions = Preconditions { uid: known.uid(), resource_version: known.resource_version() };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
             return match api.delete(&key.name, &params).await {
@@ -93,7 +106,8 @@ pub(super) async fn empty(client: &Client, key: &Key, known: &Topology) -> Resul
     .await
 }
 
-/// Removes all that was ever published: deletes objects with an empty spec, empties the status of the others.
+/// Removes all that was ever published: deletes the objects that nobody else has written to, empties the status of the
+/// others.
 ///
 /// # Errors
 /// If the objects cannot be listed, or one of them not be written; the others are written nevertheless.
@@ -104,7 +118,7 @@ pub async fn clear(client: &Client) -> Result<(), kube::Error> {
         let page = Api::<Topology>::all(client.clone()).list(&params).await?;
         for topology in &page.items {
             let key = Key { namespace: topology.namespace().unwrap_or_default(), name: topology.name_any() };
-            if !is_spec_empty(topology) && topology.status.is_none() {
+            if !is_ours(topology) && topology.status.is_none() {
                 continue;
             }
             match empty(client, &key, topology).await {
@@ -122,11 +136,11 @@ pub async fn clear(client: &Client) -> Result<(), kube::Error> {
     }
 }
 
-pub(super) fn is_spec_empty(topology: &Topology) -> bool {
-    serde_json::to_value(&topology.spec)
-        .ok()
-        .and_then(|spec| spec.as_object().map(serde_json::Map::is_empty))
-        .unwrap_or(false)
+/// Whether nobody else has written to the object: it may go.
+fn is_ours(topology: &Topology) -> bool {
+    let spec = serde_json::to_value(&topology.spec).unwrap_or_default();
+    let is_spec_empty = spec.as_object().is_some_and(serde_json::Map::is_empty);
+    is_spec_empty && topology.managed_fields().iter().all(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
 }
 
 fn metadata(key: &Key, desired: &Desired) -> serde_json::Value {
@@ -153,13 +167,19 @@ fn api_version() -> String {
 fn found(result: Result<Topology, kube::Error>) -> Result<Written, WriteError> {
     match result {
         Ok(topology) => Ok(Written::Is(Box::new(topology))),
-        Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
+        Err(kube::Error::Api(status)) if is_not_found(&status) || is_namespace_ending(&status) => Ok(Written::Gone),
         Err(error) => Err(error.into()),
     }
 }
 
 fn is_not_found(status: &Status) -> bool {
     status.code == 404
+}
+
+/// Nothing can be made any more in a namespace that is being deleted.
+fn is_namespace_ending(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 async fn within<T>(write: impl Future<Output = Result<T, WriteError>>) -> Result<T, WriteError> {

@@ -208,7 +208,7 @@ impl Writer {
             match written.due(name, &status, existing, interval, node_probe::differs_in_structure) {
                 Due::Now => self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await,
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
-                Due::No => {}
+                Due::No => self.metrics.write("NodeProbe", "skipped"),
             }
             statuses.insert(name.clone(), status);
         }
@@ -301,6 +301,7 @@ impl Writer {
         let interval = probe.spec.topology.counter_interval.into();
         let due = written.due(&name, &status, probe.status.as_ref(), interval, scope_probe::differs_in_structure);
         if due == Due::No {
+            self.metrics.write("ScopeProbe", "skipped");
             return;
         }
         let api: Api<ScopeProbe> = Api::all(self.client.clone());

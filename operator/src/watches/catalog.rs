@@ -14,6 +14,7 @@ use topology::{
 use super::{
     owners::{self, OwnerFacts, Owners, Reference},
     pods::PodFacts,
+    referenced::Referenced,
     services::{self, ServiceFacts, SliceFacts},
     steps::Step,
 };
@@ -29,8 +30,8 @@ pub enum Change {
     Slice(Step<SliceFacts>),
     /// Of a node.
     Node(Step<Node>),
-    /// Of an owner of this kind.
-    Owner(&'static str, Step<OwnerFacts>),
+    /// Of an owner of this kind and API version.
+    Owner(&'static str, &'static str, Step<OwnerFacts>),
 }
 
 /// What an ownerReference to a workload needs to say.
@@ -54,8 +55,7 @@ pub struct Catalog {
     controllers: HashMap<String, Reference>,
     /// Pods (by UID) by each owner of their chain: they change when the owner does.
     pods_below: HashMap<Workload, HashSet<String>>,
-    /// Workloads of kinds that are not watched, and bare pods, as their pods name them; with the number of these pods.
-    unwatched: HashMap<Workload, (OwnerIdentity, HashSet<String>)>,
+    referenced: Referenced,
     services: HashMap<ServiceRef, ServiceFacts>,
     slices: HashMap<ServiceRef, BTreeMap<String, SliceFacts>>,
     slice_services: HashMap<ServiceRef, ServiceRef>,
@@ -116,20 +116,17 @@ impl Catalog {
     /// What an ownerReference to a workload has to say; none if the workload does not exist (any more).
     #[must_use]
     pub fn owner_identity(&self, workload: &Workload) -> Option<OwnerIdentity> {
-        if self.owners.watches(&workload.kind)
-            && let Some(facts) = self.owners.existing(workload)
-        {
+        if let Some(facts) = self.owners.existing(workload) {
             return Some(OwnerIdentity { api_version: facts.api_version.clone(), uid: facts.uid.clone() });
         }
-        self.unwatched.get(workload).map(|(identity, _)| identity.clone())
+        self.referenced.identity(workload).cloned()
     }
 
     /// The nodes on which a workload's pods are.
     #[must_use]
     pub fn nodes_of(&self, workload: &Workload) -> BTreeSet<&str> {
-        let bare = self.unwatched.get(workload).map(|(_, pods)| pods);
-        let controlled = self.pods_below.get(workload);
-        let uids = bare.into_iter().chain(controlled).flatten();
+        let controlled = self.pods_below.get(workload).into_iter().flatten();
+        let uids = self.referenced.pods(workload).chain(controlled);
         let pods = uids.filter_map(|uid| self.directory.pod(uid));
         pods.filter(|pod| !pod.ended && !pod.node.is_empty()).map(|pod| pod.node.as_str()).collect()
     }
@@ -154,7 +151,7 @@ impl Catalog {
             Change::Service(step) => self.apply_service(step, now),
             Change::Slice(step) => self.apply_slice(step, now),
             Change::Node(step) => self.apply_node(step),
-            Change::Owner(kind, step) => self.apply_owner(kind, step, now),
+            Change::Owner(kind, api_version, step) => self.apply_owner(kind, api_version, step, now),
         }
     }
 
@@ -181,7 +178,7 @@ impl Catalog {
     }
 
     fn upsert_pod(&mut self, facts: PodFacts, now: SystemTime) -> bool {
-        let PodFacts { mut pod, controller } = facts;
+        let PodFacts { mut pod, controller, node_uid } = facts;
         let below = self.resolve(&pod.namespace, &pod.uid, controller.as_ref(), &mut pod.workload);
         for owner in below {
             self.pods_below.entry(owner).or_default().insert(pod.uid.clone());
@@ -189,7 +186,9 @@ impl Catalog {
         if let Some(controller) = controller {
             self.controllers.insert(pod.uid.clone(), controller);
         }
-        self.directory.upsert_pod(pod, now)
+        let uid = pod.uid.clone();
+        let is_news = self.directory.upsert_pod(pod, now);
+        node_uid.is_some_and(|node_uid| self.directory.name_static_pod(&uid, &node_uid)) || is_news
     }
 
     /// Finds the pod's workload, and returns the owners on the way up.
@@ -202,23 +201,17 @@ impl Catalog {
     ) -> Vec<Workload> {
         let Some(controller) = controller else {
             let identity = OwnerIdentity { api_version: "v1".to_owned(), uid: uid.to_owned() };
-            self.note_unwatched(workload.clone(), identity, uid);
+            self.referenced.note(workload.clone(), identity, uid);
             return Vec::new();
         };
         let (topmost, reference) = self.owners.topmost(namespace, controller);
-        if !self.owners.watches(&topmost.kind) {
+        if !self.owners.watches(&reference) {
             let identity = OwnerIdentity { api_version: reference.api_version, uid: reference.uid };
-            self.note_unwatched(topmost.clone(), identity, uid);
+            self.referenced.note(topmost.clone(), identity, uid);
         }
         let below = vec![owners::workload(namespace, controller), topmost.clone()];
         *workload = topmost;
         below
-    }
-
-    fn note_unwatched(&mut self, workload: Workload, identity: OwnerIdentity, uid: &str) {
-        let known = self.unwatched.entry(workload).or_insert_with(|| (identity.clone(), HashSet::new()));
-        known.0 = identity;
-        known.1.insert(uid.to_owned());
     }
 
     fn remove_pod(&mut self, uid: &str, now: SystemTime) -> bool {
@@ -232,18 +225,19 @@ impl Catalog {
                         self.pods_below.remove(&owner);
                     }
                 }
-                if let Some((_, pods)) = self.unwatched.get_mut(&owner) {
-                    pods.remove(uid);
-                    if pods.is_empty() {
-                        self.unwatched.remove(&owner);
-                    }
-                }
+                self.referenced.forget(&owner, uid);
             }
         }
         self.directory.remove_pod(uid, now)
     }
 
-    fn apply_owner(&mut self, kind: &'static str, step: Step<OwnerFacts>, now: SystemTime) -> bool {
+    fn apply_owner(
+        &mut self,
+        kind: &'static str,
+        api_version: &'static str,
+        step: Step<OwnerFacts>,
+        now: SystemTime,
+    ) -> bool {
         let named = |facts: &OwnerFacts| Workload {
             namespace: facts.namespace.clone(),
             kind: kind.to_owned(),
@@ -252,7 +246,7 @@ impl Catalog {
         let listed = self.listed_owners.entry(kind).or_default();
         match step {
             Step::Begin => {
-                self.owners.watch(kind);
+                self.owners.watch(kind, api_version);
                 listed.begin();
                 false
             }
@@ -288,7 +282,7 @@ impl Catalog {
             let (Some(pod), Some(controller)) = (self.directory.pod(&uid), self.controllers.get(&uid)) else {
                 continue;
             };
-            let facts = PodFacts { pod: pod.clone(), controller: Some(controller.clone()) };
+            let facts = PodFacts { pod: pod.clone(), controller: Some(controller.clone()), node_uid: None };
             self.upsert_pod(facts, now);
         }
     }

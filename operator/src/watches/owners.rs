@@ -1,9 +1,6 @@
 //! Follows controller references up from a pod to what a person deployed.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::SystemTime,
-};
+use std::{collections::HashMap, time::SystemTime};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::core::PartialObjectMeta;
@@ -72,17 +69,19 @@ struct Known {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Owners {
     known: HashMap<Workload, Known>,
-    watched: HashSet<&'static str>,
+    /// API groups by kind.
+    watched: HashMap<&'static str, &'static str>,
 }
 
 impl Owners {
     /// Says that objects of this kind are known, so that one that is not known does not exist.
-    pub(super) fn watch(&mut self, kind: &'static str) {
-        self.watched.insert(kind);
+    pub(super) fn watch(&mut self, kind: &'static str, api_version: &'static str) {
+        self.watched.insert(kind, group(api_version));
     }
 
-    pub(super) fn watches(&self, kind: &str) -> bool {
-        self.watched.contains(kind)
+    /// Whether the reference is to one of a kind that is watched, and not of the same kind in another group.
+    pub(super) fn watches(&self, reference: &Reference) -> bool {
+        self.watched.get(reference.kind.as_str()) == Some(&group(&reference.api_version))
     }
 
     /// Whether the owner's place in the chain is news.
@@ -120,14 +119,19 @@ impl Owners {
             if DEPLOYED.contains(&reference.kind.as_str()) {
                 break;
             }
-            let workload = workload(namespace, &reference);
-            match self.known.get(&workload).and_then(|known| known.facts.controller.clone()) {
+            let known = self.known.get(&workload(namespace, &reference)).filter(|_| self.watches(&reference));
+            match known.and_then(|known| known.facts.controller.clone()) {
                 Some(next) => reference = next,
                 None => break,
             }
         }
         (workload(namespace, &reference), reference)
     }
+}
+
+/// The API group of `group/version`; empty for the core's.
+pub(super) fn group(api_version: &str) -> &str {
+    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
 pub(super) fn workload(namespace: &str, reference: &Reference) -> Workload {

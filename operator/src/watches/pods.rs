@@ -13,11 +13,17 @@ pub struct PodFacts {
     /// Its workload is the pod itself until its owners have been looked up.
     pub(super) pod: Pod,
     pub(super) controller: Option<Reference>,
+    /// Of a static pod: the UID that its node knows it by, also as part of its cgroup's name.
+    pub(super) node_uid: Option<String>,
 }
+
+/// Where the object of a static pod says it: a hash of the pod's manifest.
+const MANIFEST_HASH: &str = "kubernetes.io/config.hash";
 
 pub(super) fn facts(object: Object) -> Option<PodFacts> {
     // A static pod is owned by its node, which is nothing that a person deployed.
     let controller = Reference::controller_of(&object.metadata).filter(|owner| owner.kind != "Node");
+    let node_uid = object.metadata.annotations.and_then(|mut annotations| annotations.remove(MANIFEST_HASH));
     let namespace = object.metadata.namespace?;
     let name = object.metadata.name?;
     let spec = object.spec.unwrap_or_default();
@@ -33,7 +39,7 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         containers: containers(&status),
     };
-    Some(PodFacts { pod, controller })
+    Some(PodFacts { pod, controller, node_uid })
 }
 
 /// Container id → name. A container that was started again has had another id before.

@@ -1,0 +1,79 @@
+//! Workloads that are known by what their pods' owner references say alone: bare pods, and owners of kinds that are not
+//! watched.
+
+use std::collections::{HashMap, HashSet};
+
+use topology::entity::Workload;
+
+use super::{OwnerIdentity, owners::group};
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Referenced {
+    /// Who is meant, in the order in which they came, each with its pods' UIDs: usually one.
+    workloads: HashMap<Workload, Vec<(OwnerIdentity, HashSet<String>)>>,
+}
+
+impl Referenced {
+    pub(super) fn note(&mut self, workload: Workload, identity: OwnerIdentity, pod_uid: &str) {
+        let meant = self.workloads.entry(workload).or_default();
+        let index = meant.iter().position(|(known, _)| *known == identity).unwrap_or_else(|| {
+            meant.push((identity, HashSet::new()));
+            meant.len() - 1
+        });
+        meant[index].1.insert(pod_uid.to_owned());
+    }
+
+    pub(super) fn forget(&mut self, workload: &Workload, pod_uid: &str) {
+        let Some(meant) = self.workloads.get_mut(workload) else { return };
+        for (_, pods) in &mut *meant {
+            pods.remove(pod_uid);
+        }
+        meant.retain(|(_, pods)| !pods.is_empty());
+        if meant.is_empty() {
+            self.workloads.remove(workload);
+        }
+    }
+
+    /// Who owns a workload's object. Of the same kind in several API groups it is, as long as it has pods, the one that
+    /// came first, so that the object doesn't change hands with each pod; within a group it is the one that came last,
+    /// as one that was made again under its name.
+    pub(super) fn identity(&self, workload: &Workload) -> Option<&OwnerIdentity> {
+        let meant = self.workloads.get(workload)?;
+        let first = group(&meant.first()?.0.api_version);
+        meant.iter().map(|(identity, _)| identity).rfind(|identity| group(&identity.api_version) == first)
+    }
+
+    pub(super) fn pods(&self, workload: &Workload) -> impl Iterator<Item = &String> {
+        self.workloads.get(workload).into_iter().flatten().flat_map(|(_, pods)| pods)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(api_version: &str, uid: &str) -> OwnerIdentity {
+        OwnerIdentity { api_version: api_version.to_owned(), uid: uid.to_owned() }
+    }
+
+    #[test]
+    fn an_object_does_not_change_hands_between_groups_and_follows_one_that_was_made_again() {
+        let workload = Workload { namespace: "shop".to_owned(), kind: "Job".to_owned(), name: "sums".to_owned() };
+        let mut referenced = Referenced::default();
+        let uid = |referenced: &Referenced| referenced.identity(&workload).map(|identity| identity.uid.clone());
+        referenced.note(workload.clone(), identity("a.io/v1", "1"), "pod-1");
+        referenced.note(workload.clone(), identity("b.io/v1", "2"), "pod-2");
+        referenced.note(workload.clone(), identity("a.io/v1", "1"), "pod-3");
+        assert_eq!(uid(&referenced).as_deref(), Some("1"));
+        referenced.note(workload.clone(), identity("a.io/v1beta1", "3"), "pod-4");
+        assert_eq!(uid(&referenced).as_deref(), Some("3"));
+        assert_eq!(referenced.pods(&workload).count(), 4);
+        for pod in ["pod-1", "pod-3", "pod-4"] {
+            referenced.forget(&workload, pod);
+        }
+        assert_eq!(uid(&referenced).as_deref(), Some("2"));
+        referenced.forget(&workload, "pod-2");
+        assert_eq!(uid(&referenced), None);
+    }
+}
