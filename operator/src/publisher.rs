@@ -32,7 +32,7 @@ pub use self::writer::clear;
 use self::{
     budget::Budget,
     desired::{Builder, Picture},
-    existing::Existing,
+    existing::{Again, Existing},
     schedule::Schedule,
     writer::{Key, WriteError, Written},
 };
@@ -138,6 +138,7 @@ impl Publisher {
         let mut build_at = Some(Instant::now());
         let mut last_build = Duration::ZERO;
         let mut built: Option<Instant> = None;
+        let mut warm_at = Some(self.started + WARM_UP);
         loop {
             let soon = |last: Option<Instant>, took: Duration| {
                 let earliest = last.map(|last| last + took * (BUILD_SHARE - 1));
@@ -146,11 +147,11 @@ impl Publisher {
             let next_write = self.next_write();
             tokio::select! {
                 event = objects.next() => match event {
-                    Some(Ok(event)) => {
-                        for key in self.existing.apply(event) {
-                            self.compare(&key);
-                        }
-                    }
+                    Some(Ok(event)) => match self.existing.apply(event) {
+                        Again::Nothing => {}
+                        Again::One(key) => self.compare(&key),
+                        Again::All => self.compare_all(),
+                    },
                     Some(Err(error)) => tracing::warn!(%error, "cannot watch Topology objects; trying again"),
                     None => return,
                 },
@@ -181,6 +182,10 @@ impl Publisher {
                     self.compare_all();
                     (built, last_build) = (Some(Instant::now()), began.elapsed());
                     build_at = self.picture.settles_in.map(|wait| began + wait.max(COALESCE));
+                }
+                () = at(warm_at) => {
+                    warm_at = None;
+                    self.compare_all();
                 }
                 () = at(next_write) => self.write_due(),
             }

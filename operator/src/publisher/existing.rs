@@ -12,6 +12,14 @@ use super::{
     writer::{Desired, Key},
 };
 
+/// What has to be looked at again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    Nothing,
+    One(Key),
+    All,
+}
+
 /// The objects, as last seen or written.
 #[derive(Debug, Default)]
 pub(super) struct Existing {
@@ -24,12 +32,12 @@ pub(super) struct Existing {
 }
 
 impl Existing {
-    /// Takes in what the watch says; the objects to look at again.
-    pub(super) fn apply(&mut self, event: Event<Topology>) -> Vec<Key> {
+    /// Takes in what the watch says.
+    pub(super) fn apply(&mut self, event: Event<Topology>) -> Again {
         match event {
             Event::Init => {
                 self.listing = Some(HashSet::new());
-                Vec::new()
+                Again::Nothing
             }
             Event::InitApply(topology) => {
                 let key = key(&topology);
@@ -40,23 +48,24 @@ impl Existing {
                     self.from_before.insert(key);
                 }
                 self.upsert_newer(topology);
-                Vec::new()
+                Again::Nothing
             }
             Event::InitDone => {
                 let listing = self.listing.take().unwrap_or_default();
                 self.objects.retain(|key, _| listing.contains(key));
                 self.listed = true;
-                self.objects.keys().cloned().collect()
+                // Also those that should be there and are not.
+                Again::All
             }
             Event::Apply(topology) => {
                 let key = key(&topology);
                 self.upsert_newer(topology);
-                vec![key]
+                Again::One(key)
             }
             Event::Delete(topology) => {
                 let key = key(&topology);
                 self.remove(&key);
-                vec![key]
+                Again::One(key)
             }
         }
     }

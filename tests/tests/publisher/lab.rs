@@ -1,0 +1,218 @@
+//! The operator's publisher against a real API server, with flows that the test makes up.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, SystemTime},
+};
+
+use crds::{Topology, TopologyStatus};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, Config, ResourceExt as _,
+    api::{DeleteParams, ListParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use operator::{
+    collector::Accounts,
+    metrics::{Metrics, WriteLabels},
+    observation::TopologyOverview,
+    publish_settings::PublishSettings,
+    publisher::{self, Inputs},
+    watches::{self, Names},
+};
+use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
+use tokio::{sync::watch, task::JoinSet};
+use topology::{
+    entity::CgroupOwner,
+    flow::{FlowCounters, FlowKey, Role},
+    ledger::Epoch,
+};
+
+pub const NAMESPACE: &str = "shop";
+const NODE: &str = "node-1";
+const EPOCH: Epoch = Epoch([1; 16]);
+
+pub struct Lab {
+    pub control_plane: ControlPlane,
+    pub settings: watch::Sender<Option<PublishSettings>>,
+    pub metrics: Metrics,
+    accounts: Accounts,
+    tasks: JoinSet<()>,
+}
+
+impl Lab {
+    /// The API server with the kinds, a node and a namespace; nobody publishes yet.
+    pub async fn new() -> Result<Self> {
+        let control_plane = ControlPlane::start().await?;
+        let client = &control_plane.client;
+        let crds = place::repository().join("charts/scopeprobe/files/crds");
+        for file in fs::read_dir(&crds).map_err(Error::io("list the CRDs"))? {
+            let path = file.map_err(Error::io("list the CRDs"))?.path();
+            let yaml = fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))?;
+            manifest::apply(client, "", &yaml).await?;
+        }
+        let topologies: Api<Topology> = Api::all(client.clone());
+        eventually("the API server to know Topologies", async || {
+            topologies.list(&ListParams::default()).await.map_err(|error| error.to_string())
+        })
+        .await?;
+        let world = format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}\n---\n\
+             {{apiVersion: v1, kind: Node, metadata: {{name: {NODE}}}}}\n"
+        );
+        manifest::apply(client, "", &world).await?;
+        let settings = PublishSettings {
+            max_edges: 100,
+            counter_interval: Duration::from_secs(1),
+            retention: Duration::from_hours(1),
+        };
+        Ok(Self {
+            control_plane,
+            settings: watch::Sender::new(Some(settings)),
+            metrics: Metrics::default(),
+            accounts: Accounts::default(),
+            tasks: JoinSet::new(),
+        })
+    }
+
+    /// Publishes from now on, as this client may.
+    pub fn publish(&mut self, client: &Client) {
+        let names = Names::default();
+        let watching = self.control_plane.client.clone();
+        self.tasks.spawn(watches::run(watching, names.clone(), self.accounts.clone()));
+        let inputs = Inputs {
+            leader: watch::Sender::new(true).subscribe(),
+            settings: self.settings.subscribe(),
+            accounts: self.accounts.clone(),
+            names,
+            overview: watch::Sender::new(TopologyOverview::default()),
+            metrics: self.metrics.clone(),
+        };
+        self.tasks.spawn(publisher::run(client.clone(), inputs));
+    }
+
+    pub fn publish_as_administrator(&mut self) {
+        let client = self.control_plane.client.clone();
+        self.publish(&client);
+    }
+
+    /// A client that may do what this user may.
+    pub async fn client_of(&self, user: &str) -> Result<Client> {
+        let unusable = |error: &dyn std::error::Error| Error::Unexpected(format!("no client for {user}: {error}"));
+        let kubeconfig = Kubeconfig::read_from(self.control_plane.kubeconfig()).map_err(|error| unusable(&error))?;
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .map_err(|error| unusable(&error))?;
+        config.auth_info.impersonate = Some(user.to_owned());
+        Client::try_from(config).map_err(|error| unusable(&error))
+    }
+
+    pub async fn apply(&self, yaml: &str) -> Result<()> {
+        manifest::apply(&self.control_plane.client, NAMESPACE, yaml).await.map(|_| ())
+    }
+
+    /// A pod, of an owner of this API version, kind and name or of none; its UID.
+    pub async fn pod(&self, name: &str, owner: Option<(&str, &str, &str)>) -> Result<String> {
+        let owners = owner.map_or_else(String::new, |(version, kind, of)| {
+            format!(
+                "ownerReferences: [{{apiVersion: {version}, kind: {kind}, name: {of}, uid: {version}-{of}, controller: true}}]"
+            )
+        });
+        self.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, {owners}}}, \
+             spec: {{nodeName: {NODE}, containers: [{{name: main, image: none}}]}}}}"
+        ))
+        .await?;
+        let pod = self.pods().get(name).await.map_err(Error::api(format!("read the pod {name}")))?;
+        Ok(pod.uid().unwrap_or_default())
+    }
+
+    pub async fn delete_pod(&self, name: &str) -> Result<()> {
+        let at_once = DeleteParams::default().grace_period(0);
+        self.pods().delete(name, &at_once).await.map(|_| ()).map_err(Error::api(format!("delete the pod {name}")))
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.control_plane.client.clone(), NAMESPACE)
+    }
+
+    /// The agent reports what a pod has opened to peers outside of the cluster, each known by a number.
+    pub async fn report(&self, pod_uid: &str, opened: &[(u8, u64)]) {
+        let now = SystemTime::now();
+        let mut ledger = self.accounts.ledger().lock().await;
+        let owner = CgroupOwner::PodContainer { pod_uid: pod_uid.to_owned(), container_id: String::new() };
+        let cgroup_id = pod_uid.bytes().fold(7, |id: u64, byte| id.wrapping_mul(31).wrapping_add(byte.into()));
+        ledger.identify(NODE, EPOCH, cgroup_id, owner).expect("there is one epoch");
+        for (peer, opened) in opened {
+            let key = FlowKey {
+                cgroup_id,
+                netns: 1,
+                role: Role::Client,
+                local: IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1)),
+                remote: IpAddr::V4(Ipv4Addr::new(192, 0, 2, *peer)),
+                port: 443,
+            };
+            let counters = FlowCounters { opened: *opened, closed: *opened, ..FlowCounters::default() };
+            ledger.apply(NODE, EPOCH, key, &counters, now).expect("there is one epoch");
+        }
+        // Complete: what an earlier publisher has left may be changed.
+        if !ledger.is_complete(NODE) {
+            drop(ledger);
+            return self.complete().await;
+        }
+        drop(ledger);
+        self.accounts.mark_changed();
+    }
+
+    /// All that was reported so far is all that there is.
+    async fn complete(&self) {
+        let mut ledger = self.accounts.ledger().lock().await;
+        let all: Vec<FlowKey> = ledger.flows().map(|flow| *flow.key).collect();
+        ledger.begin_snapshot(NODE, EPOCH).expect("there is one epoch");
+        for key in all {
+            ledger.apply(NODE, EPOCH, key, &FlowCounters::default(), SystemTime::now()).expect("there is one epoch");
+        }
+        ledger.end_snapshot(NODE, EPOCH, SystemTime::now()).expect("there is one epoch");
+        drop(ledger);
+        self.accounts.mark_changed();
+    }
+
+    pub fn topologies(&self) -> Api<Topology> {
+        Api::namespaced(self.control_plane.client.clone(), NAMESPACE)
+    }
+
+    /// Waits until a Topology is as it has to be.
+    pub async fn topology(&self, name: &str, is_it: impl Fn(&Topology) -> bool) -> Result<Topology> {
+        eventually(&format!("the Topology {name} to be right"), async || {
+            let topology = self.topologies().get(name).await.map_err(|error| error.to_string())?;
+            if is_it(&topology) { Ok(topology) } else { Err(format!("{:#?} {:?}", topology.metadata, topology.status)) }
+        })
+        .await
+    }
+
+    pub async fn absent(&self, name: &str) -> Result<()> {
+        eventually(&format!("the Topology {name} to go"), async || match self.topologies().get_opt(name).await {
+            Ok(None) => Ok(()),
+            Ok(Some(topology)) => Err(format!("{topology:?}")),
+            Err(error) => Err(error.to_string()),
+        })
+        .await
+    }
+
+    pub fn writes(&self, result: &'static str) -> u64 {
+        self.metrics.writes.get_or_create(&WriteLabels { kind: "Topology", result }).get()
+    }
+}
+
+pub fn status(topology: &Topology) -> TopologyStatus {
+    topology.status.clone().unwrap_or_default()
+}
+
+pub fn opened(topology: &Topology) -> u64 {
+    status(topology).totals.opened
+}
+
+pub fn owner_uids(topology: &Topology) -> Vec<&str> {
+    topology.owner_references().iter().map(|owner| owner.uid.as_str()).collect()
+}
