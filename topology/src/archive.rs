@@ -1,4 +1,10 @@
-//! What is left of flows that the ledger has let go of: their share in edges that live on.
+//! What the ledger no longer has, or never had: flows that it has let go of, and what an earlier operator has published.
+//! Both live on in the edges that they were part of.
+//!
+//! An operator that begins knows what agents still count, and what its predecessor has published. How much of the
+//! latter agents no longer know, each edge says itself ([`Graph::earlier`]); that and what agents count now is the
+//! whole. It is never less than what was published, and only where agents have begun anew while no operator ran can
+//! it be less than the truth.
 
 use std::{
     collections::HashMap,
@@ -6,16 +12,37 @@ use std::{
 };
 
 use crate::{
+    counts::Counts,
     directory::Directory,
-    edge::{EdgeCounters, EdgeKey},
-    graph::{self, Graph, Options},
+    edge::{Edge, EdgeCounters, EdgeKey, Identity, Seen},
+    graph::{self, Forgotten, Graph, Options},
     ledger::Ledger,
 };
 
-/// Counters of retired flows, by the edge that they were part of.
+/// An edge as an operator has published it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The edge.
+    pub edge: Edge,
+    /// The part of it that agents no longer knew.
+    pub earlier: Counts,
+}
+
+/// What is added to the graph of the ledger's flows.
 #[derive(Clone, Debug, Default)]
 pub struct Archive {
-    counters: HashMap<EdgeKey, EdgeCounters>,
+    /// Counters of flows that the ledger has let go of.
+    retired: HashMap<EdgeKey, EdgeCounters>,
+    before: Option<Before>,
+}
+
+/// An earlier operator's account.
+#[derive(Clone, Debug)]
+struct Before {
+    restored_at: SystemTime,
+    /// All agents have been heard since, so that `earlier` is what none of them knows.
+    settled: bool,
+    edges: HashMap<EdgeKey, Published>,
 }
 
 impl Archive {
@@ -25,14 +52,54 @@ impl Archive {
         Self::default()
     }
 
-    /// Makes the graph of all flows, those included that have been retired.
+    /// Takes over what an earlier operator has published, once: later calls do nothing. Of an edge that is there twice,
+    /// as its two ends see it, the newer account is taken.
+    pub fn restore(&mut self, published: impl IntoIterator<Item = Published>, now: SystemTime) {
+        if self.before.is_some() {
+            return;
+        }
+        let mut edges: HashMap<EdgeKey, Published> = HashMap::new();
+        for one in published {
+            let progress = |counters: &EdgeCounters| {
+                (counters.opened.saturating_add(counters.failed), counters.bytes_sent, counters.bytes_received)
+            };
+            let known = edges.get(&one.edge.key);
+            if known.is_none_or(|known| progress(&known.edge.counters) < progress(&one.edge.counters)) {
+                edges.insert(one.edge.key.clone(), one);
+            }
+        }
+        self.before = Some(Before { restored_at: now, settled: false, edges });
+    }
+
+    /// To be called when all agents have told all that they know: what was published and is not in it is what they no
+    /// longer know.
+    pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
+        let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
+        let known = graph::build_knowing(ledger, directory, &everything(now), &before.forgotten());
+        let known: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
+        for (key, published) in &mut before.edges {
+            let known = known.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
+            published.earlier = published.earlier.at_least(&Counts::of(&published.edge).without(&known));
+        }
+        before.settled = true;
+    }
+
+    /// Makes the graph of all flows, those included that the ledger does not have.
     #[must_use]
     pub fn build(&self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-        let mut graph = graph::build(ledger, directory, options);
+        let forgotten = self.before.as_ref().map(Before::forgotten).unwrap_or_default();
+        let mut graph = graph::build_knowing(ledger, directory, options, &forgotten);
         for edge in &mut graph.edges {
-            if let Some(retired) = self.counters.get(&edge.key) {
+            if let Some(retired) = self.retired.get(&edge.key) {
                 edge.counters.add(retired);
             }
+        }
+        if let Some(before) = &self.before {
+            before.add_to(&mut graph, options);
+        }
+        let inherits = self.before.as_ref().is_some_and(Before::is_needed);
+        if inherits || ledger.has_history() || !self.retired.is_empty() {
+            graph.earlier = earlier(&graph, ledger, directory, options.now);
         }
         graph
     }
@@ -49,20 +116,104 @@ impl Archive {
         if !ledger.has_retirable(now, retention) {
             return 0;
         }
-        // Everything is to be on an edge, and every edge to live, so that the difference is what went.
-        let options = Options { now, settle: Duration::ZERO, retention: Duration::MAX };
+        // The difference is what went.
+        let options = everything(now);
         let before = graph::build(ledger, directory, &options);
         let retired = ledger.retire(now, retention);
         let after: HashMap<EdgeKey, EdgeCounters> =
             graph::build(ledger, directory, &options).edges.into_iter().map(|edge| (edge.key, edge.counters)).collect();
-        self.counters.retain(|key, _| after.contains_key(key));
+        self.retired.retain(|key, _| after.contains_key(key));
+        if let Some(known) = self.before.as_mut().filter(|known| !known.is_recent(now, retention)) {
+            known.edges.retain(|key, _| after.contains_key(key));
+        }
         for edge in before.edges {
             let Some(stays) = after.get(&edge.key) else { continue };
             let gone = edge.counters.without(stays);
             if gone != EdgeCounters::default() {
-                self.counters.entry(edge.key).or_default().add(&gone);
+                self.retired.entry(edge.key).or_default().add(&gone);
             }
         }
         retired
     }
+}
+
+impl Before {
+    /// How long edges of which no agent knows anything more are still shown.
+    fn is_recent(&self, now: SystemTime, retention: Duration) -> bool {
+        now.duration_since(self.restored_at).unwrap_or_default() < retention
+    }
+
+    /// Whether there is anything that agents do not know, as far as it is known.
+    fn is_needed(&self) -> bool {
+        let nothing = Counts::default();
+        self.edges.values().any(|published| !self.settled || published.earlier != nothing)
+    }
+
+    /// What servers may still count of clients whose agents have forgotten it.
+    fn forgotten(&self) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
+            let of = if self.settled { &published.earlier.counters } else { &published.edge.counters };
+            forgotten.add(&published.edge.key, of.opened);
+        }
+        forgotten
+    }
+
+    fn add_to(&self, graph: &mut Graph, options: &Options) {
+        let recent = self.is_recent(options.now, options.retention);
+        let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
+        for edge in &mut graph.edges {
+            let Some(published) = missing.remove(&edge.key) else { continue };
+            let now = Counts::of(edge);
+            let (mut earlier, mut least) = (published.earlier.clone(), Counts::of(&published.edge));
+            if !recent {
+                // Pods that are long gone.
+                (earlier, least) = (earlier.of_endpoints_in(&now), least.of_endpoints_in(&now));
+            }
+            now.plus(&earlier).at_least(&least).write_to(edge);
+            if edge.seen != published.edge.seen {
+                edge.seen = Seen::Both;
+            }
+            for (now, before) in [
+                (&mut edge.client_identity, published.edge.client_identity),
+                (&mut edge.server_identity, published.edge.server_identity),
+            ] {
+                if before == Identity::Cgroup {
+                    *now = before;
+                }
+            }
+        }
+        if recent && !missing.is_empty() {
+            let gone = missing.into_values().map(|published| {
+                let mut edge = published.edge.clone();
+                edge.counters.active = 0;
+                edge
+            });
+            graph.edges.extend(gone);
+            graph.edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        }
+    }
+}
+
+/// Everything is on an edge, and every edge lives.
+fn everything(now: SystemTime) -> Options {
+    Options { now, settle: Duration::ZERO, retention: Duration::MAX }
+}
+
+/// The part of each edge that an operator would not learn from the agents if it began now.
+fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> HashMap<EdgeKey, Counts> {
+    let anew = graph::build_anew(ledger, directory, &everything(now));
+    let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
+    let of = |edge: &Edge| {
+        let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();
+        if let Some(anew) = anew.get(&edge.key).filter(|_| edge.seen != Seen::Server) {
+            // What only servers still count of it is taken for what the clients' agents have forgotten.
+            known.counters = known.counters.without(&anew.from_servers);
+        }
+        let mut earlier = Counts::of(edge).without(&known);
+        earlier.counters.active = 0;
+        earlier
+    };
+    let all = graph.edges.iter().map(|edge| (edge.key.clone(), of(edge)));
+    all.filter(|(_, earlier)| *earlier != Counts::default()).collect()
 }

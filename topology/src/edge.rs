@@ -78,6 +78,18 @@ impl EdgeCounters {
         self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
     }
 
+    /// The greater of each.
+    #[must_use]
+    pub fn at_least(&self, other: &Self) -> Self {
+        Self {
+            opened: self.opened.max(other.opened),
+            active: self.active.max(other.active),
+            failed: self.failed.max(other.failed),
+            bytes_sent: self.bytes_sent.max(other.bytes_sent),
+            bytes_received: self.bytes_received.max(other.bytes_received),
+        }
+    }
+
     /// What is left without `other`, at least 0.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
@@ -154,6 +166,8 @@ pub struct Edge {
     pub key: EdgeKey,
     /// How much.
     pub counters: EdgeCounters,
+    /// The part of it that servers have counted and no client.
+    pub from_servers: EdgeCounters,
     /// The client's pods and containers, sorted by name.
     pub clients: Vec<Endpoint>,
     /// The server's pods and containers, sorted by name.

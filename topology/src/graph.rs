@@ -5,14 +5,24 @@
 
 mod edges;
 mod ends;
+mod forgotten;
 mod join;
 mod nodes;
 mod observed;
 mod translated;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
-use crate::{directory::Directory, edge::Edge, ledger::Ledger};
+pub use self::forgotten::Forgotten;
+use crate::{
+    counts::Counts,
+    directory::Directory,
+    edge::{Edge, EdgeKey},
+    ledger::{FlowView, Ledger},
+};
 
 /// What a graph depends on besides the flows and the names.
 #[derive(Clone, Copy, Debug)]
@@ -34,12 +44,38 @@ pub struct Graph {
     pub unsettled: u64,
     /// When the graph changes by the mere passing of time, because something has waited long enough.
     pub settles_at: Option<SystemTime>,
+    /// The part of each edge that its agents no longer know, where there is any: an operator that begins anew learns it
+    /// from nobody but its predecessor. Filled by [`crate::archive::Archive::build`].
+    pub earlier: HashMap<EdgeKey, Counts>,
 }
 
 /// Makes the graph of all flows.
 #[must_use]
 pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-    let mut join = join::Join::new(ledger, directory, options);
+    build_knowing(ledger, directory, options, &Forgotten::default())
+}
+
+/// The same, where it is known what clients' agents have forgotten: servers that still count it tell nothing new.
+#[must_use]
+pub fn build_knowing(ledger: &Ledger, directory: &Directory, options: &Options, forgotten: &Forgotten) -> Graph {
+    join(ledger.flows(), ledger, directory, options, forgotten)
+}
+
+/// Makes the graph of what agents would tell somebody who has never heard of them.
+#[must_use]
+pub fn build_anew(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
+    let flows = ledger.flows().map(|flow| FlowView { totals: flow.anew, ..flow });
+    join(flows, ledger, directory, options, &Forgotten::default())
+}
+
+fn join<'a>(
+    flows: impl Iterator<Item = FlowView<'a>>,
+    ledger: &'a Ledger,
+    directory: &'a Directory,
+    options: &Options,
+    forgotten: &Forgotten,
+) -> Graph {
+    let mut join = join::Join::new(flows, ledger, directory, options, forgotten.clone());
     join.join();
     join.finish()
 }

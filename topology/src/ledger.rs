@@ -39,6 +39,8 @@ pub struct FlowView<'a> {
     pub key: &'a FlowKey,
     /// Its account.
     pub totals: FlowTotals,
+    /// The part of it that the agent would tell somebody who has never heard of it.
+    pub anew: FlowTotals,
     /// When it was first reported.
     pub first_seen: SystemTime,
     /// When its account last changed.
@@ -128,6 +130,23 @@ impl Account {
                 current.bytes_received,
                 current.preexisting_bytes_received,
             ),
+        }
+    }
+
+    /// What the agent would tell somebody who has never heard of it. What it has not told in this epoch yet is at least
+    /// what was open when the last one ended.
+    fn anew(&self) -> FlowTotals {
+        let base = &self.base;
+        match (self.over, self.reported) {
+            (true, _) => FlowTotals::default(),
+            (false, true) => Self { base: Base::default(), ..*self }.totals(),
+            (false, false) => FlowTotals {
+                opened: base.totals.active,
+                active: base.totals.active,
+                failed: 0,
+                bytes_sent: base.open_bytes_sent,
+                bytes_received: base.open_bytes_received,
+            },
         }
     }
 
@@ -425,19 +444,36 @@ impl Ledger {
         self.nodes.get(node).is_some_and(|account| account.complete && !account.gone)
     }
 
+    /// Whether there is anything of which agents no longer know.
+    #[must_use]
+    pub fn has_history(&self) -> bool {
+        self.flows().any(|flow| flow.anew != flow.totals)
+    }
+
     /// All flows, in an order that depends on what they are and not on when they were reported.
     pub fn flows(&self) -> impl Iterator<Item = FlowView<'_>> {
         self.nodes.iter().flat_map(|(node, account)| {
-            let current = account
-                .flows
+            // One that comes back tells all of it again.
+            let anew = |flow: &Account| if account.gone { flow.totals() } else { flow.anew() };
+            let current = account.flows.iter().map(move |(key, flow)| {
+                let owner = account.owners.get(&key.cgroup_id).map(Arc::as_ref);
+                view(node, owner, key, flow, anew(flow))
+            });
+            let orphaned = account
+                .orphaned
                 .iter()
-                .map(|(key, flow)| view(node, account.owners.get(&key.cgroup_id).map(Arc::as_ref), key, flow));
-            let orphaned = account.orphaned.iter().map(|(key, owner, flow)| view(node, Some(owner), key, flow));
+                .map(move |(key, owner, flow)| view(node, Some(owner), key, flow, FlowTotals::default()));
             current.chain(orphaned)
         })
     }
 }
 
-fn view<'a>(node: &'a str, owner: Option<&'a CgroupOwner>, key: &'a FlowKey, flow: &Account) -> FlowView<'a> {
-    FlowView { node, owner, key, totals: flow.totals(), first_seen: flow.first_seen, changed: flow.changed }
+fn view<'a>(
+    node: &'a str,
+    owner: Option<&'a CgroupOwner>,
+    key: &'a FlowKey,
+    flow: &Account,
+    anew: FlowTotals,
+) -> FlowView<'a> {
+    FlowView { node, owner, key, totals: flow.totals(), anew, first_seen: flow.first_seen, changed: flow.changed }
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod counts;
 pub mod directory;
 pub mod edge;
 pub mod entity;

@@ -29,6 +29,8 @@ struct Part {
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub(super) struct Sum {
     pub counters: EdgeCounters,
+    /// The part of it that no client's flow has counted.
+    pub from_servers: EdgeCounters,
     /// Both ends of at least one of the conversations were seen.
     pub both_seen: bool,
     pub client_seen: bool,
@@ -99,6 +101,7 @@ fn edge(key: Key<'_>, sum: &Sum, ends: &Ends<'_>) -> Edge {
             port: key.port,
         },
         counters: sum.counters,
+        from_servers: sum.from_servers,
         clients: endpoints(&sum.clients, ends),
         servers: endpoints(&sum.servers, ends),
         seen: sum.seen(),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Graph, Options,
+    Forgotten, Graph, Options,
     edges::{Key, Sums},
     ends::{EndId, Ends, PeerId},
     nodes::Nodes,
@@ -25,7 +25,7 @@ use crate::{
     edge::EdgeCounters,
     entity::ServiceRef,
     flow::{FlowTotals, Role},
-    ledger::Ledger,
+    ledger::{FlowView, Ledger},
 };
 
 /// Where a Service's port may lead.
@@ -51,15 +51,22 @@ pub(super) struct Join<'a> {
     by_client: HashMap<IpAddr, Range<usize>>,
     candidates: HashMap<(IpAddr, u16), Option<Rc<Candidates<'a>>>>,
     sums: Sums<'a>,
+    forgotten: Forgotten,
     unsettled: u64,
     settles_at: Option<SystemTime>,
 }
 
 impl<'a> Join<'a> {
-    pub(super) fn new(ledger: &'a Ledger, directory: &'a Directory, options: &Options) -> Self {
+    pub(super) fn new(
+        flows: impl Iterator<Item = FlowView<'a>>,
+        ledger: &'a Ledger,
+        directory: &'a Directory,
+        options: &Options,
+        forgotten: Forgotten,
+    ) -> Self {
         let mut ends = Ends::new(directory, Nodes::new(ledger, directory));
         let (mut sources, mut sinks) = (Vec::new(), Vec::new());
-        for flow in ledger.flows().filter(|flow| flow.totals != FlowTotals::default()) {
+        for flow in flows.filter(|flow| flow.totals != FlowTotals::default()) {
             let end = ends.by_cgroup(flow.node, flow.owner);
             match flow.key.role {
                 Role::Client => sources.push(source(&flow, end, options)),
@@ -86,6 +93,7 @@ impl<'a> Join<'a> {
             by_client,
             candidates: HashMap::new(),
             sums: Sums::default(),
+            forgotten,
             unsettled: 0,
             settles_at: None,
         }
@@ -140,7 +148,12 @@ impl<'a> Join<'a> {
     }
 
     pub(super) fn finish(self) -> Graph {
-        Graph { edges: self.sums.into_edges(&self.ends), unsettled: self.unsettled, settles_at: self.settles_at }
+        Graph {
+            edges: self.sums.into_edges(&self.ends),
+            unsettled: self.unsettled,
+            settles_at: self.settles_at,
+            earlier: HashMap::new(),
+        }
     }
 
     /// Both ends see the same addresses.
@@ -321,8 +334,9 @@ impl<'a> Join<'a> {
 
     /// What no client's flow explains is known by its servers only.
     fn join_servers_alone(&mut self) {
-        let sinks = std::mem::take(&mut self.sinks);
-        for sink in &sinks {
+        let mut sinks = std::mem::take(&mut self.sinks);
+        for sink in &mut sinks {
+            self.take_forgotten(sink);
             let owner = self.directory.owner_of(sink.tuple.client, sink.at);
             if sink.explained {
                 let shared_address = owner.is_none() && sink.tuple.scope.is_none();
@@ -340,6 +354,29 @@ impl<'a> Join<'a> {
         }
     }
 
+    /// What the client's agent has forgotten is on an edge already.
+    fn take_forgotten(&mut self, sink: &mut Sink<'a>) {
+        if self.forgotten.is_empty() || sink.left.opened == 0 {
+            return;
+        }
+        let client = self.client_of(sink);
+        let (client, server) = (self.ends.peer_of(client), self.ends.peer_of(sink.end));
+        let (client, server) = (self.ends.peer(client), self.ends.peer(server));
+        let taken = self.forgotten.take(client, server, sink.tuple.port, sink.left.opened);
+        if taken > 0 {
+            sink.take(taken);
+        }
+    }
+
+    /// Who a server's client is, by its address.
+    fn client_of(&mut self, sink: &Sink<'a>) -> EndId {
+        if sink.tuple.scope.is_some() {
+            self.own_loopback(sink.node, sink.end)
+        } else {
+            self.ends.client_at(sink.tuple.client, sink.at)
+        }
+    }
+
     fn is_client_observed(&self, sink: &Sink<'a>, pods_node: Option<&str>) -> bool {
         if sink.tuple.scope.is_some() {
             return true;
@@ -349,11 +386,7 @@ impl<'a> Join<'a> {
     }
 
     fn add_from_server(&mut self, sink: &Sink<'a>) {
-        let client_end = if sink.tuple.scope.is_some() {
-            self.own_loopback(sink.node, sink.end)
-        } else {
-            self.ends.client_at(sink.tuple.client, sink.at)
-        };
+        let client_end = self.client_of(sink);
         let key = Key {
             client: self.ends.peer_of(client_end),
             server: self.ends.peer_of(sink.end),
@@ -362,6 +395,7 @@ impl<'a> Join<'a> {
         };
         let sum = self.sums.at(key);
         sum.counters.add(&sink.left);
+        sum.from_servers.add(&sink.left);
         sum.live |= sink.live;
         sum.server_seen = true;
         sum.server_certain = true;

@@ -1,0 +1,116 @@
+//! What was counted on an edge, in all and by each of its endpoints.
+
+use std::collections::BTreeMap;
+
+use crate::edge::{Edge, EdgeCounters, Endpoint};
+
+/// An edge's counters and its endpoints' parts in them, sorted by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of it.
+    pub counters: EdgeCounters,
+    /// The client's pods and containers.
+    pub clients: Vec<Endpoint>,
+    /// The server's pods and containers.
+    pub servers: Vec<Endpoint>,
+}
+
+impl Counts {
+    /// Those of an edge.
+    #[must_use]
+    pub fn of(edge: &Edge) -> Self {
+        Self { counters: edge.counters, clients: edge.clients.clone(), servers: edge.servers.clone() }
+    }
+
+    /// Makes these an edge's.
+    pub fn write_to(self, edge: &mut Edge) {
+        (edge.counters, edge.clients, edge.servers) = (self.counters, self.clients, self.servers);
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        let mut counters = self.counters;
+        counters.add(&other.counters);
+        self.merged(other, counters, u64::saturating_add)
+    }
+
+    /// What is left without `other`, at least 0; endpoints of which nothing is left are left out.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut left = self.merged(other, self.counters.without(&other.counters), u64::saturating_sub);
+        for endpoints in [&mut left.clients, &mut left.servers] {
+            endpoints.retain(|end| end.opened > 0 || end.failed > 0);
+        }
+        left
+    }
+
+    /// The greater count of each; what is open now is as it is here.
+    #[must_use]
+    pub fn at_least(&self, other: &Self) -> Self {
+        let counters = EdgeCounters { active: self.counters.active, ..self.counters.at_least(&other.counters) };
+        self.merged(other, counters, u64::max)
+    }
+
+    /// Without the endpoints that `other` does not have.
+    #[must_use]
+    pub fn of_endpoints_in(mut self, other: &Self) -> Self {
+        let known = |end: &Endpoint, others: &[Endpoint]| {
+            others.iter().any(|other| (&other.pod, &other.container) == (&end.pod, &end.container))
+        };
+        self.clients.retain(|end| known(end, &other.clients));
+        self.servers.retain(|end| known(end, &other.servers));
+        self
+    }
+
+    fn merged(&self, other: &Self, counters: EdgeCounters, merge: fn(u64, u64) -> u64) -> Self {
+        Self {
+            counters,
+            clients: merged(&self.clients, &other.clients, merge),
+            servers: merged(&self.servers, &other.servers, merge),
+        }
+    }
+}
+
+fn merged(one: &[Endpoint], other: &[Endpoint], merge: fn(u64, u64) -> u64) -> Vec<Endpoint> {
+    let mut by_name: BTreeMap<(&str, &str), [(u64, u64); 2]> = BTreeMap::new();
+    for (index, endpoints) in [one, other].into_iter().enumerate() {
+        for end in endpoints {
+            by_name.entry((&end.pod, &end.container)).or_default()[index] = (end.opened, end.failed);
+        }
+    }
+    by_name
+        .into_iter()
+        .map(|((pod, container), [one, other])| Endpoint {
+            pod: pod.to_owned(),
+            container: container.to_owned(),
+            opened: merge(one.0, other.0),
+            failed: merge(one.1, other.1),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(opened: u64, active: u64, clients: &[(&str, u64)]) -> Counts {
+        let end = |(pod, opened): &(&str, u64)| Endpoint {
+            pod: (*pod).to_owned(),
+            container: String::new(),
+            opened: *opened,
+            failed: 0,
+        };
+        let counters = EdgeCounters { opened, active, ..EdgeCounters::default() };
+        Counts { counters, clients: clients.iter().map(end).collect(), servers: Vec::new() }
+    }
+
+    #[test]
+    fn endpoints_are_merged_by_name() {
+        let (one, other) = (counts(5, 1, &[("a", 3), ("b", 2)]), counts(4, 2, &[("b", 2), ("c", 2)]));
+        assert_eq!(one.plus(&other), counts(9, 3, &[("a", 3), ("b", 4), ("c", 2)]));
+        assert_eq!(one.without(&other), counts(1, 0, &[("a", 3)]));
+        assert_eq!(other.at_least(&one), counts(5, 2, &[("a", 3), ("b", 2), ("c", 2)]));
+        assert_eq!(one.of_endpoints_in(&other), counts(5, 1, &[("b", 2)]));
+    }
+}

@@ -1,0 +1,345 @@
+//! Operators that are replaced, and agents that begin anew meanwhile, against a simulated truth: what was published
+//! lives on, and nothing is published that did not happen.
+
+#![expect(clippy::expect_used, reason = "a test")]
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use proptest::prelude::*;
+use scopeprobe_topology::{
+    archive::{Archive, Published},
+    directory::Directory,
+    edge::{EdgeCounters, EdgeKey, Peer},
+    entity::{Backend, CgroupOwner, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    flow::{FlowCounters, FlowKey, Role},
+    graph::{Graph, Options},
+    ledger::{Epoch, Ledger},
+};
+
+const WEB: &str = "10.244.1.2";
+const DB: &str = "10.244.2.2";
+const SERVICE: &str = "10.96.0.5";
+const PORT: u16 = 5432;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn workload(name: &str) -> Workload {
+    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: name.to_owned() }
+}
+
+fn directory() -> Directory {
+    let mut directory = Directory::new();
+    for (number, name, address) in [(1, "web", WEB), (2, "db", DB)] {
+        let node = format!("node-{number}");
+        directory.upsert_node(Node { name: node.clone(), ips: Vec::new(), pod_networks: Vec::new() });
+        let pod = Pod {
+            uid: format!("uid-{name}"),
+            namespace: "shop".to_owned(),
+            name: format!("{name}-1"),
+            node,
+            ips: vec![ip(address)],
+            host_network: false,
+            workload: workload(name),
+            containers: BTreeMap::from([(format!("id-{name}"), "main".to_owned())]),
+            ended: false,
+        };
+        directory.upsert_pod(pod, SystemTime::UNIX_EPOCH);
+    }
+    let backend = Backend { ip: ip(DB), port: PORT, pod_uid: Some("uid-db".to_owned()) };
+    let service = Service {
+        name: ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() },
+        addresses: vec![ip(SERVICE)],
+        ports: vec![ServicePort { port: 80, node_port: None, backends: vec![backend] }],
+    };
+    directory.upsert_service(service, SystemTime::UNIX_EPOCH);
+    directory
+}
+
+fn edge(through_service: bool) -> EdgeKey {
+    let service = through_service.then(|| ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() });
+    EdgeKey { client: Peer::Workload(workload("web")), server: Peer::Workload(workload("db")), service, port: PORT }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Through the Service or not; bytes.
+    Open(bool, u64),
+    /// All that are open on this way.
+    Close(bool),
+    /// Nobody is called.
+    Fail(bool),
+    /// The agents tell the operator.
+    Report,
+    /// An agent begins anew, having told the operator everything or not; it tells at once what it finds.
+    RestartAgent(usize, bool),
+    /// What is known is written.
+    Publish,
+    /// A new operator begins, everything having been published or not; the agents tell it what they know.
+    RestartOperator(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (any::<bool>(), 0..1000_u64).prop_map(|(service, bytes)| Step::Open(service, bytes)),
+        2 => any::<bool>().prop_map(Step::Close),
+        1 => any::<bool>().prop_map(Step::Fail),
+        5 => Just(Step::Report),
+        1 => (0..2_usize, prop::bool::weighted(0.8)).prop_map(|(node, told)| Step::RestartAgent(node, told)),
+        3 => Just(Step::Publish),
+        1 => prop::bool::weighted(0.5).prop_map(Step::RestartOperator),
+    ]
+}
+
+/// One flow as its agent counts it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    counters: FlowCounters,
+    reported: FlowCounters,
+}
+
+impl Flow {
+    fn open(&mut self, sent: u64, received: u64) {
+        let counters = &mut self.counters;
+        counters.opened += 1;
+        counters.bytes_sent += sent;
+        counters.bytes_received += received;
+        counters.open_bytes_sent += sent;
+        counters.open_bytes_received += received;
+    }
+
+    fn close_all(&mut self) {
+        let counters = &mut self.counters;
+        counters.closed = counters.opened + counters.preexisting;
+        (counters.open_bytes_sent, counters.open_bytes_received) = (0, 0);
+    }
+
+    /// What another agent finds.
+    fn begin_anew(&mut self) {
+        let counters = self.counters;
+        *self = Self::default();
+        let (sent, received) = (counters.open_bytes_sent, counters.open_bytes_received);
+        self.counters = FlowCounters {
+            preexisting: counters.active(),
+            bytes_sent: sent,
+            bytes_received: received,
+            preexisting_bytes_sent: sent,
+            preexisting_bytes_received: received,
+            open_bytes_sent: sent,
+            open_bytes_received: received,
+            ..FlowCounters::default()
+        };
+    }
+}
+
+struct World {
+    directory: Directory,
+    now: SystemTime,
+    /// web directly, web through the Service, db.
+    flows: [Flow; 3],
+    epochs: [u8; 2],
+    truth: BTreeMap<EdgeKey, EdgeCounters>,
+    ledger: Ledger,
+    archive: Archive,
+    published: Graph,
+    /// Something happened and was not reported before its agent began anew, or was reported to an operator that is no
+    /// more and published nothing since.
+    missed: bool,
+    /// An agent has begun anew, and nothing was published since.
+    unpublished: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            directory: directory(),
+            now: SystemTime::UNIX_EPOCH,
+            flows: [Flow::default(); 3],
+            epochs: [1, 1],
+            truth: BTreeMap::new(),
+            ledger: Ledger::new(),
+            archive: Archive::new(),
+            published: Graph::default(),
+            missed: false,
+            unpublished: false,
+        };
+        world.restart_operator();
+        world
+    }
+
+    /// The agents' flows: index, who, role, key.
+    fn flows_of(node: usize) -> &'static [usize] {
+        if node == 0 { &[0, 1] } else { &[2] }
+    }
+
+    fn snapshot(&mut self, node: usize) {
+        let (name, epoch) = (format!("node-{}", node + 1), Epoch([self.epochs[node]; 16]));
+        let who = ["web", "db"][node];
+        let owner = CgroupOwner::PodContainer { pod_uid: format!("uid-{who}"), container_id: format!("id-{who}") };
+        self.ledger.begin_snapshot(&name, epoch).expect("the present epoch");
+        self.ledger.identify(&name, epoch, 5, owner).expect("the present epoch");
+        for index in Self::flows_of(node) {
+            let (role, local, remote, port) =
+                [(Role::Client, WEB, DB, PORT), (Role::Client, WEB, SERVICE, 80), (Role::Server, DB, WEB, PORT)]
+                    [*index];
+            let key = FlowKey { cgroup_id: 5, netns: 1, role, local: ip(local), remote: ip(remote), port };
+            let flow = &mut self.flows[*index];
+            if flow.counters != FlowCounters::default() {
+                flow.reported = flow.counters;
+                self.ledger.apply(&name, epoch, key, &flow.counters, self.now).expect("the present epoch");
+            }
+        }
+        self.ledger.end_snapshot(&name, epoch, self.now).expect("the present epoch");
+    }
+
+    fn report(&mut self) {
+        for node in [0, 1] {
+            self.snapshot(node);
+        }
+    }
+
+    fn is_unreported(&self, node: usize) -> bool {
+        Self::flows_of(node).iter().any(|index| self.flows[*index].counters != self.flows[*index].reported)
+    }
+
+    fn build(&self) -> Graph {
+        let options = Options {
+            now: self.now + Duration::from_secs(5),
+            settle: Duration::from_secs(2),
+            retention: Duration::from_hours(1000),
+        };
+        self.archive.build(&self.ledger, &self.directory, &options)
+    }
+
+    fn publish(&mut self) {
+        self.published = self.build();
+        self.unpublished = false;
+    }
+
+    fn restart_operator(&mut self) {
+        // What was reported before and will not be again has to have been published.
+        self.missed |= self.unpublished;
+        self.ledger = Ledger::new();
+        self.archive = Archive::new();
+        let published = self.published.edges.iter().map(|edge| Published {
+            edge: edge.clone(),
+            earlier: self.published.earlier.get(&edge.key).cloned().unwrap_or_default(),
+        });
+        self.archive.restore(published, self.now);
+        self.report();
+        self.archive.settle(&self.ledger, &self.directory, self.now);
+    }
+
+    fn run(&mut self, step: &Step) {
+        self.now += Duration::from_secs(10);
+        match *step {
+            Step::Open(service, bytes) => {
+                self.flows[usize::from(service)].open(bytes, 2 * bytes);
+                self.flows[2].open(2 * bytes, bytes);
+                let truth = self.truth.entry(edge(service)).or_default();
+                truth.opened += 1;
+                truth.active += 1;
+                truth.bytes_sent += bytes;
+                truth.bytes_received += 2 * bytes;
+            }
+            Step::Close(service) => {
+                let client = &mut self.flows[usize::from(service)];
+                let closed = client.counters.active();
+                let (sent, received) = (client.counters.open_bytes_sent, client.counters.open_bytes_received);
+                client.close_all();
+                let server = &mut self.flows[2].counters;
+                server.closed += closed;
+                server.open_bytes_sent -= received;
+                server.open_bytes_received -= sent;
+                if let Some(truth) = self.truth.get_mut(&edge(service)) {
+                    truth.active = 0;
+                }
+            }
+            Step::Fail(service) => {
+                self.flows[usize::from(service)].counters.failed += 1;
+                self.truth.entry(edge(service)).or_default().failed += 1;
+            }
+            Step::Report => self.report(),
+            Step::RestartAgent(node, told) => {
+                if told {
+                    self.report();
+                }
+                self.missed |= self.is_unreported(node);
+                self.unpublished = true;
+                self.epochs[node] += 1;
+                for index in Self::flows_of(node) {
+                    self.flows[*index].begin_anew();
+                }
+                self.report();
+            }
+            Step::Publish => self.publish(),
+            Step::RestartOperator(published) => {
+                if published {
+                    self.publish();
+                }
+                self.restart_operator();
+            }
+        }
+    }
+}
+
+fn counters(graph: &Graph) -> BTreeMap<EdgeKey, EdgeCounters> {
+    graph.edges.iter().map(|edge| (edge.key.clone(), edge.counters)).collect()
+}
+
+fn at_most(some: &EdgeCounters, most: &EdgeCounters) -> bool {
+    some.opened <= most.opened
+        && some.failed <= most.failed
+        && some.bytes_sent <= most.bytes_sent
+        && some.bytes_received <= most.bytes_received
+}
+
+/// Where something was missed, a server may know of a connection that the client's agent has not told: of which Service
+/// it came through nothing is known then, and only the sum holds.
+fn comparable(edges: &BTreeMap<EdgeKey, EdgeCounters>, missed: bool) -> BTreeMap<EdgeKey, EdgeCounters> {
+    let mut sums: BTreeMap<EdgeKey, EdgeCounters> = BTreeMap::new();
+    for (key, counters) in edges {
+        let key = if missed { EdgeKey { service: None, ..key.clone() } } else { key.clone() };
+        sums.entry(key).or_default().add(counters);
+    }
+    sums
+}
+
+fn exceeding(some: &BTreeMap<EdgeKey, EdgeCounters>, most: &BTreeMap<EdgeKey, EdgeCounters>) -> Option<String> {
+    let most = |key: &EdgeKey| most.get(key).copied().unwrap_or_default();
+    let wrong = some.iter().find(|(key, counters)| !at_most(counters, &most(key)));
+    wrong.map(|(key, counters)| format!("{key:?}: {counters:?} over {:?}", most(key)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
+
+    #[test]
+    fn what_was_published_lives_on(steps in prop::collection::vec(step(), 0..60)) {
+        let mut world = World::new();
+        let mut before = BTreeMap::new();
+        for step in &steps {
+            world.run(step);
+            let now = counters(&world.build());
+            let truth = comparable(&world.truth, world.missed);
+            prop_assert_eq!(exceeding(&comparable(&now, world.missed), &truth), None, "after {:?}", step);
+            // What a new operator has not heard of may be less than what the old one had in mind and not written.
+            if matches!(step, Step::RestartOperator(_)) {
+                before = counters(&world.published);
+            }
+            if !world.missed {
+                prop_assert_eq!(exceeding(&before, &now), None, "after {:?}", step);
+            }
+            before = now;
+        }
+        world.report();
+        if !world.missed {
+            prop_assert_eq!(counters(&world.build()), world.truth);
+        }
+    }
+}
