@@ -15,7 +15,7 @@ use crate::{RequestedMode, schema};
     kind = "NodeProbe",
     plural = "nodeprobes",
     shortname = "npr",
-    category = "scopeprobe",
+    category = "scopeprobe-all",
     status = "NodeProbeStatus",
     derive = "PartialEq",
     doc = "What the agent of one node does, why, and how much it has seen and lost. Written by the operator, named after its Node and deleted with it.",

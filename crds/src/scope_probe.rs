@@ -20,7 +20,7 @@ use crate::schema;
     kind = "ScopeProbe",
     plural = "scopeprobes",
     shortname = "spr",
-    category = "scopeprobe",
+    category = "scopeprobe-all",
     status = "ScopeProbeStatus",
     derive = "PartialEq",
     doc = "Asks for the topology of the connections of a cluster's nodes, and says how well they are seen.",

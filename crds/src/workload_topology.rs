@@ -16,7 +16,7 @@ use crate::schema;
     plural = "topologies",
     singular = "topology",
     shortname = "stopo",
-    category = "scopeprobe",
+    category = "scopeprobe-all",
     namespaced,
     status = "TopologyStatus",
     derive = "PartialEq",
