@@ -44,7 +44,11 @@ pub async fn edges(fleet: &Fleet) -> Result<Edges> {
     add_up(fleet, &reports)
 }
 
-async fn reports(fleet: &Fleet) -> Result<BTreeMap<Endpoint, Report>> {
+/// What every program of the fleet has counted so far, by pod and container.
+///
+/// # Errors
+/// Where one cannot be asked.
+pub async fn reports(fleet: &Fleet) -> Result<BTreeMap<Endpoint, Report>> {
     let reports = fleet
         .each_client(async |_, member, program| {
             Ok(((member.pod.clone(), program.container.clone()), program.report().await?))

@@ -58,6 +58,8 @@ pub fn ports() -> [Port; 4] {
 pub struct Member {
     /// Its name.
     pub pod: String,
+    /// Its UID.
+    pub uid: String,
     /// The workload that it belongs to.
     pub workload: Workload,
     /// The node it runs on.
@@ -261,7 +263,7 @@ fn members(pods: &[Pod]) -> Result<Vec<Member>> {
                 return Err(Error::Unexpected(format!("the pod {name} has not one address of each family: {ips:?}")));
             }
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-            Ok(Member { pod: name, workload: (kind, label), node, ips })
+            Ok(Member { pod: name, uid: pod.uid().unwrap_or_default(), workload: (kind, label), node, ips })
         })
         .collect()
 }

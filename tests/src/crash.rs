@@ -1,0 +1,69 @@
+//! Ending the project's own processes as a crash does, and waiting until the kubelet has started them again.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt as _, api::ListParams};
+
+use crate::{Cluster, Error, Result, chart, eventually};
+
+/// Ends every process of a node that runs the program of this path, which is that of its container.
+const KILL: &str = r#"
+killed=
+for process in /proc/[0-9]*; do
+  read -r -d '' program 2> /dev/null < "$process/cmdline" || continue
+  [ "$program" != "$1" ] || { kill -KILL "${process#/proc/}"; killed=yes; }
+done
+[ -n "$killed" ] || { echo "no process runs $1" >&2; exit 1; }
+"#;
+
+impl Cluster {
+    /// Ends the operator with SIGKILL, wherever it runs, and waits until its container runs again and is ready.
+    ///
+    /// # Errors
+    /// Where it does not run, or does not come back.
+    pub async fn crash_operator(&self) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
+        let all = pods.list(&ListParams::default()).await.map_err(Error::api("list the operator's pods"))?;
+        let operators = all.items.into_iter().filter(|pod| !pod.labels().contains_key(crds::PROBE_LABEL));
+        let mut running = operators.filter(|pod| restarts(pod).is_some());
+        let operator = running.next().ok_or_else(|| Error::Unexpected("no operator runs".to_owned()))?;
+        self.crash(&operator, "/scopeprobe-operator").await
+    }
+
+    /// Ends a node's agent with SIGKILL and waits until its container runs again and is ready.
+    ///
+    /// # Errors
+    /// Where it does not run, or does not come back.
+    pub async fn crash_agent(&self, node: &str) -> Result<()> {
+        let agents = self.agents().await?;
+        let agent = agents.iter().find(|pod| node_of(pod) == node);
+        let agent = agent.ok_or_else(|| Error::Unexpected(format!("no agent runs on {node}")))?;
+        self.crash(agent, "/scopeprobe-agent").await
+    }
+
+    async fn crash(&self, pod: &Pod, program: &str) -> Result<()> {
+        let (node, name) = (node_of(pod), pod.name_any());
+        let before = restarts(pod);
+        self.script(&["on", node, "bash", "-c", KILL, "kill", program]).await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
+        eventually(&format!("{name} to be started again"), async || {
+            let pod = pods.get(&name).await.map_err(|error| error.to_string())?;
+            if restarts(&pod) > before && is_ready(&pod) { Ok(()) } else { Err(format!("{:?}", pod.status)) }
+        })
+        .await
+    }
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+/// How often the container was started again; none if it has not been started.
+fn restarts(pod: &Pod) -> Option<i32> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    containers.first().map(|container| container.restart_count)
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    !containers.is_empty() && containers.iter().all(|container| container.ready)
+}

@@ -1,0 +1,63 @@
+//! The kernel's own account of connections (`/proc/net/snmp`), which knows nothing of ScopeProbe: a second oracle, for
+//! what no program of ours counts.
+
+use std::collections::BTreeMap;
+
+use crate::{Cluster, Error, Result, place};
+
+/// Connections attempted and accepted in a node's network namespaces since their beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelCounts {
+    /// Of pods that have a namespace of their own, by UID.
+    pub pods: BTreeMap<String, u64>,
+    /// Of the node itself and its host-network pods.
+    pub node: u64,
+}
+
+impl KernelCounts {
+    /// All of the node.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.node + self.pods.values().sum::<u64>()
+    }
+}
+
+impl Cluster {
+    /// Asks a node's kernel. Each connection between two namespaces of the node counts at both ends.
+    ///
+    /// # Errors
+    /// Where the node cannot be asked, or the cluster is not our own.
+    pub async fn kernel_counts(&self, node: &str) -> Result<KernelCounts> {
+        let script = place::repository().join("tests/cluster/count-connections.sh");
+        parse(&self.script(&["on", node, &script.to_string_lossy()]).await?)
+    }
+}
+
+fn parse(text: &str) -> Result<KernelCounts> {
+    let mut counts = KernelCounts::default();
+    for line in text.lines() {
+        let unreadable = || Error::Unexpected(format!("{line:?} is no line of a node's counts"));
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let &[pod, active, passive] = words.as_slice() else { return Err(unreadable()) };
+        let number = |word: &str| word.parse::<u64>().map_err(|_| unreadable());
+        let both = number(active)? + number(passive)?;
+        match pod {
+            "-" => counts.node += both,
+            uid => *counts.pods.entry(uid.to_owned()).or_default() += both,
+        }
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_add_up_by_whose_they_are() {
+        let counts = parse("- 5 7\nabc 1 0\nabc 2 3\n- 1 1\n").unwrap();
+        assert_eq!((counts.node, counts.pods["abc"], counts.total()), (14, 6, 20));
+        assert!(parse("- 5").is_err());
+        assert!(parse("- five 7").is_err());
+    }
+}

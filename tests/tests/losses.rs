@@ -1,0 +1,210 @@
+//! A table of flows that is far too small: what does not fit is counted, to the connection, and said.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use crds::{NodeProbe, NodeProbeStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt as _;
+use scopeprobe_tests::{
+    Cluster, Result, eventually,
+    oracle::{
+        EdgeCounts, Edges, Workload, expected,
+        fleet::{CLOSED, Fleet, Port, ports},
+        observed,
+    },
+};
+use traffic::protocol::{Behaviour, Connect, End};
+
+/// The smallest table there may be.
+const SPEC: &str = "{capture: {maxFlows: 64}, topology: {counterInterval: 1s, maxEdges: 500}}";
+/// So many looks have to bring nothing new before an account counts as settled.
+const STILL: u32 = 30;
+
+/// For each node: connections and failed attempts that its kernel has counted, less those of which its NodeProbe says
+/// that they were seen or lost. As the NodeProbe comes after the fact, and is read before the kernel's count, this is
+/// never less than what happened before the agent began, and exactly that once everything has been reported.
+async fn unaccounted(cluster: &Cluster) -> Result<BTreeMap<String, i128>> {
+    let mut nodes = BTreeMap::new();
+    for probe in cluster.node_probes().await? {
+        let node = probe.name_any();
+        let status = probe.status.unwrap_or_default();
+        let happened = cluster.kernel_counts(&node).await?.total();
+        nodes.insert(node, i128::from(happened) - i128::from(status.seen) - i128::from(status.lost));
+    }
+    Ok(nodes)
+}
+
+/// The least that many looks find: in some of them everything has been reported.
+async fn before_the_agents(cluster: &Cluster) -> Result<BTreeMap<String, i128>> {
+    let mut least = unaccounted(cluster).await?;
+    let mut still = 0;
+    while still < STILL {
+        still += 1;
+        for (node, now) in unaccounted(cluster).await? {
+            if least.get(&node).is_none_or(|known| now < *known) {
+                least.insert(node, now);
+                still = 0;
+            }
+        }
+    }
+    Ok(least)
+}
+
+/// Every client calls many servers in every way: some ten times as many flows as fit, on each node.
+async fn overflow(fleet: &Fleet) -> Result<()> {
+    fleet
+        .each_client(async |client, own, program| {
+            for turn in 0..12 {
+                let port = &ports()[(client + turn) % 4];
+                let (send, receive, end) = match port.behaviour {
+                    Behaviour::Reply { request, response, .. } => (request, response, End::AwaitServer),
+                    Behaviour::Source { bytes, .. } => (0, bytes, End::Close),
+                    Behaviour::Sink => (500, 0, End::Close),
+                    Behaviour::Echo => (500, 500, End::Close),
+                };
+                let target =
+                    fleet.target(fleet.partner(client, turn, own), turn % 3 == 0, (client + turn) % 2 == 0, port);
+                let plan = Connect { count: 5, concurrency: 2, send, receive, end, ..Connect::to(target) };
+                let outcome = program.connect(plan).await?;
+                assert_eq!((outcome.opened, outcome.broken), (5, 0), "{program} → {target}: {outcome:?}");
+            }
+            let closed = Port { service: CLOSED.0, server: CLOSED.1, ..ports()[0].clone() };
+            let target = fleet.target(fleet.partner(client, 1, own), client % 2 == 0, client % 4 < 2, &closed);
+            let outcome = program.connect(Connect { count: 3, ..Connect::to(target) }).await?;
+            assert_eq!(outcome.failed.refused, 3, "{program} → {target}: {outcome:?}");
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}
+
+/// The programs and the kernel count the same for each of the fleet's pods: so the kernel is an oracle for what else
+/// goes on in a node.
+async fn assert_oracles_agree(cluster: &Cluster, fleet: &Fleet) -> Result<()> {
+    let mut by_programs: BTreeMap<&str, u64> = BTreeMap::new();
+    let reports = expected::reports(fleet).await?;
+    for ((pod, _), report) in &reports {
+        let called: u64 = report.clients.iter().map(|row| row.opened + row.failed.total()).sum();
+        let accepted: u64 = report.servers.iter().map(|row| row.opened).sum();
+        *by_programs.entry(pod).or_default() += called + accepted;
+    }
+    let mut by_kernel = BTreeMap::new();
+    for node in cluster.node_probes().await? {
+        by_kernel.extend(cluster.kernel_counts(&node.name_any()).await?.pods);
+    }
+    for member in &fleet.members {
+        assert_eq!(by_programs.get(member.pod.as_str()), by_kernel.get(&member.uid), "{}", member.pod);
+    }
+    Ok(())
+}
+
+/// By client, server and port: where one end of a connection is lost, the Service may be as well.
+fn without_services(edges: &Edges) -> BTreeMap<(Workload, Workload, u16), EdgeCounts> {
+    let mut sums: BTreeMap<_, EdgeCounts> = BTreeMap::new();
+    for (name, counts) in edges {
+        let sum = sums.entry((name.client.clone(), name.server.clone(), name.port)).or_default();
+        sum.opened += counts.opened;
+        sum.failed += counts.failed;
+        sum.sent += counts.sent;
+        sum.received += counts.received;
+    }
+    sums
+}
+
+fn sum(edges: &Edges, of: fn(&EdgeCounts) -> u64) -> u64 {
+    edges.values().map(of).sum()
+}
+
+/// Nothing is shown that did not happen, and what is not shown was lost.
+async fn assert_shown_at_most(fleet: &Fleet, happened: &Edges, lost: (u64, u64)) -> Result<()> {
+    let most = without_services(happened);
+    for shown in <[Edges; 2]>::from(observed::edges(&fleet.namespace).await?) {
+        for (name, counts) in without_services(&shown) {
+            let nothing = EdgeCounts::default();
+            let most = most.get(&name).unwrap_or(&nothing);
+            let fits = counts.opened <= most.opened
+                && counts.failed <= most.failed
+                && counts.sent <= most.sent
+                && counts.received <= most.received;
+            assert!(fits, "{name:?}: shown {counts:?}, happened {most:?}");
+        }
+        let (opened, failed) = (sum(&shown, |edge| edge.opened), sum(&shown, |edge| edge.failed));
+        assert!(opened + lost.0 >= sum(happened, |edge| edge.opened), "{opened} shown, {} lost", lost.0);
+        assert!(failed + lost.1 >= sum(happened, |edge| edge.failed), "{failed} shown, {} lost", lost.1);
+        assert!(opened < sum(happened, |edge| edge.opened), "everything is shown: too little was tried");
+    }
+    Ok(())
+}
+
+fn condition<'a>(status: &'a NodeProbeStatus, type_: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// The numbers, the condition and the coverage of a node.
+#[expect(clippy::expect_used, reason = "a test")]
+fn assert_declared(probe: &NodeProbe) {
+    let node = probe.name_any();
+    let status = probe.status.clone().unwrap_or_default();
+    assert!(status.losses.opened > 0 && status.losses.failed > 0, "{node}: {:?}", status.losses);
+    assert_eq!(status.lost, status.losses.opened + status.losses.failed, "{node}");
+    let permille = status.seen * 1000 / (status.seen + status.lost);
+    let coverage: f64 = status.coverage.trim_end_matches('%').parse().expect("a percentage");
+    #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
+    let expected = permille as f64 / 10.0;
+    assert!(coverage < 100.0 && (coverage - expected).abs() < 0.05, "{node}: {coverage} instead of {expected}");
+    let complete = condition(&status, "CaptureComplete").expect("the condition");
+    assert_eq!((complete.status.as_str(), complete.reason.as_str()), ("False", "Lost"), "{node}");
+    let numbers = format!("{} connections and {} failed attempts", status.losses.opened, status.losses.failed);
+    assert!(complete.message.contains(&numbers), "{node}: {}", complete.message);
+}
+
+/// The condition of the ScopeProbe says how much was lost, and where.
+async fn assert_said(cluster: &Cluster) -> Result<()> {
+    eventually("the ScopeProbe to say how much was lost", async || {
+        let probes = cluster.node_probes().await.map_err(|error| error.to_string())?;
+        let losses = probes.iter().filter_map(|probe| Some(probe.status.as_ref()?.losses));
+        let (opened, failed) = losses.fold((0, 0), |sum, losses| (sum.0 + losses.opened, sum.1 + losses.failed));
+        let condition = cluster.probe_condition("CaptureComplete").await.map_err(|error| error.to_string())?;
+        let wanted = [
+            format!("{opened} connections and {failed} failed attempts"),
+            "maxFlows".to_owned(),
+            "node-1".to_owned(),
+            "node-2".to_owned(),
+        ];
+        let says = wanted.iter().all(|words| condition.message.contains(words));
+        if condition.status == "False" && says { Ok(()) } else { Err(format!("{condition:?} without {wanted:?}")) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_counted_to_the_connection_and_said() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+    let fleet = Fleet::launch(cluster.namespace("losses").await?).await?;
+    cluster.probe(SPEC).await?;
+    let before = before_the_agents(&cluster).await?;
+    assert_eq!(before.len(), 2);
+
+    overflow(&fleet).await?;
+    let happened = expected::edges(&fleet).await?;
+    assert_oracles_agree(&cluster, &fleet).await?;
+    eventually("the NodeProbes to have counted everything as seen or lost", async || {
+        let now = unaccounted(&cluster).await.map_err(|error| error.to_string())?;
+        let too_much = now.iter().any(|(node, now)| before.get(node).is_none_or(|before| now < before));
+        assert!(!too_much, "counted twice: {now:?} of {before:?} from before the agents");
+        if now == before { Ok(()) } else { Err(format!("{now:?} of {before:?} from before the agents")) }
+    })
+    .await?;
+
+    let probes = cluster.node_probes().await?;
+    probes.iter().for_each(assert_declared);
+    let losses = probes.iter().filter_map(|probe| Some(probe.status.as_ref()?.losses));
+    let lost = losses.fold((0, 0), |sum, losses| (sum.0 + losses.opened, sum.1 + losses.failed));
+    println!("{} connections and {} failed attempts did not fit", lost.0, lost.1);
+    assert_shown_at_most(&fleet, &happened, lost).await?;
+    assert_said(&cluster).await
+}
