@@ -1,0 +1,133 @@
+use std::net::Ipv4Addr;
+
+use topology::flow::Role;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn key(cgroup_id: u64, port: u16) -> FlowKey {
+    let ip = Ipv4Addr::LOCALHOST.into();
+    FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port }
+}
+
+fn counters(opened: u64, closed: u64) -> FlowCounters {
+    FlowCounters { opened, closed, ..FlowCounters::default() }
+}
+
+fn store(flows: usize) -> FlowStore {
+    FlowStore::new(Bounds { flows, retention: HOUR })
+}
+
+fn tell(store: &mut FlowStore) -> Vec<(FlowKey, FlowCounters)> {
+    let news = store.take_news(usize::MAX);
+    store.acknowledge(&news);
+    news
+}
+
+/// With a capture that drops whatever it is asked to.
+fn expire(store: &mut FlowStore, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
+    let mut keys = store.dispensable(now, &is_live);
+    store.drop_flows(&keys, now, is_live);
+    keys.sort();
+    keys
+}
+
+#[test]
+fn news_is_what_changed_and_comes_once() {
+    let mut store = store(10);
+    let now = Instant::now();
+    assert!(store.record(key(1, 1), counters(1, 0), now));
+    assert!(store.record(key(1, 2), counters(1, 0), now));
+    assert!(store.record(key(1, 1), counters(2, 0), now));
+    assert_eq!(store.take_news(1), [(key(1, 1), counters(2, 0))]);
+    assert_eq!(store.take_news(9), [(key(1, 2), counters(1, 0))]);
+    assert!(!store.has_news());
+    assert!(!store.record(key(1, 1), counters(2, 0), now), "the same again");
+    assert!(!store.has_news());
+    assert!(store.record(key(1, 1), counters(2, 1), now));
+    assert_eq!(store.take_news(9), [(key(1, 1), counters(2, 1))]);
+}
+
+#[test]
+fn a_snapshot_has_all_and_news_is_what_comes_after() {
+    let mut store = store(10);
+    let now = Instant::now();
+    store.record(key(1, 1), counters(1, 0), now);
+    store.record(key(1, 2), counters(1, 0), now);
+    store.take_news(1);
+    let mut all = store.begin_snapshot();
+    all.sort();
+    assert_eq!(all, [key(1, 1), key(1, 2)]);
+    assert!(!store.has_news());
+    store.record(key(1, 1), counters(2, 0), now);
+    assert_eq!(store.take_news(9), [(key(1, 1), counters(2, 0))]);
+}
+
+#[test]
+fn quiet_flows_of_dead_cgroups_leave_after_the_retention() {
+    let mut store = store(10);
+    let start = Instant::now();
+    for (cgroup, closed) in [(1, 1), (2, 1), (2, 0)] {
+        store.record(key(cgroup, u16::try_from(closed).unwrap()), counters(1, closed), start);
+    }
+    tell(&mut store);
+    let alive = |id| id == 1;
+    assert_eq!(expire(&mut store, start + HOUR / 2, |_| false), []);
+    assert_eq!(expire(&mut store, start + HOUR, alive), [key(2, 1)], "1 lives, and 2's other connection is open");
+    assert_eq!((store.len(), store.left_since_snapshot(), store.evicted()), (2, 1, 0));
+    store.begin_snapshot();
+    assert_eq!(store.left_since_snapshot(), 0);
+}
+
+#[test]
+fn where_it_is_crowded_the_least_worth_leave_and_are_counted() {
+    let mut store = store(4);
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    store.record(key(1, 1), counters(1, 0), at(0));
+    store.record(key(1, 2), counters(1, 1), at(1));
+    store.record(key(1, 3), counters(1, 1), at(2));
+    assert!(!store.is_crowded());
+    store.record(key(2, 4), counters(1, 1), at(3));
+    assert!(store.is_crowded());
+    tell(&mut store);
+    assert_eq!(expire(&mut store, at(4), |id| id == 1), [key(2, 4)], "of a dead cgroup, although youngest");
+    store.record(key(1, 5), counters(1, 1), at(5));
+    assert_eq!(expire(&mut store, at(6), |_| true), [key(1, 2)], "oldest of the quiet ones");
+    assert_eq!((store.len(), store.evicted(), store.untold()), (3, 2, Untold::default()));
+    assert!(store.get(&key(1, 1)).is_some(), "an open connection stays");
+}
+
+#[test]
+fn a_flow_of_which_not_all_is_known_stays_until_it_is() {
+    let mut store = store(10);
+    let start = Instant::now();
+    store.record(key(1, 1), counters(2, 2), start);
+    expire(&mut store, start + HOUR, |_| false);
+    assert_eq!(store.len(), 1);
+    // It comes back before the operator knows what was before: its counters go on.
+    store.record(key(1, 1), counters(3, 1), start + HOUR);
+    assert_eq!(store.get(&key(1, 1)), Some(counters(5, 3)));
+    store.record(key(1, 1), counters(3, 3), start + HOUR);
+    expire(&mut store, start + 2 * HOUR, |_| false);
+    assert_eq!(tell(&mut store), [(key(1, 1), counters(5, 5))]);
+    assert!(store.is_empty());
+    // After it, they begin at zero in a greater run.
+    store.record(key(1, 1), counters(1, 0), start + 2 * HOUR);
+    assert_eq!(tell(&mut store), [(key(1, 1), FlowCounters { run: 1, ..counters(1, 0) })]);
+}
+
+#[test]
+fn where_there_is_no_room_for_what_is_untold_it_is_counted_as_lost() {
+    let mut store = store(4);
+    let start = Instant::now();
+    for port in 0..6 {
+        let failed = FlowCounters { failed: 2, ..counters(3, 3) };
+        store.record(key(1, port), failed, start + Duration::from_secs(port.into()));
+    }
+    expire(&mut store, start, |_| true);
+    assert_eq!(store.len(), 4);
+    assert_eq!(store.untold(), Untold { flows: 2, opened: 6, failed: 4 });
+    assert!(store.get(&key(1, 0)).is_none() && store.get(&key(1, 5)).is_some(), "the oldest leave");
+}
