@@ -38,7 +38,7 @@ ebpf: ## build the programs for the kernel and the committed object again, after
 	scripts/ebpf-object.sh
 
 bench-latency: images ## how long a new edge takes from connect() to the Topology object
-	cargo run --locked --release --package scopeprobe-tests --bin bench-latency
+	cargo run --locked --package scopeprobe-tests --bin bench-latency
 
 cluster-up: ## a cluster of two nodes to look around in
 	scripts/cluster up

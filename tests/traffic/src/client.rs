@@ -21,6 +21,7 @@ use crate::{
     program::spawn_scoped,
     protocol::{Connect, Outcome},
     runs::FirstError,
+    stopwatch::Stopwatch,
 };
 
 /// Makes the connections until all are made or `stopped` says so.
@@ -34,7 +35,7 @@ pub fn run(plan: &Connect, counts: &Counts, held: &Held, stopped: &AtomicBool) -
         begun: AtomicU64::new(0),
         first_error: FirstError::default(),
     };
-    let begin = Instant::now();
+    let stopwatch = Stopwatch::start();
     thread::scope(|scope| {
         // Fewer threads where the system gives no more: the connections are made all the same, by those that are there.
         for _ in 1..u64::from(plan.concurrency).min(plan.count) {
@@ -44,8 +45,7 @@ pub fn run(plan: &Connect, counts: &Counts, held: &Held, stopped: &AtomicBool) -
         }
         worker.work();
     });
-    let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Outcome { micros, first_error: worker.first_error.take(), ..tally.outcome() }
+    stopwatch.time(Outcome { first_error: worker.first_error.take(), ..tally.outcome() })
 }
 
 struct Worker<'a> {

@@ -63,6 +63,7 @@ impl Tally {
             broken: self.broken.load(Relaxed),
             sent: self.sent.load(Relaxed),
             received: self.received.load(Relaxed),
+            began_unix_micros: 0,
             micros: 0,
             first_error: None,
         }

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     io, mem,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
 };
 
 use crate::{
@@ -12,6 +11,7 @@ use crate::{
     counts::Tally,
     protocol::{Close, Exchange, Outcome},
     runs::FirstError,
+    stopwatch::Stopwatch,
 };
 
 /// The connections that are kept open.
@@ -64,7 +64,7 @@ fn each(
 ) -> (Vec<Conversation>, Outcome) {
     let tally = Arc::new(Tally::default());
     let first_error = FirstError::default();
-    let begin = Instant::now();
+    let stopwatch = Stopwatch::start();
     let mut kept = Vec::new();
     for mut conversation in conversations {
         let tallies = conversation.tallies().in_run(&tally);
@@ -77,6 +77,5 @@ fn each(
             }
         }
     }
-    let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
-    (kept, Outcome { micros, first_error: first_error.take(), ..tally.outcome() })
+    (kept, stopwatch.time(Outcome { first_error: first_error.take(), ..tally.outcome() }))
 }

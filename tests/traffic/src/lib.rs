@@ -15,3 +15,4 @@ pub mod program;
 pub mod protocol;
 pub mod runs;
 pub mod server;
+pub mod stopwatch;

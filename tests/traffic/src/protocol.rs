@@ -251,6 +251,8 @@ pub struct Outcome {
     pub sent: u64,
     /// Payload that `read()` gave.
     pub received: u64,
+    /// When the first was begun, in microseconds since 1970 by the machine's clock.
+    pub began_unix_micros: u64,
     /// Microseconds from the first `connect()` to the last `close()`.
     pub micros: u64,
     /// The first thing that went wrong, in words.
