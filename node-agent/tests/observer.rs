@@ -68,12 +68,6 @@ impl Capture for Scripted {
         self.sights.as_ref().map(AsFd::as_fd)
     }
 
-    fn all(&self) -> Vec<(FlowKey, FlowCounters)> {
-        Vec::new()
-    }
-
-    fn look_again(&mut self) {}
-
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {
         self.forgotten.lock().unwrap().extend(keys);
         keys.to_vec()

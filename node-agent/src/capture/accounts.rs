@@ -160,15 +160,6 @@ impl Accounts {
         report
     }
 
-    /// Everything, as reported last.
-    pub(super) fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        self.flows
-            .iter()
-            .filter(|(_, account)| account.reported != flow::FlowCounters::default())
-            .filter_map(|(key, account)| Some((public_key(key)?, account.reported)))
-            .collect()
-    }
-
     fn touch(&mut self, key: FlowKey) -> &mut Account {
         self.changed.insert(key);
         self.flows.entry(key).or_default()

@@ -85,6 +85,11 @@ impl EbpfCapture {
         self.kernel.counters.slots().saturating_sub(self.slots.used())
     }
 
+    /// Makes the next [`Capture::read`] look at every open socket, so that the bytes of open connections are up to date.
+    pub fn look_again(&mut self) {
+        self.next_look = Instant::now();
+    }
+
     /// Finds the connections from before.
     pub(super) fn first_look(&mut self) -> Result<(), CaptureError> {
         if self.kernel.can_list() {
@@ -202,14 +207,6 @@ impl Capture for EbpfCapture {
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {
         Some(self.kernel.first_sights.as_fd())
-    }
-
-    fn all(&self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        self.accounts.all()
-    }
-
-    fn look_again(&mut self) {
-        self.next_look = Instant::now();
     }
 
     fn forget(&mut self, keys: &[flow::FlowKey]) -> Vec<flow::FlowKey> {

@@ -51,12 +51,6 @@ pub trait Capture: Send {
     /// Becomes readable when a flow was seen for the first time; `None` where this capture cannot tell.
     fn first_sights(&self) -> Option<BorrowedFd<'_>>;
 
-    /// All flows known at the last [`Capture::read`], for a snapshot.
-    fn all(&self) -> Vec<(FlowKey, FlowCounters)>;
-
-    /// Makes the next [`Capture::read`] look at every open socket, so that the bytes of open connections are up to date.
-    fn look_again(&mut self);
-
     /// Drops these flows, as far as they have no open connection and have not changed since they were read last; which
     /// it has dropped. Their counters begin at zero if they come back.
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey>;

@@ -400,8 +400,6 @@ impl Watched {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        let all: BTreeMap<_, _> = self.capture.all().into_iter().collect();
-        assert_eq!(all, *expected, "a snapshot shows the same");
         assert_eq!(self.seen, expected.values().map(|counters| counters.opened + counters.failed).sum::<u64>());
     }
 }
