@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod crash;
 pub mod error;
+pub mod forward;
 pub mod kernel_counts;
 pub mod manifest;
 pub mod namespace;
@@ -29,6 +30,8 @@ pub mod place;
 pub mod pod;
 pub mod scope_probe;
 pub mod traffic_pod;
+pub mod undo;
+pub mod versions;
 pub mod wait;
 
 pub use cluster::Cluster;
