@@ -6,11 +6,15 @@
 //! whole. It is never less than what was published, and only where agents have begun anew while no operator ran can
 //! it be less than the truth.
 
+mod nameless;
+
 use std::{
+    borrow::Cow,
     collections::HashMap,
     time::{Duration, SystemTime},
 };
 
+use self::nameless::Nameless;
 use crate::{
     counts::Counts,
     directory::Directory,
@@ -43,6 +47,8 @@ struct Before {
     /// All agents have been heard since, so that `earlier` is what none of them knows.
     settled: bool,
     edges: HashMap<EdgeKey, Published>,
+    /// What is on edges without a name for one of its ends and was published under a name.
+    under_a_name: HashMap<EdgeKey, EdgeCounters>,
 }
 
 impl Archive {
@@ -68,7 +74,7 @@ impl Archive {
                 edges.insert(one.edge.key.clone(), one);
             }
         }
-        self.before = Some(Before { restored_at: now, settled: false, edges });
+        self.before = Some(Before { restored_at: now, settled: false, edges, under_a_name: HashMap::new() });
     }
 
     /// To be called when all agents have told all that they know: what was published and is not in it is what they no
@@ -76,12 +82,13 @@ impl Archive {
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
         let known = graph::build_knowing(ledger, directory, &everything(now), &before.forgotten());
-        let known: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
+        let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
         for (key, published) in &mut before.edges {
-            let known = known.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
+            let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
             published.earlier = published.earlier.at_least(&Counts::of(&published.edge).without(&known));
         }
         before.settled = true;
+        before.under_a_name = before.find_under_a_name(&known);
     }
 
     /// Makes the graph of all flows, those included that the ledger does not have.
@@ -98,7 +105,7 @@ impl Archive {
             before.add_to(&mut graph, options);
         }
         let inherits = self.before.as_ref().is_some_and(Before::is_needed);
-        if inherits || ledger.has_history() || !self.retired.is_empty() {
+        if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
             graph.earlier = earlier(&graph, ledger, directory, options.now);
         }
         graph
@@ -153,13 +160,32 @@ impl Before {
     fn forgotten(&self) -> Forgotten {
         let mut forgotten = Forgotten::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
-            let of = if self.settled { &published.earlier.counters } else { &published.edge.counters };
-            forgotten.add(&published.edge.key, of.opened);
+            forgotten.add(&published.edge.key, self.unknown_to_agents(published).opened);
         }
         forgotten
     }
 
+    /// What agents do not know of an edge; before all of them have been heard, what they may not know.
+    fn unknown_to_agents<'a>(&self, published: &'a Published) -> &'a EdgeCounters {
+        if self.settled { &published.earlier.counters } else { &published.edge.counters }
+    }
+
+    fn find_under_a_name(&self, graph: &Graph) -> HashMap<EdgeKey, EdgeCounters> {
+        let mut nameless = Nameless::new(self.edges.values().map(|it| (&it.edge.key, self.unknown_to_agents(it))));
+        let found = graph.edges.iter().map(|edge| {
+            let published = self.edges.get(&edge.key);
+            let published = published.map(|it| it.edge.counters.without(&it.earlier.counters)).unwrap_or_default();
+            (edge.key.clone(), nameless.under_a_name(edge, &published))
+        });
+        found.filter(|(_, counters)| *counters != EdgeCounters::default()).collect()
+    }
+
     fn add_to(&self, graph: &mut Graph, options: &Options) {
+        if self.settled {
+            nameless::leave(graph, &self.under_a_name);
+        } else {
+            nameless::leave(graph, &self.find_under_a_name(graph));
+        }
         let recent = self.is_recent(options.now, options.retention);
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
         for edge in &mut graph.edges {
@@ -202,7 +228,12 @@ fn everything(now: SystemTime) -> Options {
 
 /// The part of each edge that an operator would not learn from the agents if it began now.
 fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> HashMap<EdgeKey, Counts> {
-    let anew = graph::build_anew(ledger, directory, &everything(now));
+    // It would not know those who are gone either.
+    let mut present = Cow::Borrowed(directory);
+    if directory.has_removed() {
+        present.to_mut().forget_removed(now, Duration::ZERO);
+    }
+    let anew = graph::build_anew(ledger, &present, &everything(now));
     let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
     let of = |edge: &Edge| {
         let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();

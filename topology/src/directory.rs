@@ -254,6 +254,13 @@ impl Directory {
         }
     }
 
+    /// Whether anything is remembered that is gone.
+    #[must_use]
+    pub fn has_removed(&self) -> bool {
+        let changed = |record: &ServiceRecord| record.removed.is_some() || !record.former_backends.is_empty();
+        !self.removed_pods.is_empty() || self.services.values().any(changed)
+    }
+
     /// A pod by its UID, or by the one that its node knows it by, even if it is gone.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Pod> {

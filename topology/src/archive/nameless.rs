@@ -1,0 +1,74 @@
+//! Pods that were gone before this operator began have no name for it, though agents still count their connections. Their
+//! predecessor knew their names: what it has published of them must not come a second time, under no name.
+
+use std::collections::HashMap;
+
+use crate::{
+    edge::{Edge, EdgeCounters, EdgeKey, Peer},
+    entity::ServiceRef,
+    graph::Graph,
+};
+
+/// What was published under a name and is not known under it any more, and was not found without a name yet.
+#[derive(Debug, Default)]
+pub(super) struct Nameless {
+    /// By server and port, where the client has no name.
+    clients: HashMap<(Peer, u16), EdgeCounters>,
+    /// By client, Service and port, where the server has none.
+    servers: HashMap<(Peer, Option<ServiceRef>, u16), EdgeCounters>,
+}
+
+impl Nameless {
+    pub(super) fn new<'a>(unknown: impl Iterator<Item = (&'a EdgeKey, &'a EdgeCounters)>) -> Self {
+        let mut nameless = Self::default();
+        for (key, counters) in unknown.filter(|(_, counters)| counters.opened > 0 || counters.failed > 0) {
+            if !is_address(&key.client) {
+                nameless.clients.entry((key.server.clone(), key.port)).or_default().add(counters);
+            }
+            if !is_address(&key.server) {
+                nameless.servers.entry((key.client.clone(), key.service.clone(), key.port)).or_default().add(counters);
+            }
+        }
+        nameless
+    }
+
+    /// How much of an edge without a name is on another one under a name, apart from what agents were known to have counted
+    /// without one.
+    pub(super) fn under_a_name(&mut self, edge: &Edge, published: &EdgeCounters) -> EdgeCounters {
+        let key = &edge.key;
+        let known = match (has_no_name(&key.client), has_no_name(&key.server)) {
+            (true, false) => self.clients.get_mut(&(key.server.clone(), key.port)),
+            (false, true) => self.servers.get_mut(&(key.client.clone(), key.service.clone(), key.port)),
+            _ => None,
+        };
+        let Some(known) = known else { return EdgeCounters::default() };
+        let new = edge.counters.without(published);
+        let left = known.without(&new);
+        let taken = known.without(&left);
+        *known = left;
+        taken
+    }
+}
+
+/// Takes from edges what is on others.
+pub(super) fn leave(graph: &mut Graph, taken: &HashMap<EdgeKey, EdgeCounters>) {
+    graph.edges.retain_mut(|edge| {
+        let Some(taken) = taken.get(&edge.key) else { return true };
+        edge.counters = edge.counters.without(taken);
+        edge.from_servers = edge.from_servers.without(taken);
+        let left = edge.counters;
+        for end in edge.clients.iter_mut().chain(&mut edge.servers) {
+            (end.opened, end.failed) = (end.opened.min(left.opened), end.failed.min(left.failed));
+        }
+        left.opened > 0 || left.failed > 0
+    });
+}
+
+/// Whether this may stand for a pod that has no name any more: by its UID, or by an address of its node's pod network.
+fn has_no_name(peer: &Peer) -> bool {
+    is_address(peer) || matches!(peer, Peer::UnknownPod { .. })
+}
+
+fn is_address(peer: &Peer) -> bool {
+    matches!(peer, Peer::Node { .. })
+}
