@@ -16,7 +16,7 @@ use prometheus_client::{
 pub struct WriteLabels {
     /// `Topology`, `NodeProbe` or `ScopeProbe`.
     pub kind: &'static str,
-    /// `done`, `skipped` (nothing had changed) or `failed`.
+    /// `done`, `skipped` (nothing had changed), `gone` (the object or its namespace was deleted meanwhile) or `failed`.
     pub result: &'static str,
 }
 
@@ -91,7 +91,7 @@ impl Metrics {
         registry.register("leader", "1 where this operator holds the lease", self.leader.clone());
         registry.register(
             "writes",
-            "Writes of objects to the API server: done, failed, or skipped because nothing had changed",
+            "Writes of objects to the API server: done, skipped because nothing had changed, gone with its namespace, or failed",
             self.writes.clone(),
         );
         registry.register(
@@ -123,5 +123,38 @@ impl Metrics {
     /// Counts one write.
     pub fn write(&self, kind: &'static str, result: &'static str) {
         self.writes.get_or_create(&WriteLabels { kind, result }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// These names are in people's dashboards and alerts.
+    #[test]
+    fn each_metric_has_its_name_and_says_what_it_is() {
+        let metrics = Metrics::default();
+        metrics.write("Topology", "done");
+        metrics.losses.get_or_create(&LossLabels { kind: "opened" }).set(3);
+        let page = metrics.encode().expect("numbers are text");
+        for sample in [
+            "scopeprobe_operator_reconciles_total 0",
+            "scopeprobe_operator_reconcile_failures_total 0",
+            "scopeprobe_operator_reconcile_seconds_count 0",
+            "scopeprobe_operator_agents_connected 0",
+            "scopeprobe_operator_flows 0",
+            "scopeprobe_operator_edges 0",
+            "scopeprobe_operator_leader 0",
+            "scopeprobe_operator_writes_total{kind=\"Topology\",result=\"done\"} 1",
+            "scopeprobe_operator_agent_losses{kind=\"opened\"} 3",
+        ] {
+            assert!(page.lines().any(|line| line == sample), "{sample}:\n{page}");
+        }
+        let described = |what: &str| {
+            let lines = page.lines().filter_map(|line| line.strip_prefix(what)?.split(' ').next());
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(described("# HELP "), described("# TYPE "));
+        assert_eq!(described("# HELP ").len(), 9);
     }
 }

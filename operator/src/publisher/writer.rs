@@ -54,18 +54,16 @@ pub(super) enum Written {
 pub(super) enum WriteError {
     #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
     Timeout,
-    #[error("the API server forbids it; allow the operator's service account what the chart's ClusterRole allows: {0}")]
-    Forbidden(String),
-    #[error(transparent)]
-    Api(kube::Error),
+    #[error("{}", explained(.0))]
+    Api(#[from] kube::Error),
 }
 
-impl From<kube::Error> for WriteError {
-    fn from(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) if status.code == 403 => Self::Forbidden(status.message.clone()),
-            error => Self::Api(error),
+fn explained(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("{}; allow the operator's service account what the chart's ClusterRole allows", status.message)
         }
+        error => error.to_string(),
     }
 }
 
