@@ -149,6 +149,10 @@ pub struct TopologyEdge {
     pub bytes_sent: u64,
     /// TCP payload that this workload received, in bytes.
     pub bytes_received: u64,
+    /// The part of the counters that agents no longer know, because they were started again or have let go of pods that
+    /// are gone: it is remembered here only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<EarlierCounts>,
     /// Which ends an agent has observed.
     pub seen: SeenEnds,
     /// How the peer's identity is known.
@@ -162,6 +166,20 @@ pub struct TopologyEdge {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// The part of an edge's counters that agents no longer know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EarlierCounts {
+    /// Of `opened`.
+    pub opened: u64,
+    /// Of `failed`.
+    pub failed: u64,
+    /// Of `bytesSent`.
+    pub bytes_sent: u64,
+    /// Of `bytesReceived`.
+    pub bytes_received: u64,
 }
 
 /// The other end of an edge.
@@ -217,6 +235,12 @@ pub struct EdgePod {
     pub opened: u64,
     /// Attempts that failed, where it is known.
     pub failed: u64,
+    /// The part of `opened` that agents no longer know.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub earlier_opened: u64,
+    /// The part of `failed` that agents no longer know.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub earlier_failed: u64,
 }
 
 /// Which ends of an edge an agent has observed.

@@ -9,11 +9,15 @@ mod desired;
 mod existing;
 mod name;
 mod object;
+mod restore;
 mod schedule;
 mod summary;
 mod writer;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
+};
 
 use crds::Topology;
 use futures::{
@@ -27,6 +31,7 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::{sync::watch, time::sleep_until};
+use topology::archive::Archive;
 
 pub use self::writer::clear;
 use self::{
@@ -84,6 +89,8 @@ pub async fn run(client: Client, mut inputs: Inputs) {
     if tokio::time::timeout(NAMES_TIMEOUT, complete.wait_for(|complete| *complete)).await.is_err() {
         tracing::warn!("not all objects could be listed; publishing with the names that are known");
     }
+    // As the account, for as long as the process lives.
+    let archive = Arc::default();
     loop {
         // Only an end of the other side makes an error, and then the process ends as well.
         if inputs.leader.wait_for(|leader| *leader).await.is_err() {
@@ -93,7 +100,7 @@ pub async fn run(client: Client, mut inputs: Inputs) {
             return;
         };
         if let Some(settings) = settings {
-            Publisher::new(client.clone(), &inputs, settings).run(&mut inputs).await;
+            Publisher::new(client.clone(), &inputs, settings, &archive).run(&mut inputs).await;
         }
     }
 }
@@ -112,12 +119,12 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(client: Client, inputs: &Inputs, settings: PublishSettings) -> Self {
+    fn new(client: Client, inputs: &Inputs, settings: PublishSettings, archive: &Arc<Mutex<Archive>>) -> Self {
         let now = Instant::now();
         Self {
             client,
             settings,
-            builder: Builder::new(inputs.accounts.clone(), inputs.names.clone()),
+            builder: Builder::new(inputs.accounts.clone(), inputs.names.clone(), Arc::clone(archive)),
             picture: Picture::default(),
             existing: Existing::default(),
             schedule: Schedule::new(),
@@ -150,7 +157,12 @@ impl Publisher {
                     Some(Ok(event)) => match self.existing.apply(event) {
                         Again::Nothing => {}
                         Again::One(key) => self.compare(&key),
-                        Again::All => self.compare_all(),
+                        // A picture without what there was before would be less than that.
+                        Again::All => {
+                            let before = self.existing.all().flat_map(restore::edges).collect();
+                            self.builder.restore(before, SystemTime::now()).await;
+                            build_at = Some(Instant::now());
+                        }
                     },
                     Some(Err(error)) => tracing::warn!(%error, "cannot watch Topology objects; trying again"),
                     None => return,
@@ -170,7 +182,7 @@ impl Publisher {
                     self.builder.forget_removed(SystemTime::now(), self.settings.retention).await;
                     build_at = build_at.or_else(|| Some(Instant::now()));
                 }
-                () = at(build_at) => {
+                () = at(build_at), if self.existing.is_listed() => {
                     let began = Instant::now();
                     self.picture = self.builder.build(&self.settings, SystemTime::now()).await;
                     inputs.overview.send_if_modified(|known| {
@@ -240,12 +252,12 @@ impl Publisher {
         let now = Instant::now();
         self.existing.end_write(key);
         let is_wanted = self.picture.desired.contains_key(key);
-        let is_done = match &result {
-            Ok(Written::Is(_)) => true,
-            Ok(Written::Gone) => !is_wanted,
-            Err(_) => false,
+        let outcome = match &result {
+            Ok(Written::Gone) if is_wanted => "gone",
+            Ok(_) => "done",
+            Err(_) => "failed",
         };
-        self.metrics.write(KIND, if is_done { "done" } else { "failed" });
+        self.metrics.write(KIND, outcome);
         match result {
             Ok(Written::Is(topology)) => {
                 self.existing.upsert(*topology);

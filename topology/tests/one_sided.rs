@@ -197,7 +197,8 @@ fn a_bridge_that_only_the_agent_knows_is_the_nodes() {
     let unknown = edges(&world.graph(at(60)));
     assert_eq!(unknown, ["web -> db:5432 via db 7+0", "10.244.2.1 -> db:5432 7+0"]);
     // An address that all nodes have names none of them.
-    for (node, addresses) in [("node-1", vec![ip("172.17.0.1")]), ("node-2", vec![ip("172.17.0.1"), ip("10.244.2.1")])] {
+    for (node, addresses) in [("node-1", vec![ip("172.17.0.1")]), ("node-2", vec![ip("172.17.0.1"), ip("10.244.2.1")])]
+    {
         assert_eq!(world.ledger.set_node_addresses(node, EPOCH, &addresses), Ok(true));
         assert_eq!(world.ledger.set_node_addresses(node, EPOCH, &addresses), Ok(false));
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use topology::{
-    archive::Archive,
+    archive::{Archive, Published},
     graph::{Graph, Options},
     ledger::Ledger,
 };
@@ -48,14 +48,23 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    pub(super) fn new(accounts: Accounts, names: Names) -> Self {
-        Self { accounts, names, archive: Arc::default() }
+    pub(super) fn new(accounts: Accounts, names: Names, archive: Arc<Mutex<Archive>>) -> Self {
+        Self { accounts, names, archive }
+    }
+
+    /// Takes over what an earlier operator has published; only the first time in a process's life.
+    pub(super) async fn restore(&self, published: Vec<Published>, now: SystemTime) {
+        self.away(move |_, _, archive| archive.restore(published, now)).await;
     }
 
     pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> Picture {
         let options = Options { now, settle: SETTLE, retention: settings.retention };
         let max_edges = settings.max_edges;
+        let all_named = *self.names.complete().borrow();
         self.away(move |ledger, catalog, archive| {
+            if all_named && all_nodes_reported(ledger, catalog) {
+                archive.settle(ledger, catalog.directory(), now);
+            }
             let graph = archive.build(ledger, catalog.directory(), &options);
             picture(&graph, ledger, catalog, max_edges, now)
         })
@@ -98,15 +107,19 @@ fn picture(graph: &Graph, ledger: &Ledger, catalog: &Catalog, max_edges: usize, 
         let Some(owner) = catalog.owner_identity(workload) else { continue };
         let silent: BTreeSet<&str> =
             catalog.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node)).collect();
-        let status = object::status(workload, &edges, &silent, max_edges);
+        let status = object::status(workload, &edges, &graph.earlier, &silent, max_edges);
         desired.insert(Key::of(workload), Desired { workload: workload.clone(), owner, status });
     }
-    let mut nodes = catalog.directory().nodes().peekable();
     Picture {
         desired,
         overview,
         flows: ledger.flows().count(),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
-        all_nodes_reported: nodes.peek().is_some() && nodes.all(|node| ledger.is_complete(&node.name)),
+        all_nodes_reported: all_nodes_reported(ledger, catalog),
     }
+}
+
+fn all_nodes_reported(ledger: &Ledger, catalog: &Catalog) -> bool {
+    let mut nodes = catalog.directory().nodes().peekable();
+    nodes.peek().is_some() && nodes.all(|node| ledger.is_complete(&node.name))
 }

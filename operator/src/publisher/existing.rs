@@ -79,6 +79,10 @@ impl Existing {
         self.objects.get(key)
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Topology> {
+        self.objects.values()
+    }
+
     pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
         self.objects.keys()
     }

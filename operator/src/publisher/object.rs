@@ -1,17 +1,21 @@
 //! What a workload's Topology says: its edges, bounded, with sums that hold for all of them.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashMap},
+};
 
 use crds::{
-    CaptureMethod, DirectionSource, EdgePod, OmittedEdges, ServiceReference, Summary, TopologyEdge, TopologyPeer,
-    TopologyStatus, Totals, WorkloadRef,
+    CaptureMethod, DirectionSource, EarlierCounts, EdgePod, OmittedEdges, ServiceReference, Summary, TopologyEdge,
+    TopologyPeer, TopologyStatus, Totals, WorkloadRef,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
 use topology::{
-    edge::{Edge, EdgeCounters, Endpoint, Identity, Peer},
+    counts::Counts,
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer},
     entity::Workload,
 };
 
@@ -19,10 +23,12 @@ use super::{adjacency::Edges, summary};
 
 /// How many pods and containers an edge lists on each side.
 const MAX_LISTED: usize = 10;
-/// What a workload's Topology says. `silent` are the workload's nodes from which no agent has reported.
+/// What a workload's Topology says. `earlier` is what agents no longer know of edges, `silent` are the workload's nodes
+/// from which no agent has reported.
 pub(super) fn status(
     workload: &Workload,
     edges: &Edges<'_>,
+    earlier: &HashMap<EdgeKey, Counts>,
     silent: &BTreeSet<&str>,
     max_edges: usize,
 ) -> TopologyStatus {
@@ -39,8 +45,8 @@ pub(super) fn status(
             from: summary::from(&workload.namespace, edges.ingress.iter().copied()),
         },
         totals: totals(edges),
-        egress: egress.into_iter().map(outgoing).collect(),
-        ingress: ingress.into_iter().map(incoming).collect(),
+        egress: egress.into_iter().map(|edge| outgoing(edge, earlier.get(&edge.key))).collect(),
+        ingress: ingress.into_iter().map(|edge| incoming(edge, earlier.get(&edge.key))).collect(),
         omitted,
         conditions: vec![observed(silent), truncated(&omitted, max_edges)],
     }
@@ -61,6 +67,7 @@ pub(super) fn structure(status: &TopologyStatus) -> TopologyStatus {
         }
         for edge in list {
             (edge.opened, edge.active, edge.failed, edge.bytes_sent, edge.bytes_received) = (0, 0, 0, 0, 0);
+            edge.earlier = None;
             strip(&mut edge.pods, edge.omitted_pods);
             strip(&mut edge.peer_pods, edge.omitted_peer_pods);
         }
@@ -73,7 +80,7 @@ fn strip(pods: &mut Vec<EdgePod>, omitted: u64) {
         pods.clear();
     }
     for pod in &mut *pods {
-        (pod.opened, pod.failed) = (0, 0);
+        (pod.opened, pod.failed, pod.earlier_opened, pod.earlier_failed) = (0, 0, 0, 0);
     }
     pods.sort();
 }
@@ -120,36 +127,51 @@ fn totals(edges: &Edges<'_>) -> Totals {
     }
 }
 
-fn outgoing(edge: &Edge) -> TopologyEdge {
-    let counters = &edge.counters;
-    let sent = (counters.bytes_sent, counters.bytes_received);
-    one_way(edge, &edge.key.server, &edge.clients, &edge.servers, sent, edge.server_identity)
+fn outgoing(edge: &Edge, earlier: Option<&Counts>) -> TopologyEdge {
+    let side = Side {
+        other: &edge.key.server,
+        own: (&edge.clients, earlier.map_or(&[], |earlier| &earlier.clients)),
+        others: (&edge.servers, earlier.map_or(&[], |earlier| &earlier.servers)),
+        identity: edge.server_identity,
+        bytes: |counters| (counters.bytes_sent, counters.bytes_received),
+    };
+    one_way(edge, earlier, &side)
 }
 
-fn incoming(edge: &Edge) -> TopologyEdge {
-    let counters = &edge.counters;
-    let sent = (counters.bytes_received, counters.bytes_sent);
-    one_way(edge, &edge.key.client, &edge.servers, &edge.clients, sent, edge.client_identity)
+fn incoming(edge: &Edge, earlier: Option<&Counts>) -> TopologyEdge {
+    let side = Side {
+        other: &edge.key.client,
+        own: (&edge.servers, earlier.map_or(&[], |earlier| &earlier.servers)),
+        others: (&edge.clients, earlier.map_or(&[], |earlier| &earlier.clients)),
+        identity: edge.client_identity,
+        bytes: |counters| (counters.bytes_received, counters.bytes_sent),
+    };
+    one_way(edge, earlier, &side)
 }
 
-fn one_way(
-    edge: &Edge,
-    other: &Peer,
-    own: &[Endpoint],
-    others: &[Endpoint],
-    (bytes_sent, bytes_received): (u64, u64),
+/// An edge as one of its ends sees it.
+struct Side<'a> {
+    other: &'a Peer,
+    /// With the part that agents no longer know.
+    own: (&'a [Endpoint], &'a [Endpoint]),
+    others: (&'a [Endpoint], &'a [Endpoint]),
     identity: Identity,
-) -> TopologyEdge {
+    /// Sent and received.
+    bytes: fn(&EdgeCounters) -> (u64, u64),
+}
+
+fn one_way(edge: &Edge, earlier: Option<&Counts>, side: &Side<'_>) -> TopologyEdge {
     let service = edge.key.service.as_ref();
-    let (own_pods, omitted_pods) = pods(own);
-    let (peer_pods, omitted_peer_pods) = pods(others);
+    let (own_pods, omitted_pods) = pods(side.own);
+    let (peer_pods, omitted_peer_pods) = pods(side.others);
+    let (bytes_sent, bytes_received) = (side.bytes)(&edge.counters);
     TopologyEdge {
-        peer: peer(other),
+        peer: peer(side.other),
         service: service
             .map(|service| ServiceReference { namespace: service.namespace.clone(), name: service.name.clone() }),
         port: edge.key.port,
-        containers: containers(own),
-        peer_containers: containers(others),
+        containers: containers(side.own.0),
+        peer_containers: containers(side.others.0),
         pods: own_pods,
         peer_pods,
         omitted_pods,
@@ -159,11 +181,17 @@ fn one_way(
         failed: edge.counters.failed,
         bytes_sent,
         bytes_received,
+        earlier: earlier.map(|earlier| earlier_counts(&earlier.counters, side.bytes)),
         seen: edge.seen.into(),
-        identity: identity.into(),
+        identity: side.identity.into(),
         method: CaptureMethod::Ebpf,
         direction: DirectionSource::Observed,
     }
+}
+
+fn earlier_counts(counters: &EdgeCounters, bytes: fn(&EdgeCounters) -> (u64, u64)) -> EarlierCounts {
+    let (bytes_sent, bytes_received) = bytes(counters);
+    EarlierCounts { opened: counters.opened, failed: counters.failed, bytes_sent, bytes_received }
 }
 
 fn peer(peer: &Peer) -> TopologyPeer {
@@ -194,15 +222,22 @@ fn containers(endpoints: &[Endpoint]) -> Vec<String> {
 }
 
 /// By name, those that are busiest where not all fit, and how many are not listed.
-fn pods(endpoints: &[Endpoint]) -> (Vec<EdgePod>, u64) {
+fn pods((endpoints, earlier): (&[Endpoint], &[Endpoint])) -> (Vec<EdgePod>, u64) {
+    let earlier: HashMap<(&str, &str), &Endpoint> =
+        earlier.iter().map(|end| ((end.pod.as_str(), end.container.as_str()), end)).collect();
     let mut pods: Vec<EdgePod> = endpoints
         .iter()
         .filter(|end| !end.pod.is_empty())
-        .map(|end| EdgePod {
-            pod: end.pod.clone(),
-            container: end.container.clone(),
-            opened: end.opened,
-            failed: end.failed,
+        .map(|end| {
+            let earlier = earlier.get(&(end.pod.as_str(), end.container.as_str()));
+            EdgePod {
+                pod: end.pod.clone(),
+                container: end.container.clone(),
+                opened: end.opened,
+                failed: end.failed,
+                earlier_opened: earlier.map_or(0, |earlier| earlier.opened),
+                earlier_failed: earlier.map_or(0, |earlier| earlier.failed),
+            }
         })
         .collect();
     let omitted = pods.len().saturating_sub(MAX_LISTED) as u64;
@@ -268,7 +303,7 @@ mod tests {
     }
 
     fn names(opened: &[u64]) -> Vec<String> {
-        pods(&endpoints(opened)).0.into_iter().map(|pod| pod.pod).collect()
+        pods((&endpoints(opened), &[])).0.into_iter().map(|pod| pod.pod).collect()
     }
 
     #[test]
@@ -282,7 +317,7 @@ mod tests {
         let mut opened = [5; MAX_LISTED + 2];
         (opened[1], opened[4]) = (1, 2);
         let listed = names(&opened);
-        assert_eq!(pods(&endpoints(&opened)).1, 2);
+        assert_eq!(pods((&endpoints(&opened), &[])).1, 2);
         assert!(listed.is_sorted() && listed.len() == MAX_LISTED, "{listed:?}");
         assert!(!listed.contains(&"pod-01".to_owned()) && !listed.contains(&"pod-04".to_owned()), "{listed:?}");
     }
