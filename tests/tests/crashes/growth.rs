@@ -1,0 +1,119 @@
+//! Comparing what is shown at one time with what is shown at another.
+
+use std::{pin::pin, time::Duration};
+
+use scopeprobe_tests::{
+    Result, eventually,
+    oracle::{EdgeCounts, Edges, agreement, differences, expected, fleet::Fleet, observed},
+};
+use tokio::time::sleep;
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Looks at the objects again and again while `action` goes on: no edge vanishes, and no count becomes less.
+///
+/// # Errors
+/// The action's, and where the objects cannot be read.
+pub async fn never_backwards<T>(fleet: &Fleet, action: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut action = pin!(action);
+    let mut before = observed::edges(&fleet.namespace).await?;
+    loop {
+        let done = tokio::select! {
+            done = &mut action => Some(done?),
+            () = sleep(PAUSE) => None,
+        };
+        let now = observed::edges(&fleet.namespace).await?;
+        for (before, now) in [(&before.0, &now.0), (&before.1, &now.1)] {
+            let lost = what_went_back(before, now);
+            assert!(lost.is_empty(), "{}", lost.join("\n"));
+        }
+        if let Some(done) = done {
+            return Ok(done);
+        }
+        before = now;
+    }
+}
+
+fn what_went_back(before: &Edges, now: &Edges) -> Vec<String> {
+    let back = before.iter().filter_map(|(name, before)| {
+        let Some(now) = now.get(name) else { return Some(format!("{name:?} has vanished with {before:?}")) };
+        (!at_most(before, now)).then(|| format!("{name:?}: first {before:?}\n    then {now:?}"))
+    });
+    back.collect()
+}
+
+/// Whether no count of one edge exceeds that of the other. Servers' parts are the operator's estimate where a client's
+/// agent has missed something, and may be corrected.
+pub fn at_most(counts: &EdgeCounts, most: &EdgeCounts) -> bool {
+    counts.opened <= most.opened
+        && counts.failed <= most.failed
+        && counts.sent <= most.sent
+        && counts.received <= most.received
+        && counts.clients.iter().all(|(client, opened)| opened <= most.clients.get(client).unwrap_or(&0))
+}
+
+/// What happened and what is shown of it, at a moment when nothing happens and everything has been reported.
+pub struct Moment {
+    pub happened: Edges,
+    pub shown: Edges,
+}
+
+impl Moment {
+    /// Call after [`super::load::make_marks`].
+    ///
+    /// # Errors
+    /// Where the marks are not shown.
+    pub async fn now(fleet: &Fleet) -> Result<Self> {
+        let happened = expected::edges(fleet).await?;
+        let shown = eventually("all refused attempts to be shown", async || {
+            let (shown, _) = observed::edges(&fleet.namespace).await.map_err(|error| error.to_string())?;
+            let unmarked: Vec<_> = happened
+                .iter()
+                .filter(|(name, edge)| shown.get(name).map_or(0, |shown| shown.failed) != edge.failed)
+                .map(|(name, edge)| {
+                    format!("{name:?}: {} of {}", shown.get(name).map_or(0, |it| it.failed), edge.failed)
+                })
+                .collect();
+            if unmarked.is_empty() { Ok(shown) } else { Err(unmarked.join("\n")) }
+        })
+        .await?;
+        Ok(Self { happened, shown })
+    }
+
+    /// Waits until what is shown has grown since by exactly what has happened since.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub async fn grown_exactly(&self, fleet: &Fleet, when: &str) -> Result<()> {
+        let happened = expected::edges(fleet).await?;
+        let mut wanted = self.shown.clone();
+        for (name, now) in &happened {
+            let nothing = EdgeCounts::default();
+            let before = self.happened.get(name).unwrap_or(&nothing);
+            let edge = wanted.entry(name.clone()).or_default();
+            edge.opened += now.opened - before.opened;
+            edge.failed += now.failed - before.failed;
+            edge.sent += now.sent - before.sent;
+            edge.received += now.received - before.received;
+            edge.active = now.active;
+            for (client, opened) in &now.clients {
+                *edge.clients.entry(client.clone()).or_default() += opened - before.clients.get(client).unwrap_or(&0);
+            }
+        }
+        let wanted = without_servers(&wanted);
+        eventually(&format!("{when}: what is shown to grow by exactly what happened"), async || {
+            let (shown, _) = observed::edges(&fleet.namespace).await.map_err(|error| error.to_string())?;
+            agreement::summary(differences(&wanted, &without_servers(&shown)), wanted.len()).map_or(Ok(()), Err)
+        })
+        .await
+    }
+}
+
+fn without_servers(edges: &Edges) -> Edges {
+    let mut edges = edges.clone();
+    for edge in edges.values_mut() {
+        edge.servers.clear();
+    }
+    edges
+}

@@ -1,0 +1,156 @@
+//! The operator and the agents are killed in the middle of the load: nothing is counted twice, nothing is lost that
+//! somebody saw, and what nobody saw is declared.
+#![forbid(unsafe_code)]
+
+mod growth;
+mod load;
+
+use crds::{NodeProbeStatus, Unobserved};
+use kube::ResourceExt as _;
+use scopeprobe_tests::{
+    Cluster, Error, Result, eventually,
+    oracle::{EdgeCounts, agreement, expected, fleet::Fleet},
+};
+
+use self::{
+    growth::{Moment, at_most, never_backwards},
+    load::Load,
+};
+
+/// Counters are written this often, so that the test need not wait.
+const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
+/// The node whose agent crashes.
+const VICTIM: &str = "node-1";
+
+async fn node_probe(cluster: &Cluster, node: &str) -> Result<NodeProbeStatus> {
+    let probes = cluster.node_probes().await?;
+    let found = probes.into_iter().find(|probe| probe.name_any() == node).and_then(|probe| probe.status);
+    found.ok_or_else(|| Error::Unexpected(format!("there is no NodeProbe of {node}")))
+}
+
+#[tokio::test]
+async fn after_a_crash_of_the_operator_nothing_is_lost_and_nothing_doubled() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+    let fleet = Fleet::launch(cluster.namespace("operator").await?).await?;
+    cluster.probe(SPEC).await?;
+
+    load::open_long_ones(&fleet).await?;
+    load::make_some_once_and_for_all(&fleet).await?;
+    let load = Load::begin(&fleet).await?;
+    never_backwards(&fleet, async {
+        cluster.crash_operator().await?;
+        load.shown_to_go_on().await
+    })
+    .await?;
+    load::use_long_ones(&fleet).await?;
+    println!("{} connections around the crash", load.end().await?);
+    agreement::exact(&fleet, "after the operator's crash").await?;
+    for node in ["node-1", "node-2"] {
+        let status = node_probe(&cluster, node).await?;
+        assert_eq!((status.lost, status.unobserved, status.coverage.as_str()), (0, Unobserved::default(), "100%"));
+    }
+    load::close_long_ones(&fleet, true).await?;
+    agreement::exact(&fleet, "long ones closed").await
+}
+
+/// Nothing exceeds what happened; what clients of the other node did is exact, and so is what is open.
+fn assert_honest(fleet: &Fleet, moment: &Moment) {
+    let nothing = EdgeCounts::default();
+    for (name, shown) in &moment.shown {
+        let happened = moment.happened.get(name).unwrap_or(&nothing);
+        assert!(at_most(shown, happened), "{name:?}: shown {shown:?}\n    happened {happened:?}");
+    }
+    let watched = |pod: &str| fleet.members.iter().any(|member| member.pod == pod && member.node != VICTIM);
+    for (name, happened) in &moment.happened {
+        let shown = moment.shown.get(name).unwrap_or(&nothing);
+        assert_eq!(shown.active, happened.active, "{name:?}");
+        for (client, opened) in happened.clients.iter().filter(|((pod, _), _)| watched(pod)) {
+            assert_eq!(shown.clients.get(client), Some(opened), "{name:?} {client:?}");
+        }
+        if happened.clients.keys().all(|(pod, _)| watched(pod)) {
+            let counts = |edge: &EdgeCounts| (edge.opened, edge.failed, edge.sent, edge.received);
+            assert_eq!(counts(shown), counts(happened), "{name:?}");
+        }
+    }
+}
+
+/// The gap is in the node's NodeProbe and in the ScopeProbe's condition, and in no other node's.
+async fn assert_declared(cluster: &Cluster) -> Result<()> {
+    let status = node_probe(cluster, VICTIM).await?;
+    assert!(status.unobserved.intervals >= 1, "{:?}", status.unobserved);
+    assert_ne!(status.coverage, "100%");
+    let of_type = |status: &NodeProbeStatus| {
+        let conditions = status.conditions.iter().filter(|condition| condition.type_ == "CaptureComplete");
+        conditions.map(|condition| (condition.status.clone(), condition.reason.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(of_type(&status), [("False".to_owned(), "Unobserved".to_owned())]);
+    let other = node_probe(cluster, "node-2").await?;
+    assert_eq!((other.unobserved, other.coverage.as_str()), (Unobserved::default(), "100%"));
+    assert_eq!(of_type(&other), [("True".to_owned(), "NothingMissed".to_owned())]);
+    eventually("the ScopeProbe to say that a node was not observed", async || {
+        let condition = cluster.probe_condition("CaptureComplete").await.map_err(|error| error.to_string())?;
+        let says = condition.message.contains("nobody was looking")
+            && condition.message.contains(VICTIM)
+            && !condition.message.contains("node-2");
+        if condition.status == "False" && says { Ok(()) } else { Err(format!("{condition:?}")) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_was_missed_while_an_agent_was_down_is_declared_and_the_rest_is_exact() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+    let fleet = Fleet::launch(cluster.namespace("agent").await?).await?;
+    cluster.probe(SPEC).await?;
+
+    load::open_long_ones(&fleet).await?;
+    load::make_some_once_and_for_all(&fleet).await?;
+    agreement::exact(&fleet, "before the crash").await?;
+    let load = Load::begin(&fleet).await?;
+    never_backwards(&fleet, async {
+        cluster.crash_agent(VICTIM).await?;
+        eventually("the new agent's report", async || {
+            let status = node_probe(&cluster, VICTIM).await.map_err(|error| error.to_string())?;
+            if status.unobserved.intervals > 0 { Ok(()) } else { Err(format!("{status:?}")) }
+        })
+        .await?;
+        load.shown_to_go_on().await
+    })
+    .await?;
+    println!("{} connections around the crash", load.end().await?);
+    expected::edges(&fleet).await?;
+    load::make_marks(&fleet).await?;
+    let moment = Moment::now(&fleet).await?;
+    assert_honest(&fleet, &moment);
+    assert_declared(&cluster).await?;
+
+    never_backwards(&fleet, async {
+        load::make_some(&fleet).await?;
+        load::use_long_ones(&fleet).await?;
+        load::close_long_ones(&fleet, false).await?;
+        moment.grown_exactly(&fleet, "with the new agent").await
+    })
+    .await?;
+
+    // Only the operator remembers what the agent before has counted.
+    let load = Load::begin(&fleet).await?;
+    never_backwards(&fleet, async {
+        cluster.crash_operator().await?;
+        load.shown_to_go_on().await
+    })
+    .await?;
+    println!("{} connections around the operator's crash", load.end().await?);
+    never_backwards(&fleet, async {
+        load::use_long_ones(&fleet).await?;
+        load::close_long_ones(&fleet, true).await?;
+        moment.grown_exactly(&fleet, "with a new agent and a new operator").await
+    })
+    .await?;
+    assert_declared(&cluster).await
+}
