@@ -30,6 +30,7 @@ pub struct ClusterState {
     nodes: RwLock<BTreeMap<String, NodeFacts>>,
     node_probes: GuardedStore<NodeProbe>,
     changed: watch::Sender<()>,
+    assignments_changed: watch::Sender<()>,
 }
 
 impl ClusterState {
@@ -40,10 +41,16 @@ impl ClusterState {
     pub async fn watch(client: &Client) -> Result<Arc<Self>, reflector::store::WriterDropped> {
         let (probes, probe_writer) = reflector::store();
         let (node_probes, node_probe_writer) = reflector::store();
-        let state = Arc::new(Self { probes, nodes: RwLock::default(), node_probes, changed: watch::Sender::new(()) });
+        let state = Arc::new(Self {
+            probes,
+            nodes: RwLock::default(),
+            node_probes,
+            changed: watch::Sender::new(()),
+            assignments_changed: watch::Sender::new(()),
+        });
         let listed = watch::Sender::new(false);
-        tokio::spawn(reflect::<ScopeProbe>(client.clone(), probe_writer, Arc::clone(&state)));
-        tokio::spawn(reflect::<NodeProbe>(client.clone(), node_probe_writer, Arc::clone(&state)));
+        tokio::spawn(reflect::<ScopeProbe>(client.clone(), probe_writer, Arc::clone(&state), true));
+        tokio::spawn(reflect::<NodeProbe>(client.clone(), node_probe_writer, Arc::clone(&state), false));
         let mut nodes_listed = listed.subscribe();
         tokio::spawn(watch_nodes(client.clone(), Arc::clone(&state), listed));
         state.probes.wait_until_ready().await?;
@@ -91,6 +98,19 @@ impl ClusterState {
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
+
+    /// The same without changes of NodeProbes, which have no say in who gets which node.
+    #[must_use]
+    pub fn subscribe_assignments(&self) -> watch::Receiver<()> {
+        self.assignments_changed.subscribe()
+    }
+
+    fn mark_changed(&self, assignments: bool) {
+        self.changed.send_replace(());
+        if assignments {
+            self.assignments_changed.send_replace(());
+        }
+    }
 }
 
 fn probe_facts(probe: &ScopeProbe) -> ProbeFacts {
@@ -114,8 +134,13 @@ fn node_facts(node: &Node) -> NodeFacts {
     }
 }
 
-async fn reflect<K>(client: Client, writer: reflector::store::Writer<DeserializeGuard<K>>, state: Arc<ClusterState>)
-where
+/// `assignments`: whether these objects have a say in who gets which node.
+async fn reflect<K>(
+    client: Client,
+    writer: reflector::store::Writer<DeserializeGuard<K>>,
+    state: Arc<ClusterState>,
+    assignments: bool,
+) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     <K as Resource>::DynamicType: Eq + Hash + Default,
 {
@@ -131,7 +156,7 @@ where
             Ok(_) => {}
             Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again"),
         }
-        state.changed.send_replace(());
+        state.mark_changed(assignments);
     }
 }
 
@@ -168,7 +193,7 @@ async fn watch_nodes(client: Client, state: Arc<ClusterState>, listed: watch::Se
         };
         drop(nodes);
         if changed {
-            state.changed.send_replace(());
+            state.mark_changed(true);
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     observation::{Observations, TopologyOverview},
     publisher,
     rollout::{
+        applied::Applied,
         cleanup,
         controller::{self, Context},
         outcome::Outcomes,
@@ -160,6 +161,7 @@ impl Parts {
             namespace: settings.namespace.clone(),
             agents: settings.agents.clone(),
             cluster: cluster.clone(),
+            applied: Applied::default(),
             outcomes: outcomes.clone(),
             metrics: metrics.clone(),
         };

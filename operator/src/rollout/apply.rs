@@ -1,6 +1,6 @@
 //! Writes a rollout's objects by server-side apply, and removes those that are no longer wanted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crds::{MODE_LABEL, PROBE_LABEL};
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
@@ -10,7 +10,9 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{FIELD_MANAGER, NODE_FIELD_MANAGER, assignment::NodeFacts, build::AGENT_APP, outcome::Progress};
+use super::{
+    FIELD_MANAGER, NODE_FIELD_MANAGER, applied::Applied, assignment::NodeFacts, build::AGENT_APP, outcome::Progress,
+};
 
 /// What could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,8 @@ pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// Applies a ScopeProbe's DaemonSets and deletes those of its DaemonSets that are not among them.
+/// Applies those of a ScopeProbe's DaemonSets that are not as they should be, and deletes those of its DaemonSets that
+/// are not among them.
 ///
 /// # Errors
 /// The first request that failed.
@@ -46,45 +49,55 @@ pub async fn daemon_sets(
     namespace: &str,
     probe: &str,
     wanted: &[DaemonSet],
+    applied: &Applied,
 ) -> Result<Progress, ApplyError> {
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}={probe}");
+    let there = api.list(&ListParams::default().labels(&selector)).await;
+    let there = there.map_err(|source| ApplyError::new("list DaemonSets of", namespace, source))?.items;
+    let there: BTreeMap<_, _> = there.into_iter().map(|daemon_set| (daemon_set.name_any(), daemon_set)).collect();
     let mut progress = Progress { observed: true, ..Progress::default() };
     for daemon_set in wanted {
         let name = daemon_set.name_any();
-        let applied = api
+        if let Some(there) = there.get(&name).filter(|there| applied.is_current(daemon_set, there)) {
+            add(&mut progress, there);
+            continue;
+        }
+        let made = api
             .patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(daemon_set))
             .await
             .map_err(|source| ApplyError::new("apply DaemonSet", format!("{namespace}/{name}"), source))?;
-        add(&mut progress, &applied);
+        applied.note(daemon_set, &made);
+        add(&mut progress, &made);
     }
-    let keep: BTreeSet<_> = wanted.iter().map(ResourceExt::name_any).collect();
-    let selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}={probe}");
-    delete_daemon_sets(&api, namespace, &selector, |name| !keep.contains(name)).await?;
+    for name in there.into_keys().filter(|name| !wanted.iter().any(|wanted| wanted.name_any() == *name)) {
+        applied.forget(&name);
+        delete_daemon_set(&api, namespace, &name).await?;
+    }
     Ok(progress)
 }
 
-/// Deletes those DaemonSets of a selection that a filter picks.
+/// Deletes the DaemonSets of a selection.
 ///
 /// # Errors
 /// The first request that failed.
-pub async fn delete_daemon_sets(
-    api: &Api<DaemonSet>,
-    namespace: &str,
-    selector: &str,
-    pick: impl Fn(&str) -> bool,
-) -> Result<(), ApplyError> {
+pub async fn delete_daemon_sets(api: &Api<DaemonSet>, namespace: &str, selector: &str) -> Result<(), ApplyError> {
     let existing = api
         .list_metadata(&ListParams::default().labels(selector))
         .await
         .map_err(|source| ApplyError::new("list DaemonSets of", namespace, source))?;
-    for name in existing.iter().map(ResourceExt::name_any).filter(|name| pick(name)) {
-        match api.delete(&name, &DeleteParams::background()).await {
-            Ok(_) => {}
-            Err(source) if is_not_found(&source) => {}
-            Err(source) => return Err(ApplyError::new("delete DaemonSet", format!("{namespace}/{name}"), source)),
-        }
+    for daemon_set in existing {
+        delete_daemon_set(api, namespace, &daemon_set.name_any()).await?;
     }
     Ok(())
+}
+
+async fn delete_daemon_set(api: &Api<DaemonSet>, namespace: &str, name: &str) -> Result<(), ApplyError> {
+    match api.delete(name, &DeleteParams::background()).await {
+        Ok(_) => Ok(()),
+        Err(source) if is_not_found(&source) => Ok(()),
+        Err(source) => Err(ApplyError::new("delete DaemonSet", format!("{namespace}/{name}"), source)),
+    }
 }
 
 fn add(progress: &mut Progress, daemon_set: &DaemonSet) {

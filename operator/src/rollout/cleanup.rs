@@ -78,7 +78,7 @@ fn is_held(lease: &Lease, now: Timestamp) -> bool {
 async fn everything(client: &Client, namespace: &str) -> Result<(), ApplyError> {
     let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let agents = format!("app.kubernetes.io/name={AGENT_APP}");
-    apply::delete_daemon_sets(&daemon_sets, namespace, &agents, |_| true).await?;
+    apply::delete_daemon_sets(&daemon_sets, namespace, &agents).await?;
 
     let labelled = ListParams::default().labels(PROBE_LABEL);
     let nodes = Api::<Node>::all(client.clone()).list_metadata(&labelled).await;

@@ -16,6 +16,7 @@ use kube::{
 use tracing::Instrument;
 
 use super::{
+    applied::Applied,
     apply::{self, ApplyError},
     assignment::{Assignments, NodeFacts},
     build::{self, AGENT_APP, AgentTemplate},
@@ -40,6 +41,8 @@ pub struct Context {
     pub agents: AgentSettings,
     /// ScopeProbes and Nodes.
     pub cluster: Arc<ClusterState>,
+    /// What has been written already.
+    pub applied: Applied,
     /// Where to note what came of each rollout.
     pub outcomes: Outcomes,
     /// Where to count.
@@ -86,7 +89,9 @@ pub async fn run(context: Context, shutdown: impl Future<Output = ()> + Send + S
 }
 
 fn changes(cluster: &ClusterState) -> impl Stream<Item = ()> + Send + use<> {
-    stream::unfold(cluster.subscribe(), async |mut changes| changes.changed().await.ok().map(|()| ((), changes)))
+    stream::unfold(cluster.subscribe_assignments(), async |mut changes| {
+        changes.changed().await.ok().map(|()| ((), changes))
+    })
 }
 
 async fn reconcile(probe: Arc<DeserializeGuard<ScopeProbe>>, context: Arc<Context>) -> Result<Action, RolloutError> {
@@ -116,7 +121,7 @@ async fn reconcile(probe: Arc<DeserializeGuard<ScopeProbe>>, context: Arc<Contex
 async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<Progress, RolloutError> {
     let assignments = context.cluster.assignments();
     if let Err(invalid) = validate::validate(name, &assignments) {
-        apply::daemon_sets(&context.client, &context.namespace, name, &[]).await?;
+        apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.applied).await?;
         return Err(invalid.into());
     }
     let collector_url = dereference::collector_url(&context.client, &context.namespace, &context.agents).await?;
@@ -124,7 +129,7 @@ async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<P
         AgentTemplate { namespace: &context.namespace, collector_url: &collector_url, settings: &context.agents };
     let modes = assignments.modes(name);
     let wanted: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(probe, mode, &template)).collect();
-    let progress = apply::daemon_sets(&context.client, &context.namespace, name, &wanted).await?;
+    let progress = apply::daemon_sets(&context.client, &context.namespace, name, &wanted, &context.applied).await?;
     label_nodes(name, &assignments, context).await?;
     Ok(progress)
 }

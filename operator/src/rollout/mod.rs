@@ -2,6 +2,7 @@
 //!
 //! Everything but `controller`, `dereference`, `apply`, `sweep` and `cleanup` is pure.
 
+pub mod applied;
 pub mod apply;
 pub mod assignment;
 pub mod build;
