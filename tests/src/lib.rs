@@ -22,6 +22,7 @@ pub mod control_plane;
 pub mod crash;
 pub mod error;
 pub mod forward;
+pub mod inventory;
 pub mod kernel_counts;
 pub mod manifest;
 pub mod namespace;

@@ -11,6 +11,8 @@ use traffic::protocol::{Answer, Close, Command, Connect, End, Exchange, Run};
 
 /// Each client makes so many connections at once when it is told to make some.
 const SOME: u64 = 20;
+/// More than a test lasts, and yet an end: nobody stops the programs of a test that was killed.
+const ENDLESS: u64 = 60_000;
 /// Connections that each client holds, to one pod directly and through one Service.
 const HELD: u64 = 3;
 const LONG: &str = "long";
@@ -47,14 +49,14 @@ impl<'a> Load<'a> {
         let mut runs = Vec::new();
         for (client, own, program) in clients(fleet) {
             for turn in 0..2 {
-                let forever = Connect {
-                    count: u64::MAX,
+                let endless = Connect {
+                    count: ENDLESS,
                     concurrency: 2,
                     every_ms: 20,
                     background: true,
                     ..short(fleet, client, own, turn)
                 };
-                match program.ask(&Command::Connect(forever)).await? {
+                match program.ask(&Command::Connect(endless)).await? {
                     Answer::Running(run) => runs.push((program.clone(), run)),
                     other => panic!("{program}: {other:?}"),
                 }

@@ -1,0 +1,248 @@
+//! Quiet: as long as nobody new talks to anybody, nothing is written but counters, and nothing at all where nothing
+//! happens.
+//!
+//! Lasts five minutes; `SCOPEPROBE_QUIET_SECONDS` shortens it for development.
+#![forbid(unsafe_code)]
+
+use std::{collections::BTreeMap, env, net::SocketAddr, time::Duration};
+
+use k8s_openapi::api::core::v1::Service;
+use scopeprobe_tests::{
+    Cluster, Error, Result,
+    audit::Write,
+    chart, eventually,
+    namespace::Namespace,
+    traffic_pod::{Traffic, container},
+    versions::Versions,
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, sleep_until};
+use traffic::protocol::{Answer, Command, Connect, Exchange};
+
+/// Counters are written often, so that there is much to compare. No edge is so old that it goes meanwhile.
+const SPEC: &str = "{topology: {counterInterval: 1s, retention: 168h}}";
+/// As the acceptance has it.
+const SECONDS: u64 = 300;
+/// Who writes for the operator.
+const OPERATOR: &str = "system:serviceaccount:scopeprobe-system:scopeprobe-operator";
+/// A port at which nobody listens.
+const CLOSED: u16 = 9;
+
+fn period() -> Duration {
+    let seconds = env::var("SCOPEPROBE_QUIET_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(SECONDS))
+}
+
+fn manifests() -> String {
+    let workload = |name: &str, replicas: u32, node: &str| {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+            "spec": {
+                "replicas": replicas,
+                "selector": {"matchLabels": {"app": name}},
+                "template": {
+                    "metadata": {"labels": {"app": name}},
+                    "spec": {
+                        "nodeSelector": {"kubernetes.io/hostname": node},
+                        "terminationGracePeriodSeconds": 0,
+                        "containers": [container("main"), container("side")],
+                    },
+                },
+            },
+        })
+    };
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "server"},
+        "spec": {
+            "selector": {"app": "server"},
+            "ports": [{"name": "echo", "port": 80, "targetPort": 8080}, {"name": "closed", "port": CLOSED}],
+        },
+    });
+    let all = [workload("clients", 3, "node-2"), workload("server", 1, "node-1"), service];
+    all.map(|object| object.to_string()).join("\n---\n")
+}
+
+/// Three pods of one workload, with two containers each, and the server they call, at two ports.
+async fn launch(namespace: &Namespace) -> Result<(Vec<Traffic>, Vec<SocketAddr>)> {
+    namespace.apply(&manifests()).await?;
+    let servers = namespace.ready_pods("app=server", 1).await?;
+    namespace.ready_pods("app=clients", 3).await?;
+    let server = namespace.traffic(servers[0].metadata.name.as_deref().unwrap_or_default(), "main");
+    server.echo("0.0.0.0:8080").await?;
+    let service = namespace.api::<Service>().get("server").await.map_err(Error::api("get the Service"))?;
+    let ip = service.spec.and_then(|spec| spec.cluster_ip).and_then(|ip| ip.parse().ok());
+    let ip = ip.ok_or_else(|| Error::Unexpected("the Service has no address".to_owned()))?;
+    let direct = namespace.pod_ips(&server.pod).await?[0];
+    let clients = namespace.traffic_of("app=clients").await?;
+    let service = SocketAddr::new(ip, 80);
+    eventually("the Service to answer", async || {
+        let outcome = clients[0].connect(Connect { timeout_ms: 1000, ..Connect::to(service) }).await;
+        match outcome.map_err(|error| error.to_string())? {
+            outcome if outcome.opened == 1 => Ok(()),
+            outcome => Err(format!("{outcome:?}")),
+        }
+    })
+    .await?;
+    Ok((clients, vec![SocketAddr::new(direct, 8080), service]))
+}
+
+/// Connections that stay open, from every client to every target.
+async fn hold(clients: &[Traffic], targets: &[SocketAddr]) -> Result<()> {
+    for client in clients {
+        for target in targets {
+            let held = Some("held".to_owned());
+            client.connect(Connect { send: 10, receive: 10, hold: held, ..Connect::to(*target) }).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Short connections and refused ones, by every client to every target, without an end. Whoever has made the fewest so
+/// far makes them fastest: which pod is the busiest changes in time.
+async fn repeat(clients: &[Traffic], targets: &[SocketAddr]) -> Result<()> {
+    for (index, client) in clients.iter().enumerate() {
+        let head_start = 20 * (clients.len() - index) as u64;
+        for target in targets {
+            let once = Connect { send: 100, receive: 100, timeout_ms: 5000, ..Connect::to(*target) };
+            client.connect(Connect { count: head_start, ..once.clone() }).await?;
+            let every_ms = 900 / (1 + index as u64);
+            let refused = Connect::to(SocketAddr::new(targets[0].ip(), CLOSED));
+            for plan in [Connect { every_ms, ..once }, Connect { every_ms: 2000, ..refused }] {
+                let plan = Connect { count: u64::from(u32::MAX), background: true, ..plan };
+                let answer = client.ask(&Command::Connect(plan)).await?;
+                assert!(matches!(answer, Answer::Running(_)), "{client}: {answer:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is left of an object without what may change as long as the same talk to the same.
+fn structure(mut object: Value) -> Value {
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("resourceVersion");
+        metadata.remove("managedFields");
+    }
+    strip(&mut object["status"]);
+    object
+}
+
+fn strip(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for counter in ["opened", "active", "failed", "bytesSent", "bytesReceived", "seen"] {
+                if fields.get(counter).is_some_and(Value::is_number) {
+                    fields.remove(counter);
+                }
+            }
+            fields.values_mut().for_each(strip);
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
+
+/// Waits until no structure has changed for a while; a change of structure has nothing to wait for then.
+async fn settle(versions: &[&Versions]) -> Result<()> {
+    let mut before: Vec<BTreeMap<_, _>> = Vec::new();
+    let mut since = Instant::now();
+    eventually("all structure to settle", async || {
+        let now: Vec<_> = versions.iter().map(|versions| versions.latest(structure)).collect();
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        let calm = since.elapsed();
+        if calm >= Duration::from_secs(15) { Ok(()) } else { Err(format!("the last change was {calm:?} ago")) }
+    })
+    .await
+}
+
+fn assert_structure_stays(what: &str, versions: &Versions) -> usize {
+    let mut seen = 0;
+    for (name, versions) in versions.taken() {
+        seen += versions.len();
+        let mut structures = versions.into_iter().map(structure);
+        let Some(first) = structures.next() else { continue };
+        for later in structures {
+            assert_eq!(first, later, "the structure of the {what} {name} has changed");
+        }
+    }
+    seen
+}
+
+/// What the operator may write while nothing but counters changes.
+fn is_counters(write: &Write) -> bool {
+    let statuses = ["topologies", "nodeprobes"];
+    write.resource == "leases"
+        || write.subresource == "status" && write.verb == "patch" && statuses.contains(&write.resource.as_str())
+}
+
+#[tokio::test]
+async fn as_long_as_nobody_new_talks_only_counters_are_written() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+    cluster.probe(SPEC).await?;
+    let (busy, silent) = (cluster.namespace("busy").await?, cluster.namespace("silent").await?);
+    let (clients, targets) = launch(&busy).await?;
+    let (silent_clients, silent_targets) = launch(&silent).await?;
+    hold(&clients, &targets).await?;
+    hold(&silent_clients, &silent_targets).await?;
+    repeat(&clients, &targets).await?;
+
+    let topologies = Versions::of(&cluster.client, "Topology", "topologies").await?;
+    let nodes = Versions::of(&cluster.client, "NodeProbe", "nodeprobes").await?;
+    let probes = Versions::of(&cluster.client, "ScopeProbe", "scopeprobes").await?;
+    settle(&[&topologies, &nodes, &probes]).await?;
+    for versions in [&topologies, &nodes, &probes] {
+        versions.forget_earlier();
+    }
+    let audit = cluster.audit()?;
+    let mark = audit.mark()?;
+    let end = Instant::now() + period();
+    while Instant::now() < end {
+        for client in &clients {
+            let more = Exchange { held: "held".into(), send: 1000, receive: 1000 };
+            let outcome = client.outcome(&Command::Exchange(more)).await?;
+            assert_eq!((outcome.broken, outcome.sent), (0, 2000), "{client}: {outcome:?}");
+        }
+        sleep(Duration::from_secs(2)).await;
+    }
+    sleep_until(end).await;
+
+    let writes = audit.writes_since(mark, |write| write.user == OPERATOR)?;
+    let wrong: Vec<_> = writes.iter().filter(|write| !is_counters(write)).collect();
+    assert!(wrong.is_empty(), "writes of more than counters: {wrong:#?}");
+    let in_silence: Vec<_> = writes.iter().filter(|write| write.namespace == silent.name).collect();
+    assert!(in_silence.is_empty(), "writes where nothing happens: {in_silence:#?}");
+    // The agents' own pods and accounts are not the operator's to write.
+    let here: Vec<_> =
+        writes.iter().filter(|write| write.namespace == chart::NAMESPACE && write.resource == "leases").collect();
+    assert!(!here.is_empty(), "the operator has written nothing at all: does it run?");
+    let counted = writes.iter().filter(|write| write.namespace == busy.name).count();
+    assert!(counted > 10, "counters of the busy namespace were written {counted} times only: does anybody talk?");
+
+    let versions = assert_structure_stays("Topology", &topologies);
+    assert!(versions > 10, "{versions} versions were seen: is the watch alive?");
+    assert_structure_stays("NodeProbe", &nodes);
+    assert_structure_stays("ScopeProbe", &probes);
+    assert!(topologies.removed().is_empty(), "removed: {:?}", topologies.removed());
+    println!("{} writes of counters, {versions} versions of Topologies", writes.len());
+    assert_rank_has_changed(&topologies, &busy.name)
+}
+
+/// That the test could have seen a list in the order of counters: the busiest pod was not the same all the time.
+fn assert_rank_has_changed(topologies: &Versions, namespace: &str) -> Result<()> {
+    let name = format!("{namespace}/deployment-clients");
+    let all = topologies.taken();
+    let versions = all.get(&name).ok_or_else(|| Error::Unexpected(format!("no Topology {name}")))?;
+    let busiest = |version: &Value| {
+        let pods = version["status"]["egress"][0]["pods"].as_array().cloned().unwrap_or_default();
+        pods.into_iter()
+            .max_by_key(|pod| pod["opened"].as_u64())
+            .map(|pod| (pod["pod"].clone(), pod["container"].clone()))
+    };
+    let (first, last) = (versions.first().and_then(busiest), versions.last().and_then(busiest));
+    assert!(first.is_some() && first != last, "the busiest pod was always {first:?}: a longer time is needed");
+    Ok(())
+}
