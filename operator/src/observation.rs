@@ -30,6 +30,9 @@ pub struct NodeObservation {
     pub attached_unix_ms: u64,
     /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock.
     pub last_report_unix_ms: u64,
+    /// Since when all of its reports ask for the fallback's agents, in milliseconds since 1970-01-01 UTC by the operator's
+    /// clock; none where the last does not.
+    pub asks_for_fallback_since_unix_ms: Option<u64>,
     /// Of this epoch.
     pub losses: Losses,
     /// Connections and failed attempts of this epoch.
@@ -57,6 +60,18 @@ impl NodeObservation {
         self.losses = Losses::default();
     }
 
+    /// Whether the last report asks for the fallback's agents.
+    pub fn ask_for_fallback(&mut self, asks: bool, now_unix_ms: u64) {
+        let since = self.asks_for_fallback_since_unix_ms.unwrap_or(now_unix_ms);
+        self.asks_for_fallback_since_unix_ms = asks.then_some(since);
+    }
+
+    /// Notes that its stream has ended.
+    pub fn disconnect(&mut self) {
+        self.connected = false;
+        self.asks_for_fallback_since_unix_ms = None;
+    }
+
     /// Connections and failed attempts of all epochs.
     #[must_use]
     pub fn total_seen(&self) -> u64 {
@@ -73,6 +88,8 @@ impl NodeObservation {
             failed: earlier.failed.saturating_add(now.failed),
             first_sights: earlier.first_sights.saturating_add(now.first_sights),
             closes_unseen: earlier.closes_unseen.saturating_add(now.closes_unseen),
+            events: earlier.events.saturating_add(now.events),
+            missed_runs: earlier.missed_runs.saturating_add(now.missed_runs),
         }
     }
 }

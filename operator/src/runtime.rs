@@ -27,6 +27,7 @@ use crate::{
         applied::Applied,
         cleanup,
         controller::{self, Context},
+        demoter::Demoter,
         outcome::Outcomes,
         sweep,
     },
@@ -180,6 +181,12 @@ impl Parts {
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(client.clone(), inputs));
+        let demoter = Demoter {
+            cluster: cluster.clone(),
+            observations: observations.clone(),
+            agents: settings.agents.clone(),
+        };
+        parts.endless.spawn(demoter.run());
         parts.endless.spawn(sweep::run(client.clone(), cluster.clone(), observations.clone()));
         let events = Events::new(client.clone(), &settings.identity);
         let writer =

@@ -102,7 +102,7 @@ impl Drop for Session {
         let mut open = self.sessions.open.lock().unwrap_or_else(PoisonError::into_inner);
         if self.has_place() {
             open.remove(&self.node);
-            self.sessions.observations.update(&self.node, |node| node.connected = false);
+            self.sessions.observations.update(&self.node, NodeObservation::disconnect);
         }
     }
 }
