@@ -199,10 +199,9 @@ pub struct Losses {
     pub first_sights: u64,
     /// Connections from before the capture whose end was not seen: their last bytes are missing.
     pub closes_unseen: u64,
-    /// How often conntrack had more to tell than the fallback could take in. Each time it has looked at all sockets
-    /// instead; what had come and gone by then is not known.
-    pub events: u64,
-    /// Runs of a tracepoint program that the kernel has skipped. Each may have been a connection's opening.
+    /// Times that the queue of connection tracking's events overflowed: short connections may be missing.
+    pub event_overflows: u64,
+    /// Runs of a tracepoint's program that the kernel skipped: at most as many openings, ends or failures are missing.
     pub missed_runs: u64,
 }
 

@@ -53,6 +53,8 @@ pub struct CaptureState {
     pub seen: u64,
     /// Flows that left for want of room before the operator knew all of them: they are among the losses.
     pub untold_flows: u64,
+    /// What the agent was started for cannot be had on this node: it asks to be started with the rights of the fallback.
+    pub asks_for_fallback: bool,
 }
 
 /// The reason before the first attempt to start a capture has come to an end.
@@ -82,6 +84,7 @@ impl Observation {
                 losses: Losses::default(),
                 seen: 0,
                 untold_flows: 0,
+                asks_for_fallback: false,
             },
             flows: FlowStore::new(bounds),
             node_addresses: BTreeSet::new(),
@@ -109,6 +112,7 @@ impl Observation {
             losses: Losses::default(),
             seen: 0,
             untold_flows: 0,
+            asks_for_fallback: false,
         };
     }
 

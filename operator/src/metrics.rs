@@ -24,7 +24,7 @@ pub struct WriteLabels {
 /// What was lost.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct LossLabels {
-    /// `opened`, `closed`, `failed`, `first_sights`, `closes_unseen`, `events` or `missed_runs`.
+    /// `opened`, `closed`, `failed`, `first_sights`, `closes_unseen`, `event_overflows` or `missed_runs`.
     pub kind: &'static str,
 }
 

@@ -30,7 +30,8 @@ pub struct NodeObservation {
     pub attached_unix_ms: u64,
     /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock.
     pub last_report_unix_ms: u64,
-    /// Since when all of its reports ask for the fallback's agents, in milliseconds since 1970-01-01 UTC by the operator's
+    /// Since when all of its reports ask for the rights of the fallback, because it cannot do here what it was started
+    /// for, in milliseconds since 1970-01-01 UTC by the operator's
     /// clock; none where the last does not.
     pub asks_for_fallback_since_unix_ms: Option<u64>,
     /// Of this epoch.
@@ -60,7 +61,7 @@ impl NodeObservation {
         self.losses = Losses::default();
     }
 
-    /// Whether the last report asks for the fallback's agents.
+    /// Whether the last report asks for the rights of the fallback.
     pub fn ask_for_fallback(&mut self, asks: bool, now_unix_ms: u64) {
         let since = self.asks_for_fallback_since_unix_ms.unwrap_or(now_unix_ms);
         self.asks_for_fallback_since_unix_ms = asks.then_some(since);
@@ -88,7 +89,7 @@ impl NodeObservation {
             failed: earlier.failed.saturating_add(now.failed),
             first_sights: earlier.first_sights.saturating_add(now.first_sights),
             closes_unseen: earlier.closes_unseen.saturating_add(now.closes_unseen),
-            events: earlier.events.saturating_add(now.events),
+            event_overflows: earlier.event_overflows.saturating_add(now.event_overflows),
             missed_runs: earlier.missed_runs.saturating_add(now.missed_runs),
         }
     }

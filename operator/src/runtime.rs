@@ -29,7 +29,7 @@ use crate::{
         controller::{self, Context},
         demoter::Demoter,
         outcome::Outcomes,
-        sweep,
+        sweep::Sweep,
     },
     settings::{CleanupSettings, Cli, Command, Settings},
     status::{events::Events, restore, writer::Writer},
@@ -187,7 +187,13 @@ impl Parts {
             agents: settings.agents.clone(),
         };
         parts.endless.spawn(demoter.run());
-        parts.endless.spawn(sweep::run(client.clone(), cluster.clone(), observations.clone()));
+        let sweep = Sweep {
+            client: client.clone(),
+            namespace: settings.namespace.clone(),
+            cluster: cluster.clone(),
+            observations: observations.clone(),
+        };
+        parts.endless.spawn(sweep.run());
         let events = Events::new(client.clone(), &settings.identity);
         let writer =
             Writer { client: client.clone(), cluster, observations, outcomes, overview, publish, events, metrics };

@@ -133,7 +133,7 @@ fn capture_complete(
     }
     if sampled {
         let mut message = SAMPLED.to_owned();
-        let events = observation.total_losses().events;
+        let events = observation.total_losses().event_overflows;
         if events > 0 {
             message = format!("{message}; {}", said_of_events(events));
         }
@@ -165,8 +165,8 @@ pub fn said(losses: &Losses, unobserved: Unobserved) -> String {
             losses.missed_runs
         ));
     }
-    if losses.events > 0 {
-        parts.push(said_of_events(losses.events));
+    if losses.event_overflows > 0 {
+        parts.push(said_of_events(losses.event_overflows));
     }
     if losses.closed > 0 {
         parts.push(format!("the last bytes of {} connections are missing", losses.closed));
@@ -320,7 +320,7 @@ mod tests {
     fn what_the_fallback_may_have_missed_is_not_known_and_stays_so() {
         let fallback = NodeObservation {
             mode: Some(Mode::Fallback),
-            losses: Losses { events: 3, ..Losses::default() },
+            losses: Losses { event_overflows: 3, ..Losses::default() },
             ..reporting_node()
         };
         let first = status(Some(&fallback), None, 1);

@@ -43,7 +43,7 @@ fn losses_of_epoch(status: &NodeProbeStatus) -> Losses {
         failed: all.failed.saturating_sub(earlier.failed),
         first_sights: all.first_sights.saturating_sub(earlier.first_sights),
         closes_unseen: all.closes_unseen.saturating_sub(earlier.closes_unseen),
-        events: all.events.saturating_sub(earlier.events),
+        event_overflows: all.event_overflows.saturating_sub(earlier.event_overflows),
         missed_runs: all.missed_runs.saturating_sub(earlier.missed_runs),
     }
 }

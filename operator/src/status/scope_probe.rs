@@ -91,7 +91,7 @@ impl Sums {
             sums.losses.closed += status.losses.closed;
             sums.losses.failed += status.losses.failed;
             sums.losses.missed_runs += status.losses.missed_runs;
-            sums.losses.events += status.losses.events;
+            sums.losses.event_overflows += status.losses.event_overflows;
             sums.lost += status.lost;
             sums.sampled |= status.sampled;
             sums.unobserved.intervals += status.unobserved.intervals;

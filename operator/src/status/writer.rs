@@ -177,7 +177,7 @@ impl Writer {
         set("failed", sum(|losses| losses.failed));
         set("first_sights", sum(|losses| losses.first_sights));
         set("closes_unseen", sum(|losses| losses.closes_unseen));
-        set("events", sum(|losses| losses.events));
+        set("event_overflows", sum(|losses| losses.event_overflows));
         set("missed_runs", sum(|losses| losses.missed_runs));
         self.metrics.count_nodes(statuses.values().map(|status| {
             let mode = status.mode.map_or("none", |mode| mode.as_str());
