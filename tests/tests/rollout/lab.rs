@@ -206,13 +206,13 @@ impl Lab {
         Ok(nodes.iter().map(|node| (node.name_any(), node.resource_version().unwrap_or_default())).collect())
     }
 
-    /// Every node's agents, by its labels.
+    /// Every node's agents, by its labels; `half` where it has one of them only.
     pub async fn labels(&self) -> Result<BTreeMap<String, Option<String>>> {
         let label = |node: &Node| {
             let labels = node.labels();
             let of_probe = labels.get(PROBE_LABEL).is_some_and(|probe| probe == PROBE);
-            assert_eq!(of_probe, labels.contains_key(MODE_LABEL), "one label without the other: {labels:?}");
-            labels.get(MODE_LABEL).cloned()
+            let agents = labels.get(MODE_LABEL).cloned();
+            if of_probe == agents.is_some() { agents } else { Some("half".to_owned()) }
         };
         Ok(self.all_nodes().await?.iter().map(|node| (node.name_any(), label(node))).collect())
     }

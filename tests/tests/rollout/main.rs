@@ -148,13 +148,13 @@ async fn what_changes_moves_exactly_the_nodes_concerned() -> Result<()> {
 
     // An override: the first that selects a node counts, and only those are written whose agents change.
     let before = lab.versions().await?;
-    let pool: Vec<_> = ["node-004", "node-005", "node-007"].to_vec();
+    let pool: Vec<_> = ["node-004", "node-005", "node-008"].to_vec();
     for node in &pool {
         let patch = Patch::Merge(json!({"metadata": {"labels": {"pool": "edge"}}}));
         lab.nodes().patch(node, &PatchParams::default(), &patch).await.map_err(Error::api("label a node"))?;
     }
     let labelled = lab.versions().await?;
-    assert_eq!(written(&before, &labelled), set(["node-004", "node-005", "node-007"]));
+    assert_eq!(written(&before, &labelled), set(["node-004", "node-005", "node-008"]));
     let spec = json!({"modeOverrides": [
         {"nodeSelector": {"pool": "edge"}, "mode": "Fallback"},
         {"nodeSelector": {"pool": "edge"}, "mode": "Ebpf"},
@@ -165,10 +165,10 @@ async fn what_changes_moves_exactly_the_nodes_concerned() -> Result<()> {
     }
     lab.labelled(&labels).await?;
     settle(&lab, &spec, 3).await?;
-    // node-007 is Ubuntu 20.04 and had the fallback already.
+    // node-008 is Ubuntu 18.04 and had the fallback already.
     let overridden = lab.versions().await?;
     assert_eq!(written(&labelled, &overridden), set(["node-004", "node-005"]));
-    lab.node_probe("node-007", |status| status.choice.reason == "ForcedByOverride").await?;
+    lab.node_probe("node-008", |status| status.choice.reason == "ForcedByOverride").await?;
 
     // A node's labels: it leaves the pool.
     let patch = Patch::Merge(json!({"metadata": {"labels": {"pool": null}}}));
