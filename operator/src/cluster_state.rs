@@ -148,7 +148,8 @@ fn probe_facts(probe: &ScopeProbe) -> ProbeFacts {
 
 /// What an earlier operator has remembered.
 fn restored_demotions(node_probes: &BTreeMap<String, NodeProbe>, now: Timestamp) -> BTreeMap<String, Demotion> {
-    let written = node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.demotion.as_ref()?)));
+    let written =
+        node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.demotion.as_ref()?)));
     written.filter_map(|(name, written)| Some((name.clone(), Demotion::restore(written, now)?))).collect()
 }
 

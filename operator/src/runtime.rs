@@ -181,11 +181,8 @@ impl Parts {
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(client.clone(), inputs));
-        let demoter = Demoter {
-            cluster: cluster.clone(),
-            observations: observations.clone(),
-            agents: settings.agents.clone(),
-        };
+        let demoter =
+            Demoter { cluster: cluster.clone(), observations: observations.clone(), agents: settings.agents.clone() };
         parts.endless.spawn(demoter.run());
         let sweep = Sweep {
             client: client.clone(),

@@ -100,11 +100,7 @@ impl Assignments {
 /// Gives every Linux node to the oldest ScopeProbe that selects it; of those made in the same second, to the first by
 /// name. `demotions` are those of nodes on which eBPF was tried in vain.
 #[must_use]
-pub fn assign(
-    probes: &[ProbeFacts],
-    nodes: &[NodeFacts],
-    demotions: &BTreeMap<String, Demotion>,
-) -> Assignments {
+pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], demotions: &BTreeMap<String, Demotion>) -> Assignments {
     let mut by_age: Vec<_> = probes.iter().collect();
     by_age.sort_by_key(|probe| (probe.created.unwrap_or(Timestamp::MAX), &probe.name));
     let mut assignments = Assignments::default();

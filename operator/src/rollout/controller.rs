@@ -24,9 +24,7 @@ use super::{
     outcome::{Outcome, Outcomes, Problem, Progress},
     validate::{self, Invalid},
 };
-use crate::{
-    cluster_state::ClusterState, metrics::Metrics, settings::AgentSettings, status::conditions::some_of,
-};
+use crate::{cluster_state::ClusterState, metrics::Metrics, settings::AgentSettings, status::conditions::some_of};
 
 /// How often everything is looked at again, though nothing seems to have changed.
 const RESYNC: Duration = Duration::from_mins(5);

@@ -78,9 +78,7 @@ pub fn decide(
     }
     let previous = previous.filter(|previous| previous.still_speaks_for(facts));
     match previous {
-        Some(waiting) if !waiting.retrying => {
-            Some(Demotion { retrying: now >= waiting.retry_at, ..waiting.clone() })
-        }
+        Some(waiting) if !waiting.retrying => Some(Demotion { retrying: now >= waiting.retry_at, ..waiting.clone() }),
         Some(_) if facts.sees_by_ebpf => None,
         other => steady(facts.request.as_ref())
             .map(|request| {
@@ -95,13 +93,7 @@ fn steady<'a, 'b>(request: Option<&'a Request<'b>>) -> Option<&'a Request<'b>> {
     request.filter(|request| request.last.duration_since(request.since) >= STEADY)
 }
 
-fn demoted(
-    facts: &Facts<'_>,
-    request: &Request<'_>,
-    attempts: u32,
-    retry: SignedDuration,
-    now: Timestamp,
-) -> Demotion {
+fn demoted(facts: &Facts<'_>, request: &Request<'_>, attempts: u32, retry: SignedDuration, now: Timestamp) -> Demotion {
     let wait = wait(facts.node, attempts, retry);
     Demotion {
         reason: request.reason.to_owned(),
@@ -122,9 +114,9 @@ fn wait(node: &str, attempts: u32, retry: SignedDuration) -> SignedDuration {
     let doubled = 1_i32.checked_shl(attempts.saturating_sub(1).min(30)).unwrap_or(i32::MAX);
     let wait = retry.checked_mul(doubled).unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY.max(retry));
     // FNV-1a: names that differ in their last digit are far from one another.
-    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = node
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let spread = i64::try_from((hash ^ (hash >> 32)) % 256).unwrap_or_default();
     SignedDuration::from_secs(wait.as_secs() + wait.as_secs() * spread / 1024)
 }
@@ -132,8 +124,7 @@ fn wait(node: &str, attempts: u32, retry: SignedDuration) -> SignedDuration {
 impl Demotion {
     /// Whether nothing has changed that may have made eBPF possible.
     fn still_speaks_for(&self, facts: &Facts<'_>) -> bool {
-        (self.kernel.as_str(), self.boot_id.as_str(), self.image.as_str())
-            == (facts.kernel, facts.boot_id, facts.image)
+        (self.kernel.as_str(), self.boot_id.as_str(), self.image.as_str()) == (facts.kernel, facts.boot_id, facts.image)
     }
 
     /// As a NodeProbe shows it.

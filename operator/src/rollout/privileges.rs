@@ -39,7 +39,7 @@ pub fn capabilities(mode: AgentMode) -> &'static [Capability] {
     }
 }
 
-/// Whether AppArmor's profile for containers has to be off: it forbids to look at processes outside of it, whatever
+/// Whether `AppArmor`'s profile for containers has to be off: it forbids to look at processes outside of it, whatever
 /// capabilities there are.
 #[must_use]
 pub fn needs_no_apparmor(mode: AgentMode) -> bool {

@@ -79,7 +79,8 @@ mod tests {
         assert!(!is_alarming(&status(Mode::Ebpf, "ebpf")));
         assert!(!is_alarming(&status(Mode::Fallback, "fallback")), "as the kernel or a person wants it");
         assert!(is_alarming(&status(Mode::Fallback, "ebpf")), "while the capture is started again");
-        let demoted = NodeProbeStatus { demotion: Some(crds::Demotion::default()), ..status(Mode::Fallback, "fallback") };
+        let demoted =
+            NodeProbeStatus { demotion: Some(crds::Demotion::default()), ..status(Mode::Fallback, "fallback") };
         assert!(is_alarming(&demoted));
         assert!(is_alarming(&status(Mode::Unsupported, "fallback")));
     }

@@ -37,10 +37,10 @@ pub fn explain(
         // Such an agent is about to be replaced: until then, what was said of it goes on.
         (Mode::Fallback, "ForcedByProbe" | "Supported") => {
             let same = previous.filter(|previous| previous.mode == Some(mode));
-            same.map_or_else(|| by_agent(observation), |previous| Explanation {
-                reason: previous.reason.clone(),
-                message: previous.message.clone(),
-            })
+            same.map_or_else(
+                || by_agent(observation),
+                |previous| Explanation { reason: previous.reason.clone(), message: previous.message.clone() },
+            )
         }
         (Mode::Ebpf, "Supported") if !given && matches!(assignment.cause, ModeCause::Forced(_)) => {
             by_operator(observation, assignment)

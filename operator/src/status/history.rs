@@ -32,7 +32,7 @@ mod tests {
         let first = change(1, Mode::Ebpf, "Supported", "SockOps");
         let mut history = extended(Vec::new(), first.clone());
         history = extended(history, change(2, Mode::Ebpf, "Supported", "SockOps"));
-        assert_eq!(history, [first.clone()]);
+        assert_eq!(history.len(), 1);
         for (at, next) in [
             change(3, Mode::Ebpf, "Supported", "TpBtf"),
             change(4, Mode::Ebpf, "AttachFailed", "TpBtf"),

@@ -50,10 +50,7 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
     NodeProbeStatus {
         probe: assignment.probe.clone(),
         requested_mode: assignment.requested,
-        choice: Choice {
-            agents: assignment.mode.as_str().to_owned(),
-            reason: assignment.cause.reason().to_owned(),
-        },
+        choice: Choice { agents: assignment.mode.as_str().to_owned(), reason: assignment.cause.reason().to_owned() },
         mode: observation.mode,
         message,
         attach: observation.attach.clone(),
@@ -107,12 +104,7 @@ fn reporting(observation: &NodeObservation) -> Statement {
     }
 }
 
-fn capture_complete(
-    observation: &NodeObservation,
-    lost: u64,
-    unobserved: Unobserved,
-    sampled: bool,
-) -> Statement {
+fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobserved, sampled: bool) -> Statement {
     const TYPE: &str = CAPTURE_COMPLETE;
     if observation.mode == Some(Mode::Unsupported) {
         return Statement::new(TYPE, false, "Unsupported", "nothing is captured; see the status' message");
@@ -240,8 +232,7 @@ mod tests {
         second: i64,
     ) -> NodeProbeStatus {
         let assignment = assignment(ModeCause::Supported);
-        let inputs =
-            Inputs { assignment: &assignment, node_kernel: "6.12.0", demotion: None, observation, previous };
+        let inputs = Inputs { assignment: &assignment, node_kernel: "6.12.0", demotion: None, observation, previous };
         desired(&inputs, at(second))
     }
 
@@ -346,10 +337,7 @@ mod tests {
 
     #[test]
     fn what_was_chosen_is_shown_before_anybody_reports() {
-        let assignment = Assignment {
-            mode: AgentMode::Fallback,
-            ..assignment(ModeCause::KernelTooOld)
-        };
+        let assignment = Assignment { mode: AgentMode::Fallback, ..assignment(ModeCause::KernelTooOld) };
         let inputs = Inputs {
             assignment: &assignment,
             node_kernel: "4.19.0",
@@ -367,8 +355,8 @@ mod tests {
         let first = status(Some(&reporting_node()), None, 1);
         let second = status(Some(&NodeObservation { connected: false, ..reporting_node() }), Some(&first), 2);
         assert_eq!(second.history.len(), 1, "the connection is no change of mode");
-        let attached = NodeObservation { attach: "TpBtf".to_owned(), ..reporting_node() };
-        let third = status(Some(&attached), Some(&second), 3);
+        let by_tracepoint = NodeObservation { attach: "TpBtf".to_owned(), ..reporting_node() };
+        let third = status(Some(&by_tracepoint), Some(&second), 3);
         let attaches: Vec<_> = third.history.iter().map(|it| (it.time.0.as_second(), it.attach.as_str())).collect();
         assert_eq!(attaches, [(1, ""), (3, "TpBtf")]);
         assert_eq!(third.since, Some(Time(at(1))), "mode and reason are the same");

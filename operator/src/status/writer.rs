@@ -285,12 +285,9 @@ impl Writer {
 
     /// Nodes that see nothing and get, or are about to get, the fallback's agent for it.
     fn moving(&self, nodes: &BTreeMap<String, NodeProbeStatus>, assignments: &Assignments) -> BTreeSet<String> {
-        let asks = |name: &str| {
-            self.observations.get(name).is_some_and(|it| it.asks_for_fallback_since_unix_ms.is_some())
-        };
-        let moves = |name: &str| {
-            assignments.nodes.get(name).is_some_and(|it| it.is_up_to_agent() && asks(name))
-        };
+        let asks =
+            |name: &str| self.observations.get(name).is_some_and(|it| it.asks_for_fallback_since_unix_ms.is_some());
+        let moves = |name: &str| assignments.nodes.get(name).is_some_and(|it| it.is_up_to_agent() && asks(name));
         let blind = nodes.iter().filter(|(_, status)| status.mode == Some(Mode::Unsupported));
         blind.map(|(name, _)| name).filter(|name| moves(name)).cloned().collect()
     }

@@ -183,8 +183,7 @@ fn overrides() -> Vec<Case> {
 
 fn budgets() -> Vec<Case> {
     let field = "spec.capture.fallback.cpuBudget";
-    let message =
-        "spec.capture.fallback.cpuBudget rule: cpuBudget has to be an amount of cores between 5m and 2, for example 50m";
+    let message = "spec.capture.fallback.cpuBudget rule: cpuBudget has to be an amount of cores between 5m and 2, for example 50m";
     let budget = |amount: Value| json!({"capture": {"fallback": {"cpuBudget": amount}}});
     let wrong = ["4m", "4999999n", "0", "-1", "2001m", "1Ki", "half a core", ""].map(|amount| json!(amount));
     let mut cases: Vec<_> = wrong.into_iter().map(|amount| rule(message, budget(amount), field)).collect();

@@ -73,7 +73,11 @@ async fn each_node_gets_the_agents_that_its_kernel_allows() -> Result<()> {
                 })
             })
             .collect();
-        if wrong.is_empty() && all.len() == linux.len() { Ok(()) } else { Err(format!("{} of {}: {wrong:?}", all.len(), linux.len())) }
+        if wrong.is_empty() && all.len() == linux.len() {
+            Ok(())
+        } else {
+            Err(format!("{} of {}: {wrong:?}", all.len(), linux.len()))
+        }
     })
     .await?;
 
@@ -123,7 +127,11 @@ async fn each_node_gets_the_agents_that_its_kernel_allows() -> Result<()> {
     lab.labelled(&none).await?;
     eventually("nothing to be left", async || {
         let (sets, probes) = (lab.daemon_sets().await?, lab.node_probes().await?);
-        if sets.is_empty() && probes.is_empty() { Ok(()) } else { Err(format!("{sets:?}, {} NodeProbes", probes.len())) }
+        if sets.is_empty() && probes.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{sets:?}, {} NodeProbes", probes.len()))
+        }
     })
     .await
 }
@@ -189,8 +197,11 @@ async fn what_changes_moves_exactly_the_nodes_concerned() -> Result<()> {
     forced.insert("node-004".to_owned(), Some("ebpf".to_owned()));
     lab.labelled(&forced).await?;
     settle(&lab, &spec, 5).await?;
-    let concerned: BTreeSet<String> =
-        labels.iter().filter(|(node, agents)| forced.get(*node) != Some(agents)).map(|(node, _)| node.clone()).collect();
+    let concerned: BTreeSet<String> = labels
+        .iter()
+        .filter(|(node, agents)| forced.get(*node) != Some(agents))
+        .map(|(node, _)| node.clone())
+        .collect();
     assert!(concerned.len() > 100 && concerned.contains("node-004"), "{concerned:?}");
     assert_eq!(written(&left, &lab.versions().await?), concerned);
     Ok(())
@@ -206,10 +217,10 @@ fn asks(lab: &Lab, node: &str, kernel: &str, seconds: u64) {
     let now = now_ms();
     lab.report(node, |observation| {
         observation.mode = Some(Mode::Unsupported);
-        observation.reason = "BtfMissing".to_owned();
-        observation.message = "there is no /sys/kernel/btf/vmlinux".to_owned();
+        "BtfMissing".clone_into(&mut observation.reason);
+        "there is no /sys/kernel/btf/vmlinux".clone_into(&mut observation.message);
         observation.attach = String::new();
-        observation.kernel = kernel.to_owned();
+        kernel.clone_into(&mut observation.kernel);
         observation.last_report_unix_ms = now;
         observation.asks_for_fallback_since_unix_ms = Some(now - 1000 * seconds);
     });
@@ -307,7 +318,8 @@ async fn a_label_that_somebody_else_has_set_is_said_and_not_overwritten() -> Res
     })
     .await?;
     // Others are labelled all the same, and this one is left as it is.
-    lab.node_info(&moved, &Kind { os: "linux", image: "", kernel: "6.8.0", agents: None, reason: "" }, "second").await?;
+    lab.node_info(&moved, &Kind { os: "linux", image: "", kernel: "6.8.0", agents: None, reason: "" }, "second")
+        .await?;
     labels.insert(moved, Some("ebpf".to_owned()));
     lab.labelled(&labels).await?;
 

@@ -37,16 +37,15 @@ mod tests {
 
     use super::*;
 
-    fn parts(text: &str) -> Option<(u32, u32, Option<u32>, Option<u32>, &str)> {
+    type Parts<'a> = (u32, u32, Option<u32>, Option<u32>, &'a str);
+
+    fn parts(text: &str) -> Option<Parts<'_>> {
         Release::parse(text).map(|it| (it.major, it.minor, it.patch, it.build, it.rest))
     }
 
     #[test]
     fn releases_have_parts() {
-        assert_eq!(
-            parts("5.14.0-570.32.1.el9_6.x86_64"),
-            Some((5, 14, Some(0), Some(570), ".32.1.el9_6.x86_64"))
-        );
+        assert_eq!(parts("5.14.0-570.32.1.el9_6.x86_64"), Some((5, 14, Some(0), Some(570), ".32.1.el9_6.x86_64")));
         assert_eq!(parts("4.4.0-119-generic"), Some((4, 4, Some(0), Some(119), "-generic")));
         assert_eq!(parts("6.12.40-talos"), Some((6, 12, Some(40), None, "talos")));
         assert_eq!(parts("6.12.41+deb13-amd64"), Some((6, 12, Some(41), None, "+deb13-amd64")));
