@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo test lint fmt deny crds ebpf bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo test test-kernels lint fmt deny crds ebpf bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,6 +20,9 @@ demo: ## a two-node cluster, a sample shop and its topology, live until Ctrl-C (
 
 test: ## all tests; needs root, for the cluster
 	scripts/test
+
+test-kernels: ## the agent's tests on Debian's kernels 5.10, 6.1, 6.12 and 7.x, in QEMU guests that need no KVM
+	scripts/kernels test
 
 lint: fmt deny ## formatting, clippy, licences and sources of dependencies
 	cargo clippy --workspace --all-targets --locked -- --deny warnings

@@ -2,6 +2,8 @@
 //! told to make, one step at a time, so that the test knows exactly what happened.
 #![expect(clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
 
+pub mod abilities;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -18,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use scopeprobe_agent::capture::{Capture, EbpfCapture, Losses, Settings, find_cgroup_root, start_ebpf};
+use scopeprobe_agent::capture::{Capture, EbpfCapture, Feature, Losses, Settings, find_cgroup_root, start_ebpf};
 use topology::flow::{FlowCounters, FlowKey, Role};
 
 /// Why the tests cannot run here, if so.
@@ -37,7 +39,10 @@ macro_rules! node_or_skip {
                 println!("skipped: {reason}");
                 return;
             }
-            None => $crate::capture_lab::Node::new(),
+            None => {
+                $crate::capture_lab::abilities::limit_capabilities();
+                $crate::capture_lab::Node::new()
+            }
         }
     };
 }
@@ -356,7 +361,13 @@ pub struct Watched {
 impl Watched {
     pub fn start(settings: &Settings) -> Self {
         let capture = start_ebpf(settings).unwrap();
-        assert_eq!(capture.description().degradations, [], "this kernel can do all of it");
+        let mut degradations = capture.description().degradations.clone();
+        if !abilities::lists_open_sockets() {
+            let before = degradations.len();
+            degradations.retain(|degradation| degradation.feature != Feature::OpenSockets);
+            assert_eq!(degradations.len() + 1, before, "this kernel cannot list its sockets, and it is said");
+        }
+        assert_eq!(degradations, [], "this kernel can do all else");
         Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0 }
     }
 
