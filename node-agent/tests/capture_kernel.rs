@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use capture_lab::{
     Watched,
-    abilities::{lists_open_sockets, listing_or_skip, often},
+    abilities::{listing_or_skip, lists_open_sockets, often},
     key, node_or_skip, obey, run_with_capabilities,
 };
 use scopeprobe_agent::capture::{Capture, Losses, Reason, Settings, find_cgroup_root, probe, start_ebpf};
@@ -468,14 +468,17 @@ fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
 #[test]
 fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves() {
     const THREADS: u64 = 4;
-    let times = often(12_000);
+    // Long enough for a capture to start in the middle of it.
+    let times = often(12_000).max(3_000);
     listing_or_skip!();
     let node = node_or_skip!();
     let mut storm = node.process_in_own_netns("storm", true);
     storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {times} 20 30"));
     let mut early = node.capture();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(2);
     while early.seen < times / 3 {
         early.read();
+        assert!(std::time::Instant::now() < deadline, "the storm was over before the capture began: {}", early.seen);
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let mut watched = node.capture();

@@ -54,9 +54,11 @@ boot() {
   chmod 755 "$root/run-in-guest"
   pack "$root" | cat "$WORK/base.cpio" "$WORK/modules-$kernel.cpio" "$WORK/programs.cpio" - > "$WORK/$name.cpio"
   timeout --kill-after=5 "$seconds" nice -n "${NICE:-0}" qemu-system-x86_64 -M pc -accel tcg,thread=multi,tb-size=256 -cpu max -smp 1 \
-    -m 768M -nodefaults -no-user-config -display none -nic none -no-reboot -serial stdio \
+    -m 768M -nodefaults -no-user-config -display none -nic none -no-reboot -serial "file:$WORK/$name.console" \
     -kernel "$(kernel_folder "$kernel")/vmlinux" -initrd "$WORK/$name.cpio" \
-    -append "console=ttyS0 quiet panic=-1 ${5-}" < /dev/null 2>&1 | tr -d '\r' > "$WORK/$name.console" || :
+    -append "console=ttyS0 quiet panic=-1 ${5-}" < /dev/null > "$WORK/$name.qemu" 2>&1 || :
+  sed -i 's/\r//g' "$WORK/$name.console"
+  cat "$WORK/$name.qemu" >> "$WORK/$name.console"
   rm -f "$WORK/$name.cpio"
   [ "$(exit_code "$name")" = 0 ]
 }
