@@ -161,6 +161,7 @@ impl EbpfCapture {
             failed: self.kernel.lost(Loss::Failed)?,
             first_sights: self.first_sights.dropped(),
             closes_unseen: self.accounts.closes_unseen(),
+            ..Losses::default()
         })
     }
 
