@@ -25,5 +25,9 @@ all_kernels() { kernel_sources | cut -d' ' -f1; }
 # source_of KERNEL: prints SUITE ARCHIVE
 source_of() { kernel_sources | sed -n "s/^${1//./\\.} //p" | grep . || fail "there is no kernel '$1', only: $(all_kernels | xargs)"; }
 
+# The nodes of the cluster of kernels, as scripts/cluster takes them: one that is old, one without BTF, one locked down, one
+# that is new.
+KERNEL_NODES=(5.10 6.1:no-btf 6.12:lockdown 7.x)
+
 # A folder of a prepared kernel: vmlinux, release, lib/modules/RELEASE, locked (what it was made of).
 kernel_folder() { echo "$KERNELS/$1"; }
