@@ -28,7 +28,7 @@ make_programs() {
     name=$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')
     strip --strip-debug -o "$root/tests/$name" "$program"
   done
-  install -m 755 "$KERNEL_SCRIPTS/guest-tests" "$root/guest-tests"
+  install -m 755 "$KERNEL_SCRIPTS"/guest-{tests,conditions} "$root/"
   pack "$root" > "$WORK/programs.cpio"
 }
 

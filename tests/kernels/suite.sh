@@ -25,7 +25,16 @@ suite_script() {
     [ -n "$2" ] || echo "/guest-tests $program root '' || code=1"
     echo "/guest-tests $program daemonset $(capabilities_on "$1")$skip || code=1"
   done
+  [ -n "$2" ] || conditions_script
   echo 'exit $code'
+}
+
+# conditions_script [no-ipv6]
+conditions_script() {
+  echo 'echo "guest-tests: begin conditions root"'
+  echo "/guest-conditions ${1-} || code=1"
+  echo 'echo "guest-tests: end conditions root"'
+  [ $# = 0 ] || echo 'exit ${code-0}'
 }
 
 # build_suite: prints the paths of the programs that go into the guests
