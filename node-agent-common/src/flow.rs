@@ -29,6 +29,9 @@ const _: () = assert!(size_of::<FlowKey>() == 8 + 4 + 2 + 1 + 1 + 16 + 16);
 plain_data!(FlowKey);
 
 impl FlowKey {
+    /// No flow.
+    pub const NONE: Self = Self { cgroup: 0, netns: 0, port: 0, role: 0, family: 0, local: [0; 16], remote: [0; 16] };
+
     /// A flow's key from a socket's fields: addresses in network order, IPv4 ones as IPv4-mapped; the server's port as
     /// this end sees it, as a number.
     #[inline]
@@ -136,11 +139,13 @@ pub enum Loss {
     Recent = 4,
     /// Sockets that the kernel would not show as TCP sockets, so that nothing is known of them.
     Unreadable = 5,
+    /// Connections whose end was missed: their socket's memory was found in use by another one.
+    End = 6,
 }
 
 impl Loss {
     /// How many kinds there are.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 }
 
 #[cfg(test)]

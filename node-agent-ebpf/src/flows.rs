@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use node_agent_common::{FirstSight, FlowKey, FlowStats, Loss};
 
-use crate::socket::TcpSocket;
+use crate::{memory::Access, socket::TcpSocket};
 
 /// The agent sets the sizes of these when it loads them.
 const SLOTS: u32 = 65_536;
@@ -43,7 +43,7 @@ pub enum Event {
 impl Event {
     /// Of a socket that ends now.
     #[inline(always)]
-    pub fn closed(socket: TcpSocket, older: bool) -> Self {
+    pub fn closed<A: Access>(socket: TcpSocket<A>, older: bool) -> Self {
         Self::Closed { sent: socket.sent(), received: socket.received(), older }
     }
 }

@@ -114,6 +114,15 @@ impl Accounts {
         self.closes_unseen += 1;
     }
 
+    /// A connection that is gone without its end having been seen, one among those of its flow.
+    pub(super) fn add_unseen_close_of_unknown_bytes(&mut self, key: FlowKey) {
+        self.add_unseen_close(key, Bytes::default());
+        let account = self.touch(key);
+        if !account.has_open() {
+            account.closed_bytes = account.bytes;
+        }
+    }
+
     /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
     pub(super) fn set_open(&mut self, key: FlowKey, open: Bytes) {
         if let Some(account) = self.flows.get_mut(&key).filter(|account| account.has_open()) {
