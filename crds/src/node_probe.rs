@@ -120,6 +120,10 @@ pub struct Losses {
     pub first_sights: u64,
     /// Connections from before the capture whose end was not seen: their last bytes are missing.
     pub closes_unseen: u64,
+    /// Times that the queue of connection tracking's events overflowed: short connections may be missing.
+    pub event_overflows: u64,
+    /// Runs of a tracepoint's program that the kernel skipped: at most as many openings, ends or failures are missing.
+    pub missed_runs: u64,
 }
 
 /// What earlier epochs have contributed.

@@ -94,6 +94,9 @@ pub struct Totals {
     pub bytes_sent: u64,
     /// TCP payload that this workload received, in bytes.
     pub bytes_received: u64,
+    /// Of `opened`, connections whose payload is not, or not fully, known: bytes are then a lower bound.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub without_bytes: u64,
 }
 
 /// How many edges are not listed.
@@ -145,10 +148,15 @@ pub struct TopologyEdge {
     pub active: u64,
     /// Attempts that were refused, timed out or were given up.
     pub failed: u64,
-    /// TCP payload that this workload sent, in bytes, without retransmissions.
-    pub bytes_sent: u64,
-    /// TCP payload that this workload received, in bytes.
-    pub bytes_received: u64,
+    /// TCP payload that this workload sent, in bytes, without retransmissions; absent where nothing is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    /// TCP payload that this workload received, in bytes; absent where nothing is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_received: Option<u64>,
+    /// Of `opened`, connections whose payload is not, or not fully, known: bytes are then a lower bound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub without_bytes: u64,
     /// The part of the counters that agents no longer know, because they were started again or have let go of pods that
     /// are gone: it is remembered here only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,8 +165,9 @@ pub struct TopologyEdge {
     pub seen: SeenEnds,
     /// How the peer's identity is known.
     pub identity: IdentitySource,
-    /// How the conversations were observed.
-    pub method: CaptureMethod,
+    /// How the conversations were observed, at either end.
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "atomic"))]
+    pub methods: Vec<CaptureMethod>,
     /// How it is known which end called.
     pub direction: DirectionSource,
 }
@@ -180,6 +189,9 @@ pub struct EarlierCounts {
     pub bytes_sent: u64,
     /// Of `bytesReceived`.
     pub bytes_received: u64,
+    /// Of `withoutBytes`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub without_bytes: u64,
 }
 
 /// The other end of an edge.
@@ -288,6 +300,37 @@ pub enum CaptureMethod {
     /// By programs in the kernel, connection by connection.
     #[default]
     Ebpf,
+    /// By dumps of the kernel's socket tables, now and then.
+    SockDiag,
+    /// By reading `/proc/<pid>/net/tcp`, now and then.
+    Procfs,
+    /// By the kernel's connection tracking, between two dumps.
+    Conntrack,
+}
+
+impl CaptureMethod {
+    const BITS: [(Self, topology::flow::Methods); 4] = {
+        use topology::flow::Methods;
+        [
+            (Self::Ebpf, Methods::EBPF),
+            (Self::SockDiag, Methods::SOCK_DIAG),
+            (Self::Procfs, Methods::PROCFS),
+            (Self::Conntrack, Methods::CONNTRACK),
+        ]
+    };
+
+    /// Those of a set.
+    #[must_use]
+    pub fn of(methods: topology::flow::Methods) -> Vec<Self> {
+        Self::BITS.into_iter().filter(|(_, bit)| methods.contains(*bit)).map(|(method, _)| method).collect()
+    }
+
+    /// As a set.
+    #[must_use]
+    pub fn bits(methods: &[Self]) -> topology::flow::Methods {
+        let bits = Self::BITS.into_iter().filter(|(method, _)| methods.contains(method));
+        bits.fold(topology::flow::Methods::empty(), |all, (_, bit)| all.union(bit))
+    }
 }
 
 /// How it is known which end called.
@@ -296,4 +339,6 @@ pub enum DirectionSource {
     /// The call itself was seen, or the listening socket.
     #[default]
     Observed,
+    /// Of none of its connections was either seen: which end called is a guess.
+    Inferred,
 }

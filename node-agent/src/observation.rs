@@ -53,6 +53,19 @@ pub struct CaptureState {
     pub seen: u64,
     /// Flows that left for want of room before the operator knew all of them: they are among the losses.
     pub untold_flows: u64,
+    /// What the agent was started for cannot be had on this node: it asks to be started with the rights of the fallback.
+    pub asks_for_fallback: bool,
+}
+
+/// Why a stand-in captures, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortfall {
+    /// As a word of the API.
+    pub reason: &'static str,
+    /// What was attempted, on what, what came of it, what to do.
+    pub message: String,
+    /// Whether this node cannot have what the agent was started for, whatever is tried.
+    pub asks_for_fallback: bool,
 }
 
 /// The reason before the first attempt to start a capture has come to an end.
@@ -82,6 +95,7 @@ impl Observation {
                 losses: Losses::default(),
                 seen: 0,
                 untold_flows: 0,
+                asks_for_fallback: false,
             },
             flows: FlowStore::new(bounds),
             node_addresses: BTreeSet::new(),
@@ -109,7 +123,15 @@ impl Observation {
             losses: Losses::default(),
             seen: 0,
             untold_flows: 0,
+            asks_for_fallback: false,
         };
+    }
+
+    /// A stand-in captures, because the capture that the agent was started for cannot.
+    pub fn fall_short(&mut self, stand_in: &Description, shortfall: &Shortfall) {
+        shortfall.reason.clone_into(&mut self.capture.reason);
+        self.capture.message = format!("{}; meanwhile {}", shortfall.message, message(stand_in));
+        self.capture.asks_for_fallback = shortfall.asks_for_fallback;
     }
 
     /// No capture runs. What was counted in this epoch stays true.

@@ -34,6 +34,8 @@ pub struct NodeObservation {
     pub losses: Losses,
     /// Connections and failed attempts of this epoch.
     pub seen: u64,
+    /// Whether the agent asks for the rights of the fallback, because it cannot do here what it was started for.
+    pub asks_for_fallback: bool,
     /// What came before this epoch.
     pub earlier: EarlierObservation,
 }
@@ -73,6 +75,8 @@ impl NodeObservation {
             failed: earlier.failed.saturating_add(now.failed),
             first_sights: earlier.first_sights.saturating_add(now.first_sights),
             closes_unseen: earlier.closes_unseen.saturating_add(now.closes_unseen),
+            event_overflows: earlier.event_overflows.saturating_add(now.event_overflows),
+            missed_runs: earlier.missed_runs.saturating_add(now.missed_runs),
         }
     }
 }

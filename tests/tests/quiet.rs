@@ -253,10 +253,10 @@ fn assert_rank_has_changed(topologies: &Versions, namespace: &str) -> Result<()>
     let all = topologies.taken();
     let versions = all.get(&name).ok_or_else(|| Error::Unexpected(format!("no Topology {name}")))?;
     let busiest = |version: &Value| {
-        let pods = version["status"]["egress"][0]["pods"].as_array().cloned().unwrap_or_default();
-        pods.into_iter()
-            .max_by_key(|pod| pod["opened"].as_u64())
-            .map(|pod| format!("{}/{}", pod["pod"], pod["container"]))
+        let edges = version["status"]["egress"].as_array()?;
+        let edge = edges.iter().max_by_key(|edge| edge["opened"].as_u64())?;
+        let pods = edge["pods"].as_array()?;
+        pods.iter().max_by_key(|pod| pod["opened"].as_u64()).map(|pod| format!("{}/{}", pod["pod"], pod["container"]))
     };
     let busiest: BTreeSet<_> = versions.iter().filter_map(busiest).collect();
     assert!(busiest.len() > 1, "only {busiest:?} was ever the busiest");

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::entity::{ServiceRef, Workload};
+use crate::{
+    entity::{ServiceRef, Workload},
+    flow::Methods,
+};
 
 /// Who is at one end of an edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -66,6 +69,12 @@ pub struct EdgeCounters {
     pub bytes_sent: u64,
     /// Payload from server to client.
     pub bytes_received: u64,
+    /// Of `opened`, those whose payload is not, or not fully, known: bytes are a lower bound.
+    #[serde(default)]
+    pub without_bytes: u64,
+    /// Of `opened` + `failed`, those of which it is a guess who called whom.
+    #[serde(default)]
+    pub inferred: u64,
 }
 
 impl EdgeCounters {
@@ -76,6 +85,8 @@ impl EdgeCounters {
         self.failed = self.failed.saturating_add(other.failed);
         self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
         self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
+        self.without_bytes = self.without_bytes.saturating_add(other.without_bytes);
+        self.inferred = self.inferred.saturating_add(other.inferred);
     }
 
     /// The greater of each.
@@ -87,6 +98,8 @@ impl EdgeCounters {
             failed: self.failed.max(other.failed),
             bytes_sent: self.bytes_sent.max(other.bytes_sent),
             bytes_received: self.bytes_received.max(other.bytes_received),
+            without_bytes: self.without_bytes.max(other.without_bytes),
+            inferred: self.inferred.max(other.inferred),
         }
     }
 
@@ -99,6 +112,23 @@ impl EdgeCounters {
             failed: self.failed.saturating_sub(other.failed),
             bytes_sent: self.bytes_sent.saturating_sub(other.bytes_sent),
             bytes_received: self.bytes_received.saturating_sub(other.bytes_received),
+            without_bytes: self.without_bytes.saturating_sub(other.without_bytes),
+            inferred: self.inferred.saturating_sub(other.inferred),
+        }
+    }
+
+    /// The same connections with the bytes that `other`, who counted them at the other end, knows, if it knows those of
+    /// more of them.
+    #[must_use]
+    pub fn with_bytes_known_to(&self, other: &Self) -> Self {
+        if other.opened < self.opened || other.without_bytes >= self.without_bytes {
+            return *self;
+        }
+        Self {
+            bytes_sent: self.bytes_sent.max(other.bytes_sent),
+            bytes_received: self.bytes_received.max(other.bytes_received),
+            without_bytes: other.without_bytes,
+            ..*self
         }
     }
 
@@ -120,6 +150,8 @@ impl EdgeCounters {
             failed: 0,
             bytes_sent: part(self.bytes_sent),
             bytes_received: part(self.bytes_received),
+            without_bytes: part(self.without_bytes),
+            inferred: part(self.inferred),
         }
     }
 }
@@ -178,4 +210,6 @@ pub struct Edge {
     pub client_identity: Identity,
     /// How the server is known.
     pub server_identity: Identity,
+    /// How the conversations were observed, at either end.
+    pub methods: Methods,
 }

@@ -31,6 +31,69 @@ pub struct FlowKey {
     pub port: u16,
 }
 
+/// How connections were observed; a set, for a flow's or an edge's may have been in several ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Methods(u8);
+
+impl Methods {
+    /// By programs in the kernel, connection by connection.
+    pub const EBPF: Self = Self(1);
+    /// By dumps of the kernel's socket tables over netlink.
+    pub const SOCK_DIAG: Self = Self(2);
+    /// By reading `/proc/<pid>/net/tcp`.
+    pub const PROCFS: Self = Self(4);
+    /// By the kernel's connection tracking, between two dumps.
+    pub const CONNTRACK: Self = Self(8);
+    const ALL: Self = Self(15);
+
+    /// None.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self(0)
+    }
+
+    /// Those in either.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are among them.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether a part was seen by looking now and then, so that there may have been more.
+    #[must_use]
+    pub const fn is_sampled(self) -> bool {
+        self.0 & !Self::EBPF.0 != 0
+    }
+
+    /// As the report writes them.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// As the report writes them; `None` with bits that mean nothing here.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Option<Self> {
+        if bits & !Self::ALL.bits() == 0 {
+            // Checked just now to be among four bits.
+            #[expect(clippy::cast_possible_truncation, reason = "at most 15")]
+            return Some(Self(bits as u8));
+        }
+        None
+    }
+}
+
 /// Cumulative counters of one flow within one run of one epoch of one agent. Bytes are TCP payload without
 /// retransmissions.
 ///
@@ -63,6 +126,15 @@ pub struct FlowCounters {
     pub open_bytes_sent: u64,
     /// The part of `bytes_received` that belongs to connections that are still open.
     pub open_bytes_received: u64,
+    /// How its connections were observed.
+    #[serde(default)]
+    pub methods: Methods,
+    /// Of `opened` + `preexisting` + `failed`, those whose direction is a guess.
+    #[serde(default)]
+    pub inferred: u64,
+    /// Of `opened` + `preexisting`, those whose payload is not, or not fully, known: bytes are a lower bound.
+    #[serde(default)]
+    pub without_bytes: u64,
 }
 
 impl FlowCounters {
@@ -90,6 +162,9 @@ impl FlowCounters {
             preexisting_bytes_received: self.preexisting_bytes_received.max(other.preexisting_bytes_received),
             open_bytes_sent: newer.open_bytes_sent,
             open_bytes_received: newer.open_bytes_received,
+            methods: self.methods.union(other.methods),
+            inferred: self.inferred.max(other.inferred),
+            without_bytes: self.without_bytes.max(other.without_bytes),
         };
     }
 
@@ -111,6 +186,9 @@ impl FlowCounters {
             // Nothing was open in between.
             open_bytes_sent: later.open_bytes_sent,
             open_bytes_received: later.open_bytes_received,
+            methods: self.methods.union(later.methods),
+            inferred: self.inferred.saturating_add(later.inferred),
+            without_bytes: self.without_bytes.saturating_add(later.without_bytes),
         }
     }
 
@@ -137,4 +215,25 @@ pub struct FlowTotals {
     pub bytes_sent: u64,
     /// Payload received by this end.
     pub bytes_received: u64,
+    /// How they were observed.
+    #[serde(default)]
+    pub methods: Methods,
+    /// Of `opened` + `failed`, those whose direction is a guess.
+    #[serde(default)]
+    pub inferred: u64,
+    /// Of `opened`, those whose payload is not, or not fully, known.
+    #[serde(default)]
+    pub without_bytes: u64,
+}
+
+impl FlowTotals {
+    /// Guesses and gaps are of connections that there are: one that was open in two epochs counts once.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        Self {
+            inferred: self.inferred.min(self.opened.saturating_add(self.failed)),
+            without_bytes: self.without_bytes.min(self.opened),
+            ..self
+        }
+    }
 }

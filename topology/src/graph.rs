@@ -9,6 +9,7 @@ mod forgotten;
 mod join;
 mod nodes;
 mod observed;
+mod servers_alone;
 mod translated;
 
 use std::{

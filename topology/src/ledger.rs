@@ -130,7 +130,11 @@ impl Account {
                 current.bytes_received,
                 current.preexisting_bytes_received,
             ),
+            methods: base.totals.methods.union(current.methods),
+            inferred: base.totals.inferred.saturating_add(current.inferred),
+            without_bytes: base.totals.without_bytes.saturating_add(current.without_bytes),
         }
+        .bounded()
     }
 
     /// What the agent would tell somebody who has never heard of it. What it has not told in this epoch yet is at least
@@ -146,7 +150,9 @@ impl Account {
                 failed: 0,
                 bytes_sent: base.open_bytes_sent,
                 bytes_received: base.open_bytes_received,
-            },
+                ..FlowTotals { failed: 0, ..base.totals }
+            }
+            .bounded(),
         }
     }
 

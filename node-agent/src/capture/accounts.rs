@@ -59,6 +59,8 @@ impl Account {
             preexisting_bytes_received: self.preexisting_bytes.received,
             open_bytes_sent: open.sent,
             open_bytes_received: open.received,
+            methods: flow::Methods::EBPF,
+            ..flow::FlowCounters::default()
         }
     }
 

@@ -171,6 +171,7 @@ impl EbpfCapture {
             first_sights: self.first_sights.dropped(),
             closes_unseen: self.accounts.closes_unseen() + lost(Loss::End)?,
             missed_runs,
+            ..Losses::default()
         })
     }
 

@@ -131,8 +131,9 @@ pub struct Losses {
     pub first_sights: u64,
     /// Connections from before the attach whose end was not seen: their last bytes are missing.
     pub closes_unseen: u64,
-    /// Runs of a tracepoint's programs that the kernel skipped: each may have been an opening, an end, or nothing that
-    /// counts.
+    /// Times that the queue of connection tracking's events overflowed; what was open then was looked at again.
+    pub event_overflows: u64,
+    /// Runs of a tracepoint's program that the kernel skipped: at most as many openings, ends or failures are missing.
     pub missed_runs: u64,
 }
 

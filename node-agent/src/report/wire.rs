@@ -31,6 +31,7 @@ pub fn capture_state(state: &CaptureState) -> wire::CaptureState {
         attached_unix_ms: state.attached_at.map_or(0, unix_ms),
         losses: Some(losses(&state.losses)),
         seen: state.seen,
+        asks_for: if state.asks_for_fallback { wire::Mode::Fallback } else { wire::Mode::Unspecified }.into(),
     }
 }
 
@@ -72,6 +73,9 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
             preexisting_bytes_received: counters.preexisting_bytes_received,
             open_bytes_sent: counters.open_bytes_sent,
             open_bytes_received: counters.open_bytes_received,
+            methods: counters.methods.bits(),
+            inferred: counters.inferred,
+            without_bytes: counters.without_bytes,
         }),
     }
 }
@@ -95,6 +99,8 @@ fn losses(losses: &Losses) -> wire::Losses {
         failed: losses.failed,
         first_sights: losses.first_sights,
         closes_unseen: losses.closes_unseen,
+        event_overflows: losses.event_overflows,
+        missed_runs: losses.missed_runs,
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     observation::{Epoch, Observation, Shared},
     observer::Observer,
     store::Bounds,
-    supervision,
+    supervision::{self, Captures},
 };
 
 pub mod rows;
@@ -104,7 +104,7 @@ fn observer(capture: &CaptureArguments, observation: &Shared, changed: &Arc<Noti
         move || -> Result<Settings, Refusal> { Ok(Settings { look_every: REDRAW, ..arguments.settings()? }) };
     let capture = capture.clone();
     Observer {
-        start: supervision::ebpf(settings),
+        captures: Captures { preferred: supervision::ebpf(settings), stand_in: Some(supervision::fallback()) },
         observation: observation.clone(),
         changed: Arc::clone(changed),
         interval: REDRAW,

@@ -101,7 +101,14 @@ mod tests {
 
     #[test]
     fn coverage_is_100_only_without_losses() {
-        let lost = |opened, failed| Losses { opened, failed, closed: 5, first_sights: 5, closes_unseen: 5 };
+        let lost = |opened, failed| Losses {
+            opened,
+            failed,
+            closed: 5,
+            first_sights: 5,
+            closes_unseen: 5,
+            ..Losses::default()
+        };
         assert_eq!(coverage(0, &lost(0, 0)), "100%");
         assert_eq!(coverage(10, &lost(0, 0)), "100%");
         assert_eq!(coverage(1_000_000, &lost(1, 0)), "99.9%");

@@ -9,7 +9,7 @@ use report::{
 };
 use topology::{
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Methods, Role},
     ledger::Epoch,
 };
 
@@ -59,6 +59,8 @@ pub(super) struct Capture {
     pub attached_unix_ms: u64,
     pub losses: Losses,
     pub seen: u64,
+    /// The agent cannot do here what it was started for, and asks for the rights of the fallback.
+    pub asks_for_fallback: bool,
 }
 
 pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
@@ -119,6 +121,8 @@ fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
         ("capture.losses.failed", losses.failed),
         ("capture.losses.first_sights", losses.first_sights),
         ("capture.losses.closes_unseen", losses.closes_unseen),
+        ("capture.losses.event_overflows", losses.event_overflows),
+        ("capture.losses.missed_runs", losses.missed_runs),
     ];
     for (field, count) in counts {
         countable(field, count)?;
@@ -136,8 +140,15 @@ fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
             failed: losses.failed,
             first_sights: losses.first_sights,
             closes_unseen: losses.closes_unseen,
+            event_overflows: losses.event_overflows,
+            missed_runs: losses.missed_runs,
         },
         seen: capture.seen,
+        asks_for_fallback: match wire::Mode::try_from(capture.asks_for) {
+            Ok(wire::Mode::Unspecified) => false,
+            Ok(wire::Mode::Fallback) => true,
+            _ => return Err(invalid("capture.asks_for", format!("{} is nothing to ask for", capture.asks_for))),
+        },
     })
 }
 
@@ -194,6 +205,8 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         ("preexisting", counters.preexisting),
         ("bytes_sent", counters.bytes_sent),
         ("bytes_received", counters.bytes_received),
+        ("inferred", counters.inferred),
+        ("without_bytes", counters.without_bytes),
     ];
     for (name, count) in all {
         countable(&format!("{field}.{name}"), count)?;
@@ -224,6 +237,11 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         preexisting_bytes_received: counters.preexisting_bytes_received,
         open_bytes_sent: counters.open_bytes_sent,
         open_bytes_received: counters.open_bytes_received,
+        methods: Methods::from_bits(counters.methods).ok_or_else(|| {
+            invalid(format!("{field}.methods"), format!("{} has bits that mean nothing here", counters.methods))
+        })?,
+        inferred: counters.inferred,
+        without_bytes: counters.without_bytes,
     })
 }
 

@@ -140,7 +140,7 @@ fn observe(node: &mut NodeObservation, report: &Report, now: SystemTime) {
     node.begin_epoch(&report.epoch.0, capture.attached_unix_ms);
     node.connected = true;
     node.last_report_unix_ms = now_ms;
-    let Capture { mode, reason, message, attach, kernel, attached_unix_ms, losses, seen } = capture;
+    let Capture { mode, reason, message, attach, kernel, attached_unix_ms, losses, seen, asks_for_fallback } = capture;
     node.mode = Some(mode);
     node.reason = reason;
     node.message = message;
@@ -149,6 +149,7 @@ fn observe(node: &mut NodeObservation, report: &Report, now: SystemTime) {
     node.attached_unix_ms = attached_unix_ms;
     node.losses = losses;
     node.seen = seen;
+    node.asks_for_fallback = asks_for_fallback;
 }
 
 fn unix_ms(time: SystemTime) -> u64 {
@@ -171,6 +172,7 @@ mod tests {
             attached_unix_ms,
             losses: Losses { opened: 1, ..Losses::default() },
             seen,
+            asks_for_fallback: false,
         }
     }
 

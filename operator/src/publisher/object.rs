@@ -66,7 +66,8 @@ pub(super) fn structure(status: &TopologyStatus) -> TopologyStatus {
             list.clear();
         }
         for edge in list {
-            (edge.opened, edge.active, edge.failed, edge.bytes_sent, edge.bytes_received) = (0, 0, 0, 0, 0);
+            (edge.opened, edge.active, edge.failed, edge.without_bytes) = (0, 0, 0, 0);
+            (edge.bytes_sent, edge.bytes_received) = (None, None);
             edge.earlier = None;
             strip(&mut edge.pods, edge.omitted_pods);
             strip(&mut edge.peer_pods, edge.omitted_peer_pods);
@@ -124,6 +125,7 @@ fn totals(edges: &Edges<'_>) -> Totals {
         failed: sent.failed.saturating_add(received.failed),
         bytes_sent: sent.bytes_sent.saturating_add(received.bytes_received),
         bytes_received: sent.bytes_received.saturating_add(received.bytes_sent),
+        without_bytes: sent.without_bytes.saturating_add(received.without_bytes),
     }
 }
 
@@ -179,19 +181,38 @@ fn one_way(edge: &Edge, earlier: Option<&Counts>, side: &Side<'_>) -> TopologyEd
         opened: edge.counters.opened,
         active: edge.counters.active,
         failed: edge.counters.failed,
-        bytes_sent,
-        bytes_received,
+        bytes_sent: known(bytes_sent, &edge.counters),
+        bytes_received: known(bytes_received, &edge.counters),
+        without_bytes: edge.counters.without_bytes,
         earlier: earlier.map(|earlier| earlier_counts(&earlier.counters, side.bytes)),
         seen: edge.seen.into(),
         identity: side.identity.into(),
-        method: CaptureMethod::Ebpf,
-        direction: DirectionSource::Observed,
+        methods: CaptureMethod::of(edge.methods),
+        direction: direction(&edge.counters),
     }
+}
+
+/// Absent where nothing is known of any connection's payload.
+fn known(bytes: u64, counters: &EdgeCounters) -> Option<u64> {
+    let nothing = bytes == 0 && counters.opened > 0 && counters.without_bytes >= counters.opened;
+    (!nothing).then_some(bytes)
+}
+
+/// One connection whose direction was seen is enough to know the edge's.
+fn direction(counters: &EdgeCounters) -> DirectionSource {
+    let all = counters.opened.saturating_add(counters.failed);
+    if all > 0 && counters.inferred >= all { DirectionSource::Inferred } else { DirectionSource::Observed }
 }
 
 fn earlier_counts(counters: &EdgeCounters, bytes: fn(&EdgeCounters) -> (u64, u64)) -> EarlierCounts {
     let (bytes_sent, bytes_received) = bytes(counters);
-    EarlierCounts { opened: counters.opened, failed: counters.failed, bytes_sent, bytes_received }
+    EarlierCounts {
+        opened: counters.opened,
+        failed: counters.failed,
+        bytes_sent,
+        bytes_received,
+        without_bytes: counters.without_bytes,
+    }
 }
 
 fn peer(peer: &Peer) -> TopologyPeer {

@@ -1,6 +1,9 @@
 //! Reads back what an earlier operator has published, as edges. Pure.
 
-use crds::{EarlierCounts, EdgePod, IdentitySource, SeenEnds, Topology, TopologyEdge, TopologyPeer};
+use crds::{
+    CaptureMethod, DirectionSource, EarlierCounts, EdgePod, IdentitySource, SeenEnds, Topology, TopologyEdge,
+    TopologyPeer,
+};
 use kube::ResourceExt;
 use topology::{
     archive::Published,
@@ -41,12 +44,18 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
     let all = EarlierCounts {
         opened: edge.opened,
         failed: edge.failed,
-        bytes_sent: edge.bytes_sent,
-        bytes_received: edge.bytes_received,
+        bytes_sent: edge.bytes_sent.unwrap_or_default(),
+        bytes_received: edge.bytes_received.unwrap_or_default(),
+        without_bytes: edge.without_bytes,
     };
     let whole = |pod: &EdgePod| (pod.opened, pod.failed);
     let earlier = |pod: &EdgePod| (pod.earlier_opened, pod.earlier_failed);
     let Counts { counters, clients, servers } = counts(edge, &all, whole, outgoing);
+    let inferred = match edge.direction {
+        DirectionSource::Observed => 0,
+        DirectionSource::Inferred => counters.opened.saturating_add(counters.failed),
+    };
+    let counters = EdgeCounters { inferred, ..counters };
     let from_servers = if seen == Seen::Server { counters } else { EdgeCounters::default() };
     Some(Published {
         edge: Edge {
@@ -58,6 +67,7 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
             seen,
             client_identity,
             server_identity,
+            methods: CaptureMethod::bits(&edge.methods),
         },
         earlier: counts(edge, &edge.earlier.unwrap_or_default(), earlier, outgoing),
     })
@@ -76,7 +86,14 @@ fn counts(edge: &TopologyEdge, of: &EarlierCounts, parts: impl Fn(&EdgePod) -> (
     let (clients, servers) = if outgoing { (own, others) } else { (others, own) };
     let (bytes_sent, bytes_received) =
         if outgoing { (of.bytes_sent, of.bytes_received) } else { (of.bytes_received, of.bytes_sent) };
-    let counters = EdgeCounters { opened: of.opened, active: 0, failed: of.failed, bytes_sent, bytes_received };
+    let counters = EdgeCounters {
+        opened: of.opened,
+        failed: of.failed,
+        bytes_sent,
+        bytes_received,
+        without_bytes: of.without_bytes,
+        ..EdgeCounters::default()
+    };
     Counts { counters, clients, servers }
 }
 
@@ -111,6 +128,8 @@ fn peer(edge: &TopologyEdge) -> Option<Peer> {
 mod tests {
     use std::collections::{BTreeSet, HashMap};
 
+    use topology::flow::Methods;
+
     use super::{super::object, *};
     use crate::publisher::adjacency;
 
@@ -124,7 +143,15 @@ mod tests {
 
     fn edge(client: Peer, server: Peer, service: Option<&str>, seen: Seen) -> Edge {
         let service = service.map(|name| ServiceRef { namespace: "shop".to_owned(), name: name.to_owned() });
-        let counters = EdgeCounters { opened: 9, active: 2, failed: 3, bytes_sent: 100, bytes_received: 200 };
+        let counters = EdgeCounters {
+            opened: 9,
+            active: 2,
+            failed: 3,
+            bytes_sent: 100,
+            bytes_received: 200,
+            without_bytes: 5,
+            inferred: if seen == Seen::Server { 12 } else { 0 },
+        };
         let certain = |is: bool| if is { Identity::Cgroup } else { Identity::Ip };
         let pods = |peer: &Peer, pod: &str, opened: u64, failed: u64| match peer {
             Peer::Workload(_) => ends(pod, opened, failed),
@@ -143,6 +170,7 @@ mod tests {
             client_identity: certain(seen != Seen::Server),
             server_identity: certain(seen != Seen::Client),
             key: EdgeKey { client, server, service, port: 5432 },
+            methods: Methods::EBPF.union(Methods::CONNTRACK),
         }
     }
 
@@ -167,7 +195,14 @@ mod tests {
             ..topology::graph::Graph::default()
         };
         let earlier = |edge: &Edge| Counts {
-            counters: EdgeCounters { opened: 4, active: 0, failed: 1, bytes_sent: 30, bytes_received: 40 },
+            counters: EdgeCounters {
+                opened: 4,
+                failed: 1,
+                bytes_sent: 30,
+                bytes_received: 40,
+                without_bytes: 2,
+                ..EdgeCounters::default()
+            },
             clients: edge.clients.iter().flat_map(|_| ends("web-1", 4, 1)).collect(),
             servers: edge.servers.iter().flat_map(|_| ends("db-1", 3, 0)).collect(),
         };

@@ -25,6 +25,7 @@ pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
         last_report_unix_ms: written_unix_ms(node_probe),
         losses: losses_of_epoch(status),
         seen: status.seen.saturating_sub(status.earlier.seen),
+        asks_for_fallback: false,
         earlier: EarlierObservation {
             seen: status.earlier.seen,
             losses: status.earlier.losses,
@@ -42,6 +43,8 @@ fn losses_of_epoch(status: &NodeProbeStatus) -> Losses {
         failed: all.failed.saturating_sub(earlier.failed),
         first_sights: all.first_sights.saturating_sub(earlier.first_sights),
         closes_unseen: all.closes_unseen.saturating_sub(earlier.closes_unseen),
+        event_overflows: all.event_overflows.saturating_sub(earlier.event_overflows),
+        missed_runs: all.missed_runs.saturating_sub(earlier.missed_runs),
     }
 }
 

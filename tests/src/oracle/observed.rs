@@ -63,7 +63,7 @@ fn counts(edge: &TopologyEdge, at_server: bool) -> EdgeCounts {
     let (clients, mut servers) = if at_server { (others, own) } else { (own, others) };
     // Whom a refused attempt was for is in the edge's name; the oracle knows of no server there.
     servers.retain(|_, opened| *opened > 0);
-    let (sent, received) =
-        if at_server { (edge.bytes_received, edge.bytes_sent) } else { (edge.bytes_sent, edge.bytes_received) };
+    let known = (edge.bytes_sent.unwrap_or_default(), edge.bytes_received.unwrap_or_default());
+    let (sent, received) = if at_server { (known.1, known.0) } else { known };
     EdgeCounts { opened: edge.opened, active: edge.active, failed: edge.failed, sent, received, clients, servers }
 }

@@ -6,6 +6,7 @@ use super::ends::{EndId, Ends, PeerId};
 use crate::{
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Seen},
     entity::ServiceRef,
+    flow::Methods,
 };
 
 /// An edge's key, by numbers.
@@ -39,11 +40,17 @@ pub(super) struct Sum {
     pub server_certain: bool,
     /// Something of it is not over yet, or not for long.
     pub live: bool,
+    /// How its conversations were observed.
+    pub methods: Methods,
     clients: BTreeMap<EndId, Part>,
     servers: BTreeMap<EndId, Part>,
 }
 
 impl Sum {
+    pub(super) fn add_methods(&mut self, methods: Methods) {
+        self.methods = self.methods.union(methods);
+    }
+
     pub(super) fn add_client(&mut self, end: EndId, opened: u64, failed: u64) {
         add(&mut self.clients, end, opened, failed);
     }
@@ -107,6 +114,7 @@ fn edge(key: Key<'_>, sum: &Sum, ends: &Ends<'_>) -> Edge {
         seen: sum.seen(),
         client_identity: certain(sum.client_seen || sum.both_seen),
         server_identity: certain(sum.server_certain),
+        methods: sum.methods,
     }
 }
 

@@ -40,8 +40,8 @@ pub(super) struct Candidates<'a> {
 }
 
 pub(super) struct Join<'a> {
-    directory: &'a Directory,
-    ledger: &'a Ledger,
+    pub(super) directory: &'a Directory,
+    pub(super) ledger: &'a Ledger,
     options: Options,
     pub(super) ends: Ends<'a>,
     sources: Vec<Source<'a>>,
@@ -50,9 +50,9 @@ pub(super) struct Join<'a> {
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
     candidates: HashMap<(IpAddr, u16), Option<Rc<Candidates<'a>>>>,
-    sums: Sums<'a>,
-    forgotten: Forgotten,
-    unsettled: u64,
+    pub(super) sums: Sums<'a>,
+    pub(super) forgotten: Forgotten,
+    pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
 }
 
@@ -129,7 +129,7 @@ impl<'a> Join<'a> {
             for (source, candidates, left) in &mut unmatched {
                 for index in translated.sinks_of(self, source, candidates, *left, by) {
                     match self.key_of_only(source, candidates).filter(|_| by == Disguise::Hairpin) {
-                        Some(key) => self.note_backend(key, index, left),
+                        Some(key) => self.note_backend(source, key, index, left),
                         // Which pod it was is not certain; this keeps the servers' counts from making another edge.
                         None => *left -= self.sinks[index].take(*left).opened,
                     }
@@ -168,8 +168,11 @@ impl<'a> Join<'a> {
             .any(|pair| self.ends.peer_of(pair[0].end) != self.ends.peer_of(pair[1].end));
         let sole_end = self.sinks[range.clone()].windows(2).all(|pair| pair[0].end == pair[1].end);
         for index in range {
+            let server = self.ends.peer_of(self.sinks[index].end);
+            let key = Key { client, server, service: None, port };
             let sink = &mut self.sinks[index];
             let taken = sink.take(wanted);
+            sink.explain(source, key);
             wanted -= taken.opened;
             // With several workloads behind one address (one after the other), the servers' counts divide.
             let share = if index == last {
@@ -180,10 +183,11 @@ impl<'a> Join<'a> {
                 EdgeCounters::default()
             };
             rest = rest.without(&share);
-            let server = self.ends.peer_of(sink.end);
+            let share = share.with_bytes_known_to(&taken);
             let failed = if sole_end && index == last { source.counters.failed } else { 0 };
-            let sum = self.sums.at(Key { client, server, service: None, port });
+            let sum = self.sums.at(key);
             sum.counters.add(&share);
+            sum.add_methods(source.methods.union(sink.methods));
             sum.live |= source.live;
             sum.both_seen = true;
             sum.server_certain = true;
@@ -212,7 +216,7 @@ impl<'a> Join<'a> {
     }
 
     /// Who answers at a loopback address of the network namespace of `end`.
-    fn own_loopback(&mut self, node: &'a str, end: EndId) -> EndId {
+    pub(super) fn own_loopback(&mut self, node: &'a str, end: EndId) -> EndId {
         let directory = self.directory;
         let pod = self.ends.end(end).pod_uid.and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
         match pod {
@@ -227,17 +231,24 @@ impl<'a> Join<'a> {
         let Some(key) = self.key_of_only(source, candidates) else { return wanted };
         self.add_from_client(source, key, &source.counters);
         for index in self.sinks_of(source, candidates) {
-            self.note_backend(key, index, &mut wanted);
+            self.note_backend(source, key, index, &mut wanted);
         }
         wanted
     }
 
     /// A backend has seen (a part of) a flow whose edge is known already.
-    fn note_backend(&mut self, key: Key<'a>, index: usize, wanted: &mut u64) {
+    fn note_backend(&mut self, source: &Source<'a>, key: Key<'a>, index: usize, wanted: &mut u64) {
         let sink = &mut self.sinks[index];
         let taken = sink.take(*wanted);
+        sink.explain(source, key);
         *wanted -= taken.opened;
         let sum = self.sums.at(key);
+        if taken.opened == source.counters.opened {
+            let known = source.counters.with_bytes_known_to(&taken);
+            sum.counters = sum.counters.without(&source.counters);
+            sum.counters.add(&known);
+        }
+        sum.add_methods(sink.methods);
         sum.both_seen = true;
         sum.server_certain = true;
         sum.add_server(sink.end, taken.opened, 0);
@@ -281,18 +292,23 @@ impl<'a> Join<'a> {
                 failed: 0,
                 bytes_sent: taken.bytes_sent.min(left.bytes_sent),
                 bytes_received: taken.bytes_received.min(left.bytes_received),
+                without_bytes: taken.without_bytes.max(left.without_bytes).min(taken.opened),
+                inferred: left.inferred.min(taken.opened),
             }
         };
         *left = left.without(&share);
-        let (server_end, port) = (sink.end, sink.tuple.port);
+        let share = share.with_bytes_known_to(&taken);
+        let (server_end, port, methods) = (sink.end, sink.tuple.port, sink.methods);
         let key = Key {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(server_end),
             service: Some(candidates.service),
             port,
         };
+        self.sinks[index].explain(source, key);
         let sum = self.sums.at(key);
         sum.counters.add(&share);
+        sum.add_methods(source.methods.union(methods));
         sum.live |= source.live;
         sum.both_seen = true;
         sum.server_certain |= certain;
@@ -329,82 +345,12 @@ impl<'a> Join<'a> {
         sum.counters.add(counters);
         sum.live |= source.live;
         sum.client_seen = true;
+        sum.add_methods(source.methods);
         sum.add_client(source.end, counters.opened, counters.failed);
     }
 
-    /// What no client's flow explains is known by its servers only.
-    fn join_servers_alone(&mut self) {
-        let mut sinks = std::mem::take(&mut self.sinks);
-        for sink in &mut sinks {
-            self.take_forgotten(sink);
-            let owner = self.directory.owner_of(sink.tuple.client, sink.at);
-            if sink.explained {
-                let shared_address = owner.is_none() && sink.tuple.scope.is_none();
-                // A client in a network of its own is seen whole, and what its server counts beyond is to come. An
-                // address that others use too (a node's) may stand for them; a small rest is more likely to come, too.
-                if !shared_address || sink.left.opened <= sink.counters.opened / 8 {
-                    self.unsettled += sink.left.opened;
-                    continue;
-                }
-            } else if self.is_client_observed(sink, owner.map(|pod| pod.node.as_str())) && self.waits(sink.first_seen) {
-                self.unsettled += sink.left.opened;
-                continue;
-            }
-            self.add_from_server(sink);
-        }
-    }
-
-    /// What the client's agent has forgotten is on an edge already.
-    fn take_forgotten(&mut self, sink: &mut Sink<'a>) {
-        if self.forgotten.is_empty() || sink.left.opened == 0 {
-            return;
-        }
-        let client = self.client_of(sink);
-        let (client, server) = (self.ends.peer_of(client), self.ends.peer_of(sink.end));
-        let (client, server) = (self.ends.peer(client), self.ends.peer(server));
-        let taken = self.forgotten.take(client, server, sink.tuple.port, sink.left.opened);
-        if taken > 0 {
-            sink.take(taken);
-        }
-    }
-
-    /// Who a server's client is, by its address.
-    fn client_of(&mut self, sink: &Sink<'a>) -> EndId {
-        if sink.tuple.scope.is_some() {
-            self.own_loopback(sink.node, sink.end)
-        } else {
-            self.ends.client_at(sink.tuple.client, sink.at)
-        }
-    }
-
-    fn is_client_observed(&self, sink: &Sink<'a>, pods_node: Option<&str>) -> bool {
-        if sink.tuple.scope.is_some() {
-            return true;
-        }
-        let node = pods_node.or_else(|| self.ends.nodes.of(sink.tuple.client));
-        node.is_some_and(|node| self.ledger.observes(node))
-    }
-
-    fn add_from_server(&mut self, sink: &Sink<'a>) {
-        let client_end = self.client_of(sink);
-        let key = Key {
-            client: self.ends.peer_of(client_end),
-            server: self.ends.peer_of(sink.end),
-            service: None,
-            port: sink.tuple.port,
-        };
-        let sum = self.sums.at(key);
-        sum.counters.add(&sink.left);
-        sum.from_servers.add(&sink.left);
-        sum.live |= sink.live;
-        sum.server_seen = true;
-        sum.server_certain = true;
-        sum.add_client(client_end, sink.left.opened, sink.left.failed);
-        sum.add_server(sink.end, sink.left.opened, sink.left.failed);
-    }
-
     /// Whether something first seen then is to wait; notes until when.
-    fn waits(&mut self, first_seen: SystemTime) -> bool {
+    pub(super) fn waits(&mut self, first_seen: SystemTime) -> bool {
         let until = first_seen + self.options.settle;
         if until <= self.options.now {
             return false;

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Options, ends::EndId};
-use crate::{edge::EdgeCounters, ledger::FlowView};
+use super::{Options, edges::Key, ends::EndId};
+use crate::{edge::EdgeCounters, flow::Methods, ledger::FlowView};
 
 /// Pods' addresses can become known a little later than their connections.
 const NAMING_GRACE: Duration = Duration::from_secs(5);
@@ -34,6 +34,16 @@ pub(super) struct Source<'a> {
     /// As of when its addresses are to be resolved.
     pub(super) at: SystemTime,
     pub(super) live: bool,
+    pub(super) methods: Methods,
+}
+
+/// A client's flow that is the other end of a server's: who it is, on which edge.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Explanation<'a> {
+    pub(super) key: Key<'a>,
+    pub(super) client: EndId,
+    /// Its agent looks now and then: what the server has counted beyond it may be all there will ever be.
+    pub(super) sampled: bool,
 }
 
 /// A server's flow.
@@ -48,12 +58,20 @@ pub(super) struct Sink<'a> {
     pub(super) left: EdgeCounters,
     /// A client's flow has been found, even if it does not count as much.
     pub(super) explained: bool,
+    /// The last one that was, where it is known who that is.
+    pub(super) explanation: Option<Explanation<'a>>,
     pub(super) first_seen: SystemTime,
     pub(super) at: SystemTime,
     pub(super) live: bool,
+    pub(super) methods: Methods,
 }
 
-impl Sink<'_> {
+impl<'a> Sink<'a> {
+    /// A client's flow on this edge is (a part of) the other end.
+    pub(super) fn explain(&mut self, source: &Source<'a>, key: Key<'a>) {
+        self.explanation = Some(Explanation { key, client: source.end, sampled: source.methods.is_sampled() });
+    }
+
     pub(super) fn take(&mut self, opened: u64) -> EdgeCounters {
         let taken = self.left.share(opened);
         self.left = self.left.without(&taken);
@@ -74,10 +92,13 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
             failed: totals.failed,
             bytes_sent: totals.bytes_sent,
             bytes_received: totals.bytes_received,
+            without_bytes: totals.without_bytes,
+            inferred: totals.inferred,
         },
         first_seen: flow.first_seen,
         at: resolved_at(flow, options),
         live: is_live(flow, options),
+        methods: totals.methods,
     }
 }
 
@@ -89,6 +110,8 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         failed: totals.failed,
         bytes_sent: totals.bytes_received,
         bytes_received: totals.bytes_sent,
+        without_bytes: totals.without_bytes,
+        inferred: totals.inferred,
     };
     Sink {
         node: flow.node,
@@ -97,9 +120,11 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         counters,
         left: counters,
         explained: false,
+        explanation: None,
         first_seen: flow.first_seen,
         at: resolved_at(flow, options),
         live: is_live(flow, options),
+        methods: totals.methods,
     }
 }
 

@@ -255,6 +255,7 @@ impl Cluster {
                 failed: 0,
                 bytes_sent: it.bytes_sent(),
                 bytes_received: it.bytes_received(),
+                ..EdgeCounters::default()
             };
             let failed = EdgeCounters { failed: it.failed, ..EdgeCounters::default() };
             let service = it.service.map(service_ref);

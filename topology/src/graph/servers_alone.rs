@@ -1,0 +1,96 @@
+//! What servers have counted and no client's flow explains: it is to come, or the client is known by its address only.
+
+use super::{
+    edges::Key,
+    ends::EndId,
+    join::Join,
+    observed::{Explanation, Sink},
+};
+
+impl<'a> Join<'a> {
+    /// What no client's flow explains is known by its servers only.
+    pub(super) fn join_servers_alone(&mut self) {
+        let mut sinks = std::mem::take(&mut self.sinks);
+        for sink in &mut sinks {
+            self.take_forgotten(sink);
+            let owner = self.directory.owner_of(sink.tuple.client, sink.at);
+            if let Some(by) = sink.explanation.filter(|by| by.sampled) {
+                self.add_surplus(sink, &by);
+                continue;
+            }
+            if sink.explained {
+                let shared_address = owner.is_none() && sink.tuple.scope.is_none();
+                // A client in a network of its own is seen whole, and what its server counts beyond is to come. An
+                // address that others use too (a node's) may stand for them; a small rest is more likely to come, too.
+                if !shared_address || sink.left.opened <= sink.counters.opened / 8 {
+                    self.unsettled += sink.left.opened;
+                    continue;
+                }
+            } else if self.is_client_observed(sink, owner.map(|pod| pod.node.as_str())) && self.waits(sink.first_seen) {
+                self.unsettled += sink.left.opened;
+                continue;
+            }
+            self.add_from_server(sink);
+        }
+    }
+
+    /// The client's agent looks now and then, and has missed what the server has counted beyond it.
+    fn add_surplus(&mut self, sink: &Sink<'a>, by: &Explanation<'a>) {
+        let sum = self.sums.at(by.key);
+        sum.counters.add(&sink.left);
+        sum.from_servers.add(&sink.left);
+        sum.live |= sink.live;
+        sum.add_client(by.client, sink.left.opened, sink.left.failed);
+        sum.add_server(sink.end, sink.left.opened, sink.left.failed);
+    }
+
+    /// What the client's agent has forgotten is on an edge already.
+    fn take_forgotten(&mut self, sink: &mut Sink<'a>) {
+        if self.forgotten.is_empty() || sink.left.opened == 0 {
+            return;
+        }
+        let client = self.client_of(sink);
+        let (client, server) = (self.ends.peer_of(client), self.ends.peer_of(sink.end));
+        let (client, server) = (self.ends.peer(client), self.ends.peer(server));
+        let taken = self.forgotten.take(client, server, sink.tuple.port, sink.left.opened);
+        if taken > 0 {
+            sink.take(taken);
+        }
+    }
+
+    /// Who a server's client is, by its address.
+    fn client_of(&mut self, sink: &Sink<'a>) -> EndId {
+        if sink.tuple.scope.is_some() {
+            self.own_loopback(sink.node, sink.end)
+        } else {
+            self.ends.client_at(sink.tuple.client, sink.at)
+        }
+    }
+
+    fn is_client_observed(&self, sink: &Sink<'a>, pods_node: Option<&str>) -> bool {
+        if sink.tuple.scope.is_some() {
+            return true;
+        }
+        let node = pods_node.or_else(|| self.ends.nodes.of(sink.tuple.client));
+        node.is_some_and(|node| self.ledger.observes(node))
+    }
+
+    fn add_from_server(&mut self, sink: &Sink<'a>) {
+        let client_end = self.client_of(sink);
+        let key = Key {
+            client: self.ends.peer_of(client_end),
+            server: self.ends.peer_of(sink.end),
+            service: None,
+            port: sink.tuple.port,
+        };
+        let sum = self.sums.at(key);
+        sum.counters.add(&sink.left);
+        sum.from_servers.add(&sink.left);
+        sum.live |= sink.live;
+        sum.server_seen = true;
+        sum.server_certain = true;
+        sum.add_methods(sink.methods);
+        sum.add_client(client_end, sink.left.opened, sink.left.failed);
+        sum.add_server(sink.end, sink.left.opened, sink.left.failed);
+    }
+}
