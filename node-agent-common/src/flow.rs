@@ -105,8 +105,11 @@ pub struct FlowStats {
     pub received: u64,
     /// Of the ended connections, those that ended during the agent's first look and had not been counted as opened.
     pub older: u64,
+    /// Of the ended connections, those whose end was not seen, nor their payload: their sockets' memory was found in
+    /// use by others.
+    pub unseen: u64,
 }
-const _: () = assert!(size_of::<FlowStats>() == 6 * 8);
+const _: () = assert!(size_of::<FlowStats>() == 7 * 8);
 plain_data!(FlowStats);
 
 /// Told through the ring buffer when a flow gets its slot.
@@ -139,13 +142,11 @@ pub enum Loss {
     Recent = 4,
     /// Sockets that the kernel would not show as TCP sockets, so that nothing is known of them.
     Unreadable = 5,
-    /// Connections whose end was missed: their socket's memory was found in use by another one.
-    End = 6,
 }
 
 impl Loss {
     /// How many kinds there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 6;
 }
 
 #[cfg(test)]

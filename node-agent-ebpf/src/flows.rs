@@ -38,6 +38,8 @@ pub enum Event {
         /// Whether its opening was counted nowhere.
         older: bool,
     },
+    /// Its end was not seen, but has to have come.
+    Gone,
 }
 
 impl Event {
@@ -65,6 +67,10 @@ pub fn count(key: &FlowKey, event: Event) {
                 if older {
                     add(&raw mut (*stats).older, 1);
                 }
+                add(&raw mut (*stats).closed, 1);
+            }
+            Event::Gone => {
+                add(&raw mut (*stats).unseen, 1);
                 add(&raw mut (*stats).closed, 1);
             }
         }
@@ -112,7 +118,7 @@ fn lose_event(event: Event) {
     lose(match event {
         Event::Opened => Loss::Opened,
         Event::Failed => Loss::Failed,
-        Event::Closed { .. } => Loss::Closed,
+        Event::Closed { .. } | Event::Gone => Loss::Closed,
     });
 }
 

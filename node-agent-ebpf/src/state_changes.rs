@@ -217,8 +217,7 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
 /// The memory of a connection is in use again, and its end was not seen.
 #[inline(always)]
 fn missed_end(entry: &FollowedSocket) {
-    count(&entry.flow, Event::Closed { sent: 0, received: 0, older: false });
-    lose(Loss::End);
+    count(&entry.flow, Event::Gone);
 }
 
 #[inline(always)]

@@ -169,7 +169,7 @@ impl EbpfCapture {
             closed: lost(Loss::Closed)?,
             failed: lost(Loss::Failed)?,
             first_sights: self.first_sights.dropped(),
-            closes_unseen: self.accounts.closes_unseen() + lost(Loss::End)?,
+            closes_unseen: self.accounts.closes_unseen(),
             missed_runs,
             ..Losses::default()
         })

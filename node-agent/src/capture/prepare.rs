@@ -57,10 +57,8 @@ fn start(
     } else {
         degradations.push(weakness(&kernel, ground, attach, refused));
     }
-    let in_maps = |error| Refusal {
-        reason: Reason::LoadFailed,
-        message: format!("writing to the programs' maps: {error}"),
-    };
+    let in_maps =
+        |error| Refusal { reason: Reason::LoadFailed, message: format!("writing to the programs' maps: {error}") };
     kernel.set_first_look(true).map_err(in_maps)?;
     note(findings, Some(attach), "attach", kernel.attach(attach, &settings.cgroup_root), |()| match attach {
         Attach::SockOps => format!("attached to {}", settings.cgroup_root.display()),

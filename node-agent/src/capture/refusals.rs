@@ -56,7 +56,8 @@ pub(super) fn describe(error: &dyn Error) -> String {
 
 /// A verifier's log is long, and its last words but for the statistics are what matters.
 fn verdict(text: &str) -> String {
-    const STATISTICS: [&str; 5] = ["processed ", "verification time ", "stack depth ", "max_states_per_insn", "mark_read"];
+    const STATISTICS: [&str; 5] =
+        ["processed ", "verification time ", "stack depth ", "max_states_per_insn", "mark_read"];
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let (Some(first), true) = (lines.first(), lines.len() > 3) else { return lines.join("; ") };
     let last = lines.iter().rev().find(|line| !STATISTICS.iter().any(|statistic| line.starts_with(statistic)));
@@ -79,10 +80,7 @@ mod tests {
         let log = "0: R1=ctx() R10=fp0\n0: (79) r6 = *(u64 *)(r1 +0)\n1: (85) call unknown#162\ninvalid func \
                    unknown#162\nverification time 320 usec\nstack depth 0\nprocessed 7 insns (limit 1000000)\n\n";
         let text = describe(&Refused { log });
-        assert_eq!(
-            text,
-            "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22). invalid func unknown#162"
-        );
+        assert_eq!(text, "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22). invalid func unknown#162");
     }
 
     #[test]

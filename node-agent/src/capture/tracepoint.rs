@@ -50,8 +50,7 @@ impl Tracepoint {
         match attach {
             Attach::SockOps => {}
             Attach::TpBtf => {
-                let refusal =
-                    |error: &ProgramError| load_refusal("loading the program for the BTF tracepoint", error);
+                let refusal = |error: &ProgramError| load_refusal("loading the program for the BTF tracepoint", error);
                 let btf = AyaBtf::parse_file(&settings.btf_path, aya::Endianness::default())
                     .map_err(|error| load_refusal("reading the kernel's types", &error))?;
                 for copy in COPIES {
