@@ -1,6 +1,5 @@
 //! A node in small: cgroups and network namespaces of our own, processes in them that make the connections they are
 //! told to make, one step at a time, so that the test knows exactly what happened.
-#![expect(clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
 
 pub mod foreign;
 
@@ -20,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::resource::{Resource, setrlimit};
 use scopeprobe_agent::capture::{
     Attach, Capture, EbpfCapture, Feature, Losses, Refusal, Settings, find_cgroup_root, start_ebpf,
 };
@@ -66,7 +66,7 @@ pub fn storm_size(usual: u64) -> u64 {
 /// [`Watched::start`].
 macro_rules! list_or_skip {
     () => {
-        if !$crate::capture_lab::can_list() {
+        if !$crate::lab::can_list() {
             println!("skipped: this kernel cannot list the open sockets");
             return;
         }
@@ -77,12 +77,12 @@ pub(crate) use list_or_skip;
 /// `let Some(node) = Node::new() else { return }`, with the reason printed.
 macro_rules! node_or_skip {
     () => {
-        match $crate::capture_lab::unsuitable() {
+        match $crate::lab::unsuitable() {
             Some(reason) => {
                 println!("skipped: {reason}");
                 return;
             }
-            None => $crate::capture_lab::Node::new(),
+            None => $crate::lab::Node::new(),
         }
     };
 }
@@ -237,6 +237,16 @@ pub fn run_with_capabilities(test: &str, capabilities: &str, variables: &[(&str,
     ];
     let mut command = Command::new("setpriv");
     command.args(wrapper).arg(std::env::current_exe().unwrap());
+    if let Some((_, limit)) = variables.iter().find(|(name, _)| *name == "SCOPEPROBE_LAB_MEMLOCK") {
+        use std::os::unix::process::CommandExt;
+        let limit = limit.parse().unwrap();
+        let set = move || Ok(setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit)?);
+        // SAFETY: one system call, no memory is touched.
+        #[expect(unsafe_code, reason = "what is to be done between fork and exec")]
+        unsafe {
+            command.pre_exec(set)
+        };
+    }
     run_test(command, test, variables)
 }
 
