@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::{Schema, SchemaGenerator, json_schema, transform::transform_subschemas};
 use serde_json::{Value, json};
 
+use crate::{MAX_HISTORY, ModeChange, ModeOverride};
+
 /// Kubernetes knows `int32` and `int64` only and warns about everything else. Unsigned numbers become the next wider
 /// signed one; their `minimum` of 0 stays.
 pub fn signed_integers(schema: &mut Schema) {
@@ -97,6 +99,50 @@ pub fn quantity(_: &mut SchemaGenerator) -> Schema {
             "message": "has to be an amount that is not negative, for example 100m or 64Mi",
             "reason": "FieldValueInvalid",
         }],
+    })
+}
+
+/// What the fallback may use of the CPU.
+pub fn cpu_budget(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "nullable": false,
+        "maxLength": 32,
+        "x-kubernetes-validations": [{
+            "rule": "isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('5m')) >= 0 \
+                     && quantity(string(self)).compareTo(quantity('2')) <= 0",
+            "message": "cpuBudget has to be an amount of cores between 5m and 2, for example 50m",
+            "reason": "FieldValueInvalid",
+        }],
+    })
+}
+
+/// At most 32 overrides.
+pub fn mode_overrides(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<ModeOverride>(),
+        "maxItems": 32,
+        "x-kubernetes-list-type": "atomic",
+    })
+}
+
+/// That an override is not meant for all nodes.
+pub fn selects_something() -> Value {
+    json!([{
+        "rule": "size(self.nodeSelector) > 0",
+        "message": "an override has to name a label of its nodes in nodeSelector; for all nodes, set spec.mode",
+        "reason": "FieldValueInvalid",
+    }])
+}
+
+/// At most ten changes, the newest last.
+pub fn history(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<ModeChange>(),
+        "maxItems": MAX_HISTORY,
+        "x-kubernetes-list-type": "atomic",
     })
 }
 
