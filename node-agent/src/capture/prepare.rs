@@ -103,11 +103,9 @@ fn note_optional(
 
 /// Why it is not the first choice, and what that means.
 fn weakness(kernel: &Kernel, ground: &Ground, attach: Attach, refused: &[(Attach, Refusal)]) -> Degradation {
-    let why: String = refused.iter().map(|(other, refusal)| format!("{other} was refused ({refusal}); ")).collect();
-    Degradation {
-        feature: Feature::EveryEvent,
-        message: format!("{why}connections are followed by {attach}: {}", kernel.weakness(&ground.release)),
-    }
+    let mut parts: Vec<_> = refused.iter().map(|(other, refusal)| format!("{other} was refused ({refusal})")).collect();
+    parts.push(format!("connections are followed by {attach}: {}", kernel.weakness(&ground.release)));
+    Degradation { feature: Feature::EveryEvent, message: parts.join("; ") }
 }
 
 /// The reason is that of the first choice.

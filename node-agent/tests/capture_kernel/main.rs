@@ -7,7 +7,7 @@ mod refusals;
 
 use std::collections::BTreeMap;
 
-use lab::{Watched, can_list, key, list_or_skip, node_or_skip, obey, storm_size};
+use lab::{Watched, can_list, key, list_or_skip, node_or_skip, obey, storm_size, with_methods};
 use scopeprobe_agent::capture::{Attach, Capture, Losses, Settings};
 use topology::flow::{FlowCounters, Role};
 
@@ -450,7 +450,7 @@ fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
     assert_eq!(dropped, ends);
     watched.flows.clear();
     watched.wait_for_free_slots(64);
-    let second = call(2);
+    let second = with_methods(&call(2));
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while watched.flows != second {
         assert!(std::time::Instant::now() < deadline, "{:?}", watched.flows);

@@ -529,7 +529,7 @@ impl Watched {
 }
 
 /// Whatever is counted here is counted by eBPF.
-fn with_methods(expected: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<FlowKey, FlowCounters> {
+pub fn with_methods(expected: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<FlowKey, FlowCounters> {
     let ebpf = |counters: &FlowCounters| FlowCounters { methods: Methods::EBPF, ..*counters };
     expected.iter().map(|(key, counters)| (*key, ebpf(counters))).collect()
 }
