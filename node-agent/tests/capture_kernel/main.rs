@@ -90,7 +90,7 @@ fn both_ends_of_short_connections_are_counted_over_every_kind_of_address(attach:
         expected.insert(key(&mut server, Role::Server, shown, shown, port), mirrored(ours));
     }
     watched.expect(&expected);
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
 fn refused_attempts_are_counted_at_the_client_alone(attach: Attach) {
@@ -259,7 +259,7 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Atta
         ..before
     };
     expect(&mut watched, later);
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
     drop(watched);
 
     // While nobody looks, one ends, one begins, one goes on.
@@ -286,7 +286,7 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Atta
         server.tell(&format!("close {name}"));
     }
     expect(&mut watched, FlowCounters { closed: 3, open_bytes_sent: 0, open_bytes_received: 0, ..again });
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn nothing_is_missed_at_full_speed_where_softirqs_come_from_another_cpu() {
     }
     assert!(expected.keys().all(|key| key.netns == netns));
     watched.expect(&expected);
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
 fn what_does_not_fit_is_counted(attach: Attach) {
@@ -341,7 +341,8 @@ fn what_does_not_fit_is_counted(attach: Attach) {
         let (opened, closed, failed) = (sum(|c| c.opened), sum(|c| c.closed), sum(|c| c.failed));
         let lost = watched.losses;
         let totals = (opened + lost.opened, closed + lost.closed, failed + lost.failed);
-        if totals == (made, made, 30) {
+        let lacks = [(totals.0, made), (totals.1, made), (totals.2, 30)].map(|(found, all)| all.checked_sub(found));
+        if lacks.iter().all(|lack| lack.is_some_and(|lack| lack <= lost.missed_runs)) {
             assert!(lost.opened > 0 && lost.closed > 0 && lost.failed > 0, "{lost:?}");
             assert_eq!(watched.flows.len(), 4);
             break;
@@ -421,7 +422,7 @@ fn slots_come_back_and_totals_stay(attach: Attach) {
         watched.expect(&expected);
         watched.wait_for_free_slots(6);
     }
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
 #[test]
