@@ -176,24 +176,32 @@ fn judge_classic(ground: &Ground) -> Result<(), Refusal> {
 /// Makes sure that the tracepoint's record is as the program reads it.
 fn find_format(tracefs: &[PathBuf]) -> Result<(), Refusal> {
     let file = Path::new("events").join(CATEGORY).join(NAME).join("format");
-    let format = tracefs.iter().find_map(|path| fs::read_to_string(path.join(&file)).ok()).ok_or_else(|| {
-        let places: Vec<_> = tracefs.iter().map(|path| path.display().to_string()).collect();
-        Refusal {
-            reason: Reason::AttachFailed,
-            message: format!(
-                "{} is not to be read in {}: mount tracefs there (SYS_ADMIN), or give the container the node's",
-                file.display(),
-                places.join(" or ")
-            ),
+    let mut errors = Vec::new();
+    for path in tracefs.iter().map(|path| path.join(&file)) {
+        match fs::read_to_string(&path) {
+            Ok(format) if is_as_known(&format) => return Ok(()),
+            Ok(_) => {
+                return Err(Refusal {
+                    reason: Reason::AttachFailed,
+                    message: format!("{} is not laid out on this kernel as the program reads it", path.display()),
+                });
+            }
+            Err(error) => errors.push((path, error)),
         }
-    })?;
-    if is_as_known(&format) {
-        return Ok(());
     }
-    Err(Refusal {
-        reason: Reason::AttachFailed,
-        message: format!("the record of {CATEGORY}:{NAME} is not laid out on this kernel as the program reads it"),
-    })
+    Err(no_format(&errors))
+}
+
+fn no_format(errors: &[(PathBuf, io::Error)]) -> Refusal {
+    // Not EACCES, which a lack of rights to the file would be.
+    const EPERM: i32 = 1;
+    let each: Vec<_> = errors.iter().map(|(path, error)| format!("{}: {error}", path.display())).collect();
+    let (reason, hint) = if errors.iter().any(|(_, error)| error.raw_os_error() == Some(EPERM)) {
+        (Reason::Lockdown, "the kernel is locked down")
+    } else {
+        (Reason::AttachFailed, "mount tracefs there (SYS_ADMIN), or give the container the node's")
+    };
+    Refusal { reason, message: format!("the tracepoint's format is not to be read ({}): {hint}", each.join(", ")) }
 }
 
 fn is_as_known(format: &str) -> bool {
@@ -240,6 +248,14 @@ mod tests {
         let refusal = find_format(&[PathBuf::from("/nonexistent/tracing")]).unwrap_err();
         assert_eq!(refusal.reason, Reason::AttachFailed);
         assert!(refusal.message.contains("/nonexistent/tracing"), "{refusal}");
+    }
+
+    #[test]
+    fn what_even_root_may_not_read_is_locked_down() {
+        let errors = |code| [(PathBuf::from("/sys/kernel/tracing/x"), io::Error::from_raw_os_error(code))];
+        assert_eq!(no_format(&errors(1)).reason, Reason::Lockdown);
+        assert_eq!(no_format(&errors(13)).reason, Reason::AttachFailed);
+        assert_eq!(no_format(&errors(2)).reason, Reason::AttachFailed);
     }
 
     #[test]

@@ -14,7 +14,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -355,7 +358,12 @@ impl Sockets {
             "serve" => serve(&self.listeners[words[1]], number(2), number(3), number(4))?,
             "call" => call(words[1], number(2), number(3), number(4))?,
             // `storm ADDRESS THREADS N REQUEST ANSWER`: both ends in this process, as fast as it can.
-            "storm" => storm(words[1], number(2), number(3), number(4), number(5)),
+            "storm" => storm(words[1], number(2), number(3), number(4), number(5), &|| false),
+            // `storm-until FILE ADDRESS THREADS N REQUEST ANSWER`: N at a time, until there is a file of this name.
+            "storm-until" => {
+                let more = || !Path::new(words[1]).exists();
+                storm(words[2], number(3), number(4), number(5), number(6), &more);
+            }
             other => panic!("unknown command {other}"),
         }
         Ok(String::from("done"))
@@ -419,13 +427,34 @@ fn call(address: &str, times: usize, request: usize, answer: usize) -> std::io::
     Ok(())
 }
 
-fn storm(address: &str, threads: usize, times: usize, request: usize, answer: usize) {
+/// In each thread so many connections, and as many again as long as `more` says so.
+fn storm(
+    address: &str,
+    threads: usize,
+    times: usize,
+    request: usize,
+    answer: usize,
+    more: &(impl Fn() -> bool + Sync),
+) {
     thread::scope(|scope| {
         for _ in 0..threads {
             let listener = TcpListener::bind(address).unwrap();
             let at = listener.local_addr().unwrap().to_string();
-            scope.spawn(move || serve(&listener, times, request, answer).unwrap());
-            scope.spawn(move || call(&at, times, request, answer).unwrap());
+            let (again, asked) = mpsc::channel();
+            scope.spawn(move || {
+                for () in asked {
+                    serve(&listener, times, request, answer).unwrap();
+                }
+            });
+            scope.spawn(move || {
+                loop {
+                    again.send(()).unwrap();
+                    call(&at, times, request, answer).unwrap();
+                    if !more() {
+                        break;
+                    }
+                }
+            });
         }
     });
 }
