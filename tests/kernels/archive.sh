@@ -6,10 +6,11 @@ KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # use_suite SUITE ARCHIVE: makes apt work on this suite alone, in the current shell
 use_suite() {
-  local suite=$1 archive=$2 state=$KERNELS/apt/$1
+  local suite=$1 archive=$2 state=$KERNELS/apt/$1 uri
+  uri=$(debian_archive)/$archive
   mkdir -p "$state"/{etc/preferences.d,etc/apt.conf.d,lists/partial,cache/archives/partial}
   : > "$state/status"
-  echo "deb [signed-by=$KEYRING arch=amd64] $DEBIAN_ARCHIVE/$archive $suite main" > "$state/sources.list"
+  echo "deb [signed-by=$KEYRING arch=amd64] $uri $suite main" > "$state/sources.list"
   # What is taken is fixed by the lock file's hashes, so that an index that has expired does no harm; a testing suite's
   # often has where a mirror is updated seldom.
   cat > "$state/apt.conf" <<X
@@ -35,7 +36,7 @@ update_suite() {
   local state=$KERNELS/apt/$1
   use_suite "$1" "$2"
   [ "$(cat "$state/updated-by" 2>/dev/null)" != $$ ] || return 0
-  apt-get -qq update > "$state/log" 2>&1 || { cat "$state/log" >&2; fail "cannot read the index of $1 at $DEBIAN_ARCHIVE/$2"; }
+  apt-get -qq update > "$state/log" 2>&1 || { cat "$state/log" >&2; fail "cannot read the index of $1 of $2"; }
   echo $$ > "$state/updated-by"
 }
 

@@ -7,8 +7,16 @@ DEBS=$KERNELS/debs
 KERNEL_SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 LOCK_FILE=$KERNEL_SCRIPTS/kernels.lock
 
-# Debian's own archive, or a mirror of it: the folder in which `debian` and `debian-security` are.
-DEBIAN_ARCHIVE=${DEBIAN_ARCHIVE:-http://deb.debian.org}
+# Debian's archive or a mirror of it, the folder in which `debian` and `debian-security` are: where this machine's own
+# packages come from, if nothing else is said.
+debian_archive() {
+  local uri
+  [ -z "${DEBIAN_ARCHIVE-}" ] || { echo "$DEBIAN_ARCHIVE"; return; }
+  uri=$(APT_CONFIG='' apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/*$') ||
+    fail "apt here knows no archive of Debian: set DEBIAN_ARCHIVE to one (the folder in which debian and debian-security are)"
+  uri=${uri%/}
+  echo "${uri%/debian}"
+}
 
 # Where each kernel comes from: KERNEL SUITE ARCHIVE. The newest of the suite is what `scripts/kernels update` locks.
 kernel_sources() {
