@@ -25,6 +25,7 @@ mod cgroup_root;
 mod counters;
 mod ebpf;
 mod existing;
+mod fallback;
 mod first_sights;
 mod kernel;
 mod listing;
@@ -35,6 +36,7 @@ mod slots;
 
 pub use cgroup_root::find_cgroup_root;
 pub use ebpf::{EbpfCapture, probe, start_ebpf};
+pub use fallback::{FallbackCapture, FallbackSettings, Passes, probe_fallback, start_fallback};
 
 /// A source of flows. Not tied to a runtime: [`Capture::read`] blocks for some milliseconds at most.
 pub trait Capture: Send {
@@ -96,6 +98,18 @@ pub enum Feature {
     OpenSockets,
     /// The end of connections that are older than any agent of this boot.
     OldCloses,
+    /// Sockets by netlink, with their bytes.
+    SockDiag,
+    /// The cgroup of a socket by netlink.
+    SocketCgroups,
+    /// The process of a socket whose cgroup the kernel does not tell.
+    SocketOwners,
+    /// Connections between two looks.
+    ConntrackEvents,
+    /// The bytes of connections between two looks.
+    ConntrackBytes,
+    /// A look at everything within two seconds.
+    PassInterval,
 }
 
 /// What one look brought.
