@@ -211,6 +211,6 @@ async fn a_capture_that_is_killed_again_and_again_comes_back_each_time_and_what_
     let history = node_probe(&cluster, VICTIM).await?.history;
     assert!(history.iter().any(|change| change.reason == "CaptureFailed"), "{history:?}");
     let last = history.last().map(|change| (change.mode, change.reason.as_str(), change.attach.as_str()));
-    assert_eq!(last, Some((Some(Mode::Ebpf), "Supported", "SockOps")), "{history:?}");
+    assert_eq!(last, Some((Mode::Ebpf, "Supported", "SockOps")), "{history:?}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A node in small: cgroups and network namespaces of our own, processes in them that make the connections they are
 //! told to make, one step at a time, so that the test knows exactly what happened.
 
+pub mod capabilities;
 pub mod foreign;
 
 use std::{
@@ -85,7 +86,10 @@ macro_rules! node_or_skip {
                 println!("skipped: {reason}");
                 return;
             }
-            None => $crate::lab::Node::new(),
+            None => {
+                $crate::lab::capabilities::limit();
+                $crate::lab::Node::new()
+            }
         }
     };
 }
