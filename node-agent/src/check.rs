@@ -121,8 +121,8 @@ fn text(verdict: &Verdict<'_>) -> String {
         // Writing to a string doesn't fail.
         let _ = writeln!(text, "{mark}  {:width$}  {}", name(line), line.detail);
     }
-    let attach = verdict.attach.map(|attach| format!(", attached by {attach}")).unwrap_or_default();
-    let _ = writeln!(text, "mode: {} ({}){attach}", verdict.mode, verdict.reason);
+    let attach = verdict.attach.map(|attach| format!(" by {attach}")).unwrap_or_default();
+    let _ = writeln!(text, "mode: {}{attach} ({})", verdict.mode, verdict.reason);
     text
 }
 
@@ -145,7 +145,7 @@ mod tests {
         let verdict = verdict(&fine);
         assert_eq!((verdict.mode, verdict.reason, verdict.attach), ("Ebpf", "Supported", Some("SockOps")));
         let text = text(&verdict);
-        assert_eq!(text.lines().last(), Some("mode: Ebpf (Supported), attached by SockOps"));
+        assert_eq!(text.lines().last(), Some("mode: Ebpf by SockOps (Supported)"));
         assert!(text.contains("limited  SockOps: old sockets  detail"), "{text}");
         assert!(text.contains("missing  Tracepoint: load      detail"), "{text}");
     }
