@@ -278,6 +278,7 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     asks(&lab, &node, KERNEL, 25);
     labels.insert(node.clone(), Some("fallback".to_owned()));
     lab.labelled(&labels).await?;
+    lab.report(&node, works("fallback", KERNEL));
     let status = lab.node_probe(&node, |it| it.demotion.as_ref().is_some_and(|it| it.attempts == 2)).await?;
     let demotion = status.demotion.expect("it was moved again");
     let wait = demotion.retry_at.expect("a time").0.duration_since(demotion.since.expect("a time").0);
