@@ -78,6 +78,9 @@ pub struct AgentSettings {
     /// each attempt in vain, up to a day, and up to a quarter longer, so that not all nodes try at once.
     #[arg(long, env = "SCOPEPROBE_EBPF_RETRY", default_value = "1h", value_parser = retry)]
     pub ebpf_retry: SignedDuration,
+    /// Let signals break the agents' captures on purpose; for tests.
+    #[arg(long, env = "SCOPEPROBE_AGENT_DEBUG_SIGNALS", hide = true)]
+    pub agent_debug_signals: bool,
 }
 
 /// Reads a duration between a minute and a day.

@@ -54,6 +54,10 @@ pub struct CaptureArguments {
     /// the agent itself isn't below.
     #[arg(long, env = "SCOPEPROBE_SKIP_SELF_TEST")]
     skip_self_test: bool,
+    /// What the capture without eBPF may use of a core, in thousandths; it looks less often where that is not enough.
+    #[arg(long, env = "SCOPEPROBE_FALLBACK_CPU_BUDGET", value_name = "MILLICORES", default_value_t = 50,
+          value_parser = clap::value_parser!(u32).range(5..=2000))]
+    fallback_cpu_budget: u32,
 }
 
 impl CaptureArguments {

@@ -136,7 +136,7 @@ fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         image: Some(template.settings.agent_image.clone()),
         image_pull_policy: Some(template.settings.agent_pull_policy.clone()),
         command: Some(vec!["/scopeprobe-agent".to_owned()]),
-        args: Some(arguments(probe, mode, template.collector_url)),
+        args: Some(arguments(probe, mode, template)),
         env: Some(vec![EnvVar {
             name: "NODE_NAME".to_owned(),
             value_from: Some(EnvVarSource {
@@ -175,14 +175,14 @@ fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
     }
 }
 
-fn arguments(probe: &ScopeProbe, mode: AgentMode, collector_url: &str) -> Vec<String> {
+fn arguments(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Vec<String> {
     let capture = &probe.spec.capture;
     let (least, most, default) = CPU_BUDGET;
     let budget = millicores::within(&capture.fallback.cpu_budget, least, most, default);
-    vec![
+    let mut arguments = vec![
         "run".to_owned(),
         "--node-name=$(NODE_NAME)".to_owned(),
-        format!("--operator={collector_url}"),
+        format!("--operator={}", template.collector_url),
         "--insecure-plaintext".to_owned(),
         format!("--mode={}", mode.flag()),
         format!("--cgroup-root={CGROUP_MOUNT}"),
@@ -190,7 +190,11 @@ fn arguments(probe: &ScopeProbe, mode: AgentMode, collector_url: &str) -> Vec<St
         format!("--report-interval={}ms", std::time::Duration::from(capture.report_interval).as_millis()),
         // Also for eBPF: its agents fall back, as far as they may, while their capture is started again.
         format!("--fallback-cpu-budget={budget}"),
-    ]
+    ];
+    if template.settings.agent_debug_signals {
+        arguments.push("--debug-signals".to_owned());
+    }
+    arguments
 }
 
 fn capabilities(mode: AgentMode) -> Vec<String> {
@@ -243,6 +247,7 @@ mod tests {
             agent_pull_secrets: Vec::new(),
             agent_service_account: "agent".to_owned(),
             ebpf_retry: jiff::SignedDuration::from_hours(1),
+            agent_debug_signals: false,
         };
         let template =
             AgentTemplate { namespace: "system", collector_url: "http://[fd96::7]:9463", settings: &settings };
