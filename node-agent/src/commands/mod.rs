@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
-use crate::capture::{Refusal, Settings, find_cgroup_root};
+use crate::capture::{Attach, Refusal, Settings, find_cgroup_root};
 
 pub mod logging;
 pub mod run;
@@ -46,6 +46,9 @@ pub struct CaptureArguments {
     /// The running kernel's type information.
     #[arg(long, env = "SCOPEPROBE_BTF", value_name = "FILE", default_value = "/sys/kernel/btf/vmlinux")]
     btf: PathBuf,
+    /// How the programs are attached [default: the first of these that works here].
+    #[arg(long, env = "SCOPEPROBE_ATTACH", value_enum)]
+    attach: Option<Attach>,
     /// How many flows the kernel can count at a time; what doesn't fit is counted as lost.
     #[arg(long, env = "SCOPEPROBE_MAX_FLOWS", value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
@@ -84,6 +87,7 @@ impl CaptureArguments {
     fn settings_without_root(&self) -> Settings {
         Settings {
             btf_path: self.btf.clone(),
+            attach: self.attach,
             max_flows: self.max_flows,
             self_test: !self.skip_self_test,
             ..Settings::default()
