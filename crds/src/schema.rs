@@ -160,6 +160,11 @@ pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
             "rule": "self.all(key, size(key) <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
             "message": "every key of nodeSelector has to be a label's name, for example kubernetes.io/os",
             "reason": "FieldValueInvalid",
+        }, {
+            // What is chosen by a label that follows from the choice would never come to rest.
+            "rule": "self.all(key, !key.startsWith('scopeprobe.io/'))",
+            "message": "nodeSelector cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label",
+            "reason": "FieldValueInvalid",
         }],
     })
 }

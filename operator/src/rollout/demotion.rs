@@ -163,6 +163,8 @@ impl Demotion {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
@@ -273,5 +275,46 @@ mod tests {
         assert_eq!(Demotion::restore(&written, at(21)), Some(demotion.clone()));
         assert_eq!(Demotion::restore(&written, demotion.retry_at), Some(retrying()));
         assert_eq!(Demotion::restore(&crds::Demotion::default(), at(21)), None);
+    }
+
+    /// What may be so when a decision is due: how long the agent has asked, whether it sees, whether the node was booted
+    /// again, and how many seconds have passed.
+    fn moments() -> impl Strategy<Value = Vec<(Option<i64>, bool, bool, i64)>> {
+        let moment = (proptest::option::of(0..40_i64), any::<bool>(), proptest::bool::weighted(0.1), 1..20_000_i64);
+        proptest::collection::vec(moment, 1..60)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_a_node_is_moved_for_a_reason_and_comes_back(moments in moments()) {
+            let (mut demotion, mut now, mut boots) = (None::<Demotion>, at(1_000_000), 0);
+            for (asked_for, sees_by_ebpf, booted, seconds) in moments {
+                now += SignedDuration::from_secs(seconds);
+                boots += u32::from(booted);
+                let boot_id = format!("boot-{boots}");
+                let request = asked_for.map(|asked_for| Request {
+                    reason: "BtfMissing",
+                    message: "no BTF",
+                    since: now - SignedDuration::from_secs(asked_for),
+                    last: now,
+                });
+                let steady = asked_for.is_some_and(|asked_for| asked_for >= 20);
+                let facts = Facts { boot_id: &boot_id, request, sees_by_ebpf, ..facts() };
+                let after = decide(demotion.as_ref(), &facts, HOUR, now);
+                let waits = |it: &Option<Demotion>| it.as_ref().is_some_and(|it| !it.retrying);
+                match &after {
+                    Some(after) if !after.retrying => {
+                        let moved = after.since == now;
+                        prop_assert!(moved || demotion.as_ref() == Some(after), "it waits as it did");
+                        prop_assert!(!moved || steady, "nobody has asked for it");
+                        prop_assert!(now < after.retry_at, "its time has come");
+                        let wait = after.retry_at.duration_since(after.since);
+                        prop_assert!((HOUR..=SignedDuration::from_hours(30)).contains(&wait), "{wait}");
+                    }
+                    _ => prop_assert!(!waits(&demotion) || booted || demotion.iter().all(|it| now >= it.retry_at)),
+                }
+                demotion = after;
+            }
+        }
     }
 }

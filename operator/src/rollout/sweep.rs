@@ -76,7 +76,7 @@ impl Sweep {
     /// They go with their ScopeProbe by the garbage collector, unless that was told to leave them as orphans.
     async fn delete_daemon_sets_of_others(&self, probes: &BTreeSet<String>) -> Result<(), ApplyError> {
         let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
-        let mut selector = format!("app.kubernetes.io/name={AGENT_APP}");
+        let mut selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}");
         if !probes.is_empty() {
             let names = probes.iter().map(String::as_str).collect::<Vec<_>>().join(",");
             selector = format!("{selector},{PROBE_LABEL} notin ({names})");

@@ -92,6 +92,7 @@ fn durations() -> Vec<Case> {
 fn nodes() -> Vec<Case> {
     let keys =
         "spec.nodeSelector rule: every key of nodeSelector has to be a label's name, for example kubernetes.io/os";
+    let own = "spec.nodeSelector rule: nodeSelector cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label";
     let selector = |key: &str, value: &str| json!({"nodeSelector": {key: value}});
     let many: serde_json::Map<_, _> = (0..17).map(|number| (format!("key-{number}"), json!("x"))).collect();
     vec![
@@ -99,6 +100,7 @@ fn nodes() -> Vec<Case> {
         rule(keys, selector("", "x"), "spec.nodeSelector"),
         rule(keys, selector("Example.com/a", "x"), "spec.nodeSelector"),
         rule(keys, selector(&"x".repeat(64), "x"), "spec.nodeSelector"),
+        rule(own, selector("scopeprobe.io/probe", "x"), "spec.nodeSelector"),
         case(
             "spec.nodeSelector maxProperties",
             json!({ "nodeSelector": many }),
@@ -136,6 +138,11 @@ fn overrides() -> Vec<Case> {
         rule(keys, of(json!({"a b": "x"})), selector),
         rule(keys, of(json!({"": "x"})), selector),
         rule(keys, of(json!({"x".repeat(64): "x"})), selector),
+        rule(
+            "spec.modeOverrides[].nodeSelector rule: nodeSelector cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label",
+            of(json!({"pool": "a", "scopeprobe.io/mode": "ebpf"})),
+            selector,
+        ),
         case(
             "spec.modeOverrides[].nodeSelector maxProperties",
             of(json!(many)),

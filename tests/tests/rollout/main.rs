@@ -269,7 +269,22 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     assert_eq!(written(&moved, &lab.versions().await?), set([]));
     lab.node_probe(&node, |status| status.demotion.as_ref().is_some_and(|it| it.attempts == 1)).await?;
 
-    // After a boot eBPF is tried again.
+    // When its time has come, eBPF is tried again, and in vain: twice as long until the next time.
+    lab.stop_operator().await;
+    lab.retry_is_due(&node).await?;
+    lab.start_operator(IMAGE).await?;
+    labels.insert(node.clone(), Some("ebpf".to_owned()));
+    lab.labelled(&labels).await?;
+    asks(&lab, &node, KERNEL, 25);
+    labels.insert(node.clone(), Some("fallback".to_owned()));
+    lab.labelled(&labels).await?;
+    lab.report(&node, works("fallback", KERNEL));
+    let status = lab.node_probe(&node, |it| it.demotion.as_ref().is_some_and(|it| it.attempts == 2)).await?;
+    let demotion = status.demotion.expect("it was moved again");
+    let wait = demotion.retry_at.expect("a time").0.duration_since(demotion.since.expect("a time").0);
+    assert!((7200..=9000).contains(&wait.as_secs()), "{wait}");
+
+    // After a boot eBPF is tried again at once.
     let kind = Kind { os: "linux", image: "Talos", kernel: KERNEL, agents: None, reason: "" };
     lab.node_info(&node, &kind, "second").await?;
     labels.insert(node.clone(), Some("ebpf".to_owned()));
