@@ -166,6 +166,7 @@ pub fn probe_fallback(settings: &FallbackSettings) -> Vec<Finding> {
     let findings = std::thread::scope(|scope| scope.spawn(|| abilities::probe(settings)).join());
     findings.unwrap_or_else(|_| {
         vec![Finding {
+            attach: None,
             what: "fallback",
             ok: false,
             detail: "looking at what is possible panicked".into(),
