@@ -19,8 +19,14 @@ const MAX_ADDRESSES: usize = 256;
 /// What cannot be read is left out: the node's main addresses are known from elsewhere too.
 #[must_use]
 pub fn read(proc: &Path) -> BTreeSet<IpAddr> {
-    let v4 = text(&proc.join("1/net/fib_trie"));
-    let v6 = text(&proc.join("1/net/if_inet6"));
+    of(&proc.join("1"))
+}
+
+/// The same of the network namespace of the process with this directory.
+#[must_use]
+pub fn of(process: &Path) -> BTreeSet<IpAddr> {
+    let v4 = text(&process.join("net/fib_trie"));
+    let v6 = text(&process.join("net/if_inet6"));
     let all = local_v4(&v4).into_iter().map(IpAddr::V4).chain(local_v6(&v6).into_iter().map(IpAddr::V6));
     all.take(MAX_ADDRESSES).collect()
 }

@@ -219,7 +219,7 @@ fn check_tells_of_each_way_to_attach_and_can_be_told_which() {
 
     let output = node.agent("check").args(["--attach", "tp-btf"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.ends_with("mode: Ebpf (Supported), attached by TpBtf\n"), "{text}");
+    assert!(text.ends_with("mode: Ebpf by TpBtf (Supported)\n"), "{text}");
     assert!(text.contains("TpBtf: attach") && !text.contains("SockOps:"), "{text}");
 }
 

@@ -26,6 +26,7 @@ mod cgroup_root;
 mod counters;
 mod ebpf;
 mod existing;
+mod fallback;
 mod first_sights;
 mod followed;
 mod kernel;
@@ -42,6 +43,7 @@ mod tracepoint;
 pub use attach::Attach;
 pub use cgroup_root::find_cgroup_root;
 pub use ebpf::{EbpfCapture, probe, start_ebpf};
+pub use fallback::{FallbackCapture, FallbackSettings, Passes, probe_fallback, start_fallback};
 
 /// A source of flows. Not tied to a runtime: [`Capture::read`] blocks for some milliseconds at most.
 pub trait Capture: Send {
@@ -105,6 +107,18 @@ pub enum Feature {
     OldCloses,
     /// Every opening and every end: what is not the first choice has a known weakness.
     EveryEvent,
+    /// Sockets by netlink, with their bytes.
+    SockDiag,
+    /// The cgroup of a socket by netlink.
+    SocketCgroups,
+    /// The process of a socket whose cgroup the kernel does not tell.
+    SocketOwners,
+    /// Connections between two looks.
+    ConntrackEvents,
+    /// The bytes of connections between two looks.
+    ConntrackBytes,
+    /// A look at everything within two seconds.
+    PassInterval,
 }
 
 /// What one look brought.

@@ -38,8 +38,8 @@ impl Release {
                 ),
             });
         }
-        // Ring buffers and links came with 5.8; Red Hat's 4.18 has had both since its 8.5.
-        if self.is_before(5, 8) && self.enterprise_build().is_none_or(|build| build < 348) {
+        // Ring buffers and links came with 5.8; Red Hat's 4.18 has had both since its 8.4.
+        if self.is_before(5, 8) && self.enterprise_build().is_none_or(|build| build < 305) {
             return Err(Refusal {
                 reason: Reason::KernelTooOld,
                 message: format!("kernel {release} has no BPF ring buffers; 5.8 has, 5.10 and later are tested"),
@@ -82,12 +82,13 @@ mod tests {
             "7.2.12+deb14-amd64",
             "5.14.0-503.el9.x86_64",
             "4.18.0-553.el8_10.x86_64",
+            "4.18.0-305.el8.x86_64",
             "6.8.0-1021-aws",
             "5.15.0-talos",
         ] {
             assert_eq!(judged(fine), None, "{fine}");
         }
-        for old in ["4.14.355-277.647.amzn2.x86_64", "5.4.0-200-generic", "4.18.0-305.el8.x86_64", "3.10.0", "", "x"] {
+        for old in ["4.14.355-277.647.amzn2.x86_64", "5.4.0-200-generic", "4.18.0-240.el8.x86_64", "3.10.0", "", "x"] {
             assert_eq!(judged(old), Some(Reason::KernelTooOld), "{old}");
         }
         assert_eq!(judged("4.4.0-119-generic"), Some(Reason::KnownBadKernel));

@@ -1,0 +1,239 @@
+//! The counters of each flow, put together from what is known of its connections.
+
+use std::collections::{HashMap, HashSet};
+
+use topology::flow::{FlowCounters, FlowKey, Methods};
+
+use super::{super::Losses, socket::Bytes};
+
+#[derive(Debug, Default)]
+struct Account {
+    counters: FlowCounters,
+    reported: FlowCounters,
+}
+
+/// How it is known what is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Evidence {
+    pub(super) methods: Methods,
+    /// Whether the direction is a guess.
+    pub(super) inferred: bool,
+    /// Whether it is known already that not all of its payload will be known.
+    pub(super) without_bytes: bool,
+}
+
+/// All flows, up to a number: what belongs to more is lost, and counted.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    flows: HashMap<FlowKey, Account>,
+    changed: HashSet<FlowKey>,
+    most: usize,
+    lost: Losses,
+    seen: u64,
+    new_flows: bool,
+}
+
+impl Accounts {
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            flows: HashMap::new(),
+            changed: HashSet::new(),
+            most,
+            lost: Losses::default(),
+            seen: 0,
+            new_flows: false,
+        }
+    }
+
+    /// A connection was established. Whether it has an account, which it needs for what follows.
+    pub(super) fn open(&mut self, key: FlowKey, evidence: Evidence) -> bool {
+        let fits = self.change(key, |counters| {
+            counters.opened += 1;
+            evidence.note(counters);
+        });
+        if fits {
+            self.seen += 1;
+        } else {
+            self.lost.opened += 1;
+        }
+        fits
+    }
+
+    /// A connection was there when the capture began. See [`Accounts::open`].
+    pub(super) fn find(&mut self, key: FlowKey, bytes: Bytes, evidence: Evidence) -> bool {
+        let fits = self.change(key, |counters| {
+            counters.preexisting += 1;
+            counters.preexisting_bytes_sent += bytes.sent;
+            counters.preexisting_bytes_received += bytes.received;
+            evidence.note(counters);
+        });
+        self.lost.opened += u64::from(!fits);
+        fits
+    }
+
+    /// An attempt came to nothing.
+    pub(super) fn fail(&mut self, key: FlowKey, evidence: Evidence) {
+        let fits = self.change(key, |counters| {
+            counters.failed += 1;
+            Evidence { without_bytes: false, ..evidence }.note(counters);
+        });
+        if fits {
+            self.seen += 1;
+        } else {
+            self.lost.failed += 1;
+        }
+    }
+
+    /// An open connection has transferred more.
+    pub(super) fn transfer(&mut self, key: FlowKey, more: Bytes) {
+        if more == Bytes::default() {
+            return;
+        }
+        self.change_known(key, |counters| {
+            counters.bytes_sent += more.sent;
+            counters.bytes_received += more.received;
+            counters.open_bytes_sent += more.sent;
+            counters.open_bytes_received += more.received;
+        });
+    }
+
+    /// A connection that has transferred so much, as far as is known, has ended. `without_bytes`: only now it is known
+    /// that not all of it is known.
+    pub(super) fn close(&mut self, key: FlowKey, bytes: Bytes, without_bytes: bool) {
+        self.change_known(key, |counters| {
+            counters.closed += 1;
+            counters.without_bytes += u64::from(without_bytes);
+            counters.open_bytes_sent = counters.open_bytes_sent.saturating_sub(bytes.sent);
+            counters.open_bytes_received = counters.open_bytes_received.saturating_sub(bytes.received);
+        });
+    }
+
+    /// The connections of this flow were seen in this way, too.
+    pub(super) fn see(&mut self, key: FlowKey, methods: Methods) {
+        if self
+            .flows
+            .get(&key)
+            .is_some_and(|account| account.counters.methods.union(methods) != account.counters.methods)
+        {
+            self.change_known(key, |counters| counters.methods = counters.methods.union(methods));
+        }
+    }
+
+    /// Flows that differ from what was reported last, which they then do no more.
+    pub(super) fn report(&mut self) -> Vec<(FlowKey, FlowCounters)> {
+        let mut report = Vec::with_capacity(self.changed.len());
+        for key in self.changed.drain() {
+            if let Some(account) = self.flows.get_mut(&key)
+                && account.reported != account.counters
+            {
+                account.reported = account.counters;
+                report.push((key, account.counters));
+            }
+        }
+        report
+    }
+
+    /// Drops a flow that has nothing open and nothing that was not reported.
+    pub(super) fn forget(&mut self, key: &FlowKey) -> bool {
+        let at_rest = |account: &Account| account.counters == account.reported && account.counters.active() == 0;
+        if !self.flows.get(key).is_none_or(at_rest) {
+            return false;
+        }
+        self.flows.remove(key);
+        true
+    }
+
+    /// Whether a flow has come since this was asked last.
+    pub(super) fn has_new(&mut self) -> bool {
+        std::mem::take(&mut self.new_flows)
+    }
+
+    /// What did not fit.
+    pub(super) fn lost(&self) -> Losses {
+        self.lost
+    }
+
+    /// Connections opened and attempts failed.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    fn change(&mut self, key: FlowKey, change: impl FnOnce(&mut FlowCounters)) -> bool {
+        if !self.flows.contains_key(&key) {
+            if self.flows.len() >= self.most {
+                return false;
+            }
+            self.new_flows = true;
+        }
+        change(&mut self.flows.entry(key).or_default().counters);
+        self.changed.insert(key);
+        true
+    }
+
+    fn change_known(&mut self, key: FlowKey, change: impl FnOnce(&mut FlowCounters)) {
+        if let Some(account) = self.flows.get_mut(&key) {
+            change(&mut account.counters);
+            self.changed.insert(key);
+        }
+    }
+}
+
+impl Evidence {
+    fn note(self, counters: &mut FlowCounters) {
+        counters.methods = counters.methods.union(self.methods);
+        counters.inferred += u64::from(self.inferred);
+        counters.without_bytes += u64::from(self.without_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use topology::flow::Role;
+
+    use super::*;
+
+    const SEEN: Evidence = Evidence { methods: Methods::SOCK_DIAG, inferred: false, without_bytes: false };
+
+    fn key(port: u16) -> FlowKey {
+        let local = std::net::IpAddr::from([10, 0, 0, 1]);
+        FlowKey { cgroup_id: 1, netns: 1, role: Role::Client, local, remote: local, port }
+    }
+
+    #[test]
+    fn a_flow_is_reported_once_per_change() {
+        let mut accounts = Accounts::new(8);
+        assert!(accounts.open(key(1), SEEN) && accounts.has_new() && !accounts.has_new());
+        accounts.transfer(key(1), Bytes { sent: 5, received: 0 });
+        let report = accounts.report();
+        assert_eq!((report[0].1.opened, report[0].1.bytes_sent, report[0].1.open_bytes_sent), (1, 5, 5));
+        assert_eq!(accounts.report(), []);
+        accounts.close(key(1), Bytes { sent: 5, received: 0 }, true);
+        let closed = accounts.report()[0].1;
+        assert_eq!((closed.closed, closed.bytes_sent, closed.open_bytes_sent, closed.without_bytes), (1, 5, 0, 1));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let mut accounts = Accounts::new(1);
+        assert!(accounts.open(key(1), SEEN));
+        assert!(!accounts.open(key(2), SEEN) && !accounts.find(key(3), Bytes::default(), SEEN));
+        accounts.fail(key(2), SEEN);
+        accounts.close(key(2), Bytes::default(), true);
+        assert_eq!((accounts.lost().opened, accounts.lost().failed, accounts.seen()), (2, 1, 1));
+        assert_eq!(accounts.report().len(), 1);
+    }
+
+    #[test]
+    fn only_what_is_at_rest_and_told_is_forgotten() {
+        let mut accounts = Accounts::new(8);
+        accounts.open(key(1), SEEN);
+        accounts.report();
+        assert!(!accounts.forget(&key(1)), "open");
+        accounts.close(key(1), Bytes::default(), true);
+        assert!(!accounts.forget(&key(1)), "not told");
+        accounts.report();
+        assert!(accounts.forget(&key(1)) && accounts.forget(&key(2)));
+        accounts.open(key(1), SEEN);
+        assert_eq!(accounts.report()[0].1.opened, 1);
+    }
+}

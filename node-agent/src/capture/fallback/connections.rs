@@ -1,0 +1,555 @@
+//! What is known of each connection, from looks at the sockets and from conntrack, and what follows for the flows.
+//! Pure.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use node_agent_common::state;
+use topology::flow::{FlowKey, Methods, Role};
+
+use super::{
+    accounts::{Accounts, Evidence},
+    conntrack_message::{Carried, Entry},
+    proc_net::TcpCounts,
+    socket::{Bytes, Dump, Endpoints, Socket, SocketId},
+    tracks::{Name, Settling, Side, Track, Tracks},
+};
+
+/// Ports from here on are chosen by the kernel for those who ask for none (`ip_local_port_range`'s default).
+const EPHEMERAL: u16 = 32_768;
+
+/// A look at one namespace.
+pub(super) struct Look<'a> {
+    pub(super) netns: u32,
+    pub(super) dump: &'a Dump,
+    /// How it was looked.
+    pub(super) methods: Methods,
+    /// The number of the latest message of conntrack's that was taken in before the look began.
+    pub(super) began: u64,
+    /// The namespace was there when the capture began, and this is the first look at it.
+    pub(super) finds_old: bool,
+    /// Whose a connection of this namespace is where nothing more is known; `None` where others share it.
+    pub(super) whose: Option<u64>,
+    /// Tells the node's own cgroups.
+    pub(super) is_ours: &'a dyn Fn(u64) -> bool,
+    /// What the namespace had counted before the look and after it.
+    pub(super) counts: Option<[TcpCounts; 2]>,
+}
+
+/// What a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It tries to connect. How many looks have shown it, and whether conntrack will tell what comes of it.
+    Attempt(u32, bool),
+    Open,
+    /// Its end has been counted already, or it has no account.
+    Over,
+}
+
+/// A socket that a look has shown.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    id: SocketId,
+    key: FlowKey,
+    phase: Phase,
+    bytes: Bytes,
+    state: u8,
+    /// Whether these are all bytes that it will have transferred.
+    is_final: bool,
+    /// Whether it counts already as one whose payload is not fully known.
+    without_bytes: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Listening {
+    address: Option<IpAddr>,
+    /// `None`: somebody else's.
+    cgroup: Option<u64>,
+}
+
+/// A network namespace.
+#[derive(Debug, Default)]
+struct Space {
+    sockets: HashMap<Endpoints, Known>,
+    /// By port.
+    listeners: HashMap<u16, Vec<Listening>>,
+    /// Counted as gone by the latest look.
+    lately_gone: HashMap<SocketId, FlowKey>,
+    /// See [`Look::began`]; of the latest look.
+    looked: Option<u64>,
+    whose: Option<u64>,
+    addresses: Vec<IpAddr>,
+    counted: Counted,
+}
+
+/// What was counted of a namespace, against what it counts itself.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    /// The namespace's own counts when counting began.
+    base: Option<TcpCounts>,
+    /// Before the latest look.
+    earlier: TcpCounts,
+    clients: u64,
+    servers: u64,
+    failed: u64,
+    missed: Missed,
+}
+
+/// Connections and attempts that a namespace has counted and that nothing has shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Missed {
+    pub(super) opened: u64,
+    pub(super) failed: u64,
+}
+
+impl Counted {
+    fn count(&mut self, role: Role) {
+        match role {
+            Role::Client => self.clients += 1,
+            Role::Server => self.servers += 1,
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Connections {
+    spaces: HashMap<u32, Space>,
+    tracks: Tracks,
+    pub(super) accounts: Accounts,
+    owners: HashMap<IpAddr, Option<u32>>,
+    /// The namespace whose conntrack is listened to: its loopback is its own.
+    conntrack_at: Option<u32>,
+    clock: u64,
+    missed_by_gone: Missed,
+}
+
+impl Connections {
+    pub(super) fn new(most_flows: usize) -> Self {
+        Self {
+            spaces: HashMap::new(),
+            tracks: Tracks::default(),
+            accounts: Accounts::new(most_flows),
+            owners: HashMap::new(),
+            conntrack_at: None,
+            clock: 0,
+            missed_by_gone: Missed::default(),
+        }
+    }
+
+    /// See [`Look::began`].
+    pub(super) fn now(&self) -> u64 {
+        self.clock
+    }
+
+    pub(super) fn listen_to_conntrack_of(&mut self, netns: u32) {
+        self.conntrack_at = Some(netns);
+    }
+
+    /// The addresses of a namespace, and whose its connections are where nothing more is known. An address that
+    /// several have is nobody's.
+    pub(super) fn meet(&mut self, netns: u32, whose: Option<u64>, addresses: Vec<IpAddr>) {
+        let space = self.spaces.entry(netns).or_default();
+        space.whose = whose;
+        if space.addresses != addresses {
+            space.addresses = addresses;
+            self.find_owners();
+        }
+    }
+
+    fn find_owners(&mut self) {
+        self.owners.clear();
+        for (netns, space) in &self.spaces {
+            for address in &space.addresses {
+                let owner = self.owners.entry(*address).or_insert(Some(*netns));
+                if *owner != Some(*netns) {
+                    *owner = None;
+                }
+            }
+        }
+    }
+
+    /// Takes in what conntrack says; `at_start` for entries that were there when the capture began.
+    pub(super) fn track(&mut self, entry: &Entry, at_start: bool) {
+        self.clock += 1;
+        let (owners, here) = (&self.owners, self.conntrack_at);
+        self.tracks.take(entry, self.clock, at_start, |ends| home(owners, here, ends));
+    }
+
+    /// Entries that are in none of these are gone.
+    pub(super) fn keep_tracks(&mut self, listed: &std::collections::HashSet<Name>) {
+        self.clock += 1;
+        self.tracks.keep_only(listed, self.clock);
+    }
+
+    /// Namespaces at which a look would decide something.
+    pub(super) fn to_look_at(&self) -> std::collections::HashSet<u32> {
+        self.tracks.to_look_at()
+    }
+
+    /// How many connections of conntrack's are remembered.
+    pub(super) fn tracked(&self) -> usize {
+        self.tracks.len()
+    }
+
+    /// Whether a socket of this namespace is in motion, so that it should be looked at again soon.
+    pub(super) fn is_in_motion(&self, netns: u32) -> bool {
+        self.spaces.get(&netns).is_some_and(|space| {
+            // Whatever is established or waits for the application shows in what the namespace counts, when it changes.
+            let at_rest = |known: &Known| matches!(known.state, state::ESTABLISHED | state::CLOSE_WAIT);
+            !space.sockets.values().all(at_rest)
+        })
+    }
+
+    /// Takes in a look. Everything that conntrack has said before it ended must have been taken in.
+    pub(super) fn look(&mut self, look: Look<'_>) {
+        let (owners, here) = (&self.owners, self.conntrack_at);
+        self.tracks.find_homes(false, |ends| home(owners, here, ends));
+        let mut space = self.spaces.remove(&look.netns).unwrap_or_default();
+        space.whose = look.whose;
+        space.take_listeners(&look);
+        let mut earlier = std::mem::take(&mut space.sockets);
+        let mut new = Vec::new();
+        for socket in &look.dump.sockets {
+            let Some(cgroup) = socket.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup)) else {
+                self.tracks.disown(look.netns, &socket.ends);
+                continue;
+            };
+            match earlier.remove(&socket.ends) {
+                Some(known) if known.is(socket.id) => {
+                    let known = self.go_on(&mut space, &look, known, socket);
+                    space.sockets.insert(socket.ends, known);
+                }
+                replaced => {
+                    if let Some(replaced) = replaced {
+                        self.end(&mut space, &look, replaced);
+                    }
+                    new.push((socket, cgroup));
+                }
+            }
+        }
+        let gone = std::mem::take(&mut space.lately_gone);
+        for known in earlier.into_values() {
+            self.end(&mut space, &look, known);
+        }
+        self.begin(&mut space, &look, &new, &gone);
+        space.looked = Some(look.began);
+        self.compare(&mut space, &look);
+        self.spaces.insert(look.netns, space);
+    }
+
+    fn go_on(&mut self, space: &mut Space, look: &Look<'_>, mut known: Known, socket: &Socket) -> Known {
+        if let Phase::Attempt(looks, tracked) = known.phase {
+            if socket.state == state::SYN_SENT {
+                let tracked = tracked || self.tracks.note_attempt(look.netns, &socket.ends, socket.cgroup);
+                known.phase = Phase::Attempt(looks + 1, tracked);
+                return known;
+            }
+            let claimed = self.tracks.claim(look.netns, &socket.ends, is_closing(socket.state), look.began);
+            let methods = if claimed.is_some() { look.methods.union(Methods::CONNTRACK) } else { look.methods };
+            if let Some((counted_for, over)) = claimed.and_then(|found| found.counted) {
+                known.adopted(counted_for, over);
+                self.accounts.see(counted_for, methods);
+            } else {
+                known.without_bytes = socket.bytes.is_none();
+                let evidence = Evidence { methods, inferred: false, without_bytes: known.without_bytes };
+                let fits = self.accounts.open(known.key, evidence);
+                space.counted.count(Role::Client);
+                known.phase = if fits { Phase::Open } else { Phase::Over };
+            }
+        }
+        if socket.id != SocketId::NOBODYS {
+            known.id = socket.id;
+        }
+        self.weigh(&mut known, socket);
+        known
+    }
+
+    /// Takes in what a socket has transferred.
+    fn weigh(&mut self, known: &mut Known, socket: &Socket) {
+        if let (Phase::Open, Some(bytes)) = (known.phase, socket.bytes) {
+            let bytes = bytes.max(known.bytes);
+            self.accounts.transfer(known.key, bytes.since(known.bytes));
+            known.bytes = bytes;
+        }
+        known.is_final = socket.is_final && socket.bytes.is_some();
+        known.state = socket.state;
+    }
+
+    /// Sockets that no look has shown before.
+    fn begin(
+        &mut self,
+        space: &mut Space,
+        look: &Look<'_>,
+        new: &[(&Socket, u64)],
+        lately_gone: &HashMap<SocketId, FlowKey>,
+    ) {
+        // Connections that the namespace has accepted since the last look and that no listener explains.
+        let accepted =
+            look.counts.map(|[_, after]| after.passive_opens.saturating_sub(space.counted.earlier.passive_opens));
+        let explained = new.iter().filter(|(socket, _)| space.listens(socket.ends.local).is_some()).count() as u64;
+        let all_others_are_clients = !look.finds_old && accepted.is_some_and(|accepted| accepted <= explained);
+        for (socket, cgroup) in new {
+            let ends = socket.ends;
+            if socket.state == state::SYN_SENT {
+                let tracked = self.tracks.note_attempt(look.netns, &ends, Some(*cgroup));
+                let key = key(look.netns, *cgroup, Role::Client, &ends);
+                space.sockets.insert(ends, Known::new(socket, key, Phase::Attempt(1, tracked)));
+                continue;
+            }
+            if let Some(key) = lately_gone.get(&socket.id).filter(|_| socket.id != SocketId::NOBODYS) {
+                space.sockets.insert(ends, Known::new(socket, *key, Phase::Over));
+                continue;
+            }
+            let claimed = self.tracks.claim(look.netns, &ends, is_closing(socket.state), look.began);
+            let (role, inferred) = match claimed {
+                Some(found) => (found.role, false),
+                None => self.role(space, look.netns, &ends, all_others_are_clients),
+            };
+            let methods = if claimed.is_some() { look.methods.union(Methods::CONNTRACK) } else { look.methods };
+            if let Some((counted_for, over)) = claimed.and_then(|found| found.counted) {
+                self.accounts.see(counted_for, methods);
+                let mut known = Known::new(socket, counted_for, Phase::Open);
+                known.adopted(counted_for, over);
+                self.weigh(&mut known, socket);
+                space.sockets.insert(ends, known);
+                continue;
+            }
+            let key = key(look.netns, *cgroup, role, &ends);
+            let evidence = Evidence { methods, inferred, without_bytes: socket.bytes.is_none() };
+            let bytes = socket.bytes.unwrap_or_default();
+            let fits = if look.finds_old && claimed.is_none_or(|found| found.old) {
+                self.accounts.find(key, bytes, evidence)
+            } else {
+                space.counted.count(role);
+                self.accounts.open(key, evidence)
+            };
+            let mut known = Known::new(socket, key, if fits { Phase::Open } else { Phase::Over });
+            known.without_bytes = evidence.without_bytes;
+            self.weigh(&mut known, socket);
+            space.sockets.insert(ends, known);
+        }
+    }
+
+    /// A socket that is not there any more.
+    fn end(&mut self, space: &mut Space, look: &Look<'_>, known: Known) {
+        match known.phase {
+            Phase::Over => {}
+            // Conntrack tells what came of it.
+            Phase::Attempt(_, true) => {}
+            Phase::Attempt(looks, false) => {
+                let evidence = Evidence { methods: look.methods, inferred: false, without_bytes: true };
+                let failures = look
+                    .counts
+                    .map_or(0, |[_, after]| after.attempt_fails.saturating_sub(space.counted.earlier.attempt_fails));
+                space.counted.count(Role::Client);
+                // Nobody saw it. One that had waited for two looks was not answered; else by what the namespace counts.
+                if looks > 1 || failures > 0 || look.counts.is_none() {
+                    space.counted.failed += 1;
+                    self.accounts.fail(known.key, evidence);
+                } else if self.accounts.open(known.key, evidence) {
+                    self.accounts.close(known.key, Bytes::default(), false);
+                }
+            }
+            Phase::Open => {
+                self.accounts.close(known.key, known.bytes, known.ends_unknown());
+                if known.id != SocketId::NOBODYS {
+                    space.lately_gone.insert(known.id, known.key);
+                }
+            }
+        }
+    }
+
+    /// Which end a socket is, and whether that is a guess.
+    fn role(&self, space: &Space, netns: u32, ends: &Endpoints, all_others_are_clients: bool) -> (Role, bool) {
+        if space.listens(ends.local).is_some() {
+            return (Role::Server, false);
+        }
+        let there =
+            if ends.remote.0.is_loopback() { Some(netns) } else { self.owners.get(&ends.remote.0).copied().flatten() };
+        let listens = match there {
+            Some(there) if there == netns => space.listens(ends.remote).is_some(),
+            Some(there) => self.spaces.get(&there).is_some_and(|space| space.listens(ends.remote).is_some()),
+            None => false,
+        };
+        if listens || all_others_are_clients {
+            return (Role::Client, false);
+        }
+        let looks_like_a_server = ends.local.1 < EPHEMERAL && ends.remote.1 >= EPHEMERAL;
+        (if looks_like_a_server { Role::Server } else { Role::Client }, true)
+    }
+
+    /// Decides about connections that conntrack knows and that no look has shown.
+    pub(super) fn settle(&mut self) {
+        let (owners, here) = (&self.owners, self.conntrack_at);
+        self.tracks.find_homes(true, |ends| home(owners, here, ends));
+        self.tracks.settle(self.clock, &mut Unseen { spaces: &mut self.spaces, accounts: &mut self.accounts });
+        let spaces = &self.spaces;
+        self.tracks.forget(|netns| spaces.get(&netns).map_or(u64::MAX, |space| space.looked.unwrap_or(0)));
+    }
+
+    /// A namespace without processes: what was open there is over.
+    pub(super) fn leave(&mut self, netns: u32) {
+        let Some(mut space) = self.spaces.remove(&netns) else { return };
+        for known in std::mem::take(&mut space.sockets).into_values() {
+            if known.phase == Phase::Open {
+                self.accounts.close(known.key, known.bytes, known.ends_unknown());
+            }
+        }
+        space.looked = Some(u64::MAX);
+        // A last time, for what only conntrack has seen.
+        self.spaces.insert(netns, space);
+        self.settle();
+        if let Some(space) = self.spaces.remove(&netns) {
+            self.missed_by_gone.opened += space.counted.missed.opened;
+            self.missed_by_gone.failed += space.counted.missed.failed;
+        }
+        self.find_owners();
+    }
+
+    /// What namespaces have counted themselves and nothing has shown: at least so many.
+    pub(super) fn missed(&self) -> Missed {
+        self.spaces.values().map(|space| space.counted.missed).fold(self.missed_by_gone, |sum, missed| Missed {
+            opened: sum.opened + missed.opened,
+            failed: sum.failed + missed.failed,
+        })
+    }
+
+    /// Compares with what the namespace has counted itself.
+    fn compare(&self, space: &mut Space, look: &Look<'_>) {
+        let Some([before, after]) = look.counts else { return };
+        let counted = &mut space.counted;
+        counted.earlier = before;
+        let base = *counted.base.get_or_insert(if look.finds_old { after } else { TcpCounts::default() });
+        // Where others share the namespace, the rest may be theirs.
+        if look.whose.is_none() {
+            return;
+        }
+        let attempts = space.sockets.values().filter(|known| matches!(known.phase, Phase::Attempt(..))).count() as u64;
+        let clients = before.active_opens.saturating_sub(base.active_opens).saturating_sub(counted.clients + attempts);
+        let servers = before.passive_opens.saturating_sub(base.passive_opens).saturating_sub(counted.servers);
+        if clients + servers == 0 {
+            return;
+        }
+        let clients = clients.saturating_sub(self.tracks.waiting(look.netns, Role::Client));
+        let servers = servers.saturating_sub(self.tracks.waiting(look.netns, Role::Server));
+        let fails = before.attempt_fails.saturating_sub(base.attempt_fails).saturating_sub(counted.failed);
+        let failed = clients.min(fails);
+        counted.missed.failed = counted.missed.failed.max(failed);
+        counted.missed.opened = counted.missed.opened.max(clients - failed + servers);
+    }
+}
+
+impl Space {
+    fn take_listeners(&mut self, look: &Look<'_>) {
+        self.listeners.clear();
+        for listener in &look.dump.listeners {
+            let cgroup = listener.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup));
+            let at = Listening { address: listener.address, cgroup };
+            self.listeners.entry(listener.port).or_default().push(at);
+        }
+    }
+
+    /// Who listens there.
+    fn listens(&self, at: (IpAddr, u16)) -> Option<Listening> {
+        let candidates = self.listeners.get(&at.1)?;
+        let exact = candidates.iter().find(|listening| listening.address == Some(at.0));
+        exact.or_else(|| candidates.iter().find(|listening| listening.address.is_none())).copied()
+    }
+}
+
+impl Known {
+    fn new(socket: &Socket, key: FlowKey, phase: Phase) -> Self {
+        let (id, state) = (socket.id, socket.state);
+        Self { id, key, phase, bytes: Bytes::default(), state, is_final: false, without_bytes: false }
+    }
+
+    /// Conntrack has counted it, for this flow, and maybe its end.
+    fn adopted(&mut self, by: FlowKey, over: bool) {
+        self.key = by;
+        self.phase = if over { Phase::Over } else { Phase::Open };
+        self.without_bytes = true;
+    }
+
+    /// Whether only its end tells that not all of its payload is known.
+    fn ends_unknown(&self) -> bool {
+        !self.is_final && !self.without_bytes
+    }
+
+    /// A socket that waits to be accepted, or that its process has closed, has no number in `/proc`.
+    fn is(&self, id: SocketId) -> bool {
+        self.id == id || id == SocketId::NOBODYS || self.id == SocketId::NOBODYS
+    }
+}
+
+fn is_closing(of: u8) -> bool {
+    !matches!(of, state::ESTABLISHED | state::SYN_SENT)
+}
+
+fn key(netns: u32, cgroup_id: u64, role: Role, ends: &Endpoints) -> FlowKey {
+    let port = match role {
+        Role::Client => ends.remote.1,
+        Role::Server => ends.local.1,
+    };
+    FlowKey { cgroup_id, netns, role, local: ends.local.0, remote: ends.remote.0, port }
+}
+
+fn home(owners: &HashMap<IpAddr, Option<u32>>, conntrack_at: Option<u32>, ends: &Endpoints) -> Option<u32> {
+    if ends.local.0.is_loopback() { conntrack_at } else { owners.get(&ends.local.0).copied().flatten() }
+}
+
+/// Counts what only conntrack has seen.
+struct Unseen<'a> {
+    spaces: &'a mut HashMap<u32, Space>,
+    accounts: &'a mut Accounts,
+}
+
+impl Settling for Unseen<'_> {
+    fn decide(&mut self, track: &Track, role: Role) -> Side {
+        let undecided = track.side(role);
+        let Some(netns) = track.space(role) else { return undecided };
+        let Some(space) = self.spaces.get_mut(&netns) else { return Side::Nobodys };
+        let ends = track.ends(role);
+        let looked_since = |when: u64| space.looked.is_some_and(|looked| looked >= when);
+        if track.is_old() {
+            // Its socket, if it has one here, has been shown.
+            return if space.looked.is_some() { Side::Nobodys } else { undecided };
+        }
+        let Some(since) = track.established.or(track.over) else { return undecided };
+        if track.over.is_none() && !looked_since(since) {
+            return undecided;
+        }
+        let cgroup = match role {
+            Role::Client => track.attempted_by.or(space.whose),
+            Role::Server if track.has_failed() => None,
+            Role::Server => match space.listens(ends.local) {
+                Some(listening) => listening.cgroup,
+                // The listener may be newer than the last look.
+                None if !looked_since(since) => return undecided,
+                None => space.whose,
+            },
+        };
+        if space.looked.is_none() {
+            return undecided;
+        }
+        let Some(cgroup) = cgroup else { return Side::Nobodys };
+        let key = key(netns, cgroup, role, &ends);
+        let evidence = Evidence { methods: Methods::CONNTRACK, inferred: false, without_bytes: true };
+        space.counted.count(role);
+        if track.has_failed() {
+            space.counted.failed += 1;
+            self.accounts.fail(key, evidence);
+            return Side::Nobodys;
+        }
+        if self.accounts.open(key, evidence) { Side::Counted(key, false) } else { Side::Nobodys }
+    }
+
+    fn close(&mut self, key: FlowKey, track: &Track, role: Role) {
+        let payload = |carried: Carried| carried.least_payload(key.remote);
+        let bytes = track.carried.map_or(Bytes::default(), |[there, back]| match role {
+            Role::Client => Bytes { sent: payload(there), received: payload(back) },
+            Role::Server => Bytes { sent: payload(back), received: payload(there) },
+        });
+        self.accounts.transfer(key, bytes);
+        self.accounts.close(key, bytes, false);
+    }
+}

@@ -1,0 +1,299 @@
+//! A kernel in small, in which connections come and go in any order between looks and events: whatever the order, each
+//! end of each connection counts once.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+};
+
+use node_agent_common::state;
+use proptest::prelude::*;
+use topology::flow::{FlowCounters, FlowKey, Methods, Role};
+
+use super::{
+    connections::{Connections, Look},
+    conntrack_message::{Change, Direction, Entry, tcp_state},
+    socket::{Bytes, Dump, Endpoint, Endpoints, Listener, Socket, SocketId},
+};
+
+const CLIENT: (u32, u64) = (1, 11);
+const SERVER: (u32, u64) = (2, 12);
+const PORTS: [u16; 2] = [40_000, 40_001];
+
+fn client_at(port: u16) -> Endpoint {
+    (IpAddr::from([10, 0, 0, 1]), port)
+}
+
+/// What the client calls, and what a translation makes of it.
+const SERVICE: Endpoint = (IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 80);
+const BACKEND: Endpoint = (IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), 8080);
+
+/// One port of the client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Attempting,
+    Established,
+    /// The client has ended its half.
+    HalfClosed,
+    /// Both have; the server's socket waits for the last acknowledgement.
+    Lingering,
+}
+
+#[derive(Debug)]
+struct Line {
+    port: u16,
+    stage: Stage,
+    cookies: [u64; 2],
+    /// Of the entry that conntrack still has.
+    entry: Option<u32>,
+    /// The entry can begin anew, as the kernel lets it after a client's reset.
+    reopens: bool,
+}
+
+#[derive(Debug)]
+struct Kernel {
+    lines: Vec<Line>,
+    events: VecDeque<Entry>,
+    next: u32,
+    opened: u64,
+    failed: u64,
+}
+
+impl Kernel {
+    fn new() -> Self {
+        let line = |port| Line { port, stage: Stage::Idle, cookies: [0; 2], entry: None, reopens: false };
+        Self { lines: PORTS.map(line).into(), events: VecDeque::new(), next: 1, opened: 0, failed: 0 }
+    }
+
+    fn tell(&mut self, line: usize, change: Change, state: Option<u8>) {
+        let Some(id) = self.lines[line].entry else { return };
+        let client = client_at(self.lines[line].port);
+        self.events.push_back(Entry {
+            change,
+            id,
+            original: Direction { from: client, to: SERVICE },
+            reply: Direction { from: BACKEND, to: client },
+            state,
+            assured: false,
+            carried: None,
+        });
+    }
+
+    fn number(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    fn step(&mut self, line: usize, choice: u8) {
+        match (self.lines[line].stage, choice % 4) {
+            (Stage::Idle, 3) => self.expire(line),
+            (Stage::Idle, _) => self.attempt(line),
+            (Stage::Attempting, 0) => {
+                self.tell(line, Change::Is, Some(tcp_state::CLOSE));
+                self.lines[line].stage = Stage::Idle;
+                self.failed += 1;
+            }
+            (Stage::Attempting, _) => {
+                self.tell(line, Change::Is, Some(tcp_state::SYN_RECEIVED));
+                self.tell(line, Change::Is, Some(tcp_state::ESTABLISHED));
+                let cookie = u64::from(self.number());
+                self.lines[line].cookies[1] = cookie;
+                self.lines[line].stage = Stage::Established;
+                self.opened += 1;
+            }
+            (Stage::Established, 0) => {
+                // The client resets.
+                self.tell(line, Change::Is, Some(tcp_state::CLOSE));
+                self.lines[line].stage = Stage::Idle;
+                self.lines[line].reopens = true;
+            }
+            (Stage::Established, _) => {
+                self.tell(line, Change::Is, Some(4));
+                self.lines[line].stage = Stage::HalfClosed;
+            }
+            (Stage::HalfClosed, _) => {
+                self.tell(line, Change::Is, Some(tcp_state::TIME_WAIT));
+                self.lines[line].stage = Stage::Lingering;
+            }
+            (Stage::Lingering, _) => self.lines[line].stage = Stage::Idle,
+        }
+    }
+
+    fn attempt(&mut self, line: usize) {
+        if self.lines[line].entry.is_some() && self.lines[line].reopens {
+            self.tell(line, Change::Is, Some(tcp_state::SYN_SENT));
+        } else {
+            self.expire(line);
+            let id = self.number();
+            self.lines[line].entry = Some(id);
+            self.tell(line, Change::New, Some(tcp_state::SYN_SENT));
+        }
+        self.lines[line].reopens = false;
+        let cookie = u64::from(self.number());
+        self.lines[line].cookies[0] = cookie;
+        self.lines[line].stage = Stage::Attempting;
+    }
+
+    fn expire(&mut self, line: usize) {
+        self.tell(line, Change::Gone, None);
+        self.lines[line].entry = None;
+    }
+
+    fn sockets(&self, role: Role) -> Dump {
+        let mut dump = Dump::default();
+        for line in &self.lines {
+            let state = match (role, line.stage) {
+                (Role::Client, Stage::Attempting) => state::SYN_SENT,
+                (_, Stage::Established) => state::ESTABLISHED,
+                (Role::Client, Stage::HalfClosed) => state::FIN_WAIT2,
+                (Role::Server, Stage::HalfClosed) => state::CLOSE_WAIT,
+                (Role::Server, Stage::Lingering) => state::LAST_ACK,
+                _ => continue,
+            };
+            let client = client_at(line.port);
+            let (ends, cookie, cgroup) = match role {
+                Role::Client => (Endpoints { local: client, remote: SERVICE }, line.cookies[0], CLIENT.1),
+                Role::Server => (Endpoints { local: BACKEND, remote: client }, line.cookies[1], SERVER.1),
+            };
+            dump.sockets.push(Socket {
+                id: SocketId(cookie),
+                ends,
+                state,
+                cgroup: Some(cgroup),
+                bytes: Some(Bytes::default()),
+                is_final: state == state::LAST_ACK,
+            });
+        }
+        if role == Role::Server {
+            let listener = Listener { address: None, port: BACKEND.1, cgroup: Some(SERVER.1), inode: None };
+            dump.listeners.push(listener);
+        }
+        dump
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Step(u8, u8),
+    Hear,
+    /// A look, and what happens after it began and after it ended.
+    Look(bool, Option<(u8, u8)>, Option<(u8, u8)>),
+    Settle,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let step = || (0..2_u8, any::<u8>());
+    prop_oneof![
+        6 => step().prop_map(|(line, choice)| Action::Step(line, choice)),
+        1 => Just(Action::Hear),
+        2 => (any::<bool>(), prop::option::of(step()), prop::option::of(step()))
+            .prop_map(|(client, during, after)| Action::Look(client, during, after)),
+        1 => Just(Action::Settle),
+    ]
+}
+
+struct Observer {
+    kernel: Kernel,
+    connections: Connections,
+    flows: HashMap<FlowKey, FlowCounters>,
+}
+
+impl Observer {
+    fn new() -> Self {
+        let mut connections = Connections::new(1000);
+        connections.meet(CLIENT.0, Some(CLIENT.1), vec![client_at(0).0]);
+        connections.meet(SERVER.0, Some(SERVER.1), vec![BACKEND.0]);
+        Self { kernel: Kernel::new(), connections, flows: HashMap::new() }
+    }
+
+    fn hear(&mut self) {
+        for entry in self.kernel.events.drain(..) {
+            self.connections.track(&entry, false);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Step(line, choice) => self.kernel.step(line.into(), choice),
+            Action::Hear => self.hear(),
+            Action::Settle => {
+                self.hear();
+                self.connections.settle();
+            }
+            Action::Look(at_client, during, after) => {
+                self.hear();
+                let began = self.connections.now();
+                for (line, choice) in during {
+                    self.kernel.step(line.into(), choice);
+                }
+                let role = if at_client { Role::Client } else { Role::Server };
+                let dump = self.kernel.sockets(role);
+                for (line, choice) in after {
+                    self.kernel.step(line.into(), choice);
+                }
+                self.hear();
+                let (netns, whose) = if at_client { CLIENT } else { SERVER };
+                self.connections.look(Look {
+                    netns,
+                    dump: &dump,
+                    methods: Methods::SOCK_DIAG,
+                    began,
+                    finds_old: false,
+                    whose: Some(whose),
+                    is_ours: &|_| true,
+                    counts: None,
+                });
+            }
+        }
+        for (key, counters) in self.connections.accounts.report() {
+            let before = self.flows.insert(key, counters).unwrap_or_default();
+            assert!(before.opened <= counters.opened && before.closed <= counters.closed);
+            assert!(counters.closed <= counters.opened, "{counters:?}");
+        }
+    }
+
+    /// Lets everything end and be seen.
+    fn finish(&mut self) {
+        for line in 0..2 {
+            while self.kernel.lines[usize::from(line)].stage != Stage::Idle {
+                self.act(Action::Step(line, 1));
+            }
+            self.act(Action::Step(line, 3));
+        }
+        for at_client in [true, false, true, false] {
+            self.act(Action::Look(at_client, None, None));
+            self.act(Action::Settle);
+        }
+    }
+
+    fn counts(&self, role: Role) -> (u64, u64, u64) {
+        let flows = self.flows.iter().filter(|(key, _)| key.role == role).map(|(_, counters)| counters);
+        flows.fold((0, 0, 0), |sum, counters| {
+            (sum.0 + counters.opened, sum.1 + counters.closed, sum.2 + counters.failed)
+        })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #[test]
+    fn each_end_of_each_connection_counts_once(actions in prop::collection::vec(action(), 0..60)) {
+        let mut observer = Observer::new();
+        for action in actions {
+            observer.act(action);
+        }
+        observer.finish();
+        let (opened, failed) = (observer.kernel.opened, observer.kernel.failed);
+        prop_assert_eq!(observer.counts(Role::Client), (opened, opened, failed));
+        prop_assert_eq!(observer.counts(Role::Server), (opened, opened, 0));
+        let keys_are_right = observer.flows.iter().all(|(key, counters)| {
+            counters.inferred == 0
+                && match key.role {
+                    Role::Client => (key.netns, key.cgroup_id) == CLIENT && (key.remote, key.port) == SERVICE,
+                    Role::Server => (key.netns, key.cgroup_id) == SERVER && key.port == BACKEND.1,
+                }
+        });
+        prop_assert!(keys_are_right, "{:?}", observer.flows);
+    }
+}

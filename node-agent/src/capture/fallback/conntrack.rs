@@ -1,0 +1,86 @@
+//! What the node's connection tracking says, as it happens.
+
+use std::{collections::HashSet, io, path::Path};
+
+use nix::{errno::Errno, sys::socket::SockProtocol};
+
+use super::{
+    conntrack_message::{Entry, list_request, parse, parse_listed},
+    netlink::{Buffer, Netlink},
+    tracks::Name,
+};
+
+/// `NFNLGRP_CONNTRACK_NEW`, `_UPDATE` and `_DESTROY`.
+const EVENTS: u32 = 0b111;
+
+/// Room for what happens while this thread does something else: about 20,000 messages.
+const QUEUE: usize = 16 << 20;
+
+/// Messages that are taken in at a time, so that a flood does not keep the thread.
+const BATCH: usize = 4096;
+
+/// Listens to one network namespace.
+#[derive(Debug)]
+pub(super) struct Conntrack {
+    events: Netlink,
+    lists: Netlink,
+    overflows: u64,
+}
+
+/// What has come.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) entries: Vec<Entry>,
+    /// Events are missing: everything has to be listed.
+    pub(super) overflowed: bool,
+    /// There is more.
+    pub(super) more: bool,
+}
+
+impl Conntrack {
+    /// In the network namespace at this path.
+    ///
+    /// # Errors
+    /// `EPERM` without `NET_ADMIN`; what it takes to get into the namespace.
+    pub(super) fn open_in(namespace: &Path) -> io::Result<Self> {
+        let events = Netlink::open_in(namespace, SockProtocol::NetlinkNetFilter, EVENTS)?;
+        events.grow(QUEUE);
+        let lists = Netlink::open_in(namespace, SockProtocol::NetlinkNetFilter, 0)?;
+        Ok(Self { events, lists, overflows: 0 })
+    }
+
+    /// What has happened since the last call.
+    pub(super) fn drain(&mut self, buffer: &mut Buffer) -> io::Result<News> {
+        let mut news = News::default();
+        while news.entries.len() < BATCH {
+            match self.events.receive(buffer, |message| news.entries.extend(parse(&message))) {
+                Ok(true) => {}
+                Ok(false) => return Ok(news),
+                Err(Errno::ENOBUFS) => {
+                    self.overflows += 1;
+                    news.overflowed = true;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        news.more = true;
+        Ok(news)
+    }
+
+    /// Everything that is tracked now, and whether it is complete.
+    pub(super) fn list(&mut self, buffer: &mut Buffer) -> io::Result<(Vec<Entry>, bool)> {
+        let mut entries = Vec::new();
+        let interrupted = self.lists.dump(&list_request(), buffer, |body| entries.extend(parse_listed(body)))?;
+        Ok((entries, !interrupted))
+    }
+
+    /// How often the queue overflowed.
+    pub(super) fn overflows(&self) -> u64 {
+        self.overflows
+    }
+}
+
+/// The names of entries.
+pub(super) fn names(of: &[Entry]) -> HashSet<Name> {
+    of.iter().map(|entry| (entry.id, entry.original)).collect()
+}

@@ -1,0 +1,308 @@
+//! The capture without eBPF: pieced together from what the kernel tells of its sockets when it is asked, and from what
+//! connection tracking says in between.
+//!
+//! The way of a connection: `worker` passes over the network namespaces that `processes` finds, and looks (`source`)
+//! at those in which something has happened, by `sock_diag` or `proc_net`; `conntrack` says what comes and goes between
+//! two looks; `connections` makes one account of both, with `tracks` for what no look has shown; `accounts` has the
+//! flows' counters. `pace` keeps it within its share of the CPU.
+
+use std::{
+    collections::HashSet,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+use nix::sys::{
+    eventfd::{EfdFlags, EventFd},
+    utsname,
+};
+use topology::flow::FlowKey;
+
+use super::{
+    Capture, CaptureError, Degradation, Description, Feature, Finding, Losses, Mode, Reading, Reason, Refusal,
+};
+
+mod abilities;
+mod accounts;
+mod cgroups;
+mod connections;
+#[cfg(test)]
+mod connections_model;
+mod conntrack;
+mod conntrack_message;
+mod holders;
+mod messages;
+mod netlink;
+mod pace;
+mod proc_net;
+mod processes;
+mod sock_diag;
+mod socket;
+mod source;
+mod tracks;
+mod worker;
+
+use self::{abilities::Abilities, connections::Connections, worker::Worker};
+
+/// Passes that take longer than this miss connections that live for less.
+const LONGEST_PASS: Duration = Duration::from_secs(2);
+
+/// How to capture without eBPF.
+#[derive(Clone, Debug)]
+pub struct FallbackSettings {
+    /// Where the node's processes are.
+    pub proc: PathBuf,
+    /// A directory of the cgroup v2 hierarchy: the sockets made below it are this node's.
+    pub cgroup_root: PathBuf,
+    /// The process whose network namespace is the node's own: there connections between pods are tracked.
+    pub host_pid: u32,
+    /// The share of one CPU that looking may take, in thousandths.
+    pub cpu_millicores: u32,
+    /// The time between two passes, where the budget allows it.
+    pub interval: Duration,
+    /// Flows that are counted at a time; more are counted as [`Losses`].
+    pub max_flows: usize,
+}
+
+impl Default for FallbackSettings {
+    fn default() -> Self {
+        Self {
+            proc: PathBuf::from("/proc"),
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            host_pid: 1,
+            cpu_millicores: 50,
+            interval: Duration::from_millis(1500),
+            max_flows: 65_536,
+        }
+    }
+}
+
+/// A running capture. Ends with its value.
+pub struct FallbackCapture {
+    description: Description,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// What the thread and its owner have in common.
+struct Shared {
+    state: Mutex<State>,
+    stop: AtomicBool,
+    first_sights: EventFd,
+}
+
+struct State {
+    connections: Connections,
+    overflows: u64,
+    /// Namespaces with sockets whose process was not looked for, for want of budget.
+    unattributed: HashSet<u32>,
+    passes: u64,
+    last_pass: Duration,
+    cost: Duration,
+}
+
+/// What the thread has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passes {
+    /// Complete passes.
+    pub count: u64,
+    /// From the beginning of the latest one to that of the next.
+    pub last: Duration,
+    /// CPU that the latest one took.
+    pub cost: Duration,
+}
+
+/// Begins to look.
+///
+/// # Errors
+/// Where the processes of the node or its cgroups cannot be read.
+pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Refusal> {
+    let abilities = Abilities::find(settings)?;
+    let failed = |what: &str, error: &dyn std::fmt::Display| Refusal {
+        reason: Reason::LoadFailed,
+        message: format!("{what}: {error}"),
+    };
+    let first_sights = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(|error| failed("making the descriptor that tells of new flows", &error))?;
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State {
+            connections: Connections::new(settings.max_flows),
+            overflows: 0,
+            unattributed: HashSet::new(),
+            passes: 0,
+            last_pass: Duration::ZERO,
+            cost: Duration::ZERO,
+        }),
+        stop: AtomicBool::new(false),
+        first_sights,
+    });
+    let description = Description {
+        mode: Mode::Fallback,
+        attach: abilities.attach(),
+        attached_at: SystemTime::now(),
+        kernel: utsname::uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned()),
+        degradations: abilities.degradations(),
+    };
+    let (settings, for_thread) = (settings.clone(), Arc::clone(&shared));
+    let thread = std::thread::Builder::new()
+        .name("fallback".into())
+        // Made in the thread: the budget is of its CPU.
+        .spawn(move || Worker::new(settings, for_thread, abilities.cgroups, abilities.conntrack).run())
+        .map_err(|error| failed("starting the thread that looks", &error))?;
+    Ok(FallbackCapture { description, shared, thread: Some(thread) })
+}
+
+/// What this machine lets the fallback do, line by line.
+#[must_use]
+pub fn probe_fallback(settings: &FallbackSettings) -> Vec<Finding> {
+    // In a thread of its own, as it goes through network namespaces.
+    let findings = std::thread::scope(|scope| scope.spawn(|| abilities::probe(settings)).join());
+    findings.unwrap_or_else(|_| {
+        vec![Finding {
+            attach: None,
+            what: "fallback",
+            ok: false,
+            detail: "looking at what is possible panicked".into(),
+            refusal: Some(Reason::LoadFailed),
+        }]
+    })
+}
+
+impl FallbackCapture {
+    /// What the thread has done so far.
+    #[must_use]
+    pub fn passes(&self) -> Passes {
+        let state = self.shared.lock();
+        Passes { count: state.passes, last: state.last_pass, cost: state.cost }
+    }
+
+    /// How many connections of conntrack's are remembered.
+    #[must_use]
+    pub fn tracked(&self) -> usize {
+        self.shared.lock().connections.tracked()
+    }
+
+    /// The thread's end, if it has ended although nobody asked for it.
+    fn failure(&mut self) -> Option<CaptureError> {
+        let thread = self.thread.take_if(|thread| thread.is_finished())?;
+        let source = match thread.join() {
+            Ok(Ok(())) => io::Error::other("it ended"),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::other("it panicked"),
+        };
+        Some(failure(source))
+    }
+
+    fn describe_passes(&mut self, last: Duration, cost: Duration, unattributed: usize) {
+        let kept = |feature| !matches!(feature, Feature::PassInterval | Feature::SocketOwners);
+        self.description.degradations.retain(|degradation| kept(degradation.feature));
+        if last > LONGEST_PASS {
+            self.description.degradations.push(Degradation {
+                feature: Feature::PassInterval,
+                message: format!(
+                    "a pass over the network namespaces takes {:.1} s ({} ms of CPU) within its budget: of connections \
+                     that live for less, only those are seen that conntrack knows. Raise \
+                     spec.capture.fallback.cpuBudget",
+                    last.as_secs_f64(),
+                    cost.as_millis()
+                ),
+            });
+        }
+        if unattributed > 0 {
+            self.description.degradations.push(Degradation {
+                feature: Feature::SocketOwners,
+                message: format!(
+                    "in {unattributed} network namespaces sockets belong to the pod as a whole, as there was no budget \
+                     to look for their processes. Raise spec.capture.fallback.cpuBudget"
+                ),
+            });
+        }
+    }
+}
+
+fn failure(source: io::Error) -> CaptureError {
+    CaptureError { attempted: "looking at the open sockets".into(), source: Box::new(source) }
+}
+
+impl Capture for FallbackCapture {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn read(&mut self) -> Result<Reading, CaptureError> {
+        // Read first: what comes after it is told again.
+        let _ = self.shared.first_sights.read();
+        if let Some(failure) = self.failure() {
+            return Err(failure);
+        }
+        if self.thread.is_none() {
+            return Err(failure(io::Error::other("it has ended")));
+        }
+        let mut state = self.shared.lock();
+        let missed = state.connections.missed();
+        let accounts = &mut state.connections.accounts;
+        let lost = accounts.lost();
+        let (flows, seen) = (accounts.report(), accounts.seen());
+        let losses = Losses {
+            opened: lost.opened + missed.opened,
+            failed: lost.failed + missed.failed,
+            event_overflows: state.overflows,
+            ..Losses::default()
+        };
+        let (last, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
+        drop(state);
+        self.describe_passes(last, cost, unattributed);
+        Ok(Reading { flows, losses, seen })
+    }
+
+    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.shared.first_sights.as_fd())
+    }
+
+    fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {
+        let mut state = self.shared.lock();
+        keys.iter().filter(|key| state.connections.accounts.forget(key)).copied().collect()
+    }
+}
+
+impl Drop for FallbackCapture {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn announce(&self) {
+        // It fails where the reader has been told so often that the counter is full: it knows.
+        let _ = self.first_sights.write(1);
+    }
+}
+
+impl State {
+    fn passed(&mut self, took: Duration, cost: Duration) {
+        self.passes += 1;
+        (self.last_pass, self.cost) = (took, cost);
+    }
+
+    fn unattributed(&mut self, netns: u32, is: bool) {
+        if is {
+            self.unattributed.insert(netns);
+        } else {
+            self.unattributed.remove(&netns);
+        }
+    }
+}

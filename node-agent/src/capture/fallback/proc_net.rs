@@ -1,0 +1,202 @@
+//! What `/proc/<pid>/net` tells everybody about a process's network namespace: its sockets, and how many connections
+//! it has made.
+
+use std::{
+    fs::File,
+    io::{self, BufRead as _, BufReader, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::FileExt as _,
+    path::Path,
+};
+
+use node_agent_common::state;
+
+use super::socket::{Dump, Endpoint, Endpoints, Listener, Socket, SocketId};
+
+/// Everything that is open in the namespace of the process with this directory.
+pub(super) fn dump(process: &Path) -> io::Result<Dump> {
+    let mut dump = Dump::default();
+    read_table(&process.join("net/tcp"), &mut dump)?;
+    match read_table(&process.join("net/tcp6"), &mut dump) {
+        // Without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    Ok(dump)
+}
+
+fn read_table(path: &Path, dump: &mut Dump) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(64 * 1024, File::open(path)?);
+    let mut line = Vec::with_capacity(256);
+    while reader.read_until(b'\n', &mut line)? != 0 {
+        take(&line, dump);
+        line.clear();
+    }
+    Ok(())
+}
+
+/// `  1: 0100007F:1F90 0200007F:C350 01 …:… …:… … uid timeout inode …`
+fn take(line: &[u8], dump: &mut Dump) -> Option<()> {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let (local, remote) = (endpoint(words.nth(1)?)?, endpoint(words.next()?)?);
+    let state = u8::try_from(number(words.next()?, 16)?).ok()?;
+    // Queues, timer, retransmissions, user, timeout.
+    let inode = number(words.nth(5)?, 10)?;
+    match state {
+        state::LISTEN => {
+            let address = (!local.0.is_unspecified()).then_some(local.0);
+            dump.listeners.push(Listener { address, port: local.1, cgroup: None, inode: Some(inode) });
+        }
+        state::SYN_RECV | state::TIME_WAIT | state::CLOSE => {}
+        _ => dump.sockets.push(Socket {
+            id: SocketId(inode),
+            ends: Endpoints { local, remote },
+            state,
+            cgroup: None,
+            bytes: None,
+            is_final: false,
+        }),
+    }
+    Some(())
+}
+
+/// An address as 32-bit words in the machine's byte order, then the port.
+fn endpoint(word: &[u8]) -> Option<Endpoint> {
+    let colon = word.iter().position(|byte| *byte == b':')?;
+    let port = u16::try_from(number(word.get(colon + 1..)?, 16)?).ok()?;
+    let digits = word.get(..colon)?;
+    let word_at = |at: usize| number(digits.get(at * 8..at * 8 + 8)?, 16).and_then(|word| u32::try_from(word).ok());
+    let address = match digits.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word_at(0)?.to_ne_bytes())),
+        32 => {
+            let mut bytes = [0; 16];
+            for (at, chunk) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *chunk = word_at(at)?.to_ne_bytes();
+            }
+            Ipv6Addr::from(bytes).to_canonical()
+        }
+        _ => return None,
+    };
+    Some((address, port))
+}
+
+fn number(digits: &[u8], base: u32) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, base).ok()
+}
+
+/// What a network namespace has counted of TCP since it was made (RFC 4022).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct TcpCounts {
+    /// Attempts to connect.
+    pub(super) active_opens: u64,
+    /// Connections accepted by the kernel.
+    pub(super) passive_opens: u64,
+    /// Attempts that failed.
+    pub(super) attempt_fails: u64,
+    /// Connections reset.
+    pub(super) resets: u64,
+    /// Open now.
+    pub(super) established: u64,
+}
+
+/// The open file, so that asking again costs one call. It keeps the namespace alive.
+#[derive(Debug)]
+pub(super) struct TcpCounter {
+    file: File,
+}
+
+impl TcpCounter {
+    /// Of the namespace of the process with this directory.
+    pub(super) fn open(process: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::open(process.join("net/snmp"))? })
+    }
+
+    pub(super) fn read(&self) -> io::Result<TcpCounts> {
+        let mut text = [0; 8192];
+        let length = self.file.read_at(&mut text, 0)?;
+        tcp_counts(&String::from_utf8_lossy(&text[..length]))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no counters of TCP in net/snmp"))
+    }
+}
+
+fn tcp_counts(text: &str) -> Option<TcpCounts> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp:"));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let mut counts = TcpCounts::default();
+    let mut found = 0;
+    for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
+        let field = match name {
+            "ActiveOpens" => &mut counts.active_opens,
+            "PassiveOpens" => &mut counts.passive_opens,
+            "AttemptFails" => &mut counts.attempt_fails,
+            "EstabResets" => &mut counts.resets,
+            "CurrEstab" => &mut counts.established,
+            _ => continue,
+        };
+        *field = value.parse().ok()?;
+        found += 1;
+    }
+    (found == 5).then_some(counts)
+}
+
+/// A whole small file.
+pub(super) fn read_small(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TCP: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4001 1 0000 100 0 0 10 0\n   1: 0100007F:1F90 0200000A:C350 01 00000000:00000000 00:00000000 00000000     0        0 4002 1 0000 20 4 30 10 -1\n   2: 0100007F:1F90 0200000A:C351 06 00000000:00000000 03:00000000 00000000     0        0 0 3 0000\n";
+    const TCP6: &str = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: 0000000000000000FFFF00000100007F:1F90 0000000000000000FFFF00000300000A:C352 08 00000000:00000000 00:00000000 00000000     0        0 4003 1 0000 20 4 30 10 -1\n   1: B80D0120000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4004 1 0000 100 0 0 10 0\n";
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn both_tables_are_read() {
+        let process = tempfile::tempdir().unwrap();
+        fs::create_dir(process.path().join("net")).unwrap();
+        fs::write(process.path().join("net/tcp"), TCP).unwrap();
+        fs::write(process.path().join("net/tcp6"), TCP6).unwrap();
+        let found = dump(process.path()).unwrap();
+        let here = (IpAddr::from([127, 0, 0, 1]), 8080);
+        let ends = |last, port| Endpoints { local: here, remote: (IpAddr::from([10, 0, 0, last]), port) };
+        let sockets: Vec<_> = found.sockets.iter().map(|socket| (socket.id.0, socket.ends, socket.state)).collect();
+        assert_eq!(
+            sockets,
+            [
+                (4002, ends(2, 50_000), state::ESTABLISHED),
+                // IPv4 by a socket of IPv6.
+                (4003, ends(3, 50_002), state::CLOSE_WAIT),
+            ]
+        );
+        let listeners: Vec<_> = found.listeners.iter().map(|at| (at.address, at.port, at.inode)).collect();
+        let v6 = "2001:db8::1".parse().unwrap();
+        assert_eq!(listeners, [(None, 8080, Some(4001)), (Some(v6), 80, Some(4004))]);
+        fs::remove_file(process.path().join("net/tcp6")).unwrap();
+        assert_eq!(dump(process.path()).unwrap().sockets.len(), 1, "IPv6 may be off");
+    }
+
+    #[test]
+    fn the_namespaces_own_counts_are_read() {
+        let text = "Ip: Forwarding DefaultTTL\nIp: 1 64\nTcp: RtoAlgorithm MaxConn ActiveOpens PassiveOpens AttemptFails EstabResets CurrEstab InSegs\nTcp: 1 -1 5 6 7 8 9 10\n";
+        let expected = TcpCounts { active_opens: 5, passive_opens: 6, attempt_fails: 7, resets: 8, established: 9 };
+        assert_eq!(tcp_counts(text), Some(expected));
+        assert_eq!(tcp_counts("Tcp: ActiveOpens\nTcp: 5\n"), None);
+        assert!(TcpCounter::open(Path::new("/proc/self")).unwrap().read().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read(line in prop::collection::vec(any::<u8>(), 0..200), text in ".*") {
+            let _ = take(&line, &mut Dump::default());
+            let _ = tcp_counts(&text);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Sockets of one network namespace as a look shows them, whoever was asked.
+
+use std::net::IpAddr;
+
+/// Payload in both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Bytes {
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+impl Bytes {
+    /// What has come since `earlier`.
+    pub(super) fn since(self, earlier: Self) -> Self {
+        Self { sent: self.sent.saturating_sub(earlier.sent), received: self.received.saturating_sub(earlier.received) }
+    }
+
+    /// The greater of each.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { sent: self.sent.max(other.sent), received: self.received.max(other.received) }
+    }
+}
+
+/// An address and a port.
+pub(super) type Endpoint = (IpAddr, u16);
+
+/// Where a connection's own end is and where its other end is, as this end sees them. IPv4-mapped addresses are IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Endpoints {
+    pub(super) local: Endpoint,
+    pub(super) remote: Endpoint,
+}
+
+/// Tells a socket from a later one between the same endpoints: its cookie, or the number of its inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct SocketId(pub(super) u64);
+
+impl SocketId {
+    /// A socket that no process holds any more, where only its inode tells it from others.
+    pub(super) const NOBODYS: Self = Self(0);
+}
+
+/// One end of a connection, or of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Socket {
+    pub(super) id: SocketId,
+    pub(super) ends: Endpoints,
+    /// See [`node_agent_common::state`].
+    pub(super) state: u8,
+    /// The id of the cgroup it was made in, where the kernel says so.
+    pub(super) cgroup: Option<u64>,
+    /// Payload so far, where the kernel says so.
+    pub(super) bytes: Option<Bytes>,
+    /// Whether no more payload can come.
+    pub(super) is_final: bool,
+}
+
+/// Somebody listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Listener {
+    /// `None`: at any.
+    pub(super) address: Option<IpAddr>,
+    pub(super) port: u16,
+    /// See [`Socket::cgroup`].
+    pub(super) cgroup: Option<u64>,
+    /// Where its cgroup has to be found by the process that holds it.
+    pub(super) inode: Option<u64>,
+}
+
+/// Everything that one look at a namespace showed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dump {
+    pub(super) sockets: Vec<Socket>,
+    pub(super) listeners: Vec<Listener>,
+}

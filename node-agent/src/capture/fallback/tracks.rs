@@ -1,0 +1,395 @@
+//! What conntrack has told of connections: which of them no look at the sockets has shown.
+//!
+//! A track has two sides, the client's and the server's, each in the network namespace that has its address. A side
+//! waits until a look shows its socket (then the socket counts), or until it is certain that none will (then the track
+//! counts). So a connection counts once, whatever is known of it first. Pure.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use topology::flow::{FlowKey, Role};
+
+use super::{
+    conntrack_message::{Carried, Change, Direction, Entry, tcp_state},
+    socket::Endpoints,
+};
+
+/// A side whose address no namespace has after so many attempts is not of this node.
+const LOOK_UPS: u8 = 8;
+
+/// Tracks that are over are remembered for late looks, but no more than so many.
+const REMEMBERED: usize = 65_536;
+
+/// What is to be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Not decided; how often it was not known where it is.
+    Waiting(u8),
+    /// A socket counts.
+    Socket,
+    /// The track counts, for this flow; whether a socket has been found since.
+    Counted(FlowKey, bool),
+    /// Nobody's: of another node, or from before.
+    Nobodys,
+}
+
+/// One connection or attempt.
+#[derive(Clone, Debug)]
+pub(super) struct Track {
+    id: u32,
+    original: Direction,
+    reply: Direction,
+    /// The network namespaces of the client's and the server's side.
+    spaces: [Option<u32>; 2],
+    sides: [Side; 2],
+    /// Whether the track has counted a side's end.
+    closed: [bool; 2],
+    /// Whether it is over and everything is counted.
+    finished: bool,
+    /// The cgroup of the socket that was seen attempting, if one was.
+    pub(super) attempted_by: Option<u64>,
+    /// When it was known that the handshake was completed.
+    pub(super) established: Option<u64>,
+    /// When it was known to be over.
+    pub(super) over: Option<u64>,
+    /// It is over as nothing more is known of it, not because it ended.
+    lost_sight: bool,
+    /// It was there when the capture began.
+    old: bool,
+    pub(super) carried: Option<[Carried; 2]>,
+}
+
+impl Track {
+    /// Where a side is, as it sees itself and the other.
+    pub(super) fn ends(&self, role: Role) -> Endpoints {
+        match role {
+            Role::Client => Endpoints { local: self.original.from, remote: self.original.to },
+            Role::Server => Endpoints { local: self.reply.from, remote: self.reply.to },
+        }
+    }
+
+    pub(super) fn side(&self, role: Role) -> Side {
+        self.sides[role as usize]
+    }
+
+    pub(super) fn space(&self, role: Role) -> Option<u32> {
+        self.spaces[role as usize]
+    }
+
+    /// Whether it is over without ever having been established.
+    pub(super) fn has_failed(&self) -> bool {
+        self.over.is_some() && self.established.is_none()
+    }
+
+    /// Whether it was there when the capture began.
+    pub(super) fn is_old(&self) -> bool {
+        self.old
+    }
+
+    fn waits(&self) -> bool {
+        self.sides.iter().any(|side| matches!(side, Side::Waiting(_)))
+    }
+
+    fn take(&mut self, entry: &Entry, now: u64) {
+        let established = entry.assured
+            || entry.state.is_some_and(|state| (tcp_state::ESTABLISHED..=tcp_state::TIME_WAIT).contains(&state));
+        if established && !self.has_failed() {
+            self.established.get_or_insert(now);
+        }
+        let ended = matches!(entry.state, Some(tcp_state::TIME_WAIT | tcp_state::CLOSE));
+        if (ended || entry.change == Change::Gone) && self.over.is_none() {
+            self.over = Some(now);
+            self.lost_sight = !ended;
+        }
+        if entry.carried.is_some() {
+            self.carried = entry.carried;
+        }
+    }
+}
+
+/// What a socket that was seen for the first time belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Match {
+    pub(super) role: Role,
+    /// The flow for which the track has counted it, and whether it has counted its end, too.
+    pub(super) counted: Option<(FlowKey, bool)>,
+    /// It was there when the capture began.
+    pub(super) old: bool,
+}
+
+/// An entry of conntrack's: the kernel makes its number of where the entry is stored, so it needs the addresses.
+pub(super) type Name = (u32, Direction);
+
+/// Counts what no look has shown.
+pub(super) trait Settling {
+    /// What becomes of a side that waits.
+    fn decide(&mut self, track: &Track, role: Role) -> Side;
+
+    /// A side that was counted is over.
+    fn close(&mut self, key: FlowKey, track: &Track, role: Role);
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Tracks {
+    /// By number of our own, as an entry of conntrack's can begin anew.
+    tracks: HashMap<u64, Track>,
+    next: u64,
+    /// Entries that exist: `None` where nothing is to be done for them any more.
+    current: HashMap<Name, Option<u64>>,
+    /// Sides by where they are.
+    at: HashMap<(u32, Endpoints), Vec<u64>>,
+    /// With a side that waits, or over and not counted as such.
+    undecided: BTreeSet<u64>,
+    /// With a side that waits to know where it is.
+    homeless: BTreeSet<u64>,
+    finished: VecDeque<(u64, u64)>,
+}
+
+impl Tracks {
+    /// Takes in what conntrack says; `now` counts up with each message. `listed` at the start: the entry is from
+    /// before. `home` is where an address is.
+    pub(super) fn take(&mut self, entry: &Entry, now: u64, at_start: bool, home: impl Fn(&Endpoints) -> Option<u32>) {
+        let name = (entry.id, entry.original);
+        let begins = matches!(entry.state, Some(tcp_state::SYN_SENT | tcp_state::SYN_RECEIVED));
+        let serial = match self.current.get(&name).copied() {
+            Some(Some(serial)) if self.tracks.get(&serial).is_some_and(|track| track.over.is_none() || !begins) => {
+                serial
+            }
+            Some(None) if entry.change == Change::Gone => {
+                self.current.remove(&name);
+                return;
+            }
+            Some(None) if !begins => return,
+            None if entry.change == Change::Gone => return,
+            _ => self.begin(entry, at_start && !begins, &home),
+        };
+        let Some(track) = self.tracks.get_mut(&serial) else { return };
+        track.take(entry, now);
+        if !track.finished && (track.over.is_some() || track.waits()) {
+            self.undecided.insert(serial);
+        }
+        if entry.change == Change::Gone {
+            self.current.remove(&name);
+        } else {
+            self.current.insert(name, Some(serial));
+        }
+    }
+
+    fn begin(&mut self, entry: &Entry, old: bool, home: &impl Fn(&Endpoints) -> Option<u32>) -> u64 {
+        let serial = self.next;
+        self.next += 1;
+        let track = Track {
+            id: entry.id,
+            original: entry.original,
+            reply: entry.reply,
+            spaces: [None; 2],
+            sides: [Side::Waiting(0); 2],
+            closed: [false; 2],
+            finished: false,
+            attempted_by: None,
+            established: None,
+            over: None,
+            lost_sight: false,
+            old,
+            carried: None,
+        };
+        self.tracks.insert(serial, track);
+        self.homeless.insert(serial);
+        self.settle_in(serial, false, home);
+        serial
+    }
+
+    /// Finds the namespaces of sides again, as far as they are not known; whether that counts as an attempt.
+    pub(super) fn find_homes(&mut self, counts: bool, home: impl Fn(&Endpoints) -> Option<u32>) {
+        for serial in self.homeless.clone() {
+            self.settle_in(serial, counts, &home);
+        }
+    }
+
+    fn settle_in(&mut self, serial: u64, counts: bool, home: &impl Fn(&Endpoints) -> Option<u32>) {
+        let Some(track) = self.tracks.get_mut(&serial) else {
+            self.homeless.remove(&serial);
+            return;
+        };
+        let mut homeless = false;
+        for role in [Role::Client, Role::Server] {
+            let Side::Waiting(attempts) = track.sides[role as usize] else { continue };
+            if track.spaces[role as usize].is_some() {
+                continue;
+            }
+            let ends = track.ends(role);
+            if let Some(space) = home(&ends) {
+                track.spaces[role as usize] = Some(space);
+                self.at.entry((space, ends)).or_default().push(serial);
+            } else if attempts >= LOOK_UPS {
+                track.sides[role as usize] = Side::Nobodys;
+            } else {
+                track.sides[role as usize] = Side::Waiting(attempts + u8::from(counts));
+                homeless = true;
+            }
+        }
+        if !homeless {
+            self.homeless.remove(&serial);
+        }
+    }
+
+    /// Entries that a complete list of conntrack's does not have are gone.
+    pub(super) fn keep_only(&mut self, listed: &HashSet<Name>, now: u64) {
+        let gone: Vec<_> = self.current.keys().filter(|name| !listed.contains(name)).copied().collect();
+        for name in gone {
+            let Some(Some(serial)) = self.current.remove(&name) else { continue };
+            if let Some(track) = self.tracks.get_mut(&serial)
+                && track.over.is_none()
+            {
+                (track.over, track.lost_sight) = (Some(now), true);
+                self.undecided.insert(serial);
+            }
+        }
+    }
+
+    /// A socket was seen for the first time, by a look that began then: the latest track that can be its own.
+    pub(super) fn claim(&mut self, space: u32, ends: &Endpoints, is_closing: bool, began: u64) -> Option<Match> {
+        let serials = self.at.get(&(space, *ends))?;
+        let role_of = |track: &Track| {
+            [Role::Client, Role::Server]
+                .into_iter()
+                .find(|role| track.spaces[*role as usize] == Some(space) && track.ends(*role) == *ends)
+        };
+        // A socket that has not begun to end has no track that had ended when the look began.
+        let possible = |track: &Track| track.over.is_none_or(|over| over > began) || track.lost_sight || is_closing;
+        let find = |wanted: fn(Side) -> bool| {
+            serials.iter().rev().find_map(|serial| {
+                let track = self.tracks.get(serial)?;
+                let role = role_of(track)?;
+                (possible(track) && wanted(track.side(role))).then_some((*serial, role))
+            })
+        };
+        let (serial, role) = find(|side| matches!(side, Side::Waiting(_)))
+            .or_else(|| find(|side| matches!(side, Side::Counted(_, false))))?;
+        let track = self.tracks.get_mut(&serial)?;
+        let side = &mut track.sides[role as usize];
+        let counted = match *side {
+            Side::Counted(key, _) => {
+                *side = Side::Counted(key, true);
+                Some((key, track.closed[role as usize]))
+            }
+            _ => {
+                *side = Side::Socket;
+                None
+            }
+        };
+        Some(Match { role, counted, old: track.old })
+    }
+
+    /// A socket was seen attempting. Whether a track will tell what comes of it.
+    pub(super) fn note_attempt(&mut self, space: u32, ends: &Endpoints, cgroup: Option<u64>) -> bool {
+        let Some(serial) = self.at.get(&(space, *ends)).and_then(|serials| serials.last()) else { return false };
+        let Some(track) = self.tracks.get_mut(serial) else { return false };
+        track.attempted_by = cgroup.or(track.attempted_by);
+        matches!(track.side(Role::Client), Side::Waiting(_))
+    }
+
+    /// A socket of somebody else's is there.
+    pub(super) fn disown(&mut self, space: u32, ends: &Endpoints) {
+        for serial in self.at.get(&(space, *ends)).into_iter().flatten() {
+            let Some(track) = self.tracks.get_mut(serial) else { continue };
+            for role in [Role::Client, Role::Server] {
+                if track.spaces[role as usize] == Some(space)
+                    && track.ends(role) == *ends
+                    && matches!(track.side(role), Side::Waiting(_))
+                {
+                    track.sides[role as usize] = Side::Nobodys;
+                }
+            }
+        }
+    }
+
+    /// The namespaces at which a look would decide something.
+    pub(super) fn to_look_at(&self) -> HashSet<u32> {
+        let tracks = self.undecided.iter().filter_map(|serial| self.tracks.get(serial));
+        let known = tracks.filter(|track| track.established.is_some() || track.over.is_some());
+        let waiting = |track: &Track, role| track.space(role).filter(|_| matches!(track.side(role), Side::Waiting(_)));
+        known.flat_map(|track| [waiting(track, Role::Client), waiting(track, Role::Server)]).flatten().collect()
+    }
+
+    /// How many sides of this role wait that may be in this namespace.
+    pub(super) fn waiting(&self, space: u32, role: Role) -> u64 {
+        let tracks = self.undecided.iter().filter_map(|serial| self.tracks.get(serial));
+        let may_be = |track: &&Track| {
+            track.space(role).is_none_or(|at| at == space) && matches!(track.side(role), Side::Waiting(_))
+        };
+        tracks.filter(may_be).count() as u64
+    }
+
+    /// Decides what can be decided.
+    pub(super) fn settle(&mut self, now: u64, by: &mut impl Settling) {
+        for serial in self.undecided.clone() {
+            let Some(track) = self.tracks.get_mut(&serial) else {
+                self.undecided.remove(&serial);
+                continue;
+            };
+            for role in [Role::Client, Role::Server] {
+                if matches!(track.side(role), Side::Waiting(_)) {
+                    track.sides[role as usize] = by.decide(track, role);
+                }
+            }
+            if track.waits() {
+                continue;
+            }
+            self.undecided.remove(&serial);
+            if track.over.is_none() {
+                continue;
+            }
+            for role in [Role::Client, Role::Server] {
+                // Where a socket has been found since, its end counts.
+                if let Side::Counted(key, false) = track.side(role)
+                    && !track.has_failed()
+                {
+                    track.closed[role as usize] = true;
+                    by.close(key, track, role);
+                }
+            }
+            track.finished = true;
+            self.finished.push_back((serial, now));
+        }
+    }
+
+    /// Lets go of what is over and counted, once every look that could show a rest of it has come.
+    pub(super) fn forget(&mut self, looked: impl Fn(u32) -> u64) {
+        let mut kept = VecDeque::new();
+        while let Some((serial, at)) = self.finished.pop_front() {
+            let Some(track) = self.tracks.get(&serial) else { continue };
+            let seen = track.spaces.iter().flatten().all(|space| looked(*space) > at);
+            if seen || kept.len() + self.finished.len() >= REMEMBERED {
+                self.remove(serial);
+            } else {
+                kept.push_back((serial, at));
+            }
+        }
+        self.finished = kept;
+    }
+
+    fn remove(&mut self, serial: u64) {
+        let Some(track) = self.tracks.remove(&serial) else { return };
+        self.homeless.remove(&serial);
+        // What the kernel still says of the entry is known.
+        if let Some(current) = self.current.get_mut(&(track.id, track.original)).filter(|now| **now == Some(serial)) {
+            *current = None;
+        }
+        for role in [Role::Client, Role::Server] {
+            let Some(space) = track.space(role) else { continue };
+            let at = (space, track.ends(role));
+            if let Some(serials) = self.at.get_mut(&at) {
+                serials.retain(|other| *other != serial);
+                if serials.is_empty() {
+                    self.at.remove(&at);
+                }
+            }
+        }
+    }
+
+    /// How many are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.tracks.len()
+    }
+}

@@ -1,0 +1,277 @@
+//! The thread that looks: passes over the network namespaces, and what conntrack says in between.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::node_addresses;
+
+use super::{
+    FallbackSettings, Shared,
+    cgroups::Cgroups,
+    connections::Look,
+    conntrack::{Conntrack, names},
+    holders::Holders,
+    netlink::Buffer,
+    pace::Pace,
+    processes::{Namespace, Processes},
+    source::Source,
+};
+
+/// How long events wait at most to be taken in.
+const LISTEN_EVERY: Duration = Duration::from_millis(100);
+
+/// A thread so far behind its budget stops listening, too: events are lost then, and counted.
+const DEEP_IN_DEBT: Duration = Duration::from_secs(5);
+
+/// A namespace's addresses are read again every so many passes, and in its first ones: they come after the namespace.
+const ADDRESSES_EVERY: u32 = 16;
+/// See [`ADDRESSES_EVERY`].
+const YOUNG: u32 = 4;
+
+/// What the thread owns.
+pub(super) struct Worker {
+    settings: FallbackSettings,
+    shared: Arc<Shared>,
+    processes: Processes,
+    cgroups: Cgroups,
+    holders: Holders,
+    sources: HashMap<u32, Source>,
+    conntrack: Option<Conntrack>,
+    buffer: Buffer,
+    pace: Pace,
+    passes: u64,
+}
+
+impl Worker {
+    pub(super) fn new(
+        settings: FallbackSettings,
+        shared: Arc<Shared>,
+        cgroups: Cgroups,
+        conntrack: Option<Conntrack>,
+    ) -> Self {
+        Self {
+            processes: Processes::new(&settings.proc),
+            cgroups,
+            holders: Holders::default(),
+            sources: HashMap::new(),
+            conntrack,
+            buffer: Buffer::new(),
+            pace: Pace::new(settings.cpu_millicores),
+            passes: 0,
+            settings,
+            shared,
+        }
+    }
+
+    /// Looks until it is told to stop.
+    ///
+    /// # Errors
+    /// When the processes cannot be listed any more.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        self.listen_from_the_start()?;
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let (began, used) = (Instant::now(), self.pace.used());
+            self.pass()?;
+            self.passes += 1;
+            let cost = self.pace.used() - used;
+            self.rest(began + self.settings.interval)?;
+            self.shared.lock().passed(began.elapsed(), cost);
+        }
+        Ok(())
+    }
+
+    /// One look at everything that can have changed.
+    fn pass(&mut self) -> io::Result<()> {
+        self.listen()?;
+        let namespaces = self.processes.scan(&mut self.cgroups)?;
+        self.leave_others(&namespaces)?;
+        if let Some(host) = self.conntrack.as_ref().and(self.processes.netns(self.settings.host_pid)) {
+            self.shared.lock().connections.listen_to_conntrack_of(host);
+        }
+        for (netns, namespace) in &namespaces {
+            self.meet(*netns, namespace);
+        }
+        let wanted = self.shared.lock().connections.to_look_at();
+        for (netns, namespace) in &namespaces {
+            self.look_if_due(*netns, namespace, wanted.contains(netns))?;
+            self.pay()?;
+            if self.shared.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+        self.listen()?;
+        let mut shared = self.shared.lock();
+        shared.connections.settle();
+        let has_new = shared.connections.accounts.has_new();
+        drop(shared);
+        if has_new {
+            self.shared.announce();
+        }
+        Ok(())
+    }
+
+    /// Namespaces without processes: a last look, then they are over.
+    fn leave_others(&mut self, namespaces: &HashMap<u32, Namespace>) -> io::Result<()> {
+        let gone: Vec<u32> = self.sources.keys().filter(|netns| !namespaces.contains_key(netns)).copied().collect();
+        for netns in gone {
+            self.look_if_due(netns, &Namespace::default(), false)?;
+            self.sources.remove(&netns);
+            self.holders.leave(netns);
+            self.shared.lock().connections.leave(netns);
+        }
+        Ok(())
+    }
+
+    /// Makes a namespace known.
+    fn meet(&mut self, netns: u32, namespace: &Namespace) {
+        if !self.sources.contains_key(&netns) {
+            let is_old = self.passes == 0;
+            // A process may be gone since it was found.
+            let opened = namespace
+                .pids
+                .iter()
+                .take(3)
+                .find_map(|pid| Source::open(&self.processes.directory(*pid), is_old).ok());
+            let Some(source) = opened else { return };
+            self.sources.insert(netns, source);
+        }
+        let Some(source) = self.sources.get_mut(&netns) else { return };
+        source.passes += 1;
+        if source.passes > YOUNG && source.passes % ADDRESSES_EVERY != 0 {
+            return;
+        }
+        let Some(pid) = namespace.pids.first() else { return };
+        let addresses = node_addresses::of(&self.processes.directory(*pid)).into_iter().collect();
+        let whose = self.whose(namespace);
+        self.shared.lock().connections.meet(netns, whose, addresses);
+    }
+
+    /// Whose a connection of this namespace is where nothing more is known: the only container's, or what all have in
+    /// common.
+    fn whose(&self, namespace: &Namespace) -> Option<u64> {
+        if namespace.is_shared { None } else { self.cgroups.common(namespace.cgroups.iter().copied()) }
+    }
+
+    fn look_if_due(&mut self, netns: u32, namespace: &Namespace, wanted: bool) -> io::Result<()> {
+        let Some(source) = self.sources.get_mut(&netns) else { return Ok(()) };
+        let before = source.counts();
+        let in_motion = || self.shared.lock().connections.is_in_motion(netns);
+        if !(wanted || source.is_due(before, Instant::now()) || in_motion()) {
+            return Ok(());
+        }
+        let finds_old = source.is_old && source.is_new();
+        self.listen()?;
+        let began = self.shared.lock().connections.now();
+        let directories = namespace.pids.iter().map(|pid| self.processes.directory(*pid));
+        let Some(source) = self.sources.get_mut(&netns) else { return Ok(()) };
+        let mut dump = match source.look(before, directories, &mut self.buffer) {
+            Ok(dump) => dump,
+            Err(error) => {
+                tracing::debug!(%error, netns, "can't look at a network namespace");
+                return Ok(());
+            }
+        };
+        let counts = before.zip(source.counts()).map(|(before, after)| [before, after]);
+        let methods = source.methods();
+        self.listen()?;
+        if dump.sockets.iter().any(|socket| socket.cgroup.is_none()) && namespace.cgroups.len() > 1 {
+            let holders = namespace
+                .pids
+                .iter()
+                .filter_map(|pid| Some((self.processes.directory(*pid), self.processes.cgroup(*pid)?)));
+            let pace = &mut self.pace;
+            let complete = self.holders.fill(netns, &mut dump, holders, || pace.debt().is_zero());
+            self.shared.lock().unattributed(netns, !complete);
+        }
+        self.cgroups.learn(dump.sockets.iter().filter_map(|socket| socket.cgroup));
+        let whose = if namespace.pids.is_empty() { None } else { self.whose(namespace) };
+        let cgroups = &self.cgroups;
+        self.shared.lock().connections.look(Look {
+            netns,
+            dump: &dump,
+            methods,
+            began,
+            finds_old,
+            whose,
+            is_ours: &|cgroup| cgroups.is_ours(cgroup),
+            counts,
+        });
+        Ok(())
+    }
+
+    /// What was tracked before anybody looked.
+    fn listen_from_the_start(&mut self) -> io::Result<()> {
+        let Some(conntrack) = &mut self.conntrack else { return Ok(()) };
+        let (entries, _) = conntrack.list(&mut self.buffer)?;
+        let mut shared = self.shared.lock();
+        for entry in &entries {
+            shared.connections.track(entry, true);
+        }
+        Ok(())
+    }
+
+    /// Takes in everything that conntrack has said.
+    fn listen(&mut self) -> io::Result<()> {
+        let Some(conntrack) = &mut self.conntrack else { return Ok(()) };
+        loop {
+            let news = conntrack.drain(&mut self.buffer)?;
+            let mut shared = self.shared.lock();
+            for entry in &news.entries {
+                shared.connections.track(entry, false);
+            }
+            drop(shared);
+            if news.overflowed {
+                let (entries, complete) = conntrack.list(&mut self.buffer)?;
+                let mut shared = self.shared.lock();
+                shared.overflows = conntrack.overflows();
+                for entry in &entries {
+                    shared.connections.track(entry, false);
+                }
+                if complete {
+                    shared.connections.keep_tracks(&names(&entries));
+                }
+            }
+            if !news.more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until the budget is kept.
+    fn pay(&mut self) -> io::Result<()> {
+        loop {
+            let debt = self.pace.debt();
+            if debt.is_zero() || self.shared.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            thread::sleep(debt.min(LISTEN_EVERY));
+            if debt < DEEP_IN_DEBT {
+                self.listen()?;
+            }
+        }
+    }
+
+    /// Waits for the next pass, and listens.
+    fn rest(&mut self, until: Instant) -> io::Result<()> {
+        self.pay()?;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.shared.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            thread::sleep(left.min(LISTEN_EVERY));
+            self.listen()?;
+        }
+    }
+}
+
+/// The network namespace of a process.
+pub(super) fn namespace_of(proc: &Path, pid: u32) -> PathBuf {
+    proc.join(pid.to_string()).join("ns/net")
+}
