@@ -72,7 +72,7 @@ impl Kernel {
             .load(OBJECT)
             .map_err(|error| load_refusal("creating the maps", &error))?;
         if !follows {
-            load_connections(&mut programs, ground)?;
+            load_connections(&mut programs)?;
         }
         let tracepoint = Tracepoint::load(&mut programs, attach, settings, ground)?;
         let mut kernel = Self::take_maps(programs, settings.max_flows)?;
@@ -263,8 +263,7 @@ pub(super) enum ListError {
 }
 
 /// The connections themselves.
-fn load_connections(programs: &mut Ebpf, ground: &Ground) -> Result<(), Refusal> {
-    ground.capabilities.allow_sock_ops()?;
+fn load_connections(programs: &mut Ebpf) -> Result<(), Refusal> {
     program::<SockOps>(programs, CONNECTIONS)
         .and_then(SockOps::load)
         .map_err(|error| load_refusal("loading the sock_ops program", &error))

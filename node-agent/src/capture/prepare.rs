@@ -49,7 +49,13 @@ fn start(
     findings: &mut Vec<Finding>,
 ) -> Result<EbpfCapture, Refusal> {
     let mut degradations = ground.degradations.clone();
-    let loaded = Kernel::load(settings, ground, attach, &mut degradations);
+    if attach == Attach::SockOps {
+        note(findings, Some(attach), "capabilities", ground.capabilities.allow_sock_ops(), |()| {
+            String::from("NET_ADMIN, too")
+        })?;
+    }
+    let loaded =
+        Kernel::load(settings, ground, attach, &mut degradations).map_err(|refusal| ground.lockdown.explain(refusal));
     let mut kernel = note(findings, Some(attach), "load", loaded, |_| String::from("loaded"))?;
     note_optional(findings, attach, "list of open sockets", Feature::OpenSockets, &degradations);
     if attach == Attach::SockOps {

@@ -165,11 +165,23 @@ impl Lockdown {
         }
     }
 
+    /// Where a kernel that is locked down forbids what the capabilities would allow, that is the reason.
+    pub(super) fn explain(self, refusal: Refusal) -> Refusal {
+        let locked = matches!(self, Self::Integrity | Self::Confidentiality);
+        if !locked || refusal.reason != Reason::CapabilityMissing {
+            return refusal;
+        }
+        Refusal {
+            reason: Reason::Lockdown,
+            message: format!("{}; the kernel is locked down ({})", refusal.message, self.words()),
+        }
+    }
+
     fn words(self) -> &'static str {
         match self {
             Self::Unknown => "the kernel does not show it here",
             Self::Open => "none",
-            Self::Integrity => "integrity: nothing here is affected",
+            Self::Integrity => "integrity: as a rule nothing here is affected",
             Self::Confidentiality => {
                 "confidentiality: programs may not read the kernel's memory at will, which the classic tracepoint needs"
             }
@@ -224,6 +236,16 @@ fn find_offsets(path: &Path, degradations: &mut Vec<Degradation>) -> Result<Offs
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lockdown_explains_what_capabilities_do_not() {
+        let refused = |reason| Refusal { reason, message: String::from("loading: not permitted") };
+        let explained = Lockdown::Integrity.explain(refused(Reason::CapabilityMissing));
+        assert_eq!(explained.reason, Reason::Lockdown);
+        assert!(explained.message.starts_with("loading: not permitted; the kernel is locked down"), "{explained}");
+        assert_eq!(Lockdown::Open.explain(refused(Reason::CapabilityMissing)).reason, Reason::CapabilityMissing);
+        assert_eq!(Lockdown::Integrity.explain(refused(Reason::LoadFailed)).reason, Reason::LoadFailed);
+    }
 
     #[test]
     fn lockdown_is_read_as_the_kernel_writes_it() {

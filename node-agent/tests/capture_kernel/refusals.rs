@@ -184,7 +184,10 @@ fn each_missing_capability() {
 
     // The second choice does without that of the network's administrators.
     let output = probed_with(&needed_of("bpf,perfmon"), &[]);
-    assert!(output.contains("SockOps load: false Some(CapabilityMissing) this process lacks NET_ADMIN"), "{output}");
+    assert!(
+        output.contains("SockOps capabilities: false Some(CapabilityMissing) this process lacks NET_ADMIN"),
+        "{output}"
+    );
     assert!(output.contains("TpBtf self-test: true"), "{output}");
     assert!(output.contains("chosen: TpBtf"), "{output}");
     assert!(output.contains("sock_ops was refused (CapabilityMissing: this process lacks NET_ADMIN"), "{output}");
