@@ -78,6 +78,11 @@ impl Node {
         Process::start(&self.cgroup(cgroup), &[])
     }
 
+    /// A process in the network namespace of another one.
+    pub fn process_beside(&self, cgroup: &str, other: &Process) -> Process {
+        Process::start(&self.cgroup(cgroup), &["nsenter", "-t", &other.pid().to_string(), "-n"])
+    }
+
     /// A process with a network namespace of its own, with or without receive packet steering.
     pub fn process_in_own_netns(&self, cgroup: &str, steering: bool) -> Process {
         let processors = thread::available_parallelism().unwrap().get().min(32);
@@ -183,11 +188,17 @@ impl Drop for Process {
 
 /// The output of another test of this program, run alone with exactly these capabilities.
 pub fn run_with_capabilities(test: &str, capabilities: &str) -> String {
+    run_with(test, capabilities, &[])
+}
+
+/// The same, told something through its environment.
+pub fn run_with(test: &str, capabilities: &str, told: &[(&str, &str)]) -> String {
     let output = Command::new("setpriv")
         .args([format!("--bounding-set=-all,{capabilities}"), format!("--inh-caps=-all,{capabilities}")])
         .arg("--no-new-privs")
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        .envs(told.iter().copied())
         .output()
         .unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
