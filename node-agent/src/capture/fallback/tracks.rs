@@ -53,8 +53,12 @@ pub(super) struct Track {
     pub(super) over: Option<u64>,
     /// It is over as nothing more is known of it, not because it ended.
     lost_sight: bool,
+    /// Events are missing between what is known of it and its end.
+    unheard: bool,
     /// It was there when the capture began.
     old: bool,
+    /// When it was known first, and whether that was by its first packet: else it may be older.
+    begun: (u64, bool),
     pub(super) carried: Option<[Carried; 2]>,
 }
 
@@ -83,6 +87,16 @@ impl Track {
     /// Whether it was there when the capture began.
     pub(super) fn is_old(&self) -> bool {
         self.old
+    }
+
+    /// Whether nobody knows what became of it.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.unheard && self.established.is_none()
+    }
+
+    /// Whether it may be older than what is known of it.
+    pub(super) fn may_be_older(&self) -> bool {
+        !self.begun.1
     }
 
     fn waits(&self) -> bool {
@@ -161,7 +175,7 @@ impl Tracks {
             }
             Some(None) if !begins => return,
             None if entry.change == Change::Gone => return,
-            _ => self.begin(entry, at_start && !begins, &home),
+            _ => self.begin(entry, (now, begins), at_start, &home),
         };
         let Some(track) = self.tracks.get_mut(&serial) else { return };
         track.take(entry, now);
@@ -175,7 +189,13 @@ impl Tracks {
         }
     }
 
-    fn begin(&mut self, entry: &Entry, old: bool, home: &impl Fn(&Endpoints) -> Option<u32>) -> u64 {
+    fn begin(
+        &mut self,
+        entry: &Entry,
+        begun: (u64, bool),
+        at_start: bool,
+        home: &impl Fn(&Endpoints) -> Option<u32>,
+    ) -> u64 {
         let serial = self.next;
         self.next += 1;
         let track = Track {
@@ -190,7 +210,9 @@ impl Tracks {
             established: None,
             over: None,
             lost_sight: false,
-            old,
+            unheard: false,
+            old: at_start && !begun.1,
+            begun,
             carried: None,
         };
         self.tracks.insert(serial, track);
@@ -241,7 +263,7 @@ impl Tracks {
             if let Some(track) = self.tracks.get_mut(&serial)
                 && track.over.is_none()
             {
-                (track.over, track.lost_sight) = (Some(now), true);
+                (track.over, track.lost_sight, track.unheard) = (Some(now), true, true);
                 self.undecided.insert(serial);
             }
         }
@@ -279,6 +301,31 @@ impl Tracks {
             }
         };
         Some(Match { role, counted, old: track.old })
+    }
+
+    /// A look that began then has shown a socket again: tracks that are its own have nothing to count. `is_tracked`: it
+    /// has one already, so that only one that conntrack has begun in the middle is its own.
+    pub(super) fn confirm(&mut self, space: u32, ends: &Endpoints, is_tracked: bool, closes: bool, began: u64) -> bool {
+        let mut found = false;
+        for serial in self.at.get(&(space, *ends)).into_iter().flatten() {
+            let Some(track) = self.tracks.get_mut(serial) else { continue };
+            let (begun, by_first_packet) = track.begun;
+            let is_later = by_first_packet && (is_tracked || begun > began);
+            let is_earlier = !closes && !track.lost_sight && track.over.is_some_and(|over| over <= began);
+            if is_later || is_earlier || track.has_failed() {
+                continue;
+            }
+            for role in [Role::Client, Role::Server] {
+                if track.spaces[role as usize] == Some(space)
+                    && track.ends(role) == *ends
+                    && matches!(track.side(role), Side::Waiting(_))
+                {
+                    track.sides[role as usize] = Side::Socket;
+                    found = true;
+                }
+            }
+        }
+        found
     }
 
     /// A socket was seen attempting. Whether a track will tell what comes of it.
