@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo test lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels test test-kernels lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,8 +18,15 @@ images: ## write dist/*.tar: container images of the static release programs, wi
 demo: ## a two-node cluster, a sample shop and its topology, live until Ctrl-C (ONCE=1: print once and end)
 	scripts/demo
 
+demo-kernels: ## the same on four nodes with kernels from 5.10 to 7.x, one without BTF, one locked down (ONCE=1 too)
+	scripts/demo kernels
+
 test: ## all tests; needs root, for the cluster
 	scripts/test
+
+test-kernels: ## the agent's tests on kernels 5.10, 6.1, 6.12 and 7.x in QEMU guests, then a cluster of such nodes
+	scripts/kernels test
+	scripts/kernels nodes
 
 lint: fmt deny ## formatting, clippy, licences and sources of dependencies
 	cargo clippy --workspace --all-targets --locked -- --deny warnings

@@ -21,7 +21,7 @@ pub use crate::{node_probe::*, scope_probe::*, workload_topology::*};
 pub const GROUP: &str = "scopeprobe.io";
 /// The version of all kinds.
 pub const VERSION: &str = "v1alpha1";
-/// Node label: which mode's agents run there (`ebpf` or `fallback`). The agents' DaemonSets select it.
+/// Node label: which mode's agents run there (`ebpf`, `ebpf-memlock` or `fallback`). The agents' DaemonSets select it.
 pub const MODE_LABEL: &str = "scopeprobe.io/mode";
 /// Label of nodes and of everything made for a ScopeProbe: its name.
 pub const PROBE_LABEL: &str = "scopeprobe.io/probe";

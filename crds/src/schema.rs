@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::{Schema, SchemaGenerator, json_schema, transform::transform_subschemas};
 use serde_json::{Value, json};
 
+use crate::{MAX_HISTORY, ModeChange, ModeOverride};
+
 /// Kubernetes knows `int32` and `int64` only and warns about everything else. Unsigned numbers become the next wider
 /// signed one; their `minimum` of 0 stays.
 pub fn signed_integers(schema: &mut Schema) {
@@ -100,6 +102,50 @@ pub fn quantity(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// What the fallback may use of the CPU.
+pub fn cpu_budget(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "nullable": false,
+        "maxLength": 32,
+        "x-kubernetes-validations": [{
+            "rule": "isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('5m')) >= 0 \
+                     && quantity(string(self)).compareTo(quantity('2')) <= 0",
+            "message": "cpuBudget has to be an amount of cores between 5m and 2, for example 50m",
+            "reason": "FieldValueInvalid",
+        }],
+    })
+}
+
+/// At most 32 overrides.
+pub fn mode_overrides(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<ModeOverride>(),
+        "maxItems": 32,
+        "x-kubernetes-list-type": "atomic",
+    })
+}
+
+/// That an override is not meant for all nodes.
+pub fn selects_something() -> Value {
+    json!([{
+        "rule": "size(self.nodeSelector) > 0",
+        "message": "an override has to name a label of its nodes in nodeSelector; for all nodes, set spec.mode",
+        "reason": "FieldValueInvalid",
+    }])
+}
+
+/// At most ten changes, the newest last.
+pub fn history(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<ModeChange>(),
+        "maxItems": MAX_HISTORY,
+        "x-kubernetes-list-type": "atomic",
+    })
+}
+
 /// Labels that a node has to have.
 pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -113,6 +159,11 @@ pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": [{
             "rule": "self.all(key, size(key) <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
             "message": "every key of nodeSelector has to be a label's name, for example kubernetes.io/os",
+            "reason": "FieldValueInvalid",
+        }, {
+            // What is chosen by a label that follows from the choice would never come to rest.
+            "rule": "self.all(key, !key.startsWith('scopeprobe.io/'))",
+            "message": "nodeSelector cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label",
             "reason": "FieldValueInvalid",
         }],
     })

@@ -49,6 +49,10 @@ pub struct ScopeProbeSpec {
     /// Which capture the nodes get.
     #[serde(default)]
     pub mode: RequestedMode,
+    /// Nodes that get another capture than `mode` says: of the overrides whose labels a node has, the first counts.
+    #[schemars(schema_with = "schema::mode_overrides")]
+    #[serde(default)]
+    pub mode_overrides: Vec<ModeOverride>,
     /// What the agents do on their nodes.
     #[serde(default)]
     pub capture: CaptureSpec,
@@ -66,10 +70,23 @@ pub enum RequestedMode {
     /// eBPF where the node's kernel can, the fallback elsewhere.
     #[default]
     Auto,
-    /// eBPF on every node; a node that can't is `Unsupported`.
+    /// eBPF on every node; a node that can't is `Unsupported`. A kernel that eBPF is known to crash gets the fallback all
+    /// the same.
     Ebpf,
     /// The fallback on every node.
     Fallback,
+}
+
+/// The capture of some of the nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::selects_something()))]
+pub struct ModeOverride {
+    /// Labels that a node has to have for the override to count; all of them.
+    #[schemars(schema_with = "schema::node_selector")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Which capture these nodes get.
+    pub mode: RequestedMode,
 }
 
 /// What the agents do on their nodes.
@@ -83,11 +100,33 @@ pub struct CaptureSpec {
     /// How often an agent reports counters that have changed. New flows are reported at once.
     #[schemars(schema_with = "schema::report_interval")]
     pub report_interval: Duration,
+    /// The fallback.
+    pub fallback: FallbackSpec,
 }
 
 impl Default for CaptureSpec {
     fn default() -> Self {
-        Self { max_flows: 65_536, report_interval: std::time::Duration::from_secs(1).into() }
+        Self {
+            max_flows: 65_536,
+            report_interval: std::time::Duration::from_secs(1).into(),
+            fallback: FallbackSpec::default(),
+        }
+    }
+}
+
+/// The fallback, where eBPF cannot be used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FallbackSpec {
+    /// How much of a core the fallback may use to look at sockets and processes. Where that does not suffice to look every
+    /// 2 s, it looks less often, and the NodeProbe says so.
+    #[schemars(schema_with = "schema::cpu_budget")]
+    pub cpu_budget: Quantity,
+}
+
+impl Default for FallbackSpec {
+    fn default() -> Self {
+        Self { cpu_budget: Quantity("50m".to_owned()) }
     }
 }
 
@@ -193,8 +232,9 @@ pub struct ScopeProbeStatus {
     /// The generation of the `spec` that the status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: every selected node has an agent that reports. `Reconciling`: agents are being rolled out. `Stalled`:
-    /// nothing will change without a person. `CaptureComplete`: nothing is known to have been missed.
+    /// `Ready`: every selected node has an agent that reports, from eBPF or from the fallback. `Reconciling`: agents are
+    /// being rolled out. `Stalled`: nothing will change without a person. `CaptureComplete`: nothing is known to have been
+    /// missed; `Unknown`, reason `Sampled`, where a fallback may have missed what it could not count.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -29,6 +29,9 @@ const _: () = assert!(size_of::<FlowKey>() == 8 + 4 + 2 + 1 + 1 + 16 + 16);
 plain_data!(FlowKey);
 
 impl FlowKey {
+    /// No flow.
+    pub const NONE: Self = Self { cgroup: 0, netns: 0, port: 0, role: 0, family: 0, local: [0; 16], remote: [0; 16] };
+
     /// A flow's key from a socket's fields: addresses in network order, IPv4 ones as IPv4-mapped; the server's port as
     /// this end sees it, as a number.
     #[inline]
@@ -102,8 +105,11 @@ pub struct FlowStats {
     pub received: u64,
     /// Of the ended connections, those that ended during the agent's first look and had not been counted as opened.
     pub older: u64,
+    /// Of the ended connections, those whose end was not seen, nor their payload: their sockets' memory was found in
+    /// use by others.
+    pub unseen: u64,
 }
-const _: () = assert!(size_of::<FlowStats>() == 6 * 8);
+const _: () = assert!(size_of::<FlowStats>() == 7 * 8);
 plain_data!(FlowStats);
 
 /// Told through the ring buffer when a flow gets its slot.

@@ -8,7 +8,7 @@ mod socket;
 
 pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Role};
 pub use offsets::Offsets;
-pub use socket::{SocketRecord, callback, state};
+pub use socket::{FollowedSocket, SocketRecord, callback, state};
 
 /// Marks a layout as plain data for aya, which copies it as bytes to and from maps.
 macro_rules! plain_data {

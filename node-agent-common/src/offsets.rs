@@ -37,6 +37,8 @@ pub struct Offsets {
     pub done_bit: u32,
     /// Not an offset: 1 where sockets outside of the node's cgroups exist and have to be told apart.
     pub scoped: u32,
+    /// Not an offset: 1 where sockets have no callbacks, but are followed from change to change of their state.
+    pub followed: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 26 * 4);
+const _: () = assert!(size_of::<Offsets>() == 27 * 4);
 plain_data!(Offsets);

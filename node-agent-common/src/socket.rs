@@ -1,6 +1,6 @@
 //! Open sockets, as the iterator over all tasks' files lists them.
 
-use crate::plain_data;
+use crate::{FlowKey, plain_data};
 
 /// One file descriptor of one process that is a TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +30,33 @@ pub struct SocketRecord {
     pub own: u8,
     /// Always 0.
     pub reserved: u8,
+    /// The kernel's address of it, which another socket may have after it.
+    pub address: u64,
     /// In network order, IPv4 addresses as IPv4-mapped (the unspecified one of an IPv6 socket is `::`).
     pub local: [u8; 16],
     /// As `local`.
     pub remote: [u8; 16],
 }
-const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 2 * 4 + 2 * 2 + 4 + 2 * 16);
+const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 2 * 4 + 2 * 2 + 4 + 8 + 2 * 16);
 plain_data!(SocketRecord);
+
+/// A socket that is followed from change to change of its state, because it has no callbacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FollowedSocket {
+    /// Its flow; all zeros until it is established.
+    pub flow: FlowKey,
+    /// When it was noted, by the kernel's clock: with its address, what tells it from others.
+    pub since: u64,
+    /// The port of the end that dialled, as a number.
+    pub client_port: u16,
+    /// 1 when it is established; 0 while it dials.
+    pub established: u16,
+    /// Always 0.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<FollowedSocket>() == size_of::<FlowKey>() + 8 + 2 + 2 + 4);
+plain_data!(FollowedSocket);
 
 /// States of a TCP socket (`include/net/tcp_states.h`).
 #[expect(missing_docs, reason = "the names are TCP's own (RFC 9293) or the kernel's")]

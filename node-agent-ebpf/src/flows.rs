@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use node_agent_common::{FirstSight, FlowKey, FlowStats, Loss};
 
-use crate::socket::TcpSocket;
+use crate::{memory::Access, socket::TcpSocket};
 
 /// The agent sets the sizes of these when it loads them.
 const SLOTS: u32 = 65_536;
@@ -38,12 +38,14 @@ pub enum Event {
         /// Whether its opening was counted nowhere.
         older: bool,
     },
+    /// Its end was not seen, but has to have come.
+    Gone,
 }
 
 impl Event {
     /// Of a socket that ends now.
     #[inline(always)]
-    pub fn closed(socket: TcpSocket, older: bool) -> Self {
+    pub fn closed<A: Access>(socket: TcpSocket<A>, older: bool) -> Self {
         Self::Closed { sent: socket.sent(), received: socket.received(), older }
     }
 }
@@ -65,6 +67,10 @@ pub fn count(key: &FlowKey, event: Event) {
                 if older {
                     add(&raw mut (*stats).older, 1);
                 }
+                add(&raw mut (*stats).closed, 1);
+            }
+            Event::Gone => {
+                add(&raw mut (*stats).unseen, 1);
                 add(&raw mut (*stats).closed, 1);
             }
         }
@@ -112,7 +118,7 @@ fn lose_event(event: Event) {
     lose(match event {
         Event::Opened => Loss::Opened,
         Event::Failed => Loss::Failed,
-        Event::Closed { .. } => Loss::Closed,
+        Event::Closed { .. } | Event::Gone => Loss::Closed,
     });
 }
 

@@ -1,8 +1,10 @@
 //! ScopeProbe's programs for the kernel: they count TCP connections by flow, and list the open sockets.
 //!
-//! [`sock_ops`] is called at the milestones of each connection of the node and counts into [`flows`]. The iterator
-//! [`open_sockets`] shows what was there before; [`old_closes`] sees the end of connections that are older than any
-//! agent. Fields of the kernel's structures are read by [`socket`] at the [`offsets`] of the running kernel.
+//! [`sock_ops`] is called at the milestones of each connection of the node and counts into [`flows`]; where it cannot
+//! be attached, [`state_changes`] does what can be done from a tracepoint. The iterator [`open_sockets`] shows what was
+//! there before; [`old_closes`] sees the end of connections that are older than any agent. Fields of the kernel's
+//! structures are read by [`socket`] at the [`offsets`] of the running kernel. Which programs are loaded is the agent's
+//! choice: what is in the object and is not loaded costs nothing.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -10,11 +12,15 @@
 
 mod existing;
 mod flows;
+mod followed;
+mod memory;
 mod offsets;
 mod old_closes;
 mod open_sockets;
+mod scope;
 mod sock_ops;
 mod socket;
+mod state_changes;
 
 /// The kernel's helpers for reading sockets ask for a licence compatible with its own.
 #[unsafe(link_section = "license")]

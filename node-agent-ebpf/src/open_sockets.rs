@@ -9,16 +9,11 @@ use aya_ebpf::{
 use node_agent_common::{SocketRecord, state};
 
 use crate::{
+    followed,
     offsets::offset,
+    scope::is_own,
     socket::{KernelPointer, TcpSocket},
 };
-
-/// The id of the cgroup at the root of the node's. Written by the agent before the program is loaded.
-#[unsafe(no_mangle)]
-static ROOT: u64 = 0;
-
-/// Deeper cgroups are not recognised as the node's own. Kubernetes nests six deep.
-const DEPTH: u32 = 24;
 
 /// `struct bpf_iter__task_file`.
 #[repr(C)]
@@ -58,14 +53,14 @@ fn show(context: *const TaskFile) -> Option<()> {
     }
     let any = TcpSocket::unchecked(sock);
     let (sent, received, callbacks) = match TcpSocket::from_sock(sock) {
-        Some(tcp) => (tcp.sent(), tcp.received(), tcp.callbacks()),
+        Some(tcp) => (tcp.sent(), tcp.received(), callbacks(tcp)),
         // A socket of MPTCP, as Go's servers have it, listens for plain TCP too: it is shown for its port.
         None if any.state() == state::LISTEN => (0, 0, 0),
         None => return None,
     };
     let record = SocketRecord {
         cgroup: any.cgroup_id(),
-        cookie: sock.cookie(),
+        cookie: cookie(sock),
         sent,
         received,
         netns: any.netns(),
@@ -76,6 +71,7 @@ fn show(context: *const TaskFile) -> Option<()> {
         callbacks,
         own: u8::from(is_own(any.cgroup())),
         reserved: 0,
+        address: sock.address(),
         local: any.local(),
         remote: any.remote(),
     };
@@ -87,32 +83,16 @@ fn show(context: *const TaskFile) -> Option<()> {
     Some(())
 }
 
-/// Whether a cgroup is the node's root or below it.
+/// What will see the socket's end: the callbacks that it has asked for, or, where changes of state are followed from
+/// outside, the note of it, in the same terms.
 #[inline(always)]
-fn is_own(mut cgroup: KernelPointer) -> bool {
-    if offset!(scoped) == 0 {
-        return true;
-    }
-    // SAFETY: a static that is frozen before the program is loaded.
-    let root = unsafe { core::ptr::read_volatile(&raw const ROOT) };
-    for _ in 0..DEPTH {
-        if cgroup.follow(offset!(cgroup_kn)).load::<u64>(offset!(kernfs_id)) == root {
-            return true;
-        }
-        let Some(parent) = KernelPointer::new(cgroup.load(offset!(cgroup_self) + offset!(css_parent))) else {
-            return false;
-        };
-        let Some(above) = KernelPointer::new(parent.load(offset!(css_cgroup))) else { return false };
-        cgroup = above;
-    }
-    false
+fn callbacks(socket: TcpSocket) -> u8 {
+    if offset!(followed) == 0 { socket.callbacks() } else { followed::as_callbacks(socket.address()) }
 }
 
-impl KernelPointer {
-    /// The cookie of a socket, drawn now if it had none: what a socket is known by as long as it lives.
-    #[inline(always)]
-    fn cookie(self) -> u64 {
-        // SAFETY: a socket that an open file holds.
-        unsafe { bpf_get_socket_cookie(self.address() as *mut c_void) }
-    }
+/// The cookie of a socket, drawn now if it had none: what a socket is known by as long as it lives.
+#[inline(always)]
+fn cookie(sock: KernelPointer) -> u64 {
+    // SAFETY: a socket that an open file holds.
+    unsafe { bpf_get_socket_cookie(sock.address() as *mut c_void) }
 }

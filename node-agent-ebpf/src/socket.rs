@@ -1,53 +1,26 @@
-//! Fields of a TCP socket, by direct loads that the verifier checks against the kernel's types: no helper calls, no
-//! probing reads, allowed under lockdown.
+//! Fields of a TCP socket.
 
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_skc_to_tcp_sock};
 use node_agent_common::{FlowKey, Role};
 
-use crate::offsets::offset;
+use crate::{
+    memory::{Access, Direct, Pointer, Probing},
+    offsets::offset,
+};
 
-/// The kernel's pointer to a structure of a type that the verifier knows.
-#[derive(Clone, Copy)]
-pub struct KernelPointer(u64);
-
-impl KernelPointer {
-    #[inline(always)]
-    pub fn address(self) -> u64 {
-        self.0
-    }
-
-    /// `None` for null: the verifier wants it tested.
-    #[inline(always)]
-    pub fn new(address: u64) -> Option<Self> {
-        if address == 0 { None } else { Some(Self(address)) }
-    }
-
-    /// The field at this offset.
-    #[inline(always)]
-    pub fn load<T: Copy>(self, offset: usize) -> T {
-        let field = (self.0 as usize).wrapping_add(offset) as *const T;
-        // SAFETY: the verifier refuses the program unless this is a field of that size in a structure that the pointer
-        // may point to; a fault (a structure freed meanwhile) reads as 0.
-        unsafe { core::ptr::read_volatile(field) }
-    }
-
-    /// The pointer at this offset, which may be null: reading through null reads 0.
-    #[inline(always)]
-    pub fn follow(self, offset: usize) -> Self {
-        Self(self.load(offset))
-    }
-}
+/// A pointer to a structure of a type that the verifier knows.
+pub type KernelPointer = Pointer<Direct>;
 
 /// A `struct tcp_sock`.
 #[derive(Clone, Copy)]
-pub struct TcpSocket(KernelPointer);
+pub struct TcpSocket<A = Direct>(Pointer<A>);
 
 impl TcpSocket {
     /// From a `struct sock` or `struct sock_common`, if it is a full TCP socket.
     #[inline(always)]
     pub fn from_sock(sock: KernelPointer) -> Option<Self> {
         // SAFETY: the helper takes any socket pointer and answers null where it is not a full TCP socket.
-        let tcp = unsafe { bpf_skc_to_tcp_sock(sock.0 as *mut c_void) };
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sock.address() as *mut c_void) };
         KernelPointer::new(tcp as u64).map(Self)
     }
 
@@ -55,6 +28,22 @@ impl TcpSocket {
     #[inline(always)]
     pub fn unchecked(sock: KernelPointer) -> Self {
         Self(sock)
+    }
+}
+
+impl TcpSocket<Probing> {
+    /// What is known from elsewhere to be a full TCP socket.
+    #[inline(always)]
+    pub fn assumed(sock: Pointer<Probing>) -> Self {
+        Self(sock)
+    }
+}
+
+impl<A: Access> TcpSocket<A> {
+    /// What it is known by as long as it lives, and what another one may have after it.
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        self.0.address()
     }
 
     /// The flow that this socket belongs to, as the end of this role.
@@ -104,7 +93,7 @@ impl TcpSocket {
 
     /// The `struct cgroup` in which the socket was made.
     #[inline(always)]
-    pub fn cgroup(self) -> KernelPointer {
+    pub fn cgroup(self) -> Pointer<A> {
         self.0.follow(offset!(sock_cgroup))
     }
 

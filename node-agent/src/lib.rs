@@ -20,6 +20,7 @@ pub mod observer;
 #[allow(unsafe_code, reason = "the runtime asks for a promise about the descriptor")]
 pub mod readiness;
 pub mod report;
+pub mod sabotage;
 pub mod store;
 pub mod supervision;
 pub mod watch;

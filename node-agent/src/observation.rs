@@ -30,6 +30,8 @@ pub struct Observation {
     pub node_addresses: BTreeSet<IpAddr>,
     /// Whose they are; `None` until the node's cgroups could be read.
     pub attribution: Option<Attribution>,
+    /// The end of the state's message: what the capture that runs says of itself.
+    described: String,
 }
 
 /// The state of the capture, in the terms of the report.
@@ -54,6 +56,17 @@ pub struct CaptureState {
     /// Flows that left for want of room before the operator knew all of them: they are among the losses.
     pub untold_flows: u64,
     /// What the agent was started for cannot be had on this node: it asks to be started with the rights of the fallback.
+    pub asks_for_fallback: bool,
+}
+
+/// Why a stand-in captures, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortfall {
+    /// As a word of the API.
+    pub reason: &'static str,
+    /// What was attempted, on what, what came of it, what to do.
+    pub message: String,
+    /// Whether this node cannot have what the agent was started for, whatever is tried.
     pub asks_for_fallback: bool,
 }
 
@@ -89,6 +102,7 @@ impl Observation {
             flows: FlowStore::new(bounds),
             node_addresses: BTreeSet::new(),
             attribution: None,
+            described: String::new(),
         }
     }
 
@@ -102,6 +116,7 @@ impl Observation {
     pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
         self.epoch = epoch;
         self.flows.clear();
+        self.described = message(description);
         self.capture = CaptureState {
             mode: Some(description.mode),
             reason: "Supported".into(),
@@ -114,6 +129,27 @@ impl Observation {
             untold_flows: 0,
             asks_for_fallback: false,
         };
+    }
+
+    /// What the capture lacks can change while it runs. Returns whether it has.
+    pub fn describe(&mut self, description: &Description) -> bool {
+        let now = message(description);
+        if now == self.described {
+            return false;
+        }
+        if let Some(why) = self.capture.message.strip_suffix(self.described.as_str()) {
+            self.capture.message = format!("{why}{now}");
+        }
+        self.described = now;
+        true
+    }
+
+    /// A stand-in captures, because the capture that the agent was started for cannot.
+    pub fn fall_short(&mut self, stand_in: &Description, shortfall: &Shortfall) {
+        shortfall.reason.clone_into(&mut self.capture.reason);
+        self.described = message(stand_in);
+        self.capture.message = format!("{}; meanwhile {}", shortfall.message, self.described);
+        self.capture.asks_for_fallback = shortfall.asks_for_fallback;
     }
 
     /// No capture runs. What was counted in this epoch stays true.

@@ -1,5 +1,5 @@
-//! Keeps the observation up to date: starts the capture, reads it when there is something to read, starts it again
-//! when it fails.
+//! Keeps the observation up to date: starts the best capture that can be had, reads it when there is something to read,
+//! and never gives up on a better one.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
@@ -17,9 +17,9 @@ use crate::{
     backoff::Backoff,
     capture::{Capture, CaptureError},
     memory, node_addresses,
-    observation::{Epoch, Shared},
+    observation::{Epoch, Shared, Shortfall},
     readiness::Readiness,
-    supervision::{Refused, Starter},
+    supervision::{Captures, Refused, Starter},
 };
 
 /// The node's processes: the agent shares its process namespace.
@@ -47,8 +47,8 @@ const WORKED: Duration = Duration::from_mins(1);
 
 /// Keeps an observation up to date.
 pub struct Observer {
-    /// Starts the capture.
-    pub start: Starter,
+    /// What is started.
+    pub captures: Captures,
     /// What is kept up to date.
     pub observation: Shared,
     /// Told when the observation has changed.
@@ -63,50 +63,121 @@ pub struct Observer {
 enum Ended {
     Asked,
     Failed(CaptureError),
+    /// It is time to try for a better capture.
+    Due,
+}
+
+/// How the time without the preferred capture ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bridged {
+    Asked,
+    Due,
 }
 
 impl Observer {
     /// Observes until `closing` becomes true; then reads a last time and returns.
     pub async fn run(self, mut closing: watch::Receiver<bool>) {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        let mut stand_in = None;
         while !*closing.borrow() {
-            match self.begin().await {
-                Ok(capture) => {
-                    self.changed.notify_one();
+            // A stand-in runs on meanwhile, but is not read: what it sees from here on, the better capture sees too.
+            let shortfall = match self.start(&self.captures.preferred).await {
+                Ok(mut capture) => {
+                    drop(stand_in.take());
                     let began = Instant::now();
-                    match self.observe(capture, &mut closing).await {
-                        Ended::Asked => return,
-                        Ended::Failed(error) => {
-                            tracing::error!(%error, "the capture failed and is started again");
-                            let message = format!("the capture failed and is started again: {error}");
-                            self.observation.lock().stop("CaptureFailed", message);
-                        }
-                    }
+                    let ended = match self.enter(capture.as_ref(), None) {
+                        Ok(()) => self.observe(capture.as_mut(), None, &mut closing).await,
+                        Err(refused) => Ended::Failed(refused.into()),
+                    };
+                    let Ended::Failed(error) = ended else { return };
                     if began.elapsed() >= WORKED {
                         backoff.reset();
                     }
+                    tracing::error!(%error, "the capture failed and is started again");
+                    Shortfall {
+                        reason: "CaptureFailed",
+                        message: format!("the capture failed and is started again: {error}"),
+                        asks_for_fallback: false,
+                    }
                 }
                 Err(refused) => {
-                    tracing::warn!(reason = refused.reason, "nothing is captured: {}", refused.message);
-                    self.observation.lock().stop(refused.reason, refused.message);
+                    tracing::warn!(reason = refused.reason, "{}", refused.message);
+                    let asks_for_fallback = self.captures.stand_in.is_some();
+                    Shortfall { reason: refused.reason, message: refused.message, asks_for_fallback }
                 }
-            }
-            self.changed.notify_one();
-            tokio::select! {
-                () = sleep(backoff.next_delay()) => {}
-                _ = closing.wait_for(|closing| *closing) => return,
+            };
+            let until = Instant::now() + backoff.next_delay();
+            if self.bridge(&mut stand_in, &shortfall, until, &mut closing).await == Bridged::Asked {
+                return;
             }
         }
     }
 
-    /// Starts a capture and its epoch.
-    async fn begin(&self) -> Result<Box<dyn Capture>, Refused> {
-        let start = Arc::clone(&self.start);
-        let started = tokio::task::spawn_blocking(move || start()).await;
+    /// Sees what can be seen without the preferred capture, until it is time to try for that again.
+    async fn bridge(
+        &self,
+        stand_in: &mut Option<Box<dyn Capture>>,
+        shortfall: &Shortfall,
+        until: Instant,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Bridged {
+        if let Some(capture) = stand_in {
+            self.observation.lock().fall_short(capture.description(), shortfall);
+            self.changed.notify_one();
+        } else {
+            *stand_in = self.start_stand_in(shortfall).await;
+        }
+        if let Some(capture) = stand_in {
+            match self.observe(capture.as_mut(), Some(until), closing).await {
+                Ended::Asked => return Bridged::Asked,
+                Ended::Due => return Bridged::Due,
+                Ended::Failed(error) => {
+                    tracing::error!(%error, "the stand-in failed");
+                    *stand_in = None;
+                    self.stop(shortfall.reason, format!("{}; the fallback failed: {error}", shortfall.message));
+                }
+            }
+        }
+        tokio::select! {
+            () = sleep_until(until) => Bridged::Due,
+            _ = closing.wait_for(|closing| *closing) => Bridged::Asked,
+        }
+    }
+
+    async fn start_stand_in(&self, shortfall: &Shortfall) -> Option<Box<dyn Capture>> {
+        let refused = match &self.captures.stand_in {
+            None => None,
+            Some(starter) => match self.start(starter).await {
+                Err(refused) => Some(refused),
+                Ok(capture) => match self.enter(capture.as_ref(), Some(shortfall)) {
+                    Ok(()) => return Some(capture),
+                    Err(refused) => Some(refused),
+                },
+            },
+        };
+        let also = refused.map(|refused| format!("; and without eBPF: {refused}")).unwrap_or_default();
+        self.stop(shortfall.reason, format!("{}{also}", shortfall.message));
+        self.observation.lock().capture.asks_for_fallback = shortfall.asks_for_fallback;
+        None
+    }
+
+    fn stop(&self, reason: &str, message: String) {
+        tracing::warn!(reason, "nothing is captured: {message}");
+        self.observation.lock().stop(reason, message);
+        self.changed.notify_one();
+    }
+
+    async fn start(&self, starter: &Starter) -> Result<Box<dyn Capture>, Refused> {
+        let start = Arc::clone(starter);
+        let outcome = tokio::task::spawn_blocking(move || start()).await;
         memory::give_back();
-        let capture = started.unwrap_or_else(|error| {
+        outcome.unwrap_or_else(|error| {
             Err(Refused { reason: "LoadFailed", message: format!("starting the capture panicked: {error}") })
-        })?;
+        })
+    }
+
+    /// A capture has begun, and with it an epoch.
+    fn enter(&self, capture: &dyn Capture, shortfall: Option<&Shortfall>) -> Result<(), Refused> {
         let epoch = new_epoch().map_err(|error| Refused {
             reason: "LoadFailed",
             message: format!("can't draw random bytes for the epoch: {error}"),
@@ -118,12 +189,17 @@ impl Observer {
         }
         let description = capture.description();
         observation.begin_epoch(epoch, description);
+        if let Some(shortfall) = shortfall {
+            observation.fall_short(description, shortfall);
+        }
         observation.node_addresses = node_addresses::read(Path::new(PROC));
-        tracing::info!(attach = description.attach, kernel = %description.kernel, "capturing");
+        drop(observation);
+        self.changed.notify_one();
+        tracing::info!(mode = ?description.mode, attach = description.attach, kernel = %description.kernel, "capturing");
         for degradation in &description.degradations {
             tracing::warn!(feature = ?degradation.feature, "{}", degradation.message);
         }
-        Ok(capture)
+        Ok(())
     }
 
     fn attribution(&self) -> Result<Attribution, Refused> {
@@ -134,8 +210,13 @@ impl Observer {
         })
     }
 
-    /// Reads until asked to end or until reading fails for good.
-    async fn observe(&self, mut capture: Box<dyn Capture>, closing: &mut watch::Receiver<bool>) -> Ended {
+    /// Reads until asked to end, until then, or until reading fails for good.
+    async fn observe(
+        &self,
+        capture: &mut dyn Capture,
+        until: Option<Instant>,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Ended {
         let first_sights = Readiness::of(capture.first_sights());
         let births = Readiness::of(self.observation.lock().attribution.as_ref().and_then(Attribution::births));
         let mut failures = 0;
@@ -157,9 +238,10 @@ impl Observer {
                     }
                     continue;
                 }
+                () = at(until) => return Ended::Due,
                 _ = closing.wait_for(|closing| *closing) => true,
             };
-            match self.read(capture.as_mut()) {
+            match self.read(capture) {
                 Ok(()) => failures = 0,
                 Err(error) if closes || failures + 1 >= READ_ATTEMPTS => return Ended::Failed(error),
                 Err(error) => {
@@ -175,14 +257,16 @@ impl Observer {
             read_at = now + self.interval;
             if now >= expire_at || self.observation.lock().flows.is_crowded() {
                 expire_at = now + EXPIRE_INTERVAL;
-                self.expire(capture.as_mut());
+                self.expire(capture);
             }
         }
     }
 
     fn read(&self, capture: &mut dyn Capture) -> Result<(), CaptureError> {
         let reading = capture.read()?;
-        if self.observation.lock().absorb(reading, std::time::Instant::now()) {
+        let mut observation = self.observation.lock();
+        let news = observation.absorb(reading, std::time::Instant::now());
+        if observation.describe(capture.description()) || news {
             self.changed.notify_one();
         }
         Ok(())
@@ -203,6 +287,14 @@ impl Observer {
         if untold > 0 {
             tracing::warn!(flows = untold, "flows had to leave before they could be reported; raise --max-flows");
         }
+    }
+}
+
+/// Never, where there is no time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::capture::{self, Capture, Refusal, Settings};
+use crate::capture::{self, Capture, FallbackSettings, Refusal, Settings};
 
 /// Why no capture runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,18 +23,26 @@ impl From<Refusal> for Refused {
 /// How a capture is started, again and again if need be. May block for a second.
 pub type Starter = Arc<dyn Fn() -> Result<Box<dyn Capture>, Refused> + Send + Sync>;
 
+impl From<Refused> for capture::CaptureError {
+    fn from(refused: Refused) -> Self {
+        Self { attempted: "entering a new epoch".into(), source: Box::new(refused) }
+    }
+}
+
+/// The captures of an agent.
+pub struct Captures {
+    /// What it is to do. Tried for ever.
+    pub preferred: Starter,
+    /// What sees what it can meanwhile, with the rights that are there.
+    pub stand_in: Option<Starter>,
+}
+
 /// Starts the eBPF capture. The settings are found anew each time: what is missing may come.
 pub fn ebpf(settings: impl Fn() -> Result<Settings, Refusal> + Send + Sync + 'static) -> Starter {
     Arc::new(move || Ok(Box::new(capture::start_ebpf(&settings()?)?)))
 }
 
-/// The fallback has no capture yet.
-#[must_use]
-pub fn fallback() -> Starter {
-    Arc::new(|| {
-        Err(Refused {
-            reason: "NotImplemented",
-            message: "this version has no capture without eBPF; nothing is captured on this node".into(),
-        })
-    })
+/// Starts the capture without eBPF.
+pub fn fallback(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send + Sync + 'static) -> Starter {
+    Arc::new(move || Ok(Box::new(capture::start_fallback(&settings()?)?)))
 }

@@ -1,9 +1,10 @@
 //! The capture without eBPF on the running kernel: every count against that of the processes which made the
 //! connections.
-#![expect(clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
 
-#[allow(dead_code, unused_imports, reason = "shared with the tests of the other capture")]
-mod capture_lab;
+#[allow(dead_code, unused_imports, unused_macros, reason = "shared with the tests of the other capture")]
+#[path = "capture_kernel/lab/mod.rs"]
+mod lab;
 
 use std::{
     collections::BTreeMap,
@@ -11,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use capture_lab::{Node, Process, key, node_or_skip, obey, run_with};
+use lab::{Node, Process, key, node_or_skip, obey, run_with_capabilities};
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
 use topology::flow::{FlowCounters, FlowKey, Methods, Role};
 
-/// Not a test: what [`capture_lab::Process`] starts.
+/// Not a test: what [`lab::Process`] starts.
 #[test]
 #[ignore = "the process that other tests start"]
 fn obedient_process() {
@@ -25,7 +26,7 @@ fn obedient_process() {
 }
 
 /// Conditions are waited for this long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A capture, and all that it has said so far.
 struct Watched {
@@ -88,7 +89,7 @@ impl Watched {
 
 fn settings(node: &Node) -> FallbackSettings {
     FallbackSettings {
-        cgroup_root: node.settings().cgroup_root,
+        cgroup_root: node.root().to_path_buf(),
         cpu_millicores: 1000,
         interval: Duration::from_millis(200),
         ..FallbackSettings::default()
@@ -354,12 +355,12 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
     server.tell("accept c l");
     client.tell("send c 300");
     server.tell("receive c 300");
-    let root = node.settings().cgroup_root;
+    let root = node.root().to_path_buf();
     let root_id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&root).unwrap());
     let look = |capabilities| {
         let told =
             [("SCOPEPROBE_LAB_ROOT", root.to_str().unwrap()), ("SCOPEPROBE_LAB_HOST", &server.pid().to_string())];
-        run_with("look_here", capabilities, &told)
+        run_with_capabilities("look_here", capabilities, &told)
     };
     let flows = |methods: Methods, [of_client, of_server]: [u64; 2], [sent, received]: [(u64, u64, u64); 2]| {
         [

@@ -199,6 +199,31 @@ fn check_tells_what_this_machine_can_do() {
 }
 
 #[test]
+fn check_tells_of_each_way_to_attach_and_can_be_told_which() {
+    let Some(node) = Node::new("check-attach") else { return };
+    let output = node.agent("check").args(["-o", "json"]).output().unwrap();
+    let verdict = json(&output.stdout);
+    if verdict["mode"] != "Ebpf" {
+        println!("skipped: {verdict:#}");
+        return;
+    }
+    assert_eq!(verdict["attach"], "SockOps");
+    let findings = verdict["findings"].as_array().unwrap();
+    for attach in ["SockOps", "TpBtf", "Tracepoint"] {
+        assert!(findings.iter().any(|finding| finding["attach"] == attach), "{attach}: {verdict:#}");
+    }
+    for step in ["kernel", "capabilities", "lockdown", "cgroup v2", "BTF"] {
+        let found = findings.iter().find(|finding| finding["what"] == step).unwrap();
+        assert_eq!((&found["ok"], found.get("attach")), (&Value::Bool(true), None), "{verdict:#}");
+    }
+
+    let output = node.agent("check").args(["--attach", "tp-btf"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with("mode: Ebpf by TpBtf (Supported)\n"), "{text}");
+    assert!(text.contains("TpBtf: attach") && !text.contains("SockOps:"), "{text}");
+}
+
+#[test]
 fn watch_refuses_in_plain_words() {
     let Some(node) = Node::new("refuse") else { return };
     let output = node.agent("watch").args(["--once", "--btf", "/no/such/file"]).output().unwrap();

@@ -18,7 +18,7 @@ use scopeprobe_agent::{
     observation::{Epoch, Observation, Shared},
     observer::Observer,
     store::Bounds,
-    supervision::{Refused, Starter},
+    supervision::{Captures, Refused, Starter},
 };
 use tokio::{
     net::UnixStream,
@@ -87,14 +87,25 @@ struct Lab {
 impl Lab {
     /// The first starts are refused for these reasons.
     fn new(refusals: &[&'static str], interval: Duration, sights: Option<std::os::unix::net::UnixStream>) -> Self {
+        Self::with_stand_in(refusals, interval, sights, None)
+    }
+
+    fn with_stand_in(
+        refusals: &[&'static str],
+        interval: Duration,
+        sights: Option<std::os::unix::net::UnixStream>,
+        stand_in: Option<Readings>,
+    ) -> Self {
         let root = tempfile::tempdir().unwrap();
         let (readings, forgotten) = (Readings::default(), Arc::<Mutex<Vec<FlowKey>>>::default());
         let bounds = Bounds { flows: 16, retention: Duration::from_hours(1) };
         let observation = Shared::new(Observation::new(Epoch::default(), bounds, "6.12".into()));
         let (closing, closes) = watch::channel(false);
         let directory: PathBuf = root.path().to_owned();
+        let preferred = starter(Mode::Ebpf, refusals, Arc::clone(&readings), Arc::clone(&forgotten), sights);
+        let stand_in = stand_in.map(|readings| starter(Mode::Fallback, &[], readings, Arc::clone(&forgotten), None));
         let observer = Observer {
-            start: starter(refusals, Arc::clone(&readings), Arc::clone(&forgotten), sights),
+            captures: Captures { preferred, stand_in },
             observation: observation.clone(),
             changed: Arc::new(Notify::new()),
             interval,
@@ -127,6 +138,7 @@ impl Lab {
 }
 
 fn starter(
+    mode: Mode,
     refusals: &[&'static str],
     readings: Readings,
     forgotten: Arc<Mutex<Vec<FlowKey>>>,
@@ -138,8 +150,8 @@ fn starter(
             return Err(Refused { reason, message: "the test says so".into() });
         }
         let description = Description {
-            mode: Mode::Ebpf,
-            attach: "SockOps",
+            mode,
+            attach: if mode == Mode::Ebpf { "SockOps" } else { "SockDiag" },
             attached_at: SystemTime::now(),
             kernel: "6.12".into(),
             degradations: Vec::new(),
@@ -228,4 +240,40 @@ async fn too_many_flows_leave_the_capture_too() {
     assert!(kept <= 16, "{kept}");
     assert_eq!((observation.capture.losses.opened, observation.capture.untold_flows), (40 - kept, 40 - kept));
     assert!(forgotten >= 40 - kept, "{forgotten}");
+}
+
+#[tokio::test]
+async fn a_stand_in_sees_what_it_can_until_the_better_capture_is_back() {
+    let (interval, stand_in) = (Duration::from_millis(10), Readings::default());
+    let lab = Lab::with_stand_in(&["BtfMissing", "BtfMissing"], interval, None, Some(Arc::clone(&stand_in)));
+    stand_in.lock().unwrap().push_back(Ok(Reading { flows: vec![lab.flow(1)], seen: 1, ..Reading::default() }));
+    lab.until("a flow of the stand-in", |observation| observation.flows.len() == 1).await;
+    let (epoch, capture) = {
+        let observation = lab.observation.lock();
+        (observation.epoch(), observation.capture.clone())
+    };
+    assert_eq!((capture.mode, capture.reason.as_str()), (Some(Mode::Fallback), "BtfMissing"));
+    assert!(capture.asks_for_fallback && capture.message.contains("the test says so"), "{capture:?}");
+    lab.bring(vec![lab.flow(2)]);
+    lab.until("the better one", |observation| observation.capture.mode == Some(Mode::Ebpf)).await;
+    let observation = lab.observation.lock();
+    assert_ne!(observation.epoch(), epoch, "other eyes, another epoch");
+    assert_eq!((observation.capture.reason.as_str(), observation.capture.asks_for_fallback), ("Supported", false));
+}
+
+#[tokio::test]
+async fn a_capture_that_fails_has_a_stand_in_that_asks_for_nothing() {
+    let (interval, stand_in) = (Duration::from_millis(10), Readings::default());
+    let lab = Lab::with_stand_in(&[], interval, None, Some(Arc::clone(&stand_in)));
+    lab.until("the start", |observation| observation.capture.mode == Some(Mode::Ebpf)).await;
+    lab.readings.lock().unwrap().extend([Err("once"), Err("twice"), Err("for good")]);
+    lab.until("the stand-in", |observation| observation.capture.mode == Some(Mode::Fallback)).await;
+    {
+        let observation = lab.observation.lock();
+        assert_eq!(observation.capture.reason, "CaptureFailed");
+        assert!(!observation.capture.asks_for_fallback && observation.capture.message.contains("for good"));
+    }
+    // The stand-in fails too: nothing runs until the next attempt, and that is said.
+    stand_in.lock().unwrap().extend([Err("once"), Err("twice"), Err("too")]);
+    lab.until("the better one", |observation| observation.capture.mode == Some(Mode::Ebpf)).await;
 }

@@ -10,6 +10,7 @@ use std::{
 
 use crds::{NodeProbe, NodeProbeSpec, ScopeProbe};
 use futures::StreamExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -19,7 +20,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::rollout::assignment::{Assignments, NodeFacts, ProbeFacts, assign};
+use crate::rollout::{
+    assignment::{Assignments, NodeFacts, ProbeFacts, assign},
+    demotion::Demotion,
+};
 
 /// A reflector's store of objects of which some may be malformed.
 type GuardedStore<K> = reflector::Store<DeserializeGuard<K>>;
@@ -29,6 +33,7 @@ pub struct ClusterState {
     probes: GuardedStore<ScopeProbe>,
     nodes: RwLock<BTreeMap<String, NodeFacts>>,
     node_probes: GuardedStore<NodeProbe>,
+    demotions: RwLock<BTreeMap<String, Demotion>>,
     changed: watch::Sender<()>,
     assignments_changed: watch::Sender<()>,
 }
@@ -45,6 +50,7 @@ impl ClusterState {
             probes,
             nodes: RwLock::default(),
             node_probes,
+            demotions: RwLock::default(),
             changed: watch::Sender::new(()),
             assignments_changed: watch::Sender::new(()),
         });
@@ -57,6 +63,7 @@ impl ClusterState {
         state.node_probes.wait_until_ready().await?;
         // The sender lives as long as the watch, which never ends by itself.
         let _ = nodes_listed.wait_for(|listed| *listed).await;
+        state.set_demotions(restored_demotions(&state.node_probes(), Timestamp::now()));
         Ok(state)
     }
 
@@ -90,7 +97,23 @@ impl ClusterState {
     pub fn assignments(&self) -> Assignments {
         let probes: Vec<_> = self.probes().iter().map(probe_facts).collect();
         let nodes: Vec<_> = self.nodes().into_values().collect();
-        assign(&probes, &nodes)
+        assign(&probes, &nodes, &self.demotions())
+    }
+
+    /// On which nodes eBPF was tried in vain.
+    #[must_use]
+    pub fn demotions(&self) -> BTreeMap<String, Demotion> {
+        self.demotions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers on which nodes eBPF was tried in vain, from now on.
+    pub fn set_demotions(&self, demotions: BTreeMap<String, Demotion>) {
+        let mut current = self.demotions.write().unwrap_or_else(PoisonError::into_inner);
+        if *current != demotions {
+            *current = demotions;
+            drop(current);
+            self.mark_changed(true);
+        }
     }
 
     /// Marked as changed with everything that matters here; changes of Nodes that don't are left out.
@@ -119,7 +142,15 @@ fn probe_facts(probe: &ScopeProbe) -> ProbeFacts {
         created: probe.creation_timestamp().map(|time| time.0),
         node_selector: probe.spec.node_selector.clone(),
         mode: probe.spec.mode,
+        overrides: probe.spec.mode_overrides.clone(),
     }
+}
+
+/// What an earlier operator has remembered.
+fn restored_demotions(node_probes: &BTreeMap<String, NodeProbe>, now: Timestamp) -> BTreeMap<String, Demotion> {
+    let written =
+        node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.demotion.as_ref()?)));
+    written.filter_map(|(name, written)| Some((name.clone(), Demotion::restore(written, now)?))).collect()
 }
 
 fn node_facts(node: &Node) -> NodeFacts {
@@ -131,6 +162,7 @@ fn node_facts(node: &Node) -> NodeFacts {
         labels: node.labels().clone(),
         os: os.or_else(|| node.labels().get("kubernetes.io/os").cloned()).unwrap_or_default(),
         kernel: info.map(|info| info.kernel_version.clone()).unwrap_or_default(),
+        boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
     }
 }
 

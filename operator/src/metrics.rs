@@ -1,6 +1,7 @@
 //! What the operator counts about itself, for Prometheus.
 
 use std::{
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -23,8 +24,17 @@ pub struct WriteLabels {
 /// What was lost.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct LossLabels {
-    /// `opened`, `closed`, `failed`, `first_sights` or `closes_unseen`.
+    /// `opened`, `closed`, `failed`, `first_sights`, `closes_unseen`, `event_overflows` or `missed_runs`.
     pub kind: &'static str,
+}
+
+/// How nodes are captured, and why.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct NodeLabels {
+    /// `Ebpf`, `Fallback`, `Unsupported`, or `none` before the agent's first report.
+    pub mode: &'static str,
+    /// The reason in the NodeProbe.
+    pub reason: String,
 }
 
 /// All metrics. Cheap to clone; all clones are the same.
@@ -49,6 +59,10 @@ pub struct Metrics {
     pub writes: Family<WriteLabels, Counter>,
     /// What agents have lost, all nodes and epochs together.
     pub losses: Family<LossLabels, Gauge>,
+    /// Nodes by mode and reason.
+    pub nodes: Family<NodeLabels, Gauge>,
+    /// Those that `nodes` has.
+    shown: Arc<Mutex<HashSet<NodeLabels>>>,
 }
 
 impl Default for Metrics {
@@ -64,6 +78,8 @@ impl Default for Metrics {
             leader: Gauge::default(),
             writes: Family::default(),
             losses: Family::default(),
+            nodes: Family::default(),
+            shown: Arc::default(),
         };
         metrics.register();
         metrics
@@ -99,6 +115,7 @@ impl Metrics {
             "What the agents of all nodes could not record, in all of their epochs, by kind",
             self.losses.clone(),
         );
+        registry.register("nodes", "Nodes by how they are captured, and why", self.nodes.clone());
     }
 
     /// Everything, in Prometheus' text format.
@@ -120,6 +137,22 @@ impl Metrics {
         result
     }
 
+    /// Counts all nodes by mode and reason; what no node is in any more is gone.
+    pub fn count_nodes<'a>(&self, nodes: impl Iterator<Item = (&'static str, &'a str)>) {
+        let mut counts = HashMap::new();
+        for (mode, reason) in nodes {
+            *counts.entry(NodeLabels { mode, reason: reason.to_owned() }).or_insert(0) += 1;
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for labels in shown.iter().filter(|labels| !counts.contains_key(labels)) {
+            self.nodes.remove(labels);
+        }
+        for (labels, count) in &counts {
+            self.nodes.get_or_create(labels).set(*count);
+        }
+        *shown = counts.into_keys().collect();
+    }
+
     /// Counts one write.
     pub fn write(&self, kind: &'static str, result: &'static str) {
         self.writes.get_or_create(&WriteLabels { kind, result }).inc();
@@ -136,7 +169,10 @@ mod tests {
         let metrics = Metrics::default();
         metrics.write("Topology", "done");
         metrics.losses.get_or_create(&LossLabels { kind: "opened" }).set(3);
+        metrics.count_nodes([("Unsupported", "BtfMissing")].into_iter());
+        metrics.count_nodes([("Fallback", "KernelTooOld"), ("Fallback", "KernelTooOld")].into_iter());
         let page = metrics.encode().expect("numbers are text");
+        assert!(!page.contains("BtfMissing"), "no node is so any more:\n{page}");
         for sample in [
             "scopeprobe_operator_reconciles_total 0",
             "scopeprobe_operator_reconcile_failures_total 0",
@@ -147,6 +183,7 @@ mod tests {
             "scopeprobe_operator_leader 0",
             "scopeprobe_operator_writes_total{kind=\"Topology\",result=\"done\"} 1",
             "scopeprobe_operator_agent_losses{kind=\"opened\"} 3",
+            "scopeprobe_operator_nodes{mode=\"Fallback\",reason=\"KernelTooOld\"} 2",
         ] {
             assert!(page.lines().any(|line| line == sample), "{sample}:\n{page}");
         }
@@ -155,6 +192,6 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 9);
+        assert_eq!(described("# HELP ").len(), 10);
     }
 }

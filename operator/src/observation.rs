@@ -30,12 +30,14 @@ pub struct NodeObservation {
     pub attached_unix_ms: u64,
     /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock.
     pub last_report_unix_ms: u64,
+    /// Since when all of its reports ask for the rights of the fallback, because it cannot do here what it was started
+    /// for, in milliseconds since 1970-01-01 UTC by the operator's
+    /// clock; none where the last does not.
+    pub asks_for_fallback_since_unix_ms: Option<u64>,
     /// Of this epoch.
     pub losses: Losses,
     /// Connections and failed attempts of this epoch.
     pub seen: u64,
-    /// Whether the agent asks for the rights of the fallback, because it cannot do here what it was started for.
-    pub asks_for_fallback: bool,
     /// What came before this epoch.
     pub earlier: EarlierObservation,
 }
@@ -57,6 +59,18 @@ impl NodeObservation {
         self.attached_unix_ms = attached_unix_ms;
         self.seen = 0;
         self.losses = Losses::default();
+    }
+
+    /// Whether the last report asks for the rights of the fallback.
+    pub fn ask_for_fallback(&mut self, asks: bool, now_unix_ms: u64) {
+        let since = self.asks_for_fallback_since_unix_ms.unwrap_or(now_unix_ms);
+        self.asks_for_fallback_since_unix_ms = asks.then_some(since);
+    }
+
+    /// Notes that its stream has ended.
+    pub fn disconnect(&mut self) {
+        self.connected = false;
+        self.asks_for_fallback_since_unix_ms = None;
     }
 
     /// Connections and failed attempts of all epochs.

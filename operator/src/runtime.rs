@@ -27,8 +27,9 @@ use crate::{
         applied::Applied,
         cleanup,
         controller::{self, Context},
+        demoter::Demoter,
         outcome::Outcomes,
-        sweep,
+        sweep::Sweep,
     },
     settings::{CleanupSettings, Cli, Command, Settings},
     status::{events::Events, restore, writer::Writer},
@@ -180,7 +181,16 @@ impl Parts {
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(client.clone(), inputs));
-        parts.endless.spawn(sweep::run(client.clone(), cluster.clone(), observations.clone()));
+        let demoter =
+            Demoter { cluster: cluster.clone(), observations: observations.clone(), agents: settings.agents.clone() };
+        parts.endless.spawn(demoter.run());
+        let sweep = Sweep {
+            client: client.clone(),
+            namespace: settings.namespace.clone(),
+            cluster: cluster.clone(),
+            observations: observations.clone(),
+        };
+        parts.endless.spawn(sweep.run());
         let events = Events::new(client.clone(), &settings.identity);
         let writer =
             Writer { client: client.clone(), cluster, observations, outcomes, overview, publish, events, metrics };

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand};
+use jiff::SignedDuration;
+
+use crate::rollout::demotion::LONGEST_RETRY;
 
 /// Rolls ScopeProbe's agents out, collects what they see and writes it as Kubernetes objects.
 #[derive(Debug, Parser)]
@@ -71,6 +74,20 @@ pub struct AgentSettings {
     /// The agents' ServiceAccount. It needs no permission.
     #[arg(long, env = "SCOPEPROBE_AGENT_SERVICE_ACCOUNT", default_value = "scopeprobe-agent")]
     pub agent_service_account: String,
+    /// How long a node whose agent cannot use eBPF stays in the fallback before eBPF is tried again; twice as long after
+    /// each attempt in vain, up to a day, and up to a quarter longer, so that not all nodes try at once.
+    #[arg(long, env = "SCOPEPROBE_EBPF_RETRY", default_value = "1h", value_parser = retry)]
+    pub ebpf_retry: SignedDuration,
+    /// Let signals break the agents' captures on purpose; for tests.
+    #[arg(long, env = "SCOPEPROBE_AGENT_DEBUG_SIGNALS", hide = true)]
+    pub agent_debug_signals: bool,
+}
+
+/// Reads a duration between a minute and a day.
+fn retry(text: &str) -> Result<SignedDuration, String> {
+    let duration: SignedDuration = text.parse().map_err(|error| format!("{error}; write a duration such as 1h"))?;
+    let bounds = SignedDuration::from_mins(1)..=LONGEST_RETRY;
+    if bounds.contains(&duration) { Ok(duration) } else { Err("it has to be between 1m and 24h".to_owned()) }
 }
 
 /// Settings of `cleanup`.
@@ -85,4 +102,19 @@ pub struct CleanupSettings {
     /// The operator's lease, which is waited for and removed.
     #[arg(long)]
     pub lease_name: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_is_between_a_minute_and_a_day() {
+        assert_eq!(retry("1h"), Ok(SignedDuration::from_hours(1)));
+        assert_eq!(retry("1m"), Ok(SignedDuration::from_mins(1)));
+        assert_eq!(retry("24h"), Ok(SignedDuration::from_hours(24)));
+        for wrong in ["59s", "25h", "-1h", "", "soon", "10"] {
+            assert!(retry(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -24,14 +24,18 @@ connect_node() {
   # A connection to a Service's address needs a route before kube-proxy rewrites it; the fabric leads nowhere else.
   ip -n "$ns" route add default via "$CONTROL_V4"
   ip -n "$ns" -6 route add default via "$CONTROL_V6"
-  # Pods talk to the API server from their own addresses.
-  ip -n "$CONTROL_NS" route add "$(pods_v4 "$i")" via "$(node_v4 "$i")"
-  ip -n "$CONTROL_NS" -6 route add "$(pods_v6 "$i")" via "$(node_v6 "$i")"
+  route_to_pods "$i"
   for j in $(seq "$n"); do
     [ "$j" != "$i" ] || continue
     ip -n "$ns" route add "$(pods_v4 "$j")" via "$(node_v4 "$j")"
     ip -n "$ns" -6 route add "$(pods_v6 "$j")" via "$(node_v6 "$j")"
   done
+}
+
+# Pods talk to the API server from their own addresses.
+route_to_pods() {
+  ip -n "$CONTROL_NS" route add "$(pods_v4 "$1")" via "$(node_v4 "$1")"
+  ip -n "$CONTROL_NS" -6 route add "$(pods_v6 "$1")" via "$(node_v6 "$1")"
 }
 
 # A port of the machine's loopback at which nobody listens, from 16443 on.

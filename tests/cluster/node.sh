@@ -58,6 +58,7 @@ load_images() {
   for tar in "$@"; do
     [ -f "$tar" ] || fail "no image archive at $tar; \`make images\` writes them to dist/"
     for i in $(node_numbers); do
+      ! is_guest "$i" || fail "node-$i is a virtual machine and has its images from the start; take the cluster down and up"
       on_node "$i" ctr -n k8s.io images import - < "$tar" > /dev/null || fail "node-$i refused the image archive $tar"
       echo "loaded $tar into node-$i"
     done

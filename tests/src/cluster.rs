@@ -20,6 +20,9 @@ use crate::{Error, Result, audit::Audit, place};
 /// The name of the cluster that the tests start, unless `CLUSTER` names another.
 const NAME: &str = "scopeprobe-test";
 
+/// The name of the cluster whose nodes are virtual machines.
+const NAME_OF_KERNELS: &str = "scopeprobe-kernels";
+
 /// A cluster with the project's images in its nodes.
 #[derive(Clone)]
 pub struct Cluster {
@@ -47,6 +50,17 @@ impl Cluster {
         place::run(&script, ["up", "2"], &[("CLUSTER", cluster)]).await?;
         load_images(&name).await?;
         Self::connect(state(&name).join("admin.kubeconfig"), Some(name)).await
+    }
+
+    /// Our own cluster whose nodes are virtual machines, each with another kernel (`scripts/cluster up kernels`), started
+    /// where it does not run yet and left running. The image archives of `dist/` are in its nodes.
+    ///
+    /// # Errors
+    /// Where it cannot be started or reached.
+    pub async fn of_kernels() -> Result<Self> {
+        let _one_at_a_time = lock(&format!("{NAME_OF_KERNELS}.tests.lock")).await?;
+        place::run(&place::script("cluster"), ["up", "kernels"], &[("CLUSTER", Path::new(NAME_OF_KERNELS))]).await?;
+        Self::connect(state(NAME_OF_KERNELS).join("admin.kubeconfig"), Some(NAME_OF_KERNELS.to_owned())).await
     }
 
     async fn connect(kubeconfig: PathBuf, own: Option<String>) -> Result<Self> {

@@ -1,19 +1,31 @@
-//! Ending the project's own processes as a crash does, and waiting until the kubelet has started them again.
+//! Ending the project's own processes as a crash does, and waiting until the kubelet has started them again; and
+//! signals that break an agent's capture while the agent lives.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _, api::ListParams};
 
 use crate::{Cluster, Error, Result, chart, eventually};
 
-/// Ends every process of a node that runs the program of this path, which is that of its container.
-const KILL: &str = r#"
-killed=
+/// Sends a signal to every process of a node that runs the program of this path, which is that of its container.
+const SIGNAL: &str = r#"
+sent=
 for process in /proc/[0-9]*; do
   read -r -d '' program 2> /dev/null < "$process/cmdline" || continue
-  [ "$program" != "$1" ] || { kill -KILL "${process#/proc/}"; killed=yes; }
+  [ "$program" != "$1" ] || { kill "-$2" "${process#/proc/}"; sent=yes; }
 done
-[ -n "$killed" ] || { echo "no process runs $1" >&2; exit 1; }
+[ -n "$sent" ] || { echo "no process runs $1" >&2; exit 1; }
 "#;
+
+/// How a capture is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// It fails for good and has to be started again.
+    Kill,
+    /// For five seconds it is not read.
+    Starve,
+    /// Its next start is refused.
+    RefuseNext,
+}
 
 impl Cluster {
     /// Ends the operator with SIGKILL, wherever it runs, and waits until its container runs again and is ready.
@@ -40,10 +52,39 @@ impl Cluster {
         self.crash(agent, "/scopeprobe-agent").await
     }
 
+    /// How often the containers of a node's agent were started again.
+    ///
+    /// # Errors
+    /// Where no agent runs there.
+    pub async fn agent_restarts(&self, node: &str) -> Result<i32> {
+        let agents = self.agents().await?;
+        let agent = agents.iter().find(|pod| node_of(pod) == node);
+        agent.and_then(restarts).ok_or_else(|| Error::Unexpected(format!("no agent runs on {node}")))
+    }
+
+    /// Breaks the capture of a node's agent, which has to obey signals (`agent.debugSignals` of the chart).
+    ///
+    /// # Errors
+    /// Where no agent runs there.
+    pub async fn break_capture(&self, node: &str, how: Sabotage) -> Result<()> {
+        let signal = match how {
+            Sabotage::Kill => "USR1",
+            Sabotage::Starve => "USR2",
+            // SIGRTMIN+1, as the C library numbers it.
+            Sabotage::RefuseNext => "35",
+        };
+        self.signal(node, "/scopeprobe-agent", signal).await
+    }
+
+    async fn signal(&self, node: &str, program: &str, signal: &str) -> Result<()> {
+        self.script(&["on", node, "bash", "-c", SIGNAL, "signal", program, signal]).await?;
+        Ok(())
+    }
+
     async fn crash(&self, pod: &Pod, program: &str) -> Result<()> {
         let (node, name) = (node_of(pod), pod.name_any());
         let before = restarts(pod);
-        self.script(&["on", node, "bash", "-c", KILL, "kill", program]).await?;
+        self.signal(node, program, "KILL").await?;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
         eventually(&format!("{name} to be started again"), async || {
             let pod = pods.get(&name).await.map_err(|error| error.to_string())?;

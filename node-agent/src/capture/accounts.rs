@@ -39,6 +39,8 @@ struct Account {
     preexisting_bytes: Bytes,
     /// Of connections that have ended.
     closed_bytes: Bytes,
+    /// Connections whose end was not seen.
+    without_bytes: u64,
     /// The most that was ever known, which never decreases.
     bytes: Bytes,
     reported: flow::FlowCounters,
@@ -60,6 +62,7 @@ impl Account {
             open_bytes_sent: open.sent,
             open_bytes_received: open.received,
             methods: flow::Methods::EBPF,
+            without_bytes: self.without_bytes,
             ..flow::FlowCounters::default()
         }
     }
@@ -91,11 +94,13 @@ impl Accounts {
         account.failed += since.failed;
         account.preexisting += since.older;
         account.closed_bytes = account.closed_bytes.plus(Bytes { sent: since.sent, received: since.received });
+        account.without_bytes += since.unseen;
         if nothing_lost && account.closed > account.opened + account.preexisting {
             // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
             account.preexisting = account.closed - account.opened;
         }
         account.settle();
+        self.closes_unseen += since.unseen;
         self.seen += since.opened + since.failed;
     }
 
@@ -111,9 +116,19 @@ impl Accounts {
     pub(super) fn add_unseen_close(&mut self, key: FlowKey, bytes: Bytes) {
         let account = self.touch(key);
         account.closed += 1;
+        account.without_bytes += 1;
         account.closed_bytes = account.closed_bytes.plus(bytes);
         account.settle();
         self.closes_unseen += 1;
+    }
+
+    /// A connection that is gone without its end having been seen, one among those of its flow.
+    pub(super) fn add_unseen_close_of_unknown_bytes(&mut self, key: FlowKey) {
+        self.add_unseen_close(key, Bytes::default());
+        let account = self.touch(key);
+        if !account.has_open() {
+            account.closed_bytes = account.bytes;
+        }
     }
 
     /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
@@ -267,6 +282,20 @@ mod tests {
         let counters = now(&mut accounts);
         assert_eq!((counters.preexisting, counters.closed, accounts.closes_unseen()), (1, 1, 1));
         assert_eq!((counters.bytes_sent, counters.open_bytes_sent, counters.preexisting_bytes_sent), (40, 0, 10));
+        assert_eq!(counters.without_bytes, 1);
+    }
+
+    #[test]
+    fn ends_that_a_tracepoint_missed_leave_no_bytes_open() {
+        let mut accounts = Accounts::default();
+        accounts.add(key(), &FlowStats { opened: 3, ..FlowStats::default() }, true);
+        accounts.set_open(key(), bytes(90));
+        accounts.add(key(), &FlowStats { closed: 1, unseen: 1, ..FlowStats::default() }, true);
+        accounts.add(key(), &FlowStats { closed: 1, sent: 20, ..FlowStats::default() }, true);
+        accounts.add_unseen_close_of_unknown_bytes(key());
+        let counters = now(&mut accounts);
+        assert_eq!((counters.closed, counters.without_bytes, accounts.closes_unseen()), (3, 2, 2));
+        assert_eq!((counters.bytes_sent, counters.open_bytes_sent), (90, 0), "what was known is not given up");
     }
 
     #[test]

@@ -57,6 +57,7 @@ impl Counters {
             FlowStats {
                 closed,
                 older: load(&raw mut (*stats).older),
+                unseen: load(&raw mut (*stats).unseen),
                 sent: load(&raw mut (*stats).sent),
                 received: load(&raw mut (*stats).received),
                 failed: load(&raw mut (*stats).failed),

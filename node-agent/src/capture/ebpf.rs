@@ -15,9 +15,10 @@ use super::{
     accounts::{Accounts, Bytes, kernel_key},
     existing::{Existing, end_first_look, failed, list},
     first_sights::FirstSights,
+    followed::Followed,
     kernel::Kernel,
-    listing::Listing,
-    prepare::prepare,
+    listing::{Connection, Listing},
+    prepare::{prepare, try_all},
     slots::Slots,
 };
 
@@ -36,6 +37,7 @@ pub struct EbpfCapture {
     first_sights: FirstSights,
     accounts: Accounts,
     existing: Existing,
+    followed: Followed,
     look_every: Duration,
     next_look: Instant,
     retry: Duration,
@@ -49,12 +51,11 @@ pub fn start_ebpf(settings: &Settings) -> Result<EbpfCapture, Refusal> {
     prepare(settings, &mut Vec::new())
 }
 
-/// What this machine can do, step by step up to the first failure, without leaving anything behind.
+/// What this machine can do, step by step and by each way to attach, without leaving anything behind.
 #[must_use]
 pub fn probe(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
-    // Dropping the capture detaches and unloads everything.
-    drop(prepare(settings, &mut findings));
+    try_all(settings, &mut findings);
     findings
 }
 
@@ -73,6 +74,7 @@ impl EbpfCapture {
             first_sights,
             accounts: Accounts::default(),
             existing: Existing::default(),
+            followed: Followed::default(),
             look_every,
             next_look: Instant::now() + look_every,
             retry: RETRY,
@@ -124,6 +126,9 @@ impl EbpfCapture {
         let begun = Instant::now();
         let listing = list(&mut self.kernel)?;
         self.existing.look(&mut self.kernel, &mut self.accounts, &listing)?;
+        if self.kernel.follows() {
+            self.followed.look(&mut self.kernel, &mut self.accounts, &listing)?;
+        }
         let now = Instant::now();
         let ended = self.collect(now)?;
         let all_still = self.weigh(&listing, &ended);
@@ -138,7 +143,9 @@ impl EbpfCapture {
     /// would count twice. Returns whether there were none.
     fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
         let mut open: HashMap<FlowKey, Bytes> = HashMap::new();
-        for connection in listing.connections.values() {
+        // One that is not accounted for may be one that has just ended.
+        let known = |cookie, found: &Connection| found.has_callbacks || self.existing.knows(cookie);
+        for (_, connection) in listing.connections.iter().filter(|(cookie, found)| known(**cookie, found)) {
             let sum = open.entry(connection.flow).or_default();
             *sum = sum.plus(connection.bytes);
         }
@@ -153,14 +160,17 @@ impl EbpfCapture {
         all_still
     }
 
-    fn losses(&self) -> Result<Losses, MapError> {
-        let unreadable = self.kernel.lost(Loss::Unreadable)?;
+    fn losses(&mut self) -> Result<Losses, CaptureError> {
+        let missed_runs =
+            self.kernel.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
+        let lost = |what| self.kernel.lost(what).map_err(|error| failed("reading the kernel's losses", error));
         Ok(Losses {
-            opened: self.kernel.lost(Loss::Opened)? + unreadable,
-            closed: self.kernel.lost(Loss::Closed)?,
-            failed: self.kernel.lost(Loss::Failed)?,
+            opened: lost(Loss::Opened)? + lost(Loss::Unreadable)?,
+            closed: lost(Loss::Closed)?,
+            failed: lost(Loss::Failed)?,
             first_sights: self.first_sights.dropped(),
             closes_unseen: self.accounts.closes_unseen(),
+            missed_runs,
             ..Losses::default()
         })
     }
@@ -202,7 +212,7 @@ impl Capture for EbpfCapture {
             self.look()?;
         }
         self.recycle(now);
-        let losses = self.losses().map_err(|error| failed("reading the kernel's losses", error))?;
+        let losses = self.losses()?;
         Ok(Reading { flows: self.accounts.report(), losses, seen: self.accounts.seen() })
     }
 

@@ -47,10 +47,15 @@ pub(super) struct Existing {
 }
 
 impl Existing {
+    /// Whether it is one of those that are older than any agent.
+    pub(super) fn knows(&self, cookie: u64) -> bool {
+        self.seeds.contains_key(&cookie)
+    }
+
     /// The first look, while the kernel notes what it counts. Leaves a listing of what is open now.
     pub(super) fn first_look(&mut self, kernel: &mut Kernel, accounts: &mut Accounts) -> Result<Listing, CaptureError> {
         let mut old = list(kernel)?.connections;
-        old.retain(|cookie, found| !found.has_callbacks || kernel.recent.get(cookie, 0).is_err());
+        old.retain(|cookie, found| !found.has_callbacks || !kernel.has_counted_opening(*cookie));
         if old.is_empty() {
             return list(kernel);
         }
@@ -64,12 +69,12 @@ impl Existing {
             settled.get(cookie).is_none_or(|now| {
                 now.has_callbacks == found.has_callbacks
                     && now.flow == found.flow
-                    && (!found.has_callbacks || kernel.recent.get(cookie, 0).is_err())
+                    && (!found.has_callbacks || !kernel.has_counted_opening(*cookie))
             })
         });
         for (cookie, found) in &old {
             let entered = if found.has_callbacks {
-                kernel.recent.insert(cookie, 1, 0)
+                kernel.note_opening(*cookie)
             } else {
                 kernel.seeds.insert(cookie, found.flow, 0)
             };
@@ -100,7 +105,7 @@ impl Existing {
         }
         // Gone. With its entry: the kernel has counted its end and relied on us for the beginning. Without having
         // taken the entry, it ended before: the kernel knows it as older by itself, or nobody saw it end.
-        let entry = if found.has_callbacks { kernel.recent.remove(&cookie) } else { kernel.seeds.remove(&cookie) };
+        let entry = if found.has_callbacks { kernel.forget_opening(cookie) } else { kernel.seeds.remove(&cookie) };
         if was_taken(entry).map_err(|error| failed("looking for the note of an open connection", error))? {
             accounts.add_preexisting(found.flow, found.bytes);
         }
@@ -176,9 +181,8 @@ impl Existing {
 pub(super) fn end_first_look(kernel: &mut Kernel) -> Result<(), CaptureError> {
     let what = "ending the first look at the open connections";
     kernel.set_first_look(false).map_err(|error| failed(what, error))?;
-    let noted: Vec<u64> = kernel.recent.keys().filter_map(Result::ok).collect();
-    for cookie in noted {
-        was_taken(kernel.recent.remove(&cookie)).map_err(|error| failed(what, error))?;
+    for cookie in kernel.noted_openings() {
+        was_taken(kernel.forget_opening(cookie)).map_err(|error| failed(what, error))?;
     }
     match kernel.lost(Loss::Recent).map_err(|error| failed(what, error))? {
         0 => Ok(()),
@@ -194,8 +198,9 @@ pub(super) fn end_first_look(kernel: &mut Kernel) -> Result<(), CaptureError> {
 
 /// A listing of what is open now.
 pub(super) fn list(kernel: &mut Kernel) -> Result<Listing, CaptureError> {
+    let follows = kernel.follows();
     let file = kernel.list().map_err(|error| failed("beginning to list the open sockets", error))?;
-    Listing::read(file).map_err(|error| failed("listing the open sockets", error))
+    Listing::read(file, follows).map_err(|error| failed("listing the open sockets", error))
 }
 
 fn watch(kernel: &mut Kernel, on: bool) -> Result<(), CaptureError> {
@@ -203,7 +208,7 @@ fn watch(kernel: &mut Kernel, on: bool) -> Result<(), CaptureError> {
 }
 
 /// Whether an entry had been taken by the kernel when we came to remove it.
-fn was_taken(removed: Result<(), MapError>) -> Result<bool, MapError> {
+pub(super) fn was_taken(removed: Result<(), MapError>) -> Result<bool, MapError> {
     match removed {
         Ok(()) => Ok(false),
         Err(MapError::KeyNotFound) => Ok(true),

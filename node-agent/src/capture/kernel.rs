@@ -1,6 +1,6 @@
 //! The programs and maps in the kernel: loading, attaching, handing out.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, io, path::Path};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
@@ -9,9 +9,16 @@ use aya::{
         BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
     },
 };
-use node_agent_common::{FlowKey, Loss, Offsets};
+use node_agent_common::{FlowKey, FollowedSocket, Loss, Offsets};
 
-use super::{Degradation, Feature, Reason, Refusal, Settings, counters::Counters};
+use super::{
+    Attach, Degradation, Feature, Reason, Refusal, Settings,
+    counters::Counters,
+    refusals::{describe, incomplete, load_refusal},
+    release::Release,
+    requirements::Ground,
+    tracepoint::Tracepoint,
+};
 
 /// The compiled programs: see build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/scopeprobe.o"));
@@ -29,46 +36,57 @@ pub(super) struct Kernel {
     pub(super) free: Queue<MapData, u32>,
     pub(super) first_sights: RingBuf<MapData>,
     pub(super) seeds: HashMap<MapData, u64, FlowKey>,
-    pub(super) recent: HashMap<MapData, u64, u32>,
+    recent: HashMap<MapData, u64, u32>,
+    pub(super) followed: HashMap<MapData, u64, FollowedSocket>,
     lost: PerCpuArray<MapData, u64>,
     looking: Array<MapData, u32>,
+    tracepoint: Tracepoint,
+    counts_misses: bool,
     can_list: bool,
     can_see_old_closes: bool,
     old_closes: Option<BtfTracePointLinkId>,
 }
 
 impl Kernel {
-    /// Creates the maps and loads the programs; nothing runs yet.
+    /// Creates the maps and loads the programs that this way to attach needs; nothing runs yet.
     ///
     /// # Errors
     /// When the kernel refuses what nothing works without.
     pub(super) fn load(
         settings: &Settings,
-        offsets: &Offsets,
-        root: u64,
+        ground: &Ground,
+        attach: Attach,
         degradations: &mut Vec<Degradation>,
     ) -> Result<Self, Refusal> {
+        let follows = attach != Attach::SockOps;
+        let offsets = Offsets { followed: u32::from(follows), ..ground.offsets };
         let mut programs = EbpfLoader::new()
             .btf(None)
-            .override_global("OFFSETS", offsets, true)
-            .override_global("ROOT", &root, true)
+            .override_global("OFFSETS", &offsets, true)
+            .override_global("ROOT", &ground.root, true)
             .map_max_entries("SLOT_OF", settings.max_flows)
             .map_max_entries("STATS", settings.max_flows)
             .map_max_entries("FREE", settings.max_flows)
             .map_max_entries("FIRST_SIGHTS", settings.ring_bytes)
+            .map_max_entries("FOLLOWED", if follows { settings.max_followed } else { 1 })
             .load(OBJECT)
             .map_err(|error| load_refusal("creating the maps", &error))?;
-        load_connections(&mut programs)?;
+        if !follows {
+            load_connections(&mut programs)?;
+        }
+        let tracepoint = Tracepoint::load(&mut programs, attach, settings, ground)?;
         let mut kernel = Self::take_maps(programs, settings.max_flows)?;
+        kernel.counts_misses = tracepoint.counts_misses(&ground.release);
+        kernel.tracepoint = tracepoint;
         for slot in 0..settings.max_flows {
             kernel.free.push(slot, 0).map_err(|error| load_refusal("filling the table of free slots", &error))?;
         }
-        kernel.load_optional(&settings.btf_path, degradations);
+        kernel.load_optional(&settings.btf_path, attach, degradations);
         Ok(kernel)
     }
 
     fn take_maps(mut programs: Ebpf, slots: u32) -> Result<Self, Refusal> {
-        let Some(Map::Array(stats)) = programs.take_map("STATS") else { return Err(incomplete("STATS")) };
+        let Some(Map::Array(stats)) = programs.take_map("STATS") else { return Err(incomplete("the map STATS")) };
         Ok(Self {
             counters: Counters::map(stats, slots)
                 .map_err(|error| load_refusal("mapping the table of counters", &error))?,
@@ -77,9 +95,12 @@ impl Kernel {
             first_sights: take(&mut programs, "FIRST_SIGHTS")?,
             seeds: take(&mut programs, "SEEDS")?,
             recent: take(&mut programs, "RECENT")?,
+            followed: take(&mut programs, "FOLLOWED")?,
             lost: take(&mut programs, "LOST")?,
             looking: take(&mut programs, "LOOKING")?,
             programs,
+            tracepoint: Tracepoint::default(),
+            counts_misses: true,
             can_list: false,
             can_see_old_closes: false,
             old_closes: None,
@@ -87,26 +108,35 @@ impl Kernel {
     }
 
     /// Loads the programs without which the rest works.
-    fn load_optional(&mut self, btf_path: &Path, degradations: &mut Vec<Degradation>) {
-        let listing =
-            AyaBtf::parse_file(btf_path, Endianness::default()).map_err(|error| error.to_string()).and_then(|btf| {
-                self.load_open_sockets(&btf).map_err(|error| describe(&error))?;
+    fn load_optional(&mut self, btf_path: &Path, attach: Attach, degradations: &mut Vec<Degradation>) {
+        let btf = AyaBtf::parse_file(btf_path, Endianness::default()).map_err(|error| error.to_string());
+        let list = |kernel: &mut Self, btf: &AyaBtf| kernel.load_open_sockets(btf).map_err(|error| describe(&error));
+        match btf.and_then(|btf| list(self, &btf).map(|()| btf)) {
+            Err(error) if degradations.iter().all(|known| known.feature != Feature::OpenSockets) => {
+                degradations.push(no_listing(&error));
+            }
+            Err(_) => {}
+            Ok(btf) => {
                 self.can_list = true;
-                Ok(btf)
-            });
-        match listing {
-            Err(error) => degradations.push(no_listing(&error)),
-            Ok(btf) => match self.load_old_closes(&btf) {
-                Ok(()) => self.can_see_old_closes = true,
-                Err(error) => degradations.push(Degradation {
-                    feature: Feature::OldCloses,
-                    message: format!(
-                        "the kernel refused the program on inet_sock_set_state: {}. The end of connections that are \
-                         older than any agent of this boot will be noticed late, without their last bytes",
-                        describe(&error)
-                    ),
-                }),
-            },
+                // What follows every socket sees the ends of old ones, too.
+                if attach == Attach::SockOps {
+                    self.load_old_closes_if_possible(&btf, degradations);
+                }
+            }
+        }
+    }
+
+    fn load_old_closes_if_possible(&mut self, btf: &AyaBtf, degradations: &mut Vec<Degradation>) {
+        match self.load_old_closes(btf) {
+            Ok(()) => self.can_see_old_closes = true,
+            Err(error) => degradations.push(Degradation {
+                feature: Feature::OldCloses,
+                message: format!(
+                    "the kernel refused the program on inet_sock_set_state: {}. The end of connections that are older \
+                     than any agent of this boot will be noticed late, without their last bytes",
+                    describe(&error)
+                ),
+            }),
         }
     }
 
@@ -121,8 +151,15 @@ impl Kernel {
     /// From now on everything is counted, until the value is dropped.
     ///
     /// # Errors
-    /// When the cgroup does not take the program.
-    pub(super) fn attach(&mut self, cgroup_root: &Path) -> Result<(), Refusal> {
+    /// When the cgroup or the tracepoint does not take the program.
+    pub(super) fn attach(&mut self, attach: Attach, cgroup_root: &Path) -> Result<(), Refusal> {
+        match attach {
+            Attach::SockOps => self.attach_sock_ops(cgroup_root),
+            Attach::TpBtf | Attach::Tracepoint => self.tracepoint.attach(&mut self.programs),
+        }
+    }
+
+    fn attach_sock_ops(&mut self, cgroup_root: &Path) -> Result<(), Refusal> {
         let refusal = |error: &dyn std::error::Error| Refusal {
             reason: Reason::AttachFailed,
             message: format!(
@@ -137,6 +174,47 @@ impl Kernel {
         // A link: several may be attached to a cgroup, and this one goes with the process.
         program.attach(directory, CgroupAttachMode::Single).map_err(|error| refusal(&error))?;
         Ok(())
+    }
+
+    /// Whether the opening of a connection whose end the programs will see has been counted.
+    pub(super) fn has_counted_opening(&self, cookie: u64) -> bool {
+        // A followed socket was followed from its opening on; callbacks may have been asked for by an earlier agent.
+        self.tracepoint.is_used() || self.recent.get(&cookie, 0).is_ok()
+    }
+
+    /// Notes a connection from before, whose end the programs will see, as one whose opening need not be counted.
+    pub(super) fn note_opening(&mut self, cookie: u64) -> Result<(), MapError> {
+        self.recent.insert(cookie, 1, 0)
+    }
+
+    /// Takes such a note back.
+    pub(super) fn forget_opening(&mut self, cookie: u64) -> Result<(), MapError> {
+        self.recent.remove(&cookie)
+    }
+
+    /// All such notes, of the programs' and ours.
+    pub(super) fn noted_openings(&self) -> Vec<u64> {
+        self.recent.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Whether sockets are followed by a tracepoint.
+    pub(super) fn follows(&self) -> bool {
+        self.tracepoint.is_used()
+    }
+
+    /// How many runs of the tracepoint's programs the kernel has skipped; 0 where it does not tell.
+    pub(super) fn missed_runs(&mut self) -> io::Result<u64> {
+        self.tracepoint.missed_runs(&mut self.programs)
+    }
+
+    /// Whether it tells.
+    pub(super) fn counts_misses(&self) -> bool {
+        self.counts_misses
+    }
+
+    /// What is to be known of a capture that is attached to the tracepoint.
+    pub(super) fn weakness(&self, release: &Release) -> &'static str {
+        self.tracepoint.weakness(release)
     }
 
     /// Whether the open sockets can be listed.
@@ -201,7 +279,7 @@ pub(super) fn no_listing(why: &str) -> Degradation {
     }
 }
 
-fn program<'a, P>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
+pub(super) fn program<'a, P>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
@@ -212,57 +290,6 @@ fn take<M>(programs: &mut Ebpf, name: &str) -> Result<M, Refusal>
 where
     M: TryFrom<Map, Error = MapError>,
 {
-    let map = programs.take_map(name).ok_or_else(|| incomplete(name))?;
+    let map = programs.take_map(name).ok_or_else(|| incomplete(&format!("the map {name}")))?;
     map.try_into().map_err(|error: MapError| load_refusal("opening the maps", &error))
-}
-
-fn incomplete(name: &str) -> Refusal {
-    Refusal {
-        reason: Reason::LoadFailed,
-        message: format!("the compiled programs lack the map {name}: this agent was built from mixed sources"),
-    }
-}
-
-/// Where the kernel says no for want of a permission, the capabilities that were found were not enough.
-fn load_refusal(attempted: &str, error: &(dyn std::error::Error + 'static)) -> Refusal {
-    if is_permission(error) {
-        return Refusal {
-            reason: Reason::CapabilityMissing,
-            message: format!(
-                "{attempted}: {}; allow the agent BPF, PERFMON and NET_ADMIN in the initial user namespace, and check \
-                 for a seccomp profile or security module that forbids bpf()",
-                describe(error)
-            ),
-        };
-    }
-    Refusal { reason: Reason::LoadFailed, message: format!("{attempted}: {}", describe(error)) }
-}
-
-fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// The error with its causes, and the end of what the verifier had to say.
-fn describe(error: &dyn std::error::Error) -> String {
-    const MOST: usize = 700;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    let text = text.trim().replace('\n', "; ");
-    let excess = text.len().saturating_sub(MOST);
-    let begin = text.ceil_char_boundary(excess);
-    if begin == 0 { text } else { format!("…{}", &text[begin..]) }
 }

@@ -17,6 +17,8 @@ pub(super) struct Listing {
     pub(super) connections: HashMap<u64, Connection>,
     /// Ports at which somebody listens, by network namespace; `None` for any address.
     listeners: HashSet<(u32, u16, Option<[u8; 16]>)>,
+    /// Where in the kernel's memory sockets are, if somebody wants to know.
+    present: HashSet<u64>,
 }
 
 /// One open connection's own end.
@@ -30,11 +32,21 @@ pub(super) struct Connection {
 
 impl Listing {
     /// Reads a listing to its end.
-    pub(super) fn read(mut from: File) -> io::Result<Self> {
+    pub(super) fn read(mut from: File, with_addresses: bool) -> io::Result<Self> {
         const RECORD: usize = size_of::<SocketRecord>();
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes)?;
-        Ok(Self::of(bytes.as_chunks::<RECORD>().0.iter().map(record)))
+        let records = bytes.as_chunks::<RECORD>().0;
+        let mut listing = Self::of(records.iter().map(record));
+        if with_addresses {
+            listing.present = records.iter().map(|bytes| record(bytes).address).collect();
+        }
+        Ok(listing)
+    }
+
+    /// Whether a socket is listed at this address.
+    pub(super) fn is_present(&self, address: u64) -> bool {
+        self.present.contains(&address)
     }
 
     fn of(records: impl Iterator<Item = SocketRecord>) -> Self {
@@ -129,6 +141,7 @@ mod tests {
             callbacks: 0,
             own: 1,
             reserved: 0,
+            address: 0,
             local: local.0,
             remote: THERE,
         }

@@ -1,15 +1,15 @@
 //! The connections of this node, as the kernel sees them: counters by flow, read now and then.
 //!
-//! [`Capture`] is what the rest of the agent knows. Today there is one implementation, [`EbpfCapture`]: a `sock_ops`
-//! program that counts in the kernel, and an iterator that lists the sockets that were there before. The tracepoint
-//! `inet_sock_set_state`, second choice where `sock_ops` cannot be attached, will be another way to load the same
-//! maps and belongs beside `kernel`; the fallback without eBPF (`sock_diag`, conntrack) will be a second
-//! implementation of the trait and belongs beside `ebpf`.
+//! [`Capture`] is what the rest of the agent knows. [`EbpfCapture`] counts in the kernel: by a `sock_ops` program, or,
+//! where that cannot be attached, by programs on the tracepoint `inet_sock_set_state` that use the same maps; an iterator
+//! lists the sockets that were there before.
 //!
-//! The way of a connection: `prepare` has `kernel` load and attach the programs with the `offsets` that `btf` found;
-//! they count into `counters`, by `slots`, and announce a flow's first connection through `first_sights`; `listing`
-//! reads the open sockets, `existing` tells the ones from before from those that were counted; `accounts` makes totals
-//! of it all.
+//! The way of a connection: `prepare` makes sure of the `requirements` and then tries each [`Attach`] in turn: `kernel`
+//! loads and attaches the programs (`tracepoint` those of the second and third choice) with the `offsets` that `btf`
+//! found; `refusals` puts into words what the kernel says to that. The programs count into `counters`, by `slots`, and
+//! announce a flow's first connection through `first_sights`; `listing` reads the open sockets, `existing` tells the
+//! ones from before from those that were counted, `followed` finds the ends that a tracepoint has missed; `accounts`
+//! makes totals of it all.
 
 use std::{
     os::fd::BorrowedFd,
@@ -20,6 +20,7 @@ use std::{
 use topology::flow::{FlowCounters, FlowKey};
 
 mod accounts;
+mod attach;
 mod btf;
 mod cgroup_root;
 mod counters;
@@ -27,13 +28,19 @@ mod ebpf;
 mod existing;
 mod fallback;
 mod first_sights;
+mod followed;
 mod kernel;
 mod listing;
 mod offsets;
 mod prepare;
+mod refusals;
+mod release;
+mod requirements;
 mod self_test;
 mod slots;
+mod tracepoint;
 
+pub use attach::Attach;
 pub use cgroup_root::find_cgroup_root;
 pub use ebpf::{EbpfCapture, probe, start_ebpf};
 pub use fallback::{FallbackCapture, FallbackSettings, Passes, probe_fallback, start_fallback};
@@ -63,7 +70,7 @@ pub trait Capture: Send {
 pub struct Description {
     /// eBPF or its fallback.
     pub mode: Mode,
-    /// How the capture is attached: `SockOps`; empty where nothing is attached.
+    /// How the capture is attached: a word of [`Attach`] or of the fallback; empty where nothing is attached.
     pub attach: &'static str,
     /// When it was attached: connections that opened later are in `opened`, older ones in `preexisting`.
     pub attached_at: SystemTime,
@@ -98,6 +105,8 @@ pub enum Feature {
     OpenSockets,
     /// The end of connections that are older than any agent of this boot.
     OldCloses,
+    /// Every opening and every end: what is not the first choice has a known weakness.
+    EveryEvent,
     /// Sockets by netlink, with their bytes.
     SockDiag,
     /// The cgroup of a socket by netlink.
@@ -150,6 +159,16 @@ pub struct Settings {
     pub cgroup_root: PathBuf,
     /// The running kernel's own type information.
     pub btf_path: PathBuf,
+    /// The kernel's word on its own lockdown.
+    pub lockdown_path: PathBuf,
+    /// Where tracefs may be mounted, for the classic tracepoint.
+    pub tracefs_paths: Vec<PathBuf>,
+    /// The running kernel's release, where it is to be another than the kernel says.
+    pub release: Option<String>,
+    /// The only way to attach; `None` for the best that works.
+    pub attach: Option<Attach>,
+    /// Open connections that the kernel can follow at a time where they have no callbacks; more are [`Losses`].
+    pub max_followed: u32,
     /// Flows that the kernel can count at a time; more are counted as [`Losses`].
     pub max_flows: u32,
     /// Size of the ring buffer of first sights, in bytes: a power of two, at least a page. A first sight takes 64.
@@ -166,6 +185,11 @@ impl Default for Settings {
         Self {
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             btf_path: PathBuf::from("/sys/kernel/btf/vmlinux"),
+            lockdown_path: PathBuf::from("/sys/kernel/security/lockdown"),
+            tracefs_paths: ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(PathBuf::from).to_vec(),
+            release: None,
+            attach: None,
+            max_followed: 65_536,
             max_flows: 65_536,
             ring_bytes: 256 * 1024,
             look_every: Duration::from_secs(30),
@@ -179,6 +203,10 @@ impl Default for Settings {
 pub enum Reason {
     /// The kernel lacks what the programs need.
     KernelTooOld,
+    /// This very kernel is known to go wrong.
+    KnownBadKernel,
+    /// The kernel is locked down against what the programs do.
+    Lockdown,
     /// The kernel does not describe its own types.
     BtfMissing,
     /// This process may not load or attach programs.
@@ -199,6 +227,8 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::KernelTooOld => "KernelTooOld",
+            Self::KnownBadKernel => "KnownBadKernel",
+            Self::Lockdown => "Lockdown",
             Self::BtfMissing => "BtfMissing",
             Self::CapabilityMissing => "CapabilityMissing",
             Self::CgroupV2Missing => "CgroupV2Missing",
@@ -232,12 +262,14 @@ pub struct CaptureError {
 /// One thing that `check` looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
+    /// For which way to attach; `None` where all need it.
+    pub attach: Option<Attach>,
     /// What, in a few words.
     pub what: &'static str,
     /// Whether it is as the capture needs it.
     pub ok: bool,
     /// What was found; where not ok, what to do.
     pub detail: String,
-    /// Set where the capture cannot work without it.
+    /// Set where this way to attach, or all of them, cannot work without it.
     pub refusal: Option<Reason>,
 }

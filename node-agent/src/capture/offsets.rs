@@ -42,7 +42,12 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<Found, BtfError> {
     Ok(Found { offsets, no_listing })
 }
 
-/// What only the iterator reads.
+/// Kernels before 5.15, but for some that took it over, keep a socket's cgroup in a word that also has flags in it.
+pub(super) fn keeps_cgroups_in_a_union(btf: &Btf<'_>) -> bool {
+    btf.offset("sock", "sk_cgrp_data.cgroup", 8).is_err() && btf.offset("sock", "sk_cgrp_data.val", 8).is_ok()
+}
+
+/// What the iterator reads, and programs that are not confined to the node's cgroups by where they are attached.
 fn listing(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
     offsets.tcp_callback_flags = btf.offset("tcp_sock", "bpf_sock_ops_cb_flags", 1)?;
     offsets.socket_sk = btf.offset("socket", "sk", 8)?;

@@ -126,6 +126,7 @@ fn difference(current: &FlowStats, last: &FlowStats) -> FlowStats {
         sent: current.sent.wrapping_sub(last.sent),
         received: current.received.wrapping_sub(last.received),
         older: current.older.wrapping_sub(last.older),
+        unseen: current.unseen.wrapping_sub(last.unseen),
     }
 }
 

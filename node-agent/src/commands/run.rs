@@ -1,6 +1,6 @@
 //! `run`: captures, reports and serves the endpoints until it is told to end.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -21,8 +21,9 @@ use crate::{
         operator_url,
         stream::{Patience, Reporter},
     },
+    sabotage,
     store::Bounds,
-    supervision,
+    supervision::{self, Captures},
 };
 
 /// How long the last read and the last report may take after SIGTERM, each.
@@ -52,6 +53,9 @@ pub struct Arguments {
     /// Where /livez, /readyz and /metrics are served.
     #[arg(long, env = "SCOPEPROBE_HTTP_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:9464")]
     http_listen: SocketAddr,
+    /// Break the capture on purpose when told so by signals (SIGUSR1 kills, SIGUSR2 starves, SIGRTMIN+1 refuses).
+    #[arg(long, env = "SCOPEPROBE_DEBUG_SIGNALS", hide = true)]
+    debug_signals: bool,
     #[command(flatten)]
     capture: CaptureArguments,
 }
@@ -96,7 +100,8 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let (observation, metrics) = (observation.clone(), metrics.clone());
         async move { endpoints::serve(listener, observation, &metrics).await }
     });
-    let observer = tokio::spawn(observer(arguments, &observation, &changed).run(observer_closing));
+    let observer = observer(arguments, &observation, &changed).context("can't wait for debugging signals")?;
+    let observer = tokio::spawn(observer.run(observer_closing));
     let reporter = Reporter {
         node: arguments.node_name.clone(),
         operator,
@@ -119,22 +124,25 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn observer(arguments: &Arguments, observation: &Shared, changed: &Arc<Notify>) -> Observer {
-    let start = match arguments.mode {
-        Mode::Ebpf => {
-            let capture = arguments.capture.clone();
-            supervision::ebpf(move || capture.settings())
-        }
-        Mode::Fallback => supervision::fallback(),
+fn observer(arguments: &Arguments, observation: &Shared, changed: &Arc<Notify>) -> io::Result<Observer> {
+    let (capture, without) = (arguments.capture.clone(), arguments.capture.clone());
+    let fallback = supervision::fallback(move || without.fallback_settings());
+    let mut captures = match arguments.mode {
+        Mode::Ebpf => Captures { preferred: supervision::ebpf(move || capture.settings()), stand_in: Some(fallback) },
+        Mode::Fallback => Captures { preferred: fallback, stand_in: None },
     };
+    if arguments.debug_signals {
+        tracing::warn!("signals can break the capture: --debug-signals");
+        captures.preferred = sabotage::by_signals(captures.preferred)?;
+    }
     let capture = arguments.capture.clone();
-    Observer {
-        start,
+    Ok(Observer {
+        captures,
         observation: observation.clone(),
         changed: Arc::clone(changed),
         interval: arguments.report_interval,
         cgroup_root: Box::new(move || Ok(capture.cgroup_root()?)),
-    }
+    })
 }
 
 async fn close(ask: watch::Sender<bool>, mut task: JoinHandle<()>, what: &str) {

@@ -102,7 +102,7 @@ impl Drop for Session {
         let mut open = self.sessions.open.lock().unwrap_or_else(PoisonError::into_inner);
         if self.has_place() {
             open.remove(&self.node);
-            self.sessions.observations.update(&self.node, |node| node.connected = false);
+            self.sessions.observations.update(&self.node, NodeObservation::disconnect);
         }
     }
 }
@@ -149,7 +149,7 @@ fn observe(node: &mut NodeObservation, report: &Report, now: SystemTime) {
     node.attached_unix_ms = attached_unix_ms;
     node.losses = losses;
     node.seen = seen;
-    node.asks_for_fallback = asks_for_fallback;
+    node.ask_for_fallback(asks_for_fallback, now_ms);
 }
 
 fn unix_ms(time: SystemTime) -> u64 {
@@ -201,6 +201,24 @@ mod tests {
         assert_eq!(node.earlier.losses.opened, 1);
         assert_eq!((node.earlier.gaps, node.earlier.gap_ms), (1, 750));
         assert_eq!(node.seen, 1);
+    }
+
+    #[test]
+    fn who_asks_for_the_fallback_does_so_since_its_first_report_that_does() {
+        let at = |ms| UNIX_EPOCH + std::time::Duration::from_millis(ms);
+        let asking = |asks_for_fallback| {
+            let plain = report(1, 100, 0);
+            Report { capture: Capture { asks_for_fallback, ..plain.capture }, ..plain }
+        };
+        let mut node = NodeObservation::default();
+        let mut since = Vec::new();
+        for (asks, ms) in [(false, 1000), (true, 2000), (true, 9000), (false, 10_000), (true, 11_000)] {
+            observe(&mut node, &asking(asks), at(ms));
+            since.push(node.asks_for_fallback_since_unix_ms);
+        }
+        assert_eq!(since, [None, Some(2000), Some(2000), None, Some(11_000)]);
+        node.disconnect();
+        assert_eq!((node.connected, node.asks_for_fallback_since_unix_ms), (false, None));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
+    core::Status,
 };
 use serde_json::json;
 
@@ -112,7 +113,18 @@ fn add(progress: &mut Progress, daemon_set: &DaemonSet) {
     progress.available += updated.min(number(status.number_available.unwrap_or_default()));
 }
 
-/// Gives a node the labels of its agent. A node that is gone is none to label.
+/// What came of labelling a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Labelled {
+    /// It has its labels.
+    Done,
+    /// It is gone, and none to label.
+    Gone,
+    /// Somebody else has set one of our labels to something else; what the API server says of it.
+    Taken(String),
+}
+
+/// Gives a node the labels of its agent, but for those that somebody else holds with another value.
 ///
 /// # Errors
 /// Where the API server refused.
@@ -120,7 +132,7 @@ pub async fn label_node(
     client: &Client,
     node: &NodeFacts,
     labels: &BTreeMap<String, String>,
-) -> Result<(), ApplyError> {
+) -> Result<Labelled, ApplyError> {
     // With its UID, so that an apply cannot create a node that has just been deleted, or label its successor.
     let patch = json!({
         "apiVersion": "v1",
@@ -128,12 +140,23 @@ pub async fn label_node(
         "metadata": {"name": node.name, "uid": node.uid, "labels": labels},
     });
     let api: Api<Node> = Api::all(client.clone());
-    let params = PatchParams::apply(NODE_FIELD_MANAGER).force();
-    match api.patch_metadata(&node.name, &params, &Patch::Apply(patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+    match api.patch_metadata(&node.name, &PatchParams::apply(NODE_FIELD_MANAGER), &Patch::Apply(patch)).await {
+        Ok(_) => Ok(Labelled::Done),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            Ok(conflict(&status).map_or(Labelled::Gone, Labelled::Taken))
+        }
         Err(source) => Err(ApplyError::new("label Node", &node.name, source)),
     }
+}
+
+/// Who holds which fields; none where the API server has refused for another reason.
+fn conflict(status: &Status) -> Option<String> {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let held: Vec<_> = causes
+        .filter(|cause| cause.reason == "FieldManagerConflict")
+        .map(|cause| format!("{} ({})", cause.field.trim_start_matches(".metadata.labels."), cause.message))
+        .collect();
+    Some(held.join(", ")).filter(|held| !held.is_empty())
 }
 
 /// Takes our labels from a node, whoever else has set them.

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::RequestedMode;
+use crds::{ModeOverride, RequestedMode};
 use jiff::Timestamp;
 
-use super::kernel::{self, KernelHint};
+use super::{
+    choice::{AgentMode, Asker, ModeCause, choose},
+    demotion::Demotion,
+};
 
 /// What an assignment has to know of a ScopeProbe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +21,16 @@ pub struct ProbeFacts {
     pub node_selector: BTreeMap<String, String>,
     /// The mode that it asks for.
     pub mode: RequestedMode,
+    /// What it asks for on some nodes; the first that selects a node counts.
+    pub overrides: Vec<ModeOverride>,
+}
+
+impl ProbeFacts {
+    /// The mode that it asks for on a node, and in which field.
+    fn requested(&self, labels: &BTreeMap<String, String>) -> (RequestedMode, Asker) {
+        let selecting = self.overrides.iter().find(|it| selects(&it.node_selector, labels));
+        selecting.map_or((self.mode, Asker::Probe), |it| (it.mode, Asker::Override))
+    }
 }
 
 /// What an assignment has to know of a Node.
@@ -33,42 +46,8 @@ pub struct NodeFacts {
     pub os: String,
     /// Its kernel's release.
     pub kernel: String,
-}
-
-/// Which DaemonSet an agent belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AgentMode {
-    /// With the capabilities that eBPF needs.
-    Ebpf,
-    /// Without them.
-    Fallback,
-}
-
-impl AgentMode {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Ebpf, Self::Fallback];
-
-    /// As labels, names and the agent's flag write it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ebpf => "ebpf",
-            Self::Fallback => "fallback",
-        }
-    }
-}
-
-/// Why a node's agent is started in its mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModeCause {
-    /// The kernel is recent enough.
-    Supported,
-    /// The kernel is too old.
-    KernelTooOld,
-    /// The kernel's release says nothing; the agent will find out.
-    KernelUnknown,
-    /// The ScopeProbe asks for this mode.
-    ForcedByProbe,
+    /// Which of its boots it is in.
+    pub boot_id: String,
 }
 
 /// What one node gets.
@@ -76,10 +55,24 @@ pub enum ModeCause {
 pub struct Assignment {
     /// The ScopeProbe to which it belongs.
     pub probe: String,
+    /// What that asks for on this node.
+    pub requested: RequestedMode,
     /// The mode in which its agent is started.
     pub mode: AgentMode,
     /// Why.
     pub cause: ModeCause,
+}
+
+impl Assignment {
+    /// Whether its agent may ask for the fallback and be heard: nobody has asked for a mode, and the kernel lets it try.
+    #[must_use]
+    pub fn is_up_to_agent(&self) -> bool {
+        self.requested == RequestedMode::Auto
+            && match &self.cause {
+                ModeCause::Supported | ModeCause::KernelUnknown | ModeCause::Demoted(_) => true,
+                ModeCause::KernelTooOld | ModeCause::KnownBadKernel(_) | ModeCause::Forced(_) => false,
+            }
+    }
 }
 
 /// What all nodes get.
@@ -105,17 +98,19 @@ impl Assignments {
 }
 
 /// Gives every Linux node to the oldest ScopeProbe that selects it; of those made in the same second, to the first by
-/// name.
+/// name. `demotions` are those of nodes on which eBPF was tried in vain.
 #[must_use]
-pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts]) -> Assignments {
+pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], demotions: &BTreeMap<String, Demotion>) -> Assignments {
     let mut by_age: Vec<_> = probes.iter().collect();
     by_age.sort_by_key(|probe| (probe.created.unwrap_or(Timestamp::MAX), &probe.name));
     let mut assignments = Assignments::default();
     for node in nodes.iter().filter(|node| node.os == "linux") {
         let mut selecting = by_age.iter().filter(|probe| selects(&probe.node_selector, &node.labels));
         let Some(winner) = selecting.next() else { continue };
-        let (mode, cause) = mode(winner.mode, &node.kernel);
-        assignments.nodes.insert(node.name.clone(), Assignment { probe: winner.name.clone(), mode, cause });
+        let (requested, asker) = winner.requested(&node.labels);
+        let (mode, cause) = choose(requested, asker, &node.kernel, demotions.get(&node.name));
+        let assignment = Assignment { probe: winner.name.clone(), requested, mode, cause };
+        assignments.nodes.insert(node.name.clone(), assignment);
         for other in selecting {
             assignments.taken.entry(other.name.clone()).or_default().insert(node.name.clone(), winner.name.clone());
         }
@@ -125,18 +120,6 @@ pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts]) -> Assignments {
 
 fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
-fn mode(requested: RequestedMode, kernel: &str) -> (AgentMode, ModeCause) {
-    match requested {
-        RequestedMode::Ebpf => (AgentMode::Ebpf, ModeCause::ForcedByProbe),
-        RequestedMode::Fallback => (AgentMode::Fallback, ModeCause::ForcedByProbe),
-        RequestedMode::Auto => match kernel::hint(kernel) {
-            KernelHint::Capable => (AgentMode::Ebpf, ModeCause::Supported),
-            KernelHint::TooOld => (AgentMode::Fallback, ModeCause::KernelTooOld),
-            KernelHint::Unknown => (AgentMode::Ebpf, ModeCause::KernelUnknown),
-        },
-    }
 }
 
 #[cfg(test)]
@@ -149,6 +132,7 @@ mod tests {
             created: Some(Timestamp::from_second(second).unwrap()),
             node_selector: pairs(selector),
             mode,
+            overrides: Vec::new(),
         }
     }
 
@@ -159,6 +143,7 @@ mod tests {
             labels: pairs(labels),
             os: "linux".to_owned(),
             kernel: kernel.to_owned(),
+            boot_id: String::new(),
         }
     }
 
@@ -166,23 +151,30 @@ mod tests {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
+    fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts]) -> Assignments {
+        super::assign(probes, nodes, &BTreeMap::new())
+    }
+
     #[test]
-    fn the_kernel_decides_unless_the_probe_does() {
-        let nodes = [node("new", "6.1.0", &[]), node("old", "4.18.0", &[]), node("odd", "custom", &[])];
-        let modes = |requested| {
-            let all = assign(&[probe("p", 1, &[], requested)], &nodes).nodes;
-            ["new", "old", "odd"].map(|name| (all[name].mode, all[name].cause))
-        };
-        assert_eq!(
-            modes(RequestedMode::Auto),
-            [
-                (AgentMode::Ebpf, ModeCause::Supported),
-                (AgentMode::Fallback, ModeCause::KernelTooOld),
-                (AgentMode::Ebpf, ModeCause::KernelUnknown)
-            ]
-        );
-        assert_eq!(modes(RequestedMode::Ebpf), [(AgentMode::Ebpf, ModeCause::ForcedByProbe); 3]);
-        assert_eq!(modes(RequestedMode::Fallback), [(AgentMode::Fallback, ModeCause::ForcedByProbe); 3]);
+    fn the_first_override_that_selects_a_node_counts() {
+        let mode_override = |labels: &[(&str, &str)], mode| ModeOverride { node_selector: pairs(labels), mode };
+        let mut probe = probe("p", 1, &[], RequestedMode::Fallback);
+        probe.overrides = vec![
+            mode_override(&[("pool", "a"), ("zone", "1")], RequestedMode::Auto),
+            mode_override(&[("pool", "a")], RequestedMode::Ebpf),
+            mode_override(&[("pool", "a")], RequestedMode::Fallback),
+        ];
+        let nodes = [
+            node("both", "6.1", &[("pool", "a"), ("zone", "1")]),
+            node("pool", "6.1", &[("pool", "a"), ("zone", "2")]),
+            node("none", "6.1", &[("zone", "1")]),
+        ];
+        let all = assign(&[probe], &nodes).nodes;
+        let of = |name: &str| (all[name].requested, all[name].mode, all[name].cause.clone());
+        assert_eq!(of("both"), (RequestedMode::Auto, AgentMode::Ebpf, ModeCause::Supported));
+        assert_eq!(of("pool"), (RequestedMode::Ebpf, AgentMode::Ebpf, ModeCause::Forced(Asker::Override)));
+        assert_eq!(of("none"), (RequestedMode::Fallback, AgentMode::Fallback, ModeCause::Forced(Asker::Probe)));
+        assert!(all["both"].is_up_to_agent() && !all["pool"].is_up_to_agent() && !all["none"].is_up_to_agent());
     }
 
     #[test]

@@ -7,9 +7,9 @@ use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet},
         core::v1::{
-            Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource,
-            LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+            AppArmorProfile, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
+            HostPathVolumeSource, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -20,7 +20,7 @@ use k8s_openapi::{
 };
 use kube::{Resource, ResourceExt};
 
-use super::assignment::AgentMode;
+use super::{choice::AgentMode, millicores, privileges};
 use crate::settings::AgentSettings;
 
 /// The value of `app.kubernetes.io/name` of everything that belongs to agents.
@@ -29,6 +29,8 @@ pub const AGENT_APP: &str = "scopeprobe-agent";
 const HTTP_PORT: i32 = 9464;
 /// Where a node's cgroup hierarchies are shown to its agent.
 const CGROUP_MOUNT: &str = "/host/sys/fs/cgroup";
+/// What the fallback may use of the CPU, in thousandths of a core: the least, the most, the default.
+const CPU_BUDGET: (u32, u32, u32) = (5, 2000, 50);
 
 /// What all agents of one operator have in common.
 #[derive(Clone, Debug)]
@@ -107,7 +109,8 @@ fn pod(probe: &ScopeProbe, probe_name: &str, mode: AgentMode, template: &AgentTe
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         image_pull_secrets: Some(secrets).filter(|secrets| !secrets.is_empty()),
-        // The node's own pid namespace: open sockets are found by walking its tasks.
+        // The node's own pid namespace: open sockets, and for the fallback network namespaces, are found by walking its
+        // tasks.
         host_pid: Some(true),
         termination_grace_period_seconds: Some(10),
         security_context: Some(PodSecurityContext {
@@ -133,7 +136,7 @@ fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         image: Some(template.settings.agent_image.clone()),
         image_pull_policy: Some(template.settings.agent_pull_policy.clone()),
         command: Some(vec!["/scopeprobe-agent".to_owned()]),
-        args: Some(arguments(probe, mode, template.collector_url)),
+        args: Some(arguments(probe, mode, template)),
         env: Some(vec![EnvVar {
             name: "NODE_NAME".to_owned(),
             value_from: Some(EnvVarSource {
@@ -157,7 +160,9 @@ fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
             privileged: Some(false),
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: capabilities(mode) }),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: Some(capabilities(mode)) }),
+            app_armor_profile: privileges::needs_no_apparmor(mode)
+                .then(|| AppArmorProfile { type_: "Unconfined".to_owned(), localhost_profile: None }),
             ..SecurityContext::default()
         }),
         volume_mounts: Some(vec![VolumeMount {
@@ -170,27 +175,30 @@ fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
     }
 }
 
-fn arguments(probe: &ScopeProbe, mode: AgentMode, collector_url: &str) -> Vec<String> {
+fn arguments(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Vec<String> {
     let capture = &probe.spec.capture;
-    vec![
+    let (least, most, default) = CPU_BUDGET;
+    let budget = millicores::within(&capture.fallback.cpu_budget, least, most, default);
+    let mut arguments = vec![
         "run".to_owned(),
         "--node-name=$(NODE_NAME)".to_owned(),
-        format!("--operator={collector_url}"),
+        format!("--operator={}", template.collector_url),
         "--insecure-plaintext".to_owned(),
-        format!("--mode={}", mode.as_str()),
+        format!("--mode={}", mode.flag()),
         format!("--cgroup-root={CGROUP_MOUNT}"),
         format!("--max-flows={}", capture.max_flows),
         format!("--report-interval={}ms", std::time::Duration::from(capture.report_interval).as_millis()),
-    ]
+        // Also for eBPF: its agents fall back, as far as they may, while their capture is started again.
+        format!("--fallback-cpu-budget={budget}"),
+    ];
+    if template.settings.agent_debug_signals {
+        arguments.push("--debug-signals".to_owned());
+    }
+    arguments
 }
 
-/// The least that the mode works with. A kernel below 5.11 would need `SYS_RESOURCE` too, for locked memory; such
-/// nodes' DaemonSet is the fallback's.
-fn capabilities(mode: AgentMode) -> Option<Vec<String>> {
-    match mode {
-        AgentMode::Ebpf => Some(["BPF", "PERFMON", "NET_ADMIN"].map(str::to_owned).to_vec()),
-        AgentMode::Fallback => None,
-    }
+fn capabilities(mode: AgentMode) -> Vec<String> {
+    privileges::capabilities(mode).iter().map(|capability| capability.name.to_owned()).collect()
 }
 
 fn resources(probe: &ScopeProbe) -> ResourceRequirements {
@@ -238,6 +246,8 @@ mod tests {
             agent_pull_policy: "IfNotPresent".to_owned(),
             agent_pull_secrets: Vec::new(),
             agent_service_account: "agent".to_owned(),
+            ebpf_retry: jiff::SignedDuration::from_hours(1),
+            agent_debug_signals: false,
         };
         let template =
             AgentTemplate { namespace: "system", collector_url: "http://[fd96::7]:9463", settings: &settings };
@@ -263,13 +273,20 @@ mod tests {
 
     #[test]
     fn an_agent_has_no_more_rights_than_its_mode_needs() {
-        for (mode, capabilities) in
-            [(AgentMode::Ebpf, json!(["BPF", "PERFMON", "NET_ADMIN"])), (AgentMode::Fallback, Value::Null)]
-        {
+        for (mode, capabilities, apparmor) in [
+            (AgentMode::Ebpf, json!(["BPF", "PERFMON", "NET_ADMIN"]), Value::Null),
+            (AgentMode::EbpfMemlock, json!(["BPF", "PERFMON", "NET_ADMIN", "SYS_RESOURCE"]), Value::Null),
+            (
+                AgentMode::Fallback,
+                json!(["NET_ADMIN", "SYS_PTRACE", "SYS_ADMIN", "DAC_READ_SEARCH"]),
+                json!({"type": "Unconfined"}),
+            ),
+        ] {
             let daemon_set = built(&json!({}), mode);
             let context = &container(&daemon_set)["securityContext"];
             assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
             assert_eq!(context["capabilities"]["add"], capabilities);
+            assert_eq!(context["appArmorProfile"], apparmor);
             assert_eq!(context["privileged"], false);
             assert_eq!(context["allowPrivilegeEscalation"], false);
             assert_eq!(context["readOnlyRootFilesystem"], true);
@@ -283,7 +300,7 @@ mod tests {
     #[test]
     fn what_the_probe_says_reaches_the_agent() {
         let spec = json!({
-            "capture": {"maxFlows": 64, "reportInterval": "1m30s"},
+            "capture": {"maxFlows": 64, "reportInterval": "1m30s", "fallback": {"cpuBudget": "0.25"}},
             "agent": {
                 "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
                 "tolerations": [{"key": "a", "operator": "Exists"}],
@@ -292,9 +309,13 @@ mod tests {
         });
         let daemon_set = built(&spec, AgentMode::Fallback);
         let arguments = container(&daemon_set)["args"].as_array().unwrap();
-        for expected in
-            ["--operator=http://[fd96::7]:9463", "--mode=fallback", "--max-flows=64", "--report-interval=90000ms"]
-        {
+        for expected in [
+            "--operator=http://[fd96::7]:9463",
+            "--mode=fallback",
+            "--max-flows=64",
+            "--report-interval=90000ms",
+            "--fallback-cpu-budget=250",
+        ] {
             assert!(arguments.contains(&json!(expected)), "{expected} in {arguments:?}");
         }
         let resources = &container(&daemon_set)["resources"];
@@ -303,6 +324,15 @@ mod tests {
         let pod = &daemon_set["spec"]["template"]["spec"];
         assert_eq!(pod["priorityClassName"], "system-node-critical");
         assert_eq!(pod["tolerations"], json!([{"key": "a", "operator": "Exists"}]));
+    }
+
+    #[test]
+    fn agents_with_locked_memory_use_ebpf_and_are_a_daemon_set_of_their_own() {
+        let daemon_set = built(&json!({}), AgentMode::EbpfMemlock);
+        assert_eq!(daemon_set["metadata"]["name"], "scopeprobe-cluster-ebpf-memlock");
+        let selector = &daemon_set["spec"]["template"]["spec"]["nodeSelector"];
+        assert_eq!(selector["scopeprobe.io/mode"], "ebpf-memlock");
+        assert!(container(&daemon_set)["args"].as_array().unwrap().contains(&json!("--mode=ebpf")));
     }
 
     #[test]

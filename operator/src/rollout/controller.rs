@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crds::ScopeProbe;
+use crds::{MODE_LABEL, PROBE_LABEL, ScopeProbe};
 use futures::{Stream, StreamExt, future, stream};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{
@@ -17,14 +17,14 @@ use tracing::Instrument;
 
 use super::{
     applied::Applied,
-    apply::{self, ApplyError},
+    apply::{self, ApplyError, Labelled},
     assignment::{Assignments, NodeFacts},
     build::{self, AGENT_APP, AgentTemplate},
     dereference::{self, DereferenceError},
     outcome::{Outcome, Outcomes, Problem, Progress},
     validate::{self, Invalid},
 };
-use crate::{cluster_state::ClusterState, metrics::Metrics, settings::AgentSettings};
+use crate::{cluster_state::ClusterState, metrics::Metrics, settings::AgentSettings, status::conditions::some_of};
 
 /// How often everything is looked at again, though nothing seems to have changed.
 const RESYNC: Duration = Duration::from_mins(5);
@@ -61,7 +61,20 @@ pub enum RolloutError {
     /// Something could not be written.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// Somebody else has set labels that are ours.
+    #[error(transparent)]
+    LabelsTaken(#[from] LabelsTaken),
 }
+
+/// Nodes whose labels somebody else holds: they keep the agents that they have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "somebody else has set labels that choose the agents of {} nodes: {}; to choose yourself, use spec.mode or \
+     spec.modeOverrides, and take the labels away, for example with `kubectl label node NAME {MODE_LABEL}- {PROBE_LABEL}-`",
+    .0.len(),
+    some_of(.0)
+)]
+pub struct LabelsTaken(pub Vec<String>);
 
 impl RolloutError {
     fn problem(&self) -> Problem {
@@ -69,6 +82,7 @@ impl RolloutError {
             Self::Dereference(_) => ("CollectorUnreachable", false),
             Self::Invalid(invalid) => (invalid.reason(), true),
             Self::Apply(_) => ("ApplyFailed", false),
+            Self::LabelsTaken(_) => ("NodeLabelsTaken", true),
         };
         Problem { reason, message: self.to_string(), permanent }
     }
@@ -113,7 +127,7 @@ async fn reconcile(probe: Arc<DeserializeGuard<ScopeProbe>>, context: Arc<Contex
     context.outcomes.set(&name, Outcome { generation, problem, progress });
     match result {
         // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
-        Err(RolloutError::Invalid(_)) | Ok(_) => Ok(Action::requeue(RESYNC)),
+        Err(RolloutError::Invalid(_) | RolloutError::LabelsTaken(_)) | Ok(_) => Ok(Action::requeue(RESYNC)),
         Err(error) => Err(error),
     }
 }
@@ -134,17 +148,21 @@ async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<P
     Ok(progress)
 }
 
-async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), ApplyError> {
+async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), RolloutError> {
     let nodes = context.cluster.nodes();
+    let mut taken = Vec::new();
     for (node, assignment) in assignments.of(probe) {
         let Some(node) = nodes.get(node) else { continue };
         let wanted = build::node_labels(probe, assignment.mode);
         if !has_labels(node, &wanted) {
             tracing::info!(node = node.name, mode = assignment.mode.as_str(), cause = ?assignment.cause, "assigning");
-            apply::label_node(&context.client, node, &wanted).await?;
+            if let Labelled::Taken(by) = apply::label_node(&context.client, node, &wanted).await? {
+                tracing::warn!(node = node.name, by, "somebody else has set labels that choose its agent");
+                taken.push(format!("{}: {by}", node.name));
+            }
         }
     }
-    Ok(())
+    if taken.is_empty() { Ok(()) } else { Err(LabelsTaken(taken).into()) }
 }
 
 fn has_labels(node: &NodeFacts, wanted: &std::collections::BTreeMap<String, String>) -> bool {

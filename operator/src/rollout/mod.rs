@@ -1,16 +1,21 @@
 //! From ScopeProbes and Nodes to DaemonSets and node labels: dereference → validate → assign → build → apply.
 //!
-//! Everything but `controller`, `dereference`, `apply`, `sweep` and `cleanup` is pure.
+//! Everything but `controller`, `dereference`, `apply`, `sweep`, `demoter` and `cleanup` is pure.
 
 pub mod applied;
 pub mod apply;
 pub mod assignment;
 pub mod build;
+pub mod choice;
 pub mod cleanup;
 pub mod controller;
+pub mod demoter;
+pub mod demotion;
 pub mod dereference;
 pub mod kernel;
+pub mod millicores;
 pub mod outcome;
+pub mod privileges;
 pub mod sweep;
 pub mod validate;
 

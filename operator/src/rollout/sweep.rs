@@ -4,9 +4,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crds::{MODE_LABEL, NodeProbe, PROBE_LABEL};
-use kube::{Api, Client, api::DeleteParams};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::{Api, Client, ResourceExt, api::DeleteParams};
 
-use super::apply::{self, ApplyError, is_not_found};
+use super::{
+    apply::{self, ApplyError, is_not_found},
+    build::AGENT_APP,
+};
 use crate::{cluster_state::ClusterState, observation::Observations, publisher};
 
 /// How often it looks, though nothing seems to have changed.
@@ -14,38 +18,71 @@ const INTERVAL: Duration = Duration::from_mins(5);
 /// How long it waits for more changes, or after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks after every change, for ever.
-pub async fn run(client: Client, cluster: Arc<ClusterState>, observations: Observations) {
-    let mut changes = cluster.subscribe();
-    loop {
-        if let Err(error) = once(&client, &cluster, &observations).await {
-            tracing::warn!(%error, "clean-up failed, trying again");
-        } else {
-            let _ = tokio::time::timeout(INTERVAL, changes.changed()).await;
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
+/// What it works with.
+pub struct Sweep {
+    /// The API server.
+    pub client: Client,
+    /// The operator's namespace.
+    pub namespace: String,
+    /// ScopeProbes, Nodes and NodeProbes.
+    pub cluster: Arc<ClusterState>,
+    /// What agents report.
+    pub observations: Observations,
 }
 
-async fn once(client: &Client, cluster: &ClusterState, observations: &Observations) -> Result<(), ApplyError> {
-    let assigned: BTreeSet<String> = cluster.assignments().nodes.into_keys().collect();
-    let nodes = cluster.nodes();
-    for node in nodes.values().filter(|node| !assigned.contains(&node.name)) {
-        if [MODE_LABEL, PROBE_LABEL].iter().any(|label| node.labels.contains_key(*label)) {
-            tracing::info!(node = node.name, "no ScopeProbe selects it any more");
-            apply::unlabel_node(client, &node.name).await?;
+impl Sweep {
+    /// Looks after every change, for ever.
+    pub async fn run(self) {
+        let mut changes = self.cluster.subscribe();
+        let mut swept_for = None;
+        loop {
+            if let Err(error) = self.once(&mut swept_for).await {
+                tracing::warn!(%error, "clean-up failed, trying again");
+            } else {
+                let _ = tokio::time::timeout(INTERVAL, changes.changed()).await;
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
-    for name in cluster.node_probes().into_keys().filter(|name| !assigned.contains(name)) {
-        delete_node_probe(client, &name).await?;
+
+    /// `swept_for`: the ScopeProbes whose DaemonSets alone are left.
+    async fn once(&self, swept_for: &mut Option<BTreeSet<String>>) -> Result<(), ApplyError> {
+        let Self { client, cluster, observations, .. } = self;
+        let probes: BTreeSet<String> = cluster.probes().iter().map(ResourceExt::name_any).collect();
+        if swept_for.as_ref() != Some(&probes) {
+            self.delete_daemon_sets_of_others(&probes).await?;
+            *swept_for = Some(probes);
+        }
+        let assigned: BTreeSet<String> = cluster.assignments().nodes.into_keys().collect();
+        let nodes = cluster.nodes();
+        for node in nodes.values().filter(|node| !assigned.contains(&node.name)) {
+            if [MODE_LABEL, PROBE_LABEL].iter().any(|label| node.labels.contains_key(*label)) {
+                tracing::info!(node = node.name, "no ScopeProbe selects it any more");
+                apply::unlabel_node(client, &node.name).await?;
+            }
+        }
+        for name in cluster.node_probes().into_keys().filter(|name| !assigned.contains(name)) {
+            delete_node_probe(client, &name).await?;
+        }
+        if cluster.probes().is_empty() {
+            publisher::clear(client).await.map_err(|source| ApplyError::new("clear", "Topologies", source))?;
+        }
+        for name in observations.all().into_keys().filter(|name| !assigned.contains(name)) {
+            observations.forget(&name);
+        }
+        Ok(())
     }
-    if cluster.probes().is_empty() {
-        publisher::clear(client).await.map_err(|source| ApplyError::new("clear", "Topologies", source))?;
+
+    /// They go with their ScopeProbe by the garbage collector, unless that was told to leave them as orphans.
+    async fn delete_daemon_sets_of_others(&self, probes: &BTreeSet<String>) -> Result<(), ApplyError> {
+        let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}");
+        if !probes.is_empty() {
+            let names = probes.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+            selector = format!("{selector},{PROBE_LABEL} notin ({names})");
+        }
+        apply::delete_daemon_sets(&api, &self.namespace, &selector).await
     }
-    for name in observations.all().into_keys().filter(|name| !assigned.contains(name)) {
-        observations.forget(&name);
-    }
-    Ok(())
 }
 
 /// Deletes a NodeProbe, if it is there.

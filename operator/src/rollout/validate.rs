@@ -51,7 +51,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::rollout::assignment::{AgentMode, Assignment, ModeCause};
+    use crate::rollout::{
+        assignment::Assignment,
+        choice::{AgentMode, ModeCause},
+    };
 
     #[test]
     fn a_probe_needs_a_node_of_its_own() {
@@ -62,7 +65,12 @@ mod tests {
         assignments.taken.insert("p".to_owned(), BTreeMap::from(taken));
         assert_eq!(validate("p", &assignments), Err(Invalid::AllNodesTaken { owners: "a, b".to_owned() }));
 
-        let own = Assignment { probe: "p".to_owned(), mode: AgentMode::Ebpf, cause: ModeCause::Supported };
+        let own = Assignment {
+            probe: "p".to_owned(),
+            requested: crds::RequestedMode::Auto,
+            mode: AgentMode::Ebpf,
+            cause: ModeCause::Supported,
+        };
         assignments.nodes.insert("n4".to_owned(), own);
         assert_eq!(validate("p", &assignments), Ok(()));
     }

@@ -83,7 +83,9 @@ pub fn conditions(
     statements.into_iter().map(condition).collect()
 }
 
-fn truncated(mut message: String) -> String {
+/// At most as much of a message as a condition may take.
+#[must_use]
+pub fn truncated(mut message: String) -> String {
     if message.len() > MAX_MESSAGE {
         let end = (0..=MAX_MESSAGE - '…'.len_utf8()).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
         message.truncate(end);

@@ -1,10 +1,12 @@
 //! Kubernetes events: what a person may want to have been told.
 
-use crds::{NodeProbe, NodeProbeStatus};
+use crds::{Mode, NodeProbe, NodeProbeStatus};
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+
+use crate::rollout::choice::AgentMode;
 
 /// Tells of changes of mode.
 pub struct Events {
@@ -20,14 +22,14 @@ impl Events {
         Self { recorder: Recorder::new(client, reporter) }
     }
 
-    /// Says on a NodeProbe that its mode or the reason for it has changed. An event that cannot be written is logged:
-    /// the status says the same.
+    /// Says on a NodeProbe that its mode, the reason for it or the attachment has changed. An event that cannot be written is
+    /// logged: the status says the same.
     pub async fn mode_changed(&self, node_probe: &NodeProbe, status: &NodeProbeStatus) {
         let Some(mode) = status.mode else { return };
         let event = Event {
-            type_: if mode == crds::Mode::Ebpf { EventType::Normal } else { EventType::Warning },
+            type_: if is_alarming(status) { EventType::Warning } else { EventType::Normal },
             reason: format!("Capture{}", mode.as_str()),
-            note: Some(truncated(&format!("{}: {}", status.reason, status.message))),
+            note: Some(truncated(&note(status))),
             action: "Capture".to_owned(),
             secondary: None,
         };
@@ -37,13 +39,58 @@ impl Events {
     }
 }
 
+/// The fallback is a good state, but not where eBPF should have worked.
+fn is_alarming(status: &NodeProbeStatus) -> bool {
+    match status.mode {
+        None | Some(Mode::Ebpf) => false,
+        Some(Mode::Fallback) => status.demotion.is_some() || status.choice.agents != AgentMode::Fallback.as_str(),
+        Some(Mode::Unsupported) => true,
+    }
+}
+
+fn note(status: &NodeProbeStatus) -> String {
+    let by = Some(&status.attach).filter(|attach| !attach.is_empty()).map(|attach| format!(" by {attach}"));
+    format!("{}{}: {}", status.reason, by.unwrap_or_default(), status.message)
+}
+
 /// An event's note takes 1 kB at most.
 fn truncated(note: &str) -> String {
     note.chars().take(250).collect()
 }
 
-/// Whether a write tells of another mode or reason.
+/// Whether a write tells of another mode, reason or attachment.
 #[must_use]
 pub fn is_mode_change(before: Option<&NodeProbeStatus>, after: &NodeProbeStatus) -> bool {
-    after.mode.is_some() && before.is_none_or(|before| (before.mode, &before.reason) != (after.mode, &after.reason))
+    let state = |status: &NodeProbeStatus| (status.mode, status.reason.clone(), status.attach.clone());
+    after.mode.is_some() && before.is_none_or(|before| state(before) != state(after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(mode: Mode, agents: &str) -> NodeProbeStatus {
+        let choice = crds::Choice { agents: agents.to_owned(), ..crds::Choice::default() };
+        NodeProbeStatus { mode: Some(mode), choice, ..NodeProbeStatus::default() }
+    }
+
+    #[test]
+    fn only_what_should_have_been_better_is_a_warning() {
+        assert!(!is_alarming(&status(Mode::Ebpf, "ebpf")));
+        assert!(!is_alarming(&status(Mode::Fallback, "fallback")), "as the kernel or a person wants it");
+        assert!(is_alarming(&status(Mode::Fallback, "ebpf")), "while the capture is started again");
+        let demoted =
+            NodeProbeStatus { demotion: Some(crds::Demotion::default()), ..status(Mode::Fallback, "fallback") };
+        assert!(is_alarming(&demoted));
+        assert!(is_alarming(&status(Mode::Unsupported, "fallback")));
+    }
+
+    #[test]
+    fn a_change_is_told_once() {
+        let before = status(Mode::Ebpf, "ebpf");
+        assert!(is_mode_change(None, &before));
+        assert!(!is_mode_change(Some(&before), &NodeProbeStatus { seen: 5, ..before.clone() }));
+        assert!(is_mode_change(Some(&before), &NodeProbeStatus { attach: "TpBtf".to_owned(), ..before.clone() }));
+        assert!(!is_mode_change(None, &NodeProbeStatus::default()), "no agent has reported yet");
+    }
 }

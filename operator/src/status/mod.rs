@@ -6,6 +6,8 @@
 pub mod conditions;
 pub mod coverage;
 pub mod events;
+pub mod explanation;
+pub mod history;
 pub mod node_probe;
 pub mod restore;
 pub mod scope_probe;

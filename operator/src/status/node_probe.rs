@@ -2,59 +2,81 @@
 
 use std::fmt::Write;
 
-use crds::{EarlierEpochs, Losses, Mode, NodeProbeStatus, RequestedMode, Unobserved};
+use crds::{Choice, EarlierEpochs, Losses, Mode, ModeChange, NodeProbeStatus, Unobserved};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
     conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
     coverage::coverage,
+    explanation::{Explanation, explain},
+    history::extended,
 };
 use crate::{
     observation::NodeObservation,
-    rollout::assignment::{Assignment, ModeCause},
+    rollout::{assignment::Assignment, demotion::Demotion},
 };
+
+/// What a NodeProbe's status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// What the node was given.
+    pub assignment: &'a Assignment,
+    /// The kernel that the Node names.
+    pub node_kernel: &'a str,
+    /// That eBPF was tried in vain.
+    pub demotion: Option<&'a Demotion>,
+    /// What its agent reports.
+    pub observation: Option<&'a NodeObservation>,
+    /// What was said before.
+    pub previous: Option<&'a NodeProbeStatus>,
+}
 
 /// What one node's NodeProbe should say.
 #[must_use]
-pub fn desired(
-    assignment: &Assignment,
-    requested: RequestedMode,
-    node_kernel: &str,
-    observation: Option<&NodeObservation>,
-    previous: Option<&NodeProbeStatus>,
-    now: Timestamp,
-) -> NodeProbeStatus {
+pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
+    let Inputs { assignment, previous, .. } = *inputs;
     let empty = NodeObservation::default();
-    let observation = observation.unwrap_or(&empty);
+    let observation = inputs.observation.unwrap_or(&empty);
     let losses = observation.total_losses();
-    let lost = losses.opened.saturating_add(losses.failed);
+    let lost = lost(&losses);
     let seen = observation.total_seen();
     let unobserved =
         Unobserved { intervals: observation.earlier.gaps, seconds: observation.earlier.gap_ms.div_ceil(1000) };
-    let reported = observation.mode.is_some();
-    let reason = if reported { reason(observation, assignment) } else { "NoReportYet".to_owned() };
+    let sampled = observation.mode == Some(Mode::Fallback) || previous.is_some_and(|previous| previous.sampled);
+    let Explanation { reason, message } = explain(observation, assignment, previous);
     let same = previous.filter(|previous| previous.mode == observation.mode && previous.reason == reason);
+    let history = previous.map(|previous| previous.history.clone()).unwrap_or_default();
     NodeProbeStatus {
         probe: assignment.probe.clone(),
-        requested_mode: requested,
+        requested_mode: assignment.requested,
+        choice: Choice { agents: assignment.mode.as_str().to_owned(), reason: assignment.cause.reason().to_owned() },
         mode: observation.mode,
-        message: observation.message.clone(),
+        message,
         attach: observation.attach.clone(),
-        kernel: if reported { observation.kernel.clone() } else { node_kernel.to_owned() },
+        kernel: if observation.mode.is_some() { observation.kernel.clone() } else { inputs.node_kernel.to_owned() },
         since: same.and_then(|previous| previous.since.clone()).or(Some(Time(now))),
+        demotion: inputs.demotion.map(Demotion::to_status),
+        history: match observation.mode {
+            None => history,
+            Some(mode) => {
+                let attach = observation.attach.clone();
+                extended(history, ModeChange { time: Time(now), mode, reason: reason.clone(), attach })
+            }
+        },
         epoch: hex(&observation.epoch),
         seen,
         losses,
         lost,
+        sampled,
         earlier: EarlierEpochs { seen: observation.earlier.seen, losses: observation.earlier.losses },
         unobserved,
         coverage: match observation.mode {
             None | Some(Mode::Unsupported) => "-".to_owned(),
-            Some(_) => coverage(seen, lost, unobserved.intervals == 0),
+            Some(_) => coverage(seen, lost, unobserved.intervals == 0, sampled),
         },
         conditions: conditions(
-            vec![reporting(observation), capture_complete(observation, lost, unobserved)],
+            vec![reporting(observation), capture_complete(observation, lost, unobserved, sampled)],
             previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default(),
             None,
             now,
@@ -63,13 +85,9 @@ pub fn desired(
     }
 }
 
-/// An agent that was started for the fallback by the operator says that it was told so; why it was told is the operator's
-/// to say.
-fn reason(observation: &NodeObservation, assignment: &Assignment) -> String {
-    match (observation.reason.as_str(), assignment.cause) {
-        ("ForcedByProbe", ModeCause::KernelTooOld) => "KernelTooOld".to_owned(),
-        (reason, _) => reason.to_owned(),
-    }
+/// Connections and failed attempts that were not recorded.
+fn lost(losses: &Losses) -> u64 {
+    losses.opened.saturating_add(losses.failed).saturating_add(losses.missed_runs)
 }
 
 fn reporting(observation: &NodeObservation) -> Statement {
@@ -86,7 +104,7 @@ fn reporting(observation: &NodeObservation) -> Statement {
     }
 }
 
-fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobserved) -> Statement {
+fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobserved, sampled: bool) -> Statement {
     const TYPE: &str = CAPTURE_COMPLETE;
     if observation.mode == Some(Mode::Unsupported) {
         return Statement::new(TYPE, false, "Unsupported", "nothing is captured; see the status' message");
@@ -105,7 +123,22 @@ fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobse
             "what happens now will be known when the agent reports",
         );
     }
+    if sampled {
+        let mut message = SAMPLED.to_owned();
+        let events = observation.total_losses().event_overflows;
+        if events > 0 {
+            message = format!("{message}; {}", said_of_events(events));
+        }
+        return Statement::new(TYPE, Truth::Unknown, "Sampled", message);
+    }
     Statement::new(TYPE, true, "NothingMissed", "nothing is known to have been missed")
+}
+
+const SAMPLED: &str = "in the fallback, connections that are shorter than the time between two looks are known from \
+                       conntrack alone, where it tells of them: some may have been missed, and nobody can count them";
+
+fn said_of_events(times: u64) -> String {
+    format!("conntrack had more to tell than could be taken in {times} times, and all sockets were looked at instead")
 }
 
 /// Losses for people, with numbers.
@@ -117,6 +150,15 @@ pub fn said(losses: &Losses, unobserved: Unobserved) -> String {
             "{} connections and {} failed attempts were not recorded, because the flow table was full: raise spec.capture.maxFlows",
             losses.opened, losses.failed
         ));
+    }
+    if losses.missed_runs > 0 {
+        parts.push(format!(
+            "the kernel skipped {} runs of the tracepoint's program, each of which may have been a connection",
+            losses.missed_runs
+        ));
+    }
+    if losses.event_overflows > 0 {
+        parts.push(said_of_events(losses.event_overflows));
     }
     if losses.closed > 0 {
         parts.push(format!("the last bytes of {} connections are missing", losses.closed));
@@ -156,15 +198,20 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crds::RequestedMode;
+
     use super::*;
-    use crate::{observation::EarlierObservation, rollout::assignment::AgentMode};
+    use crate::{
+        observation::EarlierObservation,
+        rollout::choice::{AgentMode, ModeCause},
+    };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
     fn assignment(cause: ModeCause) -> Assignment {
-        Assignment { probe: "cluster".to_owned(), mode: AgentMode::Ebpf, cause }
+        Assignment { probe: "cluster".to_owned(), requested: RequestedMode::Auto, mode: AgentMode::Ebpf, cause }
     }
 
     fn reporting_node() -> NodeObservation {
@@ -185,7 +232,8 @@ mod tests {
         second: i64,
     ) -> NodeProbeStatus {
         let assignment = assignment(ModeCause::Supported);
-        desired(&assignment, RequestedMode::Auto, "6.12.0", observation, previous, at(second))
+        let inputs = Inputs { assignment: &assignment, node_kernel: "6.12.0", demotion: None, observation, previous };
+        desired(&inputs, at(second))
     }
 
     fn truth(status: &NodeProbeStatus, type_: &str) -> (String, String) {
@@ -260,12 +308,58 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_says_why_it_asked_for_the_fallback() {
-        let node =
-            NodeObservation { mode: Some(Mode::Fallback), reason: "ForcedByProbe".to_owned(), ..reporting_node() };
-        let reason = |cause| desired(&assignment(cause), RequestedMode::Auto, "4.18", Some(&node), None, at(1)).reason;
-        assert_eq!(reason(ModeCause::KernelTooOld), "KernelTooOld");
-        assert_eq!(reason(ModeCause::ForcedByProbe), "ForcedByProbe");
+    fn what_the_fallback_may_have_missed_is_not_known_and_stays_so() {
+        let fallback = NodeObservation {
+            mode: Some(Mode::Fallback),
+            losses: Losses { event_overflows: 3, ..Losses::default() },
+            ..reporting_node()
+        };
+        let first = status(Some(&fallback), None, 1);
+        assert!(first.sampled);
+        assert_eq!((first.coverage.as_str(), first.lost), ("≤100%", 0));
+        assert_eq!(truth(&first, "CaptureComplete"), pair("Unknown", "Sampled"));
+        assert!(first.conditions[1].message.contains("in 3 times"), "{}", first.conditions[1].message);
+        let again = status(Some(&reporting_node()), Some(&first), 2);
+        assert_eq!((again.coverage.as_str(), again.sampled), ("≤100%", true), "a part of `seen` is from then");
+        assert_eq!(truth(&again, "CaptureComplete"), pair("Unknown", "Sampled"));
+        let lossy = NodeObservation { losses: Losses { opened: 1, ..Losses::default() }, ..fallback };
+        assert_eq!(truth(&status(Some(&lossy), None, 1), "CaptureComplete"), pair("False", "Lost"));
+    }
+
+    #[test]
+    fn skipped_runs_count_as_lost() {
+        let node = NodeObservation { losses: Losses { missed_runs: 25, ..Losses::default() }, ..reporting_node() };
+        let status = status(Some(&node), None, 1);
+        assert_eq!((status.lost, status.coverage.as_str()), (25, "80%"));
+        assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Lost"));
+        assert!(status.conditions[1].message.contains("25 runs"), "{}", status.conditions[1].message);
+    }
+
+    #[test]
+    fn what_was_chosen_is_shown_before_anybody_reports() {
+        let assignment = Assignment { mode: AgentMode::Fallback, ..assignment(ModeCause::KernelTooOld) };
+        let inputs = Inputs {
+            assignment: &assignment,
+            node_kernel: "4.19.0",
+            demotion: None,
+            observation: None,
+            previous: None,
+        };
+        let status = desired(&inputs, at(1));
+        assert_eq!((status.choice.agents.as_str(), status.choice.reason.as_str()), ("fallback", "KernelTooOld"));
+        assert!(status.history.is_empty() && status.mode.is_none());
+    }
+
+    #[test]
+    fn changes_are_remembered() {
+        let first = status(Some(&reporting_node()), None, 1);
+        let second = status(Some(&NodeObservation { connected: false, ..reporting_node() }), Some(&first), 2);
+        assert_eq!(second.history.len(), 1, "the connection is no change of mode");
+        let by_tracepoint = NodeObservation { attach: "TpBtf".to_owned(), ..reporting_node() };
+        let third = status(Some(&by_tracepoint), Some(&second), 3);
+        let attaches: Vec<_> = third.history.iter().map(|it| (it.time.0.as_second(), it.attach.as_str())).collect();
+        assert_eq!(attaches, [(1, ""), (3, "TpBtf")]);
+        assert_eq!(third.since, Some(Time(at(1))), "mode and reason are the same");
     }
 
     #[test]

@@ -23,9 +23,9 @@ pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
         kernel: status.kernel.clone(),
         attached_unix_ms: 0,
         last_report_unix_ms: written_unix_ms(node_probe),
+        asks_for_fallback_since_unix_ms: None,
         losses: losses_of_epoch(status),
         seen: status.seen.saturating_sub(status.earlier.seen),
-        asks_for_fallback: false,
         earlier: EarlierObservation {
             seen: status.earlier.seen,
             losses: status.earlier.losses,
@@ -73,7 +73,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        rollout::assignment::{AgentMode, Assignment, ModeCause},
+        rollout::{
+            assignment::Assignment,
+            choice::{AgentMode, ModeCause},
+        },
         status::node_probe,
     };
 
@@ -89,9 +92,21 @@ mod tests {
         node.begin_epoch(&[8; 16], 1_005_000);
         node.seen = 2;
         node.losses = Losses { opened: 3, ..Losses::default() };
-        let assignment = Assignment { probe: "p".to_owned(), mode: AgentMode::Ebpf, cause: ModeCause::Supported };
+        let assignment = Assignment {
+            probe: "p".to_owned(),
+            requested: RequestedMode::Auto,
+            mode: AgentMode::Ebpf,
+            cause: ModeCause::Supported,
+        };
         let now = Timestamp::from_second(2000).unwrap();
-        let status = node_probe::desired(&assignment, RequestedMode::Auto, "", Some(&node), None, now);
+        let inputs = node_probe::Inputs {
+            assignment: &assignment,
+            node_kernel: "",
+            demotion: None,
+            observation: Some(&node),
+            previous: None,
+        };
+        let status = node_probe::desired(&inputs, now);
         let mut probe: NodeProbe =
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {}, "status": status})).unwrap();
         probe.metadata.managed_fields = Some(vec![ManagedFieldsEntry {

@@ -1,6 +1,6 @@
 //! What a ScopeProbe's status should be: the sum of its NodeProbes, its rollout and the topology. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::{Losses, Mode, NodeCounts, NodeProbeStatus, ScopeProbe, ScopeProbeStatus, TopologyTotals, Unobserved};
 use jiff::Timestamp;
@@ -20,6 +20,8 @@ pub struct Inputs<'a> {
     pub outcome: Option<&'a Outcome>,
     /// The statuses of its nodes, by node.
     pub nodes: &'a BTreeMap<String, NodeProbeStatus>,
+    /// Those of its nodes whose agent can't see anything and that are being moved to another.
+    pub moving: &'a BTreeSet<String>,
     /// The nodes that it selects and that belong to another ScopeProbe, with that.
     pub taken: Option<&'a BTreeMap<String, String>>,
     /// The size of the topology.
@@ -72,6 +74,9 @@ struct Sums {
     seen: u64,
     losses: Losses,
     unobserved: Unobserved,
+    lost: u64,
+    /// Whether some node has been seen by the fallback.
+    sampled: bool,
     /// Whether some node has never reported, or sees nothing: then the share that was seen is not known.
     blind: bool,
     known: bool,
@@ -85,6 +90,10 @@ impl Sums {
             sums.losses.opened += status.losses.opened;
             sums.losses.closed += status.losses.closed;
             sums.losses.failed += status.losses.failed;
+            sums.losses.missed_runs += status.losses.missed_runs;
+            sums.losses.event_overflows += status.losses.event_overflows;
+            sums.lost += status.lost;
+            sums.sampled |= status.sampled;
             sums.unobserved.intervals += status.unobserved.intervals;
             sums.unobserved.seconds += status.unobserved.seconds;
             let sees = matches!(status.mode, Some(Mode::Ebpf | Mode::Fallback));
@@ -94,15 +103,11 @@ impl Sums {
         sums
     }
 
-    fn lost(&self) -> u64 {
-        self.losses.opened + self.losses.failed
-    }
-
     fn coverage(&self) -> String {
         if !self.known {
             return "-".to_owned();
         }
-        coverage(self.seen, self.lost(), self.unobserved.intervals == 0 && !self.blind)
+        coverage(self.seen, self.lost, self.unobserved.intervals == 0 && !self.blind, self.sampled)
     }
 }
 
@@ -117,6 +122,7 @@ fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> S
     let lossy = those(&|it| it.lost > 0 || it.losses.closed > 0 || it.unobserved.intervals > 0);
     let unsupported = those(&|it| it.mode == Some(Mode::Unsupported));
     let silent = those(&|it| it.mode != Some(Mode::Unsupported) && !is_true(it, "Reporting"));
+    let sampled = those(&|it| it.sampled);
     let mut parts = Vec::new();
     if !lossy.is_empty() {
         parts.push(format!("{} ({})", said(&sums.losses, sums.unobserved), on(&lossy)));
@@ -127,16 +133,21 @@ fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> S
     if !silent.is_empty() {
         parts.push(format!("no agent reports {}", on(&silent)));
     }
-    let reason = match (sums.lost() > 0 || sums.losses.closed > 0, lossy.is_empty(), unsupported.is_empty()) {
+    let truth = if parts.is_empty() { Truth::Unknown } else { Truth::False };
+    if !sampled.is_empty() {
+        parts.push(format!("short connections may have been missed, uncounted, in the fallback {}", on(&sampled)));
+    }
+    let reason = match (sums.lost > 0 || sums.losses.closed > 0, lossy.is_empty(), unsupported.is_empty()) {
         (true, _, _) => "Lost",
         (false, false, _) => "Unobserved",
         (false, true, false) => "Unsupported",
-        (false, true, true) => "NotReporting",
+        (false, true, true) if !silent.is_empty() => "NotReporting",
+        (false, true, true) => "Sampled",
     };
     if parts.is_empty() {
         return Statement::new(TYPE, true, "NothingMissed", "nothing is known to have been missed");
     }
-    Statement::new(TYPE, false, reason, parts.join("; "))
+    Statement::new(TYPE, truth, reason, parts.join("; "))
 }
 
 fn on(nodes: &[String]) -> String {
@@ -163,6 +174,11 @@ fn kstatus(inputs: &Inputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
     if nodes.not_reporting > 0 {
         let message = format!("{} of {} nodes have no agent that reports", nodes.not_reporting, nodes.total);
         return in_progress("WaitingForReports", message);
+    }
+    if !inputs.moving.is_empty() {
+        let moving: Vec<_> = inputs.moving.iter().cloned().collect();
+        let message = format!("agents cannot use eBPF and are being replaced by the fallback's {}", on(&moving));
+        return in_progress("MovingToFallback", message);
     }
     if nodes.unsupported > 0 {
         let message = format!(
@@ -225,7 +241,8 @@ mod tests {
     use crate::{
         observation::NodeObservation,
         rollout::{
-            assignment::{AgentMode, Assignment, ModeCause},
+            assignment::Assignment,
+            choice::{AgentMode, ModeCause},
             outcome::{Problem, Progress},
         },
         status::node_probe,
@@ -238,8 +255,20 @@ mod tests {
     fn node(connected: bool, mode: Option<Mode>, change: impl FnOnce(&mut NodeObservation)) -> NodeProbeStatus {
         let mut observation = NodeObservation { connected, mode, seen: 100, ..NodeObservation::default() };
         change(&mut observation);
-        let assignment = Assignment { probe: "p".to_owned(), mode: AgentMode::Ebpf, cause: ModeCause::Supported };
-        node_probe::desired(&assignment, crds::RequestedMode::Auto, "", Some(&observation), None, at(1))
+        let assignment = Assignment {
+            probe: "p".to_owned(),
+            requested: crds::RequestedMode::Auto,
+            mode: AgentMode::Ebpf,
+            cause: ModeCause::Supported,
+        };
+        let inputs = node_probe::Inputs {
+            assignment: &assignment,
+            node_kernel: "",
+            demotion: None,
+            observation: Some(&observation),
+            previous: None,
+        };
+        node_probe::desired(&inputs, at(1))
     }
 
     fn good() -> NodeProbeStatus {
@@ -247,11 +276,22 @@ mod tests {
     }
 
     fn status_of(nodes: &[(&str, NodeProbeStatus)], outcome: Option<&Outcome>) -> ScopeProbeStatus {
+        status_while_moving(nodes, &[], outcome)
+    }
+
+    fn status_while_moving(
+        nodes: &[(&str, NodeProbeStatus)],
+        moving: &[&str],
+        outcome: Option<&Outcome>,
+    ) -> ScopeProbeStatus {
         let probe: ScopeProbe =
             serde_json::from_value(json!({"metadata": {"name": "p", "generation": 2}, "spec": {}})).unwrap();
         let nodes = nodes.iter().map(|(name, status)| ((*name).to_owned(), status.clone())).collect();
         let overview = TopologyOverview::default();
-        desired(&Inputs { probe: &probe, outcome, nodes: &nodes, taken: None, overview: &overview }, at(1))
+        let moving = moving.iter().map(|name| (*name).to_owned()).collect();
+        let inputs =
+            Inputs { probe: &probe, outcome, nodes: &nodes, moving: &moving, taken: None, overview: &overview };
+        desired(&inputs, at(1))
     }
 
     fn done() -> Outcome {
@@ -303,6 +343,31 @@ mod tests {
         assert_eq!((condition(&status, "Ready").0, condition(&status, "Stalled").1), ("False", "NodesUnsupported"));
         assert_eq!(status.coverage, "-");
         assert_eq!(condition(&status, "CaptureComplete").1, "Unsupported");
+    }
+
+    #[test]
+    fn the_fallback_is_a_good_state_that_may_miss_what_nobody_can_count() {
+        let fallback = || node(true, Some(Mode::Fallback), |_| ());
+        let status = status_of(&[("a", good()), ("b", fallback())], Some(&done()));
+        assert_eq!((condition(&status, "Ready").0, condition(&status, "Stalled").0), ("True", "False"));
+        assert_eq!((status.nodes.ebpf, status.nodes.fallback), (1, 1));
+        let (truth, reason, message) = condition(&status, "CaptureComplete");
+        assert_eq!((truth, reason), ("Unknown", "Sampled"));
+        assert!(message.contains("short connections") && message.contains("on 1 nodes: b"), "{message}");
+        assert_eq!(status.coverage, "≤100%");
+        let lossy = node(true, Some(Mode::Ebpf), |it| it.losses.opened = 100);
+        let status = status_of(&[("a", lossy), ("b", fallback())], Some(&done()));
+        let (truth, reason, message) = condition(&status, "CaptureComplete");
+        assert_eq!((truth, reason, status.coverage.as_str()), ("False", "Lost", "≤66.6%"));
+        assert!(message.contains(": a)") && message.contains(": b"), "{message}");
+    }
+
+    #[test]
+    fn a_node_that_is_being_moved_waits_for_nobody() {
+        let unsupported = || node(true, Some(Mode::Unsupported), |_| ());
+        let status = status_while_moving(&[("a", unsupported())], &["a"], Some(&done()));
+        assert_eq!((condition(&status, "Reconciling").0, condition(&status, "Stalled").0), ("True", "False"));
+        assert_eq!(condition(&status, "Ready").1, "MovingToFallback");
     }
 
     #[test]

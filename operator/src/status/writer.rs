@@ -1,12 +1,12 @@
 //! Writes statuses that differ from what is there: what has changed in structure at once, growing numbers now and then.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use crds::{Losses, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe, ScopeProbeStatus};
+use crds::{Losses, Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe, ScopeProbeStatus};
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -177,6 +177,12 @@ impl Writer {
         set("failed", sum(|losses| losses.failed));
         set("first_sights", sum(|losses| losses.first_sights));
         set("closes_unseen", sum(|losses| losses.closes_unseen));
+        set("event_overflows", sum(|losses| losses.event_overflows));
+        set("missed_runs", sum(|losses| losses.missed_runs));
+        self.metrics.count_nodes(statuses.values().map(|status| {
+            let mode = status.mode.map_or("none", |mode| mode.as_str());
+            (mode, status.reason.as_str())
+        }));
         let connected = self.observations.all().values().filter(|node| node.connected).count();
         let edges = self.overview.borrow().totals.edges;
         self.metrics.edges.set(i64::try_from(edges).unwrap_or(i64::MAX));
@@ -194,6 +200,7 @@ impl Writer {
         let there = self.cluster.node_probes();
         let observations = self.observations.all();
         let nodes = self.cluster.nodes();
+        let demotions = self.cluster.demotions();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
         let mut statuses = BTreeMap::new();
         let mut numbers = Vec::new();
@@ -202,8 +209,14 @@ impl Writer {
             let existing = there.get(name).and_then(|it| it.status.as_ref());
             let previous = written.statuses.get(name).map(|(status, _)| status).or(existing).cloned();
             let observation = observations.get(name);
-            let status =
-                node_probe::desired(assignment, probe.spec.mode, &node.kernel, observation, previous.as_ref(), now);
+            let inputs = node_probe::Inputs {
+                assignment,
+                node_kernel: &node.kernel,
+                demotion: demotions.get(name),
+                observation,
+                previous: previous.as_ref(),
+            };
+            let status = node_probe::desired(&inputs, now);
             let interval = probe.spec.topology.counter_interval.into();
             match written.due(name, &status, existing, interval, node_probe::differs_in_structure) {
                 Due::Now => self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await,
@@ -270,6 +283,15 @@ impl Writer {
         apply_status(&api, &node.name, status).await
     }
 
+    /// Nodes that see nothing and get, or are about to get, the fallback's agent for it.
+    fn moving(&self, nodes: &BTreeMap<String, NodeProbeStatus>, assignments: &Assignments) -> BTreeSet<String> {
+        let asks =
+            |name: &str| self.observations.get(name).is_some_and(|it| it.asks_for_fallback_since_unix_ms.is_some());
+        let moves = |name: &str| assignments.nodes.get(name).is_some_and(|it| it.is_up_to_agent() && asks(name));
+        let blind = nodes.iter().filter(|(_, status)| status.mode == Some(Mode::Unsupported));
+        blind.map(|(name, _)| name).filter(|name| moves(name)).cloned().collect()
+    }
+
     async fn scope_probe(
         &self,
         probe: &ScopeProbe,
@@ -280,7 +302,8 @@ impl Writer {
     ) {
         let name = probe.name_any();
         let own = statuses.iter().filter(|(_, status)| status.probe == name);
-        let nodes = own.map(|(node, status)| (node.clone(), status.clone())).collect();
+        let nodes: BTreeMap<_, _> = own.map(|(node, status)| (node.clone(), status.clone())).collect();
+        let moving = self.moving(&nodes, assignments);
         // Conditions go on from what was written, which the watch may not have shown yet.
         let mut probe = probe.clone();
         if let Some((status, at)) = written.statuses.get(&name)
@@ -294,6 +317,7 @@ impl Writer {
             probe: &probe,
             outcome: outcome.as_ref(),
             nodes: &nodes,
+            moving: &moving,
             taken: assignments.taken.get(&name),
             overview: &overview,
         };

@@ -41,6 +41,12 @@ fn collect(schema: &Value, path: &str, found: &mut BTreeSet<String>) {
     for rule in schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
         found.insert(format!("{path} rule: {}", rule["message"].as_str().unwrap_or("(without a message)")));
     }
+    for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        // What has a default is never missing.
+        if schema["properties"][name].get("default").is_none() {
+            found.insert(format!("{path}.{name} required"));
+        }
+    }
     for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
         match (path, name.as_str()) {
             ("", "status") => {}

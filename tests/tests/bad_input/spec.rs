@@ -92,6 +92,7 @@ fn durations() -> Vec<Case> {
 fn nodes() -> Vec<Case> {
     let keys =
         "spec.nodeSelector rule: every key of nodeSelector has to be a label's name, for example kubernetes.io/os";
+    let own = "spec.nodeSelector rule: nodeSelector cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label";
     let selector = |key: &str, value: &str| json!({"nodeSelector": {key: value}});
     let many: serde_json::Map<_, _> = (0..17).map(|number| (format!("key-{number}"), json!("x"))).collect();
     vec![
@@ -99,6 +100,7 @@ fn nodes() -> Vec<Case> {
         rule(keys, selector("", "x"), "spec.nodeSelector"),
         rule(keys, selector("Example.com/a", "x"), "spec.nodeSelector"),
         rule(keys, selector(&"x".repeat(64), "x"), "spec.nodeSelector"),
+        rule(own, selector("scopeprobe.io/probe", "x"), "spec.nodeSelector"),
         case(
             "spec.nodeSelector maxProperties",
             json!({ "nodeSelector": many }),
@@ -119,6 +121,87 @@ fn nodes() -> Vec<Case> {
             "supported values: \"Auto\", \"Ebpf\", \"Fallback\"",
         ),
     ]
+}
+
+fn overrides() -> Vec<Case> {
+    let keys = "spec.modeOverrides[].nodeSelector rule: every key of nodeSelector has to be a label's name, for example kubernetes.io/os";
+    let of = |selector: Value| json!({"modeOverrides": [{"nodeSelector": selector, "mode": "Ebpf"}]});
+    let many: serde_json::Map<_, _> = (0..17).map(|number| (format!("key-{number}"), json!("x"))).collect();
+    let good = json!({"nodeSelector": {"pool": "a"}, "mode": "Ebpf"});
+    let selector = "spec.modeOverrides[0].nodeSelector";
+    vec![
+        rule(
+            "spec.modeOverrides[] rule: an override has to name a label of its nodes in nodeSelector; for all nodes, set spec.mode",
+            of(json!({})),
+            "spec.modeOverrides[0]",
+        ),
+        rule(keys, of(json!({"a b": "x"})), selector),
+        rule(keys, of(json!({"": "x"})), selector),
+        rule(keys, of(json!({"x".repeat(64): "x"})), selector),
+        rule(
+            "spec.modeOverrides[].nodeSelector rule: nodeSelector cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label",
+            of(json!({"pool": "a", "scopeprobe.io/mode": "ebpf"})),
+            selector,
+        ),
+        case(
+            "spec.modeOverrides[].nodeSelector maxProperties",
+            of(json!(many)),
+            selector,
+            "must have at most 16 items",
+        ),
+        case(
+            "spec.modeOverrides[].nodeSelector.* pattern",
+            of(json!({"pool": "a b"})),
+            "spec.modeOverrides[0].nodeSelector.pool",
+            "should match",
+        ),
+        case(
+            "spec.modeOverrides[].nodeSelector.* maxLength",
+            of(json!({"pool": "x".repeat(64)})),
+            "spec.modeOverrides[0].nodeSelector.pool",
+            "may not be more than 63",
+        ),
+        case(
+            "spec.modeOverrides[].mode enum",
+            json!({"modeOverrides": [{"nodeSelector": {"pool": "a"}, "mode": "Magic"}]}),
+            "spec.modeOverrides[0].mode",
+            "supported values: \"Auto\", \"Ebpf\", \"Fallback\"",
+        ),
+        case(
+            "spec.modeOverrides maxItems",
+            json!({"modeOverrides": vec![good; 33]}),
+            "spec.modeOverrides",
+            "must have at most 32 items",
+        ),
+        case(
+            "spec.modeOverrides[].mode required",
+            json!({"modeOverrides": [{"nodeSelector": {"pool": "a"}}]}),
+            "spec.modeOverrides[0].mode",
+            "Required value",
+        ),
+        case(
+            "spec.modeOverrides[].nodeSelector required",
+            json!({"modeOverrides": [{"mode": "Ebpf"}]}),
+            "spec.modeOverrides[0].nodeSelector",
+            "Required value",
+        ),
+    ]
+}
+
+fn budgets() -> Vec<Case> {
+    let field = "spec.capture.fallback.cpuBudget";
+    let message = "spec.capture.fallback.cpuBudget rule: cpuBudget has to be an amount of cores between 5m and 2, for example 50m";
+    let budget = |amount: Value| json!({"capture": {"fallback": {"cpuBudget": amount}}});
+    let wrong = ["4m", "4999999n", "0", "-1", "2001m", "1Ki", "half a core", ""].map(|amount| json!(amount));
+    let mut cases: Vec<_> = wrong.into_iter().map(|amount| rule(message, budget(amount), field)).collect();
+    cases.push(rule(message, budget(json!(3)), field));
+    cases.push(case(
+        "spec.capture.fallback.cpuBudget maxLength",
+        budget(json!(format!("{}1", "0".repeat(32)))),
+        field,
+        "may not be more than 32",
+    ));
+    cases
 }
 
 fn amounts() -> Vec<Case> {
@@ -250,7 +333,7 @@ fn pods() -> Vec<Case> {
 const NAME_RULE: &str = " rule: a ScopeProbe's name has to be at most 40 lower-case letters, digits and dashes: it becomes a label's value and a part of DaemonSets' names";
 
 fn cases() -> Vec<Case> {
-    [durations(), nodes(), amounts(), resources(), pods()].into_iter().flatten().collect()
+    [durations(), nodes(), overrides(), amounts(), budgets(), resources(), pods()].into_iter().flatten().collect()
 }
 
 /// What is at the bounds and still good, so that no case above is refused for something else.
@@ -264,8 +347,17 @@ fn good() -> Vec<Value> {
         json!({"agent": {"tolerations": [], "resources": {"requests": {"cpu": 0, "memory": "1e6"}, "limits": {"cpu": 2, "memory": "0.5Gi"}}}}),
         json!({"agent": {"tolerations": [{"operator": "Exists"}, {"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 5}]}}),
         json!({"mode": "Fallback", "agent": {"priorityClassName": "system-node-critical"}}),
+        json!({"modeOverrides": [], "capture": {"fallback": {"cpuBudget": "5m"}}}),
+        json!({"capture": {"fallback": {"cpuBudget": 2}}}),
+        json!({"capture": {"fallback": {"cpuBudget": "0.05"}}, "modeOverrides": vec![json!({
+            "nodeSelector": (0..16).map(|number| (format!("{}/{}", "d".repeat(253), "x".repeat(61) + &format!("{number:02}")), json!("x".repeat(63))))
+                .collect::<serde_json::Map<_, _>>(),
+            "mode": "Auto",
+        }); 32]}),
         // What a template without values leaves behind.
-        json!({"mode": null, "nodeSelector": null, "capture": null, "topology": null, "agent": null}),
+        json!({"mode": null, "modeOverrides": null, "nodeSelector": null, "capture": null, "topology": null, "agent": null}),
+        json!({"capture": {"fallback": null}}),
+        json!({"capture": {"fallback": {"cpuBudget": null}}}),
         json!({"agent": {"tolerations": null, "priorityClassName": null, "resources": {"requests": {"cpu": null, "memory": null}, "limits": {"cpu": null, "memory": null}}}}),
     ]
 }

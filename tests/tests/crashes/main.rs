@@ -1,14 +1,16 @@
-//! The operator and the agents are killed in the middle of the load: nothing is counted twice, nothing is lost that
-//! somebody saw, and what nobody saw is declared.
+//! The operator, the agents and their captures are killed in the middle of the load: nothing is counted twice, nothing is
+//! lost that somebody saw, and what nobody saw is declared.
 #![forbid(unsafe_code)]
 
 mod growth;
 mod load;
 
-use crds::{NodeProbeStatus, Unobserved};
+use crds::{Mode, NodeProbeStatus, Unobserved};
 use kube::ResourceExt as _;
 use scopeprobe_tests::{
-    Cluster, Error, Result, eventually,
+    Cluster, Error, Result,
+    crash::Sabotage,
+    eventually,
     oracle::{EdgeCounts, agreement, expected, fleet::Fleet},
 };
 
@@ -21,6 +23,8 @@ use self::{
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
 /// The node whose agent crashes.
 const VICTIM: &str = "node-1";
+/// How often its capture is killed.
+const KILLS: u32 = 20;
 
 async fn node_probe(cluster: &Cluster, node: &str) -> Result<NodeProbeStatus> {
     let probes = cluster.node_probes().await?;
@@ -153,4 +157,60 @@ async fn what_was_missed_while_an_agent_was_down_is_declared_and_the_rest_is_exa
     })
     .await?;
     assert_declared(&cluster).await
+}
+
+/// Waits until the node's agent has begun another epoch by eBPF.
+async fn recovered(cluster: &Cluster, epoch: &str) -> Result<String> {
+    eventually("another epoch by eBPF", async || {
+        let status = node_probe(cluster, VICTIM).await.map_err(|error| error.to_string())?;
+        let is_back = status.mode == Some(Mode::Ebpf) && status.reason == "Supported" && status.epoch != epoch;
+        if is_back { Ok(status.epoch) } else { Err(format!("{status:?}")) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_capture_that_is_killed_again_and_again_comes_back_each_time_and_what_it_missed_is_declared() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    cluster.install_chart(&["agent.debugSignals=true"]).await?;
+    cluster.unprobe().await?;
+    let fleet = Fleet::launch(cluster.namespace("captures").await?).await?;
+    cluster.probe(SPEC).await?;
+    let restarts = cluster.agent_restarts(VICTIM).await?;
+
+    load::open_long_ones(&fleet).await?;
+    let load = Load::begin(&fleet).await?;
+    for node in [VICTIM, "node-2"] {
+        cluster.break_capture(node, Sabotage::Starve).await?;
+    }
+    load.shown_to_go_on().await?;
+    for node in [VICTIM, "node-2"] {
+        let status = node_probe(&cluster, node).await?;
+        assert_eq!(status.coverage, "100%", "a capture that was not read for a time has missed nothing: {status:?}");
+    }
+    let mut epoch = node_probe(&cluster, VICTIM).await?.epoch;
+    never_backwards(&fleet, async {
+        for round in 0..KILLS {
+            if round % 4 == 3 {
+                cluster.break_capture(VICTIM, Sabotage::RefuseNext).await?;
+            }
+            cluster.break_capture(VICTIM, Sabotage::Kill).await?;
+            epoch = recovered(&cluster, &epoch).await?;
+        }
+        load.shown_to_go_on().await
+    })
+    .await?;
+    println!("{} connections around {KILLS} kills", load.end().await?);
+    assert_eq!(cluster.agent_restarts(VICTIM).await?, restarts, "the agent itself lives on");
+
+    expected::edges(&fleet).await?;
+    load::make_marks(&fleet).await?;
+    assert_honest(&fleet, &Moment::now(&fleet).await?);
+    assert_declared(&cluster).await?;
+    let history = node_probe(&cluster, VICTIM).await?.history;
+    assert!(history.iter().any(|change| change.reason == "CaptureFailed"), "{history:?}");
+    let last = history.last().map(|change| (change.mode, change.reason.as_str(), change.attach.as_str()));
+    assert_eq!(last, Some((Mode::Ebpf, "Supported", "SockOps")), "{history:?}");
+    Ok(())
 }

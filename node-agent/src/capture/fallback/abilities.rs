@@ -77,8 +77,8 @@ impl Abilities {
 pub(super) fn probe(settings: &FallbackSettings) -> Vec<Finding> {
     let process = settings.proc.join(settings.host_pid.to_string());
     let line = |what, result: Result<String, String>, refusal: Option<Reason>| match result {
-        Ok(detail) => Finding { what, ok: true, detail, refusal: None },
-        Err(detail) => Finding { what, ok: false, detail, refusal },
+        Ok(detail) => Finding { attach: None, what, ok: true, detail, refusal: None },
+        Err(detail) => Finding { attach: None, what, ok: false, detail, refusal },
     };
     let cgroups = cgroups(settings).map(|_| format!("{} can be read", settings.cgroup_root.display()));
     let sock_diag = sockets_by_netlink(settings);

@@ -211,12 +211,12 @@ impl Connections {
     }
 
     /// Takes in a look. Everything that conntrack has said before it ended must have been taken in.
-    pub(super) fn look(&mut self, look: Look<'_>) {
+    pub(super) fn look(&mut self, look: &Look<'_>) {
         let (owners, here) = (&self.owners, self.conntrack_at);
         self.tracks.find_homes(false, |ends| home(owners, here, ends));
         let mut space = self.spaces.remove(&look.netns).unwrap_or_default();
         space.whose = look.whose;
-        space.take_listeners(&look);
+        space.take_listeners(look);
         let mut earlier = std::mem::take(&mut space.sockets);
         let mut new = Vec::new();
         for socket in &look.dump.sockets {
@@ -226,12 +226,12 @@ impl Connections {
             };
             match earlier.remove(&socket.ends) {
                 Some(known) if known.is(socket.id) => {
-                    let known = self.go_on(&mut space, &look, known, socket);
+                    let known = self.go_on(&mut space, look, known, socket);
                     space.sockets.insert(socket.ends, known);
                 }
                 replaced => {
                     if let Some(replaced) = replaced {
-                        self.end(&mut space, &look, socket.ends, replaced);
+                        self.end(&mut space, look, socket.ends, replaced);
                     }
                     new.push((socket, cgroup));
                 }
@@ -239,11 +239,11 @@ impl Connections {
         }
         let gone = std::mem::take(&mut space.lately_gone);
         for (ends, known) in earlier {
-            self.end(&mut space, &look, ends, known);
+            self.end(&mut space, look, ends, known);
         }
-        self.begin(&mut space, &look, &new, &gone);
+        self.begin(&mut space, look, &new, &gone);
         space.looked = Some(look.began);
-        self.compare(&mut space, &look);
+        self.compare(&mut space, look);
         self.spaces.insert(look.netns, space);
     }
 
@@ -347,9 +347,8 @@ impl Connections {
     /// A socket that is not there any more.
     fn end(&mut self, space: &mut Space, look: &Look<'_>, ends: Endpoints, known: Known) {
         match known.phase {
-            Phase::Over => {}
-            // Conntrack tells what came of it.
-            Phase::Attempt(_, true) => {}
+            // Of an attempt, conntrack tells what came of it.
+            Phase::Over | Phase::Attempt(_, true) => {}
             Phase::Attempt(looks, false) => {
                 let evidence = Evidence { methods: look.methods, inferred: false, without_bytes: true };
                 let failures = look

@@ -266,7 +266,7 @@ impl Observer {
                 }
                 self.hear();
                 let (netns, whose) = if at_client { CLIENT } else { SERVER };
-                self.connections.look(Look {
+                self.connections.look(&Look {
                     netns,
                     dump: &dump,
                     methods: Methods::SOCK_DIAG,

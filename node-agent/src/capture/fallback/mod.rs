@@ -170,6 +170,7 @@ pub fn probe_fallback(settings: &FallbackSettings) -> Vec<Finding> {
     let findings = std::thread::scope(|scope| scope.spawn(|| abilities::probe(settings)).join());
     findings.unwrap_or_else(|_| {
         vec![Finding {
+            attach: None,
             what: "fallback",
             ok: false,
             detail: "looking at what is possible panicked".into(),
@@ -259,9 +260,9 @@ impl Capture for FallbackCapture {
             event_overflows: state.overflows,
             ..Losses::default()
         };
-        let (last, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
+        let (latest, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
         drop(state);
-        self.describe_passes(last, cost, unattributed);
+        self.describe_passes(latest, cost, unattributed);
         Ok(Reading { flows, losses, seen })
     }
 

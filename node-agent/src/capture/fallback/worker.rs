@@ -78,7 +78,7 @@ impl Worker {
             let (began, used) = (Instant::now(), self.pace.used());
             self.pass()?;
             self.passes += 1;
-            let cost = self.pace.used() - used;
+            let cost = self.pace.used().saturating_sub(used);
             self.rest(began + self.settings.interval)?;
             self.shared.lock().passed(began.elapsed(), cost, self.pace.used());
         }
@@ -187,7 +187,7 @@ impl Worker {
         self.cgroups.learn(dump.sockets.iter().filter_map(|socket| socket.cgroup));
         let whose = if namespace.pids.is_empty() { None } else { self.whose(namespace) };
         let cgroups = &self.cgroups;
-        self.shared.lock().connections.look(Look {
+        self.shared.lock().connections.look(&Look {
             netns,
             dump: &dump,
             methods,

@@ -1,14 +1,18 @@
 //! The capture on the running kernel: every count against that of the processes which made the connections.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod capture_lab;
+#[allow(dead_code, reason = "shared with the tests of the fallback")]
+mod lab;
+mod misses;
+mod refusals;
 
 use std::collections::BTreeMap;
 
-use capture_lab::{Watched, key, node_or_skip, obey, run_with_capabilities};
-use scopeprobe_agent::capture::{Capture, Losses, Reason, Settings, find_cgroup_root, probe, start_ebpf};
+use lab::{Watched, can_list, key, list_or_skip, node_or_skip, obey, storm_size, with_methods};
+use scopeprobe_agent::capture::{Attach, Capture, Losses, Settings};
 use topology::flow::{FlowCounters, Role};
 
-/// Not a test: what [`capture_lab::Process`] starts.
+/// Not a test: what [`lab::Process`] starts.
 #[test]
 #[ignore = "the process that other tests start"]
 fn obedient_process() {
@@ -16,6 +20,37 @@ fn obedient_process() {
         obey();
     }
 }
+
+/// The same by each way to attach that this kernel has: each name is a module of tests.
+macro_rules! by_each_way_to_attach {
+    ($($test:ident),+ $(,)?) => {
+        mod sock_ops {
+            $(#[test] fn $test() { super::$test(super::Attach::SockOps); })+
+        }
+        mod tp_btf {
+            $(#[test] fn $test() { super::$test(super::Attach::TpBtf); })+
+        }
+        mod classic {
+            $(#[test] fn $test() {
+                match super::lab::no_classic_tracepoint() {
+                    Some(reason) => println!("skipped: {reason}"),
+                    None => super::$test(super::Attach::Tracepoint),
+                }
+            })+
+        }
+    };
+}
+by_each_way_to_attach!(
+    both_ends_of_short_connections_are_counted_over_every_kind_of_address,
+    refused_attempts_are_counted_at_the_client_alone,
+    bytes_are_payload_in_every_order_of_closing,
+    a_long_connection_shows_its_bytes_while_it_is_open,
+    connections_from_before_are_known_with_their_bytes_and_their_end,
+    what_does_not_fit_is_counted,
+    nodes_on_one_kernel_see_their_own,
+    slots_come_back_and_totals_stay,
+    a_server_that_listens_for_mptcp_is_a_server,
+);
 
 fn counted(opened: u64, closed: u64, sent: u64, received: u64) -> FlowCounters {
     FlowCounters { opened, closed, bytes_sent: sent, bytes_received: received, ..FlowCounters::default() }
@@ -34,10 +69,9 @@ fn mirrored(counters: FlowCounters) -> FlowCounters {
     }
 }
 
-#[test]
-fn both_ends_of_short_connections_are_counted_over_every_kind_of_address() {
+fn both_ends_of_short_connections_are_counted_over_every_kind_of_address(attach: Attach) {
     let node = node_or_skip!();
-    let mut watched = node.capture();
+    let mut watched = node.capture(attach);
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let mut expected = BTreeMap::new();
     let cases = [
@@ -57,13 +91,12 @@ fn both_ends_of_short_connections_are_counted_over_every_kind_of_address() {
         expected.insert(key(&mut server, Role::Server, shown, shown, port), mirrored(ours));
     }
     watched.expect(&expected);
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
-#[test]
-fn refused_attempts_are_counted_at_the_client_alone() {
+fn refused_attempts_are_counted_at_the_client_alone(attach: Attach) {
     let node = node_or_skip!();
-    let mut watched = node.capture();
+    let mut watched = node.capture(attach);
     let mut client = node.process("client");
     let port = client.listen("l", "127.0.0.1:0");
     client.tell("unlisten l");
@@ -80,10 +113,9 @@ fn refused_attempts_are_counted_at_the_client_alone() {
 /// Whether the client does it, and what.
 type Step = (bool, &'static str);
 
-#[test]
-fn bytes_are_payload_in_every_order_of_closing() {
+fn bytes_are_payload_in_every_order_of_closing(attach: Attach) {
     let node = node_or_skip!();
-    let mut watched = node.capture();
+    let mut watched = node.capture(attach);
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let mut expected = BTreeMap::new();
     // Each: what both do after 300 bytes went there and 500 came back; what was sent in all, there and back.
@@ -145,10 +177,10 @@ fn bytes_are_payload_in_every_order_of_closing() {
     watched.expect(&expected);
 }
 
-#[test]
-fn a_long_connection_shows_its_bytes_while_it_is_open() {
+fn a_long_connection_shows_its_bytes_while_it_is_open(attach: Attach) {
     let node = node_or_skip!();
-    let mut watched = node.capture();
+    list_or_skip!();
+    let mut watched = node.capture(attach);
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let port = server.listen("l", "0.0.0.0:0");
     client.tell(&format!("connect c 127.0.0.1:{port}"));
@@ -177,12 +209,12 @@ fn a_long_connection_shows_its_bytes_while_it_is_open() {
 }
 
 /// Connections from before, with a length of service: opened under no capture, and under one that is gone.
-#[test]
-fn connections_from_before_are_known_with_their_bytes_and_their_end() {
+fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Attach) {
     let node = node_or_skip!();
+    list_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let port = server.listen("l", "0.0.0.0:0");
-    let open = |client: &mut capture_lab::Process, server: &mut capture_lab::Process, name: &str| {
+    let open = |client: &mut lab::Process, server: &mut lab::Process, name: &str| {
         assert_eq!(client.tell(&format!("connect {name} 127.0.0.1:{port}")), "done");
         server.tell(&format!("accept {name} l"));
         client.tell(&format!("send {name} 100"));
@@ -202,7 +234,7 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end() {
         watched.expect(&BTreeMap::from([(keys[0], counters), (keys[1], mirrored(counters))]));
     };
 
-    let mut watched = node.capture();
+    let mut watched = node.capture(attach);
     let before = FlowCounters {
         preexisting: 3,
         preexisting_bytes_sent: 300,
@@ -228,7 +260,7 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end() {
         ..before
     };
     expect(&mut watched, later);
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
     drop(watched);
 
     // While nobody looks, one ends, one begins, one goes on.
@@ -238,7 +270,7 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end() {
     open(&mut client, &mut server, "d");
     client.tell("send c 50");
     server.tell("receive c 50");
-    let mut watched = node.capture();
+    let mut watched = node.capture(attach);
     let again = FlowCounters {
         preexisting: 3,
         preexisting_bytes_sent: 350,
@@ -255,17 +287,17 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end() {
         server.tell(&format!("close {name}"));
     }
     expect(&mut watched, FlowCounters { closed: 3, open_bytes_sent: 0, open_bytes_received: 0, ..again });
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
 #[test]
 fn nothing_is_missed_at_full_speed_where_softirqs_come_from_another_cpu() {
     const THREADS: u64 = 4;
-    const TIMES: u64 = 16_000;
+    let times = storm_size(16_000);
     let node = node_or_skip!();
-    let mut watched = node.capture();
+    let mut watched = node.capture(Attach::SockOps);
     let mut storm = node.process_in_own_netns("storm", true);
-    storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {TIMES} 20 30"));
+    storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {times} 20 30"));
     for _ in 0..50 {
         // Looking meanwhile must not disturb the counts.
         watched.capture.look_again();
@@ -280,21 +312,20 @@ fn nothing_is_missed_at_full_speed_where_softirqs_come_from_another_cpu() {
     assert_eq!(ports.len() as u64, THREADS);
     let mut expected = BTreeMap::new();
     for port in ports {
-        let ours = counted(TIMES, TIMES, 20 * TIMES, 30 * TIMES);
+        let ours = counted(times, times, 20 * times, 30 * times);
         expected.insert(key(&mut storm, Role::Client, "127.0.0.1", "127.0.0.1", port), ours);
         expected.insert(key(&mut storm, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours));
     }
     assert!(expected.keys().all(|key| key.netns == netns));
     watched.expect(&expected);
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
-#[test]
-fn what_does_not_fit_is_counted() {
+fn what_does_not_fit_is_counted(attach: Attach) {
     let node = node_or_skip!();
-    let mut watched = Watched::start(&Settings { max_flows: 4, ring_bytes: 4096, ..node.settings() });
+    let mut watched = Watched::start(&Settings { max_flows: 4, ring_bytes: 4096, ..node.settings(attach) });
     let (mut client, mut server) = (node.process("client"), node.process("server"));
-    let mut made = 0;
+    let mut made = 0_u64;
     for _ in 0..10 {
         let port = server.listen("l", "127.0.0.1:0");
         server.begin("serve l 5 10 10");
@@ -311,7 +342,8 @@ fn what_does_not_fit_is_counted() {
         let (opened, closed, failed) = (sum(|c| c.opened), sum(|c| c.closed), sum(|c| c.failed));
         let lost = watched.losses;
         let totals = (opened + lost.opened, closed + lost.closed, failed + lost.failed);
-        if totals == (made, made, 30) {
+        let lacks = [made.checked_sub(totals.0), made.checked_sub(totals.1), 30_u64.checked_sub(totals.2)];
+        if lacks.iter().all(|lack| lack.is_some_and(|lack| lack <= lost.missed_runs)) {
             assert!(lost.opened > 0 && lost.closed > 0 && lost.failed > 0, "{lost:?}");
             assert_eq!(watched.flows.len(), 4);
             break;
@@ -321,36 +353,43 @@ fn what_does_not_fit_is_counted() {
     }
 }
 
-#[test]
-fn nodes_on_one_kernel_see_their_own() {
+fn nodes_on_one_kernel_see_their_own(attach: Attach) {
     let (one, two) = (node_or_skip!(), node_or_skip!());
     let (mut client, mut server) = (one.process("client"), two.process("server"));
     let port = server.listen("l", "127.0.0.1:0");
     client.tell(&format!("connect old 127.0.0.1:{port}"));
     server.tell("accept old l");
-    let (mut first, mut second) = (one.capture(), two.capture());
+    let (mut first, mut second) = (one.capture(attach), two.capture(attach));
     server.begin("serve l 9 10 20");
     client.tell(&format!("call 127.0.0.1:{port} 9 10 20"));
     assert_eq!(server.finish(), "done");
-    let ours = FlowCounters { preexisting: 1, ..counted(9, 9, 90, 180) };
+    let ours = FlowCounters { preexisting: u64::from(can_list()), ..counted(9, 9, 90, 180) };
     first.expect(&BTreeMap::from([(key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours)]));
     second.expect(&BTreeMap::from([(key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours))]));
 }
 
 #[test]
-fn a_kernel_without_btf_is_refused_by_name() {
+fn a_node_without_ipv6_is_captured_as_any_other() {
     let node = node_or_skip!();
-    let settings = Settings { btf_path: "/nonexistent/vmlinux".into(), ..node.settings() };
-    let refusal = start_ebpf(&settings).err().unwrap();
-    assert_eq!(refusal.reason, Reason::BtfMissing);
-    assert!(refusal.message.contains("/nonexistent/vmlinux"), "{refusal}");
+    for attach in [Attach::SockOps, Attach::TpBtf] {
+        let mut watched = node.capture(attach);
+        let (mut both, times) = (node.process_without_ipv6("both"), 20);
+        assert_eq!(both.tell(&format!("storm 127.0.0.1:0 1 {times} 20 30")), "done");
+        watched.read();
+        let port = watched.flows.keys().next().unwrap().port;
+        let ours = counted(times, times, 20 * times, 30 * times);
+        watched.expect(&BTreeMap::from([
+            (key(&mut both, Role::Client, "127.0.0.1", "127.0.0.1", port), ours),
+            (key(&mut both, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours)),
+        ]));
+    }
 }
 
 #[test]
 fn a_first_sight_wakes_the_reader() {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let node = node_or_skip!();
-    let mut watched = node.capture();
+    let mut watched = node.capture(Attach::SockOps);
     watched.read();
     let mut client = node.process("client");
     client.listen("l", "127.0.0.1:0");
@@ -361,37 +400,9 @@ fn a_first_sight_wakes_the_reader() {
     assert_eq!(ready, 1);
 }
 
-/// Not a test of its own: run by the two below, with few capabilities.
-#[test]
-#[ignore = "run by other tests with few capabilities"]
-fn probe_here() {
-    let root = find_cgroup_root("/sys/fs/cgroup".as_ref()).unwrap();
-    for finding in probe(&Settings { cgroup_root: root, ..Settings::default() }) {
-        println!("{}: {} {:?} {}", finding.what, finding.ok, finding.refusal, finding.detail);
-    }
-}
-
-#[test]
-fn three_capabilities_are_enough() {
-    let _node = node_or_skip!();
-    let output = run_with_capabilities("probe_here", "+bpf,+perfmon,+net_admin");
-    for step in ["capabilities", "sock_ops program", "list of open sockets", "ends of old connections", "self-test"] {
-        assert!(output.contains(&format!("{step}: true")), "{step}: {output}");
-    }
-    assert!(!output.contains(": false"), "{output}");
-}
-
-#[test]
-fn a_missing_capability_is_refused_by_name() {
-    let _node = node_or_skip!();
-    let output = run_with_capabilities("probe_here", "+bpf,+net_admin");
-    assert!(output.contains("capabilities: false Some(CapabilityMissing) this process lacks PERFMON"), "{output}");
-}
-
-#[test]
-fn slots_come_back_and_totals_stay() {
+fn slots_come_back_and_totals_stay(attach: Attach) {
     let node = node_or_skip!();
-    let mut watched = Watched::start(&Settings { max_flows: 6, ..node.settings() });
+    let mut watched = Watched::start(&Settings { max_flows: 6, ..node.settings(attach) });
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let mut expected = BTreeMap::new();
     // Three rounds of three connections, two flows each: 18 flows in 6 slots.
@@ -412,14 +423,14 @@ fn slots_come_back_and_totals_stay() {
         watched.expect(&expected);
         watched.wait_for_free_slots(6);
     }
-    assert_eq!(watched.losses, Losses::default());
+    watched.assert_nothing_lost();
 }
 
 #[test]
 fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
     let node = node_or_skip!();
     // So many that none is taken back for want of slots.
-    let mut watched = Watched::start(&Settings { max_flows: 64, ..node.settings() });
+    let mut watched = Watched::start(&Settings { max_flows: 64, ..node.settings(Attach::SockOps) });
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let port = server.listen("l", "127.0.0.1:0");
     let ends = [
@@ -441,7 +452,7 @@ fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
     assert_eq!(dropped, ends);
     watched.flows.clear();
     watched.wait_for_free_slots(64);
-    let second = call(2);
+    let second = with_methods(&call(2));
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while watched.flows != second {
         assert!(std::time::Instant::now() < deadline, "{:?}", watched.flows);
@@ -455,17 +466,24 @@ fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
 #[test]
 fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves() {
     const THREADS: u64 = 4;
-    const TIMES: u64 = 12_000;
     let node = node_or_skip!();
+    list_or_skip!();
+    let stop = tempfile::tempdir().unwrap();
+    let stop = stop.path().join("stop");
     let mut storm = node.process_in_own_netns("storm", true);
-    storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {TIMES} 20 30"));
-    let mut early = node.capture();
-    while early.seen < 4_000 {
+    storm.begin(&format!("storm-until {} 127.0.0.1:0 {THREADS} 50 20 30", stop.display()));
+    let mut early = node.capture(Attach::SockOps);
+    while early.seen < 1_000 {
         early.read();
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let mut watched = node.capture();
+    let mut watched = node.capture(Attach::SockOps);
     drop(early);
+    while watched.seen < 1_000 {
+        watched.read();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::fs::write(&stop, "").unwrap();
     assert_eq!(storm.finish(), "done");
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(2);
     let at_rest = |counters: &FlowCounters| counters.active() == 0;
@@ -476,7 +494,6 @@ fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves()
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     for (key, counters) in &watched.flows {
-        assert!(counters.opened > 0 && counters.opened + counters.preexisting <= TIMES, "{counters:?}");
         assert_eq!(counters.opened + counters.preexisting, counters.closed, "{counters:?}");
         assert_eq!(counters.open_bytes_sent + counters.open_bytes_received, 0, "{counters:?}");
         if watched.losses.closes_unseen == 0 {
@@ -496,8 +513,8 @@ fn captures_of_a_node_and_of_the_machine_around_it_do_not_disturb_each_other() {
     let node = node_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let inner_root = node.cgroup("client");
-    let mut outer = node.capture();
-    let mut inner = Watched::start(&Settings { cgroup_root: inner_root, ..node.settings() });
+    let mut outer = node.capture(Attach::SockOps);
+    let mut inner = Watched::start(&Settings { cgroup_root: inner_root, ..node.settings(Attach::SockOps) });
     let port = server.listen("l", "127.0.0.1:0");
     server.begin("serve l 30 100 200");
     client.tell(&format!("call 127.0.0.1:{port} 30 100 200"));
@@ -509,8 +526,7 @@ fn captures_of_a_node_and_of_the_machine_around_it_do_not_disturb_each_other() {
     outer.expect(&BTreeMap::from([(client_end, ours), (server_end, mirrored(ours))]));
 }
 
-#[test]
-fn a_server_that_listens_for_mptcp_is_a_server() {
+fn a_server_that_listens_for_mptcp_is_a_server(attach: Attach) {
     let node = node_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let Ok(port) = server.tell("listen-mptcp l").parse::<u16>() else {
@@ -519,11 +535,11 @@ fn a_server_that_listens_for_mptcp_is_a_server() {
     };
     client.tell(&format!("connect old 127.0.0.1:{port}"));
     server.tell("accept old l");
-    let mut watched = node.capture();
+    let mut watched = node.capture(attach);
     server.begin("serve l 3 10 20");
     client.tell(&format!("call 127.0.0.1:{port} 3 10 20"));
     assert_eq!(server.finish(), "done");
-    let ours = FlowCounters { preexisting: 1, ..counted(3, 3, 30, 60) };
+    let ours = FlowCounters { preexisting: u64::from(can_list()), ..counted(3, 3, 30, 60) };
     watched.expect(&BTreeMap::from([
         (key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours),
         (key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours)),

@@ -1,0 +1,54 @@
+//! The sockets that are followed from change to change of their state, where no callbacks tell of them.
+//!
+//! An entry is made when a socket begins to dial or is established, and whoever removes it counts the socket's end. A
+//! missed end leaves an entry behind: found when the memory is used again, or by the agent.
+
+use aya_ebpf::{macros::map, maps::HashMap};
+use node_agent_common::{FollowedSocket, Role, callback};
+
+/// By the kernel's address. The agent sets the size: 1 where nothing is followed. Allocated beforehand: quicker, and
+/// safe in whatever the tracepoint interrupts.
+#[map(name = "FOLLOWED")]
+static FOLLOWED: HashMap<u64, FollowedSocket> = HashMap::with_max_entries(65_536, 0);
+
+/// A socket's address as a key, in a place of its own: where a helper has been shown the pointer itself, older verifiers
+/// take it for a number afterwards.
+#[inline(always)]
+fn key(address: u64) -> u64 {
+    let mut key = core::mem::MaybeUninit::<u64>::uninit();
+    // SAFETY: written right here, before it is read.
+    unsafe {
+        core::ptr::write_volatile(key.as_mut_ptr(), address);
+        core::ptr::read_volatile(key.as_ptr())
+    }
+}
+
+#[inline(always)]
+pub fn get(address: u64) -> Option<FollowedSocket> {
+    // SAFETY: a map's value. Entries are changed as a whole, by the CPU on which the socket changes its state.
+    FOLLOWED.get_ptr(key(address)).map(|entry| unsafe { *entry })
+}
+
+/// Whether there was room.
+#[inline(always)]
+pub fn set(address: u64, entry: &FollowedSocket) -> bool {
+    FOLLOWED.insert(key(address), entry, 0).is_ok()
+}
+
+/// Whether it was there.
+#[inline(always)]
+pub fn remove(address: u64) -> bool {
+    FOLLOWED.remove(key(address)).is_ok()
+}
+
+/// What a socket with callbacks would carry.
+#[inline(always)]
+pub fn as_callbacks(address: u64) -> u8 {
+    match get(address) {
+        Some(entry) if entry.established == 1 => match entry.flow.role() {
+            Some(Role::Client) => callback::STATE | callback::RETRANSMISSION,
+            _ => callback::STATE,
+        },
+        _ => 0,
+    }
+}

@@ -1,0 +1,186 @@
+//! Breaks the capture on purpose, by signals: for tests of what the agent does then. Off unless asked for.
+//!
+//! SIGUSR1 kills the capture that runs: it fails for good. SIGUSR2 starves it: for five seconds nothing is read.
+//! SIGRTMIN+1 makes the next start be refused.
+
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use topology::flow::FlowKey;
+
+use crate::{
+    capture::{Capture, CaptureError, Description, Reading},
+    supervision::{Refused, Starter},
+};
+
+/// How long nothing is read after SIGUSR2.
+const STARVING: Duration = Duration::from_secs(5);
+
+/// What has been asked for.
+#[derive(Debug, Default)]
+struct Orders {
+    kills: AtomicU64,
+    refusals: AtomicU64,
+    starving_until: Mutex<Option<Instant>>,
+}
+
+impl Orders {
+    fn is_starving(&self) -> bool {
+        let until = *self.starving_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+/// Obeys the signals from now on, in tasks of the runtime; returns the starter that they act on.
+///
+/// # Errors
+/// If the signals can't be waited for.
+pub fn by_signals(starter: Starter) -> io::Result<Starter> {
+    let orders = Arc::new(Orders::default());
+    on(SignalKind::user_defined1(), &orders, |orders| {
+        orders.kills.fetch_add(1, Ordering::Relaxed);
+    })?;
+    on(SignalKind::user_defined2(), &orders, |orders| {
+        *orders.starving_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + STARVING);
+    })?;
+    on(SignalKind::from_raw(libc::SIGRTMIN() + 1), &orders, |orders| {
+        orders.refusals.fetch_add(1, Ordering::Relaxed);
+    })?;
+    Ok(disobedient(starter, orders))
+}
+
+fn on(kind: SignalKind, orders: &Arc<Orders>, obey: impl Fn(&Orders) + Send + 'static) -> io::Result<()> {
+    let (mut signals, orders): (Signal, _) = (signal(kind)?, Arc::clone(orders));
+    tokio::spawn(async move {
+        while signals.recv().await.is_some() {
+            obey(&orders);
+        }
+    });
+    Ok(())
+}
+
+fn disobedient(starter: Starter, orders: Arc<Orders>) -> Starter {
+    Arc::new(move || {
+        let refused = orders.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if refused.is_ok() {
+            return Err(Refused { reason: "LoadFailed", message: "a debugging signal asks for a refusal".into() });
+        }
+        let (inner, orders) = (starter()?, Arc::clone(&orders));
+        let kills = orders.kills.load(Ordering::Relaxed);
+        Ok(Box::new(Sabotaged { inner, orders, kills, last: Reading::default() }))
+    })
+}
+
+/// A capture that can be broken.
+struct Sabotaged {
+    inner: Box<dyn Capture>,
+    orders: Arc<Orders>,
+    /// Kills before its birth concern others.
+    kills: u64,
+    last: Reading,
+}
+
+impl Capture for Sabotaged {
+    fn description(&self) -> &Description {
+        self.inner.description()
+    }
+
+    fn read(&mut self) -> Result<Reading, CaptureError> {
+        if self.orders.kills.load(Ordering::Relaxed) > self.kills {
+            let source = "a debugging signal has killed the capture".into();
+            return Err(CaptureError { attempted: "reading".into(), source });
+        }
+        if self.orders.is_starving() {
+            return Ok(self.last.clone());
+        }
+        let reading = self.inner.read()?;
+        self.last = Reading { flows: Vec::new(), ..reading };
+        Ok(reading)
+    }
+
+    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.first_sights()
+    }
+
+    fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {
+        if self.orders.is_starving() { Vec::new() } else { self.inner.forget(keys) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::capture::Mode;
+
+    struct Counting(Description, u64);
+
+    impl Capture for Counting {
+        fn description(&self) -> &Description {
+            &self.0
+        }
+
+        fn read(&mut self) -> Result<Reading, CaptureError> {
+            self.1 += 1;
+            Ok(Reading { seen: self.1, ..Reading::default() })
+        }
+
+        fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {
+            keys.to_vec()
+        }
+    }
+
+    fn counting() -> Starter {
+        let description = Description {
+            mode: Mode::Ebpf,
+            attach: "SockOps",
+            attached_at: SystemTime::UNIX_EPOCH,
+            kernel: String::new(),
+            degradations: Vec::new(),
+        };
+        Arc::new(move || Ok(Box::new(Counting(description.clone(), 0))))
+    }
+
+    #[test]
+    fn a_capture_dies_for_good_and_the_next_one_lives() {
+        let orders = Arc::new(Orders::default());
+        let start = disobedient(counting(), Arc::clone(&orders));
+        let mut first = start().unwrap();
+        assert_eq!(first.read().unwrap().seen, 1);
+        orders.kills.fetch_add(1, Ordering::Relaxed);
+        assert!(first.read().is_err() && first.read().is_err());
+        assert_eq!(start().unwrap().read().unwrap().seen, 1);
+    }
+
+    #[test]
+    fn a_starving_capture_brings_nothing_new_and_loses_nothing() {
+        let orders = Arc::new(Orders::default());
+        let mut capture = disobedient(counting(), Arc::clone(&orders))().unwrap();
+        assert_eq!(capture.read().unwrap().seen, 1);
+        *orders.starving_until.lock().unwrap() = Some(Instant::now() + STARVING);
+        assert_eq!((capture.read().unwrap().seen, capture.read().unwrap().seen), (1, 1));
+        *orders.starving_until.lock().unwrap() = None;
+        assert_eq!(capture.read().unwrap().seen, 2);
+    }
+
+    #[test]
+    fn as_many_starts_as_asked_for_are_refused() {
+        let orders = Arc::new(Orders::default());
+        let start = disobedient(counting(), Arc::clone(&orders));
+        orders.refusals.fetch_add(2, Ordering::Relaxed);
+        assert!(start().is_err() && start().is_err() && start().is_ok());
+    }
+}

@@ -1,0 +1,201 @@
+//! Which of a ScopeProbe's agents a node gets, and why. Pure.
+
+use std::borrow::Cow;
+
+use crds::RequestedMode;
+
+use super::{
+    demotion::Demotion,
+    kernel::{self, KernelHint},
+};
+
+/// Which DaemonSet an agent belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AgentMode {
+    /// With the capabilities that eBPF needs.
+    Ebpf,
+    /// The same on a kernel that counts eBPF maps as locked memory.
+    EbpfMemlock,
+    /// With those that looking at other processes' sockets needs.
+    Fallback,
+}
+
+impl AgentMode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ebpf, Self::EbpfMemlock, Self::Fallback];
+
+    /// As labels and names write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::EbpfMemlock => "ebpf-memlock",
+            Self::Fallback => "fallback",
+        }
+    }
+
+    /// As the agent's `--mode` wants it.
+    #[must_use]
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Ebpf | Self::EbpfMemlock => "ebpf",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
+/// Who has asked for a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// `spec.mode`.
+    Probe,
+    /// One of `spec.modeOverrides`.
+    Override,
+}
+
+/// Why a node's agent is started in its mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModeCause {
+    /// The kernel is recent enough.
+    Supported,
+    /// The kernel is too old.
+    KernelTooOld,
+    /// eBPF would crash the kernel.
+    KnownBadKernel(&'static str),
+    /// The kernel's release says nothing; the agent will find out.
+    KernelUnknown,
+    /// The ScopeProbe asks for this mode.
+    Forced(Asker),
+    /// An agent has tried eBPF in vain, and has said why.
+    Demoted(String),
+}
+
+impl ModeCause {
+    /// As one word.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Supported => "Supported",
+            Self::KernelTooOld => "KernelTooOld",
+            Self::KnownBadKernel(_) => "KnownBadKernel",
+            Self::KernelUnknown => "KernelUnknown",
+            Self::Forced(Asker::Probe) => "ForcedByProbe",
+            Self::Forced(Asker::Override) => "ForcedByOverride",
+            Self::Demoted(reason) => reason,
+        }
+    }
+
+    /// For people; none where there is nothing to explain.
+    #[must_use]
+    pub fn message(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Supported | Self::KernelUnknown => return None,
+            Self::KernelTooOld => {
+                "the kernel is older than 5.8, and no RHEL 8.5 or later: it has no ring buffers for eBPF programs"
+                    .into()
+            }
+            Self::KnownBadKernel(reason) => (*reason).into(),
+            Self::Forced(Asker::Probe) => "spec.mode of the ScopeProbe asks for this mode".into(),
+            Self::Forced(Asker::Override) => "one of spec.modeOverrides of the ScopeProbe asks for this mode".into(),
+            Self::Demoted(reason) => {
+                format!("eBPF was tried on this node and cannot be used ({reason}): see status.demotion").into()
+            }
+        })
+    }
+}
+
+/// What a node gets. An agent that asks for the fallback is heard where nobody else has decided.
+#[must_use]
+pub fn choose(
+    requested: RequestedMode,
+    asker: Asker,
+    kernel: &str,
+    demotion: Option<&Demotion>,
+) -> (AgentMode, ModeCause) {
+    if requested == RequestedMode::Fallback {
+        return (AgentMode::Fallback, ModeCause::Forced(asker));
+    }
+    let hint = kernel::hint(kernel);
+    let with_ebpf = match hint {
+        KernelHint::KnownBad(bad) => return (AgentMode::Fallback, ModeCause::KnownBadKernel(bad.reason)),
+        KernelHint::CapableWithLockedMemory | KernelHint::TooOld => AgentMode::EbpfMemlock,
+        KernelHint::Capable | KernelHint::Unknown => AgentMode::Ebpf,
+    };
+    if requested == RequestedMode::Ebpf {
+        return (with_ebpf, ModeCause::Forced(asker));
+    }
+    match (hint, demotion.filter(|demotion| !demotion.retrying)) {
+        (KernelHint::TooOld, _) => (AgentMode::Fallback, ModeCause::KernelTooOld),
+        (_, Some(demotion)) => (AgentMode::Fallback, ModeCause::Demoted(demotion.reason.clone())),
+        (KernelHint::Unknown, None) => (with_ebpf, ModeCause::KernelUnknown),
+        (_, None) => (with_ebpf, ModeCause::Supported),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use RequestedMode::{Auto, Ebpf, Fallback};
+    use jiff::Timestamp;
+
+    use super::*;
+
+    const PANICS: &str = "4.4.0-121-generic";
+
+    fn chosen(requested: RequestedMode, kernel: &str, demotion: Option<&Demotion>) -> (AgentMode, String) {
+        let (mode, cause) = choose(requested, Asker::Probe, kernel, demotion);
+        (mode, cause.reason().to_owned())
+    }
+
+    fn is(mode: AgentMode, reason: &str) -> (AgentMode, String) {
+        (mode, reason.to_owned())
+    }
+
+    #[test]
+    fn the_kernel_decides_unless_somebody_else_does() {
+        for (kernel, by_itself, with_ebpf) in [
+            ("6.1.0", is(AgentMode::Ebpf, "Supported"), AgentMode::Ebpf),
+            ("5.10.0", is(AgentMode::EbpfMemlock, "Supported"), AgentMode::EbpfMemlock),
+            ("4.19.0", is(AgentMode::Fallback, "KernelTooOld"), AgentMode::EbpfMemlock),
+            ("custom", is(AgentMode::Ebpf, "KernelUnknown"), AgentMode::Ebpf),
+        ] {
+            assert_eq!(chosen(Auto, kernel, None), by_itself, "{kernel}");
+            assert_eq!(chosen(Ebpf, kernel, None), is(with_ebpf, "ForcedByProbe"), "{kernel}");
+            assert_eq!(chosen(Fallback, kernel, None), is(AgentMode::Fallback, "ForcedByProbe"), "{kernel}");
+        }
+    }
+
+    #[test]
+    fn nobody_makes_a_kernel_panic() {
+        for (requested, reason) in [(Auto, "KnownBadKernel"), (Ebpf, "KnownBadKernel"), (Fallback, "ForcedByProbe")] {
+            assert_eq!(chosen(requested, PANICS, None), is(AgentMode::Fallback, reason));
+        }
+        let (_, cause) = choose(Auto, Asker::Probe, PANICS, None);
+        assert!(cause.message().is_some_and(|message| message.contains("update the kernel")), "{cause:?}");
+    }
+
+    #[test]
+    fn an_agent_that_asks_is_heard_where_nobody_has_decided() {
+        let demotion = |retrying| Demotion {
+            reason: "BtfMissing".to_owned(),
+            message: String::new(),
+            kernel: "6.1.0".to_owned(),
+            boot_id: String::new(),
+            image: String::new(),
+            since: Timestamp::UNIX_EPOCH,
+            attempts: 1,
+            retry_at: Timestamp::UNIX_EPOCH,
+            retrying,
+        };
+        let (demoted, retrying) = (demotion(false), demotion(true));
+        assert_eq!(chosen(Auto, "6.1.0", Some(&demoted)), is(AgentMode::Fallback, "BtfMissing"));
+        assert_eq!(chosen(Auto, "6.1.0", Some(&retrying)), is(AgentMode::Ebpf, "Supported"));
+        assert_eq!(chosen(Ebpf, "6.1.0", Some(&demoted)), is(AgentMode::Ebpf, "ForcedByProbe"));
+    }
+
+    #[test]
+    fn who_has_forced_it_is_told() {
+        let (_, cause) = choose(Ebpf, Asker::Override, "6.1.0", None);
+        assert_eq!(cause.reason(), "ForcedByOverride");
+        assert!(cause.message().is_some_and(|message| message.contains("spec.modeOverrides")));
+    }
+}

@@ -1,0 +1,101 @@
+//! Listens to the agents that ask for the fallback, and remembers which nodes were moved to it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::demotion::{Demotion, Facts, Request, decide};
+use crate::{
+    cluster_state::ClusterState,
+    observation::{NodeObservation, Observations},
+    settings::AgentSettings,
+};
+
+/// How often it looks at most.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it looks, though no agent has said anything: times pass.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// What it works with.
+pub struct Demoter {
+    /// ScopeProbes and Nodes, and where it is remembered.
+    pub cluster: Arc<ClusterState>,
+    /// What agents report.
+    pub observations: Observations,
+    /// How agents are made.
+    pub agents: AgentSettings,
+}
+
+impl Demoter {
+    /// Looks after every report, for ever.
+    pub async fn run(self) {
+        let mut reports = self.observations.subscribe();
+        let mut changes = self.cluster.subscribe_assignments();
+        loop {
+            // As precise as the API keeps it: what is restored from there is then the same.
+            let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+            self.turn(now);
+            tokio::time::sleep(PAUSE).await;
+            let _ = tokio::time::timeout(INTERVAL, async {
+                tokio::select! {
+                    _ = reports.changed() => {}
+                    _ = changes.changed() => {}
+                }
+            })
+            .await;
+        }
+    }
+
+    fn turn(&self, now: Timestamp) {
+        let before = self.cluster.demotions();
+        let nodes = self.cluster.nodes();
+        let observations = self.observations.all();
+        let mut after = BTreeMap::new();
+        for (name, assignment) in self.cluster.assignments().nodes {
+            let Some(node) = nodes.get(&name) else { continue };
+            let observation = observations.get(&name);
+            let facts = Facts {
+                node: &name,
+                up_to_agent: assignment.is_up_to_agent(),
+                kernel: &node.kernel,
+                boot_id: &node.boot_id,
+                image: &self.agents.agent_image,
+                request: observation.and_then(request),
+                sees_by_ebpf: observation.is_some_and(|it| it.connected && it.mode == Some(crds::Mode::Ebpf)),
+            };
+            let previous = before.get(&name);
+            let decided = decide(previous, &facts, self.agents.ebpf_retry, now);
+            tell(&name, previous, decided.as_ref());
+            after.extend(decided.map(|decided| (name, decided)));
+        }
+        self.cluster.set_demotions(after);
+    }
+}
+
+fn request(observation: &NodeObservation) -> Option<Request<'_>> {
+    let since = observation.asks_for_fallback_since_unix_ms.filter(|_| observation.connected)?;
+    Some(Request {
+        reason: &observation.reason,
+        message: &observation.message,
+        since: time(since),
+        last: time(observation.last_report_unix_ms),
+    })
+}
+
+fn time(unix_ms: u64) -> Timestamp {
+    let since = SignedDuration::from_millis(i64::try_from(unix_ms).unwrap_or(i64::MAX));
+    Timestamp::UNIX_EPOCH.checked_add(since).unwrap_or(Timestamp::MAX)
+}
+
+fn tell(node: &str, before: Option<&Demotion>, after: Option<&Demotion>) {
+    let waits = |it: Option<&Demotion>| it.is_some_and(|it| !it.retrying);
+    match (waits(before), after) {
+        (false, Some(after)) if !after.retrying => {
+            let Demotion { reason, message, attempts, retry_at, .. } = after;
+            tracing::warn!(node, reason, message, attempts, %retry_at, "its agent cannot use eBPF: moved to the fallback");
+        }
+        (true, Some(after)) if after.retrying => tracing::info!(node, after.attempts, "trying eBPF again"),
+        (true, None) => tracing::info!(node, "something has changed: trying eBPF again"),
+        _ => {}
+    }
+}

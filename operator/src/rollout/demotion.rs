@@ -1,0 +1,320 @@
+//! When a node whose agent cannot use eBPF is moved to the fallback, and when eBPF is tried again. Pure: the time is
+//! given.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+/// How long an agent has to ask for the fallback before it is moved: one that only begins, or that loses its capture for a
+/// moment, may get over it.
+pub const STEADY: SignedDuration = SignedDuration::from_secs(20);
+/// The longest time between two attempts, before it is spread.
+pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
+
+/// That eBPF was tried on a node in vain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demotion {
+    /// Why, as one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+    /// The kernel on which it was tried.
+    pub kernel: String,
+    /// The boot in which it was tried.
+    pub boot_id: String,
+    /// The agents' image with which it was tried.
+    pub image: String,
+    /// When the node was moved to the fallback last.
+    pub since: Timestamp,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it is tried again.
+    pub retry_at: Timestamp,
+    /// Whether it is being tried again now.
+    pub retrying: bool,
+}
+
+/// That an agent asks for the fallback, and has done so in all of its reports since a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Why, as one word.
+    pub reason: &'a str,
+    /// Why, for people.
+    pub message: &'a str,
+    /// The time of the first of these reports.
+    pub since: Timestamp,
+    /// The time of the last.
+    pub last: Timestamp,
+}
+
+/// What a decision about one node has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// Whether it is up to its agent: nobody has asked for a mode, and the kernel isn't too old.
+    pub up_to_agent: bool,
+    /// The node's kernel.
+    pub kernel: &'a str,
+    /// The node's boot.
+    pub boot_id: &'a str,
+    /// The image of the agents of now.
+    pub image: &'a str,
+    /// What its agent asks for.
+    pub request: Option<Request<'a>>,
+    /// Whether its agent is connected and captures by eBPF.
+    pub sees_by_ebpf: bool,
+}
+
+/// What is to be remembered of a node; `retry` is the time until the second attempt.
+#[must_use]
+pub fn decide(
+    previous: Option<&Demotion>,
+    facts: &Facts<'_>,
+    retry: SignedDuration,
+    now: Timestamp,
+) -> Option<Demotion> {
+    if !facts.up_to_agent {
+        return None;
+    }
+    let previous = previous.filter(|previous| previous.still_speaks_for(facts));
+    match previous {
+        Some(waiting) if !waiting.retrying => Some(Demotion { retrying: now >= waiting.retry_at, ..waiting.clone() }),
+        Some(_) if facts.sees_by_ebpf => None,
+        other => steady(facts.request.as_ref())
+            .map(|request| {
+                let attempts = other.map_or(0, |other| other.attempts).saturating_add(1);
+                demoted(facts, request, attempts, retry, now)
+            })
+            .or_else(|| other.cloned()),
+    }
+}
+
+fn steady<'a, 'b>(request: Option<&'a Request<'b>>) -> Option<&'a Request<'b>> {
+    request.filter(|request| request.last.duration_since(request.since) >= STEADY)
+}
+
+fn demoted(facts: &Facts<'_>, request: &Request<'_>, attempts: u32, retry: SignedDuration, now: Timestamp) -> Demotion {
+    let wait = wait(facts.node, attempts, retry);
+    Demotion {
+        reason: request.reason.to_owned(),
+        message: request.message.to_owned(),
+        kernel: facts.kernel.to_owned(),
+        boot_id: facts.boot_id.to_owned(),
+        image: facts.image.to_owned(),
+        since: now,
+        attempts,
+        retry_at: now.checked_add(wait).unwrap_or(Timestamp::MAX),
+        retrying: false,
+    }
+}
+
+/// Twice as long after each attempt, and up to a quarter more, by node: those that were moved together don't come back
+/// together. In whole seconds, as the API keeps times.
+fn wait(node: &str, attempts: u32, retry: SignedDuration) -> SignedDuration {
+    let doubled = 1_i32.checked_shl(attempts.saturating_sub(1).min(30)).unwrap_or(i32::MAX);
+    let wait = retry.checked_mul(doubled).unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY.max(retry));
+    // FNV-1a: names that differ in their last digit are far from one another.
+    let hash = node
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let spread = i64::try_from((hash ^ (hash >> 32)) % 256).unwrap_or_default();
+    SignedDuration::from_secs(wait.as_secs() + wait.as_secs() * spread / 1024)
+}
+
+impl Demotion {
+    /// Whether nothing has changed that may have made eBPF possible.
+    fn still_speaks_for(&self, facts: &Facts<'_>) -> bool {
+        (self.kernel.as_str(), self.boot_id.as_str(), self.image.as_str()) == (facts.kernel, facts.boot_id, facts.image)
+    }
+
+    /// As a NodeProbe shows it.
+    #[must_use]
+    pub fn to_status(&self) -> crds::Demotion {
+        crds::Demotion {
+            reason: self.reason.clone(),
+            message: self.message.clone(),
+            kernel: self.kernel.clone(),
+            boot_id: self.boot_id.clone(),
+            image: self.image.clone(),
+            since: Some(Time(self.since)),
+            attempts: self.attempts,
+            retry_at: Some(Time(self.retry_at)),
+        }
+    }
+
+    /// What an earlier operator has written; none where that says nothing of times.
+    #[must_use]
+    pub fn restore(written: &crds::Demotion, now: Timestamp) -> Option<Self> {
+        let (since, retry_at) = (written.since.as_ref()?.0, written.retry_at.as_ref()?.0);
+        Some(Self {
+            reason: written.reason.clone(),
+            message: written.message.clone(),
+            kernel: written.kernel.clone(),
+            boot_id: written.boot_id.clone(),
+            image: written.image.clone(),
+            since,
+            attempts: written.attempts,
+            retry_at,
+            // The one before may have moved it up already: moving it down for a moment would cost what it has seen.
+            retrying: now >= retry_at,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HOUR: SignedDuration = SignedDuration::from_hours(1);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn facts() -> Facts<'static> {
+        Facts {
+            node: "node-1",
+            up_to_agent: true,
+            kernel: "6.1.0",
+            boot_id: "boot",
+            image: "agent:1",
+            request: None,
+            sees_by_ebpf: false,
+        }
+    }
+
+    fn asking(since: i64, last: i64) -> Facts<'static> {
+        let request = Request { reason: "BtfMissing", message: "no BTF", since: at(since), last: at(last) };
+        Facts { request: Some(request), ..facts() }
+    }
+
+    fn first() -> Demotion {
+        decide(None, &asking(0, 20), HOUR, at(20)).unwrap()
+    }
+
+    fn retrying() -> Demotion {
+        decide(Some(&first()), &facts(), HOUR, first().retry_at).unwrap()
+    }
+
+    #[test]
+    fn who_asks_long_enough_is_moved() {
+        assert_eq!(decide(None, &facts(), HOUR, at(100)), None);
+        assert_eq!(decide(None, &asking(0, 19), HOUR, at(1000)), None, "what it says is what counts");
+        let demotion = first();
+        assert_eq!((demotion.reason.as_str(), demotion.message.as_str()), ("BtfMissing", "no BTF"));
+        assert_eq!((demotion.since, demotion.attempts, demotion.retrying), (at(20), 1, false));
+        let wait = demotion.retry_at.duration_since(at(20));
+        assert!(wait >= HOUR && wait <= SignedDuration::from_mins(75), "{wait}");
+    }
+
+    #[test]
+    fn a_node_stays_until_its_time_has_come() {
+        let demotion = first();
+        let before = demotion.retry_at - SignedDuration::from_secs(1);
+        // The old agent may go on asking until it is stopped.
+        for facts in [facts(), asking(0, 3600)] {
+            assert_eq!(decide(Some(&demotion), &facts, HOUR, before), Some(demotion.clone()));
+        }
+        assert_eq!(retrying(), Demotion { retrying: true, ..demotion });
+    }
+
+    #[test]
+    fn each_attempt_in_vain_doubles_the_wait() {
+        let mut demotion = first();
+        let mut waits = Vec::new();
+        for attempt in 2..40 {
+            let begin = demotion.retry_at;
+            let tried = decide(Some(&demotion), &facts(), HOUR, begin).unwrap();
+            let asks = begin + STEADY;
+            let asking = asking(begin.as_second(), asks.as_second());
+            demotion = decide(Some(&tried), &asking, HOUR, asks).unwrap();
+            assert_eq!((demotion.attempts, demotion.retrying), (attempt, false));
+            waits.push(demotion.retry_at.duration_since(asks).as_secs());
+        }
+        for (at, wait) in waits[..4].iter().enumerate() {
+            let doubled = 3600 << (at + 1);
+            assert!((doubled..=doubled * 5 / 4).contains(wait), "{waits:?}");
+        }
+        assert!(waits[4..].iter().all(|wait| (86_400..=108_000).contains(wait)), "{waits:?}");
+    }
+
+    #[test]
+    fn success_ends_it_and_so_does_anything_new() {
+        let seen = Facts { sees_by_ebpf: true, ..facts() };
+        assert_eq!(decide(Some(&retrying()), &seen, HOUR, at(9999)), None);
+        for changed in [
+            Facts { kernel: "6.2.0", ..facts() },
+            Facts { boot_id: "another", ..facts() },
+            Facts { image: "agent:2", ..facts() },
+            Facts { up_to_agent: false, ..facts() },
+        ] {
+            assert_eq!(decide(Some(&first()), &changed, HOUR, at(21)), None, "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn a_try_goes_on_while_nobody_says_how_it_went() {
+        assert_eq!(decide(Some(&retrying()), &facts(), HOUR, at(99_999)), Some(retrying()));
+        assert_eq!(decide(Some(&retrying()), &asking(5000, 5001), HOUR, at(99_999)), Some(retrying()));
+    }
+
+    #[test]
+    fn nodes_don_t_come_back_together() {
+        let waits: std::collections::BTreeSet<_> =
+            (0..100).map(|number| wait(&format!("node-{number}"), 1, HOUR).as_secs()).collect();
+        assert!(waits.len() > 60, "{} different waits of 100", waits.len());
+        assert!(waits.iter().all(|wait| (3600..4500).contains(wait)), "{waits:?}");
+    }
+
+    #[test]
+    fn what_was_written_comes_back() {
+        let demotion = first();
+        let written = demotion.to_status();
+        assert_eq!(Demotion::restore(&written, at(21)), Some(demotion.clone()));
+        assert_eq!(Demotion::restore(&written, demotion.retry_at), Some(retrying()));
+        assert_eq!(Demotion::restore(&crds::Demotion::default(), at(21)), None);
+    }
+
+    /// What may be so when a decision is due: how long the agent has asked, whether it sees, whether the node was booted
+    /// again, and how many seconds have passed.
+    fn moments() -> impl Strategy<Value = Vec<(Option<i64>, bool, bool, i64)>> {
+        let moment = (proptest::option::of(0..40_i64), any::<bool>(), proptest::bool::weighted(0.1), 1..20_000_i64);
+        proptest::collection::vec(moment, 1..60)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_a_node_is_moved_for_a_reason_and_comes_back(moments in moments()) {
+            let (mut demotion, mut now, mut boots) = (None::<Demotion>, at(1_000_000), 0);
+            for (asked_for, sees_by_ebpf, booted, seconds) in moments {
+                now += SignedDuration::from_secs(seconds);
+                boots += u32::from(booted);
+                let boot_id = format!("boot-{boots}");
+                let request = asked_for.map(|asked_for| Request {
+                    reason: "BtfMissing",
+                    message: "no BTF",
+                    since: now - SignedDuration::from_secs(asked_for),
+                    last: now,
+                });
+                let steady = asked_for.is_some_and(|asked_for| asked_for >= 20);
+                let facts = Facts { boot_id: &boot_id, request, sees_by_ebpf, ..facts() };
+                let after = decide(demotion.as_ref(), &facts, HOUR, now);
+                let waits = |it: &Option<Demotion>| it.as_ref().is_some_and(|it| !it.retrying);
+                match &after {
+                    Some(after) if !after.retrying => {
+                        let moved = after.since == now;
+                        prop_assert!(moved || demotion.as_ref() == Some(after), "it waits as it did");
+                        prop_assert!(!moved || steady, "nobody has asked for it");
+                        prop_assert!(now < after.retry_at, "its time has come");
+                        let wait = after.retry_at.duration_since(after.since);
+                        prop_assert!((HOUR..=SignedDuration::from_hours(30)).contains(&wait), "{wait}");
+                    }
+                    _ => prop_assert!(!waits(&demotion) || booted || demotion.iter().all(|it| now >= it.retry_at)),
+                }
+                demotion = after;
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Why a node is in its mode: the agent knows what it found, and the operator why it has started that agent. Pure.
+
+use crds::{Mode, NodeProbeStatus};
+
+use super::conditions::truncated;
+use crate::{
+    observation::NodeObservation,
+    rollout::{
+        assignment::Assignment,
+        choice::{AgentMode, ModeCause},
+    },
+};
+
+/// One word, and a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// As one word.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+/// What is to be said of a node.
+#[must_use]
+pub fn explain(
+    observation: &NodeObservation,
+    assignment: &Assignment,
+    previous: Option<&NodeProbeStatus>,
+) -> Explanation {
+    let Some(mode) = observation.mode else {
+        return Explanation { reason: "NoReportYet".to_owned(), message: observation.message.clone() };
+    };
+    let given = assignment.mode == AgentMode::Fallback;
+    match (mode, observation.reason.as_str()) {
+        // An agent that was started for the fallback says that it was told so; why, is the operator's to say.
+        (Mode::Fallback, "ForcedByProbe" | "Supported") if given => by_operator(observation, assignment),
+        // Such an agent is about to be replaced: until then, what was said of it goes on.
+        (Mode::Fallback, "ForcedByProbe" | "Supported") => {
+            let same = previous.filter(|previous| previous.mode == Some(mode));
+            same.map_or_else(
+                || by_agent(observation),
+                |previous| Explanation { reason: previous.reason.clone(), message: previous.message.clone() },
+            )
+        }
+        (Mode::Ebpf, "Supported") if !given && matches!(assignment.cause, ModeCause::Forced(_)) => {
+            by_operator(observation, assignment)
+        }
+        _ => by_agent(observation),
+    }
+}
+
+fn by_agent(observation: &NodeObservation) -> Explanation {
+    Explanation { reason: observation.reason.clone(), message: observation.message.clone() }
+}
+
+fn by_operator(observation: &NodeObservation, assignment: &Assignment) -> Explanation {
+    let cause = &assignment.cause;
+    let parts = [cause.message().unwrap_or_default(), observation.message.as_str().into()];
+    let parts: Vec<_> = parts.iter().map(AsRef::as_ref).filter(|part: &&str| !part.is_empty()).collect();
+    Explanation { reason: cause.reason().to_owned(), message: truncated(parts.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::RequestedMode;
+
+    use super::*;
+    use crate::rollout::choice::Asker;
+
+    fn said(mode: Mode, reason: &str) -> NodeObservation {
+        NodeObservation {
+            mode: Some(mode),
+            reason: reason.to_owned(),
+            message: "as found".to_owned(),
+            ..NodeObservation::default()
+        }
+    }
+
+    fn given(mode: AgentMode, cause: ModeCause) -> Assignment {
+        Assignment { probe: "p".to_owned(), requested: RequestedMode::Auto, mode, cause }
+    }
+
+    fn reason(observation: &NodeObservation, assignment: &Assignment) -> String {
+        explain(observation, assignment, None).reason
+    }
+
+    #[test]
+    fn the_operator_says_why_it_has_given_the_fallback() {
+        let told = said(Mode::Fallback, "ForcedByProbe");
+        for (cause, expected) in [
+            (ModeCause::KernelTooOld, "KernelTooOld"),
+            (ModeCause::KnownBadKernel("it panics"), "KnownBadKernel"),
+            (ModeCause::Forced(Asker::Probe), "ForcedByProbe"),
+            (ModeCause::Forced(Asker::Override), "ForcedByOverride"),
+            (ModeCause::Demoted("BtfMissing".to_owned()), "BtfMissing"),
+        ] {
+            assert_eq!(reason(&told, &given(AgentMode::Fallback, cause)), expected);
+        }
+        let bad = explain(&told, &given(AgentMode::Fallback, ModeCause::KnownBadKernel("it panics")), None);
+        assert_eq!(bad.message, "it panics; as found");
+    }
+
+    #[test]
+    fn what_an_agent_has_found_stays_its_word() {
+        let lost = said(Mode::Unsupported, "CapabilityMissing");
+        let ebpf = given(AgentMode::Ebpf, ModeCause::Supported);
+        let fallback = given(AgentMode::Fallback, ModeCause::KernelTooOld);
+        assert_eq!(reason(&lost, &ebpf), "CapabilityMissing");
+        assert_eq!(reason(&lost, &fallback), "CapabilityMissing");
+        assert_eq!(reason(&said(Mode::Fallback, "CaptureFailed"), &ebpf), "CaptureFailed");
+        assert_eq!(explain(&lost, &ebpf, None).message, "as found");
+    }
+
+    #[test]
+    fn ebpf_that_was_asked_for_says_who_did() {
+        let seen = said(Mode::Ebpf, "Supported");
+        let forced = |mode| given(mode, ModeCause::Forced(Asker::Override));
+        assert_eq!(reason(&seen, &forced(AgentMode::EbpfMemlock)), "ForcedByOverride");
+        assert_eq!(reason(&seen, &given(AgentMode::Ebpf, ModeCause::KernelUnknown)), "Supported");
+        // The agent of before, where the fallback is asked for now.
+        assert_eq!(reason(&seen, &forced(AgentMode::Fallback)), "Supported");
+    }
+
+    #[test]
+    fn while_the_fallback_waits_to_be_replaced_its_reason_stays() {
+        let told = said(Mode::Fallback, "ForcedByProbe");
+        let before = NodeProbeStatus {
+            mode: Some(Mode::Fallback),
+            reason: "BtfMissing".to_owned(),
+            ..NodeProbeStatus::default()
+        };
+        let ebpf = given(AgentMode::Ebpf, ModeCause::Supported);
+        assert_eq!(explain(&told, &ebpf, Some(&before)).reason, "BtfMissing");
+        assert_eq!(explain(&told, &ebpf, None).reason, "ForcedByProbe");
+    }
+}

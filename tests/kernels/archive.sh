@@ -1,0 +1,77 @@
+# shellcheck shell=bash
+# Debian's archive through apt with a state of its own: signatures are checked as always, the system's packages and
+# sources are neither asked nor changed.
+
+KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# use_suite SUITE ARCHIVE: makes apt work on this suite alone, in the current shell
+use_suite() {
+  local suite=$1 archive=$2 state=$KERNELS/apt/$1 uri
+  uri=$(debian_archive)/$archive
+  mkdir -p "$state"/{etc/preferences.d,etc/apt.conf.d,lists/partial,cache/archives/partial}
+  : > "$state/status"
+  echo "deb [signed-by=$KEYRING arch=amd64] $uri $suite main" > "$state/sources.list"
+  # What is taken is fixed by the lock file's hashes, so that an index that has expired does no harm; a testing suite's
+  # often has where a mirror is updated seldom.
+  cat > "$state/apt.conf" <<X
+Dir::Etc "$state/etc";
+Dir::Etc::sourcelist "$state/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::State "$state";
+Dir::State::lists "$state/lists";
+Dir::State::status "$state/status";
+Dir::Cache "$state/cache";
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; };
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::Check-Valid-Until "false";
+Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
+X
+  export APT_CONFIG=$state/apt.conf
+}
+
+# Once in a run and suite.
+update_suite() {
+  local state=$KERNELS/apt/$1
+  use_suite "$1" "$2"
+  [ "$(cat "$state/updated-by" 2>/dev/null)" != $$ ] || return 0
+  apt-get -qq update > "$state/log" 2>&1 || { cat "$state/log" >&2; fail "cannot read the index of $1 of $2"; }
+  echo $$ > "$state/updated-by"
+}
+
+# described PACKAGE[=VERSION]: prints PACKAGE VERSION SHA256; fails where the suite has no such package
+described() {
+  apt-cache show "$1" 2>/dev/null |
+    awk -v RS= -F'\n' 'NR == 1 {for (i = 1; i <= NF; i++) {split($i, pair, ": "); v[pair[1]] = pair[2]}
+      print v["Package"], v["Version"], v["SHA256"]}' | grep .
+}
+
+dependencies() {
+  apt-cache show "$1" | awk -F': ' 'NF == 0 {exit} /^(Pre-)?Depends:/ {print $2}' | tr ',' '\n' | sed 's/(.*//; s/ //g'
+}
+
+# newest_packages KERNEL SUITE ARCHIVE: a line of the lock file for each package that the suite's newest kernel is made of
+newest_packages() {
+  local image package
+  update_suite "$2" "$3"
+  image=$(dependencies linux-image-cloud-amd64 | grep -m1 '^linux-image-[0-9]') || fail "no kernel in $2"
+  # Since 7.x the kernel and its modules are packages of their own.
+  for package in "$image" $(dependencies "$image" | grep -E '^linux-(binary|modules)-[0-9]' || :); do
+    echo "$1 $2 $(described "$package")"
+  done
+}
+
+# download SUITE ARCHIVE PACKAGE VERSION SHA256: into $DEBS; fails quietly where the archive has that version no more
+download() {
+  local suite=$1 archive=$2 package=$3 version=$4 sum=$5 folder
+  update_suite "$suite" "$archive"
+  described "$package=$version" > /dev/null || return 1
+  folder=$(mktemp -d -p "$DEBS")
+  (cd "$folder" && apt-get -qq download "$package=$version") > "$KERNELS/apt/$suite/log" 2>&1 ||
+    { cat "$KERNELS/apt/$suite/log" >&2; rm -rf "$folder"; fail "cannot download $package $version"; }
+  echo "$sum  $(echo "$folder"/*.deb)" | sha256sum --check --status ||
+    { rm -rf "$folder"; fail "$package $version of $suite is not what the lock file says: its hash differs"; }
+  mv "$folder"/*.deb "$DEBS/$sum.deb"
+  rmdir "$folder"
+}

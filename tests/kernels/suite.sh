@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# What is run in the guests, and what has to come of it.
+
+# The agent's tests that need nothing but a kernel.
+SUITE="capture_kernel"
+# What takes longest there, left out by --quick.
+LONG_TESTS="in_a_storm slots_come_back tp_btf::"
+
+# What the DaemonSet gives the agent on this kernel. Below 5.11 a process's memory limit counts for eBPF's maps too.
+capabilities_on() {
+  case $1 in
+    5.10) echo BPF,NET_ADMIN,PERFMON,SYS_RESOURCE ;;
+    *) echo BPF,NET_ADMIN,PERFMON ;;
+  esac
+}
+
+# suite_script KERNEL QUICK: what a guest runs; it ends with a failure where one of its parts does
+suite_script() {
+  local program skip='' word
+  [ -z "$2" ] || for word in $LONG_TESTS; do skip+=" --skip $word"; done
+  echo 'export SCOPEPROBE_LAB_STORM=400'
+  echo 'code=0'
+  echo '/tests/scopeprobe-agent check || code=1'
+  for program in $SUITE; do
+    [ -n "$2" ] || echo "/guest-tests $program root '' || code=1"
+    # Debian's kernels want SYS_ADMIN for the classic tracepoint, which no DaemonSet of ours has.
+    echo "/guest-tests $program daemonset $(capabilities_on "$1")$skip --skip classic:: || code=1"
+  done
+  [ -n "$2" ] || conditions_script
+  echo 'exit $code'
+}
+
+# conditions_script [no-ipv6]
+conditions_script() {
+  echo 'echo "guest-tests: begin conditions root"'
+  echo "/guest-conditions ${1-} || code=1"
+  echo 'echo "guest-tests: end conditions root"'
+  [ $# = 0 ] || echo 'exit ${code-0}'
+}
+
+# build_suite: prints the paths of the programs that go into the guests
+build_suite() {
+  local test arguments=()
+  for test in $SUITE; do arguments+=(--test "$test"); done
+  cargo build --quiet --locked --package scopeprobe-agent --bin scopeprobe-agent
+  cargo test --locked --package scopeprobe-agent "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
+    { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
+  sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/cargo.log"
+  echo "${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/debug/scopeprobe-agent"
+}
+
+# judge GUEST...: prints the tables and, for each guest that failed, the end of its console; fails where one did
+judge() {
+  local guest code=0
+  (cd "$WORK" && awk -f "$KERNEL_SCRIPTS/table.awk" "${@/%/.console}")
+  echo
+  for guest in "$@"; do
+    case $(exit_code "$guest") in
+      0) echo "$guest: passed ($(sed -n 's/^guest: ready after .* with //p' "$WORK/$guest.console"), $(cat "$WORK/$guest.seconds") s)" ;;
+      '') code=1; tail -n 30 "$WORK/$guest.console"; echo "$guest: FAILED: the guest did not come to its end; above is its last output" ;;
+      *) code=1; sed -n '/^failures:$/,$p' "$WORK/$guest.console"; echo "$guest: FAILED; above is what it said" ;;
+    esac
+  done
+  return "$code"
+}

@@ -1,0 +1,198 @@
+//! One cluster, four kernels: every node captures in the way that its kernel allows and says which and why, and what pods
+//! on all of them do to each other is shown as it happened.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use crds::Mode;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, ResourceExt as _, api::ListParams};
+use scopeprobe_tests::{
+    Cluster, Error, Result, eventually, manifest,
+    namespace::Namespace,
+    oracle::{EdgeCounts, EdgeName, Edges, agreement, differences, observed},
+    traffic_pod::Traffic,
+};
+use traffic::protocol::{Close, Command, Connect, End};
+
+/// A node, what its kernel's release begins with, and how it captures for which reason.
+struct Expected {
+    node: &'static str,
+    kernel: &'static str,
+    mode: Mode,
+    reason: &'static str,
+    attach: &'static str,
+}
+
+/// As `scripts/cluster up kernels` makes them.
+const NODES: [Expected; 4] = [
+    Expected { node: "node-1", kernel: "5.10.", mode: Mode::Ebpf, reason: "Supported", attach: "SockOps" },
+    // Without BTF.
+    Expected { node: "node-2", kernel: "6.1.", mode: Mode::Unsupported, reason: "BtfMissing", attach: "" },
+    // Locked down for confidentiality.
+    Expected { node: "node-3", kernel: "6.12.", mode: Mode::Ebpf, reason: "Supported", attach: "SockOps" },
+    Expected { node: "node-4", kernel: "7.", mode: Mode::Ebpf, reason: "Supported", attach: "SockOps" },
+];
+
+const PROBE: &str = "{apiVersion: scopeprobe.io/v1alpha1, kind: ScopeProbe, metadata: {name: tests},
+  spec: {topology: {counterInterval: 1s}}}";
+
+const PORT: u16 = 7001;
+/// Connections that are held, and such that end at once; the bytes that each of them sends and gets back.
+const HELD: (u64, u64) = (3, 700);
+const SHORT: (u64, u64) = (40, 30);
+
+#[tokio::test]
+#[ignore = "needs a cluster of virtual machines: scripts/kernels nodes"]
+async fn every_node_captures_as_its_kernel_allows_and_all_pods_are_shown_as_it_happened() -> Result<()> {
+    let cluster = Cluster::of_kernels().await?;
+    kernels_are_as_expected(&cluster).await?;
+    cluster.install_chart(&[]).await?;
+    manifest::apply(&cluster.client, "", PROBE).await?;
+    every_node_says_which_mode_and_why(&cluster).await?;
+
+    let namespace = cluster.namespace("kernels").await?;
+    let pods = Pods::launch(&namespace).await?;
+    let mut edges = pods.talk().await?;
+    shown(&namespace, "held ones open", &edges).await?;
+    for edge in edges.values_mut() {
+        edge.active = 0;
+    }
+    for pod in &pods.0 {
+        pod.program.outcome(&Command::Close(Close { held: "held".into(), count: None, end: End::Close })).await?;
+    }
+    shown(&namespace, "held ones closed", &edges).await?;
+    cluster.unprobe().await
+}
+
+async fn kernels_are_as_expected(cluster: &Cluster) -> Result<()> {
+    let nodes = Api::<Node>::all(cluster.client.clone()).list(&ListParams::default()).await;
+    for node in nodes.map_err(Error::api("list nodes"))?.items {
+        let name = node.name_any();
+        let expected = NODES.iter().find(|expected| expected.node == name).map(|expected| expected.kernel);
+        let kernel =
+            node.status.and_then(|status| status.node_info).map(|info| info.kernel_version).unwrap_or_default();
+        assert!(expected.is_some_and(|expected| kernel.starts_with(expected)), "{name} has {kernel}");
+    }
+    Ok(())
+}
+
+async fn every_node_says_which_mode_and_why(cluster: &Cluster) -> Result<()> {
+    let expected: BTreeMap<_, _> = NODES
+        .iter()
+        .map(|node| (node.node.to_owned(), (node.kernel, Some(node.mode), node.reason, node.attach)))
+        .collect();
+    eventually("every node to capture as its kernel allows", async || {
+        let probes = cluster.node_probes().await.map_err(|error| error.to_string())?;
+        let statuses: Vec<_> =
+            probes.iter().map(|probe| (probe.name_any(), probe.status.clone().unwrap_or_default())).collect();
+        let said = statuses.iter().map(|(name, status)| {
+            let kernel = NODES.iter().map(|node| node.kernel).find(|kernel| status.kernel.starts_with(kernel));
+            (name.clone(), (kernel.unwrap_or_default(), status.mode, status.reason.as_str(), status.attach.as_str()))
+        });
+        if said.collect::<BTreeMap<_, _>>() == expected { Ok(()) } else { Err(format!("{statuses:?}")) }
+    })
+    .await
+}
+
+/// A pod on each node.
+struct Pods(Vec<Pod>);
+
+struct Pod {
+    name: String,
+    address: SocketAddr,
+    program: Traffic,
+}
+
+impl Pods {
+    async fn launch(namespace: &Namespace) -> Result<Self> {
+        let mut pods = Vec::new();
+        for node in &NODES {
+            let name = pod_on(node);
+            let program = namespace.traffic_pod(&name, Some(node.node), &["main"]).await?.remove(0);
+            program.echo(&format!("[::]:{PORT}")).await?;
+            let ip = namespace.pod_ips(&name).await?[0];
+            pods.push(Pod { name, address: SocketAddr::new(ip, PORT), program });
+        }
+        Ok(Self(pods))
+    }
+
+    /// Each calls all others; says what came of it, by the clients' own counts. Connections that last are everybody's;
+    /// short ones are made where both ends capture in the kernel, which misses none.
+    async fn talk(&self) -> Result<Edges> {
+        let mut edges = Edges::new();
+        for client in &self.0 {
+            for server in self.0.iter().filter(|server| server.name != client.name) {
+                let held = plan(server, HELD, Some("held".into()));
+                let mut sum = client.program.connect(held).await?;
+                assert_eq!((sum.opened, sum.broken), (HELD.0, 0), "{} → {}: {sum:?}", client.name, server.name);
+                if in_the_kernel(&client.name) && in_the_kernel(&server.name) {
+                    let short = client.program.connect(plan(server, SHORT, None)).await?;
+                    assert_eq!((short.opened, short.broken), (SHORT.0, 0), "{} → {}", client.name, server.name);
+                    sum.opened += short.opened;
+                    sum.sent += short.sent;
+                    sum.received += short.received;
+                }
+                let end = |pod: &Pod| BTreeMap::from([((pod.name.clone(), "main".to_owned()), sum.opened)]);
+                let counts = EdgeCounts {
+                    opened: sum.opened,
+                    active: HELD.0,
+                    failed: 0,
+                    sent: sum.sent,
+                    received: sum.received,
+                    clients: end(client),
+                    servers: end(server),
+                };
+                edges.insert(edge_name(client, server), counts);
+            }
+        }
+        Ok(edges)
+    }
+}
+
+fn plan(server: &Pod, (count, bytes): (u64, u64), hold: Option<String>) -> Connect {
+    Connect { count, concurrency: 2, send: bytes, receive: bytes, hold, ..Connect::to(server.address) }
+}
+
+fn edge_name(client: &Pod, server: &Pod) -> EdgeName {
+    let workload = |pod: &Pod| ("Pod".to_owned(), pod.name.clone());
+    EdgeName { client: workload(client), server: workload(server), service: None, port: PORT }
+}
+
+fn pod_on(node: &Expected) -> String {
+    format!("on-{}", node.node)
+}
+
+fn in_the_kernel(pod: &str) -> bool {
+    NODES.iter().any(|node| pod_on(node) == pod && node.mode == Mode::Ebpf)
+}
+
+/// Waits until the Topology objects show these edges and no others, from both sides.
+async fn shown(namespace: &Namespace, when: &str, edges: &Edges) -> Result<()> {
+    eventually(&format!("{when}: the Topology objects to show what happened"), async || {
+        let (by_clients, by_servers) = observed::edges(namespace).await.map_err(|error| error.to_string())?;
+        let names: BTreeSet<_> = by_clients.keys().chain(by_servers.keys()).cloned().collect();
+        let (expected, clients, servers) = (known(edges), known(&by_clients), known(&by_servers));
+        let mut wrong = differences(&expected, &clients);
+        wrong.extend(differences(&expected, &servers).into_iter().map(|line| format!("at the server, {line}")));
+        agreement::summary(wrong, names.len()).map_or(Ok(()), Err)
+    })
+    .await
+}
+
+/// What can be known of edges: where one end is not captured, not which container it is.
+fn known(edges: &Edges) -> Edges {
+    let mut edges = edges.clone();
+    for (name, counts) in &mut edges {
+        if !in_the_kernel(&name.client.1) {
+            counts.clients.clear();
+        }
+        if !in_the_kernel(&name.server.1) {
+            counts.servers.clear();
+        }
+    }
+    edges
+}
