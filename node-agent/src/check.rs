@@ -13,8 +13,10 @@ use crate::{
     commands::CaptureArguments,
 };
 
-/// The exit code where eBPF isn't possible.
-pub const NO_EBPF: u8 = 3;
+/// The exit code where only the fallback is possible.
+pub const FALLBACK_ONLY: u8 = 3;
+/// The exit code where nothing is.
+pub const NOTHING: u8 = 4;
 
 /// What to check.
 #[derive(Clone, Debug, Args)]
@@ -62,18 +64,23 @@ struct Line<'a> {
 /// # Errors
 /// If the result can't be printed.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let findings = capture::probe(&arguments.capture.settings_to_probe());
-    let verdict = verdict(&findings);
+    let ebpf = capture::probe(&arguments.capture.settings_to_probe());
+    let fallback = capture::probe_fallback(&arguments.capture.fallback_settings_to_probe());
+    let verdict = verdict(&ebpf, &fallback);
     let mut out = io::stdout().lock();
     match arguments.output {
         Output::Text => out.write_all(text(&verdict).as_bytes())?,
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&verdict)?)?,
     }
-    Ok(if verdict.mode == "Ebpf" { ExitCode::SUCCESS } else { ExitCode::from(NO_EBPF) })
+    Ok(match verdict.mode {
+        "Ebpf" => ExitCode::SUCCESS,
+        "Fallback" => ExitCode::from(FALLBACK_ONLY),
+        _ => ExitCode::from(NOTHING),
+    })
 }
 
-/// The first way to attach of which nothing is missing is the agent's choice.
-fn verdict(findings: &[Finding]) -> Verdict<'_> {
+/// The first way to attach of which nothing is missing is the agent's choice; without any, the fallback.
+fn verdict<'a>(findings: &'a [Finding], fallback: &'a [Finding]) -> Verdict<'a> {
     let refusals = || findings.iter().filter(|finding| !finding.ok);
     let reason_of = |attach: Option<Attach>| {
         refusals().filter(|finding| finding.attach == attach).find_map(|finding| finding.refusal)
@@ -82,24 +89,24 @@ fn verdict(findings: &[Finding]) -> Verdict<'_> {
     let common = reason_of(None);
     let attach = tried.clone().find(|attach| common.is_none() && reason_of(Some(*attach)).is_none());
     let reason = common.or_else(|| tried.clone().find_map(|attach| reason_of(Some(attach))));
-    let lines = findings
-        .iter()
-        .map(|finding| Line {
-            attach: finding.attach.map(Attach::as_str),
-            what: finding.what,
-            ok: finding.ok,
-            required: finding.ok || finding.refusal.is_some(),
-            detail: &finding.detail,
-        })
-        .collect();
+    let line = |finding: &'a Finding, of: Option<&'static str>| Line {
+        attach: of,
+        what: finding.what,
+        ok: finding.ok,
+        required: finding.ok || finding.refusal.is_some(),
+        detail: &finding.detail,
+    };
+    let ebpf = findings.iter().map(|finding| line(finding, finding.attach.map(Attach::as_str)));
+    let lines = ebpf.chain(fallback.iter().map(|finding| line(finding, Some("Fallback")))).collect();
     match (attach, reason) {
         (Some(attach), _) => {
             Verdict { mode: "Ebpf", reason: "Supported", attach: Some(attach.as_str()), findings: lines }
         }
-        // The fallback's findings and verdict belong here.
         (None, reason) => {
             let reason = reason.unwrap_or(Reason::LoadFailed).as_str();
-            Verdict { mode: "Unsupported", reason, attach: None, findings: lines }
+            let can_fall_back = !fallback.is_empty() && fallback.iter().all(|finding| finding.refusal.is_none());
+            let mode = if can_fall_back { "Fallback" } else { "Unsupported" };
+            Verdict { mode, reason, attach: None, findings: lines }
         }
     }
 }
@@ -142,7 +149,7 @@ mod tests {
             finding(Some(Attach::SockOps), "old sockets", false, None),
             finding(Some(Attach::Tracepoint), "load", false, Some(Reason::AttachFailed)),
         ];
-        let verdict = verdict(&fine);
+        let verdict = verdict(&fine, &[]);
         assert_eq!((verdict.mode, verdict.reason, verdict.attach), ("Ebpf", "Supported", Some("SockOps")));
         let text = text(&verdict);
         assert_eq!(text.lines().last(), Some("mode: Ebpf by SockOps (Supported)"));
@@ -157,18 +164,24 @@ mod tests {
             finding(Some(Attach::SockOps), "attach", false, Some(Reason::AttachFailed)),
             finding(Some(Attach::TpBtf), "load", true, None),
         ];
-        assert_eq!((verdict(&second).mode, verdict(&second).attach), ("Ebpf", Some("TpBtf")));
+        assert_eq!((verdict(&second, &[]).mode, verdict(&second, &[]).attach), ("Ebpf", Some("TpBtf")));
     }
 
     #[test]
     fn what_is_missing_decides() {
         let none =
             [finding(None, "BTF", false, Some(Reason::BtfMissing)), finding(Some(Attach::SockOps), "load", true, None)];
-        assert_eq!((verdict(&none).mode, verdict(&none).reason), ("Unsupported", "BtfMissing"), "all need it");
+        let of =
+            |ebpf: &[Finding], fallback: &[Finding]| (verdict(ebpf, fallback).mode, verdict(ebpf, fallback).reason);
+        assert_eq!(of(&none, &[]), ("Unsupported", "BtfMissing"), "all need it");
+        let limited = [finding(None, "conntrack", false, None)];
+        assert_eq!(of(&none, &limited), ("Fallback", "BtfMissing"));
+        let impossible = [finding(None, "/proc", false, Some(Reason::LoadFailed))];
+        assert_eq!(of(&none, &impossible), ("Unsupported", "BtfMissing"));
         let each = [
             finding(Some(Attach::SockOps), "load", false, Some(Reason::CapabilityMissing)),
             finding(Some(Attach::TpBtf), "load", false, Some(Reason::LoadFailed)),
         ];
-        assert_eq!((verdict(&each).mode, verdict(&each).reason), ("Unsupported", "CapabilityMissing"), "the first's");
+        assert_eq!(of(&each, &[]), ("Unsupported", "CapabilityMissing"), "the first's");
     }
 }

@@ -30,6 +30,8 @@ pub struct Observation {
     pub node_addresses: BTreeSet<IpAddr>,
     /// Whose they are; `None` until the node's cgroups could be read.
     pub attribution: Option<Attribution>,
+    /// The end of the state's message: what the capture that runs says of itself.
+    described: String,
 }
 
 /// The state of the capture, in the terms of the report.
@@ -100,6 +102,7 @@ impl Observation {
             flows: FlowStore::new(bounds),
             node_addresses: BTreeSet::new(),
             attribution: None,
+            described: String::new(),
         }
     }
 
@@ -113,6 +116,7 @@ impl Observation {
     pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
         self.epoch = epoch;
         self.flows.clear();
+        self.described = message(description);
         self.capture = CaptureState {
             mode: Some(description.mode),
             reason: "Supported".into(),
@@ -127,10 +131,24 @@ impl Observation {
         };
     }
 
+    /// What the capture lacks can change while it runs. Returns whether it has.
+    pub fn describe(&mut self, description: &Description) -> bool {
+        let now = message(description);
+        if now == self.described {
+            return false;
+        }
+        if let Some(why) = self.capture.message.strip_suffix(self.described.as_str()) {
+            self.capture.message = format!("{why}{now}");
+        }
+        self.described = now;
+        true
+    }
+
     /// A stand-in captures, because the capture that the agent was started for cannot.
     pub fn fall_short(&mut self, stand_in: &Description, shortfall: &Shortfall) {
         shortfall.reason.clone_into(&mut self.capture.reason);
-        self.capture.message = format!("{}; meanwhile {}", shortfall.message, message(stand_in));
+        self.described = message(stand_in);
+        self.capture.message = format!("{}; meanwhile {}", shortfall.message, self.described);
         self.capture.asks_for_fallback = shortfall.asks_for_fallback;
     }
 

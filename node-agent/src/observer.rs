@@ -264,7 +264,9 @@ impl Observer {
 
     fn read(&self, capture: &mut dyn Capture) -> Result<(), CaptureError> {
         let reading = capture.read()?;
-        if self.observation.lock().absorb(reading, std::time::Instant::now()) {
+        let mut observation = self.observation.lock();
+        let news = observation.absorb(reading, std::time::Instant::now());
+        if observation.describe(capture.description()) || news {
             self.changed.notify_one();
         }
         Ok(())

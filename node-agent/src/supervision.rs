@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::capture::{self, Capture, Refusal, Settings};
+use crate::capture::{self, Capture, FallbackSettings, Refusal, Settings};
 
 /// Why no capture runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,13 +42,7 @@ pub fn ebpf(settings: impl Fn() -> Result<Settings, Refusal> + Send + Sync + 'st
     Arc::new(move || Ok(Box::new(capture::start_ebpf(&settings()?)?)))
 }
 
-/// The fallback has no capture yet.
-#[must_use]
-pub fn fallback() -> Starter {
-    Arc::new(|| {
-        Err(Refused {
-            reason: "NotImplemented",
-            message: "this version has no capture without eBPF; nothing is captured on this node".into(),
-        })
-    })
+/// Starts the capture without eBPF.
+pub fn fallback(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send + Sync + 'static) -> Starter {
+    Arc::new(move || Ok(Box::new(capture::start_fallback(&settings()?)?)))
 }

@@ -22,11 +22,19 @@ impl Cluster {
     /// # Errors
     /// Where it does not come to that.
     pub async fn probe(&self, spec: &str) -> Result<()> {
+        self.probe_as(spec, |_| Mode::Ebpf).await
+    }
+
+    /// As [`Cluster::probe`], where each node's agent is to report from this mode.
+    ///
+    /// # Errors
+    /// Where it does not come to that.
+    pub async fn probe_as(&self, spec: &str, mode: impl Fn(&str) -> Mode) -> Result<()> {
         let yaml = format!(
             "{{apiVersion: scopeprobe.io/v1alpha1, kind: ScopeProbe, metadata: {{name: {NAME}}}, spec: {spec}}}"
         );
         manifest::apply(&self.client, "", &yaml).await?;
-        self.ready_probe().await
+        self.ready_probe_as(mode).await
     }
 
     /// Waits until the ScopeProbe is ready in its current generation and every node's agent reports from eBPF.
@@ -34,6 +42,10 @@ impl Cluster {
     /// # Errors
     /// Where it does not come to that.
     pub async fn ready_probe(&self) -> Result<()> {
+        self.ready_probe_as(|_| Mode::Ebpf).await
+    }
+
+    async fn ready_probe_as(&self, mode: impl Fn(&str) -> Mode) -> Result<()> {
         let probes: Api<ScopeProbe> = Api::all(self.client.clone());
         eventually("the ScopeProbe to be ready", async || {
             let probe = probes.get(NAME).await.map_err(|error| error.to_string())?;
@@ -52,14 +64,14 @@ impl Cluster {
             .map_err(Error::api("list nodes"))?
             .items
             .len();
-        eventually("every node's agent to report from eBPF", async || {
+        eventually("every node's agent to report from its mode", async || {
             let probes = self.node_probes().await.map_err(|error| error.to_string())?;
             let states: Vec<_> = probes
                 .iter()
                 .map(|probe| (probe.name_any(), probe.status.clone().unwrap_or_default()))
                 .map(|(name, status)| (name, status.mode, status.reason, status.message))
                 .collect();
-            let good = states.iter().filter(|state| state.1 == Some(Mode::Ebpf)).count();
+            let good = states.iter().filter(|state| state.1 == Some(mode(&state.0))).count();
             if good == nodes && states.len() == nodes { Ok(()) } else { Err(format!("{states:?}")) }
         })
         .await

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
-use crate::capture::{Attach, Refusal, Settings, find_cgroup_root};
+use crate::capture::{Attach, FallbackSettings, Refusal, Settings, find_cgroup_root};
 
 pub mod logging;
 pub mod run;
@@ -28,7 +28,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Say what this machine can do and which mode the agent would use: exit code 0 for eBPF, 3 if that isn't possible.
+    /// Say what this machine can do and which mode the agent would use: exit code 0 for eBPF, 3 for the fallback, 4 where
+    /// neither is possible.
     Check(crate::check::Arguments),
     /// Show this machine's connections on the terminal.
     Watch(crate::watch::Arguments),
@@ -94,15 +95,37 @@ impl CaptureArguments {
         }
     }
 
+    /// What the capture without eBPF wants to know.
+    ///
+    /// # Errors
+    /// See [`CaptureArguments::cgroup_root`].
+    pub fn fallback_settings(&self) -> Result<FallbackSettings, Refusal> {
+        Ok(FallbackSettings { cgroup_root: self.cgroup_root()?, ..self.fallback_settings_without_root() })
+    }
+
+    fn fallback_settings_without_root(&self) -> FallbackSettings {
+        FallbackSettings {
+            cpu_millicores: self.fallback_cpu_budget,
+            max_flows: self.max_flows as usize,
+            ..FallbackSettings::default()
+        }
+    }
+
     /// The settings even where the cgroup root is not to be found: what uses them finds out and says so.
     #[must_use]
     pub fn settings_to_probe(&self) -> Settings {
-        let cgroup_root = self
-            .cgroup_root()
-            .ok()
-            .or_else(|| self.cgroup_root.clone())
-            .unwrap_or_else(|| PathBuf::from(CGROUP_MOUNTS[1]));
-        Settings { cgroup_root, ..self.settings_without_root() }
+        Settings { cgroup_root: self.root_to_probe(), ..self.settings_without_root() }
+    }
+
+    /// As [`CaptureArguments::settings_to_probe`], of the capture without eBPF.
+    #[must_use]
+    pub fn fallback_settings_to_probe(&self) -> FallbackSettings {
+        FallbackSettings { cgroup_root: self.root_to_probe(), ..self.fallback_settings_without_root() }
+    }
+
+    fn root_to_probe(&self) -> PathBuf {
+        let found = self.cgroup_root().ok().or_else(|| self.cgroup_root.clone());
+        found.unwrap_or_else(|| PathBuf::from(CGROUP_MOUNTS[1]))
     }
 
     /// How many flows the agent remembers: the kernel's, and as many that are over.

@@ -125,13 +125,11 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn observer(arguments: &Arguments, observation: &Shared, changed: &Arc<Notify>) -> io::Result<Observer> {
+    let (capture, without) = (arguments.capture.clone(), arguments.capture.clone());
+    let fallback = supervision::fallback(move || without.fallback_settings());
     let mut captures = match arguments.mode {
-        Mode::Ebpf => {
-            let capture = arguments.capture.clone();
-            let ebpf = supervision::ebpf(move || capture.settings());
-            Captures { preferred: ebpf, stand_in: Some(supervision::fallback()) }
-        }
-        Mode::Fallback => Captures { preferred: supervision::fallback(), stand_in: None },
+        Mode::Ebpf => Captures { preferred: supervision::ebpf(move || capture.settings()), stand_in: Some(fallback) },
+        Mode::Fallback => Captures { preferred: fallback, stand_in: None },
     };
     if arguments.debug_signals {
         tracing::warn!("signals can break the capture: --debug-signals");

@@ -17,7 +17,7 @@ use tokio::{
 use self::view::View;
 use crate::{
     capture::{Refusal, Settings},
-    check::NO_EBPF,
+    check::NOTHING,
     commands::{CaptureArguments, duration},
     observation::{Epoch, Observation, Shared},
     observer::Observer,
@@ -90,7 +90,7 @@ async fn show(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if observation.lock().capture.mode.is_none() {
         let capture = &observation.lock().capture;
         eprintln!("scopeprobe-agent: nothing can be captured here: {}: {}", capture.reason, capture.message);
-        return Ok(ExitCode::from(NO_EBPF));
+        return Ok(ExitCode::from(NOTHING));
     }
     if arguments.once {
         print_once(arguments.output, &observation)?;
@@ -99,12 +99,15 @@ async fn show(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn observer(capture: &CaptureArguments, observation: &Shared, changed: &Arc<Notify>) -> Observer {
-    let arguments = capture.clone();
+    let (arguments, without) = (capture.clone(), capture.clone());
     let settings =
         move || -> Result<Settings, Refusal> { Ok(Settings { look_every: REDRAW, ..arguments.settings()? }) };
     let capture = capture.clone();
     Observer {
-        captures: Captures { preferred: supervision::ebpf(settings), stand_in: Some(supervision::fallback()) },
+        captures: Captures {
+            preferred: supervision::ebpf(settings),
+            stand_in: Some(supervision::fallback(move || without.fallback_settings())),
+        },
         observation: observation.clone(),
         changed: Arc::clone(changed),
         interval: REDRAW,

@@ -91,7 +91,7 @@ impl ModeCause {
         Some(match self {
             Self::Supported | Self::KernelUnknown => return None,
             Self::KernelTooOld => {
-                "the kernel is older than 5.8, and no RHEL 8.4 or later: it has no ring buffers for eBPF programs"
+                "the kernel is older than 5.8, and no RHEL 8.5 or later: it has no ring buffers for eBPF programs"
                     .into()
             }
             Self::KnownBadKernel(reason) => (*reason).into(),

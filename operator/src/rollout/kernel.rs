@@ -11,11 +11,12 @@ use self::{known_bad::KnownBad, release::Release};
 const FIRST_WITH_EBPF: (u32, u32) = (5, 8);
 /// The first kernel where eBPF maps count against the cgroup's memory and not against the limit of locked memory.
 const FIRST_WITH_ACCOUNTED_MAPS: (u32, u32) = (5, 11);
-/// RHEL 8 is 4.18 for ever, with much of what came later: its build 240 (8.3) has no ring buffer, its builds from 305
-/// (8.4) on have (<https://github.com/grafana/beyla/pull/1175>). Whether the rest suffices, the agent finds out.
+/// RHEL 8 is 4.18 for ever, with much of what came later: its build 240 (8.3) has no ring buffer
+/// (<https://github.com/grafana/beyla/pull/1175>), 348 (8.5) has (<https://github.com/foniod/redbpf/pull/251>). Whether the
+/// rest suffices, the agent finds out.
 const RHEL_8: (u32, u32) = (4, 18);
 /// See [`RHEL_8`].
-const FIRST_RHEL_8_WITH_EBPF: u32 = 305;
+const FIRST_RHEL_8_WITH_EBPF: u32 = 348;
 
 /// What the operator thinks of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ mod tests {
 
     /// As nodes of these systems write it.
     #[rustfmt::skip]
-    const RELEASES: [(&str, Is); 64] = [
+    const RELEASES: [(&str, Is); 65] = [
         // kernel.org, and what people build of it
         ("7.2.13", Is::Capable),
         ("6.18", Is::Capable),
@@ -110,7 +111,8 @@ mod tests {
         ("5.14.0-70.el9.aarch64", Is::Capable),
         ("4.18.0-553.69.1.el8_10.x86_64", Is::WithLockedMemory),
         ("4.18.0-372.9.1.el8.x86_64", Is::WithLockedMemory),
-        ("4.18.0-305.19.1.el8_4.x86_64", Is::WithLockedMemory),
+        ("4.18.0-348.el8.x86_64", Is::WithLockedMemory),
+        ("4.18.0-305.19.1.el8_4.x86_64", Is::TooOld),
         ("4.18.0-240.22.1.el8_3.x86_64", Is::TooOld),
         ("4.18.0-80.el8.x86_64", Is::TooOld),
         ("3.10.0-1160.119.1.el7.x86_64", Is::TooOld),

@@ -16,18 +16,12 @@ const YOUNG: u8 = 3;
 /// Others are read again every so many scans: numbers are used again.
 const AGAIN: u32 = 16;
 
-/// How network namespaces are told apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Numbering {
-    /// By the namespace's own number, which everybody knows it by.
-    Namespace,
-    /// By the number of the namespace's own file below `/proc/<pid>/net`: anybody may ask for that one.
-    File,
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Process {
-    netns: u32,
+    /// The number of a file below `/proc/<pid>/net`, of which each namespace has its own: anybody may ask for that one.
+    file: u32,
+    /// The namespace's number, where we may ask for it.
+    netns: Option<u32>,
     /// `None`: not one of the node's.
     cgroup: Option<u64>,
     /// Holds a pod's namespaces and has no connections.
@@ -51,13 +45,14 @@ pub(super) struct Namespace {
 pub(super) struct Processes {
     proc: PathBuf,
     known: HashMap<u32, Process>,
-    numbering: Numbering,
+    /// What namespaces are called, by their files. It stays while the namespace is there.
+    names: HashMap<u32, u32>,
     scans: u32,
 }
 
 impl Processes {
     pub(super) fn new(proc: &Path) -> Self {
-        Self { proc: proc.to_path_buf(), known: HashMap::new(), numbering: Numbering::Namespace, scans: 0 }
+        Self { proc: proc.to_path_buf(), known: HashMap::new(), names: HashMap::new(), scans: 0 }
     }
 
     /// The directory of a process.
@@ -72,17 +67,11 @@ impl Processes {
 
     /// The network namespace of a process that was there at the latest scan.
     pub(super) fn netns(&self, pid: u32) -> Option<u32> {
-        Some(self.known.get(&pid)?.netns)
+        self.names.get(&self.known.get(&pid)?.file).copied()
     }
 
     /// The namespaces of the node's processes.
     pub(super) fn scan(&mut self, cgroups: &mut Cgroups) -> io::Result<HashMap<u32, Namespace>> {
-        let numbering = self.numbering;
-        let namespaces = self.scan_once(cgroups)?;
-        if numbering == self.numbering { Ok(namespaces) } else { self.scan_once(cgroups) }
-    }
-
-    fn scan_once(&mut self, cgroups: &mut Cgroups) -> io::Result<HashMap<u32, Namespace>> {
         self.scans = self.scans.wrapping_add(1);
         let mut pids = Vec::with_capacity(self.known.len() + 64);
         for entry in fs::read_dir(&self.proc)? {
@@ -101,7 +90,20 @@ impl Processes {
                 self.known.insert(*pid, process);
             }
         }
+        self.name_namespaces(&pids);
         Ok(self.namespaces(&pids))
+    }
+
+    /// A namespace is known by its number, if one of its processes lets us ask for it.
+    fn name_namespaces(&mut self, pids: &[u32]) {
+        let mut names = HashMap::<u32, Option<u32>>::new();
+        for process in pids.iter().filter_map(|pid| self.known.get(pid)) {
+            let name = names.entry(process.file).or_default();
+            *name = name.or(process.netns);
+        }
+        let old = std::mem::take(&mut self.names);
+        self.names =
+            names.into_iter().map(|(file, name)| (file, old.get(&file).copied().or(name).unwrap_or(file))).collect();
     }
 
     fn namespaces(&self, pids: &[u32]) -> HashMap<u32, Namespace> {
@@ -109,13 +111,14 @@ impl Processes {
         let mut pauses = HashMap::<u32, u64>::new();
         for pid in pids {
             let Some(process) = self.known.get(pid) else { continue };
-            let namespace = namespaces.entry(process.netns).or_default();
+            let Some(netns) = self.names.get(&process.file).copied() else { continue };
+            let namespace = namespaces.entry(netns).or_default();
             match process.cgroup {
                 None => namespace.is_shared = true,
                 Some(cgroup) => {
                     namespace.pids.push(*pid);
                     if process.is_pause {
-                        pauses.insert(process.netns, cgroup);
+                        pauses.insert(netns, cgroup);
                     } else {
                         namespace.cgroups.insert(cgroup);
                     }
@@ -132,25 +135,13 @@ impl Processes {
     }
 
     /// `None` for one that is gone, or as good as.
-    fn read(&mut self, pid: u32, scans: u8, cgroups: &mut Cgroups) -> Option<Process> {
+    fn read(&self, pid: u32, scans: u8, cgroups: &mut Cgroups) -> Option<Process> {
         let directory = self.directory(pid);
-        if self.numbering == Numbering::Namespace {
-            match fs::metadata(directory.join("ns/net")) {
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    // For all: one namespace must not have two numbers.
-                    self.numbering = Numbering::File;
-                    self.known.clear();
-                }
-                found => return Self::process(&directory, &found.ok()?, scans, cgroups),
-            }
-        }
-        Self::process(&directory, &fs::metadata(directory.join("net/tcp")).ok()?, scans, cgroups)
-    }
-
-    fn process(directory: &Path, netns: &fs::Metadata, scans: u8, cgroups: &mut Cgroups) -> Option<Process> {
+        let number = |path: &str| u32::try_from(fs::metadata(directory.join(path)).ok()?.ino()).ok();
         Some(Process {
-            netns: u32::try_from(netns.ino()).ok()?,
-            cgroup: cgroups.of(directory),
+            file: number("net/tcp")?,
+            netns: number("ns/net"),
+            cgroup: cgroups.of(&directory),
             is_pause: read_small(&directory.join("comm"), 16).is_ok_and(|name| name == b"pause\n"),
             scans: scans.saturating_add(1),
         })
@@ -167,14 +158,12 @@ mod tests {
         let mut processes = Processes::new(Path::new("/proc"));
         processes.scan(&mut cgroups).unwrap();
         let own = u32::try_from(fs::metadata("/proc/self/ns/net").unwrap().ino()).unwrap();
-        if processes.numbering == Numbering::Namespace {
-            assert_eq!(processes.netns(std::process::id()), Some(own));
-        }
+        assert_eq!(processes.netns(std::process::id()), Some(own));
     }
 
     #[test]
     fn namespaces_have_the_cgroups_that_matter() {
-        let process = |netns, cgroup, is_pause| Process { netns, cgroup, is_pause, scans: 9 };
+        let process = |file, cgroup, is_pause| Process { file, netns: None, cgroup, is_pause, scans: 9 };
         let mut processes = Processes::new(Path::new("/proc"));
         processes.known = HashMap::from([
             (1, process(7, Some(10), true)),
@@ -184,6 +173,11 @@ mod tests {
             (5, process(6, None, false)),
             (6, process(6, Some(13), false)),
         ]);
+        // One of its processes tells the number; later ones do not change it.
+        processes.known.insert(2, Process { netns: Some(70), ..process(7, Some(11), false) });
+        processes.name_namespaces(&[1, 2, 3, 4, 5, 6]);
+        processes.known.insert(3, Process { netns: Some(80), ..process(8, Some(12), true) });
+        processes.name_namespaces(&[1, 2, 3, 4, 5, 6]);
         let found = processes.namespaces(&[1, 2, 3, 4, 5, 6]);
         let namespace = |pids: &[u32], cgroup, is_shared| Namespace {
             pids: pids.to_vec(),
@@ -191,7 +185,7 @@ mod tests {
             is_shared,
         };
         let expected = HashMap::from([
-            (7, namespace(&[1, 2], 11, false)),
+            (70, namespace(&[1, 2], 11, false)),
             // Nothing else is there yet.
             (8, namespace(&[3], 12, false)),
             (6, namespace(&[6], 13, true)),

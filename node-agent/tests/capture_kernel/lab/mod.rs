@@ -196,6 +196,17 @@ impl Process {
         self.cgroup
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A command in this process's network namespace.
+    pub fn in_netns(&self, command: &str) {
+        let target = self.pid().to_string();
+        let status = Command::new("nsenter").args(["-t", &target, "-n", "sh", "-ec", command]).status().unwrap();
+        assert!(status.success(), "{command}");
+    }
+
     /// Does one thing and returns what it says.
     pub fn tell(&mut self, command: &str) -> String {
         self.begin(command);
@@ -361,6 +372,22 @@ impl Sockets {
             // `serve LISTENER N REQUEST ANSWER`, `call ADDRESS N REQUEST ANSWER`: short connections in a row.
             "serve" => serve(&self.listeners[words[1]], number(2), number(3), number(4))?,
             "call" => call(words[1], number(2), number(3), number(4))?,
+            // `call-slowly ADDRESS N`: one after the other, a hundred in a second.
+            "call-slowly" => {
+                for _ in 0..number(2) {
+                    call(words[1], 1, 10, 20)?;
+                    thread::sleep(Duration::from_millis(10));
+                }
+            }
+            // `both LISTENER PORT N`: short connections of this process with itself.
+            "both" => {
+                for _ in 0..number(3) {
+                    let stream = TcpStream::connect(("127.0.0.1", u16::try_from(number(2)).unwrap()))?;
+                    let (other, _) = self.listeners[words[1]].accept()?;
+                    reset(stream)?;
+                    drop(other);
+                }
+            }
             // `storm ADDRESS THREADS N REQUEST ANSWER`: both ends in this process, as fast as it can.
             "storm" => storm(words[1], number(2), number(3), number(4), number(5), &|| false),
             // `storm-until FILE ADDRESS THREADS N REQUEST ANSWER`: N at a time, until there is a file of this name.

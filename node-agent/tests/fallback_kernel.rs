@@ -1,0 +1,321 @@
+//! The capture without eBPF on the running kernel: every count against that of the processes which made the
+//! connections.
+#![expect(clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
+
+#[allow(dead_code, unused_imports, reason = "shared with the tests of the other capture")]
+mod capture_lab;
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use capture_lab::{Node, Process, key, node_or_skip, obey};
+use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, start_fallback};
+use topology::flow::{FlowCounters, FlowKey, Methods, Role};
+
+/// Not a test: what [`capture_lab::Process`] starts.
+#[test]
+#[ignore = "the process that other tests start"]
+fn obedient_process() {
+    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
+        obey();
+    }
+}
+
+/// Conditions are waited for this long.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// A capture, and all that it has said so far.
+struct Watched {
+    capture: FallbackCapture,
+    flows: BTreeMap<FlowKey, FlowCounters>,
+    losses: Losses,
+    seen: u64,
+}
+
+impl Watched {
+    fn start(settings: &FallbackSettings) -> Self {
+        let capture = start_fallback(settings).unwrap();
+        let mut watched = Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0 };
+        watched.wait_for_passes(1);
+        watched
+    }
+
+    fn read(&mut self) {
+        let reading = self.capture.read().unwrap();
+        for (key, now) in reading.flows {
+            let before = self.flows.insert(key, now).unwrap_or_default();
+            let grows = |field: fn(&FlowCounters) -> u64| assert!(field(&before) <= field(&now), "{before:?} {now:?}");
+            grows(|counters| counters.opened);
+            grows(|counters| counters.closed);
+            grows(|counters| counters.failed);
+            grows(|counters| counters.preexisting);
+            grows(|counters| counters.bytes_sent);
+            grows(|counters| counters.bytes_received);
+            grows(|counters| counters.inferred);
+            grows(|counters| counters.without_bytes);
+        }
+        (self.losses, self.seen) = (reading.losses, reading.seen);
+    }
+
+    fn wait_for_passes(&mut self, more: u64) {
+        let goal = self.capture.passes().count + more;
+        let deadline = Instant::now() + PATIENCE;
+        while self.capture.passes().count < goal {
+            assert!(Instant::now() < deadline, "{:?}", self.capture.passes());
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.read();
+    }
+
+    /// Reads until it knows exactly this, of these fields, or for a minute; and a while longer, so that it stays.
+    fn expect<T: PartialEq + std::fmt::Debug>(&mut self, expected: &BTreeMap<FlowKey, T>, of: fn(&FlowCounters) -> T) {
+        let deadline = Instant::now() + PATIENCE;
+        let known = |watched: &Self| watched.flows.iter().map(|(key, now)| (*key, of(now))).collect::<BTreeMap<_, _>>();
+        while known(self) != *expected {
+            if Instant::now() > deadline {
+                assert_eq!(known(self), *expected);
+            }
+            thread::sleep(Duration::from_millis(50));
+            self.read();
+        }
+        self.wait_for_passes(2);
+        assert_eq!(known(self), *expected);
+    }
+}
+
+fn settings(node: &Node) -> FallbackSettings {
+    FallbackSettings {
+        cgroup_root: node.settings().cgroup_root,
+        cpu_millicores: 1000,
+        interval: Duration::from_millis(200),
+        ..FallbackSettings::default()
+    }
+}
+
+/// Opened, closed, failed, from before, of these inferred.
+type Counts = (u64, u64, u64, u64, u64);
+
+fn counts(of: &FlowCounters) -> Counts {
+    (of.opened, of.closed, of.failed, of.preexisting, of.inferred)
+}
+
+fn open_bytes(of: &FlowCounters) -> (u64, u64, u64, u64) {
+    (of.bytes_sent, of.bytes_received, of.open_bytes_sent, of.open_bytes_received)
+}
+
+#[test]
+fn connections_that_last_are_known_over_every_kind_of_address() {
+    let node = node_or_skip!();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let mut watched = Watched::start(&settings(&node));
+    let mut expected = BTreeMap::new();
+    let cases = [
+        ("127.0.0.1:0", "127.0.0.1", "127.0.0.1"),
+        ("[::1]:0", "[::1]", "::1"),
+        ("[::]:0", "127.0.0.1", "127.0.0.1"),
+        ("[::ffff:127.0.0.1]:0", "[::ffff:127.0.0.1]", "127.0.0.1"),
+    ];
+    for (number, (listen, dial, shown)) in cases.into_iter().enumerate() {
+        let port = server.listen(&format!("l{number}"), listen);
+        for name in ["a", "b"] {
+            assert_eq!(client.tell(&format!("connect {name}{number} {dial}:{port}")), "done");
+            assert_eq!(server.tell(&format!("accept {name}{number} l{number}")), "done");
+        }
+        assert_eq!(client.tell(&format!("send a{number} 1000")), "done");
+        assert_eq!(server.tell(&format!("receive a{number} 1000")), "done");
+        assert_eq!(server.tell(&format!("send a{number} 70")), "done");
+        assert_eq!(client.tell(&format!("receive a{number} 70")), "done");
+        expected.insert(key(&mut client, Role::Client, shown, shown, port), (1000, 70));
+        expected.insert(key(&mut server, Role::Server, shown, shown, port), (70, 1000));
+    }
+    watched.expect(&expected.keys().map(|key| (*key, (2, 0, 0, 0, 0))).collect(), counts);
+    assert!(watched.flows.values().all(|counters| counters.methods == Methods::SOCK_DIAG), "{:?}", watched.flows);
+    let bytes = |(sent, received): (u64, u64)| (sent, received, sent, received);
+    watched.expect(&expected.iter().map(|(key, both)| (*key, bytes(*both))).collect(), open_bytes);
+    for number in 0..cases.len() {
+        for name in ["a", "b"] {
+            client.tell(&format!("close {name}{number}"));
+            server.tell(&format!("end {name}{number}"));
+            server.tell(&format!("close {name}{number}"));
+        }
+    }
+    watched.expect(&expected.keys().map(|key| (*key, (2, 2, 0, 0, 0))).collect(), counts);
+    assert_eq!(watched.seen, 2 * 2 * cases.len() as u64);
+}
+
+#[test]
+fn connections_from_before_are_told_by_their_listeners() {
+    let node = node_or_skip!();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let port = server.listen("l", "0.0.0.0:0");
+    let lonely = server.listen("gone", "127.0.0.1:0");
+    for (name, listener, port) in [("a", "l", port), ("b", "l", port), ("c", "gone", lonely)] {
+        client.tell(&format!("connect {name} 127.0.0.1:{port}"));
+        server.tell(&format!("accept {name} {listener}"));
+        client.tell(&format!("send {name} 100"));
+        server.tell(&format!("receive {name} 100"));
+    }
+    // Held by two processes and two descriptors, it is still one connection.
+    client.tell("share a");
+    server.tell("unlisten gone");
+    let ends = [
+        key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
+        key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
+    ];
+    let mut watched = Watched::start(&settings(&node));
+    client.tell(&format!("connect d 127.0.0.1:{port}"));
+    server.tell("accept d l");
+    let deadline = Instant::now() + PATIENCE;
+    let known = |watched: &Watched| ends.map(|end| watched.flows.get(&end).map_or((0, 0, 0, 0, 0), counts));
+    while known(&watched) != [(1, 0, 0, 2, 0); 2] {
+        assert!(Instant::now() < deadline, "{:?}", watched.flows);
+        watched.wait_for_passes(1);
+    }
+    let bytes = watched.flows[&ends[0]];
+    assert_eq!((bytes.preexisting_bytes_sent, bytes.bytes_sent, bytes.open_bytes_sent), (200, 200, 200));
+    // Nobody listens there any more: both of its ends are there, with a direction that says that it is a guess.
+    let guessed: Vec<_> = watched.flows.iter().filter(|(key, _)| !ends.contains(key)).collect();
+    assert_eq!(guessed.len(), 2, "{guessed:?}");
+    assert!(guessed.iter().all(|(_, of)| (of.preexisting, of.inferred) == (1, 1)), "{guessed:?}");
+    client.tell("unshare a");
+    for name in ["a", "b", "d"] {
+        client.tell(&format!("close {name}"));
+        server.tell(&format!("end {name}"));
+        server.tell(&format!("close {name}"));
+    }
+    while known(&watched) != [(1, 3, 0, 2, 0); 2] {
+        assert!(Instant::now() < deadline, "{:?}", watched.flows);
+        watched.wait_for_passes(1);
+    }
+}
+
+/// Two pods and the host between them, which forwards, tracks connections and translates the address of a service.
+struct Routed {
+    host: Process,
+    pods: [Process; 2],
+}
+
+const SERVICE: &str = "10.96.0.1";
+const PODS: [&str; 2] = ["10.201.1.2", "10.201.2.2"];
+const PODS_V6: [&str; 2] = ["fd01::2", "fd02::2"];
+
+impl Routed {
+    fn new(node: &Node) -> Self {
+        let [mut host, mut one, mut two] =
+            ["host", "one", "two"].map(|cgroup| node.process_in_own_netns(cgroup, false));
+        // They answer when they have their namespaces.
+        for process in [&mut host, &mut one, &mut two] {
+            process.netns();
+        }
+        for (number, pod) in [(1, &one), (2, &two)] {
+            let (inside, outside) = (pod.pid(), host.pid());
+            host.in_netns(&format!(
+                "ip link add pod{number} netns {outside} type veth peer name eth0 netns {inside}\n\
+                 ip address add 10.201.{number}.1/24 dev pod{number}\n\
+                 ip address add fd0{number}::1/64 dev pod{number} nodad\n\
+                 ip link set pod{number} up"
+            ));
+            pod.in_netns(&format!(
+                "ip address add 10.201.{number}.2/24 dev eth0\n\
+                 ip address add fd0{number}::2/64 dev eth0 nodad\n\
+                 ip link set eth0 up\n\
+                 ip route add default via 10.201.{number}.1\n\
+                 ip route add default via fd0{number}::1"
+            ));
+        }
+        host.in_netns(
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1\n\
+             nft add table inet lab\n\
+             nft add chain inet lab forward '{ type filter hook forward priority 0; }'\n\
+             nft add rule inet lab forward ct state invalid drop\n\
+             nft add chain inet lab pre '{ type nat hook prerouting priority -100; }'\n\
+             nft add rule inet lab pre ip daddr 10.96.0.1 tcp dport 80 dnat ip to 10.201.2.2:8080",
+        );
+        Self { host, pods: [one, two] }
+    }
+
+    fn settings(&self, node: &Node) -> FallbackSettings {
+        FallbackSettings { host_pid: self.host.pid(), ..settings(node) }
+    }
+}
+
+#[test]
+fn short_connections_between_pods_are_known_by_conntrack() {
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node);
+    let mut watched = Watched::start(&lab.settings(&node));
+    assert_eq!(watched.capture.description().attach, "SockDiag+Conntrack");
+    let [client, server] = &mut lab.pods;
+    let mut expected = BTreeMap::new();
+    let mut call = |listen: &str, dial: &str, local: [&str; 2], remote: &str| {
+        let port = server.listen("l", listen);
+        let (dial, dialled) =
+            if dial == SERVICE { (format!("{dial}:80"), 80) } else { (format!("{dial}:{port}"), port) };
+        server.begin("serve l 20 10 20");
+        assert_eq!(client.tell(&format!("call-slowly {dial} 20")), "done");
+        assert_eq!(server.finish(), "done");
+        expected.insert(key(client, Role::Client, local[0], remote, dialled), (20, 20, 0, 0, 0));
+        expected.insert(key(server, Role::Server, local[1], local[0], port), (20, 20, 0, 0, 0));
+    };
+    call("0.0.0.0:0", PODS[1], PODS, PODS[1]);
+    call("[::]:0", "[fd02::2]", PODS_V6, PODS_V6[1]);
+    call("10.201.2.2:8080", SERVICE, PODS, SERVICE);
+    let refused = client.tell("refused 10.201.2.2:9 7");
+    assert_eq!(refused, "done");
+    expected.insert(key(client, Role::Client, PODS[0], PODS[1], 9), (0, 0, 7, 0, 0));
+    watched.expect(&expected, counts);
+    assert_eq!(watched.losses, Losses::default());
+    assert_eq!(watched.seen, 2 * 3 * 20 + 7);
+}
+
+#[test]
+fn edges_of_a_hundred_short_connections_a_second_are_known_beside_long_ones() {
+    const EDGES: u16 = 40;
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node);
+    // As in production, but for the budget.
+    let settings = FallbackSettings { interval: Duration::from_millis(1500), ..lab.settings(&node) };
+    let mut watched = Watched::start(&settings);
+    let [client, server] = &mut lab.pods;
+    let mut expected = BTreeMap::new();
+    for number in 0..EDGES {
+        let port = server.listen(&format!("l{number}"), "0.0.0.0:0");
+        client.begin(&format!("call-slowly {}:{port} 5", PODS[1]));
+        assert_eq!(server.tell(&format!("serve l{number} 5 10 20")), "done");
+        assert_eq!(client.finish(), "done");
+        let mut counts = (5, 5, 0, 0, 0);
+        if number % 8 == 0 {
+            client.tell(&format!("connect c{number} {}:{port}", PODS[1]));
+            server.tell(&format!("accept c{number} l{number}"));
+            counts.0 += 1;
+        }
+        expected.insert(key(client, Role::Client, PODS[0], PODS[1], port), counts);
+        expected.insert(key(server, Role::Server, PODS[1], PODS[0], port), counts);
+    }
+    watched.expect(&expected, counts);
+    assert_eq!(watched.losses, Losses::default());
+}
+
+#[test]
+fn what_nothing_has_shown_is_counted_as_missed() {
+    let node = node_or_skip!();
+    let mut pod = node.process_in_own_netns("pod", false);
+    let port = pod.listen("l", "127.0.0.1:0");
+    // Nothing tracks connections within a pod; between two looks fifty come and go.
+    let slow = FallbackSettings { interval: Duration::from_secs(3), ..settings(&node) };
+    let mut watched = Watched::start(&slow);
+    pod.begin("serve l 0 0 0");
+    pod.finish();
+    assert_eq!(pod.tell(&format!("both l {port} 50")), "done");
+    let deadline = Instant::now() + PATIENCE;
+    while watched.losses.opened + watched.seen < 100 {
+        assert!(Instant::now() < deadline, "{:?} {:?}", watched.losses, watched.flows);
+        watched.wait_for_passes(1);
+    }
+    watched.wait_for_passes(1);
+    assert_eq!(watched.losses.opened + watched.seen, 100, "both ends of each, seen or missed");
+    assert!(watched.losses.opened > 0);
+}
