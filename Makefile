@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels test test-kernels lint fmt deny crds ebpf bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels test test-kernels lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,6 +46,9 @@ ebpf: ## build the programs for the kernel and the committed object again, after
 
 bench-latency: images ## how long a new edge takes from connect() to the Topology object
 	cargo run --locked --package scopeprobe-tests --bin bench-latency
+
+bench-fallback: ## what a pass of the fallback capture costs on a large node, and whether it stays within its budget
+	cargo bench --locked --package scopeprobe-agent --bench fallback
 
 cluster-up: ## a cluster of two nodes to look around in
 	scripts/cluster up

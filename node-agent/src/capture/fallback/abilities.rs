@@ -1,9 +1,10 @@
 //! What this process may do on this machine, and what follows.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read as _},
-    path::Path,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
 };
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     proc_net,
     sock_diag::SockDiag,
     socket::Dump,
-    worker::namespace_of,
 };
 
 /// What there is to look with.
@@ -44,7 +44,7 @@ impl Abilities {
             {
                 degradations.push(no_cgroup_ids());
             }
-            let conntrack = Conntrack::open_in(&namespace_of(&settings.proc, settings.host_pid));
+            let conntrack = Conntrack::open_in(&host_namespace(settings));
             match &conntrack {
                 Err(error) => degradations.push(no_conntrack(error)),
                 Ok(_) if !accounts(&settings.proc) => degradations.push(no_accounting()),
@@ -84,7 +84,7 @@ pub(super) fn probe(settings: &FallbackSettings) -> Vec<Finding> {
     let sock_diag = sockets_by_netlink(settings);
     let by_proc = proc_net::dump(&process);
     let needs_proc = sock_diag.is_err().then_some(Reason::CapabilityMissing);
-    let conntrack = Conntrack::open_in(&namespace_of(&settings.proc, settings.host_pid));
+    let conntrack = Conntrack::open_in(&host_namespace(settings));
     let cgroup_ids = match &sock_diag {
         Ok(dump) if has_cgroups(dump) => Ok("each socket comes with its cgroup".into()),
         Ok(_) => Err(no_cgroup_ids().message),
@@ -121,6 +121,17 @@ pub(super) fn probe(settings: &FallbackSettings) -> Vec<Finding> {
     ]
 }
 
+/// The node's own network namespace, by a process that lets us see it.
+fn host_namespace(settings: &FallbackSettings) -> PathBuf {
+    let host = settings.proc.join(settings.host_pid.to_string());
+    let file = |process: &Path| fs::metadata(process.join("net/tcp")).map(|file| file.ino()).ok();
+    let number = file(&host);
+    let of_host = |process: &PathBuf| number.is_some() && file(process) == number;
+    let others = fs::read_dir(&settings.proc).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut candidates = [host.clone()].into_iter().chain(others.filter(of_host)).map(|process| process.join("ns/net"));
+    candidates.find(|namespace| File::open(namespace).is_ok()).unwrap_or_else(|| host.join("ns/net"))
+}
+
 fn sockets(dump: &Dump) -> String {
     format!("{} sockets and {} listeners of the host", dump.sockets.len(), dump.listeners.len())
 }
@@ -135,11 +146,11 @@ fn cgroups(settings: &FallbackSettings) -> Result<Cgroups, Refusal> {
 }
 
 fn enter(settings: &FallbackSettings) -> io::Result<()> {
-    SockDiag::open_in(&namespace_of(&settings.proc, settings.host_pid)).map(drop)
+    SockDiag::open_in(&host_namespace(settings)).map(drop)
 }
 
 fn sockets_by_netlink(settings: &FallbackSettings) -> io::Result<Dump> {
-    SockDiag::open_in(&namespace_of(&settings.proc, settings.host_pid))?.dump(&mut Buffer::new())
+    SockDiag::open_in(&host_namespace(settings))?.dump(&mut Buffer::new())
 }
 
 /// Sockets without a cgroup come from kernels before 5.9; a namespace without sockets says nothing.
@@ -158,7 +169,14 @@ fn accounts(proc: &Path) -> bool {
 }
 
 fn open_files(process: &Path) -> Result<String, String> {
-    std::fs::read_dir(process.join("fd")).map(|_| "the holders of sockets can be found".into()).map_err(|error| {
+    let see = || {
+        // Its files may be listed although none of them may be read.
+        fs::read_dir(process.join("fd"))?
+            .flatten()
+            .next()
+            .map_or(Ok(PathBuf::new()), |entry| fs::read_link(entry.path()))
+    };
+    see().map(|_| "the holders of sockets can be found".into()).map_err(|error: io::Error| {
         format!(
             "{}: {error}; where the kernel does not tell a socket's cgroup, it belongs to the pod as a whole. Add \
              SYS_PTRACE and DAC_READ_SEARCH to the container",

@@ -1,7 +1,10 @@
 //! What is known of each connection, from looks at the sockets and from conntrack, and what follows for the flows.
 //! Pure.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+};
 
 use node_agent_common::state;
 use topology::flow::{FlowKey, Methods, Role};
@@ -16,6 +19,9 @@ use super::{
 
 /// Ports from here on are chosen by the kernel for those who ask for none (`ip_local_port_range`'s default).
 const EPHEMERAL: u16 = 32_768;
+
+/// Ends of connections that are remembered in each namespace, see [`Space::ended`].
+const REMEMBERED: usize = 1024;
 
 /// A look at one namespace.
 pub(super) struct Look<'a> {
@@ -55,6 +61,8 @@ struct Known {
     state: u8,
     /// Whether these are all bytes that it will have transferred.
     is_final: bool,
+    /// Whether conntrack has it, too.
+    tracked: bool,
     /// Whether it counts already as one whose payload is not fully known.
     without_bytes: bool,
 }
@@ -72,6 +80,8 @@ struct Space {
     sockets: HashMap<Endpoints, Known>,
     /// By port.
     listeners: HashMap<u16, Vec<Listening>>,
+    /// Of connections that have ended and that conntrack had not told of: it may still, from a list.
+    ended: VecDeque<Endpoints>,
     /// Counted as gone by the latest look.
     lately_gone: HashMap<SocketId, FlowKey>,
     /// See [`Look::began`]; of the latest look.
@@ -201,12 +211,12 @@ impl Connections {
     }
 
     /// Takes in a look. Everything that conntrack has said before it ended must have been taken in.
-    pub(super) fn look(&mut self, look: Look<'_>) {
+    pub(super) fn look(&mut self, look: &Look<'_>) {
         let (owners, here) = (&self.owners, self.conntrack_at);
         self.tracks.find_homes(false, |ends| home(owners, here, ends));
         let mut space = self.spaces.remove(&look.netns).unwrap_or_default();
         space.whose = look.whose;
-        space.take_listeners(&look);
+        space.take_listeners(look);
         let mut earlier = std::mem::take(&mut space.sockets);
         let mut new = Vec::new();
         for socket in &look.dump.sockets {
@@ -216,24 +226,24 @@ impl Connections {
             };
             match earlier.remove(&socket.ends) {
                 Some(known) if known.is(socket.id) => {
-                    let known = self.go_on(&mut space, &look, known, socket);
+                    let known = self.go_on(&mut space, look, known, socket);
                     space.sockets.insert(socket.ends, known);
                 }
                 replaced => {
                     if let Some(replaced) = replaced {
-                        self.end(&mut space, &look, replaced);
+                        self.end(&mut space, look, socket.ends, replaced);
                     }
                     new.push((socket, cgroup));
                 }
             }
         }
         let gone = std::mem::take(&mut space.lately_gone);
-        for known in earlier.into_values() {
-            self.end(&mut space, &look, known);
+        for (ends, known) in earlier {
+            self.end(&mut space, look, ends, known);
         }
-        self.begin(&mut space, &look, &new, &gone);
+        self.begin(&mut space, look, &new, &gone);
         space.looked = Some(look.began);
-        self.compare(&mut space, &look);
+        self.compare(&mut space, look);
         self.spaces.insert(look.netns, space);
     }
 
@@ -245,6 +255,7 @@ impl Connections {
                 return known;
             }
             let claimed = self.tracks.claim(look.netns, &socket.ends, is_closing(socket.state), look.began);
+            known.tracked = claimed.is_some();
             let methods = if claimed.is_some() { look.methods.union(Methods::CONNTRACK) } else { look.methods };
             if let Some((counted_for, over)) = claimed.and_then(|found| found.counted) {
                 known.adopted(counted_for, over);
@@ -256,6 +267,8 @@ impl Connections {
                 space.counted.count(Role::Client);
                 known.phase = if fits { Phase::Open } else { Phase::Over };
             }
+        } else if self.tracks.confirm(look.netns, &socket.ends, known.tracked, is_closing(socket.state), look.began) {
+            known.tracked = true;
         }
         if socket.id != SocketId::NOBODYS {
             known.id = socket.id;
@@ -325,17 +338,17 @@ impl Connections {
             };
             let mut known = Known::new(socket, key, if fits { Phase::Open } else { Phase::Over });
             known.without_bytes = evidence.without_bytes;
+            known.tracked = claimed.is_some();
             self.weigh(&mut known, socket);
             space.sockets.insert(ends, known);
         }
     }
 
     /// A socket that is not there any more.
-    fn end(&mut self, space: &mut Space, look: &Look<'_>, known: Known) {
+    fn end(&mut self, space: &mut Space, look: &Look<'_>, ends: Endpoints, known: Known) {
         match known.phase {
-            Phase::Over => {}
-            // Conntrack tells what came of it.
-            Phase::Attempt(_, true) => {}
+            // Of an attempt, conntrack tells what came of it.
+            Phase::Over | Phase::Attempt(_, true) => {}
             Phase::Attempt(looks, false) => {
                 let evidence = Evidence { methods: look.methods, inferred: false, without_bytes: true };
                 let failures = look
@@ -352,6 +365,9 @@ impl Connections {
             }
             Phase::Open => {
                 self.accounts.close(known.key, known.bytes, known.ends_unknown());
+                if !known.tracked {
+                    space.remember_ended(ends);
+                }
                 if known.id != SocketId::NOBODYS {
                     space.lately_gone.insert(known.id, known.key);
                 }
@@ -449,6 +465,13 @@ impl Space {
         }
     }
 
+    fn remember_ended(&mut self, ends: Endpoints) {
+        if self.ended.len() >= REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ends);
+    }
+
     /// Who listens there.
     fn listens(&self, at: (IpAddr, u16)) -> Option<Listening> {
         let candidates = self.listeners.get(&at.1)?;
@@ -460,7 +483,7 @@ impl Space {
 impl Known {
     fn new(socket: &Socket, key: FlowKey, phase: Phase) -> Self {
         let (id, state) = (socket.id, socket.state);
-        Self { id, key, phase, bytes: Bytes::default(), state, is_final: false, without_bytes: false }
+        Self { id, key, phase, bytes: Bytes::default(), state, is_final: false, tracked: false, without_bytes: false }
     }
 
     /// Conntrack has counted it, for this flow, and maybe its end.
@@ -513,6 +536,9 @@ impl Settling for Unseen<'_> {
         if track.is_old() {
             // Its socket, if it has one here, has been shown.
             return if space.looked.is_some() { Side::Nobodys } else { undecided };
+        }
+        if track.is_unknown() || track.may_be_older() && space.ended.contains(&ends) {
+            return Side::Nobodys;
         }
         let Some(since) = track.established.or(track.over) else { return undecided };
         if track.over.is_none() && !looked_since(since) {

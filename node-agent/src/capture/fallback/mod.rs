@@ -106,6 +106,7 @@ struct State {
     passes: u64,
     last_pass: Duration,
     cost: Duration,
+    used: Duration,
 }
 
 /// What the thread has done so far.
@@ -117,6 +118,8 @@ pub struct Passes {
     pub last: Duration,
     /// CPU that the latest one took.
     pub cost: Duration,
+    /// CPU that the thread has taken so far.
+    pub in_all: Duration,
 }
 
 /// Begins to look.
@@ -139,6 +142,7 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
             passes: 0,
             last_pass: Duration::ZERO,
             cost: Duration::ZERO,
+            used: Duration::ZERO,
         }),
         stop: AtomicBool::new(false),
         first_sights,
@@ -180,7 +184,7 @@ impl FallbackCapture {
     #[must_use]
     pub fn passes(&self) -> Passes {
         let state = self.shared.lock();
-        Passes { count: state.passes, last: state.last_pass, cost: state.cost }
+        Passes { count: state.passes, last: state.last_pass, cost: state.cost, in_all: state.used }
     }
 
     /// How many connections of conntrack's are remembered.
@@ -256,9 +260,9 @@ impl Capture for FallbackCapture {
             event_overflows: state.overflows,
             ..Losses::default()
         };
-        let (last, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
+        let (latest, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
         drop(state);
-        self.describe_passes(last, cost, unattributed);
+        self.describe_passes(latest, cost, unattributed);
         Ok(Reading { flows, losses, seen })
     }
 
@@ -293,9 +297,9 @@ impl Shared {
 }
 
 impl State {
-    fn passed(&mut self, took: Duration, cost: Duration) {
+    fn passed(&mut self, took: Duration, cost: Duration, used: Duration) {
         self.passes += 1;
-        (self.last_pass, self.cost) = (took, cost);
+        (self.last_pass, self.cost, self.used) = (took, cost, used);
     }
 
     fn unattributed(&mut self, netns: u32, is: bool) {

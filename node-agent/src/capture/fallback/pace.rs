@@ -46,7 +46,7 @@ fn debt(budget: Duration, elapsed: Duration, used: Duration, forfeited: Duration
     let earned = budget.mul_f64(elapsed.as_secs_f64()) + budget * SAVINGS;
     let owned = earned.saturating_sub(forfeited);
     let Some(left) = owned.checked_sub(used) else {
-        return ((used - owned).div_f64(budget.as_secs_f64()), forfeited);
+        return (used.saturating_sub(owned).div_f64(budget.as_secs_f64()), forfeited);
     };
     (Duration::ZERO, forfeited + left.saturating_sub(budget * SAVINGS))
 }

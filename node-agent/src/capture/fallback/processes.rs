@@ -81,7 +81,7 @@ impl Processes {
         let mut earlier = std::mem::take(&mut self.known);
         for pid in &pids {
             let old = earlier.remove(pid);
-            let is_settled = |process: &Process| process.scans >= YOUNG && (self.scans ^ pid) % AGAIN != 0;
+            let is_settled = |process: &Process| process.scans >= YOUNG && !(self.scans ^ pid).is_multiple_of(AGAIN);
             let process = match old {
                 Some(process) if is_settled(&process) => Some(process),
                 _ => self.read(*pid, old.map_or(0, |process| process.scans), cgroups),

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::Path,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -39,17 +39,22 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Of the namespace of a process; by netlink where that is possible.
-    pub(super) fn open(process: &Path, is_old: bool) -> io::Result<Self> {
-        let table = match SockDiag::open_in(&process.join("ns/net")) {
-            Ok(sock_diag) => Table::SockDiag(sock_diag),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
-            Err(error) => {
-                tracing::debug!(%error, "no sock_diag in the namespace of {}", process.display());
-                Table::Procfs
+    /// Of the namespace of these processes; by netlink where one of them lets us in.
+    pub(super) fn open(processes: &[PathBuf], is_old: bool) -> io::Result<Self> {
+        let mut table = Err(io::Error::from(io::ErrorKind::NotFound));
+        for process in processes {
+            table = match SockDiag::open_in(&process.join("ns/net")) {
+                Ok(sock_diag) => Ok(Table::SockDiag(sock_diag)),
+                // Gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => table,
+                Err(_) => Ok(Table::Procfs),
+            };
+            if matches!(table, Ok(Table::SockDiag(_))) {
+                break;
             }
-        };
-        Ok(Self { table, counter: TcpCounter::open(process).ok(), counts: None, looked: None, is_old, passes: 0 })
+        }
+        let counter = processes.iter().find_map(|process| TcpCounter::open(process).ok());
+        Ok(Self { table: table?, counter, counts: None, looked: None, is_old, passes: 0 })
     }
 
     pub(super) fn methods(&self) -> Methods {
@@ -78,7 +83,7 @@ impl Source {
     pub(super) fn look(
         &mut self,
         counts: Option<TcpCounts>,
-        processes: impl Iterator<Item = std::path::PathBuf>,
+        processes: impl Iterator<Item = PathBuf>,
         buffer: &mut Buffer,
     ) -> io::Result<Dump> {
         let dump = match &mut self.table {
@@ -98,7 +103,7 @@ impl Source {
     }
 }
 
-fn by_proc(processes: impl Iterator<Item = std::path::PathBuf>) -> io::Result<Dump> {
+fn by_proc(processes: impl Iterator<Item = PathBuf>) -> io::Result<Dump> {
     let mut error = io::Error::from(io::ErrorKind::NotFound);
     for process in processes.take(3) {
         match proc_net::dump(&process) {

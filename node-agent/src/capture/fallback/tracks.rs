@@ -32,6 +32,18 @@ pub(super) enum Side {
     Nobodys,
 }
 
+/// How a track is over, if it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    /// The connection has ended.
+    Ended,
+    /// Conntrack has dropped it: nothing came, or it was told to.
+    Dropped,
+    /// It was found missing after events were lost.
+    Unheard,
+}
+
 /// One connection or attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Track {
@@ -51,10 +63,11 @@ pub(super) struct Track {
     pub(super) established: Option<u64>,
     /// When it was known to be over.
     pub(super) over: Option<u64>,
-    /// It is over as nothing more is known of it, not because it ended.
-    lost_sight: bool,
+    end: End,
     /// It was there when the capture began.
     old: bool,
+    /// When it was known first, and whether that was by its first packet: else it may be older.
+    begun: (u64, bool),
     pub(super) carried: Option<[Carried; 2]>,
 }
 
@@ -85,6 +98,16 @@ impl Track {
         self.old
     }
 
+    /// Whether nobody knows what became of it.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.end == End::Unheard && self.established.is_none()
+    }
+
+    /// Whether it may be older than what is known of it.
+    pub(super) fn may_be_older(&self) -> bool {
+        !self.begun.1
+    }
+
     fn waits(&self) -> bool {
         self.sides.iter().any(|side| matches!(side, Side::Waiting(_)))
     }
@@ -98,7 +121,7 @@ impl Track {
         let ended = matches!(entry.state, Some(tcp_state::TIME_WAIT | tcp_state::CLOSE));
         if (ended || entry.change == Change::Gone) && self.over.is_none() {
             self.over = Some(now);
-            self.lost_sight = !ended;
+            self.end = if ended { End::Ended } else { End::Dropped };
         }
         if entry.carried.is_some() {
             self.carried = entry.carried;
@@ -132,7 +155,7 @@ pub(super) trait Settling {
 #[derive(Debug, Default)]
 pub(super) struct Tracks {
     /// By number of our own, as an entry of conntrack's can begin anew.
-    tracks: HashMap<u64, Track>,
+    by_number: HashMap<u64, Track>,
     next: u64,
     /// Entries that exist: `None` where nothing is to be done for them any more.
     current: HashMap<Name, Option<u64>>,
@@ -152,7 +175,7 @@ impl Tracks {
         let name = (entry.id, entry.original);
         let begins = matches!(entry.state, Some(tcp_state::SYN_SENT | tcp_state::SYN_RECEIVED));
         let serial = match self.current.get(&name).copied() {
-            Some(Some(serial)) if self.tracks.get(&serial).is_some_and(|track| track.over.is_none() || !begins) => {
+            Some(Some(serial)) if self.by_number.get(&serial).is_some_and(|track| track.over.is_none() || !begins) => {
                 serial
             }
             Some(None) if entry.change == Change::Gone => {
@@ -161,9 +184,9 @@ impl Tracks {
             }
             Some(None) if !begins => return,
             None if entry.change == Change::Gone => return,
-            _ => self.begin(entry, at_start && !begins, &home),
+            _ => self.begin(entry, (now, begins), at_start, &home),
         };
-        let Some(track) = self.tracks.get_mut(&serial) else { return };
+        let Some(track) = self.by_number.get_mut(&serial) else { return };
         track.take(entry, now);
         if !track.finished && (track.over.is_some() || track.waits()) {
             self.undecided.insert(serial);
@@ -175,7 +198,13 @@ impl Tracks {
         }
     }
 
-    fn begin(&mut self, entry: &Entry, old: bool, home: &impl Fn(&Endpoints) -> Option<u32>) -> u64 {
+    fn begin(
+        &mut self,
+        entry: &Entry,
+        begun: (u64, bool),
+        at_start: bool,
+        home: &impl Fn(&Endpoints) -> Option<u32>,
+    ) -> u64 {
         let serial = self.next;
         self.next += 1;
         let track = Track {
@@ -189,11 +218,12 @@ impl Tracks {
             attempted_by: None,
             established: None,
             over: None,
-            lost_sight: false,
-            old,
+            end: End::Open,
+            old: at_start && !begun.1,
+            begun,
             carried: None,
         };
-        self.tracks.insert(serial, track);
+        self.by_number.insert(serial, track);
         self.homeless.insert(serial);
         self.settle_in(serial, false, home);
         serial
@@ -207,7 +237,7 @@ impl Tracks {
     }
 
     fn settle_in(&mut self, serial: u64, counts: bool, home: &impl Fn(&Endpoints) -> Option<u32>) {
-        let Some(track) = self.tracks.get_mut(&serial) else {
+        let Some(track) = self.by_number.get_mut(&serial) else {
             self.homeless.remove(&serial);
             return;
         };
@@ -238,10 +268,10 @@ impl Tracks {
         let gone: Vec<_> = self.current.keys().filter(|name| !listed.contains(name)).copied().collect();
         for name in gone {
             let Some(Some(serial)) = self.current.remove(&name) else { continue };
-            if let Some(track) = self.tracks.get_mut(&serial)
+            if let Some(track) = self.by_number.get_mut(&serial)
                 && track.over.is_none()
             {
-                (track.over, track.lost_sight) = (Some(now), true);
+                (track.over, track.end) = (Some(now), End::Unheard);
                 self.undecided.insert(serial);
             }
         }
@@ -256,35 +286,58 @@ impl Tracks {
                 .find(|role| track.spaces[*role as usize] == Some(space) && track.ends(*role) == *ends)
         };
         // A socket that has not begun to end has no track that had ended when the look began.
-        let possible = |track: &Track| track.over.is_none_or(|over| over > began) || track.lost_sight || is_closing;
+        let possible =
+            |track: &Track| track.over.is_none_or(|over| over > began) || track.end != End::Ended || is_closing;
         let find = |wanted: fn(Side) -> bool| {
             serials.iter().rev().find_map(|serial| {
-                let track = self.tracks.get(serial)?;
+                let track = self.by_number.get(serial)?;
                 let role = role_of(track)?;
                 (possible(track) && wanted(track.side(role))).then_some((*serial, role))
             })
         };
         let (serial, role) = find(|side| matches!(side, Side::Waiting(_)))
             .or_else(|| find(|side| matches!(side, Side::Counted(_, false))))?;
-        let track = self.tracks.get_mut(&serial)?;
+        let track = self.by_number.get_mut(&serial)?;
         let side = &mut track.sides[role as usize];
-        let counted = match *side {
-            Side::Counted(key, _) => {
-                *side = Side::Counted(key, true);
-                Some((key, track.closed[role as usize]))
-            }
-            _ => {
-                *side = Side::Socket;
-                None
-            }
+        let counted = if let Side::Counted(key, _) = *side {
+            *side = Side::Counted(key, true);
+            Some((key, track.closed[role as usize]))
+        } else {
+            *side = Side::Socket;
+            None
         };
         Some(Match { role, counted, old: track.old })
+    }
+
+    /// A look that began then has shown a socket again: tracks that are its own have nothing to count. `is_tracked`: it
+    /// has one already, so that only one that conntrack has begun in the middle is its own.
+    pub(super) fn confirm(&mut self, space: u32, ends: &Endpoints, is_tracked: bool, closes: bool, began: u64) -> bool {
+        let mut found = false;
+        for serial in self.at.get(&(space, *ends)).into_iter().flatten() {
+            let Some(track) = self.by_number.get_mut(serial) else { continue };
+            let (first_known, by_first_packet) = track.begun;
+            let is_later = by_first_packet && (is_tracked || first_known > began);
+            let is_earlier = !closes && track.end == End::Ended && track.over.is_some_and(|over| over <= began);
+            if is_later || is_earlier || track.has_failed() {
+                continue;
+            }
+            for role in [Role::Client, Role::Server] {
+                if track.spaces[role as usize] == Some(space)
+                    && track.ends(role) == *ends
+                    && matches!(track.side(role), Side::Waiting(_))
+                {
+                    track.sides[role as usize] = Side::Socket;
+                    found = true;
+                }
+            }
+        }
+        found
     }
 
     /// A socket was seen attempting. Whether a track will tell what comes of it.
     pub(super) fn note_attempt(&mut self, space: u32, ends: &Endpoints, cgroup: Option<u64>) -> bool {
         let Some(serial) = self.at.get(&(space, *ends)).and_then(|serials| serials.last()) else { return false };
-        let Some(track) = self.tracks.get_mut(serial) else { return false };
+        let Some(track) = self.by_number.get_mut(serial) else { return false };
         track.attempted_by = cgroup.or(track.attempted_by);
         matches!(track.side(Role::Client), Side::Waiting(_))
     }
@@ -292,7 +345,7 @@ impl Tracks {
     /// A socket of somebody else's is there.
     pub(super) fn disown(&mut self, space: u32, ends: &Endpoints) {
         for serial in self.at.get(&(space, *ends)).into_iter().flatten() {
-            let Some(track) = self.tracks.get_mut(serial) else { continue };
+            let Some(track) = self.by_number.get_mut(serial) else { continue };
             for role in [Role::Client, Role::Server] {
                 if track.spaces[role as usize] == Some(space)
                     && track.ends(role) == *ends
@@ -306,7 +359,7 @@ impl Tracks {
 
     /// The namespaces at which a look would decide something.
     pub(super) fn to_look_at(&self) -> HashSet<u32> {
-        let tracks = self.undecided.iter().filter_map(|serial| self.tracks.get(serial));
+        let tracks = self.undecided.iter().filter_map(|serial| self.by_number.get(serial));
         let known = tracks.filter(|track| track.established.is_some() || track.over.is_some());
         let waiting = |track: &Track, role| track.space(role).filter(|_| matches!(track.side(role), Side::Waiting(_)));
         known.flat_map(|track| [waiting(track, Role::Client), waiting(track, Role::Server)]).flatten().collect()
@@ -314,7 +367,7 @@ impl Tracks {
 
     /// How many sides of this role wait that may be in this namespace.
     pub(super) fn waiting(&self, space: u32, role: Role) -> u64 {
-        let tracks = self.undecided.iter().filter_map(|serial| self.tracks.get(serial));
+        let tracks = self.undecided.iter().filter_map(|serial| self.by_number.get(serial));
         let may_be = |track: &&Track| {
             track.space(role).is_none_or(|at| at == space) && matches!(track.side(role), Side::Waiting(_))
         };
@@ -324,7 +377,7 @@ impl Tracks {
     /// Decides what can be decided.
     pub(super) fn settle(&mut self, now: u64, by: &mut impl Settling) {
         for serial in self.undecided.clone() {
-            let Some(track) = self.tracks.get_mut(&serial) else {
+            let Some(track) = self.by_number.get_mut(&serial) else {
                 self.undecided.remove(&serial);
                 continue;
             };
@@ -358,7 +411,7 @@ impl Tracks {
     pub(super) fn forget(&mut self, looked: impl Fn(u32) -> u64) {
         let mut kept = VecDeque::new();
         while let Some((serial, at)) = self.finished.pop_front() {
-            let Some(track) = self.tracks.get(&serial) else { continue };
+            let Some(track) = self.by_number.get(&serial) else { continue };
             let seen = track.spaces.iter().flatten().all(|space| looked(*space) > at);
             if seen || kept.len() + self.finished.len() >= REMEMBERED {
                 self.remove(serial);
@@ -370,7 +423,7 @@ impl Tracks {
     }
 
     fn remove(&mut self, serial: u64) {
-        let Some(track) = self.tracks.remove(&serial) else { return };
+        let Some(track) = self.by_number.remove(&serial) else { return };
         self.homeless.remove(&serial);
         // What the kernel still says of the entry is known.
         if let Some(current) = self.current.get_mut(&(track.id, track.original)).filter(|now| **now == Some(serial)) {
@@ -390,6 +443,6 @@ impl Tracks {
 
     /// How many are remembered.
     pub(super) fn len(&self) -> usize {
-        self.tracks.len()
+        self.by_number.len()
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     io,
-    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -79,9 +78,9 @@ impl Worker {
             let (began, used) = (Instant::now(), self.pace.used());
             self.pass()?;
             self.passes += 1;
-            let cost = self.pace.used() - used;
+            let cost = self.pace.used().saturating_sub(used);
             self.rest(began + self.settings.interval)?;
-            self.shared.lock().passed(began.elapsed(), cost);
+            self.shared.lock().passed(began.elapsed(), cost, self.pace.used());
         }
         Ok(())
     }
@@ -132,13 +131,9 @@ impl Worker {
     fn meet(&mut self, netns: u32, namespace: &Namespace) {
         if !self.sources.contains_key(&netns) {
             let is_old = self.passes == 0;
-            // A process may be gone since it was found.
-            let opened = namespace
-                .pids
-                .iter()
-                .take(3)
-                .find_map(|pid| Source::open(&self.processes.directory(*pid), is_old).ok());
-            let Some(source) = opened else { return };
+            // A process may be gone since it was found, or let nobody in.
+            let processes: Vec<_> = namespace.pids.iter().take(8).map(|pid| self.processes.directory(*pid)).collect();
+            let Ok(source) = Source::open(&processes, is_old) else { return };
             self.sources.insert(netns, source);
         }
         let Some(source) = self.sources.get_mut(&netns) else { return };
@@ -192,7 +187,7 @@ impl Worker {
         self.cgroups.learn(dump.sockets.iter().filter_map(|socket| socket.cgroup));
         let whose = if namespace.pids.is_empty() { None } else { self.whose(namespace) };
         let cgroups = &self.cgroups;
-        self.shared.lock().connections.look(Look {
+        self.shared.lock().connections.look(&Look {
             netns,
             dump: &dump,
             methods,
@@ -269,9 +264,4 @@ impl Worker {
             self.listen()?;
         }
     }
-}
-
-/// The network namespace of a process.
-pub(super) fn namespace_of(proc: &Path, pid: u32) -> PathBuf {
-    proc.join(pid.to_string()).join("ns/net")
 }

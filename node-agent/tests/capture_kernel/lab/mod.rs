@@ -134,6 +134,11 @@ impl Node {
         Process::start(&self.cgroup(cgroup), &[])
     }
 
+    /// A process in the network namespace of another one.
+    pub fn process_beside(&self, cgroup: &str, other: &Process) -> Process {
+        Process::start(&self.cgroup(cgroup), &["nsenter", "-t", &other.pid().to_string(), "-n"])
+    }
+
     /// A process with a network namespace of its own, with or without receive packet steering.
     pub fn process_in_own_netns(&self, cgroup: &str, steering: bool) -> Process {
         let processors = thread::available_parallelism().unwrap().get().min(32);
