@@ -106,7 +106,7 @@ pub struct NodeProbeStatus {
     pub losses: Losses,
     /// Connections and failed attempts that were not recorded: `losses.opened` + `losses.failed` + `losses.missedRuns`.
     pub lost: u64,
-    /// Whether a part of `seen` comes from the fallback, which cannot count what it has missed.
+    /// Whether a part of `seen` comes from the fallback, which cannot count all that it has missed.
     pub sampled: bool,
     /// The part of `seen` and `losses` that comes from before the current epoch.
     pub earlier: EarlierEpochs,
@@ -189,11 +189,12 @@ pub struct ModeChange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Losses {
-    /// Connections that opened while the flow table was full.
+    /// Connections that opened while the flow table was full; in the fallback, those that were not seen and are known from
+    /// other counts, which is not all of them.
     pub opened: u64,
     /// Connections that closed while the flow table was full: their bytes are missing.
     pub closed: u64,
-    /// Failed attempts while the flow table was full.
+    /// Failed attempts while the flow table was full; in the fallback as for `opened`.
     pub failed: u64,
     /// Flows that could not be announced at once and came with the next read. Nothing is missing.
     pub first_sights: u64,

@@ -77,9 +77,11 @@ write_guest_cni_config() {
 X
 }
 
-# hide_btf CONTAINERD-TOML BASE-SPEC: containers have a sysfs of their own; theirs gets the empty directory, too
+# hide_btf CONTAINERD-TOML BASE-SPEC: containers have a sysfs of their own; theirs gets the empty directory, too, after it
 hide_btf() {
-  "$BIN/ctr" oci spec | sed 's|"mounts": \[|&{"destination": "/sys/kernel/btf", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]},|' > "$2"
+  local empty='{"destination": "/sys/kernel/btf", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev"]}'
+  "$BIN/ctr" oci spec |
+    awk -v empty="$empty" '/^    "mounts": / {mounts = 1} mounts && /^    \]/ {print "        ," empty; mounts = 0} {print}' > "$2"
   grep -q /sys/kernel/btf "$2" || fail "cannot hide BTF: containerd's default specification has no mounts"
   cat >> "$1" <<X
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]

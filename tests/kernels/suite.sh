@@ -2,16 +2,24 @@
 # What is run in the guests, and what has to come of it.
 
 # The agent's tests that need nothing but a kernel.
-SUITE="capture_kernel"
-# What takes longest there, left out by --quick.
-LONG_TESTS="in_a_storm slots_come_back tp_btf::"
+SUITE="capture_kernel fallback_kernel"
+# What takes longest there, left out by --quick: it is the way to attach that --quick is about, not each case.
+LONG_TESTS="in_a_storm slots_come_back tp_btf:: misses:: refusals:: a_hundred_short"
 
-# What the DaemonSet gives the agent on this kernel. Below 5.11 a process's memory limit counts for eBPF's maps too.
-capabilities_on() {
-  case $1 in
-    5.10) echo BPF,NET_ADMIN,PERFMON,SYS_RESOURCE ;;
-    *) echo BPF,NET_ADMIN,PERFMON ;;
+# mode_of PROGRAM KERNEL: the mode of the DaemonSet whose agent does what the program tests
+mode_of() {
+  case $1/$2 in
+    fallback_kernel/*) echo fallback ;;
+    */5.10) echo ebpf-memlock ;;
+    *) echo ebpf ;;
   esac
+}
+
+# capabilities_of MODE: as docs/privileges.md names them, of which a test of the operator's sees to it that it is right
+capabilities_of() {
+  awk -v mode="(DaemonSet of mode \`$1\`)" '/^## / {inside = index($0, mode)} inside && /^\| `CAP_/ {
+    sub(/^\| `CAP_/, ""); sub(/`.*/, ""); if (!seen[$0]++) {printf "%s%s", comma, $0; comma = ","}}' "$KERNEL_SCRIPTS/../../docs/privileges.md" |
+    grep . || fail "docs/privileges.md names no capability of the mode $1"
 }
 
 # suite_script KERNEL QUICK: what a guest runs; it ends with a failure where one of its parts does
@@ -24,7 +32,7 @@ suite_script() {
   for program in $SUITE; do
     [ -n "$2" ] || echo "/guest-tests $program root '' || code=1"
     # Debian's kernels want SYS_ADMIN for the classic tracepoint, which no DaemonSet of ours has.
-    echo "/guest-tests $program daemonset $(capabilities_on "$1")$skip --skip classic:: || code=1"
+    echo "/guest-tests $program daemonset $(capabilities_of "$(mode_of "$program" "$1")")$skip --skip classic:: --skip misses::what_the_classic || code=1"
   done
   [ -n "$2" ] || conditions_script
   echo 'exit $code'

@@ -53,11 +53,14 @@ impl Cluster {
     }
 
     /// Our own cluster whose nodes are virtual machines, each with another kernel (`scripts/cluster up kernels`), started
-    /// where it does not run yet and left running. The image archives of `dist/` are in its nodes.
+    /// where it does not run yet and left running. The image archives of `dist/` are in its nodes. Or that of `KUBECONFIG`.
     ///
     /// # Errors
     /// Where it cannot be started or reached.
     pub async fn of_kernels() -> Result<Self> {
+        if let Some(kubeconfig) = env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
+            return Self::connect(kubeconfig.into(), None).await;
+        }
         let _one_at_a_time = lock(&format!("{NAME_OF_KERNELS}.tests.lock")).await?;
         place::run(&place::script("cluster"), ["up", "kernels"], &[("CLUSTER", Path::new(NAME_OF_KERNELS))]).await?;
         Self::connect(state(NAME_OF_KERNELS).join("admin.kubeconfig"), Some(NAME_OF_KERNELS.to_owned())).await

@@ -30,13 +30,19 @@ impl Events {
             type_: if is_alarming(status) { EventType::Warning } else { EventType::Normal },
             reason: format!("Capture{}", mode.as_str()),
             note: Some(truncated(&note(status))),
-            action: "Capture".to_owned(),
+            action: action(status),
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, &node_probe.object_ref(&())).await {
             tracing::warn!(%error, "cannot write an event");
         }
     }
+}
+
+/// Events of the same action are counted up, with the first one's note: what differs needs another action.
+fn action(status: &NodeProbeStatus) -> String {
+    let attach = status.attach.replace('+', "And");
+    format!("{}{}{attach}", status.reason, if attach.is_empty() { "" } else { "By" })
 }
 
 /// The fallback is a good state, but not where eBPF should have worked.
@@ -83,6 +89,17 @@ mod tests {
             NodeProbeStatus { demotion: Some(crds::Demotion::default()), ..status(Mode::Fallback, "fallback") };
         assert!(is_alarming(&demoted));
         assert!(is_alarming(&status(Mode::Unsupported, "fallback")));
+    }
+
+    #[test]
+    fn what_differs_is_another_action() {
+        let action = |reason: &str, attach: &str| {
+            let (reason, attach) = (reason.to_owned(), attach.to_owned());
+            action(&NodeProbeStatus { reason, attach, ..status(Mode::Fallback, "fallback") })
+        };
+        assert_eq!(action("LoadFailed", "SockDiag+Conntrack"), "LoadFailedBySockDiagAndConntrack");
+        assert_eq!(action("LoadFailed", "Procfs"), "LoadFailedByProcfs");
+        assert_eq!(action("BtfMissing", ""), "BtfMissing");
     }
 
     #[test]

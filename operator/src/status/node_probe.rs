@@ -110,10 +110,10 @@ fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobse
         return Statement::new(TYPE, false, "Unsupported", "nothing is captured; see the status' message");
     }
     if lost > 0 || observation.total_losses().closed > 0 {
-        return Statement::new(TYPE, false, "Lost", said(&observation.total_losses(), unobserved));
+        return Statement::new(TYPE, false, "Lost", said(&observation.total_losses(), unobserved, sampled));
     }
     if unobserved.intervals > 0 {
-        return Statement::new(TYPE, false, "Unobserved", said(&observation.total_losses(), unobserved));
+        return Statement::new(TYPE, false, "Unobserved", said(&observation.total_losses(), unobserved, sampled));
     }
     if !observation.connected || observation.mode.is_none() {
         return Statement::new(
@@ -135,19 +135,21 @@ fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobse
 }
 
 const SAMPLED: &str = "in the fallback, connections that are shorter than the time between two looks are known from \
-                       conntrack alone, where it tells of them: some may have been missed, and nobody can count them";
+                       conntrack alone, where it tells of them: more may have been missed than can be counted";
 
 fn said_of_events(times: u64) -> String {
     format!("conntrack had more to tell than could be taken in {times} times, and all sockets were looked at instead")
 }
 
-/// Losses for people, with numbers.
+/// Losses for people, with numbers; `sampled`: a part may be the fallback's.
 #[must_use]
-pub fn said(losses: &Losses, unobserved: Unobserved) -> String {
+pub fn said(losses: &Losses, unobserved: Unobserved, sampled: bool) -> String {
     let mut parts = Vec::new();
     if losses.opened > 0 || losses.failed > 0 {
+        let or = if sampled { ", or the fallback did not see them" } else { "" };
         parts.push(format!(
-            "{} connections and {} failed attempts were not recorded, because the flow table was full: raise spec.capture.maxFlows",
+            "{} connections and {} failed attempts were not recorded, because the flow table was full: raise \
+             spec.capture.maxFlows{or}",
             losses.opened, losses.failed
         ));
     }
@@ -323,7 +325,9 @@ mod tests {
         assert_eq!((again.coverage.as_str(), again.sampled), ("≤100%", true), "a part of `seen` is from then");
         assert_eq!(truth(&again, "CaptureComplete"), pair("Unknown", "Sampled"));
         let lossy = NodeObservation { losses: Losses { opened: 1, ..Losses::default() }, ..fallback };
-        assert_eq!(truth(&status(Some(&lossy), None, 1), "CaptureComplete"), pair("False", "Lost"));
+        let lossy = status(Some(&lossy), None, 1);
+        assert_eq!(truth(&lossy, "CaptureComplete"), pair("False", "Lost"));
+        assert!(lossy.conditions[1].message.contains("or the fallback did not see them"), "{:?}", lossy.conditions);
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> S
     let sampled = those(&|it| it.sampled);
     let mut parts = Vec::new();
     if !lossy.is_empty() {
-        parts.push(format!("{} ({})", said(&sums.losses, sums.unobserved), on(&lossy)));
+        parts.push(format!("{} ({})", said(&sums.losses, sums.unobserved, sums.sampled), on(&lossy)));
     }
     if !unsupported.is_empty() {
         parts.push(format!("nothing is captured {}", on(&unsupported)));
@@ -135,7 +135,10 @@ fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> S
     }
     let truth = if parts.is_empty() { Truth::Unknown } else { Truth::False };
     if !sampled.is_empty() {
-        parts.push(format!("short connections may have been missed, uncounted, in the fallback {}", on(&sampled)));
+        parts.push(format!(
+            "short connections may have been missed in the fallback, more than can be counted, {}",
+            on(&sampled)
+        ));
     }
     let reason = match (sums.lost > 0 || sums.losses.closed > 0, lossy.is_empty(), unsupported.is_empty()) {
         (true, _, _) => "Lost",

@@ -257,7 +257,8 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
         (Mode::Fallback, "BtfMissing", "SockDiag+Conntrack"),
     ];
     assert_eq!(history, expected);
-    events(&lab, &node, &["CaptureEbpf", "CaptureUnsupported", "CaptureFallback"]).await?;
+    let told = ["SupportedBySockOps", "BtfMissing", "BtfMissingBySockDiagAndConntrack"];
+    events(&lab, &node, &["CaptureEbpf", "CaptureUnsupported", "CaptureFallback"], &told).await?;
     settle(&lab, &spec, 1).await?;
     let moved = lab.versions().await?;
     assert_eq!(written(&before, &moved), set([&node]));
@@ -305,13 +306,14 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     Ok(())
 }
 
-async fn events(lab: &Lab, node: &str, expected: &[&str]) -> Result<()> {
+async fn events(lab: &Lab, node: &str, reasons: &[&str], actions: &[&str]) -> Result<()> {
     let api: Api<Event> = Api::namespaced(lab.client(), "default");
     eventually("an Event for each change", async || {
         let all = api.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
         let about = all.iter().filter(|event| event.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(node));
-        let reasons: BTreeSet<_> = about.filter_map(|event| event.reason.as_deref()).collect();
-        if expected.iter().all(|reason| reasons.contains(reason)) { Ok(()) } else { Err(format!("{reasons:?}")) }
+        let told: Vec<_> = about.map(|event| [event.reason.as_deref(), event.action.as_deref()]).collect();
+        let all = reasons.iter().zip(actions).all(|(reason, action)| told.contains(&[Some(*reason), Some(*action)]));
+        if all { Ok(()) } else { Err(format!("{told:?}")) }
     })
     .await
 }
