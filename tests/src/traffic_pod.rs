@@ -32,7 +32,13 @@ pub fn container(name: &str) -> Value {
         "imagePullPolicy": "Never",
         // A socket for each container: they share no file, and may share the network.
         "args": ["run"],
-        "readinessProbe": {"exec": {"command": ["/traffic", "ctl", "\"ping\""]}, "periodSeconds": 1},
+        // Ready once it has answered. Asked again and again, it would be most of what a slow node does.
+        "startupProbe": {
+            "exec": {"command": ["/traffic", "ctl", "\"ping\""]},
+            "periodSeconds": 1,
+            "timeoutSeconds": 10,
+            "failureThreshold": 300,
+        },
     })
 }
 
