@@ -163,11 +163,7 @@ impl Observer {
 
     /// A stand-in that may not see whose sockets are goes on with what has been known so far.
     fn with_earlier_flows(&self, stand_in: &StandIn) -> Starter {
-        let flows = {
-            let observation = self.observation.lock();
-            let flows: Vec<_> = observation.flows.iter().map(|(key, counters)| (*key, counters.active())).collect();
-            flows
-        };
+        let flows = self.observation.lock().certain_flows();
         let stand_in = Arc::clone(stand_in);
         Arc::new(move || stand_in(flows.clone()))
     }
