@@ -70,8 +70,8 @@ pub enum RequestedMode {
     /// eBPF where the node's kernel can, the fallback elsewhere.
     #[default]
     Auto,
-    /// eBPF on every node; a node that can't is `Unsupported`. A kernel that eBPF is known to crash gets the fallback all
-    /// the same.
+    /// eBPF on every node; one that can't is not moved, and says why. A kernel that eBPF is known to crash gets the
+    /// fallback all the same.
     Ebpf,
     /// The fallback on every node.
     Fallback,

@@ -18,7 +18,7 @@ use scopeprobe_agent::{
     observation::{Epoch, Observation, Shared},
     observer::Observer,
     store::Bounds,
-    supervision::{Captures, Refused, Starter},
+    supervision::{Captures, Refused, StandIn, Starter},
 };
 use tokio::{
     net::UnixStream,
@@ -103,7 +103,10 @@ impl Lab {
         let (closing, closes) = watch::channel(false);
         let directory: PathBuf = root.path().to_owned();
         let preferred = starter(Mode::Ebpf, refusals, Arc::clone(&readings), Arc::clone(&forgotten), sights);
-        let stand_in = stand_in.map(|readings| starter(Mode::Fallback, &[], readings, Arc::clone(&forgotten), None));
+        let stand_in = stand_in.map(|readings| -> StandIn {
+            let start = starter(Mode::Fallback, &[], readings, Arc::clone(&forgotten), None);
+            Arc::new(move |_| start())
+        });
         let observer = Observer {
             captures: Captures { preferred, stand_in },
             observation: observation.clone(),

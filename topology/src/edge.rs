@@ -117,17 +117,18 @@ impl EdgeCounters {
         }
     }
 
-    /// The same connections with the bytes that `other`, who counted them at the other end, knows, if it knows those of
-    /// more of them.
+    /// The same connections; where the bytes of some are not known, with those that `other` knows, who counted them, or
+    /// some of them, at the other end. Never less than before where neither has become less.
     #[must_use]
     pub fn with_bytes_known_to(&self, other: &Self) -> Self {
-        if other.opened < self.opened || other.without_bytes >= self.without_bytes {
+        if self.without_bytes == 0 {
             return *self;
         }
+        let knows_all = other.opened >= self.opened;
         Self {
             bytes_sent: self.bytes_sent.max(other.bytes_sent),
             bytes_received: self.bytes_received.max(other.bytes_received),
-            without_bytes: other.without_bytes,
+            without_bytes: if knows_all { self.without_bytes.min(other.without_bytes) } else { self.without_bytes },
             ..*self
         }
     }

@@ -89,6 +89,8 @@ struct Base {
     totals: FlowTotals,
     open_bytes_sent: u64,
     open_bytes_received: u64,
+    /// Of the connections that were open at its end, those whose bytes were not known.
+    open_without_bytes: u64,
 }
 
 impl Account {
@@ -132,7 +134,12 @@ impl Account {
             ),
             methods: base.totals.methods.union(current.methods),
             inferred: base.totals.inferred.saturating_add(current.inferred),
-            without_bytes: base.totals.without_bytes.saturating_add(current.without_bytes),
+            without_bytes: {
+                // Bytes count from a connection's beginning: who sees it whole now knows what was not known then.
+                let seen_whole = current.preexisting.saturating_sub(current.without_bytes);
+                let left = base.totals.without_bytes - seen_whole.min(base.open_without_bytes);
+                left.saturating_add(current.without_bytes)
+            },
         }
         .bounded()
     }
@@ -161,10 +168,17 @@ impl Account {
         let totals = self.totals();
         let (open_bytes_sent, open_bytes_received) = match (self.over, self.reported) {
             (true, _) => (0, 0),
+            // An epoch that did not know the bytes of what is open leaves what was known before: less may be told apart
+            // later, never more.
+            (false, true) if self.current.without_bytes > 0 => (
+                self.current.open_bytes_sent.max(self.base.open_bytes_sent),
+                self.current.open_bytes_received.max(self.base.open_bytes_received),
+            ),
             (false, true) => (self.current.open_bytes_sent, self.current.open_bytes_received),
             (false, false) => (self.base.open_bytes_sent, self.base.open_bytes_received),
         };
-        self.base = Base { totals, open_bytes_sent, open_bytes_received };
+        let open_without_bytes = totals.without_bytes.min(totals.active);
+        self.base = Base { totals, open_bytes_sent, open_bytes_received, open_without_bytes };
         self.current = FlowCounters::default();
         self.reported = false;
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Capture`] is what the rest of the agent knows. [`EbpfCapture`] counts in the kernel: by a `sock_ops` program, or,
 //! where that cannot be attached, by programs on the tracepoint `inet_sock_set_state` that use the same maps; an iterator
-//! lists the sockets that were there before.
+//! lists the sockets that were there before. [`FallbackCapture`] pieces the same together without eBPF: see `fallback`.
 //!
 //! The way of a connection: `prepare` makes sure of the `requirements` and then tries each [`Attach`] in turn: `kernel`
 //! loads and attaches the programs (`tracepoint` those of the second and third choice) with the `offsets` that `btf`

@@ -126,10 +126,14 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 fn observer(arguments: &Arguments, observation: &Shared, changed: &Arc<Notify>) -> io::Result<Observer> {
     let (capture, without) = (arguments.capture.clone(), arguments.capture.clone());
-    let fallback = supervision::fallback(move || without.fallback_settings());
     let mut captures = match arguments.mode {
-        Mode::Ebpf => Captures { preferred: supervision::ebpf(move || capture.settings()), stand_in: Some(fallback) },
-        Mode::Fallback => Captures { preferred: fallback, stand_in: None },
+        Mode::Ebpf => Captures {
+            preferred: supervision::ebpf(move || capture.settings()),
+            stand_in: Some(supervision::stand_in(move || without.fallback_settings())),
+        },
+        Mode::Fallback => {
+            Captures { preferred: supervision::fallback(move || without.fallback_settings()), stand_in: None }
+        }
     };
     if arguments.debug_signals {
         tracing::warn!("signals can break the capture: --debug-signals");

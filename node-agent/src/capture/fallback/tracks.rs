@@ -98,6 +98,11 @@ impl Track {
         self.old
     }
 
+    /// Whether the handshake can still be under way.
+    fn is_beginning(&self) -> bool {
+        self.over.is_none() && self.established.is_none()
+    }
+
     /// Whether nobody knows what became of it.
     pub(super) fn is_unknown(&self) -> bool {
         self.end == End::Unheard && self.established.is_none()
@@ -175,16 +180,19 @@ impl Tracks {
         let name = (entry.id, entry.original);
         let begins = matches!(entry.state, Some(tcp_state::SYN_SENT | tcp_state::SYN_RECEIVED));
         let serial = match self.current.get(&name).copied() {
-            Some(Some(serial)) if self.by_number.get(&serial).is_some_and(|track| track.over.is_none() || !begins) => {
-                serial
-            }
+            Some(Some(serial)) if !begins || self.by_number.get(&serial).is_some_and(Track::is_beginning) => serial,
             Some(None) if entry.change == Change::Gone => {
                 self.current.remove(&name);
                 return;
             }
             Some(None) if !begins => return,
             None if entry.change == Change::Gone => return,
-            _ => self.begin(entry, (now, begins), at_start, &home),
+            earlier => {
+                if let Some(serial) = earlier.flatten() {
+                    self.replace(serial, now);
+                }
+                self.begin(entry, (now, begins), at_start, &home)
+            }
         };
         let Some(track) = self.by_number.get_mut(&serial) else { return };
         track.take(entry, now);
@@ -195,6 +203,16 @@ impl Tracks {
             self.current.remove(&name);
         } else {
             self.current.insert(name, Some(serial));
+        }
+    }
+
+    /// The entry has begun anew. Where the end of the connection before was not heard, it is over now.
+    fn replace(&mut self, serial: u64, now: u64) {
+        if let Some(track) = self.by_number.get_mut(&serial)
+            && track.over.is_none()
+        {
+            (track.over, track.end) = (Some(now), End::Unheard);
+            self.undecided.insert(serial);
         }
     }
 
