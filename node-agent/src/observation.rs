@@ -1,13 +1,13 @@
 //! What the agent knows now: the state of its capture, the flows, and whose they are.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
 
-use topology::flow::{FlowKey, Methods};
+use topology::flow::FlowKey;
 
 use crate::{
     attribution::Attribution,
@@ -32,8 +32,6 @@ pub struct Observation {
     pub attribution: Option<Attribution>,
     /// The end of the state's message: what the capture that runs says of itself.
     described: String,
-    /// Flows of earlier epochs in which it was known for certain whose they are.
-    earlier: HashSet<FlowKey>,
 }
 
 /// The state of the capture, in the terms of the report.
@@ -105,7 +103,6 @@ impl Observation {
             node_addresses: BTreeSet::new(),
             attribution: None,
             described: String::new(),
-            earlier: HashSet::new(),
         }
     }
 
@@ -115,35 +112,9 @@ impl Observation {
         self.epoch
     }
 
-    /// Flows of which it is or was known for certain whose they are, with the number of their open connections as far as
-    /// that was known last: for a capture that may not see it.
-    #[must_use]
-    pub fn certain_flows(&self) -> Vec<(FlowKey, u64)> {
-        let mut flows: HashMap<FlowKey, u64> = self.earlier.iter().map(|key| (*key, 0)).collect();
-        if self.is_certain() {
-            flows.extend(self.flows.iter().map(|(key, counters)| (*key, counters.active())));
-        }
-        flows.into_iter().collect()
-    }
-
-    fn is_certain(&self) -> bool {
-        self.flows.iter().next().is_some_and(|(_, counters)| counters.methods == Methods::EBPF)
-    }
-
-    /// Keeps the flows of the epoch that ends; of earlier ones as many as there is room for.
-    fn remember(&mut self) {
-        if self.is_certain() {
-            if self.earlier.len() + self.flows.len() > self.flows.bounds().flows {
-                self.earlier.clear();
-            }
-            self.earlier.extend(self.flows.iter().map(|(key, _)| *key));
-        }
-    }
-
     /// A capture runs: its counters begin at zero, so the flows of the one before leave.
     pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
         self.epoch = epoch;
-        self.remember();
         self.flows.clear();
         self.described = message(description);
         self.capture = CaptureState {

@@ -19,7 +19,7 @@ use crate::{
     memory, node_addresses,
     observation::{Epoch, Shared, Shortfall},
     readiness::Readiness,
-    supervision::{Captures, Refused, StandIn, Starter},
+    supervision::{Captures, Refused, Starter},
 };
 
 /// The node's processes: the agent shares its process namespace.
@@ -154,7 +154,7 @@ impl Observer {
     async fn start_stand_in(&self, shortfall: &Shortfall) -> Option<Box<dyn Capture>> {
         let refused = match &self.captures.stand_in {
             None => None,
-            Some(stand_in) => match self.start(&self.with_earlier_flows(stand_in)).await {
+            Some(starter) => match self.start(starter).await {
                 Err(refused) => Some(refused),
                 Ok(capture) => match self.enter(capture.as_ref(), Some(shortfall)) {
                     Ok(()) => return Some(capture),
@@ -166,13 +166,6 @@ impl Observer {
         self.stop(shortfall.reason, format!("{}{also}", shortfall.message));
         self.observation.lock().capture.asks_for_fallback = shortfall.asks_for_fallback;
         None
-    }
-
-    /// A stand-in that may not see whose sockets are goes on with what has been known so far.
-    fn with_earlier_flows(&self, stand_in: &StandIn) -> Starter {
-        let flows = self.observation.lock().certain_flows();
-        let stand_in = Arc::clone(stand_in);
-        Arc::new(move || stand_in(flows.clone()))
     }
 
     fn stop(&self, reason: &str, message: String) {

@@ -250,12 +250,6 @@ impl FlowStore {
         self.untold
     }
 
-    /// How much is kept.
-    #[must_use]
-    pub fn bounds(&self) -> Bounds {
-        self.bounds
-    }
-
     /// How many flows there are.
     #[must_use]
     pub fn len(&self) -> usize {

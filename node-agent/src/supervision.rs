@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use topology::flow::FlowKey;
-
 use crate::capture::{self, Capture, FallbackSettings, Refusal, Settings};
 
 /// Why no capture runs.
@@ -36,21 +34,30 @@ pub struct Captures {
     /// What it is to do. Tried for ever.
     pub preferred: Starter,
     /// What sees what it can meanwhile, with the rights that are there.
-    pub stand_in: Option<StandIn>,
+    pub stand_in: Option<Starter>,
 }
-
-/// How a stand-in is started, with the flows that the capture before has known and the number of their connections that
-/// are open.
-pub type StandIn = Arc<dyn Fn(Vec<(FlowKey, u64)>) -> Result<Box<dyn Capture>, Refused> + Send + Sync>;
 
 /// Starts the eBPF capture. The settings are found anew each time: what is missing may come.
 pub fn ebpf(settings: impl Fn() -> Result<Settings, Refusal> + Send + Sync + 'static) -> Starter {
     Arc::new(move || Ok(Box::new(capture::start_ebpf(&settings()?)?)))
 }
 
-/// Starts the capture without eBPF for the time that another one is missing.
-pub fn stand_in(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send + Sync + 'static) -> StandIn {
-    Arc::new(move |earlier| Ok(Box::new(capture::start_fallback(&FallbackSettings { earlier, ..settings()? })?)))
+/// Starts the capture without eBPF for the time that the one by eBPF is missing: only where it knows as well as that one
+/// whose each socket is. Else one connection would count twice, under two names.
+pub fn stand_in(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send + Sync + 'static) -> Starter {
+    Arc::new(move || {
+        let capture = capture::start_fallback(&settings()?)?;
+        if capture.knows_cgroups() {
+            return Ok(Box::new(capture));
+        }
+        Err(Refused {
+            reason: "CapabilityMissing",
+            message:
+                "with the rights of this agent (no SYS_ADMIN or no SYS_PTRACE) or this kernel it is not known whose \
+                      sockets are"
+                    .into(),
+        })
+    })
 }
 
 /// Starts the capture without eBPF.

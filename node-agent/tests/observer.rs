@@ -18,7 +18,7 @@ use scopeprobe_agent::{
     observation::{Epoch, Observation, Shared},
     observer::Observer,
     store::Bounds,
-    supervision::{Captures, Refused, StandIn, Starter},
+    supervision::{Captures, Refused, Starter},
 };
 use tokio::{
     net::UnixStream,
@@ -103,10 +103,7 @@ impl Lab {
         let (closing, closes) = watch::channel(false);
         let directory: PathBuf = root.path().to_owned();
         let preferred = starter(Mode::Ebpf, refusals, Arc::clone(&readings), Arc::clone(&forgotten), sights);
-        let stand_in = stand_in.map(|readings| -> StandIn {
-            let start = starter(Mode::Fallback, &[], readings, Arc::clone(&forgotten), None);
-            Arc::new(move |_| start())
-        });
+        let stand_in = stand_in.map(|readings| starter(Mode::Fallback, &[], readings, Arc::clone(&forgotten), None));
         let observer = Observer {
             captures: Captures { preferred, stand_in },
             observation: observation.clone(),

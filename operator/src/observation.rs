@@ -30,6 +30,8 @@ pub struct NodeObservation {
     pub attached_unix_ms: u64,
     /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock.
     pub last_report_unix_ms: u64,
+    /// When the last report came of a capture that runs, by the same clock.
+    pub last_capture_unix_ms: u64,
     /// Since when all of its reports ask for the rights of the fallback, because it cannot do here what it was started
     /// for, in milliseconds since 1970-01-01 UTC by the operator's
     /// clock; none where the last does not.
@@ -43,8 +45,8 @@ pub struct NodeObservation {
 }
 
 impl NodeObservation {
-    /// A new epoch's first report: what is known becomes part of `earlier`, and the time from the last report to the
-    /// new attach one in which nobody was looking. Nothing happens if the epoch is the one that is known.
+    /// A new epoch's first report: what is known becomes part of `earlier`, and the time from the last report of a capture to
+    /// the new attach one in which nobody was looking. Nothing happens if the epoch is the one that is known.
     pub fn begin_epoch(&mut self, epoch: &[u8], attached_unix_ms: u64) {
         if self.epoch == epoch {
             return;
@@ -53,7 +55,7 @@ impl NodeObservation {
             self.earlier.seen = self.total_seen();
             self.earlier.losses = self.total_losses();
             self.earlier.gaps += 1;
-            self.earlier.gap_ms += attached_unix_ms.saturating_sub(self.last_report_unix_ms);
+            self.earlier.gap_ms += attached_unix_ms.saturating_sub(self.last_capture_unix_ms);
         }
         self.epoch = epoch.to_vec();
         self.attached_unix_ms = attached_unix_ms;

@@ -106,7 +106,7 @@ fn observer(capture: &CaptureArguments, observation: &Shared, changed: &Arc<Noti
     Observer {
         captures: Captures {
             preferred: supervision::ebpf(settings),
-            stand_in: Some(supervision::stand_in(move || without.fallback_settings())),
+            stand_in: Some(supervision::fallback(move || without.fallback_settings())),
         },
         observation: observation.clone(),
         changed: Arc::clone(changed),

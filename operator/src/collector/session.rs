@@ -140,6 +140,9 @@ fn observe(node: &mut NodeObservation, report: &Report, now: SystemTime) {
     node.begin_epoch(&report.epoch.0, capture.attached_unix_ms);
     node.connected = true;
     node.last_report_unix_ms = now_ms;
+    if capture.mode != crds::Mode::Unsupported {
+        node.last_capture_unix_ms = now_ms;
+    }
     let Capture { mode, reason, message, attach, kernel, attached_unix_ms, losses, seen, asks_for_fallback } = capture;
     node.mode = Some(mode);
     node.reason = reason;

@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_time_without_an_agent_is_declared() {
         let mut node = reporting_node();
-        node.last_report_unix_ms = 10_000;
+        node.last_capture_unix_ms = 10_000;
         node.begin_epoch(&[1; 16], 12_500);
         node.seen = 50;
         let status = status(Some(&node), None, 1);

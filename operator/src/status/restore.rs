@@ -23,6 +23,7 @@ pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
         kernel: status.kernel.clone(),
         attached_unix_ms: 0,
         last_report_unix_ms: written_unix_ms(node_probe),
+        last_capture_unix_ms: written_unix_ms(node_probe),
         asks_for_fallback_since_unix_ms: None,
         losses: losses_of_epoch(status),
         seen: status.seen.saturating_sub(status.earlier.seen),
@@ -87,6 +88,7 @@ mod tests {
             mode: Some(Mode::Ebpf),
             seen: 40,
             last_report_unix_ms: 1_000_000,
+            last_capture_unix_ms: 1_000_000,
             ..NodeObservation::default()
         };
         node.begin_epoch(&[8; 16], 1_005_000);

@@ -12,7 +12,6 @@ use topology::flow::{FlowKey, Methods, Role};
 use super::{
     accounts::{Accounts, Evidence},
     conntrack_message::{Carried, Entry},
-    earlier::Earlier,
     proc_net::TcpCounts,
     socket::{Bytes, Dump, Endpoints, Socket, SocketId},
     tracks::{Name, Settling, Side, Track, Tracks},
@@ -132,11 +131,10 @@ pub(super) struct Connections {
     conntrack_at: Option<u32>,
     clock: u64,
     missed_by_gone: Missed,
-    earlier: Earlier,
 }
 
 impl Connections {
-    pub(super) fn new(most_flows: usize, earlier: Earlier) -> Self {
+    pub(super) fn new(most_flows: usize) -> Self {
         Self {
             spaces: HashMap::new(),
             tracks: Tracks::default(),
@@ -145,7 +143,6 @@ impl Connections {
             conntrack_at: None,
             clock: 0,
             missed_by_gone: Missed::default(),
-            earlier,
         }
     }
 
@@ -307,9 +304,8 @@ impl Connections {
         for (socket, cgroup) in new {
             let ends = socket.ends;
             if socket.state == state::SYN_SENT {
-                let cgroup = self.whose(look.netns, Role::Client, socket, *cgroup);
-                let tracked = self.tracks.note_attempt(look.netns, &ends, Some(cgroup));
-                let key = key(look.netns, cgroup, Role::Client, &ends);
+                let tracked = self.tracks.note_attempt(look.netns, &ends, Some(*cgroup));
+                let key = key(look.netns, *cgroup, Role::Client, &ends);
                 space.sockets.insert(ends, Known::new(socket, key, Phase::Attempt(1, tracked)));
                 continue;
             }
@@ -331,7 +327,7 @@ impl Connections {
                 space.sockets.insert(ends, known);
                 continue;
             }
-            let key = key(look.netns, self.whose(look.netns, role, socket, *cgroup), role, &ends);
+            let key = key(look.netns, *cgroup, role, &ends);
             let evidence = Evidence { methods, inferred, without_bytes: socket.bytes.is_none() };
             let bytes = socket.bytes.unwrap_or_default();
             let fits = if look.finds_old && claimed.is_none_or(|found| found.old) {
@@ -379,19 +375,10 @@ impl Connections {
         }
     }
 
-    /// The cgroup of a socket; where it does not tell, as it was known before, else as is common to all there.
-    fn whose(&mut self, netns: u32, role: Role, socket: &Socket, common: u64) -> u64 {
-        let known = socket.cgroup.or_else(|| self.earlier.whose(netns, role, &socket.ends));
-        known.unwrap_or(common)
-    }
-
     /// Which end a socket is, and whether that is a guess.
     fn role(&self, space: &Space, netns: u32, ends: &Endpoints, all_others_are_clients: bool) -> (Role, bool) {
         if space.listens(ends.local).is_some() {
             return (Role::Server, false);
-        }
-        if let Some(role) = self.earlier.role(netns, ends) {
-            return (role, false);
         }
         let there =
             if ends.remote.0.is_loopback() { Some(netns) } else { self.owners.get(&ends.remote.0).copied().flatten() };

@@ -14,7 +14,6 @@ use super::{
     connections::{Connections, Look},
     conntrack::names,
     conntrack_message::{Change, Direction, Entry, tcp_state},
-    earlier::Earlier,
     socket::{Bytes, Dump, Endpoint, Endpoints, Listener, Socket, SocketId},
 };
 
@@ -226,7 +225,7 @@ struct Observer {
 
 impl Observer {
     fn new() -> Self {
-        let mut connections = Connections::new(1000, Earlier::default());
+        let mut connections = Connections::new(1000);
         connections.meet(CLIENT.0, Some(CLIENT.1), vec![client_at(0).0]);
         connections.meet(SERVER.0, Some(SERVER.1), vec![BACKEND.0]);
         Self { kernel: Kernel::new(), connections, flows: HashMap::new() }

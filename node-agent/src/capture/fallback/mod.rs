@@ -37,7 +37,6 @@ mod connections;
 mod connections_model;
 mod conntrack;
 mod conntrack_message;
-mod earlier;
 mod holders;
 mod messages;
 mod netlink;
@@ -50,7 +49,7 @@ mod source;
 mod tracks;
 mod worker;
 
-use self::{abilities::Abilities, connections::Connections, earlier::Earlier, worker::Worker};
+use self::{abilities::Abilities, connections::Connections, worker::Worker};
 
 /// Passes that take longer than this miss connections that live for less.
 const LONGEST_PASS: Duration = Duration::from_secs(2);
@@ -70,9 +69,6 @@ pub struct FallbackSettings {
     pub interval: Duration,
     /// Flows that are counted at a time; more are counted as [`Losses`].
     pub max_flows: usize,
-    /// Flows that a capture before has known, with the number of their connections that are open: where a socket does not
-    /// tell whose it is, it goes on as theirs.
-    pub earlier: Vec<(FlowKey, u64)>,
 }
 
 impl Default for FallbackSettings {
@@ -84,7 +80,6 @@ impl Default for FallbackSettings {
             cpu_millicores: 50,
             interval: Duration::from_millis(1500),
             max_flows: 65_536,
-            earlier: Vec::new(),
         }
     }
 }
@@ -141,7 +136,7 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
         .map_err(|error| failed("making the descriptor that tells of new flows", &error))?;
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
-            connections: Connections::new(settings.max_flows, Earlier::new(&settings.earlier)),
+            connections: Connections::new(settings.max_flows),
             overflows: 0,
             unattributed: HashSet::new(),
             passes: 0,
@@ -190,6 +185,13 @@ impl FallbackCapture {
     pub fn passes(&self) -> Passes {
         let state = self.shared.lock();
         Passes { count: state.passes, last: state.last_pass, cost: state.cost, in_all: state.used }
+    }
+
+    /// Whether the kernel tells the cgroup of each socket.
+    #[must_use]
+    pub fn knows_cgroups(&self) -> bool {
+        let lacks = |feature| self.description.degradations.iter().any(|degradation| degradation.feature == feature);
+        !lacks(Feature::SockDiag) && !lacks(Feature::SocketCgroups)
     }
 
     /// How many connections of conntrack's are remembered.
