@@ -37,10 +37,13 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 /// A capture that fails to be read so many times in a row is started again. It misses nothing before.
 const READ_ATTEMPTS: u32 = 3;
 
-/// Between attempts to start a capture.
+/// Between attempts to start a capture that is refused.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// See [`RETRY_MIN`].
 const RETRY_MAX: Duration = Duration::from_mins(5);
+
+/// The same for a capture that has run and failed: it can be had, so that little is lost by trying soon.
+const RETRY_FAILED_MAX: Duration = Duration::from_secs(10);
 
 /// A capture that ran for this long is one that works: what ends it is new.
 const WORKED: Duration = Duration::from_mins(1);
@@ -77,13 +80,17 @@ enum Bridged {
 impl Observer {
     /// Observes until `closing` becomes true; then reads a last time and returns.
     pub async fn run(self, mut closing: watch::Receiver<bool>) {
-        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        let mut refusals = Backoff::new(RETRY_MIN, RETRY_MAX);
+        let mut failures = Backoff::new(RETRY_MIN, RETRY_FAILED_MAX);
+        let mut has_worked = false;
         let mut stand_in = None;
         while !*closing.borrow() {
             // A stand-in runs on meanwhile, but is not read: what it sees from here on, the better capture sees too.
-            let shortfall = match self.start(&self.captures.preferred).await {
+            let (shortfall, delay) = match self.start(&self.captures.preferred).await {
                 Ok(mut capture) => {
                     drop(stand_in.take());
+                    has_worked = true;
+                    refusals.reset();
                     let began = Instant::now();
                     let ended = match self.enter(capture.as_ref(), None) {
                         Ok(()) => self.observe(capture.as_mut(), None, &mut closing).await,
@@ -91,22 +98,22 @@ impl Observer {
                     };
                     let Ended::Failed(error) = ended else { return };
                     if began.elapsed() >= WORKED {
-                        backoff.reset();
+                        failures.reset();
                     }
                     tracing::error!(%error, "the capture failed and is started again");
-                    Shortfall {
-                        reason: "CaptureFailed",
-                        message: format!("the capture failed and is started again: {error}"),
-                        asks_for_fallback: false,
-                    }
+                    let message = format!("the capture failed and is started again: {error}");
+                    let shortfall = Shortfall { reason: "CaptureFailed", message, asks_for_fallback: false };
+                    (shortfall, failures.next_delay())
                 }
                 Err(refused) => {
                     tracing::warn!(reason = refused.reason, "{}", refused.message);
-                    let asks_for_fallback = self.captures.stand_in.is_some();
-                    Shortfall { reason: refused.reason, message: refused.message, asks_for_fallback }
+                    // What has worked here will work again.
+                    let asks_for_fallback = self.captures.stand_in.is_some() && !has_worked;
+                    let shortfall = Shortfall { reason: refused.reason, message: refused.message, asks_for_fallback };
+                    (shortfall, refusals.next_delay())
                 }
             };
-            let until = Instant::now() + backoff.next_delay();
+            let until = Instant::now() + delay;
             if self.bridge(&mut stand_in, &shortfall, until, &mut closing).await == Bridged::Asked {
                 return;
             }

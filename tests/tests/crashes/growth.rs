@@ -16,6 +16,22 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// The action's, and where the objects cannot be read.
 pub async fn never_backwards<T>(fleet: &Fleet, action: impl Future<Output = Result<T>>) -> Result<T> {
+    never_less(fleet, action, at_most).await
+}
+
+/// The same of connections alone: a stand-in may know neither their bytes nor their container.
+///
+/// # Errors
+/// See [`never_backwards`].
+pub async fn connections_never_backwards<T>(fleet: &Fleet, action: impl Future<Output = Result<T>>) -> Result<T> {
+    never_less(fleet, action, |before, now| before.opened <= now.opened && before.failed <= now.failed).await
+}
+
+async fn never_less<T>(
+    fleet: &Fleet,
+    action: impl Future<Output = Result<T>>,
+    at_most: fn(&EdgeCounts, &EdgeCounts) -> bool,
+) -> Result<T> {
     let mut action = pin!(action);
     let mut before = observed::edges(&fleet.namespace).await?;
     loop {
@@ -25,7 +41,7 @@ pub async fn never_backwards<T>(fleet: &Fleet, action: impl Future<Output = Resu
         };
         let now = observed::edges(&fleet.namespace).await?;
         for (before, now) in [(&before.0, &now.0), (&before.1, &now.1)] {
-            let lost = what_went_back(before, now);
+            let lost = what_went_back(before, now, at_most);
             assert!(lost.is_empty(), "{}", lost.join("\n"));
         }
         if let Some(done) = done {
@@ -35,7 +51,7 @@ pub async fn never_backwards<T>(fleet: &Fleet, action: impl Future<Output = Resu
     }
 }
 
-fn what_went_back(before: &Edges, now: &Edges) -> Vec<String> {
+fn what_went_back(before: &Edges, now: &Edges, at_most: fn(&EdgeCounts, &EdgeCounts) -> bool) -> Vec<String> {
     let back = before.iter().filter_map(|(name, before)| {
         let Some(now) = now.get(name) else { return Some(format!("{name:?} has vanished with {before:?}")) };
         (!at_most(before, now)).then(|| format!("{name:?}: first {before:?}\n    then {now:?}"))

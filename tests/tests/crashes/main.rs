@@ -15,7 +15,7 @@ use scopeprobe_tests::{
 };
 
 use self::{
-    growth::{Moment, at_most, never_backwards},
+    growth::{Moment, at_most, connections_never_backwards, never_backwards},
     load::Load,
 };
 
@@ -190,7 +190,7 @@ async fn a_capture_that_is_killed_again_and_again_comes_back_each_time_and_what_
         assert_eq!(status.coverage, "100%", "a capture that was not read for a time has missed nothing: {status:?}");
     }
     let mut epoch = node_probe(&cluster, VICTIM).await?.epoch;
-    never_backwards(&fleet, async {
+    connections_never_backwards(&fleet, async {
         for round in 0..KILLS {
             if round % 4 == 3 {
                 cluster.break_capture(VICTIM, Sabotage::RefuseNext).await?;
