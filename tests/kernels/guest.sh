@@ -2,17 +2,20 @@
 # One guest: made of a kernel, the modules that the tests need, and the programs to run; it runs them and switches off.
 
 # conntrack and what it needs to be asked about; sock_diag; what tests make networks of.
-GUEST_MODULES="nf_conntrack nf_conntrack_netlink nf_tables nft_ct nft_chain_nat inet_diag tcp_diag udp_diag veth bridge dummy"
+GUEST_MODULES="nf_conntrack nf_conntrack_netlink nf_tables nft_ct nft_chain_nat nft_nat nft_masq nft_counter nft_fib_inet inet_diag tcp_diag udp_diag veth bridge dummy"
 
 # make_base: the archive that all guests share
 make_base() {
-  local root
+  local root program
   root=$(mktemp -d -p "$WORK")
   install_busybox "$root"
-  # busybox has one that cannot limit the bounding set, and no `unshare` with long options.
-  rm "$root"/bin/{setpriv,unshare}
-  install_program "$(command -v setpriv)" /bin/setpriv "$root"
-  install_program "$(command -v unshare)" /bin/unshare "$root"
+  # busybox's know fewer options, and what starts others there takes busybox's own, whatever the path.
+  for program in ip nft nsenter setpriv sysctl unshare; do
+    rm -f "$root/bin/$program"
+    install_program "$(command -v "$program")" "/bin/$program" "$root"
+  done
+  rm "$root/bin/sh"
+  install_program /bin/dash /bin/sh "$root"
   install -m 755 "$KERNEL_SCRIPTS/guest-init" "$root/init"
   mknod "$root/dev/console" c 5 1
   pack "$root" > "$WORK/base.cpio"
