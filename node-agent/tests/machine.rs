@@ -74,9 +74,19 @@ impl Node {
     }
 
     fn agent(&self, command: &str) -> Command {
+        self.agent_of(&self.root, command)
+    }
+
+    /// Of another root of cgroups.
+    #[expect(clippy::unused_self, reason = "it runs where this node is")]
+    fn agent_of(&self, root: &Path, command: &str) -> Command {
         let mut agent = Command::new(AGENT);
-        agent.arg(command).arg("--skip-self-test").arg("--cgroup-root").arg(&self.root);
+        agent.arg(command).arg("--skip-self-test").arg("--cgroup-root").arg(root);
         agent
+    }
+
+    fn root(&self) -> &Path {
+        &self.root
     }
 }
 
@@ -195,7 +205,13 @@ fn check_tells_what_this_machine_can_do() {
     let output = node.agent("check").args(["--btf", "/no/such/file"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
-    assert!(text.ends_with("mode: Unsupported (BtfMissing)\n"), "{text}");
+    assert!(text.ends_with("mode: Fallback (BtfMissing)\n"), "{text}");
+    assert!(text.contains("Fallback: cgroups"), "{text}");
+
+    let output = node.agent_of(Path::new("/proc"), "check").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.ends_with("mode: Unsupported (CgroupV2Missing)\n"), "{text}");
 }
 
 #[test]
@@ -226,10 +242,19 @@ fn check_tells_of_each_way_to_attach_and_can_be_told_which() {
 #[test]
 fn watch_refuses_in_plain_words() {
     let Some(node) = Node::new("refuse") else { return };
-    let output = node.agent("watch").args(["--once", "--btf", "/no/such/file"]).output().unwrap();
+    let output = node.agent_of(Path::new("/proc"), "watch").arg("--once").output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{error}");
-    assert!(error.contains("BtfMissing") && error.contains("/no/such/file"), "{error}");
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(error.contains("CgroupV2Missing") && error.contains("/proc"), "{error}");
+}
+
+#[test]
+fn watch_says_why_it_does_without_ebpf() {
+    let Some(node) = Node::new("without") else { return };
+    let output = node.agent("watch").args(["--once", "--btf", "/no/such/file"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("Fallback by") && text.contains("/no/such/file"), "{text}");
 }
 
 #[test]
@@ -404,15 +429,22 @@ fn run_reports_exactly_and_ends_in_order() {
 fn run_goes_on_where_nothing_can_be_captured() {
     let Some(node) = Node::new("unsupported") else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    for (arguments, reason) in [(["--btf", "/no/such/file"], "BtfMissing"), (["--mode", "fallback"], "NotImplemented")]
-    {
+    let nowhere = Path::new("/proc");
+    let none = wire::Mode::Unspecified;
+    for (root, arguments, mode, reason, asks_for) in [
+        (nowhere, vec![], Some(wire::Mode::Unsupported), "CgroupV2Missing", wire::Mode::Fallback),
+        // What it does meanwhile depends on its rights.
+        (node.root(), vec!["--btf", "/no/such/file"], None, "BtfMissing", wire::Mode::Fallback),
+        (node.root(), vec!["--mode", "fallback"], Some(wire::Mode::Fallback), "Supported", none),
+        (nowhere, vec!["--mode", "fallback"], Some(wire::Mode::Unsupported), "CgroupV2Missing", none),
+    ] {
         let (address, mut received) = runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             (address, operator::serve(listener, &[]).0)
         });
         let agent = Running(
-            node.agent("run")
+            node.agent_of(root, "run")
                 .args(["--node-name", "node-1", "--insecure-plaintext", "--http-listen", "127.0.0.1:0"])
                 .args(["--operator", &format!("http://{address}")])
                 .args(arguments)
@@ -421,7 +453,8 @@ fn run_goes_on_where_nothing_can_be_captured() {
         );
         let first = runtime.block_on(async { tokio::time::timeout(GENEROUS, received.recv()).await }).unwrap();
         let capture = first.unwrap().1.capture.unwrap();
-        assert_eq!((capture.mode(), capture.reason.as_str()), (wire::Mode::Unsupported, reason));
+        assert_eq!((capture.reason.as_str(), capture.asks_for()), (reason, asks_for), "{capture:?}");
+        assert!(mode.is_none_or(|mode| capture.mode() == mode), "{capture:?}");
         assert!(!capture.message.is_empty());
         assert!(agent.end(Signal::SIGTERM).success());
     }

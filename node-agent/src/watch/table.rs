@@ -56,7 +56,7 @@ fn notes(view: &View) -> Vec<String> {
     let mut notes: Vec<_> =
         counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
     // What follows the first word are the things that don't work here.
-    notes.extend(view.message.split("; ").skip(1).map(str::to_owned));
+    notes.extend(view.message.split("; ").filter(|part| !part.ends_with("capturing")).map(str::to_owned));
     notes
 }
 
