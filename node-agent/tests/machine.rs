@@ -430,13 +430,13 @@ fn run_goes_on_where_nothing_can_be_captured() {
     let Some(node) = Node::new("unsupported") else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let nowhere = Path::new("/proc");
-    let none = wire::Mode::Unspecified;
+    let nothing = wire::Mode::Unspecified;
     for (root, arguments, mode, reason, asks_for) in [
         (nowhere, vec![], Some(wire::Mode::Unsupported), "CgroupV2Missing", wire::Mode::Fallback),
         // What it does meanwhile depends on its rights.
         (node.root(), vec!["--btf", "/no/such/file"], None, "BtfMissing", wire::Mode::Fallback),
-        (node.root(), vec!["--mode", "fallback"], Some(wire::Mode::Fallback), "Supported", none),
-        (nowhere, vec!["--mode", "fallback"], Some(wire::Mode::Unsupported), "CgroupV2Missing", none),
+        (node.root(), vec!["--mode", "fallback"], Some(wire::Mode::Fallback), "Supported", nothing),
+        (nowhere, vec!["--mode", "fallback"], Some(wire::Mode::Unsupported), "CgroupV2Missing", nothing),
     ] {
         let (address, mut received) = runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -185,7 +185,7 @@ async fn assert_check_says_so(cluster: &Cluster) -> Result<()> {
     match pod::exec(&cluster.client, chart::NAMESPACE, WITHOUT_BTF, "agent", &command).await {
         Err(Error::Program { status, output, .. }) => {
             assert!(status.contains("exit code 3"), "{status}\n{output}");
-            assert_eq!(output.lines().last(), Some("mode: Unsupported (BtfMissing)"), "{output}");
+            assert_eq!(output.lines().last(), Some("mode: Fallback (BtfMissing)"), "{output}");
             assert!(output.lines().any(|line| line.starts_with("missing") && line.contains(NO_BTF)), "{output}");
             Ok(())
         }
