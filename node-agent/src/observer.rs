@@ -141,7 +141,7 @@ impl Observer {
                 Ended::Failed(error) => {
                     tracing::error!(%error, "the stand-in failed");
                     *stand_in = None;
-                    self.stop(shortfall.reason, format!("{}; the fallback failed: {error}", shortfall.message));
+                    self.stop(shortfall, &format!("; the fallback failed: {error}"));
                 }
             }
         }
@@ -163,14 +163,17 @@ impl Observer {
             },
         };
         let also = refused.map(|refused| format!("; and without eBPF: {refused}")).unwrap_or_default();
-        self.stop(shortfall.reason, format!("{}{also}", shortfall.message));
-        self.observation.lock().capture.asks_for_fallback = shortfall.asks_for_fallback;
+        self.stop(shortfall, &also);
         None
     }
 
-    fn stop(&self, reason: &str, message: String) {
-        tracing::warn!(reason, "nothing is captured: {message}");
-        self.observation.lock().stop(reason, message);
+    fn stop(&self, shortfall: &Shortfall, also: &str) {
+        let message = format!("{}{also}", shortfall.message);
+        tracing::warn!(reason = shortfall.reason, "nothing is captured: {message}");
+        let mut observation = self.observation.lock();
+        observation.stop(shortfall.reason, message);
+        observation.capture.asks_for_fallback = shortfall.asks_for_fallback;
+        drop(observation);
         self.changed.notify_one();
     }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Node, Process, key, node_or_skip, obey, run_with_capabilities};
+use lab::{Node, Process, key, node_or_skip, obey, run_with_capabilities, take_in};
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
 use topology::flow::{FlowCounters, FlowKey, Methods, Role};
 
@@ -46,18 +46,7 @@ impl Watched {
 
     fn read(&mut self) {
         let reading = self.capture.read().unwrap();
-        for (key, now) in reading.flows {
-            let before = self.flows.insert(key, now).unwrap_or_default();
-            let grows = |field: fn(&FlowCounters) -> u64| assert!(field(&before) <= field(&now), "{before:?} {now:?}");
-            grows(|counters| counters.opened);
-            grows(|counters| counters.closed);
-            grows(|counters| counters.failed);
-            grows(|counters| counters.preexisting);
-            grows(|counters| counters.bytes_sent);
-            grows(|counters| counters.bytes_received);
-            grows(|counters| counters.inferred);
-            grows(|counters| counters.without_bytes);
-        }
+        take_in(&mut self.flows, reading.flows);
         (self.losses, self.seen) = (reading.losses, reading.seen);
     }
 

@@ -495,6 +495,22 @@ fn storm(
     });
 }
 
+/// Adds what a capture has said to what it had said before; nothing may go backwards.
+pub fn take_in(flows: &mut BTreeMap<FlowKey, FlowCounters>, news: Vec<(FlowKey, FlowCounters)>) {
+    for (key, now) in news {
+        let before = flows.insert(key, now).unwrap_or_default();
+        let grows = |field: fn(&FlowCounters) -> u64| assert!(field(&before) <= field(&now), "{before:?} {now:?}");
+        grows(|counters| counters.opened);
+        grows(|counters| counters.closed);
+        grows(|counters| counters.failed);
+        grows(|counters| counters.preexisting);
+        grows(|counters| counters.bytes_sent);
+        grows(|counters| counters.bytes_received);
+        grows(|counters| counters.inferred);
+        grows(|counters| counters.without_bytes);
+    }
+}
+
 /// A capture, and all that it has said so far.
 pub struct Watched {
     pub capture: EbpfCapture,
@@ -523,16 +539,7 @@ impl Watched {
     /// Reads once; nothing may go backwards.
     pub fn read(&mut self) {
         let reading = self.capture.read().unwrap();
-        for (key, now) in reading.flows {
-            let before = self.flows.insert(key, now).unwrap_or_default();
-            let grows = |field: fn(&FlowCounters) -> u64| assert!(field(&before) <= field(&now), "{before:?} {now:?}");
-            grows(|counters| counters.opened);
-            grows(|counters| counters.closed);
-            grows(|counters| counters.failed);
-            grows(|counters| counters.preexisting);
-            grows(|counters| counters.bytes_sent);
-            grows(|counters| counters.bytes_received);
-        }
+        take_in(&mut self.flows, reading.flows);
         (self.losses, self.seen) = (reading.losses, reading.seen);
     }
 
