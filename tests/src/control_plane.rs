@@ -15,7 +15,7 @@ use kube::{
 };
 use tempfile::TempDir;
 
-use crate::{Error, Result, eventually, place};
+use crate::{Error, Result, eventually, manifest, place};
 
 /// A control plane of one test's own; ends when dropped.
 pub struct ControlPlane {
@@ -39,6 +39,20 @@ impl Drop for Program {
 }
 
 impl ControlPlane {
+    /// Makes our kinds known, as the chart does. The API server needs a moment until it serves them.
+    ///
+    /// # Errors
+    /// Where the manifests cannot be read or are refused.
+    pub async fn install_kinds(&self) -> Result<()> {
+        let folder = place::repository().join("charts/scopeprobe/files/crds");
+        for file in fs::read_dir(&folder).map_err(Error::io("list the CRDs"))? {
+            let path = file.map_err(Error::io("list the CRDs"))?.path();
+            let yaml = fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))?;
+            manifest::apply(&self.client, "", &yaml).await?;
+        }
+        Ok(())
+    }
+
     /// Starts the programs of `KUBEBUILDER_ASSETS` (etcd and kube-apiserver), or those of the test cluster.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! The operator's publisher against a real API server, with flows that the test makes up.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, SystemTime},
 };
@@ -21,7 +20,7 @@ use operator::{
     publisher::{self, Inputs},
     watches::{self, Names},
 };
-use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
+use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest};
 use tokio::{sync::watch, task::JoinSet};
 use topology::{
     entity::CgroupOwner,
@@ -46,12 +45,7 @@ impl Lab {
     pub async fn new() -> Result<Self> {
         let control_plane = ControlPlane::start().await?;
         let client = &control_plane.client;
-        let crds = place::repository().join("charts/scopeprobe/files/crds");
-        for file in fs::read_dir(&crds).map_err(Error::io("list the CRDs"))? {
-            let path = file.map_err(Error::io("list the CRDs"))?.path();
-            let yaml = fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))?;
-            manifest::apply(client, "", &yaml).await?;
-        }
+        control_plane.install_kinds().await?;
         let topologies: Api<Topology> = Api::all(client.clone());
         eventually("the API server to know Topologies", async || {
             topologies.list(&ListParams::default()).await.map_err(|error| error.to_string())

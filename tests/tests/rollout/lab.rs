@@ -1,7 +1,7 @@
 //! A control plane with the fleet's Node objects, and an operator that runs in the test's own process. There are no
 //! kubelets: what agents would report is made up.
 
-use std::{collections::BTreeMap, fs, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use crds::{MODE_LABEL, Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -55,12 +55,7 @@ impl Lab {
     pub async fn new() -> Result<Self> {
         let control_plane = ControlPlane::start().await?;
         let client = &control_plane.client;
-        let crds = place::repository().join("charts/scopeprobe/files/crds");
-        for file in fs::read_dir(&crds).map_err(Error::io("list the CRDs"))? {
-            let path = file.map_err(Error::io("list the CRDs"))?.path();
-            let yaml = fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))?;
-            manifest::apply(client, "", &yaml).await?;
-        }
+        control_plane.install_kinds().await?;
         let probes: Api<ScopeProbe> = Api::all(client.clone());
         let node_probes: Api<NodeProbe> = Api::all(client.clone());
         eventually("the API server to know the kinds", async || {
