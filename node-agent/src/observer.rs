@@ -92,9 +92,9 @@ impl Observer {
                     has_worked = true;
                     refusals.reset();
                     let began = Instant::now();
-                    let ended = match self.enter(capture.as_ref(), None) {
+                    let ended = match self.enter(capture.as_mut(), None) {
                         Ok(()) => self.observe(capture.as_mut(), None, &mut closing).await,
-                        Err(refused) => Ended::Failed(refused.into()),
+                        Err(error) => Ended::Failed(error),
                     };
                     let Ended::Failed(error) = ended else { return };
                     if began.elapsed() >= WORKED {
@@ -155,10 +155,10 @@ impl Observer {
         let refused = match &self.captures.stand_in {
             None => None,
             Some(starter) => match self.start(starter).await {
-                Err(refused) => Some(refused),
-                Ok(capture) => match self.enter(capture.as_ref(), Some(shortfall)) {
+                Err(refused) => Some(refused.to_string()),
+                Ok(mut capture) => match self.enter(capture.as_mut(), Some(shortfall)) {
                     Ok(()) => return Some(capture),
-                    Err(refused) => Some(refused),
+                    Err(error) => Some(error.to_string()),
                 },
             },
         };
@@ -186,13 +186,15 @@ impl Observer {
         })
     }
 
-    /// A capture has begun, and with it an epoch.
-    fn enter(&self, capture: &dyn Capture, shortfall: Option<&Shortfall>) -> Result<(), Refused> {
+    /// A capture has begun, and with it an epoch, which nobody sees before it has all that is open: what a snapshot lacks
+    /// has ended.
+    fn enter(&self, capture: &mut dyn Capture, shortfall: Option<&Shortfall>) -> Result<(), CaptureError> {
         let epoch = new_epoch().map_err(|error| Refused {
             reason: "LoadFailed",
             message: format!("can't draw random bytes for the epoch: {error}"),
         })?;
         let attribution = if self.observation.lock().attribution.is_some() { None } else { Some(self.attribution()?) };
+        let reading = capture.read()?;
         let mut observation = self.observation.lock();
         if let Some(attribution) = attribution {
             observation.attribution = Some(attribution);
@@ -202,6 +204,7 @@ impl Observer {
         if let Some(shortfall) = shortfall {
             observation.fall_short(description, shortfall);
         }
+        observation.absorb(reading, std::time::Instant::now());
         observation.node_addresses = node_addresses::read(Path::new(PROC));
         drop(observation);
         self.changed.notify_one();
@@ -230,7 +233,7 @@ impl Observer {
         let first_sights = Readiness::of(capture.first_sights());
         let births = Readiness::of(self.observation.lock().attribution.as_ref().and_then(Attribution::births));
         let mut failures = 0;
-        let mut read_at = Instant::now();
+        let mut read_at = Instant::now() + self.interval;
         let mut sighted = false;
         let mut expire_at = read_at + EXPIRE_INTERVAL;
         loop {

@@ -277,3 +277,71 @@ async fn a_capture_that_fails_has_a_stand_in_that_asks_for_nothing() {
     stand_in.lock().unwrap().extend([Err("once"), Err("twice"), Err("too")]);
     lab.until("the better one", |observation| observation.capture.mode == Some(Mode::Ebpf)).await;
 }
+
+/// Notes whether its epoch had begun when it was first read.
+struct Noting {
+    inner: Box<dyn Capture>,
+    observation: Shared,
+    begun_at_first_read: Arc<Mutex<Vec<bool>>>,
+    read: bool,
+}
+
+impl Capture for Noting {
+    fn description(&self) -> &Description {
+        self.inner.description()
+    }
+
+    fn read(&mut self) -> Result<Reading, CaptureError> {
+        if !std::mem::replace(&mut self.read, true) {
+            let mode = self.observation.lock().capture.mode;
+            self.begun_at_first_read.lock().unwrap().push(mode.is_some());
+        }
+        self.inner.read()
+    }
+
+    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.first_sights()
+    }
+
+    fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {
+        self.inner.forget(keys)
+    }
+}
+
+/// Else a snapshot of nothing would end what is open, and a second start in a row would count it again.
+#[tokio::test]
+async fn an_epoch_begins_with_what_is_open() {
+    let (observation, begun) = {
+        let bounds = Bounds { flows: 16, retention: Duration::from_hours(1) };
+        let observation = Shared::new(Observation::new(Epoch::default(), bounds, "6.12".into()));
+        (observation, Arc::<Mutex<Vec<bool>>>::default())
+    };
+    let readings = Readings::default();
+    let scripted = starter(Mode::Ebpf, &[], Arc::clone(&readings), Arc::default(), None);
+    let (shared, noted) = (observation.clone(), Arc::clone(&begun));
+    let preferred: Starter = Arc::new(move || {
+        let (inner, observation) = (scripted()?, shared.clone());
+        Ok(Box::new(Noting { inner, observation, begun_at_first_read: Arc::clone(&noted), read: false }))
+    });
+    let (root, (closing, closes)) = (tempfile::tempdir().unwrap(), watch::channel(false));
+    let directory = root.path().to_owned();
+    let observer = Observer {
+        captures: Captures { preferred, stand_in: None },
+        observation: observation.clone(),
+        changed: Arc::new(Notify::new()),
+        interval: Duration::from_millis(10),
+        cgroup_root: Box::new(move || Ok(directory.clone())),
+    };
+    // Fails at its first read; the next one does not, and fails later.
+    readings.lock().unwrap().extend([Err("at once"), Ok(Reading::default()), Err("1"), Err("2"), Err("3")]);
+    let observer = tokio::spawn(observer.run(closes));
+    let three = async {
+        while begun.lock().unwrap().len() < 3 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(GENEROUS, three).await.expect("three starts");
+    assert_eq!(*begun.lock().unwrap(), [false; 3]);
+    closing.send_replace(true);
+    timeout(GENEROUS, observer).await.expect("an end").unwrap();
+}

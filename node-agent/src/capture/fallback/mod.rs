@@ -14,6 +14,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
     time::{Duration, SystemTime},
@@ -122,7 +123,8 @@ pub struct Passes {
     pub in_all: Duration,
 }
 
-/// Begins to look.
+/// Begins to look, and returns when everything has been looked at once: on a node with many processes that takes many
+/// seconds, within the budget.
 ///
 /// # Errors
 /// Where the processes of the node or its cgroups cannot be read.
@@ -155,11 +157,16 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
         degradations: abilities.degradations(),
     };
     let (settings, for_thread) = (settings.clone(), Arc::clone(&shared));
+    let (first_pass, has_looked) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()
         .name("fallback".into())
         // Made in the thread: the budget is of its CPU.
-        .spawn(move || Worker::new(settings, for_thread, abilities.cgroups, abilities.conntrack).run())
+        .spawn(move || Worker::new(settings, for_thread, abilities.cgroups, abilities.conntrack, first_pass).run())
         .map_err(|error| failed("starting the thread that looks", &error))?;
+    // Without a word, it has ended.
+    if has_looked.recv().is_err() {
+        return Err(failed("looking for the first time", &why_it_ended(thread)));
+    }
     Ok(FallbackCapture { description, shared, thread: Some(thread) })
 }
 
@@ -203,12 +210,7 @@ impl FallbackCapture {
     /// The thread's end, if it has ended although nobody asked for it.
     fn failure(&mut self) -> Option<CaptureError> {
         let thread = self.thread.take_if(|thread| thread.is_finished())?;
-        let source = match thread.join() {
-            Ok(Ok(())) => io::Error::other("it ended"),
-            Ok(Err(error)) => error,
-            Err(_) => io::Error::other("it panicked"),
-        };
-        Some(failure(source))
+        Some(why_it_ended(thread))
     }
 
     fn describe_passes(&mut self, last: Duration, cost: Duration, unattributed: usize) {
@@ -236,6 +238,14 @@ impl FallbackCapture {
             });
         }
     }
+}
+
+fn why_it_ended(thread: JoinHandle<io::Result<()>>) -> CaptureError {
+    failure(match thread.join() {
+        Ok(Ok(())) => io::Error::other("it ended"),
+        Ok(Err(error)) => error,
+        Err(_) => io::Error::other("it panicked"),
+    })
 }
 
 fn failure(source: io::Error) -> CaptureError {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, atomic::Ordering, mpsc::SyncSender},
     thread,
     time::{Duration, Instant},
 };
@@ -45,6 +45,8 @@ pub(super) struct Worker {
     buffer: Buffer,
     pace: Pace,
     passes: u64,
+    /// To be told after the first pass.
+    first_pass: Option<SyncSender<()>>,
 }
 
 impl Worker {
@@ -53,6 +55,7 @@ impl Worker {
         shared: Arc<Shared>,
         cgroups: Cgroups,
         conntrack: Option<Conntrack>,
+        first_pass: SyncSender<()>,
     ) -> Self {
         Self {
             processes: Processes::new(&settings.proc),
@@ -63,6 +66,7 @@ impl Worker {
             buffer: Buffer::new(),
             pace: Pace::new(settings.cpu_millicores),
             passes: 0,
+            first_pass: Some(first_pass),
             settings,
             shared,
         }
@@ -78,6 +82,10 @@ impl Worker {
             let (began, used) = (Instant::now(), self.pace.used());
             self.pass()?;
             self.passes += 1;
+            if let Some(first_pass) = self.first_pass.take() {
+                // Nobody waits where the starter has given up.
+                let _ = first_pass.send(());
+            }
             let cost = self.pace.used().saturating_sub(used);
             self.rest(began + self.settings.interval)?;
             self.shared.lock().passed(began.elapsed(), cost, self.pace.used());
