@@ -192,6 +192,10 @@ impl Before {
             let Some(published) = missing.remove(&edge.key) else { continue };
             let now = Counts::of(edge);
             let (mut earlier, mut least) = (published.earlier.clone(), Counts::of(&published.edge));
+            if self.settled {
+                // What was not known of open connections comes with their end.
+                least.counters.without_bytes = 0;
+            }
             if !recent {
                 // Pods that are long gone.
                 (earlier, least) = (earlier.of_endpoints_in(&now), least.of_endpoints_in(&now));

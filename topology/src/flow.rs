@@ -135,6 +135,10 @@ pub struct FlowCounters {
     /// Of `opened` + `preexisting`, those whose payload is not, or not fully, known: bytes are a lower bound.
     #[serde(default)]
     pub without_bytes: u64,
+    /// Of the connections that are open, those whose payload will be known when they end, and not before; not in
+    /// `without_bytes`.
+    #[serde(default)]
+    pub open_without_bytes: u64,
 }
 
 impl FlowCounters {
@@ -146,8 +150,8 @@ impl FlowCounters {
 
     /// Takes in another report of the same flow, epoch and run, which may be older, newer or the same.
     ///
-    /// Counters only grow within an epoch, so the greater value of each is the newer one. The bytes of open
-    /// connections shrink when connections close: of those the report that has seen more is taken.
+    /// Counters only grow within an epoch, so the greater value of each is the newer one. What is said of open
+    /// connections shrinks when connections close: of that the report that has seen more is taken.
     pub fn merge(&mut self, other: &Self) {
         let newer = if other.progress() >= self.progress() { *other } else { *self };
         *self = Self {
@@ -165,6 +169,7 @@ impl FlowCounters {
             methods: self.methods.union(other.methods),
             inferred: self.inferred.max(other.inferred),
             without_bytes: self.without_bytes.max(other.without_bytes),
+            open_without_bytes: newer.open_without_bytes,
         };
     }
 
@@ -189,6 +194,7 @@ impl FlowCounters {
             methods: self.methods.union(later.methods),
             inferred: self.inferred.saturating_add(later.inferred),
             without_bytes: self.without_bytes.saturating_add(later.without_bytes),
+            open_without_bytes: later.open_without_bytes,
         }
     }
 

@@ -136,9 +136,10 @@ impl Account {
             inferred: base.totals.inferred.saturating_add(current.inferred),
             without_bytes: {
                 // Bytes count from a connection's beginning: who sees it whole now knows what was not known then.
-                let seen_whole = current.preexisting.saturating_sub(current.without_bytes);
+                let unknown = current.without_bytes.saturating_add(current.open_without_bytes);
+                let seen_whole = current.preexisting.saturating_sub(unknown);
                 let left = base.totals.without_bytes - seen_whole.min(base.open_without_bytes);
-                left.saturating_add(current.without_bytes)
+                left.saturating_add(unknown)
             },
         }
         .bounded()
@@ -170,7 +171,7 @@ impl Account {
             (true, _) => (0, 0),
             // An epoch that did not know the bytes of what is open leaves what was known before: less may be told apart
             // later, never more.
-            (false, true) if self.current.without_bytes > 0 => (
+            (false, true) if self.current.without_bytes + self.current.open_without_bytes > 0 => (
                 self.current.open_bytes_sent.max(self.base.open_bytes_sent),
                 self.current.open_bytes_received.max(self.base.open_bytes_received),
             ),

@@ -328,3 +328,23 @@ fn a_node_that_is_gone_has_no_open_connections() {
     ledger.retire(at(100), Duration::from_secs(10));
     assert_eq!(ledger.flows().count(), 0);
 }
+
+#[test]
+fn bytes_that_come_with_the_end_are_missing_until_then() {
+    let mut ledger = Ledger::new();
+    let apply = |ledger: &mut Ledger, epoch, counters| {
+        ledger.apply(NODE, Epoch([epoch; 16]), key(1), &counters, at(0)).unwrap();
+        let totals = totals(ledger);
+        (totals.opened, totals.bytes_sent, totals.without_bytes)
+    };
+    let open = |opened| FlowCounters { opened, open_without_bytes: opened, ..FlowCounters::default() };
+    assert_eq!(apply(&mut ledger, 1, open(2)), (2, 0, 2));
+    let one_ended =
+        FlowCounters { opened: 2, closed: 1, bytes_sent: 30, open_without_bytes: 1, ..FlowCounters::default() };
+    assert_eq!(apply(&mut ledger, 1, one_ended), (2, 30, 1));
+    // The next agent knows nothing of the one that is left: it stays unknown, whatever comes.
+    assert_eq!(apply(&mut ledger, 2, open(1)), (3, 30, 2));
+    // On another kernel, connections from before are known with their bytes.
+    let whole = FlowCounters { preexisting: 1, bytes_sent: 50, preexisting_bytes_sent: 50, ..FlowCounters::default() };
+    assert_eq!(apply(&mut ledger, 3, whole), (3, 80, 1));
+}

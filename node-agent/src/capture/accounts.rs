@@ -47,7 +47,7 @@ struct Account {
 }
 
 impl Account {
-    fn counters(&self) -> flow::FlowCounters {
+    fn counters(&self, bytes: BytesOfOpen) -> flow::FlowCounters {
         let open = self.bytes.minus(self.closed_bytes);
         flow::FlowCounters {
             run: 0,
@@ -63,6 +63,10 @@ impl Account {
             open_bytes_received: open.received,
             methods: flow::Methods::EBPF,
             without_bytes: self.without_bytes,
+            open_without_bytes: match bytes {
+                BytesOfOpen::AreLookedUp => 0,
+                BytesOfOpen::ComeAtTheEnd => (self.opened + self.preexisting).saturating_sub(self.closed),
+            },
             ..flow::FlowCounters::default()
         }
     }
@@ -76,9 +80,17 @@ impl Account {
     }
 }
 
+/// Whether somebody looks at what connections transfer while they are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BytesOfOpen {
+    AreLookedUp,
+    ComeAtTheEnd,
+}
+
 /// All flows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Accounts {
+    bytes_of_open: BytesOfOpen,
     flows: HashMap<FlowKey, Account>,
     changed: HashSet<FlowKey>,
     seen: u64,
@@ -86,6 +98,11 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
+    /// Without any flow.
+    pub(super) fn new(bytes_of_open: BytesOfOpen) -> Self {
+        Self { bytes_of_open, flows: HashMap::new(), changed: HashSet::new(), seen: 0, closes_unseen: 0 }
+    }
+
     /// Adds what a flow's slot has counted since it was read last.
     pub(super) fn add(&mut self, key: FlowKey, since: &FlowStats, nothing_lost: bool) {
         let account = self.touch(key);
@@ -146,7 +163,9 @@ impl Accounts {
 
     /// Whether the flow has nothing open and nothing that was not reported yet.
     pub(super) fn is_at_rest(&self, key: &FlowKey) -> bool {
-        self.flows.get(key).is_none_or(|account| !account.has_open() && account.counters() == account.reported)
+        let at_rest =
+            |account: &Account| !account.has_open() && account.counters(self.bytes_of_open) == account.reported;
+        self.flows.get(key).is_none_or(at_rest)
     }
 
     pub(super) fn remove(&mut self, key: &FlowKey) {
@@ -168,7 +187,7 @@ impl Accounts {
         let mut report = Vec::with_capacity(self.changed.len());
         for key in self.changed.drain() {
             let Some(account) = self.flows.get_mut(&key) else { continue };
-            let counters = account.counters();
+            let counters = account.counters(self.bytes_of_open);
             if counters != account.reported {
                 account.reported = counters;
                 report.extend(public_key(&key).map(|key| (key, counters)));
@@ -238,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_flow_is_reported_once_per_change() {
-        let mut accounts = Accounts::default();
+        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
         accounts.add(key(), &FlowStats { opened: 2, failed: 1, ..FlowStats::default() }, true);
         let counters = now(&mut accounts);
         assert_eq!((counters.opened, counters.failed, accounts.seen()), (2, 1, 3));
@@ -248,7 +267,7 @@ mod tests {
 
     #[test]
     fn bytes_of_a_connection_count_once_when_it_ends() {
-        let mut accounts = Accounts::default();
+        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
         accounts.add(key(), &FlowStats { opened: 2, ..FlowStats::default() }, true);
         accounts.set_open(key(), bytes(70));
         let open = now(&mut accounts);
@@ -265,17 +284,17 @@ mod tests {
     #[test]
     fn more_ends_than_beginnings_are_connections_from_before_unless_beginnings_were_lost() {
         let ended = FlowStats { closed: 1, ..FlowStats::default() };
-        let mut accounts = Accounts::default();
+        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
         accounts.add(key(), &ended, true);
         assert_eq!(now(&mut accounts).preexisting, 1);
-        let mut lossy = Accounts::default();
+        let mut lossy = Accounts::new(BytesOfOpen::AreLookedUp);
         lossy.add(key(), &ended, false);
         assert_eq!(now(&mut lossy).preexisting, 0);
     }
 
     #[test]
     fn an_end_that_nobody_saw_keeps_the_bytes_that_were_known() {
-        let mut accounts = Accounts::default();
+        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
         accounts.add_preexisting(key(), bytes(10));
         accounts.set_open(key(), bytes(40));
         accounts.add_unseen_close(key(), bytes(40));
@@ -287,7 +306,7 @@ mod tests {
 
     #[test]
     fn ends_that_a_tracepoint_missed_leave_no_bytes_open() {
-        let mut accounts = Accounts::default();
+        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
         accounts.add(key(), &FlowStats { opened: 3, ..FlowStats::default() }, true);
         accounts.set_open(key(), bytes(90));
         accounts.add(key(), &FlowStats { closed: 1, unseen: 1, ..FlowStats::default() }, true);
@@ -296,6 +315,17 @@ mod tests {
         let counters = now(&mut accounts);
         assert_eq!((counters.closed, counters.without_bytes, accounts.closes_unseen()), (3, 2, 2));
         assert_eq!((counters.bytes_sent, counters.open_bytes_sent), (90, 0), "what was known is not given up");
+    }
+
+    #[test]
+    fn where_bytes_come_at_the_end_open_connections_say_so() {
+        let mut accounts = Accounts::new(BytesOfOpen::ComeAtTheEnd);
+        accounts.add(key(), &FlowStats { opened: 2, ..FlowStats::default() }, true);
+        let open = now(&mut accounts);
+        assert_eq!((open.bytes_sent, open.open_without_bytes, open.without_bytes), (0, 2, 0));
+        accounts.add(key(), &FlowStats { closed: 2, sent: 60, ..FlowStats::default() }, true);
+        let closed = now(&mut accounts);
+        assert_eq!((closed.bytes_sent, closed.open_without_bytes, closed.without_bytes), (60, 0, 0));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use topology::flow;
 
 use super::{
     Capture, CaptureError, Description, Feature, Finding, Losses, Reading, Refusal, Settings,
-    accounts::{Accounts, Bytes, kernel_key},
+    accounts::{Accounts, Bytes, BytesOfOpen, kernel_key},
     existing::{Existing, end_first_look, failed, list},
     first_sights::FirstSights,
     followed::Followed,
@@ -67,12 +67,13 @@ impl EbpfCapture {
         first_sights: FirstSights,
         look_every: Duration,
     ) -> Self {
+        let bytes_of_open = if kernel.can_list() { BytesOfOpen::AreLookedUp } else { BytesOfOpen::ComeAtTheEnd };
         Self {
             description,
             kernel,
             slots,
             first_sights,
-            accounts: Accounts::default(),
+            accounts: Accounts::new(bytes_of_open),
             existing: Existing::default(),
             followed: Followed::default(),
             look_every,

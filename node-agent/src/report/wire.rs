@@ -76,6 +76,7 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
             methods: counters.methods.bits(),
             inferred: counters.inferred,
             without_bytes: counters.without_bytes,
+            open_without_bytes: counters.open_without_bytes,
         }),
     }
 }

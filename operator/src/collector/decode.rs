@@ -207,6 +207,7 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         ("bytes_received", counters.bytes_received),
         ("inferred", counters.inferred),
         ("without_bytes", counters.without_bytes),
+        ("open_without_bytes", counters.open_without_bytes),
     ];
     for (name, count) in all {
         countable(&format!("{field}.{name}"), count)?;
@@ -242,6 +243,7 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         })?,
         inferred: counters.inferred,
         without_bytes: counters.without_bytes,
+        open_without_bytes: counters.open_without_bytes,
     })
 }
 
