@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Node, Process, key, node_or_skip, obey, run_with_capabilities, take_in};
+use lab::{Node, key, node_or_skip, obey, routed::Routed, run_with_capabilities, take_in};
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
 use topology::flow::{FlowCounters, FlowKey, Methods, Role};
 
@@ -182,61 +182,20 @@ fn connections_from_before_are_told_by_their_listeners() {
     }
 }
 
-/// Two pods and the host between them, which forwards, tracks connections and translates the address of a service.
-struct Routed {
-    host: Process,
-    pods: [Process; 2],
-}
-
 const SERVICE: &str = "10.96.0.1";
 const PODS: [&str; 2] = ["10.201.1.2", "10.201.2.2"];
 const PODS_V6: [&str; 2] = ["fd01::2", "fd02::2"];
 
-impl Routed {
-    fn new(node: &Node) -> Self {
-        let [mut host, mut one, mut two] =
-            ["host", "one", "two"].map(|cgroup| node.process_in_own_netns(cgroup, false));
-        // They answer when they have their namespaces.
-        for process in [&mut host, &mut one, &mut two] {
-            process.netns();
-        }
-        for (number, pod) in [(1, &one), (2, &two)] {
-            let (inside, outside) = (pod.pid(), host.pid());
-            host.in_netns(&format!(
-                "ip link add pod{number} netns {outside} type veth peer name eth0 netns {inside}\n\
-                 ip address add 10.201.{number}.1/24 dev pod{number}\n\
-                 ip address add fd0{number}::1/64 dev pod{number} nodad\n\
-                 ip link set pod{number} up"
-            ));
-            pod.in_netns(&format!(
-                "ip address add 10.201.{number}.2/24 dev eth0\n\
-                 ip address add fd0{number}::2/64 dev eth0 nodad\n\
-                 ip link set eth0 up\n\
-                 ip route add default via 10.201.{number}.1\n\
-                 ip route add default via fd0{number}::1"
-            ));
-        }
-        host.in_netns(
-            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1\n\
-             nft add table inet lab\n\
-             nft add chain inet lab forward '{ type filter hook forward priority 0; }'\n\
-             nft add rule inet lab forward ct state invalid drop\n\
-             nft add chain inet lab pre '{ type nat hook prerouting priority -100; }'\n\
-             nft add rule inet lab pre ip daddr 10.96.0.1 tcp dport 80 dnat ip to 10.201.2.2:8080",
-        );
-        Self { host, pods: [one, two] }
-    }
-
-    fn settings(&self, node: &Node) -> FallbackSettings {
-        FallbackSettings { host_pid: self.host.pid(), ..settings(node) }
-    }
+/// Looks from the host of these pods.
+fn settings_of(lab: &Routed<2>, node: &Node) -> FallbackSettings {
+    FallbackSettings { host_pid: lab.host.pid(), ..settings(node) }
 }
 
 #[test]
 fn short_connections_between_pods_are_known_by_conntrack() {
     let node = node_or_skip!();
-    let mut lab = Routed::new(&node);
-    let mut watched = Watched::start(&lab.settings(&node));
+    let mut lab = Routed::new(&node, ["one", "two"]);
+    let mut watched = Watched::start(&settings_of(&lab, &node));
     assert_eq!(watched.capture.description().attach, "SockDiag+Conntrack");
     let [client, server] = &mut lab.pods;
     let mut expected = BTreeMap::new();
@@ -265,9 +224,9 @@ fn short_connections_between_pods_are_known_by_conntrack() {
 fn edges_of_a_hundred_short_connections_a_second_are_known_beside_long_ones() {
     const EDGES: u16 = 40;
     let node = node_or_skip!();
-    let mut lab = Routed::new(&node);
+    let mut lab = Routed::new(&node, ["one", "two"]);
     // As in production, but for the budget.
-    let settings = FallbackSettings { interval: Duration::from_millis(1500), ..lab.settings(&node) };
+    let settings = FallbackSettings { interval: Duration::from_millis(1500), ..settings_of(&lab, &node) };
     let mut watched = Watched::start(&settings);
     let [client, server] = &mut lab.pods;
     let mut expected = BTreeMap::new();

@@ -6,9 +6,13 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 /// that is set. Processes that it starts have all of root's again.
 pub fn limit() {
     let names = std::env::var("SCOPEPROBE_LAB_CAPABILITIES").unwrap_or_default();
-    if names.is_empty() {
-        return;
+    if !names.is_empty() {
+        keep_only(&names);
     }
+}
+
+/// Leaves this thread, and those that it starts, with these capabilities alone.
+pub fn keep_only(names: &str) {
     let kept: CapabilitySet = names
         .split(',')
         .map(|name| CapabilitySet::from_name(name).unwrap_or_else(|| panic!("{name} is no capability")))

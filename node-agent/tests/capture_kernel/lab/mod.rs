@@ -3,6 +3,8 @@
 
 pub mod capabilities;
 pub mod foreign;
+pub mod routed;
+mod workload;
 
 use std::{
     collections::BTreeMap,
@@ -64,6 +66,12 @@ pub fn no_classic_tracepoint() -> Option<String> {
 /// Connections that a storm makes in each of its threads: fewer where the machine is emulated.
 pub fn storm_size(usual: u64) -> u64 {
     std::env::var("SCOPEPROBE_LAB_STORM").ok().and_then(|size| size.parse().ok()).unwrap_or(usual)
+}
+
+/// All processors, as the mask that steering is told.
+pub fn all_processors() -> String {
+    let processors = thread::available_parallelism().unwrap().get().min(32);
+    format!("{:x}", (1_u64 << processors) - 1)
 }
 
 /// Ends a test that needs open sockets to be listed where the kernel cannot; that the capture says so is asserted by
@@ -141,10 +149,11 @@ impl Node {
 
     /// A process with a network namespace of its own, with or without receive packet steering.
     pub fn process_in_own_netns(&self, cgroup: &str, steering: bool) -> Process {
-        let processors = thread::available_parallelism().unwrap().get().min(32);
-        let all = (1_u64 << processors) - 1;
-        let steer =
-            if steering { format!("echo {all:x} > /sys/class/net/lo/queues/rx-0/rps_cpus && ") } else { String::new() };
+        let steer = if steering {
+            format!("echo {} > /sys/class/net/lo/queues/rx-0/rps_cpus && ", all_processors())
+        } else {
+            String::new()
+        };
         self.process_after(cgroup, &format!("mount -t sysfs none /sys && ip link set lo up && {steer}true"))
     }
 
@@ -384,6 +393,7 @@ impl Sockets {
                     thread::sleep(Duration::from_millis(10));
                 }
             }
+            "serve-each" | "call-in-turns" | "hold-each" | "storm-at" => return self.act_at_once(words),
             // `both LISTENER PORT N`: short connections of this process with itself.
             "both" => {
                 for _ in 0..number(3) {
@@ -403,6 +413,23 @@ impl Sockets {
             other => panic!("unknown command {other}"),
         }
         Ok(String::from("done"))
+    }
+
+    /// What `workload` does.
+    fn act_at_once(&self, words: &[&str]) -> std::io::Result<String> {
+        let size = |index: usize| words[index].parse::<usize>().unwrap();
+        let count = |index: usize| words[index].parse::<u32>().unwrap();
+        let listeners = |names: &[&str]| names.iter().map(|name| &self.listeners[*name]).collect::<Vec<_>>();
+        match words[0] {
+            // `serve-each N REQUEST ANSWER HANGUPS LISTENER...`
+            "serve-each" => workload::serve_each(&listeners(&words[5..]), size(1), size(2), size(3), size(4)),
+            // `call-in-turns N RATE ADDRESS...`
+            "call-in-turns" => workload::call_in_turns(&words[3..], count(1), count(2)),
+            // `hold-each N MILLISECONDS REQUEST ANSWER ADDRESS...`
+            "hold-each" => workload::hold_each(&words[5..], count(1), count(2).into(), size(3), size(4)),
+            // `storm-at N REQUEST ANSWER LISTENER...`
+            _ => workload::storm_at(&listeners(&words[4..]), size(1), size(2), size(3)).map(|()| "done".into()),
+        }
     }
 
     fn stream(&mut self, name: &str) -> &mut TcpStream {

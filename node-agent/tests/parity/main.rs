@@ -1,0 +1,99 @@
+//! All ways of seeing side by side: the same connections, made once by processes that count for themselves, and what
+//! each capture has made of them. Prints a table.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
+
+mod figures;
+#[allow(dead_code, unused_imports, unused_macros, reason = "shared with the tests of each capture")]
+#[path = "../capture_kernel/lab/mod.rs"]
+mod lab;
+mod methods;
+mod oracle;
+mod witness;
+
+use std::sync::{Mutex, PoisonError};
+
+use figures::{Figures, Table};
+use lab::{Node, node_or_skip, obey, routed::Routed, storm_size};
+use methods::{Method, all, by_ebpf};
+use oracle::Oracle;
+use witness::Witness;
+
+/// Not a test: what [`lab::Process`] starts.
+#[test]
+#[ignore = "the process that other tests start"]
+fn obedient_process() {
+    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
+        obey();
+    }
+}
+
+/// They share the machine's processors, and the rate is a part of the workload.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+#[test]
+fn long_and_short_connections_by_every_method() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let node = node_or_skip!();
+    between_pods(&node, false);
+}
+
+#[test]
+fn long_and_short_connections_by_every_method_with_steering() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let node = node_or_skip!();
+    if has_one_processor() {
+        println!("skipped: with one processor there is nowhere to steer to");
+        return;
+    }
+    between_pods(&node, true);
+}
+
+#[test]
+fn connections_at_full_speed_by_each_way_to_attach_with_steering() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let node = node_or_skip!();
+    if has_one_processor() {
+        println!("skipped: with one processor there is nowhere to steer to");
+        return;
+    }
+    let mut storm = node.process_in_own_netns("storm", true);
+    storm.netns();
+    compare(&by_ebpf(), &node, storm.pid(), ", RPS", || oracle::storm(&mut storm, 4, storm_size(16_000)));
+}
+
+fn has_one_processor() -> bool {
+    std::thread::available_parallelism().unwrap().get() == 1
+}
+
+fn between_pods(node: &Node, steering: bool) {
+    let mut lab = Routed::new(node, ["long-client", "long-server", "short-client", "short-server"]);
+    if steering {
+        lab.steer();
+    }
+    let (host, name) = (lab.host.pid(), if steering { ", RPS" } else { "" });
+    compare(&all(), node, host, name, || oracle::between_pods(&mut lab.pods));
+}
+
+/// Makes the workload while all methods look, and prints and judges what each has seen.
+fn compare(methods: &[Method], node: &Node, host_pid: u32, name: &str, make: impl FnOnce() -> Oracle) {
+    let witnesses: Vec<_> =
+        methods.iter().map(|method| (method, Witness::start(method, node.root(), host_pid))).collect();
+    let oracle = make();
+    let table = Table::new(&format!("{}/s{name}", oracle.rate));
+    let mut complaints = Vec::new();
+    // All are told before the first is waited for.
+    for (_, witness) in &witnesses {
+        witness.iter().for_each(Witness::end);
+    }
+    for (method, witness) in witnesses {
+        match witness.map(Witness::testimony) {
+            Err(reason) => table.absent(method.name, &reason),
+            Ok(testimony) => {
+                let figures = Figures::new(&oracle, &testimony);
+                table.row(method.name, &figures);
+                complaints.extend(figures.complaints(method));
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}

@@ -1,0 +1,79 @@
+//! The ways of seeing, each with exactly what its agent may do.
+
+use scopeprobe_agent::capture::Attach;
+
+use crate::lab::{kernel_version, no_classic_tracepoint};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Ebpf(Attach),
+    Fallback,
+}
+
+/// What has to come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// Everything.
+    All,
+    /// Everything but what is said to be lost.
+    AllButLost,
+    /// Nothing but what was.
+    OnlyTruth,
+    /// Besides, what lives for two seconds.
+    WhatLasts,
+    /// Besides, of a hundred short ones a second 99 % of the edges.
+    WhatLastsAndShortEdges,
+}
+
+#[derive(Debug)]
+pub struct Method {
+    /// As the capture calls it.
+    pub name: &'static str,
+    pub how: How,
+    pub capabilities: String,
+    pub promise: Promise,
+    /// Why it cannot be had, where that is known before it is tried.
+    pub absent: Option<String>,
+}
+
+/// By eBPF and without, from the best to the last resort.
+pub fn all() -> Vec<Method> {
+    let mut methods = by_ebpf();
+    let fallback = |name, capabilities: &str, promise| Method {
+        name,
+        how: How::Fallback,
+        capabilities: String::from(capabilities),
+        promise,
+        absent: None,
+    };
+    methods.push(fallback(
+        "SockDiag+Conntrack",
+        "NET_ADMIN,SYS_PTRACE,SYS_ADMIN,DAC_READ_SEARCH",
+        Promise::WhatLastsAndShortEdges,
+    ));
+    // What is left without some of them.
+    methods.push(fallback("SockDiag", "SYS_PTRACE,SYS_ADMIN,DAC_READ_SEARCH", Promise::WhatLasts));
+    methods.push(fallback("Procfs", "SYS_PTRACE,DAC_READ_SEARCH", Promise::WhatLasts));
+    methods
+}
+
+/// Each way to attach.
+pub fn by_ebpf() -> Vec<Method> {
+    // Below 5.11 maps are locked memory.
+    let memory = if kernel_version() < (5, 11) { ",SYS_RESOURCE" } else { "" };
+    let ebpf = |attach: Attach, more: &str, promise, absent| Method {
+        name: attach.as_str(),
+        how: How::Ebpf(attach),
+        capabilities: format!("BPF,PERFMON{more}{memory}"),
+        promise,
+        absent,
+    };
+    // Before 6.7 nobody counts what a classic tracepoint's program misses.
+    let counted = if kernel_version() < (6, 7) { Promise::OnlyTruth } else { Promise::AllButLost };
+    vec![
+        ebpf(Attach::SockOps, ",NET_ADMIN", Promise::All, None),
+        ebpf(Attach::TpBtf, "", Promise::AllButLost, None),
+        // Debian's kernels want SYS_ADMIN for it.
+        ebpf(Attach::Tracepoint, ",SYS_ADMIN", counted, no_classic_tracepoint()),
+    ]
+}
