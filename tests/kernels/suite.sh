@@ -3,6 +3,8 @@
 
 # The agent's tests that need nothing but a kernel.
 SUITE="capture_kernel fallback_kernel"
+# All captures side by side, each of which takes its own capabilities.
+COMPARISON=parity
 # What takes longest there, left out by --quick: it is the way to attach that --quick is about, not each case.
 LONG_TESTS="in_a_storm slots_come_back tp_btf:: misses:: refusals:: a_hundred_short"
 
@@ -34,6 +36,7 @@ suite_script() {
     # Debian's kernels want SYS_ADMIN for the classic tracepoint, which no DaemonSet of ours has.
     echo "/guest-tests $program daemonset $(capabilities_of "$(mode_of "$program" "$1")")$skip --skip classic:: --skip misses::what_the_classic || code=1"
   done
+  echo "/guest-tests $COMPARISON root '' || code=1"
   [ -n "$2" ] || conditions_script
   echo 'exit $code'
 }
@@ -49,7 +52,7 @@ conditions_script() {
 # build_suite: prints the paths of the programs that go into the guests
 build_suite() {
   local test arguments=()
-  for test in $SUITE; do arguments+=(--test "$test"); done
+  for test in $SUITE $COMPARISON; do arguments+=(--test "$test"); done
   cargo build --quiet --locked --package scopeprobe-agent --bin scopeprobe-agent
   cargo test --locked --package scopeprobe-agent "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
     { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
@@ -57,10 +60,16 @@ build_suite() {
   echo "${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/debug/scopeprobe-agent"
 }
 
+# comparison CONSOLE...: what the captures of all guests have seen of the same workload, as one table
+comparison() {
+  printf '\nside by side\n'
+  awk 'sub(/^parity: /, "") && !seen[$0]++' "$@"
+}
+
 # judge GUEST...: prints the tables and, for each guest that failed, the end of its console; fails where one did
 judge() {
   local guest code=0
-  (cd "$WORK" && awk -f "$KERNEL_SCRIPTS/table.awk" "${@/%/.console}")
+  (cd "$WORK" && awk -f "$KERNEL_SCRIPTS/table.awk" "${@/%/.console}" && comparison "${@/%/.console}")
   echo
   for guest in "$@"; do
     case $(exit_code "$guest") in

@@ -70,6 +70,8 @@ pub struct Figures {
     true_failed: Share,
     bytes: Bytes,
     losses: Losses,
+    /// What differs, shown and done.
+    different: Vec<(FlowCounters, Done)>,
 }
 
 impl Figures {
@@ -96,6 +98,12 @@ impl Figures {
             true_failed: Share { part: failed, whole: all_shown(|counters| counters.failed) },
             bytes: oracle.edges.iter().map(|(key, done)| bytes(&shown(key), done)).max_by_key(|it| *it as u8).unwrap(),
             losses: testimony.losses,
+            different: oracle
+                .edges
+                .iter()
+                .map(|(key, done)| (shown(key), *done))
+                .filter(|(shown, done)| bytes(shown, done) == Bytes::Wrong)
+                .collect(),
         }
     }
 
