@@ -3,7 +3,7 @@
 //!
 //! The way of a connection: `worker` passes over the network namespaces that `processes` finds, and looks (`source`)
 //! at those in which something has happened, by `sock_diag` or `proc_net`; `conntrack` says what comes and goes between
-//! two looks; `connections` makes one account of both, with `tracks` for what no look has shown; `accounts` has the
+//! two looks; `connections` makes one account of both, with a `space` for each namespace and `tracks` for what no look has shown (`unseen`); `accounts` has the
 //! flows' counters. `pace` keeps it within its share of the CPU.
 
 use std::{
@@ -47,7 +47,9 @@ mod processes;
 mod sock_diag;
 mod socket;
 mod source;
+mod space;
 mod tracks;
+mod unseen;
 mod worker;
 
 use self::{abilities::Abilities, connections::Connections, worker::Worker};

@@ -13,13 +13,13 @@ use crate::node_addresses;
 use super::{
     FallbackSettings, Shared,
     cgroups::Cgroups,
-    connections::Look,
     conntrack::{Conntrack, names},
     holders::Holders,
     netlink::Buffer,
     pace::Pace,
     processes::{Namespace, Processes},
     source::Source,
+    space::Look,
 };
 
 /// How long events wait at most to be taken in.
