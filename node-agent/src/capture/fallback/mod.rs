@@ -125,8 +125,8 @@ pub struct Passes {
     pub in_all: Duration,
 }
 
-/// Begins to look, and returns when everything has been looked at once: on a node with many processes that takes many
-/// seconds, within the budget.
+/// Begins to look, and returns when everything has been looked at once, for which there is no budget: about a second of
+/// CPU for 20,000 sockets in 2,000 processes.
 ///
 /// # Errors
 /// Where the processes of the node or its cgroups cannot be read.
