@@ -14,6 +14,9 @@ use std::{
 
 use lab::{Node, Process, key, node_or_skip, obey, run_with_capabilities, take_in};
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use topology::flow::{FlowCounters, FlowKey, Methods, Role};
 
 /// Not a test: what [`lab::Process`] starts.
@@ -315,6 +318,9 @@ fn what_nothing_has_shown_is_counted_as_missed() {
 #[ignore = "run by other tests with few capabilities"]
 fn look_here() {
     let Some(root) = std::env::var_os("SCOPEPROBE_LAB_ROOT") else { return };
+    if std::env::var_os("SCOPEPROBE_LAB_WITHOUT_NETLINK").is_some() {
+        refuse_netlink().unwrap();
+    }
     let settings = FallbackSettings {
         cgroup_root: root.into(),
         cpu_millicores: 1000,
@@ -332,6 +338,20 @@ fn look_here() {
     }
 }
 
+/// As a container's seccomp profile may do it.
+fn refuse_netlink() -> Result<(), Box<dyn std::error::Error>> {
+    let netlink =
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::try_from(libc::AF_NETLINK)?)?;
+    let filter: BpfProgram = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_socket, vec![SeccompRule::new(vec![netlink])?])]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(u32::try_from(libc::EPERM)?),
+        std::env::consts::ARCH.try_into()?,
+    )?
+    .try_into()?;
+    Ok(seccompiler::apply_filter_all_threads(&filter)?)
+}
+
 /// Each ability with exactly the capabilities that it needs, and what is left without them.
 #[test]
 fn every_capability_that_is_missing_costs_its_own_ability_only() {
@@ -346,10 +366,10 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
     server.tell("receive c 300");
     let root = node.root().to_path_buf();
     let root_id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&root).unwrap());
-    let look = |capabilities| {
-        let told =
-            [("SCOPEPROBE_LAB_ROOT", root.to_str().unwrap()), ("SCOPEPROBE_LAB_HOST", &server.pid().to_string())];
-        run_with_capabilities("look_here", capabilities, &told)
+    let look = |capabilities, more: &[(&str, &str)]| {
+        let pid = server.pid().to_string();
+        let told = [("SCOPEPROBE_LAB_ROOT", root.to_str().unwrap()), ("SCOPEPROBE_LAB_HOST", &pid)];
+        run_with_capabilities("look_here", capabilities, &[&told, more].concat())
     };
     let flows = |methods: Methods, [of_client, of_server]: [u64; 2], [sent, received]: [(u64, u64, u64); 2]| {
         [
@@ -370,7 +390,7 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
         ("+net_bind_service", "Procfs", &by_namespace, &["network namespaces", "/proc/<pid>/fd"]),
     ];
     for (capabilities, attach, expected, lacking) in cases {
-        let output = look(capabilities);
+        let output = look(capabilities, &[]);
         assert!(output.contains(&format!("attach {attach}\n")), "{capabilities}: {output}");
         for line in expected {
             assert!(output.contains(line.as_str()), "{capabilities}: no {line} in {output}");
@@ -380,4 +400,14 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
         }
         assert!(output.contains("/proc/<pid>/net/tcp: true"), "{capabilities}: {output}");
     }
+    let output = look("+sys_admin,+sys_ptrace,+net_admin", &[("SCOPEPROBE_LAB_WITHOUT_NETLINK", "1")]);
+    assert!(output.contains("attach Procfs\n"), "netlink is refused: {output}");
+    for line in &by_process {
+        assert!(output.contains(line.as_str()), "netlink is refused: no {line} in {output}");
+    }
+    for what in ["sock_diag", "connection tracking"] {
+        let line = output.lines().find(|line| line.starts_with(&format!("{what}: false")));
+        assert!(line.is_some_and(|line| line.contains("Operation not permitted")), "netlink is refused: {output}");
+    }
+    assert!(output.contains("allow netlink in its seccomp profile"), "{output}");
 }

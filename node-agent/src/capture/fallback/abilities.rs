@@ -214,7 +214,8 @@ fn no_conntrack(error: &io::Error) -> Degradation {
         feature: Feature::ConntrackEvents,
         message: format!(
             "no events of connection tracking ({error}): connections that come and go between two passes are missed. Add \
-             NET_ADMIN, SYS_ADMIN and SYS_PTRACE to the container, and see that the module nf_conntrack_netlink is there"
+             NET_ADMIN, SYS_ADMIN and SYS_PTRACE to the container, allow netlink in its seccomp profile, and see that the \
+             module nf_conntrack_netlink is there"
         ),
     }
 }
