@@ -293,6 +293,69 @@ fn edges_of_a_hundred_short_connections_a_second_are_known_beside_long_ones() {
 }
 
 #[test]
+fn bytes_that_conntrack_counts_are_a_lower_bound() {
+    const CALLS: u64 = 20;
+    let (request, answer) = (3000, 60_000);
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node);
+    // The kernel tells an entry's bytes when it drops it.
+    lab.host
+        .in_netns("sysctl -qw net.netfilter.nf_conntrack_acct=1 net.netfilter.nf_conntrack_tcp_timeout_time_wait=1");
+    // So seldom that no look shows any of them.
+    let settings = FallbackSettings { interval: Duration::from_secs(5), ..lab.settings(&node) };
+    let mut watched = Watched::start(&settings);
+    let [client, server] = &mut lab.pods;
+    let port = server.listen("l", "0.0.0.0:0");
+    server.begin(&format!("serve l {CALLS} {request} {answer}"));
+    assert_eq!(client.tell(&format!("call {}:{port} {CALLS} {request} {answer}", PODS[1])), "done");
+    assert_eq!(server.finish(), "done");
+    let ends = [
+        (key(client, Role::Client, PODS[0], PODS[1], port), request, answer),
+        (key(server, Role::Server, PODS[1], PODS[0], port), answer, request),
+    ];
+    watched.expect(&ends.iter().map(|(key, ..)| (*key, (CALLS, CALLS, 0, 0, 0))).collect(), counts);
+    let deadline = Instant::now() + PATIENCE;
+    for (key, sent, received) in ends {
+        loop {
+            let known = watched.flows[&key];
+            assert_eq!(known.without_bytes, CALLS, "{known:?}");
+            assert!(known.bytes_sent <= CALLS * sent && known.bytes_received <= CALLS * received, "{known:?}");
+            if known.bytes_sent >= CALLS * sent / 2 && known.bytes_received >= CALLS * received / 2 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{known:?}");
+            // A list drops what is due.
+            lab.host.in_netns("cat /proc/net/nf_conntrack > /dev/null || :");
+            watched.wait_for_passes(1);
+        }
+    }
+}
+
+#[test]
+fn events_that_do_not_fit_into_the_queue_are_counted_and_made_up_for_by_a_list() {
+    const CALLS: u64 = 300;
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node);
+    // As little as the kernel allows: two or three messages.
+    let settings = FallbackSettings { event_bytes: 1, ..lab.settings(&node) };
+    let mut watched = Watched::start(&settings);
+    let [client, server] = &mut lab.pods;
+    let port = server.listen("l", "0.0.0.0:0");
+    client.tell(&format!("connect c {}:{port}", PODS[1]));
+    server.tell("accept c l");
+    server.begin(&format!("serve l {CALLS} 10 20"));
+    assert_eq!(client.tell(&format!("call {}:{port} {CALLS} 10 20", PODS[1])), "done");
+    assert_eq!(server.finish(), "done");
+    let expected = BTreeMap::from([
+        (key(client, Role::Client, PODS[0], PODS[1], port), (CALLS + 1, CALLS, 0, 0, 0)),
+        (key(server, Role::Server, PODS[1], PODS[0], port), (CALLS + 1, CALLS, 0, 0, 0)),
+    ]);
+    watched.expect(&expected, counts);
+    assert!(watched.losses.event_overflows > 0, "{:?}", watched.losses);
+    assert_eq!((watched.losses.opened, watched.losses.failed), (0, 0), "{:?}", watched.losses);
+}
+
+#[test]
 fn what_nothing_has_shown_is_counted_as_missed() {
     let node = node_or_skip!();
     let mut pod = node.process_in_own_netns("pod", false);

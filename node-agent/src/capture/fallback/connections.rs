@@ -12,8 +12,8 @@ use super::{
     proc_net::TcpCounts,
     socket::{Bytes, Endpoints, Socket, SocketId},
     space::{Known, Look, Missed, Phase, Space, is_closing, key},
-    tracks::{Name, Tracks},
-    unseen::Unseen,
+    tracks::{LateBytes, Name, Tracks},
+    unseen::{Unseen, payload},
 };
 
 /// Ports from here on are chosen by the kernel for those who ask for none (`ip_local_port_range`'s default).
@@ -81,7 +81,14 @@ impl Connections {
     pub(super) fn track(&mut self, entry: &Entry, at_start: bool) {
         self.clock += 1;
         let (owners, here) = (&self.owners, self.conntrack_at);
-        self.tracks.take(entry, self.clock, at_start, |ends| home(owners, here, ends));
+        let late = self.tracks.take(entry, self.clock, at_start, |ends| home(owners, here, ends));
+        if let Some(LateBytes { flows, carried }) = late {
+            for (role, key) in [Role::Client, Role::Server].into_iter().zip(flows) {
+                if let Some(key) = key {
+                    self.accounts.transfer_late(key, payload(carried, role, key.remote));
+                }
+            }
+        }
     }
 
     /// Entries that are in none of these are gone.

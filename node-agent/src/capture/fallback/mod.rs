@@ -72,6 +72,8 @@ pub struct FallbackSettings {
     pub interval: Duration,
     /// Flows that are counted at a time; more are counted as [`Losses`].
     pub max_flows: usize,
+    /// Size of the queue of conntrack's events, in bytes: what happens while the thread does something else waits there.
+    pub event_bytes: usize,
 }
 
 impl Default for FallbackSettings {
@@ -83,6 +85,8 @@ impl Default for FallbackSettings {
             cpu_millicores: 50,
             interval: Duration::from_millis(1500),
             max_flows: 65_536,
+            // About 20,000 messages.
+            event_bytes: 16 << 20,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Connections that only conntrack has seen: when it is certain that no look will show them, they count. Pure.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::IpAddr};
 
 use topology::flow::{FlowKey, Methods, Role};
 
@@ -62,12 +62,17 @@ impl Settling for Unseen<'_> {
     }
 
     fn close(&mut self, key: FlowKey, track: &Track, role: Role) {
-        let payload = |carried: Carried| carried.least_payload(key.remote);
-        let bytes = track.carried.map_or(Bytes::default(), |[there, back]| match role {
-            Role::Client => Bytes { sent: payload(there), received: payload(back) },
-            Role::Server => Bytes { sent: payload(back), received: payload(there) },
-        });
+        let bytes = track.carried.map_or(Bytes::default(), |carried| payload(carried, role, key.remote));
         self.accounts.transfer(key, bytes);
         self.accounts.close(key, bytes, false);
+    }
+}
+
+/// What the end of this role has transferred at least, of what was carried there and back.
+pub(super) fn payload([there, back]: [Carried; 2], role: Role, remote: IpAddr) -> Bytes {
+    let [there, back] = [there, back].map(|carried| carried.least_payload(remote));
+    match role {
+        Role::Client => Bytes { sent: there, received: back },
+        Role::Server => Bytes { sent: back, received: there },
     }
 }
