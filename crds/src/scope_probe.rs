@@ -118,8 +118,8 @@ impl Default for CaptureSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FallbackSpec {
-    /// How much of a core the fallback may use to look at sockets and processes. Where that does not suffice to look every
-    /// 2 s, it looks less often, and the NodeProbe says so.
+    /// How much of a core the fallback may use to look at sockets and processes, after its first look at all of them. Where
+    /// that does not suffice to look every 2 s, it looks less often, and the NodeProbe says so.
     #[schemars(schema_with = "schema::cpu_budget")]
     pub cpu_budget: Quantity,
 }

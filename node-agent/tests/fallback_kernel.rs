@@ -14,6 +14,9 @@ use std::{
 
 use lab::{Node, key, node_or_skip, obey, routed::Routed, run_with_capabilities, take_in};
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use topology::flow::{FlowCounters, FlowKey, Methods, Role};
 
 /// Not a test: what [`lab::Process`] starts.
@@ -249,6 +252,69 @@ fn edges_of_a_hundred_short_connections_a_second_are_known_beside_long_ones() {
 }
 
 #[test]
+fn bytes_that_conntrack_counts_are_a_lower_bound() {
+    const CALLS: u64 = 20;
+    let (request, answer) = (3000, 60_000);
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node);
+    // The kernel tells an entry's bytes when it drops it.
+    lab.host
+        .in_netns("sysctl -qw net.netfilter.nf_conntrack_acct=1 net.netfilter.nf_conntrack_tcp_timeout_time_wait=1");
+    // So seldom that no look shows any of them.
+    let settings = FallbackSettings { interval: Duration::from_secs(5), ..lab.settings(&node) };
+    let mut watched = Watched::start(&settings);
+    let [client, server] = &mut lab.pods;
+    let port = server.listen("l", "0.0.0.0:0");
+    server.begin(&format!("serve l {CALLS} {request} {answer}"));
+    assert_eq!(client.tell(&format!("call {}:{port} {CALLS} {request} {answer}", PODS[1])), "done");
+    assert_eq!(server.finish(), "done");
+    let ends = [
+        (key(client, Role::Client, PODS[0], PODS[1], port), request, answer),
+        (key(server, Role::Server, PODS[1], PODS[0], port), answer, request),
+    ];
+    watched.expect(&ends.iter().map(|(key, ..)| (*key, (CALLS, CALLS, 0, 0, 0))).collect(), counts);
+    let deadline = Instant::now() + PATIENCE;
+    for (key, sent, received) in ends {
+        loop {
+            let known = watched.flows[&key];
+            assert_eq!(known.without_bytes, CALLS, "{known:?}");
+            assert!(known.bytes_sent <= CALLS * sent && known.bytes_received <= CALLS * received, "{known:?}");
+            if known.bytes_sent >= CALLS * sent / 2 && known.bytes_received >= CALLS * received / 2 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{known:?}");
+            // A list drops what is due.
+            lab.host.in_netns("cat /proc/net/nf_conntrack > /dev/null || :");
+            watched.wait_for_passes(1);
+        }
+    }
+}
+
+#[test]
+fn events_that_do_not_fit_into_the_queue_are_counted_and_made_up_for_by_a_list() {
+    const CALLS: u64 = 300;
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node);
+    // As little as the kernel allows: two or three messages.
+    let settings = FallbackSettings { event_bytes: 1, ..lab.settings(&node) };
+    let mut watched = Watched::start(&settings);
+    let [client, server] = &mut lab.pods;
+    let port = server.listen("l", "0.0.0.0:0");
+    client.tell(&format!("connect c {}:{port}", PODS[1]));
+    server.tell("accept c l");
+    server.begin(&format!("serve l {CALLS} 10 20"));
+    assert_eq!(client.tell(&format!("call {}:{port} {CALLS} 10 20", PODS[1])), "done");
+    assert_eq!(server.finish(), "done");
+    let expected = BTreeMap::from([
+        (key(client, Role::Client, PODS[0], PODS[1], port), (CALLS + 1, CALLS, 0, 0, 0)),
+        (key(server, Role::Server, PODS[1], PODS[0], port), (CALLS + 1, CALLS, 0, 0, 0)),
+    ]);
+    watched.expect(&expected, counts);
+    assert!(watched.losses.event_overflows > 0, "{:?}", watched.losses);
+    assert_eq!((watched.losses.opened, watched.losses.failed), (0, 0), "{:?}", watched.losses);
+}
+
+#[test]
 fn what_nothing_has_shown_is_counted_as_missed() {
     let node = node_or_skip!();
     let mut pod = node.process_in_own_netns("pod", false);
@@ -274,6 +340,9 @@ fn what_nothing_has_shown_is_counted_as_missed() {
 #[ignore = "run by other tests with few capabilities"]
 fn look_here() {
     let Some(root) = std::env::var_os("SCOPEPROBE_LAB_ROOT") else { return };
+    if std::env::var_os("SCOPEPROBE_LAB_WITHOUT_NETLINK").is_some() {
+        refuse_netlink().unwrap();
+    }
     let settings = FallbackSettings {
         cgroup_root: root.into(),
         cpu_millicores: 1000,
@@ -291,6 +360,20 @@ fn look_here() {
     }
 }
 
+/// As a container's seccomp profile may do it.
+fn refuse_netlink() -> Result<(), Box<dyn std::error::Error>> {
+    let netlink =
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::try_from(libc::AF_NETLINK)?)?;
+    let filter: BpfProgram = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_socket, vec![SeccompRule::new(vec![netlink])?])]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(u32::try_from(libc::EPERM)?),
+        std::env::consts::ARCH.try_into()?,
+    )?
+    .try_into()?;
+    Ok(seccompiler::apply_filter_all_threads(&filter)?)
+}
+
 /// Each ability with exactly the capabilities that it needs, and what is left without them.
 #[test]
 fn every_capability_that_is_missing_costs_its_own_ability_only() {
@@ -305,10 +388,10 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
     server.tell("receive c 300");
     let root = node.root().to_path_buf();
     let root_id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&root).unwrap());
-    let look = |capabilities| {
-        let told =
-            [("SCOPEPROBE_LAB_ROOT", root.to_str().unwrap()), ("SCOPEPROBE_LAB_HOST", &server.pid().to_string())];
-        run_with_capabilities("look_here", capabilities, &told)
+    let look = |capabilities, more: &[(&str, &str)]| {
+        let pid = server.pid().to_string();
+        let told = [("SCOPEPROBE_LAB_ROOT", root.to_str().unwrap()), ("SCOPEPROBE_LAB_HOST", &pid)];
+        run_with_capabilities("look_here", capabilities, &[&told, more].concat())
     };
     let flows = |methods: Methods, [of_client, of_server]: [u64; 2], [sent, received]: [(u64, u64, u64); 2]| {
         [
@@ -329,7 +412,7 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
         ("+net_bind_service", "Procfs", &by_namespace, &["network namespaces", "/proc/<pid>/fd"]),
     ];
     for (capabilities, attach, expected, lacking) in cases {
-        let output = look(capabilities);
+        let output = look(capabilities, &[]);
         assert!(output.contains(&format!("attach {attach}\n")), "{capabilities}: {output}");
         for line in expected {
             assert!(output.contains(line.as_str()), "{capabilities}: no {line} in {output}");
@@ -339,4 +422,14 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
         }
         assert!(output.contains("/proc/<pid>/net/tcp: true"), "{capabilities}: {output}");
     }
+    let output = look("+sys_admin,+sys_ptrace,+net_admin", &[("SCOPEPROBE_LAB_WITHOUT_NETLINK", "1")]);
+    assert!(output.contains("attach Procfs\n"), "netlink is refused: {output}");
+    for line in &by_process {
+        assert!(output.contains(line.as_str()), "netlink is refused: no {line} in {output}");
+    }
+    for what in ["sock_diag", "connection tracking"] {
+        let line = output.lines().find(|line| line.starts_with(&format!("{what}: false")));
+        assert!(line.is_some_and(|line| line.contains("Operation not permitted")), "netlink is refused: {output}");
+    }
+    assert!(output.contains("allow netlink in its seccomp profile"), "{output}");
 }

@@ -44,7 +44,7 @@ impl Abilities {
             {
                 degradations.push(no_cgroup_ids());
             }
-            let conntrack = Conntrack::open_in(&host_namespace(settings));
+            let conntrack = Conntrack::open_in(&host_namespace(settings), settings.event_bytes);
             match &conntrack {
                 Err(error) => degradations.push(no_conntrack(error)),
                 Ok(_) if !accounts(&settings.proc) => degradations.push(no_accounting()),
@@ -84,7 +84,7 @@ pub(super) fn probe(settings: &FallbackSettings) -> Vec<Finding> {
     let sock_diag = sockets_by_netlink(settings);
     let by_proc = proc_net::dump(&process);
     let needs_proc = sock_diag.is_err().then_some(Reason::CapabilityMissing);
-    let conntrack = Conntrack::open_in(&host_namespace(settings));
+    let conntrack = Conntrack::open_in(&host_namespace(settings), settings.event_bytes);
     let cgroup_ids = match &sock_diag {
         Ok(dump) if has_cgroups(dump) => Ok("each socket comes with its cgroup".into()),
         Ok(_) => Err(no_cgroup_ids().message),
@@ -214,7 +214,8 @@ fn no_conntrack(error: &io::Error) -> Degradation {
         feature: Feature::ConntrackEvents,
         message: format!(
             "no events of connection tracking ({error}): connections that come and go between two passes are missed. Add \
-             NET_ADMIN, SYS_ADMIN and SYS_PTRACE to the container, and see that the module nf_conntrack_netlink is there"
+             NET_ADMIN, SYS_ADMIN and SYS_PTRACE to the container, allow netlink in its seccomp profile, and see that the \
+             module nf_conntrack_netlink is there"
         ),
     }
 }

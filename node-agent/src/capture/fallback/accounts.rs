@@ -97,6 +97,14 @@ impl Accounts {
         });
     }
 
+    /// A connection that has ended had transferred so much more than was known then.
+    pub(super) fn transfer_late(&mut self, key: FlowKey, more: Bytes) {
+        self.change_known(key, |counters| {
+            counters.bytes_sent += more.sent;
+            counters.bytes_received += more.received;
+        });
+    }
+
     /// A connection that has transferred so much, as far as is known, has ended. `without_bytes`: only now it is known
     /// that not all of it is known.
     pub(super) fn close(&mut self, key: FlowKey, bytes: Bytes, without_bytes: bool) {

@@ -1,124 +1,23 @@
 //! What is known of each connection, from looks at the sockets and from conntrack, and what follows for the flows.
 //! Pure.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    net::IpAddr,
-};
+use std::{collections::HashMap, net::IpAddr};
 
 use node_agent_common::state;
 use topology::flow::{FlowKey, Methods, Role};
 
 use super::{
     accounts::{Accounts, Evidence},
-    conntrack_message::{Carried, Entry},
+    conntrack_message::Entry,
     proc_net::TcpCounts,
-    socket::{Bytes, Dump, Endpoints, Socket, SocketId},
-    tracks::{Name, Settling, Side, Track, Tracks},
+    socket::{Bytes, Endpoints, Socket, SocketId},
+    space::{Known, Look, Missed, Phase, Space, is_closing, key},
+    tracks::{LateBytes, Name, Tracks},
+    unseen::{Unseen, payload},
 };
 
 /// Ports from here on are chosen by the kernel for those who ask for none (`ip_local_port_range`'s default).
 const EPHEMERAL: u16 = 32_768;
-
-/// Ends of connections that are remembered in each namespace, see [`Space::ended`].
-const REMEMBERED: usize = 1024;
-
-/// A look at one namespace.
-pub(super) struct Look<'a> {
-    pub(super) netns: u32,
-    pub(super) dump: &'a Dump,
-    /// How it was looked.
-    pub(super) methods: Methods,
-    /// The number of the latest message of conntrack's that was taken in before the look began.
-    pub(super) began: u64,
-    /// The namespace was there when the capture began, and this is the first look at it.
-    pub(super) finds_old: bool,
-    /// Whose a connection of this namespace is where nothing more is known; `None` where others share it.
-    pub(super) whose: Option<u64>,
-    /// Tells the node's own cgroups.
-    pub(super) is_ours: &'a dyn Fn(u64) -> bool,
-    /// What the namespace had counted before the look and after it.
-    pub(super) counts: Option<[TcpCounts; 2]>,
-}
-
-/// What a socket is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// It tries to connect. How many looks have shown it, and whether conntrack will tell what comes of it.
-    Attempt(u32, bool),
-    Open,
-    /// Its end has been counted already, or it has no account.
-    Over,
-}
-
-/// A socket that a look has shown.
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    id: SocketId,
-    key: FlowKey,
-    phase: Phase,
-    bytes: Bytes,
-    state: u8,
-    /// Whether these are all bytes that it will have transferred.
-    is_final: bool,
-    /// Whether conntrack has it, too.
-    tracked: bool,
-    /// Whether it counts already as one whose payload is not fully known.
-    without_bytes: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Listening {
-    address: Option<IpAddr>,
-    /// `None`: somebody else's.
-    cgroup: Option<u64>,
-}
-
-/// A network namespace.
-#[derive(Debug, Default)]
-struct Space {
-    sockets: HashMap<Endpoints, Known>,
-    /// By port.
-    listeners: HashMap<u16, Vec<Listening>>,
-    /// Of connections that have ended and that conntrack had not told of: it may still, from a list.
-    ended: VecDeque<Endpoints>,
-    /// Counted as gone by the latest look.
-    lately_gone: HashMap<SocketId, FlowKey>,
-    /// See [`Look::began`]; of the latest look.
-    looked: Option<u64>,
-    whose: Option<u64>,
-    addresses: Vec<IpAddr>,
-    counted: Counted,
-}
-
-/// What was counted of a namespace, against what it counts itself.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counted {
-    /// The namespace's own counts when counting began.
-    base: Option<TcpCounts>,
-    /// Before the latest look.
-    earlier: TcpCounts,
-    clients: u64,
-    servers: u64,
-    failed: u64,
-    missed: Missed,
-}
-
-/// Connections and attempts that a namespace has counted and that nothing has shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Missed {
-    pub(super) opened: u64,
-    pub(super) failed: u64,
-}
-
-impl Counted {
-    fn count(&mut self, role: Role) {
-        match role {
-            Role::Client => self.clients += 1,
-            Role::Server => self.servers += 1,
-        }
-    }
-}
 
 /// All of them.
 #[derive(Debug)]
@@ -182,7 +81,14 @@ impl Connections {
     pub(super) fn track(&mut self, entry: &Entry, at_start: bool) {
         self.clock += 1;
         let (owners, here) = (&self.owners, self.conntrack_at);
-        self.tracks.take(entry, self.clock, at_start, |ends| home(owners, here, ends));
+        let late = self.tracks.take(entry, self.clock, at_start, |ends| home(owners, here, ends));
+        if let Some(LateBytes { flows, carried }) = late {
+            for (role, key) in [Role::Client, Role::Server].into_iter().zip(flows) {
+                if let Some(key) = key {
+                    self.accounts.transfer_late(key, payload(carried, role, key.remote));
+                }
+            }
+        }
     }
 
     /// Entries that are in none of these are gone.
@@ -455,127 +361,6 @@ impl Connections {
     }
 }
 
-impl Space {
-    fn take_listeners(&mut self, look: &Look<'_>) {
-        self.listeners.clear();
-        for listener in &look.dump.listeners {
-            let cgroup = listener.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup));
-            let at = Listening { address: listener.address, cgroup };
-            self.listeners.entry(listener.port).or_default().push(at);
-        }
-    }
-
-    fn remember_ended(&mut self, ends: Endpoints) {
-        if self.ended.len() >= REMEMBERED {
-            self.ended.pop_front();
-        }
-        self.ended.push_back(ends);
-    }
-
-    /// Who listens there.
-    fn listens(&self, at: (IpAddr, u16)) -> Option<Listening> {
-        let candidates = self.listeners.get(&at.1)?;
-        let exact = candidates.iter().find(|listening| listening.address == Some(at.0));
-        exact.or_else(|| candidates.iter().find(|listening| listening.address.is_none())).copied()
-    }
-}
-
-impl Known {
-    fn new(socket: &Socket, key: FlowKey, phase: Phase) -> Self {
-        let (id, state) = (socket.id, socket.state);
-        Self { id, key, phase, bytes: Bytes::default(), state, is_final: false, tracked: false, without_bytes: false }
-    }
-
-    /// Conntrack has counted it, for this flow, and maybe its end.
-    fn adopted(&mut self, by: FlowKey, over: bool) {
-        self.key = by;
-        self.phase = if over { Phase::Over } else { Phase::Open };
-        self.without_bytes = true;
-    }
-
-    /// Whether only its end tells that not all of its payload is known.
-    fn ends_unknown(&self) -> bool {
-        !self.is_final && !self.without_bytes
-    }
-
-    /// A socket that waits to be accepted, or that its process has closed, has no number in `/proc`.
-    fn is(&self, id: SocketId) -> bool {
-        self.id == id || id == SocketId::NOBODYS || self.id == SocketId::NOBODYS
-    }
-}
-
-fn is_closing(of: u8) -> bool {
-    !matches!(of, state::ESTABLISHED | state::SYN_SENT)
-}
-
-fn key(netns: u32, cgroup_id: u64, role: Role, ends: &Endpoints) -> FlowKey {
-    let port = match role {
-        Role::Client => ends.remote.1,
-        Role::Server => ends.local.1,
-    };
-    FlowKey { cgroup_id, netns, role, local: ends.local.0, remote: ends.remote.0, port }
-}
-
 fn home(owners: &HashMap<IpAddr, Option<u32>>, conntrack_at: Option<u32>, ends: &Endpoints) -> Option<u32> {
     if ends.local.0.is_loopback() { conntrack_at } else { owners.get(&ends.local.0).copied().flatten() }
-}
-
-/// Counts what only conntrack has seen.
-struct Unseen<'a> {
-    spaces: &'a mut HashMap<u32, Space>,
-    accounts: &'a mut Accounts,
-}
-
-impl Settling for Unseen<'_> {
-    fn decide(&mut self, track: &Track, role: Role) -> Side {
-        let undecided = track.side(role);
-        let Some(netns) = track.space(role) else { return undecided };
-        let Some(space) = self.spaces.get_mut(&netns) else { return Side::Nobodys };
-        let ends = track.ends(role);
-        let looked_since = |when: u64| space.looked.is_some_and(|looked| looked >= when);
-        if track.is_old() {
-            // Its socket, if it has one here, has been shown.
-            return if space.looked.is_some() { Side::Nobodys } else { undecided };
-        }
-        if track.is_unknown() || track.may_be_older() && space.ended.contains(&ends) {
-            return Side::Nobodys;
-        }
-        let Some(since) = track.established.or(track.over) else { return undecided };
-        if track.over.is_none() && !looked_since(since) {
-            return undecided;
-        }
-        let cgroup = match role {
-            Role::Client => track.attempted_by.or(space.whose),
-            Role::Server if track.has_failed() => None,
-            Role::Server => match space.listens(ends.local) {
-                Some(listening) => listening.cgroup,
-                // The listener may be newer than the last look.
-                None if !looked_since(since) => return undecided,
-                None => space.whose,
-            },
-        };
-        if space.looked.is_none() {
-            return undecided;
-        }
-        let Some(cgroup) = cgroup else { return Side::Nobodys };
-        let key = key(netns, cgroup, role, &ends);
-        let evidence = Evidence { methods: Methods::CONNTRACK, inferred: false, without_bytes: true };
-        space.counted.count(role);
-        if track.has_failed() {
-            space.counted.failed += 1;
-            self.accounts.fail(key, evidence);
-            return Side::Nobodys;
-        }
-        if self.accounts.open(key, evidence) { Side::Counted(key, false) } else { Side::Nobodys }
-    }
-
-    fn close(&mut self, key: FlowKey, track: &Track, role: Role) {
-        let payload = |carried: Carried| carried.least_payload(key.remote);
-        let bytes = track.carried.map_or(Bytes::default(), |[there, back]| match role {
-            Role::Client => Bytes { sent: payload(there), received: payload(back) },
-            Role::Server => Bytes { sent: payload(back), received: payload(there) },
-        });
-        self.accounts.transfer(key, bytes);
-        self.accounts.close(key, bytes, false);
-    }
 }

@@ -11,10 +11,11 @@ use proptest::prelude::*;
 use topology::flow::{FlowCounters, FlowKey, Methods, Role};
 
 use super::{
-    connections::{Connections, Look},
+    connections::Connections,
     conntrack::names,
     conntrack_message::{Change, Direction, Entry, tcp_state},
     socket::{Bytes, Dump, Endpoint, Endpoints, Listener, Socket, SocketId},
+    space::Look,
 };
 
 const CLIENT: (u32, u64) = (1, 11);

@@ -13,9 +13,6 @@ use super::{
 /// `NFNLGRP_CONNTRACK_NEW`, `_UPDATE` and `_DESTROY`.
 const EVENTS: u32 = 0b111;
 
-/// Room for what happens while this thread does something else: about 20,000 messages.
-const QUEUE: usize = 16 << 20;
-
 /// Messages that are taken in at a time, so that a flood does not keep the thread.
 const BATCH: usize = 4096;
 
@@ -38,13 +35,13 @@ pub(super) struct News {
 }
 
 impl Conntrack {
-    /// In the network namespace at this path.
+    /// In the network namespace at this path, with a queue of so many bytes for its events.
     ///
     /// # Errors
     /// `EPERM` without `NET_ADMIN`; what it takes to get into the namespace.
-    pub(super) fn open_in(namespace: &Path) -> io::Result<Self> {
+    pub(super) fn open_in(namespace: &Path, queue: usize) -> io::Result<Self> {
         let events = Netlink::open_in(namespace, SockProtocol::NetlinkNetFilter, EVENTS)?;
-        events.grow(QUEUE);
+        events.grow(queue);
         let lists = Netlink::open_in(namespace, SockProtocol::NetlinkNetFilter, 0)?;
         Ok(Self { events, lists, overflows: 0 })
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// What may be saved up, as a multiple of what the budget gives in a second: the first pass takes longer than others.
+/// What may be saved up, as a multiple of what the budget gives in a second: passes differ.
 const SAVINGS: u32 = 20;
 
 /// The budget of the thread that made it.
@@ -16,6 +16,8 @@ pub(super) struct Pace {
     used_at_start: Duration,
     /// What was earned and neither used nor kept, as savings are bounded.
     forfeited: Duration,
+    /// What was used beyond the budget and need not be waited for.
+    forgiven: Duration,
 }
 
 impl Pace {
@@ -25,6 +27,7 @@ impl Pace {
             began: Instant::now(),
             used_at_start: cpu_of_this_thread(),
             forfeited: Duration::ZERO,
+            forgiven: Duration::ZERO,
         }
     }
 
@@ -35,9 +38,16 @@ impl Pace {
 
     /// How long to wait until the budget is kept.
     pub(super) fn debt(&mut self) -> Duration {
-        let (debt, forfeited) = debt(self.budget, self.began.elapsed(), self.used(), self.forfeited);
+        let counted = self.used().saturating_sub(self.forgiven);
+        let (debt, forfeited) = debt(self.budget, self.began.elapsed(), counted, self.forfeited);
         self.forfeited = forfeited;
         debt
+    }
+
+    /// What has been used beyond the budget so far is a start's cost, and not waited for.
+    pub(super) fn forgive(&mut self) {
+        let owed = self.debt();
+        self.forgiven += self.budget.mul_f64(owed.as_secs_f64());
     }
 }
 
@@ -80,6 +90,17 @@ mod tests {
         assert_eq!(forfeited, seconds(50.0));
         let after_a_burst = debt(BUDGET, seconds(1000.0), seconds(1.5), forfeited).0;
         assert_eq!(after_a_burst.as_millis(), 10_000);
+    }
+
+    #[test]
+    fn what_a_start_costs_is_not_waited_for() {
+        let mut pace = Pace::new(1);
+        let mut sum = 0_u64;
+        while pace.debt() < seconds(30.0) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        pace.forgive();
+        assert!(pace.debt() < seconds(30.0) && pace.used() > seconds(0.04), "{sum}");
     }
 
     #[test]

@@ -113,6 +113,14 @@ impl Track {
         !self.begun.1
     }
 
+    /// The flows for which it was counted without its bytes.
+    fn without_bytes(&self) -> [Option<FlowKey>; 2] {
+        self.sides.map(|side| match side {
+            Side::Counted(key, false) if self.carried.is_none() && !self.has_failed() => Some(key),
+            _ => None,
+        })
+    }
+
     fn waits(&self) -> bool {
         self.sides.iter().any(|side| matches!(side, Side::Waiting(_)))
     }
@@ -147,6 +155,24 @@ pub(super) struct Match {
 /// An entry of conntrack's: the kernel makes its number of where the entry is stored, so it needs the addresses.
 pub(super) type Name = (u32, Direction);
 
+/// What an entry of conntrack's is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Current {
+    /// A track, by number.
+    Track(u64),
+    /// A connection that has ended and is counted, for these flows of the client's and the server's side, but for its
+    /// bytes: the kernel tells them when it drops the entry.
+    Counted([Option<FlowKey>; 2]),
+}
+
+/// The bytes of a connection whose end was counted long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LateBytes {
+    /// Those of the client's and of the server's side that it counts for.
+    pub(super) flows: [Option<FlowKey>; 2],
+    pub(super) carried: [Carried; 2],
+}
+
 /// Counts what no look has shown.
 pub(super) trait Settling {
     /// What becomes of a side that waits.
@@ -162,8 +188,8 @@ pub(super) struct Tracks {
     /// By number of our own, as an entry of conntrack's can begin anew.
     by_number: HashMap<u64, Track>,
     next: u64,
-    /// Entries that exist: `None` where nothing is to be done for them any more.
-    current: HashMap<Name, Option<u64>>,
+    /// Entries that exist.
+    current: HashMap<Name, Current>,
     /// Sides by where they are.
     at: HashMap<(u32, Endpoints), Vec<u64>>,
     /// With a side that waits, or over and not counted as such.
@@ -176,25 +202,34 @@ pub(super) struct Tracks {
 impl Tracks {
     /// Takes in what conntrack says; `now` counts up with each message. `listed` at the start: the entry is from
     /// before. `home` is where an address is.
-    pub(super) fn take(&mut self, entry: &Entry, now: u64, at_start: bool, home: impl Fn(&Endpoints) -> Option<u32>) {
+    pub(super) fn take(
+        &mut self,
+        entry: &Entry,
+        now: u64,
+        at_start: bool,
+        home: impl Fn(&Endpoints) -> Option<u32>,
+    ) -> Option<LateBytes> {
         let name = (entry.id, entry.original);
         let begins = matches!(entry.state, Some(tcp_state::SYN_SENT | tcp_state::SYN_RECEIVED));
         let serial = match self.current.get(&name).copied() {
-            Some(Some(serial)) if !begins || self.by_number.get(&serial).is_some_and(Track::is_beginning) => serial,
-            Some(None) if entry.change == Change::Gone => {
-                self.current.remove(&name);
-                return;
+            Some(Current::Track(serial)) if !begins || self.by_number.get(&serial).is_some_and(Track::is_beginning) => {
+                serial
             }
-            Some(None) if !begins => return,
-            None if entry.change == Change::Gone => return,
+            Some(Current::Counted(flows)) if entry.change == Change::Gone => {
+                self.current.remove(&name);
+                return entry.carried.map(|carried| LateBytes { flows, carried });
+            }
+            Some(Current::Counted(_)) if !begins => return None,
+            None if entry.change == Change::Gone => return None,
             earlier => {
-                if let Some(serial) = earlier.flatten() {
+                if let Some(Current::Track(serial)) = earlier {
                     self.replace(serial, now);
                 }
                 self.begin(entry, (now, begins), at_start, &home)
             }
         };
-        let Some(track) = self.by_number.get_mut(&serial) else { return };
+        let track = self.by_number.get_mut(&serial)?;
+        let counted = track.finished.then(|| track.without_bytes());
         track.take(entry, now);
         if !track.finished && (track.over.is_some() || track.waits()) {
             self.undecided.insert(serial);
@@ -202,8 +237,9 @@ impl Tracks {
         if entry.change == Change::Gone {
             self.current.remove(&name);
         } else {
-            self.current.insert(name, Some(serial));
+            self.current.insert(name, Current::Track(serial));
         }
+        counted.zip(entry.carried).map(|(flows, carried)| LateBytes { flows, carried })
     }
 
     /// The entry has begun anew. Where the end of the connection before was not heard, it is over now.
@@ -285,7 +321,7 @@ impl Tracks {
     pub(super) fn keep_only(&mut self, listed: &HashSet<Name>, now: u64) {
         let gone: Vec<_> = self.current.keys().filter(|name| !listed.contains(name)).copied().collect();
         for name in gone {
-            let Some(Some(serial)) = self.current.remove(&name) else { continue };
+            let Some(Current::Track(serial)) = self.current.remove(&name) else { continue };
             if let Some(track) = self.by_number.get_mut(&serial)
                 && track.over.is_none()
             {
@@ -444,8 +480,9 @@ impl Tracks {
         let Some(track) = self.by_number.remove(&serial) else { return };
         self.homeless.remove(&serial);
         // What the kernel still says of the entry is known.
-        if let Some(current) = self.current.get_mut(&(track.id, track.original)).filter(|now| **now == Some(serial)) {
-            *current = None;
+        let current = self.current.get_mut(&(track.id, track.original));
+        if let Some(current) = current.filter(|now| **now == Current::Track(serial)) {
+            *current = Current::Counted(track.without_bytes());
         }
         for role in [Role::Client, Role::Server] {
             let Some(space) = track.space(role) else { continue };

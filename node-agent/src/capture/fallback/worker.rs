@@ -13,13 +13,13 @@ use crate::node_addresses;
 use super::{
     FallbackSettings, Shared,
     cgroups::Cgroups,
-    connections::Look,
     conntrack::{Conntrack, names},
     holders::Holders,
     netlink::Buffer,
     pace::Pace,
     processes::{Namespace, Processes},
     source::Source,
+    space::Look,
 };
 
 /// How long events wait at most to be taken in.
@@ -81,6 +81,9 @@ impl Worker {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let (began, used) = (Instant::now(), self.pace.used());
             self.pass()?;
+            if self.passes == 0 {
+                self.pace.forgive();
+            }
             self.passes += 1;
             if let Some(first_pass) = self.first_pass.take() {
                 // Nobody waits where the starter has given up.
@@ -107,7 +110,10 @@ impl Worker {
         let wanted = self.shared.lock().connections.to_look_at();
         for (netns, namespace) in &namespaces {
             self.look_if_due(*netns, namespace, wanted.contains(netns))?;
-            self.pay()?;
+            // Nobody is shown anything before the first pass is over.
+            if self.passes > 0 {
+                self.pay()?;
+            }
             if self.shared.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -188,8 +194,8 @@ impl Worker {
                 .pids
                 .iter()
                 .filter_map(|pid| Some((self.processes.directory(*pid), self.processes.cgroup(*pid)?)));
-            let pace = &mut self.pace;
-            let complete = self.holders.fill(netns, &mut dump, holders, || pace.debt().is_zero());
+            let (pace, is_first) = (&mut self.pace, self.passes == 0);
+            let complete = self.holders.fill(netns, &mut dump, holders, || is_first || pace.debt().is_zero());
             self.shared.lock().unattributed(netns, !complete);
         }
         self.cgroups.learn(dump.sockets.iter().filter_map(|socket| socket.cgroup));

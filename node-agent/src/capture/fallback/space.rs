@@ -1,0 +1,175 @@
+//! What is known of one network namespace: its sockets, its listeners, and how much it has counted itself. Pure.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+};
+
+use node_agent_common::state;
+use topology::flow::{FlowKey, Methods, Role};
+
+use super::{
+    proc_net::TcpCounts,
+    socket::{Bytes, Dump, Endpoints, Socket, SocketId},
+};
+
+/// Ends of connections that are remembered in each namespace, see [`Space::ended`].
+const REMEMBERED: usize = 1024;
+
+/// A look at one namespace.
+pub(super) struct Look<'a> {
+    pub(super) netns: u32,
+    pub(super) dump: &'a Dump,
+    /// How it was looked.
+    pub(super) methods: Methods,
+    /// The number of the latest message of conntrack's that was taken in before the look began.
+    pub(super) began: u64,
+    /// The namespace was there when the capture began, and this is the first look at it.
+    pub(super) finds_old: bool,
+    /// Whose a connection of this namespace is where nothing more is known; `None` where others share it.
+    pub(super) whose: Option<u64>,
+    /// Tells the node's own cgroups.
+    pub(super) is_ours: &'a dyn Fn(u64) -> bool,
+    /// What the namespace had counted before the look and after it.
+    pub(super) counts: Option<[TcpCounts; 2]>,
+}
+
+/// What a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It tries to connect. How many looks have shown it, and whether conntrack will tell what comes of it.
+    Attempt(u32, bool),
+    Open,
+    /// Its end has been counted already, or it has no account.
+    Over,
+}
+
+/// A socket that a look has shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) id: SocketId,
+    pub(super) key: FlowKey,
+    pub(super) phase: Phase,
+    pub(super) bytes: Bytes,
+    pub(super) state: u8,
+    /// Whether these are all bytes that it will have transferred.
+    pub(super) is_final: bool,
+    /// Whether conntrack has it, too.
+    pub(super) tracked: bool,
+    /// Whether it counts already as one whose payload is not fully known.
+    pub(super) without_bytes: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listening {
+    pub(super) address: Option<IpAddr>,
+    /// `None`: somebody else's.
+    pub(super) cgroup: Option<u64>,
+}
+
+/// A network namespace.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    pub(super) sockets: HashMap<Endpoints, Known>,
+    /// By port.
+    pub(super) listeners: HashMap<u16, Vec<Listening>>,
+    /// Of connections that have ended and that conntrack had not told of: it may still, from a list.
+    pub(super) ended: VecDeque<Endpoints>,
+    /// Counted as gone by the latest look.
+    pub(super) lately_gone: HashMap<SocketId, FlowKey>,
+    /// See [`Look::began`]; of the latest look.
+    pub(super) looked: Option<u64>,
+    pub(super) whose: Option<u64>,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) counted: Counted,
+}
+
+/// What was counted of a namespace, against what it counts itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted {
+    /// The namespace's own counts when counting began.
+    pub(super) base: Option<TcpCounts>,
+    /// Before the latest look.
+    pub(super) earlier: TcpCounts,
+    pub(super) clients: u64,
+    pub(super) servers: u64,
+    pub(super) failed: u64,
+    pub(super) missed: Missed,
+}
+
+/// Connections and attempts that a namespace has counted and that nothing has shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Missed {
+    pub(super) opened: u64,
+    pub(super) failed: u64,
+}
+
+impl Counted {
+    pub(super) fn count(&mut self, role: Role) {
+        match role {
+            Role::Client => self.clients += 1,
+            Role::Server => self.servers += 1,
+        }
+    }
+}
+
+impl Space {
+    pub(super) fn take_listeners(&mut self, look: &Look<'_>) {
+        self.listeners.clear();
+        for listener in &look.dump.listeners {
+            let cgroup = listener.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup));
+            let at = Listening { address: listener.address, cgroup };
+            self.listeners.entry(listener.port).or_default().push(at);
+        }
+    }
+
+    pub(super) fn remember_ended(&mut self, ends: Endpoints) {
+        if self.ended.len() >= REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ends);
+    }
+
+    /// Who listens there.
+    pub(super) fn listens(&self, at: (IpAddr, u16)) -> Option<Listening> {
+        let candidates = self.listeners.get(&at.1)?;
+        let exact = candidates.iter().find(|listening| listening.address == Some(at.0));
+        exact.or_else(|| candidates.iter().find(|listening| listening.address.is_none())).copied()
+    }
+}
+
+impl Known {
+    pub(super) fn new(socket: &Socket, key: FlowKey, phase: Phase) -> Self {
+        let (id, state) = (socket.id, socket.state);
+        Self { id, key, phase, bytes: Bytes::default(), state, is_final: false, tracked: false, without_bytes: false }
+    }
+
+    /// Conntrack has counted it, for this flow, and maybe its end.
+    pub(super) fn adopted(&mut self, by: FlowKey, over: bool) {
+        self.key = by;
+        self.phase = if over { Phase::Over } else { Phase::Open };
+        self.without_bytes = true;
+    }
+
+    /// Whether only its end tells that not all of its payload is known.
+    pub(super) fn ends_unknown(&self) -> bool {
+        !self.is_final && !self.without_bytes
+    }
+
+    /// A socket that waits to be accepted, or that its process has closed, has no number in `/proc`.
+    pub(super) fn is(&self, id: SocketId) -> bool {
+        self.id == id || id == SocketId::NOBODYS || self.id == SocketId::NOBODYS
+    }
+}
+
+pub(super) fn is_closing(of: u8) -> bool {
+    !matches!(of, state::ESTABLISHED | state::SYN_SENT)
+}
+
+pub(super) fn key(netns: u32, cgroup_id: u64, role: Role, ends: &Endpoints) -> FlowKey {
+    let port = match role {
+        Role::Client => ends.remote.1,
+        Role::Server => ends.local.1,
+    };
+    FlowKey { cgroup_id, netns, role, local: ends.local.0, remote: ends.remote.0, port }
+}

@@ -1,0 +1,78 @@
+//! Connections that only conntrack has seen: when it is certain that no look will show them, they count. Pure.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use topology::flow::{FlowKey, Methods, Role};
+
+use super::{
+    accounts::{Accounts, Evidence},
+    conntrack_message::Carried,
+    socket::Bytes,
+    space::{Space, key},
+    tracks::{Settling, Side, Track},
+};
+
+/// Counts what only conntrack has seen.
+pub(super) struct Unseen<'a> {
+    pub(super) spaces: &'a mut HashMap<u32, Space>,
+    pub(super) accounts: &'a mut Accounts,
+}
+
+impl Settling for Unseen<'_> {
+    fn decide(&mut self, track: &Track, role: Role) -> Side {
+        let undecided = track.side(role);
+        let Some(netns) = track.space(role) else { return undecided };
+        let Some(space) = self.spaces.get_mut(&netns) else { return Side::Nobodys };
+        let ends = track.ends(role);
+        let looked_since = |when: u64| space.looked.is_some_and(|looked| looked >= when);
+        if track.is_old() {
+            // Its socket, if it has one here, has been shown.
+            return if space.looked.is_some() { Side::Nobodys } else { undecided };
+        }
+        if track.is_unknown() || track.may_be_older() && space.ended.contains(&ends) {
+            return Side::Nobodys;
+        }
+        let Some(since) = track.established.or(track.over) else { return undecided };
+        if track.over.is_none() && !looked_since(since) {
+            return undecided;
+        }
+        let cgroup = match role {
+            Role::Client => track.attempted_by.or(space.whose),
+            Role::Server if track.has_failed() => None,
+            Role::Server => match space.listens(ends.local) {
+                Some(listening) => listening.cgroup,
+                // The listener may be newer than the last look.
+                None if !looked_since(since) => return undecided,
+                None => space.whose,
+            },
+        };
+        if space.looked.is_none() {
+            return undecided;
+        }
+        let Some(cgroup) = cgroup else { return Side::Nobodys };
+        let key = key(netns, cgroup, role, &ends);
+        let evidence = Evidence { methods: Methods::CONNTRACK, inferred: false, without_bytes: true };
+        space.counted.count(role);
+        if track.has_failed() {
+            space.counted.failed += 1;
+            self.accounts.fail(key, evidence);
+            return Side::Nobodys;
+        }
+        if self.accounts.open(key, evidence) { Side::Counted(key, false) } else { Side::Nobodys }
+    }
+
+    fn close(&mut self, key: FlowKey, track: &Track, role: Role) {
+        let bytes = track.carried.map_or(Bytes::default(), |carried| payload(carried, role, key.remote));
+        self.accounts.transfer(key, bytes);
+        self.accounts.close(key, bytes, false);
+    }
+}
+
+/// What the end of this role has transferred at least, of what was carried there and back.
+pub(super) fn payload([there, back]: [Carried; 2], role: Role, remote: IpAddr) -> Bytes {
+    let [there, back] = [there, back].map(|carried| carried.least_payload(remote));
+    match role {
+        Role::Client => Bytes { sent: there, received: back },
+        Role::Server => Bytes { sent: back, received: there },
+    }
+}
