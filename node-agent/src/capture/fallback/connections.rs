@@ -1,7 +1,10 @@
 //! What is known of each connection, from looks at the sockets and from conntrack, and what follows for the flows.
 //! Pure.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use node_agent_common::state;
 use topology::flow::{FlowKey, Methods, Role};
@@ -92,13 +95,13 @@ impl Connections {
     }
 
     /// Entries that are in none of these are gone.
-    pub(super) fn keep_tracks(&mut self, listed: &std::collections::HashSet<Name>) {
+    pub(super) fn keep_tracks(&mut self, listed: &HashSet<Name>) {
         self.clock += 1;
         self.tracks.keep_only(listed, self.clock);
     }
 
     /// Namespaces at which a look would decide something.
-    pub(super) fn to_look_at(&self) -> std::collections::HashSet<u32> {
+    pub(super) fn to_look_at(&self) -> HashSet<u32> {
         self.tracks.to_look_at()
     }
 
@@ -125,7 +128,12 @@ impl Connections {
         space.take_listeners(look);
         let mut earlier = std::mem::take(&mut space.sockets);
         let mut new = Vec::new();
+        let mut shown = HashSet::with_capacity(look.dump.sockets.len());
         for socket in &look.dump.sockets {
+            // A table that is read in parts may show a socket twice.
+            if !shown.insert(socket.ends) {
+                continue;
+            }
             let Some(cgroup) = socket.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup)) else {
                 self.tracks.disown(look.netns, &socket.ends);
                 continue;
