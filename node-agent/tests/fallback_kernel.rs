@@ -256,12 +256,12 @@ fn bytes_that_conntrack_counts_are_a_lower_bound() {
     const CALLS: u64 = 20;
     let (request, answer) = (3000, 60_000);
     let node = node_or_skip!();
-    let mut lab = Routed::new(&node);
+    let mut lab = Routed::new(&node, ["one", "two"]);
     // The kernel tells an entry's bytes when it drops it.
     lab.host
         .in_netns("sysctl -qw net.netfilter.nf_conntrack_acct=1 net.netfilter.nf_conntrack_tcp_timeout_time_wait=1");
     // So seldom that no look shows any of them.
-    let settings = FallbackSettings { interval: Duration::from_secs(5), ..lab.settings(&node) };
+    let settings = FallbackSettings { interval: Duration::from_secs(5), ..settings_of(&lab, &node) };
     let mut watched = Watched::start(&settings);
     let [client, server] = &mut lab.pods;
     let port = server.listen("l", "0.0.0.0:0");
@@ -294,9 +294,9 @@ fn bytes_that_conntrack_counts_are_a_lower_bound() {
 fn events_that_do_not_fit_into_the_queue_are_counted_and_made_up_for_by_a_list() {
     const CALLS: u64 = 300;
     let node = node_or_skip!();
-    let mut lab = Routed::new(&node);
+    let mut lab = Routed::new(&node, ["one", "two"]);
     // As little as the kernel allows: two or three messages.
-    let settings = FallbackSettings { event_bytes: 1, ..lab.settings(&node) };
+    let settings = FallbackSettings { event_bytes: 1, ..settings_of(&lab, &node) };
     let mut watched = Watched::start(&settings);
     let [client, server] = &mut lab.pods;
     let port = server.listen("l", "0.0.0.0:0");

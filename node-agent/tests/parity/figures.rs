@@ -70,7 +70,7 @@ pub struct Figures {
     true_failed: Share,
     bytes: Bytes,
     losses: Losses,
-    /// What differs, shown and done.
+    /// Bytes that are wrong, shown and done.
     different: Vec<(FlowCounters, Done)>,
 }
 
@@ -113,6 +113,7 @@ impl Figures {
 
     /// What is not as it was promised.
     pub fn complaints(&self, method: &Method) -> Vec<String> {
+        let all_but_lost = self.connections.lacks() + self.failed.lacks() <= self.said_to_be_lost();
         let kept = |promise| match promise {
             Promise::All => {
                 self.connections.is_whole()
@@ -120,10 +121,10 @@ impl Figures {
                     && self.bytes == Bytes::Exact
                     && self.losses == Losses::default()
             }
-            Promise::AllButLost => self.connections.lacks() + self.failed.lacks() <= self.said_to_be_lost(),
+            Promise::AllButLost => all_but_lost,
             Promise::OnlyTruth => true,
-            Promise::WhatLasts => self.long.is_whole(),
-            Promise::WhatLastsAndShortEdges => self.long.is_whole() && self.short.is_at_least(99),
+            Promise::WhatLasts => all_but_lost && self.long.is_whole(),
+            Promise::WhatLastsAndShortEdges => all_but_lost && self.long.is_whole() && self.short.is_at_least(99),
         };
         let true_alone = [self.true_edges, self.true_connections, self.true_failed].into_iter().all(Share::is_whole);
         let mut complaints = Vec::new();
@@ -131,7 +132,7 @@ impl Figures {
             complaints.push(format!("{} has not kept {:?}: {self:?}", method.name, method.promise));
         }
         if !true_alone || self.bytes == Bytes::Wrong {
-            complaints.push(format!("{} shows what was not: {self:?}", method.name));
+            complaints.push(format!("{} shows what was not: {self:?} {:?}", method.name, self.different));
         }
         complaints
     }

@@ -19,9 +19,9 @@ pub enum Promise {
     AllButLost,
     /// Nothing but what was.
     OnlyTruth,
-    /// Besides, what lives for two seconds.
+    /// As [`Promise::AllButLost`], and every edge that lasts.
     WhatLasts,
-    /// Besides, of a hundred short ones a second 99 % of the edges.
+    /// Besides, 99 % of the edges of a hundred short ones a second.
     WhatLastsAndShortEdges,
 }
 
