@@ -106,7 +106,7 @@ pub struct NodeProbeStatus {
     pub losses: Losses,
     /// Connections and failed attempts that were not recorded: `losses.opened` + `losses.failed` + `losses.missedRuns`.
     pub lost: u64,
-    /// Whether a part of `seen` comes from the fallback, which cannot count all that it has missed.
+    /// Whether a part of `seen` comes from the fallback or from a tracepoint, which cannot count all that they have missed.
     pub sampled: bool,
     /// The part of `seen` and `losses` that comes from before the current epoch.
     pub earlier: EarlierEpochs,

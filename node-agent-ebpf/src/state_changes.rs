@@ -133,13 +133,14 @@ fn follow<A: Access>(socket: TcpSocket<A>, change: Change, copy: Copy) {
 /// Noted for the second copy alone: so it can tell whether the first one has counted a failure.
 #[inline(always)]
 fn dials<A: Access>(socket: TcpSocket<A>) {
-    match followed::get(socket.address()) {
-        Some(entry) if entry.established == 0 => return,
-        Some(entry) => missed_end(&entry),
-        None => {}
+    let entry = followed::get(socket.address());
+    if let Some(entry) = entry {
+        missed_end(&entry);
     }
     if is_own(socket.cgroup()) {
         followed::set(socket.address(), &note(FlowKey::NONE, 0, 0));
+    } else if entry.is_some() {
+        followed::remove(socket.address());
     }
 }
 
@@ -148,14 +149,14 @@ fn fails<A: Access>(socket: TcpSocket<A>, copy: Copy) {
     match followed::get(socket.address()) {
         Some(entry) => {
             followed::remove(socket.address());
-            if entry.established == 1 {
-                missed_end(&entry);
-            }
+            missed_end(&entry);
         }
-        None if copy == Copy::Second || !is_own(socket.cgroup()) => return,
+        None if copy == Copy::Second => return,
         None => {}
     }
-    count(&socket.flow(Role::Client), Event::Failed);
+    if is_own(socket.cgroup()) {
+        count(&socket.flow(Role::Client), Event::Failed);
+    }
 }
 
 #[inline(always)]
@@ -165,19 +166,20 @@ fn opens<A: Access>(socket: TcpSocket<A>, role: Role, copy: Copy) {
         Role::Client => socket.local_port(),
         Role::Server => socket.remote_port(),
     };
-    match followed::get(socket.address()) {
-        Some(entry) if entry.established == 1 => {
-            // The first copy has just counted it; or that one missed it, as both had missed the end of another
-            // connection in the same memory.
-            let same = entry.client_port == client_port && entry.flow.port() == flow.port();
-            if copy == Copy::Second && same {
-                return;
-            }
-            missed_end(&entry);
+    let entry = followed::get(socket.address());
+    if let Some(entry) = entry {
+        // The first copy has just counted it; or that one missed it, as both had missed the end of another connection
+        // in the same memory.
+        if copy == Copy::Second && entry.established == 1 && is_of(&entry, socket) {
+            return;
         }
-        Some(_) => {}
-        None if !is_own(socket.cgroup()) => return,
-        None => {}
+        missed_end(&entry);
+    }
+    if !is_own(socket.cgroup()) {
+        if entry.is_some() {
+            followed::remove(socket.address());
+        }
+        return;
     }
     if followed::set(socket.address(), &note(flow, client_port, 1)) {
         count(&flow, Event::Opened);
@@ -196,7 +198,8 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
             return;
         }
         if entry.established == 1 {
-            return count(&entry.flow, Event::closed(socket, false));
+            let event = if is_of(&entry, socket) { Event::closed(socket, false) } else { Event::Gone };
+            return count(&entry.flow, event);
         }
     }
     // Older than this capture, or its opening was missed.
@@ -206,7 +209,7 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
     {
         return count(&flow, Event::closed(socket, false));
     }
-    if entry.is_some() {
+    if entry.is_some() && is_own(socket.cgroup()) {
         // It dialled and came to be established, which was missed.
         let flow = socket.flow(Role::Client);
         count(&flow, Event::Opened);
@@ -217,7 +220,20 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
 /// The memory of a connection is in use again, and its end was not seen.
 #[inline(always)]
 fn missed_end(entry: &FollowedSocket) {
-    count(&entry.flow, Event::Gone);
+    if entry.established == 1 {
+        count(&entry.flow, Event::Gone);
+    }
+}
+
+/// Whether an entry is this socket's own, and not that of one that had the memory before it. By what a socket still has
+/// when it ends: its local port may be given back by then.
+#[inline(always)]
+fn is_of<A: Access>(entry: &FollowedSocket, socket: TcpSocket<A>) -> bool {
+    let remote_port = match entry.flow.role() {
+        Some(Role::Client) => entry.flow.port(),
+        _ => entry.client_port,
+    };
+    socket.remote_port() == remote_port && socket.cgroup_id() == entry.flow.cgroup()
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use topology::flow::FlowCounters;
 
 use crate::{
     lab::kernel_version,
-    methods::{Method, Promise},
+    methods::Promise,
     oracle::{Done, Kind, Oracle},
     witness::Testimony,
 };
@@ -112,7 +112,7 @@ impl Figures {
     }
 
     /// What is not as it was promised.
-    pub fn complaints(&self, method: &Method) -> Vec<String> {
+    pub fn complaints(&self, method: &str, promise: Promise) -> Vec<String> {
         let all_but_lost = self.connections.lacks() + self.failed.lacks() <= self.said_to_be_lost();
         let kept = |promise| match promise {
             Promise::All => {
@@ -128,11 +128,11 @@ impl Figures {
         };
         let true_alone = [self.true_edges, self.true_connections, self.true_failed].into_iter().all(Share::is_whole);
         let mut complaints = Vec::new();
-        if !kept(method.promise) {
-            complaints.push(format!("{} has not kept {:?}: {self:?}", method.name, method.promise));
+        if !kept(promise) {
+            complaints.push(format!("{method} has not kept {promise:?}: {self:?}"));
         }
         if !true_alone || self.bytes == Bytes::Wrong {
-            complaints.push(format!("{} shows what was not: {self:?} {:?}", method.name, self.different));
+            complaints.push(format!("{method} shows what was not: {self:?} {:?}", self.different));
         }
         complaints
     }

@@ -1,8 +1,8 @@
 //! Coverage: the share of what is known to have happened that was seen. Pure.
 
 /// `seen` / (`seen` + `lost`) in percent, with at most one decimal, rounded down. Never `100%` if anything was lost or
-/// if there were times in which nobody was looking. With `≤` where a part was `sampled`: what the fallback has missed is in
-/// neither number, so that it can only be less.
+/// if there were times in which nobody was looking. With `≤` where a part was `sampled`: what the fallback or a
+/// tracepoint has missed is in neither number, so that it can only be less.
 #[must_use]
 pub fn coverage(seen: u64, lost: u64, always_observed: bool, sampled: bool) -> String {
     let (seen, lost) = (u128::from(seen), u128::from(lost));

@@ -136,7 +136,7 @@ fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> S
     let truth = if parts.is_empty() { Truth::Unknown } else { Truth::False };
     if !sampled.is_empty() {
         parts.push(format!(
-            "short connections may have been missed in the fallback, more than can be counted, {}",
+            "short connections may have been missed in the fallback or by a tracepoint, more than can be counted, {}",
             on(&sampled)
         ));
     }

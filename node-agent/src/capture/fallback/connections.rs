@@ -11,11 +11,12 @@ use topology::flow::{FlowKey, Methods, Role};
 
 use super::{
     accounts::{Accounts, Evidence},
+    conntrack::names,
     conntrack_message::Entry,
     proc_net::TcpCounts,
     socket::{Bytes, Endpoints, Socket, SocketId},
     space::{Known, Look, Missed, Phase, Space, is_closing, key},
-    tracks::{LateBytes, Name, Tracks},
+    tracks::{LateBytes, Tracks},
     unseen::{Unseen, payload},
 };
 
@@ -94,10 +95,20 @@ impl Connections {
         }
     }
 
-    /// Entries that are in none of these are gone.
-    pub(super) fn keep_tracks(&mut self, listed: &HashSet<Name>) {
+    /// Takes in a list of what conntrack has, after events were lost; entries that a complete one lacks are gone. What is
+    /// heard from here on may be older, until it is [caught up](Self::caught_up) with.
+    pub(super) fn take_list(&mut self, entries: &[Entry], complete: bool) {
+        self.tracks.begin_list();
+        for entry in entries {
+            self.track(entry, false);
+        }
         self.clock += 1;
-        self.tracks.keep_only(listed, self.clock);
+        self.tracks.end_list(complete.then(|| names(entries)).as_ref(), self.clock);
+    }
+
+    /// Everything is heard that had been said when it was last listed.
+    pub(super) fn caught_up(&mut self) {
+        self.tracks.caught_up();
     }
 
     /// Namespaces at which a look would decide something.

@@ -2,7 +2,7 @@
 //! end of each connection counts once.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
 };
 
@@ -12,7 +12,6 @@ use topology::flow::{FlowCounters, FlowKey, Methods, Role};
 
 use super::{
     connections::Connections,
-    conntrack::names,
     conntrack_message::{Change, Direction, Entry, tcp_state},
     socket::{Bytes, Dump, Endpoint, Endpoints, Listener, Socket, SocketId},
     space::Look,
@@ -100,6 +99,17 @@ impl Kernel {
     fn list(&self) -> Vec<Entry> {
         let entry = |line| self.entry(line, Change::Is, Some(self.lines[line].state.0));
         (0..self.lines.len()).filter_map(entry).collect()
+    }
+
+    /// How many of the latest events tell of no more than the life of one connection for each port: in the milliseconds
+    /// that events wait beside a list, no port is dialled from twice.
+    fn events_of_one_life(&self) -> usize {
+        let mut lives = HashSet::new();
+        let is_another = |entry: &Entry| {
+            let begins = entry.state == Some(tcp_state::SYN_SENT);
+            entry.change == Change::Gone || begins && !lives.insert(entry.original.from.1)
+        };
+        self.events.iter().rev().position(is_another).unwrap_or(self.events.len())
     }
 
     fn number(&mut self) -> u32 {
@@ -201,8 +211,9 @@ impl Kernel {
 enum Action {
     Step(u8, u8),
     Hear,
-    /// What is to be heard is lost, and noticed as such.
-    Overflow,
+    /// A part of what is to be heard is lost, and noticed as such; so many of the latest events are heard after the list,
+    /// which knew better.
+    Overflow(u8),
     /// A look, and what happens after it began and after it ended.
     Look(bool, Option<(u8, u8)>, Option<(u8, u8)>),
     Settle,
@@ -216,7 +227,7 @@ fn action(overflows: u32) -> impl Strategy<Value = Action> {
         2 => (any::<bool>(), prop::option::of(step()), prop::option::of(step()))
             .prop_map(|(client, during, after)| Action::Look(client, during, after)),
         1 => Just(Action::Settle),
-        overflows => Just(Action::Overflow),
+        overflows => any::<u8>().prop_map(Action::Overflow),
     ]
 }
 
@@ -238,19 +249,19 @@ impl Observer {
         for entry in self.kernel.events.drain(..) {
             self.connections.track(&entry, false);
         }
+        self.connections.caught_up();
     }
 
     fn act(&mut self, action: Action) {
         match action {
             Action::Step(line, choice) => self.kernel.step(line.into(), choice),
             Action::Hear => self.hear(),
-            Action::Overflow => {
-                self.kernel.events.clear();
+            Action::Overflow(late) => {
+                let most = self.kernel.events_of_one_life();
+                let lost = self.kernel.events.len() - usize::from(late) % (most + 1);
+                self.kernel.events.drain(..lost);
                 let entries = self.kernel.list();
-                for entry in &entries {
-                    self.connections.track(entry, false);
-                }
-                self.connections.keep_tracks(&names(&entries));
+                self.connections.take_list(&entries, true);
             }
             Action::Settle => {
                 self.hear();

@@ -64,6 +64,8 @@ pub(super) struct Track {
     /// When it was known to be over.
     pub(super) over: Option<u64>,
     end: End,
+    /// Something was said of it that may have been older than what was known.
+    unheard: bool,
     /// It was there when the capture began.
     old: bool,
     /// When it was known first, and whether that was by its first packet: else it may be older.
@@ -105,7 +107,7 @@ impl Track {
 
     /// Whether nobody knows what became of it.
     pub(super) fn is_unknown(&self) -> bool {
-        self.end == End::Unheard && self.established.is_none()
+        (self.end == End::Unheard || self.unheard) && self.has_failed()
     }
 
     /// Whether it may be older than what is known of it.
@@ -197,6 +199,23 @@ pub(super) struct Tracks {
     /// With a side that waits to know where it is.
     homeless: BTreeSet<u64>,
     finished: VecDeque<(u64, u64)>,
+    stage: Stage,
+    /// What the latest list has shown, until what is heard is certainly newer.
+    listed: HashSet<u64>,
+    /// Entries that the latest list did not have.
+    dropped: Vec<Name>,
+}
+
+/// Where messages come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// They are heard as things happen.
+    #[default]
+    Live,
+    /// They are of a list, and newer than all that was heard.
+    Listing,
+    /// They are heard again, and may be older than the list.
+    Behind,
 }
 
 impl Tracks {
@@ -211,7 +230,16 @@ impl Tracks {
     ) -> Option<LateBytes> {
         let name = (entry.id, entry.original);
         let begins = matches!(entry.state, Some(tcp_state::SYN_SENT | tcp_state::SYN_RECEIVED));
-        let serial = match self.current.get(&name).copied() {
+        let known = self.current.get(&name).copied();
+        if self.stage == Stage::Behind && self.is_outdated(known, begins, entry.change) {
+            if let Some(Current::Track(serial)) = known
+                && let Some(track) = self.by_number.get_mut(&serial)
+            {
+                track.unheard = true;
+            }
+            return None;
+        }
+        let serial = match known {
             Some(Current::Track(serial)) if !begins || self.by_number.get(&serial).is_some_and(Track::is_beginning) => {
                 serial
             }
@@ -228,6 +256,9 @@ impl Tracks {
                 self.begin(entry, (now, begins), at_start, &home)
             }
         };
+        if self.stage == Stage::Listing {
+            self.listed.insert(serial);
+        }
         let track = self.by_number.get_mut(&serial)?;
         let counted = track.finished.then(|| track.without_bytes());
         track.take(entry, now);
@@ -273,6 +304,7 @@ impl Tracks {
             established: None,
             over: None,
             end: End::Open,
+            unheard: false,
             old: at_start && !begun.1,
             begun,
             carried: None,
@@ -317,17 +349,47 @@ impl Tracks {
         }
     }
 
-    /// Entries that a complete list of conntrack's does not have are gone.
-    pub(super) fn keep_only(&mut self, listed: &HashSet<Name>, now: u64) {
+    /// What comes now is a list, and newer than all that was heard.
+    pub(super) fn begin_list(&mut self) {
+        self.stage = Stage::Listing;
+        self.listed.clear();
+    }
+
+    /// That was the list. Entries that it does not have are gone, if it is complete.
+    pub(super) fn end_list(&mut self, complete: Option<&HashSet<Name>>, now: u64) {
+        self.stage = Stage::Behind;
+        let Some(listed) = complete else { return };
         let gone: Vec<_> = self.current.keys().filter(|name| !listed.contains(name)).copied().collect();
         for name in gone {
-            let Some(Current::Track(serial)) = self.current.remove(&name) else { continue };
+            self.dropped.push(name);
+            let Some(Current::Track(serial)) = self.current.insert(name, Current::Counted([None; 2])) else { continue };
             if let Some(track) = self.by_number.get_mut(&serial)
                 && track.over.is_none()
             {
                 (track.over, track.end) = (Some(now), End::Unheard);
                 self.undecided.insert(serial);
             }
+        }
+    }
+
+    /// Everything is heard that had been said when it was last listed.
+    pub(super) fn caught_up(&mut self) {
+        self.stage = Stage::Live;
+        self.listed.clear();
+        for name in std::mem::take(&mut self.dropped) {
+            if self.current.get(&name) == Some(&Current::Counted([None; 2])) {
+                self.current.remove(&name);
+            }
+        }
+    }
+
+    /// Whether the latest list may have said more of an entry than this message, which may have come before it.
+    fn is_outdated(&self, known: Option<Current>, begins: bool, change: Change) -> bool {
+        match known {
+            _ if change == Change::Gone => false,
+            Some(Current::Track(serial)) => self.listed.contains(&serial),
+            Some(Current::Counted(_)) => true,
+            None => !begins,
         }
     }
 
@@ -393,7 +455,8 @@ impl Tracks {
         let Some(serial) = self.at.get(&(space, *ends)).and_then(|serials| serials.last()) else { return false };
         let Some(track) = self.by_number.get_mut(serial) else { return false };
         track.attempted_by = cgroup.or(track.attempted_by);
-        matches!(track.side(Role::Client), Side::Waiting(_))
+        // Of one that begins anew in what may be outdated, nothing is told any more.
+        track.unheard || matches!(track.side(Role::Client), Side::Waiting(_))
     }
 
     /// A socket of somebody else's is there.

@@ -13,7 +13,7 @@ use crate::node_addresses;
 use super::{
     FallbackSettings, Shared,
     cgroups::Cgroups,
-    conntrack::{Conntrack, names},
+    conntrack::Conntrack,
     holders::Holders,
     netlink::Buffer,
     pace::Pace,
@@ -239,14 +239,12 @@ impl Worker {
                 let (entries, complete) = conntrack.list(&mut self.buffer)?;
                 let mut shared = self.shared.lock();
                 shared.overflows = conntrack.overflows();
-                for entry in &entries {
-                    shared.connections.track(entry, false);
-                }
-                if complete {
-                    shared.connections.keep_tracks(&names(&entries));
-                }
+                shared.connections.take_list(&entries, complete);
             }
             if !news.more {
+                if !news.overflowed {
+                    self.shared.lock().connections.caught_up();
+                }
                 return Ok(());
             }
         }
