@@ -48,6 +48,7 @@ mod sock_diag;
 mod socket;
 mod source;
 mod space;
+mod track;
 mod tracks;
 mod unseen;
 mod worker;

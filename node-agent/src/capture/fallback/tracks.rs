@@ -11,6 +11,7 @@ use topology::flow::{FlowKey, Role};
 use super::{
     conntrack_message::{Carried, Change, Direction, Entry, tcp_state},
     socket::Endpoints,
+    track::{End, Side, Track},
 };
 
 /// A side whose address no namespace has after so many attempts is not of this node.
@@ -18,131 +19,6 @@ const LOOK_UPS: u8 = 8;
 
 /// Tracks that are over are remembered for late looks, but no more than so many.
 const REMEMBERED: usize = 65_536;
-
-/// What is to be counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// Not decided; how often it was not known where it is.
-    Waiting(u8),
-    /// A socket counts.
-    Socket,
-    /// The track counts, for this flow; whether a socket has been found since.
-    Counted(FlowKey, bool),
-    /// Nobody's: of another node, or from before.
-    Nobodys,
-}
-
-/// How a track is over, if it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Open,
-    /// The connection has ended.
-    Ended,
-    /// Conntrack has dropped it: nothing came, or it was told to.
-    Dropped,
-    /// It was found missing after events were lost.
-    Unheard,
-}
-
-/// One connection or attempt.
-#[derive(Clone, Debug)]
-pub(super) struct Track {
-    id: u32,
-    original: Direction,
-    reply: Direction,
-    /// The network namespaces of the client's and the server's side.
-    spaces: [Option<u32>; 2],
-    sides: [Side; 2],
-    /// Whether the track has counted a side's end.
-    closed: [bool; 2],
-    /// Whether it is over and everything is counted.
-    finished: bool,
-    /// The cgroup of the socket that was seen attempting, if one was.
-    pub(super) attempted_by: Option<u64>,
-    /// When it was known that the handshake was completed.
-    pub(super) established: Option<u64>,
-    /// When it was known to be over.
-    pub(super) over: Option<u64>,
-    end: End,
-    /// Something was said of it that may have been older than what was known.
-    unheard: bool,
-    /// It was there when the capture began.
-    old: bool,
-    /// When it was known first, and whether that was by its first packet: else it may be older.
-    begun: (u64, bool),
-    pub(super) carried: Option<[Carried; 2]>,
-}
-
-impl Track {
-    /// Where a side is, as it sees itself and the other.
-    pub(super) fn ends(&self, role: Role) -> Endpoints {
-        match role {
-            Role::Client => Endpoints { local: self.original.from, remote: self.original.to },
-            Role::Server => Endpoints { local: self.reply.from, remote: self.reply.to },
-        }
-    }
-
-    pub(super) fn side(&self, role: Role) -> Side {
-        self.sides[role as usize]
-    }
-
-    pub(super) fn space(&self, role: Role) -> Option<u32> {
-        self.spaces[role as usize]
-    }
-
-    /// Whether it is over without ever having been established.
-    pub(super) fn has_failed(&self) -> bool {
-        self.over.is_some() && self.established.is_none()
-    }
-
-    /// Whether it was there when the capture began.
-    pub(super) fn is_old(&self) -> bool {
-        self.old
-    }
-
-    /// Whether the handshake can still be under way.
-    fn is_beginning(&self) -> bool {
-        self.over.is_none() && self.established.is_none()
-    }
-
-    /// Whether nobody knows what became of it.
-    pub(super) fn is_unknown(&self) -> bool {
-        (self.end == End::Unheard || self.unheard) && self.has_failed()
-    }
-
-    /// Whether it may be older than what is known of it.
-    pub(super) fn may_be_older(&self) -> bool {
-        !self.begun.1
-    }
-
-    /// The flows for which it was counted without its bytes.
-    fn without_bytes(&self) -> [Option<FlowKey>; 2] {
-        self.sides.map(|side| match side {
-            Side::Counted(key, false) if self.carried.is_none() && !self.has_failed() => Some(key),
-            _ => None,
-        })
-    }
-
-    fn waits(&self) -> bool {
-        self.sides.iter().any(|side| matches!(side, Side::Waiting(_)))
-    }
-
-    fn take(&mut self, entry: &Entry, now: u64) {
-        let established = entry.assured
-            || entry.state.is_some_and(|state| (tcp_state::ESTABLISHED..=tcp_state::TIME_WAIT).contains(&state));
-        if established && !self.has_failed() {
-            self.established.get_or_insert(now);
-        }
-        let ended = matches!(entry.state, Some(tcp_state::TIME_WAIT | tcp_state::CLOSE));
-        if (ended || entry.change == Change::Gone) && self.over.is_none() {
-            self.over = Some(now);
-            self.end = if ended { End::Ended } else { End::Dropped };
-        }
-        if entry.carried.is_some() {
-            self.carried = entry.carried;
-        }
-    }
-}
 
 /// What a socket that was seen for the first time belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,7 +127,7 @@ impl Tracks {
             None if entry.change == Change::Gone => return None,
             earlier => {
                 if let Some(Current::Track(serial)) = earlier {
-                    self.replace(serial, now);
+                    self.end_unheard(serial, now);
                 }
                 self.begin(entry, (now, begins), at_start, &home)
             }
@@ -273,12 +149,9 @@ impl Tracks {
         counted.zip(entry.carried).map(|(flows, carried)| LateBytes { flows, carried })
     }
 
-    /// The entry has begun anew. Where the end of the connection before was not heard, it is over now.
-    fn replace(&mut self, serial: u64, now: u64) {
-        if let Some(track) = self.by_number.get_mut(&serial)
-            && track.over.is_none()
-        {
-            (track.over, track.end) = (Some(now), End::Unheard);
+    /// Where the end of this track was not heard, it is over now: the entry has begun anew, or is gone.
+    fn end_unheard(&mut self, serial: u64, now: u64) {
+        if self.by_number.get_mut(&serial).is_some_and(|track| track.lose(now)) {
             self.undecided.insert(serial);
         }
     }
@@ -292,23 +165,7 @@ impl Tracks {
     ) -> u64 {
         let serial = self.next;
         self.next += 1;
-        let track = Track {
-            id: entry.id,
-            original: entry.original,
-            reply: entry.reply,
-            spaces: [None; 2],
-            sides: [Side::Waiting(0); 2],
-            closed: [false; 2],
-            finished: false,
-            attempted_by: None,
-            established: None,
-            over: None,
-            end: End::Open,
-            unheard: false,
-            old: at_start && !begun.1,
-            begun,
-            carried: None,
-        };
+        let track = Track::new(entry, begun, at_start);
         self.by_number.insert(serial, track);
         self.homeless.insert(serial);
         self.settle_in(serial, false, home);
@@ -363,12 +220,7 @@ impl Tracks {
         for name in gone {
             self.dropped.push(name);
             let Some(Current::Track(serial)) = self.current.insert(name, Current::Counted([None; 2])) else { continue };
-            if let Some(track) = self.by_number.get_mut(&serial)
-                && track.over.is_none()
-            {
-                (track.over, track.end) = (Some(now), End::Unheard);
-                self.undecided.insert(serial);
-            }
+            self.end_unheard(serial, now);
         }
     }
 

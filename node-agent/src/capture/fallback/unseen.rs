@@ -9,7 +9,8 @@ use super::{
     conntrack_message::Carried,
     socket::Bytes,
     space::{Space, key},
-    tracks::{Settling, Side, Track},
+    track::{Side, Track},
+    tracks::Settling,
 };
 
 /// Counts what only conntrack has seen.

@@ -1,0 +1,163 @@
+//! One connection, or attempt, as conntrack tells of it. Pure.
+
+use topology::flow::{FlowKey, Role};
+
+use super::{
+    conntrack_message::{Carried, Change, Direction, Entry, tcp_state},
+    socket::Endpoints,
+};
+
+/// What is to be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Not decided; how often it was not known where it is.
+    Waiting(u8),
+    /// A socket counts.
+    Socket,
+    /// The track counts, for this flow; whether a socket has been found since.
+    Counted(FlowKey, bool),
+    /// Nobody's: of another node, or from before.
+    Nobodys,
+}
+
+/// How a track is over, if it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Open,
+    /// The connection has ended.
+    Ended,
+    /// Conntrack has dropped it: nothing came, or it was told to.
+    Dropped,
+    /// It was found missing after events were lost.
+    Unheard,
+}
+
+/// One connection or attempt.
+#[derive(Clone, Debug)]
+pub(super) struct Track {
+    pub(super) id: u32,
+    pub(super) original: Direction,
+    pub(super) reply: Direction,
+    /// The network namespaces of the client's and the server's side.
+    pub(super) spaces: [Option<u32>; 2],
+    pub(super) sides: [Side; 2],
+    /// Whether the track has counted a side's end.
+    pub(super) closed: [bool; 2],
+    /// Whether it is over and everything is counted.
+    pub(super) finished: bool,
+    /// The cgroup of the socket that was seen attempting, if one was.
+    pub(super) attempted_by: Option<u64>,
+    /// When it was known that the handshake was completed.
+    pub(super) established: Option<u64>,
+    /// When it was known to be over.
+    pub(super) over: Option<u64>,
+    pub(super) end: End,
+    /// Something was said of it that may have been older than what was known.
+    pub(super) unheard: bool,
+    /// It was there when the capture began.
+    pub(super) old: bool,
+    /// When it was known first, and whether that was by its first packet: else it may be older.
+    pub(super) begun: (u64, bool),
+    pub(super) carried: Option<[Carried; 2]>,
+}
+
+impl Track {
+    /// Of an entry that was heard of for the first time at `begun.0`; see `begun`. `at_start`: the capture began with it.
+    pub(super) fn new(entry: &Entry, begun: (u64, bool), at_start: bool) -> Self {
+        Self {
+            id: entry.id,
+            original: entry.original,
+            reply: entry.reply,
+            spaces: [None; 2],
+            sides: [Side::Waiting(0); 2],
+            closed: [false; 2],
+            finished: false,
+            attempted_by: None,
+            established: None,
+            over: None,
+            end: End::Open,
+            unheard: false,
+            old: at_start && !begun.1,
+            begun,
+            carried: None,
+        }
+    }
+
+    /// Where a side is, as it sees itself and the other.
+    pub(super) fn ends(&self, role: Role) -> Endpoints {
+        match role {
+            Role::Client => Endpoints { local: self.original.from, remote: self.original.to },
+            Role::Server => Endpoints { local: self.reply.from, remote: self.reply.to },
+        }
+    }
+
+    pub(super) fn side(&self, role: Role) -> Side {
+        self.sides[role as usize]
+    }
+
+    pub(super) fn space(&self, role: Role) -> Option<u32> {
+        self.spaces[role as usize]
+    }
+
+    /// Whether it is over without ever having been established.
+    pub(super) fn has_failed(&self) -> bool {
+        self.over.is_some() && self.established.is_none()
+    }
+
+    /// Whether it was there when the capture began.
+    pub(super) fn is_old(&self) -> bool {
+        self.old
+    }
+
+    /// Whether the handshake can still be under way.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.over.is_none() && self.established.is_none()
+    }
+
+    /// Whether nobody knows what became of it.
+    pub(super) fn is_unknown(&self) -> bool {
+        (self.end == End::Unheard || self.unheard) && self.has_failed()
+    }
+
+    /// It is over, and nobody has told of it. Whether that is news.
+    pub(super) fn lose(&mut self, now: u64) -> bool {
+        let is_open = self.over.is_none();
+        if is_open {
+            (self.over, self.end) = (Some(now), End::Unheard);
+        }
+        is_open
+    }
+
+    /// Whether it may be older than what is known of it.
+    pub(super) fn may_be_older(&self) -> bool {
+        !self.begun.1
+    }
+
+    /// The flows for which it was counted without its bytes.
+    pub(super) fn without_bytes(&self) -> [Option<FlowKey>; 2] {
+        self.sides.map(|side| match side {
+            Side::Counted(key, false) if self.carried.is_none() && !self.has_failed() => Some(key),
+            _ => None,
+        })
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.sides.iter().any(|side| matches!(side, Side::Waiting(_)))
+    }
+
+    pub(super) fn take(&mut self, entry: &Entry, now: u64) {
+        let established = entry.assured
+            || entry.state.is_some_and(|state| (tcp_state::ESTABLISHED..=tcp_state::TIME_WAIT).contains(&state));
+        if established && !self.has_failed() {
+            self.established.get_or_insert(now);
+        }
+        let ended = matches!(entry.state, Some(tcp_state::TIME_WAIT | tcp_state::CLOSE));
+        if (ended || entry.change == Change::Gone) && self.over.is_none() {
+            self.over = Some(now);
+            self.end = if ended { End::Ended } else { End::Dropped };
+        }
+        if entry.carried.is_some() {
+            self.carried = entry.carried;
+        }
+    }
+}
