@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Node, key, node_or_skip, obey, routed::Routed, run_with_capabilities, take_in};
+use lab::{Node, key, node_or_skip, obey, routed::Routed, run_with_capabilities, watched::take_in};
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,

@@ -16,7 +16,7 @@ use scopeprobe_agent::capture::{Capture, FallbackSettings, Losses, Refusal, Sett
 use topology::flow::{FlowCounters, FlowKey};
 
 use crate::{
-    lab::{capabilities::keep_only, take_in},
+    lab::{capabilities::keep_only, watched::take_in},
     methods::{How, Method},
 };
 

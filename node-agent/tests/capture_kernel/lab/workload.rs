@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{call, reset, serve};
+use super::obedience::{call, reset, serve};
 
 /// Serves so many connections at each listener. Of every `hangups`, this end closes one first; 0: none. Answers how
 /// many each has served.
