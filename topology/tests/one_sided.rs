@@ -259,3 +259,18 @@ fn an_edge_keeps_its_counters_when_its_oldest_flows_go() {
     let options = Options { now: at(2_000), ..options };
     assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), [] as [&str; 0]);
 }
+
+#[test]
+fn a_nodes_own_calls_through_a_service_are_seen_with_its_address_and_with_its_bridges() {
+    let mut world = World::new();
+    world.directory.upsert_pod(Pod { workload: workload("db"), ..pod("db-too", "node-1", "10.244.1.3") }, at(0));
+    world.service(None, &["db", "db-too"]);
+    world.flow("monitor", Role::Client, ("172.18.0.2", "10.96.0.5", 80), 7, at(0));
+    world.flow("db-too", Role::Server, ("10.244.1.3", "172.18.0.2", 5432), 4, at(0));
+    // The backend on the same node.
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 3, at(0));
+    assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db 7+0"]);
+    // Another node's bridge is nothing of its own, and what is beyond its count is somebody else's.
+    world.flow("db-too", Role::Server, ("10.244.1.3", "10.244.1.1", 5432), 2, at(0));
+    assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db 7+0", "node-1 -> db:5432 2+0"]);
+}

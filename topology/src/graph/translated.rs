@@ -13,7 +13,7 @@ use crate::directory::Directory;
 pub(super) enum Disguise {
     /// It dialled a Service and reached its own pod: the connection leaves the pod and comes back with another address.
     Hairpin,
-    /// A node's or its bridge's, if no backend has seen the client's own address.
+    /// A node's or its bridge's, if no backend has seen the client's own address, or if that is the node's, too.
     Node,
 }
 
@@ -47,7 +47,9 @@ impl Translated {
         by: Disguise,
     ) -> Vec<usize> {
         let none_matched = left == source.counters.opened;
-        if left == 0 || self.by_server.is_empty() || (by == Disguise::Node && !none_matched) {
+        // What calls from a node's own address is seen with that by some backends, and with its bridge's by those beside it.
+        let at_node = join.ends.nodes.of(source.tuple.client);
+        if left == 0 || self.by_server.is_empty() || (by == Disguise::Node && !none_matched && at_node.is_none()) {
             return Vec::new();
         }
         let own_pod = join.ends.end(source.end).pod_uid;
@@ -61,7 +63,10 @@ impl Translated {
                 let sink = &join.sinks[*index];
                 let fits = match by {
                     Disguise::Hairpin => own_pod.is_some() && join.ends.end(sink.end).pod_uid == own_pod,
-                    Disguise::Node => join.ends.nodes.of(sink.tuple.client).is_some(),
+                    Disguise::Node => {
+                        let behind = join.ends.nodes.of(sink.tuple.client);
+                        behind.is_some() && (none_matched || behind == at_node)
+                    }
                 };
                 fits && sink.tuple.client.is_ipv4() == source.tuple.client.is_ipv4()
             })
