@@ -65,14 +65,19 @@ impl Account {
             without_bytes: self.without_bytes,
             open_without_bytes: match bytes {
                 BytesOfOpen::AreLookedUp => 0,
-                BytesOfOpen::ComeAtTheEnd => (self.opened + self.preexisting).saturating_sub(self.closed),
+                BytesOfOpen::ComeAtTheEnd => self.open(),
             },
             ..flow::FlowCounters::default()
         }
     }
 
+    /// Connections that are open; 0 where a loss has made `closed` run ahead.
+    fn open(&self) -> u64 {
+        (self.opened + self.preexisting).saturating_sub(self.closed)
+    }
+
     fn has_open(&self) -> bool {
-        self.opened + self.preexisting > self.closed
+        self.open() > 0
     }
 
     fn settle(&mut self) {

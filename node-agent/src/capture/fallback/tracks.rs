@@ -95,8 +95,8 @@ enum Stage {
 }
 
 impl Tracks {
-    /// Takes in what conntrack says; `now` counts up with each message. `listed` at the start: the entry is from
-    /// before. `home` is where an address is.
+    /// Takes in what conntrack says; `now` counts up with each message. `at_start`: the entry is of the list that the
+    /// capture begins with. `home` is where an address is. Returns what is now known of a connection that has ended before.
     pub(super) fn take(
         &mut self,
         entry: &Entry,

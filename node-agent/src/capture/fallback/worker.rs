@@ -81,11 +81,9 @@ impl Worker {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let (began, used) = (Instant::now(), self.pace.used());
             self.pass()?;
-            if self.passes == 0 {
-                self.pace.forgive();
-            }
             self.passes += 1;
             if let Some(first_pass) = self.first_pass.take() {
+                self.pace.forgive();
                 // Nobody waits where the starter has given up.
                 let _ = first_pass.send(());
             }
