@@ -17,7 +17,13 @@ fn counters(graph: &Graph) -> BTreeMap<EdgeKey, EdgeCounters> {
 
 /// Whose bytes went where behind a Service with several workloads is known to the connection only, not to the byte.
 fn without_bytes(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, EdgeCounters> {
-    let strip = |counters: EdgeCounters| EdgeCounters { bytes_sent: 0, bytes_received: 0, active: 0, ..counters };
+    let strip = |counters: EdgeCounters| EdgeCounters {
+        bytes_sent: 0,
+        bytes_received: 0,
+        active: 0,
+        without_bytes: 0,
+        ..counters
+    };
     edges.into_iter().map(|(key, counters)| (key, strip(counters))).collect()
 }
 
@@ -38,6 +44,21 @@ proptest! {
         let mut cluster = cluster;
         cluster.split_services = false;
         prop_assert_eq!(counters(&cluster.graph(cluster.seed)), cluster.truth());
+    }
+
+    /// What a client's agent does not know of the bytes the server's may, but nothing is made up where both a Service and
+    /// the direct way lead to a server, and so the same two addresses.
+    #[test]
+    fn bytes_that_are_not_known_are_not_guessed(cluster in cluster()) {
+        let mut cluster = cluster;
+        (cluster.split_services, cluster.half_known) = (false, true);
+        let (shown, truth) = (counters(&cluster.graph(cluster.seed)), cluster.truth());
+        prop_assert_eq!(without_bytes(shown.clone()), without_bytes(truth.clone()));
+        for (key, shown) in shown {
+            let truth = truth[&key];
+            prop_assert!(shown.bytes_sent <= truth.bytes_sent && 2 * shown.bytes_sent >= truth.bytes_sent, "{key:?}: {shown:?} of {truth:?}");
+            prop_assert!(shown.without_bytes > 0 || shown.bytes_sent == truth.bytes_sent, "{key:?}: {shown:?} of {truth:?}");
+        }
     }
 
     /// No connection is on two edges or on none.

@@ -102,6 +102,9 @@ impl<'a> Join<'a> {
     /// What is most certain comes first: it leaves less to be guessed.
     pub(super) fn join(&mut self) {
         let sources = std::mem::take(&mut self.sources);
+        if sources.iter().any(|source| source.counters.without_bytes > 0) {
+            self.count_ways(&sources);
+        }
         let (mut to_one, mut to_many) = (Vec::new(), Vec::new());
         for source in &sources {
             if let Some(range) = self.by_tuple.get(&source.tuple).cloned() {
@@ -131,7 +134,7 @@ impl<'a> Join<'a> {
                     match self.key_of_only(source, candidates).filter(|_| by == Disguise::Hairpin) {
                         Some(key) => self.note_backend(source, key, index, left),
                         // Which pod it was is not certain; this keeps the servers' counts from making another edge.
-                        None => *left -= self.sinks[index].take(*left).opened,
+                        None => *left -= self.sinks[index].take(*left).counters.opened,
                     }
                 }
             }
@@ -145,6 +148,21 @@ impl<'a> Join<'a> {
             self.leave_at_service(source, &candidates, left);
         }
         self.join_servers_alone();
+    }
+
+    /// Where bytes are to be had from the servers, it matters whose they can be.
+    fn count_ways(&mut self, sources: &[Source<'a>]) {
+        for source in sources {
+            let sinks = match self.by_tuple.get(&source.tuple).cloned() {
+                Some(range) => range.collect(),
+                None => {
+                    self.candidates_of(source).map_or_else(Vec::new, |candidates| self.sinks_of(source, &candidates))
+                }
+            };
+            for index in sinks {
+                self.sinks[index].ways += 1;
+            }
+        }
     }
 
     pub(super) fn finish(self) -> Graph {
@@ -171,8 +189,9 @@ impl<'a> Join<'a> {
             let server = self.ends.peer_of(self.sinks[index].end);
             let key = Key { client, server, service: None, port };
             let sink = &mut self.sinks[index];
-            let taken = sink.take(wanted);
+            let took = sink.take_of(wanted, &source.counters);
             sink.explain(source, key);
+            let taken = took.counters;
             wanted -= taken.opened;
             // With several workloads behind one address (one after the other), the servers' counts divide.
             let share = if index == last {
@@ -183,7 +202,7 @@ impl<'a> Join<'a> {
                 EdgeCounters::default()
             };
             rest = rest.without(&share);
-            let share = share.with_bytes_known_to(&taken);
+            let share = took.complete(&share);
             let failed = if sole_end && index == last { source.counters.failed } else { 0 };
             let sum = self.sums.at(key);
             sum.counters.add(&share);
@@ -239,12 +258,13 @@ impl<'a> Join<'a> {
     /// A backend has seen (a part of) a flow whose edge is known already.
     fn note_backend(&mut self, source: &Source<'a>, key: Key<'a>, index: usize, wanted: &mut u64) {
         let sink = &mut self.sinks[index];
-        let taken = sink.take(*wanted);
+        let took = sink.take_of(*wanted, &source.counters);
         sink.explain(source, key);
+        let taken = took.counters;
         *wanted -= taken.opened;
         let sum = self.sums.at(key);
         if taken.opened == source.counters.opened {
-            let known = source.counters.with_bytes_known_to(&taken);
+            let known = took.complete(&source.counters);
             sum.counters = sum.counters.without(&source.counters);
             sum.counters.add(&known);
         }
@@ -278,7 +298,8 @@ impl<'a> Join<'a> {
         certain: bool,
     ) {
         let sink = &mut self.sinks[index];
-        let taken = sink.take(left.opened);
+        let took = sink.take(left.opened);
+        let taken = took.counters;
         if taken.opened == 0 {
             return;
         }
@@ -297,7 +318,7 @@ impl<'a> Join<'a> {
             }
         };
         *left = left.without(&share);
-        let share = share.with_bytes_known_to(&taken);
+        let share = took.complete(&share);
         let (server_end, port, methods) = (sink.end, sink.tuple.port, sink.methods);
         let key = Key {
             client: self.ends.peer_of(source.end),

@@ -56,6 +56,8 @@ pub(super) struct Sink<'a> {
     pub(super) counters: EdgeCounters,
     /// What no client's flow has explained yet.
     pub(super) left: EdgeCounters,
+    /// How many clients' flows may have led here, where that matters.
+    pub(super) ways: usize,
     /// A client's flow has been found, even if it does not count as much.
     pub(super) explained: bool,
     /// The last one that was, where it is known who that is.
@@ -72,11 +74,43 @@ impl<'a> Sink<'a> {
         self.explanation = Some(Explanation { key, client: source.end, sampled: source.methods.is_sampled() });
     }
 
-    pub(super) fn take(&mut self, opened: u64) -> EdgeCounters {
-        let taken = self.left.share(opened);
-        self.left = self.left.without(&taken);
+    /// Takes so many connections out of what is left.
+    pub(super) fn take(&mut self, opened: u64) -> Taken {
+        self.take_as(opened, None)
+    }
+
+    /// Takes so many of the connections that a client has counted. Where others are among what is left (another way from
+    /// the same client to the same server), what is theirs shows as far as the client knows its own.
+    pub(super) fn take_of(&mut self, opened: u64, client: &EdgeCounters) -> Taken {
+        self.take_as(opened, Some(client).filter(|client| client.without_bytes == 0))
+    }
+
+    fn take_as(&mut self, opened: u64, known: Option<&EdgeCounters>) -> Taken {
+        let mut counters = self.left.share(opened);
+        if let Some(known) = known.filter(|known| known.opened == counters.opened && counters.opened < self.left.opened)
+        {
+            counters.bytes_sent = known.bytes_sent.min(self.left.bytes_sent);
+            counters.bytes_received = known.bytes_received.min(self.left.bytes_received);
+        }
+        self.left = self.left.without(&counters);
         self.explained = true;
-        taken
+        Taken { counters, certain: self.ways == 1 && counters.opened == self.counters.opened }
+    }
+}
+
+/// What of a server's flow is a client's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub(super) counters: EdgeCounters,
+    /// It is all that the server has counted, and can be nobody else's; else which bytes are whose is a guess.
+    certain: bool,
+}
+
+impl Taken {
+    /// A client's counters; where it does not know the bytes of all its connections, with those that are certain by the
+    /// server's.
+    pub(super) fn complete(&self, client: &EdgeCounters) -> EdgeCounters {
+        if self.certain { client.with_bytes_known_to(&self.counters) } else { *client }
     }
 }
 
@@ -119,6 +153,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         tuple: Tuple { scope: scope(flow), client: flow.key.remote, server: flow.key.local, port: flow.key.port },
         counters,
         left: counters,
+        ways: 0,
         explained: false,
         explanation: None,
         first_seen: flow.first_seen,

@@ -35,6 +35,8 @@ pub struct Cluster {
     pub observed: [bool; NODES],
     /// Whether who reaches itself through a Service is seen with a bridge's address.
     masquerade: bool,
+    /// Whether clients' agents know a half of the bytes only, and say so.
+    pub half_known: bool,
     talks: Vec<Talk>,
     /// Of the order of reports.
     pub seed: u64,
@@ -49,6 +51,8 @@ struct Talk {
     opened: u64,
     closed: u64,
     failed: u64,
+    /// Payload of each connection: so much there, ten times as much back.
+    bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -86,25 +90,29 @@ pub struct Conversation {
     pub opened: u64,
     closed: u64,
     failed: u64,
+    bytes: u64,
 }
 
 impl Conversation {
     pub fn bytes_sent(&self) -> u64 {
-        self.opened * 100
+        self.opened * self.bytes
     }
 
     fn bytes_received(&self) -> u64 {
-        self.opened * 1000
+        self.opened * self.bytes * 10
     }
 }
 
 pub fn cluster() -> impl Strategy<Value = Cluster> {
     let way = prop_oneof![
         (0..PODS, 0..2_u16).prop_map(|(server, port)| Way::Direct { server, port: DIRECT_PORT + port }),
+        // Where a Service may lead, too.
+        (0..PODS, 0..SERVICES).prop_map(|(server, service)| Way::Direct { server, port: target_port(service) }),
         (0..SERVICES, any::<usize>()).prop_map(|(service, backend)| Way::Service { service, backend }),
     ];
-    let talk = (0..PODS, 0..2_usize, way, any::<bool>(), 0..6_u64, 0..6_u64, 0..3_u64).prop_map(
-        |(client, container, way, ipv6, opened, closed, failed)| Talk {
+    let bytes = (0..500_u64).prop_map(|half| 2 * half);
+    let talk = (0..PODS, 0..2_usize, way, any::<bool>(), 0..6_u64, 0..6_u64, 0..3_u64, bytes).prop_map(
+        |(client, container, way, ipv6, opened, closed, failed, bytes)| Talk {
             client,
             container,
             way,
@@ -112,6 +120,7 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
             opened,
             closed: closed.min(opened),
             failed,
+            bytes,
         },
     );
     (
@@ -129,6 +138,7 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
             split_services,
             observed,
             masquerade,
+            half_known: false,
             talks,
             seed,
         })
@@ -228,6 +238,7 @@ impl Cluster {
                 opened: talk.opened,
                 closed: talk.closed,
                 failed: talk.failed,
+                bytes: talk.bytes,
             };
             let seen = match (self.observed[self.pods[talk.client].1], self.observed[self.pods[server].1]) {
                 (true, true) => Seen::Both,
@@ -334,8 +345,10 @@ impl Cluster {
                 counters.opened += it.opened;
                 counters.closed += it.closed;
                 counters.failed += it.failed;
-                counters.bytes_sent += it.bytes_sent();
-                counters.bytes_received += it.bytes_received();
+                let (known_of, unknown) = if self.half_known { (2, it.opened) } else { (1, 0) };
+                counters.bytes_sent += it.bytes_sent() / known_of;
+                counters.bytes_received += it.bytes_received() / known_of;
+                counters.without_bytes += unknown;
             }
             if matches!(seen, Seen::Both | Seen::Server) && it.opened > 0 {
                 let hairpin = self.masquerade && it.service.is_some() && it.client == it.server;
