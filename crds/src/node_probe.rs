@@ -189,8 +189,8 @@ pub struct ModeChange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Losses {
-    /// Connections that opened while the flow table was full; in the fallback, those that were not seen and are known from
-    /// other counts, which is not all of them.
+    /// Connections that opened while the flow table was full; in the fallback, and where a tracepoint is used (attempts
+    /// that failed included), those that were not seen and are known from other counts, which is not all of them.
     pub opened: u64,
     /// Connections that closed while the flow table was full: their bytes are missing.
     pub closed: u64,

@@ -5,10 +5,12 @@
 mod flow;
 mod offsets;
 mod socket;
+mod task;
 
 pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Role};
 pub use offsets::Offsets;
 pub use socket::{FollowedSocket, SocketRecord, callback, state};
+pub use task::TaskRecord;
 
 /// Marks a layout as plain data for aya, which copies it as bytes to and from maps.
 macro_rules! plain_data {

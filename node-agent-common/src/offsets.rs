@@ -33,6 +33,8 @@ pub struct Offsets {
     pub tcp_callback_flags: u32,
     pub socket_sk: u32,
     pub task_tgid: u32,
+    pub task_nsproxy: u32,
+    pub nsproxy_net: u32,
     /// `SOCK_DONE` of `enum sock_flags`: the bit of `sk_flags` that is set when a FIN has been received.
     pub done_bit: u32,
     /// Not an offset: 1 where sockets outside of the node's cgroups exist and have to be told apart.
@@ -40,5 +42,5 @@ pub struct Offsets {
     /// Not an offset: 1 where sockets have no callbacks, but are followed from change to change of their state.
     pub followed: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 27 * 4);
+const _: () = assert!(size_of::<Offsets>() == 29 * 4);
 plain_data!(Offsets);

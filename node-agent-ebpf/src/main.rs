@@ -2,9 +2,9 @@
 //!
 //! [`sock_ops`] is called at the milestones of each connection of the node and counts into [`flows`]; where it cannot
 //! be attached, [`state_changes`] does what can be done from a tracepoint. The iterator [`open_sockets`] shows what was
-//! there before; [`old_closes`] sees the end of connections that are older than any agent. Fields of the kernel's
-//! structures are read by [`socket`] at the [`offsets`] of the running kernel. Which programs are loaded is the agent's
-//! choice: what is in the object and is not loaded costs nothing.
+//! there before, [`namespaces`] who is in which network namespace; [`old_closes`] sees the end of connections that are
+//! older than any agent. Fields of the kernel's structures are read by [`socket`] at the [`offsets`] of the running
+//! kernel. Which programs are loaded is the agent's choice: what is in the object and is not loaded costs nothing.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -14,6 +14,7 @@ mod existing;
 mod flows;
 mod followed;
 mod memory;
+mod namespaces;
 mod offsets;
 mod old_closes;
 mod open_sockets;

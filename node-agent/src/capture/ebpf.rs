@@ -20,6 +20,7 @@ use super::{
     listing::{Connection, Listing},
     prepare::{prepare, try_all},
     slots::Slots,
+    uncounted::Uncounted,
 };
 
 /// After a look that found flows in motion, the next one comes this soon, then twice as late each time.
@@ -38,6 +39,10 @@ pub struct EbpfCapture {
     accounts: Accounts,
     existing: Existing,
     followed: Followed,
+    /// Where a tracepoint is followed.
+    uncounted: Option<Uncounted>,
+    /// The most that was said to be missing so far.
+    said_missing: u64,
     look_every: Duration,
     next_look: Instant,
     retry: Duration,
@@ -65,6 +70,7 @@ impl EbpfCapture {
         kernel: Kernel,
         slots: Slots,
         first_sights: FirstSights,
+        uncounted: Option<Uncounted>,
         look_every: Duration,
     ) -> Self {
         let bytes_of_open = if kernel.can_list() { BytesOfOpen::AreLookedUp } else { BytesOfOpen::ComeAtTheEnd };
@@ -76,6 +82,8 @@ impl EbpfCapture {
             accounts: Accounts::new(bytes_of_open),
             existing: Existing::default(),
             followed: Followed::default(),
+            uncounted,
+            said_missing: 0,
             look_every,
             next_look: Instant::now() + look_every,
             retry: RETRY,
@@ -100,6 +108,7 @@ impl EbpfCapture {
         }
         end_first_look(&mut self.kernel)?;
         self.collect(Instant::now())?;
+        self.ask_namespaces()?;
         self.next_look = Instant::now();
         Ok(())
     }
@@ -115,6 +124,9 @@ impl EbpfCapture {
             now,
             |key, since| {
                 self.accounts.add(key, since, nothing_lost);
+                if let Some(uncounted) = &mut self.uncounted {
+                    uncounted.count(&key, since);
+                }
                 if (since.closed, since.sent, since.received) != (0, 0, 0) {
                     ended.insert(key);
                 }
@@ -125,6 +137,7 @@ impl EbpfCapture {
 
     fn look(&mut self) -> Result<(), CaptureError> {
         let begun = Instant::now();
+        self.ask_namespaces()?;
         let listing = list(&mut self.kernel)?;
         self.existing.look(&mut self.kernel, &mut self.accounts, &listing)?;
         if self.kernel.follows() {
@@ -132,12 +145,19 @@ impl EbpfCapture {
         }
         let now = Instant::now();
         let ended = self.collect(now)?;
+        if let Some(uncounted) = &mut self.uncounted {
+            uncounted.settle(&listing.dialling);
+        }
         let all_still = self.weigh(&listing, &ended);
         // No more than a hundredth of the time goes into looking, however many sockets there are.
         let soonest = 100 * (now - begun);
         self.next_look = now + if all_still { self.look_every } else { self.retry.max(soonest).min(self.look_every) };
         self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.look_every) };
         Ok(())
+    }
+
+    fn ask_namespaces(&mut self) -> Result<(), CaptureError> {
+        self.uncounted.as_mut().map_or(Ok(()), |uncounted| uncounted.ask(&mut self.kernel))
     }
 
     /// Adds up what is open, but for flows of which a connection may have ended since the listing began: their bytes
@@ -165,10 +185,13 @@ impl EbpfCapture {
         let missed_runs =
             self.kernel.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
         let lost = |what| self.kernel.lost(what).map_err(|error| failed("reading the kernel's losses", error));
+        let (opened, failed) = (lost(Loss::Opened)? + lost(Loss::Unreadable)?, lost(Loss::Failed)?);
+        let missing = self.uncounted.as_ref().map_or(0, Uncounted::missing);
+        self.said_missing = self.said_missing.max(missing.saturating_sub(opened + failed + missed_runs));
         Ok(Losses {
-            opened: lost(Loss::Opened)? + lost(Loss::Unreadable)?,
+            opened: opened + self.said_missing,
             closed: lost(Loss::Closed)?,
-            failed: lost(Loss::Failed)?,
+            failed,
             first_sights: self.first_sights.dropped(),
             closes_unseen: self.accounts.closes_unseen(),
             missed_runs,

@@ -26,9 +26,11 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sc
 /// Names in the object.
 const CONNECTIONS: &str = "connections";
 const OPEN_SOCKETS: &str = "open_sockets";
+const NAMESPACES: &str = "namespaces";
 const OLD_CLOSES: &str = "old_closes";
 
 /// What is in the kernel as long as this value lives.
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub(super) struct Kernel {
     programs: Ebpf,
     pub(super) counters: Counters,
@@ -43,6 +45,7 @@ pub(super) struct Kernel {
     tracepoint: Tracepoint,
     counts_misses: bool,
     can_list: bool,
+    can_list_tasks: bool,
     can_see_old_closes: bool,
     old_closes: Option<BtfTracePointLinkId>,
 }
@@ -102,6 +105,7 @@ impl Kernel {
             tracepoint: Tracepoint::default(),
             counts_misses: true,
             can_list: false,
+            can_list_tasks: false,
             can_see_old_closes: false,
             old_closes: None,
         })
@@ -121,6 +125,8 @@ impl Kernel {
                 // What follows every socket sees the ends of old ones, too.
                 if attach == Attach::SockOps {
                     self.load_old_closes_if_possible(&btf, degradations);
+                } else {
+                    self.can_list_tasks = self.load_namespaces(&btf).is_ok();
                 }
             }
         }
@@ -142,6 +148,10 @@ impl Kernel {
 
     fn load_open_sockets(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
         program::<Iter>(&mut self.programs, OPEN_SOCKETS)?.load("task_file", btf)
+    }
+
+    fn load_namespaces(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
+        program::<Iter>(&mut self.programs, NAMESPACES)?.load("task", btf)
     }
 
     fn load_old_closes(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
@@ -222,9 +232,23 @@ impl Kernel {
         self.can_list
     }
 
-    /// A new listing, to be read to its end.
+    /// A new listing of the open sockets, to be read to its end.
     pub(super) fn list(&mut self) -> Result<File, ListError> {
-        let iterator = program::<Iter>(&mut self.programs, OPEN_SOCKETS)?;
+        self.begin_listing(OPEN_SOCKETS)
+    }
+
+    /// Whether it can be listed who is in which network namespace: where sockets are followed.
+    pub(super) fn can_list_tasks(&self) -> bool {
+        self.can_list_tasks
+    }
+
+    /// A new listing of who is in which network namespace, to be read to its end.
+    pub(super) fn list_tasks(&mut self) -> Result<File, ListError> {
+        self.begin_listing(NAMESPACES)
+    }
+
+    fn begin_listing(&mut self, by: &'static str) -> Result<File, ListError> {
+        let iterator = program::<Iter>(&mut self.programs, by)?;
         let link = iterator.attach()?;
         Ok(iterator.take_link(link)?.into_file()?)
     }

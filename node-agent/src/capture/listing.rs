@@ -17,6 +17,8 @@ pub(super) struct Listing {
     pub(super) connections: HashMap<u64, Connection>,
     /// Ports at which somebody listens, by network namespace; `None` for any address.
     listeners: HashSet<(u32, u16, Option<[u8; 16]>)>,
+    /// The node's own attempts to connect that are under way, by network namespace.
+    pub(super) dialling: HashMap<u32, u64>,
     /// Where in the kernel's memory sockets are, if somebody wants to know.
     present: HashSet<u64>,
 }
@@ -52,12 +54,15 @@ impl Listing {
     fn of(records: impl Iterator<Item = SocketRecord>) -> Self {
         let mut listing = Self::default();
         let mut connections = Vec::new();
+        let mut dialling = HashSet::new();
         for record in records {
             if record.state == state::LISTEN {
                 let any = Listing::is_any(&record.local);
                 listing.listeners.insert((record.netns, record.local_port, (!any).then_some(record.local)));
             } else if record.own == 1 && is_open(&record) {
                 connections.push(record);
+            } else if record.own == 1 && record.state == state::SYN_SENT && dialling.insert(record.cookie) {
+                *listing.dialling.entry(record.netns).or_default() += 1;
             }
         }
         for record in connections {

@@ -38,7 +38,9 @@ mod release;
 mod requirements;
 mod self_test;
 mod slots;
+mod tasks;
 mod tracepoint;
+mod uncounted;
 
 pub use attach::Attach;
 pub use cgroup_root::find_cgroup_root;
@@ -135,7 +137,8 @@ pub struct Reading {
 /// What happened and could not be stored, counted exactly, since the capture began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Connections that opened while the flow table was full.
+    /// Connections that opened while the flow table was full; and where a tracepoint is followed, connections and attempts
+    /// that namespaces have counted, beyond [`Losses::missed_runs`] and whatever else is said to be missing.
     pub opened: u64,
     /// Connections that closed while the flow table was full: their bytes are missing.
     pub closed: u64,
@@ -161,6 +164,8 @@ pub struct Settings {
     pub btf_path: PathBuf,
     /// The kernel's word on its own lockdown.
     pub lockdown_path: PathBuf,
+    /// Where the node's processes are.
+    pub proc: PathBuf,
     /// Where tracefs may be mounted, for the classic tracepoint.
     pub tracefs_paths: Vec<PathBuf>,
     /// The running kernel's release, where it is to be another than the kernel says.
@@ -186,6 +191,7 @@ impl Default for Settings {
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             btf_path: PathBuf::from("/sys/kernel/btf/vmlinux"),
             lockdown_path: PathBuf::from("/sys/kernel/security/lockdown"),
+            proc: PathBuf::from("/proc"),
             tracefs_paths: ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(PathBuf::from).to_vec(),
             release: None,
             attach: None,

@@ -52,6 +52,8 @@ fn listing(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
     offsets.tcp_callback_flags = btf.offset("tcp_sock", "bpf_sock_ops_cb_flags", 1)?;
     offsets.socket_sk = btf.offset("socket", "sk", 8)?;
     offsets.task_tgid = btf.offset("task_struct", "tgid", 4)?;
+    offsets.task_nsproxy = btf.offset("task_struct", "nsproxy", 8)?;
+    offsets.nsproxy_net = btf.offset("nsproxy", "net_ns", 8)?;
     offsets.css_parent = btf.offset("cgroup_subsys_state", "parent", 8)?;
     offsets.css_cgroup = btf.offset("cgroup_subsys_state", "cgroup", 8)?;
     offsets.cgroup_self = {

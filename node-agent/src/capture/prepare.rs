@@ -10,6 +10,7 @@ use super::{
     requirements::{self, Ground, note},
     self_test,
     slots::Slots,
+    uncounted::Uncounted,
 };
 
 /// Starts the best capture that works, and notes each step.
@@ -87,7 +88,11 @@ fn start(
         kernel: ground.release.text.clone(),
         degradations,
     };
-    let mut capture = EbpfCapture::new(description, kernel, slots, first_sights, settings.look_every);
+    let uncounted = Uncounted::open(settings, &kernel).map_err(|error| Refusal {
+        reason: Reason::LoadFailed,
+        message: format!("reading the cgroups below {}: {error}", settings.cgroup_root.display()),
+    })?;
+    let mut capture = EbpfCapture::new(description, kernel, slots, first_sights, uncounted, settings.look_every);
     capture.first_look().map_err(|error| Refusal {
         reason: Reason::LoadFailed,
         message: format!("looking at what is open: {error}"),

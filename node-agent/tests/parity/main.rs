@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use figures::{Figures, Table};
 use lab::{Node, node_or_skip, obey, routed::Routed, storm_size};
-use methods::{Method, Promise, all, by_ebpf};
+use methods::{Method, all, by_ebpf};
 use oracle::Oracle;
 use witness::Witness;
 
@@ -92,10 +92,7 @@ fn compare(methods: &[Method], node: &Node, host_pid: u32, steering: bool, make:
             Ok(testimony) => {
                 let figures = Figures::new(&oracle, &testimony);
                 table.row(method.name, &figures);
-                // Known, see docs/kernels.md: with steering, runs are missing that the kernel has not counted as skipped.
-                let knows_losses = !(steering && method.promise == Promise::AllButLost);
-                let promise = if knows_losses { method.promise } else { Promise::OnlyTruth };
-                complaints.extend(figures.complaints(method.name, promise));
+                complaints.extend(figures.complaints(method.name, method.promise));
             }
         }
     }

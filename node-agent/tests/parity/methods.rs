@@ -68,8 +68,9 @@ pub fn by_ebpf() -> Vec<Method> {
         promise,
         absent,
     };
-    // Before 6.7 nobody counts what a classic tracepoint's program misses.
-    let counted = if kernel_version() < (6, 7) { Promise::OnlyTruth } else { Promise::AllButLost };
+    // Before 6.7 the kernel does not count what a classic tracepoint's program misses, and before 5.12 it cannot list
+    // processes and sockets, as it takes to compare with what namespaces count.
+    let counted = if kernel_version() < (5, 12) { Promise::OnlyTruth } else { Promise::AllButLost };
     vec![
         ebpf(Attach::SockOps, ",NET_ADMIN", Promise::All, None),
         ebpf(Attach::TpBtf, "", Promise::AllButLost, None),

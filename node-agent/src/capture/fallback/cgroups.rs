@@ -20,7 +20,7 @@ const LONGEST: u64 = 64 * 1024;
 
 /// The cgroups below the node's root.
 #[derive(Debug)]
-pub(super) struct Cgroups {
+pub(in crate::capture) struct Cgroups {
     root: PathBuf,
     root_id: u64,
     /// The root below the mount point.
@@ -35,7 +35,7 @@ pub(super) struct Cgroups {
 
 impl Cgroups {
     /// Those below this directory of a cgroup v2 hierarchy.
-    pub(super) fn open(root: &Path, proc: &Path) -> io::Result<Self> {
+    pub(in crate::capture) fn open(root: &Path, proc: &Path) -> io::Result<Self> {
         let root_id = fs::metadata(root)?.ino();
         let mount = root.ancestors().take_while(|directory| is_cgroup2(directory)).last().unwrap_or(root);
         let mut cgroups = Self {

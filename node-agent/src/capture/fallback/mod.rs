@@ -54,6 +54,12 @@ mod unseen;
 mod worker;
 
 use self::{abilities::Abilities, connections::Connections, worker::Worker};
+// The capture by a tracepoint compares with what namespaces count themselves.
+pub(super) use self::{
+    cgroups::Cgroups,
+    proc_net::{TcpCounter, TcpCounts},
+    processes::{Namespace, Processes},
+};
 
 /// Passes that take longer than this miss connections that live for less.
 const LONGEST_PASS: Duration = Duration::from_secs(2);

@@ -86,11 +86,11 @@ fn number(digits: &[u8], base: u32) -> Option<u64> {
 
 /// What a network namespace has counted of TCP since it was made (RFC 4022).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct TcpCounts {
+pub(in crate::capture) struct TcpCounts {
     /// Attempts to connect.
-    pub(super) active_opens: u64,
+    pub(in crate::capture) active_opens: u64,
     /// Connections accepted by the kernel.
-    pub(super) passive_opens: u64,
+    pub(in crate::capture) passive_opens: u64,
     /// Attempts that failed.
     pub(super) attempt_fails: u64,
     /// Connections reset.
@@ -101,17 +101,17 @@ pub(super) struct TcpCounts {
 
 /// The open file, so that asking again costs one call. It keeps the namespace alive.
 #[derive(Debug)]
-pub(super) struct TcpCounter {
+pub(in crate::capture) struct TcpCounter {
     file: File,
 }
 
 impl TcpCounter {
     /// Of the namespace of the process with this directory.
-    pub(super) fn open(process: &Path) -> io::Result<Self> {
+    pub(in crate::capture) fn open(process: &Path) -> io::Result<Self> {
         Ok(Self { file: File::open(process.join("net/snmp"))? })
     }
 
-    pub(super) fn read(&self) -> io::Result<TcpCounts> {
+    pub(in crate::capture) fn read(&self) -> io::Result<TcpCounts> {
         let mut text = [0; 8192];
         let length = self.file.read_at(&mut text, 0)?;
         tcp_counts(&String::from_utf8_lossy(&text[..length]))

@@ -31,18 +31,18 @@ struct Process {
 
 /// A network namespace with processes of the node's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Namespace {
+pub(in crate::capture) struct Namespace {
     /// The oldest first, as far as numbers tell.
-    pub(super) pids: Vec<u32>,
+    pub(in crate::capture) pids: Vec<u32>,
     /// The cgroups of those processes that can have connections.
     pub(super) cgroups: BTreeSet<u64>,
     /// Whether processes that are not the node's are there, too.
-    pub(super) is_shared: bool,
+    pub(in crate::capture) is_shared: bool,
 }
 
 /// All processes.
 #[derive(Debug)]
-pub(super) struct Processes {
+pub(in crate::capture) struct Processes {
     proc: PathBuf,
     known: HashMap<u32, Process>,
     /// What namespaces are called, by their files. It stays while the namespace is there.
@@ -51,12 +51,12 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    pub(super) fn new(proc: &Path) -> Self {
+    pub(in crate::capture) fn new(proc: &Path) -> Self {
         Self { proc: proc.to_path_buf(), known: HashMap::new(), names: HashMap::new(), scans: 0 }
     }
 
     /// The directory of a process.
-    pub(super) fn directory(&self, pid: u32) -> PathBuf {
+    pub(in crate::capture) fn directory(&self, pid: u32) -> PathBuf {
         self.proc.join(pid.to_string())
     }
 
@@ -71,7 +71,7 @@ impl Processes {
     }
 
     /// The namespaces of the node's processes.
-    pub(super) fn scan(&mut self, cgroups: &mut Cgroups) -> io::Result<HashMap<u32, Namespace>> {
+    pub(in crate::capture) fn scan(&mut self, cgroups: &mut Cgroups) -> io::Result<HashMap<u32, Namespace>> {
         self.scans = self.scans.wrapping_add(1);
         let mut pids = Vec::with_capacity(self.known.len() + 64);
         for entry in fs::read_dir(&self.proc)? {

@@ -1,0 +1,237 @@
+//! What a tracepoint has missed without the kernel's word: network namespaces count their connections themselves
+//! (RFC 4022), and what the programs have counted there less than that is missing.
+//!
+//! A namespace is asked first, then the sockets are listed, then the programs' counts are read: whatever the namespace
+//! had counted is in one of the two by then, so that no connection is taken for missing that is only on its way. What
+//! comes in between hides as many that are missing, until a quieter time; those of a namespace that is gone before it is
+//! asked stay unknown.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
+
+use node_agent_common::{FlowKey, FlowStats, Role};
+
+use super::{
+    CaptureError, Settings,
+    existing::failed,
+    fallback::{Cgroups, Namespace, Processes, TcpCounter, TcpCounts},
+    kernel::Kernel,
+    tasks,
+};
+
+/// Namespaces without processes that are remembered, as processes may come back to them.
+const MOST_EMPTY: usize = 4096;
+
+/// Beginnings of connections, from both ends' sides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Begun {
+    /// Attempts, whatever came of them.
+    pub(super) clients: u64,
+    /// Connections that came in.
+    pub(super) servers: u64,
+}
+
+impl Begun {
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            clients: self.clients.saturating_sub(earlier.clients),
+            servers: self.servers.saturating_sub(earlier.servers),
+        }
+    }
+
+    fn sum(self) -> u64 {
+        self.clients + self.servers
+    }
+}
+
+impl From<TcpCounts> for Begun {
+    fn from(counts: TcpCounts) -> Self {
+        Self { clients: counts.active_opens, servers: counts.passive_opens }
+    }
+}
+
+/// One namespace's account.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    /// What it had counted itself when counting began, and what was counted of it until then.
+    base: [Begun; 2],
+    /// What it has said last.
+    said: Begun,
+    counted: Begun,
+    missing: u64,
+}
+
+impl Account {
+    /// The namespace says that it has counted so much.
+    fn hear(&mut self, said: Begun) {
+        if said.clients < self.said.clients || said.servers < self.said.servers {
+            // Another namespace by the same number.
+            self.base = [Begun::default(), self.counted];
+        }
+        self.said = said;
+    }
+
+    /// By what is counted now, while so many attempts are under way.
+    fn settle(&mut self, under_way: u64) {
+        let counted = self.counted.since(self.base[1]);
+        let known = Begun { clients: counted.clients + under_way, ..counted };
+        self.missing = self.missing.max(self.said.since(self.base[0]).since(known).sum());
+    }
+}
+
+/// A namespace that can be asked.
+#[derive(Debug)]
+struct Asked {
+    netns: u32,
+    counter: TcpCounter,
+}
+
+/// All namespaces that are the node's alone.
+#[derive(Debug)]
+pub(super) struct Uncounted {
+    processes: Processes,
+    cgroups: Cgroups,
+    /// By what `/proc` calls a namespace, which may not be its number.
+    asked: HashMap<u32, Asked>,
+    accounts: HashMap<u32, Account>,
+    /// Those that were there at the start have been asked.
+    has_begun: bool,
+    /// Of namespaces that are forgotten.
+    missing_elsewhere: u64,
+}
+
+impl Uncounted {
+    /// Of the processes below the settings' cgroup root; `None` where the kernel does not tell enough of them.
+    pub(super) fn open(settings: &Settings, kernel: &Kernel) -> io::Result<Option<Self>> {
+        if !kernel.can_list_tasks() || !tasks::are_known_by_number(&settings.proc) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            processes: Processes::new(&settings.proc),
+            cgroups: Cgroups::open(&settings.cgroup_root, &settings.proc)?,
+            asked: HashMap::new(),
+            accounts: HashMap::new(),
+            has_begun: false,
+            missing_elsewhere: 0,
+        }))
+    }
+
+    /// A flow's programs have counted this since they were read last.
+    pub(super) fn count(&mut self, key: &FlowKey, since: &FlowStats) {
+        let counted = &mut self.accounts.entry(key.netns()).or_default().counted;
+        match key.role() {
+            Some(Role::Client) => counted.clients += since.opened + since.failed,
+            Some(Role::Server) => counted.servers += since.opened,
+            None => {}
+        }
+    }
+
+    /// Asks all namespaces. To be called before the sockets are listed and after that the programs' counts are read.
+    pub(super) fn ask(&mut self, kernel: &mut Kernel) -> Result<(), CaptureError> {
+        let namespaces =
+            self.processes.scan(&mut self.cgroups).map_err(|error| failed("listing the processes", error))?;
+        self.asked.retain(|name, _| namespaces.get(name).is_some_and(|namespace| !namespace.is_shared));
+        let is_new = |(name, namespace): &(&u32, &Namespace)| !namespace.is_shared && !self.asked.contains_key(name);
+        let new: Vec<(u32, &Namespace)> = namespaces.iter().filter(is_new).map(|(name, it)| (*name, it)).collect();
+        if !new.is_empty() {
+            let what = "listing who is in which network namespace";
+            let listing = kernel.list_tasks().map_err(|error| failed(what, error))?;
+            let numbers = tasks::read(listing).map_err(|error| failed(what, error))?;
+            for (name, namespace) in new {
+                self.meet(name, namespace, &numbers);
+            }
+        }
+        for asked in self.asked.values() {
+            if let (Ok(said), Some(account)) = (asked.counter.read(), self.accounts.get_mut(&asked.netns)) {
+                account.hear(said.into());
+            }
+        }
+        self.has_begun = true;
+        self.forget_empty();
+        Ok(())
+    }
+
+    fn meet(&mut self, name: u32, namespace: &Namespace, numbers: &HashMap<u32, u32>) {
+        let Some(netns) = number_of(namespace, numbers) else { return };
+        let directories = namespace.pids.iter().map(|pid| self.processes.directory(*pid));
+        let Some(counter) = directories.take(8).find_map(|process| TcpCounter::open(&process).ok()) else { return };
+        let account = self.accounts.entry(netns).or_default();
+        if !self.has_begun
+            && let Ok(said) = counter.read()
+        {
+            account.base = [said.into(), account.counted];
+        }
+        self.asked.insert(name, Asked { netns, counter });
+    }
+
+    fn forget_empty(&mut self) {
+        if self.accounts.len() <= self.asked.len() + MOST_EMPTY {
+            return;
+        }
+        let asked: HashSet<u32> = self.asked.values().map(|asked| asked.netns).collect();
+        let gone = self.accounts.extract_if(|netns, _| !asked.contains(netns));
+        self.missing_elsewhere += gone.map(|(_, account)| account.missing).sum::<u64>();
+    }
+
+    /// Compares what namespaces have said with what is counted. `under_way`: attempts by namespace, listed in between.
+    pub(super) fn settle(&mut self, under_way: &HashMap<u32, u64>) {
+        for Asked { netns, .. } in self.asked.values() {
+            if let Some(account) = self.accounts.get_mut(netns) {
+                account.settle(under_way.get(netns).copied().unwrap_or_default());
+            }
+        }
+    }
+
+    /// Connections and attempts that are missing, at least; those included that are missing for other known reasons.
+    pub(super) fn missing(&self) -> u64 {
+        self.accounts.values().map(|account| account.missing).sum::<u64>() + self.missing_elsewhere
+    }
+}
+
+/// Its number, if all of its processes that are listed agree.
+fn number_of(namespace: &Namespace, numbers: &HashMap<u32, u32>) -> Option<u32> {
+    let mut listed = namespace.pids.iter().filter_map(|pid| numbers.get(pid).copied());
+    let first = listed.next()?;
+    listed.all(|other| other == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begun(clients: u64, servers: u64) -> Begun {
+        Begun { clients, servers }
+    }
+
+    #[test]
+    fn what_is_neither_counted_nor_under_way_is_missing() {
+        let mut account = Account { base: [begun(100, 50), begun(7, 0)], ..Account::default() };
+        account.hear(begun(110, 55));
+        account.counted = begun(7 + 6, 5);
+        account.settle(4);
+        assert_eq!(account.missing, 0);
+        account.settle(1);
+        assert_eq!(account.missing, 3);
+        // More clients than were heard of do not make up for servers.
+        account.counted = begun(7 + 20, 3);
+        account.settle(0);
+        assert_eq!(account.missing, 3, "2 servers are fewer");
+        account.hear(begun(110, 60));
+        account.settle(0);
+        assert_eq!(account.missing, 7);
+    }
+
+    #[test]
+    fn a_namespace_that_counts_backwards_is_another_one() {
+        let mut account = Account { base: [begun(100, 0), begun(0, 0)], ..Account::default() };
+        account.hear(begun(110, 0));
+        account.counted = begun(10, 0);
+        account.settle(0);
+        account.hear(begun(3, 0));
+        account.counted = begun(12, 0);
+        account.settle(0);
+        assert_eq!(account.missing, 1);
+    }
+}
