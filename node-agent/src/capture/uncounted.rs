@@ -96,6 +96,8 @@ pub(super) struct Uncounted {
     /// By what `/proc` calls a namespace, which may not be its number.
     asked: HashMap<u32, Asked>,
     accounts: HashMap<u32, Account>,
+    /// Namespaces that were not the node's alone when they were met, by name: what others did there is in their counts.
+    shared: HashSet<u32>,
     /// Those that were there at the start have been asked.
     has_begun: bool,
     /// Of namespaces that are forgotten.
@@ -113,6 +115,7 @@ impl Uncounted {
             cgroups: Cgroups::open(&settings.cgroup_root, &settings.proc)?,
             asked: HashMap::new(),
             accounts: HashMap::new(),
+            shared: HashSet::new(),
             has_begun: false,
             missing_elsewhere: 0,
         }))
@@ -132,6 +135,10 @@ impl Uncounted {
     pub(super) fn ask(&mut self, kernel: &mut Kernel) -> Result<(), CaptureError> {
         let namespaces =
             self.processes.scan(&mut self.cgroups).map_err(|error| failed("listing the processes", error))?;
+        self.shared.retain(|name| namespaces.contains_key(name));
+        let is_met = |name: &u32| self.asked.contains_key(name);
+        let shared = namespaces.iter().filter(|(name, namespace)| namespace.is_shared && !is_met(name));
+        self.shared.extend(shared.map(|(name, _)| *name));
         self.asked.retain(|name, _| namespaces.get(name).is_some_and(|namespace| !namespace.is_shared));
         let is_new = |(name, namespace): &(&u32, &Namespace)| !namespace.is_shared && !self.asked.contains_key(name);
         let new: Vec<(u32, &Namespace)> = namespaces.iter().filter(is_new).map(|(name, it)| (*name, it)).collect();
@@ -158,7 +165,7 @@ impl Uncounted {
         let directories = namespace.pids.iter().map(|pid| self.processes.directory(*pid));
         let Some(counter) = directories.take(8).find_map(|process| TcpCounter::open(&process).ok()) else { return };
         let account = self.accounts.entry(netns).or_default();
-        if !self.has_begun
+        if (!self.has_begun || self.shared.remove(&name))
             && let Ok(said) = counter.read()
         {
             account.base = [said.into(), account.counted];
