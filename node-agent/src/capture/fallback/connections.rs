@@ -156,15 +156,21 @@ impl Connections {
                 }
                 replaced => {
                     if let Some(replaced) = replaced {
-                        self.end(&mut space, look, socket.ends, replaced);
+                        self.end(&mut space, look, socket.ends, replaced, false);
                     }
                     new.push((socket, cgroup));
                 }
             }
         }
         let gone = std::mem::take(&mut space.lately_gone);
+        let attempts = earlier.values().filter(|known| matches!(known.phase, Phase::Attempt(_, false))).count() as u64;
+        let all_failed = look.counts.is_some_and(|[_, after]| {
+            let before = space.counted.earlier;
+            let begun = after.active_opens.saturating_sub(before.active_opens) + attempts;
+            after.attempt_fails.saturating_sub(before.attempt_fails) >= begun
+        });
         for (ends, known) in earlier {
-            self.end(&mut space, look, ends, known);
+            self.end(&mut space, look, ends, known, all_failed);
         }
         self.begin(&mut space, look, &new, &gone);
         space.looked = Some(look.began);
@@ -269,8 +275,9 @@ impl Connections {
         }
     }
 
-    /// A socket that is not there any more.
-    fn end(&mut self, space: &mut Space, look: &Look<'_>, ends: Endpoints, known: Known) {
+    /// A socket that is not there any more. `all_failed`: whatever the namespace has attempted since the last look and
+    /// was attempting then has failed.
+    fn end(&mut self, space: &mut Space, look: &Look<'_>, ends: Endpoints, known: Known, all_failed: bool) {
         match known.phase {
             // Of an attempt, conntrack tells what came of it.
             Phase::Over | Phase::Attempt(_, true) => {}
@@ -279,8 +286,12 @@ impl Connections {
                 let failures = look
                     .counts
                     .map_or(0, |[_, after]| after.attempt_fails.saturating_sub(space.counted.earlier.attempt_fails));
+                // Nobody saw it. One that had waited for two looks was not answered; else by what the namespace counts: where
+                // some attempts failed and others did not, it is missing.
+                if looks == 1 && failures > 0 && !all_failed {
+                    return;
+                }
                 space.counted.count(Role::Client);
-                // Nobody saw it. One that had waited for two looks was not answered; else by what the namespace counts.
                 if looks > 1 || failures > 0 || look.counts.is_none() {
                     space.counted.failed += 1;
                     self.accounts.fail(known.key, evidence);
