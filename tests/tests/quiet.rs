@@ -12,6 +12,11 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Service;
+use kube::{
+    Api,
+    api::DynamicObject,
+    core::{ApiResource, GroupVersionKind},
+};
 use scopeprobe_tests::{
     Cluster, Error, Result,
     audit::Write,
@@ -30,6 +35,8 @@ const SPEC: &str = "{topology: {counterInterval: 1s, retention: 168h}}";
 const SECONDS: u64 = 300;
 /// Who writes for the operator.
 const OPERATOR: &str = "system:serviceaccount:scopeprobe-system:scopeprobe-operator";
+/// What goes each way over a connection that is held.
+const HELD_BYTES: u64 = 10;
 /// Between two rounds of traffic.
 const PAUSE: Duration = Duration::from_secs(2);
 /// A port at which nobody listens.
@@ -98,10 +105,34 @@ async fn hold(clients: &[Traffic], targets: &[SocketAddr]) -> Result<()> {
     for client in clients {
         for target in targets {
             let held = Some("held".to_owned());
-            client.connect(Connect { send: 10, receive: 10, hold: held, ..Connect::to(*target) }).await?;
+            client
+                .connect(Connect { send: HELD_BYTES, receive: HELD_BYTES, hold: held, ..Connect::to(*target) })
+                .await?;
         }
     }
     Ok(())
+}
+
+/// Waits until what was sent over held connections is shown: agents look at open connections twice a minute only.
+async fn held_bytes_are_shown(cluster: &Cluster, namespace: &str, connections: usize) -> Result<()> {
+    let kind = GroupVersionKind::gvk(crds::GROUP, crds::VERSION, "Topology");
+    let api = Api::<DynamicObject>::namespaced_with(
+        cluster.client.clone(),
+        namespace,
+        &ApiResource::from_gvk_with_plural(&kind, "topologies"),
+    );
+    let sent = HELD_BYTES * connections as u64;
+    eventually("the bytes of held connections to be shown", async || {
+        for name in ["deployment-server", "deployment-clients"] {
+            let topology = api.get(name).await.map_err(|error| error.to_string())?;
+            let totals = &topology.data["status"]["totals"];
+            if totals["bytesSent"] != sent || totals["bytesReceived"] != sent {
+                return Err(format!("{name}: {totals} instead of {sent} bytes each way"));
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Short connections and refused ones, by every client to every target, without an end.
@@ -183,6 +214,15 @@ async fn settle(versions: &[&Versions]) -> Result<()> {
     .await
 }
 
+/// All versions of the objects of a namespace, a line each, to find out what has changed.
+fn versions_in(topologies: &Versions, namespace: &str) -> String {
+    let of = |name: &String| name.starts_with(&format!("{namespace}/"));
+    let here = topologies.taken().into_iter().filter(|(name, _)| of(name));
+    let lines = here
+        .flat_map(|(name, versions)| versions.into_iter().map(move |version| format!("{name}: {}", version["status"])));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 fn assert_structure_stays(what: &str, versions: &Versions) -> usize {
     let mut seen = 0;
     for (name, versions) in versions.taken() {
@@ -215,6 +255,7 @@ async fn as_long_as_nobody_new_talks_only_counters_are_written() -> Result<()> {
     hold(&clients, &targets).await?;
     hold(&silent_clients, &silent_targets).await?;
     repeat(&clients, &targets).await?;
+    held_bytes_are_shown(&cluster, &silent.name, silent_clients.len() * silent_targets.len()).await?;
 
     let topologies = Versions::of(&cluster.client, "Topology", "topologies").await?;
     let nodes = Versions::of(&cluster.client, "NodeProbe", "nodeprobes").await?;
@@ -231,7 +272,8 @@ async fn as_long_as_nobody_new_talks_only_counters_are_written() -> Result<()> {
     let wrong: Vec<_> = writes.iter().filter(|write| !is_counters(write)).collect();
     assert!(wrong.is_empty(), "writes of more than counters: {wrong:#?}");
     let in_silence: Vec<_> = writes.iter().filter(|write| write.namespace == silent.name).collect();
-    assert!(in_silence.is_empty(), "writes where nothing happens: {in_silence:#?}");
+    let written = || versions_in(&topologies, &silent.name);
+    assert!(in_silence.is_empty(), "writes where nothing happens: {in_silence:#?}\n{}", written());
     let here: Vec<_> =
         writes.iter().filter(|write| write.namespace == chart::NAMESPACE && write.resource == "leases").collect();
     assert!(!here.is_empty(), "the operator has written nothing at all: does it run?");
