@@ -41,7 +41,8 @@ pub(super) struct Ends<'a> {
     peer_ids: HashMap<Peer, PeerId>,
     list: Vec<End<'a>>,
     end_ids: HashMap<EndKey<'a>, EndId>,
-    listeners: HashMap<(IpAddr, u16), EndId>,
+    /// With the time of the latest news of it.
+    listeners: HashMap<(IpAddr, u16), (SystemTime, EndId)>,
 }
 
 impl<'a> Ends<'a> {
@@ -100,14 +101,17 @@ impl<'a> Ends<'a> {
         id
     }
 
-    /// Notes which end was seen to listen at an address.
-    pub(super) fn note_listener(&mut self, ip: IpAddr, port: u16, end: EndId) {
-        self.listeners.insert((ip, port), end);
+    /// Notes which end was seen to listen at an address, with the latest news of it: of several, the last one counts.
+    pub(super) fn note_listener(&mut self, ip: IpAddr, port: u16, end: EndId, changed: SystemTime) {
+        let latest = self.listeners.entry((ip, port)).or_insert((changed, end));
+        if changed >= latest.0 {
+            *latest = (changed, end);
+        }
     }
 
     /// Who a server is, by the address that a client dialled.
     pub(super) fn server_at(&mut self, ip: IpAddr, port: u16, at: SystemTime) -> EndId {
-        let listener = self.listeners.get(&(ip, port)).copied();
+        let listener = self.listeners.get(&(ip, port)).map(|(_, end)| *end);
         match (self.directory.owner_of(ip, at), listener) {
             (Some(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => end,
             (Some(pod), _) => self.pod_address(pod),

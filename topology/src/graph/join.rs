@@ -72,7 +72,7 @@ impl<'a> Join<'a> {
                 Role::Client => sources.push(source(&flow, end, options)),
                 Role::Server => {
                     if !flow.key.local.is_loopback() {
-                        ends.note_listener(flow.key.local, flow.key.port, end);
+                        ends.note_listener(flow.key.local, flow.key.port, end, flow.changed);
                     }
                     sinks.push(sink(&flow, end, options));
                 }
@@ -108,7 +108,7 @@ impl<'a> Join<'a> {
         let (mut to_one, mut to_many) = (Vec::new(), Vec::new());
         for source in &sources {
             if let Some(range) = self.by_tuple.get(&source.tuple).cloned() {
-                self.join_direct(source, range);
+                self.join_direct(source, &self.in_time(source, range.collect()));
                 continue;
             }
             match self.candidates_of(source) {
@@ -175,17 +175,16 @@ impl<'a> Join<'a> {
     }
 
     /// Both ends see the same addresses.
-    fn join_direct(&mut self, source: &Source<'a>, range: Range<usize>) {
+    fn join_direct(&mut self, source: &Source<'a>, sinks: &[usize]) {
         let client = self.ends.peer_of(source.end);
         let port = source.tuple.port;
         let mut wanted = source.counters.opened;
         let mut rest = source.counters;
-        let last = range.end - 1;
-        let several = self.sinks[range.clone()]
-            .windows(2)
-            .any(|pair| self.ends.peer_of(pair[0].end) != self.ends.peer_of(pair[1].end));
-        let sole_end = self.sinks[range.clone()].windows(2).all(|pair| pair[0].end == pair[1].end);
-        for index in range {
+        let ends = || sinks.iter().map(|index| self.sinks[*index].end);
+        let several = ends().zip(ends().skip(1)).any(|(one, next)| self.ends.peer_of(one) != self.ends.peer_of(next));
+        let sole_end = ends().zip(ends().skip(1)).all(|(one, next)| one == next);
+        let last = sinks.last().copied();
+        for index in sinks.iter().copied() {
             let server = self.ends.peer_of(self.sinks[index].end);
             let key = Key { client, server, service: None, port };
             let sink = &mut self.sinks[index];
@@ -194,7 +193,7 @@ impl<'a> Join<'a> {
             let taken = took.counters;
             wanted -= taken.opened;
             // With several workloads behind one address (one after the other), the servers' counts divide.
-            let share = if index == last {
+            let share = if Some(index) == last {
                 rest
             } else if several {
                 EdgeCounters { failed: 0, ..rest.share(taken.opened) }
@@ -203,7 +202,7 @@ impl<'a> Join<'a> {
             };
             rest = rest.without(&share);
             let share = took.complete(&share);
-            let failed = if sole_end && index == last { source.counters.failed } else { 0 };
+            let failed = if sole_end && Some(index) == last { source.counters.failed } else { 0 };
             let sum = self.sums.at(key);
             sum.counters.add(&share);
             sum.add_methods(source.methods.union(sink.methods));
@@ -249,7 +248,7 @@ impl<'a> Join<'a> {
         let mut wanted = source.counters.opened;
         let Some(key) = self.key_of_only(source, candidates) else { return wanted };
         self.add_from_client(source, key, &source.counters);
-        for index in self.sinks_of(source, candidates) {
+        for index in self.in_time(source, self.sinks_of(source, candidates)) {
             self.note_backend(source, key, index, &mut wanted);
         }
         wanted
@@ -282,7 +281,7 @@ impl<'a> Join<'a> {
     /// The servers' counts say who got how much. Returns what they leave.
     fn divide(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> EdgeCounters {
         let mut left = source.counters;
-        for index in self.sinks_of(source, candidates) {
+        for index in self.in_time(source, self.sinks_of(source, candidates)) {
             self.divide_to(source, candidates, index, &mut left, true);
         }
         left
@@ -412,6 +411,21 @@ impl<'a> Join<'a> {
             only: if peers.len() == 1 { peers.into_iter().next() } else { None },
             observed,
         }
+    }
+
+    /// Of servers' flows, those that a client's can be the other end of by their times, best first: addresses are used
+    /// again. Reports can be late, so where none fits, all may.
+    pub(super) fn in_time(&self, source: &Source<'a>, mut sinks: Vec<usize>) -> Vec<usize> {
+        if sinks.len() < 2 {
+            return sinks;
+        }
+        let gap = |index: &usize| source.span.gap(&self.sinks[*index].span);
+        sinks.sort_by_key(|index| (gap(index), *index));
+        let fitting = sinks.iter().take_while(|index| gap(index) <= self.options.settle).count();
+        if fitting > 0 {
+            sinks.truncate(fitting);
+        }
+        sinks
     }
 
     /// The servers' flows that saw the client's address and belong to the Service's backends, in order.

@@ -23,6 +23,26 @@ pub(super) struct Tuple<'a> {
     pub(super) port: u16,
 }
 
+/// When a flow's connections were reported: from the first one to the last change, or to the present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    from: SystemTime,
+    until: SystemTime,
+}
+
+impl Span {
+    fn of(flow: &FlowView<'_>, options: &Options) -> Self {
+        let until = if flow.totals.active > 0 { options.now } else { flow.changed };
+        Self { from: flow.first_seen, until: until.max(flow.first_seen) }
+    }
+
+    /// The time between the two; none where they overlap.
+    pub(super) fn gap(&self, other: &Self) -> Duration {
+        let after = |later: SystemTime, earlier: SystemTime| later.duration_since(earlier).unwrap_or_default();
+        after(self.from, other.until).max(after(other.from, self.until))
+    }
+}
+
 /// A client's flow.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
@@ -31,6 +51,7 @@ pub(super) struct Source<'a> {
     pub(super) tuple: Tuple<'a>,
     pub(super) counters: EdgeCounters,
     pub(super) first_seen: SystemTime,
+    pub(super) span: Span,
     /// As of when its addresses are to be resolved.
     pub(super) at: SystemTime,
     pub(super) live: bool,
@@ -63,6 +84,7 @@ pub(super) struct Sink<'a> {
     /// The last one that was, where it is known who that is.
     pub(super) explanation: Option<Explanation<'a>>,
     pub(super) first_seen: SystemTime,
+    pub(super) span: Span,
     pub(super) at: SystemTime,
     pub(super) live: bool,
     pub(super) methods: Methods,
@@ -130,6 +152,7 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
             inferred: totals.inferred,
         },
         first_seen: flow.first_seen,
+        span: Span::of(flow, options),
         at: resolved_at(flow, options),
         live: is_live(flow, options),
         methods: totals.methods,
@@ -157,6 +180,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         explained: false,
         explanation: None,
         first_seen: flow.first_seen,
+        span: Span::of(flow, options),
         at: resolved_at(flow, options),
         live: is_live(flow, options),
         methods: totals.methods,

@@ -72,6 +72,6 @@ impl Translated {
             })
             .collect();
         found.sort_unstable();
-        found
+        join.in_time(source, found)
     }
 }

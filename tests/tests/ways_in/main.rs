@@ -1,0 +1,35 @@
+//! Every way in: directly, through each kind of Service and policy, from pods and from nodes, to pods and to nodes, in
+//! both address families. Each conversation is one edge, with the right name at both ends and the right counts.
+//!
+//! Which proxy leads the ways is the cluster's: `PROXY_MODE=iptables scripts/cluster up`.
+#![forbid(unsafe_code)]
+
+mod stage;
+mod table;
+mod ways;
+
+use scopeprobe_tests::{Cluster, Result, eventually, oracle::observed};
+use stage::Stage;
+
+const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
+
+#[tokio::test]
+async fn each_way_in_is_one_edge_with_the_right_names_and_counts() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+    cluster.probe(SPEC).await?;
+    let stage = Stage::set(cluster.namespace("ways").await?).await?;
+    let cases = ways::cases();
+    stage.play(&cases).await?;
+    let expected = stage.happened(&cases).await?;
+    let table = eventually("each way in to be shown as it was gone", async || {
+        let shown = observed::edges(&stage.namespace).await.map_err(|error| error.to_string())?;
+        let table = table::Table::of(&expected, &stage.leads(), &shown);
+        if table.is_perfect() { Ok(table) } else { Err(table.to_string()) }
+    })
+    .await?;
+    println!("{table}");
+    Ok(())
+}

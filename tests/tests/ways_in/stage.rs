@@ -1,0 +1,263 @@
+//! The pods and Services that the ways lead through, and what really happened between them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use scopeprobe_tests::{
+    Error, Result, eventually,
+    namespace::Namespace,
+    oracle::{EdgeCounts, EdgeName, Edges},
+    traffic_pod::{Traffic, container},
+};
+use serde_json::{Value, json};
+use traffic::protocol::Connect;
+
+use crate::ways::{self, CONNECTIONS, Case, Door, LEADS};
+
+pub const BACKENDS: [&str; 2] = ["backend-1", "backend-2"];
+pub const HOST_CLIENT: &str = "host-client";
+pub const HOST_SERVER: &str = "host-server";
+
+/// Payload of each connection, each way.
+const BYTES: u64 = 100;
+/// How many calls to pods are under way at a time.
+const AT_A_TIME: usize = 6;
+
+/// A pod of the stage.
+pub struct Player {
+    pub name: &'static str,
+    pub node: &'static str,
+    pub host_network: bool,
+}
+
+const fn player(name: &'static str, node: &'static str, host_network: bool) -> Player {
+    Player { name, node, host_network }
+}
+
+pub const PODS: [Player; 6] = [
+    player("client-1", "node-1", false),
+    player("client-2", "node-2", false),
+    player("backend-1", "node-1", false),
+    player("backend-2", "node-2", false),
+    player(HOST_CLIENT, "node-1", true),
+    player(HOST_SERVER, "node-2", true),
+];
+
+/// How a Service can be reached.
+#[derive(Debug, Default)]
+pub struct Doors {
+    pub cluster_ips: Vec<IpAddr>,
+    pub external_ips: Vec<IpAddr>,
+    pub balancer_ips: Vec<IpAddr>,
+    /// By the Service's port.
+    pub node_ports: HashMap<u16, u16>,
+}
+
+pub struct Stage {
+    pub namespace: Namespace,
+    /// Addresses by pod.
+    pub pods: HashMap<&'static str, Vec<IpAddr>>,
+    /// By Service.
+    pub services: HashMap<String, Doors>,
+    /// Addresses by node.
+    pub nodes: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl Stage {
+    /// Makes everything, and waits until it can be used.
+    pub async fn set(namespace: Namespace) -> Result<Self> {
+        let objects: Vec<String> =
+            PODS.iter().map(pod).chain(ways::services()).map(|object| object.to_string()).collect();
+        namespace.apply(&objects.join("\n---\n")).await?;
+        balance(&namespace).await?;
+        namespace.ready_pods("stage=yes", PODS.len()).await?;
+        let mut pods = HashMap::new();
+        for player in &PODS {
+            pods.insert(player.name, namespace.pod_ips(player.name).await?);
+        }
+        let nodes = nodes(&namespace).await?;
+        let services = doors(&namespace).await?;
+        Ok(Self { namespace, pods, services, nodes })
+    }
+
+    fn program(&self, pod: &str) -> Traffic {
+        self.namespace.traffic(pod, "main")
+    }
+
+    /// The ports at which clients only ask whether a way leads anywhere yet.
+    pub fn leads(&self) -> BTreeSet<u16> {
+        let node_ports = self.services.values().filter_map(|doors| doors.node_ports.get(&LEADS.service).copied());
+        node_ports.chain([LEADS.service, LEADS.server]).collect()
+    }
+
+    /// Lets every client go its ways.
+    pub async fn play(&self, cases: &[Case]) -> Result<()> {
+        let listeners = cases.iter().flat_map(|case| case.way.servers.iter().map(move |server| (*server, case.port)));
+        let servers = [BACKENDS[0], BACKENDS[1], HOST_SERVER];
+        let listeners = listeners.chain(servers.map(|server| (server, LEADS.server)));
+        stream::iter(listeners)
+            .map(|(server, port)| async move { self.program(server).echo(&format!("[::]:{port}")).await })
+            .buffer_unordered(AT_A_TIME)
+            .try_collect::<Vec<_>>()
+            .await?;
+        stream::iter(cases).map(|case| self.go(case)).buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>().await?;
+        Ok(())
+    }
+
+    async fn go(&self, case: &Case) -> Result<()> {
+        let program = self.program(case.client);
+        for (v6, count) in CONNECTIONS {
+            if case.service().is_some() {
+                self.lead(&program, case, v6).await?;
+            }
+            let target = ways::target(self, case, v6, case.service_port);
+            let plan = Connect { count, send: BYTES, receive: BYTES, timeout_ms: 5000, ..Connect::to(target) };
+            let outcome = program.connect(plan).await?;
+            if (outcome.opened, outcome.broken) != (count, 0) {
+                return Err(Error::Unexpected(format!("{case:?} at {target}: {outcome:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the node's proxy knows the way. A port of its own takes the attempts that fail.
+    async fn lead(&self, program: &Traffic, case: &Case, v6: bool) -> Result<()> {
+        let target = ways::target(self, case, v6, LEADS.service);
+        eventually(&format!("{target} to lead to a server ({case:?})"), async || {
+            let plan = Connect { timeout_ms: 1000, ..Connect::to(target) };
+            let outcome = program.connect(plan).await.map_err(|error| error.to_string())?;
+            if outcome.opened == 1 { Ok(()) } else { Err(format!("{outcome:?}")) }
+        })
+        .await
+    }
+
+    /// What came of each case, by the programs' own counts: at which servers the connections arrived. All have ended.
+    pub async fn happened(&self, cases: &[Case]) -> Result<Vec<(Case, Edges)>> {
+        let each: u64 = CONNECTIONS.iter().map(|(_, count)| count).sum();
+        let all = each * cases.len() as u64;
+        eventually("the servers to have served all", async || {
+            let served = self.served().await.map_err(|error| error.to_string())?;
+            let (opened, open) = served.values().fold((0, 0), |sum, row| (sum.0 + row.opened, sum.1 + row.open));
+            if (opened, open) != (all, 0) {
+                return Err(format!("{opened} of {all} connections have arrived, {open} are open"));
+            }
+            Ok(cases.iter().map(|case| (*case, edges(case, &served))).collect())
+        })
+        .await
+    }
+
+    /// By server and port.
+    async fn served(&self) -> Result<BTreeMap<(&'static str, u16), Served>> {
+        let mut served: BTreeMap<_, Served> = BTreeMap::new();
+        for server in [BACKENDS[0], BACKENDS[1], HOST_SERVER] {
+            let report = self.program(server).report().await?;
+            for row in report.servers.iter().filter(|row| row.port != LEADS.server) {
+                let sum = served.entry((server, row.port)).or_default();
+                sum.opened += row.opened;
+                sum.open += row.open;
+                sum.sent += row.sent;
+                sum.received += row.received;
+            }
+        }
+        Ok(served)
+    }
+}
+
+/// What a server has served at a port.
+#[derive(Default)]
+struct Served {
+    opened: u64,
+    open: u64,
+    sent: u64,
+    received: u64,
+}
+
+fn edges(case: &Case, served: &BTreeMap<(&'static str, u16), Served>) -> Edges {
+    let workload = |pod: &str| ("Pod".to_owned(), pod.to_owned());
+    let at_port = served.iter().filter(|((_, port), _)| *port == case.port);
+    let edge = |((server, port), served): (&(&'static str, u16), &Served)| {
+        let name = EdgeName {
+            client: workload(case.client),
+            server: workload(server),
+            service: case.service().map(str::to_owned),
+            port: *port,
+        };
+        let counts = EdgeCounts {
+            opened: served.opened,
+            active: 0,
+            failed: 0,
+            sent: served.received,
+            received: served.sent,
+            clients: [((case.client.to_owned(), "main".to_owned()), served.opened)].into(),
+            servers: [(((*server).to_owned(), "main".to_owned()), served.opened)].into(),
+        };
+        (name, counts)
+    };
+    at_port.map(edge).collect()
+}
+
+fn pod(player: &Player) -> Value {
+    let role = if BACKENDS.contains(&player.name) { "backend" } else { "other" };
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": player.name, "labels": {"app": player.name, "role": role, "stage": "yes"}},
+        "spec": {
+            "nodeName": player.node,
+            "hostNetwork": player.host_network,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container("main")],
+        },
+    })
+}
+
+/// Plays the load balancer's controller: gives addresses out. They lead nowhere but into the nodes' own proxies.
+async fn balance(namespace: &Namespace) -> Result<()> {
+    let api: Api<Service> = namespace.api();
+    let balanced = ways::WAYS.iter().filter(|way| way.door == Door::LoadBalancer);
+    for (number, way) in (1..).zip(balanced) {
+        let ingress = json!([{"ip": format!("203.0.113.{number}")}, {"ip": format!("2001:db8:1::{number}")}]);
+        let patch = json!({"status": {"loadBalancer": {"ingress": ingress}}});
+        api.patch_status(way.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .map_err(Error::api(format!("give {} an address", way.name)))?;
+    }
+    Ok(())
+}
+
+async fn nodes(namespace: &Namespace) -> Result<BTreeMap<String, Vec<IpAddr>>> {
+    let api: Api<Node> = Api::all(namespace.cluster.client.clone());
+    let nodes = api.list(&ListParams::default()).await.map_err(Error::api("list nodes"))?;
+    let addresses = |node: &Node| {
+        let all = node.status.clone().unwrap_or_default().addresses.unwrap_or_default();
+        (node.name_any(), all.iter().filter_map(|address| address.address.parse().ok()).collect())
+    };
+    Ok(nodes.iter().map(addresses).collect())
+}
+
+async fn doors(namespace: &Namespace) -> Result<HashMap<String, Doors>> {
+    let api: Api<Service> = namespace.api();
+    let services = api.list(&ListParams::default()).await.map_err(Error::api("list Services"))?;
+    Ok(services.items.into_iter().map(|service| (service.name_any(), doors_of(service))).collect())
+}
+
+fn doors_of(service: Service) -> Doors {
+    let parse = |ips: Vec<String>| ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let spec = service.spec.unwrap_or_default();
+    let balancer = service.status.and_then(|status| status.load_balancer?.ingress).unwrap_or_default();
+    let ports = spec.ports.unwrap_or_default();
+    let port = |number: i32| u16::try_from(number).ok();
+    Doors {
+        cluster_ips: parse(spec.cluster_ips.unwrap_or_default()),
+        external_ips: parse(spec.external_ips.unwrap_or_default()),
+        balancer_ips: parse(balancer.into_iter().filter_map(|ingress| ingress.ip).collect()),
+        node_ports: ports.iter().filter_map(|each| Some((port(each.port)?, port(each.node_port?)?))).collect(),
+    }
+}
