@@ -30,11 +30,17 @@ impl Cluster {
     /// # Errors
     /// Where it does not come to that.
     pub async fn probe_as(&self, spec: &str, mode: impl Fn(&str) -> Mode) -> Result<()> {
-        let yaml = format!(
-            "{{apiVersion: scopeprobe.io/v1alpha1, kind: ScopeProbe, metadata: {{name: {NAME}}}, spec: {spec}}}"
-        );
-        manifest::apply(&self.client, "", &yaml).await?;
+        manifest::apply(&self.client, "", &yaml(spec)).await?;
         self.ready_probe_as(mode).await
+    }
+
+    /// As [`Cluster::probe`], where only these nodes are to have an agent.
+    ///
+    /// # Errors
+    /// Where it does not come to that.
+    pub async fn probe_some(&self, spec: &str, nodes: &[&str]) -> Result<()> {
+        manifest::apply(&self.client, "", &yaml(spec)).await?;
+        self.ready_probe_on(nodes.len(), |_| Mode::Ebpf).await
     }
 
     /// Waits until the ScopeProbe is ready in its current generation and every node's agent reports from eBPF.
@@ -46,6 +52,16 @@ impl Cluster {
     }
 
     async fn ready_probe_as(&self, mode: impl Fn(&str) -> Mode) -> Result<()> {
+        let nodes = Api::<Node>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await
+            .map_err(Error::api("list nodes"))?
+            .items
+            .len();
+        self.ready_probe_on(nodes, mode).await
+    }
+
+    async fn ready_probe_on(&self, nodes: usize, mode: impl Fn(&str) -> Mode) -> Result<()> {
         let probes: Api<ScopeProbe> = Api::all(self.client.clone());
         eventually("the ScopeProbe to be ready", async || {
             let probe = probes.get(NAME).await.map_err(|error| error.to_string())?;
@@ -58,12 +74,6 @@ impl Cluster {
             Err(format!("{status:?}"))
         })
         .await?;
-        let nodes = Api::<Node>::all(self.client.clone())
-            .list(&ListParams::default())
-            .await
-            .map_err(Error::api("list nodes"))?
-            .items
-            .len();
         eventually("every node's agent to report from its mode", async || {
             let probes = self.node_probes().await.map_err(|error| error.to_string())?;
             let states: Vec<_> = probes
@@ -130,4 +140,8 @@ impl Cluster {
         let ours = ListParams::default().labels(crds::PROBE_LABEL);
         Ok(pods.list(&ours).await.map_err(Error::api("list agents"))?.items)
     }
+}
+
+fn yaml(spec: &str) -> String {
+    format!("{{apiVersion: scopeprobe.io/v1alpha1, kind: ScopeProbe, metadata: {{name: {NAME}}}, spec: {spec}}}")
 }

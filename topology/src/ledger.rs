@@ -23,6 +23,9 @@ pub struct Epoch(pub [u8; 16]);
 /// How many ended epochs of a node are remembered in order to recognise their late messages.
 const REMEMBERED_EPOCHS: usize = 64;
 
+/// How long an agent that says nothing counts as one that reports: several times as long as agents may keep silent.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A message of an epoch that has been followed by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this epoch of the node has ended: a later one has reported since; report under that or draw a new one")]
@@ -45,6 +48,8 @@ pub struct FlowView<'a> {
     pub first_seen: SystemTime,
     /// When its account last changed.
     pub changed: SystemTime,
+    /// When the agent last said anything at all, as far as that was noted with [`Ledger::hear`].
+    pub heard: Option<SystemTime>,
 }
 
 /// The account of all flows of all nodes.
@@ -69,6 +74,8 @@ struct NodeAccount {
     gone: bool,
     /// A snapshot of the current epoch has been completed.
     complete: bool,
+    /// When its agent last said anything, as far as that was noted.
+    heard: Option<SystemTime>,
 }
 
 /// `base` is what earlier epochs have counted, `current` what this one says.
@@ -231,7 +238,21 @@ impl NodeAccount {
             orphaned: Vec::new(),
             gone: false,
             complete: false,
+            heard: None,
         }
+    }
+
+    fn view<'a>(
+        &self,
+        node: &'a str,
+        owner: Option<&'a Arc<CgroupOwner>>,
+        key: &'a FlowKey,
+        flow: &Account,
+        anew: FlowTotals,
+    ) -> FlowView<'a> {
+        let Account { first_seen, changed, .. } = *flow;
+        let owner = owner.map(Arc::as_ref);
+        FlowView { node, owner, key, totals: flow.totals(), anew, first_seen, changed, heard: self.heard }
     }
 
     fn enter(&mut self, epoch: Epoch) -> Result<(), LateEpoch> {
@@ -453,10 +474,19 @@ impl Ledger {
             .any(|node| node.flows.values().any(due) || node.orphaned.iter().any(|(_, _, flow)| due(flow)))
     }
 
-    /// Whether an agent of this node has reported, and the node is not gone.
+    /// Notes that the node's agent has said something, be it that there is nothing new. Nothing happens for a node that
+    /// has never reported; times may come in any order, the latest counts.
+    pub fn hear(&mut self, node: &str, now: SystemTime) {
+        if let Some(account) = self.nodes.get_mut(node) {
+            account.heard = account.heard.max(Some(now));
+        }
+    }
+
+    /// Whether an agent of this node reports: the node is not gone, and not silent at `now`, if it was ever heard. Of a
+    /// node that is not observed nothing is to be waited for.
     #[must_use]
-    pub fn observes(&self, node: &str) -> bool {
-        self.nodes.get(node).is_some_and(|account| !account.gone)
+    pub fn observes(&self, node: &str, now: SystemTime) -> bool {
+        self.nodes.get(node).is_some_and(|account| !account.gone && !is_silent(account.heard, now))
     }
 
     /// Whether all flows of this node's present epoch are known: a snapshot of it has been completed.
@@ -477,24 +507,20 @@ impl Ledger {
             // One that comes back tells all of it again.
             let anew = |flow: &Account| if account.gone { flow.totals() } else { flow.anew() };
             let current = account.flows.iter().map(move |(key, flow)| {
-                let owner = account.owners.get(&key.cgroup_id).map(Arc::as_ref);
-                view(node, owner, key, flow, anew(flow))
+                let owner = account.owners.get(&key.cgroup_id);
+                account.view(node, owner, key, flow, anew(flow))
             });
             let orphaned = account
                 .orphaned
                 .iter()
-                .map(move |(key, owner, flow)| view(node, Some(owner), key, flow, FlowTotals::default()));
+                .map(move |(key, owner, flow)| account.view(node, Some(owner), key, flow, FlowTotals::default()));
             current.chain(orphaned)
         })
     }
 }
 
-fn view<'a>(
-    node: &'a str,
-    owner: Option<&'a CgroupOwner>,
-    key: &'a FlowKey,
-    flow: &Account,
-    anew: FlowTotals,
-) -> FlowView<'a> {
-    FlowView { node, owner, key, totals: flow.totals(), anew, first_seen: flow.first_seen, changed: flow.changed }
+/// Whether an agent that was last heard then is silent by now: for [`PATIENCE`] or longer.
+#[must_use]
+pub(crate) fn is_silent(heard: Option<SystemTime>, now: SystemTime) -> bool {
+    heard.is_some_and(|heard| now.duration_since(heard).unwrap_or_default() >= PATIENCE)
 }

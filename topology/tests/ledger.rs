@@ -278,7 +278,7 @@ fn an_agent_that_goes_on_after_its_node_seemed_gone_is_not_counted_again() {
     ledger.apply(NODE, epoch, key(1), &opened(3, 1), at(0)).unwrap();
     ledger.end_node(NODE, at(1));
     ledger.apply(NODE, epoch, key(1), &opened(4, 1), at(2)).unwrap();
-    assert!(ledger.observes(NODE));
+    assert!(ledger.observes(NODE, at(0)));
     assert_eq!(totals(&ledger), FlowTotals { opened: 4, active: 3, ..FlowTotals::default() });
 }
 
@@ -321,9 +321,9 @@ fn only_what_is_over_for_long_enough_retires() {
 fn a_node_that_is_gone_has_no_open_connections() {
     let mut ledger = Ledger::new();
     ledger.apply(NODE, Epoch([1; 16]), key(1), &opened(2, 0), at(0)).unwrap();
-    assert!(ledger.observes(NODE));
+    assert!(ledger.observes(NODE, at(0)));
     assert!(ledger.end_node(NODE, at(1)));
-    assert!(!ledger.observes(NODE));
+    assert!(!ledger.observes(NODE, at(0)));
     assert_eq!(totals(&ledger), FlowTotals { opened: 2, ..FlowTotals::default() });
     ledger.retire(at(100), Duration::from_secs(10));
     assert_eq!(ledger.flows().count(), 0);

@@ -250,6 +250,52 @@ fn who_comes_later_to_the_same_addresses_and_port_has_edges_of_its_own() {
 }
 
 #[test]
+fn an_agent_that_has_fallen_silent_is_not_waited_for() {
+    let mut world = World::new();
+    world.directory.upsert_pod(pod("cache", "node-1", "10.244.1.3"), at(0));
+    world.directory.upsert_service(
+        Service {
+            name: ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() },
+            addresses: vec![ip("10.96.0.5")],
+            ports: vec![ServicePort {
+                port: 80,
+                node_port: None,
+                backends: [("db", "10.244.2.2"), ("cache", "10.244.1.3")]
+                    .map(|(name, address)| Backend {
+                        ip: ip(address),
+                        port: 5432,
+                        pod_uid: Some(format!("uid-{name}")),
+                    })
+                    .into(),
+            }],
+        },
+        at(0),
+    );
+    world.flow("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), 5, at(0));
+    world.flow("cache", Role::Server, ("10.244.1.3", "10.244.1.2", 5432), 2, at(0));
+    world.ledger.hear("node-1", at(70));
+    world.ledger.hear("node-2", at(10));
+    // The other three went to the other node, which may yet tell of them.
+    assert_eq!(edges(&world.graph(at(60))), ["web -> cache:5432 via db 2+0"]);
+    let alone = ["web -> cache:5432 via db 2+0", "web -> service db:80 via db 3+0"];
+    assert_eq!(edges(&world.graph(at(71))), alone);
+    world.ledger.hear("node-2", at(72));
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 3, at(72));
+    assert_eq!(edges(&world.graph(at(73))), ["web -> cache:5432 via db 2+0", "web -> db:5432 via db 3+0"]);
+}
+
+#[test]
+fn an_edge_of_an_agent_that_has_fallen_silent_goes_with_time_although_nobody_saw_its_end() {
+    let mut world = World::new();
+    let open = FlowCounters { opened: 1, ..FlowCounters::default() };
+    world.counters("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), &open, at(0));
+    world.ledger.hear("node-1", at(1_000));
+    assert_eq!(edges(&world.graph(at(1_030))), ["web -> db:5432 1+0"]);
+    assert_eq!(edges(&world.graph(at(1_599))), ["web -> db:5432 1+0"]);
+    assert_eq!(edges(&world.graph(at(1_600))), [] as [&str; 0]);
+}
+
+#[test]
 fn a_pod_that_is_gone_keeps_its_name_until_another_has_its_address() {
     let mut world = World::new();
     world.flow("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), 1, at(0));

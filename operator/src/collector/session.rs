@@ -115,6 +115,7 @@ fn apply(
 ) -> Result<bool, LateEpoch> {
     let (node, epoch) = (report.node.as_str(), report.epoch);
     ledger.enter(node, epoch)?;
+    ledger.hear(node, now);
     if first {
         ledger.begin_stream(node);
     }

@@ -106,7 +106,7 @@ fn picture(graph: &Graph, ledger: &Ledger, catalog: &Catalog, max_edges: usize, 
         // The workload may be gone; its object goes with it.
         let Some(owner) = catalog.owner_identity(workload) else { continue };
         let silent: BTreeSet<&str> =
-            catalog.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node)).collect();
+            catalog.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node, now)).collect();
         let status = object::status(workload, &edges, &graph.earlier, &silent, max_edges);
         desired.insert(Key::of(workload), Desired { workload: workload.clone(), owner, status });
     }

@@ -280,7 +280,7 @@ fn observed(silent: &BTreeSet<&str>) -> Condition {
     }
     let first: Vec<&str> = silent.iter().copied().take(3).collect();
     let message = format!(
-        "No agent has reported from {} of the nodes on which the workload runs ({}, …): see their NodeProbes. Of its pods there, only what others see of them is shown.",
+        "No agent reports from {} of the nodes on which the workload runs ({}, …): see their NodeProbes. Of its pods there, only what others see of them is shown.",
         silent.len(),
         first.join(", ")
     );

@@ -1,9 +1,11 @@
 //! Every way in: directly, through each kind of Service and policy, from pods and from nodes, to pods and to nodes, in
-//! both address families. Each conversation is one edge, with the right name at both ends and the right counts.
+//! both address families. Each conversation is one edge, with the right name at both ends and the right counts. Where
+//! one node's agent is missing, what the other one sees is shown, and says that it is known from one end.
 //!
 //! Which proxy leads the ways is the cluster's: `PROXY_MODE=iptables scripts/cluster up`.
 #![forbid(unsafe_code)]
 
+mod one_agent;
 mod stage;
 mod table;
 mod ways;
@@ -20,16 +22,34 @@ async fn each_way_in_is_one_edge_with_the_right_names_and_counts() -> Result<()>
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     cluster.probe(SPEC).await?;
-    let stage = Stage::set(cluster.namespace("ways").await?).await?;
-    let cases = ways::cases();
+    let stage = Stage::set(cluster.namespace("ways").await?, ways::ALL).await?;
+    let cases = ways::cases(ways::ALL);
     stage.play(&cases).await?;
-    let expected = stage.happened(&cases).await?;
+    let happened = stage.happened(&cases).await?;
     let table = eventually("each way in to be shown as it was gone", async || {
         let shown = observed::edges(&stage.namespace).await.map_err(|error| error.to_string())?;
-        let table = table::Table::of(&expected, &stage.leads(), &shown);
+        let table = table::Table::of(&happened, &stage.leads(), &shown);
         if table.is_perfect() { Ok(table) } else { Err(table.to_string()) }
     })
     .await?;
     println!("{table}");
     Ok(())
+}
+
+#[tokio::test]
+async fn with_one_agent_missing_what_the_other_sees_is_shown_as_such() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+    cluster.probe_some(&one_agent::spec(), &[one_agent::NODE]).await?;
+    let stage = Stage::set(cluster.namespace("one-agent").await?, ways::OF_ONE_AGENT).await?;
+    let cases = ways::cases(ways::OF_ONE_AGENT);
+    stage.play(&cases).await?;
+    let expected = one_agent::visible(&stage.happened(&cases).await?);
+    eventually("all that one agent sees to be shown", async || {
+        let shown = one_agent::shown(&stage).await.map_err(|error| error.to_string())?;
+        if shown == expected { Ok(()) } else { Err(format!("expected {expected:#?}\nshown {shown:#?}")) }
+    })
+    .await
 }

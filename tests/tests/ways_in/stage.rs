@@ -20,7 +20,7 @@ use scopeprobe_tests::{
 use serde_json::{Value, json};
 use traffic::protocol::Connect;
 
-use crate::ways::{self, CONNECTIONS, Case, Door, LEADS};
+use crate::ways::{self, CONNECTIONS, Case, Door, LEADS, Way};
 
 pub const BACKENDS: [&str; 2] = ["backend-1", "backend-2"];
 pub const HOST_CLIENT: &str = "host-client";
@@ -51,6 +51,11 @@ pub const PODS: [Player; 6] = [
     player(HOST_SERVER, "node-2", true),
 ];
 
+/// Where a pod of the stage runs; empty for another.
+pub fn node_of(pod: &str) -> &'static str {
+    PODS.iter().find(|player| player.name == pod).map_or("", |player| player.node)
+}
+
 /// How a Service can be reached.
 #[derive(Debug, Default)]
 pub struct Doors {
@@ -73,11 +78,11 @@ pub struct Stage {
 
 impl Stage {
     /// Makes everything, and waits until it can be used.
-    pub async fn set(namespace: Namespace) -> Result<Self> {
+    pub async fn set(namespace: Namespace, ways: &[Way]) -> Result<Self> {
         let objects: Vec<String> =
-            PODS.iter().map(pod).chain(ways::services()).map(|object| object.to_string()).collect();
+            PODS.iter().map(pod).chain(ways::services(ways)).map(|object| object.to_string()).collect();
         namespace.apply(&objects.join("\n---\n")).await?;
-        balance(&namespace).await?;
+        balance(&namespace, ways).await?;
         namespace.ready_pods("stage=yes", PODS.len()).await?;
         let mut pods = HashMap::new();
         for player in &PODS {
@@ -101,8 +106,8 @@ impl Stage {
     /// Lets every client go its ways.
     pub async fn play(&self, cases: &[Case]) -> Result<()> {
         let listeners = cases.iter().flat_map(|case| case.way.servers.iter().map(move |server| (*server, case.port)));
-        let servers = [BACKENDS[0], BACKENDS[1], HOST_SERVER];
-        let listeners = listeners.chain(servers.map(|server| (server, LEADS.server)));
+        let servers: BTreeSet<_> = cases.iter().flat_map(|case| case.way.servers).copied().collect();
+        let listeners = listeners.chain(servers.into_iter().map(|server| (server, LEADS.server)));
         stream::iter(listeners)
             .map(|(server, port)| async move { self.program(server).echo(&format!("[::]:{port}")).await })
             .buffer_unordered(AT_A_TIME)
@@ -219,9 +224,9 @@ fn pod(player: &Player) -> Value {
 }
 
 /// Plays the load balancer's controller: gives addresses out. They lead nowhere but into the nodes' own proxies.
-async fn balance(namespace: &Namespace) -> Result<()> {
+async fn balance(namespace: &Namespace, ways: &[Way]) -> Result<()> {
     let api: Api<Service> = namespace.api();
-    let balanced = ways::WAYS.iter().filter(|way| way.door == Door::LoadBalancer);
+    let balanced = ways.iter().filter(|way| way.door == Door::LoadBalancer);
     for (number, way) in (1..).zip(balanced) {
         let ingress = json!([{"ip": format!("203.0.113.{number}")}, {"ip": format!("2001:db8:1::{number}")}]);
         let patch = json!({"status": {"loadBalancer": {"ingress": ingress}}});

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use scopeprobe_tests::oracle::fleet::of_family;
 use serde_json::{Value, json};
 
-use crate::stage::{BACKENDS, HOST_CLIENT, HOST_SERVER, PODS, Stage};
+use crate::stage::{BACKENDS, HOST_CLIENT, HOST_SERVER, Stage, node_of};
 
 /// How many connections a case makes: of IPv4, of IPv6.
 pub const CONNECTIONS: [(bool, u64); 2] = [(false, 6), (true, 5)];
@@ -53,7 +53,7 @@ const ALL_CLIENTS: &[&str] = &["client-1", "client-2", HOST_CLIENT];
 const NODE_PORT_LOCAL: &str = r#"{"type": "NodePort", "externalTrafficPolicy": "Local"}"#;
 
 /// All ways; their places here choose their ports.
-pub const WAYS: &[Way] = &[
+pub const ALL: &[Way] = &[
     way("direct", Door::Direct, &["backend-2"], ALL_CLIENTS, "{}"),
     way("cluster-ip", Door::ClusterIp, &["backend-2"], ALL_CLIENTS, "{}"),
     way("cluster-ip-of-two", Door::ClusterIp, &BACKENDS, ALL_CLIENTS, "{}"),
@@ -85,6 +85,15 @@ pub const WAYS: &[Way] = &[
     way("to-a-node", Door::ClusterIp, &[HOST_SERVER], ALL_CLIENTS, "{}"),
 ];
 
+/// What becomes of them where one agent is missing.
+pub const OF_ONE_AGENT: &[Way] = &[
+    way("direct-1", Door::Direct, &["backend-1"], POD_CLIENTS, "{}"),
+    way("direct-2", Door::Direct, &["backend-2"], POD_CLIENTS, "{}"),
+    way("cluster-ip-1", Door::ClusterIp, &["backend-1"], POD_CLIENTS, "{}"),
+    way("cluster-ip-2", Door::ClusterIp, &["backend-2"], POD_CLIENTS, "{}"),
+    way("cluster-ip-of-two", Door::ClusterIp, &BACKENDS, POD_CLIENTS, "{}"),
+];
+
 const fn way(
     name: &'static str,
     door: Door,
@@ -113,9 +122,9 @@ impl Case {
     }
 }
 
-/// All cases.
-pub fn cases() -> Vec<Case> {
-    WAYS.iter().enumerate().flat_map(|(place, way)| of_way(place, *way)).collect()
+/// All cases of some ways.
+pub fn cases(ways: &[Way]) -> Vec<Case> {
+    ways.iter().enumerate().flat_map(|(place, way)| of_way(place, *way)).collect()
 }
 
 fn of_way(place: usize, way: Way) -> impl Iterator<Item = Case> {
@@ -127,9 +136,9 @@ fn of_way(place: usize, way: Way) -> impl Iterator<Item = Case> {
     way.clients.iter().enumerate().map(case)
 }
 
-/// The Services of all ways.
-pub fn services() -> Vec<Value> {
-    let with_service = WAYS.iter().enumerate().filter(|(_, way)| way.door != Door::Direct);
+/// The Services of some ways.
+pub fn services(ways: &[Way]) -> Vec<Value> {
+    let with_service = ways.iter().enumerate().filter(|(_, way)| way.door != Door::Direct);
     with_service.map(|(place, way)| service(place, way)).collect()
 }
 
@@ -148,7 +157,7 @@ fn service(place: usize, way: &Way) -> Value {
 
 /// Where the client of a case has to dial for a port of the Service.
 pub fn target(stage: &Stage, case: &Case, v6: bool, service_port: u16) -> SocketAddr {
-    let own = PODS.iter().find(|pod| pod.name == case.client).map_or("", |pod| pod.node);
+    let own = node_of(case.client);
     let (ips, port): (&[IpAddr], u16) = match case.way.door {
         Door::Direct => (&stage.pods[case.way.servers[0]], case.port),
         Door::ClusterIp => (&stage.services[case.way.name].cluster_ips, service_port),

@@ -42,7 +42,7 @@ pub(super) struct Candidates<'a> {
 pub(super) struct Join<'a> {
     pub(super) directory: &'a Directory,
     pub(super) ledger: &'a Ledger,
-    options: Options,
+    pub(super) options: Options,
     pub(super) ends: Ends<'a>,
     sources: Vec<Source<'a>>,
     /// By tuple, so that those of one tuple and those of one client are neighbours.
@@ -402,7 +402,7 @@ impl<'a> Join<'a> {
                 let node = self.ends.nodes.of(backend.ip);
                 (self.ends.server_at(backend.ip, backend.port, self.options.now), node)
             };
-            observed &= node.is_some_and(|node| self.ledger.observes(node));
+            observed &= node.is_some_and(|node| self.ledger.observes(node, self.options.now));
             peers.insert((self.ends.peer_of(end), backend.port));
         }
         Candidates {
@@ -414,17 +414,17 @@ impl<'a> Join<'a> {
     }
 
     /// Of servers' flows, those that a client's can be the other end of by their times, best first: addresses are used
-    /// again. Reports can be late, so where none fits, all may.
+    /// again. Reports can be late, so one that does not fit is dropped only for another with the same addresses that does.
     pub(super) fn in_time(&self, source: &Source<'a>, mut sinks: Vec<usize>) -> Vec<usize> {
         if sinks.len() < 2 {
             return sinks;
         }
-        let gap = |index: &usize| source.span.gap(&self.sinks[*index].span);
-        sinks.sort_by_key(|index| (gap(index), *index));
-        let fitting = sinks.iter().take_while(|index| gap(index) <= self.options.settle).count();
-        if fitting > 0 {
-            sinks.truncate(fitting);
-        }
+        let gap = |index: usize| source.span.gap(&self.sinks[index].span);
+        let fits = |index: usize| gap(index) <= self.options.settle;
+        let fitting: HashSet<Tuple<'a>> =
+            sinks.iter().filter(|index| fits(**index)).map(|index| self.sinks[*index].tuple).collect();
+        sinks.retain(|index| fits(*index) || !fitting.contains(&self.sinks[*index].tuple));
+        sinks.sort_by_key(|index| (gap(*index), *index));
         sinks
     }
 

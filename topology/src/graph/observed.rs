@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::{Options, edges::Key, ends::EndId};
-use crate::{edge::EdgeCounters, flow::Methods, ledger::FlowView};
+use crate::{
+    edge::EdgeCounters,
+    flow::Methods,
+    ledger::{FlowView, is_silent},
+};
 
 /// Pods' addresses can become known a little later than their connections.
 const NAMING_GRACE: Duration = Duration::from_secs(5);
@@ -32,8 +36,7 @@ pub(super) struct Span {
 
 impl Span {
     fn of(flow: &FlowView<'_>, options: &Options) -> Self {
-        let until = if flow.totals.active > 0 { options.now } else { flow.changed };
-        Self { from: flow.first_seen, until: until.max(flow.first_seen) }
+        Self { from: flow.first_seen, until: known_until(flow, options).max(flow.first_seen) }
     }
 
     /// The time between the two; none where they overlap.
@@ -192,9 +195,25 @@ pub(super) fn scope<'a>(flow: &FlowView<'a>) -> Scope<'a> {
 }
 
 pub(super) fn resolved_at(flow: &FlowView<'_>, options: &Options) -> SystemTime {
-    if flow.totals.active > 0 { options.now } else { flow.changed + NAMING_GRACE }
+    if goes_on(flow, options) { options.now } else { known_until(flow, options) + NAMING_GRACE }
 }
 
 pub(super) fn is_live(flow: &FlowView<'_>, options: &Options) -> bool {
-    flow.totals.active > 0 || options.now.duration_since(flow.changed).unwrap_or_default() < options.retention
+    goes_on(flow, options)
+        || options.now.duration_since(known_until(flow, options)).unwrap_or_default() < options.retention
+}
+
+/// Connections are open, by the word of an agent that still reports.
+fn goes_on(flow: &FlowView<'_>, options: &Options) -> bool {
+    flow.totals.active > 0 && !is_silent(flow.heard, options.now)
+}
+
+/// Until when anything is known of a flow: now while it goes on, else until its last change or, with open connections,
+/// the last word of its agent.
+fn known_until(flow: &FlowView<'_>, options: &Options) -> SystemTime {
+    if goes_on(flow, options) {
+        return options.now;
+    }
+    let heard = flow.heard.filter(|_| flow.totals.active > 0);
+    heard.map_or(flow.changed, |heard| heard.max(flow.changed))
 }

@@ -72,7 +72,7 @@ impl<'a> Join<'a> {
             return true;
         }
         let node = pods_node.or_else(|| self.ends.nodes.of(sink.tuple.client));
-        node.is_some_and(|node| self.ledger.observes(node))
+        node.is_some_and(|node| self.ledger.observes(node, self.options.now))
     }
 
     fn add_from_server(&mut self, sink: &Sink<'a>) {

@@ -1,0 +1,94 @@
+//! What the agent of one node sees of conversations between two.
+
+use std::collections::BTreeMap;
+
+use crds::{SeenEnds as Seen, Topology};
+use kube::{Api, api::ListParams};
+use scopeprobe_tests::{
+    Error, Result,
+    oracle::{EdgeName, Edges, Workload},
+};
+
+use crate::{
+    stage::{Stage, node_of},
+    ways::Case,
+};
+
+/// The node with an agent.
+pub const NODE: &str = "node-1";
+
+pub fn spec() -> String {
+    format!("{{nodeSelector: {{kubernetes.io/hostname: {NODE}}}, topology: {{counterInterval: 1s, maxEdges: 500}}}}")
+}
+
+/// How much of an edge there is, and from which ends it is known.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sight {
+    seen: Seen,
+    opened: u64,
+    sent: u64,
+    received: u64,
+}
+
+/// What can be known of what happened.
+pub fn visible(happened: &[(Case, Edges)]) -> BTreeMap<EdgeName, Sight> {
+    let mut visible: BTreeMap<EdgeName, Sight> = BTreeMap::new();
+    for (case, edges) in happened {
+        for (name, counts) in edges {
+            let Some((name, seen)) = seen(case, name) else { continue };
+            let sight = visible.entry(name).or_insert(Sight { seen, opened: 0, sent: 0, received: 0 });
+            sight.opened += counts.opened;
+            sight.sent += counts.sent;
+            sight.received += counts.received;
+        }
+    }
+    visible
+}
+
+fn seen(case: &Case, name: &EdgeName) -> Option<(EdgeName, Seen)> {
+    let has_agent = |(_, pod): &Workload| node_of(pod) == NODE;
+    match (has_agent(&name.client), has_agent(&name.server)) {
+        (true, true) => Some((name.clone(), Seen::Both)),
+        (true, false) if case.way.servers.len() == 1 => Some((name.clone(), Seen::Client)),
+        // Which of the Service's backends it was, nobody has seen.
+        (true, false) => {
+            let server = ("Service".to_owned(), case.way.name.to_owned());
+            Some((EdgeName { server, port: case.service_port, ..name.clone() }, Seen::Client))
+        }
+        // The server does not know which way its client came.
+        (false, true) => Some((EdgeName { service: None, ..name.clone() }, Seen::Server)),
+        (false, false) => None,
+    }
+}
+
+/// The edges that are shown, but for those that only ask whether a way leads anywhere yet.
+pub async fn shown(stage: &Stage) -> Result<BTreeMap<EdgeName, Sight>> {
+    let api: Api<Topology> = stage.namespace.api();
+    let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;
+    let mut shown = BTreeMap::new();
+    for object in &objects {
+        let Some(status) = &object.status else { continue };
+        let own = (status.workload.kind.clone(), status.workload.name.clone());
+        let both_ways = [(&status.egress, false), (&status.ingress, true)];
+        for (edge, ingress) in both_ways.into_iter().flat_map(|(list, ingress)| list.iter().map(move |e| (e, ingress)))
+        {
+            if stage.leads().contains(&edge.port) {
+                continue;
+            }
+            let peer = (edge.peer.kind.clone(), edge.peer.name.clone().or(edge.peer.ip.clone()).unwrap_or_default());
+            let (client, server) = if ingress { (peer, own.clone()) } else { (own.clone(), peer) };
+            let service = edge.service.as_ref().map(|service| service.name.clone());
+            let name = EdgeName { client, server, service, port: edge.port };
+            let (ours, theirs) = (edge.bytes_sent.unwrap_or_default(), edge.bytes_received.unwrap_or_default());
+            let (sent, received) = if ingress { (theirs, ours) } else { (ours, theirs) };
+            let sight = Sight { seen: edge.seen, opened: edge.opened, sent, received };
+            match shown.get(&name) {
+                Some(twin) if *twin != sight => {
+                    return Err(Error::Unexpected(format!("{name:?}: {twin:?} at one end, {sight:?} at the other")));
+                }
+                _ => shown.insert(name, sight),
+            };
+        }
+    }
+    Ok(shown)
+}
