@@ -49,6 +49,8 @@ impl PodRecord {
 #[derive(Clone, Debug)]
 struct ServiceRecord {
     service: Service,
+    /// When the directory first knew the Service.
+    since: SystemTime,
     removed: Option<SystemTime>,
     /// Backends that were there once, by the Service's port: their connections are still in the account.
     former_backends: BTreeMap<(u16, Backend), SystemTime>,
@@ -161,10 +163,13 @@ impl Directory {
     /// A Service is there, or it or its endpoints have changed; whether that is news.
     pub fn upsert_service(&mut self, service: Service, now: SystemTime) -> bool {
         let name = service.name.clone();
-        let mut former_backends = match self.services.get(&name) {
+        let (since, mut former_backends) = match self.services.get(&name) {
             Some(known) if known.service == service && known.removed.is_none() => return false,
-            Some(_) => self.take_service(&name).map(|known| known.former_backends_at(now)).unwrap_or_default(),
-            None => BTreeMap::new(),
+            Some(known) => {
+                let since = known.since;
+                (since, self.take_service(&name).map(|known| known.former_backends_at(now)).unwrap_or_default())
+            }
+            None => (now, BTreeMap::new()),
         };
         for port in &service.ports {
             for backend in &port.backends {
@@ -179,7 +184,7 @@ impl Directory {
                 self.services_by_node_port.entry(node_port).or_default().insert(name.clone());
             }
         }
-        self.services.insert(name, ServiceRecord { service, removed: None, former_backends });
+        self.services.insert(name, ServiceRecord { service, since, removed: None, former_backends });
         true
     }
 
@@ -306,24 +311,28 @@ impl Directory {
         self.nodes.values()
     }
 
-    /// The Service that is reached at an address and port: its own addresses, or a node's address and a node port.
+    /// The Service that was reached at an address and port at the time `at`: its own addresses, or a node's address and a
+    /// node port. Of several that have or had them, one that was there at `at`, as far as the directory knew it, comes
+    /// first, then the one that is there now or was there last.
     #[must_use]
-    pub fn service_at(&self, ip: IpAddr, port: u16) -> Option<Dialled<'_>> {
-        if let Some(record) = self.best_service(self.services_by_address.get(&(ip, port))) {
+    pub fn service_at(&self, ip: IpAddr, port: u16, at: SystemTime) -> Option<Dialled<'_>> {
+        if let Some(record) = self.best_service(self.services_by_address.get(&(ip, port)), at) {
             return record.dialled(|candidate| candidate.port == port);
         }
-        let record = self.best_service(self.services_by_node_port.get(&port))?;
+        let record = self.best_service(self.services_by_node_port.get(&port), at)?;
         if !self.node_by_ip.contains_key(&ip) && !ip.is_loopback() {
             return None;
         }
         record.dialled(|candidate| candidate.node_port == Some(port))
     }
 
-    fn best_service(&self, names: Option<&BTreeSet<ServiceRef>>) -> Option<&ServiceRecord> {
+    fn best_service(&self, names: Option<&BTreeSet<ServiceRef>>, at: SystemTime) -> Option<&ServiceRecord> {
+        let was_there =
+            |record: &ServiceRecord| record.since <= at && record.removed.is_none_or(|removed| removed > at);
         names?
             .iter()
             .filter_map(|name| self.services.get(name))
-            .max_by_key(|record| (record.removed.is_none(), record.removed))
+            .max_by_key(|record| (was_there(record), record.removed.is_none(), record.removed))
     }
 }
 

@@ -482,6 +482,13 @@ impl Ledger {
         }
     }
 
+    /// When the next of the nodes that are observed at `now` falls silent if it says nothing any more.
+    #[must_use]
+    pub fn next_silence(&self, now: SystemTime) -> Option<SystemTime> {
+        let heard = self.nodes.values().filter(|account| !account.gone).filter_map(|account| account.heard);
+        heard.map(|heard| heard + PATIENCE).filter(|silent| *silent > now).min()
+    }
+
     /// Whether an agent of this node reports: the node is not gone, and not silent at `now`, if it was ever heard. Of a
     /// node that is not observed nothing is to be waited for.
     #[must_use]

@@ -10,21 +10,38 @@ mod stage;
 mod table;
 mod ways;
 
+use std::time::Duration;
+
+use crds::Mode;
 use scopeprobe_tests::{Cluster, Result, eventually, oracle::observed};
 use stage::Stage;
 
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
+/// How long connections last that are to be looked at every two seconds.
+const LOOKED_AT: Duration = Duration::from_secs(5);
+const MIXED: &str = "{topology: {counterInterval: 1s, maxEdges: 500}, capture: {fallback: {cpuBudget: 500m}},
+  modeOverrides: [{nodeSelector: {kubernetes.io/hostname: node-1}, mode: Fallback}]}";
 
 #[tokio::test]
 async fn each_way_in_is_one_edge_with_the_right_names_and_counts() -> Result<()> {
+    every_way("ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
+}
+
+#[tokio::test]
+async fn each_way_in_is_one_edge_where_one_node_has_no_ebpf() -> Result<()> {
+    let mode = |node: &str| if node == "node-1" { Mode::Fallback } else { Mode::Ebpf };
+    every_way("mixed-ways", MIXED, LOOKED_AT, mode).await
+}
+
+async fn every_way(what: &str, spec: &str, lasting: Duration, mode: impl Fn(&str) -> Mode) -> Result<()> {
     let cluster = Cluster::shared().await?;
     let _probe = cluster.lock("probe").await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
-    cluster.probe(SPEC).await?;
-    let stage = Stage::set(cluster.namespace("ways").await?, ways::ALL).await?;
+    cluster.probe_as(spec, mode).await?;
+    let stage = Stage::set(cluster.namespace(what).await?, ways::ALL).await?;
     let cases = ways::cases(ways::ALL);
-    stage.play(&cases).await?;
+    stage.play(&cases, lasting).await?;
     let happened = stage.happened(&cases).await?;
     let table = eventually("each way in to be shown as it was gone", async || {
         let shown = observed::edges(&stage.namespace).await.map_err(|error| error.to_string())?;
@@ -32,8 +49,8 @@ async fn each_way_in_is_one_edge_with_the_right_names_and_counts() -> Result<()>
         if table.is_perfect() { Ok(table) } else { Err(table.to_string()) }
     })
     .await?;
-    println!("{table}");
-    Ok(())
+    println!("{what}\n{table}");
+    stage.strike().await
 }
 
 #[tokio::test]
@@ -42,10 +59,12 @@ async fn with_one_agent_missing_what_the_other_sees_is_shown_as_such() -> Result
     let _probe = cluster.lock("probe").await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
+    // Both have an agent first: what is missing later was there.
+    cluster.probe(SPEC).await?;
     cluster.probe_some(&one_agent::spec(), &[one_agent::NODE]).await?;
     let stage = Stage::set(cluster.namespace("one-agent").await?, ways::OF_ONE_AGENT).await?;
     let cases = ways::cases(ways::OF_ONE_AGENT);
-    stage.play(&cases).await?;
+    stage.play(&cases, Duration::ZERO).await?;
     let expected = one_agent::visible(&stage.happened(&cases).await?);
     eventually("all that one agent sees to be shown", async || {
         let shown = one_agent::shown(&stage).await.map_err(|error| error.to_string())?;

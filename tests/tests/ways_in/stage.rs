@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    time::Duration,
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -93,6 +94,12 @@ impl Stage {
         Ok(Self { namespace, pods, services, nodes })
     }
 
+    /// Takes everything away that others may want: ports of nodes, addresses of Services.
+    pub async fn strike(&self) -> Result<()> {
+        let all = ["-n", &self.namespace.name, "delete", "pods,services", "--all", "--wait"];
+        self.namespace.cluster.kubectl(&all).await.map(|_| ())
+    }
+
     fn program(&self, pod: &str) -> Traffic {
         self.namespace.traffic(pod, "main")
     }
@@ -103,8 +110,8 @@ impl Stage {
         node_ports.chain([LEADS.service, LEADS.server]).collect()
     }
 
-    /// Lets every client go its ways.
-    pub async fn play(&self, cases: &[Case]) -> Result<()> {
+    /// Lets every client go its ways; each connection lasts so long.
+    pub async fn play(&self, cases: &[Case], lasting: Duration) -> Result<()> {
         let listeners = cases.iter().flat_map(|case| case.way.servers.iter().map(move |server| (*server, case.port)));
         let servers: BTreeSet<_> = cases.iter().flat_map(|case| case.way.servers).copied().collect();
         let listeners = listeners.chain(servers.into_iter().map(|server| (server, LEADS.server)));
@@ -113,18 +120,27 @@ impl Stage {
             .buffer_unordered(AT_A_TIME)
             .try_collect::<Vec<_>>()
             .await?;
-        stream::iter(cases).map(|case| self.go(case)).buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>().await?;
+        let going = stream::iter(cases).map(|case| self.go(case, lasting)).buffer_unordered(2 * AT_A_TIME);
+        going.try_collect::<Vec<_>>().await?;
         Ok(())
     }
 
-    async fn go(&self, case: &Case) -> Result<()> {
+    async fn go(&self, case: &Case, lasting: Duration) -> Result<()> {
         let program = self.program(case.client);
         for (v6, count) in CONNECTIONS {
             if case.service().is_some() {
                 self.lead(&program, case, v6).await?;
             }
             let target = ways::target(self, case, v6, case.service_port);
-            let plan = Connect { count, send: BYTES, receive: BYTES, timeout_ms: 5000, ..Connect::to(target) };
+            let plan = Connect {
+                count,
+                send: BYTES,
+                receive: BYTES,
+                timeout_ms: 5000,
+                pause_ms: u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX),
+                concurrency: if lasting.is_zero() { 1 } else { 10 },
+                ..Connect::to(target)
+            };
             let outcome = program.connect(plan).await?;
             if (outcome.opened, outcome.broken) != (count, 0) {
                 return Err(Error::Unexpected(format!("{case:?} at {target}: {outcome:?}")));

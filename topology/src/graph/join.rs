@@ -49,7 +49,7 @@ pub(super) struct Join<'a> {
     pub(super) sinks: Vec<Sink<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
-    candidates: HashMap<(IpAddr, u16), Option<Rc<Candidates<'a>>>>,
+    candidates: HashMap<(IpAddr, u16, &'a ServiceRef), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: Forgotten,
     pub(super) unsettled: u64,
@@ -95,7 +95,7 @@ impl<'a> Join<'a> {
             sums: Sums::default(),
             forgotten,
             unsettled: 0,
-            settles_at: None,
+            settles_at: ledger.next_silence(options.now),
         }
     }
 
@@ -381,13 +381,15 @@ impl<'a> Join<'a> {
 
     /// Where a client's flow may lead, if it dialled a Service that has backends.
     fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
-        let address = (source.tuple.server, source.tuple.port);
-        if let Some(known) = self.candidates.get(&address) {
-            return known.clone();
+        let Tuple { server, port, .. } = source.tuple;
+        let dialled = self.directory.service_at(server, port, source.at)?;
+        let key = (server, port, dialled.service);
+        if let Some(known) = self.candidates.get(&key) {
+            return Some(Rc::clone(known));
         }
-        let found = self.directory.service_at(address.0, address.1).map(|dialled| Rc::new(self.resolve(&dialled)));
-        self.candidates.insert(address, found.clone());
-        found
+        let found = Rc::new(self.resolve(&dialled));
+        self.candidates.insert(key, Rc::clone(&found));
+        Some(found)
     }
 
     fn resolve(&mut self, dialled: &Dialled<'a>) -> Candidates<'a> {

@@ -1,12 +1,15 @@
 //! Servers' flows in which the client's address has been replaced by another one on the way.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use super::{
     join::{Candidates, Join},
     observed::{Sink, Source},
 };
 use crate::directory::Directory;
+
+/// How far apart in time two ends may be reported of which neither has the other's address.
+const FAR: Duration = Duration::from_mins(1);
 
 /// Behind whose address a client can be hidden from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +71,9 @@ impl Translated {
                         behind.is_some() && (none_matched || behind == at_node)
                     }
                 };
-                fits && sink.tuple.client.is_ipv4() == source.tuple.client.is_ipv4()
+                // With other addresses than the client's, only the time tells.
+                let in_time = source.span.gap(&sink.span) <= FAR;
+                fits && in_time && sink.tuple.client.is_ipv4() == source.tuple.client.is_ipv4()
             })
             .collect();
         found.sort_unstable();

@@ -276,6 +276,17 @@ mod tests {
             let _ = parse(&body);
         }
 
+        /// Bytes that look like a message get deeper into the parser.
+        #[test]
+        fn damaged_messages_are_read(at in 0_usize..400, value in any::<u8>(), cut in 0_usize..400) {
+            let attributes = [attribute(CGROUP_ID, &7_u64.to_ne_bytes()), attribute(INFO, &[1; 232])];
+            let mut damaged = answer(AF_INET, state::ESTABLISHED, (1, 2), [v4(1), v4(2)], &attributes);
+            let length = damaged.len();
+            damaged[at % length] = value;
+            damaged.truncate(length - cut % length);
+            let _ = parse(&damaged);
+        }
+
         #[test]
         fn whatever_is_cut_off_is_not_made_up(length in 0..HEADER) {
             let whole = answer(AF_INET, state::ESTABLISHED, (1, 2), [v4(1), v4(2)], &[]);
