@@ -176,11 +176,11 @@ impl Publisher {
                     }
                     None => return,
                 },
-                Ok(()) = flows.changed() => build_at = build_at.or_else(|| Some(soon(built, last_build))),
-                Ok(()) = names.changed() => build_at = build_at.or_else(|| Some(soon(built, last_build))),
+                Ok(()) = flows.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
+                Ok(()) = names.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
                 _ = housekeeping.tick() => {
                     self.builder.forget_removed(SystemTime::now(), self.settings.retention).await;
-                    build_at = build_at.or_else(|| Some(Instant::now()));
+                    build_at = Some(earlier(build_at, Instant::now()));
                 }
                 () = at(build_at), if self.existing.is_listed() => {
                     let began = Instant::now();
@@ -314,10 +314,27 @@ impl Publisher {
     }
 }
 
+/// News is not to wait for what was planned for a later time.
+fn earlier(planned: Option<Instant>, news: Instant) -> Instant {
+    planned.map_or(news, |planned| planned.min(news))
+}
+
 /// Done at that time, if there is one.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_planned_for_later_does_not_hold_news_up() {
+        let now = Instant::now();
+        let (soon, late) = (now + COALESCE, now + HOUSEKEEPING);
+        assert_eq!([None, Some(late), Some(now)].map(|planned| earlier(planned, soon)), [soon, soon, now]);
     }
 }
