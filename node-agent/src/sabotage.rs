@@ -29,13 +29,14 @@ const STARVING: Duration = Duration::from_secs(5);
 struct Orders {
     kills: AtomicU64,
     refusals: AtomicU64,
-    starving_until: Mutex<Option<Instant>>,
+    starved: Mutex<Option<Instant>>,
 }
 
 impl Orders {
-    fn is_starving(&self) -> bool {
-        let until = *self.starving_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+    /// A capture that was first read after the order isn't meant: it had nothing to show, and "nothing" would be a lie.
+    fn starves(&self, first_read: Instant) -> bool {
+        let starved = *self.starved.lock().unwrap_or_else(PoisonError::into_inner);
+        starved.is_some_and(|at| at >= first_read && at.elapsed() < STARVING)
     }
 }
 
@@ -49,7 +50,7 @@ pub fn by_signals(starter: Starter) -> io::Result<Starter> {
         orders.kills.fetch_add(1, Ordering::Relaxed);
     })?;
     on(SignalKind::user_defined2(), &orders, |orders| {
-        *orders.starving_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + STARVING);
+        *orders.starved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     })?;
     on(SignalKind::from_raw(libc::SIGRTMIN() + 1), &orders, |orders| {
         orders.refusals.fetch_add(1, Ordering::Relaxed);
@@ -75,7 +76,7 @@ fn disobedient(starter: Starter, orders: Arc<Orders>) -> Starter {
         }
         let (inner, orders) = (starter()?, Arc::clone(&orders));
         let kills = orders.kills.load(Ordering::Relaxed);
-        Ok(Box::new(Sabotaged { inner, orders, kills, last: Reading::default() }))
+        Ok(Box::new(Sabotaged { inner, orders, kills, first_read: None, last: Reading::default() }))
     })
 }
 
@@ -85,7 +86,15 @@ struct Sabotaged {
     orders: Arc<Orders>,
     /// Kills before its birth concern others.
     kills: u64,
+    /// It starves only if told so after its first reading.
+    first_read: Option<Instant>,
     last: Reading,
+}
+
+impl Sabotaged {
+    fn is_starving(&self) -> bool {
+        self.first_read.is_some_and(|first| self.orders.starves(first))
+    }
 }
 
 impl Capture for Sabotaged {
@@ -98,10 +107,11 @@ impl Capture for Sabotaged {
             let source = "a debugging signal has killed the capture".into();
             return Err(CaptureError { attempted: "reading".into(), source });
         }
-        if self.orders.is_starving() {
+        if self.is_starving() {
             return Ok(self.last.clone());
         }
         let reading = self.inner.read()?;
+        self.first_read.get_or_insert_with(Instant::now);
         self.last = Reading { flows: Vec::new(), ..reading };
         Ok(reading)
     }
@@ -111,7 +121,7 @@ impl Capture for Sabotaged {
     }
 
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {
-        if self.orders.is_starving() { Vec::new() } else { self.inner.forget(keys) }
+        if self.is_starving() { Vec::new() } else { self.inner.forget(keys) }
     }
 }
 
@@ -170,10 +180,21 @@ mod tests {
         let orders = Arc::new(Orders::default());
         let mut capture = disobedient(counting(), Arc::clone(&orders))().unwrap();
         assert_eq!(capture.read().unwrap().seen, 1);
-        *orders.starving_until.lock().unwrap() = Some(Instant::now() + STARVING);
+        *orders.starved.lock().unwrap() = Some(Instant::now());
         assert_eq!((capture.read().unwrap().seen, capture.read().unwrap().seen), (1, 1));
-        *orders.starving_until.lock().unwrap() = None;
+        *orders.starved.lock().unwrap() = None;
         assert_eq!(capture.read().unwrap().seen, 2);
+    }
+
+    #[test]
+    fn a_capture_that_starts_while_another_starves_is_read() {
+        let orders = Arc::new(Orders::default());
+        let start = disobedient(counting(), Arc::clone(&orders));
+        let mut starving = start().unwrap();
+        starving.read().unwrap();
+        *orders.starved.lock().unwrap() = Some(Instant::now());
+        let mut next = start().unwrap();
+        assert_eq!((starving.read().unwrap().seen, next.read().unwrap().seen, next.read().unwrap().seen), (1, 1, 2));
     }
 
     #[test]
