@@ -286,7 +286,8 @@ pub struct TopologyTotals {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NamespaceEdge {
-    /// The clients' namespace; `(node)` for host processes, `(external)` for the outside, `(unknown)` otherwise.
+    /// The clients' namespace; `(node)` for host processes, `(api-server)` for the cluster's API server, `(external)` for
+    /// the outside, `(unknown)` otherwise.
     #[schemars(length(max = 63))]
     pub from: String,
     /// The servers' namespace, in the same way.

@@ -118,7 +118,8 @@ pub struct TopologyEdge {
     /// The Service that the client dialled, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceReference>,
-    /// The port at which the server listens; where the server is not known, the port that the client dialled.
+    /// The port at which the server listens; where the server is not known, the port that the client dialled; 0 for
+    /// several ports of `OtherExternal`.
     pub port: u16,
     /// This workload's containers that take part; at most 10.
     #[schemars(length(max = 10), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
@@ -170,6 +171,13 @@ pub struct TopologyEdge {
     pub methods: Vec<CaptureMethod>,
     /// How it is known which end called.
     pub direction: DirectionSource,
+    /// Where several DNS names led to the address of an `External` peer: these names, at most 4.
+    #[schemars(length(max = 4), inner(length(max = 253)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_names: Vec<String>,
+    /// How many addresses are behind an `OtherExternal` peer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub addresses: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
@@ -199,14 +207,18 @@ pub struct EarlierCounts {
 #[serde(rename_all = "camelCase")]
 pub struct TopologyPeer {
     /// A workload's kind (`Deployment`, `StatefulSet`, `Pod`, …); `UnknownPod` for a pod without an object (by UID);
-    /// `Service` where nobody answered or the backend is not known; `HostProcess`; `Node` for a node's address; `External`.
+    /// `Service` where nobody answered or the backend is not known; `HostProcess`; `Node` for a node's address;
+    /// `ApiServer` for the cluster's API server, where it is known by its address; `ExternalGroup` for an address in one of
+    /// `spec.topology.externalGroups`; `External` for another one outside of the cluster, or for the DNS name that led to
+    /// it; `OtherExternal` for all those that are too many to be listed each.
     #[schemars(length(max = 63))]
     pub kind: String,
     /// The namespace of a workload or Service.
     #[schemars(length(max = 63))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The name of the workload, Service, node or process, or the pod's UID.
+    /// The name of the workload, Service, node, process or external group, the DNS name of an `External` peer, or the
+    /// pod's UID.
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -214,7 +226,7 @@ pub struct TopologyPeer {
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The address of an `External` peer.
+    /// The address of an `External` peer of which no DNS name, or more than one, is known.
     #[schemars(length(max = 45))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
@@ -281,6 +293,8 @@ impl From<topology::edge::Seen> for SeenEnds {
 pub enum IdentitySource {
     /// By the cgroup of its sockets: certain.
     Cgroup,
+    /// By the network namespace of its sockets: the pod is certain, its container is not known.
+    Netns,
     /// By who owned the address.
     Ip,
 }
@@ -289,6 +303,7 @@ impl From<topology::edge::Identity> for IdentitySource {
     fn from(identity: topology::edge::Identity) -> Self {
         match identity {
             topology::edge::Identity::Cgroup => Self::Cgroup,
+            topology::edge::Identity::Netns => Self::Netns,
             topology::edge::Identity::Ip => Self::Ip,
         }
     }

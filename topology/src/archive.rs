@@ -227,7 +227,7 @@ impl Before {
 
 /// Everything is on an edge, and every edge lives.
 fn everything(now: SystemTime) -> Options {
-    Options { now, settle: Duration::ZERO, retention: Duration::MAX }
+    Options { now, settle: Duration::ZERO, retention: Duration::MAX, max_external: usize::MAX }
 }
 
 /// The part of each edge that an operator would not learn from the agents if it began now.

@@ -9,6 +9,9 @@ use crate::{
     flow::Methods,
 };
 
+/// How many DNS names an edge lists.
+pub const MAX_DNS_NAMES: usize = 4;
+
 /// Who is at one end of an edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,6 +42,20 @@ pub enum Peer {
         /// The address.
         ip: IpAddr,
     },
+    /// Addresses outside of the cluster to which a person has given a name (`spec.topology.externalGroups`).
+    ExternalGroup {
+        /// The name.
+        name: String,
+    },
+    /// What is outside of the cluster behind a DNS name, as its client's agent saw the name lead to the address.
+    ExternalName {
+        /// The name, without a dot at its end.
+        name: String,
+    },
+    /// The cluster's API server, known by its address.
+    ApiServer,
+    /// Addresses outside of the cluster that are too many to be edges of their own.
+    OtherExternal,
 }
 
 /// What conversations have to share to be one edge.
@@ -187,6 +204,8 @@ pub enum Seen {
 pub enum Identity {
     /// By the cgroup of its sockets: certain.
     Cgroup,
+    /// By the network namespace of its sockets: the pod is certain, its container is not known.
+    Netns,
     /// By who owned the address.
     Ip,
 }
@@ -213,4 +232,9 @@ pub struct Edge {
     pub server_identity: Identity,
     /// How the conversations were observed, at either end.
     pub methods: Methods,
+    /// The DNS names that led to the server's address, sorted, at most [`MAX_DNS_NAMES`]; only where it is shown by its
+    /// address because several did.
+    pub dns_names: Vec<String>,
+    /// How many addresses are behind a [`Peer::OtherExternal`]; 0 on all other edges.
+    pub addresses: u64,
 }

@@ -34,6 +34,8 @@ pub struct Options {
     pub settle: Duration,
     /// How long an edge without an open connection and without a new one stays.
     pub retention: Duration,
+    /// How many addresses outside of the cluster have edges of their own, for each peer and direction.
+    pub max_external: usize,
 }
 
 /// The graph at one moment.

@@ -106,7 +106,11 @@ impl World {
     }
 
     fn graph(&self, now: SystemTime) -> Graph {
-        graph::build(&self.ledger, &self.directory, &Options { now, settle: SETTLE, retention: RETENTION })
+        graph::build(
+            &self.ledger,
+            &self.directory,
+            &Options { now, settle: SETTLE, retention: RETENTION, max_external: usize::MAX },
+        )
     }
 }
 
@@ -119,6 +123,9 @@ fn edges(graph: &Graph) -> Vec<String> {
         Peer::Node { node } => node.clone(),
         Peer::UnknownPod { uid } => format!("pod {uid}"),
         Peer::External { ip } => ip.to_string(),
+        Peer::ExternalGroup { name } | Peer::ExternalName { name } => name.clone(),
+        Peer::ApiServer => "kubernetes-api".to_owned(),
+        Peer::OtherExternal => "others".to_owned(),
     };
     graph
         .edges
@@ -344,7 +351,7 @@ fn an_edge_keeps_its_counters_when_its_oldest_flows_go() {
     world.flow("web-2", Role::Client, ("10.244.1.3", "10.244.2.2", 5432), 2, at(900));
     world.ledger.end_snapshot("node-1", EPOCH, at(900)).expect("the present epoch");
     assert_eq!(archive.retire(&mut world.ledger, &world.directory, at(901), RETENTION), 1);
-    let options = Options { now: at(901), settle: SETTLE, retention: RETENTION };
+    let options = Options { now: at(901), settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
     assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), ["web -> db:5432 6+0"]);
     // Nothing happens for long: the edge goes, with all that it has counted.
     let options = Options { now: at(2_000), ..options };

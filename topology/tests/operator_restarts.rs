@@ -249,6 +249,7 @@ impl World {
             now: self.now + Duration::from_secs(5),
             settle: Duration::from_secs(2),
             retention: Duration::from_hours(1000),
+            max_external: usize::MAX,
         };
         self.archive.build(&self.ledger, &self.directory, &options)
     }

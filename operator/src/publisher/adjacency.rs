@@ -70,7 +70,10 @@ fn namespace(peer: &Peer) -> &str {
         Peer::Workload(workload) => &workload.namespace,
         Peer::Service(service) => &service.namespace,
         Peer::HostProcess { .. } | Peer::Node { .. } => "(node)",
-        Peer::External { .. } => "(external)",
+        Peer::External { .. } | Peer::ExternalGroup { .. } | Peer::ExternalName { .. } | Peer::OtherExternal => {
+            "(external)"
+        }
+        Peer::ApiServer => "(api-server)",
         Peer::UnknownPod { .. } => "(unknown)",
     }
 }

@@ -58,7 +58,7 @@ impl Builder {
     }
 
     pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> Picture {
-        let options = Options { now, settle: SETTLE, retention: settings.retention };
+        let options = Options { now, settle: SETTLE, retention: settings.retention, max_external: usize::MAX };
         let max_edges = settings.max_edges;
         let all_named = *self.names.complete().borrow();
         self.away(move |ledger, catalog, archive| {

@@ -23,6 +23,9 @@ use super::{adjacency::Edges, summary};
 
 /// How many pods and containers an edge lists on each side.
 const MAX_LISTED: usize = 10;
+/// What the API server is called: as its Service.
+const API_SERVER: &str = "kubernetes";
+
 /// What a workload's Topology says. `earlier` is what agents no longer know of edges, `silent` are the workload's nodes
 /// from which no agent has reported.
 pub(super) fn status(
@@ -68,6 +71,7 @@ pub(super) fn structure(status: &TopologyStatus) -> TopologyStatus {
         for edge in list {
             (edge.opened, edge.active, edge.failed, edge.without_bytes) = (0, 0, 0, 0);
             (edge.bytes_sent, edge.bytes_received) = (None, None);
+            edge.addresses = 0;
             edge.earlier = None;
             strip(&mut edge.pods, edge.omitted_pods);
             strip(&mut edge.peer_pods, edge.omitted_peer_pods);
@@ -188,6 +192,8 @@ fn one_way(edge: &Edge, earlier: Option<&Counts>, side: &Side<'_>) -> TopologyEd
         seen: edge.seen.into(),
         identity: side.identity.into(),
         methods: CaptureMethod::of(edge.methods),
+        dns_names: edge.dns_names.clone(),
+        addresses: edge.addresses,
         direction: direction(&edge.counters),
     }
 }
@@ -234,6 +240,10 @@ fn peer(peer: &Peer) -> TopologyPeer {
         }
         Peer::Node { node } => TopologyPeer { name: Some(node.clone()), ..of("Node") },
         Peer::External { ip } => TopologyPeer { ip: Some(ip.to_string()), ..of("External") },
+        Peer::ExternalName { name } => TopologyPeer { name: Some(name.clone()), ..of("External") },
+        Peer::ExternalGroup { name } => TopologyPeer { name: Some(name.clone()), ..of("ExternalGroup") },
+        Peer::ApiServer => TopologyPeer { name: Some(API_SERVER.to_owned()), ..of("ApiServer") },
+        Peer::OtherExternal => of("OtherExternal"),
     }
 }
 

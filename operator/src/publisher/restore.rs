@@ -33,6 +33,7 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
     let seen = seen(edge.seen);
     let other_identity = match edge.identity {
         IdentitySource::Cgroup => Identity::Cgroup,
+        IdentitySource::Netns => Identity::Netns,
         IdentitySource::Ip => Identity::Ip,
     };
     let certain = |is: bool| if is { Identity::Cgroup } else { Identity::Ip };
@@ -68,6 +69,8 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
             client_identity,
             server_identity,
             methods: CaptureMethod::bits(&edge.methods),
+            dns_names: edge.dns_names.clone(),
+            addresses: edge.addresses,
         },
         earlier: counts(edge, &edge.earlier.unwrap_or_default(), earlier, outgoing),
     })
@@ -110,6 +113,10 @@ fn peer(edge: &TopologyEdge) -> Option<Peer> {
     let dialled = edge.service.as_ref();
     Some(match (kind.as_str(), namespace, name, node, ip) {
         ("External", None, None, None, Some(ip)) => Peer::External { ip: ip.parse().ok()? },
+        ("External", None, Some(name), None, None) => Peer::ExternalName { name },
+        ("ExternalGroup", None, Some(name), None, None) => Peer::ExternalGroup { name },
+        ("ApiServer", None, Some(_), None, None) => Peer::ApiServer,
+        ("OtherExternal", None, None, None, None) => Peer::OtherExternal,
         ("Node", None, Some(node), None, None) => Peer::Node { node },
         ("HostProcess", None, Some(name), Some(node), None) => Peer::HostProcess { node, name },
         ("UnknownPod", None, Some(uid), None, None) => Peer::UnknownPod { uid },
@@ -171,6 +178,8 @@ mod tests {
             server_identity: certain(seen != Seen::Client),
             key: EdgeKey { client, server, service, port: 5432 },
             methods: Methods::EBPF.union(Methods::CONNTRACK),
+            dns_names: Vec::new(),
+            addresses: 0,
         }
     }
 
@@ -181,6 +190,7 @@ mod tests {
         let node = || "node-1".to_owned();
         let service = ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() };
         let external = Peer::External { ip: "fd00::1".parse().expect("an address") };
+        let other_external = Peer::External { ip: "10.1.2.3".parse().expect("an address") };
         let graph = topology::graph::Graph {
             edges: vec![
                 edge(web.clone(), db.clone(), None, Seen::Both),
@@ -188,8 +198,16 @@ mod tests {
                 edge(web.clone(), Peer::Service(service), Some("db"), Seen::Client),
                 edge(web.clone(), external.clone(), None, Seen::Client),
                 edge(web.clone(), Peer::HostProcess { node: node(), name: "sshd".to_owned() }, None, Seen::Both),
-                edge(web, Peer::UnknownPod { uid: "u".to_owned() }, None, Seen::Both),
+                edge(web.clone(), Peer::UnknownPod { uid: "u".to_owned() }, None, Seen::Both),
+                edge(web.clone(), Peer::ExternalName { name: "api.example.com".to_owned() }, None, Seen::Client),
+                edge(web.clone(), Peer::ExternalGroup { name: "payments".to_owned() }, None, Seen::Client),
+                edge(web.clone(), Peer::ApiServer, None, Seen::Client),
                 edge(external, db.clone(), None, Seen::Server),
+                Edge { addresses: 7, ..edge(Peer::OtherExternal, db.clone(), None, Seen::Server) },
+                Edge {
+                    dns_names: vec!["a.example.com".to_owned(), "b.example.com".to_owned()],
+                    ..edge(web.clone(), other_external, None, Seen::Client)
+                },
                 edge(Peer::Node { node: node() }, db, None, Seen::Server),
             ],
             ..topology::graph::Graph::default()

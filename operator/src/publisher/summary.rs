@@ -48,13 +48,17 @@ fn named(namespace: &str, peer: &Peer, port: Option<u16>) -> (u8, String) {
     let (place, name, remark) = match peer {
         Peer::Workload(workload) => (0, local(&workload.namespace, &workload.name), None),
         Peer::Service(service) => (1, local(&service.namespace, &service.name), Some("service")),
-        Peer::UnknownPod { uid } => (2, format!("pod {uid}"), Some("unknown")),
-        Peer::HostProcess { node, name } => (3, format!("{node}/{name}"), Some("host")),
-        Peer::Node { node } => (4, node.clone(), Some("node")),
-        Peer::External { ip } if ip.is_ipv6() && port.is_some() => (5, format!("[{ip}]"), Some("external")),
-        Peer::External { ip } => (5, ip.to_string(), Some("external")),
+        Peer::UnknownPod { uid } => (3, format!("pod {uid}"), Some("unknown")),
+        Peer::HostProcess { node, name } => (4, format!("{node}/{name}"), Some("host")),
+        Peer::Node { node } => (5, node.clone(), Some("node")),
+        Peer::ApiServer => (2, "kubernetes-api".to_owned(), None),
+        Peer::ExternalGroup { name } => (6, name.clone(), Some("external")),
+        Peer::ExternalName { name } => (7, name.clone(), None),
+        Peer::External { ip } if ip.is_ipv6() && port.is_some() => (8, format!("[{ip}]"), Some("external")),
+        Peer::External { ip } => (8, ip.to_string(), Some("external")),
+        Peer::OtherExternal => (9, "others".to_owned(), Some("external")),
     };
-    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let port = port.filter(|port| *port > 0).map(|port| format!(":{port}")).unwrap_or_default();
     let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
     (place, format!("{name}{port}{remark}"))
 }
@@ -88,6 +92,17 @@ mod tests {
             names(&[Peer::External { ip: "fd00::1".parse().expect("an address") }], Some(1)),
             "[fd00::1]:1 (external)"
         );
+        let group = Peer::ExternalGroup { name: "payments".to_owned() };
+        let name = Peer::ExternalName { name: "api.example.com".to_owned() };
+        assert_eq!(names(&[name, group.clone()], Some(443)), "payments:443 (external), +1 more");
+        assert_eq!(names(std::slice::from_ref(&group), None), "payments (external)");
+        assert_eq!(
+            names(&[Peer::ExternalName { name: "api.example.com".to_owned() }], Some(443)),
+            "api.example.com:443"
+        );
+        assert_eq!(names(&[Peer::ApiServer], Some(6443)), "kubernetes-api:6443");
+        assert_eq!(names(&[Peer::OtherExternal], Some(443)), "others:443 (external)");
+        assert_eq!(names(&[Peer::OtherExternal], Some(0)), "others (external)");
         assert_eq!(names(&[], None), "-");
     }
 

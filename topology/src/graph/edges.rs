@@ -115,6 +115,8 @@ fn edge(key: Key<'_>, sum: &Sum, ends: &Ends<'_>) -> Edge {
         client_identity: certain(sum.client_seen || sum.both_seen),
         server_identity: certain(sum.server_certain),
         methods: sum.methods,
+        dns_names: Vec::new(),
+        addresses: 0,
     }
 }
 

@@ -324,7 +324,8 @@ impl Cluster {
                 .and_then(|_| ledger.apply(&node, Epoch([1; 16]), key, &counters, now()));
             assert!(applied.is_ok(), "there is only one epoch");
         }
-        let options = Options { now: now(), settle: Duration::ZERO, retention: Duration::from_mins(1) };
+        let options =
+            Options { now: now(), settle: Duration::ZERO, retention: Duration::from_mins(1), max_external: usize::MAX };
         graph::build(&ledger, &self.directory(), &options)
     }
 
