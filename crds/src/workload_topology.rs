@@ -97,6 +97,9 @@ pub struct Totals {
     /// Of `opened`, connections whose payload is not, or not fully, known: bytes are then a lower bound.
     #[serde(skip_serializing_if = "is_zero")]
     pub without_bytes: u64,
+    /// TCP segments that had to be sent again, as on the edges; absent where it is known of none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u64>,
 }
 
 /// How many edges are not listed.
@@ -158,6 +161,15 @@ pub struct TopologyEdge {
     /// Of `opened`, connections whose payload is not, or not fully, known: bytes are then a lower bound.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_bytes: u64,
+    /// TCP segments that had to be sent again: by both ends where both were seen, else by the one that was (see `seen`).
+    /// Of connections in `withoutBytes` they are not, or not fully, known. Absent where nothing is known of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u64>,
+    /// The median round-trip time of the connections that agents know of, smoothed as TCP does, is below this, in
+    /// microseconds, and not below half of it: one of 64 (anything below), 128, 256 and so on to 524288 (anything from
+    /// 262144). The client's measurements where they are told apart, else the server's; absent where none is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_microseconds: Option<u32>,
     /// The part of the counters that agents no longer know, because they were started again or have let go of pods that
     /// are gone: it is remembered here only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -200,6 +212,9 @@ pub struct EarlierCounts {
     /// Of `withoutBytes`.
     #[serde(skip_serializing_if = "is_zero")]
     pub without_bytes: u64,
+    /// Of `retransmits`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retransmits: u64,
 }
 
 /// The other end of an edge.

@@ -192,7 +192,7 @@ impl World {
 }
 
 fn counters(flow: &Flow) -> FlowCounters {
-    let counters = flow.counters.unwrap();
+    let counters = flow.counters.as_ref().unwrap();
     FlowCounters {
         run: flow.run,
         opened: counters.opened,

@@ -201,6 +201,8 @@ impl Before {
                 (earlier, least) = (earlier.of_endpoints_in(&now), least.of_endpoints_in(&now));
             }
             now.plus(&earlier).at_least(&least).write_to(edge);
+            edge.knows_retransmits |= published.edge.knows_retransmits;
+            edge.rtt = edge.rtt.or(published.edge.rtt);
             if edge.seen != published.edge.seen {
                 edge.seen = Seen::Both;
             }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     entity::{ServiceRef, Workload},
     flow::Methods,
+    rtt::RttBucket,
 };
 
 /// How many DNS names an edge lists.
@@ -92,6 +93,9 @@ pub struct EdgeCounters {
     /// Of `opened` + `failed`, those of which it is a guess who called whom.
     #[serde(default)]
     pub inferred: u64,
+    /// Segments that had to be sent again: the client's, where its end was seen, and the server's, where that was.
+    #[serde(default)]
+    pub retransmits: u64,
 }
 
 impl EdgeCounters {
@@ -104,6 +108,12 @@ impl EdgeCounters {
         self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
         self.without_bytes = self.without_bytes.saturating_add(other.without_bytes);
         self.inferred = self.inferred.saturating_add(other.inferred);
+        self.retransmits = self.retransmits.saturating_add(other.retransmits);
+    }
+
+    /// Adds what the other end had to send again of the same connections.
+    pub fn add_retransmits_of(&mut self, other_end: &Self) {
+        self.retransmits = self.retransmits.saturating_add(other_end.retransmits);
     }
 
     /// The greater of each.
@@ -117,6 +127,7 @@ impl EdgeCounters {
             bytes_received: self.bytes_received.max(other.bytes_received),
             without_bytes: self.without_bytes.max(other.without_bytes),
             inferred: self.inferred.max(other.inferred),
+            retransmits: self.retransmits.max(other.retransmits),
         }
     }
 
@@ -131,6 +142,7 @@ impl EdgeCounters {
             bytes_received: self.bytes_received.saturating_sub(other.bytes_received),
             without_bytes: self.without_bytes.saturating_sub(other.without_bytes),
             inferred: self.inferred.saturating_sub(other.inferred),
+            retransmits: self.retransmits.saturating_sub(other.retransmits),
         }
     }
 
@@ -170,6 +182,7 @@ impl EdgeCounters {
             bytes_received: part(self.bytes_received),
             without_bytes: part(self.without_bytes),
             inferred: part(self.inferred),
+            retransmits: part(self.retransmits),
         }
     }
 }
@@ -237,4 +250,11 @@ pub struct Edge {
     pub dns_names: Vec<String>,
     /// How many addresses are behind a [`Peer::OtherExternal`]; 0 on all other edges.
     pub addresses: u64,
+    /// Whether retransmits of any of the conversations are known, at either end; else there are 0.
+    #[serde(default)]
+    pub knows_retransmits: bool,
+    /// The median round-trip time of the conversations that agents know now: by the client's end where that is known and
+    /// the same client's conversations with others are not among them, else by the server's.
+    #[serde(default)]
+    pub rtt: Option<RttBucket>,
 }

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rtt::RttHistogram;
+
 /// Which end of the connections a flow was observed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
@@ -98,7 +100,7 @@ impl Methods {
 /// retransmissions.
 ///
 /// Invariants, as far as nothing was lost: `closed <= opened + preexisting`;
-/// `preexisting_bytes_* <= bytes_*`; `open_bytes_* <= bytes_*`.
+/// `preexisting_bytes_* <= bytes_*`; `open_bytes_* <= bytes_*`; the same of retransmits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowCounters {
@@ -139,6 +141,20 @@ pub struct FlowCounters {
     /// `without_bytes`.
     #[serde(default)]
     pub open_without_bytes: u64,
+    /// Segments that this end had to send again, on all connections of the flow, those from before included; of those in
+    /// `without_bytes` they are not, or not fully, known. `None` where the capture does not know them at all.
+    #[serde(default)]
+    pub retransmits: Option<u64>,
+    /// The part of `retransmits` that the connections from before had when the epoch began.
+    #[serde(default)]
+    pub preexisting_retransmits: u64,
+    /// The part of `retransmits` that belongs to connections that are still open.
+    #[serde(default)]
+    pub open_retransmits: u64,
+    /// Of connections that have ended, the round-trip times that this end had measured by then; of those that are open,
+    /// the present ones, as far as known.
+    #[serde(default)]
+    pub rtt: RttHistogram,
 }
 
 impl FlowCounters {
@@ -170,6 +186,10 @@ impl FlowCounters {
             inferred: self.inferred.max(other.inferred),
             without_bytes: self.without_bytes.max(other.without_bytes),
             open_without_bytes: newer.open_without_bytes,
+            retransmits: self.retransmits.max(other.retransmits),
+            preexisting_retransmits: self.preexisting_retransmits.max(other.preexisting_retransmits),
+            open_retransmits: newer.open_retransmits,
+            rtt: newer.rtt,
         };
     }
 
@@ -195,16 +215,23 @@ impl FlowCounters {
             inferred: self.inferred.saturating_add(later.inferred),
             without_bytes: self.without_bytes.saturating_add(later.without_bytes),
             open_without_bytes: later.open_without_bytes,
+            retransmits: sum(self.retransmits, later.retransmits),
+            preexisting_retransmits: self.preexisting_retransmits.saturating_add(later.preexisting_retransmits),
+            open_retransmits: later.open_retransmits,
+            rtt: self.rtt.plus(&later.rtt),
         }
     }
 
     /// Grows with whatever happens in the flow.
     fn progress(&self) -> u128 {
-        [self.opened, self.closed, self.failed, self.preexisting, self.bytes_sent, self.bytes_received]
-            .iter()
-            .map(|count| u128::from(*count))
-            .sum()
+        let counts = [self.opened, self.closed, self.failed, self.preexisting, self.bytes_sent, self.bytes_received];
+        counts.iter().chain(&self.retransmits).map(|count| u128::from(*count)).sum()
     }
+}
+
+/// What is known of both together; `None` where nothing is known of either.
+pub(crate) fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.zip(other).map(|(one, other)| one.saturating_add(other)).or(one).or(other)
 }
 
 /// A flow's account over all epochs, from the point of view of the end at which it was observed.
@@ -230,6 +257,13 @@ pub struct FlowTotals {
     /// Of `opened`, those whose payload is not, or not fully, known.
     #[serde(default)]
     pub without_bytes: u64,
+    /// Segments that this end had to send again; of those in `without_bytes` they are not, or not fully, known. `None`
+    /// where nothing is known of them.
+    #[serde(default)]
+    pub retransmits: Option<u64>,
+    /// Round-trip times of the connections that the agent knows now.
+    #[serde(default)]
+    pub rtt: RttHistogram,
 }
 
 impl FlowTotals {

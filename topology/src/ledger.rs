@@ -14,6 +14,7 @@ use std::{
 use crate::{
     entity::CgroupOwner,
     flow::{FlowCounters, FlowKey, FlowTotals},
+    rtt::RttHistogram,
 };
 
 /// Names one run of an agent's capture.
@@ -96,6 +97,7 @@ struct Base {
     totals: FlowTotals,
     open_bytes_sent: u64,
     open_bytes_received: u64,
+    open_retransmits: u64,
     /// Of the connections that were open at its end, those whose bytes were not known.
     open_without_bytes: u64,
 }
@@ -148,6 +150,15 @@ impl Account {
                 let left = base.totals.without_bytes - seen_whole.min(base.open_without_bytes);
                 left.saturating_add(unknown)
             },
+            retransmits: base.totals.retransmits.or(current.retransmits).map(|_| {
+                continued(
+                    base.totals.retransmits.unwrap_or_default(),
+                    base.open_retransmits,
+                    current.retransmits.unwrap_or_default(),
+                    current.preexisting_retransmits,
+                )
+            }),
+            rtt: if current.rtt == RttHistogram::default() { base.totals.rtt } else { current.rtt },
         }
         .bounded()
     }
@@ -165,6 +176,7 @@ impl Account {
                 failed: 0,
                 bytes_sent: base.open_bytes_sent,
                 bytes_received: base.open_bytes_received,
+                retransmits: base.totals.retransmits.map(|_| base.open_retransmits),
                 ..FlowTotals { failed: 0, ..base.totals }
             }
             .bounded(),
@@ -174,19 +186,21 @@ impl Account {
     /// Makes what is counted so far the base of counters that begin anew.
     fn roll_over(&mut self) {
         let totals = self.totals();
-        let (open_bytes_sent, open_bytes_received) = match (self.over, self.reported) {
-            (true, _) => (0, 0),
+        let open = |base: u64, current: u64| match (self.over, self.reported) {
+            (true, _) => 0,
             // An epoch that did not know the bytes of what is open leaves what was known before: less may be told apart
             // later, never more.
-            (false, true) if self.current.without_bytes + self.current.open_without_bytes > 0 => (
-                self.current.open_bytes_sent.max(self.base.open_bytes_sent),
-                self.current.open_bytes_received.max(self.base.open_bytes_received),
-            ),
-            (false, true) => (self.current.open_bytes_sent, self.current.open_bytes_received),
-            (false, false) => (self.base.open_bytes_sent, self.base.open_bytes_received),
+            (false, true) if self.current.without_bytes + self.current.open_without_bytes > 0 => current.max(base),
+            (false, true) => current,
+            (false, false) => base,
         };
-        let open_without_bytes = totals.without_bytes.min(totals.active);
-        self.base = Base { totals, open_bytes_sent, open_bytes_received, open_without_bytes };
+        self.base = Base {
+            totals,
+            open_bytes_sent: open(self.base.open_bytes_sent, self.current.open_bytes_sent),
+            open_bytes_received: open(self.base.open_bytes_received, self.current.open_bytes_received),
+            open_retransmits: open(self.base.open_retransmits, self.current.open_retransmits),
+            open_without_bytes: totals.without_bytes.min(totals.active),
+        };
         self.current = FlowCounters::default();
         self.reported = false;
     }

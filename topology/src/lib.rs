@@ -12,3 +12,4 @@ pub mod entity;
 pub mod flow;
 pub mod graph;
 pub mod ledger;
+pub mod rtt;

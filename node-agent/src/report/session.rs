@@ -221,7 +221,7 @@ mod tests {
             for flow in &report.flows {
                 assert!(self.named.contains(&flow.cgroup_id), "an identity comes with its first flow");
                 let id = (flow.cgroup_id, flow.port);
-                self.known.insert(id, flow.counters.unwrap().opened);
+                self.known.insert(id, flow.counters.as_ref().unwrap().opened);
                 if let Some(snapshot) = &mut self.snapshot {
                     snapshot.insert(id);
                 }

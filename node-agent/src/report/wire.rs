@@ -77,6 +77,10 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
             inferred: counters.inferred,
             without_bytes: counters.without_bytes,
             open_without_bytes: counters.open_without_bytes,
+            retransmits: counters.retransmits,
+            preexisting_retransmits: counters.preexisting_retransmits,
+            open_retransmits: counters.open_retransmits,
+            rtt: counters.rtt.counts().to_vec(),
         }),
     }
 }

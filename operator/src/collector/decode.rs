@@ -11,6 +11,7 @@ use topology::{
     entity::CgroupOwner,
     flow::{FlowCounters, FlowKey, Methods, Role},
     ledger::Epoch,
+    rtt::{RttBucket, RttHistogram},
 };
 
 /// More than a message's flows can refer to, plus those that have changed meanwhile.
@@ -198,6 +199,7 @@ fn decode_flow(index: usize, flow: &wire::Flow) -> Result<(FlowKey, FlowCounters
 
 /// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
 fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounters, Invalid> {
+    let retransmits = counters.retransmits.unwrap_or_default();
     let all = [
         ("opened", counters.opened),
         ("closed", counters.closed),
@@ -208,6 +210,7 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         ("inferred", counters.inferred),
         ("without_bytes", counters.without_bytes),
         ("open_without_bytes", counters.open_without_bytes),
+        ("retransmits", retransmits),
     ];
     for (name, count) in all {
         countable(&format!("{field}.{name}"), count)?;
@@ -217,6 +220,8 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         ("preexisting_bytes_received", counters.preexisting_bytes_received, counters.bytes_received),
         ("open_bytes_sent", counters.open_bytes_sent, counters.bytes_sent),
         ("open_bytes_received", counters.open_bytes_received, counters.bytes_received),
+        ("preexisting_retransmits", counters.preexisting_retransmits, retransmits),
+        ("open_retransmits", counters.open_retransmits, retransmits),
     ];
     for (name, part, whole) in parts {
         if part > whole {
@@ -244,6 +249,13 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
         inferred: counters.inferred,
         without_bytes: counters.without_bytes,
         open_without_bytes: counters.open_without_bytes,
+        retransmits: counters.retransmits,
+        preexisting_retransmits: counters.preexisting_retransmits,
+        open_retransmits: counters.open_retransmits,
+        rtt: RttHistogram::from_counts(&counters.rtt).ok_or_else(|| {
+            let problem = format!("has {} buckets; at most {}", counters.rtt.len(), RttBucket::COUNT);
+            invalid(format!("{field}.rtt"), problem)
+        })?,
     })
 }
 

@@ -17,6 +17,7 @@ use topology::{
     counts::Counts,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer},
     entity::Workload,
+    rtt::RttBucket,
 };
 
 use super::{adjacency::Edges, summary};
@@ -72,6 +73,7 @@ pub(super) fn structure(status: &TopologyStatus) -> TopologyStatus {
             (edge.opened, edge.active, edge.failed, edge.without_bytes) = (0, 0, 0, 0);
             (edge.bytes_sent, edge.bytes_received) = (None, None);
             edge.addresses = 0;
+            (edge.retransmits, edge.rtt_microseconds) = (None, None);
             edge.earlier = None;
             strip(&mut edge.pods, edge.omitted_pods);
             strip(&mut edge.peer_pods, edge.omitted_peer_pods);
@@ -130,6 +132,12 @@ fn totals(edges: &Edges<'_>) -> Totals {
         bytes_sent: sent.bytes_sent.saturating_add(received.bytes_received),
         bytes_received: sent.bytes_received.saturating_add(received.bytes_sent),
         without_bytes: sent.without_bytes.saturating_add(received.without_bytes),
+        retransmits: edges
+            .egress
+            .iter()
+            .chain(&edges.ingress)
+            .any(|edge| edge.knows_retransmits)
+            .then(|| sent.retransmits.saturating_add(received.retransmits)),
     }
 }
 
@@ -188,6 +196,8 @@ fn one_way(edge: &Edge, earlier: Option<&Counts>, side: &Side<'_>) -> TopologyEd
         bytes_sent: known(bytes_sent, &edge.counters),
         bytes_received: known(bytes_received, &edge.counters),
         without_bytes: edge.counters.without_bytes,
+        retransmits: edge.knows_retransmits.then_some(edge.counters.retransmits),
+        rtt_microseconds: edge.rtt.map(RttBucket::below),
         earlier: earlier.map(|earlier| earlier_counts(&earlier.counters, side.bytes)),
         seen: edge.seen.into(),
         identity: side.identity.into(),
@@ -218,6 +228,7 @@ fn earlier_counts(counters: &EdgeCounters, bytes: fn(&EdgeCounters) -> (u64, u64
         bytes_sent,
         bytes_received,
         without_bytes: counters.without_bytes,
+        retransmits: counters.retransmits,
     }
 }
 

@@ -10,6 +10,7 @@ use topology::{
     counts::Counts,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer, Seen},
     entity::{ServiceRef, Workload},
+    rtt::RttBucket,
 };
 
 /// The edges of an object, both ways. Those that make no sense are left out.
@@ -48,6 +49,7 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
         bytes_sent: edge.bytes_sent.unwrap_or_default(),
         bytes_received: edge.bytes_received.unwrap_or_default(),
         without_bytes: edge.without_bytes,
+        retransmits: edge.retransmits.unwrap_or_default(),
     };
     let whole = |pod: &EdgePod| (pod.opened, pod.failed);
     let earlier = |pod: &EdgePod| (pod.earlier_opened, pod.earlier_failed);
@@ -71,6 +73,8 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
             methods: CaptureMethod::bits(&edge.methods),
             dns_names: edge.dns_names.clone(),
             addresses: edge.addresses,
+            knows_retransmits: edge.retransmits.is_some(),
+            rtt: edge.rtt_microseconds.and_then(RttBucket::with_bound),
         },
         earlier: counts(edge, &edge.earlier.unwrap_or_default(), earlier, outgoing),
     })
@@ -95,6 +99,7 @@ fn counts(edge: &TopologyEdge, of: &EarlierCounts, parts: impl Fn(&EdgePod) -> (
         bytes_sent,
         bytes_received,
         without_bytes: of.without_bytes,
+        retransmits: of.retransmits,
         ..EdgeCounters::default()
     };
     Counts { counters, clients, servers }
@@ -158,6 +163,7 @@ mod tests {
             bytes_received: 200,
             without_bytes: 5,
             inferred: if seen == Seen::Server { 12 } else { 0 },
+            retransmits: 7,
         };
         let certain = |is: bool| if is { Identity::Cgroup } else { Identity::Ip };
         let pods = |peer: &Peer, pod: &str, opened: u64, failed: u64| match peer {
@@ -180,6 +186,8 @@ mod tests {
             methods: Methods::EBPF.union(Methods::CONNTRACK),
             dns_names: Vec::new(),
             addresses: 0,
+            knows_retransmits: true,
+            rtt: Some(RttBucket::of(300)),
         }
     }
 
@@ -219,6 +227,7 @@ mod tests {
                 bytes_sent: 30,
                 bytes_received: 40,
                 without_bytes: 2,
+                retransmits: 3,
                 ..EdgeCounters::default()
             },
             clients: edge.clients.iter().flat_map(|_| ends("web-1", 4, 1)).collect(),

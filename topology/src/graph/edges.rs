@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::ends::{EndId, Ends, PeerId};
+use super::{
+    ends::{EndId, Ends, PeerId},
+    observed::Measured,
+};
 use crate::{
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Seen},
     entity::ServiceRef,
     flow::Methods,
+    rtt::RttHistogram,
 };
 
 /// An edge's key, by numbers.
@@ -42,6 +46,9 @@ pub(super) struct Sum {
     pub live: bool,
     /// How its conversations were observed.
     pub methods: Methods,
+    knows_retransmits: bool,
+    rtt_by_clients: RttHistogram,
+    rtt_by_servers: RttHistogram,
     clients: BTreeMap<EndId, Part>,
     servers: BTreeMap<EndId, Part>,
 }
@@ -49,6 +56,22 @@ pub(super) struct Sum {
 impl Sum {
     pub(super) fn add_methods(&mut self, methods: Methods) {
         self.methods = self.methods.union(methods);
+    }
+
+    /// What a client has measured whose flow leads nowhere else.
+    pub(super) fn add_measured_by_client(&mut self, measured: &Measured) {
+        self.knows_retransmits |= measured.knows_retransmits;
+        self.rtt_by_clients = self.rtt_by_clients.plus(&measured.rtt);
+    }
+
+    /// What a client has measured whose flow leads to others as well: its round trips are not these.
+    pub(super) fn add_measured_by_client_of_many(&mut self, measured: &Measured) {
+        self.knows_retransmits |= measured.knows_retransmits;
+    }
+
+    pub(super) fn add_measured_by_server(&mut self, measured: &Measured) {
+        self.knows_retransmits |= measured.knows_retransmits;
+        self.rtt_by_servers = self.rtt_by_servers.plus(&measured.rtt);
     }
 
     pub(super) fn add_client(&mut self, end: EndId, opened: u64, failed: u64) {
@@ -117,6 +140,8 @@ fn edge(key: Key<'_>, sum: &Sum, ends: &Ends<'_>) -> Edge {
         methods: sum.methods,
         dns_names: Vec::new(),
         addresses: 0,
+        knows_retransmits: sum.knows_retransmits,
+        rtt: sum.rtt_by_clients.median().or_else(|| sum.rtt_by_servers.median()),
     }
 }
 

@@ -133,8 +133,8 @@ impl<'a> Join<'a> {
                 for index in translated.sinks_of(self, source, candidates, *left, by) {
                     match self.key_of_only(source, candidates).filter(|_| by == Disguise::Hairpin) {
                         Some(key) => self.note_backend(source, key, index, left),
-                        // Which pod it was is not certain; this keeps the servers' counts from making another edge.
-                        None => *left -= self.sinks[index].take(*left).counters.opened,
+                        // Which pod it was is not certain.
+                        None => *left -= self.take_uncertain(source, candidates, index, *left),
                     }
                 }
             }
@@ -205,7 +205,14 @@ impl<'a> Join<'a> {
             let failed = if sole_end && Some(index) == last { source.counters.failed } else { 0 };
             let sum = self.sums.at(key);
             sum.counters.add(&share);
+            sum.counters.add_retransmits_of(&taken);
             sum.add_methods(source.methods.union(sink.methods));
+            if several {
+                sum.add_measured_by_client_of_many(&source.measured);
+            } else if Some(index) == last {
+                sum.add_measured_by_client(&source.measured);
+            }
+            sum.add_measured_by_server(&sink.measured);
             sum.live |= source.live;
             sum.both_seen = true;
             sum.server_certain = true;
@@ -267,10 +274,24 @@ impl<'a> Join<'a> {
             sum.counters = sum.counters.without(&source.counters);
             sum.counters.add(&known);
         }
+        sum.counters.add_retransmits_of(&taken);
         sum.add_methods(sink.methods);
+        sum.add_measured_by_server(&sink.measured);
         sum.both_seen = true;
         sum.server_certain = true;
         sum.add_server(sink.end, taken.opened, 0);
+    }
+
+    /// A backend has counted (a part of) a flow, and another one may have: its counts are taken, so that they make no other
+    /// edge. Returns how many connections.
+    fn take_uncertain(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, index: usize, wanted: u64) -> u64 {
+        let taken = self.sinks[index].take(wanted).counters;
+        if let Some(key) = self.key_of_only(source, candidates) {
+            let sum = self.sums.at(key);
+            sum.counters.add_retransmits_of(&taken);
+            sum.add_measured_by_server(&self.sinks[index].measured);
+        }
+        taken.opened
     }
 
     fn key_of_only(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
@@ -314,11 +335,12 @@ impl<'a> Join<'a> {
                 bytes_received: taken.bytes_received.min(left.bytes_received),
                 without_bytes: taken.without_bytes.max(left.without_bytes).min(taken.opened),
                 inferred: left.inferred.min(taken.opened),
+                retransmits: left.share(taken.opened).retransmits,
             }
         };
         *left = left.without(&share);
         let share = took.complete(&share);
-        let (server_end, port, methods) = (sink.end, sink.tuple.port, sink.methods);
+        let (server_end, port, methods, measured) = (sink.end, sink.tuple.port, sink.methods, sink.measured);
         let key = Key {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(server_end),
@@ -328,7 +350,10 @@ impl<'a> Join<'a> {
         self.sinks[index].explain(source, key);
         let sum = self.sums.at(key);
         sum.counters.add(&share);
+        sum.counters.add_retransmits_of(&taken);
         sum.add_methods(source.methods.union(methods));
+        sum.add_measured_by_client_of_many(&source.measured);
+        sum.add_measured_by_server(&measured);
         sum.live |= source.live;
         sum.both_seen = true;
         sum.server_certain |= certain;
@@ -366,6 +391,7 @@ impl<'a> Join<'a> {
         sum.live |= source.live;
         sum.client_seen = true;
         sum.add_methods(source.methods);
+        sum.add_measured_by_client(&source.measured);
         sum.add_client(source.end, counters.opened, counters.failed);
     }
 

@@ -8,8 +8,9 @@ use std::{
 use super::{Options, edges::Key, ends::EndId};
 use crate::{
     edge::EdgeCounters,
-    flow::Methods,
+    flow::{FlowTotals, Methods},
     ledger::{FlowView, is_silent},
+    rtt::RttHistogram,
 };
 
 /// Pods' addresses can become known a little later than their connections.
@@ -46,6 +47,19 @@ impl Span {
     }
 }
 
+/// What TCP has measured at one end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    pub(super) knows_retransmits: bool,
+    pub(super) rtt: RttHistogram,
+}
+
+impl Measured {
+    fn of(totals: &FlowTotals) -> Self {
+        Self { knows_retransmits: totals.retransmits.is_some(), rtt: totals.rtt }
+    }
+}
+
 /// A client's flow.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
@@ -59,6 +73,7 @@ pub(super) struct Source<'a> {
     pub(super) at: SystemTime,
     pub(super) live: bool,
     pub(super) methods: Methods,
+    pub(super) measured: Measured,
 }
 
 /// A client's flow that is the other end of a server's: who it is, on which edge.
@@ -91,6 +106,7 @@ pub(super) struct Sink<'a> {
     pub(super) at: SystemTime,
     pub(super) live: bool,
     pub(super) methods: Methods,
+    pub(super) measured: Measured,
 }
 
 impl<'a> Sink<'a> {
@@ -153,12 +169,14 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
             bytes_received: totals.bytes_received,
             without_bytes: totals.without_bytes,
             inferred: totals.inferred,
+            retransmits: totals.retransmits.unwrap_or_default(),
         },
         first_seen: flow.first_seen,
         span: Span::of(flow, options),
         at: resolved_at(flow, options),
         live: is_live(flow, options),
         methods: totals.methods,
+        measured: Measured::of(&totals),
     }
 }
 
@@ -172,6 +190,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         bytes_received: totals.bytes_sent,
         without_bytes: totals.without_bytes,
         inferred: totals.inferred,
+        retransmits: totals.retransmits.unwrap_or_default(),
     };
     Sink {
         node: flow.node,
@@ -187,6 +206,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         at: resolved_at(flow, options),
         live: is_live(flow, options),
         methods: totals.methods,
+        measured: Measured::of(&totals),
     }
 }
 

@@ -90,6 +90,7 @@ impl<'a> Join<'a> {
         sum.server_seen = true;
         sum.server_certain = true;
         sum.add_methods(sink.methods);
+        sum.add_measured_by_server(&sink.measured);
         sum.add_client(client_end, sink.left.opened, sink.left.failed);
         sum.add_server(sink.end, sink.left.opened, sink.left.failed);
     }
