@@ -124,6 +124,9 @@ pub struct TopologyEdge {
     /// The port at which the server listens; where the server is not known, the port that the client dialled; 0 for
     /// several ports of `OtherExternal`.
     pub port: u16,
+    /// What is spoken at that port.
+    #[serde(default)]
+    pub protocol: TransportProtocol,
     /// This workload's containers that take part; at most 10.
     #[schemars(length(max = 10), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -195,6 +198,36 @@ pub struct TopologyEdge {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// What carries an edge's payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum TransportProtocol {
+    /// Connections.
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    /// Conversations: datagrams between one socket and one address and port.
+    #[serde(rename = "UDP")]
+    Udp,
+}
+
+impl From<topology::flow::Protocol> for TransportProtocol {
+    fn from(protocol: topology::flow::Protocol) -> Self {
+        match protocol {
+            topology::flow::Protocol::Tcp => Self::Tcp,
+            topology::flow::Protocol::Udp => Self::Udp,
+        }
+    }
+}
+
+impl From<TransportProtocol> for topology::flow::Protocol {
+    fn from(protocol: TransportProtocol) -> Self {
+        match protocol {
+            TransportProtocol::Tcp => Self::Tcp,
+            TransportProtocol::Udp => Self::Udp,
+        }
+    }
 }
 
 /// The part of an edge's counters that agents no longer know.

@@ -12,6 +12,19 @@ pub enum Role {
     Server = 2,
 }
 
+/// What carries a flow's payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Protocol {
+    /// Connections.
+    Tcp = 0,
+    /// Conversations of datagrams.
+    Udp = 1,
+}
+
+/// In [`FlowKey`], beside the role.
+const UDP: u8 = 0x10;
+
 /// What connections have to share to be counted together. Every value of the same flow has the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -19,6 +32,7 @@ pub struct FlowKey {
     cgroup: u64,
     netns: u32,
     port: u16,
+    /// A [`Role`], and [`UDP`] where it is that.
     role: u8,
     /// 4 or 6: of the addresses, whatever the socket's own family is.
     family: u8,
@@ -39,6 +53,13 @@ impl FlowKey {
     pub const fn new(cgroup: u64, netns: u32, role: Role, port: u16, local: [u8; 16], remote: [u8; 16]) -> Self {
         let family = if is_mapped(&remote) { 4 } else { 6 };
         Self { cgroup, netns, port, role: role as u8, family, local, remote }
+    }
+
+    /// The same, of datagrams.
+    #[inline]
+    #[must_use]
+    pub const fn over_udp(self) -> Self {
+        Self { role: self.role | UDP, ..self }
     }
 
     /// The id of the cgroup that the socket was made in.
@@ -62,11 +83,17 @@ impl FlowKey {
     /// Which end; `None` for bytes that no program of ours has written.
     #[must_use]
     pub const fn role(&self) -> Option<Role> {
-        match self.role {
+        match self.role & !UDP {
             1 => Some(Role::Client),
             2 => Some(Role::Server),
             _ => None,
         }
+    }
+
+    /// What carries its payload.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        if self.role & UDP == 0 { Protocol::Tcp } else { Protocol::Udp }
     }
 
     /// This end's address, IPv4 ones as IPv4-mapped.

@@ -17,7 +17,7 @@ use scopeprobe_agent::{
     store::Bounds,
 };
 use topology::{
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
     ledger::{Epoch, Ledger},
 };
 
@@ -28,7 +28,7 @@ type Counts = BTreeMap<u16, (u64, u64)>;
 
 fn key(port: u16) -> FlowKey {
     let ip = IpAddr::from([10, 0, 0, 1]);
-    FlowKey { cgroup_id: 7, netns: 1, role: Role::Client, local: ip, remote: ip, port }
+    FlowKey { cgroup_id: 7, netns: 1, role: Role::Client, local: ip, remote: ip, port, protocol: Protocol::Tcp }
 }
 
 /// A capture that counts what it is told, and drops what it is asked to if nothing of it is open.

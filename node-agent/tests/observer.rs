@@ -28,7 +28,7 @@ use tokio::{
 };
 use topology::{
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
 };
 
 /// Only to fail instead of hanging: nothing here takes so long.
@@ -118,7 +118,8 @@ impl Lab {
     fn flow(&self, port: u16) -> (FlowKey, FlowCounters) {
         let cgroup_id = std::fs::metadata(self.root.path()).unwrap().ino();
         let ip = IpAddr::from([127, 0, 0, 1]);
-        let key = FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port };
+        let key =
+            FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port, protocol: Protocol::Tcp };
         (key, FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() })
     }
 

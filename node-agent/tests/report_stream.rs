@@ -27,7 +27,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use topology::flow::{FlowCounters, FlowKey, Role};
+use topology::flow::{FlowCounters, FlowKey, Protocol, Role};
 
 /// Only to fail instead of hanging: nothing here takes so long.
 const GENEROUS: Duration = Duration::from_mins(1);
@@ -97,7 +97,8 @@ impl Lab {
     fn see(&self, port: u16, opened: u64) {
         let ip = IpAddr::from([127, 0, 0, 1]);
         let cgroup_id = std::fs::metadata(self.root.path()).unwrap().ino();
-        let key = FlowKey { cgroup_id, netns: 1, role: Role::Server, local: ip, remote: ip, port };
+        let key =
+            FlowKey { cgroup_id, netns: 1, role: Role::Server, local: ip, remote: ip, port, protocol: Protocol::Tcp };
         let counters = FlowCounters { opened, ..FlowCounters::default() };
         let reading = Reading { flows: vec![(key, counters)], ..Reading::default() };
         self.observation.lock().absorb(reading, Instant::now());

@@ -13,5 +13,11 @@ pub const MAX_FLOWS_PER_MESSAGE: usize = 1000;
 /// The most addresses that a node may name as its own.
 pub const MAX_NODE_ADDRESSES: usize = 256;
 
+/// The most names that a flow may have for its remote address.
+pub const MAX_REMOTE_NAMES: usize = 4;
+
+/// The longest of these names, in bytes: the longest that DNS allows (RFC 1035, 2.3.4), as text.
+pub const MAX_REMOTE_NAME_BYTES: usize = 253;
+
 /// The longest `CaptureState.message`, in bytes.
 pub const MAX_CAPTURE_MESSAGE_BYTES: usize = 1024;

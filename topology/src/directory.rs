@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::entity::{Backend, Node, Pod, Service, ServiceRef};
+use crate::{
+    entity::{Backend, Node, Pod, Service, ServicePort, ServiceRef},
+    flow::Protocol,
+};
 
 /// The most removed pods that are remembered; beyond that the oldest go first.
 const MAX_REMOVED_PODS: usize = 50_000;
@@ -24,11 +27,14 @@ pub struct Directory {
     /// Removed pods by the time of their removal, for the bound.
     removed_pods: BTreeSet<(SystemTime, String)>,
     services: BTreeMap<ServiceRef, ServiceRecord>,
-    services_by_address: HashMap<(IpAddr, u16), BTreeSet<ServiceRef>>,
-    services_by_node_port: HashMap<u16, BTreeSet<ServiceRef>>,
+    services_by_address: HashMap<(IpAddr, PortKey), BTreeSet<ServiceRef>>,
+    services_by_node_port: HashMap<PortKey, BTreeSet<ServiceRef>>,
     nodes: BTreeMap<String, Node>,
     node_by_ip: HashMap<IpAddr, String>,
 }
+
+/// A Service's port: one number may be there for each protocol.
+type PortKey = (u16, Protocol);
 
 #[derive(Clone, Debug)]
 struct PodRecord {
@@ -53,7 +59,7 @@ struct ServiceRecord {
     since: SystemTime,
     removed: Option<SystemTime>,
     /// Backends that were there once, by the Service's port: their connections are still in the account.
-    former_backends: BTreeMap<(u16, Backend), SystemTime>,
+    former_backends: BTreeMap<(PortKey, Backend), SystemTime>,
 }
 
 /// A port of a Service that an address leads to.
@@ -173,15 +179,15 @@ impl Directory {
         };
         for port in &service.ports {
             for backend in &port.backends {
-                former_backends.remove(&(port.port, backend.clone()));
+                former_backends.remove(&(key_of(port), backend.clone()));
             }
         }
         for port in &service.ports {
             for address in &service.addresses {
-                self.services_by_address.entry((*address, port.port)).or_default().insert(name.clone());
+                self.services_by_address.entry((*address, key_of(port))).or_default().insert(name.clone());
             }
             if let Some(node_port) = port.node_port {
-                self.services_by_node_port.entry(node_port).or_default().insert(name.clone());
+                self.services_by_node_port.entry((node_port, port.protocol)).or_default().insert(name.clone());
             }
         }
         self.services.insert(name, ServiceRecord { service, since, removed: None, former_backends });
@@ -203,10 +209,10 @@ impl Directory {
         let record = self.services.remove(name)?;
         for port in &record.service.ports {
             for address in &record.service.addresses {
-                remove_from(&mut self.services_by_address, &(*address, port.port), name);
+                remove_from(&mut self.services_by_address, &(*address, key_of(port)), name);
             }
             if let Some(node_port) = port.node_port {
-                remove_from(&mut self.services_by_node_port, &node_port, name);
+                remove_from(&mut self.services_by_node_port, &(node_port, port.protocol), name);
             }
         }
         Some(record)
@@ -315,15 +321,16 @@ impl Directory {
     /// node port. Of several that have or had them, one that was there at `at`, as far as the directory knew it, comes
     /// first, then the one that is there now or was there last.
     #[must_use]
-    pub fn service_at(&self, ip: IpAddr, port: u16, at: SystemTime) -> Option<Dialled<'_>> {
+    pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<Dialled<'_>> {
         if let Some(record) = self.best_service(self.services_by_address.get(&(ip, port)), at) {
-            return record.dialled(|candidate| candidate.port == port);
+            return record.dialled(|candidate| key_of(candidate) == port);
         }
         let record = self.best_service(self.services_by_node_port.get(&port), at)?;
         if !self.node_by_ip.contains_key(&ip) && !ip.is_loopback() {
             return None;
         }
-        record.dialled(|candidate| candidate.node_port == Some(port))
+        let (number, protocol) = port;
+        record.dialled(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
     }
 
     fn best_service(&self, names: Option<&BTreeSet<ServiceRef>>, at: SystemTime) -> Option<&ServiceRecord> {
@@ -338,24 +345,29 @@ impl Directory {
 
 impl ServiceRecord {
     /// The backends that are former ones if the Service changes at `now`.
-    fn former_backends_at(self, now: SystemTime) -> BTreeMap<(u16, Backend), SystemTime> {
+    fn former_backends_at(self, now: SystemTime) -> BTreeMap<(PortKey, Backend), SystemTime> {
         let mut former = self.former_backends;
         for port in self.service.ports {
+            let key = key_of(&port);
             for backend in port.backends {
-                former.entry((port.port, backend)).or_insert(now);
+                former.entry((key, backend)).or_insert(now);
             }
         }
         former
     }
 
-    fn dialled(&self, is_it: impl Fn(&crate::entity::ServicePort) -> bool) -> Option<Dialled<'_>> {
+    fn dialled(&self, is_it: impl Fn(&ServicePort) -> bool) -> Option<Dialled<'_>> {
         let port = self.service.ports.iter().find(|port| is_it(port))?;
-        let former = self.former_backends.keys().filter(|(of, _)| *of == port.port).map(|(_, backend)| backend);
+        let former = self.former_backends.keys().filter(|(of, _)| *of == key_of(port)).map(|(_, backend)| backend);
         let mut backends: Vec<&Backend> = port.backends.iter().chain(former).collect();
         backends.sort_unstable();
         backends.dedup();
         Some(Dialled { service: &self.service.name, backends })
     }
+}
+
+fn key_of(port: &ServicePort) -> PortKey {
+    (port.port, port.protocol)
 }
 
 fn remove_from<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<ServiceRef>>, key: &K, name: &ServiceRef) {

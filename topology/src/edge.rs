@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     entity::{ServiceRef, Workload},
-    flow::Methods,
+    flow::{Methods, Protocol},
     rtt::RttBucket,
 };
 
@@ -71,6 +71,9 @@ pub struct EdgeKey {
     pub service: Option<ServiceRef>,
     /// The port at which the server listens; where the server is not known, the port that the client dialled.
     pub port: u16,
+    /// What is spoken at that port.
+    #[serde(default)]
+    pub protocol: Protocol,
 }
 
 /// Counters of an edge, from the client's point of view.

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::Protocol;
+
 /// The object that a person deployed: found from a pod by following controller references
 /// (Pod → ReplicaSet → Deployment, Pod → Job → CronJob), or the pod itself where nobody owns it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,15 +59,17 @@ pub struct Service {
     pub name: ServiceRef,
     /// `spec.clusterIPs` without `None`, load-balancer and external addresses.
     pub addresses: Vec<IpAddr>,
-    /// TCP ports.
+    /// Its TCP and UDP ports; a number may be there once for each.
     pub ports: Vec<ServicePort>,
 }
 
-/// One TCP port of a Service and where it leads.
+/// One port of a Service and where it leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// `spec.ports[].port`.
     pub port: u16,
+    /// `spec.ports[].protocol`.
+    pub protocol: Protocol,
     /// `spec.ports[].nodePort`.
     pub node_port: Option<u16>,
     /// The address and port of each backend, ready or not: established connections outlive readiness.

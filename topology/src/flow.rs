@@ -15,6 +15,16 @@ pub enum Role {
     Server,
 }
 
+/// What a flow's payload is carried by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Conversations: datagrams between one socket and one address and port.
+    Udp,
+}
+
 /// What connections have to share to be counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,6 +41,9 @@ pub struct FlowKey {
     pub remote: IpAddr,
     /// The server's port as this end sees it: a client's remote port, a server's local port.
     pub port: u16,
+    /// What is spoken at that port.
+    #[serde(default)]
+    pub protocol: Protocol,
 }
 
 /// How connections were observed; a set, for a flow's or an edge's may have been in several ways.

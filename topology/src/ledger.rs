@@ -21,6 +21,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch(pub [u8; 16]);
 
+/// How many names of its remote address a flow keeps.
+pub const MAX_REMOTE_NAMES: usize = 4;
+
 /// How many ended epochs of a node are remembered in order to recognise their late messages.
 const REMEMBERED_EPOCHS: usize = 64;
 
@@ -41,6 +44,8 @@ pub struct FlowView<'a> {
     pub owner: Option<&'a CgroupOwner>,
     /// Which flow.
     pub key: &'a FlowKey,
+    /// Names that the agent has seen to lead the client to the remote address: at most [`MAX_REMOTE_NAMES`].
+    pub remote_names: &'a [String],
     /// Its account.
     pub totals: FlowTotals,
     /// The part of it that the agent would tell somebody who has never heard of it.
@@ -80,7 +85,7 @@ struct NodeAccount {
 }
 
 /// `base` is what earlier epochs have counted, `current` what this one says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Account {
     base: Base,
     current: FlowCounters,
@@ -90,6 +95,7 @@ struct Account {
     over: bool,
     first_seen: SystemTime,
     changed: SystemTime,
+    remote_names: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,11 +117,16 @@ impl Account {
             over: false,
             first_seen: now,
             changed: now,
+            remote_names: Vec::new(),
         }
     }
 
     fn totals(&self) -> FlowTotals {
-        let (base, current) = (&self.base, &self.current);
+        self.totals_after(&self.base)
+    }
+
+    fn totals_after(&self, base: &Base) -> FlowTotals {
+        let current = &self.current;
         let active = match (self.over, self.reported) {
             (true, _) => 0,
             (false, true) => current.active(),
@@ -169,7 +180,7 @@ impl Account {
         let base = &self.base;
         match (self.over, self.reported) {
             (true, _) => FlowTotals::default(),
-            (false, true) => Self { base: Base::default(), ..*self }.totals(),
+            (false, true) => self.totals_after(&Base::default()),
             (false, false) => FlowTotals {
                 opened: base.totals.active,
                 active: base.totals.active,
@@ -261,12 +272,20 @@ impl NodeAccount {
         node: &'a str,
         owner: Option<&'a Arc<CgroupOwner>>,
         key: &'a FlowKey,
-        flow: &Account,
+        flow: &'a Account,
         anew: FlowTotals,
     ) -> FlowView<'a> {
-        let Account { first_seen, changed, .. } = *flow;
-        let owner = owner.map(Arc::as_ref);
-        FlowView { node, owner, key, totals: flow.totals(), anew, first_seen, changed, heard: self.heard }
+        FlowView {
+            node,
+            owner: owner.map(Arc::as_ref),
+            key,
+            remote_names: &flow.remote_names,
+            totals: flow.totals(),
+            anew,
+            first_seen: flow.first_seen,
+            changed: flow.changed,
+            heard: self.heard,
+        }
     }
 
     fn enter(&mut self, epoch: Epoch) -> Result<(), LateEpoch> {
@@ -323,7 +342,15 @@ impl NodeAccount {
 /// The least key of a cgroup in the order of keys.
 fn first_key(cgroup_id: u64) -> FlowKey {
     let lowest = std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-    FlowKey { cgroup_id, netns: 0, role: crate::flow::Role::Client, local: lowest, remote: lowest, port: 0 }
+    FlowKey {
+        cgroup_id,
+        netns: 0,
+        role: crate::flow::Role::Client,
+        local: lowest,
+        remote: lowest,
+        port: 0,
+        protocol: crate::flow::Protocol::Tcp,
+    }
 }
 
 /// Whether `new` says more of the same owner than `old`, rather than naming another one.
@@ -422,6 +449,28 @@ impl Ledger {
             Account::new(now)
         });
         Ok(flow.apply(counters, now) || is_new)
+    }
+
+    /// Says which names have led a flow's client to its remote address; whether that is news. No names are no news: those
+    /// that an earlier epoch knew stay. Of more than [`MAX_REMOTE_NAMES`], the first ones are taken; nothing happens for a
+    /// flow that was never reported.
+    ///
+    /// # Errors
+    /// If the epoch has been followed by another one.
+    pub fn name_remote(
+        &mut self,
+        node: &str,
+        epoch: Epoch,
+        key: &FlowKey,
+        names: &[String],
+    ) -> Result<bool, LateEpoch> {
+        let Some(flow) = self.current(node, epoch)?.flows.get_mut(key) else { return Ok(false) };
+        let names = &names[..names.len().min(MAX_REMOTE_NAMES)];
+        if names.is_empty() || flow.remote_names == names {
+            return Ok(false);
+        }
+        flow.remote_names = names.to_vec();
+        Ok(true)
     }
 
     /// From here to [`Self::end_snapshot`], all flows of the node are named. A snapshot under way is given up.

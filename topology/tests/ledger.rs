@@ -8,7 +8,7 @@ use std::{
 use proptest::prelude::*;
 use scopeprobe_topology::{
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, FlowTotals, Role},
+    flow::{FlowCounters, FlowKey, FlowTotals, Protocol, Role},
     ledger::{Epoch, Ledger},
 };
 
@@ -16,7 +16,7 @@ const NODE: &str = "node-1";
 
 fn key(cgroup_id: u64) -> FlowKey {
     let ip = |last| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last));
-    FlowKey { cgroup_id, netns: 7, role: Role::Client, local: ip(1), remote: ip(2), port: 80 }
+    FlowKey { cgroup_id, netns: 7, role: Role::Client, local: ip(1), remote: ip(2), port: 80, protocol: Protocol::Tcp }
 }
 
 fn at(seconds: u64) -> SystemTime {
@@ -29,6 +29,25 @@ fn totals(ledger: &Ledger) -> FlowTotals {
 
 fn opened(opened: u64, closed: u64) -> FlowCounters {
     FlowCounters { opened, closed, ..FlowCounters::default() }
+}
+
+#[test]
+fn names_stay_with_their_flow_until_others_are_known() {
+    let mut ledger = Ledger::new();
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+    let name = |ledger: &mut Ledger, epoch, of: &[&str]| {
+        ledger.name_remote(NODE, Epoch([epoch; 16]), &key(1), &names(of)).expect("the present epoch")
+    };
+    let known = |ledger: &Ledger| ledger.flows().next().map(|flow| flow.remote_names.to_vec()).unwrap_or_default();
+    assert!(!name(&mut ledger, 1, &["a.example"]), "the flow is not known yet");
+    ledger.apply(NODE, Epoch([1; 16]), key(1), &opened(1, 0), at(0)).expect("the first epoch");
+    assert!(name(&mut ledger, 1, &["a.example"]));
+    assert!(!name(&mut ledger, 1, &["a.example"]), "it is known");
+    assert!(!name(&mut ledger, 2, &[]), "a new agent has not seen the answer");
+    assert_eq!(known(&ledger), ["a.example"]);
+    assert!(name(&mut ledger, 2, &["1", "2", "3", "4", "5"]));
+    assert_eq!(known(&ledger), ["1", "2", "3", "4"]);
+    assert!(ledger.name_remote(NODE, Epoch([1; 16]), &key(1), &names(&["a.example"])).is_err(), "that epoch is over");
 }
 
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use scopeprobe_topology::{
     directory::Directory,
     edge::{Identity, Peer, Seen},
     entity::{Backend, CgroupOwner, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
 };
@@ -74,7 +74,7 @@ impl World {
             let pod = self.directory.pod(&format!("uid-{name}")).expect("the pod is known");
             Backend { ip: pod.ips[0], port: 5432, pod_uid: Some(pod.uid.clone()) }
         });
-        let ports = vec![ServicePort { port: 80, node_port, backends: backends.collect() }];
+        let ports = vec![ServicePort { port: 80, protocol: Protocol::Tcp, node_port, backends: backends.collect() }];
         let name = ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() };
         self.directory.upsert_service(Service { name, addresses: vec![ip("10.96.0.5")], ports }, at(0));
     }
@@ -88,10 +88,14 @@ impl World {
         &mut self,
         who: &str,
         role: Role,
-        (local, remote, port): (&str, &str, u16),
+        addresses: (&str, &str, u16),
         counters: &FlowCounters,
         now: SystemTime,
     ) {
+        self.report(who, key(who, role, addresses), counters, now);
+    }
+
+    fn report(&mut self, who: &str, key: FlowKey, counters: &FlowCounters, now: SystemTime) {
         let (node, owner) = match self.directory.pod(&format!("uid-{who}")) {
             Some(pod) => (
                 pod.node.clone(),
@@ -99,9 +103,7 @@ impl World {
             ),
             None => ("node-2".to_owned(), CgroupOwner::HostProcess { name: who.to_owned() }),
         };
-        let cgroup_id = who.bytes().map(u64::from).sum();
-        let key = FlowKey { cgroup_id, netns: 4, role, local: ip(local), remote: ip(remote), port };
-        self.ledger.identify(&node, EPOCH, cgroup_id, owner).expect("the present epoch");
+        self.ledger.identify(&node, EPOCH, key.cgroup_id, owner).expect("the present epoch");
         self.ledger.apply(&node, EPOCH, key, counters, now).expect("the present epoch");
     }
 
@@ -112,6 +114,11 @@ impl World {
             &Options { now, settle: SETTLE, retention: RETENTION, max_external: usize::MAX },
         )
     }
+}
+
+fn key(who: &str, role: Role, (local, remote, port): (&str, &str, u16)) -> FlowKey {
+    let cgroup_id = who.bytes().map(u64::from).sum();
+    FlowKey { cgroup_id, netns: 4, role, local: ip(local), remote: ip(remote), port, protocol: Protocol::Tcp }
 }
 
 /// Client, server, Service, port, opened, failed of each edge.
@@ -135,7 +142,8 @@ fn edges(graph: &Graph) -> Vec<String> {
             let via = key.service.as_ref().map(|service| format!(" via {}", service.name)).unwrap_or_default();
             let counters = &edge.counters;
             let (client, server) = (name(&key.client), name(&key.server));
-            format!("{client} -> {server}:{}{via} {}+{}", key.port, counters.opened, counters.failed)
+            let protocol = if key.protocol == Protocol::Udp { "/UDP" } else { "" };
+            format!("{client} -> {server}:{}{protocol}{via} {}+{}", key.port, counters.opened, counters.failed)
         })
         .collect()
 }
@@ -157,6 +165,28 @@ fn a_servers_report_waits_for_the_clients() {
     assert_eq!(edges(&late), ["web -> db:5432 3+0"]);
     assert_eq!(late.edges[0].seen, Seen::Server);
     assert_eq!(late.edges[0].client_identity, Identity::Ip);
+}
+
+#[test]
+fn a_services_port_leads_elsewhere_for_each_protocol() {
+    let mut world = World::new();
+    world.directory.upsert_pod(pod("other", "node-2", "10.244.2.3"), at(0));
+    let port = |protocol, name: &str, address: &str| ServicePort {
+        port: 53,
+        protocol,
+        node_port: None,
+        backends: vec![Backend { ip: ip(address), port: 5353, pod_uid: Some(format!("uid-{name}")) }],
+    };
+    let name = ServiceRef { namespace: "shop".to_owned(), name: "dns".to_owned() };
+    let ports = vec![port(Protocol::Tcp, "db", "10.244.2.2"), port(Protocol::Udp, "other", "10.244.2.3")];
+    world.directory.upsert_service(Service { name, addresses: vec![ip("10.96.0.10")], ports }, at(0));
+    let counters = FlowCounters { opened: 3, closed: 3, ..FlowCounters::default() };
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let key = key("web", Role::Client, ("10.244.1.2", "10.96.0.10", 53));
+        world.report("web", FlowKey { protocol, ..key }, &counters, at(0));
+    }
+    let shown = world.graph(at(60));
+    assert_eq!(edges(&shown), ["web -> db:5353 via dns 3+0", "web -> other:5353/UDP via dns 3+0"]);
 }
 
 #[test]
@@ -264,6 +294,7 @@ fn an_address_that_another_service_gets_is_not_the_former_clients_way_to_it() {
         addresses: vec![ip("203.0.113.1")],
         ports: vec![ServicePort {
             port: 80,
+            protocol: Protocol::Tcp,
             node_port: None,
             backends: vec![Backend { ip: ip(address), port: 5432, pod_uid: Some(format!("uid-{backend}")) }],
         }],
@@ -288,6 +319,7 @@ fn an_agent_that_has_fallen_silent_is_not_waited_for() {
             addresses: vec![ip("10.96.0.5")],
             ports: vec![ServicePort {
                 port: 80,
+                protocol: Protocol::Tcp,
                 node_port: None,
                 backends: [("db", "10.244.2.2"), ("cache", "10.244.1.3")]
                     .map(|(name, address)| Backend {

@@ -15,7 +15,7 @@ use scopeprobe_topology::{
     directory::Directory,
     edge::{EdgeCounters, EdgeKey, Peer},
     entity::{Backend, CgroupOwner, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{Graph, Options},
     ledger::{Epoch, Ledger},
 };
@@ -67,7 +67,7 @@ fn directory(generation: u8) -> Directory {
     let service = Service {
         name: ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() },
         addresses: vec![ip(SERVICE)],
-        ports: vec![ServicePort { port: 80, node_port: None, backends: vec![backend] }],
+        ports: vec![ServicePort { port: 80, protocol: Protocol::Tcp, node_port: None, backends: vec![backend] }],
     };
     directory.upsert_service(service, SystemTime::UNIX_EPOCH);
     directory
@@ -75,7 +75,13 @@ fn directory(generation: u8) -> Directory {
 
 fn edge(through_service: bool) -> EdgeKey {
     let service = through_service.then(|| ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() });
-    EdgeKey { client: Peer::Workload(workload("web")), server: Peer::Workload(workload("db")), service, port: PORT }
+    EdgeKey {
+        client: Peer::Workload(workload("web")),
+        server: Peer::Workload(workload("db")),
+        service,
+        port: PORT,
+        protocol: Protocol::Tcp,
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -218,7 +224,15 @@ impl World {
                 End::Served => (Role::Server, DB, web.as_str(), PORT, "db", 0),
             };
             let cgroup_id = 5 + u64::from(number);
-            let key = FlowKey { cgroup_id, netns: 1, role, local: ip(local), remote: ip(remote), port };
+            let key = FlowKey {
+                cgroup_id,
+                netns: 1,
+                role,
+                local: ip(local),
+                remote: ip(remote),
+                port,
+                protocol: Protocol::Tcp,
+            };
             if flow.counters != FlowCounters::default() {
                 let pod_uid = format!("uid-{who}-{number}");
                 let owner = CgroupOwner::PodContainer { pod_uid, container_id: format!("id-{who}-{number}") };

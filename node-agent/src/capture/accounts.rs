@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use node_agent_common::{FlowKey, FlowStats, Role};
+use node_agent_common::{FlowKey, FlowStats, Protocol, Role};
 use topology::flow;
 
 /// Payload in both directions.
@@ -219,6 +219,10 @@ fn public_key(key: &FlowKey) -> Option<flow::FlowKey> {
         local: address(key.local()),
         remote: address(key.remote()),
         port: key.port(),
+        protocol: match key.protocol() {
+            Protocol::Tcp => flow::Protocol::Tcp,
+            Protocol::Udp => flow::Protocol::Udp,
+        },
     })
 }
 
@@ -228,7 +232,11 @@ pub(super) fn kernel_key(key: &flow::FlowKey) -> FlowKey {
         flow::Role::Client => Role::Client,
         flow::Role::Server => Role::Server,
     };
-    FlowKey::new(key.cgroup_id, key.netns, role, key.port, octets(key.local), octets(key.remote))
+    let tcp = FlowKey::new(key.cgroup_id, key.netns, role, key.port, octets(key.local), octets(key.remote));
+    match key.protocol {
+        flow::Protocol::Tcp => tcp,
+        flow::Protocol::Udp => tcp.over_udp(),
+    }
 }
 
 fn address(octets: [u8; 16]) -> IpAddr {
@@ -335,7 +343,14 @@ mod tests {
 
     #[test]
     fn keys_survive_the_way_out_and_back() {
-        for (local, remote) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2"), ("::1", "::1")] {
+        let (tcp, udp) = (flow::Protocol::Tcp, flow::Protocol::Udp);
+        let ends = [
+            ("10.0.0.1", "10.0.0.2", tcp),
+            ("10.0.0.1", "10.0.0.2", udp),
+            ("::1", "fd00::2", tcp),
+            ("::1", "::1", udp),
+        ];
+        for (local, remote, protocol) in ends {
             let outside = flow::FlowKey {
                 cgroup_id: 5,
                 netns: 6,
@@ -343,6 +358,7 @@ mod tests {
                 local: local.parse().unwrap(),
                 remote: remote.parse().unwrap(),
                 port: 443,
+                protocol,
             };
             assert_eq!(public_key(&kernel_key(&outside)), Some(outside));
         }

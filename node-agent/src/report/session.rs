@@ -161,7 +161,7 @@ mod tests {
     use std::{collections::HashSet, fs, net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
 
     use proptest::prelude::*;
-    use topology::flow::Role;
+    use topology::flow::{Protocol, Role};
 
     use super::*;
     use crate::{
@@ -189,7 +189,7 @@ mod tests {
 
     fn key(cgroup_id: u64, port: u16) -> FlowKey {
         let ip = IpAddr::from([10, 0, 0, 1]);
-        FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port }
+        FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port, protocol: Protocol::Tcp }
     }
 
     fn see(observation: &mut Observation, key: FlowKey, opened: u64) {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, net::IpAddr, time::SystemTime};
 use report::{MAX_CAPTURE_MESSAGE_BYTES, v1alpha1 as wire};
 use topology::{
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
 };
 
 use crate::{
@@ -61,6 +61,12 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
         local_ip: octets(key.local),
         remote_ip: octets(key.remote),
         port: key.port.into(),
+        protocol: match key.protocol {
+            Protocol::Tcp => wire::Protocol::Tcp,
+            Protocol::Udp => wire::Protocol::Udp,
+        }
+        .into(),
+        remote_names: Vec::new(),
         run: counters.run,
         counters: Some(wire::Counters {
             opened: counters.opened,

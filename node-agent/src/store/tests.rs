@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use topology::flow::Role;
+use topology::flow::{Protocol, Role};
 
 use super::*;
 
@@ -8,7 +8,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 fn key(cgroup_id: u64, port: u16) -> FlowKey {
     let ip = Ipv4Addr::LOCALHOST.into();
-    FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port }
+    FlowKey { cgroup_id, netns: 1, role: Role::Client, local: ip, remote: ip, port, protocol: Protocol::Tcp }
 }
 
 fn counters(opened: u64, closed: u64) -> FlowCounters {

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 use topology::{
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
 };
 
 /// All connections of one owner in one role with one peer at one port.
@@ -23,6 +23,8 @@ pub struct Row {
     pub remote: IpAddr,
     /// The server's port as this end sees it.
     pub port: u16,
+    /// What is spoken at that port.
+    pub protocol: Protocol,
     /// Who is at the other end, where that end is on this machine, too.
     pub peers: BTreeSet<CgroupOwner>,
     /// Connections opened since the start.
@@ -41,13 +43,13 @@ pub struct Row {
 
 /// A conversation, as both ends see it if nothing translates addresses between them. An address of the loopback
 /// network means another machine in each network namespace.
-type Conversation = (IpAddr, IpAddr, u16, Option<u32>);
+type Conversation = (IpAddr, IpAddr, u16, Protocol, Option<u32>);
 
 fn conversation(key: &FlowKey) -> Conversation {
     let namespace = key.local.is_loopback().then_some(key.netns);
     match key.role {
-        Role::Client => (key.local, key.remote, key.port, namespace),
-        Role::Server => (key.remote, key.local, key.port, namespace),
+        Role::Client => (key.local, key.remote, key.port, key.protocol, namespace),
+        Role::Server => (key.remote, key.local, key.port, key.protocol, namespace),
     }
 }
 
@@ -71,11 +73,12 @@ pub fn rows<'a>(
     let mut rows = BTreeMap::<_, Row>::new();
     for (key, counters) in flows {
         let whose = owner(key.cgroup_id);
-        let row = rows.entry((whose.clone(), key.role, key.remote, key.port)).or_insert_with(|| Row {
+        let row = rows.entry((whose.clone(), key.role, key.remote, key.port, key.protocol)).or_insert_with(|| Row {
             owner: whose,
             role: key.role,
             remote: key.remote,
             port: key.port,
+            protocol: key.protocol,
             peers: BTreeSet::new(),
             opened: 0,
             preexisting: 0,
@@ -101,7 +104,15 @@ mod tests {
     use super::*;
 
     fn key(cgroup_id: u64, netns: u32, role: Role, local: &str, remote: &str, port: u16) -> FlowKey {
-        FlowKey { cgroup_id, netns, role, local: local.parse().unwrap(), remote: remote.parse().unwrap(), port }
+        FlowKey {
+            cgroup_id,
+            netns,
+            role,
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            port,
+            protocol: Protocol::Tcp,
+        }
     }
 
     fn host(cgroup: u64) -> CgroupOwner {

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use topology::{entity::CgroupOwner, flow::Role};
+use topology::{
+    entity::CgroupOwner,
+    flow::{Protocol, Role},
+};
 
 use super::{rows::Row, view::View};
 
@@ -83,9 +86,13 @@ fn peer(row: &Row) -> String {
         std::net::IpAddr::V6(ip) if row.role == Role::Client => format!("[{ip}]"),
         ip => ip.to_string(),
     };
+    let port = match row.protocol {
+        Protocol::Tcp => row.port.to_string(),
+        Protocol::Udp => format!("{}/UDP", row.port),
+    };
     let mut peer = match row.role {
-        Role::Client => format!("{remote}:{}", row.port),
-        Role::Server => format!("{remote} at :{}", row.port),
+        Role::Client => format!("{remote}:{port}"),
+        Role::Server => format!("{remote} at :{port}"),
     };
     let mut names = row.peers.iter().map(name);
     if let Some(first) = names.next() {
@@ -164,6 +171,7 @@ mod tests {
             role,
             remote: remote.parse().unwrap(),
             port: 5432,
+            protocol: Protocol::Tcp,
             peers: peers.iter().map(|name| host(name)).collect::<BTreeSet<_>>(),
             opened: 12,
             preexisting: 1,
@@ -198,11 +206,13 @@ mod tests {
         let rows = vec![
             row(host("web.service"), Role::Client, "10.0.0.2", &["postgresql.service", "x"]),
             row(pod, Role::Server, "fd00::1", &[]),
+            Row { protocol: Protocol::Udp, port: 53, ..row(host("dns.service"), Role::Server, "10.0.0.2", &[]) },
         ];
         let expected = "\
 WHO                                PEER                                       OPENED  ACTIVE  FAILED      SENT  RECEIVED
 web.service                      → 10.0.0.2:5432 (postgresql.service, …)          13       3       2      1234 117.7 MiB
 pod 0b1c2d3e/5d3c8f1a2b4c        ← fd00::1 at :5432                               13       3       2      1234 117.7 MiB
+dns.service                      ← 10.0.0.2 at :53/UDP                            13       3       2      1234 117.7 MiB
 
 100 connections seen since the start, 5 lost, coverage 95.2% · Ebpf by SockOps on 6.12.0
 old sockets are not known

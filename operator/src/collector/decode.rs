@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use crds::{Losses, Mode};
 use report::{
-    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES,
+    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES, MAX_REMOTE_NAME_BYTES, MAX_REMOTE_NAMES,
     v1alpha1::{self as wire, identity},
 };
 use topology::{
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, Methods, Role},
+    flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     ledger::Epoch,
     rtt::{RttBucket, RttHistogram},
 };
@@ -45,8 +45,17 @@ pub(super) struct Report {
     pub ends_snapshot: bool,
     pub capture: Capture,
     pub identities: Vec<(u64, CgroupOwner)>,
-    pub flows: Vec<(FlowKey, FlowCounters)>,
+    pub flows: Vec<Flow>,
     pub node_addresses: Vec<IpAddr>,
+}
+
+/// A flow as its agent tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Flow {
+    pub key: FlowKey,
+    pub counters: FlowCounters,
+    /// Names that have led to its remote address.
+    pub remote_names: Vec<String>,
 }
 
 /// How the agent captures.
@@ -83,7 +92,7 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
     }
     let capture = message.capture.ok_or_else(|| invalid("capture", "is missing"))?;
     let identities = message.identities.into_iter().enumerate();
-    let flows = message.flows.iter().enumerate();
+    let flows = message.flows.into_iter().enumerate();
     Ok(Report {
         node: message.node,
         epoch: Epoch(epoch),
@@ -174,7 +183,7 @@ fn decode_identity(index: usize, identity: wire::Identity) -> Result<(u64, Cgrou
     Ok((identity.cgroup_id, owner))
 }
 
-fn decode_flow(index: usize, flow: &wire::Flow) -> Result<(FlowKey, FlowCounters), Invalid> {
+fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invalid> {
     let field = |name: &str| format!("flows[{index}].{name}");
     let role = match wire::Role::try_from(flow.role) {
         Ok(wire::Role::Client) => Role::Client,
@@ -193,8 +202,32 @@ fn decode_flow(index: usize, flow: &wire::Flow) -> Result<(FlowKey, FlowCounters
         .filter(|port| *port != 0)
         .ok_or_else(|| invalid(field("port"), format!("{} is not between 1 and 65535", flow.port)))?;
     let counters = flow.counters.as_ref().ok_or_else(|| invalid(field("counters"), "are missing"))?;
-    let key = FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port };
-    Ok((key, FlowCounters { run: flow.run, ..decode_counters(&field("counters"), counters)? }))
+    let protocol = match wire::Protocol::try_from(flow.protocol) {
+        Ok(wire::Protocol::Tcp) => Protocol::Tcp,
+        Ok(wire::Protocol::Udp) => Protocol::Udp,
+        Err(_) => return Err(invalid(field("protocol"), format!("{} is no known protocol", flow.protocol))),
+    };
+    Ok(Flow {
+        key: FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port, protocol },
+        counters: FlowCounters { run: flow.run, ..decode_counters(&field("counters"), counters)? },
+        remote_names: decode_remote_names(&field("remote_names"), flow.remote_names)?,
+    })
+}
+
+/// They are shown to people, who must not be misled by letters that cannot be seen: printable ASCII only, as DNS names
+/// are written.
+fn decode_remote_names(field: &str, names: Vec<String>) -> Result<Vec<String>, Invalid> {
+    if names.len() > MAX_REMOTE_NAMES {
+        return Err(invalid(field, format!("are {}; at most {MAX_REMOTE_NAMES}", names.len())));
+    }
+    for (index, name) in names.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        at_most(&field, name, MAX_REMOTE_NAME_BYTES)?;
+        if name.is_empty() || !name.bytes().all(|letter| letter.is_ascii_graphic()) {
+            return Err(invalid(field, format!("{name:?} is no DNS name")));
+        }
+    }
+    Ok(names)
 }
 
 /// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
@@ -321,6 +354,8 @@ mod tests {
                 port: 22,
                 counters: Some(wire::Counters { opened: 3, closed: 1, ..wire::Counters::default() }),
                 run: 2,
+                protocol: wire::Protocol::Udp.into(),
+                remote_names: vec!["example.com".to_owned()],
             }],
             node_addresses: vec![vec![10, 0, 0, 9]],
         }
@@ -336,8 +371,10 @@ mod tests {
             local: "10.0.0.1".parse().expect("an address"),
             remote: "10.0.0.2".parse().expect("an address"),
             port: 22,
+            protocol: Protocol::Udp,
         };
-        assert_eq!(report.flows, [(key, FlowCounters { run: 2, opened: 3, closed: 1, ..FlowCounters::default() })]);
+        let counters = FlowCounters { run: 2, opened: 3, closed: 1, ..FlowCounters::default() };
+        assert_eq!(report.flows, [Flow { key, counters, remote_names: vec!["example.com".to_owned()] }]);
         assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
         assert_eq!(report.capture.mode, Mode::Ebpf);
     }
@@ -348,7 +385,7 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 19] = [
+        let faults: [(&str, Fault); 24] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -367,6 +404,11 @@ mod tests {
             ("flows[0].port", |message| message.flows[0].port = 65_536),
             ("flows[0].counters", |message| message.flows[0].counters = None),
             ("flows[0].counters.opened", |message| counters(message).opened = u64::MAX),
+            ("flows[0].protocol", |message| message.flows[0].protocol = 2),
+            ("flows[0].remote_names", |message| message.flows[0].remote_names = vec!["a".to_owned(); 5]),
+            ("flows[0].remote_names[0]", |message| message.flows[0].remote_names = vec!["a".repeat(254)]),
+            ("flows[0].remote_names[0]", |message| message.flows[0].remote_names = vec![String::new()]),
+            ("flows[0].remote_names[1]", |message| message.flows[0].remote_names.push("a b".to_owned())),
             ("flows[0].counters.open_bytes_sent", |message| counters(message).open_bytes_sent = 1),
         ];
         for (field, fault) in faults {
@@ -382,6 +424,6 @@ mod tests {
         let mut mapped = message();
         mapped.flows[0].local_ip = [vec![0; 10], vec![0xff, 0xff], vec![10, 0, 0, 1]].concat();
         let report = decode(mapped).expect("the message is good");
-        assert_eq!(report.flows[0].0.local, "10.0.0.1".parse::<IpAddr>().expect("an address"));
+        assert_eq!(report.flows[0].key.local, "10.0.0.1".parse::<IpAddr>().expect("an address"));
     }
 }

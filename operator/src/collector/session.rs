@@ -12,7 +12,7 @@ use topology::ledger::LateEpoch;
 
 use super::{
     Accounts,
-    decode::{Capture, Report},
+    decode::{Capture, Flow, Report},
 };
 use crate::observation::{NodeObservation, Observations};
 
@@ -126,8 +126,9 @@ fn apply(
     for (cgroup_id, owner) in &report.identities {
         changed |= ledger.identify(node, epoch, *cgroup_id, owner.clone())?;
     }
-    for (key, counters) in &report.flows {
+    for Flow { key, counters, remote_names } in &report.flows {
         changed |= ledger.apply(node, epoch, *key, counters, now)?;
+        changed |= ledger.name_remote(node, epoch, key, remote_names)?;
     }
     if report.ends_snapshot {
         changed |= ledger.end_snapshot(node, epoch, now)?;

@@ -184,6 +184,7 @@ fn one_way(edge: &Edge, earlier: Option<&Counts>, side: &Side<'_>) -> TopologyEd
         service: service
             .map(|service| ServiceReference { namespace: service.namespace.clone(), name: service.name.clone() }),
         port: edge.key.port,
+        protocol: edge.key.protocol.into(),
         containers: containers(side.own.0),
         peer_containers: containers(side.others.0),
         pods: own_pods,

@@ -62,7 +62,7 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
     let from_servers = if seen == Seen::Server { counters } else { EdgeCounters::default() };
     Some(Published {
         edge: Edge {
-            key: EdgeKey { client, server, service, port: edge.port },
+            key: EdgeKey { client, server, service, port: edge.port, protocol: edge.protocol.into() },
             counters: EdgeCounters { active: edge.active, ..counters },
             from_servers,
             clients,
@@ -140,7 +140,7 @@ fn peer(edge: &TopologyEdge) -> Option<Peer> {
 mod tests {
     use std::collections::{BTreeSet, HashMap};
 
-    use topology::flow::Methods;
+    use topology::flow::{Methods, Protocol};
 
     use super::{super::object, *};
     use crate::publisher::adjacency;
@@ -182,13 +182,17 @@ mod tests {
             seen,
             client_identity: certain(seen != Seen::Server),
             server_identity: certain(seen != Seen::Client),
-            key: EdgeKey { client, server, service, port: 5432 },
+            key: EdgeKey { client, server, service, port: 5432, protocol: Protocol::Tcp },
             methods: Methods::EBPF.union(Methods::CONNTRACK),
             dns_names: Vec::new(),
             addresses: 0,
             knows_retransmits: true,
             rtt: Some(RttBucket::of(300)),
         }
+    }
+
+    fn over_udp(edge: Edge) -> Edge {
+        Edge { key: EdgeKey { protocol: Protocol::Udp, ..edge.key }, ..edge }
     }
 
     #[test]
@@ -203,6 +207,7 @@ mod tests {
             edges: vec![
                 edge(web.clone(), db.clone(), None, Seen::Both),
                 edge(web.clone(), db.clone(), Some("db"), Seen::Both),
+                over_udp(edge(web.clone(), db.clone(), Some("db"), Seen::Both)),
                 edge(web.clone(), Peer::Service(service), Some("db"), Seen::Client),
                 edge(web.clone(), external.clone(), None, Seen::Client),
                 edge(web.clone(), Peer::HostProcess { node: node(), name: "sshd".to_owned() }, None, Seen::Both),

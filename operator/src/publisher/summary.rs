@@ -1,13 +1,16 @@
 //! One line for people: whom a workload calls, and who calls it.
 
-use topology::edge::{Edge, Peer};
+use topology::{
+    edge::{Edge, Peer},
+    flow::Protocol,
+};
 
 /// About how many characters fit into a column.
 const COLUMN: usize = 36;
 
-/// `catalog:8080, cart:8080`, or `-`.
+/// `catalog:8080, kube-system/kube-dns:53/UDP`, or `-`.
 pub(super) fn to<'a>(namespace: &str, egress: impl Iterator<Item = &'a Edge>) -> String {
-    line(egress.map(|edge| named(namespace, &edge.key.server, Some(edge.key.port))))
+    line(egress.map(|edge| named(namespace, &edge.key.server, Some((edge.key.port, edge.key.protocol)))))
 }
 
 /// `ingress`, or `-`.
@@ -43,7 +46,7 @@ fn cut(name: &str, most: usize) -> String {
 }
 
 /// A peer's short name, and its place: what was deployed comes before nodes and the outside.
-fn named(namespace: &str, peer: &Peer, port: Option<u16>) -> (u8, String) {
+fn named(namespace: &str, peer: &Peer, port: Option<(u16, Protocol)>) -> (u8, String) {
     let local = |of: &str, name: &str| if of == namespace { name.to_owned() } else { format!("{of}/{name}") };
     let (place, name, remark) = match peer {
         Peer::Workload(workload) => (0, local(&workload.namespace, &workload.name), None),
@@ -58,7 +61,11 @@ fn named(namespace: &str, peer: &Peer, port: Option<u16>) -> (u8, String) {
         Peer::External { ip } => (8, ip.to_string(), Some("external")),
         Peer::OtherExternal => (9, "others".to_owned(), Some("external")),
     };
-    let port = port.filter(|port| *port > 0).map(|port| format!(":{port}")).unwrap_or_default();
+    let port = match port.filter(|(port, _)| *port > 0) {
+        None => String::new(),
+        Some((port, Protocol::Tcp)) => format!(":{port}"),
+        Some((port, Protocol::Udp)) => format!(":{port}/UDP"),
+    };
     let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
     (place, format!("{name}{port}{remark}"))
 }
@@ -70,7 +77,7 @@ mod tests {
     use super::*;
 
     fn names(peers: &[Peer], port: Option<u16>) -> String {
-        line(peers.iter().map(|peer| named("shop", peer, port)))
+        line(peers.iter().map(|peer| named("shop", peer, port.map(|port| (port, Protocol::Tcp)))))
     }
 
     fn workload(namespace: &str, name: &str) -> Peer {
@@ -104,6 +111,15 @@ mod tests {
         assert_eq!(names(&[Peer::OtherExternal], Some(443)), "others:443 (external)");
         assert_eq!(names(&[Peer::OtherExternal], Some(0)), "others (external)");
         assert_eq!(names(&[], None), "-");
+    }
+
+    #[test]
+    fn udp_is_named_and_tcp_goes_without_saying() {
+        let ports = [(53, Protocol::Udp), (53, Protocol::Tcp)];
+        let dns = workload("kube-system", "dns");
+        let names = ports.into_iter().map(|port| named("shop", &dns, Some(port)));
+        assert_eq!(line(names), "kube-system/dns:53, +1 more");
+        assert_eq!(named("kube-system", &dns, Some((53, Protocol::Udp))).1, "dns:53/UDP");
     }
 
     #[test]

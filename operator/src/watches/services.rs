@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::{core::v1::Service as Object, discovery::v1::EndpointSlice};
-use topology::entity::{Backend, Service, ServicePort, ServiceRef};
+use topology::{
+    entity::{Backend, Service, ServicePort, ServiceRef},
+    flow::Protocol,
+};
 
 /// The label by which an EndpointSlice names its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -20,15 +23,16 @@ pub struct ServiceFacts {
 struct PortFacts {
     name: String,
     port: u16,
+    protocol: Protocol,
     node_port: Option<u16>,
 }
 
-/// An EndpointSlice: backends by the name of the Service's port.
+/// An EndpointSlice: backends by the name of the Service's port and its protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceFacts {
     pub(super) name: ServiceRef,
     pub(super) service: ServiceRef,
-    backends: Vec<(String, Backend)>,
+    backends: Vec<(String, Protocol, Backend)>,
 }
 
 pub(super) fn service(object: Object) -> Option<ServiceFacts> {
@@ -44,7 +48,7 @@ pub(super) fn service(object: Object) -> Option<ServiceFacts> {
         .chain(ingress.iter().flatten().filter_map(|ingress| ingress.ip.as_ref()))
         .filter_map(|address| address.parse().ok())
         .collect();
-    let ports = spec.ports.unwrap_or_default().into_iter().filter(|port| is_tcp(port.protocol.as_deref()));
+    let ports = spec.ports.unwrap_or_default().into_iter();
     Some(ServiceFacts {
         name,
         addresses: addresses.into_iter().collect(),
@@ -53,6 +57,7 @@ pub(super) fn service(object: Object) -> Option<ServiceFacts> {
                 Some(PortFacts {
                     name: port.name.unwrap_or_default(),
                     port: u16::try_from(port.port).ok()?,
+                    protocol: protocol(port.protocol.as_deref())?,
                     node_port: port.node_port.and_then(|port| u16::try_from(port).ok()),
                 })
             })
@@ -67,13 +72,15 @@ pub(super) fn slice(object: EndpointSlice) -> Option<SliceFacts> {
     let of = object.metadata.labels.unwrap_or_default().remove(SERVICE_NAME_LABEL).unwrap_or_default();
     let ports = object.ports.unwrap_or_default();
     let mut backends = Vec::new();
-    for port in ports.iter().filter(|port| is_tcp(port.protocol.as_deref())) {
+    for port in &ports {
+        let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
         let Some(number) = port.port.and_then(|port| u16::try_from(port).ok()) else { continue };
         for endpoint in &object.endpoints {
             let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
             for ip in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
                 let pod_uid = target.and_then(|target| target.uid.clone());
-                backends.push((port.name.clone().unwrap_or_default(), Backend { ip, port: number, pod_uid }));
+                let name = port.name.clone().unwrap_or_default();
+                backends.push((name, protocol, Backend { ip, port: number, pod_uid }));
             }
         }
     }
@@ -82,12 +89,12 @@ pub(super) fn slice(object: EndpointSlice) -> Option<SliceFacts> {
 
 /// A Service with the backends of its slices.
 pub(super) fn join<'a>(facts: &ServiceFacts, slices: &(impl Iterator<Item = &'a SliceFacts> + Clone)) -> Service {
-    let backends_of = |name: &str| {
+    let backends_of = |of: &PortFacts| {
         let backends: BTreeSet<Backend> = slices
             .clone()
             .flat_map(|slice| &slice.backends)
-            .filter(|(port, _)| port == name)
-            .map(|(_, backend)| backend.clone())
+            .filter(|(name, protocol, _)| *name == of.name && *protocol == of.protocol)
+            .map(|(_, _, backend)| backend.clone())
             .collect();
         backends.into_iter().collect()
     };
@@ -97,11 +104,21 @@ pub(super) fn join<'a>(facts: &ServiceFacts, slices: &(impl Iterator<Item = &'a 
         ports: facts
             .ports
             .iter()
-            .map(|port| ServicePort { port: port.port, node_port: port.node_port, backends: backends_of(&port.name) })
+            .map(|port| ServicePort {
+                port: port.port,
+                protocol: port.protocol,
+                node_port: port.node_port,
+                backends: backends_of(port),
+            })
             .collect(),
     }
 }
 
-fn is_tcp(protocol: Option<&str>) -> bool {
-    protocol.is_none_or(|protocol| protocol == "TCP")
+/// TCP where nothing is said; `None` for what is not observed (SCTP).
+fn protocol(named: Option<&str>) -> Option<Protocol> {
+    match named {
+        None | Some("TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some(_) => None,
+    }
 }

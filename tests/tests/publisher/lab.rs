@@ -24,7 +24,7 @@ use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest};
 use tokio::{sync::watch, task::JoinSet};
 use topology::{
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
     ledger::Epoch,
 };
 
@@ -146,6 +146,7 @@ impl Lab {
                 local: IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1)),
                 remote: IpAddr::V4(Ipv4Addr::new(192, 0, 2, *peer)),
                 port: 443,
+                protocol: Protocol::Tcp,
             };
             let counters = FlowCounters { opened: *opened, closed: *opened, ..FlowCounters::default() };
             ledger.apply(NODE, EPOCH, key, &counters, now).expect("there is one epoch");

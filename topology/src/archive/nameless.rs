@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use crate::{
     edge::{Edge, EdgeCounters, EdgeKey, Peer},
     entity::ServiceRef,
+    flow::Protocol,
     graph::Graph,
 };
 
@@ -13,9 +14,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Nameless {
     /// By server and port, where the client has no name.
-    clients: HashMap<(Peer, u16), EdgeCounters>,
+    clients: HashMap<(Peer, u16, Protocol), EdgeCounters>,
     /// By client, Service and port, where the server has none.
-    servers: HashMap<(Peer, Option<ServiceRef>, u16), EdgeCounters>,
+    servers: HashMap<(Peer, Option<ServiceRef>, u16, Protocol), EdgeCounters>,
 }
 
 impl Nameless {
@@ -23,10 +24,10 @@ impl Nameless {
         let mut nameless = Self::default();
         for (key, counters) in unknown.filter(|(_, counters)| counters.opened > 0 || counters.failed > 0) {
             if !is_address(&key.client) {
-                nameless.clients.entry((key.server.clone(), key.port)).or_default().add(counters);
+                nameless.clients.entry(of_server(key)).or_default().add(counters);
             }
             if !is_address(&key.server) {
-                nameless.servers.entry((key.client.clone(), key.service.clone(), key.port)).or_default().add(counters);
+                nameless.servers.entry(of_client(key)).or_default().add(counters);
             }
         }
         nameless
@@ -37,8 +38,8 @@ impl Nameless {
     pub(super) fn under_a_name(&mut self, edge: &Edge, published: &EdgeCounters) -> EdgeCounters {
         let key = &edge.key;
         let known = match (has_no_name(&key.client), has_no_name(&key.server)) {
-            (true, false) => self.clients.get_mut(&(key.server.clone(), key.port)),
-            (false, true) => self.servers.get_mut(&(key.client.clone(), key.service.clone(), key.port)),
+            (true, false) => self.clients.get_mut(&of_server(key)),
+            (false, true) => self.servers.get_mut(&of_client(key)),
             _ => None,
         };
         let Some(known) = known else { return EdgeCounters::default() };
@@ -48,6 +49,14 @@ impl Nameless {
         *known = left;
         taken
     }
+}
+
+fn of_server(key: &EdgeKey) -> (Peer, u16, Protocol) {
+    (key.server.clone(), key.port, key.protocol)
+}
+
+fn of_client(key: &EdgeKey) -> (Peer, Option<ServiceRef>, u16, Protocol) {
+    (key.client.clone(), key.service.clone(), key.port, key.protocol)
 }
 
 /// Takes from edges what is on others.

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Seen},
     entity::ServiceRef,
-    flow::Methods,
+    flow::{Methods, Protocol},
     rtt::RttHistogram,
 };
 
@@ -20,6 +20,7 @@ pub(super) struct Key<'a> {
     pub server: PeerId,
     pub service: Option<&'a ServiceRef>,
     pub port: u16,
+    pub protocol: Protocol,
 }
 
 /// Connections and failed attempts of one endpoint.
@@ -129,6 +130,7 @@ fn edge(key: Key<'_>, sum: &Sum, ends: &Ends<'_>) -> Edge {
             server: ends.peer(key.server).clone(),
             service: key.service.cloned(),
             port: key.port,
+            protocol: key.protocol,
         },
         counters: sum.counters,
         from_servers: sum.from_servers,

@@ -7,6 +7,7 @@ use crate::{
     directory::Directory,
     edge::Peer,
     entity::{CgroupOwner, Pod, ServiceRef},
+    flow::Protocol,
 };
 
 /// A peer, by number.
@@ -42,7 +43,7 @@ pub(super) struct Ends<'a> {
     list: Vec<End<'a>>,
     end_ids: HashMap<EndKey<'a>, EndId>,
     /// With the time of the latest news of it.
-    listeners: HashMap<(IpAddr, u16), (SystemTime, EndId)>,
+    listeners: HashMap<(IpAddr, u16, Protocol), (SystemTime, EndId)>,
 }
 
 impl<'a> Ends<'a> {
@@ -102,16 +103,17 @@ impl<'a> Ends<'a> {
     }
 
     /// Notes which end was seen to listen at an address, with the latest news of it: of several, the last one counts.
-    pub(super) fn note_listener(&mut self, ip: IpAddr, port: u16, end: EndId, changed: SystemTime) {
-        let latest = self.listeners.entry((ip, port)).or_insert((changed, end));
+    pub(super) fn note_listener(&mut self, at: (IpAddr, u16, Protocol), end: EndId, changed: SystemTime) {
+        let latest = self.listeners.entry(at).or_insert((changed, end));
         if changed >= latest.0 {
             *latest = (changed, end);
         }
     }
 
     /// Who a server is, by the address that a client dialled.
-    pub(super) fn server_at(&mut self, ip: IpAddr, port: u16, at: SystemTime) -> EndId {
-        let listener = self.listeners.get(&(ip, port)).map(|(_, end)| *end);
+    pub(super) fn server_at(&mut self, dialled: (IpAddr, u16, Protocol), at: SystemTime) -> EndId {
+        let (ip, ..) = dialled;
+        let listener = self.listeners.get(&dialled).map(|(_, end)| *end);
         match (self.directory.owner_of(ip, at), listener) {
             (Some(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => end,
             (Some(pod), _) => self.pod_address(pod),

@@ -24,7 +24,7 @@ use crate::{
     directory::{Dialled, Directory},
     edge::EdgeCounters,
     entity::ServiceRef,
-    flow::{FlowTotals, Role},
+    flow::{FlowTotals, Protocol, Role},
     ledger::{FlowView, Ledger},
 };
 
@@ -49,7 +49,7 @@ pub(super) struct Join<'a> {
     pub(super) sinks: Vec<Sink<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
-    candidates: HashMap<(IpAddr, u16, &'a ServiceRef), Rc<Candidates<'a>>>,
+    candidates: HashMap<(IpAddr, u16, Protocol, &'a ServiceRef), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: Forgotten,
     pub(super) unsettled: u64,
@@ -72,7 +72,8 @@ impl<'a> Join<'a> {
                 Role::Client => sources.push(source(&flow, end, options)),
                 Role::Server => {
                     if !flow.key.local.is_loopback() {
-                        ends.note_listener(flow.key.local, flow.key.port, end, flow.changed);
+                        let at = (flow.key.local, flow.key.port, flow.key.protocol);
+                        ends.note_listener(at, end, flow.changed);
                     }
                     sinks.push(sink(&flow, end, options));
                 }
@@ -177,7 +178,7 @@ impl<'a> Join<'a> {
     /// Both ends see the same addresses.
     fn join_direct(&mut self, source: &Source<'a>, sinks: &[usize]) {
         let client = self.ends.peer_of(source.end);
-        let port = source.tuple.port;
+        let Tuple { port, protocol, .. } = source.tuple;
         let mut wanted = source.counters.opened;
         let mut rest = source.counters;
         let ends = || sinks.iter().map(|index| self.sinks[*index].end);
@@ -186,7 +187,7 @@ impl<'a> Join<'a> {
         let last = sinks.last().copied();
         for index in sinks.iter().copied() {
             let server = self.ends.peer_of(self.sinks[index].end);
-            let key = Key { client, server, service: None, port };
+            let key = Key { client, server, service: None, port, protocol };
             let sink = &mut self.sinks[index];
             let took = sink.take_of(wanted, &source.counters);
             sink.explain(source, key);
@@ -228,13 +229,14 @@ impl<'a> Join<'a> {
         let server_end = if source.tuple.scope.is_some() {
             self.own_loopback(source.node, source.end)
         } else {
-            self.ends.server_at(source.tuple.server, source.tuple.port, source.at)
+            self.ends.server_at((source.tuple.server, source.tuple.port, source.tuple.protocol), source.at)
         };
         let key = Key {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(server_end),
             service: None,
             port: source.tuple.port,
+            protocol: source.tuple.protocol,
         };
         self.add_from_client(source, key, &source.counters);
         self.sums.at(key).add_server(server_end, source.counters.opened, source.counters.failed);
@@ -296,7 +298,13 @@ impl<'a> Join<'a> {
 
     fn key_of_only(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
         let (server, port) = candidates.only?;
-        Some(Key { client: self.ends.peer_of(source.end), server, service: Some(candidates.service), port })
+        Some(Key {
+            client: self.ends.peer_of(source.end),
+            server,
+            service: Some(candidates.service),
+            port,
+            protocol: source.tuple.protocol,
+        })
     }
 
     /// The servers' counts say who got how much. Returns what they leave.
@@ -346,6 +354,7 @@ impl<'a> Join<'a> {
             server: self.ends.peer_of(server_end),
             service: Some(candidates.service),
             port,
+            protocol: source.tuple.protocol,
         };
         self.sinks[index].explain(source, key);
         let sum = self.sums.at(key);
@@ -381,6 +390,7 @@ impl<'a> Join<'a> {
             server,
             service: Some(candidates.service),
             port: source.tuple.port,
+            protocol: source.tuple.protocol,
         };
         self.add_from_client(source, key, &left);
     }
@@ -407,18 +417,18 @@ impl<'a> Join<'a> {
 
     /// Where a client's flow may lead, if it dialled a Service that has backends.
     fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
-        let Tuple { server, port, .. } = source.tuple;
-        let dialled = self.directory.service_at(server, port, source.at)?;
-        let key = (server, port, dialled.service);
+        let Tuple { server, port, protocol, .. } = source.tuple;
+        let dialled = self.directory.service_at(server, (port, protocol), source.at)?;
+        let key = (server, port, protocol, dialled.service);
         if let Some(known) = self.candidates.get(&key) {
             return Some(Rc::clone(known));
         }
-        let found = Rc::new(self.resolve(&dialled));
+        let found = Rc::new(self.resolve(&dialled, protocol));
         self.candidates.insert(key, Rc::clone(&found));
         Some(found)
     }
 
-    fn resolve(&mut self, dialled: &Dialled<'a>) -> Candidates<'a> {
+    fn resolve(&mut self, dialled: &Dialled<'a>, protocol: Protocol) -> Candidates<'a> {
         let directory = self.directory;
         let mut peers: HashSet<(PeerId, u16)> = HashSet::new();
         let mut observed = true;
@@ -428,7 +438,7 @@ impl<'a> Join<'a> {
                 (self.ends.pod_address(pod), Some(pod.node.as_str()))
             } else {
                 let node = self.ends.nodes.of(backend.ip);
-                (self.ends.server_at(backend.ip, backend.port, self.options.now), node)
+                (self.ends.server_at((backend.ip, backend.port, protocol), self.options.now), node)
             };
             observed &= node.is_some_and(|node| self.ledger.observes(node, self.options.now));
             peers.insert((self.ends.peer_of(end), backend.port));
@@ -462,17 +472,20 @@ impl<'a> Join<'a> {
         let Some(of_client) = self.by_client.get(&client) else { return Vec::new() };
         let of_service = |index: &usize| {
             let tuple = &self.sinks[*index].tuple;
-            tuple.scope.is_none() && candidates.backends.contains(&(tuple.server, tuple.port))
+            tuple.scope.is_none()
+                && tuple.protocol == source.tuple.protocol
+                && candidates.backends.contains(&(tuple.server, tuple.port))
         };
         if of_client.len() <= candidates.backends.len() {
             return of_client.clone().filter(of_service).collect();
         }
+        let protocol = source.tuple.protocol;
+        let tuple =
+            |(server, port): &(IpAddr, u16)| Tuple { scope: None, client, server: *server, port: *port, protocol };
         let mut found: Vec<usize> = candidates
             .backends
             .iter()
-            .filter_map(|(server, port)| {
-                self.by_tuple.get(&Tuple { scope: None, client, server: *server, port: *port }).cloned()
-            })
+            .filter_map(|address| self.by_tuple.get(&tuple(address)).cloned())
             .flatten()
             .collect();
         found.sort_unstable();

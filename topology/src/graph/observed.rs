@@ -8,7 +8,7 @@ use std::{
 use super::{Options, edges::Key, ends::EndId};
 use crate::{
     edge::EdgeCounters,
-    flow::{FlowTotals, Methods},
+    flow::{FlowTotals, Methods, Protocol},
     ledger::{FlowView, is_silent},
     rtt::RttHistogram,
 };
@@ -19,13 +19,14 @@ const NAMING_GRACE: Duration = Duration::from_secs(5);
 /// Loopback addresses mean something only within one network namespace of one node.
 pub(super) type Scope<'a> = Option<(&'a str, u32)>;
 
-/// The addresses and the port that both ends of a direct conversation see.
+/// The addresses, the port and its protocol that both ends of a direct conversation see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Tuple<'a> {
     pub(super) scope: Scope<'a>,
     pub(super) client: IpAddr,
     pub(super) server: IpAddr,
     pub(super) port: u16,
+    pub(super) protocol: Protocol,
 }
 
 /// When a flow's connections were reported: from the first one to the last change, or to the present.
@@ -160,7 +161,13 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
     Source {
         node: flow.node,
         end,
-        tuple: Tuple { scope: scope(flow), client: flow.key.local, server: flow.key.remote, port: flow.key.port },
+        tuple: Tuple {
+            scope: scope(flow),
+            client: flow.key.local,
+            server: flow.key.remote,
+            port: flow.key.port,
+            protocol: flow.key.protocol,
+        },
         counters: EdgeCounters {
             opened: totals.opened,
             active: totals.active,
@@ -195,7 +202,13 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
     Sink {
         node: flow.node,
         end,
-        tuple: Tuple { scope: scope(flow), client: flow.key.remote, server: flow.key.local, port: flow.key.port },
+        tuple: Tuple {
+            scope: scope(flow),
+            client: flow.key.remote,
+            server: flow.key.local,
+            port: flow.key.port,
+            protocol: flow.key.protocol,
+        },
         counters,
         left: counters,
         ways: 0,

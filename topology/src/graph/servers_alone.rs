@@ -52,7 +52,8 @@ impl<'a> Join<'a> {
         let client = self.client_of(sink);
         let (client, server) = (self.ends.peer_of(client), self.ends.peer_of(sink.end));
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
-        let taken = self.forgotten.take(client, server, sink.tuple.port, sink.left.opened);
+        let at = (sink.tuple.port, sink.tuple.protocol);
+        let taken = self.forgotten.take(client, server, at, sink.left.opened);
         if taken > 0 {
             sink.take(taken);
         }
@@ -82,6 +83,7 @@ impl<'a> Join<'a> {
             server: self.ends.peer_of(sink.end),
             service: None,
             port: sink.tuple.port,
+            protocol: sink.tuple.protocol,
         };
         let sum = self.sums.at(key);
         sum.counters.add(&sink.left);

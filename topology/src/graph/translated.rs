@@ -6,7 +6,7 @@ use super::{
     join::{Candidates, Join},
     observed::{Sink, Source},
 };
-use crate::directory::Directory;
+use crate::{directory::Directory, flow::Protocol};
 
 /// How far apart in time two ends may be reported of which neither has the other's address.
 const FAR: Duration = Duration::from_mins(1);
@@ -22,19 +22,19 @@ pub(super) enum Disguise {
 
 /// Servers' flows of which the client's address may stand for somebody else: a node's or its bridge's.
 pub(super) struct Translated {
-    by_server: HashMap<(IpAddr, u16), Vec<usize>>,
+    by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>>,
 }
 
 impl Translated {
     pub(super) fn new(sinks: &[Sink<'_>], directory: &Directory) -> Self {
-        let mut by_server: HashMap<(IpAddr, u16), Vec<usize>> = HashMap::new();
+        let mut by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>> = HashMap::new();
         for (index, sink) in sinks.iter().enumerate() {
             let own = sink.tuple.client == sink.tuple.server;
             if sink.tuple.scope.is_none()
                 && sink.left.opened > 0
                 && (own || directory.owner_of(sink.tuple.client, sink.at).is_none())
             {
-                by_server.entry((sink.tuple.server, sink.tuple.port)).or_default().push(index);
+                by_server.entry((sink.tuple.server, sink.tuple.port, sink.tuple.protocol)).or_default().push(index);
             }
         }
         Self { by_server }
@@ -59,7 +59,7 @@ impl Translated {
         let mut found: Vec<usize> = candidates
             .backends
             .iter()
-            .filter_map(|address| self.by_server.get(address))
+            .filter_map(|(ip, port)| self.by_server.get(&(*ip, *port, source.tuple.protocol)))
             .flatten()
             .copied()
             .filter(|index| {

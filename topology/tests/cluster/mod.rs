@@ -11,7 +11,7 @@ use scopeprobe_topology::{
     directory::Directory,
     edge::{EdgeCounters, EdgeKey, Peer},
     entity::{Backend, CgroupOwner, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
-    flow::{FlowCounters, FlowKey, Role},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
 };
@@ -48,6 +48,7 @@ struct Talk {
     container: usize,
     way: Way,
     ipv6: bool,
+    protocol: Protocol,
     opened: u64,
     closed: u64,
     failed: u64,
@@ -85,6 +86,7 @@ pub struct Conversation {
     server: usize,
     service: Option<usize>,
     ipv6: bool,
+    protocol: Protocol,
     /// At which the server listens.
     port: u16,
     pub opened: u64,
@@ -111,12 +113,14 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
         (0..SERVICES, any::<usize>()).prop_map(|(service, backend)| Way::Service { service, backend }),
     ];
     let bytes = (0..500_u64).prop_map(|half| 2 * half);
-    let talk = (0..PODS, 0..2_usize, way, any::<bool>(), 0..6_u64, 0..6_u64, 0..3_u64, bytes).prop_map(
-        |(client, container, way, ipv6, opened, closed, failed, bytes)| Talk {
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let talk = (0..PODS, 0..2_usize, way, any::<bool>(), protocol, 0..6_u64, 0..6_u64, 0..3_u64, bytes).prop_map(
+        |(client, container, way, ipv6, protocol, opened, closed, failed, bytes)| Talk {
             client,
             container,
             way,
             ipv6,
+            protocol,
             opened,
             closed: closed.min(opened),
             failed,
@@ -234,6 +238,7 @@ impl Cluster {
                 server,
                 service,
                 ipv6: talk.ipv6,
+                protocol: talk.protocol,
                 port,
                 opened: talk.opened,
                 closed: talk.closed,
@@ -270,7 +275,8 @@ impl Cluster {
             };
             let failed = EdgeCounters { failed: it.failed, ..EdgeCounters::default() };
             let service = it.service.map(service_ref);
-            let direct = EdgeKey { client: of(it.client), server: of(it.server), service, port: it.port };
+            let (client, server) = (of(it.client), of(it.server));
+            let direct = EdgeKey { client, server, service, port: it.port, protocol: it.protocol };
             // Which backend it was is not known then.
             let to_service = it.service.map(|service| EdgeKey {
                 server: Peer::Service(service_ref(service)),
@@ -340,7 +346,8 @@ impl Cluster {
                     Some(service) => (service_ip(service, it.ipv6), SERVICE_PORT),
                     None => (server_ip, it.port),
                 };
-                let (key, owner) = self.flow(it.client, it.container, Role::Client, client_ip, remote, port);
+                let at = (port, it.protocol);
+                let (key, owner) = self.flow(it.client, it.container, Role::Client, client_ip, remote, at);
                 let (_, _, counters) =
                     flows.entry(key).or_insert((self.pods[it.client].1, owner, FlowCounters::default()));
                 counters.opened += it.opened;
@@ -354,7 +361,8 @@ impl Cluster {
             if matches!(seen, Seen::Both | Seen::Server) && it.opened > 0 {
                 let hairpin = self.masquerade && it.service.is_some() && it.client == it.server;
                 let remote = if hairpin { bridge_ip(self.pods[it.server].1, it.ipv6) } else { client_ip };
-                let (key, owner) = self.flow(it.server, listening(it.port), Role::Server, server_ip, remote, it.port);
+                let at = (it.port, it.protocol);
+                let (key, owner) = self.flow(it.server, listening(it.port), Role::Server, server_ip, remote, at);
                 let (_, _, counters) =
                     flows.entry(key).or_insert((self.pods[it.server].1, owner, FlowCounters::default()));
                 counters.opened += it.opened;
@@ -374,13 +382,13 @@ impl Cluster {
         role: Role,
         local: IpAddr,
         remote: IpAddr,
-        port: u16,
+        (port, protocol): (u16, Protocol),
     ) -> (FlowKey, CgroupOwner) {
         let cgroup_id = (pod * 10 + container) as u64;
         let owner =
             CgroupOwner::PodContainer { pod_uid: format!("uid-{pod}"), container_id: format!("{pod}-{container}") };
         let netns = u32::try_from(pod).unwrap_or_default();
-        (FlowKey { cgroup_id, netns, role, local, remote, port }, owner)
+        (FlowKey { cgroup_id, netns, role, local, remote, port, protocol }, owner)
     }
 
     fn directory(&self) -> Directory {
@@ -420,11 +428,14 @@ impl Cluster {
                     pod_uid: Some(format!("uid-{pod}")),
                 })
             });
+            let backends: Vec<Backend> = backends.collect();
+            let port =
+                |protocol| ServicePort { port: SERVICE_PORT, protocol, node_port: None, backends: backends.clone() };
             directory.upsert_service(
                 Service {
                     name: service_ref(service),
                     addresses: [false, true].map(|ipv6| service_ip(service, ipv6)).to_vec(),
-                    ports: vec![ServicePort { port: SERVICE_PORT, node_port: None, backends: backends.collect() }],
+                    ports: [Protocol::Tcp, Protocol::Udp].map(port).to_vec(),
                 },
                 now(),
             );

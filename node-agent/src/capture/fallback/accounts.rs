@@ -196,7 +196,7 @@ impl Evidence {
 
 #[cfg(test)]
 mod tests {
-    use topology::flow::Role;
+    use topology::flow::{Protocol, Role};
 
     use super::*;
 
@@ -204,7 +204,7 @@ mod tests {
 
     fn key(port: u16) -> FlowKey {
         let local = std::net::IpAddr::from([10, 0, 0, 1]);
-        FlowKey { cgroup_id: 1, netns: 1, role: Role::Client, local, remote: local, port }
+        FlowKey { cgroup_id: 1, netns: 1, role: Role::Client, local, remote: local, port, protocol: Protocol::Tcp }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use node_agent_common::state;
-use topology::flow::{FlowKey, Methods, Role};
+use topology::flow::{FlowKey, Methods, Protocol, Role};
 
 use super::{
     proc_net::TcpCounts,
@@ -171,5 +171,5 @@ pub(super) fn key(netns: u32, cgroup_id: u64, role: Role, ends: &Endpoints) -> F
         Role::Client => ends.remote.1,
         Role::Server => ends.local.1,
     };
-    FlowKey { cgroup_id, netns, role, local: ends.local.0, remote: ends.remote.0, port }
+    FlowKey { cgroup_id, netns, role, local: ends.local.0, remote: ends.remote.0, port, protocol: Protocol::Tcp }
 }

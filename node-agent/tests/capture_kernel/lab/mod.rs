@@ -20,7 +20,7 @@ use std::{
 
 use nix::sys::resource::{Resource, setrlimit};
 use scopeprobe_agent::capture::{Attach, Settings, find_cgroup_root};
-use topology::flow::{FlowKey, Role};
+use topology::flow::{FlowKey, Protocol, Role};
 
 pub use self::{
     obedience::obey,
@@ -304,5 +304,6 @@ pub fn key(process: &mut Process, role: Role, local: &str, remote: &str, port: u
         local: local.parse().unwrap(),
         remote: remote.parse().unwrap(),
         port,
+        protocol: Protocol::Tcp,
     }
 }
