@@ -32,6 +32,8 @@ pub struct Observation {
     pub attribution: Option<Attribution>,
     /// The end of the state's message: what the capture that runs says of itself.
     described: String,
+    /// What happened before this has been taken in.
+    complete_until: Option<Instant>,
 }
 
 /// The state of the capture, in the terms of the report.
@@ -103,6 +105,7 @@ impl Observation {
             node_addresses: BTreeSet::new(),
             attribution: None,
             described: String::new(),
+            complete_until: None,
         }
     }
 
@@ -117,6 +120,8 @@ impl Observation {
         self.epoch = epoch;
         self.flows.clear();
         self.described = message(description);
+        let running = description.attached_at.elapsed().unwrap_or_default();
+        self.complete_until = Instant::now().checked_sub(running);
         self.capture = CaptureState {
             mode: Some(description.mode),
             reason: "Supported".into(),
@@ -172,6 +177,10 @@ impl Observation {
         self.capture.losses = losses;
         self.capture.untold_flows = untold.flows;
         self.capture.seen = reading.seen;
+        if let Some(before) = self.complete_until {
+            self.flows.looked(before);
+        }
+        self.complete_until = reading.complete_until.or(Some(now)).max(self.complete_until);
         for (key, counters) in reading.flows {
             changed |= self.flows.record(key, counters, now);
             // Now, while the processes that may have to name the cgroup are there.

@@ -48,6 +48,8 @@ pub struct FlowStore {
     bounds: Bounds,
     /// The run of flows that come now: greater than that of any flow that has left.
     run: u64,
+    /// What is recorded now happened after this.
+    looked: Option<Instant>,
     /// Flows that have left since the last snapshot.
     left: usize,
     evicted: u64,
@@ -62,8 +64,24 @@ struct Entry {
     dropped: Option<Box<FlowCounters>>,
     /// The capture has dropped it and seen nothing of it since.
     is_dropped: bool,
+    /// Nothing of it had happened then.
+    before_first: Instant,
+    /// Nothing had happened then of what the operator does not know yet; of no meaning while it knows everything.
+    before_news: Instant,
+    /// The last change was found then.
     changed: Instant,
     state: State,
+}
+
+/// When something of a flow happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Its first connection or attempt: after this.
+    pub before_first: Instant,
+    /// What the operator does not know yet: after this.
+    pub before_news: Instant,
+    /// All of it: not after this.
+    pub changed: Instant,
 }
 
 /// What the operator knows of a flow's counters.
@@ -86,14 +104,22 @@ impl FlowStore {
             news: VecDeque::new(),
             bounds,
             run: 0,
+            looked: None,
             left: 0,
             evicted: 0,
             untold: Untold::default(),
         }
     }
 
+    /// What is recorded from here on happened after `before`: whatever had happened by then has been recorded. Until this
+    /// is called, the time at which something is recorded is all that is known.
+    pub fn looked(&mut self, before: Instant) {
+        self.looked = Some(before);
+    }
+
     /// Takes a flow's counters as the capture has them now. Returns whether that is news.
     pub fn record(&mut self, key: FlowKey, counters: FlowCounters, now: Instant) -> bool {
+        let before = self.looked.map_or(now, |looked| looked.min(now));
         let entry = match self.flows.entry(key) {
             hash_map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
@@ -109,12 +135,17 @@ impl FlowStore {
                 }
                 entry.counters = counters;
                 entry.changed = now;
+                if entry.state == State::Known {
+                    entry.before_news = before;
+                }
                 entry
             }
             hash_map::Entry::Vacant(entry) => entry.insert(Entry {
                 counters: FlowCounters { run: self.run, ..counters },
                 dropped: None,
                 is_dropped: false,
+                before_first: before,
+                before_news: before,
                 changed: now,
                 state: State::Known,
             }),
@@ -130,6 +161,23 @@ impl FlowStore {
     #[must_use]
     pub fn get(&self, key: &FlowKey) -> Option<FlowCounters> {
         self.flows.get(key).map(|entry| entry.counters)
+    }
+
+    /// When something of a flow happened.
+    #[must_use]
+    pub fn times(&self, key: &FlowKey) -> Option<Times> {
+        self.flows.get(key).map(|entry| Times {
+            before_first: entry.before_first,
+            before_news: entry.before_news,
+            changed: entry.changed,
+        })
+    }
+
+    /// Somebody else is told from here on, who may know nothing of any flow.
+    pub fn begin_stream(&mut self) {
+        for entry in self.flows.values_mut() {
+            entry.before_news = entry.before_first;
+        }
     }
 
     /// Whether [`FlowStore::take_news`] may have something.

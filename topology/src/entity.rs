@@ -1,6 +1,6 @@
 //! What can be at an end of a connection: workloads with their pods and containers, Services, nodes, the outside.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,24 @@ pub struct Pod {
     pub workload: Workload,
     /// Container id (without the runtime's prefix) → container name; init and ephemeral containers too.
     pub containers: BTreeMap<String, String>,
+    /// What its object says of its time.
+    pub life: Life,
+}
+
+/// What a pod's object says of its time. In whole seconds: what it says happened may have happened up to a second later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    /// `metadata.creationTimestamp`, by the API server's clock: it had no address before.
+    pub created: Option<SystemTime>,
+    /// `status.startTime`, by its node's clock: the kubelet knew of it, and it had no address before.
+    pub started: Option<SystemTime>,
+    /// The earliest `startedAt` of its containers, by its node's clock: it had its addresses by then.
+    pub ran: Option<SystemTime>,
+    /// `metadata.deletionTimestamp` without the grace period, by the API server's clock: somebody wanted it to end.
+    pub deleted: Option<SystemTime>,
+    /// The latest `finishedAt` of its containers, by its node's clock, if all have finished for good: it does nothing
+    /// with its addresses after that.
+    pub finished: Option<SystemTime>,
 }
 
 /// What the cluster says of one Service and the `EndpointSlices` that belong to it.

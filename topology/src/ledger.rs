@@ -12,9 +12,12 @@ use std::{
 };
 
 use crate::{
+    clock::NodeClock,
     entity::CgroupOwner,
     flow::{FlowCounters, FlowKey, FlowTotals},
+    history::{Counted, History, Part},
     rtt::RttHistogram,
+    sighting::Sighting,
 };
 
 /// Names one run of an agent's capture.
@@ -35,7 +38,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[error("this epoch of the node has ended: a later one has reported since; report under that or draw a new one")]
 pub struct LateEpoch;
 
-/// A flow and its account.
+/// A flow and its account. All times are the operator's; `first_seen <= changed`.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowView<'a> {
     /// The node whose agent reports it.
@@ -50,10 +53,15 @@ pub struct FlowView<'a> {
     pub totals: FlowTotals,
     /// The part of it that the agent would tell somebody who has never heard of it.
     pub anew: FlowTotals,
-    /// When it was first reported.
+    /// Nothing of it is known to have happened before.
     pub first_seen: SystemTime,
-    /// When its account last changed.
+    /// When its account last changed: nothing of it has happened after that, as far as it has been reported.
     pub changed: SystemTime,
+    /// When it was first reported.
+    pub reported: SystemTime,
+    /// When its connections were opened and its attempts failed, oldest first. In all no more than `totals`; what they
+    /// leave of these is older.
+    pub parts: &'a [Part],
     /// When the agent last said anything at all, as far as that was noted with [`Ledger::hear`].
     pub heard: Option<SystemTime>,
 }
@@ -82,6 +90,7 @@ struct NodeAccount {
     complete: bool,
     /// When its agent last said anything, as far as that was noted.
     heard: Option<SystemTime>,
+    clock: NodeClock,
 }
 
 /// `base` is what earlier epochs have counted, `current` what this one says.
@@ -96,6 +105,10 @@ struct Account {
     first_seen: SystemTime,
     changed: SystemTime,
     remote_names: Vec<String>,
+    reported_at: SystemTime,
+    /// What happened until then has been told.
+    told: SystemTime,
+    history: History,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,15 +122,18 @@ struct Base {
 }
 
 impl Account {
-    fn new(now: SystemTime) -> Self {
+    fn new(sighting: &Sighting) -> Self {
         Self {
             base: Base::default(),
             current: FlowCounters::default(),
             reported: false,
             over: false,
-            first_seen: now,
-            changed: now,
             remote_names: Vec::new(),
+            first_seen: sighting.first(),
+            changed: sighting.changed(),
+            reported_at: sighting.received(),
+            told: SystemTime::UNIX_EPOCH,
+            history: History::default(),
         }
     }
 
@@ -125,6 +141,7 @@ impl Account {
         self.totals_after(&self.base)
     }
 
+    /// What this epoch's count makes of what there was before it.
     fn totals_after(&self, base: &Base) -> FlowTotals {
         let current = &self.current;
         let active = match (self.over, self.reported) {
@@ -216,7 +233,7 @@ impl Account {
         self.reported = false;
     }
 
-    fn apply(&mut self, counters: &FlowCounters, now: SystemTime) -> bool {
+    fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting) -> bool {
         if self.reported && counters.run < self.current.run {
             return false;
         }
@@ -229,10 +246,15 @@ impl Account {
         self.over = false;
         self.current.merge(counters);
         self.reported = true;
-        let changed = self.totals() != before;
+        let after = self.totals();
+        let changed = after != before;
         if changed {
-            self.changed = now;
+            self.changed = self.changed.max(sighting.changed());
+            let since = sighting.news().max(self.told);
+            self.history.add(since, sighting.changed(), &Counted::between(&before, &after));
         }
+        self.first_seen = self.first_seen.min(sighting.first());
+        self.told = self.told.max(sighting.changed());
         changed
     }
 
@@ -240,7 +262,7 @@ impl Account {
         let was_active = self.totals().active > 0;
         self.over = true;
         if was_active {
-            self.changed = now;
+            self.changed = self.changed.max(now);
         }
         was_active
     }
@@ -264,6 +286,7 @@ impl NodeAccount {
             gone: false,
             complete: false,
             heard: None,
+            clock: NodeClock::default(),
         }
     }
 
@@ -284,6 +307,8 @@ impl NodeAccount {
             anew,
             first_seen: flow.first_seen,
             changed: flow.changed,
+            reported: flow.reported_at,
+            parts: flow.history.parts(),
             heard: self.heard,
         }
     }
@@ -427,7 +452,8 @@ impl Ledger {
         self.nodes.iter().flat_map(|(node, account)| account.addresses.iter().map(|ip| (node.as_str(), *ip)))
     }
 
-    /// Takes in a flow's counters; whether that changed its account. Repeated and reordered reports change nothing.
+    /// Takes in a flow's counters, and when they came to be; whether that changed its account. Repeated and reordered
+    /// reports change nothing.
     ///
     /// # Errors
     /// If the epoch has been followed by another one.
@@ -437,8 +463,9 @@ impl Ledger {
         epoch: Epoch,
         key: FlowKey,
         counters: &FlowCounters,
-        now: SystemTime,
+        sighting: impl Into<Sighting>,
     ) -> Result<bool, LateEpoch> {
+        let sighting = sighting.into();
         let account = self.current(node, epoch)?;
         if let Some(snapshot) = &mut account.snapshot {
             snapshot.insert(key);
@@ -446,9 +473,9 @@ impl Ledger {
         let mut is_new = false;
         let flow = account.flows.entry(key).or_insert_with(|| {
             is_new = true;
-            Account::new(now)
+            Account::new(&sighting)
         });
-        Ok(flow.apply(counters, now) || is_new)
+        Ok(flow.apply(counters, &sighting) || is_new)
     }
 
     /// Says which names have led a flow's client to its remote address; whether that is news. No names are no news: those
@@ -543,6 +570,17 @@ impl Ledger {
         if let Some(account) = self.nodes.get_mut(node) {
             account.heard = account.heard.max(Some(now));
         }
+    }
+
+    /// Notes that a message was sent at `sent` by the node's clock and came in at `received` by the operator's. Returns when
+    /// it was sent by the operator's clock: not after `received`. For a node that has never reported, that is `received`.
+    pub fn observe_clock(&mut self, node: &str, sent: SystemTime, received: SystemTime) -> SystemTime {
+        self.nodes.get_mut(node).map_or(received, |account| account.clock.observe(sent, received))
+    }
+
+    /// What is known of the nodes' clocks, each node once.
+    pub fn clocks(&self) -> impl Iterator<Item = (&str, &NodeClock)> {
+        self.nodes.iter().map(|(node, account)| (node.as_str(), &account.clock))
     }
 
     /// When the next of the nodes that are observed at `now` falls silent if it says nothing any more.

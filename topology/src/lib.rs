@@ -5,11 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod clock;
 pub mod counts;
 pub mod directory;
 pub mod edge;
 pub mod entity;
 pub mod flow;
 pub mod graph;
+pub mod history;
 pub mod ledger;
 pub mod rtt;
+pub mod sighting;

@@ -11,7 +11,7 @@ use scopeprobe_topology::{
     archive::Archive,
     directory::Directory,
     edge::{Identity, Peer, Seen},
-    entity::{Backend, CgroupOwner, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
@@ -44,6 +44,7 @@ fn pod(name: &str, node: &str, address: &str) -> Pod {
         ended: false,
         workload: workload(name),
         containers: [(format!("id-{name}"), "app".to_owned())].into(),
+        life: Life::default(),
     }
 }
 

@@ -14,7 +14,7 @@ use scopeprobe_topology::{
     archive::{Archive, Published},
     directory::Directory,
     edge::{EdgeCounters, EdgeKey, Peer},
-    entity::{Backend, CgroupOwner, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{Graph, Options},
     ledger::{Epoch, Ledger},
@@ -48,6 +48,7 @@ fn pod(name: &str, number: u8, node: usize, address: &str) -> Pod {
         workload: workload(name),
         containers: BTreeMap::from([(format!("id-{name}-{number}"), "main".to_owned())]),
         ended: false,
+        life: Life::default(),
     }
 }
 

@@ -237,7 +237,8 @@ impl Capture for EbpfCapture {
         }
         self.recycle(now);
         let losses = self.losses()?;
-        Ok(Reading { flows: self.accounts.report(), losses, seen: self.accounts.seen() })
+        let complete_until = Some(now);
+        Ok(Reading { flows: self.accounts.report(), losses, seen: self.accounts.seen(), complete_until })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

@@ -14,7 +14,7 @@
 use std::{
     os::fd::BorrowedFd,
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use topology::flow::{FlowCounters, FlowKey};
@@ -132,6 +132,8 @@ pub struct Reading {
     pub losses: Losses,
     /// Connections opened and attempts failed that flows count or have counted, since the capture began.
     pub seen: u64,
+    /// What happened before this is in this look or in an earlier one; `None` if that is known of the present only.
+    pub complete_until: Option<Instant>,
 }
 
 /// What happened and could not be stored, counted exactly, since the capture began.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use report::{MAX_FLOWS_PER_MESSAGE, v1alpha1 as wire};
-use topology::flow::{FlowCounters, FlowKey};
+use topology::{
+    flow::{FlowCounters, FlowKey},
+    sighting::Ages,
+};
 
 use super::wire as to_wire;
 use crate::{
@@ -71,6 +74,9 @@ impl Session {
     /// The next message; without news a mere sign of life. To be asked for when the last one has been acknowledged.
     pub fn next(&mut self, observation: &mut Observation, now: Instant) -> wire::AgentReport {
         let is_new_epoch = self.epoch != Some(observation.epoch());
+        if self.sequence == 0 {
+            observation.flows.begin_stream();
+        }
         if !is_new_epoch {
             observation.flows.acknowledge(&self.under_way);
         }
@@ -100,8 +106,13 @@ impl Session {
             ends_snapshot,
             capture: Some(to_wire::capture_state(&observation.capture)),
             identities,
-            flows: flows.iter().map(|(key, counters)| to_wire::flow(key, counters)).collect(),
+            flows: flows
+                .iter()
+                .map(|(key, counters)| to_wire::flow(key, counters, ages(&observation.flows, key, now)))
+                .collect(),
             node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),
+            // The stream knows when it is sent.
+            sent_unix_ms: 0,
         };
         self.under_way = flows;
         report
@@ -148,6 +159,14 @@ impl Session {
         }
         identities
     }
+}
+
+/// How long ago something of a flow happened.
+fn ages(flows: &FlowStore, key: &FlowKey, now: Instant) -> Ages {
+    let Some(times) = flows.times(key) else { return Ages::default() };
+    let before_first = now.saturating_duration_since(times.before_first);
+    let before_news = now.saturating_duration_since(times.before_news);
+    Ages::of(before_first, before_news, now.saturating_duration_since(times.changed))
 }
 
 /// Whether it is time for a snapshot that tells which flows have left: it fits into one message, or an eighth of all have.

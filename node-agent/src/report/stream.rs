@@ -1,6 +1,9 @@
 //! The connection to the operator: dials, sends one message at a time, waits for its reply, dials again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use report::v1alpha1::{AgentReport, CollectorReply, collector_client::CollectorClient};
 use tokio::{
@@ -13,8 +16,12 @@ use tonic::{
     transport::{Endpoint, Uri},
 };
 
-use super::session::Session;
-use crate::{backoff::Backoff, endpoints::ReportMetrics, observation::Shared};
+use super::{session::Session, wire};
+use crate::{
+    backoff::Backoff,
+    endpoints::ReportMetrics,
+    observation::{Observation, Shared},
+};
 
 /// How patient a reporter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +164,7 @@ impl Reporter {
         closing: &mut watch::Receiver<bool>,
     ) -> Result<(), StreamError> {
         let mut session = Session::new(&self.node);
-        let first = session.next(&mut self.observation.lock(), std::time::Instant::now());
+        let first = next(&mut session, &mut self.observation.lock());
         let sequence = first.sequence;
         let mut stream = open(endpoint, first, self.patience.reply).await?;
         stream.reply(sequence).await?;
@@ -170,7 +177,7 @@ impl Reporter {
             let message = {
                 let mut observation = self.observation.lock();
                 let due = session.has_news(&observation) || Instant::now() >= alive_until;
-                due.then(|| session.next(&mut observation, std::time::Instant::now()))
+                due.then(|| next(&mut session, &mut observation))
             };
             if let Some(message) = message {
                 let sequence = message.sequence;
@@ -190,6 +197,12 @@ impl Reporter {
             }
         }
     }
+}
+
+/// The next message, and when it was made by both of the node's clocks: the ages are by the one that never jumps.
+fn next(session: &mut Session, observation: &mut Observation) -> AgentReport {
+    let message = session.next(observation, std::time::Instant::now());
+    AgentReport { sent_unix_ms: wire::unix_ms(SystemTime::now()), ..message }
 }
 
 async fn open(endpoint: &Endpoint, first: AgentReport, patience: Duration) -> Result<Stream, StreamError> {

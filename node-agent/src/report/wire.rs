@@ -1,11 +1,16 @@
 //! From the agent's types to the wire's.
 
-use std::{borrow::Cow, net::IpAddr, time::SystemTime};
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
 use report::{MAX_CAPTURE_MESSAGE_BYTES, v1alpha1 as wire};
 use topology::{
     entity::CgroupOwner,
     flow::{FlowCounters, FlowKey, Protocol, Role},
+    sighting::Ages,
 };
 
 use crate::{
@@ -47,9 +52,9 @@ pub fn identity(cgroup_id: u64, attributed: &Attributed) -> wire::Identity {
     wire::Identity { cgroup_id, cgroup_path: attributed.path.clone(), owner: Some(owner) }
 }
 
-/// A flow and its counters.
+/// A flow, its counters, and how long ago they came to be.
 #[must_use]
-pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
+pub fn flow(key: &FlowKey, counters: &FlowCounters, ages: Ages) -> wire::Flow {
     let role = match key.role {
         Role::Client => wire::Role::Client,
         Role::Server => wire::Role::Server,
@@ -68,6 +73,9 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters) -> wire::Flow {
         .into(),
         remote_names: Vec::new(),
         run: counters.run,
+        first_seen_age_ms: millis(ages.first()),
+        news_age_ms: millis(ages.news()),
+        changed_age_ms: millis(ages.changed()),
         counters: Some(wire::Counters {
             opened: counters.opened,
             closed: counters.closed,
@@ -123,9 +131,13 @@ pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// A time as the report writes it.
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
+    millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn cut(text: &str, most: usize) -> &str {

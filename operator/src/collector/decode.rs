@@ -1,6 +1,9 @@
 //! Makes a checked report of a message, or says what is wrong with which of its fields.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
 use crds::{Losses, Mode};
 use report::{
@@ -12,6 +15,7 @@ use topology::{
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     ledger::Epoch,
     rtt::{RttBucket, RttHistogram},
+    sighting::Ages,
 };
 
 /// More than a message's flows can refer to, plus those that have changed meanwhile.
@@ -22,6 +26,10 @@ const MAX_COUNT: u64 = i64::MAX as u64;
 const MAX_NAME_BYTES: usize = 253;
 /// The longest path in Linux.
 const MAX_PATH_BYTES: usize = 4096;
+/// No agent runs for longer: ten years.
+const MAX_AGE: Duration = Duration::from_hours(10 * 365 * 24);
+/// Year 9999: the last time that the API can write.
+const MAX_UNIX_MS: u64 = 253_402_300_799_999;
 
 /// A message that cannot be taken in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +55,8 @@ pub(super) struct Report {
     pub identities: Vec<(u64, CgroupOwner)>,
     pub flows: Vec<Flow>,
     pub node_addresses: Vec<IpAddr>,
+    /// By the node's clock, if it has told.
+    pub sent: Option<SystemTime>,
 }
 
 /// A flow as its agent tells of it.
@@ -54,6 +64,7 @@ pub(super) struct Report {
 pub(super) struct Flow {
     pub key: FlowKey,
     pub counters: FlowCounters,
+    pub ages: Ages,
     /// Names that have led to its remote address.
     pub remote_names: Vec<String>,
 }
@@ -103,6 +114,7 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
         identities: identities.map(|(index, identity)| decode_identity(index, identity)).collect::<Result<_, _>>()?,
         flows: flows.map(|(index, flow)| decode_flow(index, flow)).collect::<Result<_, _>>()?,
         node_addresses: decode_node_addresses(&message.node_addresses)?,
+        sent: decode_sent(message.sent_unix_ms)?,
     })
 }
 
@@ -210,6 +222,7 @@ fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invalid> {
     Ok(Flow {
         key: FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port, protocol },
         counters: FlowCounters { run: flow.run, ..decode_counters(&field("counters"), counters)? },
+        ages: decode_ages(&flow, field)?,
         remote_names: decode_remote_names(&field("remote_names"), flow.remote_names)?,
     })
 }
@@ -228,6 +241,34 @@ fn decode_remote_names(field: &str, names: Vec<String>) -> Result<Vec<String>, I
         }
     }
     Ok(names)
+}
+
+fn decode_ages(flow: &wire::Flow, field: impl Fn(&str) -> String) -> Result<Ages, Invalid> {
+    let [first, news, changed] =
+        [flow.first_seen_age_ms, flow.news_age_ms, flow.changed_age_ms].map(Duration::from_millis);
+    if first > MAX_AGE {
+        return Err(invalid(
+            field("first_seen_age_ms"),
+            format!("{} ms are more than ten years", flow.first_seen_age_ms),
+        ));
+    }
+    if news > first {
+        let problem =
+            format!("{} ms are longer ago than the {} of first_seen_age_ms", flow.news_age_ms, flow.first_seen_age_ms);
+        return Err(invalid(field("news_age_ms"), problem));
+    }
+    if changed > news {
+        let problem = format!("{} ms are longer ago than the {} of news_age_ms", flow.changed_age_ms, flow.news_age_ms);
+        return Err(invalid(field("changed_age_ms"), problem));
+    }
+    Ok(Ages::of(first, news, changed))
+}
+
+fn decode_sent(unix_ms: u64) -> Result<Option<SystemTime>, Invalid> {
+    if unix_ms > MAX_UNIX_MS {
+        return Err(invalid("sent_unix_ms", format!("{unix_ms} is beyond the year 9999")));
+    }
+    Ok((unix_ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms)))
 }
 
 /// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
@@ -356,8 +397,12 @@ mod tests {
                 run: 2,
                 protocol: wire::Protocol::Udp.into(),
                 remote_names: vec!["example.com".to_owned()],
+                first_seen_age_ms: 9_000,
+                news_age_ms: 2_000,
+                changed_age_ms: 500,
             }],
             node_addresses: vec![vec![10, 0, 0, 9]],
+            sent_unix_ms: 1_700_000_000_000,
         }
     }
 
@@ -374,7 +419,10 @@ mod tests {
             protocol: Protocol::Udp,
         };
         let counters = FlowCounters { run: 2, opened: 3, closed: 1, ..FlowCounters::default() };
-        assert_eq!(report.flows, [Flow { key, counters, remote_names: vec!["example.com".to_owned()] }]);
+        let [first, news, changed] = [9_000, 2_000, 500].map(Duration::from_millis);
+        let (ages, remote_names) = (Ages::of(first, news, changed), vec!["example.com".to_owned()]);
+        assert_eq!(report.flows, [Flow { key, counters, ages, remote_names }]);
+        assert_eq!(report.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
         assert_eq!(report.capture.mode, Mode::Ebpf);
     }
@@ -385,7 +433,7 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 24] = [
+        let faults: [(&str, Fault); 28] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -410,6 +458,10 @@ mod tests {
             ("flows[0].remote_names[0]", |message| message.flows[0].remote_names = vec![String::new()]),
             ("flows[0].remote_names[1]", |message| message.flows[0].remote_names.push("a b".to_owned())),
             ("flows[0].counters.open_bytes_sent", |message| counters(message).open_bytes_sent = 1),
+            ("flows[0].first_seen_age_ms", |message| message.flows[0].first_seen_age_ms = u64::MAX),
+            ("flows[0].news_age_ms", |message| message.flows[0].news_age_ms = 9_001),
+            ("flows[0].changed_age_ms", |message| message.flows[0].changed_age_ms = 2_001),
+            ("sent_unix_ms", |message| message.sent_unix_ms = u64::MAX),
         ];
         for (field, fault) in faults {
             let mut broken = message();

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 use tonic::Status;
-use topology::ledger::LateEpoch;
+use topology::{ledger::LateEpoch, sighting::Sighting};
 
 use super::{
     Accounts,
@@ -62,12 +62,13 @@ impl Session {
     /// Takes a message in, as a whole or not at all; its sequence number.
     pub(super) async fn take_in(&mut self, report: Report) -> Result<u64, Status> {
         self.check_order(&report)?;
+        // Before waiting for the ledger: times are told relative to the message.
+        let now = SystemTime::now();
         let accounts = self.sessions.accounts.clone();
         let mut ledger = accounts.ledger().lock().await;
         if !self.has_place() {
             return Err(Status::aborted("another stream of the same node has taken this one's place"));
         }
-        let now = SystemTime::now();
         let first = self.expected == 1;
         let changed = apply(&mut ledger, &report, first, now)
             .map_err(|late| Status::failed_precondition(format!("epoch: {late}")))?;
@@ -126,8 +127,9 @@ fn apply(
     for (cgroup_id, owner) in &report.identities {
         changed |= ledger.identify(node, epoch, *cgroup_id, owner.clone())?;
     }
-    for Flow { key, counters, remote_names } in &report.flows {
-        changed |= ledger.apply(node, epoch, *key, counters, now)?;
+    let sent = report.sent.map_or(now, |sent| ledger.observe_clock(node, sent, now));
+    for Flow { key, counters, ages, remote_names } in &report.flows {
+        changed |= ledger.apply(node, epoch, *key, counters, Sighting::new(ages, sent, now))?;
         changed |= ledger.name_remote(node, epoch, key, remote_names)?;
     }
     if report.ends_snapshot {
@@ -192,6 +194,7 @@ mod tests {
             identities: Vec::new(),
             flows: Vec::new(),
             node_addresses: Vec::new(),
+            sent: None,
         }
     }
 

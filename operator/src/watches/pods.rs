@@ -1,9 +1,15 @@
 //! What is kept of a pod.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod as Object, PodStatus};
-use topology::entity::{Pod, Workload};
+use k8s_openapi::{
+    api::core::v1::{ContainerState, ContainerStatus, Pod as Object, PodStatus},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use topology::entity::{Life, Pod, Workload};
 
 use super::owners::Reference;
 
@@ -23,6 +29,7 @@ const MANIFEST_HASH: &str = "kubernetes.io/config.hash";
 pub(super) fn facts(object: Object) -> Option<PodFacts> {
     // A static pod is owned by its node, which is nothing that a person deployed.
     let controller = Reference::controller_of(&object.metadata).filter(|owner| owner.kind != "Node");
+    let life = life(&object.metadata, object.status.as_ref());
     let node_uid = object.metadata.annotations.and_then(|mut annotations| annotations.remove(MANIFEST_HASH));
     let namespace = object.metadata.namespace?;
     let name = object.metadata.name?;
@@ -38,15 +45,57 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
         ips: status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         containers: containers(&status),
+        life,
     };
     Some(PodFacts { pod, controller, node_uid })
 }
 
+fn life(metadata: &ObjectMeta, status: Option<&PodStatus>) -> Life {
+    let grace = metadata.deletion_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let deleted = metadata.deletion_timestamp.as_ref().map(time);
+    Life {
+        created: metadata.creation_timestamp.as_ref().map(time),
+        started: status.and_then(|status| status.start_time.as_ref()).map(time),
+        ran: status.and_then(ran),
+        deleted: deleted.and_then(|end| end.checked_sub(Duration::from_secs(grace.unwrap_or(0)))),
+        finished: status.and_then(finished),
+    }
+}
+
+/// When the first of all containers is known to have run, restarts included.
+fn ran(status: &PodStatus) -> Option<SystemTime> {
+    let ran_since = |state: &ContainerState| {
+        let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
+        running.or(state.terminated.as_ref().and_then(|terminated| terminated.started_at.as_ref())).map(time)
+    };
+    let known = container_statuses(status).flat_map(|status| [&status.last_state, &status.state]).flatten();
+    // One that could not be started has a time of zero.
+    known.filter_map(ran_since).filter(|time| *time > SystemTime::UNIX_EPOCH).min()
+}
+
+/// When the last container has finished, if none runs and none will again.
+fn finished(status: &PodStatus) -> Option<SystemTime> {
+    let mut last = None;
+    for status in container_statuses(status) {
+        let terminated = status.state.as_ref()?.terminated.as_ref()?;
+        last = last.max(Some(time(terminated.finished_at.as_ref()?)));
+    }
+    last.filter(|finished| *finished > SystemTime::UNIX_EPOCH)
+}
+
+fn container_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let all = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    all.into_iter().flatten().flatten()
+}
+
+fn time(time: &Time) -> SystemTime {
+    time.0.into()
+}
+
 /// Container id → name. A container that was started again has had another id before.
 fn containers(status: &PodStatus) -> BTreeMap<String, String> {
-    let all = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
     let mut containers = BTreeMap::new();
-    for status in all.into_iter().flatten().flatten() {
+    for status in container_statuses(status) {
         for id in ids(status) {
             if !id.is_empty() {
                 containers.insert(id.to_owned(), status.name.clone());

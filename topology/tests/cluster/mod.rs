@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     directory::Directory,
     edge::{EdgeCounters, EdgeKey, Peer},
-    entity::{Backend, CgroupOwner, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
@@ -416,6 +416,7 @@ impl Cluster {
                     containers: (0..2)
                         .map(|container| (format!("{pod}-{container}"), format!("container-{container}")))
                         .collect(),
+                    life: Life::default(),
                 },
                 now(),
             );

@@ -17,7 +17,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::sys::{
@@ -118,6 +118,9 @@ struct State {
     /// Namespaces with sockets whose process was not looked for, for want of budget.
     unattributed: HashSet<u32>,
     passes: u64,
+    /// When the latest complete pass began, and the one before: what connection tracking told of in between is settled by a
+    /// pass that comes after it.
+    passed_from: [Option<Instant>; 2],
     last_pass: Duration,
     cost: Duration,
     used: Duration,
@@ -155,6 +158,7 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
             overflows: 0,
             unattributed: HashSet::new(),
             passes: 0,
+            passed_from: [None; 2],
             last_pass: Duration::ZERO,
             cost: Duration::ZERO,
             used: Duration::ZERO,
@@ -291,9 +295,10 @@ impl Capture for FallbackCapture {
             ..Losses::default()
         };
         let (latest, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
+        let complete_until = state.passed_from[1];
         drop(state);
         self.describe_passes(latest, cost, unattributed);
-        Ok(Reading { flows, losses, seen })
+        Ok(Reading { flows, losses, seen, complete_until })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {
@@ -327,9 +332,10 @@ impl Shared {
 }
 
 impl State {
-    fn passed(&mut self, took: Duration, cost: Duration, used: Duration) {
+    fn passed(&mut self, began: Instant, cost: Duration, used: Duration) {
         self.passes += 1;
-        (self.last_pass, self.cost, self.used) = (took, cost, used);
+        self.passed_from = [Some(began), self.passed_from[0]];
+        (self.last_pass, self.cost, self.used) = (began.elapsed(), cost, used);
     }
 
     fn unattributed(&mut self, netns: u32, is: bool) {

@@ -89,7 +89,7 @@ impl Worker {
             }
             let cost = self.pace.used().saturating_sub(used);
             self.rest(began + self.settings.interval)?;
-            self.shared.lock().passed(began.elapsed(), cost, self.pace.used());
+            self.shared.lock().passed(began, cost, self.pace.used());
         }
         Ok(())
     }

@@ -1,0 +1,74 @@
+//! How far a node's clock is from the operator's, by the messages that come from there.
+
+use std::time::{Duration, SystemTime};
+
+/// A message takes no longer than this, or its sender gives it up: what seems to have taken longer was sent by another
+/// clock, or by one that has been set.
+const LONGEST_WAY: Duration = Duration::from_secs(30);
+
+/// How long the shortest way counts: clocks drift, by about a hundred milliseconds in an hour.
+const WINDOW: Duration = Duration::from_mins(10);
+
+/// The difference between two clocks in nanoseconds, of any sign, as `received - sent`.
+type Difference = i128;
+
+/// What is known of one node's clock.
+///
+/// A message arrives a while after it was sent. Of many, the one that took the shortest time tells best how far the clocks
+/// are apart: the estimate is too great by the shortest way a message took, a few milliseconds, and never too small.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeClock {
+    /// The least difference of this window, and of the one before.
+    least: Option<Difference>,
+    before: Option<Difference>,
+    /// When this window began.
+    since: Option<SystemTime>,
+}
+
+impl NodeClock {
+    /// Takes in a message that was sent at `sent` by the node's clock and came in at `received` by the operator's, in the
+    /// order of their coming in. Returns when it was sent by the operator's clock, which is never after `received` and
+    /// never more than 30 s before it.
+    pub fn observe(&mut self, sent: SystemTime, received: SystemTime) -> SystemTime {
+        let difference = nanos(received) - nanos(sent);
+        let longest = Difference::try_from(LONGEST_WAY.as_nanos()).unwrap_or(Difference::MAX);
+        if self.difference().is_some_and(|least| difference - least > longest) {
+            // One of the clocks was set.
+            *self = Self::default();
+        }
+        if self.since.is_none_or(|since| received.duration_since(since).map_or(true, |age| age >= WINDOW)) {
+            (self.before, self.least, self.since) = (self.least, None, Some(received));
+        }
+        self.least = Some(self.least.map_or(difference, |least| least.min(difference)));
+        self.to_operator(sent).min(received)
+    }
+
+    /// A time of the node's clock, by the operator's. Without any message both are taken for the same.
+    #[must_use]
+    pub fn to_operator(&self, time: SystemTime) -> SystemTime {
+        let moved = nanos(time) + self.difference().unwrap_or(0);
+        from_nanos(moved)
+    }
+
+    /// How far the operator's clock is ahead of the node's, less than nothing where it is behind; at most what a message
+    /// took too much. `None` before the first message.
+    fn difference(&self) -> Option<Difference> {
+        match (self.least, self.before) {
+            (Some(least), Some(before)) => Some(least.min(before)),
+            (least, before) => least.or(before),
+        }
+    }
+}
+
+fn nanos(time: SystemTime) -> Difference {
+    let signed = |duration: Duration| Difference::try_from(duration.as_nanos()).unwrap_or(Difference::MAX);
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or_else(|before| -signed(before.duration()), signed)
+}
+
+/// Times before 1970 are taken for 1970, and those beyond what a clock can show for the last that it can.
+fn from_nanos(nanos: Difference) -> SystemTime {
+    const SECOND: Difference = 1_000_000_000;
+    let seconds = u64::try_from(nanos.max(0) / SECOND).unwrap_or(u64::MAX);
+    let rest = u32::try_from(nanos.max(0) % SECOND).unwrap_or(0);
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, rest)).unwrap_or(SystemTime::UNIX_EPOCH)
+}

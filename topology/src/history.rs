@@ -1,0 +1,124 @@
+//! When a flow's connections were opened and its attempts failed: the address at its other end may have belonged to one
+//! pod at first and to another one later.
+
+use std::time::{Duration, SystemTime};
+
+use crate::flow::FlowTotals;
+
+/// More is not told apart: what has happened so close together is one part.
+const GRAIN: Duration = Duration::from_secs(1);
+
+/// The most parts that are kept. Beyond that those that are closest together become one.
+const MAX_PARTS: usize = 16;
+
+/// What was counted within some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Connections established, or found open.
+    pub opened: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Payload sent by the end that was observed.
+    pub bytes_sent: u64,
+    /// Payload received by it.
+    pub bytes_received: u64,
+}
+
+impl Counted {
+    /// What an account has grown by; nothing where it has not.
+    #[must_use]
+    pub fn between(before: &FlowTotals, after: &FlowTotals) -> Self {
+        Self {
+            opened: after.opened.saturating_sub(before.opened),
+            failed: after.failed.saturating_sub(before.failed),
+            bytes_sent: after.bytes_sent.saturating_sub(before.bytes_sent),
+            bytes_received: after.bytes_received.saturating_sub(before.bytes_received),
+        }
+    }
+
+    /// Adds another one's; stays at the greatest number where the sum is beyond it.
+    pub fn add(&mut self, other: &Self) {
+        self.opened = self.opened.saturating_add(other.opened);
+        self.failed = self.failed.saturating_add(other.failed);
+        self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
+        self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
+    }
+}
+
+/// What happened between two moments. Invariant: `since <= until`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// After this.
+    pub since: SystemTime,
+    /// Not after this.
+    pub until: SystemTime,
+    /// So much.
+    pub counted: Counted,
+}
+
+impl Part {
+    /// Both, without telling them apart: the times of either are within it.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let mut counted = self.counted;
+        counted.add(&other.counted);
+        Self { since: self.since.min(other.since), until: self.until.max(other.until), counted }
+    }
+}
+
+/// The parts of one flow, oldest first. A part can only become longer: what is not told apart is not known better than
+/// it is, and never worse.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    parts: Vec<Part>,
+}
+
+impl History {
+    /// All parts, at most 16, by the time of their end.
+    #[must_use]
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Adds what happened between two moments; `since` beyond `until` counts as `until`. Payload without a new connection
+    /// is that of the connections that there were.
+    pub fn add(&mut self, since: SystemTime, until: SystemTime, counted: &Counted) {
+        if *counted == Counted::default() {
+            return;
+        }
+        if (counted.opened, counted.failed) == (0, 0)
+            && let Some(last) = self.parts.last_mut()
+        {
+            last.counted.add(counted);
+            return;
+        }
+        let part = Part { since: since.min(until), until, counted: *counted };
+        let at = self.parts.partition_point(|known| known.until <= until);
+        self.parts.insert(at, part);
+        self.condense(|one, next| next.until.duration_since(one.since).unwrap_or_default() <= GRAIN);
+        if self.parts.len() > MAX_PARTS {
+            self.join_closest();
+        }
+    }
+
+    /// Makes one part of any two that follow one another and need not be told apart.
+    pub fn condense(&mut self, are_one: impl Fn(&Part, &Part) -> bool) {
+        self.parts.dedup_by(|next, one| {
+            let joined = are_one(one, next);
+            if joined {
+                *one = one.with(next);
+            }
+            joined
+        });
+    }
+
+    fn join_closest(&mut self) {
+        let length = |at: &usize| {
+            let both = self.parts[*at].with(&self.parts[at + 1]);
+            both.until.duration_since(both.since).unwrap_or_default()
+        };
+        let Some(at) = (0..self.parts.len() - 1).min_by_key(length) else { return };
+        let next = self.parts.remove(at + 1);
+        self.parts[at] = self.parts[at].with(&next);
+    }
+}
