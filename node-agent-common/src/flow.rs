@@ -116,28 +116,47 @@ const fn is_mapped(address: &[u8; 16]) -> bool {
     word >> 32 == 0xffff
 }
 
-/// A slot of the table of counters. They only grow, whichever flow the slot is lent to.
+/// A slot of the table of counters. They only grow, whichever flow the slot is lent to. Those of 32 bits begin again at 0
+/// after their greatest value: the agent reads them so often that this happens once at most in between. Each slot of a
+/// table of 65,536 takes memory whether it is lent or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowStats {
-    /// Connections established.
-    pub opened: u64,
-    /// Connections ended.
-    pub closed: u64,
-    /// Attempts that came to nothing.
-    pub failed: u64,
     /// Payload that ended connections had sent, without retransmissions.
     pub sent: u64,
     /// Payload that ended connections had received.
     pub received: u64,
+    /// Connections established.
+    pub opened: u32,
+    /// Connections ended.
+    pub closed: u32,
+    /// Attempts that came to nothing.
+    pub failed: u32,
     /// Of the ended connections, those that ended during the agent's first look and had not been counted as opened.
-    pub older: u64,
+    pub older: u32,
     /// Of the ended connections, those whose end was not seen, nor their payload: their sockets' memory was found in
     /// use by others.
-    pub unseen: u64,
+    pub unseen: u32,
+    /// Segments that ended connections had sent again.
+    pub retransmits: u32,
+    /// Ended connections by their smoothed round-trip time when they ended: see [`rtt_bucket`]. Those that had measured
+    /// none are in no bucket.
+    pub rtt: [u32; RTT_BUCKETS],
 }
-const _: () = assert!(size_of::<FlowStats>() == 7 * 8);
+const _: () = assert!(size_of::<FlowStats>() == 2 * 8 + 6 * 4 + RTT_BUCKETS * 4);
 plain_data!(FlowStats);
+
+/// How many ranges of round-trip times are told apart.
+pub const RTT_BUCKETS: usize = 14;
+
+/// The bucket of a round-trip time: 0 below 64 µs, each of the following reaches twice as far as the one before, and the
+/// last one has 262.144 ms and more.
+#[inline]
+#[must_use]
+pub const fn rtt_bucket(microseconds: u32) -> usize {
+    let bits = (u32::BITS - (microseconds >> 6).leading_zeros()) as usize;
+    if bits < RTT_BUCKETS { bits } else { RTT_BUCKETS - 1 }
+}
 
 /// Told through the ring buffer when a flow gets its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +198,12 @@ impl Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buckets_of_round_trips_are_powers_of_two() {
+        let buckets = [0, 63, 64, 127, 128, 131_071, 131_072, 262_143, 262_144, u32::MAX].map(rtt_bucket);
+        assert_eq!(buckets, [0, 0, 1, 1, 2, 11, 12, 12, 13, 13]);
+    }
 
     #[test]
     fn the_family_is_that_of_the_addresses() {

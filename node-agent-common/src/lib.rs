@@ -7,7 +7,7 @@ mod offsets;
 mod socket;
 mod task;
 
-pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Protocol, Role};
+pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Protocol, RTT_BUCKETS, Role, rtt_bucket};
 pub use offsets::Offsets;
 pub use socket::{FollowedSocket, SocketRecord, callback, state};
 pub use task::TaskRecord;

@@ -31,6 +31,10 @@ pub struct Offsets {
     pub tcp_bytes_received: u32,
     pub tcp_bytes_retrans: u32,
     pub tcp_callback_flags: u32,
+    /// 0 where this kernel does not tell.
+    pub tcp_total_retrans: u32,
+    /// 0 where this kernel does not tell.
+    pub tcp_srtt_us: u32,
     pub socket_sk: u32,
     pub task_tgid: u32,
     pub task_nsproxy: u32,
@@ -42,5 +46,5 @@ pub struct Offsets {
     /// Not an offset: 1 where sockets have no callbacks, but are followed from change to change of their state.
     pub followed: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 29 * 4);
+const _: () = assert!(size_of::<Offsets>() == 31 * 4);
 plain_data!(Offsets);

@@ -14,6 +14,10 @@ pub struct SocketRecord {
     pub sent: u64,
     /// Payload received so far.
     pub received: u64,
+    /// Segments sent again so far.
+    pub retransmits: u32,
+    /// Its smoothed round-trip time, in microseconds; 0 where none was measured.
+    pub srtt: u32,
     /// The inode number of its network namespace.
     pub netns: u32,
     /// The process, as the initial pid namespace numbers it.
@@ -37,7 +41,7 @@ pub struct SocketRecord {
     /// As `local`.
     pub remote: [u8; 16],
 }
-const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 2 * 4 + 2 * 2 + 4 + 8 + 2 * 16);
+const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 4 * 4 + 2 * 2 + 4 + 8 + 2 * 16);
 plain_data!(SocketRecord);
 
 /// A socket that is followed from change to change of its state, because it has no callbacks.

@@ -2,12 +2,14 @@
 //!
 //! Slots come from the agent through `FREE` and never go back by themselves. What finds no slot is counted in `LOST`.
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, Queue, RingBuf},
 };
-use node_agent_common::{FirstSight, FlowKey, FlowStats, Loss};
+use node_agent_common::{FirstSight, FlowKey, FlowStats, Loss, RTT_BUCKETS, rtt_bucket};
 
 use crate::{memory::Access, socket::TcpSocket};
 
@@ -35,6 +37,10 @@ pub enum Event {
         sent: u64,
         /// Payload.
         received: u64,
+        /// Segments sent again.
+        retransmits: u32,
+        /// The smoothed round-trip time, in microseconds; 0 where none was measured.
+        srtt: u32,
         /// Whether its opening was counted nowhere.
         older: bool,
     },
@@ -46,7 +52,13 @@ impl Event {
     /// Of a socket that ends now.
     #[inline(always)]
     pub fn closed<A: Access>(socket: TcpSocket<A>, older: bool) -> Self {
-        Self::Closed { sent: socket.sent(), received: socket.received(), older }
+        Self::Closed {
+            sent: socket.sent(),
+            received: socket.received(),
+            retransmits: socket.retransmits(),
+            srtt: socket.srtt(),
+            older,
+        }
     }
 }
 
@@ -61,9 +73,19 @@ pub fn count(key: &FlowKey, event: Event) {
             Event::Opened => add(&raw mut (*stats).opened, 1),
             Event::Failed => add(&raw mut (*stats).failed, 1),
             // `closed` last: the agent reads it first, and so never misses anything else of a close that it knows of.
-            Event::Closed { sent, received, older } => {
-                add(&raw mut (*stats).sent, sent);
-                add(&raw mut (*stats).received, received);
+            Event::Closed { sent, received, retransmits, srtt, older } => {
+                add_wide(&raw mut (*stats).sent, sent);
+                add_wide(&raw mut (*stats).received, received);
+                if retransmits != 0 {
+                    add(&raw mut (*stats).retransmits, retransmits);
+                }
+                if srtt != 0 {
+                    // Always one of them; hidden from the compiler, so that it leaves the comparison to the verifier.
+                    let bucket = black_box(rtt_bucket(srtt));
+                    if bucket < RTT_BUCKETS {
+                        add((&raw mut (*stats).rtt).cast::<u32>().add(bucket), 1);
+                    }
+                }
                 if older {
                     add(&raw mut (*stats).older, 1);
                 }
@@ -127,14 +149,23 @@ fn lose_event(event: Event) {
 pub fn lose(what: Loss) {
     if let Some(counter) = LOST.get_ptr_mut(what as u32) {
         // SAFETY: an array's value. Atomic although it is this CPU's own: a softirq may interrupt this program.
-        unsafe { add(counter, 1) }
+        unsafe { add_wide(counter, 1) }
     }
 }
 
 /// # Safety
 /// `counter` has to point into a map's value.
 #[inline(always)]
-unsafe fn add(counter: *mut u64, amount: u64) {
+unsafe fn add(counter: *mut u32, amount: u32) {
+    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    // SAFETY: the caller's promise, and u32 fields of 8-byte aligned values.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, amount) };
+}
+
+/// # Safety
+/// `counter` has to point into a map's value.
+#[inline(always)]
+unsafe fn add_wide(counter: *mut u64, amount: u64) {
     use core::intrinsics::{AtomicOrdering, atomic_xadd};
     // SAFETY: the caller's promise, and u64 fields of 8-byte aligned values.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };

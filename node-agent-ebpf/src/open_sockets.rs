@@ -52,10 +52,10 @@ fn show(context: *const TaskFile) -> Option<()> {
         return None;
     }
     let any = TcpSocket::unchecked(sock);
-    let (sent, received, callbacks) = match TcpSocket::from_sock(sock) {
-        Some(tcp) => (tcp.sent(), tcp.received(), callbacks(tcp)),
+    let (sent, received, retransmits, srtt, callbacks) = match TcpSocket::from_sock(sock) {
+        Some(tcp) => (tcp.sent(), tcp.received(), tcp.retransmits(), tcp.srtt(), callbacks(tcp)),
         // A socket of MPTCP, as Go's servers have it, listens for plain TCP too: it is shown for its port.
-        None if any.state() == state::LISTEN => (0, 0, 0),
+        None if any.state() == state::LISTEN => (0, 0, 0, 0, 0),
         None => return None,
     };
     let record = SocketRecord {
@@ -63,6 +63,8 @@ fn show(context: *const TaskFile) -> Option<()> {
         cookie: cookie(sock),
         sent,
         received,
+        retransmits,
+        srtt,
         netns: any.netns(),
         pid: task.load(offset!(task_tgid)),
         local_port: any.local_port(),

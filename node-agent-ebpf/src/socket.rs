@@ -125,6 +125,19 @@ impl<A: Access> TcpSocket<A> {
         all.wrapping_sub(self.0.load(offset!(tcp_bytes_retrans)))
     }
 
+    /// Segments sent again; 0 where this kernel does not tell.
+    #[inline(always)]
+    pub fn retransmits(self) -> u32 {
+        if offset!(tcp_total_retrans) == 0 { 0 } else { self.0.load(offset!(tcp_total_retrans)) }
+    }
+
+    /// The smoothed round-trip time in microseconds; 0 where none was measured, or this kernel does not tell.
+    #[inline(always)]
+    pub fn srtt(self) -> u32 {
+        const SCALE_BITS: u32 = 3;
+        if offset!(tcp_srtt_us) == 0 { 0 } else { self.0.load::<u32>(offset!(tcp_srtt_us)) >> SCALE_BITS }
+    }
+
     /// Payload received. The kernel counts a received FIN, which takes a sequence number, as a byte: `tcp_fin` is the
     /// only place that sets `SOCK_DONE`, just after that byte was counted.
     #[inline(always)]

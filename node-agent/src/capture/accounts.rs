@@ -5,27 +5,56 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use node_agent_common::{FlowKey, FlowStats, Protocol, Role};
-use topology::flow;
+use node_agent_common::{FlowKey, FlowStats, Protocol, RTT_BUCKETS, Role};
+use topology::{
+    flow,
+    rtt::{RttBucket, RttHistogram},
+};
 
-/// Payload in both directions.
+/// Payload in both directions, and the segments that this end had to send again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bytes {
+pub(super) struct Traffic {
     pub(super) sent: u64,
     pub(super) received: u64,
+    pub(super) retransmits: u64,
 }
 
-impl Bytes {
+impl Traffic {
     pub(super) fn plus(self, other: Self) -> Self {
-        Self { sent: self.sent + other.sent, received: self.received + other.received }
+        self.with(other, |one, other| one + other)
     }
 
     fn minus(self, other: Self) -> Self {
-        Self { sent: self.sent.saturating_sub(other.sent), received: self.received.saturating_sub(other.received) }
+        self.with(other, u64::saturating_sub)
     }
 
     fn max(self, other: Self) -> Self {
-        Self { sent: self.sent.max(other.sent), received: self.received.max(other.received) }
+        self.with(other, Ord::max)
+    }
+
+    fn with(self, other: Self, join: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            sent: join(self.sent, other.sent),
+            received: join(self.received, other.received),
+            retransmits: join(self.retransmits, other.retransmits),
+        }
+    }
+}
+
+/// What is known of open connections: by a look, or as the first one found them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Open {
+    pub(super) traffic: Traffic,
+    pub(super) rtt: RttHistogram,
+}
+
+impl Open {
+    /// With another connection.
+    pub(super) fn add(&mut self, traffic: Traffic, rtt: Option<RttBucket>) {
+        self.traffic = self.traffic.plus(traffic);
+        if let Some(rtt) = rtt {
+            self.rtt.add(rtt);
+        }
     }
 }
 
@@ -36,37 +65,41 @@ struct Account {
     closed: u64,
     failed: u64,
     preexisting: u64,
-    preexisting_bytes: Bytes,
+    preexisting_traffic: Traffic,
     /// Of connections that have ended.
-    closed_bytes: Bytes,
+    closed_traffic: Traffic,
+    closed_rtt: RttHistogram,
+    /// Of those that are open; never of more than there are.
+    open_rtt: RttHistogram,
     /// Connections whose end was not seen.
     without_bytes: u64,
     /// The most that was ever known, which never decreases.
-    bytes: Bytes,
+    traffic: Traffic,
     reported: flow::FlowCounters,
 }
 
 impl Account {
-    fn counters(&self, bytes: BytesOfOpen) -> flow::FlowCounters {
-        let open = self.bytes.minus(self.closed_bytes);
+    fn counters(&self, known: Known) -> flow::FlowCounters {
+        let open = self.traffic.minus(self.closed_traffic);
         flow::FlowCounters {
             run: 0,
             opened: self.opened,
             closed: self.closed,
             failed: self.failed,
             preexisting: self.preexisting,
-            bytes_sent: self.bytes.sent,
-            bytes_received: self.bytes.received,
-            preexisting_bytes_sent: self.preexisting_bytes.sent,
-            preexisting_bytes_received: self.preexisting_bytes.received,
+            bytes_sent: self.traffic.sent,
+            bytes_received: self.traffic.received,
+            preexisting_bytes_sent: self.preexisting_traffic.sent,
+            preexisting_bytes_received: self.preexisting_traffic.received,
             open_bytes_sent: open.sent,
             open_bytes_received: open.received,
             methods: flow::Methods::EBPF,
             without_bytes: self.without_bytes,
-            open_without_bytes: match bytes {
-                BytesOfOpen::AreLookedUp => 0,
-                BytesOfOpen::ComeAtTheEnd => self.open(),
-            },
+            open_without_bytes: if known.of_open { 0 } else { self.open() },
+            retransmits: known.retransmits.then_some(self.traffic.retransmits),
+            preexisting_retransmits: self.preexisting_traffic.retransmits,
+            open_retransmits: open.retransmits,
+            rtt: self.closed_rtt.plus(&self.open_rtt),
             ..flow::FlowCounters::default()
         }
     }
@@ -81,21 +114,31 @@ impl Account {
     }
 
     fn settle(&mut self) {
-        self.bytes = self.bytes.max(self.closed_bytes).max(self.preexisting_bytes);
+        self.traffic = self.traffic.max(self.closed_traffic).max(self.preexisting_traffic);
+        self.open_rtt = self.open_rtt.at_most(self.open(), &RttHistogram::default());
     }
 }
 
-/// Whether somebody looks at what connections transfer while they are open.
+/// What is known of connections here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BytesOfOpen {
-    AreLookedUp,
-    ComeAtTheEnd,
+pub(super) struct Known {
+    /// Whether somebody looks at what they transfer while they are open; else it comes at their end.
+    pub(super) of_open: bool,
+    /// Whether the kernel tells how much had to be sent again.
+    pub(super) retransmits: bool,
+}
+
+impl Known {
+    /// What is known of this flow.
+    fn of(self, key: &FlowKey) -> Self {
+        Self { retransmits: self.retransmits && key.protocol() == Protocol::Tcp, ..self }
+    }
 }
 
 /// All flows.
 #[derive(Debug)]
 pub(super) struct Accounts {
-    bytes_of_open: BytesOfOpen,
+    known: Known,
     flows: HashMap<FlowKey, Account>,
     changed: HashSet<FlowKey>,
     seen: u64,
@@ -104,59 +147,67 @@ pub(super) struct Accounts {
 
 impl Accounts {
     /// Without any flow.
-    pub(super) fn new(bytes_of_open: BytesOfOpen) -> Self {
-        Self { bytes_of_open, flows: HashMap::new(), changed: HashSet::new(), seen: 0, closes_unseen: 0 }
+    pub(super) fn new(known: Known) -> Self {
+        Self { known, flows: HashMap::new(), changed: HashSet::new(), seen: 0, closes_unseen: 0 }
     }
 
     /// Adds what a flow's slot has counted since it was read last.
     pub(super) fn add(&mut self, key: FlowKey, since: &FlowStats, nothing_lost: bool) {
         let account = self.touch(key);
-        account.opened += since.opened;
-        account.closed += since.closed;
-        account.failed += since.failed;
-        account.preexisting += since.older;
-        account.closed_bytes = account.closed_bytes.plus(Bytes { sent: since.sent, received: since.received });
-        account.without_bytes += since.unseen;
+        account.opened += u64::from(since.opened);
+        account.closed += u64::from(since.closed);
+        account.failed += u64::from(since.failed);
+        account.preexisting += u64::from(since.older);
+        let (sent, received, retransmits) = (since.sent, since.received, since.retransmits.into());
+        account.closed_traffic = account.closed_traffic.plus(Traffic { sent, received, retransmits });
+        account.without_bytes += u64::from(since.unseen);
+        if since.rtt != [0; RTT_BUCKETS] {
+            // The kernel's buckets are ours, so that none is left out.
+            let ended = RttHistogram::from_counts(&since.rtt).unwrap_or_default();
+            account.closed_rtt = account.closed_rtt.plus(&ended);
+            account.open_rtt = account.open_rtt.at_most(account.open(), &ended);
+        }
         if nothing_lost && account.closed > account.opened + account.preexisting {
             // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
             account.preexisting = account.closed - account.opened;
         }
         account.settle();
-        self.closes_unseen += since.unseen;
-        self.seen += since.opened + since.failed;
+        self.closes_unseen += u64::from(since.unseen);
+        self.seen += u64::from(since.opened) + u64::from(since.failed);
     }
 
     /// A connection that was open when the capture began, and what it had transferred when it was first seen.
-    pub(super) fn add_preexisting(&mut self, key: FlowKey, bytes: Bytes) {
+    pub(super) fn add_preexisting(&mut self, key: FlowKey, traffic: Traffic) {
         let account = self.touch(key);
         account.preexisting += 1;
-        account.preexisting_bytes = account.preexisting_bytes.plus(bytes);
+        account.preexisting_traffic = account.preexisting_traffic.plus(traffic);
         account.settle();
     }
 
     /// A connection that is gone without its end having been seen, and what it had transferred when last seen.
-    pub(super) fn add_unseen_close(&mut self, key: FlowKey, bytes: Bytes) {
+    pub(super) fn add_unseen_close(&mut self, key: FlowKey, traffic: Traffic) {
         let account = self.touch(key);
         account.closed += 1;
         account.without_bytes += 1;
-        account.closed_bytes = account.closed_bytes.plus(bytes);
+        account.closed_traffic = account.closed_traffic.plus(traffic);
         account.settle();
         self.closes_unseen += 1;
     }
 
     /// A connection that is gone without its end having been seen, one among those of its flow.
     pub(super) fn add_unseen_close_of_unknown_bytes(&mut self, key: FlowKey) {
-        self.add_unseen_close(key, Bytes::default());
+        self.add_unseen_close(key, Traffic::default());
         let account = self.touch(key);
         if !account.has_open() {
-            account.closed_bytes = account.bytes;
+            account.closed_traffic = account.traffic;
         }
     }
 
     /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
-    pub(super) fn set_open(&mut self, key: FlowKey, open: Bytes) {
+    pub(super) fn set_open(&mut self, key: FlowKey, open: &Open) {
         if let Some(account) = self.flows.get_mut(&key).filter(|account| account.has_open()) {
-            account.bytes = account.bytes.max(account.closed_bytes.plus(open));
+            account.traffic = account.traffic.max(account.closed_traffic.plus(open.traffic));
+            account.open_rtt = open.rtt.at_most(account.open(), &RttHistogram::default());
             self.changed.insert(key);
         }
     }
@@ -169,7 +220,7 @@ impl Accounts {
     /// Whether the flow has nothing open and nothing that was not reported yet.
     pub(super) fn is_at_rest(&self, key: &FlowKey) -> bool {
         let at_rest =
-            |account: &Account| !account.has_open() && account.counters(self.bytes_of_open) == account.reported;
+            |account: &Account| !account.has_open() && account.counters(self.known.of(key)) == account.reported;
         self.flows.get(key).is_none_or(at_rest)
     }
 
@@ -192,7 +243,7 @@ impl Accounts {
         let mut report = Vec::with_capacity(self.changed.len());
         for key in self.changed.drain() {
             let Some(account) = self.flows.get_mut(&key) else { continue };
-            let counters = account.counters(self.bytes_of_open);
+            let counters = account.counters(self.known.of(&key));
             if counters != account.reported {
                 account.reported = counters;
                 report.extend(public_key(&key).map(|key| (key, counters)));
@@ -252,14 +303,31 @@ fn octets(address: IpAddr) -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
+    use node_agent_common::rtt_bucket;
+
     use super::*;
 
     fn key() -> FlowKey {
         FlowKey::new(1, 1, Role::Server, 80, [1; 16], [2; 16])
     }
 
-    fn bytes(sent: u64) -> Bytes {
-        Bytes { sent, received: 0 }
+    const ALL: Known = Known { of_open: true, retransmits: true };
+
+    fn sent(sent: u64) -> Traffic {
+        Traffic { sent, ..Traffic::default() }
+    }
+
+    fn with_open(bytes: u64) -> Open {
+        Open { traffic: sent(bytes), ..Open::default() }
+    }
+
+    fn rtt(counts: &[u32]) -> RttHistogram {
+        RttHistogram::from_counts(counts).unwrap()
+    }
+
+    /// What the kernel counts of a connection with a round-trip time of this bucket.
+    fn ended_in(bucket: usize) -> FlowStats {
+        FlowStats { closed: 1, rtt: std::array::from_fn(|it| u32::from(it == bucket)), ..FlowStats::default() }
     }
 
     fn now(accounts: &mut Accounts) -> flow::FlowCounters {
@@ -270,26 +338,26 @@ mod tests {
 
     #[test]
     fn a_flow_is_reported_once_per_change() {
-        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
+        let mut accounts = Accounts::new(ALL);
         accounts.add(key(), &FlowStats { opened: 2, failed: 1, ..FlowStats::default() }, true);
         let counters = now(&mut accounts);
         assert_eq!((counters.opened, counters.failed, accounts.seen()), (2, 1, 3));
-        accounts.set_open(key(), bytes(0));
+        accounts.set_open(key(), &with_open(0));
         assert_eq!(accounts.report(), []);
     }
 
     #[test]
     fn bytes_of_a_connection_count_once_when_it_ends() {
-        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
+        let mut accounts = Accounts::new(ALL);
         accounts.add(key(), &FlowStats { opened: 2, ..FlowStats::default() }, true);
-        accounts.set_open(key(), bytes(70));
+        accounts.set_open(key(), &with_open(70));
         let open = now(&mut accounts);
         assert_eq!((open.bytes_sent, open.open_bytes_sent), (70, 70));
         // One of the two ends: no telling how much of the 70 was its own.
         accounts.add(key(), &FlowStats { closed: 1, sent: 60, ..FlowStats::default() }, true);
         let closing = now(&mut accounts);
         assert_eq!((closing.bytes_sent, closing.open_bytes_sent), (70, 10));
-        accounts.set_open(key(), bytes(25));
+        accounts.set_open(key(), &with_open(25));
         let looked = now(&mut accounts);
         assert_eq!((looked.bytes_sent, looked.open_bytes_sent), (85, 25));
     }
@@ -297,20 +365,20 @@ mod tests {
     #[test]
     fn more_ends_than_beginnings_are_connections_from_before_unless_beginnings_were_lost() {
         let ended = FlowStats { closed: 1, ..FlowStats::default() };
-        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
+        let mut accounts = Accounts::new(ALL);
         accounts.add(key(), &ended, true);
         assert_eq!(now(&mut accounts).preexisting, 1);
-        let mut lossy = Accounts::new(BytesOfOpen::AreLookedUp);
+        let mut lossy = Accounts::new(ALL);
         lossy.add(key(), &ended, false);
         assert_eq!(now(&mut lossy).preexisting, 0);
     }
 
     #[test]
     fn an_end_that_nobody_saw_keeps_the_bytes_that_were_known() {
-        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
-        accounts.add_preexisting(key(), bytes(10));
-        accounts.set_open(key(), bytes(40));
-        accounts.add_unseen_close(key(), bytes(40));
+        let mut accounts = Accounts::new(ALL);
+        accounts.add_preexisting(key(), sent(10));
+        accounts.set_open(key(), &with_open(40));
+        accounts.add_unseen_close(key(), sent(40));
         let counters = now(&mut accounts);
         assert_eq!((counters.preexisting, counters.closed, accounts.closes_unseen()), (1, 1, 1));
         assert_eq!((counters.bytes_sent, counters.open_bytes_sent, counters.preexisting_bytes_sent), (40, 0, 10));
@@ -319,9 +387,9 @@ mod tests {
 
     #[test]
     fn ends_that_a_tracepoint_missed_leave_no_bytes_open() {
-        let mut accounts = Accounts::new(BytesOfOpen::AreLookedUp);
+        let mut accounts = Accounts::new(ALL);
         accounts.add(key(), &FlowStats { opened: 3, ..FlowStats::default() }, true);
-        accounts.set_open(key(), bytes(90));
+        accounts.set_open(key(), &with_open(90));
         accounts.add(key(), &FlowStats { closed: 1, unseen: 1, ..FlowStats::default() }, true);
         accounts.add(key(), &FlowStats { closed: 1, sent: 20, ..FlowStats::default() }, true);
         accounts.add_unseen_close_of_unknown_bytes(key());
@@ -332,13 +400,64 @@ mod tests {
 
     #[test]
     fn where_bytes_come_at_the_end_open_connections_say_so() {
-        let mut accounts = Accounts::new(BytesOfOpen::ComeAtTheEnd);
+        let mut accounts = Accounts::new(Known { of_open: false, ..ALL });
         accounts.add(key(), &FlowStats { opened: 2, ..FlowStats::default() }, true);
         let open = now(&mut accounts);
         assert_eq!((open.bytes_sent, open.open_without_bytes, open.without_bytes), (0, 2, 0));
         accounts.add(key(), &FlowStats { closed: 2, sent: 60, ..FlowStats::default() }, true);
         let closed = now(&mut accounts);
         assert_eq!((closed.bytes_sent, closed.open_without_bytes, closed.without_bytes), (60, 0, 0));
+    }
+
+    #[test]
+    fn the_kernels_buckets_are_those_of_the_report() {
+        assert_eq!(RTT_BUCKETS, RttBucket::COUNT);
+        for microseconds in (0..2_000).chain((1..32).flat_map(|bits| [(1 << bits) - 1, 1 << bits])) {
+            assert_eq!(rtt_bucket(microseconds), RttBucket::of(microseconds).index(), "{microseconds} µs");
+        }
+    }
+
+    #[test]
+    fn retransmits_count_like_bytes() {
+        let mut accounts = Accounts::new(ALL);
+        accounts.add_preexisting(key(), Traffic { retransmits: 3, ..sent(10) });
+        accounts.set_open(key(), &Open { traffic: Traffic { retransmits: 5, ..sent(20) }, ..Open::default() });
+        let looked = now(&mut accounts);
+        assert_eq!((looked.retransmits, looked.preexisting_retransmits, looked.open_retransmits), (Some(5), 3, 5));
+        accounts.add(key(), &FlowStats { closed: 1, sent: 30, retransmits: 6, ..FlowStats::default() }, true);
+        let ended = now(&mut accounts);
+        assert_eq!((ended.retransmits, ended.preexisting_retransmits, ended.open_retransmits), (Some(6), 3, 0));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_tell_is_not_zero() {
+        let mut accounts = Accounts::new(Known { retransmits: false, ..ALL });
+        accounts.add(key(), &FlowStats { opened: 1, ..FlowStats::default() }, true);
+        assert_eq!(now(&mut accounts).retransmits, None);
+    }
+
+    #[test]
+    fn a_connection_has_one_round_trip_time() {
+        let mut accounts = Accounts::new(ALL);
+        accounts.add(key(), &FlowStats { opened: 2, ..FlowStats::default() }, true);
+        accounts.set_open(key(), &Open { rtt: rtt(&[0, 1, 1]), ..with_open(1) });
+        assert_eq!(now(&mut accounts).rtt, rtt(&[0, 1, 1]));
+        // It has become another one since the look.
+        accounts.add(key(), &ended_in(3), true);
+        assert_eq!(now(&mut accounts).rtt.connections(), 2);
+        accounts.set_open(key(), &Open { rtt: rtt(&[1]), ..with_open(1) });
+        assert_eq!(now(&mut accounts).rtt, rtt(&[1, 0, 0, 1]));
+    }
+
+    #[test]
+    fn a_short_connection_takes_no_long_ones_place() {
+        let mut accounts = Accounts::new(ALL);
+        accounts.add(key(), &FlowStats { opened: 1, ..FlowStats::default() }, true);
+        accounts.set_open(key(), &Open { rtt: rtt(&[0, 0, 1]), ..with_open(1) });
+        accounts.add(key(), &FlowStats { opened: 1, ..ended_in(2) }, true);
+        assert_eq!(now(&mut accounts).rtt, rtt(&[0, 0, 2]));
+        accounts.add_unseen_close_of_unknown_bytes(key());
+        assert_eq!(now(&mut accounts).rtt, rtt(&[0, 0, 1]), "of one whose end was not seen nothing is known");
     }
 
     #[test]

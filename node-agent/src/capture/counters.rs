@@ -5,7 +5,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::AsFd,
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use aya::maps::MapData;
@@ -49,8 +49,10 @@ impl Counters {
         }
         // SAFETY: inside of the mapping, which lives as long as `self`.
         let stats = unsafe { self.table.add(slot as usize).as_ptr() };
-        // SAFETY: aligned u64 fields of a mapped value, which the kernel changes by atomic additions.
-        let load = |field: *mut u64| unsafe { AtomicU64::from_ptr(field) }.load(Ordering::Acquire);
+        // SAFETY: aligned u32 fields of a mapped value, which the kernel changes by atomic additions.
+        let load = |field: *mut u32| unsafe { AtomicU32::from_ptr(field) }.load(Ordering::Acquire);
+        // SAFETY: the same of u64 fields.
+        let load_wide = |field: *mut u64| unsafe { AtomicU64::from_ptr(field) }.load(Ordering::Acquire);
         // SAFETY: addresses of fields, nothing is read here.
         unsafe {
             let closed = load(&raw mut (*stats).closed);
@@ -58,8 +60,10 @@ impl Counters {
                 closed,
                 older: load(&raw mut (*stats).older),
                 unseen: load(&raw mut (*stats).unseen),
-                sent: load(&raw mut (*stats).sent),
-                received: load(&raw mut (*stats).received),
+                sent: load_wide(&raw mut (*stats).sent),
+                received: load_wide(&raw mut (*stats).received),
+                retransmits: load(&raw mut (*stats).retransmits),
+                rtt: std::array::from_fn(|bucket| load(&raw mut (*stats).rtt[bucket])),
                 failed: load(&raw mut (*stats).failed),
                 opened: load(&raw mut (*stats).opened),
             }

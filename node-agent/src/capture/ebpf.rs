@@ -7,12 +7,12 @@ use std::{
 };
 
 use aya::maps::MapError;
-use node_agent_common::{FlowKey, Loss};
+use node_agent_common::{FlowKey, FlowStats, Loss};
 use topology::flow;
 
 use super::{
     Capture, CaptureError, Description, Feature, Finding, Losses, Reading, Refusal, Settings,
-    accounts::{Accounts, Bytes, BytesOfOpen, kernel_key},
+    accounts::{Accounts, Known, Open, kernel_key},
     existing::{Existing, end_first_look, failed, list},
     first_sights::FirstSights,
     followed::Followed,
@@ -73,13 +73,13 @@ impl EbpfCapture {
         uncounted: Option<Uncounted>,
         look_every: Duration,
     ) -> Self {
-        let bytes_of_open = if kernel.can_list() { BytesOfOpen::AreLookedUp } else { BytesOfOpen::ComeAtTheEnd };
+        let known = Known { of_open: kernel.can_list(), retransmits: description.has(Feature::Retransmits) };
         Self {
             description,
             kernel,
             slots,
             first_sights,
-            accounts: Accounts::new(bytes_of_open),
+            accounts: Accounts::new(known),
             existing: Existing::default(),
             followed: Followed::default(),
             uncounted,
@@ -127,7 +127,8 @@ impl EbpfCapture {
                 if let Some(uncounted) = &mut self.uncounted {
                     uncounted.count(&key, since);
                 }
-                if (since.closed, since.sent, since.received) != (0, 0, 0) {
+                // Whatever is counted at the end of a connection: the end itself may come with the next read.
+                if *since != (FlowStats { opened: since.opened, failed: since.failed, ..FlowStats::default() }) {
                     ended.insert(key);
                 }
             },
@@ -160,22 +161,21 @@ impl EbpfCapture {
         self.uncounted.as_mut().map_or(Ok(()), |uncounted| uncounted.ask(&mut self.kernel))
     }
 
-    /// Adds up what is open, but for flows of which a connection may have ended since the listing began: their bytes
-    /// would count twice. Returns whether there were none.
+    /// Adds up what is open, but for flows of which a connection may have ended since the listing began: it would count
+    /// twice. Returns whether there were none.
     fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
-        let mut open: HashMap<FlowKey, Bytes> = HashMap::new();
+        let mut open: HashMap<FlowKey, Open> = HashMap::new();
         // One that is not accounted for may be one that has just ended.
         let known = |cookie, found: &Connection| found.has_callbacks || self.existing.knows(cookie);
         for (_, connection) in listing.connections.iter().filter(|(cookie, found)| known(**cookie, found)) {
-            let sum = open.entry(connection.flow).or_default();
-            *sum = sum.plus(connection.bytes);
+            open.entry(connection.flow).or_default().add(connection.traffic, connection.rtt);
         }
         let mut all_still = true;
-        for (key, bytes) in open {
+        for (key, open) in open {
             if ended.contains(&key) {
                 all_still = false;
             } else {
-                self.accounts.set_open(key, bytes);
+                self.accounts.set_open(key, &open);
             }
         }
         all_still

@@ -16,7 +16,7 @@ use node_agent_common::{FlowKey, Loss};
 
 use super::{
     CaptureError,
-    accounts::{Accounts, Bytes},
+    accounts::{Accounts, Traffic},
     kernel::Kernel,
     listing::{Connection, Listing},
 };
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[derive(Clone, Copy, Debug)]
 struct Seed {
     flow: FlowKey,
-    bytes: Bytes,
+    traffic: Traffic,
     /// The first of the looks since then that did not show it.
     missed_since: Option<Instant>,
 }
@@ -97,9 +97,9 @@ impl Existing {
         still_there: bool,
     ) -> Result<(), CaptureError> {
         if still_there {
-            accounts.add_preexisting(found.flow, found.bytes);
+            accounts.add_preexisting(found.flow, found.traffic);
             if !found.has_callbacks {
-                self.seeds.insert(cookie, Seed { flow: found.flow, bytes: found.bytes, missed_since: None });
+                self.seeds.insert(cookie, Seed { flow: found.flow, traffic: found.traffic, missed_since: None });
             }
             return Ok(());
         }
@@ -107,7 +107,7 @@ impl Existing {
         // taken the entry, it ended before: the kernel knows it as older by itself, or nobody saw it end.
         let entry = if found.has_callbacks { kernel.forget_opening(cookie) } else { kernel.seeds.remove(&cookie) };
         if was_taken(entry).map_err(|error| failed("looking for the note of an open connection", error))? {
-            accounts.add_preexisting(found.flow, found.bytes);
+            accounts.add_preexisting(found.flow, found.traffic);
         }
         Ok(())
     }
@@ -142,8 +142,8 @@ impl Existing {
                 .seeds
                 .insert(cookie, found.flow, 0)
                 .map_err(|error| failed("noting an open connection from before", error))?;
-            self.seeds.insert(cookie, Seed { flow: found.flow, bytes: found.bytes, missed_since: None });
-            accounts.add_preexisting(found.flow, found.bytes);
+            self.seeds.insert(cookie, Seed { flow: found.flow, traffic: found.traffic, missed_since: None });
+            accounts.add_preexisting(found.flow, found.traffic);
         }
         Ok(())
     }
@@ -159,7 +159,7 @@ impl Existing {
         let mut gone = Vec::new();
         for (cookie, seed) in &mut self.seeds {
             match listing.connections.get(cookie) {
-                Some(found) => (seed.bytes, seed.missed_since) = (found.bytes, None),
+                Some(found) => (seed.traffic, seed.missed_since) = (found.traffic, None),
                 None if matches!(kernel.seeds.get(cookie, 0), Err(MapError::KeyNotFound)) => gone.push(*cookie),
                 None if seed.missed_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE => gone.push(*cookie),
                 None => {}
@@ -170,7 +170,7 @@ impl Existing {
             let taken = was_taken(kernel.seeds.remove(&cookie))
                 .map_err(|error| failed("removing the note of an old connection", error))?;
             if !taken {
-                accounts.add_unseen_close(seed.flow, seed.bytes);
+                accounts.add_unseen_close(seed.flow, seed.traffic);
             }
         }
         Ok(())

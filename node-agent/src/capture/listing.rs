@@ -7,8 +7,9 @@ use std::{
 };
 
 use node_agent_common::{FlowKey, Role, SocketRecord, callback, state};
+use topology::rtt::RttBucket;
 
-use super::accounts::Bytes;
+use super::accounts::Traffic;
 
 /// One listing: every socket once, however many processes and file descriptors hold it.
 #[derive(Debug, Default)]
@@ -27,7 +28,9 @@ pub(super) struct Listing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) flow: FlowKey,
-    pub(super) bytes: Bytes,
+    pub(super) traffic: Traffic,
+    /// `None` where none was measured.
+    pub(super) rtt: Option<RttBucket>,
     /// Whether its end will be counted by the callbacks that it has asked for, under an agent now or earlier.
     pub(super) has_callbacks: bool,
 }
@@ -80,7 +83,8 @@ impl Listing {
         };
         Connection {
             flow: FlowKey::new(record.cgroup, record.netns, role, port, record.local, record.remote),
-            bytes: Bytes { sent: record.sent, received: record.received },
+            traffic: Traffic { sent: record.sent, received: record.received, retransmits: record.retransmits.into() },
+            rtt: (record.srtt != 0).then(|| RttBucket::of(record.srtt)),
             has_callbacks: record.callbacks & callback::STATE != 0,
         }
     }
@@ -138,6 +142,8 @@ mod tests {
             cookie,
             sent: 5,
             received: 6,
+            retransmits: 0,
+            srtt: 0,
             netns: 1,
             pid: 1,
             local_port: local.1,

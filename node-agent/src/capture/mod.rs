@@ -107,6 +107,10 @@ pub enum Feature {
     OpenSockets,
     /// The end of connections that are older than any agent of this boot.
     OldCloses,
+    /// How many segments had to be sent again.
+    Retransmits,
+    /// Round-trip times.
+    RoundTripTimes,
     /// Every opening and every end: what is not the first choice has a known weakness.
     EveryEvent,
     /// Sockets by netlink, with their bytes.

@@ -9,6 +9,10 @@ pub(super) struct Found {
     pub(super) offsets: Offsets,
     /// Why the open sockets cannot be listed.
     pub(super) no_listing: Option<BtfError>,
+    /// Why retransmissions are not known.
+    pub(super) no_retransmits: Option<BtfError>,
+    /// Why round-trip times are not known.
+    pub(super) no_rtt: Option<BtfError>,
 }
 
 /// Looks up every field.
@@ -39,7 +43,14 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<Found, BtfError> {
         ..Offsets::default()
     };
     let no_listing = listing(btf, &mut offsets).err();
-    Ok(Found { offsets, no_listing })
+    let no_retransmits = set(&mut offsets.tcp_total_retrans, btf.offset("tcp_sock", "total_retrans", 4)).err();
+    let no_rtt = set(&mut offsets.tcp_srtt_us, btf.offset("tcp_sock", "srtt_us", 4)).err();
+    Ok(Found { offsets, no_listing, no_retransmits, no_rtt })
+}
+
+fn set(offset: &mut u32, found: Result<u32, BtfError>) -> Result<(), BtfError> {
+    *offset = found?;
+    Ok(())
 }
 
 /// Kernels before 5.15, but for some that took it over, keep a socket's cgroup in a word that also has flags in it.
@@ -130,7 +141,7 @@ mod tests {
             return;
         };
         let found = find(&Btf::parse(&bytes).unwrap()).unwrap();
-        assert_eq!(found.no_listing, None);
+        assert_eq!((found.no_listing, found.no_retransmits, found.no_rtt), (None, None, None));
         // Part of the kernel's interface to programs of other kinds, and the same for many years.
         assert_eq!((found.offsets.sock_daddr, found.offsets.sock_rcv_saddr, found.offsets.done_bit), (0, 4, 1));
     }

@@ -7,8 +7,8 @@ use node_agent_common::Offsets;
 use procfs::process::Process;
 
 use super::{
-    Attach, Degradation, Finding, Reason, Refusal, Settings, btf::Btf, cgroup_root::is_cgroup2, kernel::no_listing,
-    offsets, release::Release,
+    Attach, Degradation, Feature, Finding, Reason, Refusal, Settings, btf::Btf, cgroup_root::is_cgroup2,
+    kernel::no_listing, offsets, release::Release,
 };
 
 /// What was found.
@@ -229,6 +229,16 @@ fn find_offsets(path: &Path, degradations: &mut Vec<Degradation>) -> Result<Offs
     })?;
     if let Some(error) = found.no_listing {
         degradations.push(no_listing(&error.to_string()));
+    }
+    let lacking = [
+        (Feature::Retransmits, "retransmissions are", found.no_retransmits),
+        (Feature::RoundTripTimes, "round-trip times are", found.no_rtt),
+    ];
+    for (feature, what, error) in lacking {
+        degradations.extend(error.map(|error| Degradation {
+            feature,
+            message: format!("{what} not known: the kernel's own type information: {error}"),
+        }));
     }
     Ok(found.offsets)
 }

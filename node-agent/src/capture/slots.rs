@@ -127,6 +127,8 @@ fn difference(current: &FlowStats, last: &FlowStats) -> FlowStats {
         received: current.received.wrapping_sub(last.received),
         older: current.older.wrapping_sub(last.older),
         unseen: current.unseen.wrapping_sub(last.unseen),
+        retransmits: current.retransmits.wrapping_sub(last.retransmits),
+        rtt: std::array::from_fn(|bucket| current.rtt[bucket].wrapping_sub(last.rtt[bucket])),
     }
 }
 
@@ -140,11 +142,11 @@ mod tests {
         FlowKey::new(1, 1, Role::Client, port, [1; 16], [2; 16])
     }
 
-    fn opened(opened: u64) -> FlowStats {
+    fn opened(opened: u32) -> FlowStats {
         FlowStats { opened, ..FlowStats::default() }
     }
 
-    fn collected(slots: &mut Slots, kernel: &[u64], now: Instant) -> Vec<(FlowKey, u64)> {
+    fn collected(slots: &mut Slots, kernel: &[u32], now: Instant) -> Vec<(FlowKey, u32)> {
         let mut found = Vec::new();
         slots.collect(|slot| opened(kernel[slot as usize]), now, |key, since| found.push((key, since.opened)));
         found
@@ -191,6 +193,15 @@ mod tests {
         collected(&mut slots, &[1, 0, 0], later);
         slots.deleted(2, later);
         assert_eq!(slots.idle(Duration::from_secs(30), later), [(1, key(81))]);
+    }
+
+    #[test]
+    fn counters_that_begin_again_go_on() {
+        let (mut slots, start) = (Slots::default(), Instant::now());
+        slots.assign(0, key(80), start);
+        let all = u64::from(u32::MAX);
+        assert_eq!(collected(&mut slots, &[u32::MAX], start).first().map(|it| u64::from(it.1)), Some(all));
+        assert_eq!(collected(&mut slots, &[4], start), [(key(80), 5)]);
     }
 
     #[test]

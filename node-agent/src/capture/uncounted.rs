@@ -125,8 +125,8 @@ impl Uncounted {
     pub(super) fn count(&mut self, key: &FlowKey, since: &FlowStats) {
         let counted = &mut self.accounts.entry(key.netns()).or_default().counted;
         match key.role() {
-            Some(Role::Client) => counted.clients += since.opened + since.failed,
-            Some(Role::Server) => counted.servers += since.opened,
+            Some(Role::Client) => counted.clients += u64::from(since.opened) + u64::from(since.failed),
+            Some(Role::Server) => counted.servers += u64::from(since.opened),
             None => {}
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod capabilities;
 pub mod foreign;
+pub mod measures;
 mod obedience;
 pub mod routed;
 pub mod watched;
@@ -24,7 +25,7 @@ use topology::flow::{FlowKey, Protocol, Role};
 
 pub use self::{
     obedience::obey,
-    watched::{Watched, with_methods},
+    watched::{Watched, with_methods, without_measures},
 };
 
 /// Why the tests cannot run here, if so.

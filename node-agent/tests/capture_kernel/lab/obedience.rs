@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use super::workload;
+use super::{measures, workload};
 
 /// The other side of [`Process`]: obeys until its input ends.
 pub fn obey() {
@@ -77,6 +77,9 @@ impl Sockets {
             "send" => self.stream(words[1]).write_all(&vec![7; number(2)])?,
             "receive" => self.stream(words[1]).read_exact(&mut vec![0; number(2)])?,
             "end" => assert_eq!(self.stream(words[1]).read(&mut [0])?, 0),
+            "measured" | "acknowledged" | "resent" | "deafen" | "hear" | "delay" => {
+                return measures::act(&self.streams[words[1]], words);
+            }
             "shutdown" => self.stream(words[1]).shutdown(std::net::Shutdown::Write)?,
             "close" => drop(self.streams.remove(words[1])),
             "reset" => reset(self.streams.remove(words[1]).unwrap())?,

@@ -1,0 +1,99 @@
+//! What TCP measures of a connection: made to happen by what its ends do, and told as the socket tells it.
+
+use std::{
+    io,
+    net::TcpStream,
+    os::fd::AsRawFd,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::libc;
+use topology::rtt::{RttBucket, RttHistogram};
+
+/// What the process does that holds the socket.
+pub(super) fn act(stream: &TcpStream, words: &[&str]) -> io::Result<String> {
+    match words[0] {
+        // `measured STREAM`
+        "measured" => return tcp_info(stream).map(|info| format!("{} {}", info.rtt, info.retransmits)),
+        // `acknowledged STREAM`: until everything that was sent is.
+        "acknowledged" => wait(|| Ok(tcp_info(stream)?.unacknowledged == 0))?,
+        // `resent STREAM N`: until so many segments were sent again.
+        "resent" => {
+            let wanted: u32 = words[2].parse().unwrap();
+            wait(|| Ok(tcp_info(stream)?.retransmits >= wanted))?;
+        }
+        // `deafen STREAM`, `hear STREAM`: whether the socket drops what comes in, as if it had never come.
+        "deafen" => {
+            const DROP: libc::sock_filter = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+            let mut drop_all = [DROP];
+            let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
+            set(stream, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+        }
+        "hear" => set(stream, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0)?,
+        // `delay STREAM`: the next acknowledgement comes late.
+        _ => set(stream, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &0)?,
+    }
+    Ok(String::from("done"))
+}
+
+struct TcpInfo {
+    unacknowledged: u32,
+    rtt: u32,
+    retransmits: u32,
+}
+
+/// `struct tcp_info` of `linux/tcp.h`.
+fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
+    let mut info = [0_u32; 26];
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).unwrap();
+    // SAFETY: a buffer of that length, in which any bytes are a value.
+    #[expect(unsafe_code, reason = "nix knows no TCP_INFO")]
+    let result = unsafe {
+        let buffer = info.as_mut_ptr().cast();
+        libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, buffer, &raw mut length)
+    };
+    nix::errno::Errno::result(result)?;
+    assert_eq!(length as usize, size_of_val(&info));
+    Ok(TcpInfo { unacknowledged: info[6], rtt: info[17], retransmits: info[25] })
+}
+
+fn set<T>(stream: &TcpStream, level: i32, option: i32, value: &T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).unwrap();
+    // SAFETY: a value of that length, which the kernel copies.
+    #[expect(unsafe_code, reason = "nix knows none of these options")]
+    let result =
+        unsafe { libc::setsockopt(stream.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length) };
+    nix::errno::Errno::result(result)?;
+    Ok(())
+}
+
+fn wait(until: impl Fn() -> io::Result<bool>) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_mins(2);
+    while !until()? {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// What the sockets of one end have said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    pub retransmits: u64,
+    pub rtt: RttHistogram,
+}
+
+impl Measured {
+    /// With what another socket says, by the answer to `measured`. Returns its own part.
+    pub fn add(&mut self, said: &str) -> Self {
+        let (rtt, retransmits) = said.split_once(' ').unwrap();
+        let mut one = Self { retransmits: retransmits.parse().unwrap(), rtt: RttHistogram::default() };
+        // 0 stands for none.
+        if let Some(rtt) = Some(rtt.parse().unwrap()).filter(|rtt| *rtt > 0) {
+            one.rtt.add(RttBucket::of(rtt));
+        }
+        *self = Self { retransmits: self.retransmits + one.retransmits, rtt: self.rtt.plus(&one.rtt) };
+        one
+    }
+}
