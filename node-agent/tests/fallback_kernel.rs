@@ -12,7 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Node, key, node_or_skip, obey, routed::Routed, run_with_capabilities, watched::take_in};
+use lab::{
+    Node, key,
+    measures::{self, Measured},
+    node_or_skip, obey,
+    routed::Routed,
+    run_with_capabilities,
+    watched::take_in,
+};
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -97,6 +104,37 @@ fn counts(of: &FlowCounters) -> Counts {
 
 fn open_bytes(of: &FlowCounters) -> (u64, u64, u64, u64) {
     (of.bytes_sent, of.bytes_received, of.open_bytes_sent, of.open_bytes_received)
+}
+
+#[test]
+fn what_tcp_has_measured_is_what_the_sockets_say() {
+    let node = node_or_skip!();
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let port = server.listen("l", "127.0.0.1:0");
+    let mut watched = Watched::start(&settings(&node));
+    let keys = [
+        key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
+        key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
+    ];
+    let measured = |of: &FlowCounters| (of.closed, of.retransmits, of.open_retransmits, of.rtt);
+    let mut all = [Measured::default(); 2];
+    for (number, name) in (1..).zip(["prompt", "late", "clients-again", "servers-again", "silent"]) {
+        measures::open(&mut client, &mut server, port, name);
+        let now = [
+            all[0].add(&client.tell(&format!("measured {name}"))),
+            all[1].add(&server.tell(&format!("measured {name}"))),
+        ];
+        let expected = |closed, open: [u64; 2]| {
+            let end = |at: usize| (keys[at], (closed, Some(all[at].retransmits), open[at], all[at].rtt));
+            BTreeMap::from([end(0), end(1)])
+        };
+        watched.expect(&expected(number - 1, now.map(|end| end.retransmits)), measured);
+        // At once and without an acknowledgement that would be measured, too.
+        client.tell(&format!("reset {name}"));
+        server.tell(&format!("close {name}"));
+        watched.expect(&expected(number, [0, 0]), measured);
+    }
+    assert!(all[0].retransmits >= 2 && all[1].retransmits >= 1, "{all:?}");
 }
 
 #[test]

@@ -5,48 +5,11 @@ use std::time::{Duration, Instant};
 use scopeprobe_agent::capture::{Attach, Capture as _, Feature};
 use topology::flow::{FlowKey, Role};
 
-use crate::lab::{Process, Watched, can_list, key, measures::Measured, node_or_skip};
-
-/// Opens a connection and lets its ends do something of which they measure something.
-fn open(client: &mut Process, server: &mut Process, port: u16, name: &str) {
-    client.tell(&format!("connect {name} 127.0.0.1:{port}"));
-    server.tell(&format!("accept {name} l"));
-    match name {
-        "prompt" => {
-            pass(client, server, name, 100);
-            pass(server, client, name, 200);
-        }
-        "late" => {
-            for _ in 0..8 {
-                server.tell("delay late");
-                client.tell("send late 1");
-                client.tell("acknowledged late");
-            }
-            server.tell("receive late 8");
-        }
-        "clients-again" | "open" => lose_and_pass(client, server, name, 2),
-        "servers-again" => lose_and_pass(server, client, name, 1),
-        "silent" => {}
-        other => panic!("{other}"),
-    }
-    for end in [client, server] {
-        end.tell(&format!("acknowledged {name}"));
-    }
-}
-
-fn pass(from: &mut Process, to: &mut Process, name: &str, bytes: u32) {
-    from.tell(&format!("send {name} {bytes}"));
-    to.tell(&format!("receive {name} {bytes}"));
-}
-
-/// The same, where the first ones are not heard.
-fn lose_and_pass(from: &mut Process, to: &mut Process, name: &str, times: u32) {
-    to.tell(&format!("deafen {name}"));
-    from.tell(&format!("send {name} 3000"));
-    from.tell(&format!("resent {name} {times}"));
-    to.tell(&format!("hear {name}"));
-    to.tell(&format!("receive {name} 3000"));
-}
+use crate::lab::{
+    Watched, can_list, key,
+    measures::{Measured, open},
+    node_or_skip,
+};
 
 pub fn what_tcp_has_measured_is_what_the_sockets_say(attach: Attach) {
     let node = node_or_skip!();

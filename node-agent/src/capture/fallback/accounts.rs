@@ -2,9 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use topology::flow::{FlowCounters, FlowKey, Methods};
+use topology::{
+    flow::{FlowCounters, FlowKey, Methods},
+    rtt::RttBucket,
+};
 
-use super::{super::Losses, socket::Bytes};
+use super::{super::Losses, socket::Traffic};
 
 #[derive(Debug, Default)]
 struct Account {
@@ -60,11 +63,12 @@ impl Accounts {
     }
 
     /// A connection was there when the capture began. See [`Accounts::open`].
-    pub(super) fn find(&mut self, key: FlowKey, bytes: Bytes, evidence: Evidence) -> bool {
+    pub(super) fn find(&mut self, key: FlowKey, bytes: Traffic, evidence: Evidence) -> bool {
         let fits = self.change(key, |counters| {
             counters.preexisting += 1;
             counters.preexisting_bytes_sent += bytes.sent;
             counters.preexisting_bytes_received += bytes.received;
+            counters.preexisting_retransmits += bytes.retransmits;
             evidence.note(counters);
         });
         self.lost.opened += u64::from(!fits);
@@ -85,8 +89,8 @@ impl Accounts {
     }
 
     /// An open connection has transferred more.
-    pub(super) fn transfer(&mut self, key: FlowKey, more: Bytes) {
-        if more == Bytes::default() {
+    pub(super) fn transfer(&mut self, key: FlowKey, more: Traffic) {
+        if more == Traffic::default() {
             return;
         }
         self.change_known(key, |counters| {
@@ -94,11 +98,31 @@ impl Accounts {
             counters.bytes_received += more.received;
             counters.open_bytes_sent += more.sent;
             counters.open_bytes_received += more.received;
+            if more.retransmits > 0 {
+                *counters.retransmits.get_or_insert(0) += more.retransmits;
+                counters.open_retransmits += more.retransmits;
+            }
+        });
+    }
+
+    /// What TCP has measured of an open connection is known; its round-trip time was known as `before`.
+    pub(super) fn measure(&mut self, key: FlowKey, before: Option<RttBucket>, rtt: Option<RttBucket>) {
+        if before == rtt && self.flows.get(&key).is_none_or(|account| account.counters.retransmits.is_some()) {
+            return;
+        }
+        self.change_known(key, |counters| {
+            counters.retransmits.get_or_insert(0);
+            if let Some(before) = before {
+                counters.rtt.remove(before);
+            }
+            if let Some(rtt) = rtt {
+                counters.rtt.add(rtt);
+            }
         });
     }
 
     /// A connection that has ended had transferred so much more than was known then.
-    pub(super) fn transfer_late(&mut self, key: FlowKey, more: Bytes) {
+    pub(super) fn transfer_late(&mut self, key: FlowKey, more: Traffic) {
         self.change_known(key, |counters| {
             counters.bytes_sent += more.sent;
             counters.bytes_received += more.received;
@@ -107,12 +131,13 @@ impl Accounts {
 
     /// A connection that has transferred so much, as far as is known, has ended. `without_bytes`: only now it is known
     /// that not all of it is known.
-    pub(super) fn close(&mut self, key: FlowKey, bytes: Bytes, without_bytes: bool) {
+    pub(super) fn close(&mut self, key: FlowKey, bytes: Traffic, without_bytes: bool) {
         self.change_known(key, |counters| {
             counters.closed += 1;
             counters.without_bytes += u64::from(without_bytes);
             counters.open_bytes_sent = counters.open_bytes_sent.saturating_sub(bytes.sent);
             counters.open_bytes_received = counters.open_bytes_received.saturating_sub(bytes.received);
+            counters.open_retransmits = counters.open_retransmits.saturating_sub(bytes.retransmits);
         });
     }
 
@@ -200,6 +225,7 @@ mod tests {
 
     use super::*;
 
+    const SENT: Traffic = Traffic { sent: 5, received: 0, retransmits: 0 };
     const SEEN: Evidence = Evidence { methods: Methods::SOCK_DIAG, inferred: false, without_bytes: false };
 
     fn key(port: u16) -> FlowKey {
@@ -211,22 +237,51 @@ mod tests {
     fn a_flow_is_reported_once_per_change() {
         let mut accounts = Accounts::new(8);
         assert!(accounts.open(key(1), SEEN) && accounts.has_new() && !accounts.has_new());
-        accounts.transfer(key(1), Bytes { sent: 5, received: 0 });
+        accounts.transfer(key(1), SENT);
         let report = accounts.report();
         assert_eq!((report[0].1.opened, report[0].1.bytes_sent, report[0].1.open_bytes_sent), (1, 5, 5));
         assert_eq!(accounts.report(), []);
-        accounts.close(key(1), Bytes { sent: 5, received: 0 }, true);
+        accounts.close(key(1), SENT, true);
         let closed = accounts.report()[0].1;
         assert_eq!((closed.closed, closed.bytes_sent, closed.open_bytes_sent, closed.without_bytes), (1, 5, 0, 1));
+    }
+
+    #[test]
+    fn what_was_measured_counts_once() {
+        let mut accounts = Accounts::new(8);
+        let (short, long) = (RttBucket::of(70), RttBucket::of(700));
+        accounts.open(key(1), SEEN);
+        assert_eq!(accounts.report()[0].1.retransmits, None, "nobody has said so");
+        accounts.measure(key(1), None, Some(short));
+        accounts.transfer(key(1), Traffic { retransmits: 3, ..SENT });
+        let open = accounts.report()[0].1;
+        assert_eq!((open.retransmits, open.open_retransmits, open.rtt.median()), (Some(3), 3, Some(short)));
+        accounts.measure(key(1), Some(short), Some(long));
+        accounts.close(key(1), Traffic { retransmits: 3, ..SENT }, true);
+        let closed = accounts.report()[0].1;
+        assert_eq!((closed.retransmits, closed.open_retransmits), (Some(3), 0));
+        assert_eq!((closed.rtt.connections(), closed.rtt.median()), (1, Some(long)));
+        accounts.measure(key(1), Some(long), Some(long));
+        assert_eq!(accounts.report(), []);
+    }
+
+    #[test]
+    fn connections_from_before_bring_what_they_had_sent_again() {
+        let mut accounts = Accounts::new(8);
+        let had = Traffic { retransmits: 2, ..SENT };
+        accounts.find(key(1), had, SEEN);
+        accounts.transfer(key(1), had);
+        let found = accounts.report()[0].1;
+        assert_eq!((found.retransmits, found.preexisting_retransmits, found.open_retransmits), (Some(2), 2, 2));
     }
 
     #[test]
     fn what_does_not_fit_is_counted() {
         let mut accounts = Accounts::new(1);
         assert!(accounts.open(key(1), SEEN));
-        assert!(!accounts.open(key(2), SEEN) && !accounts.find(key(3), Bytes::default(), SEEN));
+        assert!(!accounts.open(key(2), SEEN) && !accounts.find(key(3), Traffic::default(), SEEN));
         accounts.fail(key(2), SEEN);
-        accounts.close(key(2), Bytes::default(), true);
+        accounts.close(key(2), Traffic::default(), true);
         assert_eq!((accounts.lost().opened, accounts.lost().failed, accounts.seen()), (2, 1, 1));
         assert_eq!(accounts.report().len(), 1);
     }
@@ -237,7 +292,7 @@ mod tests {
         accounts.open(key(1), SEEN);
         accounts.report();
         assert!(!accounts.forget(&key(1)), "open");
-        accounts.close(key(1), Bytes::default(), true);
+        accounts.close(key(1), Traffic::default(), true);
         assert!(!accounts.forget(&key(1)), "not told");
         accounts.report();
         assert!(accounts.forget(&key(1)) && accounts.forget(&key(2)));

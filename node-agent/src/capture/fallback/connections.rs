@@ -14,7 +14,7 @@ use super::{
     conntrack::names,
     conntrack_message::Entry,
     proc_net::TcpCounts,
-    socket::{Bytes, Endpoints, Socket, SocketId},
+    socket::{Endpoints, Socket, SocketId, Traffic},
     space::{Known, Look, Missed, Phase, Space, is_closing, key},
     tracks::{LateBytes, Tracks},
     unseen::{Unseen, payload},
@@ -213,7 +213,9 @@ impl Connections {
         if let (Phase::Open, Some(bytes)) = (known.phase, socket.bytes) {
             let bytes = bytes.max(known.bytes);
             self.accounts.transfer(known.key, bytes.since(known.bytes));
+            self.accounts.measure(known.key, known.rtt, socket.rtt.or(known.rtt));
             known.bytes = bytes;
+            known.rtt = socket.rtt.or(known.rtt);
         }
         known.is_final = socket.is_final && socket.bytes.is_some();
         known.state = socket.state;
@@ -296,7 +298,7 @@ impl Connections {
                     space.counted.failed += 1;
                     self.accounts.fail(known.key, evidence);
                 } else if self.accounts.open(known.key, evidence) {
-                    self.accounts.close(known.key, Bytes::default(), false);
+                    self.accounts.close(known.key, Traffic::default(), false);
                 }
             }
             Phase::Open => {

@@ -8,12 +8,15 @@ use std::{
 
 use node_agent_common::state;
 use proptest::prelude::*;
-use topology::flow::{FlowCounters, FlowKey, Methods, Role};
+use topology::{
+    flow::{FlowCounters, FlowKey, Methods, Role},
+    rtt::RttBucket,
+};
 
 use super::{
     connections::Connections,
     conntrack_message::{Change, Direction, Entry, tcp_state},
-    socket::{Bytes, Dump, Endpoint, Endpoints, Listener, Socket, SocketId},
+    socket::{Dump, Endpoint, Endpoints, Listener, Socket, SocketId, Traffic},
     space::Look,
 };
 
@@ -193,7 +196,8 @@ impl Kernel {
                 ends,
                 state,
                 cgroup: Some(cgroup),
-                bytes: Some(Bytes::default()),
+                bytes: Some(Traffic::default()),
+                rtt: Some(RttBucket::of(300)),
                 is_final: state == state::LAST_ACK,
             });
         }
@@ -296,6 +300,7 @@ impl Observer {
             let before = self.flows.insert(key, counters).unwrap_or_default();
             assert!(before.opened <= counters.opened && before.closed <= counters.closed);
             assert!(counters.closed <= counters.opened, "{counters:?}");
+            assert!(counters.rtt.connections() <= counters.opened, "{counters:?}");
         }
     }
 

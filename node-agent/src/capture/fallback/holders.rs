@@ -102,6 +102,7 @@ mod tests {
             state: 1,
             cgroup: None,
             bytes: None,
+            rtt: None,
             is_final: false,
         };
         let mut dump = Dump {

@@ -54,6 +54,7 @@ fn take(line: &[u8], dump: &mut Dump) -> Option<()> {
             state,
             cgroup: None,
             bytes: None,
+            rtt: None,
             is_final: false,
         }),
     }

@@ -8,11 +8,12 @@ use std::{
 
 use nix::{errno::Errno, sys::socket::SockProtocol};
 use node_agent_common::state;
+use topology::rtt::RttBucket;
 
 use super::{
     messages::{attributes, dump_request, u32_at, u64_at},
     netlink::{Buffer, Netlink},
-    socket::{Bytes, Dump, Endpoints, Listener, Socket, SocketId},
+    socket::{Dump, Endpoints, Listener, Socket, SocketId, Traffic},
 };
 
 /// `TCPDIAG_GETSOCK`: the older request, which lists IPv4 and IPv6 in one walk through the kernel's table.
@@ -126,11 +127,14 @@ fn parse(body: &[u8]) -> Option<Found> {
     let (local, remote) = (address(family, body.get(8..24)?)?, address(family, body.get(24..40)?)?);
     let cookie = u64::from(u32_at(body, 44)?) | u64::from(u32_at(body, 48)?) << 32;
     let (mut cgroup, mut bytes) = (None, None);
-    let mut is_final = false;
+    let (mut rtt, mut is_final) = (None, false);
     for (kind, value) in attributes(body.get(HEADER..)?) {
         match kind {
             CGROUP_ID => cgroup = u64_at(value, 0),
-            INFO => (bytes, is_final) = payload(value, state),
+            INFO => {
+                (bytes, is_final) = payload(value, state);
+                rtt = round_trip_time(value);
+            }
             _ => {}
         }
     }
@@ -144,6 +148,7 @@ fn parse(body: &[u8]) -> Option<Found> {
         state,
         cgroup,
         bytes,
+        rtt,
         is_final,
     }))
 }
@@ -156,23 +161,34 @@ fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Payload by `struct tcp_info`, as far as this kernel has it (`tcpi_bytes_sent` since 4.19), and whether no more can
-/// come.
-fn payload(info: &[u8], state: u8) -> (Option<Bytes>, bool) {
+/// Payload and what was sent again by `struct tcp_info`, as far as this kernel has it (`tcpi_bytes_sent` since 4.19), and
+/// whether no more can come.
+fn payload(info: &[u8], state: u8) -> (Option<Traffic>, bool) {
+    const SEGMENTS_SENT_AGAIN: usize = 100;
     const RECEIVED: usize = 128;
     const NOT_SENT: usize = 144;
     const SENT: usize = 200;
     const SENT_AGAIN: usize = 208;
-    let (Some(received), Some(sent), Some(again)) =
-        (u64_at(info, RECEIVED), u64_at(info, SENT), u64_at(info, SENT_AGAIN))
+    let (Some(segments), Some(received), Some(sent), Some(again)) =
+        (u32_at(info, SEGMENTS_SENT_AGAIN), u64_at(info, RECEIVED), u64_at(info, SENT), u64_at(info, SENT_AGAIN))
     else {
         return (None, false);
     };
     // The kernel counts the other end's FIN as a byte.
     let fin_received = matches!(state, state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING);
-    let bytes = Bytes { sent: sent.saturating_sub(again), received: received.saturating_sub(u64::from(fin_received)) };
+    let bytes = Traffic {
+        sent: sent.saturating_sub(again),
+        received: received.saturating_sub(u64::from(fin_received)),
+        retransmits: segments.into(),
+    };
     let all_sent = u32_at(info, NOT_SENT) == Some(0);
     (Some(bytes), all_sent && matches!(state, state::LAST_ACK | state::CLOSING))
+}
+
+/// By `struct tcp_info`; 0 stands for none.
+fn round_trip_time(info: &[u8]) -> Option<RttBucket> {
+    const RTT: usize = 68;
+    u32_at(info, RTT).filter(|microseconds| *microseconds > 0).map(RttBucket::of)
 }
 
 #[cfg(test)]
@@ -212,6 +228,8 @@ mod tests {
 
     fn info(sent: u64, again: u64, received: u64, not_sent: u32) -> Vec<u8> {
         let mut info = vec![0; 280];
+        info[68..72].copy_from_slice(&300_u32.to_ne_bytes());
+        info[100..104].copy_from_slice(&6_u32.to_ne_bytes());
         info[128..136].copy_from_slice(&received.to_ne_bytes());
         info[144..148].copy_from_slice(&not_sent.to_ne_bytes());
         info[200..208].copy_from_slice(&sent.to_ne_bytes());
@@ -235,7 +253,8 @@ mod tests {
             ends: Endpoints { local: (IpAddr::from([10, 0, 0, 1]), 80), remote: (IpAddr::from([10, 0, 0, 2]), 4000) },
             state: state::CLOSE_WAIT,
             cgroup: Some(77),
-            bytes: Some(Bytes { sent: 480, received: 300 }),
+            bytes: Some(Traffic { sent: 480, received: 300, retransmits: 6 }),
+            rtt: Some(RttBucket::of(300)),
             is_final: false,
         };
         assert_eq!(found, expected);
@@ -245,7 +264,7 @@ mod tests {
     fn mapped_addresses_are_ipv4_and_listeners_for_any_have_none() {
         let found = socket(&answer(AF_INET6, state::ESTABLISHED, (1, 2), [mapped(1), mapped(2)], &[]));
         assert_eq!(found.ends.local.0, IpAddr::from([10, 0, 0, 1]));
-        assert_eq!((found.bytes, found.cgroup), (None, None));
+        assert_eq!((found.bytes, found.rtt, found.cgroup), (None, None, None));
         for (family, any) in [(AF_INET, [0; 16]), (AF_INET6, [0; 16])] {
             let listener = parse(&answer(family, state::LISTEN, (80, 0), [any, any], &[]));
             assert_eq!(

@@ -2,22 +2,34 @@
 
 use std::net::IpAddr;
 
-/// Payload in both directions.
+use topology::rtt::RttBucket;
+
+/// Payload in both directions, and the segments that this end had to send again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bytes {
+pub(super) struct Traffic {
     pub(super) sent: u64,
     pub(super) received: u64,
+    /// 0 where connection tracking tells the payload, which does not know.
+    pub(super) retransmits: u64,
 }
 
-impl Bytes {
+impl Traffic {
     /// What has come since `earlier`.
     pub(super) fn since(self, earlier: Self) -> Self {
-        Self { sent: self.sent.saturating_sub(earlier.sent), received: self.received.saturating_sub(earlier.received) }
+        self.with(earlier, u64::saturating_sub)
     }
 
     /// The greater of each.
     pub(super) fn max(self, other: Self) -> Self {
-        Self { sent: self.sent.max(other.sent), received: self.received.max(other.received) }
+        self.with(other, Ord::max)
+    }
+
+    fn with(self, other: Self, join: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            sent: join(self.sent, other.sent),
+            received: join(self.received, other.received),
+            retransmits: join(self.retransmits, other.retransmits),
+        }
     }
 }
 
@@ -49,8 +61,10 @@ pub(super) struct Socket {
     pub(super) state: u8,
     /// The id of the cgroup it was made in, where the kernel says so.
     pub(super) cgroup: Option<u64>,
-    /// Payload so far, where the kernel says so.
-    pub(super) bytes: Option<Bytes>,
+    /// Payload and what was sent again so far, where the kernel says so.
+    pub(super) bytes: Option<Traffic>,
+    /// Its smoothed round-trip time, where the kernel says so and has measured one.
+    pub(super) rtt: Option<RttBucket>,
     /// Whether no more payload can come.
     pub(super) is_final: bool,
 }

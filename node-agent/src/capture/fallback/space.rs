@@ -6,11 +6,14 @@ use std::{
 };
 
 use node_agent_common::state;
-use topology::flow::{FlowKey, Methods, Protocol, Role};
+use topology::{
+    flow::{FlowKey, Methods, Protocol, Role},
+    rtt::RttBucket,
+};
 
 use super::{
     proc_net::TcpCounts,
-    socket::{Bytes, Dump, Endpoints, Socket, SocketId},
+    socket::{Dump, Endpoints, Socket, SocketId, Traffic},
 };
 
 /// Ends of connections that are remembered in each namespace, see [`Space::ended`].
@@ -50,7 +53,9 @@ pub(super) struct Known {
     pub(super) id: SocketId,
     pub(super) key: FlowKey,
     pub(super) phase: Phase,
-    pub(super) bytes: Bytes,
+    pub(super) bytes: Traffic,
+    /// As the latest look has shown it.
+    pub(super) rtt: Option<RttBucket>,
     pub(super) state: u8,
     /// Whether these are all bytes that it will have transferred.
     pub(super) is_final: bool,
@@ -141,7 +146,17 @@ impl Space {
 impl Known {
     pub(super) fn new(socket: &Socket, key: FlowKey, phase: Phase) -> Self {
         let (id, state) = (socket.id, socket.state);
-        Self { id, key, phase, bytes: Bytes::default(), state, is_final: false, tracked: false, without_bytes: false }
+        Self {
+            id,
+            key,
+            phase,
+            bytes: Traffic::default(),
+            rtt: None,
+            state,
+            is_final: false,
+            tracked: false,
+            without_bytes: false,
+        }
     }
 
     /// Conntrack has counted it, for this flow, and maybe its end.

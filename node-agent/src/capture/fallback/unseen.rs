@@ -7,7 +7,7 @@ use topology::flow::{FlowKey, Methods, Role};
 use super::{
     accounts::{Accounts, Evidence},
     conntrack_message::Carried,
-    socket::Bytes,
+    socket::Traffic,
     space::{Space, key},
     track::{Side, Track},
     tracks::Settling,
@@ -63,17 +63,17 @@ impl Settling for Unseen<'_> {
     }
 
     fn close(&mut self, key: FlowKey, track: &Track, role: Role) {
-        let bytes = track.carried.map_or(Bytes::default(), |carried| payload(carried, role, key.remote));
+        let bytes = track.carried.map_or(Traffic::default(), |carried| payload(carried, role, key.remote));
         self.accounts.transfer(key, bytes);
         self.accounts.close(key, bytes, false);
     }
 }
 
 /// What the end of this role has transferred at least, of what was carried there and back.
-pub(super) fn payload([there, back]: [Carried; 2], role: Role, remote: IpAddr) -> Bytes {
+pub(super) fn payload([there, back]: [Carried; 2], role: Role, remote: IpAddr) -> Traffic {
     let [there, back] = [there, back].map(|carried| carried.least_payload(remote));
     match role {
-        Role::Client => Bytes { sent: there, received: back },
-        Role::Server => Bytes { sent: back, received: there },
+        Role::Client => Traffic { sent: there, received: back, retransmits: 0 },
+        Role::Server => Traffic { sent: back, received: there, retransmits: 0 },
     }
 }

@@ -11,6 +11,8 @@ use std::{
 use nix::libc;
 use topology::rtt::{RttBucket, RttHistogram};
 
+use super::Process;
+
 /// What the process does that holds the socket.
 pub(super) fn act(stream: &TcpStream, words: &[&str]) -> io::Result<String> {
     match words[0] {
@@ -96,4 +98,45 @@ impl Measured {
         *self = Self { retransmits: self.retransmits + one.retransmits, rtt: self.rtt.plus(&one.rtt) };
         one
     }
+}
+
+/// Opens a connection and lets its ends do something of which they measure something.
+pub fn open(client: &mut Process, server: &mut Process, port: u16, name: &str) {
+    client.tell(&format!("connect {name} 127.0.0.1:{port}"));
+    server.tell(&format!("accept {name} l"));
+    match name {
+        "prompt" => {
+            pass(client, server, name, 100);
+            pass(server, client, name, 200);
+        }
+        "late" => {
+            for _ in 0..8 {
+                server.tell("delay late");
+                client.tell("send late 1");
+                client.tell("acknowledged late");
+            }
+            server.tell("receive late 8");
+        }
+        "clients-again" | "open" => lose_and_pass(client, server, name, 2),
+        "servers-again" => lose_and_pass(server, client, name, 1),
+        "silent" => {}
+        other => panic!("{other}"),
+    }
+    for end in [client, server] {
+        end.tell(&format!("acknowledged {name}"));
+    }
+}
+
+fn pass(from: &mut Process, to: &mut Process, name: &str, bytes: u32) {
+    from.tell(&format!("send {name} {bytes}"));
+    to.tell(&format!("receive {name} {bytes}"));
+}
+
+/// The same, where the first ones are not heard.
+fn lose_and_pass(from: &mut Process, to: &mut Process, name: &str, times: u32) {
+    to.tell(&format!("deafen {name}"));
+    from.tell(&format!("send {name} 3000"));
+    from.tell(&format!("resent {name} {times}"));
+    to.tell(&format!("hear {name}"));
+    to.tell(&format!("receive {name} 3000"));
 }
