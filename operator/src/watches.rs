@@ -26,6 +26,7 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::sync::watch;
+use topology::ledger::Ledger;
 
 pub use self::catalog::{Catalog, OwnerIdentity};
 use self::{catalog::Change, steps::steps};
@@ -68,6 +69,16 @@ impl Names {
     #[must_use]
     pub fn complete(&self) -> watch::Receiver<bool> {
         self.complete.subscribe()
+    }
+
+    /// Takes over what is known of the nodes' clocks.
+    pub fn set_clocks(&self, ledger: &Ledger) {
+        let known = self.read();
+        let news: Vec<_> = ledger.clocks().filter(|(node, clock)| !known.directory().has_clock(node, clock)).collect();
+        drop(known);
+        if !news.is_empty() {
+            self.catalog.write().unwrap_or_else(PoisonError::into_inner).set_clocks(&news);
+        }
     }
 
     /// Forgets what has been gone for `retention`.

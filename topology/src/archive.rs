@@ -88,7 +88,7 @@ impl Archive {
             published.earlier = published.earlier.at_least(&Counts::of(&published.edge).without(&known));
         }
         before.settled = true;
-        before.under_a_name = before.find_under_a_name(&known);
+        before.under_a_name = before.find_under_a_name(&known, directory);
     }
 
     /// Makes the graph of all flows, those included that the ledger does not have.
@@ -102,7 +102,7 @@ impl Archive {
             }
         }
         if let Some(before) = &self.before {
-            before.add_to(&mut graph, options);
+            before.add_to(&mut graph, directory, options);
         }
         let inherits = self.before.as_ref().is_some_and(Before::is_needed);
         if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
@@ -170,21 +170,21 @@ impl Before {
         if self.settled { &published.earlier.counters } else { &published.edge.counters }
     }
 
-    fn find_under_a_name(&self, graph: &Graph) -> HashMap<EdgeKey, EdgeCounters> {
+    fn find_under_a_name(&self, graph: &Graph, directory: &Directory) -> HashMap<EdgeKey, EdgeCounters> {
         let mut nameless = Nameless::new(self.edges.values().map(|it| (&it.edge.key, self.unknown_to_agents(it))));
         let found = graph.edges.iter().map(|edge| {
             let published = self.edges.get(&edge.key);
             let published = published.map(|it| it.edge.counters.without(&it.earlier.counters)).unwrap_or_default();
-            (edge.key.clone(), nameless.under_a_name(edge, &published))
+            (edge.key.clone(), nameless.under_a_name(edge, &published, directory))
         });
         found.filter(|(_, counters)| *counters != EdgeCounters::default()).collect()
     }
 
-    fn add_to(&self, graph: &mut Graph, options: &Options) {
+    fn add_to(&self, graph: &mut Graph, directory: &Directory, options: &Options) {
         if self.settled {
             nameless::leave(graph, &self.under_a_name);
         } else {
-            nameless::leave(graph, &self.find_under_a_name(graph));
+            nameless::leave(graph, &self.find_under_a_name(graph, directory));
         }
         let recent = self.is_recent(options.now, options.retention);
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();

@@ -50,6 +50,13 @@ impl NodeClock {
         from_nanos(moved)
     }
 
+    /// Whether both tell times that are the same but for a twentieth of a second.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        const CLOSE: Difference = 50_000_000;
+        (self.difference().unwrap_or(0) - other.difference().unwrap_or(0)).abs() <= CLOSE
+    }
+
     /// How far the operator's clock is ahead of the node's, less than nothing where it is behind; at most what a message
     /// took too much. `None` before the first message.
     fn difference(&self) -> Option<Difference> {

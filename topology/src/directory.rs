@@ -9,8 +9,11 @@ use std::{
 };
 
 use crate::{
-    entity::{Backend, Node, Pod, Service, ServicePort, ServiceRef},
+    clock::NodeClock,
+    entity::{Backend, Life, Node, Pod, Service, ServicePort, ServiceRef},
     flow::Protocol,
+    history::Part,
+    ownership::{Owned, Ownership},
 };
 
 /// The most removed pods that are remembered; beyond that the oldest go first.
@@ -23,7 +26,8 @@ pub struct Directory {
     pod_by_container: HashMap<String, String>,
     /// Static pods: the UID of their object by the one that their node knows them by.
     pod_by_node_uid: HashMap<String, String>,
-    pods_by_ip: HashMap<IpAddr, BTreeSet<String>>,
+    ownership: Ownership,
+    clocks: HashMap<String, NodeClock>,
     /// Removed pods by the time of their removal, for the bound.
     removed_pods: BTreeSet<(SystemTime, String)>,
     services: BTreeMap<ServiceRef, ServiceRecord>,
@@ -41,15 +45,7 @@ struct PodRecord {
     pod: Pod,
     /// Of a static pod: the UID that its node knows it by.
     node_uid: Option<String>,
-    /// When the directory first knew the pod.
-    since: SystemTime,
     removed: Option<SystemTime>,
-}
-
-impl PodRecord {
-    fn owns_addresses(&self) -> bool {
-        self.removed.is_none() && !self.pod.ended
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +56,54 @@ struct ServiceRecord {
     removed: Option<SystemTime>,
     /// Backends that were there once, by the Service's port: their connections are still in the account.
     former_backends: BTreeMap<(PortKey, Backend), SystemTime>,
+}
+
+/// Whose an address was.
+#[derive(Clone, Copy, Debug)]
+pub enum Owner<'a> {
+    /// This pod's.
+    Pod(&'a Pod),
+    /// This pod's, if it was anybody's: what is known of its time does not quite cover the time that was asked for.
+    Probably(&'a Pod),
+    /// One of several pods'.
+    Contested,
+    /// Nobody's, as far as is known; at other times it was a pod's.
+    Unknown,
+    /// Nobody's at any time, as far as is known.
+    NoPod,
+}
+
+impl<'a> Owner<'a> {
+    /// The pod, if it is only one.
+    #[must_use]
+    pub fn pod(&self) -> Option<&'a Pod> {
+        match self {
+            Self::Pod(pod) | Self::Probably(pod) => Some(pod),
+            Self::Contested | Self::Unknown | Self::NoPod => None,
+        }
+    }
+
+    /// Whether news of pods that may still come would change nothing, if they are in time.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        matches!(self, Self::Pod(_) | Self::NoPod)
+    }
+
+    /// Whether both name the same pod, or none for the same reason.
+    #[must_use]
+    pub fn is_the_same(&self, other: &Self) -> bool {
+        match (self.pod(), other.pod()) {
+            (Some(one), Some(other)) => one.uid == other.uid,
+            (None, None) => std::mem::discriminant(self) == std::mem::discriminant(other),
+            _ => false,
+        }
+    }
+
+    /// Of two that are the same, the one that is not certain, if either is not.
+    #[must_use]
+    pub fn less_certain(&self, other: &Self) -> Self {
+        if self.is_certain() { *other } else { *self }
+    }
 }
 
 /// A port of a Service that an address leads to.
@@ -80,7 +124,7 @@ impl Directory {
 
     /// A pod is there, or has changed; whether that is news.
     pub fn upsert_pod(&mut self, mut pod: Pod, now: SystemTime) -> bool {
-        let (since, node_uid) = match self.pods.get(&pod.uid) {
+        let node_uid = match self.pods.get(&pod.uid) {
             Some(known) => {
                 // A pod's status can lose addresses and containers when it ends; its flows are still in the account.
                 if pod.ips.is_empty() {
@@ -92,23 +136,19 @@ impl Directory {
                 if known.pod == pod && known.removed.is_none() {
                     return false;
                 }
-                (known.since, known.node_uid.clone())
+                known.node_uid.clone()
             }
-            None => (now, None),
+            None => None,
         };
-        self.forget_pod(&pod.uid.clone());
+        self.ownership.observe(&pod, now);
+        self.unindex_pod(&pod.uid.clone());
         for id in pod.containers.keys() {
             self.pod_by_container.insert(id.clone(), pod.uid.clone());
-        }
-        if !pod.host_network {
-            for ip in &pod.ips {
-                self.pods_by_ip.entry(*ip).or_default().insert(pod.uid.clone());
-            }
         }
         if let Some(node_uid) = &node_uid {
             self.pod_by_node_uid.insert(node_uid.clone(), pod.uid.clone());
         }
-        self.pods.insert(pod.uid.clone(), PodRecord { pod, node_uid, since, removed: None });
+        self.pods.insert(pod.uid.clone(), PodRecord { pod, node_uid, removed: None });
         true
     }
 
@@ -126,6 +166,14 @@ impl Directory {
         true
     }
 
+    /// What a pod's object said last of its time, and whether it had ended; nothing happens for a pod that is not known.
+    pub fn note_life(&mut self, uid: &str, life: Life, ended: bool, now: SystemTime) {
+        if let Some(record) = self.pods.get_mut(uid) {
+            (record.pod.life, record.pod.ended) = (life, ended);
+            self.ownership.observe(&record.pod, now);
+        }
+    }
+
     /// A pod is gone; it keeps its name and, until another pod has them, its addresses. Whether it was there.
     pub fn remove_pod(&mut self, uid: &str, now: SystemTime) -> bool {
         let Some(record) = self.pods.get_mut(uid) else { return false };
@@ -133,6 +181,7 @@ impl Directory {
             return false;
         }
         record.removed = Some(now);
+        self.ownership.remove(uid, now);
         self.removed_pods.insert((now, uid.to_owned()));
         while self.removed_pods.len() > MAX_REMOVED_PODS {
             let Some((_, oldest)) = self.removed_pods.first().cloned() else { break };
@@ -142,7 +191,12 @@ impl Directory {
     }
 
     fn forget_pod(&mut self, uid: &str) {
-        let Some(record) = self.pods.remove(uid) else { return };
+        self.unindex_pod(uid);
+        self.ownership.forget(uid);
+    }
+
+    fn unindex_pod(&mut self, uid: &str) -> Option<PodRecord> {
+        let record = self.pods.remove(uid)?;
         if let Some(removed) = record.removed {
             self.removed_pods.remove(&(removed, uid.to_owned()));
         }
@@ -156,14 +210,7 @@ impl Directory {
                 self.pod_by_container.remove(id);
             }
         }
-        for ip in &record.pod.ips {
-            if let Some(owners) = self.pods_by_ip.get_mut(ip) {
-                owners.remove(uid);
-                if owners.is_empty() {
-                    self.pods_by_ip.remove(ip);
-                }
-            }
-        }
+        Some(record)
     }
 
     /// A Service is there, or it or its endpoints have changed; whether that is news.
@@ -234,6 +281,7 @@ impl Directory {
     /// A node is gone; whether it was there.
     pub fn remove_node(&mut self, name: &str) -> bool {
         let Some(node) = self.nodes.remove(name) else { return false };
+        self.clocks.remove(name);
         for ip in &node.ips {
             if self.node_by_ip.get(ip).is_some_and(|owner| owner == name) {
                 self.node_by_ip.remove(ip);
@@ -285,19 +333,83 @@ impl Directory {
         self.pod_by_container.get(container_id).and_then(|uid| self.pod(uid))
     }
 
-    /// Whose address `ip` was at the time `at`: the pod that has it, or else the one that had it last. Never a pod in
-    /// its node's network.
-    ///
-    /// Of the time only this much is regarded so far: a pod that the directory did not know yet at `at` comes after
-    /// those that it knew.
+    /// Takes over what is known of a node's clock, by which its pods' times are told.
+    pub fn set_clock(&mut self, node: &str, clock: NodeClock) {
+        self.clocks.insert(node.to_owned(), clock);
+    }
+
+    /// Whether this is what is known of a node's clock, more or less.
+    #[must_use]
+    pub fn has_clock(&self, node: &str, clock: &NodeClock) -> bool {
+        self.clocks.get(node).copied().unwrap_or_default().agrees_with(clock)
+    }
+
+    /// Whether two parts of a flow happened while the same pod, or no pod, had the address: what is known now does not tell
+    /// them apart. Never so for what has just happened, as news of pods may come a little later.
+    #[must_use]
+    pub fn are_one(&self, ip: IpAddr, one: &Part, next: &Part, now: SystemTime) -> bool {
+        const LATE: Duration = Duration::from_secs(30);
+        if now.duration_since(next.until).unwrap_or_default() < LATE {
+            return false;
+        }
+        let both = one.with(next);
+        let [whole, one, next] = [&both, one, next].map(|part| self.owner_between(ip, part.since, part.until));
+        whole.is_the_same(&one) && whole.is_the_same(&next)
+    }
+
+    /// Whose address `ip` was at the time `at`, as [`Self::owner_between`] tells it.
     #[must_use]
     pub fn owner_of(&self, ip: IpAddr, at: SystemTime) -> Option<&Pod> {
-        self.pods_by_ip
-            .get(&ip)?
-            .iter()
-            .filter_map(|uid| self.pods.get(uid))
-            .max_by_key(|record| (record.since <= at, record.owns_addresses(), record.since, record.removed))
-            .map(|record| &record.pod)
+        self.owner_between(ip, at, at).pod()
+    }
+
+    /// Whose address `ip` was when something happened between `since` and `until`. Never a pod in its node's network, and
+    /// never one if another one, of another name, can have had the address then.
+    #[must_use]
+    pub fn owner_between(&self, ip: IpAddr, since: SystemTime, until: SystemTime) -> Owner<'_> {
+        if !self.ownership.knows(ip) {
+            return Owner::NoPod;
+        }
+        let pod = |uid: &str| self.pods.get(uid).map(|record| &record.pod);
+        match self.ownership.owner(ip, since, until, self.clock()) {
+            Owned::By(uid) => pod(uid).map_or(Owner::Unknown, Owner::Pod),
+            Owned::ProbablyBy(uid) => pod(uid).map_or(Owner::Unknown, Owner::Probably),
+            Owned::ByNobody => Owner::Unknown,
+            Owned::Contested => {
+                let pods = self.possible_owners(ip, since, until);
+                let name = |pod: &Pod| (pod.namespace.clone(), pod.name.clone(), pod.workload.clone());
+                match pods.split_last() {
+                    // The same pod made anew, of a StatefulSet for example: by name it is one.
+                    Some((last, others)) if others.iter().all(|other| name(other) == name(last)) => {
+                        Owner::Probably(last)
+                    }
+                    _ => Owner::Contested,
+                }
+            }
+        }
+    }
+
+    /// The pods that can have had the address at any time between `since` and `until`, in the order of their times.
+    #[must_use]
+    pub fn possible_owners(&self, ip: IpAddr, since: SystemTime, until: SystemTime) -> Vec<&Pod> {
+        let uids = self.ownership.possible(ip, since, until, self.clock());
+        uids.into_iter().filter_map(|uid| self.pods.get(uid)).map(|record| &record.pod).collect()
+    }
+
+    /// Whether a pod is known to have had this address, at whatever time.
+    #[must_use]
+    pub fn is_pods_address(&self, ip: IpAddr) -> bool {
+        self.ownership.knows(ip)
+    }
+
+    /// When a pod can have had an address: from then on, and until then, if that is known. None if it never had.
+    #[must_use]
+    pub fn time_with(&self, uid: &str, ip: IpAddr) -> Option<(SystemTime, Option<SystemTime>)> {
+        self.ownership.time_of(uid, ip, self.clock())
+    }
+
+    fn clock(&self) -> impl Fn(&str) -> NodeClock {
+        |node| self.clocks.get(node).copied().unwrap_or_default()
     }
 
     /// The node that `ip` is an address of, its bridges' addresses included, which have to be no pod's.
@@ -306,7 +418,7 @@ impl Directory {
         if let Some(name) = self.node_by_ip.get(&ip) {
             return self.nodes.get(name);
         }
-        if self.pods_by_ip.contains_key(&ip) {
+        if self.ownership.knows(ip) {
             return None;
         }
         self.nodes.values().find(|node| node.pod_networks.iter().any(|network| network.contains(ip)))

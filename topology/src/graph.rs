@@ -6,6 +6,7 @@
 mod edges;
 mod ends;
 mod forgotten;
+mod handed_on;
 mod join;
 mod nodes;
 mod observed;

@@ -555,6 +555,18 @@ impl Ledger {
         retired
     }
 
+    /// Lets flows forget which parts of theirs happened when, where that makes no difference: `are_one` says of a flow's key
+    /// and two of its parts that follow one another whether they need not be told apart. Totals stay as they are.
+    pub fn condense(&mut self, are_one: impl Fn(&FlowKey, &Part, &Part) -> bool) {
+        for account in self.nodes.values_mut() {
+            let current = account.flows.iter_mut();
+            let orphaned = account.orphaned.iter_mut().map(|(key, _, flow)| (&*key, flow));
+            for (key, flow) in current.chain(orphaned) {
+                flow.history.condense(|one, next| are_one(key, one, next));
+            }
+        }
+    }
+
     /// Whether [`Self::retire`] would let go of anything.
     #[must_use]
     pub fn has_retirable(&self, now: SystemTime, retention: Duration) -> bool {

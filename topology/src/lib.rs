@@ -14,5 +14,6 @@ pub mod flow;
 pub mod graph;
 pub mod history;
 pub mod ledger;
+pub mod ownership;
 pub mod rtt;
 pub mod sighting;

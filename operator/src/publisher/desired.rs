@@ -75,7 +75,11 @@ impl Builder {
     /// Flows are forgotten when their edge's time is over, names a while after the flows.
     pub(super) async fn forget_removed(&self, now: SystemTime, retention: Duration) {
         let retired = self
-            .away(move |ledger, catalog, archive| archive.retire(ledger, catalog.directory(), now, retention))
+            .away(move |ledger, catalog, archive| {
+                let directory = catalog.directory();
+                ledger.condense(|flow, one, next| directory.are_one(flow.remote, one, next, now));
+                archive.retire(ledger, directory, now, retention)
+            })
             .await;
         tracing::debug!(?retired, "forgot flows that are over");
         self.names.forget_removed(now, retention * 2);
@@ -89,6 +93,7 @@ impl Builder {
         let (accounts, names, archive) = (self.accounts.clone(), self.names.clone(), Arc::clone(&self.archive));
         tokio::task::spawn_blocking(move || {
             let mut ledger = accounts.ledger().blocking_lock();
+            names.set_clocks(&ledger);
             let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
             work(&mut ledger, &names.read(), &mut archive)
         })

@@ -7,6 +7,7 @@ use std::{
 };
 
 use topology::{
+    clock::NodeClock,
     directory::Directory,
     entity::{Node, ServiceRef, Workload},
 };
@@ -139,6 +140,12 @@ impl Catalog {
         std::mem::take(&mut self.gone_nodes)
     }
 
+    pub(super) fn set_clocks(&mut self, clocks: &[(&str, &NodeClock)]) {
+        for (node, clock) in clocks {
+            self.directory.set_clock(node, **clock);
+        }
+    }
+
     pub(super) fn forget_removed(&mut self, now: SystemTime, retention: Duration) {
         self.directory.forget_removed(now, retention);
         self.owners.forget_removed(|removed| now.duration_since(removed).unwrap_or_default() >= retention);
@@ -166,8 +173,11 @@ impl Catalog {
                 self.upsert_pod(facts, now)
             }
             Step::Remove(facts) => {
-                self.listed_pods.remove(&facts.pod.uid);
-                self.remove_pod(&facts.pod.uid, now)
+                let uid = facts.pod.uid.clone();
+                self.listed_pods.remove(&uid);
+                // Its last state says when it finished.
+                self.directory.note_life(&uid, facts.pod.life, facts.pod.ended, now);
+                self.remove_pod(&uid, now)
             }
             Step::Complete => {
                 let gone = self.listed_pods.complete();

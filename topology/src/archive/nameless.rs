@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Peer},
     entity::ServiceRef,
     flow::Protocol,
@@ -35,8 +36,14 @@ impl Nameless {
 
     /// How much of an edge without a name is on another one under a name, apart from what agents were known to have counted
     /// without one.
-    pub(super) fn under_a_name(&mut self, edge: &Edge, published: &EdgeCounters) -> EdgeCounters {
+    pub(super) fn under_a_name(
+        &mut self,
+        edge: &Edge,
+        published: &EdgeCounters,
+        directory: &Directory,
+    ) -> EdgeCounters {
         let key = &edge.key;
+        let has_no_name = |peer| has_no_name(peer, directory);
         let known = match (has_no_name(&key.client), has_no_name(&key.server)) {
             (true, false) => self.clients.get_mut(&of_server(key)),
             (false, true) => self.servers.get_mut(&of_client(key)),
@@ -73,9 +80,14 @@ pub(super) fn leave(graph: &mut Graph, taken: &HashMap<EdgeKey, EdgeCounters>) {
     });
 }
 
-/// Whether this may stand for a pod that has no name any more: by its UID, or by an address of its node's pod network.
-fn has_no_name(peer: &Peer) -> bool {
-    is_address(peer) || matches!(peer, Peer::UnknownPod { .. })
+/// Whether this may stand for a pod that has no name any more: by its UID, by an address of its node's pod network, or by
+/// one that another pod has got since.
+fn has_no_name(peer: &Peer, directory: &Directory) -> bool {
+    match peer {
+        Peer::UnknownPod { .. } => true,
+        Peer::External { ip } => directory.is_pods_address(*ip),
+        _ => is_address(peer),
+    }
 }
 
 fn is_address(peer: &Peer) -> bool {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr, time::SystemTime};
 
 use super::nodes::Nodes;
 use crate::{
-    directory::Directory,
+    directory::{Directory, Owner},
     edge::Peer,
     entity::{CgroupOwner, Pod, ServiceRef},
     flow::Protocol,
@@ -110,21 +110,30 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// Who a server is, by the address that a client dialled.
-    pub(super) fn server_at(&mut self, dialled: (IpAddr, u16, Protocol), at: SystemTime) -> EndId {
+    /// Who a server is, by the address that a client dialled and by whose it was then.
+    pub(super) fn server_of(&mut self, dialled: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndId {
         let (ip, ..) = dialled;
         let listener = self.listeners.get(&dialled).map(|(_, end)| *end);
-        match (self.directory.owner_of(ip, at), listener) {
-            (Some(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => end,
-            (Some(pod), _) => self.pod_address(pod),
-            (None, Some(end)) => end,
-            (None, None) => self.outside_address(ip),
+        match (owner, listener) {
+            (Owner::Pod(pod) | Owner::Probably(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => {
+                end
+            }
+            (Owner::Pod(pod) | Owner::Probably(pod), _) => self.pod_address(pod),
+            (Owner::NoPod, Some(end)) => end,
+            // Somebody may have listened there at another time.
+            (Owner::NoPod | Owner::Contested | Owner::Unknown, _) => self.outside_address(ip),
         }
     }
 
-    /// Who a client is, by the address that a server saw.
-    pub(super) fn client_at(&mut self, ip: IpAddr, at: SystemTime) -> EndId {
-        match self.directory.owner_of(ip, at) {
+    /// Who a server is, by its address at one moment.
+    pub(super) fn server_at(&mut self, dialled: (IpAddr, u16, Protocol), at: SystemTime) -> EndId {
+        let owner = self.directory.owner_between(dialled.0, at, at);
+        self.server_of(dialled, &owner)
+    }
+
+    /// Who a client is, by the address that a server saw and by whose it was then.
+    pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>) -> EndId {
+        match owner.pod() {
             Some(pod) => self.pod_address(pod),
             None => self.outside_address(ip),
         }

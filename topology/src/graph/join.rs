@@ -5,7 +5,7 @@
 //! otherwise said by the servers' own counts. Where somebody translated the client's address, only counts are left.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     ops::Range,
     rc::Rc,
@@ -16,6 +16,7 @@ use super::{
     Forgotten, Graph, Options,
     edges::{Key, Sums},
     ends::{EndId, Ends, PeerId},
+    handed_on::{by_owner, share_out},
     nodes::Nodes,
     observed::{Sink, Source, Tuple, sink, source},
     translated::{Disguise, Translated},
@@ -32,7 +33,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
     service: &'a ServiceRef,
-    pub(super) backends: HashSet<(IpAddr, u16)>,
+    /// With the pods that they are or were, where that is told.
+    pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
     /// The one workload and port, if there is only one.
     only: Option<(PeerId, u16)>,
     /// Whether all backends are on nodes that report.
@@ -106,8 +108,16 @@ impl<'a> Join<'a> {
         if sources.iter().any(|source| source.counters.without_bytes > 0) {
             self.count_ways(&sources);
         }
+        let handed_on = self.handed_on(&sources);
+        for (tuple, sources) in &handed_on {
+            let sinks: Vec<usize> = self.by_tuple.get(tuple).cloned().into_iter().flatten().collect();
+            self.join_handed_on(sources, &sinks);
+        }
         let (mut to_one, mut to_many) = (Vec::new(), Vec::new());
         for source in &sources {
+            if handed_on.contains_key(&source.tuple) {
+                continue;
+            }
             if let Some(range) = self.by_tuple.get(&source.tuple).cloned() {
                 self.join_direct(source, &self.in_time(source, range.collect()));
                 continue;
@@ -149,6 +159,25 @@ impl<'a> Join<'a> {
             self.leave_at_service(source, &candidates, left);
         }
         self.join_servers_alone();
+    }
+
+    /// Clients' flows to addresses that have had several owners meanwhile, where servers' flows are the other end.
+    fn handed_on<'s>(&self, sources: &'s [Source<'a>]) -> BTreeMap<Tuple<'a>, Vec<&'s Source<'a>>> {
+        let mut handed_on: BTreeMap<Tuple<'a>, Vec<&'s Source<'a>>> = BTreeMap::new();
+        for source in sources {
+            let sinks = self.by_tuple.get(&source.tuple).cloned();
+            if sinks.is_some_and(|sinks| self.is_handed_on(source, &sinks.collect::<Vec<_>>())) {
+                handed_on.entry(source.tuple).or_default();
+            }
+        }
+        if !handed_on.is_empty() {
+            for source in sources {
+                if let Some(of_tuple) = handed_on.get_mut(&source.tuple) {
+                    of_tuple.push(source);
+                }
+            }
+        }
+        handed_on
     }
 
     /// Where bytes are to be had from the servers, it matters whose they can be.
@@ -226,11 +255,15 @@ impl<'a> Join<'a> {
 
     /// The server was not seen: it is who has the address.
     fn join_by_address(&mut self, source: &Source<'a>) {
-        let server_end = if source.tuple.scope.is_some() {
-            self.own_loopback(source.node, source.end)
-        } else {
-            self.ends.server_at((source.tuple.server, source.tuple.port, source.tuple.protocol), source.at)
-        };
+        if source.tuple.scope.is_none() {
+            let groups = by_owner(self.directory, source.tuple.server, source.parts, source.span, &source.counters);
+            let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
+            for (group, share) in groups.iter().zip(share_out(&source.counters, &counted)) {
+                self.add_by_owner(source, &group.owner, &share, group.span);
+            }
+            return;
+        }
+        let server_end = self.own_loopback(source.node, source.end);
         let key = Key {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(server_end),
@@ -396,9 +429,19 @@ impl<'a> Join<'a> {
     }
 
     fn add_from_client(&mut self, source: &Source<'a>, key: Key<'a>, counters: &EdgeCounters) {
+        self.add_part_from_client(source, key, counters, source.live);
+    }
+
+    pub(super) fn add_part_from_client(
+        &mut self,
+        source: &Source<'a>,
+        key: Key<'a>,
+        counters: &EdgeCounters,
+        live: bool,
+    ) {
         let sum = self.sums.at(key);
         sum.counters.add(counters);
-        sum.live |= source.live;
+        sum.live |= live;
         sum.client_seen = true;
         sum.add_methods(source.methods);
         sum.add_measured_by_client(&source.measured);
@@ -432,7 +475,9 @@ impl<'a> Join<'a> {
         let directory = self.directory;
         let mut peers: HashSet<(PeerId, u16)> = HashSet::new();
         let mut observed = true;
+        let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::new();
         for backend in &dialled.backends {
+            backends.entry((backend.ip, backend.port)).or_default().push(backend.pod_uid.as_deref());
             let pod = backend.pod_uid.as_ref().and_then(|uid| directory.pod(uid));
             let (end, node) = if let Some(pod) = pod {
                 (self.ends.pod_address(pod), Some(pod.node.as_str()))
@@ -445,7 +490,7 @@ impl<'a> Join<'a> {
         }
         Candidates {
             service: dialled.service,
-            backends: dialled.backends.iter().map(|backend| (backend.ip, backend.port)).collect(),
+            backends,
             only: if peers.len() == 1 { peers.into_iter().next() } else { None },
             observed,
         }
@@ -466,15 +511,20 @@ impl<'a> Join<'a> {
         sinks
     }
 
+    /// Whether a server's flow is a backend's: at its address, and not of another pod that had the address before or after.
+    pub(super) fn is_backend(&self, index: usize, candidates: &Candidates<'_>) -> bool {
+        let sink = &self.sinks[index];
+        let Some(pods) = candidates.backends.get(&(sink.tuple.server, sink.tuple.port)) else { return false };
+        self.ends.end(sink.end).pod_uid.is_none_or(|uid| pods.iter().any(|pod| pod.is_none_or(|pod| pod == uid)))
+    }
+
     /// The servers' flows that saw the client's address and belong to the Service's backends, in order.
     fn sinks_of(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Vec<usize> {
         let client = source.tuple.client;
         let Some(of_client) = self.by_client.get(&client) else { return Vec::new() };
         let of_service = |index: &usize| {
             let tuple = &self.sinks[*index].tuple;
-            tuple.scope.is_none()
-                && tuple.protocol == source.tuple.protocol
-                && candidates.backends.contains(&(tuple.server, tuple.port))
+            tuple.scope.is_none() && tuple.protocol == source.tuple.protocol && self.is_backend(*index, candidates)
         };
         if of_client.len() <= candidates.backends.len() {
             return of_client.clone().filter(of_service).collect();
@@ -484,9 +534,10 @@ impl<'a> Join<'a> {
             |(server, port): &(IpAddr, u16)| Tuple { scope: None, client, server: *server, port: *port, protocol };
         let mut found: Vec<usize> = candidates
             .backends
-            .iter()
+            .keys()
             .filter_map(|address| self.by_tuple.get(&tuple(address)).cloned())
             .flatten()
+            .filter(|index| self.is_backend(*index, candidates))
             .collect();
         found.sort_unstable();
         found

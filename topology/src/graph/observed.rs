@@ -9,6 +9,7 @@ use super::{Options, edges::Key, ends::EndId};
 use crate::{
     edge::EdgeCounters,
     flow::{FlowTotals, Methods, Protocol},
+    history::{Counted, Part},
     ledger::{FlowView, is_silent},
     rtt::RttHistogram,
 };
@@ -29,16 +30,21 @@ pub(super) struct Tuple<'a> {
     pub(super) protocol: Protocol,
 }
 
-/// When a flow's connections were reported: from the first one to the last change, or to the present.
+/// When something happened. Of a flow: from its first connection to the last change, or to the present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
-    from: SystemTime,
-    until: SystemTime,
+    pub(super) from: SystemTime,
+    pub(super) until: SystemTime,
 }
 
 impl Span {
     fn of(flow: &FlowView<'_>, options: &Options) -> Self {
         Self { from: flow.first_seen, until: known_until(flow, options).max(flow.first_seen) }
+    }
+
+    /// Both, and what is between them.
+    pub(super) fn with(&self, other: &Self) -> Self {
+        Self { from: self.from.min(other.from), until: self.until.max(other.until) }
     }
 
     /// The time between the two; none where they overlap.
@@ -70,6 +76,8 @@ pub(super) struct Source<'a> {
     pub(super) counters: EdgeCounters,
     pub(super) first_seen: SystemTime,
     pub(super) span: Span,
+    /// When its connections were opened.
+    pub(super) parts: &'a [Part],
     /// As of when its addresses are to be resolved.
     pub(super) at: SystemTime,
     pub(super) live: bool,
@@ -104,7 +112,8 @@ pub(super) struct Sink<'a> {
     pub(super) explanation: Option<Explanation<'a>>,
     pub(super) first_seen: SystemTime,
     pub(super) span: Span,
-    pub(super) at: SystemTime,
+    /// When its connections were opened, as the client would count.
+    pub(super) parts: Vec<Part>,
     pub(super) live: bool,
     pub(super) methods: Methods,
     pub(super) measured: Measured,
@@ -180,6 +189,7 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
         },
         first_seen: flow.reported,
         span: Span::of(flow, options),
+        parts: flow.parts,
         at: resolved_at(flow, options),
         live: is_live(flow, options),
         methods: totals.methods,
@@ -216,11 +226,16 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         explanation: None,
         first_seen: flow.reported,
         span: Span::of(flow, options),
-        at: resolved_at(flow, options),
+        parts: flow.parts.iter().map(as_the_client_would_count).collect(),
         live: is_live(flow, options),
         methods: totals.methods,
         measured: Measured::of(&totals),
     }
+}
+
+fn as_the_client_would_count(part: &Part) -> Part {
+    let Counted { bytes_sent, bytes_received, .. } = part.counted;
+    Part { counted: Counted { bytes_sent: bytes_received, bytes_received: bytes_sent, ..part.counted }, ..*part }
 }
 
 pub(super) fn scope<'a>(flow: &FlowView<'a>) -> Scope<'a> {

@@ -3,9 +3,11 @@
 use super::{
     edges::Key,
     ends::EndId,
+    handed_on::{by_owner, share_out},
     join::Join,
     observed::{Explanation, Sink},
 };
+use crate::edge::EdgeCounters;
 
 impl<'a> Join<'a> {
     /// What no client's flow explains is known by its servers only.
@@ -13,20 +15,20 @@ impl<'a> Join<'a> {
         let mut sinks = std::mem::take(&mut self.sinks);
         for sink in &mut sinks {
             self.take_forgotten(sink);
-            let owner = self.directory.owner_of(sink.tuple.client, sink.at);
+            let is_pods_address = self.directory.is_pods_address(sink.tuple.client);
             if let Some(by) = sink.explanation.filter(|by| by.sampled) {
                 self.add_surplus(sink, &by);
                 continue;
             }
             if sink.explained {
-                let shared_address = owner.is_none() && sink.tuple.scope.is_none();
+                let shared_address = !is_pods_address && sink.tuple.scope.is_none();
                 // A client in a network of its own is seen whole, and what its server counts beyond is to come. An
                 // address that others use too (a node's) may stand for them; a small rest is more likely to come, too.
                 if !shared_address || sink.left.opened <= sink.counters.opened / 8 {
                     self.unsettled += sink.left.opened;
                     continue;
                 }
-            } else if self.is_client_observed(sink, owner.map(|pod| pod.node.as_str())) && self.waits(sink.first_seen) {
+            } else if self.is_client_observed(sink) && self.waits(sink.first_seen) {
                 self.unsettled += sink.left.opened;
                 continue;
             }
@@ -64,20 +66,43 @@ impl<'a> Join<'a> {
         if sink.tuple.scope.is_some() {
             self.own_loopback(sink.node, sink.end)
         } else {
-            self.ends.client_at(sink.tuple.client, sink.at)
+            let owner = self.directory.owner_between(sink.tuple.client, sink.span.from, sink.span.until);
+            self.ends.client_of(sink.tuple.client, &owner)
         }
     }
 
-    fn is_client_observed(&self, sink: &Sink<'a>, pods_node: Option<&str>) -> bool {
+    fn is_client_observed(&self, sink: &Sink<'a>) -> bool {
         if sink.tuple.scope.is_some() {
             return true;
         }
-        let node = pods_node.or_else(|| self.ends.nodes.of(sink.tuple.client));
+        let pods = self.directory.possible_owners(sink.tuple.client, sink.span.from, sink.span.until);
+        let node = pods.last().map(|pod| pod.node.as_str()).or_else(|| self.ends.nodes.of(sink.tuple.client));
         node.is_some_and(|node| self.ledger.observes(node, self.options.now))
     }
 
     fn add_from_server(&mut self, sink: &Sink<'a>) {
-        let client_end = self.client_of(sink);
+        if sink.tuple.scope.is_some() {
+            let client = self.own_loopback(sink.node, sink.end);
+            return self.add_part_from_server(sink, client, &sink.left, sink.live);
+        }
+        let ip = sink.tuple.client;
+        let groups = by_owner(self.directory, ip, &sink.parts, sink.span, &sink.left);
+        let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
+        for (group, share) in groups.iter().zip(share_out(&sink.left, &counted)) {
+            if share == EdgeCounters::default() {
+                continue;
+            }
+            if !group.owner.is_certain() && self.waits(sink.first_seen) {
+                self.unsettled += share.opened;
+                continue;
+            }
+            let client = self.ends.client_of(ip, &group.owner);
+            let live = self.is_live(sink.live, group.span, &share);
+            self.add_part_from_server(sink, client, &share, live);
+        }
+    }
+
+    fn add_part_from_server(&mut self, sink: &Sink<'a>, client_end: EndId, part: &EdgeCounters, live: bool) {
         let key = Key {
             client: self.ends.peer_of(client_end),
             server: self.ends.peer_of(sink.end),
@@ -86,14 +111,14 @@ impl<'a> Join<'a> {
             protocol: sink.tuple.protocol,
         };
         let sum = self.sums.at(key);
-        sum.counters.add(&sink.left);
-        sum.from_servers.add(&sink.left);
-        sum.live |= sink.live;
+        sum.counters.add(part);
+        sum.from_servers.add(part);
+        sum.live |= live;
         sum.server_seen = true;
         sum.server_certain = true;
         sum.add_methods(sink.methods);
         sum.add_measured_by_server(&sink.measured);
-        sum.add_client(client_end, sink.left.opened, sink.left.failed);
-        sum.add_server(sink.end, sink.left.opened, sink.left.failed);
+        sum.add_client(client_end, part.opened, part.failed);
+        sum.add_server(sink.end, part.opened, part.failed);
     }
 }

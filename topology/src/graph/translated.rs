@@ -32,7 +32,7 @@ impl Translated {
             let own = sink.tuple.client == sink.tuple.server;
             if sink.tuple.scope.is_none()
                 && sink.left.opened > 0
-                && (own || directory.owner_of(sink.tuple.client, sink.at).is_none())
+                && (own || !directory.is_pods_address(sink.tuple.client))
             {
                 by_server.entry((sink.tuple.server, sink.tuple.port, sink.tuple.protocol)).or_default().push(index);
             }
@@ -58,10 +58,11 @@ impl Translated {
         let own_pod = join.ends.end(source.end).pod_uid;
         let mut found: Vec<usize> = candidates
             .backends
-            .iter()
+            .keys()
             .filter_map(|(ip, port)| self.by_server.get(&(*ip, *port, source.tuple.protocol)))
             .flatten()
             .copied()
+            .filter(|index| join.is_backend(*index, candidates))
             .filter(|index| {
                 let sink = &join.sinks[*index];
                 let fits = match by {

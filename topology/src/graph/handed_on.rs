@@ -1,0 +1,260 @@
+//! Flows to or from an address that has belonged to several pods, one after the other: whose which of their connections
+//! were is told by the servers' counts, as far as these leave no choice, and by the times at which connections were opened.
+
+use std::{net::IpAddr, time::Duration};
+
+use super::{
+    edges::Key,
+    ends::EndId,
+    join::Join,
+    observed::{Sink, Source, Span},
+};
+use crate::{
+    directory::{Directory, Owner},
+    edge::EdgeCounters,
+    history::{Counted, Part},
+};
+
+/// The two ends of a conversation see it at the same time, but for what clocks and ways differ.
+const INEXACT: Duration = Duration::from_millis(500);
+
+/// What of a flow belongs to one owner of the address at its other end.
+#[derive(Clone, Debug)]
+pub(super) struct Group<'a> {
+    pub(super) owner: Owner<'a>,
+    /// As the client would count.
+    pub(super) counted: Counted,
+    pub(super) span: Span,
+}
+
+/// Tells a flow's connections apart by who had the address at its other end; oldest first, at least one.
+pub(super) fn by_owner<'a>(
+    directory: &'a Directory,
+    ip: IpAddr,
+    parts: &[Part],
+    span: Span,
+    counters: &EdgeCounters,
+) -> Vec<Group<'a>> {
+    let whole = parts.iter().copied().reduce(|one, next| one.with(&next));
+    let window = whole.map_or(span, |whole| Span { from: whole.since, until: whole.until });
+    let owner = directory.owner_between(ip, window.from, window.until);
+    if owner.pod().is_some() || parts.len() < 2 {
+        return vec![Group { owner, counted: counted(counters), span: window }];
+    }
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    for part in parts {
+        let owner = directory.owner_between(ip, part.since, part.until);
+        let span = Span { from: part.since, until: part.until };
+        match groups.iter_mut().find(|group| group.owner.is_the_same(&owner)) {
+            Some(group) => {
+                group.counted.add(&part.counted);
+                group.owner = group.owner.less_certain(&owner);
+                group.span = group.span.with(&span);
+            }
+            None => groups.push(Group { owner, counted: part.counted, span }),
+        }
+    }
+    groups
+}
+
+fn counted(counters: &EdgeCounters) -> Counted {
+    let EdgeCounters { opened, failed, bytes_sent, bytes_received, .. } = *counters;
+    Counted { opened, failed, bytes_sent, bytes_received }
+}
+
+/// Shares counters out to those who have counted so much, oldest first; what is left over is the oldest one's. The sum is
+/// what there was.
+pub(super) fn share_out(counters: &EdgeCounters, parts: &[Counted]) -> Vec<EdgeCounters> {
+    let mut left = *counters;
+    let mut shares = Vec::with_capacity(parts.len());
+    for (older, part) in parts.iter().enumerate().rev() {
+        let (opened, failed) = (part.opened.min(left.opened), part.failed.min(left.failed));
+        let is_all = (opened, failed) == (left.opened, left.failed);
+        let share = if older == 0 || is_all {
+            left
+        } else {
+            EdgeCounters {
+                failed,
+                // What is open was opened last.
+                active: left.active.min(opened),
+                bytes_sent: part.bytes_sent.min(left.bytes_sent),
+                bytes_received: part.bytes_received.min(left.bytes_received),
+                ..left.share(opened)
+            }
+        };
+        left = left.without(&share);
+        shares.push(share);
+    }
+    shares.reverse();
+    shares
+}
+
+impl<'a> Join<'a> {
+    /// Whether the server's address has had several owners, so that these sinks are not simply the other end.
+    pub(super) fn is_handed_on(&self, source: &Source<'a>, sinks: &[usize]) -> bool {
+        let ip = source.tuple.server;
+        if source.tuple.scope.is_some() || !self.directory.is_pods_address(ip) {
+            return false;
+        }
+        let pod_of = |index: &usize| self.ends.end(self.sinks[*index].end).pod_uid;
+        let Some(first) = sinks.first().map(pod_of) else { return false };
+        let owner = self.directory.owner_between(ip, source.span.from, source.span.until);
+        sinks.iter().any(|index| pod_of(index) != first)
+            || first.is_some() && owner.pod().map(|pod| pod.uid.as_str()) != first
+    }
+
+    /// All clients' flows and all servers' flows between the same two addresses at the same port.
+    pub(super) fn join_handed_on(&mut self, sources: &[&Source<'a>], sinks: &[usize]) {
+        let matched = self.match_up(sources, sinks);
+        for (source, matched) in sources.iter().zip(matched) {
+            self.join_by_counts_and_times(source, &matched);
+        }
+    }
+
+    /// How many connections of each source are which sinks', where there is no choice: pairs of a source and a sink of
+    /// which one has no other counterpart at its time. What is left by then is taken from the sinks, so that it makes no
+    /// edge of its own, but is nobody's.
+    fn match_up(&mut self, sources: &[&Source<'a>], sinks: &[usize]) -> Vec<Vec<(usize, Counted)>> {
+        let times: Vec<Span> = sinks.iter().map(|index| self.time_of_sink(&self.sinks[*index])).collect();
+        let times_of_sources: Vec<Span> = sources.iter().map(|source| self.time_of_source(source)).collect();
+        let mut wanted: Vec<u64> = sources.iter().map(|source| source.counters.opened).collect();
+        let mut matched: Vec<Vec<(usize, Counted)>> = vec![Vec::new(); sources.len()];
+        loop {
+            let fits = |source: usize, sink: usize| {
+                wanted[source] > 0
+                    && self.sinks[sinks[sink]].left.opened > 0
+                    && times_of_sources[source].gap(&times[sink]) <= INEXACT
+            };
+            let only = |of: usize, all: usize, fits: &dyn Fn(usize) -> bool| {
+                let mut fitting = (0..all).filter(|other| fits(*other));
+                fitting.next().filter(|_| fitting.next().is_none()).map(|other| (of, other))
+            };
+            let by_sink = (0..sinks.len())
+                .find_map(|sink| only(sink, sources.len(), &|source| fits(source, sink)))
+                .map(|(sink, source)| (source, sink));
+            let by_source =
+                || (0..sources.len()).find_map(|source| only(source, sinks.len(), &|sink| fits(source, sink)));
+            let Some((source, sink)) = by_sink.or_else(by_source) else { break };
+            let taken = self.sinks[sinks[sink]].take(wanted[source]).counters;
+            wanted[source] -= taken.opened;
+            matched[source].push((sinks[sink], counted(&taken)));
+        }
+        for (source, wanted) in wanted.iter_mut().enumerate() {
+            for (sink, index) in sinks.iter().enumerate() {
+                if times_of_sources[source].gap(&times[sink]) <= INEXACT {
+                    *wanted -= self.sinks[*index].take(*wanted).counters.opened;
+                }
+            }
+        }
+        matched
+    }
+
+    /// No flow goes on for longer than the pod whose it is has its address.
+    fn time_of_sink(&self, sink: &Sink<'a>) -> Span {
+        self.within_pods_time(sink.end, sink.tuple.server, sink.span)
+    }
+
+    fn time_of_source(&self, source: &Source<'a>) -> Span {
+        self.within_pods_time(source.end, source.tuple.client, source.span)
+    }
+
+    fn within_pods_time(&self, end: EndId, ip: IpAddr, span: Span) -> Span {
+        let time = self.ends.end(end).pod_uid.and_then(|uid| self.directory.time_with(uid, ip));
+        let Some((begins, ends)) = time else { return span };
+        let from = span.from.max(begins);
+        let until = ends.map_or(span.until, |end| span.until.min(end));
+        if from <= until { Span { from, until } } else { span }
+    }
+
+    /// What the servers have counted of a flow is theirs; the rest is who had the address at its time.
+    fn join_by_counts_and_times(&mut self, source: &Source<'a>, matched: &[(usize, Counted)]) {
+        let mut groups = by_owner(self.directory, source.tuple.server, source.parts, source.span, &source.counters);
+        let mut whose: Vec<(Span, Counted, Option<usize>, Option<Owner<'a>>)> = Vec::new();
+        for (index, counted) in matched {
+            let sink = &self.sinks[*index];
+            take_from(&mut groups, self.ends.end(sink.end).pod_uid, counted);
+            whose.push((sink.span, *counted, Some(*index), None));
+        }
+        let left = groups.into_iter().filter(|group| (group.counted.opened, group.counted.failed) != (0, 0));
+        whose.extend(left.map(|group| (group.span, group.counted, None, Some(group.owner))));
+        whose.sort_by_key(|(span, _, index, _)| (span.until, *index));
+        let shares = share_out(&source.counters, &whose.iter().map(|(_, counted, ..)| *counted).collect::<Vec<_>>());
+        for ((span, _, sink, owner), share) in whose.into_iter().zip(shares) {
+            match (sink, owner) {
+                (Some(index), _) => self.add_both(source, index, &share, span),
+                (None, Some(owner)) => self.add_by_owner(source, &owner, &share, span),
+                (None, None) => {}
+            }
+        }
+    }
+
+    fn add_both(&mut self, source: &Source<'a>, index: usize, share: &EdgeCounters, span: Span) {
+        let live = self.is_live(source.live, span, share);
+        let sink = &mut self.sinks[index];
+        let key = Key {
+            client: self.ends.peer_of(source.end),
+            server: self.ends.peer_of(sink.end),
+            service: None,
+            port: source.tuple.port,
+            protocol: source.tuple.protocol,
+        };
+        sink.explain(source, key);
+        let sum = self.sums.at(key);
+        sum.counters.add(share);
+        sum.add_methods(source.methods.union(sink.methods));
+        sum.add_measured_by_client_of_many(&source.measured);
+        sum.add_measured_by_server(&sink.measured);
+        sum.live |= live;
+        sum.both_seen = true;
+        sum.server_certain = true;
+        sum.add_client(source.end, share.opened, share.failed);
+        sum.add_server(sink.end, share.opened, share.failed);
+    }
+
+    /// A part of a client's flow of which no server's is the other end: it is who had the address, or nobody.
+    pub(super) fn add_by_owner(&mut self, source: &Source<'a>, owner: &Owner<'a>, share: &EdgeCounters, span: Span) {
+        if !owner.is_certain() && self.waits(source.first_seen) {
+            self.unsettled += share.opened;
+            return;
+        }
+        let dialled = (source.tuple.server, source.tuple.port, source.tuple.protocol);
+        let end = self.ends.server_of(dialled, owner);
+        let key = Key {
+            client: self.ends.peer_of(source.end),
+            server: self.ends.peer_of(end),
+            service: None,
+            port: source.tuple.port,
+            protocol: source.tuple.protocol,
+        };
+        let live = self.is_live(source.live, span, share);
+        self.add_part_from_client(source, key, share, live);
+        self.sums.at(key).add_server(end, share.opened, share.failed);
+    }
+
+    /// A part of a flow lives for as long as its connections are open, and for a while after they were opened.
+    pub(super) fn is_live(&self, flow_lives: bool, span: Span, share: &EdgeCounters) -> bool {
+        let age = self.options.now.duration_since(span.until).unwrap_or_default();
+        flow_lives && (share.active > 0 || age < self.options.retention)
+    }
+}
+
+/// Takes what a server has counted from what was opened while its pod had the address, then from what is nobody's.
+fn take_from(groups: &mut [Group<'_>], pod: Option<&str>, counted: &Counted) {
+    let mut left = *counted;
+    let is_pods = |group: &Group<'_>| group.owner.pod().map(|owner| owner.uid.as_str()) == pod;
+    let is_nobodys = |group: &Group<'_>| group.owner.pod().is_none();
+    let orders: [&dyn Fn(&Group<'_>) -> bool; 3] = [&is_pods, &is_nobodys, &|_| true];
+    for order in orders {
+        for group in groups.iter_mut().filter(|group| order(group)) {
+            for (has, wants) in [
+                (&mut group.counted.opened, &mut left.opened),
+                (&mut group.counted.bytes_sent, &mut left.bytes_sent),
+                (&mut group.counted.bytes_received, &mut left.bytes_received),
+            ] {
+                let taken = (*has).min(*wants);
+                *has -= taken;
+                *wants -= taken;
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Whose address it was when: addresses of pods as ranges in time.
+//!
+//! Nobody says exactly when a pod gets or loses an address. A pod's object says in whole seconds when the kubelet took it
+//! on and when its containers ran and finished; the watch says when it was first seen with the address and when it was
+//! gone, some time later. Each is a bound: a range has an earliest and a latest beginning, and the same for its end. Of
+//! two pods that have had the same address, the one's end and the other's beginning bound each other.
+//!
+//! What happened between two moments is a pod's if nobody else can have had the address then. Otherwise it is nobody's:
+//! a neighbour in time is never guessed.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    clock::NodeClock,
+    entity::{Life, Pod},
+};
+
+/// Times in objects are cut to whole seconds.
+const CUT: Duration = Duration::from_secs(1);
+
+/// How far times may be off that come from different clocks, or took different ways.
+const INEXACT: Duration = Duration::from_millis(250);
+
+/// A pod whose object is deleted at once (`--grace-period=0`) may run on for so long.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// What happened within a time that is not known better than that it overlaps a pod's is the pod's, if it begins and ends
+/// at most so much before and after, and nobody else can have had the address: agents look every few seconds.
+pub const MARGIN: Duration = Duration::from_secs(10);
+
+/// The most pods that are remembered of one address; beyond that the one that was known first is forgotten.
+const MAX_CLAIMS: usize = 64;
+
+/// Who has had which address.
+#[derive(Clone, Debug, Default)]
+pub struct Ownership {
+    claims: HashMap<IpAddr, Vec<Claim>>,
+    /// The addresses that a pod has or had.
+    addresses: HashMap<String, Vec<IpAddr>>,
+    /// When the first pod became known. Of who had gone by then, nothing is known.
+    since: Option<SystemTime>,
+}
+
+/// What is known of one pod's time with one address.
+#[derive(Clone, Debug)]
+struct Claim {
+    pod: String,
+    node: String,
+    life: Life,
+    /// It was first seen with the address.
+    known: SystemTime,
+    /// It was first seen to have ended.
+    ended: Option<SystemTime>,
+    /// It was first missing, or had other addresses.
+    gone: Option<SystemTime>,
+}
+
+/// Whose an address was, by UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owned<'a> {
+    /// This pod's, all the time.
+    By(&'a str),
+    /// This pod's, if anybody's: a part of the time is before or after what is known for certain of the pod's.
+    ProbablyBy(&'a str),
+    /// One of several pods'.
+    Contested,
+    /// No pod's, as far as is known.
+    ByNobody,
+}
+
+/// A pod's time with an address. Invariant: `begins.0 <= begins.1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Range<'a> {
+    pod: &'a str,
+    /// At the earliest, and at the latest.
+    begins: (SystemTime, SystemTime),
+    /// At the earliest, as far as that is known, and at the latest; `None` if it may last.
+    ends: (Option<SystemTime>, Option<SystemTime>),
+}
+
+impl Ownership {
+    /// A pod that is there has its addresses at `now`, and no others. A pod in its node's network has none of its own, and one
+    /// that tells none keeps those that it had. Events may be late, and come again: what they tell is as of then at the
+    /// latest.
+    pub fn observe(&mut self, pod: &Pod, now: SystemTime) {
+        self.since = Some(self.since.map_or(now, |since| since.min(now)));
+        if pod.host_network || pod.ips.is_empty() {
+            return;
+        }
+        let addresses = self.addresses.entry(pod.uid.clone()).or_default();
+        let former: Vec<IpAddr> = addresses.iter().filter(|ip| !pod.ips.contains(ip)).copied().collect();
+        addresses.extend(pod.ips.iter().filter(|ip| !addresses.contains(ip)).copied().collect::<Vec<_>>());
+        for ip in &pod.ips {
+            let claims = self.claims.entry(*ip).or_default();
+            let claim = if let Some(at) = claims.iter().position(|claim| claim.pod == pod.uid) {
+                &mut claims[at]
+            } else {
+                if claims.len() == MAX_CLAIMS
+                    && let Some((oldest, _)) = claims.iter().enumerate().min_by_key(|(_, claim)| claim.known)
+                {
+                    claims.remove(oldest);
+                }
+                claims.push(Claim::new(pod, now));
+                let last = claims.len() - 1;
+                &mut claims[last]
+            };
+            claim.observe(pod, now);
+        }
+        self.release(&pod.uid, &former, now);
+    }
+
+    /// A pod, by UID, is gone at `now`, at the latest.
+    pub fn remove(&mut self, pod: &str, now: SystemTime) {
+        let addresses = self.addresses.get(pod).cloned().unwrap_or_default();
+        self.release(pod, &addresses, now);
+    }
+
+    fn release(&mut self, pod: &str, addresses: &[IpAddr], now: SystemTime) {
+        for ip in addresses {
+            let claims = self.claims.get_mut(ip).into_iter().flatten();
+            for claim in claims.filter(|claim| claim.pod == pod) {
+                claim.gone = Some(claim.gone.map_or(now, |gone| gone.min(now)));
+            }
+        }
+    }
+
+    /// A pod, by UID, has never been there.
+    pub fn forget(&mut self, pod: &str) {
+        for ip in self.addresses.remove(pod).unwrap_or_default() {
+            if let Some(claims) = self.claims.get_mut(&ip) {
+                claims.retain(|claim| claim.pod != pod);
+                if claims.is_empty() {
+                    self.claims.remove(&ip);
+                }
+            }
+        }
+    }
+
+    /// Whether any pod is known to have had the address, at whatever time.
+    #[must_use]
+    pub fn knows(&self, ip: IpAddr) -> bool {
+        self.claims.contains_key(&ip)
+    }
+
+    /// Whose the address was when something happened between `since` and `until`, both included. `clock` is what is known
+    /// of a node's clock. The answer names a pod only if no other one that is known can have had the address then.
+    #[must_use]
+    pub fn owner(
+        &self,
+        ip: IpAddr,
+        since: SystemTime,
+        until: SystemTime,
+        clock: impl Fn(&str) -> NodeClock,
+    ) -> Owned<'_> {
+        let ranges = self.ranges(ip, clock);
+        let mut possible = ranges.iter().filter(|range| range.can_overlap(since, until));
+        let Some(range) = possible.next() else { return Owned::ByNobody };
+        if possible.next().is_some() {
+            Owned::Contested
+        } else if range.covers_for_certain(since, until) {
+            Owned::By(range.pod)
+        } else if self.is_near(range, since, until) {
+            Owned::ProbablyBy(range.pod)
+        } else {
+            Owned::ByNobody
+        }
+    }
+
+    /// The pods that can have had the address at any time between `since` and `until`, in the order of their times.
+    #[must_use]
+    pub fn possible(
+        &self,
+        ip: IpAddr,
+        since: SystemTime,
+        until: SystemTime,
+        clock: impl Fn(&str) -> NodeClock,
+    ) -> Vec<&str> {
+        let ranges = self.ranges(ip, clock);
+        ranges.iter().filter(|range| range.can_overlap(since, until)).map(|range| range.pod).collect()
+    }
+
+    /// From when on a pod, by UID, can have had the address, and until when, if it can have an end.
+    #[must_use]
+    pub fn time_of(
+        &self,
+        pod: &str,
+        ip: IpAddr,
+        clock: impl Fn(&str) -> NodeClock,
+    ) -> Option<(SystemTime, Option<SystemTime>)> {
+        let range = self.ranges(ip, clock).into_iter().find(|range| range.pod == pod)?;
+        Some((range.begins.0, range.ends.1))
+    }
+
+    fn is_near(&self, range: &Range<'_>, since: SystemTime, until: SystemTime) -> bool {
+        let before = range.begins.0.duration_since(since).unwrap_or_default();
+        let after = range.ends.1.map_or(Duration::ZERO, |end| until.duration_since(end).unwrap_or_default());
+        // Somebody may have had it before anything was known.
+        let margin_before = if self.since.is_some_and(|known| since < known) { INEXACT } else { MARGIN };
+        before <= margin_before && after <= MARGIN
+    }
+
+    /// By their beginnings, none beyond the beginning of one that is known to have come after it.
+    fn ranges(&self, ip: IpAddr, clock: impl Fn(&str) -> NodeClock) -> Vec<Range<'_>> {
+        let claims = self.claims.get(&ip).into_iter().flatten();
+        let mut ranges: Vec<Range<'_>> = claims.map(|claim| claim.range(&clock(&claim.node))).collect();
+        ranges.sort_unstable_by(|a, b| (a.begins.1, a.begins.0, a.pod).cmp(&(b.begins.1, b.begins.0, b.pod)));
+        for at in 1..ranges.len() {
+            let (before, after) = ranges.split_at_mut(at);
+            for range in before {
+                range.may_be_followed_by(&mut after[0]);
+            }
+        }
+        ranges
+    }
+}
+
+impl Claim {
+    fn new(pod: &Pod, now: SystemTime) -> Self {
+        Self { pod: pod.uid.clone(), node: pod.node.clone(), life: pod.life, known: now, ended: None, gone: None }
+    }
+
+    fn observe(&mut self, pod: &Pod, now: SystemTime) {
+        self.known = self.known.min(now);
+        self.node.clone_from(&pod.node);
+        self.life = Life {
+            created: pod.life.created.or(self.life.created),
+            started: pod.life.started.or(self.life.started),
+            // A container that ran first may be forgotten later.
+            ran: [pod.life.ran, self.life.ran].into_iter().flatten().min(),
+            deleted: pod.life.deleted.or(self.life.deleted),
+            finished: pod.life.finished,
+        };
+        if pod.ended {
+            self.ended = Some(self.ended.map_or(now, |ended| ended.min(now)));
+        }
+        self.gone = None;
+    }
+
+    fn range(&self, clock: &NodeClock) -> Range<'_> {
+        let Life { created, started, ran, deleted, finished } = self.life;
+        let of_node = |time: SystemTime| clock.to_operator(time);
+        let latest = ran.map_or(self.known, |ran| self.known.min(of_node(ran) + CUT));
+        let earliest = started.map(of_node).or(created).unwrap_or(self.known).min(latest);
+        // Containers that have finished are started again unless it is over.
+        let over = [self.ended, self.gone].into_iter().flatten().min();
+        let ends = match (over, finished, self.ended, self.gone) {
+            (Some(_), Some(finished), ..) => (Some(of_node(finished)), Some(of_node(finished) + CUT)),
+            (_, _, Some(ended), _) => (None, Some(ended)),
+            (_, _, None, Some(gone)) => (deleted, Some(gone + LINGER)),
+            _ => (deleted, None),
+        };
+        // Nothing ends before it has begun.
+        let latest = ends.1.map_or(latest, |end| latest.min(end));
+        Range { pod: &self.pod, begins: (earliest.min(latest), latest), ends }
+    }
+}
+
+impl Range<'_> {
+    /// If it is certain that this pod came first, the other one's beginning is its end, and the other way round.
+    fn may_be_followed_by(&mut self, next: &mut Self) {
+        if self.begins.1 > next.begins.0 {
+            return;
+        }
+        let end = self.ends.1.map_or(next.begins.1, |end| end.min(next.begins.1));
+        self.ends = (self.ends.0.map(|earliest| earliest.min(end)), Some(end));
+        if let Some(end) = self.ends.0 {
+            next.begins.0 = next.begins.0.max(end).min(next.begins.1);
+        }
+    }
+
+    /// Whether this pod can have had it at some time between the two.
+    fn can_overlap(&self, since: SystemTime, until: SystemTime) -> bool {
+        let ends_before = self.ends.1.is_some_and(|end| end + INEXACT < since);
+        !ends_before && self.begins.0 <= until + INEXACT
+    }
+
+    /// Whether this pod had it from the one to the other.
+    fn covers_for_certain(&self, since: SystemTime, until: SystemTime) -> bool {
+        let lasts = match self.ends {
+            (Some(earliest), _) => until <= earliest,
+            (None, Some(_)) => false,
+            (None, None) => true,
+        };
+        self.begins.1 <= since && lasts
+    }
+}
