@@ -18,7 +18,21 @@ fn counters(graph: &Graph) -> BTreeMap<EdgeKey, EdgeCounters> {
 /// Whose bytes went where behind a Service with several workloads is known to the connection only, not to the byte.
 fn without_bytes(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, EdgeCounters> {
     let strip = |counters: EdgeCounters| EdgeCounters { bytes_sent: 0, bytes_received: 0, active: 0, ..counters };
-    edges.into_iter().map(|(key, counters)| (key, strip(counters))).collect()
+    without_retransmits(edges).into_iter().map(|(key, counters)| (key, strip(counters))).collect()
+}
+
+/// Which of a server's were on which way from the same client is not known.
+fn without_retransmits(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, EdgeCounters> {
+    edges.into_iter().map(|(key, counters)| (key, EdgeCounters { retransmits: 0, ..counters })).collect()
+}
+
+/// Between a client and a server, by whatever way.
+fn retransmits_between(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, u64> {
+    let mut between = BTreeMap::new();
+    for (key, counters) in edges {
+        *between.entry(EdgeKey { service: None, ..key }).or_default() += counters.retransmits;
+    }
+    between
 }
 
 proptest! {
@@ -37,7 +51,22 @@ proptest! {
     fn bytes_are_exact_without_a_choice(cluster in cluster()) {
         let mut cluster = cluster;
         cluster.split_services = false;
-        prop_assert_eq!(counters(&cluster.graph(cluster.seed)), cluster.truth());
+        let (shown, truth) = (counters(&cluster.graph(cluster.seed)), cluster.truth());
+        prop_assert_eq!(without_retransmits(shown), without_retransmits(truth));
+    }
+
+    /// What both ends had to send again is on their edges, or what the one had that was seen.
+    #[test]
+    fn retransmits_of_both_ends_are_added_up(cluster in cluster()) {
+        let mut cluster = cluster;
+        let graph = cluster.graph(cluster.seed);
+        let (shown, truth) = (counters(&graph), cluster.truth());
+        let sum = |edges: &BTreeMap<_, EdgeCounters>| edges.values().map(|edge| edge.retransmits).sum::<u64>();
+        prop_assert_eq!(sum(&shown), sum(&truth));
+        prop_assert!(graph.edges.iter().all(|edge| edge.knows_retransmits));
+        cluster.split_services = false;
+        let (shown, truth) = (counters(&cluster.graph(cluster.seed)), cluster.truth());
+        prop_assert_eq!(retransmits_between(shown), retransmits_between(truth));
     }
 
     /// What a client's agent does not know of the bytes the server's may, but nothing is made up where both a Service and

@@ -10,6 +10,7 @@ use scopeprobe_topology::{
     entity::CgroupOwner,
     flow::{FlowCounters, FlowKey, FlowTotals, Protocol, Role},
     ledger::{Epoch, Ledger},
+    rtt::RttHistogram,
 };
 
 const NODE: &str = "node-1";
@@ -109,7 +110,10 @@ impl World {
 
     fn counters(&self) -> FlowCounters {
         let open_bytes: u64 = self.open.iter().sum();
-        FlowCounters { bytes_sent: self.closed_bytes + open_bytes, open_bytes_sent: open_bytes, ..self.agent }
+        let bytes_sent = self.closed_bytes + open_bytes;
+        // As if every byte had to be sent again: both are accounts of the same kind.
+        let (retransmits, open_retransmits) = (Some(bytes_sent), open_bytes);
+        FlowCounters { bytes_sent, open_bytes_sent: open_bytes, retransmits, open_retransmits, ..self.agent }
     }
 
     fn apply(&mut self, epoch: u8, counters: &FlowCounters) {
@@ -137,6 +141,7 @@ impl World {
         self.agent = FlowCounters {
             preexisting: self.open.len() as u64,
             preexisting_bytes_sent: before,
+            preexisting_retransmits: before,
             ..FlowCounters::default()
         };
         self.closed_bytes = 0;
@@ -210,13 +215,15 @@ proptest! {
             prop_assert!(now.opened <= world.truth.opened, "{now:?}, truth {:?}", world.truth);
             prop_assert!(now.failed <= world.truth.failed, "{now:?}, truth {:?}", world.truth);
             prop_assert!(now.bytes_sent <= world.truth.bytes_sent, "{now:?}, truth {:?}", world.truth);
+            prop_assert_eq!(now.retransmits, Some(now.bytes_sent));
             if !world.unreported && world.watching {
                 prop_assert_eq!(now.active, world.open.len() as u64);
             }
             before = now;
         }
         if !world.unwatched && !world.unreported {
-            let expected = FlowTotals { active: world.open.len() as u64, ..world.truth };
+            let (active, retransmits) = (world.open.len() as u64, Some(world.truth.bytes_sent));
+            let expected = FlowTotals { active, retransmits, ..world.truth };
             prop_assert_eq!(totals(&world.ledger), expected);
         }
     }
@@ -366,4 +373,32 @@ fn bytes_that_come_with_the_end_are_missing_until_then() {
     // On another kernel, connections from before are known with their bytes.
     let whole = FlowCounters { preexisting: 1, bytes_sent: 50, preexisting_bytes_sent: 50, ..FlowCounters::default() };
     assert_eq!(apply(&mut ledger, 3, whole), (3, 80, 1));
+}
+
+#[test]
+fn retransmits_are_unknown_until_an_agent_knows_them() {
+    let mut ledger = Ledger::new();
+    let apply = |ledger: &mut Ledger, epoch, counters: FlowCounters| {
+        ledger.apply(NODE, Epoch([epoch; 16]), key(1), &counters, at(0)).unwrap();
+        totals(ledger).retransmits
+    };
+    assert_eq!(apply(&mut ledger, 1, opened(2, 1)), None);
+    let known = FlowCounters { retransmits: Some(3), preexisting: 1, preexisting_retransmits: 3, ..opened(0, 0) };
+    assert_eq!(apply(&mut ledger, 2, known), Some(3));
+    assert_eq!(apply(&mut ledger, 3, opened(1, 0)), Some(3), "what was known stays known");
+}
+
+#[test]
+fn round_trip_times_are_of_the_connections_that_the_agent_knows() {
+    let mut ledger = Ledger::new();
+    let rtt = |counts: &[u32]| RttHistogram::from_counts(counts).unwrap();
+    let mut apply = |epoch, run, counts: &[u32]| {
+        let counters = FlowCounters { run, rtt: rtt(counts), ..opened(3, 1) };
+        ledger.apply(NODE, Epoch([epoch; 16]), key(1), &counters, at(0)).unwrap();
+        totals(&ledger).rtt
+    };
+    assert_eq!(apply(1, 0, &[1, 2]), rtt(&[1, 2]));
+    assert_eq!(apply(1, 0, &[1, 0, 2]), rtt(&[1, 0, 2]), "they change while connections are open");
+    assert_eq!(apply(2, 0, &[]), rtt(&[1, 0, 2]), "nothing better is known");
+    assert_eq!(apply(2, 1, &[0, 1]), rtt(&[0, 1]));
 }

@@ -393,7 +393,13 @@ mod tests {
                 local_ip: vec![10, 0, 0, 1],
                 remote_ip: vec![10, 0, 0, 2],
                 port: 22,
-                counters: Some(wire::Counters { opened: 3, closed: 1, ..wire::Counters::default() }),
+                counters: Some(wire::Counters {
+                    opened: 3,
+                    closed: 1,
+                    retransmits: Some(0),
+                    rtt: vec![0, 2, 1],
+                    ..wire::Counters::default()
+                }),
                 run: 2,
                 protocol: wire::Protocol::Udp.into(),
                 remote_names: vec!["example.com".to_owned()],
@@ -418,7 +424,14 @@ mod tests {
             port: 22,
             protocol: Protocol::Udp,
         };
-        let counters = FlowCounters { run: 2, opened: 3, closed: 1, ..FlowCounters::default() };
+        let counters = FlowCounters {
+            run: 2,
+            opened: 3,
+            closed: 1,
+            retransmits: Some(0),
+            rtt: RttHistogram::from_counts(&[0, 2, 1]).expect("three buckets"),
+            ..FlowCounters::default()
+        };
         let [first, news, changed] = [9_000, 2_000, 500].map(Duration::from_millis);
         let (ages, remote_names) = (Ages::of(first, news, changed), vec!["example.com".to_owned()]);
         assert_eq!(report.flows, [Flow { key, counters, ages, remote_names }]);
@@ -433,7 +446,7 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 28] = [
+        let faults: [(&str, Fault); 32] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -458,6 +471,10 @@ mod tests {
             ("flows[0].remote_names[0]", |message| message.flows[0].remote_names = vec![String::new()]),
             ("flows[0].remote_names[1]", |message| message.flows[0].remote_names.push("a b".to_owned())),
             ("flows[0].counters.open_bytes_sent", |message| counters(message).open_bytes_sent = 1),
+            ("flows[0].counters.retransmits", |message| counters(message).retransmits = Some(u64::MAX)),
+            ("flows[0].counters.open_retransmits", |message| counters(message).open_retransmits = 1),
+            ("flows[0].counters.preexisting_retransmits", |message| counters(message).preexisting_retransmits = 1),
+            ("flows[0].counters.rtt", |message| counters(message).rtt = vec![0; 15]),
             ("flows[0].first_seen_age_ms", |message| message.flows[0].first_seen_age_ms = u64::MAX),
             ("flows[0].news_age_ms", |message| message.flows[0].news_age_ms = 9_001),
             ("flows[0].changed_age_ms", |message| message.flows[0].changed_age_ms = 2_001),

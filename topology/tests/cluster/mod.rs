@@ -103,6 +103,11 @@ impl Conversation {
     fn bytes_received(&self) -> u64 {
         self.opened * self.bytes * 10
     }
+
+    /// What the client had to send again, and what the server had.
+    fn retransmits(&self) -> (u64, u64) {
+        (self.opened * (self.bytes % 5), self.opened * (self.bytes % 3))
+    }
 }
 
 pub fn cluster() -> impl Strategy<Value = Cluster> {
@@ -271,6 +276,12 @@ impl Cluster {
                 failed: 0,
                 bytes_sent: it.bytes_sent(),
                 bytes_received: it.bytes_received(),
+                retransmits: match (seen, it.retransmits()) {
+                    (Seen::Both, (by_client, by_server)) => by_client + by_server,
+                    (Seen::Client, (by_client, _)) => by_client,
+                    (Seen::Server, (_, by_server)) => by_server,
+                    (Seen::Nothing, _) => 0,
+                },
                 ..EdgeCounters::default()
             };
             let failed = EdgeCounters { failed: it.failed, ..EdgeCounters::default() };
@@ -357,6 +368,7 @@ impl Cluster {
                 counters.bytes_sent += it.bytes_sent() / known_of;
                 counters.bytes_received += it.bytes_received() / known_of;
                 counters.without_bytes += unknown;
+                *counters.retransmits.get_or_insert(0) += it.retransmits().0;
             }
             if matches!(seen, Seen::Both | Seen::Server) && it.opened > 0 {
                 let hairpin = self.masquerade && it.service.is_some() && it.client == it.server;
@@ -369,6 +381,7 @@ impl Cluster {
                 counters.closed += it.closed;
                 counters.bytes_sent += it.bytes_received();
                 counters.bytes_received += it.bytes_sent();
+                *counters.retransmits.get_or_insert(0) += it.retransmits().1;
             }
         }
         flows.into_iter().map(|(key, (node, owner, counters))| (node, owner, key, counters)).collect()
