@@ -143,6 +143,9 @@ pub struct TopologySettings {
     /// How long an edge is shown after its last connection ended.
     #[schemars(schema_with = "schema::retention")]
     pub retention: Duration,
+    /// Whether agents read the answers that name servers give to the node's sockets over UDP, to name addresses outside
+    /// of the cluster. Only names of addresses that are called leave a node. Agents without eBPF read none.
+    pub dns_names: bool,
 }
 
 impl Default for TopologySettings {
@@ -151,6 +154,7 @@ impl Default for TopologySettings {
             max_edges: 100,
             counter_interval: std::time::Duration::from_secs(30).into(),
             retention: std::time::Duration::from_hours(1).into(),
+            dns_names: true,
         }
     }
 }

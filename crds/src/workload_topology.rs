@@ -124,7 +124,9 @@ pub struct TopologyEdge {
     /// The port at which the server listens; where the server is not known, the port that the client dialled; 0 for
     /// several ports of `OtherExternal`.
     pub port: u16,
-    /// What is spoken at that port.
+    /// What is spoken at that port. With `UDP`, `opened` counts conversations: a socket and an address and port that it
+    /// exchanges datagrams with, until none has come or gone for 2 minutes; `active` and `failed` are 0, for nothing tells
+    /// of them; and bytes are the payload of datagrams that have left a socket or reached one.
     #[serde(default)]
     pub protocol: TransportProtocol,
     /// This workload's containers that take part; at most 10.

@@ -142,8 +142,12 @@ pub struct FlowStats {
     /// Ended connections by their smoothed round-trip time when they ended: see [`rtt_bucket`]. Those that had measured
     /// none are in no bucket.
     pub rtt: [u32; RTT_BUCKETS],
+    /// Of `opened`, conversations of datagrams that may be older, so that who began them is a guess.
+    pub inferred: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<FlowStats>() == 2 * 8 + 6 * 4 + RTT_BUCKETS * 4);
+const _: () = assert!(size_of::<FlowStats>() == 2 * 8 + 8 * 4 + RTT_BUCKETS * 4);
 plain_data!(FlowStats);
 
 /// How many ranges of round-trip times are told apart.
@@ -188,11 +192,13 @@ pub enum Loss {
     Recent = 4,
     /// Sockets that the kernel would not show as TCP sockets, so that nothing is known of them.
     Unreadable = 5,
+    /// Answers of name servers, no room in the ring buffer to pass them on.
+    Answer = 6,
 }
 
 impl Loss {
     /// How many kinds there are.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 }
 
 #[cfg(test)]

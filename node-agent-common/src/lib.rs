@@ -2,11 +2,14 @@
 //! machine's byte order, without padding. Neither side knows more of the other.
 #![no_std]
 
+mod answer;
+pub mod conversation;
 mod flow;
 mod offsets;
 mod socket;
 mod task;
 
+pub use answer::AnswerRecord;
 pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Protocol, RTT_BUCKETS, Role, rtt_bucket};
 pub use offsets::Offsets;
 pub use socket::{FollowedSocket, SocketRecord, callback, state};

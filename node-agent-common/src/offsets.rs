@@ -21,6 +21,7 @@ pub struct Offsets {
     pub sock_cookie: u32,
     pub sock_flags: u32,
     pub sock_cgroup: u32,
+    pub skb_nfct: u32,
     pub net_inum: u32,
     pub cgroup_kn: u32,
     pub cgroup_self: u32,
@@ -46,5 +47,5 @@ pub struct Offsets {
     /// Not an offset: 1 where sockets have no callbacks, but are followed from change to change of their state.
     pub followed: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 31 * 4);
+const _: () = assert!(size_of::<Offsets>() == 32 * 4);
 plain_data!(Offsets);

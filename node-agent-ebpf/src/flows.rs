@@ -46,6 +46,11 @@ pub enum Event {
     },
     /// Its end was not seen, but has to have come.
     Gone,
+    /// A conversation of datagrams has begun, by one with this payload. It counts as closed at once: nothing tells its
+    /// end.
+    Conversation { sent: u64, received: u64, inferred: bool },
+    /// A conversation of datagrams goes on.
+    Datagram { sent: u64, received: u64 },
 }
 
 impl Event {
@@ -95,6 +100,19 @@ pub fn count(key: &FlowKey, event: Event) {
                 add(&raw mut (*stats).unseen, 1);
                 add(&raw mut (*stats).closed, 1);
             }
+            Event::Conversation { sent, received, inferred } => {
+                add(&raw mut (*stats).opened, 1);
+                add_wide(&raw mut (*stats).sent, sent);
+                add_wide(&raw mut (*stats).received, received);
+                if inferred {
+                    add(&raw mut (*stats).inferred, 1);
+                }
+                add(&raw mut (*stats).closed, 1);
+            }
+            Event::Datagram { sent, received } => {
+                add_wide(&raw mut (*stats).sent, sent);
+                add_wide(&raw mut (*stats).received, received);
+            }
         }
     }
     if first {
@@ -138,9 +156,9 @@ fn announce(key: &FlowKey, slot: u32) {
 #[inline(always)]
 fn lose_event(event: Event) {
     lose(match event {
-        Event::Opened => Loss::Opened,
+        Event::Opened | Event::Conversation { .. } => Loss::Opened,
         Event::Failed => Loss::Failed,
-        Event::Closed { .. } | Event::Gone => Loss::Closed,
+        Event::Closed { .. } | Event::Gone | Event::Datagram { .. } => Loss::Closed,
     });
 }
 
@@ -165,7 +183,7 @@ unsafe fn add(counter: *mut u32, amount: u32) {
 /// # Safety
 /// `counter` has to point into a map's value.
 #[inline(always)]
-unsafe fn add_wide(counter: *mut u64, amount: u64) {
+pub unsafe fn add_wide(counter: *mut u64, amount: u64) {
     use core::intrinsics::{AtomicOrdering, atomic_xadd};
     // SAFETY: the caller's promise, and u64 fields of 8-byte aligned values.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };

@@ -1,15 +1,20 @@
-//! ScopeProbe's programs for the kernel: they count TCP connections by flow, and list the open sockets.
+//! ScopeProbe's programs for the kernel: they count TCP connections and conversations over UDP by flow, and list the open
+//! sockets.
 //!
 //! [`sock_ops`] is called at the milestones of each connection of the node and counts into [`flows`]; where it cannot
-//! be attached, [`state_changes`] does what can be done from a tracepoint. The iterator [`open_sockets`] shows what was
+//! be attached, [`state_changes`] does what can be done from a tracepoint. [`datagrams`] is called for each packet and counts UDP by [`conversations`];
+//! [`answers`] passes on what name servers say. The iterator [`open_sockets`] shows what was
 //! there before, [`namespaces`] who is in which network namespace; [`old_closes`] sees the end of connections that are
 //! older than any agent. Fields of the kernel's structures are read by [`socket`] at the [`offsets`] of the running
 //! kernel. Which programs are loaded is the agent's choice: what is in the object and is not loaded costs nothing.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "atomic_xadd: AtomicU64 has no fetch_add for this target")]
 
+mod answers;
+mod conversations;
+mod datagrams;
 mod existing;
 mod flows;
 mod followed;

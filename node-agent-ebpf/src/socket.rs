@@ -150,7 +150,7 @@ impl<A: Access> TcpSocket<A> {
 
 /// An IPv4 address in network order as an IPv4-mapped one.
 #[inline(always)]
-fn mapped(address: u32) -> [u8; 16] {
+pub fn mapped(address: u32) -> [u8; 16] {
     const MARK: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
     const SHIFT: u32 = if cfg!(target_endian = "little") { 32 } else { 0 };
     let words = [0, MARK | u64::from(address) << SHIFT];

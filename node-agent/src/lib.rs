@@ -14,6 +14,7 @@ pub mod commands;
 pub mod endpoints;
 #[allow(unsafe_code, reason = "a call into the C library")]
 mod memory;
+pub mod names;
 pub mod node_addresses;
 pub mod observation;
 pub mod observer;

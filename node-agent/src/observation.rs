@@ -7,11 +7,12 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use topology::flow::FlowKey;
+use topology::flow::{FlowKey, Role};
 
 use crate::{
     attribution::Attribution,
     capture::{Description, Losses, Mode, Reading},
+    names::Names,
     store::{Bounds, FlowStore},
 };
 
@@ -30,6 +31,8 @@ pub struct Observation {
     pub node_addresses: BTreeSet<IpAddr>,
     /// Whose they are; `None` until the node's cgroups could be read.
     pub attribution: Option<Attribution>,
+    /// The names that have led to addresses.
+    names: Names,
     /// The end of the state's message: what the capture that runs says of itself.
     described: String,
     /// What happened before this has been taken in.
@@ -104,6 +107,7 @@ impl Observation {
             flows: FlowStore::new(bounds),
             node_addresses: BTreeSet::new(),
             attribution: None,
+            names: Names::default(),
             described: String::new(),
             complete_until: None,
         }
@@ -181,8 +185,14 @@ impl Observation {
             self.flows.looked(before);
         }
         self.complete_until = reading.complete_until.or(Some(now)).max(self.complete_until);
+        for (cgroup, answer) in &reading.answers {
+            self.names.learn(*cgroup, answer, now);
+        }
         for (key, counters) in reading.flows {
             changed |= self.flows.record(key, counters, now);
+            if key.role == Role::Client && !self.flows.has_names(&key) {
+                changed |= self.flows.name(&key, self.names.of(key.cgroup_id, key.remote, now));
+            }
             // Now, while the processes that may have to name the cgroup are there.
             if let Some(attribution) = &mut self.attribution {
                 attribution.owner(key.cgroup_id, now);

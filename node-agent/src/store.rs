@@ -71,6 +71,8 @@ struct Entry {
     /// The last change was found then.
     changed: Instant,
     state: State,
+    /// Names that have led to the remote address.
+    names: Box<[String]>,
 }
 
 /// When something of a flow happened.
@@ -148,11 +150,35 @@ impl FlowStore {
                 before_news: before,
                 changed: now,
                 state: State::Known,
+                names: Box::default(),
             }),
         };
         if entry.state != State::News {
             entry.state = State::News;
             self.news.push_back(key);
+        }
+        true
+    }
+
+    /// Whether names are known that have led to a flow's remote address.
+    #[must_use]
+    pub fn has_names(&self, key: &FlowKey) -> bool {
+        !self.names(key).is_empty()
+    }
+
+    /// The names that have led to a flow's remote address.
+    #[must_use]
+    pub fn names(&self, key: &FlowKey) -> &[String] {
+        self.flows.get(key).map(|entry| &*entry.names).unwrap_or_default()
+    }
+
+    /// Names have led to a flow's remote address. Returns whether that is news.
+    pub fn name(&mut self, key: &FlowKey, names: Vec<String>) -> bool {
+        let Some(entry) = self.flows.get_mut(key).filter(|entry| *entry.names != *names) else { return false };
+        entry.names = names.into();
+        if entry.state != State::News {
+            entry.state = State::News;
+            self.news.push_back(*key);
         }
         true
     }

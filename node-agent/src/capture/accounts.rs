@@ -73,6 +73,8 @@ struct Account {
     open_rtt: RttHistogram,
     /// Connections whose end was not seen.
     without_bytes: u64,
+    /// Conversations of datagrams of which it is a guess who began them.
+    inferred: u64,
     /// The most that was ever known, which never decreases.
     traffic: Traffic,
     reported: flow::FlowCounters,
@@ -94,13 +96,13 @@ impl Account {
             open_bytes_sent: open.sent,
             open_bytes_received: open.received,
             methods: flow::Methods::EBPF,
+            inferred: self.inferred,
             without_bytes: self.without_bytes,
             open_without_bytes: if known.of_open { 0 } else { self.open() },
             retransmits: known.retransmits.then_some(self.traffic.retransmits),
             preexisting_retransmits: self.preexisting_traffic.retransmits,
             open_retransmits: open.retransmits,
             rtt: self.closed_rtt.plus(&self.open_rtt),
-            ..flow::FlowCounters::default()
         }
     }
 
@@ -167,6 +169,7 @@ impl Accounts {
             account.closed_rtt = account.closed_rtt.plus(&ended);
             account.open_rtt = account.open_rtt.at_most(account.open(), &ended);
         }
+        account.inferred += u64::from(since.inferred);
         if nothing_lost && account.closed > account.opened + account.preexisting {
             // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
             account.preexisting = account.closed - account.opened;

@@ -64,6 +64,8 @@ impl Counters {
                 received: load_wide(&raw mut (*stats).received),
                 retransmits: load(&raw mut (*stats).retransmits),
                 rtt: std::array::from_fn(|bucket| load(&raw mut (*stats).rtt[bucket])),
+                inferred: load(&raw mut (*stats).inferred),
+                reserved: 0,
                 failed: load(&raw mut (*stats).failed),
                 opened: load(&raw mut (*stats).opened),
             }

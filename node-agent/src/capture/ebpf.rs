@@ -13,6 +13,7 @@ use topology::flow;
 use super::{
     Capture, CaptureError, Description, Feature, Finding, Losses, Reading, Refusal, Settings,
     accounts::{Accounts, Known, Open, kernel_key},
+    datagrams::Datagrams,
     existing::{Existing, end_first_look, failed, list},
     first_sights::FirstSights,
     followed::Followed,
@@ -39,6 +40,8 @@ pub struct EbpfCapture {
     accounts: Accounts,
     existing: Existing,
     followed: Followed,
+    /// Where the kernel lets them be counted.
+    datagrams: Option<Datagrams>,
     /// Where a tracepoint is followed.
     uncounted: Option<Uncounted>,
     /// The most that was said to be missing so far.
@@ -70,6 +73,7 @@ impl EbpfCapture {
         kernel: Kernel,
         slots: Slots,
         first_sights: FirstSights,
+        datagrams: Option<Datagrams>,
         uncounted: Option<Uncounted>,
         look_every: Duration,
     ) -> Self {
@@ -82,6 +86,7 @@ impl EbpfCapture {
             accounts: Accounts::new(known),
             existing: Existing::default(),
             followed: Followed::default(),
+            datagrams,
             uncounted,
             said_missing: 0,
             look_every,
@@ -236,9 +241,13 @@ impl Capture for EbpfCapture {
             self.look()?;
         }
         self.recycle(now);
+        if let Some(datagrams) = &mut self.datagrams {
+            datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
+        }
+        let answers = self.datagrams.as_mut().map(Datagrams::answers).unwrap_or_default();
         let losses = self.losses()?;
         let complete_until = Some(now);
-        Ok(Reading { flows: self.accounts.report(), losses, seen: self.accounts.seen(), complete_until })
+        Ok(Reading { flows: self.accounts.report(), answers, losses, seen: self.accounts.seen(), complete_until })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

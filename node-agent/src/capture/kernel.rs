@@ -14,6 +14,7 @@ use node_agent_common::{FlowKey, FollowedSocket, Loss, Offsets};
 use super::{
     Attach, Degradation, Feature, Reason, Refusal, Settings,
     counters::Counters,
+    datagrams::Datagrams,
     refusals::{describe, incomplete, load_refusal},
     release::Release,
     requirements::Ground,
@@ -63,14 +64,19 @@ impl Kernel {
     ) -> Result<Self, Refusal> {
         let follows = attach != Attach::SockOps;
         let offsets = Offsets { followed: u32::from(follows), ..ground.offsets };
+        let silence = u64::try_from(settings.conversation_silence.as_nanos()).unwrap_or(u64::MAX);
         let mut programs = EbpfLoader::new()
             .btf(None)
             .override_global("OFFSETS", &offsets, true)
             .override_global("ROOT", &ground.root, true)
+            .override_global("SILENCE", &silence, true)
+            .override_global("WANTS_ANSWERS", &u32::from(settings.dns_names), true)
             .map_max_entries("SLOT_OF", settings.max_flows)
             .map_max_entries("STATS", settings.max_flows)
             .map_max_entries("FREE", settings.max_flows)
             .map_max_entries("FIRST_SIGHTS", settings.ring_bytes)
+            .map_max_entries("CONVERSATIONS", settings.max_conversations)
+            .map_max_entries("ANSWERS", settings.answer_ring_bytes)
             .map_max_entries("FOLLOWED", if follows { settings.max_followed } else { 1 })
             .load(OBJECT)
             .map_err(|error| load_refusal("creating the maps", &error))?;
@@ -184,6 +190,14 @@ impl Kernel {
         // A link: several may be attached to a cgroup, and this one goes with the process.
         program.attach(directory, CgroupAttachMode::Single).map_err(|error| refusal(&error))?;
         Ok(())
+    }
+
+    /// Counts datagrams, too, from now on until this value is dropped.
+    ///
+    /// # Errors
+    /// What keeps it from that; the rest goes on.
+    pub(super) fn attach_datagrams(&mut self, settings: &Settings) -> Result<Datagrams, Degradation> {
+        Datagrams::attach(&mut self.programs, settings)
     }
 
     /// Whether the opening of a connection whose end the programs will see has been counted.
@@ -310,7 +324,7 @@ where
     programs.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
-fn take<M>(programs: &mut Ebpf, name: &str) -> Result<M, Refusal>
+pub(super) fn take<M>(programs: &mut Ebpf, name: &str) -> Result<M, Refusal>
 where
     M: TryFrom<Map, Error = MapError>,
 {

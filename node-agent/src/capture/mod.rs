@@ -19,11 +19,14 @@ use std::{
 
 use topology::flow::{FlowCounters, FlowKey};
 
+use crate::names::Answer;
+
 mod accounts;
 mod attach;
 mod btf;
 mod cgroup_root;
 mod counters;
+mod datagrams;
 mod ebpf;
 mod existing;
 mod fallback;
@@ -111,6 +114,8 @@ pub enum Feature {
     Retransmits,
     /// Round-trip times.
     RoundTripTimes,
+    /// Datagrams: conversations over UDP.
+    Datagrams,
     /// Every opening and every end: what is not the first choice has a known weakness.
     EveryEvent,
     /// Sockets by netlink, with their bytes.
@@ -132,6 +137,9 @@ pub enum Feature {
 pub struct Reading {
     /// Flows that have changed since the look before, each once.
     pub flows: Vec<(FlowKey, FlowCounters)>,
+    /// What name servers have answered to sockets of which cgroups since the look before. Whatever led to a flow's remote
+    /// address has come with this reading or before it.
+    pub answers: Vec<(u64, Answer)>,
     /// What could not be stored, since the capture began.
     pub losses: Losses,
     /// Connections opened and attempts failed that flows count or have counted, since the capture began.
@@ -182,6 +190,19 @@ pub struct Settings {
     pub max_followed: u32,
     /// Flows that the kernel can count at a time; more are counted as [`Losses`].
     pub max_flows: u32,
+    /// Whether datagrams are counted, where the kernel lets them be.
+    pub datagrams: bool,
+    /// Conversations of datagrams that the kernel can remember at a time, about 140 bytes each. Where more go on, some
+    /// count again, and it is said that this may be so ([`FlowCounters::inferred`]).
+    pub max_conversations: u32,
+    /// After so long without a datagram, a conversation is over.
+    pub conversation_silence: Duration,
+    /// For how long after the attach a conversation may be older, for all that is known.
+    pub conversations_settle: Duration,
+    /// Whether answers of name servers are read, which leave the kernel for nobody else.
+    pub dns_names: bool,
+    /// Size of the ring buffer of answers, in bytes: a power of two, at least a page. One takes some 150.
+    pub answer_ring_bytes: u32,
     /// Size of the ring buffer of first sights, in bytes: a power of two, at least a page. A first sight takes 64.
     pub ring_bytes: u32,
     /// How often all open sockets are listed.
@@ -203,6 +224,12 @@ impl Default for Settings {
             attach: None,
             max_followed: 65_536,
             max_flows: 65_536,
+            datagrams: true,
+            max_conversations: 65_536,
+            dns_names: true,
+            answer_ring_bytes: 512 * 1024,
+            conversation_silence: Duration::from_mins(2),
+            conversations_settle: Duration::from_secs(10),
             ring_bytes: 256 * 1024,
             look_every: Duration::from_secs(30),
             self_test: true,

@@ -33,6 +33,8 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<Found, BtfError> {
         sock_cookie: btf.offset("sock", "__sk_common.skc_cookie", 8)?,
         sock_flags: btf.offset("sock", "sk_flags", 8).or_else(|_| btf.offset("sock", "__sk_common.skc_flags", 8))?,
         sock_cgroup: btf.offset("sock", "sk_cgrp_data.cgroup", 8)?,
+        // Not there without connection tracking.
+        skb_nfct: btf.offset("sk_buff", "_nfct", 8).unwrap_or_default(),
         net_inum: btf.offset("net", "ns.inum", 4)?,
         cgroup_kn: btf.offset("cgroup", "kn", 8)?,
         kernfs_id: btf.offset("kernfs_node", "id", 8)?,

@@ -74,6 +74,13 @@ fn start(
         }
     })?;
     let attached_at = SystemTime::now();
+    let datagrams = if settings.datagrams {
+        let attached = kernel.attach_datagrams(settings).map_err(|degradation| degradations.push(degradation)).ok();
+        note_optional(findings, attach, "UDP", Feature::Datagrams, &degradations);
+        attached
+    } else {
+        None
+    };
     let (mut slots, mut first_sights) = (Slots::default(), FirstSights::default());
     if settings.self_test {
         let tested = self_test::run(attach, &mut kernel, &mut first_sights, &mut slots);
@@ -92,7 +99,8 @@ fn start(
         reason: Reason::LoadFailed,
         message: format!("reading the cgroups below {}: {error}", settings.cgroup_root.display()),
     })?;
-    let mut capture = EbpfCapture::new(description, kernel, slots, first_sights, uncounted, settings.look_every);
+    let mut capture =
+        EbpfCapture::new(description, kernel, slots, first_sights, datagrams, uncounted, settings.look_every);
     capture.first_look().map_err(|error| Refusal {
         reason: Reason::LoadFailed,
         message: format!("looking at what is open: {error}"),

@@ -129,6 +129,8 @@ fn difference(current: &FlowStats, last: &FlowStats) -> FlowStats {
         unseen: current.unseen.wrapping_sub(last.unseen),
         retransmits: current.retransmits.wrapping_sub(last.retransmits),
         rtt: std::array::from_fn(|bucket| current.rtt[bucket].wrapping_sub(last.rtt[bucket])),
+        inferred: current.inferred.wrapping_sub(last.inferred),
+        reserved: 0,
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     io,
 };
 
-use node_agent_common::{FlowKey, FlowStats, Role};
+use node_agent_common::{FlowKey, FlowStats, Protocol, Role};
 
 use super::{
     CaptureError, Settings,
@@ -121,8 +121,11 @@ impl Uncounted {
         }))
     }
 
-    /// A flow's programs have counted this since they were read last.
+    /// A flow's programs have counted this since they were read last. Namespaces count connections only.
     pub(super) fn count(&mut self, key: &FlowKey, since: &FlowStats) {
+        if key.protocol() != Protocol::Tcp {
+            return;
+        }
         let counted = &mut self.accounts.entry(key.netns()).or_default().counted;
         match key.role() {
             Some(Role::Client) => counted.clients += u64::from(since.opened) + u64::from(since.failed),

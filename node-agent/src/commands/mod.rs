@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
 use crate::capture::{Attach, FallbackSettings, Refusal, Settings, find_cgroup_root};
@@ -58,6 +58,9 @@ pub struct CaptureArguments {
     /// the agent itself isn't below.
     #[arg(long, env = "SCOPEPROBE_SKIP_SELF_TEST")]
     skip_self_test: bool,
+    /// Whether to read the answers that name servers give to this node's sockets, to name the addresses that are called.
+    #[arg(long, env = "SCOPEPROBE_DNS_NAMES", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    dns_names: bool,
     /// What the capture without eBPF may use of a core, in thousandths; it looks less often where that is not enough.
     #[arg(long, env = "SCOPEPROBE_FALLBACK_CPU_BUDGET", value_name = "MILLICORES", default_value_t = 50,
           value_parser = clap::value_parser!(u32).range(5..=2000))]
@@ -91,6 +94,7 @@ impl CaptureArguments {
             attach: self.attach,
             max_flows: self.max_flows,
             self_test: !self.skip_self_test,
+            dns_names: self.dns_names,
             ..Settings::default()
         }
     }

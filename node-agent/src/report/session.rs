@@ -108,7 +108,9 @@ impl Session {
             identities,
             flows: flows
                 .iter()
-                .map(|(key, counters)| to_wire::flow(key, counters, ages(&observation.flows, key, now)))
+                .map(|(key, counters)| {
+                    to_wire::flow(key, counters, observation.flows.names(key), ages(&observation.flows, key, now))
+                })
                 .collect(),
             node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),
             // The stream knows when it is sent.

@@ -54,7 +54,7 @@ pub fn identity(cgroup_id: u64, attributed: &Attributed) -> wire::Identity {
 
 /// A flow, its counters, and how long ago they came to be.
 #[must_use]
-pub fn flow(key: &FlowKey, counters: &FlowCounters, ages: Ages) -> wire::Flow {
+pub fn flow(key: &FlowKey, counters: &FlowCounters, remote_names: &[String], ages: Ages) -> wire::Flow {
     let role = match key.role {
         Role::Client => wire::Role::Client,
         Role::Server => wire::Role::Server,
@@ -71,7 +71,7 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters, ages: Ages) -> wire::Flow {
             Protocol::Udp => wire::Protocol::Udp,
         }
         .into(),
-        remote_names: Vec::new(),
+        remote_names: remote_names.to_vec(),
         run: counters.run,
         first_seen_age_ms: millis(ages.first()),
         news_age_ms: millis(ages.news()),

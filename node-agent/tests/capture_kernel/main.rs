@@ -1,11 +1,13 @@
 //! The capture on the running kernel: every count against that of the processes which made the connections.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod cost;
 #[allow(dead_code, reason = "shared with the tests of the fallback")]
 mod lab;
 mod measures;
 mod misses;
 mod refusals;
+mod udp;
 
 use std::collections::BTreeMap;
 

@@ -188,6 +188,7 @@ fn arguments(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         format!("--cgroup-root={CGROUP_MOUNT}"),
         format!("--max-flows={}", capture.max_flows),
         format!("--report-interval={}ms", std::time::Duration::from(capture.report_interval).as_millis()),
+        format!("--dns-names={}", probe.spec.topology.dns_names),
         // Also for eBPF: its agents fall back, as far as they may, while their capture is started again.
         format!("--fallback-cpu-budget={budget}"),
     ];
@@ -300,6 +301,7 @@ mod tests {
     #[test]
     fn what_the_probe_says_reaches_the_agent() {
         let spec = json!({
+            "topology": {"dnsNames": false},
             "capture": {"maxFlows": 64, "reportInterval": "1m30s", "fallback": {"cpuBudget": "0.25"}},
             "agent": {
                 "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
@@ -315,6 +317,7 @@ mod tests {
             "--max-flows=64",
             "--report-interval=90000ms",
             "--fallback-cpu-budget=250",
+            "--dns-names=false",
         ] {
             assert!(arguments.contains(&json!(expected)), "{expected} in {arguments:?}");
         }

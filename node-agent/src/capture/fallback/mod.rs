@@ -298,7 +298,7 @@ impl Capture for FallbackCapture {
         let complete_until = state.passed_from[1];
         drop(state);
         self.describe_passes(latest, cost, unattributed);
-        Ok(Reading { flows, losses, seen, complete_until })
+        Ok(Reading { flows, losses, seen, complete_until, ..Reading::default() })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

@@ -2,6 +2,7 @@
 //! told to make, one step at a time, so that the test knows exactly what happened.
 
 pub mod capabilities;
+mod datagrams;
 pub mod foreign;
 pub mod measures;
 mod obedience;

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use super::{measures, workload};
+use super::{datagrams::Datagrams, measures, workload};
 
 /// The other side of [`Process`]: obeys until its input ends.
 pub fn obey() {
@@ -36,6 +36,7 @@ struct Sockets {
     listeners: BTreeMap<String, TcpListener>,
     streams: BTreeMap<String, TcpStream>,
     holders: Vec<Child>,
+    datagrams: Datagrams,
 }
 
 impl Drop for Sockets {
@@ -50,6 +51,9 @@ impl Drop for Sockets {
 impl Sockets {
     fn act(&mut self, words: &[&str]) -> std::io::Result<String> {
         let number = |index: usize| words[index].parse::<usize>().unwrap();
+        if let Some(what) = words[0].strip_prefix("udp-") {
+            return self.datagrams.act(what, &words[1..]);
+        }
         match words[0] {
             "netns" => return Ok(fs::metadata("/proc/self/ns/net")?.ino().to_string()),
             "listen" => {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use scopeprobe_agent::capture::{Attach, Capture, EbpfCapture, Feature, Losses, Refusal, Settings, start_ebpf};
+use scopeprobe_agent::names::Answer;
 use topology::{
     flow::{FlowCounters, FlowKey, Methods},
     rtt::RttHistogram,
@@ -37,6 +38,7 @@ pub struct Watched {
     pub flows: BTreeMap<FlowKey, FlowCounters>,
     pub losses: Losses,
     pub seen: u64,
+    pub answers: Vec<(u64, Answer)>,
 }
 
 impl Watched {
@@ -53,7 +55,7 @@ impl Watched {
         let by_sock_ops = settings.attach == Some(Attach::SockOps);
         assert_eq!(description.has(Feature::EveryEvent), by_sock_ops, "{:?}", description.degradations);
         assert!(description.has(Feature::OldCloses), "{:?}", description.degradations);
-        Ok(Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0 })
+        Ok(Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0, answers: Vec::new() })
     }
 
     /// Reads once; nothing may go backwards.
@@ -61,6 +63,7 @@ impl Watched {
         let reading = self.capture.read().unwrap();
         take_in(&mut self.flows, reading.flows);
         (self.losses, self.seen) = (reading.losses, reading.seen);
+        self.answers.extend(reading.answers);
     }
 
     /// Reads until that many flows have room.

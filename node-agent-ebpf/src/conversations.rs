@@ -1,0 +1,121 @@
+//! Which conversations of datagrams are going on: what a connection is to TCP, for the sockets of UDP.
+//!
+//! A conversation is one socket and one address and port that it exchanges datagrams with; the end that sent the first
+//! datagram is the client. It is over when nothing was exchanged for [`SILENCE`] nanoseconds. Of more than fit, those that have been
+//! silent for longest are forgotten; should they go on, they count again.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::bpf_ktime_get_ns,
+    macros::map,
+    maps::{Array, LruHashMap},
+};
+use node_agent_common::{FlowKey, conversation};
+
+use crate::flows::add_wide;
+
+/// In nanoseconds. Written by the agent before the programs are loaded, then frozen.
+#[unsafe(no_mangle)]
+static SILENCE: u64 = 0;
+
+/// What tells conversations apart.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Name {
+    /// The socket's.
+    pub cookie: u64,
+    pub remote: [u8; 16],
+    pub remote_port: u16,
+    pub reserved: [u16; 3],
+}
+
+/// What is remembered of one.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Conversation {
+    pub flow: FlowKey,
+    /// When the last datagram was exchanged, by the kernel's clock.
+    last: u64,
+}
+
+impl Conversation {
+    /// One that begins.
+    #[inline(always)]
+    pub fn of(flow: FlowKey) -> Self {
+        Self { flow, last: now() }
+    }
+}
+
+/// The agent sets the size when it loads them.
+#[map(name = "CONVERSATIONS")]
+static CONVERSATIONS: LruHashMap<Name, Conversation> = LruHashMap::with_max_entries(32_768, 0);
+/// How many have begun, and the number from which on one that seems to begin may be one that is only not remembered:
+/// see [`conversation`].
+#[map(name = "BEGUN")]
+static BEGUN: Array<u64> = Array::with_max_entries(conversation::COUNTS, 0);
+
+/// What has become of a conversation that was to begin.
+pub enum Beginning {
+    /// It has begun.
+    First {
+        /// Whether it may be older.
+        inferred: bool,
+    },
+    /// Another processor was faster: it goes on.
+    Known,
+    /// There was no memory to remember it.
+    Nowhere,
+}
+
+/// The flow of a conversation that goes on. What is over is forgotten.
+#[inline(always)]
+pub fn go_on(name: &Name) -> Option<&'static FlowKey> {
+    let known = CONVERSATIONS.get_ptr_mut(name)?;
+    let now = now();
+    // SAFETY: a static that is frozen before the program is loaded.
+    let silence = unsafe { core::ptr::read_volatile(&raw const SILENCE) };
+    // SAFETY: a value of the map, which stays readable while the program runs. Where it is given to another conversation
+    // meanwhile, more have begun than are remembered, which says itself (`inferred`).
+    unsafe {
+        // Another processor's clock may be a little ahead.
+        if now.saturating_sub(core::ptr::read_volatile(&raw const (*known).last)) <= silence {
+            core::ptr::write_volatile(&raw mut (*known).last, now);
+            return Some(&(*known).flow);
+        }
+    }
+    // Of several that find it over, one begins it again.
+    let _ = CONVERSATIONS.remove(name);
+    None
+}
+
+/// Begins a conversation that does not go on.
+#[inline(always)]
+pub fn begin(name: &Name, conversation: &Conversation) -> Beginning {
+    if CONVERSATIONS.insert(name, conversation, u64::from(BPF_NOEXIST)).is_ok() {
+        Beginning::First { inferred: count_beginning() }
+    } else if CONVERSATIONS.get_ptr(name).is_some() {
+        Beginning::Known
+    } else {
+        Beginning::Nowhere
+    }
+}
+
+#[inline(always)]
+fn count_beginning() -> bool {
+    let (Some(begun), Some(certain)) =
+        (BEGUN.get_ptr_mut(conversation::BEGUN), BEGUN.get_ptr(conversation::CERTAIN_BELOW))
+    else {
+        return true;
+    };
+    // SAFETY: values of an array; the count is added to atomically.
+    unsafe {
+        add_wide(begun, 1);
+        core::ptr::read_volatile(begun) > core::ptr::read_volatile(certain)
+    }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: no arguments, no memory.
+    unsafe { bpf_ktime_get_ns() }
+}

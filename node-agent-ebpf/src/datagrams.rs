@@ -1,0 +1,363 @@
+//! Called for each packet of the sockets of the node's cgroups, on its way out and in: counts the datagrams of UDP.
+//!
+//! A packet of TCP costs a look at one byte. Datagrams are seen whole: before they are fragmented, after they have been put
+//! together again. Those that went out have been translated already where the network namespace does so (a node's own,
+//! for the addresses of Services); the socket knows whom it is connected to.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    cty::c_void,
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+    },
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use node_agent_common::{FlowKey, Loss, Role};
+
+use crate::{
+    answers,
+    conversations::{self, Beginning, Conversation, Name},
+    flows::{Event, count, lose},
+    memory::{Pointer, Probing},
+    offsets::offset,
+    socket::mapped,
+};
+
+const UDP: u8 = 17;
+const UDP_HEADER: u32 = 8;
+/// Of `socket(2)`.
+const SOCK_DGRAM: u32 = 2;
+/// Of `if_packet.h`: what came to this machine or to nobody else; the others are for several at once.
+const PACKET_HOST: u32 = 0;
+const PACKET_OTHERHOST: u32 = 3;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Out,
+    In,
+}
+
+/// Every packet may pass.
+const PASS: i32 = 1;
+
+#[cgroup_skb(egress)]
+pub fn datagrams_out(context: SkBuffContext) -> i32 {
+    let _ = see(Packet(context.skb.skb), Direction::Out);
+    PASS
+}
+
+#[cgroup_skb(ingress)]
+pub fn datagrams_in(context: SkBuffContext) -> i32 {
+    let _ = see(Packet(context.skb.skb), Direction::In);
+    PASS
+}
+
+#[inline(always)]
+fn see(packet: Packet, direction: Direction) -> Option<()> {
+    let header = packet.header()?;
+    let socket = packet.datagram_socket()?;
+    let [source_port, destination_port] = packet.ports(header.length)?;
+    let (mut local, mut remote) = match direction {
+        Direction::Out => ((header.source, source_port), (header.destination, destination_port)),
+        Direction::In => ((header.destination, destination_port), (header.source, source_port)),
+    };
+    if direction == Direction::Out
+        && let Some(dialled) = socket.connected_to(header.family)
+        && dialled != remote
+        && packet.is_tracked()
+    {
+        // Somebody has translated the address that the socket is connected to, and maybe its own.
+        remote = dialled;
+        local = (socket.bound_to(header.family).unwrap_or(local.0), local.1);
+    }
+    let is_to_several = direction == Direction::In && !matches!(packet.kind(), PACKET_HOST | PACKET_OTHERHOST);
+    if is_to_several || !is_one(&local.0) || !is_one(&remote.0) || local.1 == 0 || remote.1 == 0 {
+        return None;
+    }
+    let name = Name { cookie: packet.cookie(), remote: remote.0, remote_port: remote.1, reserved: [0; 3] };
+    let payload = u64::from(packet.length().saturating_sub(header.length + UDP_HEADER));
+    let (sent, received) = match direction {
+        Direction::Out => (payload, 0),
+        Direction::In => (0, payload),
+    };
+    if let Some(flow) = conversations::go_on(&name) {
+        count_datagram(flow, sent, received);
+        // Who has asked has a conversation that goes on.
+        if direction == Direction::In && remote.1 == answers::DOMAIN && matches!(flow.role(), Some(Role::Client)) {
+            answers::pass_on(packet.0, header.length + UDP_HEADER, payload, packet.cgroup());
+        }
+        return Some(());
+    }
+    let (role, port) = match direction {
+        Direction::Out => (Role::Client, remote.1),
+        Direction::In => (Role::Server, local.1),
+    };
+    let flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.0, remote.0).over_udp();
+    let conversation = Conversation::of(flow);
+    match conversations::begin(&name, &conversation) {
+        Beginning::First { inferred } => count_conversation(&conversation.flow, sent, received, inferred),
+        Beginning::Known => count_datagram(&conversation.flow, sent, received),
+        Beginning::Nowhere => lose(Loss::Opened),
+    }
+    Some(())
+}
+
+/// A function of its own, so that the stack suffices.
+#[inline(never)]
+fn count_datagram(flow: &FlowKey, sent: u64, received: u64) {
+    count(flow, Event::Datagram { sent, received });
+}
+
+/// As [`count_datagram`].
+#[inline(never)]
+fn count_conversation(flow: &FlowKey, sent: u64, received: u64, inferred: bool) {
+    count(flow, Event::Conversation { sent, received, inferred });
+}
+
+/// Whether this is the address of one, and not of nobody or of several. As two words: no loop for the verifier to follow.
+#[inline(always)]
+fn is_one(address: &[u8; 16]) -> bool {
+    let word = u128::from_be_bytes(*address);
+    let v4 = word as u32;
+    if word >> 32 == 0xffff {
+        // 0.0.0.0, 224.0.0.0/4, 255.255.255.255 (RFC 6890).
+        v4 != 0 && v4 >> 28 != 14 && v4 != u32::MAX
+    } else {
+        // ::, ff00::/8 (RFC 4291).
+        word != 0 && word >> 120 != 0xff
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+/// Of the internet protocol.
+struct Header {
+    family: Family,
+    /// In bytes.
+    length: u32,
+    source: [u8; 16],
+    destination: [u8; 16],
+}
+
+/// The packet of one call.
+#[derive(Clone, Copy)]
+struct Packet(*mut __sk_buff);
+
+/// An address, IPv4 ones as IPv4-mapped, and a port.
+type End = ([u8; 16], u16);
+
+impl Packet {
+    /// # Safety
+    /// `field` has to belong to this call's context.
+    #[inline(always)]
+    unsafe fn read<T: Copy>(field: *const T) -> T {
+        // SAFETY: the caller's promise. Volatile, for the kernel rewrites each access on its own: none may be merged.
+        unsafe { core::ptr::read_volatile(field) }
+    }
+
+    #[inline(always)]
+    fn length(self) -> u32 {
+        // SAFETY: the context's own field.
+        unsafe { Self::read(&raw const (*self.0).len) }
+    }
+
+    #[inline(always)]
+    fn kind(self) -> u32 {
+        // SAFETY: the context's own field.
+        unsafe { Self::read(&raw const (*self.0).pkt_type) }
+    }
+
+    /// The header, if it is one of UDP. Behind IPv6's extension headers nobody looks.
+    #[inline(always)]
+    fn header(self) -> Option<Header> {
+        const V4: usize = 20;
+        const V6: usize = 40;
+        // SAFETY: the context's own fields: where the packet begins, with its internet header, and ends.
+        let (data, end) = unsafe {
+            (Self::read(&raw const (*self.0).data) as usize, Self::read(&raw const (*self.0).data_end) as usize)
+        };
+        if data + V4 > end {
+            return None;
+        }
+        // SAFETY: what is read has just been compared with the packet's end, as the verifier demands. By bytes and words
+        // as they lie there: nothing is known of their alignment.
+        unsafe {
+            let at = |offset: usize| (data + offset) as *const u8;
+            let word = |offset: usize| at(offset).cast::<u32>().read_unaligned();
+            let first = *at(0);
+            match first >> 4 {
+                4 if *at(9) == UDP => Some(Header {
+                    family: Family::V4,
+                    length: u32::from(first & 15) * 4,
+                    source: mapped(word(12)),
+                    destination: mapped(word(16)),
+                }),
+                6 if data + V6 <= end && *at(6) == UDP => Some(Header {
+                    family: Family::V6,
+                    length: V6 as u32,
+                    source: at(8).cast::<[u8; 16]>().read_unaligned(),
+                    destination: at(24).cast::<[u8; 16]>().read_unaligned(),
+                }),
+                _ => None,
+            }
+        }
+    }
+
+    /// Source and destination.
+    #[inline(always)]
+    fn ports(self, offset: u32) -> Option<[u16; 2]> {
+        let mut ports = [0_u16; 2];
+        // SAFETY: memory of that size.
+        let read = unsafe { bpf_skb_load_bytes(self.0.cast(), offset, (&raw mut ports).cast(), 4) };
+        (read == 0).then(|| ports.map(u16::from_be))
+    }
+
+    /// The socket that sent it or that it has come to, if that is one of UDP and no raw one that sees everything.
+    #[inline(always)]
+    fn datagram_socket(self) -> Option<Socket> {
+        // SAFETY: the context's own field, a pointer in a union that makes it 64 bits wide everywhere.
+        let common = unsafe { Self::read((&raw const (*self.0).__bindgen_anon_2).cast::<u64>()) };
+        if common == 0 {
+            return None;
+        }
+        // SAFETY: a socket that is not null.
+        let full = unsafe { bpf_sk_fullsock(common as *mut bpf_sock) };
+        if full.is_null() {
+            return None;
+        }
+        let socket = Socket(full);
+        (socket.kind() == SOCK_DGRAM && socket.protocol() == u32::from(UDP)).then_some(socket)
+    }
+
+    #[inline(always)]
+    fn cookie(self) -> u64 {
+        // SAFETY: the program's own context.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// The id of the cgroup in which the socket was made.
+    #[inline(always)]
+    fn cgroup(self) -> u64 {
+        // SAFETY: the program's own context.
+        unsafe { bpf_skb_cgroup_id(self.0) }
+    }
+
+    /// Whether connection tracking, and so whoever translates addresses, knows of it.
+    #[inline(always)]
+    fn is_tracked(self) -> bool {
+        is_tracked(self.0)
+    }
+}
+
+/// A socket of UDP.
+#[derive(Clone, Copy)]
+struct Socket(*const bpf_sock);
+
+/// A field of a socket, by one instruction: the compiler would add the offset to the pointer first where it reads several
+/// neighbours, and the verifier knows sockets by their beginning only.
+macro_rules! load {
+    ($width:literal, $socket:expr, $field:ident $(, $beyond:literal)?) => {{
+        let value: u64;
+        // SAFETY: the verifier refuses the program unless this is a socket's field of that width.
+        unsafe {
+            core::arch::asm!(
+                concat!("{value} = *(", $width, " *)({socket} + {offset})"),
+                value = out(reg) value,
+                socket = in(reg) $socket.0,
+                offset = const core::mem::offset_of!(bpf_sock, $field) $(+ $beyond)?,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        value
+    }};
+}
+
+impl Socket {
+    #[inline(always)]
+    fn kind(self) -> u32 {
+        load!("u32", self, type_) as u32
+    }
+
+    #[inline(always)]
+    fn protocol(self) -> u32 {
+        load!("u32", self, protocol) as u32
+    }
+
+    #[inline(always)]
+    fn connected_to(self, family: Family) -> Option<End> {
+        let port = load!("u16", self, dst_port) as u16;
+        if port == 0 {
+            return None;
+        }
+        let address = match family {
+            Family::V4 => mapped(load!("u32", self, dst_ip4) as u32),
+            Family::V6 => joined([
+                load!("u32", self, dst_ip6),
+                load!("u32", self, dst_ip6, 4),
+                load!("u32", self, dst_ip6, 8),
+                load!("u32", self, dst_ip6, 12),
+            ]),
+        };
+        Some((address, u16::from_be(port)))
+    }
+
+    /// `None` for any address.
+    #[inline(always)]
+    fn bound_to(self, family: Family) -> Option<[u8; 16]> {
+        let address = match family {
+            Family::V4 => mapped(load!("u32", self, src_ip4) as u32),
+            Family::V6 => joined([
+                load!("u32", self, src_ip6),
+                load!("u32", self, src_ip6, 4),
+                load!("u32", self, src_ip6, 8),
+                load!("u32", self, src_ip6, 12),
+            ]),
+        };
+        is_one(&address).then_some(address)
+    }
+}
+
+/// An address in network order from its words.
+#[inline(always)]
+fn joined(words: [u64; 4]) -> [u8; 16] {
+    let words = words.map(|word| word as u32);
+    // SAFETY: four words are sixteen bytes.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }
+}
+
+/// The inode number of a socket's network namespace; 0 where the kernel does not let it be read. A function of its own, so
+/// that the stack suffices.
+#[inline(never)]
+fn netns(socket: *const bpf_sock) -> u32 {
+    let net = beginning_of::<8>(socket.cast(), offset!(sock_net));
+    Pointer::<Probing>::new(net).map_or(0, |net| net.load(offset!(net_inum)))
+}
+
+/// See [`Packet::is_tracked`]. As [`netns`].
+#[inline(never)]
+fn is_tracked(packet: *const __sk_buff) -> bool {
+    // The lowest three bits are what connection tracking thinks of the packet, not of what.
+    beginning_of::<16>(packet.cast(), offset!(skb_nfct)) > 7
+}
+
+/// The word at an offset within the first so many words of a structure of the kernel, of which the verifier allows no
+/// address but its own: all of them are copied, and one is taken. 0 where it cannot be read.
+#[inline(always)]
+fn beginning_of<const WORDS: usize>(structure: *const c_void, offset: usize) -> u64 {
+    if offset == 0 || offset % 8 != 0 || offset / 8 >= WORDS {
+        return 0;
+    }
+    let mut words = [0_u64; WORDS];
+    // SAFETY: memory of that size; the helper checks the kernel's address.
+    let read = unsafe { bpf_probe_read_kernel((&raw mut words).cast(), size_of_val(&words) as u32, structure) };
+    if read != 0 {
+        return 0;
+    }
+    // SAFETY: within the array, by the comparison above. Volatile, for the offset is a constant to the verifier only.
+    unsafe { core::ptr::read_volatile((&raw const words).cast::<u64>().add(offset / 8)) }
+}

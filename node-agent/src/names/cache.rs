@@ -1,0 +1,149 @@
+//! What is remembered of answers: for each client and address, the names that have led there. Bounded. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use report::MAX_REMOTE_NAMES;
+
+use super::Answer;
+
+/// What keeps it small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamesBounds {
+    /// The most addresses of clients that are remembered; of more, those that were answered longest ago go.
+    pub addresses: usize,
+    /// A name holds for so long, even where its answer says less: whoever has asked will call.
+    pub least: Duration,
+    /// And for no longer than this.
+    pub most: Duration,
+}
+
+impl Default for NamesBounds {
+    fn default() -> Self {
+        Self { addresses: 16_384, least: Duration::from_mins(1), most: Duration::from_hours(1) }
+    }
+}
+
+/// Whose answer: the client's cgroup, and an address in it.
+type Key = (u64, IpAddr);
+
+#[derive(Debug)]
+struct Known {
+    /// The latest answer last.
+    names: Vec<(String, Instant)>,
+    /// Its place in the order of answers.
+    turn: u64,
+}
+
+/// The names.
+#[derive(Debug, Default)]
+pub struct Names {
+    bounds: NamesBounds,
+    known: HashMap<Key, Known>,
+    /// By the turn of the latest answer.
+    order: BTreeMap<u64, Key>,
+    turn: u64,
+}
+
+impl Names {
+    /// None yet.
+    #[must_use]
+    pub fn new(bounds: NamesBounds) -> Self {
+        Self { bounds, ..Self::default() }
+    }
+
+    /// A client has been answered.
+    pub fn learn(&mut self, cgroup: u64, answer: &Answer, now: Instant) {
+        let until = now + answer.ttl.clamp(self.bounds.least, self.bounds.most);
+        for address in &answer.addresses {
+            self.note((cgroup, *address), &answer.name, until, now);
+        }
+        while self.known.len() > self.bounds.addresses {
+            let Some((_, oldest)) = self.order.pop_first() else { break };
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn note(&mut self, key: Key, name: &str, until: Instant, now: Instant) {
+        self.turn += 1;
+        let known = self.known.entry(key).or_insert_with(|| Known { names: Vec::new(), turn: 0 });
+        self.order.remove(&known.turn);
+        self.order.insert(self.turn, key);
+        known.turn = self.turn;
+        known.names.retain(|(other, until)| other != name && *until > now);
+        known.names.push((name.to_owned(), until));
+        if known.names.len() > MAX_REMOTE_NAMES {
+            known.names.remove(0);
+        }
+    }
+
+    /// The names that lead a client to an address now, in alphabetical order; at most [`MAX_REMOTE_NAMES`], of more the
+    /// latest.
+    #[must_use]
+    pub fn of(&self, cgroup: u64, address: IpAddr, now: Instant) -> Vec<String> {
+        let Some(known) = self.known.get(&(cgroup, address)) else { return Vec::new() };
+        let holding = known.names.iter().filter(|(_, until)| *until > now);
+        let mut names: Vec<_> = holding.map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// How many addresses of clients are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(name: &str, addresses: &[u8], ttl: u64) -> Answer {
+        let addresses = addresses.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect();
+        Answer { name: name.into(), addresses, ttl: Duration::from_secs(ttl) }
+    }
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, last])
+    }
+
+    #[test]
+    fn names_are_the_clients_own_and_hold_for_a_time() {
+        let (mut names, start) = (Names::new(NamesBounds::default()), Instant::now());
+        names.learn(1, &answer("b.example", &[1, 2], 0), start);
+        names.learn(1, &answer("a.example", &[1], 300), start);
+        names.learn(2, &answer("c.example", &[1], 300), start);
+        assert_eq!(names.of(1, ip(1), start), ["a.example", "b.example"]);
+        assert_eq!(names.of(1, ip(2), start), ["b.example"]);
+        assert_eq!(names.of(2, ip(1), start), ["c.example"]);
+        assert!(names.of(2, ip(2), start).is_empty());
+        let later = start + Duration::from_secs(61);
+        assert_eq!(names.of(1, ip(1), later), ["a.example"], "what was to hold for 0 s has held for a minute");
+    }
+
+    #[test]
+    fn the_latest_names_and_addresses_stay() {
+        let (mut names, now) = (Names::new(NamesBounds { addresses: 3, ..NamesBounds::default() }), Instant::now());
+        for name in ["e", "d", "c", "b", "a", "d"] {
+            names.learn(1, &answer(name, &[1], 300), now);
+        }
+        assert_eq!(names.of(1, ip(1), now), ["a", "b", "c", "d"]);
+        for last in 2..=3 {
+            names.learn(1, &answer("x", &[last], 300), now);
+        }
+        names.learn(1, &answer("e", &[1], 300), now);
+        names.learn(1, &answer("x", &[4], 300), now);
+        let known: Vec<_> = (1..=4).filter(|last| !names.of(1, ip(*last), now).is_empty()).collect();
+        assert_eq!((known, names.len(), names.order.len()), (vec![1, 3, 4], 3, 3));
+    }
+}
