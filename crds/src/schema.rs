@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::{Schema, SchemaGenerator, json_schema, transform::transform_subschemas};
 use serde_json::{Value, json};
 
-use crate::{MAX_HISTORY, ModeChange, ModeOverride};
+use crate::{ExternalGroup, MAX_HISTORY, ModeChange, ModeOverride};
 
 /// Kubernetes knows `int32` and `int64` only and warns about everything else. Unsigned numbers become the next wider
 /// signed one; their `minimum` of 0 stays.
@@ -134,6 +134,53 @@ pub fn selects_something() -> Value {
         "message": "an override has to name a label of its nodes in nodeSelector; for all nodes, set spec.mode",
         "reason": "FieldValueInvalid",
     }])
+}
+
+/// At most 64 groups, each name once.
+pub fn external_groups(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<ExternalGroup>(),
+        "maxItems": 64,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["name"],
+    })
+}
+
+/// See `ExternalGroup::name`.
+pub fn external_group_name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 63,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "message": "a group's name has to be lower-case letters, digits and dashes, with a letter or digit at both ends, for example payments",
+            "reason": "FieldValueInvalid",
+        }],
+    })
+}
+
+/// One to 64 ranges of addresses.
+pub fn cidrs(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 64,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "type": "string",
+            "maxLength": 49,
+            "x-kubernetes-validations": [{
+                "rule": "isCIDR(self)",
+                "message": "has to be a range of addresses in CIDR notation, for example 203.0.113.0/24 or 2001:db8::/32; a single address ends with /32 or, for IPv6, /128",
+                "reason": "FieldValueInvalid",
+            }],
+        },
+        "x-kubernetes-validations": [{
+            "rule": "size(self) > 0",
+            "message": "a group has to have at least one range in cidrs, for example 203.0.113.0/24",
+            "reason": "FieldValueInvalid",
+        }],
+    })
 }
 
 /// At most ten changes, the newest last.

@@ -146,6 +146,14 @@ pub struct TopologySettings {
     /// Whether agents read the answers that name servers give to the node's sockets over UDP, to name addresses outside
     /// of the cluster. Only names of addresses that are called leave a node. Agents without eBPF read none.
     pub dns_names: bool,
+    /// How many addresses outside of the cluster one workload has edges of their own with in each direction, the busiest;
+    /// all others share the peer `OtherExternal`. Groups and DNS names do not count.
+    #[schemars(range(min = 1, max = 500))]
+    pub max_external_peers: u32,
+    /// Names for addresses outside of the cluster. Of several ranges that an address is in, the narrowest counts, then the
+    /// first group. Addresses of pods, Services and nodes keep their names.
+    #[schemars(schema_with = "schema::external_groups")]
+    pub external_groups: Vec<ExternalGroup>,
 }
 
 impl Default for TopologySettings {
@@ -155,8 +163,22 @@ impl Default for TopologySettings {
             counter_interval: std::time::Duration::from_secs(30).into(),
             retention: std::time::Duration::from_hours(1).into(),
             dns_names: true,
+            max_external_peers: 50,
+            external_groups: Vec::new(),
         }
     }
+}
+
+/// Ranges of addresses outside of the cluster, and what they are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalGroup {
+    /// What Topology objects call these addresses.
+    #[schemars(schema_with = "schema::external_group_name")]
+    pub name: String,
+    /// The ranges, in CIDR notation: `203.0.113.0/24`, `2001:db8::/32`, or `192.0.2.7/32` for a single address.
+    #[schemars(schema_with = "schema::cidrs")]
+    pub cidrs: Vec<String>,
 }
 
 /// The agents' pods.

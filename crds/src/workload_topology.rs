@@ -66,6 +66,27 @@ pub struct WorkloadRef {
     /// Its name.
     #[schemars(length(max = 253))]
     pub name: String,
+    /// What its newest pod says in the label `app.kubernetes.io/name`. These labels are the Topology's, too, unless somebody
+    /// else has set them there.
+    #[schemars(length(max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// The same of `app.kubernetes.io/version`.
+    #[schemars(length(max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The same of `app.kubernetes.io/instance`.
+    #[schemars(length(max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The same of `app.kubernetes.io/component`.
+    #[schemars(length(max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub component: Option<String>,
+    /// The same of `app.kubernetes.io/part-of`.
+    #[schemars(length(max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<String>,
 }
 
 /// One line for each direction, for people: the columns of `kubectl get topology`.

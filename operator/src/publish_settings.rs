@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crds::TopologySettings;
+use crds::{ExternalGroup, TopologySettings};
 
 /// `spec.topology` of the ScopeProbe that decides. The publisher gets it through a watch channel of
 /// `Option<PublishSettings>`; none means that there is no ScopeProbe, and that nothing is to be published.
@@ -14,6 +14,10 @@ pub struct PublishSettings {
     pub counter_interval: Duration,
     /// How long an edge stays after its last connection ended.
     pub retention: Duration,
+    /// How many addresses outside of the cluster have edges of their own, for each workload and direction.
+    pub max_external: usize,
+    /// Names for addresses outside of the cluster.
+    pub external_groups: Vec<ExternalGroup>,
 }
 
 impl From<&TopologySettings> for PublishSettings {
@@ -22,6 +26,8 @@ impl From<&TopologySettings> for PublishSettings {
             max_edges: usize::try_from(settings.max_edges).unwrap_or(usize::MAX),
             counter_interval: settings.counter_interval.into(),
             retention: settings.retention.into(),
+            max_external: usize::try_from(settings.max_external_peers).unwrap_or(usize::MAX),
+            external_groups: settings.external_groups.clone(),
         }
     }
 }

@@ -7,7 +7,10 @@ mod adjacency;
 mod budget;
 mod desired;
 mod existing;
+mod external;
+mod labels;
 mod name;
+mod noise;
 mod object;
 mod restore;
 mod schedule;
@@ -15,11 +18,12 @@ mod summary;
 mod writer;
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
-use crds::Topology;
+use crds::{Topology, Totals};
 use futures::{
     FutureExt, StreamExt,
     future::{BoxFuture, pending},
@@ -27,9 +31,10 @@ use futures::{
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     runtime::{WatchStreamExt, watcher},
 };
+use serde_json::json;
 use tokio::{sync::watch, time::sleep_until};
 use topology::archive::Archive;
 
@@ -38,7 +43,7 @@ use self::{
     budget::Budget,
     desired::{Builder, Picture},
     existing::{Again, Existing},
-    schedule::Schedule,
+    schedule::{Schedule, Urgency},
     writer::{Key, WriteError, Written},
 };
 use crate::{
@@ -112,6 +117,8 @@ struct Publisher {
     picture: Picture,
     existing: Existing,
     schedule: Schedule<Key>,
+    /// Of objects that differ by noise: their sums, and since when they have been so.
+    resting: HashMap<Key, (Totals, Instant)>,
     budget: Budget,
     writing: FuturesUnordered<BoxFuture<'static, (Key, Result<Written, WriteError>)>>,
     started: Instant,
@@ -128,6 +135,7 @@ impl Publisher {
             picture: Picture::default(),
             existing: Existing::default(),
             schedule: Schedule::new(),
+            resting: HashMap::new(),
             budget: Budget::new(WRITES_PER_SECOND, WRITE_BURST, now),
             writing: FuturesUnordered::new(),
             started: now,
@@ -137,6 +145,7 @@ impl Publisher {
 
     /// Until this process is no longer the leader, or nothing is to be published.
     async fn run(mut self, inputs: &mut Inputs) {
+        inputs.names.name_external_groups(external::groups(&self.settings.external_groups));
         let mut flows = inputs.accounts.subscribe();
         let mut names = inputs.names.subscribe();
         let objects = watcher(Api::<Topology>::all(self.client.clone()), watcher::Config::default());
@@ -171,6 +180,9 @@ impl Publisher {
                 _ = inputs.leader.changed() => if !*inputs.leader.borrow_and_update() { return },
                 _ = inputs.settings.changed() => match inputs.settings.borrow_and_update().clone() {
                     Some(settings) => {
+                        if settings.external_groups != self.settings.external_groups {
+                            inputs.names.name_external_groups(external::groups(&settings.external_groups));
+                        }
                         self.settings = settings;
                         build_at = Some(Instant::now());
                     }
@@ -230,9 +242,10 @@ impl Publisher {
             let mut desired = desired.clone();
             let status = known.as_ref().and_then(|known| known.status.as_ref());
             object::keep_transition_times(&mut desired.status, status, Timestamp::now());
-            let exists = known.as_ref().is_some_and(|known| existing::is_owned(known, &desired));
+            let exists = known.as_ref().filter(|known| existing::is_owned(known, &desired)).and_then(ResourceExt::uid);
+            let labels = labels::change(known.as_ref(), &desired.app).map(|labels| json!(labels));
             async move {
-                let result = writer::write(&client, &owned_key, &desired, exists).await;
+                let result = writer::write(&client, &owned_key, &desired, exists, labels).await;
                 (owned_key, result)
             }
             .boxed()
@@ -301,12 +314,25 @@ impl Publisher {
         if known.is_some() && self.existing.is_from_before(key) && !self.is_warm() {
             return;
         }
-        if let Some(urgency) = existing::difference(known, self.picture.desired.get(key)) {
-            self.schedule.plan(key, urgency, self.settings.counter_interval, Instant::now());
-        } else {
-            self.metrics.write(KIND, "skipped");
-            self.schedule.cancel(key);
+        let (desired, now) = (self.picture.desired.get(key), Instant::now());
+        match (existing::difference(known, desired), desired) {
+            (Some(Urgency::Noise), Some(desired)) => {
+                let totals = desired.status.totals;
+                let resting = self.resting.entry(key.clone()).or_insert((totals, now));
+                if resting.0 != totals {
+                    *resting = (totals, now);
+                }
+                let rest = noise::rest(&desired.status, self.settings.counter_interval);
+                self.schedule.plan_at_rest(key, resting.1, rest);
+                return;
+            }
+            (Some(urgency), _) => self.schedule.plan(key, urgency, self.settings.counter_interval, now),
+            (None, _) => {
+                self.metrics.write(KIND, "skipped");
+                self.schedule.cancel(key);
+            }
         }
+        self.resting.remove(key);
     }
 
     fn is_warm(&self) -> bool {

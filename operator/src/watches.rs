@@ -1,5 +1,6 @@
 //! Follows the cluster's own objects, so that addresses and cgroups get names.
 
+mod app;
 mod catalog;
 mod nodes;
 mod owners;
@@ -26,9 +27,12 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::sync::watch;
-use topology::ledger::Ledger;
+use topology::{external::ExternalGroups, ledger::Ledger};
 
-pub use self::catalog::{Catalog, OwnerIdentity};
+pub use self::{
+    app::AppLabels,
+    catalog::{Catalog, OwnerIdentity},
+};
 use self::{catalog::Change, steps::steps};
 use crate::collector::Accounts;
 
@@ -81,6 +85,13 @@ impl Names {
         }
     }
 
+    /// Gives names to addresses outside of the cluster.
+    pub fn name_external_groups(&self, groups: ExternalGroups) {
+        if self.catalog.write().unwrap_or_else(PoisonError::into_inner).name_external_groups(groups) {
+            self.changed.send_replace(());
+        }
+    }
+
     /// Forgets what has been gone for `retention`.
     pub fn forget_removed(&self, now: SystemTime, retention: Duration) {
         self.catalog.write().unwrap_or_else(PoisonError::into_inner).forget_removed(now, retention);
@@ -107,7 +118,9 @@ impl Names {
 pub async fn run(client: Client, names: Names, accounts: Accounts) {
     let config = || watcher::Config::default();
     let all = vec![
-        steps("pods", watcher(Api::<Pod>::all(client.clone()), config()).default_backoff(), pods::facts, Change::Pod),
+        steps("pods", watcher(Api::<Pod>::all(client.clone()), config()).default_backoff(), pods::facts, |step| {
+            Change::Pod(Box::new(step))
+        }),
         steps(
             "services",
             watcher(Api::<Service>::all(client.clone()), config()).default_backoff(),
@@ -175,7 +188,7 @@ mod tests {
 
     fn pod(metadata: &Value) -> Change {
         let object: Pod = serde_json::from_value(json!({"metadata": metadata})).expect("it is a pod");
-        Change::Pod(Step::Upsert(pods::facts(object).expect("it has all that it needs")))
+        Change::Pod(Box::new(Step::Upsert(pods::facts(object).expect("it has all that it needs"))))
     }
 
     fn owner<K>(metadata: &Value) -> Change
@@ -220,7 +233,7 @@ mod tests {
         catalog.apply(pod(&again), SystemTime::UNIX_EPOCH);
         let object = serde_json::from_value(json!({"metadata": metadata})).expect("it is a pod");
         let gone = pods::facts(object).expect("it has all that it needs");
-        catalog.apply(Change::Pod(Step::Remove(gone)), SystemTime::UNIX_EPOCH);
+        catalog.apply(Change::Pod(Box::new(Step::Remove(gone))), SystemTime::UNIX_EPOCH);
         catalog.forget_removed(SystemTime::UNIX_EPOCH, Duration::ZERO);
         assert_eq!(name(&catalog), Some(("v".to_owned(), "etcd-node-1".to_owned())));
     }

@@ -7,19 +7,25 @@
 //! it be less than the truth.
 
 mod nameless;
+mod parts;
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
     time::{Duration, SystemTime},
 };
 
-use self::nameless::Nameless;
+use self::{
+    nameless::Nameless,
+    parts::{Parts, is_named_yet, is_shared},
+};
 use crate::{
+    activity,
     counts::Counts,
     directory::Directory,
-    edge::{Edge, EdgeCounters, EdgeKey, Identity, Seen},
-    graph::{self, Forgotten, Graph, Options},
+    edge::{Edge, EdgeCounters, EdgeKey, Seen},
+    graph::{self, Forgotten, Graph, Known, Options, Outside},
     ledger::Ledger,
 };
 
@@ -38,6 +44,8 @@ pub struct Archive {
     /// Counters of flows that the ledger has let go of.
     retired: HashMap<EdgeKey, EdgeCounters>,
     before: Option<Before>,
+    /// Which addresses of the outside have edges of their own.
+    outside: Outside,
 }
 
 /// An earlier operator's account.
@@ -71,6 +79,7 @@ impl Archive {
             };
             let known = edges.get(&one.edge.key);
             if known.is_none_or(|known| progress(&known.edge.counters) < progress(&one.edge.counters)) {
+                self.outside.note(&one.edge.key);
                 edges.insert(one.edge.key.clone(), one);
             }
         }
@@ -80,8 +89,9 @@ impl Archive {
     /// To be called when all agents have told all that they know: what was published and is not in it is what they no
     /// longer know.
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
+        let known_before = self.known_before();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
-        let known = graph::build_knowing(ledger, directory, &everything(now), &before.forgotten());
+        let known = graph::build_knowing(ledger, directory, &everything(now), &known_before);
         let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
         for (key, published) in &mut before.edges {
             let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
@@ -93,22 +103,34 @@ impl Archive {
 
     /// Makes the graph of all flows, those included that the ledger does not have.
     #[must_use]
-    pub fn build(&self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-        let forgotten = self.before.as_ref().map(Before::forgotten).unwrap_or_default();
-        let mut graph = graph::build_knowing(ledger, directory, options, &forgotten);
-        for edge in &mut graph.edges {
-            if let Some(retired) = self.retired.get(&edge.key) {
-                edge.counters.add(retired);
+    pub fn build(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
+        let mut graph = graph::build_knowing(ledger, directory, options, &self.known_before());
+        if !self.retired.is_empty() {
+            let mut parts = Parts::of(&mut graph.edges);
+            for (key, retired) in &self.retired {
+                if let Some(edge) = parts.edge(key, &graph.outside, directory) {
+                    edge.counters.add(retired);
+                }
             }
         }
         if let Some(before) = &self.before {
             before.add_to(&mut graph, directory, options);
         }
+        self.outside.clone_from(&graph.outside);
         let inherits = self.before.as_ref().is_some_and(Before::is_needed);
         if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
             graph.earlier = earlier(&graph, ledger, directory, options.now);
         }
         graph
+    }
+
+    fn known_before(&self) -> Known {
+        Known {
+            forgotten: self.before.as_ref().map(Before::forgotten).unwrap_or_default(),
+            outside: self.outside.clone(),
+            // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
+            is_outside_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
+        }
     }
 
     /// Retires the flows that have been over for `retention`, so that the counters of edges that live do not shrink,
@@ -192,6 +214,10 @@ impl Before {
             let Some(published) = missing.remove(&edge.key) else { continue };
             let now = Counts::of(edge);
             let (mut earlier, mut least) = (published.earlier.clone(), Counts::of(&published.edge));
+            if self.settled && is_shared(&edge.key) {
+                // It is more or less by what other addresses now are behind it.
+                least = now.clone();
+            }
             if self.settled {
                 // What was not known of open connections comes with their end.
                 least.counters.without_bytes = 0;
@@ -210,20 +236,51 @@ impl Before {
                 (&mut edge.client_identity, published.edge.client_identity),
                 (&mut edge.server_identity, published.edge.server_identity),
             ] {
-                if before == Identity::Cgroup {
-                    *now = before;
-                }
+                *now = before.min(*now);
             }
         }
         if recent && !missing.is_empty() {
-            let gone = missing.into_values().map(|published| {
-                let mut edge = published.edge.clone();
-                edge.counters.active = 0;
-                edge
+            let mut missing: Vec<&Published> = missing.into_values().collect();
+            missing.sort_unstable_by_key(|published| {
+                let counters = &published.edge.counters;
+                (Reverse(activity::class(counters.opened.saturating_add(counters.failed))), &published.edge.key)
             });
-            graph.edges.extend(gone);
-            graph.edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+            self.add_missing(graph, directory, options.max_external, &missing);
         }
+    }
+
+    /// Edges of which no agent knows anything more. Of those that are (a part of) others now, only what agents do not know
+    /// is missing there.
+    fn add_missing(&self, graph: &mut Graph, directory: &Directory, max_external: usize, missing: &[&Published]) {
+        let mut gone: BTreeMap<EdgeKey, Edge> = BTreeMap::new();
+        let mut parts = Parts::of(&mut graph.edges);
+        for published in missing.iter().filter(|published| is_named_yet(&published.edge.key, directory)) {
+            if let Some(whole) = parts.edge(&published.edge.key, &graph.outside, directory) {
+                whole.counters.add(&published.earlier.counters);
+                continue;
+            }
+            let mut edge = published.edge.clone();
+            edge.counters.active = 0;
+            if self.settled && is_shared(&edge.key) {
+                // The addresses that agents still know have edges of their own now.
+                published.earlier.clone().write_to(&mut edge);
+            }
+            if edge.counters == EdgeCounters::default() {
+                continue;
+            }
+            if let Some(shared) = graph.outside.admit(&edge.key, max_external) {
+                (edge.key, edge.addresses) = (shared, 1);
+            }
+            match parts.exactly(&edge.key).or_else(|| gone.get_mut(&edge.key)) {
+                Some(whole) => {
+                    Counts::of(whole).plus(&Counts::of(&edge)).write_to(whole);
+                    whole.addresses += edge.addresses;
+                }
+                None => _ = gone.insert(edge.key.clone(), edge),
+            }
+        }
+        graph.edges.extend(gone.into_values());
+        graph.edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     }
 }
 
@@ -239,7 +296,8 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
     if directory.has_removed() {
         present.to_mut().forget_removed(now, Duration::ZERO);
     }
-    let anew = graph::build_anew(ledger, &present, &everything(now));
+    let known = Known { outside: graph.outside.clone(), is_outside_fixed: true, ..Known::default() };
+    let anew = graph::build_anew(ledger, &present, &everything(now), &known);
     let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
     let of = |edge: &Edge| {
         let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     clock::NodeClock,
     entity::{Backend, Life, Node, Pod, Service, ServicePort, ServiceRef},
+    external::ExternalGroups,
     flow::Protocol,
     history::Part,
     ownership::{Owned, Ownership},
@@ -35,6 +36,7 @@ pub struct Directory {
     services_by_node_port: HashMap<PortKey, BTreeSet<ServiceRef>>,
     nodes: BTreeMap<String, Node>,
     node_by_ip: HashMap<IpAddr, String>,
+    external_groups: ExternalGroups,
 }
 
 /// A Service's port: one number may be there for each protocol.
@@ -429,6 +431,27 @@ impl Directory {
         self.nodes.values()
     }
 
+    /// Gives names to addresses outside of the cluster; whether that is news.
+    pub fn name_external_groups(&mut self, groups: ExternalGroups) -> bool {
+        let is_news = self.external_groups != groups;
+        self.external_groups = groups;
+        is_news
+    }
+
+    /// The names of addresses outside of the cluster. Whether an address is outside is for the caller to know.
+    #[must_use]
+    pub fn external_groups(&self) -> &ExternalGroups {
+        &self.external_groups
+    }
+
+    /// Where API servers answer, or did until a short while ago: where the Service `default/kubernetes` leads to.
+    #[must_use]
+    pub fn api_servers(&self) -> BTreeSet<(IpAddr, u16)> {
+        let name = ServiceRef { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
+        let backends = self.services.get(&name).into_iter().flat_map(ServiceRecord::backends);
+        backends.map(|backend| (backend.ip, backend.port)).collect()
+    }
+
     /// The Service that was reached at an address and port at the time `at`: its own addresses, or a node's address and a
     /// node port. Of several that have or had them, one that was there at `at`, as far as the directory knew it, comes
     /// first, then the one that is there now or was there last.
@@ -456,6 +479,12 @@ impl Directory {
 }
 
 impl ServiceRecord {
+    /// Of all ports, those included that were there once.
+    fn backends(&self) -> impl Iterator<Item = &Backend> {
+        let now = self.service.ports.iter().flat_map(|port| &port.backends);
+        now.chain(self.former_backends.keys().map(|(_, backend)| backend))
+    }
+
     /// The backends that are former ones if the Service changes at `now`.
     fn former_backends_at(self, now: SystemTime) -> BTreeMap<(PortKey, Backend), SystemTime> {
         let mut former = self.former_backends;

@@ -1,6 +1,10 @@
 //! What can be at an end of a connection: workloads with their pods and containers, Services, nodes, the outside.
 
-use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::SystemTime,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -130,8 +134,25 @@ impl Network {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.split_once('/')?;
-        let network = Self { address: address.parse().ok()?, prefix: prefix.parse().ok()? };
-        (u32::from(network.prefix) <= network.bits()).then_some(network)
+        Self::new(address.parse().ok()?, prefix.parse().ok()?)
+    }
+
+    /// The range of addresses that share so many leading bits with this one; `None` if an address has fewer bits.
+    #[must_use]
+    pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
+        let network = Self { address, prefix };
+        (u32::from(prefix) <= network.bits()).then_some(network)
+    }
+
+    /// The same range, by its first address.
+    #[must_use]
+    pub fn trimmed(&self) -> Self {
+        let others = self.bits().saturating_sub(u32::from(self.prefix));
+        let address = match self.address {
+            IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & u32::MAX.checked_shl(others).unwrap_or(0)).into(),
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & u128::MAX.checked_shl(others).unwrap_or(0)).into(),
+        };
+        Self { address, prefix: self.prefix }
     }
 
     /// Whether `ip` is in the range; never so for an address of the other family.

@@ -10,6 +10,7 @@ mod handed_on;
 mod join;
 mod nodes;
 mod observed;
+mod outside;
 mod servers_alone;
 mod translated;
 
@@ -18,7 +19,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use self::forgotten::Forgotten;
+use self::outside::Choice;
+pub use self::{
+    forgotten::Forgotten,
+    outside::{Outside, Way},
+};
 use crate::{
     counts::Counts,
     directory::Directory,
@@ -51,25 +56,45 @@ pub struct Graph {
     /// The part of each edge that its agents no longer know, where there is any: an operator that begins anew learns it
     /// from nobody but its predecessor. Filled by [`crate::archive::Archive::build`].
     pub earlier: HashMap<EdgeKey, Counts>,
+    /// Which addresses outside of the cluster have edges of their own; all others share some
+    /// ([`Peer::OtherExternal`](crate::edge::Peer)).
+    pub outside: Outside,
 }
 
 /// Makes the graph of all flows.
 #[must_use]
 pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-    build_knowing(ledger, directory, options, &Forgotten::default())
+    build_knowing(ledger, directory, options, &Known::default())
 }
 
-/// The same, where it is known what clients' agents have forgotten: servers that still count it tell nothing new.
+/// What is known from before.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// What clients' agents have forgotten: servers that still count it tell nothing new.
+    pub forgotten: Forgotten,
+    /// Which addresses of the outside had edges of their own: rather those than others have them again.
+    pub outside: Outside,
+    /// Exactly those, where others had none.
+    pub is_outside_fixed: bool,
+}
+
+impl Known {
+    fn choice(&self, options: &Options) -> Choice<'_> {
+        Choice { limit: options.max_external, before: &self.outside, fixed: self.is_outside_fixed }
+    }
+}
+
+/// The same with what is known from before.
 #[must_use]
-pub fn build_knowing(ledger: &Ledger, directory: &Directory, options: &Options, forgotten: &Forgotten) -> Graph {
-    join(ledger.flows(), ledger, directory, options, forgotten)
+pub fn build_knowing(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
+    join(ledger.flows(), ledger, directory, options, known)
 }
 
 /// Makes the graph of what agents would tell somebody who has never heard of them.
 #[must_use]
-pub fn build_anew(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
+pub fn build_anew(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
     let flows = ledger.flows().map(|flow| FlowView { totals: flow.anew, ..flow });
-    join(flows, ledger, directory, options, &Forgotten::default())
+    join(flows, ledger, directory, options, known)
 }
 
 fn join<'a>(
@@ -77,9 +102,9 @@ fn join<'a>(
     ledger: &'a Ledger,
     directory: &'a Directory,
     options: &Options,
-    forgotten: &Forgotten,
+    known: &Known,
 ) -> Graph {
-    let mut join = join::Join::new(flows, ledger, directory, options, forgotten.clone());
+    let mut join = join::Join::new(flows, ledger, directory, options, known.forgotten.clone());
     join.join();
-    join.finish()
+    join.finish(known.choice(options))
 }

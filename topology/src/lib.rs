@@ -4,12 +4,14 @@
 //! [`directory::Directory`] knows who is who; [`graph::build`] joins both ends of each conversation into edges.
 #![forbid(unsafe_code)]
 
+pub mod activity;
 pub mod archive;
 pub mod clock;
 pub mod counts;
 pub mod directory;
 pub mod edge;
 pub mod entity;
+pub mod external;
 pub mod flow;
 pub mod graph;
 pub mod history;

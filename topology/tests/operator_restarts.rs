@@ -259,7 +259,7 @@ impl World {
         self.flows.iter().any(|((_, end), flow)| end.node() == node && flow.counters != flow.reported)
     }
 
-    fn build(&self) -> Graph {
+    fn build(&mut self) -> Graph {
         let options = Options {
             now: self.now + Duration::from_secs(5),
             settle: Duration::from_secs(2),

@@ -58,7 +58,8 @@ impl Builder {
     }
 
     pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> Picture {
-        let options = Options { now, settle: SETTLE, retention: settings.retention, max_external: usize::MAX };
+        let options =
+            Options { now, settle: SETTLE, retention: settings.retention, max_external: settings.max_external };
         let max_edges = settings.max_edges;
         let all_named = *self.names.complete().borrow();
         self.away(move |ledger, catalog, archive| {
@@ -112,8 +113,10 @@ fn picture(graph: &Graph, ledger: &Ledger, catalog: &Catalog, max_edges: usize, 
         let Some(owner) = catalog.owner_identity(workload) else { continue };
         let silent: BTreeSet<&str> =
             catalog.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node, now)).collect();
-        let status = object::status(workload, &edges, &graph.earlier, &silent, max_edges);
-        desired.insert(Key::of(workload), Desired { workload: workload.clone(), owner, status });
+        let app = catalog.app_of(workload);
+        let mut status = object::status(workload, &edges, &graph.earlier, &silent, max_edges);
+        status.workload = object::workload(workload, &app);
+        desired.insert(Key::of(workload), Desired { workload: workload.clone(), owner, app, status });
     }
     Picture {
         desired,

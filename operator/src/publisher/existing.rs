@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, runtime::watcher::Event};
 
 use super::{
-    object,
+    labels, noise, object,
     schedule::Urgency,
     writer::{Desired, Key},
 };
@@ -114,8 +114,9 @@ impl Existing {
     }
 
     pub(super) fn upsert(&mut self, mut topology: Topology) {
-        // Whose fields they are matters, which they are does not.
-        for entry in topology.metadata.managed_fields.iter_mut().flatten() {
+        // Whose fields they are matters, which they are only of labels.
+        let managers = topology.metadata.managed_fields.iter_mut().flatten();
+        for entry in managers.filter(|entry| entry.manager.as_deref() != Some(labels::FIELD_MANAGER)) {
             entry.fields_v1 = None;
         }
         self.objects.insert(key(&topology), topology);
@@ -146,11 +147,16 @@ pub(super) fn difference(known: Option<&Topology>, desired: Option<&Desired>) ->
     };
     let Some(known) = known.filter(|known| is_owned(known, desired)) else { return Some(Urgency::Structure) };
     let Some(status) = &known.status else { return Some(Urgency::Structure) };
+    if labels::change(Some(known), &desired.app).is_some() {
+        return Some(Urgency::Structure);
+    }
     let mut wanted = desired.status.clone();
     object::keep_transition_times(&mut wanted, Some(status), Timestamp::UNIX_EPOCH);
     if wanted == *status {
         return None;
     }
-    let same_structure = object::structure(&wanted) == object::structure(status);
-    Some(if same_structure { Urgency::Counters } else { Urgency::Structure })
+    if object::structure(&wanted) != object::structure(status) {
+        return Some(Urgency::Structure);
+    }
+    Some(if noise::is_noise(status, &wanted) { Urgency::Noise } else { Urgency::Counters })
 }

@@ -14,6 +14,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use topology::{
+    activity,
     counts::Counts,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer},
     entity::Workload,
@@ -21,6 +22,7 @@ use topology::{
 };
 
 use super::{adjacency::Edges, summary};
+use crate::watches::AppLabels;
 
 /// How many pods and containers an edge lists on each side.
 const MAX_LISTED: usize = 10;
@@ -43,7 +45,7 @@ pub(super) fn status(
         ingress: (edges.ingress.len() - ingress.len()) as u64,
     };
     TopologyStatus {
-        workload: WorkloadRef { kind: workload.kind.clone(), name: workload.name.clone() },
+        workload: self::workload(workload, &AppLabels::default()),
         summary: Summary {
             to: summary::to(&workload.namespace, edges.egress.iter().copied()),
             from: summary::from(&workload.namespace, edges.ingress.iter().copied()),
@@ -54,6 +56,13 @@ pub(super) fn status(
         omitted,
         conditions: vec![observed(silent), truncated(&omitted, max_edges)],
     }
+}
+
+/// Whose object it is.
+pub(super) fn workload(workload: &Workload, app: &AppLabels) -> WorkloadRef {
+    let AppLabels { name, version, instance, component, part_of } = app.clone();
+    let (kind, own_name) = (workload.kind.clone(), workload.name.clone());
+    WorkloadRef { kind, name: own_name, app: name, version, instance, component, part_of }
 }
 
 /// The same without counters: who talks to whom. What is chosen by counters because not all fits counts as counters.
@@ -112,7 +121,9 @@ fn busiest<'a>(edges: &[&'a Edge], max_edges: usize) -> Vec<&'a Edge> {
         chosen.sort_by_key(|edge| {
             let counters = &edge.counters;
             let bytes = counters.bytes_sent.saturating_add(counters.bytes_received);
-            (Reverse(counters.opened.saturating_add(counters.failed)), Reverse(bytes), &edge.key)
+            // Coarsely, or two that are about as busy would take each other's place all the time.
+            let connections = activity::class(counters.opened.saturating_add(counters.failed));
+            (Reverse(connections), Reverse(activity::class(bytes)), &edge.key)
         });
         chosen.truncate(max_edges);
         chosen.sort_by_key(|edge| &edge.key);
@@ -286,7 +297,7 @@ fn pods((endpoints, earlier): (&[Endpoint], &[Endpoint])) -> (Vec<EdgePod>, u64)
     let omitted = pods.len().saturating_sub(MAX_LISTED) as u64;
     if omitted > 0 {
         pods.sort_by(|a, b| {
-            let busy = |pod: &EdgePod| Reverse(pod.opened.saturating_add(pod.failed));
+            let busy = |pod: &EdgePod| Reverse(activity::class(pod.opened.saturating_add(pod.failed)));
             (busy(a), &a.pod, &a.container).cmp(&(busy(b), &b.pod, &b.container))
         });
         pods.truncate(MAX_LISTED);

@@ -19,6 +19,8 @@ pub(super) enum Urgency {
     Structure,
     /// Only counters have.
     Counters,
+    /// Only counters have, and by so little that it can wait until they rest.
+    Noise,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,11 +48,23 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         let past = self.past.get(key).copied().unwrap_or_default();
         let pause = match urgency {
             Urgency::Structure => MIN_INTERVAL,
-            Urgency::Counters => counter_interval.max(MIN_INTERVAL),
+            Urgency::Counters | Urgency::Noise => counter_interval.max(MIN_INTERVAL),
         };
         let after_write = past.written.map(|written| written + pause);
         let after_failure = past.failed.map(|failed| failed + backoff(past.failures));
         let at = [Some(now), after_write, after_failure].into_iter().flatten().max().unwrap_or(now);
+        self.plan_at(key, urgency, at);
+    }
+
+    /// An object differs by noise only, and has not changed since a time: it is due when it has not for so long.
+    pub(super) fn plan_at_rest(&mut self, key: &K, since: Instant, rest: Duration) {
+        let past = self.past.get(key).copied().unwrap_or_default();
+        let after_failure = past.failed.map_or(since, |failed| failed + backoff(past.failures));
+        self.cancel(key);
+        self.plan_at(key, Urgency::Noise, (since + rest).max(after_failure));
+    }
+
+    fn plan_at(&mut self, key: &K, urgency: Urgency, at: Instant) {
         // What was planned for an earlier time stays: counters that go on changing do not put off their writing.
         if let Some((planned, planned_at)) = self.pending.get(key).copied() {
             if planned == urgency && planned_at <= at {
@@ -141,6 +155,19 @@ mod tests {
         assert_eq!(schedule.take(later), Some("structure"));
         assert_eq!(schedule.take(later), Some("counters"));
         assert_eq!(schedule.take(later), None);
+    }
+
+    #[test]
+    fn noise_is_due_when_it_rests() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new();
+        schedule.written(&"a", start);
+        for seconds in [10, 20, 40] {
+            schedule.plan_at_rest(&"a", start + Duration::from_secs(seconds), INTERVAL);
+            assert_eq!(schedule.next(), Some(start + Duration::from_secs(seconds) + INTERVAL));
+        }
+        schedule.plan(&"a", Urgency::Counters, INTERVAL, start + Duration::from_secs(50));
+        assert_eq!(schedule.next(), Some(start + Duration::from_secs(50)), "news does not wait for it");
     }
 
     #[test]

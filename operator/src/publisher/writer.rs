@@ -1,6 +1,6 @@
 //! Reads and writes Topology objects.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crds::{Topology, TopologyStatus};
 use kube::{
@@ -11,8 +11,8 @@ use kube::{
 use serde_json::json;
 use topology::entity::Workload;
 
-use super::name::name;
-use crate::watches::OwnerIdentity;
+use super::{labels, name::name};
+use crate::watches::{AppLabels, OwnerIdentity};
 
 /// Whose fields they are, for server-side apply.
 const FIELD_MANAGER: &str = "scopeprobe-topology";
@@ -37,6 +37,7 @@ impl Key {
 pub(super) struct Desired {
     pub workload: Workload,
     pub owner: OwnerIdentity,
+    pub app: Arc<AppLabels>,
     pub status: TopologyStatus,
 }
 
@@ -67,13 +68,27 @@ fn explained(error: &kube::Error) -> String {
     }
 }
 
-/// Writes the object; makes it first, or its owner reference, if `exists` is false.
-pub(super) async fn write(client: &Client, key: &Key, desired: &Desired, exists: bool) -> Result<Written, WriteError> {
+/// Writes the object; makes it first, or its owner reference, unless it `exists` with this UID; and its labels, if they
+/// are to change.
+pub(super) async fn write(
+    client: &Client,
+    key: &Key,
+    desired: &Desired,
+    exists: Option<String>,
+    labels: Option<serde_json::Value>,
+) -> Result<Written, WriteError> {
     let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
     let apply = PatchParams::apply(FIELD_MANAGER).force();
     within(async {
-        if !exists
-            && let Written::Gone = found(api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await)?
+        let uid = match exists {
+            Some(uid) => Some(uid),
+            None => match found(api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await)? {
+                Written::Is(made) => made.uid(),
+                Written::Gone => return Ok(Written::Gone),
+            },
+        };
+        if let Some(labels) = labels
+            && let Written::Gone = label(&api, key, uid, labels).await?
         {
             return Ok(Written::Gone);
         }
@@ -81,6 +96,19 @@ pub(super) async fn write(client: &Client, key: &Key, desired: &Desired, exists:
         found(api.patch_status(&key.name, &apply, &Patch::Apply(body)).await)
     })
     .await
+}
+
+/// Makes these, and no others, our labels. One that somebody else has set meanwhile is a conflict, and theirs at the next
+/// try. With the UID no object is made where there is none any more.
+async fn label(
+    api: &Api<Topology>,
+    key: &Key,
+    uid: Option<String>,
+    labels: serde_json::Value,
+) -> Result<Written, WriteError> {
+    let metadata = json!({ "name": key.name, "namespace": key.namespace, "uid": uid, "labels": labels });
+    let body = json!({ "apiVersion": api_version(), "kind": "Topology", "metadata": metadata });
+    found(api.patch(&key.name, &PatchParams::apply(labels::FIELD_MANAGER), &Patch::Apply(body)).await)
 }
 
 /// No edges are left: deletes the object, or empties its status if anybody else has written to it.
@@ -96,6 +124,9 @@ pub(super) async fn empty(client: &Client, key: &Key, known: &Topology) -> Resul
                 Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
                 Err(error) => Err(error.into()),
             };
+        }
+        if !labels::ours(known).is_empty() {
+            label(&api, key, known.uid(), json!({})).await?;
         }
         let body = json!({ "apiVersion": api_version(), "kind": "Topology" });
         let apply = PatchParams::apply(FIELD_MANAGER).force();
@@ -138,7 +169,8 @@ pub async fn clear(client: &Client) -> Result<(), kube::Error> {
 fn is_ours(topology: &Topology) -> bool {
     let spec = serde_json::to_value(&topology.spec).unwrap_or_default();
     let is_spec_empty = spec.as_object().is_some_and(serde_json::Map::is_empty);
-    is_spec_empty && topology.managed_fields().iter().all(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+    let is_ours = |manager: &str| manager == FIELD_MANAGER || manager == labels::FIELD_MANAGER;
+    is_spec_empty && topology.managed_fields().iter().all(|entry| entry.manager.as_deref().is_some_and(is_ours))
 }
 
 fn metadata(key: &Key, desired: &Desired) -> serde_json::Value {

@@ -3,16 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::Hash,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use topology::{
     clock::NodeClock,
     directory::Directory,
-    entity::{Node, ServiceRef, Workload},
+    entity::{Node, Pod, ServiceRef, Workload},
+    external::ExternalGroups,
 };
 
 use super::{
+    app::{AppLabels, AppOfPod},
     owners::{self, OwnerFacts, Owners, Reference},
     pods::PodFacts,
     referenced::Referenced,
@@ -24,7 +27,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub enum Change {
     /// Of a pod.
-    Pod(Step<PodFacts>),
+    Pod(Box<Step<PodFacts>>),
     /// Of a Service.
     Service(Step<ServiceFacts>),
     /// Of an EndpointSlice.
@@ -57,6 +60,10 @@ pub struct Catalog {
     /// Pods (by UID) by each owner of their chain: they change when the owner does.
     pods_below: HashMap<Workload, HashSet<String>>,
     referenced: Referenced,
+    /// What pods that are there say of their application, by the pod's UID.
+    apps: HashMap<String, AppOfPod>,
+    /// What workloads said whose last pod is gone.
+    last_apps: HashMap<Workload, Arc<AppLabels>>,
     services: HashMap<ServiceRef, ServiceFacts>,
     slices: HashMap<ServiceRef, BTreeMap<String, SliceFacts>>,
     slice_services: HashMap<ServiceRef, ServiceRef>,
@@ -123,13 +130,32 @@ impl Catalog {
         self.referenced.identity(workload).cloned()
     }
 
+    /// What the newest of a workload's pods says of its application: while pods are replaced by others, that is what is to
+    /// be; where all are gone, the last one's word.
+    #[must_use]
+    pub fn app_of(&self, workload: &Workload) -> Arc<AppLabels> {
+        let apps = self.pods_of(workload).filter_map(|uid| Some((self.apps.get(uid)?, uid)));
+        let newest = apps.max_by_key(|(app, uid)| (app.created, *uid));
+        let last = || self.last_apps.get(workload);
+        newest.map(|(app, _)| &app.labels).or_else(last).cloned().unwrap_or_default()
+    }
+
+    /// By UID.
+    fn pods_of(&self, workload: &Workload) -> impl Iterator<Item = &String> {
+        let controlled = self.pods_below.get(workload).into_iter().flatten();
+        self.referenced.pods(workload).chain(controlled)
+    }
+
     /// The nodes on which a workload's pods are.
     #[must_use]
     pub fn nodes_of(&self, workload: &Workload) -> BTreeSet<&str> {
-        let controlled = self.pods_below.get(workload).into_iter().flatten();
-        let uids = self.referenced.pods(workload).chain(controlled);
-        let pods = uids.filter_map(|uid| self.directory.pod(uid));
+        let pods = self.pods_of(workload).filter_map(|uid| self.directory.pod(uid));
         pods.filter(|pod| !pod.ended && !pod.node.is_empty()).map(|pod| pod.node.as_str()).collect()
+    }
+
+    /// Whether it changed any name.
+    pub(super) fn name_external_groups(&mut self, groups: ExternalGroups) -> bool {
+        self.directory.name_external_groups(groups)
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -149,12 +175,15 @@ impl Catalog {
     pub(super) fn forget_removed(&mut self, now: SystemTime, retention: Duration) {
         self.directory.forget_removed(now, retention);
         self.owners.forget_removed(|removed| now.duration_since(removed).unwrap_or_default() >= retention);
+        let (owners, referenced) = (&self.owners, &self.referenced);
+        self.last_apps
+            .retain(|workload, _| owners.existing(workload).is_some() || referenced.identity(workload).is_some());
     }
 
     /// Whether it changed any name.
     pub(super) fn apply(&mut self, change: Change, now: SystemTime) -> bool {
         match change {
-            Change::Pod(step) => self.apply_pod(step, now),
+            Change::Pod(step) => self.apply_pod(*step, now),
             Change::Service(step) => self.apply_service(step, now),
             Change::Slice(step) => self.apply_slice(step, now),
             Change::Node(step) => self.apply_node(step),
@@ -188,7 +217,16 @@ impl Catalog {
     }
 
     fn upsert_pod(&mut self, facts: PodFacts, now: SystemTime) -> bool {
-        let PodFacts { mut pod, controller, node_uid } = facts;
+        let PodFacts { pod, controller, node_uid, app } = facts;
+        let uid = pod.uid.clone();
+        let has_other_labels = self.apps.get(&uid) != Some(&app);
+        self.apps.insert(uid.clone(), app);
+        let is_news = self.place_pod(pod, controller, now) || has_other_labels;
+        node_uid.is_some_and(|node_uid| self.directory.name_static_pod(&uid, &node_uid)) || is_news
+    }
+
+    /// Whether it changed any name.
+    fn place_pod(&mut self, mut pod: Pod, controller: Option<Reference>, now: SystemTime) -> bool {
         let below = self.resolve(&pod.namespace, &pod.uid, controller.as_ref(), &mut pod.workload);
         for owner in below {
             self.pods_below.entry(owner).or_default().insert(pod.uid.clone());
@@ -196,9 +234,7 @@ impl Catalog {
         if let Some(controller) = controller {
             self.controllers.insert(pod.uid.clone(), controller);
         }
-        let uid = pod.uid.clone();
-        let is_news = self.directory.upsert_pod(pod, now);
-        node_uid.is_some_and(|node_uid| self.directory.name_static_pod(&uid, &node_uid)) || is_news
+        self.directory.upsert_pod(pod, now)
     }
 
     /// Finds the pod's workload, and returns the owners on the way up.
@@ -225,6 +261,12 @@ impl Catalog {
     }
 
     fn remove_pod(&mut self, uid: &str, now: SystemTime) -> bool {
+        if let Some((app, pod)) = self.apps.remove(uid).zip(self.directory.pod(uid)) {
+            let workload = pod.workload.clone();
+            if !self.pods_of(&workload).any(|other| self.apps.contains_key(other)) {
+                self.last_apps.insert(workload, app.labels);
+            }
+        }
         let controller = self.controllers.remove(uid);
         if let Some(pod) = self.directory.pod(uid) {
             let direct = controller.map(|controller| owners::workload(&pod.namespace, &controller));
@@ -292,8 +334,8 @@ impl Catalog {
             let (Some(pod), Some(controller)) = (self.directory.pod(&uid), self.controllers.get(&uid)) else {
                 continue;
             };
-            let facts = PodFacts { pod: pod.clone(), controller: Some(controller.clone()), node_uid: None };
-            self.upsert_pod(facts, now);
+            let (pod, controller) = (pod.clone(), controller.clone());
+            self.place_pod(pod, Some(controller), now);
         }
     }
 

@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use topology::entity::{Life, Pod, Workload};
 
-use super::owners::Reference;
+use super::{app::AppOfPod, owners::Reference};
 
 /// A pod, and who controls it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct PodFacts {
     pub(super) controller: Option<Reference>,
     /// Of a static pod: the UID that its node knows it by, also as part of its cgroup's name.
     pub(super) node_uid: Option<String>,
+    /// What it says of its application.
+    pub(super) app: AppOfPod,
 }
 
 /// Where the object of a static pod says it: a hash of the pod's manifest.
@@ -30,6 +32,7 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
     // A static pod is owned by its node, which is nothing that a person deployed.
     let controller = Reference::controller_of(&object.metadata).filter(|owner| owner.kind != "Node");
     let life = life(&object.metadata, object.status.as_ref());
+    let app = AppOfPod::of(&object.metadata);
     let node_uid = object.metadata.annotations.and_then(|mut annotations| annotations.remove(MANIFEST_HASH));
     let namespace = object.metadata.namespace?;
     let name = object.metadata.name?;
@@ -47,7 +50,7 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
         containers: containers(&status),
         life,
     };
-    Some(PodFacts { pod, controller, node_uid })
+    Some(PodFacts { pod, controller, node_uid, app })
 }
 
 fn life(metadata: &ObjectMeta, status: Option<&PodStatus>) -> Life {

@@ -241,6 +241,70 @@ fn amounts() -> Vec<Case> {
     ]
 }
 
+fn outside() -> Vec<Case> {
+    let groups = |groups: Value| json!({"topology": {"externalGroups": groups}});
+    let named = |name: &str| groups(json!([{"name": name, "cidrs": ["192.0.2.0/24"]}]));
+    let of = |cidr: &str| groups(json!([{"name": "a", "cidrs": [cidr]}]));
+    let good = |number: usize| json!({"name": format!("group-{number}"), "cidrs": ["192.0.2.0/24"]});
+    let name_rule = "spec.topology.externalGroups[].name rule: a group's name has to be lower-case letters, digits and dashes, with a letter or digit at both ends, for example payments";
+    let cidr_rule = "spec.topology.externalGroups[].cidrs[] rule: has to be a range of addresses in CIDR notation, for example 203.0.113.0/24 or 2001:db8::/32; a single address ends with /32 or, for IPv6, /128";
+    let (first, name, cidr) = (
+        "spec.topology.externalGroups[0].cidrs",
+        "spec.topology.externalGroups[0].name",
+        "spec.topology.externalGroups[0].cidrs[0]",
+    );
+    let peers = |number: i64| json!({"topology": {"maxExternalPeers": number}});
+    let mut cases = vec![
+        rule(
+            "spec.topology.externalGroups[].cidrs rule: a group has to have at least one range in cidrs, for example 203.0.113.0/24",
+            groups(json!([{"name": "a", "cidrs": []}])),
+            first,
+        ),
+        case("spec.topology.externalGroups[].name maxLength", named(&"x".repeat(64)), name, "may not be more than 63"),
+        case(
+            "spec.topology.externalGroups[].cidrs[] maxLength",
+            of(&format!("{}/32", "1".repeat(47))),
+            cidr,
+            "may not be more than 49",
+        ),
+        case(
+            "spec.topology.externalGroups[].cidrs maxItems",
+            groups(json!([{"name": "a", "cidrs": vec!["192.0.2.0/24"; 65]}])),
+            first,
+            "must have at most 64 items",
+        ),
+        case(
+            "spec.topology.externalGroups maxItems",
+            groups(json!((0..65).map(good).collect::<Vec<_>>())),
+            "spec.topology.externalGroups",
+            "must have at most 64 items",
+        ),
+        case(
+            "spec.topology.externalGroups[].name required",
+            groups(json!([{"cidrs": ["192.0.2.0/24"]}])),
+            name,
+            "Required value",
+        ),
+        case("spec.topology.externalGroups[].cidrs required", groups(json!([{"name": "a"}])), first, "Required value"),
+        case(
+            "spec.topology.maxExternalPeers minimum",
+            peers(0),
+            "spec.topology.maxExternalPeers",
+            "should be greater than or equal to 1",
+        ),
+        case(
+            "spec.topology.maxExternalPeers maximum",
+            peers(501),
+            "spec.topology.maxExternalPeers",
+            "should be less than or equal to 500",
+        ),
+    ];
+    cases.extend(["", "Payments", "-a", "a-", "a.b", "a b"].map(|wrong| rule(name_rule, named(wrong), name)));
+    let no_ranges = ["", "192.0.2.1", "192.0.2.0/33", "192.0.2/24", "2001:db8::/129", "example.com/24", "192.0.2.0/+8"];
+    cases.extend(no_ranges.map(|wrong| rule(cidr_rule, of(wrong), cidr)));
+    cases
+}
+
 fn resources() -> Vec<Case> {
     let resources = |which: &str, what: &str, amount: &str| json!({"agent": {"resources": {which: {what: amount}}}});
     let mut cases = vec![
@@ -333,7 +397,10 @@ fn pods() -> Vec<Case> {
 const NAME_RULE: &str = " rule: a ScopeProbe's name has to be at most 40 lower-case letters, digits and dashes: it becomes a label's value and a part of DaemonSets' names";
 
 fn cases() -> Vec<Case> {
-    [durations(), nodes(), overrides(), amounts(), budgets(), resources(), pods()].into_iter().flatten().collect()
+    [durations(), nodes(), overrides(), amounts(), budgets(), outside(), resources(), pods()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What is at the bounds and still good, so that no case above is refused for something else.
@@ -354,6 +421,13 @@ fn good() -> Vec<Value> {
                 .collect::<serde_json::Map<_, _>>(),
             "mode": "Auto",
         }); 32]}),
+        json!({"topology": {"maxExternalPeers": 1, "externalGroups": [
+            {"name": "a", "cidrs": ["192.0.2.7/24", "0.0.0.0/0", "::/0", "2001:db8::7/128", "fd00:0:0:0:0:0:0:0/8"]},
+            {"name": "x".repeat(63), "cidrs": vec!["203.0.113.0/24"; 64]},
+        ]}}),
+        json!({"topology": {"maxExternalPeers": 500, "externalGroups": (0..64)
+            .map(|number| json!({"name": format!("group-{number}"), "cidrs": vec!["203.0.113.0/24"; 64]}))
+            .collect::<Vec<_>>()}}),
         // What a template without values leaves behind.
         json!({"mode": null, "modeOverrides": null, "nodeSelector": null, "capture": null, "topology": null, "agent": null}),
         json!({"capture": {"fallback": null}}),
@@ -477,6 +551,9 @@ async fn what_is_at_the_bounds_is_taken_and_can_be_read() -> Result<()> {
         made.map_err(Error::api(format!("make a ScopeProbe with {spec}")))?;
         let read = typed.get(&name).await.map_err(Error::api(format!("read the ScopeProbe with {spec}")))?;
         assert_eq!(read.name_any(), name);
+        for cidr in read.spec.topology.external_groups.iter().flat_map(|group| &group.cidrs) {
+            assert!(topology::entity::Network::parse(cidr).is_some(), "the operator cannot read {cidr}");
+        }
         typed.delete(&name, &DeleteParams::default()).await.map_err(Error::api("delete it"))?;
     }
     let without_spec = json!({

@@ -60,6 +60,8 @@ impl Lab {
             max_edges: 100,
             counter_interval: Duration::from_secs(1),
             retention: Duration::from_hours(1),
+            max_external: 50,
+            external_groups: Vec::new(),
         };
         Ok(Self {
             control_plane,
@@ -108,18 +110,46 @@ impl Lab {
 
     /// A pod, of an owner of this API version, kind and name or of none; its UID.
     pub async fn pod(&self, name: &str, owner: Option<(&str, &str, &str)>) -> Result<String> {
+        self.labelled_pod(name, owner, &[]).await
+    }
+
+    /// The same with labels.
+    pub async fn labelled_pod(
+        &self,
+        name: &str,
+        owner: Option<(&str, &str, &str)>,
+        labels: &[(&str, &str)],
+    ) -> Result<String> {
         let owners = owner.map_or_else(String::new, |(version, kind, of)| {
             format!(
-                "ownerReferences: [{{apiVersion: {version}, kind: {kind}, name: {of}, uid: {version}-{of}, controller: true}}]"
+                "ownerReferences: [{{apiVersion: {version}, kind: {kind}, name: {of}, uid: {version}-{of}, controller: true}}],"
             )
         });
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}: '{value}'")).collect();
+        let labels = labels.join(", ");
         self.apply(&format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, {owners}}}, \
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, {owners} labels: {{{labels}}}}}, \
              spec: {{nodeName: {NODE}, containers: [{{name: main, image: none}}]}}}}"
         ))
         .await?;
-        let pod = self.pods().get(name).await.map_err(Error::api(format!("read the pod {name}")))?;
-        Ok(pod.uid().unwrap_or_default())
+        self.uid_of(name).await
+    }
+
+    pub async fn uid_of(&self, pod: &str) -> Result<String> {
+        let found = self.pods().get(pod).await.map_err(Error::api(format!("read the pod {pod}")))?;
+        Ok(found.uid().unwrap_or_default())
+    }
+
+    /// Whether one pod was made in a later second than another.
+    pub async fn is_newer(&self, pod: &str, than: &str) -> bool {
+        let made = async |name: &str| self.pods().get(name).await.ok()?.creation_timestamp();
+        made(pod).await > made(than).await
+    }
+
+    /// An operator's end: the next one begins with what is published.
+    pub async fn restart(&mut self) {
+        self.tasks.shutdown().await;
+        self.accounts = Accounts::default();
     }
 
     pub async fn delete_pod(&self, name: &str) -> Result<()> {

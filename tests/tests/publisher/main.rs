@@ -3,6 +3,10 @@
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod lab;
+mod labels;
+mod noise;
+mod outside;
+mod owners;
 
 use crds::Topology;
 use kube::ResourceExt as _;

@@ -1,13 +1,14 @@
 //! Adds conversations up into edges.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     ends::{EndId, Ends, PeerId},
     observed::Measured,
+    outside::{self, Choice, Collapsed, Outside},
 };
 use crate::{
-    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Seen},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, MAX_DNS_NAMES, Peer, Seen},
     entity::ServiceRef,
     flow::{Methods, Protocol},
     rtt::RttHistogram,
@@ -33,7 +34,7 @@ struct Part {
 /// An edge in the making.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
-pub(super) struct Sum {
+pub(super) struct Sum<'a> {
     pub counters: EdgeCounters,
     /// The part of it that no client's flow has counted.
     pub from_servers: EdgeCounters,
@@ -41,6 +42,8 @@ pub(super) struct Sum {
     pub both_seen: bool,
     pub client_seen: bool,
     pub server_seen: bool,
+    /// No agent saw the client, and yet it is certain: by the server's own network namespace.
+    pub client_certain: bool,
     /// At least one of the conversations tells the server for certain.
     pub server_certain: bool,
     /// Something of it is not over yet, or not for long.
@@ -50,11 +53,13 @@ pub(super) struct Sum {
     knows_retransmits: bool,
     rtt_by_clients: RttHistogram,
     rtt_by_servers: RttHistogram,
+    /// DNS names that led to the server's address, where there were several.
+    pub dns_names: BTreeSet<&'a String>,
     clients: BTreeMap<EndId, Part>,
     servers: BTreeMap<EndId, Part>,
 }
 
-impl Sum {
+impl Sum<'_> {
     pub(super) fn add_methods(&mut self, methods: Methods) {
         self.methods = self.methods.union(methods);
     }
@@ -83,6 +88,38 @@ impl Sum {
         add(&mut self.servers, end, opened, failed);
     }
 
+    /// All that the servers have done is done by this one.
+    pub(super) fn merge_servers_to(&mut self, end: EndId) {
+        merge_to(&mut self.servers, end);
+    }
+
+    /// All that the clients have done is done by this one.
+    pub(super) fn merge_clients_to(&mut self, end: EndId) {
+        merge_to(&mut self.clients, end);
+    }
+
+    /// Both together.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.counters.add(&other.counters);
+        self.from_servers.add(&other.from_servers);
+        self.both_seen |= other.both_seen;
+        self.client_seen |= other.client_seen;
+        self.server_seen |= other.server_seen;
+        self.client_certain |= other.client_certain;
+        self.server_certain |= other.server_certain;
+        self.live |= other.live;
+        self.add_methods(other.methods);
+        self.knows_retransmits |= other.knows_retransmits;
+        self.rtt_by_clients = self.rtt_by_clients.plus(&other.rtt_by_clients);
+        self.rtt_by_servers = self.rtt_by_servers.plus(&other.rtt_by_servers);
+        for (end, part) in other.clients {
+            self.add_client(end, part.opened, part.failed);
+        }
+        for (end, part) in other.servers {
+            self.add_server(end, part.opened, part.failed);
+        }
+    }
+
     fn seen(&self) -> Seen {
         match (self.both_seen, self.client_seen, self.server_seen) {
             (true, _, _) | (_, true, true) => Seen::Both,
@@ -98,32 +135,41 @@ fn add(parts: &mut BTreeMap<EndId, Part>, end: EndId, opened: u64, failed: u64) 
     part.failed += failed;
 }
 
+fn merge_to(parts: &mut BTreeMap<EndId, Part>, end: EndId) {
+    for (_, part) in std::mem::take(parts) {
+        add(parts, end, part.opened, part.failed);
+    }
+}
+
 /// All edges in the making.
 #[derive(Debug, Default)]
 pub(super) struct Sums<'a> {
-    sums: HashMap<Key<'a>, Sum>,
+    sums: HashMap<Key<'a>, Sum<'a>>,
 }
 
 impl<'a> Sums<'a> {
-    pub(super) fn at(&mut self, key: Key<'a>) -> &mut Sum {
+    pub(super) fn at(&mut self, key: Key<'a>) -> &mut Sum<'a> {
         self.sums.entry(key).or_default()
     }
 
-    /// The edges that live, by key.
-    pub(super) fn into_edges(self, ends: &Ends<'_>) -> Vec<Edge> {
-        let mut edges: Vec<Edge> = self
-            .sums
-            .into_iter()
-            .filter(|(_, sum)| sum.live && sum.counters != EdgeCounters::default())
-            .map(|(key, sum)| edge(key, &sum, ends))
-            .collect();
+    /// The edges that live, by key, and which addresses of the outside have edges of their own.
+    pub(super) fn into_edges(mut self, ends: &mut Ends<'a>, choice: Choice<'_>) -> (Vec<Edge>, Outside) {
+        self.sums.retain(|_, sum| sum.live && sum.counters != EdgeCounters::default());
+        let Collapsed { sums, outside, addresses } = outside::collapse(self.sums, ends, choice);
+        let count = |key| addresses.get(&key).copied().unwrap_or_default();
+        let mut edges: Vec<Edge> =
+            sums.into_iter().map(|(key, sum)| Edge { addresses: count(key), ..edge(key, &sum, ends) }).collect();
         edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        edges
+        (edges, outside)
     }
 }
 
-fn edge(key: Key<'_>, sum: &Sum, ends: &Ends<'_>) -> Edge {
-    let certain = |is: bool| if is { Identity::Cgroup } else { Identity::Ip };
+fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Ends<'_>) -> Edge {
+    let identity = |certain: bool, parts: &BTreeMap<EndId, Part>| {
+        let best = parts.keys().map(|end| ends.end(*end).identity).min();
+        // A backend that was guessed is no more certain than an address.
+        if certain { best.unwrap_or(Identity::Cgroup) } else { Identity::Ip }
+    };
     Edge {
         key: EdgeKey {
             client: ends.peer(key.client).clone(),
@@ -137,10 +183,13 @@ fn edge(key: Key<'_>, sum: &Sum, ends: &Ends<'_>) -> Edge {
         clients: endpoints(&sum.clients, ends),
         servers: endpoints(&sum.servers, ends),
         seen: sum.seen(),
-        client_identity: certain(sum.client_seen || sum.both_seen),
-        server_identity: certain(sum.server_certain),
+        client_identity: identity(sum.client_seen || sum.both_seen || sum.client_certain, &sum.clients),
+        server_identity: identity(sum.server_certain, &sum.servers),
         methods: sum.methods,
-        dns_names: Vec::new(),
+        dns_names: match ends.peer(key.server) {
+            Peer::External { .. } => sum.dns_names.iter().take(MAX_DNS_NAMES).copied().cloned().collect(),
+            _ => Vec::new(),
+        },
         addresses: 0,
         knows_retransmits: sum.knows_retransmits,
         rtt: sum.rtt_by_clients.median().or_else(|| sum.rtt_by_servers.median()),

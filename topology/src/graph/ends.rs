@@ -1,11 +1,15 @@
 //! The ends of flows and who they are, each named once and then known by number.
 
-use std::{collections::HashMap, net::IpAddr, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    time::SystemTime,
+};
 
 use super::nodes::Nodes;
 use crate::{
     directory::{Directory, Owner},
-    edge::Peer,
+    edge::{Identity, Peer},
     entity::{CgroupOwner, Pod, ServiceRef},
     flow::Protocol,
 };
@@ -22,6 +26,7 @@ pub(super) struct End<'a> {
     pub pod_uid: Option<&'a str>,
     pub pod: &'a str,
     pub container: &'a str,
+    pub identity: Identity,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -29,8 +34,14 @@ enum EndKey<'a> {
     Cgroup { node: &'a str, owner: &'a CgroupOwner },
     UnknownCgroup { node: &'a str },
     PodAddress { uid: &'a str },
+    PodNetns { uid: &'a str },
     NodeAddress { node: &'a str },
+    NodeNetns { node: &'a str },
+    ApiServer,
     External { ip: IpAddr },
+    SomePod { ip: IpAddr },
+    ExternalName { name: &'a str },
+    OtherExternal,
 }
 
 /// All ends and peers met so far.
@@ -38,6 +49,7 @@ enum EndKey<'a> {
 pub(super) struct Ends<'a> {
     directory: &'a Directory,
     pub(super) nodes: Nodes<'a>,
+    api_servers: BTreeSet<(IpAddr, u16)>,
     peers: Vec<Peer>,
     peer_ids: HashMap<Peer, PeerId>,
     list: Vec<End<'a>>,
@@ -51,6 +63,7 @@ impl<'a> Ends<'a> {
         Self {
             directory,
             nodes,
+            api_servers: directory.api_servers(),
             peers: Vec::new(),
             peer_ids: HashMap::new(),
             list: Vec::new(),
@@ -82,19 +95,22 @@ impl<'a> Ends<'a> {
         }
         let directory = self.directory;
         let id = match owner {
-            None => self.outside_of_pods(Peer::Node { node: node.to_owned() }),
+            None => self.outside_of_pods(Peer::Node { node: node.to_owned() }, Identity::Netns),
             Some(CgroupOwner::HostProcess { name }) => {
-                self.outside_of_pods(Peer::HostProcess { node: node.to_owned(), name: name.clone() })
+                let peer = Peer::HostProcess { node: node.to_owned(), name: name.clone() };
+                self.outside_of_pods(peer, Identity::Cgroup)
             }
             Some(CgroupOwner::PodContainer { pod_uid, container_id }) => {
+                // An agent that knows a socket's pod by the network namespace alone names no container.
+                let identity = if container_id.is_empty() { Identity::Netns } else { Identity::Cgroup };
                 // A static pod's cgroup carries another UID than its object; its containers' ids are the same.
                 let pod = directory.pod(pod_uid).or_else(|| directory.pod_of_container(container_id));
                 match pod {
                     Some(pod) => {
                         let container = pod.containers.get(container_id).map_or("", String::as_str);
-                        self.pod_end(pod, container)
+                        self.pod_end(pod, container, identity)
                     }
-                    None => self.outside_of_pods(Peer::UnknownPod { uid: pod_uid.clone() }),
+                    None => self.outside_of_pods(Peer::UnknownPod { uid: pod_uid.clone() }, identity),
                 }
             }
         };
@@ -112,7 +128,7 @@ impl<'a> Ends<'a> {
 
     /// Who a server is, by the address that a client dialled and by whose it was then.
     pub(super) fn server_of(&mut self, dialled: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndId {
-        let (ip, ..) = dialled;
+        let (ip, port, protocol) = dialled;
         let listener = self.listeners.get(&dialled).map(|(_, end)| *end);
         match (owner, listener) {
             (Owner::Pod(pod) | Owner::Probably(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => {
@@ -120,8 +136,13 @@ impl<'a> Ends<'a> {
             }
             (Owner::Pod(pod) | Owner::Probably(pod), _) => self.pod_address(pod),
             (Owner::NoPod, Some(end)) => end,
+            // At its own port also where its node has the address, too.
+            (Owner::NoPod, None) if protocol == Protocol::Tcp && self.api_servers.contains(&(ip, port)) => {
+                self.api_server()
+            }
+            (Owner::NoPod, None) => self.outside_address(ip),
             // Somebody may have listened there at another time.
-            (Owner::NoPod | Owner::Contested | Owner::Unknown, _) => self.outside_address(ip),
+            (Owner::Contested | Owner::Unknown, _) => self.a_pods_address(ip),
         }
     }
 
@@ -133,43 +154,82 @@ impl<'a> Ends<'a> {
 
     /// Who a client is, by the address that a server saw and by whose it was then.
     pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>) -> EndId {
-        match owner.pod() {
-            Some(pod) => self.pod_address(pod),
-            None => self.outside_address(ip),
+        match owner {
+            Owner::Pod(pod) | Owner::Probably(pod) => self.pod_address(pod),
+            Owner::NoPod if self.is_api_servers(ip) => self.api_server(),
+            Owner::NoPod => self.outside_address(ip),
+            Owner::Contested | Owner::Unknown => self.a_pods_address(ip),
         }
     }
 
-    /// A pod, its container unknown.
+    /// A pod by its address, its container unknown.
     pub(super) fn pod_address(&mut self, pod: &'a Pod) -> EndId {
-        let key = EndKey::PodAddress { uid: &pod.uid };
+        self.pod_known_by(EndKey::PodAddress { uid: &pod.uid }, pod, Identity::Ip)
+    }
+
+    /// A pod by its network namespace, its container unknown.
+    pub(super) fn pod_netns(&mut self, pod: &'a Pod) -> EndId {
+        self.pod_known_by(EndKey::PodNetns { uid: &pod.uid }, pod, Identity::Netns)
+    }
+
+    fn pod_known_by(&mut self, key: EndKey<'a>, pod: &'a Pod, identity: Identity) -> EndId {
         if let Some(id) = self.end_ids.get(&key) {
             return *id;
         }
-        let id = self.pod_end(pod, "");
+        let id = self.pod_end(pod, "", identity);
         self.end_ids.insert(key, id);
         id
     }
 
     fn outside_address(&mut self, ip: IpAddr) -> EndId {
-        let (key, peer) = match self.nodes.of(ip) {
-            Some(node) => (EndKey::NodeAddress { node }, Peer::Node { node: node.to_owned() }),
-            None => (EndKey::External { ip }, Peer::External { ip }),
-        };
-        if let Some(id) = self.end_ids.get(&key) {
-            return *id;
+        if let Some(node) = self.nodes.of(ip) {
+            return self.known_by(EndKey::NodeAddress { node }, Identity::Ip, || Peer::Node { node: node.to_owned() });
         }
-        let id = self.outside_of_pods(peer);
-        self.end_ids.insert(key, id);
-        id
+        let directory = self.directory;
+        self.known_by(EndKey::External { ip }, Identity::Ip, || match directory.external_groups().of(ip) {
+            Some(name) => Peer::ExternalGroup { name: name.to_owned() },
+            None => Peer::External { ip },
+        })
+    }
+
+    /// What belonged to some pod, who knows which, is not outside, whatever groups of the outside it may be in.
+    fn a_pods_address(&mut self, ip: IpAddr) -> EndId {
+        match self.nodes.of(ip) {
+            Some(_) => self.outside_address(ip),
+            None => self.known_by(EndKey::SomePod { ip }, Identity::Ip, || Peer::External { ip }),
+        }
+    }
+
+    /// Whether calls from this address are an API server's. On one of the cluster's nodes others call from there, too.
+    fn is_api_servers(&self, ip: IpAddr) -> bool {
+        self.api_servers.iter().any(|(known, _)| *known == ip) && self.nodes.of(ip).is_none()
+    }
+
+    fn api_server(&mut self) -> EndId {
+        self.known_by(EndKey::ApiServer, Identity::Ip, || Peer::ApiServer)
+    }
+
+    /// What is outside of the cluster behind a DNS name.
+    pub(super) fn external_name(&mut self, name: &'a str) -> EndId {
+        self.known_by(EndKey::ExternalName { name }, Identity::Ip, || Peer::ExternalName { name: name.to_owned() })
+    }
+
+    /// All addresses outside of the cluster that have no edges of their own.
+    pub(super) fn other_external(&mut self) -> EndId {
+        self.known_by(EndKey::OtherExternal, Identity::Ip, || Peer::OtherExternal)
     }
 
     /// The node itself: what answers at a loopback address outside of pods.
-    pub(super) fn node(&mut self, node: &'a str) -> EndId {
-        let key = EndKey::NodeAddress { node };
+    pub(super) fn node_netns(&mut self, node: &'a str) -> EndId {
+        self.known_by(EndKey::NodeNetns { node }, Identity::Netns, || Peer::Node { node: node.to_owned() })
+    }
+
+    /// What is no pod, made once.
+    fn known_by(&mut self, key: EndKey<'a>, identity: Identity, peer: impl FnOnce() -> Peer) -> EndId {
         if let Some(id) = self.end_ids.get(&key) {
             return *id;
         }
-        let id = self.outside_of_pods(Peer::Node { node: node.to_owned() });
+        let id = self.outside_of_pods(peer(), identity);
         self.end_ids.insert(key, id);
         id
     }
@@ -179,14 +239,14 @@ impl<'a> Ends<'a> {
         self.intern(Peer::Service(service.clone()))
     }
 
-    fn pod_end(&mut self, pod: &'a Pod, container: &'a str) -> EndId {
+    fn pod_end(&mut self, pod: &'a Pod, container: &'a str, identity: Identity) -> EndId {
         let peer = self.intern(Peer::Workload(pod.workload.clone()));
-        self.push(End { peer, pod_uid: Some(&pod.uid), pod: &pod.name, container })
+        self.push(End { peer, pod_uid: Some(&pod.uid), pod: &pod.name, container, identity })
     }
 
-    fn outside_of_pods(&mut self, peer: Peer) -> EndId {
+    fn outside_of_pods(&mut self, peer: Peer, identity: Identity) -> EndId {
         let peer = self.intern(peer);
-        self.push(End { peer, pod_uid: None, pod: "", container: "" })
+        self.push(End { peer, pod_uid: None, pod: "", container: "", identity })
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "4 billion peers do not fit into memory")]

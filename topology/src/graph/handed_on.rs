@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     directory::{Directory, Owner},
-    edge::EdgeCounters,
+    edge::{EdgeCounters, Peer},
     history::{Counted, Part},
 };
 
@@ -219,6 +219,11 @@ impl<'a> Join<'a> {
         }
         let dialled = (source.tuple.server, source.tuple.port, source.tuple.protocol);
         let end = self.ends.server_of(dialled, owner);
+        // An address outside of the cluster is called by the DNS name that led to it, if it was one.
+        let end = match (self.ends.peer(self.ends.peer_of(end)), source.names) {
+            (Peer::External { .. }, [name]) => self.ends.external_name(name),
+            _ => end,
+        };
         let key = Key {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(end),
@@ -228,7 +233,11 @@ impl<'a> Join<'a> {
         };
         let live = self.is_live(source.live, span, share);
         self.add_part_from_client(source, key, share, live);
-        self.sums.at(key).add_server(end, share.opened, share.failed);
+        let sum = self.sums.at(key);
+        sum.add_server(end, share.opened, share.failed);
+        if source.names.len() > 1 {
+            sum.dns_names.extend(source.names);
+        }
     }
 
     /// A part of a flow lives for as long as its connections are open, and for a while after they were opened.

@@ -19,6 +19,7 @@ use super::{
     handed_on::{by_owner, share_out},
     nodes::Nodes,
     observed::{Sink, Source, Tuple, sink, source},
+    outside::Choice,
     translated::{Disguise, Translated},
 };
 use crate::{
@@ -195,13 +196,9 @@ impl<'a> Join<'a> {
         }
     }
 
-    pub(super) fn finish(self) -> Graph {
-        Graph {
-            edges: self.sums.into_edges(&self.ends),
-            unsettled: self.unsettled,
-            settles_at: self.settles_at,
-            earlier: HashMap::new(),
-        }
+    pub(super) fn finish(mut self, choice: Choice<'_>) -> Graph {
+        let (edges, outside) = self.sums.into_edges(&mut self.ends, choice);
+        Graph { edges, outside, unsettled: self.unsettled, settles_at: self.settles_at, earlier: HashMap::new() }
     }
 
     /// Both ends see the same addresses.
@@ -272,7 +269,9 @@ impl<'a> Join<'a> {
             protocol: source.tuple.protocol,
         };
         self.add_from_client(source, key, &source.counters);
-        self.sums.at(key).add_server(server_end, source.counters.opened, source.counters.failed);
+        let sum = self.sums.at(key);
+        sum.server_certain = true;
+        sum.add_server(server_end, source.counters.opened, source.counters.failed);
     }
 
     /// Who answers at a loopback address of the network namespace of `end`.
@@ -280,8 +279,8 @@ impl<'a> Join<'a> {
         let directory = self.directory;
         let pod = self.ends.end(end).pod_uid.and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
         match pod {
-            Some(pod) => self.ends.pod_address(pod),
-            None => self.ends.node(node),
+            Some(pod) => self.ends.pod_netns(pod),
+            None => self.ends.node_netns(node),
         }
     }
 

@@ -73,6 +73,8 @@ pub(super) struct Source<'a> {
     pub(super) node: &'a str,
     pub(super) end: EndId,
     pub(super) tuple: Tuple<'a>,
+    /// DNS names that led to the server's address.
+    pub(super) names: &'a [String],
     pub(super) counters: EdgeCounters,
     pub(super) first_seen: SystemTime,
     pub(super) span: Span,
@@ -177,6 +179,7 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
             port: flow.key.port,
             protocol: flow.key.protocol,
         },
+        names: flow.remote_names,
         counters: EdgeCounters {
             opened: totals.opened,
             active: totals.active,

@@ -115,6 +115,7 @@ impl<'a> Join<'a> {
         sum.from_servers.add(part);
         sum.live |= live;
         sum.server_seen = true;
+        sum.client_certain |= sink.tuple.scope.is_some();
         sum.server_certain = true;
         sum.add_methods(sink.methods);
         sum.add_measured_by_server(&sink.measured);

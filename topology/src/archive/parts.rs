@@ -1,0 +1,67 @@
+//! Edges of the outside that are called otherwise now than they were: by a group's name, or by none of their own.
+
+use std::collections::HashMap;
+
+use crate::{
+    directory::Directory,
+    edge::{Edge, EdgeKey, Peer},
+    graph::Outside,
+};
+
+/// Edges by key.
+pub(super) struct Parts<'a> {
+    by_key: HashMap<EdgeKey, &'a mut Edge>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn of(edges: &'a mut [Edge]) -> Self {
+        Self { by_key: edges.iter_mut().map(|edge| (edge.key.clone(), edge)).collect() }
+    }
+
+    /// The edge of this very key.
+    pub(super) fn exactly(&mut self, key: &EdgeKey) -> Option<&mut Edge> {
+        self.by_key.get_mut(key).map(|edge| &mut **edge)
+    }
+
+    /// The edge of this key, or the one that it is a part of now.
+    pub(super) fn edge(&mut self, key: &EdgeKey, outside: &Outside, directory: &Directory) -> Option<&mut Edge> {
+        if self.by_key.contains_key(key) {
+            return self.exactly(key);
+        }
+        let whole = in_group(key, directory).or_else(|| outside.shared(key))?;
+        if self.by_key.contains_key(&whole) {
+            return self.exactly(&whole);
+        }
+        // The shared edges may be one for all ports.
+        self.exactly(&EdgeKey { port: 0, service: None, ..whole })
+    }
+}
+
+/// The same edge with the name of the group that its address is in.
+fn in_group(key: &EdgeKey, directory: &Directory) -> Option<EdgeKey> {
+    let named = |peer: &Peer| match peer {
+        Peer::External { ip } => {
+            directory.external_groups().of(*ip).map(|name| Peer::ExternalGroup { name: name.to_owned() })
+        }
+        _ => None,
+    };
+    match (named(&key.client), named(&key.server)) {
+        (Some(client), _) => Some(EdgeKey { client, ..key.clone() }),
+        (None, Some(server)) => Some(EdgeKey { server, ..key.clone() }),
+        (None, None) => None,
+    }
+}
+
+/// Whether the edge stands for all addresses that have none of their own.
+pub(super) fn is_shared(key: &EdgeKey) -> bool {
+    key.client == Peer::OtherExternal || key.server == Peer::OtherExternal
+}
+
+/// Whether its group, if it has one, is still there: what was in a group that is not has other names now.
+pub(super) fn is_named_yet(key: &EdgeKey, directory: &Directory) -> bool {
+    let is_there = |peer: &Peer| match peer {
+        Peer::ExternalGroup { name } => directory.external_groups().has(name),
+        _ => true,
+    };
+    is_there(&key.client) && is_there(&key.server)
+}

@@ -1,0 +1,127 @@
+//! Names that a person has given to ranges of addresses outside of the cluster.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use crate::entity::Network;
+
+/// A name and the ranges of addresses that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalGroup {
+    /// The name.
+    pub name: String,
+    /// Its ranges.
+    pub networks: Vec<Network>,
+}
+
+/// Which name an address has. Of several ranges that an address is in, the narrowest counts; of the same range in several
+/// groups, the first group.
+///
+/// A look-up takes as many steps as there are different lengths of prefixes, however many ranges there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExternalGroups {
+    names: Vec<String>,
+    /// The group's place in `names`, by the range's first address and its prefix.
+    by_network: HashMap<Network, usize>,
+    /// All lengths of prefixes that there are.
+    prefixes: BTreeSet<u8>,
+}
+
+impl ExternalGroups {
+    /// Takes the groups in their order.
+    #[must_use]
+    pub fn new(groups: impl IntoIterator<Item = ExternalGroup>) -> Self {
+        let mut all = Self::default();
+        for group in groups {
+            let index = all.names.len();
+            all.names.push(group.name);
+            for network in group.networks {
+                all.prefixes.insert(network.prefix);
+                all.by_network.entry(network.trimmed()).or_insert(index);
+            }
+        }
+        all
+    }
+
+    /// The name of the group that an address is in, whoever the address belongs to.
+    #[must_use]
+    pub fn of(&self, ip: IpAddr) -> Option<&str> {
+        let longest_first = self.prefixes.iter().rev();
+        let mut networks = longest_first.filter_map(|prefix| Network::new(ip, *prefix));
+        let found = networks.find_map(|network| self.by_network.get(&network.trimmed()))?;
+        self.names.get(*found).map(String::as_str)
+    }
+
+    /// Whether there is a group of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|known| known == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn group(name: &str, networks: &[&str]) -> ExternalGroup {
+        ExternalGroup {
+            name: name.to_owned(),
+            networks: networks.iter().map(|text| Network::parse(text).expect("a range")).collect(),
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn the_narrowest_range_counts_and_then_the_first_group() {
+        let groups = ExternalGroups::new([
+            group("everything", &["0.0.0.0/0", "192.0.2.7/24"]),
+            group("office", &["192.0.2.0/24", "2001:db8::/32"]),
+            group("printer", &["192.0.2.9/32"]),
+        ]);
+        let of = |text: &str| groups.of(ip(text));
+        assert_eq!(of("192.0.2.9"), Some("printer"));
+        assert_eq!(of("192.0.2.8"), Some("everything"));
+        assert_eq!(of("203.0.113.1"), Some("everything"));
+        assert_eq!(of("2001:db8::1"), Some("office"));
+        assert_eq!(of("2001:db9::1"), None);
+        assert_eq!(ExternalGroups::default().of(ip("192.0.2.9")), None);
+    }
+
+    /// Few leading bits, so that ranges meet.
+    fn network() -> impl Strategy<Value = Network> {
+        let address = prop_oneof![
+            (0..8_u32).prop_map(|top| IpAddr::from(std::net::Ipv4Addr::from(top << 29))),
+            (0..8_u128).prop_map(|top| IpAddr::from(std::net::Ipv6Addr::from(top << 125))),
+        ];
+        (address, 0..4_u8).prop_filter_map("too long", |(address, prefix)| Network::new(address, prefix))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn as_by_looking_at_all_of_them(
+            groups in prop::collection::vec(prop::collection::vec(network(), 0..4), 0..5),
+            address in network(),
+        ) {
+            let groups: Vec<ExternalGroup> = groups
+                .into_iter()
+                .enumerate()
+                .map(|(number, networks)| ExternalGroup { name: number.to_string(), networks })
+                .collect();
+            let ranges = groups.iter().flat_map(|group| group.networks.iter().map(|network| (network, &group.name)));
+            let containing = ranges.filter(|(network, _)| network.contains(address.address));
+            // The last of those that are equally long, as of the reversed list, is the first.
+            let all: Vec<_> = containing.collect();
+            let wanted = all.into_iter().rev().max_by_key(|(network, _)| network.prefix).map(|(_, name)| name.clone());
+            prop_assert_eq!(ExternalGroups::new(groups).of(address.address).map(str::to_owned), wanted);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Keeps the number of edges small that lead to addresses outside of the cluster, or come from there: of each peer's, in
+//! each direction, the busiest addresses have edges of their own, and all others share some.
+
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use super::{
+    edges::{Key, Sum},
+    ends::{Ends, PeerId},
+};
+use crate::{
+    activity,
+    edge::{EdgeKey, Peer},
+    entity::ServiceRef,
+    flow::Protocol,
+};
+
+/// How many steps of [`activity::class`] busier another address has to be to take the place of one that is shown: about
+/// twice as busy.
+const LEAD: u32 = activity::STEPS_PER_DOUBLING;
+
+/// In which direction the outside is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Way {
+    /// It is called.
+    Out,
+    /// It calls.
+    In,
+}
+
+/// Which addresses outside of the cluster have edges of their own, for each peer and direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    by_peer: HashMap<(Peer, Way), Shown>,
+}
+
+/// One peer's addresses in one direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Shown {
+    addresses: HashSet<IpAddr>,
+    /// There are others.
+    others: bool,
+}
+
+impl Outside {
+    /// Notes that an edge has been shown.
+    pub(crate) fn note(&mut self, key: &EdgeKey) {
+        for (peer, way, other) in [(&key.client, Way::Out, &key.server), (&key.server, Way::In, &key.client)] {
+            let shown = || (peer.clone(), way);
+            match other {
+                Peer::External { ip } => _ = self.by_peer.entry(shown()).or_default().addresses.insert(*ip),
+                Peer::OtherExternal => self.by_peer.entry(shown()).or_default().others = true,
+                _ => {}
+            }
+        }
+    }
+
+    /// The edge that an address shares with others, if it does.
+    pub(crate) fn shared(&self, key: &EdgeKey) -> Option<EdgeKey> {
+        let (of, ip, shared) = with_address(key)?;
+        let is_other = |shown: &Shown| shown.others && !shown.addresses.contains(&ip);
+        self.by_peer.get(&of).is_some_and(is_other).then_some(shared)
+    }
+
+    /// Takes an address in where there is room for another one, else names the edge that it is to share.
+    pub(crate) fn admit(&mut self, key: &EdgeKey, limit: usize) -> Option<EdgeKey> {
+        let (of, ip, shared) = with_address(key)?;
+        let shown = self.by_peer.entry(of).or_default();
+        if shown.addresses.contains(&ip) {
+            return None;
+        }
+        if shown.addresses.len() < limit {
+            shown.addresses.insert(ip);
+            return None;
+        }
+        shown.others = true;
+        Some(shared)
+    }
+}
+
+/// Of an edge with an address outside of the cluster: the other end and the direction, the address, and the edge that it
+/// would share with others.
+fn with_address(key: &EdgeKey) -> Option<((Peer, Way), IpAddr, EdgeKey)> {
+    match (&key.client, &key.server) {
+        (client, Peer::External { ip }) => {
+            Some(((client.clone(), Way::Out), *ip, EdgeKey { server: Peer::OtherExternal, ..key.clone() }))
+        }
+        (Peer::External { ip }, server) => {
+            Some(((server.clone(), Way::In), *ip, EdgeKey { client: Peer::OtherExternal, ..key.clone() }))
+        }
+        _ => None,
+    }
+}
+
+/// How the choice is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice<'a> {
+    /// At most so many for each peer and direction.
+    pub limit: usize,
+    /// Rather those that were shown before.
+    pub before: &'a Outside,
+    /// Where there were others before, exactly those that were shown before.
+    pub fixed: bool,
+}
+
+/// What is left when addresses share edges.
+pub(super) struct Collapsed<'a> {
+    pub sums: HashMap<Key<'a>, Sum<'a>>,
+    pub outside: Outside,
+    /// How many addresses are behind the edges that are shared.
+    pub addresses: HashMap<Key<'a>, u64>,
+}
+
+/// Has addresses share edges where there are too many. All sums stay what they are.
+pub(super) fn collapse<'a>(sums: HashMap<Key<'a>, Sum<'a>>, ends: &mut Ends<'a>, choice: Choice<'_>) -> Collapsed<'a> {
+    let mut groups: HashMap<(PeerId, Way), HashMap<PeerId, u64>> = HashMap::new();
+    for (key, sum) in &sums {
+        if let Some(outer) = Outer::of(key, ends) {
+            let busy = sum.counters.opened.saturating_add(sum.counters.failed);
+            let known = groups.entry((outer.inner, outer.way)).or_default().entry(outer.peer).or_default();
+            *known = known.saturating_add(busy);
+        }
+    }
+    let mut outside = Outside::default();
+    let mut kept: HashMap<(PeerId, Way), HashSet<PeerId>> = HashMap::new();
+    for ((inner, way), addresses) in groups {
+        let known_as = (ends.peer(inner).clone(), way);
+        let chosen = choose(&addresses, choice, &known_as, ends);
+        let others = chosen.len() < addresses.len();
+        let shown = chosen.iter().filter_map(|peer| address(*peer, ends)).collect();
+        outside.by_peer.insert(known_as, Shown { addresses: shown, others });
+        if others {
+            kept.insert((inner, way), chosen);
+        }
+    }
+    if kept.is_empty() {
+        return Collapsed { sums, outside, addresses: HashMap::new() };
+    }
+    let (sums, addresses) = share(sums, ends, &kept, choice.limit);
+    Collapsed { sums, outside, addresses }
+}
+
+/// The end of an edge that is an address outside of the cluster.
+struct Outer {
+    /// The other end.
+    inner: PeerId,
+    way: Way,
+    peer: PeerId,
+}
+
+impl Outer {
+    fn of(key: &Key<'_>, ends: &Ends<'_>) -> Option<Self> {
+        let (client, server) = (key.client, key.server);
+        if address(server, ends).is_some() {
+            Some(Self { inner: client, way: Way::Out, peer: server })
+        } else {
+            address(client, ends).map(|_| Self { inner: server, way: Way::In, peer: client })
+        }
+    }
+}
+
+fn address(peer: PeerId, ends: &Ends<'_>) -> Option<IpAddr> {
+    match ends.peer(peer) {
+        Peer::External { ip } => Some(*ip),
+        _ => None,
+    }
+}
+
+fn choose(
+    addresses: &HashMap<PeerId, u64>,
+    choice: Choice<'_>,
+    known_as: &(Peer, Way),
+    ends: &Ends<'_>,
+) -> HashSet<PeerId> {
+    let before = choice.before.by_peer.get(known_as);
+    let was_shown =
+        |peer: PeerId| address(peer, ends).zip(before).is_some_and(|(ip, before)| before.addresses.contains(&ip));
+    if choice.fixed && before.is_some_and(|before| before.others) {
+        return addresses.keys().copied().filter(|peer| was_shown(*peer)).collect();
+    }
+    if addresses.len() <= choice.limit {
+        return addresses.keys().copied().collect();
+    }
+    let rank = |(peer, busy): (&PeerId, &u64)| {
+        let lead = if was_shown(*peer) { LEAD } else { 0 };
+        (Reverse(activity::class(*busy) + lead), address(*peer, ends), *peer)
+    };
+    let mut ranked: Vec<_> = addresses.iter().map(rank).collect();
+    if choice.limit < ranked.len() {
+        ranked.select_nth_unstable(choice.limit);
+        ranked.truncate(choice.limit);
+    }
+    ranked.into_iter().map(|(_, _, peer)| peer).collect()
+}
+
+/// Ports of each protocol, with the Service through which they are reached.
+type Ports<'k> = HashSet<(Option<&'k ServiceRef>, u16, Protocol)>;
+/// Edges, and how many addresses are behind those that are shared.
+type Shared<'a> = (HashMap<Key<'a>, Sum<'a>>, HashMap<Key<'a>, u64>);
+
+fn share<'a>(
+    sums: HashMap<Key<'a>, Sum<'a>>,
+    ends: &mut Ends<'a>,
+    kept: &HashMap<(PeerId, Way), HashSet<PeerId>>,
+    limit: usize,
+) -> Shared<'a> {
+    let other_end = ends.other_external();
+    let other = ends.peer_of(other_end);
+    let shares = |key: &Key<'a>| {
+        let outer = Outer::of(key, ends)?;
+        let kept = kept.get(&(outer.inner, outer.way))?;
+        (!kept.contains(&outer.peer)).then_some(outer)
+    };
+    let several_ports = with_too_many_ports(sums.keys().filter_map(|key| Some((shares(key)?, key))), limit);
+    let mut left: HashMap<Key<'a>, Sum<'a>> = HashMap::with_capacity(sums.len().min(1 << 12));
+    let mut behind: HashMap<Key<'a>, HashSet<PeerId>> = HashMap::new();
+    for (key, mut sum) in sums {
+        let Some(outer) = shares(&key) else {
+            left.insert(key, sum);
+            continue;
+        };
+        let mut whole = match outer.way {
+            Way::Out => Key { server: other, ..key },
+            Way::In => Key { client: other, ..key },
+        };
+        if several_ports.contains(&(outer.inner, outer.way)) {
+            (whole.port, whole.service) = (0, None);
+        }
+        match outer.way {
+            Way::Out => sum.merge_servers_to(other_end),
+            Way::In => sum.merge_clients_to(other_end),
+        }
+        left.entry(whole).or_default().merge(sum);
+        behind.entry(whole).or_default().insert(outer.peer);
+    }
+    let addresses = behind.into_iter().map(|(key, peers)| (key, peers.len() as u64)).collect();
+    (left, addresses)
+}
+
+/// The peers and directions in which even the shared edges would be more than `limit`, by their ports and Services.
+fn with_too_many_ports<'a, 'k>(
+    sharing: impl Iterator<Item = (Outer, &'k Key<'a>)>,
+    limit: usize,
+) -> HashSet<(PeerId, Way)>
+where
+    'a: 'k,
+{
+    let mut ports: HashMap<(PeerId, Way), Ports<'_>> = HashMap::new();
+    for (outer, key) in sharing {
+        ports.entry((outer.inner, outer.way)).or_default().insert((key.service, key.port, key.protocol));
+    }
+    ports.into_iter().filter(|(_, ports)| ports.len() > limit).map(|(of, _)| of).collect()
+}

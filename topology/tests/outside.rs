@@ -1,0 +1,425 @@
+//! The world outside of the cluster: named by people, named by its Service, or many addresses of which few are shown.
+
+#![expect(clippy::expect_used, reason = "a test")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use proptest::prelude::*;
+use scopeprobe_topology::{
+    activity,
+    archive::{Archive, Published},
+    directory::Directory,
+    edge::{Edge, EdgeCounters, Identity, Peer},
+    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    external::{ExternalGroup, ExternalGroups},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
+    graph::{self, Graph, Options},
+    ledger::{Epoch, Ledger},
+};
+
+const NODE: &str = "node-1";
+const WEB: &str = "10.244.1.2";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Outside of the cluster.
+fn outer(number: u8) -> IpAddr {
+    IpAddr::from([203, 0, 113, number])
+}
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_000)
+}
+
+fn options(max_external: usize) -> Options {
+    Options { now: now(), settle: Duration::ZERO, retention: Duration::from_hours(1), max_external }
+}
+
+/// A node with one pod, and another node.
+fn directory() -> Directory {
+    let mut directory = Directory::new();
+    for number in [1, 2] {
+        directory.upsert_node(Node {
+            name: format!("node-{number}"),
+            ips: vec![ip(&format!("172.18.0.{number}"))],
+            pod_networks: Network::parse(&format!("10.244.{number}.0/24")).into_iter().collect(),
+        });
+    }
+    let pod = Pod {
+        uid: "uid".to_owned(),
+        namespace: "shop".to_owned(),
+        name: "web-0".to_owned(),
+        node: NODE.to_owned(),
+        host_network: false,
+        ips: vec![ip(WEB)],
+        ended: false,
+        workload: workload(),
+        containers: [("id".to_owned(), "main".to_owned())].into(),
+        life: Life::default(),
+    };
+    directory.upsert_pod(pod, SystemTime::UNIX_EPOCH);
+    directory
+}
+
+fn workload() -> Workload {
+    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: "web".to_owned() }
+}
+
+fn kubernetes(directory: &mut Directory, backends: &[(&str, u16)]) {
+    let backends = backends.iter().map(|(at, port)| Backend { ip: ip(at), port: *port, pod_uid: None });
+    let ports = vec![ServicePort { port: 443, protocol: Protocol::Tcp, node_port: None, backends: backends.collect() }];
+    let name = ServiceRef { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
+    directory.upsert_service(Service { name, addresses: vec![ip("10.96.0.1")], ports }, SystemTime::UNIX_EPOCH);
+}
+
+/// Flows of the one pod, as its agent counts them.
+type Flows = BTreeMap<(Role, IpAddr, u16), FlowCounters>;
+
+fn report(ledger: &mut Ledger, epoch: u8, flows: impl IntoIterator<Item = ((Role, IpAddr, u16), FlowCounters)>) {
+    let epoch = Epoch([epoch; 16]);
+    ledger.enter(NODE, epoch).expect("the present epoch");
+    let owner = CgroupOwner::PodContainer { pod_uid: "uid".to_owned(), container_id: "id".to_owned() };
+    ledger.identify(NODE, epoch, 7, owner).expect("the present epoch");
+    ledger.begin_snapshot(NODE, epoch).expect("the present epoch");
+    for ((role, remote, port), counters) in flows {
+        let key = FlowKey { cgroup_id: 7, netns: 4, role, local: ip(WEB), remote, port, protocol: Protocol::Tcp };
+        ledger.apply(NODE, epoch, key, &counters, now()).expect("the present epoch");
+    }
+    ledger.end_snapshot(NODE, epoch, now()).expect("the present epoch");
+}
+
+fn graph_of(directory: &Directory, flows: &Flows, limit: usize) -> Graph {
+    let mut ledger = Ledger::new();
+    report(&mut ledger, 1, flows.clone());
+    graph::build(&ledger, directory, &options(limit))
+}
+
+fn called(remote: &str, port: u16) -> Flows {
+    let counters = FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() };
+    [((Role::Client, ip(remote), port), counters)].into()
+}
+
+#[test]
+fn the_api_server_is_known_by_its_service_and_by_its_addresses() {
+    let mut directory = directory();
+    kubernetes(&mut directory, &[("192.0.2.1", 6443), ("172.18.0.2", 6443)]);
+    let only = |flows: &Flows| {
+        let mut edges = graph_of(&directory, flows, 10).edges;
+        let edge = edges.pop().expect("an edge");
+        assert_eq!(edges, []);
+        (edge.key.server, edge.key.service.map(|service| service.name), edge.key.port)
+    };
+    let through_service = Some("kubernetes".to_owned());
+    assert_eq!(only(&called("10.96.0.1", 443)), (Peer::ApiServer, through_service, 6443));
+    assert_eq!(only(&called("192.0.2.1", 6443)), (Peer::ApiServer, None, 6443));
+    assert_eq!(only(&called("172.18.0.2", 6443)), (Peer::ApiServer, None, 6443), "at a node's address");
+    let node = Peer::Node { node: "node-2".to_owned() };
+    let other = Peer::External { ip: ip("192.0.2.1") };
+    assert_eq!(only(&called("192.0.2.1", 443)), (other, None, 443), "it does not listen there");
+    assert_eq!(only(&called("172.18.0.2", 10250)), (node, None, 10250), "not all of a node is the API server");
+}
+
+#[test]
+fn the_api_server_calls_from_its_address_if_that_is_no_nodes() {
+    let mut directory = directory();
+    kubernetes(&mut directory, &[("192.0.2.1", 6443), ("172.18.0.2", 6443)]);
+    let counters = FlowCounters { opened: 2, closed: 2, ..FlowCounters::default() };
+    let webhook = |from: &str| Flows::from([((Role::Server, ip(from), 8443), counters)]);
+    let client = |from: &str| graph_of(&directory, &webhook(from), 10).edges.pop().expect("an edge").key.client;
+    assert_eq!(client("192.0.2.1"), Peer::ApiServer);
+    assert_eq!(client("172.18.0.2"), Peer::Node { node: "node-2".to_owned() });
+}
+
+#[test]
+fn a_static_pod_that_is_seen_to_answer_is_that_pod() {
+    let mut directory = directory();
+    kubernetes(&mut directory, &[("172.18.0.1", 6443)]);
+    let workload = Workload { namespace: "kube-system".to_owned(), kind: "Pod".to_owned(), name: "api".to_owned() };
+    let pod = Pod {
+        uid: "api".to_owned(),
+        namespace: "kube-system".to_owned(),
+        name: "api".to_owned(),
+        node: NODE.to_owned(),
+        host_network: true,
+        ips: vec![ip("172.18.0.1")],
+        ended: false,
+        workload: workload.clone(),
+        containers: [("api-id".to_owned(), "api".to_owned())].into(),
+        life: Life::default(),
+    };
+    directory.upsert_pod(pod, SystemTime::UNIX_EPOCH);
+    let mut ledger = Ledger::new();
+    report(&mut ledger, 1, called("10.96.0.1", 443));
+    let epoch = Epoch([1; 16]);
+    let owner = CgroupOwner::PodContainer { pod_uid: "api".to_owned(), container_id: "api-id".to_owned() };
+    ledger.identify(NODE, epoch, 8, owner).expect("the present epoch");
+    let (role, local, remote) = (Role::Server, ip("172.18.0.1"), ip(WEB));
+    let key = FlowKey { cgroup_id: 8, netns: 1, role, local, remote, port: 6443, protocol: Protocol::Tcp };
+    let counters = FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() };
+    ledger.apply(NODE, epoch, key, &counters, now()).expect("the present epoch");
+    let edges = graph::build(&ledger, &directory, &options(10)).edges;
+    assert_eq!(edges.iter().map(|edge| &edge.key.server).collect::<Vec<_>>(), [&Peer::Workload(workload)]);
+}
+
+#[test]
+fn groups_name_the_outside_and_nobody_in_the_cluster() {
+    let mut directory = directory();
+    let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|text| Network::parse(text)).collect();
+    let partner = Network::parse("203.0.113.0/25").into_iter().collect();
+    directory.name_external_groups(ExternalGroups::new([
+        ExternalGroup { name: "world".to_owned(), networks: everything },
+        ExternalGroup { name: "partner".to_owned(), networks: partner },
+    ]));
+    let server = |remote: &str| graph_of(&directory, &called(remote, 443), 1).edges.pop().expect("an edge").key.server;
+    let group = |name: &str| Peer::ExternalGroup { name: name.to_owned() };
+    assert_eq!(server("203.0.113.9"), group("partner"));
+    assert_eq!(server("203.0.113.200"), group("world"));
+    assert_eq!(server("2001:db8::1"), group("world"));
+    assert_eq!(server("172.18.0.2"), Peer::Node { node: "node-2".to_owned() });
+    assert_eq!(server(WEB), Peer::Workload(workload()));
+    // Many addresses of a group are one peer, and no edge of a group is shared.
+    let counters = FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() };
+    let flows: Flows = (0..100).map(|number| ((Role::Server, outer(number), 80), counters)).collect();
+    let edges = graph_of(&directory, &flows, 1).edges;
+    let shown: Vec<_> = edges.iter().map(|edge| (&edge.key.client, edge.counters.opened, edge.addresses)).collect();
+    assert_eq!(shown, [(&group("partner"), 100, 0)]);
+}
+
+#[test]
+fn a_dns_name_is_told_from_an_address_that_several_lead_to() {
+    let mut directory = directory();
+    let counters = FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() };
+    let mut ledger = Ledger::new();
+    let flows: Flows = (1..=3).map(|number| ((Role::Client, outer(number), 443), counters)).collect();
+    report(&mut ledger, 1, flows.clone());
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    for ((role, remote, port), names) in flows.keys().zip([
+        named(&["api.example.com"]),
+        named(&["b.example.com", "a.example.com"]),
+        named(&["api.example.com"]),
+    ]) {
+        let (role, remote, port) = (*role, *remote, *port);
+        let key = FlowKey { cgroup_id: 7, netns: 4, role, local: ip(WEB), remote, port, protocol: Protocol::Tcp };
+        ledger.name_remote(NODE, Epoch([1; 16]), &key, &names).expect("the present epoch");
+    }
+    let shown = |directory: &Directory, limit: usize| -> Vec<(Peer, u64, Vec<String>)> {
+        let edges = graph::build(&ledger, directory, &options(limit)).edges;
+        edges.into_iter().map(|edge| (edge.key.server, edge.counters.opened, edge.dns_names)).collect()
+    };
+    let address = (Peer::External { ip: outer(2) }, 1, named(&["a.example.com", "b.example.com"]));
+    let name = (Peer::ExternalName { name: "api.example.com".to_owned() }, 2, Vec::new());
+    assert_eq!(shown(&directory, 1), [address, name.clone()], "one edge for both addresses of a name");
+    assert_eq!(shown(&directory, 0), [name, (Peer::OtherExternal, 1, Vec::new())]);
+    // A person's word counts more.
+    let networks = Network::parse("203.0.113.0/24").into_iter().collect();
+    directory.name_external_groups(ExternalGroups::new([ExternalGroup { name: "partner".to_owned(), networks }]));
+    assert_eq!(shown(&directory, 1), [(Peer::ExternalGroup { name: "partner".to_owned() }, 3, Vec::new())]);
+}
+
+#[test]
+fn a_peer_at_a_loopback_address_is_known_by_its_network_namespace() {
+    let graph = graph_of(&directory(), &called("127.0.0.1", 80), 10);
+    let edge = &graph.edges[0];
+    assert_eq!(edge.key.server, Peer::Workload(workload()));
+    assert_eq!((edge.client_identity, edge.server_identity), (Identity::Cgroup, Identity::Netns));
+    let graph = graph_of(&directory(), &called("203.0.113.9", 80), 10);
+    assert_eq!(graph.edges[0].server_identity, Identity::Ip);
+}
+
+#[test]
+fn a_client_that_calls_many_ports_of_many_addresses_does_not_make_many_edges() {
+    let counters = FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() };
+    let calls = |number: u8| (1..=50).map(move |port| ((Role::Client, outer(number), port), counters));
+    let flows: Flows = (0..60).flat_map(calls).collect();
+    let graph = graph_of(&directory(), &flows, 10);
+    let others: Vec<&Edge> = graph.edges.iter().filter(|edge| edge.key.server == Peer::OtherExternal).collect();
+    assert_eq!(others.iter().map(|edge| (edge.key.port, edge.addresses)).collect::<Vec<_>>(), [(0, 50)]);
+    assert_eq!(graph.edges.iter().map(|edge| edge.counters.opened).sum::<u64>(), 60 * 50);
+}
+
+/// Which addresses have edges of their own, by the direction.
+fn shown(graph: &Graph, role: Role) -> BTreeSet<IpAddr> {
+    let outer = |edge: &Edge| match (role, &edge.key.client, &edge.key.server) {
+        (Role::Client, _, Peer::External { ip }) | (Role::Server, Peer::External { ip }, _) => Some(*ip),
+        _ => None,
+    };
+    graph.edges.iter().filter_map(outer).collect()
+}
+
+fn shared(graph: &Graph, role: Role) -> impl Iterator<Item = &Edge> {
+    graph.edges.iter().filter(move |edge| match role {
+        Role::Client => edge.key.server == Peer::OtherExternal,
+        Role::Server => edge.key.client == Peer::OtherExternal,
+    })
+}
+
+fn total(graph: &Graph) -> EdgeCounters {
+    let mut total = EdgeCounters::default();
+    graph.edges.iter().for_each(|edge| total.add(&edge.counters));
+    total
+}
+
+/// As the edges count, from the client's point of view.
+fn truth(flows: &Flows) -> EdgeCounters {
+    let mut total = EdgeCounters::default();
+    for ((role, ..), counters) in flows {
+        let (own, other) = (counters.bytes_sent, counters.bytes_received);
+        let (bytes_sent, bytes_received) = if *role == Role::Client { (own, other) } else { (other, own) };
+        let (opened, failed) = (counters.opened, counters.failed);
+        total.add(&EdgeCounters { opened, failed, bytes_sent, bytes_received, ..EdgeCounters::default() });
+    }
+    total
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    prop_oneof![Just(Role::Client), Just(Role::Server)]
+}
+
+fn flows() -> impl Strategy<Value = Flows> {
+    let flow = (role(), 0..40_u8, 0..3_u16, 0..300_u64, 0..3_u64, 0..1000_u64);
+    prop::collection::vec(flow, 0..80).prop_map(|flows| {
+        let of = |(role, number, port, opened, failed, bytes)| {
+            let counters = FlowCounters {
+                opened,
+                closed: opened,
+                failed: if role == Role::Client { failed } else { 0 },
+                bytes_sent: bytes,
+                bytes_received: 2 * bytes,
+                ..FlowCounters::default()
+            };
+            ((role, outer(number), 80 + port), counters)
+        };
+        let is_something = |(_, counters): &(_, FlowCounters)| counters.opened + counters.failed > 0;
+        flows.into_iter().map(of).filter(is_something).collect()
+    })
+}
+
+/// How busy each address is, in one direction.
+fn busy(flows: &Flows, role: Role) -> BTreeMap<IpAddr, u64> {
+    let mut busy = BTreeMap::new();
+    for ((of, ip, _), counters) in flows {
+        if *of == role {
+            *busy.entry(*ip).or_default() += counters.opened + counters.failed;
+        }
+    }
+    busy
+}
+
+/// What happens between two looks.
+#[derive(Clone, Debug)]
+struct Round {
+    grows: Vec<(Role, u8, u64)>,
+    agent_begins_anew: bool,
+    operator_begins_anew: bool,
+}
+
+fn round() -> impl Strategy<Value = Round> {
+    let grows = prop::collection::vec((role(), 0..12_u8, 1..50_u64), 0..8);
+    (grows, prop::bool::weighted(0.2), prop::bool::weighted(0.3)).prop_map(
+        |(grows, agent_begins_anew, operator_begins_anew)| Round { grows, agent_begins_anew, operator_begins_anew },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
+
+    #[test]
+    fn few_addresses_have_edges_of_their_own_and_the_sums_are_right(flows in flows(), limit in 1..10_usize) {
+        let graph = graph_of(&directory(), &flows, limit);
+        prop_assert_eq!(total(&graph), truth(&flows));
+        for role in [Role::Client, Role::Server] {
+            let (shown, busy) = (shown(&graph, role), busy(&flows, role));
+            prop_assert_eq!(shown.len(), busy.len().min(limit));
+            let class = |ip: &IpAddr| activity::class(busy[ip]);
+            let hidden: BTreeSet<IpAddr> = busy.keys().filter(|ip| !shown.contains(*ip)).copied().collect();
+            prop_assert!(shown.iter().map(class).min() >= hidden.iter().map(class).max() || hidden.is_empty());
+            let mut behind: BTreeMap<u16, BTreeSet<IpAddr>> = BTreeMap::new();
+            for (of, ip, port) in flows.keys().filter(|(of, ip, _)| *of == role && hidden.contains(ip)) {
+                let port = if *of == role { *port } else { 0 };
+                behind.entry(port).or_default().insert(*ip);
+            }
+            if behind.len() > limit {
+                behind = [(0, hidden)].into();
+            }
+            let wanted: Vec<(u16, u64)> = behind.iter().map(|(port, ips)| (*port, ips.len() as u64)).collect();
+            let found: Vec<(u16, u64)> = shared(&graph, role).map(|edge| (edge.key.port, edge.addresses)).collect();
+            prop_assert_eq!(found, wanted);
+        }
+    }
+
+    #[test]
+    fn the_order_of_reports_does_not_matter(flows in flows(), limit in 1..10_usize) {
+        let mut ledger = Ledger::new();
+        report(&mut ledger, 1, flows.clone().into_iter().rev());
+        prop_assert_eq!(graph::build(&ledger, &directory(), &options(limit)), graph_of(&directory(), &flows, limit));
+    }
+
+    /// All go on growing, each at about its pace: who was shown is shown.
+    #[test]
+    fn noise_changes_nothing(flows in flows(), limit in 1..10_usize, noise in prop::collection::vec(100..150_u64, 80)) {
+        let directory = directory();
+        let mut archive = Archive::new();
+        let mut ledger = Ledger::new();
+        report(&mut ledger, 1, flows.clone());
+        let before = archive.build(&ledger, &directory, &options(limit));
+        let grown = flows.into_iter().zip(noise).map(|((flow, counters), percent)| {
+            let opened = counters.opened * percent / 100;
+            (flow, FlowCounters { opened, closed: opened, ..counters })
+        });
+        report(&mut ledger, 1, grown);
+        let after = archive.build(&ledger, &directory, &options(limit));
+        for role in [Role::Client, Role::Server] {
+            prop_assert_eq!(shown(&before, role), shown(&after, role));
+        }
+    }
+
+    /// Whoever begins anew, nothing is counted twice and nothing is missing, whatever address changes places with another.
+    #[test]
+    fn sums_outlive_agents_and_operators(rounds in prop::collection::vec(round(), 1..12), limit in 1..6_usize) {
+        let directory = directory();
+        let (mut ledger, mut archive, mut epoch) = (Ledger::new(), Archive::new(), 1);
+        let (mut flows, mut known, mut published) = (Flows::new(), Flows::new(), Graph::default());
+        for round in rounds {
+            for (role, number, opened) in round.grows {
+                for flows in [&mut flows, &mut known] {
+                    let counters = flows.entry((role, outer(number), 80)).or_default();
+                    (counters.opened, counters.closed) = (counters.opened + opened, counters.closed + opened);
+                    counters.bytes_sent += 10 * opened;
+                }
+            }
+            report(&mut ledger, epoch, known.clone());
+            let graph = archive.build(&ledger, &directory, &options(limit));
+            prop_assert_eq!(total(&graph), truth(&flows));
+            prop_assert!([Role::Client, Role::Server].iter().all(|role| shown(&graph, *role).len() <= limit));
+            published = graph;
+            if round.agent_begins_anew {
+                known = Flows::new();
+                epoch += 1;
+                report(&mut ledger, epoch, known.clone());
+                published = archive.build(&ledger, &directory, &options(limit));
+            }
+            if round.operator_begins_anew {
+                (ledger, archive) = (Ledger::new(), Archive::new());
+                archive.restore(
+                    published.edges.iter().map(|edge| Published {
+                        edge: edge.clone(),
+                        earlier: published.earlier.get(&edge.key).cloned().unwrap_or_default(),
+                    }),
+                    now(),
+                );
+                report(&mut ledger, epoch, known.clone());
+                prop_assert_eq!(total(&archive.build(&ledger, &directory, &options(limit))), truth(&flows));
+                archive.settle(&ledger, &directory, now());
+                prop_assert_eq!(total(&archive.build(&ledger, &directory, &options(limit))), truth(&flows));
+            }
+        }
+        prop_assert_eq!(total(&archive.build(&ledger, &directory, &options(limit))), truth(&flows));
+        drop(published);
+    }
+}
