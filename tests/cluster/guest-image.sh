@@ -4,8 +4,8 @@
 
 NODE_IMAGE=$KERNELS/node-image
 # What kube-proxy's and kubelet's iptables rules use.
-IPTABLES_EXTENSIONS="comment mark conntrack standard tcp udp multiport statistic recent addrtype nfacct limit MASQUERADE DNAT SNAT
-  REJECT MARK NFLOG"
+IPTABLES_EXTENSIONS="comment mark conntrack standard tcp udp multiport statistic recent addrtype nfacct limit set MASQUERADE DNAT
+  SNAT REJECT MARK NFLOG"
 
 # The archives that are baked in: pause, and what `make images` has written.
 image_archives() {
@@ -51,7 +51,7 @@ install_node_programs() {
   local root=$1 program extension file libraries=/usr/lib/x86_64-linux-gnu/xtables
   mkdir -p "$root"/usr/{bin,sbin,local/bin,lib/cni}
   for program in kubelet kube-proxy containerd containerd-shim-runc-v2 ctr; do cp "$BIN/$program" "$root/usr/local/bin/"; done
-  for program in runc nft conntrack nice; do
+  for program in runc nft conntrack ipset nice; do
     install_program "$(command -v "$program")" "/usr/bin/$program" "$root"
   done
   # busybox's know fewer options than are used.

@@ -9,6 +9,9 @@ split_guest() {
   case $variant in '' | no-btf | lockdown) ;; *) fail "there is no variant '$variant' of a node, only no-btf and lockdown" ;; esac
 }
 
+# Old kernels cannot do what kube-proxy asks of nftables.
+guest_proxy_mode() { if [ "$PROXY_MODE" = ipvs ]; then echo ipvs; else echo iptables; fi; }
+
 # connect_guest I: its end of the fabric
 connect_guest() {
   ip -n "$CONTROL_NS" tuntap add "to-$1" mode tap
@@ -23,8 +26,8 @@ start_guest() {
   [ "$variant" != lockdown ] || arguments+=" lockdown=confidentiality"
   mkdir -p "$dir"
   echo "$3" > "$dir/guest"
-  PROXY_MODE=iptables write_kubelet_config "$i" "$dir"
-  PROXY_MODE=iptables write_kube_proxy_config "$i" "$dir"
+  write_kubelet_config "$i" "$dir"
+  PROXY_MODE=$(guest_proxy_mode) write_kube_proxy_config "$i" "$dir"
   write_containerd_config "$dir"
   pack_node "$i" "$2" "$variant" > "$dir/node.cpio"
   cat "$NODE_IMAGE/base.cpio" "$NODE_IMAGE/$kernel.cpio" "$dir/node.cpio" > "$dir/initrd"
