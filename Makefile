@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels test test-kernels fuzz lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels test test-kernels test-handed-on fuzz lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,9 @@ test: ## all tests; needs root, for the cluster
 test-kernels: ## the agent's tests on kernels 5.10, 6.1, 6.12 and 7.x in QEMU guests, then a cluster of such nodes
 	scripts/kernels test
 	scripts/kernels nodes
+
+test-handed-on: ## 200 addresses that pods hand on within milliseconds, for three minutes under load; needs root
+	SCOPEPROBE_HANDED_ON_SECONDS=180 cargo test --locked --package scopeprobe-agent --test handed_on -- --nocapture
 
 fuzz: ## what reads other programs' words, with ten million inputs each (CASES=n: another number)
 	scripts/fuzz

@@ -63,10 +63,8 @@ struct ServiceRecord {
 /// Whose an address was.
 #[derive(Clone, Copy, Debug)]
 pub enum Owner<'a> {
-    /// This pod's.
+    /// This pod's, if it was anybody's: nobody else who is known can have had it.
     Pod(&'a Pod),
-    /// This pod's, if it was anybody's: what is known of its time does not quite cover the time that was asked for.
-    Probably(&'a Pod),
     /// One of several pods'.
     Contested,
     /// Nobody's, as far as is known; at other times it was a pod's.
@@ -80,15 +78,15 @@ impl<'a> Owner<'a> {
     #[must_use]
     pub fn pod(&self) -> Option<&'a Pod> {
         match self {
-            Self::Pod(pod) | Self::Probably(pod) => Some(pod),
+            Self::Pod(pod) => Some(pod),
             Self::Contested | Self::Unknown | Self::NoPod => None,
         }
     }
 
-    /// Whether news of pods that may still come would change nothing, if they are in time.
+    /// Whether news of pods that are still to come can make it another one's: pods have had this address.
     #[must_use]
-    pub fn is_certain(&self) -> bool {
-        matches!(self, Self::Pod(_) | Self::NoPod)
+    pub fn may_change(&self) -> bool {
+        !matches!(self, Self::NoPod)
     }
 
     /// Whether both name the same pod, or none for the same reason.
@@ -99,12 +97,6 @@ impl<'a> Owner<'a> {
             (None, None) => std::mem::discriminant(self) == std::mem::discriminant(other),
             _ => false,
         }
-    }
-
-    /// Of two that are the same, the one that is not certain, if either is not.
-    #[must_use]
-    pub fn less_certain(&self, other: &Self) -> Self {
-        if self.is_certain() { *other } else { *self }
     }
 }
 
@@ -375,16 +367,13 @@ impl Directory {
         let pod = |uid: &str| self.pods.get(uid).map(|record| &record.pod);
         match self.ownership.owner(ip, since, until, self.clock()) {
             Owned::By(uid) => pod(uid).map_or(Owner::Unknown, Owner::Pod),
-            Owned::ProbablyBy(uid) => pod(uid).map_or(Owner::Unknown, Owner::Probably),
             Owned::ByNobody => Owner::Unknown,
             Owned::Contested => {
                 let pods = self.possible_owners(ip, since, until);
                 let name = |pod: &Pod| (pod.namespace.clone(), pod.name.clone(), pod.workload.clone());
                 match pods.split_last() {
                     // The same pod made anew, of a StatefulSet for example: by name it is one.
-                    Some((last, others)) if others.iter().all(|other| name(other) == name(last)) => {
-                        Owner::Probably(last)
-                    }
+                    Some((last, others)) if others.iter().all(|other| name(other) == name(last)) => Owner::Pod(last),
                     _ => Owner::Contested,
                 }
             }

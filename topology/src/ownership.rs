@@ -62,10 +62,8 @@ struct Claim {
 /// Whose an address was, by UID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owned<'a> {
-    /// This pod's, all the time.
+    /// This pod's, if anybody's: no other one that is known can have had it, and this one had it or is near.
     By(&'a str),
-    /// This pod's, if anybody's: a part of the time is before or after what is known for certain of the pod's.
-    ProbablyBy(&'a str),
     /// One of several pods'.
     Contested,
     /// No pod's, as far as is known.
@@ -161,10 +159,8 @@ impl Ownership {
         let Some(range) = possible.next() else { return Owned::ByNobody };
         if possible.next().is_some() {
             Owned::Contested
-        } else if range.covers_for_certain(since, until) {
-            Owned::By(range.pod)
         } else if self.is_near(range, since, until) {
-            Owned::ProbablyBy(range.pod)
+            Owned::By(range.pod)
         } else {
             Owned::ByNobody
         }
@@ -276,15 +272,5 @@ impl Range<'_> {
     fn can_overlap(&self, since: SystemTime, until: SystemTime) -> bool {
         let ends_before = self.ends.1.is_some_and(|end| end + INEXACT < since);
         !ends_before && self.begins.0 <= until + INEXACT
-    }
-
-    /// Whether this pod had it from the one to the other.
-    fn covers_for_certain(&self, since: SystemTime, until: SystemTime) -> bool {
-        let lasts = match self.ends {
-            (Some(earliest), _) => until <= earliest,
-            (None, Some(_)) => false,
-            (None, None) => true,
-        };
-        self.begins.1 <= since && lasts
     }
 }

@@ -385,7 +385,7 @@ fn an_edge_keeps_its_counters_when_its_oldest_flows_go() {
     world.flow("web-2", Role::Client, ("10.244.1.3", "10.244.2.2", 5432), 2, at(900));
     world.ledger.end_snapshot("node-1", EPOCH, at(900)).expect("the present epoch");
     assert_eq!(archive.retire(&mut world.ledger, &world.directory, at(901), RETENTION), 1);
-    let options = Options { now: at(901), settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
+    let options = Options { now: at(902), settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
     assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), ["web -> db:5432 6+0"]);
     // Nothing happens for long: the edge goes, with all that it has counted.
     let options = Options { now: at(2_000), ..options };

@@ -131,10 +131,8 @@ impl<'a> Ends<'a> {
         let (ip, port, protocol) = dialled;
         let listener = self.listeners.get(&dialled).map(|(_, end)| *end);
         match (owner, listener) {
-            (Owner::Pod(pod) | Owner::Probably(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => {
-                end
-            }
-            (Owner::Pod(pod) | Owner::Probably(pod), _) => self.pod_address(pod),
+            (Owner::Pod(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => end,
+            (Owner::Pod(pod), _) => self.pod_address(pod),
             (Owner::NoPod, Some(end)) => end,
             // At its own port also where its node has the address, too.
             (Owner::NoPod, None) if protocol == Protocol::Tcp && self.api_servers.contains(&(ip, port)) => {
@@ -155,7 +153,7 @@ impl<'a> Ends<'a> {
     /// Who a client is, by the address that a server saw and by whose it was then.
     pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>) -> EndId {
         match owner {
-            Owner::Pod(pod) | Owner::Probably(pod) => self.pod_address(pod),
+            Owner::Pod(pod) => self.pod_address(pod),
             Owner::NoPod if self.is_api_servers(ip) => self.api_server(),
             Owner::NoPod => self.outside_address(ip),
             Owner::Contested | Owner::Unknown => self.a_pods_address(ip),

@@ -1,7 +1,10 @@
 //! Flows to or from an address that has belonged to several pods, one after the other: whose which of their connections
 //! were is told by the servers' counts, as far as these leave no choice, and by the times at which connections were opened.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
 use super::{
     edges::Key,
@@ -27,28 +30,32 @@ pub(super) struct Group<'a> {
     pub(super) span: Span,
 }
 
-/// Tells a flow's connections apart by who had the address at its other end; oldest first, at least one.
+/// Tells a flow's connections apart by who had the address at its other end, and those apart that were opened after
+/// `settled`; oldest first, at least one.
 pub(super) fn by_owner<'a>(
     directory: &'a Directory,
     ip: IpAddr,
     parts: &[Part],
     span: Span,
     counters: &EdgeCounters,
+    settled: SystemTime,
 ) -> Vec<Group<'a>> {
     let whole = parts.iter().copied().reduce(|one, next| one.with(&next));
     let window = whole.map_or(span, |whole| Span { from: whole.since, until: whole.until });
     let owner = directory.owner_between(ip, window.from, window.until);
-    if owner.pod().is_some() || parts.len() < 2 {
+    if parts.len() < 2 || !directory.is_pods_address(ip) || (owner.pod().is_some() && window.until <= settled) {
         return vec![Group { owner, counted: counted(counters), span: window }];
     }
     let mut groups: Vec<Group<'a>> = Vec::new();
     for part in parts {
-        let owner = directory.owner_between(ip, part.since, part.until);
+        let owner = if owner.pod().is_some() { owner } else { directory.owner_between(ip, part.since, part.until) };
         let span = Span { from: part.since, until: part.until };
-        match groups.iter_mut().find(|group| group.owner.is_the_same(&owner)) {
+        let is_one = |group: &Group<'a>| {
+            group.owner.is_the_same(&owner) && (group.span.until <= settled) == (span.until <= settled)
+        };
+        match groups.iter_mut().find(|group| is_one(group)) {
             Some(group) => {
                 group.counted.add(&part.counted);
-                group.owner = group.owner.less_certain(&owner);
                 group.span = group.span.with(&span);
             }
             None => groups.push(Group { owner, counted: part.counted, span }),
@@ -168,7 +175,7 @@ impl<'a> Join<'a> {
 
     /// What the servers have counted of a flow is theirs; the rest is who had the address at its time.
     fn join_by_counts_and_times(&mut self, source: &Source<'a>, matched: &[(usize, Counted)]) {
-        let mut groups = by_owner(self.directory, source.tuple.server, source.parts, source.span, &source.counters);
+        let mut groups = self.groups_of(source);
         let mut whose: Vec<(Span, Counted, Option<usize>, Option<Owner<'a>>)> = Vec::new();
         for (index, counted) in matched {
             let sink = &self.sinks[*index];
@@ -186,6 +193,22 @@ impl<'a> Join<'a> {
                 (None, None) => {}
             }
         }
+    }
+
+    /// A client's flow by who had the server's address.
+    pub(super) fn groups_of(&self, source: &Source<'a>) -> Vec<Group<'a>> {
+        let (ip, settled) = (source.tuple.server, self.settled());
+        by_owner(self.directory, ip, source.parts, source.span, &source.counters, settled)
+    }
+
+    /// A server's flow by who had the client's address.
+    pub(super) fn groups_of_rest(&self, sink: &Sink<'a>) -> Vec<Group<'a>> {
+        by_owner(self.directory, sink.tuple.client, &sink.parts, sink.span, &sink.left, self.settled())
+    }
+
+    /// Who had an address until then is known by now.
+    fn settled(&self) -> SystemTime {
+        self.options.now.checked_sub(self.options.settle).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     fn add_both(&mut self, source: &Source<'a>, index: usize, share: &EdgeCounters, span: Span) {
@@ -213,7 +236,10 @@ impl<'a> Join<'a> {
 
     /// A part of a client's flow of which no server's is the other end: it is who had the address, or nobody.
     pub(super) fn add_by_owner(&mut self, source: &Source<'a>, owner: &Owner<'a>, share: &EdgeCounters, span: Span) {
-        if !owner.is_certain() && self.waits(source.first_seen) {
+        if *share == EdgeCounters::default() {
+            return;
+        }
+        if owner.may_change() && self.waits(span.until) {
             self.unsettled += share.opened;
             return;
         }

@@ -16,7 +16,7 @@ use super::{
     Forgotten, Graph, Options,
     edges::{Key, Sums},
     ends::{EndId, Ends, PeerId},
-    handed_on::{by_owner, share_out},
+    handed_on::share_out,
     nodes::Nodes,
     observed::{Sink, Source, Tuple, sink, source},
     outside::Choice,
@@ -253,7 +253,7 @@ impl<'a> Join<'a> {
     /// The server was not seen: it is who has the address.
     fn join_by_address(&mut self, source: &Source<'a>) {
         if source.tuple.scope.is_none() {
-            let groups = by_owner(self.directory, source.tuple.server, source.parts, source.span, &source.counters);
+            let groups = self.groups_of(source);
             let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
             for (group, share) in groups.iter().zip(share_out(&source.counters, &counted)) {
                 self.add_by_owner(source, &group.owner, &share, group.span);

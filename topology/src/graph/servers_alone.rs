@@ -3,7 +3,7 @@
 use super::{
     edges::Key,
     ends::EndId,
-    handed_on::{by_owner, share_out},
+    handed_on::share_out,
     join::Join,
     observed::{Explanation, Sink},
 };
@@ -86,13 +86,13 @@ impl<'a> Join<'a> {
             return self.add_part_from_server(sink, client, &sink.left, sink.live);
         }
         let ip = sink.tuple.client;
-        let groups = by_owner(self.directory, ip, &sink.parts, sink.span, &sink.left);
+        let groups = self.groups_of_rest(sink);
         let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
         for (group, share) in groups.iter().zip(share_out(&sink.left, &counted)) {
             if share == EdgeCounters::default() {
                 continue;
             }
-            if !group.owner.is_certain() && self.waits(sink.first_seen) {
+            if group.owner.may_change() && self.waits(group.span.until) {
                 self.unsettled += share.opened;
                 continue;
             }
