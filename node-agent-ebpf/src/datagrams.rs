@@ -2,7 +2,7 @@
 //!
 //! A packet of TCP costs a look at one byte. Datagrams are seen whole: before they are fragmented, after they have been put
 //! together again. Those that went out have been translated already where the network namespace does so (a node's own,
-//! for the addresses of Services); the socket knows whom it is connected to.
+//! for the addresses of Services); the socket knows whom it is connected to, or [`dialled`] whom it has sent to.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
@@ -18,10 +18,11 @@ use node_agent_common::{FlowKey, Loss, Role};
 use crate::{
     answers,
     conversations::{self, Beginning, Conversation, Name},
+    dialled::{self, End},
     flows::{Event, count, lose},
-    memory::{Pointer, Probing},
+    memory::{Pointer, Probing, load},
     offsets::offset,
-    socket::mapped,
+    socket::{joined, mapped},
 };
 
 const UDP: u8 = 17;
@@ -59,23 +60,24 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
     let socket = packet.datagram_socket()?;
     let [source_port, destination_port] = packet.ports(header.length)?;
     let (mut local, mut remote) = match direction {
-        Direction::Out => ((header.source, source_port), (header.destination, destination_port)),
-        Direction::In => ((header.destination, destination_port), (header.source, source_port)),
+        Direction::Out => (End::of(header.source, source_port), End::of(header.destination, destination_port)),
+        Direction::In => (End::of(header.destination, destination_port), End::of(header.source, source_port)),
     };
+    let cookie = packet.cookie();
     if direction == Direction::Out
-        && let Some(dialled) = socket.connected_to(header.family)
+        && let Some(dialled) = socket.connected_to(header.family).or_else(|| dialled::of(cookie))
         && dialled != remote
         && packet.is_tracked()
     {
-        // Somebody has translated the address that the socket is connected to, and maybe its own.
+        // Somebody has translated the address that was dialled, and maybe the socket's own.
         remote = dialled;
-        local = (socket.bound_to(header.family).unwrap_or(local.0), local.1);
+        local.address = socket.bound_to(header.family).unwrap_or(local.address);
     }
     let is_to_several = direction == Direction::In && !matches!(packet.kind(), PACKET_HOST | PACKET_OTHERHOST);
-    if is_to_several || !is_one(&local.0) || !is_one(&remote.0) || local.1 == 0 || remote.1 == 0 {
+    if is_to_several || !local.is_one() || !remote.is_one() {
         return None;
     }
-    let name = Name { cookie: packet.cookie(), remote: remote.0, remote_port: remote.1, reserved: [0; 3] };
+    let name = Name { cookie, remote: remote.address, remote_port: remote.port, reserved: [0; 3] };
     let payload = u64::from(packet.length().saturating_sub(header.length + UDP_HEADER));
     let (sent, received) = match direction {
         Direction::Out => (payload, 0),
@@ -84,16 +86,16 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
     if let Some(flow) = conversations::go_on(&name) {
         count_datagram(flow, sent, received);
         // Who has asked has a conversation that goes on.
-        if direction == Direction::In && remote.1 == answers::DOMAIN && matches!(flow.role(), Some(Role::Client)) {
+        if direction == Direction::In && remote.port == answers::DOMAIN && matches!(flow.role(), Some(Role::Client)) {
             answers::pass_on(packet.0, header.length + UDP_HEADER, payload, packet.cgroup());
         }
         return Some(());
     }
     let (role, port) = match direction {
-        Direction::Out => (Role::Client, remote.1),
-        Direction::In => (Role::Server, local.1),
+        Direction::Out => (Role::Client, remote.port),
+        Direction::In => (Role::Server, local.port),
     };
-    let flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.0, remote.0).over_udp();
+    let flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();
     let conversation = Conversation::of(flow);
     match conversations::begin(&name, &conversation) {
         Beginning::First { inferred } => count_conversation(&conversation.flow, sent, received, inferred),
@@ -113,6 +115,19 @@ fn count_datagram(flow: &FlowKey, sent: u64, received: u64) {
 #[inline(never)]
 fn count_conversation(flow: &FlowKey, sent: u64, received: u64, inferred: bool) {
     count(flow, Event::Conversation { sent, received, inferred });
+}
+
+impl End {
+    #[inline(always)]
+    fn of(address: [u8; 16], port: u16) -> Self {
+        Self { address, port }
+    }
+
+    /// Whether somebody can answer there, and not several or nobody.
+    #[inline(always)]
+    fn is_one(&self) -> bool {
+        self.port != 0 && is_one(&self.address)
+    }
 }
 
 /// Whether this is the address of one, and not of nobody or of several. As two words: no loop for the verifier to follow.
@@ -147,9 +162,6 @@ struct Header {
 /// The packet of one call.
 #[derive(Clone, Copy)]
 struct Packet(*mut __sk_buff);
-
-/// An address, IPv4 ones as IPv4-mapped, and a port.
-type End = ([u8; 16], u16);
 
 impl Packet {
     /// # Safety
@@ -258,76 +270,49 @@ impl Packet {
 #[derive(Clone, Copy)]
 struct Socket(*const bpf_sock);
 
-/// A field of a socket, by one instruction: the compiler would add the offset to the pointer first where it reads several
-/// neighbours, and the verifier knows sockets by their beginning only.
-macro_rules! load {
-    ($width:literal, $socket:expr, $field:ident $(, $beyond:literal)?) => {{
-        let value: u64;
-        // SAFETY: the verifier refuses the program unless this is a socket's field of that width.
-        unsafe {
-            core::arch::asm!(
-                concat!("{value} = *(", $width, " *)({socket} + {offset})"),
-                value = out(reg) value,
-                socket = in(reg) $socket.0,
-                offset = const core::mem::offset_of!(bpf_sock, $field) $(+ $beyond)?,
-                options(nostack, readonly, preserves_flags),
-            );
-        }
-        value
-    }};
-}
-
 impl Socket {
     #[inline(always)]
     fn kind(self) -> u32 {
-        load!("u32", self, type_) as u32
+        load!("u32", self.0, bpf_sock, type_) as u32
     }
 
     #[inline(always)]
     fn protocol(self) -> u32 {
-        load!("u32", self, protocol) as u32
+        load!("u32", self.0, bpf_sock, protocol) as u32
     }
 
     #[inline(always)]
     fn connected_to(self, family: Family) -> Option<End> {
-        let port = load!("u16", self, dst_port) as u16;
+        let port = load!("u16", self.0, bpf_sock, dst_port) as u16;
         if port == 0 {
             return None;
         }
         let address = match family {
-            Family::V4 => mapped(load!("u32", self, dst_ip4) as u32),
+            Family::V4 => mapped(load!("u32", self.0, bpf_sock, dst_ip4) as u32),
             Family::V6 => joined([
-                load!("u32", self, dst_ip6),
-                load!("u32", self, dst_ip6, 4),
-                load!("u32", self, dst_ip6, 8),
-                load!("u32", self, dst_ip6, 12),
+                load!("u32", self.0, bpf_sock, dst_ip6),
+                load!("u32", self.0, bpf_sock, dst_ip6, 4),
+                load!("u32", self.0, bpf_sock, dst_ip6, 8),
+                load!("u32", self.0, bpf_sock, dst_ip6, 12),
             ]),
         };
-        Some((address, u16::from_be(port)))
+        Some(End::of(address, u16::from_be(port)))
     }
 
     /// `None` for any address.
     #[inline(always)]
     fn bound_to(self, family: Family) -> Option<[u8; 16]> {
         let address = match family {
-            Family::V4 => mapped(load!("u32", self, src_ip4) as u32),
+            Family::V4 => mapped(load!("u32", self.0, bpf_sock, src_ip4) as u32),
             Family::V6 => joined([
-                load!("u32", self, src_ip6),
-                load!("u32", self, src_ip6, 4),
-                load!("u32", self, src_ip6, 8),
-                load!("u32", self, src_ip6, 12),
+                load!("u32", self.0, bpf_sock, src_ip6),
+                load!("u32", self.0, bpf_sock, src_ip6, 4),
+                load!("u32", self.0, bpf_sock, src_ip6, 8),
+                load!("u32", self.0, bpf_sock, src_ip6, 12),
             ]),
         };
         is_one(&address).then_some(address)
     }
-}
-
-/// An address in network order from its words.
-#[inline(always)]
-fn joined(words: [u64; 4]) -> [u8; 16] {
-    let words = words.map(|word| word as u32);
-    // SAFETY: four words are sixteen bytes.
-    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }
 }
 
 /// The inode number of a socket's network namespace; 0 where the kernel does not let it be read. A function of its own, so

@@ -3,7 +3,8 @@
 //!
 //! [`sock_ops`] is called at the milestones of each connection of the node and counts into [`flows`]; where it cannot
 //! be attached, [`state_changes`] does what can be done from a tracepoint. [`datagrams`] is called for each packet and counts UDP by [`conversations`];
-//! [`answers`] passes on what name servers say. The iterator [`open_sockets`] shows what was
+//! [`dialled`] knows whom they
+//! were sent to; [`answers`] passes on what name servers say. The iterator [`open_sockets`] shows what was
 //! there before, [`namespaces`] who is in which network namespace; [`old_closes`] sees the end of connections that are
 //! older than any agent. Fields of the kernel's structures are read by [`socket`] at the [`offsets`] of the running
 //! kernel. Which programs are loaded is the agent's choice: what is in the object and is not loaded costs nothing.
@@ -15,6 +16,7 @@
 mod answers;
 mod conversations;
 mod datagrams;
+mod dialled;
 mod existing;
 mod flows;
 mod followed;

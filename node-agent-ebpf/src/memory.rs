@@ -64,3 +64,23 @@ impl<A: Access> Pointer<A> {
         Self(self.load(offset), PhantomData)
     }
 }
+
+/// A field of what the verifier knows by its beginning only (a context, a socket), by one instruction: the compiler would
+/// add the offset to the pointer first where it reads several neighbours.
+macro_rules! load {
+    ($width:literal, $pointer:expr, $structure:ty, $field:ident $(, $beyond:literal)?) => {{
+        let value: u64;
+        // SAFETY: the verifier refuses the program unless this is a field of that width.
+        unsafe {
+            core::arch::asm!(
+                concat!("{value} = *(", $width, " *)({pointer} + {offset})"),
+                value = out(reg) value,
+                pointer = in(reg) $pointer,
+                offset = const core::mem::offset_of!($structure, $field) $(+ $beyond)?,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        value
+    }};
+}
+pub(crate) use load;

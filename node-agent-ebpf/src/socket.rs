@@ -157,3 +157,11 @@ pub fn mapped(address: u32) -> [u8; 16] {
     // SAFETY: two words are sixteen bytes.
     unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(words) }
 }
+
+/// An address in network order from its words.
+#[inline(always)]
+pub fn joined(words: [u64; 4]) -> [u8; 16] {
+    let words = words.map(|word| word as u32);
+    // SAFETY: four words are sixteen bytes.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }
+}

@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Array, MapData, MapError, RingBuf},
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError},
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
 };
 use node_agent_common::{AnswerRecord, conversation};
 
@@ -24,6 +24,8 @@ use crate::names::Answer;
 /// Names in the object.
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
     [("datagrams_out", CgroupSkbAttachType::Egress), ("datagrams_in", CgroupSkbAttachType::Ingress)];
+/// See [`PROGRAMS`]: they know what was dialled where it is translated on the way.
+const DIALLED: [&str; 2] = ["dialled_v4", "dialled_v6"];
 
 /// How far apart counts of conversations are noted: so much longer than necessary is a conversation called a guess.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
@@ -44,8 +46,28 @@ pub(super) struct Datagrams {
 }
 
 impl Datagrams {
-    /// Loads and attaches the programs, or says why not.
-    pub(super) fn attach(programs: &mut Ebpf, settings: &Settings) -> Result<Self, Degradation> {
+    /// Loads and attaches the programs, and says what does not work of it.
+    pub(super) fn attach(
+        programs: &mut Ebpf,
+        settings: &Settings,
+        degradations: &mut Vec<Degradation>,
+    ) -> Option<Self> {
+        let attached = Self::attach_counting(programs, settings).map_err(|degradation| degradations.push(degradation));
+        if attached.is_ok()
+            && let Err(error) = attach_dialled(programs, &settings.cgroup_root)
+        {
+            degradations.push(Degradation {
+                feature: Feature::DialledAddresses,
+                message: format!(
+                    "the kernel refused the programs on sendmsg(): {error}. Where the node translates addresses of its own \
+                     processes (to Services), UDP of sockets that are not connected is shown with the translated ones"
+                ),
+            });
+        }
+        attached.ok()
+    }
+
+    fn attach_counting(programs: &mut Ebpf, settings: &Settings) -> Result<Self, Degradation> {
         let refused =
             |error: &str| Degradation { feature: Feature::Datagrams, message: format!("UDP is not counted: {error}") };
         let begun = take(programs, "BEGUN").map_err(|refusal| refused(&refusal.message))?;
@@ -127,6 +149,18 @@ fn attach(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
                 return Err(said(&error));
             }
         }
+    }
+    Ok(())
+}
+
+fn attach_dialled(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
+    let directory = File::open(cgroup_root).map_err(|error| error.to_string())?;
+    for name in DIALLED {
+        let attach = |program: &mut CgroupSockAddr| {
+            program.load()?;
+            program.attach(&directory, CgroupAttachMode::Single).map(drop)
+        };
+        program::<CgroupSockAddr>(programs, name).and_then(attach).map_err(|error| describe(&error))?;
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use super::{
     slots::Slots,
     uncounted::Uncounted,
 };
+use crate::names::Answer;
 
 /// After a look that found flows in motion, the next one comes this soon, then twice as late each time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -42,6 +43,8 @@ pub struct EbpfCapture {
     followed: Followed,
     /// Where the kernel lets them be counted.
     datagrams: Option<Datagrams>,
+    /// Of name servers, that did not fit into the ring buffer, so far.
+    lost_answers: u64,
     /// Where a tracepoint is followed.
     uncounted: Option<Uncounted>,
     /// The most that was said to be missing so far.
@@ -87,6 +90,7 @@ impl EbpfCapture {
             existing: Existing::default(),
             followed: Followed::default(),
             datagrams,
+            lost_answers: 0,
             uncounted,
             said_missing: 0,
             look_every,
@@ -186,6 +190,18 @@ impl EbpfCapture {
         all_still
     }
 
+    /// To be called after flows have been read: see [`Datagrams::answers`].
+    fn answers(&mut self) -> Result<Vec<(u64, Answer)>, CaptureError> {
+        let Some(datagrams) = &mut self.datagrams else { return Ok(Vec::new()) };
+        let answers = datagrams.answers();
+        let lost = self.kernel.lost(Loss::Answer).map_err(|error| failed("reading the kernel's losses", error))?;
+        if lost > self.lost_answers {
+            let lost = lost - std::mem::replace(&mut self.lost_answers, lost);
+            tracing::warn!(lost, "answers of name servers did not fit into their buffer: some peers will lack a name");
+        }
+        Ok(answers)
+    }
+
     fn losses(&mut self) -> Result<Losses, CaptureError> {
         let missed_runs =
             self.kernel.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
@@ -244,7 +260,7 @@ impl Capture for EbpfCapture {
         if let Some(datagrams) = &mut self.datagrams {
             datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
         }
-        let answers = self.datagrams.as_mut().map(Datagrams::answers).unwrap_or_default();
+        let answers = self.answers()?;
         let losses = self.losses()?;
         let complete_until = Some(now);
         Ok(Reading { flows: self.accounts.report(), answers, losses, seen: self.accounts.seen(), complete_until })

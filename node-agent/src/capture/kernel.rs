@@ -192,12 +192,13 @@ impl Kernel {
         Ok(())
     }
 
-    /// Counts datagrams, too, from now on until this value is dropped.
-    ///
-    /// # Errors
-    /// What keeps it from that; the rest goes on.
-    pub(super) fn attach_datagrams(&mut self, settings: &Settings) -> Result<Datagrams, Degradation> {
-        Datagrams::attach(&mut self.programs, settings)
+    /// Counts datagrams, too, from now on until this value is dropped; where something keeps it from that, the rest goes on.
+    pub(super) fn attach_datagrams(
+        &mut self,
+        settings: &Settings,
+        degradations: &mut Vec<Degradation>,
+    ) -> Option<Datagrams> {
+        Datagrams::attach(&mut self.programs, settings, degradations)
     }
 
     /// Whether the opening of a connection whose end the programs will see has been counted.

@@ -116,6 +116,9 @@ pub enum Feature {
     RoundTripTimes,
     /// Datagrams: conversations over UDP.
     Datagrams,
+    /// Whom a process of the node's own network has sent a datagram to from a socket that is not connected, where the node
+    /// translates the address.
+    DialledAddresses,
     /// Every opening and every end: what is not the first choice has a known weakness.
     EveryEvent,
     /// Sockets by netlink, with their bytes.

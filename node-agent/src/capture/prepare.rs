@@ -75,8 +75,11 @@ fn start(
     })?;
     let attached_at = SystemTime::now();
     let datagrams = if settings.datagrams {
-        let attached = kernel.attach_datagrams(settings).map_err(|degradation| degradations.push(degradation)).ok();
+        let attached = kernel.attach_datagrams(settings, &mut degradations);
         note_optional(findings, attach, "UDP", Feature::Datagrams, &degradations);
+        if attached.is_some() {
+            note_optional(findings, attach, "UDP as dialled", Feature::DialledAddresses, &degradations);
+        }
         attached
     } else {
         None

@@ -273,6 +273,39 @@ mod tests {
     }
 
     #[test]
+    fn a_client_flow_tells_the_names_that_led_there() {
+        let (mut observation, now) = (observation(), Instant::now());
+        let answer = |name: &str| {
+            let addresses = vec![IpAddr::from([10, 0, 0, 1])];
+            crate::names::Answer { name: name.into(), addresses, ttl: Duration::from_mins(5) }
+        };
+        let server = FlowKey { role: Role::Server, ..key(1, 81) };
+        let counters = FlowCounters { opened: 1, ..FlowCounters::default() };
+        let flows = vec![(key(1, 80), counters), (key(2, 80), counters), (server, counters)];
+        let answers = vec![(1, answer("b.example")), (1, answer("a.example"))];
+        observation.absorb(Reading { flows, answers, ..Reading::default() }, now);
+        let mut session = Session::new("node");
+        let told = |session: &mut Session, observation: &mut Observation| {
+            let flows = session.next(observation, now).flows.into_iter();
+            let mut told: Vec<_> = flows.map(|flow| (flow.cgroup_id, flow.port, flow.remote_names)).collect();
+            told.sort();
+            told
+        };
+        let names = ["a.example".to_owned(), "b.example".to_owned()];
+        let first = told(&mut session, &mut observation);
+        assert_eq!(
+            first,
+            [(1, 80, names.to_vec()), (1, 81, vec![]), (2, 80, vec![])],
+            "its own names, and no server's"
+        );
+        // Who has called by address first and by name later: with the next connection.
+        observation.absorb(Reading { answers: vec![(2, answer("c.example"))], ..Reading::default() }, now);
+        see(&mut observation, key(2, 80), 2);
+        assert_eq!(told(&mut session, &mut observation), [(2, 80, vec!["c.example".to_owned()])]);
+        assert!(!session.has_news(&observation));
+    }
+
+    #[test]
     fn an_owner_that_becomes_better_known_is_told_again() {
         let root = tempfile::tempdir().unwrap();
         let mut observation = observation();

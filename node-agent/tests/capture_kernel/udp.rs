@@ -27,6 +27,13 @@ fn key(process: &mut Process, role: Role, local: &str, remote: &str, port: u16) 
     FlowKey { protocol: Protocol::Udp, ..lab::key(process, role, local, remote, port) }
 }
 
+/// A process in a network namespace of its own, which it has when this returns.
+fn alone(node: &Node, name: &str) -> Process {
+    let mut process = node.process_in_own_netns(name, false);
+    process.netns();
+    process
+}
+
 /// Conversations that begin from now on are known to be new.
 fn settings(node: &Node) -> Settings {
     Settings { conversations_settle: Duration::ZERO, ..node.settings(Attach::SockOps) }
@@ -36,6 +43,7 @@ fn watch(settings: &Settings) -> Watched {
     let mut watched = Watched::start(settings);
     let degradations = &watched.capture.description().degradations;
     assert!(watched.capture.description().has(Feature::Datagrams), "{degradations:?}");
+    assert!(watched.capture.description().has(Feature::DialledAddresses), "{degradations:?}");
     watched.read();
     watched
 }
@@ -44,7 +52,7 @@ fn watch(settings: &Settings) -> Watched {
 fn both_ends_are_counted_over_every_kind_of_address() {
     let node = node_or_skip!();
     let mut watched = watch(&settings(&node));
-    let mut client = node.process_in_own_netns("client", false);
+    let mut client = alone(&node, "client");
     let mut server = node.process_beside("server", &client);
     let mut expected = BTreeMap::new();
     // Where the server is bound, where it is asked, and the two addresses that are seen.
@@ -114,17 +122,17 @@ fn a_client_is_seen_with_the_address_that_it_dialled() {
     );
     server.tell("udp-bind s 0.0.0.0:5353");
     let mut expected = BTreeMap::new();
-    // A pod's sockets, connected or not, and a connected one of the node's.
+    // A pod's sockets and the node's, connected or not.
     server.begin("udp-serve s 12 200");
     assert_eq!(client.tell("udp-ask 10.96.0.1:53 4 3 50 20000"), (12 * 200).to_string());
     assert_eq!(server.finish(), (12 * 50).to_string());
     let of_pod = counted(4, 12 * 50, 12 * 200);
     expected.insert(key(&mut client, Role::Client, "10.201.1.2", "10.96.0.1", 53), of_pod);
     expected.insert(key(&mut server, Role::Server, "10.201.2.2", "10.201.1.2", 5353), mirrored(of_pod));
-    server.begin("udp-serve s 3 200");
-    assert_eq!(host.tell("udp-ask 10.96.0.1:53 1 3 50 20000"), (3 * 200).to_string());
-    assert_eq!(server.finish(), (3 * 50).to_string());
-    let of_host = counted(1, 3 * 50, 3 * 200);
+    server.begin("udp-serve s 12 200");
+    assert_eq!(host.tell("udp-ask 10.96.0.1:53 4 3 50 20000"), (12 * 200).to_string());
+    assert_eq!(server.finish(), (12 * 50).to_string());
+    let of_host = counted(4, 12 * 50, 12 * 200);
     expected.insert(key(&mut host, Role::Client, "10.201.1.1", "10.96.0.1", 53), of_host);
     expected.insert(key(&mut server, Role::Server, "10.201.2.2", "10.201.1.1", 5353), mirrored(of_host));
     watched.expect(&expected);
@@ -135,7 +143,7 @@ fn a_client_is_seen_with_the_address_that_it_dialled() {
 fn many_clients_of_one_server_are_told_apart() {
     let node = node_or_skip!();
     let mut watched = watch(&settings(&node));
-    let mut server = node.process_in_own_netns("server", false);
+    let mut server = alone(&node, "server");
     let mut clients: Vec<_> = (0..8).map(|number| node.process_beside(&format!("client-{number}"), &server)).collect();
     let port: u16 = server.tell("udp-bind s 0.0.0.0:0").parse().unwrap();
     server.begin(&format!("udp-serve s {} 10", 8 * 60 * 2));
@@ -160,7 +168,7 @@ fn more_conversations_than_can_be_remembered_say_that_they_may_be_older() {
     const ROOM: u32 = 256;
     let node = node_or_skip!();
     let mut watched = watch(&Settings { max_conversations: ROOM, ..settings(&node) });
-    let mut server = node.process_in_own_netns("server", false);
+    let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
     let port: u16 = server.tell("udp-bind s 127.0.0.1:0").parse().unwrap();
     let asked = 10 * u64::from(ROOM);
@@ -182,7 +190,7 @@ fn more_conversations_than_can_be_remembered_say_that_they_may_be_older() {
 #[test]
 fn what_may_be_older_than_the_capture_says_so() {
     let node = node_or_skip!();
-    let mut server = node.process_in_own_netns("server", false);
+    let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
     let port: u16 = server.tell("udp-bind s 127.0.0.1:0").parse().unwrap();
     client.tell("udp-bind c 127.0.0.1:0");
@@ -207,7 +215,7 @@ fn a_conversation_that_was_silent_for_long_counts_anew() {
     let node = node_or_skip!();
     let silence = Duration::from_secs(2);
     let mut watched = watch(&Settings { conversation_silence: silence, ..settings(&node) });
-    let mut server = node.process_in_own_netns("server", false);
+    let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
     let port: u16 = server.tell("udp-bind s 127.0.0.1:0").parse().unwrap();
     client.tell("udp-bind c 127.0.0.1:0");
@@ -229,7 +237,7 @@ fn a_conversation_that_was_silent_for_long_counts_anew() {
 fn datagrams_to_several_at_once_are_nobodys_conversation() {
     let node = node_or_skip!();
     let mut watched = watch(&settings(&node));
-    let mut process = node.process_in_own_netns("process", false);
+    let mut process = alone(&node, "process");
     process.in_netns("ip route add 224.0.0.0/4 dev lo; ip -6 route add ff00::/8 dev lo table local");
     process.tell("udp-bind a 0.0.0.0:0");
     process.tell("udp-bind b [::]:0");
@@ -251,7 +259,7 @@ fn datagrams_to_several_at_once_are_nobodys_conversation() {
 fn conversations_without_a_slot_are_counted_as_lost() {
     let node = node_or_skip!();
     let mut watched = watch(&Settings { max_flows: 4, ..settings(&node) });
-    let mut server = node.process_in_own_netns("server", false);
+    let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
     for number in 0..5 {
         let port: u16 = server.tell(&format!("udp-bind s{number} 127.0.0.1:0")).parse().unwrap();
@@ -271,7 +279,7 @@ const DNS_ANSWER: &str =
     concat!("0707818000010001000000000161076578616d706c650000010001", "c00c000100010000003c0004c0000201");
 
 fn answers_of(watched: &mut Watched, node: &Node) -> (u64, u64) {
-    let mut server = node.process_in_own_netns("server", false);
+    let mut server = alone(node, "server");
     let mut client = node.process_beside("client", &server);
     server.tell("udp-bind s 127.0.0.1:53");
     server.tell("udp-bind other 127.0.0.1:54");

@@ -123,6 +123,7 @@ impl Counts {
         Report {
             clients: clients.iter().map(|(target, tally)| client_counts(*target, tally)).collect(),
             servers: servers.iter().map(|((port, peer), tally)| server_counts(*port, *peer, tally)).collect(),
+            echoes: Vec::new(),
             accept_errors: self.accept_errors.load(Relaxed),
         }
     }

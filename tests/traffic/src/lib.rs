@@ -9,6 +9,7 @@ pub mod client;
 pub mod control;
 pub mod conversation;
 pub mod counts;
+pub mod datagrams;
 pub mod demo;
 pub mod held;
 pub mod program;

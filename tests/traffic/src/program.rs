@@ -11,8 +11,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::{
     client,
     counts::Counts,
+    datagrams::{self, Echoes},
     held::Held,
-    protocol::{Answer, Command, Connect, Run},
+    protocol::{Answer, Command, Connect, Report, Run},
     runs::Runs,
     server::Listeners,
 };
@@ -53,6 +54,7 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
 pub struct Program {
     counts: Arc<Counts>,
     listeners: Listeners,
+    echoes: Echoes,
     held: Held,
     runs: Runs,
 }
@@ -71,12 +73,17 @@ impl Program {
                 Ok(false) => Answer::Error(format!("nobody listens at {}", unlisten.address)),
                 Err(error) => Answer::Error(format!("cannot stop to listen at {}: {error}", unlisten.address)),
             },
+            Command::Echo(echo) => match self.echoes.serve(echo.address) {
+                Ok(address) => Answer::Listening(address),
+                Err(error) => Answer::Error(format!("cannot echo at {}: {error}", echo.address)),
+            },
+            Command::Datagrams(plan) => Answer::Outcome(datagrams::ask(&plan)),
             Command::Connect(plan) => self.connect(plan),
             Command::Await(run) => self.finish(run, false),
             Command::Stop(run) => self.finish(run, true),
             Command::Exchange(exchange) => Answer::Outcome(self.held.exchange(&exchange)),
             Command::Close(close) => Answer::Outcome(self.held.close(&close)),
-            Command::Report => Answer::Report(self.counts.report()),
+            Command::Report => Answer::Report(Report { echoes: self.echoes.report(), ..self.counts.report() }),
         }
     }
 

@@ -14,6 +14,10 @@ pub enum Command {
     Listen(Listen),
     /// Accept no more at this address; connections that are open go on.
     Unlisten(Unlisten),
+    /// Send back the datagrams that come to an address; answered with [`Answer::Listening`].
+    Echo(Echo),
+    /// Exchange datagrams with an echo; answered with an [`Outcome`] in which a conversation is a socket that has sent.
+    Datagrams(Datagrams),
     /// Make connections.
     Connect(Connect),
     /// Wait for a run in the background; answered with its [`Outcome`].
@@ -100,6 +104,34 @@ pub enum Closer {
     Server,
     /// The server, with RST.
     ServerReset,
+}
+
+/// See [`Command::Echo`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Echo {
+    /// `0.0.0.0:53`, `[::]:53` (both families) or one address.
+    pub address: SocketAddr,
+}
+
+/// See [`Command::Datagrams`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Datagrams {
+    /// Where to.
+    pub target: SocketAddr,
+    /// From how many sockets, one after the other.
+    pub sockets: u64,
+    /// How many datagrams from each; each is awaited before the next.
+    pub times: u64,
+    /// Bytes of each.
+    pub bytes: usize,
+    /// Whether the sockets are connected to the target.
+    #[serde(default)]
+    pub connected: bool,
+    /// Milliseconds after which an answer is given up.
+    #[serde(default = "half_a_minute")]
+    pub timeout_ms: u64,
 }
 
 /// See [`Command::Unlisten`].
@@ -289,6 +321,8 @@ pub struct Report {
     pub clients: Vec<ClientCounts>,
     /// As a server, by local port and peer.
     pub servers: Vec<ServerCounts>,
+    /// As an echo of datagrams, by local port and peer: conversations are as many as there were ports of the peer.
+    pub echoes: Vec<ServerCounts>,
     /// `accept()` failed: no descriptor was left. The connections are in the queue still.
     pub accept_errors: u64,
 }

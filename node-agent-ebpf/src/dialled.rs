@@ -1,0 +1,63 @@
+//! Whom unconnected sockets have sent to, before anybody translated the address: packets show it afterwards only.
+//!
+//! Called when UDP is sent with an address, just before the packet passes `datagrams`, by the same task.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::generated::bpf_get_socket_cookie,
+    macros::{cgroup_sock_addr, map},
+    maps::LruHashMap,
+    programs::SockAddrContext,
+};
+
+use crate::{memory::load, socket::mapped};
+
+/// An address, IPv4 ones as IPv4-mapped, and a port.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    pub address: [u8; 16],
+    pub port: u16,
+}
+
+/// By the sockets' cookies: where each has sent to last.
+#[map(name = "DIALLED")]
+static DIALLED: LruHashMap<u64, End> = LruHashMap::with_max_entries(4096, 0);
+
+const PASS: i32 = 1;
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn dialled_v4(context: SockAddrContext) -> i32 {
+    let call = context.sock_addr;
+    note(call, mapped(load!("u32", call, bpf_sock_addr, user_ip4) as u32));
+    PASS
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn dialled_v6(context: SockAddrContext) -> i32 {
+    let call = context.sock_addr;
+    let words = [
+        load!("u32", call, bpf_sock_addr, user_ip6),
+        load!("u32", call, bpf_sock_addr, user_ip6, 4),
+        load!("u32", call, bpf_sock_addr, user_ip6, 8),
+        load!("u32", call, bpf_sock_addr, user_ip6, 12),
+    ];
+    note(call, crate::socket::joined(words));
+    PASS
+}
+
+#[inline(always)]
+fn note(call: *mut bpf_sock_addr, address: [u8; 16]) {
+    let port = u16::from_be(load!("u32", call, bpf_sock_addr, user_port) as u16);
+    // SAFETY: the program's own context.
+    let cookie = unsafe { bpf_get_socket_cookie(call.cast()) };
+    // Where there is no memory, the address is the packet's.
+    let _ = DIALLED.insert(cookie, End { address, port }, 0);
+}
+
+/// Where the socket has sent to last with an address.
+#[inline(always)]
+pub fn of(cookie: u64) -> Option<End> {
+    // SAFETY: a value of the map, which stays readable while the program runs.
+    DIALLED.get_ptr(cookie).map(|end| unsafe { core::ptr::read_volatile(end) })
+}
