@@ -366,6 +366,8 @@ pub enum IdentitySource {
     Cgroup,
     /// By the network namespace of its sockets: the pod is certain, its container is not known.
     Netns,
+    /// By connection tracking of the other end's node, and by who owned the address that it knows.
+    Conntrack,
     /// By who owned the address.
     Ip,
 }
@@ -375,6 +377,7 @@ impl From<topology::edge::Identity> for IdentitySource {
         match identity {
             topology::edge::Identity::Cgroup => Self::Cgroup,
             topology::edge::Identity::Netns => Self::Netns,
+            topology::edge::Identity::Conntrack => Self::Conntrack,
             topology::edge::Identity::Ip => Self::Ip,
         }
     }

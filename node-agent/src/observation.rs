@@ -1,13 +1,16 @@
 //! What the agent knows now: the state of its capture, the flows, and whose they are.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
 
-use topology::flow::{FlowKey, Role};
+use topology::{
+    far_end::FarEnd,
+    flow::{FlowKey, Role},
+};
 
 use crate::{
     attribution::Attribution,
@@ -27,6 +30,8 @@ pub struct Observation {
     pub capture: CaptureState,
     /// The flows of this epoch.
     pub flows: FlowStore,
+    /// Where connections of flows really led, or came from, where that is known.
+    far_ends: HashMap<FlowKey, Vec<(FarEnd, u64)>>,
     /// The node's own addresses.
     pub node_addresses: BTreeSet<IpAddr>,
     /// Whose they are; `None` until the node's cgroups could be read.
@@ -105,6 +110,7 @@ impl Observation {
                 asks_for_fallback: false,
             },
             flows: FlowStore::new(bounds),
+            far_ends: HashMap::new(),
             node_addresses: BTreeSet::new(),
             attribution: None,
             names: Names::default(),
@@ -123,6 +129,7 @@ impl Observation {
     pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
         self.epoch = epoch;
         self.flows.clear();
+        self.far_ends.clear();
         self.described = message(description);
         let running = description.attached_at.elapsed().unwrap_or_default();
         self.complete_until = Instant::now().checked_sub(running);
@@ -188,6 +195,7 @@ impl Observation {
         for (cgroup, answer) in &reading.answers {
             self.names.learn(*cgroup, answer, now);
         }
+        self.far_ends.extend(reading.far_ends);
         for (key, counters) in reading.flows {
             changed |= self.flows.record(key, counters, now);
             if key.role == Role::Client && !self.flows.has_names(&key) {
@@ -201,6 +209,12 @@ impl Observation {
         changed
     }
 
+    /// Where connections of a flow really led, or came from; empty where nothing is known.
+    #[must_use]
+    pub fn far_ends(&self, key: &FlowKey) -> &[(FarEnd, u64)] {
+        self.far_ends.get(key).map_or(&[], Vec::as_slice)
+    }
+
     /// The flows that the capture should drop, because they are too old or too many.
     #[must_use]
     pub fn dispensable(&self, now: Instant) -> Vec<FlowKey> {
@@ -210,8 +224,9 @@ impl Observation {
 
     /// The capture has dropped these flows.
     pub fn drop_flows(&mut self, keys: &[FlowKey], now: Instant) {
-        let Self { flows, attribution: Some(attribution), .. } = self else { return };
+        let Self { flows, far_ends, attribution: Some(attribution), .. } = self else { return };
         flows.drop_flows(keys, now, |cgroup| attribution.is_live(cgroup));
+        far_ends.retain(|key, _| flows.get(key).is_some());
         let needed = flows.cgroups();
         attribution.forget_dead(now, |cgroup| needed.contains(&cgroup));
     }

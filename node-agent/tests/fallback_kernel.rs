@@ -24,7 +24,10 @@ use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Loss
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-use topology::flow::{FlowCounters, FlowKey, Methods, Role};
+use topology::{
+    far_end::FarEnd,
+    flow::{FlowCounters, FlowKey, Methods, Role},
+};
 
 /// Not a test: what [`lab::Process`] starts.
 #[test]
@@ -42,6 +45,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 struct Watched {
     capture: FallbackCapture,
     flows: BTreeMap<FlowKey, FlowCounters>,
+    far_ends: BTreeMap<FlowKey, Vec<(FarEnd, u64)>>,
     losses: Losses,
     seen: u64,
 }
@@ -49,7 +53,8 @@ struct Watched {
 impl Watched {
     fn start(settings: &FallbackSettings) -> Self {
         let capture = start_fallback(settings).unwrap();
-        let mut watched = Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0 };
+        let (flows, far_ends) = (BTreeMap::new(), BTreeMap::new());
+        let mut watched = Self { capture, flows, far_ends, losses: Losses::default(), seen: 0 };
         watched.wait_for_passes(1);
         watched
     }
@@ -57,6 +62,7 @@ impl Watched {
     fn read(&mut self) {
         let reading = self.capture.read().unwrap();
         take_in(&mut self.flows, reading.flows);
+        self.far_ends.extend(reading.far_ends);
         (self.losses, self.seen) = (reading.losses, reading.seen);
     }
 
@@ -259,6 +265,36 @@ fn short_connections_between_pods_are_known_by_conntrack() {
     watched.expect(&expected, counts);
     assert_eq!(watched.losses, Losses::default());
     assert_eq!(watched.seen, 2 * 3 * 20 + 7);
+}
+
+#[test]
+fn conntrack_tells_where_connections_really_led() {
+    /// Its clients' addresses are replaced, too.
+    const HIDING: &str = "10.96.0.2";
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node, ["one", "two"]);
+    let mut watched = Watched::start(&settings_of(&lab, &node));
+    let [client, server] = &mut lab.pods;
+    let (mut expected, mut far_ends) = (BTreeMap::new(), BTreeMap::new());
+    for (service, seen_client, port) in [(SERVICE, PODS[0], 8080), (HIDING, "10.201.2.1", 8081)] {
+        server.listen(service, &format!("{}:{port}", PODS[1]));
+        // Short ones, which no look shows, and one that lasts.
+        server.begin(&format!("serve {service} 20 10 20"));
+        assert_eq!(client.tell(&format!("call-slowly {service}:80 20")), "done");
+        assert_eq!(server.finish(), "done");
+        client.tell(&format!("connect {service} {service}:80"));
+        server.tell(&format!("accept {service} {service}"));
+        let ours = key(client, Role::Client, PODS[0], service, 80);
+        let theirs = key(server, Role::Server, PODS[1], seen_client, port);
+        expected.extend([(ours, (21, 20, 0, 0, 0)), (theirs, (21, 20, 0, 0, 0))]);
+        let end = |ip: &str, port| vec![(FarEnd { ip: ip.parse().unwrap(), port }, 21)];
+        far_ends.insert(ours, end(PODS[1], port));
+        if service == HIDING {
+            far_ends.insert(theirs, end(PODS[0], 0));
+        }
+    }
+    watched.expect(&expected, counts);
+    assert_eq!(watched.far_ends, far_ends);
 }
 
 #[test]

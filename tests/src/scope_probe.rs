@@ -34,13 +34,13 @@ impl Cluster {
         self.ready_probe_as(mode).await
     }
 
-    /// As [`Cluster::probe`], where only these nodes are to have an agent.
+    /// As [`Cluster::probe`], where only these nodes are to have an agent, and these are to report from this mode.
     ///
     /// # Errors
     /// Where it does not come to that.
-    pub async fn probe_some(&self, spec: &str, nodes: &[&str]) -> Result<()> {
+    pub async fn probe_some(&self, spec: &str, nodes: &[&str], mode: Mode) -> Result<()> {
         manifest::apply(&self.client, "", &yaml(spec)).await?;
-        self.ready_probe_on(nodes.len(), |_| Mode::Ebpf).await
+        self.ready_probe_on(nodes.len(), |_| mode).await
     }
 
     /// Waits until the ScopeProbe is ready in its current generation and every node's agent reports from eBPF.

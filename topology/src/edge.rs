@@ -222,6 +222,8 @@ pub enum Identity {
     Cgroup,
     /// By the network namespace of its sockets: the pod is certain, its container is not known.
     Netns,
+    /// By connection tracking of the other end's node, and by who owned the address that it knows.
+    Conntrack,
     /// By who owned the address.
     Ip,
 }

@@ -5,6 +5,7 @@
 
 mod edges;
 mod ends;
+mod far_ends;
 mod forgotten;
 mod handed_on;
 mod join;

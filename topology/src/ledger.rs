@@ -14,6 +14,7 @@ use std::{
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
+    far_end::{FarEnd, FarEnds},
     flow::{FlowCounters, FlowKey, FlowTotals},
     history::{Counted, History, Part},
     rtt::RttHistogram,
@@ -49,6 +50,8 @@ pub struct FlowView<'a> {
     pub key: &'a FlowKey,
     /// Names that the agent has seen to lead the client to the remote address: at most [`MAX_REMOTE_NAMES`].
     pub remote_names: &'a [String],
+    /// Where its connections really led, or came from, as far as connection tracking has told.
+    pub far_ends: &'a FarEnds,
     /// Its account.
     pub totals: FlowTotals,
     /// The part of it that the agent would tell somebody who has never heard of it.
@@ -105,6 +108,7 @@ struct Account {
     first_seen: SystemTime,
     changed: SystemTime,
     remote_names: Vec<String>,
+    far_ends: FarEnds,
     reported_at: SystemTime,
     /// What happened until then has been told.
     told: SystemTime,
@@ -129,6 +133,7 @@ impl Account {
             reported: false,
             over: false,
             remote_names: Vec::new(),
+            far_ends: FarEnds::default(),
             first_seen: sighting.first(),
             changed: sighting.changed(),
             reported_at: sighting.received(),
@@ -231,6 +236,7 @@ impl Account {
         };
         self.current = FlowCounters::default();
         self.reported = false;
+        self.far_ends.begin_anew();
     }
 
     fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting) -> bool {
@@ -303,6 +309,7 @@ impl NodeAccount {
             owner: owner.map(Arc::as_ref),
             key,
             remote_names: &flow.remote_names,
+            far_ends: &flow.far_ends,
             totals: flow.totals(),
             anew,
             first_seen: flow.first_seen,
@@ -498,6 +505,22 @@ impl Ledger {
         }
         flow.remote_names = names.to_vec();
         Ok(true)
+    }
+
+    /// Says where a flow's connections really led, or came from, and how many, since its run began; whether that is news.
+    /// Counts only grow, so that a report can be repeated or late; nothing happens for a flow that was never reported.
+    ///
+    /// # Errors
+    /// If the epoch has been followed by another one.
+    pub fn lead_to(
+        &mut self,
+        node: &str,
+        epoch: Epoch,
+        key: &FlowKey,
+        far_ends: &[(FarEnd, u64)],
+    ) -> Result<bool, LateEpoch> {
+        let Some(flow) = self.current(node, epoch)?.flows.get_mut(key) else { return Ok(false) };
+        Ok(flow.far_ends.take_in(far_ends))
     }
 
     /// From here to [`Self::end_snapshot`], all flows of the node are named. A snapshot under way is given up.

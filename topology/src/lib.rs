@@ -12,6 +12,7 @@ pub mod directory;
 pub mod edge;
 pub mod entity;
 pub mod external;
+pub mod far_end;
 pub mod flow;
 pub mod graph;
 pub mod history;

@@ -263,7 +263,10 @@ impl Capture for EbpfCapture {
         let answers = self.answers()?;
         let losses = self.losses()?;
         let complete_until = Some(now);
-        Ok(Reading { flows: self.accounts.report(), answers, losses, seen: self.accounts.seen(), complete_until })
+        // Whatever translates addresses does so in the node's network namespace, which this capture does not see.
+        let far_ends = Vec::new();
+        let flows = self.accounts.report();
+        Ok(Reading { flows, far_ends, answers, losses, seen: self.accounts.seen(), complete_until })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use topology::flow::{FlowCounters, FlowKey};
+use topology::{
+    far_end::FarEnd,
+    flow::{FlowCounters, FlowKey},
+};
 
 use crate::names::Answer;
 
@@ -140,6 +143,9 @@ pub enum Feature {
 pub struct Reading {
     /// Flows that have changed since the look before, each once.
     pub flows: Vec<(FlowKey, FlowCounters)>,
+    /// Of these, where their connections really led or came from, with all counts since the capture began, where connection
+    /// tracking has told.
+    pub far_ends: Vec<(FlowKey, Vec<(FarEnd, u64)>)>,
     /// What name servers have answered to sockets of which cgroups since the look before. Whatever led to a flow's remote
     /// address has come with this reading or before it.
     pub answers: Vec<(u64, Answer)>,

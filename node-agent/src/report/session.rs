@@ -109,7 +109,8 @@ impl Session {
             flows: flows
                 .iter()
                 .map(|(key, counters)| {
-                    to_wire::flow(key, counters, observation.flows.names(key), ages(&observation.flows, key, now))
+                    let (names, ages) = (observation.flows.names(key), ages(&observation.flows, key, now));
+                    to_wire::flow(key, counters, names, ages, observation.far_ends(key))
                 })
                 .collect(),
             node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),

@@ -9,6 +9,7 @@ use std::{
 use report::{MAX_CAPTURE_MESSAGE_BYTES, v1alpha1 as wire};
 use topology::{
     entity::CgroupOwner,
+    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Protocol, Role},
     sighting::Ages,
 };
@@ -54,7 +55,13 @@ pub fn identity(cgroup_id: u64, attributed: &Attributed) -> wire::Identity {
 
 /// A flow, its counters, and how long ago they came to be.
 #[must_use]
-pub fn flow(key: &FlowKey, counters: &FlowCounters, remote_names: &[String], ages: Ages) -> wire::Flow {
+pub fn flow(
+    key: &FlowKey,
+    counters: &FlowCounters,
+    remote_names: &[String],
+    ages: Ages,
+    far_ends: &[(FarEnd, u64)],
+) -> wire::Flow {
     let role = match key.role {
         Role::Client => wire::Role::Client,
         Role::Server => wire::Role::Server,
@@ -72,6 +79,7 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters, remote_names: &[String], age
         }
         .into(),
         remote_names: remote_names.to_vec(),
+        far_ends: far_ends.iter().map(far_end).collect(),
         run: counters.run,
         first_seen_age_ms: millis(ages.first()),
         news_age_ms: millis(ages.news()),
@@ -97,6 +105,10 @@ pub fn flow(key: &FlowKey, counters: &FlowCounters, remote_names: &[String], age
             rtt: counters.rtt.counts().to_vec(),
         }),
     }
+}
+
+fn far_end((end, opened): &(FarEnd, u64)) -> wire::FarEnd {
+    wire::FarEnd { ip: octets(end.ip), port: end.port.into(), opened: *opened }
 }
 
 fn message(state: &CaptureState) -> Cow<'_, str> {

@@ -7,11 +7,13 @@ use std::{
 
 use crds::{Losses, Mode};
 use report::{
-    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES, MAX_REMOTE_NAME_BYTES, MAX_REMOTE_NAMES,
+    MAX_CAPTURE_MESSAGE_BYTES, MAX_FAR_ENDS, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES, MAX_REMOTE_NAME_BYTES,
+    MAX_REMOTE_NAMES,
     v1alpha1::{self as wire, identity},
 };
 use topology::{
     entity::CgroupOwner,
+    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     ledger::Epoch,
     rtt::{RttBucket, RttHistogram},
@@ -67,6 +69,8 @@ pub(super) struct Flow {
     pub ages: Ages,
     /// Names that have led to its remote address.
     pub remote_names: Vec<String>,
+    /// Where its connections really led, or came from.
+    pub far_ends: Vec<(FarEnd, u64)>,
 }
 
 /// How the agent captures.
@@ -223,8 +227,26 @@ fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invalid> {
         key: FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port, protocol },
         counters: FlowCounters { run: flow.run, ..decode_counters(&field("counters"), counters)? },
         ages: decode_ages(&flow, field)?,
+        far_ends: decode_far_ends(&field("far_ends"), role, &flow.far_ends)?,
         remote_names: decode_remote_names(&field("remote_names"), flow.remote_names)?,
     })
+}
+
+fn decode_far_ends(field: &str, role: Role, ends: &[wire::FarEnd]) -> Result<Vec<(FarEnd, u64)>, Invalid> {
+    if ends.len() > MAX_FAR_ENDS {
+        return Err(invalid(field, format!("are {}; at most {MAX_FAR_ENDS}", ends.len())));
+    }
+    let decode = |(index, end): (usize, &wire::FarEnd)| {
+        let field = |name: &str| format!("{field}[{index}].{name}");
+        let ip = decode_ip(&end.ip).map_err(|problem| invalid(field("ip"), problem))?;
+        let port = u16::try_from(end.port).ok().filter(|port| (*port == 0) == (role == Role::Server));
+        let port = port.ok_or_else(|| {
+            invalid(field("port"), format!("{} is not between 1 and 65535, or not 0 for a client", end.port))
+        })?;
+        countable(&field("opened"), end.opened)?;
+        Ok((FarEnd { ip, port }, end.opened))
+    };
+    ends.iter().enumerate().map(decode).collect()
 }
 
 /// They are shown to people, who must not be misled by letters that cannot be seen: printable ASCII only, as DNS names
@@ -403,6 +425,7 @@ mod tests {
                 run: 2,
                 protocol: wire::Protocol::Udp.into(),
                 remote_names: vec!["example.com".to_owned()],
+                far_ends: vec![wire::FarEnd { ip: vec![10, 0, 0, 7], port: 0, opened: 2 }],
                 first_seen_age_ms: 9_000,
                 news_age_ms: 2_000,
                 changed_age_ms: 500,
@@ -434,7 +457,8 @@ mod tests {
         };
         let [first, news, changed] = [9_000, 2_000, 500].map(Duration::from_millis);
         let (ages, remote_names) = (Ages::of(first, news, changed), vec!["example.com".to_owned()]);
-        assert_eq!(report.flows, [Flow { key, counters, ages, remote_names }]);
+        let far_ends = vec![(FarEnd { ip: "10.0.0.7".parse().expect("an address"), port: 0 }, 2)];
+        assert_eq!(report.flows, [Flow { key, counters, ages, remote_names, far_ends }]);
         assert_eq!(report.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
         assert_eq!(report.capture.mode, Mode::Ebpf);
@@ -446,7 +470,7 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 32] = [
+        let faults: [(&str, Fault); 36] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -475,6 +499,10 @@ mod tests {
             ("flows[0].counters.open_retransmits", |message| counters(message).open_retransmits = 1),
             ("flows[0].counters.preexisting_retransmits", |message| counters(message).preexisting_retransmits = 1),
             ("flows[0].counters.rtt", |message| counters(message).rtt = vec![0; 15]),
+            ("flows[0].far_ends", |message| message.flows[0].far_ends = vec![wire::FarEnd::default(); 17]),
+            ("flows[0].far_ends[0].ip", |message| message.flows[0].far_ends[0].ip.clear()),
+            ("flows[0].far_ends[0].port", |message| message.flows[0].far_ends[0].port = 80),
+            ("flows[0].far_ends[0].opened", |message| message.flows[0].far_ends[0].opened = u64::MAX),
             ("flows[0].first_seen_age_ms", |message| message.flows[0].first_seen_age_ms = u64::MAX),
             ("flows[0].news_age_ms", |message| message.flows[0].news_age_ms = 9_001),
             ("flows[0].changed_age_ms", |message| message.flows[0].changed_age_ms = 2_001),

@@ -128,9 +128,10 @@ fn apply(
         changed |= ledger.identify(node, epoch, *cgroup_id, owner.clone())?;
     }
     let sent = report.sent.map_or(now, |sent| ledger.observe_clock(node, sent, now));
-    for Flow { key, counters, ages, remote_names } in &report.flows {
+    for Flow { key, counters, ages, remote_names, far_ends } in &report.flows {
         changed |= ledger.apply(node, epoch, *key, counters, Sighting::new(ages, sent, now))?;
         changed |= ledger.name_remote(node, epoch, key, remote_names)?;
+        changed |= ledger.lead_to(node, epoch, key, far_ends)?;
     }
     if report.ends_snapshot {
         changed |= ledger.end_snapshot(node, epoch, now)?;

@@ -35,6 +35,7 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
     let other_identity = match edge.identity {
         IdentitySource::Cgroup => Identity::Cgroup,
         IdentitySource::Netns => Identity::Netns,
+        IdentitySource::Conntrack => Identity::Conntrack,
         IdentitySource::Ip => Identity::Ip,
     };
     let certain = |is: bool| if is { Identity::Cgroup } else { Identity::Ip };

@@ -13,6 +13,7 @@ mod ways;
 use std::time::Duration;
 
 use crds::Mode;
+use one_agent::Tracking;
 use scopeprobe_tests::{Cluster, Result, eventually, oracle::observed};
 use stage::Stage;
 
@@ -55,20 +56,33 @@ async fn every_way(what: &str, spec: &str, lasting: Duration, mode: impl Fn(&str
 
 #[tokio::test]
 async fn with_one_agent_missing_what_the_other_sees_is_shown_as_such() -> Result<()> {
+    with_one_agent_missing("one-agent", Tracking::Unheard, Mode::Ebpf, Duration::ZERO).await
+}
+
+#[tokio::test]
+async fn with_one_agent_missing_connection_tracking_of_the_others_node_tells_who_answered() -> Result<()> {
+    with_one_agent_missing("one-tracking-agent", Tracking::Heard, Mode::Fallback, LOOKED_AT).await
+}
+
+async fn with_one_agent_missing(what: &str, tracking: Tracking, mode: Mode, lasting: Duration) -> Result<()> {
     let cluster = Cluster::shared().await?;
     let _probe = cluster.lock("probe").await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     // Both have an agent first: what is missing later was there.
     cluster.probe(SPEC).await?;
-    cluster.probe_some(&one_agent::spec(), &[one_agent::NODE]).await?;
-    let stage = Stage::set(cluster.namespace("one-agent").await?, ways::OF_ONE_AGENT).await?;
+    cluster.probe_some(&one_agent::spec(tracking), &[one_agent::NODE], mode).await?;
+    let stage = Stage::set(cluster.namespace(what).await?, ways::OF_ONE_AGENT).await?;
     let cases = ways::cases(ways::OF_ONE_AGENT);
-    stage.play(&cases, Duration::ZERO).await?;
-    let expected = one_agent::visible(&stage.happened(&cases).await?);
+    stage.play(&cases, lasting).await?;
+    let expected = one_agent::visible(&stage.happened(&cases).await?, tracking);
     eventually("all that one agent sees to be shown", async || {
         let shown = one_agent::shown(&stage).await.map_err(|error| error.to_string())?;
         if shown == expected { Ok(()) } else { Err(format!("expected {expected:#?}\nshown {shown:#?}")) }
     })
-    .await
+    .await?;
+    let known = one_agent::known_by_tracking(&stage).await?;
+    assert_eq!(known.contains("backend-2"), tracking == Tracking::Heard, "{known:?}");
+    assert!(!known.contains("backend-1"), "the agent has seen it: {known:?}");
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! What the agent of one node sees of conversations between two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{SeenEnds as Seen, Topology};
+use crds::{IdentitySource, SeenEnds as Seen, Topology};
 use kube::{Api, api::ListParams};
 use scopeprobe_tests::{
     Error, Result,
@@ -17,8 +17,18 @@ use crate::{
 /// The node with an agent.
 pub const NODE: &str = "node-1";
 
-pub fn spec() -> String {
-    format!("{{nodeSelector: {{kubernetes.io/hostname: {NODE}}}, topology: {{counterInterval: 1s, maxEdges: 500}}}}")
+/// Whether the agent's capture hears what connection tracking of its node says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    Heard,
+    Unheard,
+}
+
+pub fn spec(tracking: Tracking) -> String {
+    let mode =
+        if tracking == Tracking::Heard { "mode: Fallback, capture: {fallback: {cpuBudget: 500m}}, " } else { "" };
+    let topology = "{counterInterval: 1s, maxEdges: 500}";
+    format!("{{{mode}nodeSelector: {{kubernetes.io/hostname: {NODE}}}, topology: {topology}}}")
 }
 
 /// How much of an edge there is, and from which ends it is known.
@@ -31,11 +41,11 @@ pub struct Sight {
 }
 
 /// What can be known of what happened.
-pub fn visible(happened: &[(Case, Edges)]) -> BTreeMap<EdgeName, Sight> {
+pub fn visible(happened: &[(Case, Edges)], tracking: Tracking) -> BTreeMap<EdgeName, Sight> {
     let mut visible: BTreeMap<EdgeName, Sight> = BTreeMap::new();
     for (case, edges) in happened {
         for (name, counts) in edges {
-            let Some((name, seen)) = seen(case, name) else { continue };
+            let Some((name, seen)) = seen(case, name, tracking) else { continue };
             let sight = visible.entry(name).or_insert(Sight { seen, opened: 0, sent: 0, received: 0 });
             sight.opened += counts.opened;
             sight.sent += counts.sent;
@@ -45,11 +55,13 @@ pub fn visible(happened: &[(Case, Edges)]) -> BTreeMap<EdgeName, Sight> {
     visible
 }
 
-fn seen(case: &Case, name: &EdgeName) -> Option<(EdgeName, Seen)> {
+fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, Seen)> {
     let has_agent = |(_, pod): &Workload| node_of(pod) == NODE;
     match (has_agent(&name.client), has_agent(&name.server)) {
         (true, true) => Some((name.clone(), Seen::Both)),
-        (true, false) if case.way.servers.len() == 1 => Some((name.clone(), Seen::Client)),
+        (true, false) if case.way.servers.len() == 1 || tracking == Tracking::Heard => {
+            Some((name.clone(), Seen::Client))
+        }
         // Which of the Service's backends it was, nobody has seen.
         (true, false) => {
             let server = ("Service".to_owned(), case.way.name.to_owned());
@@ -59,6 +71,16 @@ fn seen(case: &Case, name: &EdgeName) -> Option<(EdgeName, Seen)> {
         (false, true) => Some((EdgeName { service: None, ..name.clone() }, Seen::Server)),
         (false, false) => None,
     }
+}
+
+/// The servers of calls through a Service of several whom nobody but connection tracking knows, as their clients' objects
+/// show them.
+pub async fn known_by_tracking(stage: &Stage) -> Result<BTreeSet<String>> {
+    let api: Api<Topology> = stage.namespace.api();
+    let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;
+    let edges = objects.iter().filter_map(|object| object.status.as_ref()).flat_map(|status| &status.egress);
+    let tracked = edges.filter(|edge| edge.identity == IdentitySource::Conntrack);
+    Ok(tracked.filter_map(|edge| edge.peer.name.clone()).collect())
 }
 
 /// The edges that are shown, but for those that only ask whether a way leads anywhere yet.

@@ -46,6 +46,9 @@ pub(super) struct Sum<'a> {
     pub client_certain: bool,
     /// At least one of the conversations tells the server for certain.
     pub server_certain: bool,
+    /// The client, or the server, of at least one of them is known by connection tracking.
+    pub client_tracked: bool,
+    pub server_tracked: bool,
     /// Something of it is not over yet, or not for long.
     pub live: bool,
     /// How its conversations were observed.
@@ -109,6 +112,8 @@ impl Sum<'_> {
         self.server_certain |= other.server_certain;
         self.live |= other.live;
         self.add_methods(other.methods);
+        self.client_tracked |= other.client_tracked;
+        self.server_tracked |= other.server_tracked;
         self.knows_retransmits |= other.knows_retransmits;
         self.rtt_by_clients = self.rtt_by_clients.plus(&other.rtt_by_clients);
         self.rtt_by_servers = self.rtt_by_servers.plus(&other.rtt_by_servers);
@@ -165,10 +170,14 @@ impl<'a> Sums<'a> {
 }
 
 fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Ends<'_>) -> Edge {
-    let identity = |certain: bool, parts: &BTreeMap<EndId, Part>| {
+    let identity = |certain: bool, tracked: bool, parts: &BTreeMap<EndId, Part>| {
         let best = parts.keys().map(|end| ends.end(*end).identity).min();
-        // A backend that was guessed is no more certain than an address.
-        if certain { best.unwrap_or(Identity::Cgroup) } else { Identity::Ip }
+        match (certain, tracked) {
+            (true, _) => best.unwrap_or(Identity::Cgroup),
+            (false, true) => Identity::Conntrack,
+            // A backend that was guessed is no more certain than an address.
+            (false, false) => Identity::Ip,
+        }
     };
     Edge {
         key: EdgeKey {
@@ -183,8 +192,12 @@ fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Ends<'_>) -> Edge {
         clients: endpoints(&sum.clients, ends),
         servers: endpoints(&sum.servers, ends),
         seen: sum.seen(),
-        client_identity: identity(sum.client_seen || sum.both_seen || sum.client_certain, &sum.clients),
-        server_identity: identity(sum.server_certain, &sum.servers),
+        client_identity: identity(
+            sum.client_seen || sum.both_seen || sum.client_certain,
+            sum.client_tracked,
+            &sum.clients,
+        ),
+        server_identity: identity(sum.server_certain, sum.server_tracked, &sum.servers),
         methods: sum.methods,
         dns_names: match ends.peer(key.server) {
             Peer::External { .. } => sum.dns_names.iter().take(MAX_DNS_NAMES).copied().cloned().collect(),

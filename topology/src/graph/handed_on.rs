@@ -21,6 +21,15 @@ use crate::{
 /// The two ends of a conversation see it at the same time, but for what clocks and ways differ.
 const INEXACT: Duration = Duration::from_millis(500);
 
+/// Connections of a client's flow that are a server's.
+#[derive(Clone, Copy, Debug)]
+struct Match {
+    sink: usize,
+    counted: Counted,
+    /// The server's.
+    retransmits: u64,
+}
+
 /// What of a flow belongs to one owner of the address at its other end.
 #[derive(Clone, Debug)]
 pub(super) struct Group<'a> {
@@ -40,8 +49,7 @@ pub(super) fn by_owner<'a>(
     counters: &EdgeCounters,
     settled: SystemTime,
 ) -> Vec<Group<'a>> {
-    let whole = parts.iter().copied().reduce(|one, next| one.with(&next));
-    let window = whole.map_or(span, |whole| Span { from: whole.since, until: whole.until });
+    let window = window(parts, span);
     let owner = directory.owner_between(ip, window.from, window.until);
     if parts.len() < 2 || !directory.is_pods_address(ip) || (owner.pod().is_some() && window.until <= settled) {
         return vec![Group { owner, counted: counted(counters), span: window }];
@@ -62,6 +70,12 @@ pub(super) fn by_owner<'a>(
         }
     }
     groups
+}
+
+/// When a flow's connections were opened.
+pub(super) fn window(parts: &[Part], span: Span) -> Span {
+    let whole = parts.iter().copied().reduce(|one, next| one.with(&next));
+    whole.map_or(span, |whole| Span { from: whole.since, until: whole.until })
 }
 
 fn counted(counters: &EdgeCounters) -> Counted {
@@ -121,11 +135,11 @@ impl<'a> Join<'a> {
     /// How many connections of each source are which sinks', where there is no choice: pairs of a source and a sink of
     /// which one has no other counterpart at its time. What is left by then is taken from the sinks, so that it makes no
     /// edge of its own, but is nobody's.
-    fn match_up(&mut self, sources: &[&Source<'a>], sinks: &[usize]) -> Vec<Vec<(usize, Counted)>> {
+    fn match_up(&mut self, sources: &[&Source<'a>], sinks: &[usize]) -> Vec<Vec<Match>> {
         let times: Vec<Span> = sinks.iter().map(|index| self.time_of_sink(&self.sinks[*index])).collect();
         let times_of_sources: Vec<Span> = sources.iter().map(|source| self.time_of_source(source)).collect();
         let mut wanted: Vec<u64> = sources.iter().map(|source| source.counters.opened).collect();
-        let mut matched: Vec<Vec<(usize, Counted)>> = vec![Vec::new(); sources.len()];
+        let mut matched: Vec<Vec<Match>> = vec![Vec::new(); sources.len()];
         loop {
             let fits = |source: usize, sink: usize| {
                 wanted[source] > 0
@@ -144,7 +158,8 @@ impl<'a> Join<'a> {
             let Some((source, sink)) = by_sink.or_else(by_source) else { break };
             let taken = self.sinks[sinks[sink]].take(wanted[source]).counters;
             wanted[source] -= taken.opened;
-            matched[source].push((sinks[sink], counted(&taken)));
+            let (counted, retransmits) = (counted(&taken), taken.retransmits);
+            matched[source].push(Match { sink: sinks[sink], counted, retransmits });
         }
         for (source, wanted) in wanted.iter_mut().enumerate() {
             for (sink, index) in sinks.iter().enumerate() {
@@ -174,10 +189,10 @@ impl<'a> Join<'a> {
     }
 
     /// What the servers have counted of a flow is theirs; the rest is who had the address at its time.
-    fn join_by_counts_and_times(&mut self, source: &Source<'a>, matched: &[(usize, Counted)]) {
+    fn join_by_counts_and_times(&mut self, source: &Source<'a>, matched: &[Match]) {
         let mut groups = self.groups_of(source);
         let mut whose: Vec<(Span, Counted, Option<usize>, Option<Owner<'a>>)> = Vec::new();
-        for (index, counted) in matched {
+        for Match { sink: index, counted, .. } in matched {
             let sink = &self.sinks[*index];
             take_from(&mut groups, self.ends.end(sink.end).pod_uid, counted);
             whose.push((sink.span, *counted, Some(*index), None));
@@ -186,9 +201,13 @@ impl<'a> Join<'a> {
         whose.extend(left.map(|group| (group.span, group.counted, None, Some(group.owner))));
         whose.sort_by_key(|(span, _, index, _)| (span.until, *index));
         let shares = share_out(&source.counters, &whose.iter().map(|(_, counted, ..)| *counted).collect::<Vec<_>>());
-        for ((span, _, sink, owner), share) in whose.into_iter().zip(shares) {
+        for ((span, _, sink, owner), mut share) in whose.into_iter().zip(shares) {
             match (sink, owner) {
-                (Some(index), _) => self.add_both(source, index, &share, span),
+                (Some(index), _) => {
+                    let servers = matched.iter().filter(|it| it.sink == index).map(|it| it.retransmits).sum();
+                    share.retransmits = share.retransmits.saturating_add(servers);
+                    self.add_both(source, index, &share, span);
+                }
                 (None, Some(owner)) => self.add_by_owner(source, &owner, &share, span),
                 (None, None) => {}
             }

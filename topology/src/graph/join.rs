@@ -156,7 +156,11 @@ impl<'a> Join<'a> {
                 }
             }
         }
-        for (source, candidates, left) in undivided {
+        for (source, candidates, left) in &unmatched {
+            self.name_far_ends(source, candidates, *left);
+        }
+        for (source, candidates, mut left) in undivided {
+            self.divide_by_far_ends(source, Some(candidates.service), &mut left);
             self.leave_at_service(source, &candidates, left);
         }
         self.join_servers_alone();
@@ -253,9 +257,14 @@ impl<'a> Join<'a> {
     /// The server was not seen: it is who has the address.
     fn join_by_address(&mut self, source: &Source<'a>) {
         if source.tuple.scope.is_none() {
+            let mut left = source.counters;
+            self.divide_by_far_ends(source, None, &mut left);
+            if left == EdgeCounters::default() {
+                return;
+            }
             let groups = self.groups_of(source);
             let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
-            for (group, share) in groups.iter().zip(share_out(&source.counters, &counted)) {
+            for (group, share) in groups.iter().zip(share_out(&left, &counted)) {
                 self.add_by_owner(source, &group.owner, &share, group.span);
             }
             return;
@@ -328,7 +337,7 @@ impl<'a> Join<'a> {
         taken.opened
     }
 
-    fn key_of_only(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
+    pub(super) fn key_of_only(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
         let (server, port) = candidates.only?;
         Some(Key {
             client: self.ends.peer_of(source.end),
@@ -427,7 +436,7 @@ impl<'a> Join<'a> {
         self.add_from_client(source, key, &left);
     }
 
-    fn add_from_client(&mut self, source: &Source<'a>, key: Key<'a>, counters: &EdgeCounters) {
+    pub(super) fn add_from_client(&mut self, source: &Source<'a>, key: Key<'a>, counters: &EdgeCounters) {
         self.add_part_from_client(source, key, counters, source.live);
     }
 

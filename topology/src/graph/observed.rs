@@ -8,6 +8,7 @@ use std::{
 use super::{Options, edges::Key, ends::EndId};
 use crate::{
     edge::EdgeCounters,
+    far_end::FarEnds,
     flow::{FlowTotals, Methods, Protocol},
     history::{Counted, Part},
     ledger::{FlowView, is_silent},
@@ -85,6 +86,7 @@ pub(super) struct Source<'a> {
     pub(super) live: bool,
     pub(super) methods: Methods,
     pub(super) measured: Measured,
+    pub(super) far_ends: &'a FarEnds,
 }
 
 /// A client's flow that is the other end of a server's: who it is, on which edge.
@@ -119,6 +121,7 @@ pub(super) struct Sink<'a> {
     pub(super) live: bool,
     pub(super) methods: Methods,
     pub(super) measured: Measured,
+    pub(super) far_ends: &'a FarEnds,
 }
 
 impl<'a> Sink<'a> {
@@ -197,6 +200,7 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
         live: is_live(flow, options),
         methods: totals.methods,
         measured: Measured::of(&totals),
+        far_ends: flow.far_ends,
     }
 }
 
@@ -233,6 +237,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         live: is_live(flow, options),
         methods: totals.methods,
         measured: Measured::of(&totals),
+        far_ends: flow.far_ends,
     }
 }
 

@@ -32,6 +32,7 @@ impl<'a> Join<'a> {
                 self.unsettled += sink.left.opened;
                 continue;
             }
+            self.divide_by_callers(sink);
             self.add_from_server(sink);
         }
     }
@@ -102,7 +103,7 @@ impl<'a> Join<'a> {
         }
     }
 
-    fn add_part_from_server(&mut self, sink: &Sink<'a>, client_end: EndId, part: &EdgeCounters, live: bool) {
+    pub(super) fn add_part_from_server(&mut self, sink: &Sink<'a>, client_end: EndId, part: &EdgeCounters, live: bool) {
         let key = Key {
             client: self.ends.peer_of(client_end),
             server: self.ends.peer_of(sink.end),

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use topology::{
+    far_end::{FarEnd, MAX_FAR_ENDS},
     flow::{FlowCounters, FlowKey, Methods},
     rtt::RttBucket,
 };
@@ -13,6 +14,7 @@ use super::{super::Losses, socket::Traffic};
 struct Account {
     counters: FlowCounters,
     reported: FlowCounters,
+    far_ends: Vec<(FarEnd, u64)>,
 }
 
 /// How it is known what is counted.
@@ -141,6 +143,23 @@ impl Accounts {
         });
     }
 
+    /// A connection that has just been counted really led there, or came from there. Beyond [`MAX_FAR_ENDS`] that is not
+    /// told.
+    pub(super) fn lead(&mut self, key: FlowKey, far_end: Option<FarEnd>) {
+        let (Some(far_end), Some(account)) = (far_end, self.flows.get_mut(&key)) else { return };
+        let is_known = account.far_ends.iter_mut().find(|(end, _)| *end == far_end);
+        if let Some((_, count)) = is_known {
+            *count += 1;
+        } else if account.far_ends.len() < MAX_FAR_ENDS {
+            account.far_ends.push((far_end, 1));
+        }
+    }
+
+    /// Where the flow's connections really led, or came from, if it is known of any.
+    pub(super) fn far_ends(&self, key: &FlowKey) -> Option<&[(FarEnd, u64)]> {
+        self.flows.get(key).map(|account| account.far_ends.as_slice()).filter(|far_ends| !far_ends.is_empty())
+    }
+
     /// The connections of this flow were seen in this way, too.
     pub(super) fn see(&mut self, key: FlowKey, methods: Methods) {
         if self
@@ -263,6 +282,20 @@ mod tests {
         assert_eq!((closed.rtt.connections(), closed.rtt.median()), (1, Some(long)));
         accounts.measure(key(1), Some(long), Some(long));
         assert_eq!(accounts.report(), []);
+    }
+
+    #[test]
+    fn no_more_far_ends_are_told_than_the_report_has_room_for() {
+        let mut accounts = Accounts::new(8);
+        accounts.open(key(1), SEEN);
+        assert_eq!(accounts.far_ends(&key(1)), None);
+        let far_end = |last| Some(FarEnd { ip: std::net::IpAddr::from([10, 0, 0, last]), port: 80 });
+        for last in (0..20).chain([3, 19]) {
+            accounts.lead(key(1), far_end(last));
+        }
+        let known = accounts.far_ends(&key(1)).unwrap();
+        assert_eq!((known.len(), known[3].1), (MAX_FAR_ENDS, 2));
+        assert_eq!(MAX_FAR_ENDS, report::MAX_FAR_ENDS);
     }
 
     #[test]

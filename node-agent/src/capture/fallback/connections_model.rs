@@ -9,6 +9,7 @@ use std::{
 use node_agent_common::state;
 use proptest::prelude::*;
 use topology::{
+    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Role},
     rtt::RttBucket,
 };
@@ -346,6 +347,13 @@ proptest! {
                 }
         });
         prop_assert!(keys_are_right, "{:?}", observer.flows);
+        // The client sees the Service; the server sees the client as it is.
+        for (key, counters) in &observer.flows {
+            let known = observer.connections.accounts.far_ends(key);
+            let backend = [(FarEnd { ip: BACKEND.0, port: BACKEND.1 }, counters.opened)];
+            let expected = (key.role == Role::Client && counters.opened > 0).then_some(backend.as_slice());
+            prop_assert_eq!(known, expected, "{:?}", key);
+        }
     }
 
     /// Where events were lost, connections may be missing; none is made up.

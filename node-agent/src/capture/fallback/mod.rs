@@ -288,6 +288,7 @@ impl Capture for FallbackCapture {
         let accounts = &mut state.connections.accounts;
         let lost = accounts.lost();
         let (flows, seen) = (accounts.report(), accounts.seen());
+        let far_ends = flows.iter().filter_map(|(key, _)| Some((*key, accounts.far_ends(key)?.to_vec()))).collect();
         let losses = Losses {
             opened: lost.opened + missed.opened,
             failed: lost.failed + missed.failed,
@@ -298,7 +299,7 @@ impl Capture for FallbackCapture {
         let complete_until = state.passed_from[1];
         drop(state);
         self.describe_passes(latest, cost, unattributed);
-        Ok(Reading { flows, losses, seen, complete_until, ..Reading::default() })
+        Ok(Reading { flows, far_ends, losses, seen, complete_until, ..Reading::default() })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

@@ -1,6 +1,9 @@
 //! One connection, or attempt, as conntrack tells of it. Pure.
 
-use topology::flow::{FlowKey, Role};
+use topology::{
+    far_end::FarEnd,
+    flow::{FlowKey, Role},
+};
 
 use super::{
     conntrack_message::{Carried, Change, Direction, Entry, tcp_state},
@@ -88,6 +91,20 @@ impl Track {
         match role {
             Role::Client => Endpoints { local: self.original.from, remote: self.original.to },
             Role::Server => Endpoints { local: self.reply.from, remote: self.reply.to },
+        }
+    }
+
+    /// Where the other side really is, if this one sees it under another address.
+    pub(super) fn far_end(&self, role: Role) -> Option<FarEnd> {
+        match role {
+            Role::Client => {
+                let (ip, port) = self.reply.from;
+                (self.reply.from != self.original.to).then_some(FarEnd { ip, port })
+            }
+            Role::Server => {
+                let ip = self.original.from.0;
+                (ip != self.reply.to.0).then_some(FarEnd { ip, port: 0 })
+            }
         }
     }
 

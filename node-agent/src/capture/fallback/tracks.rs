@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
-use topology::flow::{FlowKey, Role};
+use topology::{
+    far_end::FarEnd,
+    flow::{FlowKey, Role},
+};
 
 use super::{
     conntrack_message::{Carried, Change, Direction, Entry, tcp_state},
@@ -28,6 +31,8 @@ pub(super) struct Match {
     pub(super) counted: Option<(FlowKey, bool)>,
     /// It was there when the capture began.
     pub(super) old: bool,
+    /// Where the other side really is, if the socket sees another address.
+    pub(super) far_end: Option<FarEnd>,
 }
 
 /// An entry of conntrack's: the kernel makes its number of where the entry is stored, so it needs the addresses.
@@ -274,7 +279,7 @@ impl Tracks {
             *side = Side::Socket;
             None
         };
-        Some(Match { role, counted, old: track.old })
+        Some(Match { role, counted, old: track.old, far_end: track.far_end(role) })
     }
 
     /// A look that began then has shown a socket again: tracks that are its own have nothing to count. `is_tracked`: it

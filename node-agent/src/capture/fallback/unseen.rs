@@ -59,7 +59,11 @@ impl Settling for Unseen<'_> {
             self.accounts.fail(key, evidence);
             return Side::Nobodys;
         }
-        if self.accounts.open(key, evidence) { Side::Counted(key, false) } else { Side::Nobodys }
+        if !self.accounts.open(key, evidence) {
+            return Side::Nobodys;
+        }
+        self.accounts.lead(key, track.far_end(role));
+        Side::Counted(key, false)
     }
 
     fn close(&mut self, key: FlowKey, track: &Track, role: Role) {

@@ -1,5 +1,5 @@
 //! Pods with network namespaces of their own, and the host between them, which forwards, tracks connections and
-//! translates the address of a service.
+//! translates the address of a service, and of another one those of its clients, too.
 
 use super::{Node, Process, all_processors};
 
@@ -45,7 +45,10 @@ impl<const PODS: usize> Routed<PODS> {
              nft add chain inet lab forward '{ type filter hook forward priority 0; }'\n\
              nft add rule inet lab forward ct state invalid drop\n\
              nft add chain inet lab pre '{ type nat hook prerouting priority -100; }'\n\
-             nft add rule inet lab pre ip daddr 10.96.0.1 tcp dport 80 dnat ip to 10.201.2.2:8080",
+             nft add rule inet lab pre ip daddr 10.96.0.1 tcp dport 80 dnat ip to 10.201.2.2:8080\n\
+             nft add rule inet lab pre ip daddr 10.96.0.2 tcp dport 80 dnat ip to 10.201.2.2:8081\n\
+             nft add chain inet lab post '{ type nat hook postrouting priority 100; }'\n\
+             nft add rule inet lab post ip daddr 10.201.2.2 tcp dport 8081 snat ip to 10.201.2.1",
         );
         Self { host, pods }
     }

@@ -1,0 +1,82 @@
+//! Where connections really led whose addresses were replaced on the way, as the connection tracking of their node knows.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// How many far ends of one flow are remembered; further ones are not known.
+pub const MAX_FAR_ENDS: usize = 16;
+
+/// The other end of connections, which this end sees under another address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FarEnd {
+    /// The server's own address, or the client's.
+    pub ip: IpAddr,
+    /// The port at which the server listens; 0 for a client.
+    pub port: u16,
+}
+
+/// The far ends of one flow, and how many connections each has had.
+///
+/// Counts only grow. A connection that was open when an epoch ended counts again in the next one: what they add up to can
+/// be more than the flow's connections, and is less where not all of these were tracked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FarEnds {
+    /// In epochs before, and in this one.
+    counts: BTreeMap<FarEnd, (u64, u64)>,
+}
+
+impl FarEnds {
+    /// Takes in what an agent has told, which may be older than what is known. Whether it is news. Of more than
+    /// [`MAX_FAR_ENDS`] the first ones stay.
+    pub fn take_in(&mut self, told: &[(FarEnd, u64)]) -> bool {
+        let mut is_news = false;
+        for (end, count) in told {
+            if self.counts.len() >= MAX_FAR_ENDS && !self.counts.contains_key(end) {
+                continue;
+            }
+            let (_, current) = self.counts.entry(*end).or_default();
+            is_news |= *count > *current;
+            *current = (*count).max(*current);
+        }
+        is_news
+    }
+
+    /// The agent's counts begin at zero.
+    pub fn begin_anew(&mut self) {
+        for (before, current) in self.counts.values_mut() {
+            *before = before.saturating_add(std::mem::take(current));
+        }
+    }
+
+    /// Each with its connections, by address.
+    pub fn iter(&self) -> impl Iterator<Item = (FarEnd, u64)> + '_ {
+        self.counts.iter().map(|(end, (before, current))| (*end, before.saturating_add(*current)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(last: u8) -> FarEnd {
+        FarEnd { ip: IpAddr::from([10, 0, 0, last]), port: 80 }
+    }
+
+    #[test]
+    fn counts_grow_over_epochs_and_repeating_changes_nothing() {
+        let mut ends = FarEnds::default();
+        assert!(ends.take_in(&[(end(1), 3), (end(2), 1)]));
+        assert!(!ends.take_in(&[(end(1), 2), (end(2), 1)]), "an older report");
+        ends.begin_anew();
+        assert!(ends.take_in(&[(end(1), 1)]));
+        assert_eq!(ends.iter().collect::<Vec<_>>(), [(end(1), 4), (end(2), 1)]);
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_there_is_room_for() {
+        let mut ends = FarEnds::default();
+        let many: Vec<(FarEnd, u64)> = (0..40).map(|last| (end(last), 1)).collect();
+        ends.take_in(&many);
+        assert_eq!(ends.iter().count(), MAX_FAR_ENDS);
+        assert!(ends.take_in(&[(end(0), 2)]) && !ends.take_in(&[(end(39), 2)]));
+    }
+}

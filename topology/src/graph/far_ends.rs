@@ -1,0 +1,99 @@
+//! Conversations whose addresses were replaced on the way and of which one end was not seen: who is there is what the
+//! connection tracking of the other end's node knows.
+
+use std::net::IpAddr;
+
+use super::{
+    edges::Key,
+    ends::PeerId,
+    handed_on::window,
+    join::{Candidates, Join},
+    observed::{Sink, Source, Span},
+};
+use crate::{directory::Owner, edge::EdgeCounters, entity::ServiceRef};
+
+impl<'a> Join<'a> {
+    /// Which backends a client has reached, where no agent sees these, takes so much out of what no server's flow
+    /// explains. Where it dialled no Service that is known, `service` is `None`.
+    pub(super) fn divide_by_far_ends(
+        &mut self,
+        source: &Source<'a>,
+        service: Option<&'a ServiceRef>,
+        left: &mut EdgeCounters,
+    ) {
+        let window = window(source.parts, source.span);
+        for (far, count) in source.far_ends.iter() {
+            let opened = count.min(left.opened);
+            let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
+            let share = EdgeCounters { failed: 0, ..left.share(opened) };
+            *left = left.without(&share);
+            if owner.may_change() && self.waits(window.until) {
+                self.unsettled += opened;
+                continue;
+            }
+            let end = self.ends.server_of((far.ip, far.port, source.tuple.protocol), &owner);
+            let key = Key {
+                client: self.ends.peer_of(source.end),
+                server: self.ends.peer_of(end),
+                service,
+                port: far.port,
+                protocol: source.tuple.protocol,
+            };
+            self.add_from_client(source, key, &share);
+            let sum = self.sums.at(key);
+            sum.server_tracked = true;
+            sum.add_server(end, opened, 0);
+        }
+    }
+
+    /// Which pods of the only workload that may have answered a client has reached, where no agent sees them: so many of
+    /// the connections that no server's flow explains.
+    pub(super) fn name_far_ends(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, mut unexplained: u64) {
+        let Some(key) = self.key_of_only(source, candidates) else { return };
+        let window = window(source.parts, source.span);
+        for (far, count) in source.far_ends.iter() {
+            let opened = count.min(unexplained);
+            let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
+            if owner.may_change() && self.waits(window.until) {
+                continue;
+            }
+            let end = self.ends.server_of((far.ip, far.port, source.tuple.protocol), &owner);
+            if self.ends.peer_of(end) == key.server {
+                unexplained -= opened;
+                let sum = self.sums.at(key);
+                sum.server_tracked = true;
+                sum.add_server(end, opened, 0);
+            }
+        }
+    }
+
+    /// Which clients have called a server that sees another address of theirs, where no agent sees them.
+    pub(super) fn divide_by_callers(&mut self, sink: &mut Sink<'a>) {
+        let window = window(&sink.parts, sink.span);
+        for (far, count) in sink.far_ends.iter() {
+            let opened = count.min(sink.left.opened);
+            let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
+            let share = sink.take(opened).counters;
+            if owner.may_change() && self.waits(window.until) {
+                self.unsettled += opened;
+                continue;
+            }
+            let client = self.ends.client_of(far.ip, &owner);
+            let live = self.is_live(sink.live, sink.span, &share);
+            let server: PeerId = self.ends.peer_of(sink.end);
+            self.add_part_from_server(sink, client, &share, live);
+            let (port, protocol) = (sink.tuple.port, sink.tuple.protocol);
+            let key = Key { client: self.ends.peer_of(client), server, service: None, port, protocol };
+            self.sums.at(key).client_tracked = true;
+        }
+    }
+
+    /// Whose the address was, if that is known and no agent reports from there: what agents see is told by them.
+    fn unseen_owner(&self, ip: IpAddr, window: Span) -> Option<Owner<'a>> {
+        let owner = self.directory.owner_between(ip, window.from, window.until);
+        let node = owner.pod().map(|pod| pod.node.as_str()).or_else(|| self.ends.nodes.of(ip));
+        let is_seen = node.is_some_and(|node| self.ledger.observes(node, self.options.now));
+        let is_known = matches!(owner, Owner::Pod(_) | Owner::NoPod);
+        (is_known && !is_seen).then_some(owner)
+    }
+}
