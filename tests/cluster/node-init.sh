@@ -77,14 +77,25 @@ set_network_values() {
     echo 1 > /proc/sys/net/bridge/bridge-nf-call-ip6tables; }
 }
 
+# in_unit NAME CMD...: runs a program in a cgroup v2 like that of its systemd unit, as on machines that have systemd.
+in_unit() {
+  local unit=system.slice/$1.service hierarchy
+  shift
+  for hierarchy in "$CGROUPS" "$CGROUPS/unified"; do
+    [ ! -f "$hierarchy/cgroup.controllers" ] || {
+      mkdir -p "$hierarchy/$unit" && echo "$BASHPID" > "$hierarchy/$unit/cgroup.procs"; }
+  done
+  exec "$@"
+}
+
 run_programs() {
   export PATH=$BIN:$PATH
-  containerd --config "$DIR/containerd.toml" > "$STATE/log/containerd-$i.log" 2>&1 &
+  in_unit containerd containerd --config "$DIR/containerd.toml" > "$STATE/log/containerd-$i.log" 2>&1 &
   await 60 "containerd of node-$i" ctr version
   ctr -n k8s.io images import "$CACHE/images/pause.tar" > /dev/null
-  kubelet --config="$DIR/kubelet.yaml" --kubeconfig="$STATE/node-$i.kubeconfig" --hostname-override="node-$i" \
+  in_unit kubelet kubelet --config="$DIR/kubelet.yaml" --kubeconfig="$STATE/node-$i.kubeconfig" --hostname-override="node-$i" \
     --node-ip="$(node_v4 "$i"),$(node_v6 "$i")" > "$STATE/log/kubelet-$i.log" 2>&1 &
-  kube-proxy --config="$DIR/kube-proxy.yaml" > "$STATE/log/kube-proxy-$i.log" 2>&1 &
+  in_unit kube-proxy kube-proxy --config="$DIR/kube-proxy.yaml" > "$STATE/log/kube-proxy-$i.log" 2>&1 &
 }
 
 mount_system

@@ -27,6 +27,7 @@ pub mod kernel_counts;
 pub mod manifest;
 pub mod namespace;
 pub mod oracle;
+pub mod outside_host;
 pub mod place;
 pub mod pod;
 pub mod scope_probe;

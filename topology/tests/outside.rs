@@ -243,6 +243,25 @@ fn a_client_that_calls_many_ports_of_many_addresses_does_not_make_many_edges() {
     assert_eq!(graph.edges.iter().map(|edge| edge.counters.opened).sum::<u64>(), 60 * 50);
 }
 
+#[test]
+fn a_hundred_thousand_callers_make_few_edges() {
+    let flows: Flows = (0..100_000_u32)
+        .map(|number| {
+            let opened = 1 + u64::from(number % 7);
+            let counters = FlowCounters { opened, closed: opened, ..FlowCounters::default() };
+            ((Role::Server, IpAddr::from(std::net::Ipv4Addr::from(0xc612_0000 + number)), 443), counters)
+        })
+        .collect();
+    let mut ledger = Ledger::new();
+    let wanted = truth(&flows);
+    report(&mut ledger, 1, flows);
+    let begun = std::time::Instant::now();
+    let graph = graph::build(&ledger, &directory(), &options(50));
+    println!("the graph of 100,000 callers took {:?}", begun.elapsed());
+    assert_eq!((graph.edges.len(), total(&graph)), (51, wanted));
+    assert_eq!(shared(&graph, Role::Server).map(|edge| edge.addresses).sum::<u64>(), 100_000 - 50);
+}
+
 /// Which addresses have edges of their own, by the direction.
 fn shown(graph: &Graph, role: Role) -> BTreeSet<IpAddr> {
     let outer = |edge: &Edge| match (role, &edge.key.client, &edge.key.server) {

@@ -1,0 +1,128 @@
+//! A host outside of the cluster, that the nodes have a route to: the traffic program in the network namespace of the
+//! fabric between our own cluster's nodes, with addresses of its own. No link leads from there off the machine.
+
+use std::{
+    fs::File,
+    net::IpAddr,
+    path::Path,
+    process::{Command as Process, Stdio},
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+use tokio::sync::oneshot;
+use traffic::{
+    program::Program,
+    protocol::{Answer, Behaviour, Command, Connect, Listen, Outcome, Report},
+};
+
+use crate::{Cluster, Error, Result, place};
+
+/// The bridge that joins the nodes.
+const BRIDGE: &str = "fabric";
+
+type Question = (Command, oneshot::Sender<Answer>);
+
+/// The host. Gone when dropped, and its addresses with it.
+pub struct OutsideHost {
+    namespace: String,
+    addresses: Vec<IpAddr>,
+    questions: mpsc::Sender<Question>,
+}
+
+impl OutsideHost {
+    /// A host with these addresses, which have to be nobody's; those of 198.18.0.0/15 are meant for tests (RFC 2544).
+    ///
+    /// # Errors
+    /// For a cluster that is not our own, and without the right to change its network.
+    pub async fn start(cluster: &Cluster, addresses: &[IpAddr]) -> Result<Self> {
+        let state = cluster.state()?;
+        let name = state.file_name().unwrap_or_default().to_string_lossy();
+        let namespace = format!("{name}-control");
+        let (questions, asked) = mpsc::channel();
+        enter(namespace.clone(), asked).await?;
+        let host = Self { namespace, addresses: addresses.to_vec(), questions };
+        for address in addresses {
+            place::run(Path::new("ip"), address_command("replace", &host.namespace, *address), &[]).await?;
+        }
+        Ok(host)
+    }
+
+    /// Echoes at an address and port.
+    ///
+    /// # Errors
+    /// Where it cannot.
+    pub async fn echo(&self, address: (IpAddr, u16)) -> Result<()> {
+        let listen = Listen { address: address.into(), v6_only: false, behaviour: Behaviour::Echo };
+        match self.ask(Command::Listen(listen)).await? {
+            Answer::Listening(_) => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes connections from one of the addresses.
+    ///
+    /// # Errors
+    /// Where it cannot; connections that fail are no error but counted.
+    pub async fn connect(&self, from: IpAddr, plan: Connect) -> Result<Outcome> {
+        match self.ask(Command::Connect(Connect { bind: Some(from), ..plan })).await? {
+            Answer::Outcome(outcome) => Ok(outcome),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// All counts so far.
+    ///
+    /// # Errors
+    /// Where the host is gone.
+    pub async fn report(&self) -> Result<Report> {
+        match self.ask(Command::Report).await? {
+            Answer::Report(report) => Ok(report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn ask(&self, command: Command) -> Result<Answer> {
+        let gone = || Error::Unexpected("the host outside of the cluster is gone".to_owned());
+        let (answer, answered) = oneshot::channel();
+        self.questions.send((command, answer)).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
+    }
+}
+
+impl Drop for OutsideHost {
+    fn drop(&mut self) {
+        for address in &self.addresses {
+            // The whole namespace goes with the cluster; a test that fails to clean up is no failure of its own.
+            let command = address_command("del", &self.namespace, *address);
+            let _ = Process::new("ip").args(command).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+fn address_command(verb: &str, namespace: &str, address: IpAddr) -> [String; 7] {
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    ["-n", namespace, "address", verb, &format!("{address}/{whole}"), "dev", BRIDGE].map(str::to_owned)
+}
+
+/// Answers in a thread that is in the network namespace, as all that it starts will be.
+async fn enter(namespace: String, asked: mpsc::Receiver<Question>) -> Result<()> {
+    let (entered, result) = oneshot::channel();
+    thread::spawn(move || {
+        let path = Path::new("/run/netns").join(&namespace);
+        let file = File::open(&path).and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?));
+        let is_in = file.is_ok();
+        // Whoever waits for it may be gone, and then nobody asks either.
+        let _ = entered.send(file.map_err(Error::io(format!("enter {}", path.display()))));
+        let program = Arc::new(Program::default());
+        while let (true, Ok((command, answer))) = (is_in, asked.recv()) {
+            let _ = answer.send(program.answer(command));
+        }
+    });
+    result.await.map_err(|_| Error::Unexpected("the thread of the host outside of the cluster has ended".to_owned()))?
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::Unexpected(format!("the host outside of the cluster answered {answer:?}"))
+}

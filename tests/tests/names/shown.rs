@@ -1,0 +1,52 @@
+//! What the Topology objects say, short.
+
+use std::collections::BTreeMap;
+
+use crds::{EdgePod, Topology, TopologyEdge};
+use scopeprobe_tests::{Result, eventually, namespace::Namespace};
+
+/// Kind and name (or address) of the peer, the Service if one was dialled, and the port.
+pub type Name = (String, String, Option<String>, u16);
+/// How many connections, and of how many addresses that have no edge of their own.
+pub type Counts = (u64, u64);
+pub type Edges = BTreeMap<Name, Counts>;
+
+/// An edge of [`Edges`].
+pub fn edge(kind: &str, name: &str, service: Option<&str>, port: u16, opened: u64, addresses: u64) -> (Name, Counts) {
+    ((kind.to_owned(), name.to_owned(), service.map(str::to_owned), port), (opened, addresses))
+}
+
+pub fn edges(edges: &[TopologyEdge]) -> Edges {
+    let of = |edge: &TopologyEdge| {
+        let peer = &edge.peer;
+        let name = peer.name.clone().or_else(|| peer.ip.clone()).unwrap_or_default();
+        let node = peer.node.as_ref().map(|node| format!("{node}/")).unwrap_or_default();
+        let service = edge.service.as_ref().map(|service| service.name.clone());
+        ((peer.kind.clone(), format!("{node}{name}"), service, edge.port), (edge.opened, edge.addresses))
+    };
+    edges.iter().map(of).collect()
+}
+
+/// Connections by pod and container.
+pub fn pods(pods: &[EdgePod]) -> BTreeMap<(String, String), u64> {
+    pods.iter().map(|pod| ((pod.pod.clone(), pod.container.clone()), pod.opened)).collect()
+}
+
+/// Waits until a Topology says what it should; returns it.
+pub async fn topology(
+    namespace: &Namespace,
+    name: &str,
+    differs: impl Fn(&Topology) -> Option<String>,
+) -> Result<Topology> {
+    let api = namespace.api::<Topology>();
+    eventually(&format!("{name} to be shown as it happened"), async || {
+        let topology = api.get(name).await.map_err(|error| error.to_string())?;
+        differs(&topology).map_or(Ok(topology), Err)
+    })
+    .await
+}
+
+/// How what is shown differs from what is expected.
+pub fn difference<T: PartialEq + std::fmt::Debug>(shown: &T, expected: &T) -> Option<String> {
+    (shown != expected).then(|| format!("shown {shown:#?}\nexpected {expected:#?}"))
+}
