@@ -61,6 +61,8 @@ struct Before {
 
 impl Archive {
     /// Holds nothing.
+    ///
+    /// Invariant: without anything restored or retired, [`Self::build`] makes what [`graph::build`] makes.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -88,6 +90,8 @@ impl Archive {
 
     /// To be called when all agents have told all that they know: what was published and is not in it is what they no
     /// longer know.
+    ///
+    /// Invariant: later calls change nothing, nor does any if nothing was restored.
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
         let known_before = self.known_before();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
@@ -102,6 +106,8 @@ impl Archive {
     }
 
     /// Makes the graph of all flows, those included that the ledger does not have.
+    ///
+    /// Invariants: it changes nothing, and the same input makes the same graph, each edge once.
     #[must_use]
     pub fn build(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
         let mut graph = graph::build_knowing(ledger, directory, options, &self.known_before());
@@ -135,6 +141,8 @@ impl Archive {
 
     /// Retires the flows that have been over for `retention`, so that the counters of edges that live do not shrink,
     /// and forgets the edges that are gone. Returns how many flows went.
+    ///
+    /// Invariant: no counter of an edge that lives becomes less by it.
     pub fn retire(
         &mut self,
         ledger: &mut Ledger,

@@ -28,6 +28,8 @@ impl Counts {
     }
 
     /// Both together.
+    ///
+    /// Invariant: no count is less than in either.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         let mut counters = self.counters;
@@ -46,6 +48,8 @@ impl Counts {
     }
 
     /// The greater count of each; what is open now is as it is here.
+    ///
+    /// Invariant: but for what is open, no count is less than in either.
     #[must_use]
     pub fn at_least(&self, other: &Self) -> Self {
         let counters = EdgeCounters { active: self.counters.active, ..self.counters.at_least(&other.counters) };
@@ -53,6 +57,8 @@ impl Counts {
     }
 
     /// Without the endpoints that `other` does not have.
+    ///
+    /// Invariant: no count grows.
     #[must_use]
     pub fn of_endpoints_in(mut self, other: &Self) -> Self {
         let known = |end: &Endpoint, others: &[Endpoint]| {

@@ -111,12 +111,17 @@ pub struct Dialled<'a> {
 
 impl Directory {
     /// Knows nobody.
+    ///
+    /// Invariant: no address has an owner, no port a Service.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// A pod is there, or has changed; whether that is news.
+    ///
+    /// Invariants: the same again is no news; containers, and the addresses of a pod that tells none any more, stay
+    /// known.
     pub fn upsert_pod(&mut self, mut pod: Pod, now: SystemTime) -> bool {
         let node_uid = match self.pods.get(&pod.uid) {
             Some(known) => {
@@ -148,6 +153,8 @@ impl Directory {
 
     /// A static pod is known to its node by another UID than that of its object, which has to be there; whether that is
     /// news.
+    ///
+    /// Invariant: the same again is no news.
     pub fn name_static_pod(&mut self, uid: &str, node_uid: &str) -> bool {
         let Some(record) = self.pods.get_mut(uid) else { return false };
         if record.node_uid.as_deref() == Some(node_uid) {
@@ -161,6 +168,8 @@ impl Directory {
     }
 
     /// What a pod's object said last of its time, and whether it had ended; nothing happens for a pod that is not known.
+    ///
+    /// Invariant: no name changes by it.
     pub fn note_life(&mut self, uid: &str, life: Life, ended: bool, now: SystemTime) {
         if let Some(record) = self.pods.get_mut(uid) {
             (record.pod.life, record.pod.ended) = (life, ended);
@@ -169,6 +178,8 @@ impl Directory {
     }
 
     /// A pod is gone; it keeps its name and, until another pod has them, its addresses. Whether it was there.
+    ///
+    /// Invariants: it is removed once only; at most 50,000 removed pods are remembered, those that went last.
     pub fn remove_pod(&mut self, uid: &str, now: SystemTime) -> bool {
         let Some(record) = self.pods.get_mut(uid) else { return false };
         if record.removed.is_some() {
@@ -208,6 +219,8 @@ impl Directory {
     }
 
     /// A Service is there, or it or its endpoints have changed; whether that is news.
+    ///
+    /// Invariants: the same again is no news; a backend that is gone stays known as a former one.
     pub fn upsert_service(&mut self, service: Service, now: SystemTime) -> bool {
         let name = service.name.clone();
         let (since, mut former_backends) = match self.services.get(&name) {
@@ -236,6 +249,8 @@ impl Directory {
     }
 
     /// A Service is gone; its addresses lead to it until another Service has them. Whether it was there.
+    ///
+    /// Invariant: it is removed once only.
     pub fn remove_service(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
         match self.services.get_mut(name) {
             Some(record) if record.removed.is_none() => {
@@ -260,6 +275,8 @@ impl Directory {
     }
 
     /// A node is there, or has changed; whether that is news.
+    ///
+    /// Invariant: the same again is no news.
     pub fn upsert_node(&mut self, node: Node) -> bool {
         if self.nodes.get(&node.name) == Some(&node) {
             return false;
@@ -273,6 +290,8 @@ impl Directory {
     }
 
     /// A node is gone; whether it was there.
+    ///
+    /// Invariant: it is removed once only; none of its addresses leads to it any more.
     pub fn remove_node(&mut self, name: &str) -> bool {
         let Some(node) = self.nodes.remove(name) else { return false };
         self.clocks.remove(name);
@@ -285,6 +304,8 @@ impl Directory {
     }
 
     /// Forgets pods, Services and backends that have been gone for `retention`.
+    ///
+    /// Invariant: what is there stays.
     pub fn forget_removed(&mut self, now: SystemTime, retention: Duration) {
         let expired = |removed: SystemTime| now.duration_since(removed).unwrap_or_default() >= retention;
         while let Some((removed, uid)) = self.removed_pods.first().cloned() {
@@ -308,6 +329,8 @@ impl Directory {
     }
 
     /// Whether anything is remembered that is gone.
+    ///
+    /// Invariant: not so after all has been forgotten.
     #[must_use]
     pub fn has_removed(&self) -> bool {
         let changed = |record: &ServiceRecord| record.removed.is_some() || !record.former_backends.is_empty();
@@ -315,6 +338,8 @@ impl Directory {
     }
 
     /// A pod by its UID, or by the one that its node knows it by, even if it is gone.
+    ///
+    /// Invariant: whoever is named has this UID, or is known to its node by it.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
         let record = self.pods.get(uid).or_else(|| self.pods.get(self.pod_by_node_uid.get(uid)?));
@@ -322,12 +347,16 @@ impl Directory {
     }
 
     /// A pod by the id of one of its containers, even if it is gone.
+    ///
+    /// Invariant: whoever is named has, or had, such a container.
     #[must_use]
     pub fn pod_of_container(&self, container_id: &str) -> Option<&Pod> {
         self.pod_by_container.get(container_id).and_then(|uid| self.pod(uid))
     }
 
     /// Takes over what is known of a node's clock, by which its pods' times are told.
+    ///
+    /// Invariant: [`Self::has_clock`] is true of it then.
     pub fn set_clock(&mut self, node: &str, clock: NodeClock) {
         self.clocks.insert(node.to_owned(), clock);
     }
@@ -381,6 +410,8 @@ impl Directory {
     }
 
     /// The pods that can have had the address at any time between `since` and `until`, in the order of their times.
+    ///
+    /// Invariant: whom [`Self::owner_between`] names is among them.
     #[must_use]
     pub fn possible_owners(&self, ip: IpAddr, since: SystemTime, until: SystemTime) -> Vec<&Pod> {
         let uids = self.ownership.possible(ip, since, until, self.clock());
@@ -388,12 +419,16 @@ impl Directory {
     }
 
     /// Whether a pod is known to have had this address, at whatever time.
+    ///
+    /// Invariant: if so, [`Self::owner_between`] never says [`Owner::NoPod`], and always if not.
     #[must_use]
     pub fn is_pods_address(&self, ip: IpAddr) -> bool {
         self.ownership.knows(ip)
     }
 
     /// When a pod can have had an address: from then on, and until then, if that is known. None if it never had.
+    ///
+    /// Invariant: the beginning is not after the end.
     #[must_use]
     pub fn time_with(&self, uid: &str, ip: IpAddr) -> Option<(SystemTime, Option<SystemTime>)> {
         self.ownership.time_of(uid, ip, self.clock())
@@ -404,6 +439,8 @@ impl Directory {
     }
 
     /// The node that `ip` is an address of, its bridges' addresses included, which have to be no pod's.
+    ///
+    /// Invariant: an address of a Node object is that node's.
     #[must_use]
     pub fn node_of(&self, ip: IpAddr) -> Option<&Node> {
         if let Some(name) = self.node_by_ip.get(&ip) {
@@ -416,11 +453,15 @@ impl Directory {
     }
 
     /// All nodes, by name.
+    ///
+    /// Invariant: each once.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
     }
 
     /// Gives names to addresses outside of the cluster; whether that is news.
+    ///
+    /// Invariant: the same again is no news.
     pub fn name_external_groups(&mut self, groups: ExternalGroups) -> bool {
         let is_news = self.external_groups != groups;
         self.external_groups = groups;

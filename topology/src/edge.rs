@@ -103,6 +103,8 @@ pub struct EdgeCounters {
 
 impl EdgeCounters {
     /// Adds another conversation's counters.
+    ///
+    /// Invariant: no count becomes less; the greatest number stands for all beyond it.
     pub fn add(&mut self, other: &Self) {
         self.opened = self.opened.saturating_add(other.opened);
         self.active = self.active.saturating_add(other.active);
@@ -115,11 +117,15 @@ impl EdgeCounters {
     }
 
     /// Adds what the other end had to send again of the same connections.
+    ///
+    /// Invariant: no other count changes.
     pub fn add_retransmits_of(&mut self, other_end: &Self) {
         self.retransmits = self.retransmits.saturating_add(other_end.retransmits);
     }
 
     /// The greater of each.
+    ///
+    /// Invariant: no count is less than in either.
     #[must_use]
     pub fn at_least(&self, other: &Self) -> Self {
         Self {
@@ -167,6 +173,8 @@ impl EdgeCounters {
 
     /// The share of `opened` connections (at most all) in these counters, failed attempts excepted: all of it if they
     /// are all connections, else in proportion, rounded down.
+    ///
+    /// Invariant: no count is greater than here.
     #[must_use]
     pub fn share(&self, opened: u64) -> Self {
         let opened = opened.min(self.opened);

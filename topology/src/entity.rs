@@ -131,6 +131,8 @@ pub struct Network {
 
 impl Network {
     /// Reads `10.244.1.0/24` or `fd00::/64`; `None` if it is anything else.
+    ///
+    /// Invariant: the prefix is no longer than the address.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.split_once('/')?;
@@ -145,6 +147,8 @@ impl Network {
     }
 
     /// The same range, by its first address.
+    ///
+    /// Invariant: it contains the same addresses.
     #[must_use]
     pub fn trimmed(&self) -> Self {
         let others = self.bits().saturating_sub(u32::from(self.prefix));

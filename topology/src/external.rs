@@ -46,6 +46,8 @@ impl ExternalGroups {
     }
 
     /// The name of the group that an address is in, whoever the address belongs to.
+    ///
+    /// Invariant: [`Self::has`] is true of the name.
     #[must_use]
     pub fn of(&self, ip: IpAddr) -> Option<&str> {
         let longest_first = self.prefixes.iter().rev();

@@ -62,12 +62,16 @@ impl Methods {
     const ALL: Self = Self(15);
 
     /// None.
+    ///
+    /// Invariant: all sets contain it.
     #[must_use]
     pub const fn empty() -> Self {
         Self(0)
     }
 
     /// Those in either.
+    ///
+    /// Invariant: it contains both.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -92,6 +96,8 @@ impl Methods {
     }
 
     /// As the report writes them.
+    ///
+    /// Invariant: [`Self::from_bits`] makes the same of it.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0 as u32
@@ -181,6 +187,8 @@ impl FlowCounters {
     ///
     /// Counters only grow within an epoch, so the greater value of each is the newer one. What is said of open
     /// connections shrinks when connections close: of that the report that has seen more is taken.
+    ///
+    /// Invariant: of reports whose counters only grew, the order and repetitions make no difference.
     pub fn merge(&mut self, other: &Self) {
         let newer = if other.progress() >= self.progress() { *other } else { *self };
         *self = Self {
@@ -207,6 +215,8 @@ impl FlowCounters {
     }
 
     /// These counters and what comes after them, as one run.
+    ///
+    /// Invariant: but for what is said of open connections, no count is less than in either.
     #[must_use]
     pub fn followed_by(&self, later: &Self) -> Self {
         Self {
@@ -281,6 +291,8 @@ pub struct FlowTotals {
 
 impl FlowTotals {
     /// Guesses and gaps are of connections that there are: one that was open in two epochs counts once.
+    ///
+    /// Invariants: `inferred <= opened + failed`, `without_bytes <= opened`; no other count changes.
     #[must_use]
     pub fn bounded(self) -> Self {
         Self {

@@ -63,6 +63,9 @@ pub struct Graph {
 }
 
 /// Makes the graph of all flows.
+///
+/// Invariants: the order in which flows were reported makes no difference; no connection is on two edges; each key has
+/// one edge.
 #[must_use]
 pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
     build_knowing(ledger, directory, options, &Known::default())
@@ -92,6 +95,8 @@ pub fn build_knowing(ledger: &Ledger, directory: &Directory, options: &Options, 
 }
 
 /// Makes the graph of what agents would tell somebody who has never heard of them.
+///
+/// Invariants: those of [`build`].
 #[must_use]
 pub fn build_anew(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
     let flows = ledger.flows().map(|flow| FlowView { totals: flow.anew, ..flow });

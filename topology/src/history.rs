@@ -26,6 +26,8 @@ pub struct Counted {
 
 impl Counted {
     /// What an account has grown by; nothing where it has not.
+    ///
+    /// Invariant: what is there before and this are at least what is there after.
     #[must_use]
     pub fn between(before: &FlowTotals, after: &FlowTotals) -> Self {
         Self {
@@ -58,6 +60,8 @@ pub struct Part {
 
 impl Part {
     /// Both, without telling them apart: the times of either are within it.
+    ///
+    /// Invariant: its counts are the sums.
     #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         let mut counted = self.counted;
@@ -82,6 +86,8 @@ impl History {
 
     /// Adds what happened between two moments; `since` beyond `until` counts as `until`. Payload without a new connection
     /// is that of the connections that there were.
+    ///
+    /// Invariants: the parts' sum grows by exactly this; there are at most 16.
     pub fn add(&mut self, since: SystemTime, until: SystemTime, counted: &Counted) {
         if *counted == Counted::default() {
             return;
@@ -102,6 +108,8 @@ impl History {
     }
 
     /// Makes one part of any two that follow one another and need not be told apart.
+    ///
+    /// Invariant: the parts' sum stays.
     pub fn condense(&mut self, are_one: impl Fn(&Part, &Part) -> bool) {
         self.parts.dedup_by(|next, one| {
             let joined = are_one(one, next);

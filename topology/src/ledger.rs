@@ -399,12 +399,16 @@ fn refines(old: &CgroupOwner, new: &CgroupOwner) -> bool {
 
 impl Ledger {
     /// An empty account.
+    ///
+    /// Invariant: there are no flows and no nodes.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Makes `epoch` the node's current one, if it is new.
+    ///
+    /// Invariant: totals never become less by it; an epoch that has ended stays ended.
     ///
     /// # Errors
     /// If it has been followed by another one.
@@ -420,6 +424,8 @@ impl Ledger {
 
     /// A new stream of the node's agent begins: it sends the identities of all cgroups again, so that those without
     /// flows can go.
+    ///
+    /// Invariant: no flow changes.
     pub fn begin_stream(&mut self, node: &str) {
         let Some(account) = self.nodes.get_mut(node) else { return };
         let used: HashSet<u64> = account.flows.keys().map(|key| key.cgroup_id).collect();
@@ -428,6 +434,8 @@ impl Ledger {
     }
 
     /// Says whose sockets a cgroup of a node holds; whether that is news.
+    ///
+    /// Invariant: a cgroup's flows stay those of whom they were when another one gets its id.
     ///
     /// # Errors
     /// If the epoch has been followed by another one.
@@ -442,6 +450,8 @@ impl Ledger {
     }
 
     /// Says which addresses are the node's own; whether that is news.
+    ///
+    /// Invariant: the same again is no news.
     ///
     /// # Errors
     /// If the epoch has been followed by another one.
@@ -525,6 +535,8 @@ impl Ledger {
 
     /// From here to [`Self::end_snapshot`], all flows of the node are named. A snapshot under way is given up.
     ///
+    /// Invariant: no flow changes.
+    ///
     /// # Errors
     /// If the epoch has been followed by another one.
     pub fn begin_snapshot(&mut self, node: &str, epoch: Epoch) -> Result<(), LateEpoch> {
@@ -534,6 +546,8 @@ impl Ledger {
 
     /// What the snapshot has not named is over: none of its connections is open, its totals stay. Whether anything
     /// ended by that. Without a snapshot under way nothing happens.
+    ///
+    /// Invariant: the current epoch's flows that have open connections then are all in the snapshot.
     ///
     /// # Errors
     /// If the epoch has been followed by another one.
@@ -551,6 +565,8 @@ impl Ledger {
     }
 
     /// The node is gone for good: all its flows are over. Whether any was active.
+    ///
+    /// Invariant: none of its connections is open then; no other count changes.
     pub fn end_node(&mut self, node: &str, now: SystemTime) -> bool {
         let Some(account) = self.nodes.get_mut(node) else { return false };
         account.gone = true;
@@ -563,6 +579,8 @@ impl Ledger {
 
     /// Lets go of the flows that are over and have not changed for `retention`, and of nodes that are gone; how many
     /// flows went. A flow that its agent still knows stays, because its counters go on from where they are.
+    ///
+    /// Invariant: what stays is not changed.
     pub fn retire(&mut self, now: SystemTime, retention: Duration) -> usize {
         let mut retired = 0;
         let mut keep = |flow: &Account| {
@@ -591,6 +609,8 @@ impl Ledger {
     }
 
     /// Whether [`Self::retire`] would let go of anything.
+    ///
+    /// Invariant: if not, [`Self::retire`] lets go of none.
     #[must_use]
     pub fn has_retirable(&self, now: SystemTime, retention: Duration) -> bool {
         let due = |flow: &Account| flow.over && now.duration_since(flow.changed).unwrap_or_default() >= retention;
@@ -614,11 +634,15 @@ impl Ledger {
     }
 
     /// What is known of the nodes' clocks, each node once.
+    ///
+    /// Invariant: a node that has reported is among them until it is gone.
     pub fn clocks(&self) -> impl Iterator<Item = (&str, &NodeClock)> {
         self.nodes.iter().map(|(node, account)| (node.as_str(), &account.clock))
     }
 
     /// When the next of the nodes that are observed at `now` falls silent if it says nothing any more.
+    ///
+    /// Invariant: it is later than `now`.
     #[must_use]
     pub fn next_silence(&self, now: SystemTime) -> Option<SystemTime> {
         let heard = self.nodes.values().filter(|account| !account.gone).filter_map(|account| account.heard);
@@ -645,6 +669,8 @@ impl Ledger {
     }
 
     /// All flows, in an order that depends on what they are and not on when they were reported.
+    ///
+    /// Invariant: each flow once.
     pub fn flows(&self) -> impl Iterator<Item = FlowView<'_>> {
         self.nodes.iter().flat_map(|(node, account)| {
             // One that comes back tells all of it again.

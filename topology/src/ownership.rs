@@ -84,6 +84,8 @@ impl Ownership {
     /// A pod that is there has its addresses at `now`, and no others. A pod in its node's network has none of its own, and one
     /// that tells none keeps those that it had. Events may be late, and come again: what they tell is as of then at the
     /// latest.
+    ///
+    /// Invariants: the same again changes nothing; at most 64 pods are remembered of one address.
     pub fn observe(&mut self, pod: &Pod, now: SystemTime) {
         self.since = Some(self.since.map_or(now, |since| since.min(now)));
         if pod.host_network || pod.ips.is_empty() {
@@ -112,6 +114,8 @@ impl Ownership {
     }
 
     /// A pod, by UID, is gone at `now`, at the latest.
+    ///
+    /// Invariant: the earliest such news counts.
     pub fn remove(&mut self, pod: &str, now: SystemTime) {
         let addresses = self.addresses.get(pod).cloned().unwrap_or_default();
         self.release(pod, &addresses, now);
@@ -127,6 +131,8 @@ impl Ownership {
     }
 
     /// A pod, by UID, has never been there.
+    ///
+    /// Invariant: it is named of no address then.
     pub fn forget(&mut self, pod: &str) {
         for ip in self.addresses.remove(pod).unwrap_or_default() {
             if let Some(claims) = self.claims.get_mut(&ip) {
@@ -139,6 +145,8 @@ impl Ownership {
     }
 
     /// Whether any pod is known to have had the address, at whatever time.
+    ///
+    /// Invariant: if not, [`Self::owner`] is [`Owned::ByNobody`].
     #[must_use]
     pub fn knows(&self, ip: IpAddr) -> bool {
         self.claims.contains_key(&ip)
@@ -167,6 +175,8 @@ impl Ownership {
     }
 
     /// The pods that can have had the address at any time between `since` and `until`, in the order of their times.
+    ///
+    /// Invariant: whom [`Self::owner`] names is among them; several make it [`Owned::Contested`].
     #[must_use]
     pub fn possible(
         &self,
@@ -180,6 +190,8 @@ impl Ownership {
     }
 
     /// From when on a pod, by UID, can have had the address, and until when, if it can have an end.
+    ///
+    /// Invariant: the beginning is not after the end.
     #[must_use]
     pub fn time_of(
         &self,

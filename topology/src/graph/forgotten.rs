@@ -15,6 +15,8 @@ pub struct Forgotten {
 
 impl Forgotten {
     /// Adds connections of an edge.
+    ///
+    /// Invariant: what was there stays.
     pub fn add(&mut self, edge: &EdgeKey, opened: u64) {
         if opened > 0 {
             let between = (edge.client.clone(), edge.server.clone(), edge.port, edge.protocol);
