@@ -79,3 +79,65 @@ fn from_nanos(nanos: Difference) -> SystemTime {
     let rest = u32::try_from(nanos.max(0) % SECOND).unwrap_or(0);
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, rest)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_MS: u64 = 3_600_000;
+
+    fn at(ms: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
+    }
+
+    /// Sends messages every second from `from_ms` on, by the operator's clock, each of which takes so long; the node's clock
+    /// is ahead by so much. Returns by how much each is said to have taken.
+    fn send(clock: &mut NodeClock, from_ms: u64, ahead_ms: i64, took_ms: &[u64]) -> Vec<u64> {
+        let sent = |(number, took_ms): (u64, &u64)| {
+            let sent_ms = from_ms + 1_000 * number;
+            let received = at(sent_ms + took_ms);
+            let told = clock.observe(at(sent_ms.saturating_add_signed(ahead_ms)), received);
+            u64::try_from(received.duration_since(told).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+        };
+        (0..).zip(took_ms).map(sent).collect()
+    }
+
+    #[test]
+    fn the_shortest_way_tells_how_far_clocks_are_apart() {
+        for ahead_ms in [0, 3_600_000, -3_600_000] {
+            let mut clock = NodeClock::default();
+            assert_eq!(send(&mut clock, 10 * HOUR_MS, ahead_ms, &[40, 5, 90]), [0, 0, 85]);
+            let noon = 12 * HOUR_MS;
+            assert_eq!(clock.to_operator(at(noon.saturating_add_signed(ahead_ms))), at(noon + 5));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_is_believed_at_once() {
+        for (before_ms, after_ms) in [(0, 3_600_000), (0, -3_600_000), (500, -45_000)] {
+            let mut clock = NodeClock::default();
+            send(&mut clock, 10 * HOUR_MS, before_ms, &[5, 5]);
+            assert_eq!(send(&mut clock, 11 * HOUR_MS, after_ms, &[7, 20]), [0, 13], "{before_ms} {after_ms}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_drifts_is_followed() {
+        let mut clock = NodeClock::default();
+        send(&mut clock, 10 * HOUR_MS, 0, &[5; 60]);
+        // It falls behind, so that messages seem to take longer.
+        for minutes in 0..40 {
+            send(&mut clock, 10 * HOUR_MS + 60_000 * (minutes + 1), -200, &[5; 60]);
+        }
+        assert_eq!(send(&mut clock, 11 * HOUR_MS, -200, &[5]), [0]);
+    }
+
+    #[test]
+    fn times_at_the_ends_of_what_a_clock_can_show_do_not_panic() {
+        let mut clock = NodeClock::default();
+        let last = at(253_402_300_799_999);
+        assert_eq!(clock.observe(last, SystemTime::UNIX_EPOCH), SystemTime::UNIX_EPOCH);
+        assert_eq!(clock.to_operator(SystemTime::UNIX_EPOCH), SystemTime::UNIX_EPOCH);
+        assert_eq!(clock.observe(SystemTime::UNIX_EPOCH, last), last);
+    }
+}
