@@ -99,8 +99,8 @@ pub struct NodeProbeStatus {
     /// The capture to which the counters belong, in hexadecimal: an agent that is started again begins a new one.
     #[schemars(length(max = 32))]
     pub epoch: String,
-    /// Connections and failed attempts that were seen, at both their ends if both are on this node, since the NodeProbe
-    /// was made.
+    /// Connections, conversations over UDP and failed attempts that were seen, at both their ends if both are on this
+    /// node, since the NodeProbe was made.
     pub seen: u64,
     /// What happened and could not be recorded, since the NodeProbe was made.
     pub losses: Losses,
