@@ -187,7 +187,8 @@ fn structure(mut object: Value) -> Value {
 fn strip(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            for counter in ["opened", "active", "failed", "bytesSent", "bytesReceived", "seen"] {
+            let counters = ["opened", "active", "failed", "bytesSent", "bytesReceived", "seen"];
+            for counter in counters.into_iter().chain(["retransmits", "rttMicroseconds"]) {
                 if fields.get(counter).is_some_and(Value::is_number) {
                     fields.remove(counter);
                 }
