@@ -9,11 +9,19 @@ write_node_config() {
   write_kube_proxy_config "$1" "$2"
 }
 
+# POD_ADDRESSES: so many addresses of each family are all that a node has for its pods.
 write_cni_config() {
+  local v4 v6
+  v4=$(pods_v4 "$1") v6=$(pods_v6 "$1")
+  local last_v4= last_v6=
+  if [ -n "${POD_ADDRESSES-}" ]; then
+    last_v4=", \"rangeEnd\": \"${v4%0/*}$((POD_ADDRESSES + 1))\""
+    last_v6=", \"rangeEnd\": \"${v6%/*}$(printf %x $((POD_ADDRESSES + 1)))\""
+  fi
   cat > /etc/cni/net.d/10-scopeprobe.conflist <<X
 {"cniVersion": "1.0.0", "name": "scopeprobe", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
-   "ipam": {"type": "host-local", "ranges": [[{"subnet": "$(pods_v4 "$1")"}], [{"subnet": "$(pods_v6 "$1")"}]],
+   "ipam": {"type": "host-local", "ranges": [[{"subnet": "$v4"$last_v4}], [{"subnet": "$v6"$last_v6}]],
             "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}
 X

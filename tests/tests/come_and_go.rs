@@ -1,0 +1,172 @@
+//! Pods that come and go, one after the other with the same addresses, on a node without an agent: all that is known of
+//! them is whose an address was at the time. No edge names a pod for more than it has done, by the programs' own counts.
+//!
+//! For a cluster whose nodes have few addresses for pods, which come round soon: `scripts/come-and-go`.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use crds::{Mode, Topology};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::DeleteParams};
+use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace, traffic_pod::Traffic};
+use traffic::protocol::Connect;
+
+/// The node with an agent; pods come and go on the other one.
+const SEEN: &str = "node-1";
+const UNSEEN: &str = "node-2";
+const SPEC: &str = "{nodeSelector: {kubernetes.io/hostname: node-1}, topology: {counterInterval: 1s, maxEdges: 500}}";
+const PORT: u16 = 8080;
+/// Pods that come and go at a time.
+const AT_A_TIME: usize = 4;
+/// How long it goes on, unless `SCOPEPROBE_COME_AND_GO_SECONDS` says otherwise.
+const USUAL: Duration = Duration::from_mins(1);
+
+/// What really happened: connections from the one that stays to each that came, and back.
+#[derive(Default)]
+struct Truth {
+    called: BTreeMap<String, u64>,
+    calls: BTreeMap<String, u64>,
+    addresses: HashMap<IpAddr, Vec<String>>,
+}
+
+struct Stage<'a> {
+    namespace: &'a Namespace,
+    stays: Traffic,
+    stays_ip: IpAddr,
+    truth: Mutex<Truth>,
+}
+
+fn lasting() -> Duration {
+    let told = std::env::var("SCOPEPROBE_COME_AND_GO_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    told.map_or(USUAL, Duration::from_secs)
+}
+
+impl Stage<'_> {
+    fn truth(&self) -> std::sync::MutexGuard<'_, Truth> {
+        self.truth.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// A pod comes, is called, calls, and goes.
+    async fn come_and_go(&self, name: &str) -> Result<()> {
+        let pod = self.namespace.traffic_pod(name, Some(UNSEEN), &["main"]).await?.remove(0);
+        let ip = self.namespace.pod_ips(name).await?[0];
+        self.truth().addresses.entry(ip).or_default().push(name.to_owned());
+        pod.echo(&format!("0.0.0.0:{PORT}")).await?;
+        let plan = |ip, count| Connect { count, send: 10, receive: 10, every_ms: 20, ..Connect::to((ip, PORT).into()) };
+        let called = self.stays.connect(plan(ip, 30)).await?;
+        let calls = pod.connect(plan(self.stays_ip, 20)).await?;
+        self.truth().called.insert(name.to_owned(), called.opened);
+        self.truth().calls.insert(name.to_owned(), calls.opened);
+        let api: Api<Pod> = self.namespace.api();
+        api.delete(name, &DeleteParams::default()).await.map_err(Error::api(format!("delete the pod {name}")))?;
+        Ok(())
+    }
+
+    async fn slot(&self, slot: usize, end: Instant) -> Result<()> {
+        for turn in 0.. {
+            if Instant::now() >= end {
+                break;
+            }
+            self.come_and_go(&format!("pod-{slot}-{turn}")).await?;
+        }
+        Ok(())
+    }
+
+    /// What the object of the one that stays says: connections by the other pod's name, to it and from it; and those that
+    /// are known by an address only.
+    async fn shown(&self) -> Result<Shown> {
+        let api: Api<Topology> = self.namespace.api();
+        let found = api.get_opt("pod-stays").await.map_err(Error::api("get the Topology of the pod that stays"))?;
+        let status = found.and_then(|topology| topology.status).unwrap_or_default();
+        let mut shown = Shown::default();
+        let both = [(&status.egress, &mut shown.called), (&status.ingress, &mut shown.calls)];
+        for (edges, named) in both {
+            for edge in edges.iter().filter(|edge| edge.port == PORT) {
+                if edge.peer.kind == "Pod" {
+                    *named.entry(edge.peer.name.clone().unwrap_or_default()).or_default() += edge.opened;
+                } else {
+                    shown.nameless += edge.opened;
+                }
+            }
+        }
+        Ok(shown)
+    }
+
+    /// What is wrong with what is shown, and what is still missing.
+    fn compare(&self, shown: &Shown) -> (Vec<String>, u64) {
+        let truth = self.truth();
+        let mut wrong = Vec::new();
+        for (shown, happened, what) in [(&shown.called, &truth.called, "called"), (&shown.calls, &truth.calls, "calls")]
+        {
+            for (pod, opened) in shown {
+                let most = happened.get(pod).copied().unwrap_or_default();
+                if *opened > most {
+                    wrong.push(format!("{pod} {what}: {opened} are shown, {most} happened"));
+                }
+            }
+        }
+        let happened: u64 = truth.called.values().chain(truth.calls.values()).sum();
+        (wrong, happened - shown.total().min(happened))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shown {
+    called: BTreeMap<String, u64>,
+    calls: BTreeMap<String, u64>,
+    nameless: u64,
+}
+
+impl Shown {
+    fn total(&self) -> u64 {
+        self.called.values().chain(self.calls.values()).sum::<u64>() + self.nameless
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster with few addresses for pods: scripts/come-and-go"]
+async fn no_edge_names_a_pod_that_did_not_own_the_address_then() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+    cluster.probe_some(SPEC, &[SEEN], Mode::Ebpf).await?;
+    let namespace = cluster.namespace("come-and-go").await?;
+    let stays = namespace.traffic_pod("stays", Some(SEEN), &["main"]).await?.remove(0);
+    stays.echo(&format!("0.0.0.0:{PORT}")).await?;
+    let stays_ip = namespace.pod_ips("stays").await?[0];
+    let stage = Stage { namespace: &namespace, stays, stays_ip, truth: Mutex::default() };
+
+    let end = Instant::now() + lasting();
+    try_join_all((0..AT_A_TIME).map(|slot| stage.slot(slot, end))).await?;
+
+    let shown = eventually("all connections to be on edges", async || {
+        let shown = stage.shown().await.map_err(|error| error.to_string())?;
+        match stage.compare(&shown) {
+            (_, 0) => Ok(shown),
+            (wrong, missing) => Err(format!("{missing} are missing; wrong: {wrong:?}; {shown:?}")),
+        }
+    })
+    .await?;
+    let (wrong, _) = stage.compare(&shown);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let truth = stage.truth();
+    let again: usize = truth.addresses.values().map(|pods| pods.len() - 1).sum();
+    println!(
+        "{} pods at {} addresses, {again} times one that another pod had had; {} connections under a name, {} by address",
+        truth.called.len(),
+        truth.addresses.len(),
+        shown.total() - shown.nameless,
+        shown.nameless
+    );
+    assert!(again > 0, "no address came round: this says nothing; use scripts/come-and-go");
+    assert!(shown.total() - shown.nameless > shown.nameless, "a map without names says nothing");
+    Ok(())
+}
