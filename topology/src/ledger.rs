@@ -4,6 +4,8 @@
 //! a connection that was open when one epoch ended and the next began is one connection. Where nobody watched, the
 //! account may fall short of the truth; it never exceeds it, and it never goes backwards.
 
+mod account;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
@@ -11,13 +13,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use self::account::Account;
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
     far_end::{FarEnd, FarEnds},
     flow::{FlowCounters, FlowKey, FlowTotals},
-    history::{Counted, History, Part},
-    rtt::RttHistogram,
+    history::Part,
     sighting::Sighting,
 };
 
@@ -94,189 +96,6 @@ struct NodeAccount {
     /// When its agent last said anything, as far as that was noted.
     heard: Option<SystemTime>,
     clock: NodeClock,
-}
-
-/// `base` is what earlier epochs have counted, `current` what this one says.
-#[derive(Clone, Debug)]
-struct Account {
-    base: Base,
-    current: FlowCounters,
-    /// This epoch has reported the flow.
-    reported: bool,
-    /// The agent knows the flow no more.
-    over: bool,
-    first_seen: SystemTime,
-    changed: SystemTime,
-    remote_names: Vec<String>,
-    far_ends: FarEnds,
-    reported_at: SystemTime,
-    /// What happened until then has been told.
-    told: SystemTime,
-    history: History,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Base {
-    totals: FlowTotals,
-    open_bytes_sent: u64,
-    open_bytes_received: u64,
-    open_retransmits: u64,
-    /// Of the connections that were open at its end, those whose bytes were not known.
-    open_without_bytes: u64,
-}
-
-impl Account {
-    fn new(sighting: &Sighting) -> Self {
-        Self {
-            base: Base::default(),
-            current: FlowCounters::default(),
-            reported: false,
-            over: false,
-            remote_names: Vec::new(),
-            far_ends: FarEnds::default(),
-            first_seen: sighting.first(),
-            changed: sighting.changed(),
-            reported_at: sighting.received(),
-            told: SystemTime::UNIX_EPOCH,
-            history: History::default(),
-        }
-    }
-
-    fn totals(&self) -> FlowTotals {
-        self.totals_after(&self.base)
-    }
-
-    /// What this epoch's count makes of what there was before it.
-    fn totals_after(&self, base: &Base) -> FlowTotals {
-        let current = &self.current;
-        let active = match (self.over, self.reported) {
-            (true, _) => 0,
-            (false, true) => current.active(),
-            (false, false) => base.totals.active,
-        };
-        FlowTotals {
-            opened: base
-                .totals
-                .opened
-                .saturating_add(current.opened)
-                .saturating_add(current.preexisting.saturating_sub(base.totals.active)),
-            active,
-            failed: base.totals.failed.saturating_add(current.failed),
-            bytes_sent: continued(
-                base.totals.bytes_sent,
-                base.open_bytes_sent,
-                current.bytes_sent,
-                current.preexisting_bytes_sent,
-            ),
-            bytes_received: continued(
-                base.totals.bytes_received,
-                base.open_bytes_received,
-                current.bytes_received,
-                current.preexisting_bytes_received,
-            ),
-            methods: base.totals.methods.union(current.methods),
-            inferred: base.totals.inferred.saturating_add(current.inferred),
-            without_bytes: {
-                // Bytes count from a connection's beginning: who sees it whole now knows what was not known then.
-                let unknown = current.without_bytes.saturating_add(current.open_without_bytes);
-                let seen_whole = current.preexisting.saturating_sub(unknown);
-                let left = base.totals.without_bytes - seen_whole.min(base.open_without_bytes);
-                left.saturating_add(unknown)
-            },
-            retransmits: base.totals.retransmits.or(current.retransmits).map(|_| {
-                continued(
-                    base.totals.retransmits.unwrap_or_default(),
-                    base.open_retransmits,
-                    current.retransmits.unwrap_or_default(),
-                    current.preexisting_retransmits,
-                )
-            }),
-            rtt: if current.rtt == RttHistogram::default() { base.totals.rtt } else { current.rtt },
-        }
-        .bounded()
-    }
-
-    /// What the agent would tell somebody who has never heard of it. What it has not told in this epoch yet is at least
-    /// what was open when the last one ended.
-    fn anew(&self) -> FlowTotals {
-        let base = &self.base;
-        match (self.over, self.reported) {
-            (true, _) => FlowTotals::default(),
-            (false, true) => self.totals_after(&Base::default()),
-            (false, false) => FlowTotals {
-                opened: base.totals.active,
-                active: base.totals.active,
-                failed: 0,
-                bytes_sent: base.open_bytes_sent,
-                bytes_received: base.open_bytes_received,
-                retransmits: base.totals.retransmits.map(|_| base.open_retransmits),
-                ..FlowTotals { failed: 0, ..base.totals }
-            }
-            .bounded(),
-        }
-    }
-
-    /// Makes what is counted so far the base of counters that begin anew.
-    fn roll_over(&mut self) {
-        let totals = self.totals();
-        let open = |base: u64, current: u64| match (self.over, self.reported) {
-            (true, _) => 0,
-            // An epoch that did not know the bytes of what is open leaves what was known before: less may be told apart
-            // later, never more.
-            (false, true) if self.current.without_bytes + self.current.open_without_bytes > 0 => current.max(base),
-            (false, true) => current,
-            (false, false) => base,
-        };
-        self.base = Base {
-            totals,
-            open_bytes_sent: open(self.base.open_bytes_sent, self.current.open_bytes_sent),
-            open_bytes_received: open(self.base.open_bytes_received, self.current.open_bytes_received),
-            open_retransmits: open(self.base.open_retransmits, self.current.open_retransmits),
-            open_without_bytes: totals.without_bytes.min(totals.active),
-        };
-        self.current = FlowCounters::default();
-        self.reported = false;
-        self.far_ends.begin_anew();
-    }
-
-    fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting) -> bool {
-        if self.reported && counters.run < self.current.run {
-            return false;
-        }
-        let before = self.totals();
-        if self.reported && counters.run > self.current.run {
-            // The agent had let go of it, with nothing open; what comes now has begun at zero.
-            self.over = true;
-            self.roll_over();
-        }
-        self.over = false;
-        self.current.merge(counters);
-        self.reported = true;
-        let after = self.totals();
-        let changed = after != before;
-        if changed {
-            self.changed = self.changed.max(sighting.changed());
-            let since = sighting.news().max(self.told);
-            self.history.add(since, sighting.changed(), &Counted::between(&before, &after));
-        }
-        self.first_seen = self.first_seen.min(sighting.first());
-        self.told = self.told.max(sighting.changed());
-        changed
-    }
-
-    fn end(&mut self, now: SystemTime) -> bool {
-        let was_active = self.totals().active > 0;
-        self.over = true;
-        if was_active {
-            self.changed = self.changed.max(now);
-        }
-        was_active
-    }
-}
-
-/// What `base` (of which `open` belonged to connections that were open at its end) becomes with an epoch's count.
-fn continued(base: u64, open: u64, current: u64, preexisting: u64) -> u64 {
-    base.saturating_add(current.saturating_sub(preexisting)).saturating_add(preexisting.saturating_sub(open))
 }
 
 impl NodeAccount {
