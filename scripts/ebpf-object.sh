@@ -4,6 +4,7 @@
 #   scripts/ebpf-object.sh --check   rebuilds elsewhere and compares byte for byte; skips, with a word, where the
 #                                    toolchain is missing or another one than that of the committed object
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
 object=node-agent/ebpf-object/scopeprobe.o
@@ -25,10 +26,18 @@ toolchain() {
   echo "rustc $(rustup run nightly rustc --version | cut -d' ' -f2-)"
   bpf-linker --version
 }
-build() { # -> path of the object
+# The names of functions in the object depend on where the sources are: they are always built at the same place.
+PLACE=/tmp/scopeprobe-ebpf-object
+build() { # TARGET-FOLDER -> path of the object
+  exec 9> "$PLACE.lock"
+  flock 9
+  rm -rf "$PLACE"
+  mkdir "$PLACE"
+  sources | xargs cp --parents --target-directory="$PLACE" Cargo.toml
   # What a surrounding cargo or the user has set for the host is not meant for the kernel.
-  (cd node-agent-ebpf && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u RUSTUP_TOOLCHAIN CARGO_TARGET_DIR="$1" \
+  (cd "$PLACE/node-agent-ebpf" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u RUSTUP_TOOLCHAIN CARGO_TARGET_DIR="$1" \
     rustup run nightly cargo build --release --locked --quiet)
+  rm -rf "$PLACE"
   echo "$1/bpfel-unknown-none/release/scopeprobe"
 }
 
@@ -49,7 +58,8 @@ if [ "${1:-}" = --check ]; then
   fi
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
-  if ! cmp "$(build "$scratch")" $object; then
+  built=$(build "$scratch")
+  if ! cmp "$built" $object; then
     say "$object is not what its sources make: run scripts/ebpf-object.sh and commit what it writes"
     exit 1
   fi
