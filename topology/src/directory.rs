@@ -484,7 +484,7 @@ impl Directory {
 
     /// The Service that was reached at an address and port at the time `at`: its own addresses, or a node's address and a
     /// node port. Of several that have or had them, one that was there at `at`, as far as the directory knew it, comes
-    /// first, then the one that is there now or was there last.
+    /// first, then one that had been there before, then the one that is there now or was there last.
     #[must_use]
     pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<Dialled<'_>> {
         if let Some(record) = self.best_service(self.services_by_address.get(&(ip, port)), at) {
@@ -504,7 +504,7 @@ impl Directory {
         names?
             .iter()
             .filter_map(|name| self.services.get(name))
-            .max_by_key(|record| (was_there(record), record.removed.is_none(), record.removed))
+            .max_by_key(|record| (was_there(record), record.since <= at, record.removed.is_none(), record.removed))
     }
 }
 

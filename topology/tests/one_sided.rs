@@ -291,7 +291,6 @@ fn who_comes_later_to_the_same_addresses_and_port_has_edges_of_its_own() {
 
 #[test]
 fn an_address_that_another_service_gets_is_not_the_former_clients_way_to_it() {
-    let mut world = World::new();
     let service = |name: &str, backend: &str, address: &str| Service {
         name: ServiceRef { namespace: "shop".to_owned(), name: name.to_owned() },
         addresses: vec![ip("203.0.113.1")],
@@ -302,14 +301,21 @@ fn an_address_that_another_service_gets_is_not_the_former_clients_way_to_it() {
             backends: vec![Backend { ip: ip(address), port: 5432, pod_uid: Some(format!("uid-{backend}")) }],
         }],
     };
-    world.directory.upsert_pod(pod("other-db", "node-2", "10.244.2.3"), at(0));
-    world.directory.upsert_service(service("former", "db", "10.244.2.2"), at(0));
-    world.flow("web", Role::Client, ("10.244.1.2", "203.0.113.1", 80), 3, at(10));
-    world.directory.remove_service(&ServiceRef { namespace: "shop".to_owned(), name: "former".to_owned() }, at(50));
-    world.directory.upsert_service(service("latter", "other-db", "10.244.2.3"), at(100));
-    world.flow("other-db", Role::Server, ("10.244.2.3", "172.18.0.1", 5432), 3, at(110));
-    let shown = edges(&world.graph(at(120)));
-    assert_eq!(shown, ["web -> db:5432 via former 3+0", "node-1 -> other-db:5432 3+0"]);
+    // Long after the last call, or right after it.
+    for removed in [50, 12] {
+        let mut world = World::new();
+        world.directory.upsert_pod(pod("other-db", "node-2", "10.244.2.3"), at(0));
+        world.directory.upsert_service(service("former", "db", "10.244.2.2"), at(0));
+        world.flow("web", Role::Client, ("10.244.1.2", "203.0.113.1", 80), 3, at(10));
+        world
+            .directory
+            .remove_service(&ServiceRef { namespace: "shop".to_owned(), name: "former".to_owned() }, at(removed));
+        world.directory.upsert_service(service("latter", "other-db", "10.244.2.3"), at(100));
+        world.flow("other-db", Role::Server, ("10.244.2.3", "172.18.0.1", 5432), 3, at(110));
+        let shown = edges(&world.graph(at(120)));
+        let expected = ["web -> db:5432 via former 3+0", "node-1 -> other-db:5432 3+0"];
+        assert_eq!(shown, expected, "removed at {removed}");
+    }
 }
 
 #[test]
