@@ -55,8 +55,8 @@ conditions_script() {
 build_suite() {
   local test arguments=()
   for test in $SUITE $COMPARISON; do arguments+=(--test "$test"); done
-  cargo build --quiet --locked --package scopeprobe-agent --bin scopeprobe-agent
-  cargo test --locked --package scopeprobe-agent "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
+  cargo build --quiet --locked --workspace --bin scopeprobe-agent
+  cargo test --locked --workspace "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
     { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
   sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/cargo.log"
   echo "${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/debug/scopeprobe-agent"

@@ -35,35 +35,37 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster that `KUBECONFIG` leads to, as it is; otherwise our own with two nodes, started where it does not run
     /// yet and left running for the next test (`CLUSTER=scopeprobe-test scripts/cluster down` ends it). The image
-    /// archives of `dist/` are loaded into our own where they have changed.
+    /// archives of `dist/` are loaded into our own where they have changed. `CLUSTER_NODES`: other nodes than two, as
+    /// `scripts/cluster up` takes them, with spaces between.
     ///
     /// # Errors
     /// Where it cannot be started or reached.
     pub async fn shared() -> Result<Self> {
-        if let Some(kubeconfig) = env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
-            return Self::connect(kubeconfig.into(), None).await;
-        }
-        let name = env::var("CLUSTER").unwrap_or_else(|_| NAME.to_owned());
-        let cluster = Path::new(&name);
-        let script = place::script("cluster");
-        let _one_at_a_time = lock(&format!("{name}.tests.lock")).await?;
-        place::run(&script, ["up", "2"], &[("CLUSTER", cluster)]).await?;
-        load_images(&name).await?;
-        Self::connect(state(&name).join("admin.kubeconfig"), Some(name)).await
+        let value = |name: &str, usual: &str| env::var(name).unwrap_or_else(|_| usual.to_owned());
+        Self::started(value("CLUSTER", NAME), &value("CLUSTER_NODES", "2")).await
     }
 
-    /// Our own cluster whose nodes are virtual machines, each with another kernel (`scripts/cluster up kernels`), started
-    /// where it does not run yet and left running. The image archives of `dist/` are in its nodes. Or that of `KUBECONFIG`.
+    /// The same with virtual machines as nodes, each with another kernel (`scripts/cluster up kernels`), which have the
+    /// image archives of `dist/` from the start.
     ///
     /// # Errors
     /// Where it cannot be started or reached.
     pub async fn of_kernels() -> Result<Self> {
+        Self::started(NAME_OF_KERNELS.to_owned(), "kernels").await
+    }
+
+    async fn started(name: String, nodes: &str) -> Result<Self> {
         if let Some(kubeconfig) = env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
             return Self::connect(kubeconfig.into(), None).await;
         }
-        let _one_at_a_time = lock(&format!("{NAME_OF_KERNELS}.tests.lock")).await?;
-        place::run(&place::script("cluster"), ["up", "kernels"], &[("CLUSTER", Path::new(NAME_OF_KERNELS))]).await?;
-        Self::connect(state(NAME_OF_KERNELS).join("admin.kubeconfig"), Some(NAME_OF_KERNELS.to_owned())).await
+        let _one_at_a_time = lock(&format!("{name}.tests.lock")).await?;
+        let up = ["up"].into_iter().chain(nodes.split_whitespace());
+        place::run(&place::script("cluster"), up, &[("CLUSTER", Path::new(&name))]).await?;
+        let are_machines = nodes.parse::<u32>().is_err();
+        if !are_machines {
+            load_images(&name).await?;
+        }
+        Self::connect(state(&name).join("admin.kubeconfig"), Some(name)).await
     }
 
     async fn connect(kubeconfig: PathBuf, own: Option<String>) -> Result<Self> {

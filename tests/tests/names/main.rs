@@ -5,6 +5,7 @@
 
 mod outside;
 mod parts;
+mod resolved;
 mod shown;
 
 use scopeprobe_tests::{Cluster, Result};
@@ -17,7 +18,7 @@ const SPEC: &str = "{topology: {counterInterval: 1s, maxExternalPeers: 2, extern
 async fn the_outside_and_the_clusters_own_services_have_their_names() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let _probe = cluster.lock("probe").await?;
-    probe(&cluster).await?;
+    probe(&cluster, SPEC).await?;
     outside::test(&cluster).await
 }
 
@@ -25,12 +26,27 @@ async fn the_outside_and_the_clusters_own_services_have_their_names() -> Result<
 async fn every_container_and_every_owner_has_its_name() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let _probe = cluster.lock("probe").await?;
-    probe(&cluster).await?;
+    probe(&cluster, SPEC).await?;
     parts::test(&cluster).await
 }
 
-async fn probe(cluster: &Cluster) -> Result<()> {
+#[tokio::test]
+async fn the_outside_is_called_by_the_name_that_led_there_unless_names_are_not_to_be_read() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let _probe = cluster.lock("probe").await?;
+    for (namespace, port, names_are_read) in [("resolved", 9001, true), ("unresolved", 9002, false)] {
+        let spec = format!(
+            "{{topology: {{counterInterval: 1s, dnsNames: {names_are_read}, externalGroups: [
+              {{name: partner, cidrs: [198.18.5.1/32]}}]}}}}"
+        );
+        probe(&cluster, &spec).await?;
+        resolved::test(&cluster, namespace, port, names_are_read).await?;
+    }
+    Ok(())
+}
+
+async fn probe(cluster: &Cluster, spec: &str) -> Result<()> {
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
-    cluster.probe(SPEC).await
+    cluster.probe(spec).await
 }

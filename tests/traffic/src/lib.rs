@@ -2,7 +2,7 @@
 //!
 //! Commands come in as [`protocol::Command`] through a unix socket ([`control`]), so that control makes no TCP
 //! connection. [`client`] and [`server`] hold [`conversation`]s; what their system calls returned goes into
-//! [`counts`], and nothing else does. No DNS anywhere.
+//! [`counts`], and nothing else does. Names are asked for where a command says so ([`names`]), and nowhere else.
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -12,6 +12,7 @@ pub mod counts;
 pub mod datagrams;
 pub mod demo;
 pub mod held;
+pub mod names;
 pub mod program;
 pub mod protocol;
 pub mod runs;

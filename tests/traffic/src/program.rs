@@ -13,6 +13,7 @@ use crate::{
     counts::Counts,
     datagrams::{self, Echoes},
     held::Held,
+    names,
     protocol::{Answer, Command, Connect, Report, Run},
     runs::Runs,
     server::Listeners,
@@ -78,6 +79,14 @@ impl Program {
                 Err(error) => Answer::Error(format!("cannot echo at {}: {error}", echo.address)),
             },
             Command::Datagrams(plan) => Answer::Outcome(datagrams::ask(&plan)),
+            Command::NameServer(server) => match names::serve(&server) {
+                Ok(address) => Answer::Listening(address),
+                Err(error) => Answer::Error(format!("cannot answer for names at {}: {error}", server.address)),
+            },
+            Command::Resolve(resolve) => match names::resolve(&resolve.name) {
+                Ok(addresses) => Answer::Addresses(addresses),
+                Err(error) => Answer::Error(format!("cannot resolve {:?}: {error}", resolve.name)),
+            },
             Command::Connect(plan) => self.connect(plan),
             Command::Await(run) => self.finish(run, false),
             Command::Stop(run) => self.finish(run, true),

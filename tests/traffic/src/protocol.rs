@@ -1,6 +1,9 @@
 //! What the program can be told and what it answers, as JSON.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +21,10 @@ pub enum Command {
     Echo(Echo),
     /// Exchange datagrams with an echo; answered with an [`Outcome`] in which a conversation is a socket that has sent.
     Datagrams(Datagrams),
+    /// Be a name server; answered with [`Answer::Listening`].
+    NameServer(NameServer),
+    /// Ask the system's resolver where a name leads; answered with [`Answer::Addresses`].
+    Resolve(Resolve),
     /// Make connections.
     Connect(Connect),
     /// Wait for a run in the background; answered with its [`Outcome`].
@@ -40,6 +47,8 @@ pub enum Answer {
     Done,
     /// The address at which the program listens now: the port is chosen where 0 was asked for.
     Listening(SocketAddr),
+    /// Where a name leads, in order.
+    Addresses(Vec<IpAddr>),
     /// The number of the run that goes on in the background.
     Running(Run),
     /// What a run, an exchange or a close came to.
@@ -132,6 +141,24 @@ pub struct Datagrams {
     /// Milliseconds after which an answer is given up.
     #[serde(default = "half_a_minute")]
     pub timeout_ms: u64,
+}
+
+/// See [`Command::NameServer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NameServer {
+    /// `0.0.0.0:53`, `[::]:53` (both families) or one address; UDP only.
+    pub address: SocketAddr,
+    /// Where each name leads; other names do not exist. Lower case, without the final dot.
+    pub names: BTreeMap<String, Vec<IpAddr>>,
+}
+
+/// See [`Command::Resolve`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resolve {
+    /// As one gives it to `getaddrinfo()`.
+    pub name: String,
 }
 
 /// See [`Command::Unlisten`].
