@@ -11,35 +11,7 @@ use topology::{
     rtt::{RttBucket, RttHistogram},
 };
 
-/// Payload in both directions, and the segments that this end had to send again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Traffic {
-    pub(super) sent: u64,
-    pub(super) received: u64,
-    pub(super) retransmits: u64,
-}
-
-impl Traffic {
-    pub(super) fn plus(self, other: Self) -> Self {
-        self.with(other, |one, other| one + other)
-    }
-
-    fn minus(self, other: Self) -> Self {
-        self.with(other, u64::saturating_sub)
-    }
-
-    fn max(self, other: Self) -> Self {
-        self.with(other, Ord::max)
-    }
-
-    fn with(self, other: Self, join: impl Fn(u64, u64) -> u64) -> Self {
-        Self {
-            sent: join(self.sent, other.sent),
-            received: join(self.received, other.received),
-            retransmits: join(self.retransmits, other.retransmits),
-        }
-    }
-}
+use super::traffic::Traffic;
 
 /// What is known of open connections: by a look, or as the first one found them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -16,9 +16,10 @@ use node_agent_common::{FlowKey, Loss};
 
 use super::{
     CaptureError,
-    accounts::{Accounts, Traffic},
+    accounts::Accounts,
     kernel::Kernel,
     listing::{Connection, Listing},
+    traffic::Traffic,
 };
 
 /// Between the two listings of the first look: a connection that was just being established in the first one will have

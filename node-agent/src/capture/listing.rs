@@ -9,7 +9,7 @@ use std::{
 use node_agent_common::{FlowKey, Role, SocketRecord, callback, state};
 use topology::rtt::RttBucket;
 
-use super::accounts::Traffic;
+use super::traffic::Traffic;
 
 /// One listing: every socket once, however many processes and file descriptors hold it.
 #[derive(Debug, Default)]

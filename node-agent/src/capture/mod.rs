@@ -46,6 +46,7 @@ mod self_test;
 mod slots;
 mod tasks;
 mod tracepoint;
+mod traffic;
 mod uncounted;
 
 pub use attach::Attach;

@@ -8,7 +8,7 @@ use topology::{
     rtt::RttBucket,
 };
 
-use super::{super::Losses, socket::Traffic};
+use super::super::{Losses, traffic::Traffic};
 
 #[derive(Debug, Default)]
 struct Account {

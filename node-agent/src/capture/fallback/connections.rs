@@ -10,11 +10,12 @@ use node_agent_common::state;
 use topology::flow::{FlowKey, Methods, Role};
 
 use super::{
+    super::traffic::Traffic,
     accounts::{Accounts, Evidence},
     conntrack::names,
     conntrack_message::Entry,
     proc_net::TcpCounts,
-    socket::{Endpoints, Socket, SocketId, Traffic},
+    socket::{Endpoints, Socket, SocketId},
     space::{Known, Look, Missed, Phase, Space, is_closing, key},
     tracks::{LateBytes, Tracks},
     unseen::{Unseen, payload},
@@ -213,7 +214,7 @@ impl Connections {
     fn weigh(&mut self, known: &mut Known, socket: &Socket) {
         if let (Phase::Open, Some(bytes)) = (known.phase, socket.bytes) {
             let bytes = bytes.max(known.bytes);
-            self.accounts.transfer(known.key, bytes.since(known.bytes));
+            self.accounts.transfer(known.key, bytes.minus(known.bytes));
             self.accounts.measure(known.key, known.rtt, socket.rtt.or(known.rtt));
             known.bytes = bytes;
             known.rtt = socket.rtt.or(known.rtt);

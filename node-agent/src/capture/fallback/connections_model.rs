@@ -15,9 +15,10 @@ use topology::{
 };
 
 use super::{
+    super::traffic::Traffic,
     connections::Connections,
     conntrack_message::{Change, Direction, Entry, tcp_state},
-    socket::{Dump, Endpoint, Endpoints, Listener, Socket, SocketId, Traffic},
+    socket::{Dump, Endpoint, Endpoints, Listener, Socket, SocketId},
     space::Look,
 };
 

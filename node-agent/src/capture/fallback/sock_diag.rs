@@ -11,9 +11,10 @@ use node_agent_common::state;
 use topology::rtt::RttBucket;
 
 use super::{
+    super::traffic::Traffic,
     messages::{attributes, dump_request, u32_at, u64_at},
     netlink::{Buffer, Netlink},
-    socket::{Dump, Endpoints, Listener, Socket, SocketId, Traffic},
+    socket::{Dump, Endpoints, Listener, Socket, SocketId},
 };
 
 /// `TCPDIAG_GETSOCK`: the older request, which lists IPv4 and IPv6 in one walk through the kernel's table.

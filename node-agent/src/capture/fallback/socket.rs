@@ -4,34 +4,7 @@ use std::net::IpAddr;
 
 use topology::rtt::RttBucket;
 
-/// Payload in both directions, and the segments that this end had to send again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Traffic {
-    pub(super) sent: u64,
-    pub(super) received: u64,
-    /// 0 where connection tracking tells the payload, which does not know.
-    pub(super) retransmits: u64,
-}
-
-impl Traffic {
-    /// What has come since `earlier`.
-    pub(super) fn since(self, earlier: Self) -> Self {
-        self.with(earlier, u64::saturating_sub)
-    }
-
-    /// The greater of each.
-    pub(super) fn max(self, other: Self) -> Self {
-        self.with(other, Ord::max)
-    }
-
-    fn with(self, other: Self, join: impl Fn(u64, u64) -> u64) -> Self {
-        Self {
-            sent: join(self.sent, other.sent),
-            received: join(self.received, other.received),
-            retransmits: join(self.retransmits, other.retransmits),
-        }
-    }
-}
+use super::super::traffic::Traffic;
 
 /// An address and a port.
 pub(super) type Endpoint = (IpAddr, u16);

@@ -12,8 +12,9 @@ use topology::{
 };
 
 use super::{
+    super::traffic::Traffic,
     proc_net::TcpCounts,
-    socket::{Dump, Endpoints, Socket, SocketId, Traffic},
+    socket::{Dump, Endpoints, Socket, SocketId},
 };
 
 /// Ends of connections that are remembered in each namespace, see [`Space::ended`].

@@ -5,9 +5,9 @@ use std::{collections::HashMap, net::IpAddr};
 use topology::flow::{FlowKey, Methods, Role};
 
 use super::{
+    super::traffic::Traffic,
     accounts::{Accounts, Evidence},
     conntrack_message::Carried,
-    socket::Traffic,
     space::{Space, key},
     track::{Side, Track},
     tracks::Settling,
