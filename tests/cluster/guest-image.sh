@@ -5,7 +5,7 @@
 NODE_IMAGE=$KERNELS/node-image
 # What kube-proxy's and kubelet's iptables rules use.
 IPTABLES_EXTENSIONS="comment mark conntrack standard tcp udp multiport statistic recent addrtype nfacct limit set MASQUERADE DNAT
-  SNAT REJECT MARK NFLOG"
+  SNAT REJECT MARK NFLOG physdev ipvs"
 
 # The archives that are baked in: pause, and what `make images` has written.
 image_archives() {

@@ -2,6 +2,7 @@
 //! the same shape.
 
 pub mod agreement;
+pub mod cases;
 pub mod expected;
 pub mod fleet;
 pub mod observed;

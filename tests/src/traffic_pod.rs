@@ -104,13 +104,24 @@ impl Traffic {
     /// # Errors
     /// Where the program cannot be reached, or answers with an error.
     pub async fn ask(&self, command: &Command) -> Result<Answer> {
-        let text = serde_json::to_string(command)
-            .map_err(|error| Error::Unexpected(format!("a command that JSON cannot hold: {error}")))?;
-        let line =
-            pod::exec(&self.cluster.client, &self.namespace, &self.pod, &self.container, &["/traffic", "ctl", &text])
-                .await?;
-        serde_json::from_str(&line)
-            .map_err(|error| Error::Unexpected(format!("{self} answered {line:?} to {text}: {error}")))
+        Ok(self.ask_all(std::slice::from_ref(command)).await?.remove(0))
+    }
+
+    /// Has commands carried out one after the other, all by one exec: what a node does for one costs more than most
+    /// commands. As many answers as there are commands.
+    ///
+    /// # Errors
+    /// Where the program cannot be reached, or answers one with an error.
+    pub async fn ask_all(&self, commands: &[Command]) -> Result<Vec<Answer>> {
+        let texts = commands.iter().map(serde_json::to_string).collect::<std::result::Result<Vec<_>, _>>();
+        let texts = texts.map_err(|error| Error::Unexpected(format!("a command that JSON cannot hold: {error}")))?;
+        let words: Vec<_> = ["/traffic", "ctl"].into_iter().chain(texts.iter().map(String::as_str)).collect();
+        let lines = pod::exec(&self.cluster.client, &self.namespace, &self.pod, &self.container, &words).await?;
+        let answers = lines.lines().map(serde_json::from_str).collect::<std::result::Result<Vec<_>, _>>();
+        match answers {
+            Ok(answers) if answers.len() == commands.len() => Ok(answers),
+            other => Err(Error::Unexpected(format!("{self} answered {lines:?} to {texts:?}: {other:?}"))),
+        }
     }
 
     /// Echoes at an address.
@@ -147,10 +158,34 @@ impl Traffic {
     /// # Errors
     /// See [`Traffic::ask`].
     pub async fn outcome(&self, command: &Command) -> Result<Outcome> {
-        match self.ask(command).await? {
+        Ok(self.outcomes(std::slice::from_ref(command)).await?.remove(0))
+    }
+
+    /// Has commands carried out that come to outcomes each.
+    ///
+    /// # Errors
+    /// See [`Traffic::ask_all`].
+    pub async fn outcomes(&self, commands: &[Command]) -> Result<Vec<Outcome>> {
+        let answers = self.ask_all(commands).await?.into_iter();
+        let outcomes = answers.map(|answer| match answer {
             Answer::Outcome(outcome) => Ok(outcome),
             other => Err(self.unexpected(&other)),
-        }
+        });
+        outcomes.collect()
+    }
+
+    /// Begins all these connections at once and waits until all are made; as many outcomes.
+    ///
+    /// # Errors
+    /// See [`Traffic::ask_all`]. Connections that fail are no error but counted.
+    pub async fn connect_all(&self, plans: Vec<Connect>) -> Result<Vec<Outcome>> {
+        let plans = plans.into_iter().map(|plan| Command::Connect(Connect { background: true, ..plan }));
+        let answers = self.ask_all(&plans.collect::<Vec<_>>()).await?.into_iter();
+        let runs = answers.map(|answer| match answer {
+            Answer::Running(run) => Ok(Command::Await(run)),
+            other => Err(self.unexpected(&other)),
+        });
+        self.outcomes(&runs.collect::<Result<Vec<_>>>()?).await
     }
 
     /// All counts so far.

@@ -15,7 +15,9 @@ use crds::{Mode, Topology};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
-use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace, traffic_pod::Traffic};
+use scopeprobe_tests::{
+    Cluster, Error, Result, eventually, namespace::Namespace, oracle::cases::Case, traffic_pod::Traffic,
+};
 use traffic::protocol::Connect;
 
 /// The node with an agent; pods come and go on the other one.
@@ -165,6 +167,15 @@ async fn no_edge_names_a_pod_that_did_not_own_the_address_then() -> Result<()> {
         truth.addresses.len(),
         shown.total() - shown.nameless,
         shown.nameless
+    );
+    let edges = |called: &BTreeMap<String, u64>, calls: &BTreeMap<String, u64>| -> BTreeMap<(bool, String), u64> {
+        let called = called.iter().map(|(pod, opened)| ((true, pod.clone()), *opened));
+        called.chain(calls.iter().map(|(pod, opened)| ((false, pod.clone()), *opened))).collect()
+    };
+    let (happened, seen) = (edges(&truth.called, &truth.calls), edges(&shown.called, &shown.calls));
+    println!(
+        "{}",
+        Case::of("pods that come and go with the same addresses", &happened, &seen, |opened| *opened, |_| ())
     );
     assert!(again > 0, "no address came round: this says nothing; use scripts/come-and-go");
     assert!(shown.total() - shown.nameless > shown.nameless, "a map without names says nothing");

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use crds::{CaptureMethod, SeenEnds, Topology, TopologyEdge, TransportProtocol};
 use k8s_openapi::api::core::v1::Service;
-use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace};
+use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace, oracle::cases::Case};
 use traffic::protocol::{Answer, Command, Datagrams, Echo};
 
 /// The Service's port and the server's; TCP is spoken at the same numbers by somebody else.
@@ -95,22 +95,27 @@ async fn datagrams_between_pods_are_shown_exactly() -> Result<()> {
             *sum = (sum.0 + outcome.opened, sum.1 + outcome.sent, sum.2 + outcome.received);
         }
     }
-    eventually("the client's edges to be exact", async || {
+    let by_client = eventually("the client's edges to be exact", async || {
         let status = status(&namespace, "pod-client").await?;
         let shown = counted(&status.egress, "server");
-        if shown == expected { Ok(()) } else { Err(format!("shown {shown:?}, happened {expected:?}")) }
+        if shown == expected { Ok(shown) } else { Err(format!("shown {shown:?}, happened {expected:?}")) }
     })
     .await?;
     let mirrored: Counts = expected
         .iter()
         .map(|(service, (opened, sent, received))| (service.clone(), (*opened, *received, *sent)))
         .collect();
-    eventually("the server's edges to be exact", async || {
+    let by_server = eventually("the server's edges to be exact", async || {
         let status = status(&namespace, "pod-server").await?;
         let shown = counted(&status.ingress, "client");
-        if shown == mirrored { Ok(()) } else { Err(format!("shown {shown:?}, happened {mirrored:?}")) }
+        if shown == mirrored { Ok(shown) } else { Err(format!("shown {shown:?}, happened {mirrored:?}")) }
     })
     .await?;
+    for (case, happened, shown) in
+        [("UDP, at the client", &expected, &by_client), ("UDP, at the server", &mirrored, &by_server)]
+    {
+        println!("{}", Case::of(case, happened, shown, |counts| *counts, |_| ()));
+    }
 
     let status = status(&namespace, "pod-client").await.map_err(Error::Unexpected)?;
     let udp: Vec<_> = status.egress.iter().filter(|edge| edge.protocol == TransportProtocol::Udp).collect();

@@ -10,7 +10,7 @@ use scopeprobe_tests::{
 };
 use traffic::protocol::Connect;
 
-use crate::shown::{Edges, difference, edge, edges, topology};
+use crate::shown::{Edges, difference, edge, edges, print_case, topology};
 
 const PARTNER: &str = "198.18.5.1";
 const STRANGER: &str = "198.18.5.2";
@@ -55,6 +55,8 @@ pub async fn test(cluster: &Cluster) -> Result<()> {
     })
     .await?;
     let status = shown.status.unwrap_or_default();
+    print_case("calls to the outside: group, address, API server", &called, &edges(&status.egress));
+    print_case("calls from the outside: group, busiest addresses, the rest", &calling, &edges(&status.ingress));
     assert!(status.egress.iter().all(|edge| edge.identity == IdentitySource::Ip), "{:#?}", status.egress);
     assert_eq!(status.summary.from, "partner (external), +3 more");
     assert_eq!(status.summary.to, "kubernetes-api:6443, +2 more");

@@ -2,16 +2,17 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use crds::Topology;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams},
 };
-use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace};
+use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace, oracle::cases::Case};
 use serde_json::json;
 use traffic::protocol::Connect;
 
-use crate::shown::{difference, edges, pods, topology};
+use crate::shown::{difference, pods, topology};
 
 const PORT: u16 = 9000;
 /// A kind as Argo's.
@@ -41,26 +42,31 @@ pub async fn test(cluster: &Cluster) -> Result<()> {
     expected.extend(a_rollout(&namespace, at).await?);
     let all: u64 = expected.values().flat_map(|pods| pods.values()).sum();
     server.served(all, 0).await?;
-    let shown = topology(&namespace, "pod-server", |it| {
-        let ingress = it.status.clone().unwrap_or_default().ingress;
-        let shown: Callers = ingress
-            .iter()
-            .filter(|edge| edge.port == PORT)
-            .map(|edge| (edge.peer.clone(), &edge.peer_pods))
-            .map(|(peer, parts)| ((peer.kind, peer.name.unwrap_or_default()), pods(parts)))
-            .collect();
-        difference(&shown, &expected)
-    })
-    .await?;
+    let shown = topology(&namespace, "pod-server", |it| difference(&callers(it), &expected)).await?;
+    println!(
+        "{}",
+        Case::of(
+            "init, sidecar, ephemeral containers; a pod gone at once; a foreign owner",
+            &expected,
+            &callers(&shown),
+            |parts| parts.values().sum::<u64>(),
+            BTreeMap::clone,
+        )
+    );
     let labels = "app.kubernetes.io/part-of=shops,app.kubernetes.io/version=3.1";
     let found = cluster.kubectl(&["get", "topology", "-n", &namespace.name, "-l", labels, "-o", "name"]).await?;
     assert_eq!(found.trim(), "topology.scopeprobe.io/rollout-shop");
-    println!("{:#?}", edges(&shown.status.unwrap_or_default().ingress));
     cluster.kubectl(&["delete", "crd", "rollouts.names.example.com", "--wait=false"]).await.map(|_| ())
 }
 
 /// Kind and name: connections by pod and container.
 type Callers = BTreeMap<(String, String), BTreeMap<(String, String), u64>>;
+
+fn callers(topology: &Topology) -> Callers {
+    let ingress = topology.status.clone().unwrap_or_default().ingress;
+    let callers = ingress.into_iter().filter(|edge| edge.port == PORT);
+    callers.map(|edge| ((edge.peer.kind, edge.peer.name.unwrap_or_default()), pods(&edge.peer_pods))).collect()
+}
 
 fn caller(kind: &str, name: &str, parts: &[(&str, &str, u64)]) -> Callers {
     let parts = parts.iter().map(|(pod, container, opened)| (((*pod).to_owned(), (*container).to_owned()), *opened));

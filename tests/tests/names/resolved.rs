@@ -16,7 +16,7 @@ use scopeprobe_tests::{
 use serde_json::json;
 use traffic::protocol::{Answer, Command, Connect, NameServer, Resolve};
 
-use crate::shown::{Edges, difference, edge, edges, topology};
+use crate::shown::{Edges, difference, edge, edges, print_case, topology};
 
 /// Two names lead there, one of them to both addresses.
 const SHOP: [&str; 2] = ["198.18.7.1", "fd98::1"];
@@ -93,6 +93,8 @@ pub async fn test(cluster: &Cluster, namespace: &str, port: u16, names_are_read:
     }
     let expected = expected(port, names_are_read);
     let shown = topology(&namespace, "pod-client", |it| difference(&edges(&of_tcp(it)), &expected)).await?;
+    let case = if names_are_read { "DNS names" } else { "DNS names, `dnsNames: false`" };
+    print_case(case, &expected, &edges(&of_tcp(&shown)));
     let several: Vec<_> = of_tcp(&shown).into_iter().filter(|edge| !edge.dns_names.is_empty()).collect();
     let several: Vec<_> = several.iter().map(|edge| (edge.peer.ip.as_deref(), edge.dns_names.join(" "))).collect();
     let both = names_are_read.then(|| (Some(SHARED), "one.example other.example".to_owned()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crds::{EdgePod, Topology, TopologyEdge};
-use scopeprobe_tests::{Result, eventually, namespace::Namespace};
+use scopeprobe_tests::{Result, eventually, namespace::Namespace, oracle::cases::Case};
 
 /// Kind and name (or address) of the peer, the Service if one was dialled, and the port.
 pub type Name = (String, String, Option<String>, u16);
@@ -49,4 +49,9 @@ pub async fn topology(
 /// How what is shown differs from what is expected.
 pub fn difference<T: PartialEq + std::fmt::Debug>(shown: &T, expected: &T) -> Option<String> {
     (shown != expected).then(|| format!("shown {shown:#?}\nexpected {expected:#?}"))
+}
+
+/// Prints how well edges are shown, whose names are all that they join.
+pub fn print_case(name: &str, happened: &Edges, shown: &Edges) {
+    println!("{}", Case::of(name, happened, shown, |counts| *counts, |_| ()));
 }

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::{
     Api, ResourceExt as _,
@@ -19,7 +19,7 @@ use scopeprobe_tests::{
     traffic_pod::{Traffic, container},
 };
 use serde_json::{Value, json};
-use traffic::protocol::Connect;
+use traffic::protocol::{Behaviour, Command, Connect, Listen};
 
 use crate::ways::{self, CONNECTIONS, Case, Door, LEADS, Way};
 
@@ -29,8 +29,6 @@ pub const HOST_SERVER: &str = "host-server";
 
 /// Payload of each connection, each way.
 const BYTES: u64 = 100;
-/// How many calls to pods are under way at a time.
-const AT_A_TIME: usize = 6;
 
 /// A pod of the stage.
 pub struct Player {
@@ -112,50 +110,63 @@ impl Stage {
 
     /// Lets every client go its ways; each connection lasts so long.
     pub async fn play(&self, cases: &[Case], lasting: Duration) -> Result<()> {
-        let listeners = cases.iter().flat_map(|case| case.way.servers.iter().map(move |server| (*server, case.port)));
         let servers: BTreeSet<_> = cases.iter().flat_map(|case| case.way.servers).copied().collect();
-        let listeners = listeners.chain(servers.into_iter().map(|server| (server, LEADS.server)));
-        stream::iter(listeners)
-            .map(|(server, port)| async move { self.program(server).echo(&format!("[::]:{port}")).await })
-            .buffer_unordered(AT_A_TIME)
-            .try_collect::<Vec<_>>()
-            .await?;
-        let going = stream::iter(cases).map(|case| self.go(case, lasting)).buffer_unordered(2 * AT_A_TIME);
-        going.try_collect::<Vec<_>>().await?;
+        try_join_all(servers.into_iter().map(|server| self.listen(server, cases))).await?;
+        let clients: BTreeSet<_> = cases.iter().map(|case| case.client).collect();
+        try_join_all(clients.into_iter().map(|client| self.go(client, cases, lasting))).await?;
         Ok(())
     }
 
-    async fn go(&self, case: &Case, lasting: Duration) -> Result<()> {
-        let program = self.program(case.client);
-        for (v6, count) in CONNECTIONS {
-            if case.service().is_some() {
-                self.lead(&program, case, v6).await?;
-            }
-            let target = ways::target(self, case, v6, case.service_port);
-            let plan = Connect {
-                count,
-                send: BYTES,
-                receive: BYTES,
-                timeout_ms: 5000,
-                pause_ms: u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX),
-                concurrency: if lasting.is_zero() { 1 } else { 10 },
-                ..Connect::to(target)
-            };
-            let outcome = program.connect(plan).await?;
-            if (outcome.opened, outcome.broken) != (count, 0) {
-                return Err(Error::Unexpected(format!("{case:?} at {target}: {outcome:?}")));
+    async fn listen(&self, server: &str, cases: &[Case]) -> Result<()> {
+        let own = cases.iter().filter(|case| case.way.servers.contains(&server));
+        let ports = own.map(|case| case.port).chain([LEADS.server]);
+        let listen =
+            |port| Listen { address: (Ipv6Addr::UNSPECIFIED, port).into(), v6_only: false, behaviour: Behaviour::Echo };
+        let commands: Vec<_> = ports.map(|port| Command::Listen(listen(port))).collect();
+        self.program(server).ask_all(&commands).await.map(|_| ())
+    }
+
+    async fn go(&self, client: &str, cases: &[Case], lasting: Duration) -> Result<()> {
+        let program = self.program(client);
+        let own: Vec<_> = cases.iter().filter(|case| case.client == client).collect();
+        self.lead(&program, &own).await?;
+        let plans = own.iter().flat_map(|case| CONNECTIONS.map(|(v6, count)| self.plan(case, v6, count, lasting)));
+        let plans: Vec<_> = plans.collect();
+        let outcomes = program.connect_all(plans.clone()).await?;
+        for (plan, outcome) in plans.iter().zip(outcomes) {
+            if (outcome.opened, outcome.broken) != (plan.count, 0) {
+                return Err(Error::Unexpected(format!("{client}: {plan:?} came to {outcome:?}")));
             }
         }
         Ok(())
     }
 
-    /// Waits until the node's proxy knows the way. A port of its own takes the attempts that fail.
-    async fn lead(&self, program: &Traffic, case: &Case, v6: bool) -> Result<()> {
-        let target = ways::target(self, case, v6, LEADS.service);
-        eventually(&format!("{target} to lead to a server ({case:?})"), async || {
-            let plan = Connect { timeout_ms: 1000, ..Connect::to(target) };
-            let outcome = program.connect(plan).await.map_err(|error| error.to_string())?;
-            if outcome.opened == 1 { Ok(()) } else { Err(format!("{outcome:?}")) }
+    fn plan(&self, case: &Case, v6: bool, count: u64, lasting: Duration) -> Connect {
+        Connect {
+            count,
+            send: BYTES,
+            receive: BYTES,
+            timeout_ms: 5000,
+            pause_ms: u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX),
+            concurrency: if lasting.is_zero() { 1 } else { 10 },
+            ..Connect::to(ways::target(self, case, v6, case.service_port))
+        }
+    }
+
+    /// Waits until the node's proxy knows the ways. A port of its own takes the attempts that fail.
+    async fn lead(&self, program: &Traffic, cases: &[&Case]) -> Result<()> {
+        let through_services = cases.iter().filter(|case| case.service().is_some());
+        let both =
+            through_services.flat_map(|case| CONNECTIONS.map(|(v6, _)| ways::target(self, case, v6, LEADS.service)));
+        let mut targets: Vec<_> = both.collect();
+        eventually(&format!("all ways of {program} to lead to a server"), async || {
+            let plan = |target: &SocketAddr| Connect { timeout_ms: 1000, ..Connect::to(*target) };
+            let plans: Vec<_> = targets.iter().map(|target| Command::Connect(plan(target))).collect();
+            let outcomes = program.outcomes(&plans).await.map_err(|error| error.to_string())?;
+            let mut failed = outcomes.iter().map(|outcome| outcome.opened == 0);
+            // As many outcomes as there were targets.
+            targets.retain(|_| failed.next().unwrap_or(true));
+            if targets.is_empty() { Ok(()) } else { Err(format!("{targets:?} lead nowhere")) }
         })
         .await
     }

@@ -2,27 +2,15 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use scopeprobe_tests::oracle::{EdgeCounts, EdgeName, Edges};
+use scopeprobe_tests::oracle::{EdgeCounts, EdgeName, Edges, cases};
 
 use crate::ways::Case;
-
-/// How well one way in is shown.
-#[derive(Debug, Default)]
-struct Row {
-    way: &'static str,
-    /// Edges that happened, as clients' and as servers' objects have to show them.
-    happened: usize,
-    shown: usize,
-    /// Of those shown, with the counts that the programs have.
-    exact: usize,
-    /// Of those shown, with the right pods and containers at both ends.
-    named: usize,
-}
 
 /// The whole comparison.
 #[derive(Debug, Default)]
 pub struct Table {
-    rows: Vec<Row>,
+    /// Servers' and clients' objects have to show each edge.
+    rows: Vec<cases::Case>,
     shown: usize,
     /// What is shown and did not happen.
     invented: Vec<String>,
@@ -34,8 +22,8 @@ impl Table {
     pub fn of(happened: &[(Case, Edges)], leads: &BTreeSet<u16>, (by_clients, by_servers): &(Edges, Edges)) -> Self {
         let mut table = Self::default();
         for (case, edges) in happened {
-            if table.rows.last().is_none_or(|row| row.way != case.way.name) {
-                table.rows.push(Row { way: case.way.name, ..Row::default() });
+            if table.rows.last().is_none_or(|row| row.name != case.way.name) {
+                table.rows.push(cases::Case::new(case.way.name));
             }
             for (name, counts) in edges {
                 for (side, shown) in [("client", by_clients), ("server", by_servers)] {
@@ -48,6 +36,9 @@ impl Table {
             for (name, counts) in shown.iter().filter(|(name, _)| !leads.contains(&name.port)) {
                 table.shown += 1;
                 if !of_a_case(name) {
+                    let way = happened.iter().find(|(case, _)| case.port == name.port).map(|(case, _)| case.way.name);
+                    let row = table.rows.iter_mut().find(|row| Some(row.name.as_str()) == way);
+                    row.into_iter().for_each(cases::Case::add_invented);
                     table.invented.push(format!("did not happen, at the {side}: {name:?} {counts:?}"));
                 }
             }
@@ -57,15 +48,14 @@ impl Table {
 
     fn compare(&mut self, side: &str, name: &EdgeName, counts: &EdgeCounts, shown: Option<&EdgeCounts>) {
         let Some(row) = self.rows.last_mut() else { return };
-        row.happened += 1;
+        let sums = |of: &EdgeCounts| (of.opened, of.active, of.failed, of.sent, of.received);
+        row.add(shown.map(|shown| {
+            (sums(shown) == sums(counts), (&shown.clients, &shown.servers) == (&counts.clients, &counts.servers))
+        }));
         let Some(shown) = shown else {
             self.wrong.push(format!("missing, at the {side}: {name:?} {counts:?}"));
             return;
         };
-        row.shown += 1;
-        let sums = |of: &EdgeCounts| (of.opened, of.active, of.failed, of.sent, of.received);
-        row.exact += usize::from(sums(shown) == sums(counts));
-        row.named += usize::from((&shown.clients, &shown.servers) == (&counts.clients, &counts.servers));
         if shown != counts {
             self.wrong.push(format!("wrong, at the {side}: {name:?}\n    happened {counts:?}\n    shown    {shown:?}"));
         }
@@ -79,12 +69,9 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(formatter, "| way in | edges | recall | counts exact | pods and containers right |")?;
-        writeln!(formatter, "| --- | ---: | ---: | ---: | ---: |")?;
+        writeln!(formatter, "{}", cases::HEAD)?;
         for row in &self.rows {
-            let part = |count: usize| format!("{} %", 100 * count / row.happened.max(1));
-            let (recall, exact, named) = (part(row.shown), part(row.exact), part(row.named));
-            writeln!(formatter, "| {} | {} | {recall} | {exact} | {named} |", row.way, row.happened)?;
+            writeln!(formatter, "{row}")?;
         }
         let right = self.shown - self.invented.len();
         writeln!(formatter, "precision: {right} of {} edges that are shown did happen", self.shown)?;

@@ -28,13 +28,14 @@ enum Subcommands {
         #[arg(long, default_value = control::SOCKET)]
         control: PathBuf,
     },
-    /// Hand a command (JSON) to a program that runs, and print its answer.
+    /// Hand commands (JSON) to a program that runs, one after the other, and print an answer's line for each.
     Ctl {
         /// The socket's path.
         #[arg(long, default_value = control::SOCKET)]
         control: PathBuf,
         /// Such as '"report"' or '{"connect": {"target": "10.0.0.1:80", "count": 100}}'.
-        command: String,
+        #[arg(required = true)]
+        commands: Vec<String>,
     },
     /// Echo at addresses, and call others meanwhile.
     Serve {
@@ -81,7 +82,7 @@ fn main() -> anyhow::Result<ExitCode> {
             control::serve(&control, &program)
                 .with_context(|| format!("cannot wait for commands at {}", control.display()))?;
         }
-        Subcommands::Ctl { control, command } => return ctl(&control, &command),
+        Subcommands::Ctl { control, commands } => return ctl(&control, &commands),
         Subcommands::Serve { listen, calls } => {
             for address in listen {
                 demo::listen(&program, address).map_err(anyhow::Error::msg)?;
@@ -99,14 +100,17 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ctl(control: &std::path::Path, command: &str) -> anyhow::Result<ExitCode> {
-    let answer = control::ask(control, command)
-        .with_context(|| format!("cannot reach the program at {}; does `traffic run` run?", control.display()))?;
-    print!("{answer}");
-    Ok(match serde_json::from_str(&answer)? {
-        Answer::Error(_) => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
-    })
+fn ctl(control: &std::path::Path, commands: &[String]) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for command in commands {
+        let answer = control::ask(control, command)
+            .with_context(|| format!("cannot reach the program at {}; does `traffic run` run?", control.display()))?;
+        print!("{answer}");
+        if let Answer::Error(_) = serde_json::from_str(&answer)? {
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
 }
 
 fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
