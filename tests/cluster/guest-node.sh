@@ -21,7 +21,7 @@ connect_guest() {
 
 # start_guest I OF-N KERNEL[:VARIANT]
 start_guest() {
-  local i=$1 kernel variant arguments="console=ttyS0 quiet panic=-1 mitigations=off nokaslr" dir=$STATE/node-$1
+  local i=$1 kernel variant arguments="console=ttyS0 quiet panic=-1 mitigations=off nokaslr damon_stat.enabled=N" dir=$STATE/node-$1
   split_guest "$3"
   [ "$variant" != lockdown ] || arguments+=" lockdown=confidentiality"
   mkdir -p "$dir"

@@ -3,6 +3,7 @@
 //! The result depends on what was observed and not on the order of the reports. Counters come from the client's end
 //! where it was seen, else from the server's; no connection is counted on two edges.
 
+mod divided;
 mod edges;
 mod ends;
 mod far_ends;
@@ -11,6 +12,7 @@ mod handed_on;
 mod join;
 mod nodes;
 mod observed;
+mod only_backend;
 mod outside;
 mod servers_alone;
 mod translated;

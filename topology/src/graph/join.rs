@@ -33,13 +33,13 @@ use crate::{
 /// Where a Service's port may lead.
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
-    service: &'a ServiceRef,
+    pub(super) service: &'a ServiceRef,
     /// With the pods that they are or were, where that is told.
     pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
     /// The one workload and port, if there is only one.
-    only: Option<(PeerId, u16)>,
+    pub(super) only: Option<(PeerId, u16)>,
     /// Whether all backends are on nodes that report.
-    observed: bool,
+    pub(super) observed: bool,
 }
 
 pub(super) struct Join<'a> {
@@ -142,13 +142,8 @@ impl<'a> Join<'a> {
         let translated = Translated::new(&self.sinks, self.directory);
         for by in [Disguise::Hairpin, Disguise::Node] {
             for (source, candidates, left) in &mut unmatched {
-                for index in translated.sinks_of(self, source, candidates, *left, by) {
-                    match self.key_of_only(source, candidates).filter(|_| by == Disguise::Hairpin) {
-                        Some(key) => self.note_backend(source, key, index, left),
-                        // Which pod it was is not certain.
-                        None => *left -= self.take_uncertain(source, candidates, index, *left),
-                    }
-                }
+                let found = translated.sinks_of(self, source, candidates, *left, by);
+                self.note_translated(source, candidates, &found, left, by);
             }
             for (source, candidates, left) in &mut undivided {
                 for index in translated.sinks_of(self, source, candidates, left.opened, by) {
@@ -293,149 +288,6 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Whatever backend it was, it is the same workload at the same port. Returns what no server's flow matches.
-    fn join_only_backend(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> u64 {
-        let mut wanted = source.counters.opened;
-        let Some(key) = self.key_of_only(source, candidates) else { return wanted };
-        self.add_from_client(source, key, &source.counters);
-        for index in self.in_time(source, self.sinks_of(source, candidates)) {
-            self.note_backend(source, key, index, &mut wanted);
-        }
-        wanted
-    }
-
-    /// A backend has seen (a part of) a flow whose edge is known already.
-    fn note_backend(&mut self, source: &Source<'a>, key: Key<'a>, index: usize, wanted: &mut u64) {
-        let sink = &mut self.sinks[index];
-        let took = sink.take_of(*wanted, &source.counters);
-        sink.explain(source, key);
-        let taken = took.counters;
-        *wanted -= taken.opened;
-        let sum = self.sums.at(key);
-        if taken.opened == source.counters.opened {
-            let known = took.complete(&source.counters);
-            sum.counters = sum.counters.without(&source.counters);
-            sum.counters.add(&known);
-        }
-        sum.counters.add_retransmits_of(&taken);
-        sum.add_methods(sink.methods);
-        sum.add_measured_by_server(&sink.measured);
-        sum.both_seen = true;
-        sum.server_certain = true;
-        sum.add_server(sink.end, taken.opened, 0);
-    }
-
-    /// A backend has counted (a part of) a flow, and another one may have: its counts are taken, so that they make no other
-    /// edge. Returns how many connections.
-    fn take_uncertain(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, index: usize, wanted: u64) -> u64 {
-        let taken = self.sinks[index].take(wanted).counters;
-        if let Some(key) = self.key_of_only(source, candidates) {
-            let sum = self.sums.at(key);
-            sum.counters.add_retransmits_of(&taken);
-            sum.add_measured_by_server(&self.sinks[index].measured);
-        }
-        taken.opened
-    }
-
-    pub(super) fn key_of_only(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
-        let (server, port) = candidates.only?;
-        Some(Key {
-            client: self.ends.peer_of(source.end),
-            server,
-            service: Some(candidates.service),
-            port,
-            protocol: source.tuple.protocol,
-        })
-    }
-
-    /// The servers' counts say who got how much. Returns what they leave.
-    fn divide(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> EdgeCounters {
-        let mut left = source.counters;
-        for index in self.in_time(source, self.sinks_of(source, candidates)) {
-            self.divide_to(source, candidates, index, &mut left, true);
-        }
-        left
-    }
-
-    /// Gives a backend as much of what is left of a client's flow as it has counted.
-    fn divide_to(
-        &mut self,
-        source: &Source<'a>,
-        candidates: &Candidates<'a>,
-        index: usize,
-        left: &mut EdgeCounters,
-        certain: bool,
-    ) {
-        let sink = &mut self.sinks[index];
-        let took = sink.take(left.opened);
-        let taken = took.counters;
-        if taken.opened == 0 {
-            return;
-        }
-        let share = if taken.opened == left.opened {
-            // The two ends' bytes differ by what is on its way; the client's are the ones that count.
-            EdgeCounters { failed: 0, ..*left }
-        } else {
-            EdgeCounters {
-                opened: taken.opened,
-                active: taken.active.min(left.active),
-                failed: 0,
-                bytes_sent: taken.bytes_sent.min(left.bytes_sent),
-                bytes_received: taken.bytes_received.min(left.bytes_received),
-                without_bytes: taken.without_bytes.max(left.without_bytes).min(taken.opened),
-                inferred: left.inferred.min(taken.opened),
-                retransmits: left.share(taken.opened).retransmits,
-            }
-        };
-        *left = left.without(&share);
-        let share = took.complete(&share);
-        let (server_end, port, methods, measured) = (sink.end, sink.tuple.port, sink.methods, sink.measured);
-        let key = Key {
-            client: self.ends.peer_of(source.end),
-            server: self.ends.peer_of(server_end),
-            service: Some(candidates.service),
-            port,
-            protocol: source.tuple.protocol,
-        };
-        self.sinks[index].explain(source, key);
-        let sum = self.sums.at(key);
-        sum.counters.add(&share);
-        sum.counters.add_retransmits_of(&taken);
-        sum.add_methods(source.methods.union(methods));
-        sum.add_measured_by_client_of_many(&source.measured);
-        sum.add_measured_by_server(&measured);
-        sum.live |= source.live;
-        sum.both_seen = true;
-        sum.server_certain |= certain;
-        sum.add_client(source.end, share.opened, 0);
-        sum.add_server(server_end, share.opened, 0);
-    }
-
-    /// Which backend it was is not known: the attempts that failed, and what no server has counted.
-    fn leave_at_service(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, mut left: EdgeCounters) {
-        let divided = left.opened < source.counters.opened;
-        if candidates.observed && left.opened > 0 {
-            // The servers' reports of these connections are on their way. If they stay away altogether, the Service
-            // is all that is known; where some came, those that are missing are the newest ones.
-            if divided || self.waits(source.first_seen) {
-                self.unsettled += left.opened;
-                left = EdgeCounters { failed: left.failed, ..EdgeCounters::default() };
-            }
-        }
-        if left == EdgeCounters::default() {
-            return;
-        }
-        let server = self.ends.service(candidates.service);
-        let key = Key {
-            client: self.ends.peer_of(source.end),
-            server,
-            service: Some(candidates.service),
-            port: source.tuple.port,
-            protocol: source.tuple.protocol,
-        };
-        self.add_from_client(source, key, &left);
-    }
-
     pub(super) fn add_from_client(&mut self, source: &Source<'a>, key: Key<'a>, counters: &EdgeCounters) {
         self.add_part_from_client(source, key, counters, source.live);
     }
@@ -527,7 +379,7 @@ impl<'a> Join<'a> {
     }
 
     /// The servers' flows that saw the client's address and belong to the Service's backends, in order.
-    fn sinks_of(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Vec<usize> {
+    pub(super) fn sinks_of(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Vec<usize> {
         let client = source.tuple.client;
         let Some(of_client) = self.by_client.get(&client) else { return Vec::new() };
         let of_service = |index: &usize| {

@@ -96,6 +96,8 @@ pub(super) struct Explanation<'a> {
     pub(super) client: EndId,
     /// Its agent looks now and then: what the server has counted beyond it may be all there will ever be.
     pub(super) sampled: bool,
+    /// The server has seen another address than the client's: what it has counted beyond may be others', too.
+    pub(super) translated: bool,
 }
 
 /// A server's flow.
@@ -127,7 +129,12 @@ pub(super) struct Sink<'a> {
 impl<'a> Sink<'a> {
     /// A client's flow on this edge is (a part of) the other end.
     pub(super) fn explain(&mut self, source: &Source<'a>, key: Key<'a>) {
-        self.explanation = Some(Explanation { key, client: source.end, sampled: source.methods.is_sampled() });
+        self.explanation = Some(Explanation {
+            key,
+            client: source.end,
+            sampled: source.methods.is_sampled(),
+            translated: source.tuple.client != self.tuple.client,
+        });
     }
 
     /// Takes so many connections out of what is left.

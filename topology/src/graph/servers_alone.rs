@@ -16,11 +16,12 @@ impl<'a> Join<'a> {
         for sink in &mut sinks {
             self.take_forgotten(sink);
             let is_pods_address = self.directory.is_pods_address(sink.tuple.client);
-            if let Some(by) = sink.explanation.filter(|by| by.sampled) {
+            let sampled = sink.explanation.filter(|by| by.sampled);
+            if let Some(by) = sampled.filter(|by| !by.translated) {
                 self.add_surplus(sink, &by);
                 continue;
             }
-            if sink.explained {
+            if sink.explained && sampled.is_none() {
                 let shared_address = !is_pods_address && sink.tuple.scope.is_none();
                 // A client in a network of its own is seen whole, and what its server counts beyond is to come. An
                 // address that others use too (a node's) may stand for them; a small rest is more likely to come, too.
@@ -28,13 +29,22 @@ impl<'a> Join<'a> {
                     self.unsettled += sink.left.opened;
                     continue;
                 }
-            } else if self.is_client_observed(sink) && self.waits(sink.first_seen) {
+            } else if self.is_to_come(sink) {
                 self.unsettled += sink.left.opened;
                 continue;
             }
             self.divide_by_callers(sink);
             self.add_from_server(sink);
         }
+    }
+
+    /// Whether a client's report of the rest may be on its way.
+    fn is_to_come(&mut self, sink: &Sink<'a>) -> bool {
+        if sink.explained {
+            let latest = sink.parts.last().map_or(sink.first_seen, |part| part.until);
+            return sink.left.opened == 0 || self.waits(latest);
+        }
+        self.is_client_observed(sink) && self.waits(sink.first_seen)
     }
 
     /// The client's agent looks now and then, and has missed what the server has counted beyond it.

@@ -1,0 +1,103 @@
+//! A client dialled a Service that may lead to several workloads: the servers' counts divide its flow.
+
+use super::{
+    edges::Key,
+    join::{Candidates, Join},
+    observed::Source,
+};
+use crate::edge::EdgeCounters;
+
+impl<'a> Join<'a> {
+    /// The servers' counts say who got how much. Returns what they leave.
+    pub(super) fn divide(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> EdgeCounters {
+        let mut left = source.counters;
+        for index in self.in_time(source, self.sinks_of(source, candidates)) {
+            self.divide_to(source, candidates, index, &mut left, true);
+        }
+        left
+    }
+
+    /// Gives a backend as much of what is left of a client's flow as it has counted.
+    pub(super) fn divide_to(
+        &mut self,
+        source: &Source<'a>,
+        candidates: &Candidates<'a>,
+        index: usize,
+        left: &mut EdgeCounters,
+        certain: bool,
+    ) {
+        let sink = &mut self.sinks[index];
+        let took = sink.take(left.opened);
+        let taken = took.counters;
+        if taken.opened == 0 {
+            return;
+        }
+        let share = if taken.opened == left.opened {
+            // The two ends' bytes differ by what is on its way; the client's are the ones that count.
+            EdgeCounters { failed: 0, ..*left }
+        } else {
+            EdgeCounters {
+                opened: taken.opened,
+                active: taken.active.min(left.active),
+                failed: 0,
+                bytes_sent: taken.bytes_sent.min(left.bytes_sent),
+                bytes_received: taken.bytes_received.min(left.bytes_received),
+                without_bytes: taken.without_bytes.max(left.without_bytes).min(taken.opened),
+                inferred: left.inferred.min(taken.opened),
+                retransmits: left.share(taken.opened).retransmits,
+            }
+        };
+        *left = left.without(&share);
+        let share = took.complete(&share);
+        let (server_end, port, methods, measured) = (sink.end, sink.tuple.port, sink.methods, sink.measured);
+        let key = Key {
+            client: self.ends.peer_of(source.end),
+            server: self.ends.peer_of(server_end),
+            service: Some(candidates.service),
+            port,
+            protocol: source.tuple.protocol,
+        };
+        self.sinks[index].explain(source, key);
+        let sum = self.sums.at(key);
+        sum.counters.add(&share);
+        sum.counters.add_retransmits_of(&taken);
+        sum.add_methods(source.methods.union(methods));
+        sum.add_measured_by_client_of_many(&source.measured);
+        sum.add_measured_by_server(&measured);
+        sum.live |= source.live;
+        sum.both_seen = true;
+        sum.server_certain |= certain;
+        sum.add_client(source.end, share.opened, 0);
+        sum.add_server(server_end, share.opened, 0);
+    }
+
+    /// Which backend it was is not known: the attempts that failed, and what no server has counted.
+    pub(super) fn leave_at_service(
+        &mut self,
+        source: &Source<'a>,
+        candidates: &Candidates<'a>,
+        mut left: EdgeCounters,
+    ) {
+        let divided = left.opened < source.counters.opened;
+        if candidates.observed && left.opened > 0 {
+            // The servers' reports of these connections are on their way. If they stay away altogether, the Service
+            // is all that is known; where some came, those that are missing are the newest ones.
+            if divided || self.waits(source.first_seen) {
+                self.unsettled += left.opened;
+                left = EdgeCounters { failed: left.failed, ..EdgeCounters::default() };
+            }
+        }
+        if left == EdgeCounters::default() {
+            return;
+        }
+        let server = self.ends.service(candidates.service);
+        let key = Key {
+            client: self.ends.peer_of(source.end),
+            server,
+            service: Some(candidates.service),
+            port: source.tuple.port,
+            protocol: source.tuple.protocol,
+        };
+        self.add_from_client(source, key, &left);
+    }
+}
