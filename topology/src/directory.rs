@@ -2,15 +2,19 @@
 //!
 //! What is removed is remembered for a while, so that a pod that lived for a second keeps its name.
 
+mod services;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     time::{Duration, SystemTime},
 };
 
+pub use self::services::Dialled;
+use self::services::Services;
 use crate::{
     clock::NodeClock,
-    entity::{Backend, Life, Node, Pod, Service, ServicePort, ServiceRef},
+    entity::{Life, Node, Pod, Service, ServiceRef},
     external::ExternalGroups,
     flow::Protocol,
     history::Part,
@@ -31,16 +35,11 @@ pub struct Directory {
     clocks: HashMap<String, NodeClock>,
     /// Removed pods by the time of their removal, for the bound.
     removed_pods: BTreeSet<(SystemTime, String)>,
-    services: BTreeMap<ServiceRef, ServiceRecord>,
-    services_by_address: HashMap<(IpAddr, PortKey), BTreeSet<ServiceRef>>,
-    services_by_node_port: HashMap<PortKey, BTreeSet<ServiceRef>>,
+    services: Services,
     nodes: BTreeMap<String, Node>,
     node_by_ip: HashMap<IpAddr, String>,
     external_groups: ExternalGroups,
 }
-
-/// A Service's port: one number may be there for each protocol.
-type PortKey = (u16, Protocol);
 
 #[derive(Clone, Debug)]
 struct PodRecord {
@@ -48,16 +47,6 @@ struct PodRecord {
     /// Of a static pod: the UID that its node knows it by.
     node_uid: Option<String>,
     removed: Option<SystemTime>,
-}
-
-#[derive(Clone, Debug)]
-struct ServiceRecord {
-    service: Service,
-    /// When the directory first knew the Service.
-    since: SystemTime,
-    removed: Option<SystemTime>,
-    /// Backends that were there once, by the Service's port: their connections are still in the account.
-    former_backends: BTreeMap<(PortKey, Backend), SystemTime>,
 }
 
 /// Whose an address was.
@@ -98,15 +87,6 @@ impl<'a> Owner<'a> {
             _ => false,
         }
     }
-}
-
-/// A port of a Service that an address leads to.
-#[derive(Clone, Debug)]
-pub struct Dialled<'a> {
-    /// The Service.
-    pub service: &'a ServiceRef,
-    /// Where it leads, or led until a short while ago; sorted, each once.
-    pub backends: Vec<&'a Backend>,
 }
 
 impl Directory {
@@ -222,56 +202,14 @@ impl Directory {
     ///
     /// Invariants: the same again is no news; a backend that is gone stays known as a former one.
     pub fn upsert_service(&mut self, service: Service, now: SystemTime) -> bool {
-        let name = service.name.clone();
-        let (since, mut former_backends) = match self.services.get(&name) {
-            Some(known) if known.service == service && known.removed.is_none() => return false,
-            Some(known) => {
-                let since = known.since;
-                (since, self.take_service(&name).map(|known| known.former_backends_at(now)).unwrap_or_default())
-            }
-            None => (now, BTreeMap::new()),
-        };
-        for port in &service.ports {
-            for backend in &port.backends {
-                former_backends.remove(&(key_of(port), backend.clone()));
-            }
-        }
-        for port in &service.ports {
-            for address in &service.addresses {
-                self.services_by_address.entry((*address, key_of(port))).or_default().insert(name.clone());
-            }
-            if let Some(node_port) = port.node_port {
-                self.services_by_node_port.entry((node_port, port.protocol)).or_default().insert(name.clone());
-            }
-        }
-        self.services.insert(name, ServiceRecord { service, since, removed: None, former_backends });
-        true
+        self.services.upsert(service, now)
     }
 
     /// A Service is gone; its addresses lead to it until another Service has them. Whether it was there.
     ///
     /// Invariant: it is removed once only.
     pub fn remove_service(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
-        match self.services.get_mut(name) {
-            Some(record) if record.removed.is_none() => {
-                record.removed = Some(now);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn take_service(&mut self, name: &ServiceRef) -> Option<ServiceRecord> {
-        let record = self.services.remove(name)?;
-        for port in &record.service.ports {
-            for address in &record.service.addresses {
-                remove_from(&mut self.services_by_address, &(*address, key_of(port)), name);
-            }
-            if let Some(node_port) = port.node_port {
-                remove_from(&mut self.services_by_node_port, &(node_port, port.protocol), name);
-            }
-        }
-        Some(record)
+        self.services.remove(name, now)
     }
 
     /// A node is there, or has changed; whether that is news.
@@ -314,18 +252,7 @@ impl Directory {
             }
             self.forget_pod(&uid);
         }
-        let gone: Vec<ServiceRef> = self
-            .services
-            .iter()
-            .filter(|(_, record)| record.removed.is_some_and(expired))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            self.take_service(&name);
-        }
-        for record in self.services.values_mut() {
-            record.former_backends.retain(|_, removed| !expired(*removed));
-        }
+        self.services.forget_removed(expired);
     }
 
     /// Whether anything is remembered that is gone.
@@ -333,8 +260,7 @@ impl Directory {
     /// Invariant: not so after all has been forgotten.
     #[must_use]
     pub fn has_removed(&self) -> bool {
-        let changed = |record: &ServiceRecord| record.removed.is_some() || !record.former_backends.is_empty();
-        !self.removed_pods.is_empty() || self.services.values().any(changed)
+        !self.removed_pods.is_empty() || self.services.has_removed()
     }
 
     /// A pod by its UID, or by the one that its node knows it by, even if it is gone.
@@ -478,7 +404,7 @@ impl Directory {
     #[must_use]
     pub fn api_servers(&self) -> BTreeSet<(IpAddr, u16)> {
         let name = ServiceRef { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
-        let backends = self.services.get(&name).into_iter().flat_map(ServiceRecord::backends);
+        let backends = self.services.backends(&name);
         backends.map(|backend| (backend.ip, backend.port)).collect()
     }
 
@@ -487,65 +413,7 @@ impl Directory {
     /// first, then one that had been there before, then the one that is there now or was there last.
     #[must_use]
     pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<Dialled<'_>> {
-        if let Some(record) = self.best_service(self.services_by_address.get(&(ip, port)), at) {
-            return record.dialled(|candidate| key_of(candidate) == port);
-        }
-        let record = self.best_service(self.services_by_node_port.get(&port), at)?;
-        if !self.node_by_ip.contains_key(&ip) && !ip.is_loopback() {
-            return None;
-        }
-        let (number, protocol) = port;
-        record.dialled(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
-    }
-
-    fn best_service(&self, names: Option<&BTreeSet<ServiceRef>>, at: SystemTime) -> Option<&ServiceRecord> {
-        let was_there =
-            |record: &ServiceRecord| record.since <= at && record.removed.is_none_or(|removed| removed > at);
-        names?
-            .iter()
-            .filter_map(|name| self.services.get(name))
-            .max_by_key(|record| (was_there(record), record.since <= at, record.removed.is_none(), record.removed))
-    }
-}
-
-impl ServiceRecord {
-    /// Of all ports, those included that were there once.
-    fn backends(&self) -> impl Iterator<Item = &Backend> {
-        let now = self.service.ports.iter().flat_map(|port| &port.backends);
-        now.chain(self.former_backends.keys().map(|(_, backend)| backend))
-    }
-
-    /// The backends that are former ones if the Service changes at `now`.
-    fn former_backends_at(self, now: SystemTime) -> BTreeMap<(PortKey, Backend), SystemTime> {
-        let mut former = self.former_backends;
-        for port in self.service.ports {
-            let key = key_of(&port);
-            for backend in port.backends {
-                former.entry((key, backend)).or_insert(now);
-            }
-        }
-        former
-    }
-
-    fn dialled(&self, is_it: impl Fn(&ServicePort) -> bool) -> Option<Dialled<'_>> {
-        let port = self.service.ports.iter().find(|port| is_it(port))?;
-        let former = self.former_backends.keys().filter(|(of, _)| *of == key_of(port)).map(|(_, backend)| backend);
-        let mut backends: Vec<&Backend> = port.backends.iter().chain(former).collect();
-        backends.sort_unstable();
-        backends.dedup();
-        Some(Dialled { service: &self.service.name, backends })
-    }
-}
-
-fn key_of(port: &ServicePort) -> PortKey {
-    (port.port, port.protocol)
-}
-
-fn remove_from<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<ServiceRef>>, key: &K, name: &ServiceRef) {
-    if let Some(names) = index.get_mut(key) {
-        names.remove(name);
-        if names.is_empty() {
-            index.remove(key);
-        }
+        let is_nodes = self.node_by_ip.contains_key(&ip) || ip.is_loopback();
+        self.services.at(ip, is_nodes, port, at)
     }
 }

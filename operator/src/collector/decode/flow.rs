@@ -1,0 +1,177 @@
+//! Makes a checked flow of the one in a message.
+
+use std::time::Duration;
+
+use report::{MAX_FAR_ENDS, MAX_REMOTE_NAME_BYTES, MAX_REMOTE_NAMES, v1alpha1 as wire};
+use topology::{
+    far_end::FarEnd,
+    flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
+    rtt::{RttBucket, RttHistogram},
+    sighting::Ages,
+};
+
+use super::field::{Invalid, at_most, countable, decode_ip, invalid};
+
+/// No agent runs for longer: ten years.
+const MAX_AGE: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// A flow as its agent tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::collector) struct Flow {
+    pub key: FlowKey,
+    pub counters: FlowCounters,
+    pub ages: Ages,
+    /// Names that have led to its remote address.
+    pub remote_names: Vec<String>,
+    /// Where its connections really led, or came from.
+    pub far_ends: Vec<(FarEnd, u64)>,
+}
+
+pub(super) fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invalid> {
+    let field = |name: &str| format!("flows[{index}].{name}");
+    let role = match wire::Role::try_from(flow.role) {
+        Ok(wire::Role::Client) => Role::Client,
+        Ok(wire::Role::Server) => Role::Server,
+        Ok(wire::Role::Unspecified) | Err(_) => {
+            return Err(invalid(field("role"), format!("{} is no known role", flow.role)));
+        }
+    };
+    let local = decode_ip(&flow.local_ip).map_err(|problem| invalid(field("local_ip"), problem))?;
+    let remote = decode_ip(&flow.remote_ip).map_err(|problem| invalid(field("remote_ip"), problem))?;
+    if local.is_ipv4() != remote.is_ipv4() {
+        return Err(invalid(field("remote_ip"), "is of another family than local_ip"));
+    }
+    let port = u16::try_from(flow.port)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| invalid(field("port"), format!("{} is not between 1 and 65535", flow.port)))?;
+    let counters = flow.counters.as_ref().ok_or_else(|| invalid(field("counters"), "are missing"))?;
+    let protocol = match wire::Protocol::try_from(flow.protocol) {
+        Ok(wire::Protocol::Tcp) => Protocol::Tcp,
+        Ok(wire::Protocol::Udp) => Protocol::Udp,
+        Err(_) => return Err(invalid(field("protocol"), format!("{} is no known protocol", flow.protocol))),
+    };
+    Ok(Flow {
+        key: FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port, protocol },
+        counters: FlowCounters { run: flow.run, ..decode_counters(&field("counters"), counters)? },
+        ages: decode_ages(&flow, field)?,
+        far_ends: decode_far_ends(&field("far_ends"), role, &flow.far_ends)?,
+        remote_names: decode_remote_names(&field("remote_names"), flow.remote_names)?,
+    })
+}
+
+fn decode_far_ends(field: &str, role: Role, ends: &[wire::FarEnd]) -> Result<Vec<(FarEnd, u64)>, Invalid> {
+    if ends.len() > MAX_FAR_ENDS {
+        return Err(invalid(field, format!("are {}; at most {MAX_FAR_ENDS}", ends.len())));
+    }
+    let decode = |(index, end): (usize, &wire::FarEnd)| {
+        let field = |name: &str| format!("{field}[{index}].{name}");
+        let ip = decode_ip(&end.ip).map_err(|problem| invalid(field("ip"), problem))?;
+        let port = u16::try_from(end.port).ok().filter(|port| (*port == 0) == (role == Role::Server));
+        let port = port.ok_or_else(|| {
+            invalid(field("port"), format!("{} is not between 1 and 65535, or not 0 for a client", end.port))
+        })?;
+        countable(&field("opened"), end.opened)?;
+        Ok((FarEnd { ip, port }, end.opened))
+    };
+    ends.iter().enumerate().map(decode).collect()
+}
+
+/// They are shown to people, who must not be misled by letters that cannot be seen: printable ASCII only, as DNS names
+/// are written.
+fn decode_remote_names(field: &str, names: Vec<String>) -> Result<Vec<String>, Invalid> {
+    if names.len() > MAX_REMOTE_NAMES {
+        return Err(invalid(field, format!("are {}; at most {MAX_REMOTE_NAMES}", names.len())));
+    }
+    for (index, name) in names.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        at_most(&field, name, MAX_REMOTE_NAME_BYTES)?;
+        if name.is_empty() || !name.bytes().all(|letter| letter.is_ascii_graphic()) {
+            return Err(invalid(field, format!("{name:?} is no DNS name")));
+        }
+    }
+    Ok(names)
+}
+
+fn decode_ages(flow: &wire::Flow, field: impl Fn(&str) -> String) -> Result<Ages, Invalid> {
+    let [first, news, changed] =
+        [flow.first_seen_age_ms, flow.news_age_ms, flow.changed_age_ms].map(Duration::from_millis);
+    if first > MAX_AGE {
+        return Err(invalid(
+            field("first_seen_age_ms"),
+            format!("{} ms are more than ten years", flow.first_seen_age_ms),
+        ));
+    }
+    if news > first {
+        let problem =
+            format!("{} ms are longer ago than the {} of first_seen_age_ms", flow.news_age_ms, flow.first_seen_age_ms);
+        return Err(invalid(field("news_age_ms"), problem));
+    }
+    if changed > news {
+        let problem = format!("{} ms are longer ago than the {} of news_age_ms", flow.changed_age_ms, flow.news_age_ms);
+        return Err(invalid(field("changed_age_ms"), problem));
+    }
+    Ok(Ages::of(first, news, changed))
+}
+
+/// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
+fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounters, Invalid> {
+    let retransmits = counters.retransmits.unwrap_or_default();
+    let all = [
+        ("opened", counters.opened),
+        ("closed", counters.closed),
+        ("failed", counters.failed),
+        ("preexisting", counters.preexisting),
+        ("bytes_sent", counters.bytes_sent),
+        ("bytes_received", counters.bytes_received),
+        ("inferred", counters.inferred),
+        ("without_bytes", counters.without_bytes),
+        ("open_without_bytes", counters.open_without_bytes),
+        ("retransmits", retransmits),
+    ];
+    for (name, count) in all {
+        countable(&format!("{field}.{name}"), count)?;
+    }
+    let parts = [
+        ("preexisting_bytes_sent", counters.preexisting_bytes_sent, counters.bytes_sent),
+        ("preexisting_bytes_received", counters.preexisting_bytes_received, counters.bytes_received),
+        ("open_bytes_sent", counters.open_bytes_sent, counters.bytes_sent),
+        ("open_bytes_received", counters.open_bytes_received, counters.bytes_received),
+        ("preexisting_retransmits", counters.preexisting_retransmits, retransmits),
+        ("open_retransmits", counters.open_retransmits, retransmits),
+    ];
+    for (name, part, whole) in parts {
+        if part > whole {
+            return Err(invalid(
+                format!("{field}.{name}"),
+                format!("{part} is more than the {whole} that it is a part of"),
+            ));
+        }
+    }
+    Ok(FlowCounters {
+        run: 0,
+        opened: counters.opened,
+        closed: counters.closed,
+        failed: counters.failed,
+        preexisting: counters.preexisting,
+        bytes_sent: counters.bytes_sent,
+        bytes_received: counters.bytes_received,
+        preexisting_bytes_sent: counters.preexisting_bytes_sent,
+        preexisting_bytes_received: counters.preexisting_bytes_received,
+        open_bytes_sent: counters.open_bytes_sent,
+        open_bytes_received: counters.open_bytes_received,
+        methods: Methods::from_bits(counters.methods).ok_or_else(|| {
+            invalid(format!("{field}.methods"), format!("{} has bits that mean nothing here", counters.methods))
+        })?,
+        inferred: counters.inferred,
+        without_bytes: counters.without_bytes,
+        open_without_bytes: counters.open_without_bytes,
+        retransmits: counters.retransmits,
+        preexisting_retransmits: counters.preexisting_retransmits,
+        open_retransmits: counters.open_retransmits,
+        rtt: RttHistogram::from_counts(&counters.rtt).ok_or_else(|| {
+            let problem = format!("has {} buckets; at most {}", counters.rtt.len(), RttBucket::COUNT);
+            invalid(format!("{field}.rtt"), problem)
+        })?,
+    })
+}

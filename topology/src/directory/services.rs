@@ -1,0 +1,185 @@
+//! Services, and where their ports lead and led.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use crate::{
+    entity::{Backend, Service, ServicePort, ServiceRef},
+    flow::Protocol,
+};
+
+/// All Services, by what a flow shows of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Services {
+    records: BTreeMap<ServiceRef, ServiceRecord>,
+    by_address: HashMap<(IpAddr, PortKey), BTreeSet<ServiceRef>>,
+    by_node_port: HashMap<PortKey, BTreeSet<ServiceRef>>,
+}
+
+/// A Service's port: one number may be there for each protocol.
+type PortKey = (u16, Protocol);
+
+#[derive(Clone, Debug)]
+struct ServiceRecord {
+    service: Service,
+    /// When the directory first knew the Service.
+    since: SystemTime,
+    removed: Option<SystemTime>,
+    /// Backends that were there once, by the Service's port: their connections are still in the account.
+    former_backends: BTreeMap<(PortKey, Backend), SystemTime>,
+}
+
+/// A port of a Service that an address leads to.
+#[derive(Clone, Debug)]
+pub struct Dialled<'a> {
+    /// The Service.
+    pub service: &'a ServiceRef,
+    /// Where it leads, or led until a short while ago; sorted, each once.
+    pub backends: Vec<&'a Backend>,
+}
+
+impl Services {
+    /// A Service is there, or it or its endpoints have changed; whether that is news.
+    pub(super) fn upsert(&mut self, service: Service, now: SystemTime) -> bool {
+        let name = service.name.clone();
+        let (since, mut former_backends) = match self.records.get(&name) {
+            Some(known) if known.service == service && known.removed.is_none() => return false,
+            Some(known) => {
+                let since = known.since;
+                (since, self.take(&name).map(|known| known.former_backends_at(now)).unwrap_or_default())
+            }
+            None => (now, BTreeMap::new()),
+        };
+        for port in &service.ports {
+            for backend in &port.backends {
+                former_backends.remove(&(key_of(port), backend.clone()));
+            }
+        }
+        for port in &service.ports {
+            for address in &service.addresses {
+                self.by_address.entry((*address, key_of(port))).or_default().insert(name.clone());
+            }
+            if let Some(node_port) = port.node_port {
+                self.by_node_port.entry((node_port, port.protocol)).or_default().insert(name.clone());
+            }
+        }
+        self.records.insert(name, ServiceRecord { service, since, removed: None, former_backends });
+        true
+    }
+
+    /// A Service is gone; its addresses lead to it until another Service has them. Whether it was there.
+    pub(super) fn remove(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
+        match self.records.get_mut(name) {
+            Some(record) if record.removed.is_none() => {
+                record.removed = Some(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn take(&mut self, name: &ServiceRef) -> Option<ServiceRecord> {
+        let record = self.records.remove(name)?;
+        for port in &record.service.ports {
+            for address in &record.service.addresses {
+                remove_from(&mut self.by_address, &(*address, key_of(port)), name);
+            }
+            if let Some(node_port) = port.node_port {
+                remove_from(&mut self.by_node_port, &(node_port, port.protocol), name);
+            }
+        }
+        Some(record)
+    }
+
+    /// Forgets Services and backends that have been gone for so long that they are `expired`.
+    pub(super) fn forget_removed(&mut self, expired: impl Fn(SystemTime) -> bool) {
+        let gone: Vec<ServiceRef> = self
+            .records
+            .iter()
+            .filter(|(_, record)| record.removed.is_some_and(&expired))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            self.take(&name);
+        }
+        for record in self.records.values_mut() {
+            record.former_backends.retain(|_, removed| !expired(*removed));
+        }
+    }
+
+    /// Whether anything is remembered that is gone.
+    pub(super) fn has_removed(&self) -> bool {
+        let changed = |record: &ServiceRecord| record.removed.is_some() || !record.former_backends.is_empty();
+        self.records.values().any(changed)
+    }
+
+    /// Where a Service leads, or led until a short while ago, at all of its ports.
+    pub(super) fn backends(&self, name: &ServiceRef) -> impl Iterator<Item = &Backend> {
+        self.records.get(name).into_iter().flat_map(ServiceRecord::backends)
+    }
+
+    /// The Service that was reached at an address and port at the time `at`; at a node port only where the address
+    /// `is_nodes`.
+    pub(super) fn at(&self, ip: IpAddr, is_nodes: bool, port: PortKey, at: SystemTime) -> Option<Dialled<'_>> {
+        if let Some(record) = self.best(self.by_address.get(&(ip, port)), at) {
+            return record.dialled(|candidate| key_of(candidate) == port);
+        }
+        let record = self.best(self.by_node_port.get(&port), at).filter(|_| is_nodes)?;
+        let (number, protocol) = port;
+        record.dialled(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
+    }
+
+    fn best(&self, names: Option<&BTreeSet<ServiceRef>>, at: SystemTime) -> Option<&ServiceRecord> {
+        let was_there =
+            |record: &ServiceRecord| record.since <= at && record.removed.is_none_or(|removed| removed > at);
+        names?
+            .iter()
+            .filter_map(|name| self.records.get(name))
+            .max_by_key(|record| (was_there(record), record.since <= at, record.removed.is_none(), record.removed))
+    }
+}
+
+impl ServiceRecord {
+    /// Of all ports, those included that were there once.
+    fn backends(&self) -> impl Iterator<Item = &Backend> {
+        let now = self.service.ports.iter().flat_map(|port| &port.backends);
+        now.chain(self.former_backends.keys().map(|(_, backend)| backend))
+    }
+
+    /// The backends that are former ones if the Service changes at `now`.
+    fn former_backends_at(self, now: SystemTime) -> BTreeMap<(PortKey, Backend), SystemTime> {
+        let mut former = self.former_backends;
+        for port in self.service.ports {
+            let key = key_of(&port);
+            for backend in port.backends {
+                former.entry((key, backend)).or_insert(now);
+            }
+        }
+        former
+    }
+
+    fn dialled(&self, is_it: impl Fn(&ServicePort) -> bool) -> Option<Dialled<'_>> {
+        let port = self.service.ports.iter().find(|port| is_it(port))?;
+        let former = self.former_backends.keys().filter(|(of, _)| *of == key_of(port)).map(|(_, backend)| backend);
+        let mut backends: Vec<&Backend> = port.backends.iter().chain(former).collect();
+        backends.sort_unstable();
+        backends.dedup();
+        Some(Dialled { service: &self.service.name, backends })
+    }
+}
+
+fn key_of(port: &ServicePort) -> PortKey {
+    (port.port, port.protocol)
+}
+
+fn remove_from<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<ServiceRef>>, key: &K, name: &ServiceRef) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
+        }
+    }
+}
