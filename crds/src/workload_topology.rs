@@ -277,11 +277,12 @@ pub struct EarlierCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TopologyPeer {
-    /// A workload's kind (`Deployment`, `StatefulSet`, `Pod`, …); `UnknownPod` for a pod without an object (by UID);
-    /// `Service` where nobody answered or the backend is not known; `HostProcess`; `Node` for a node's address;
-    /// `ApiServer` for the cluster's API server, where it is known by its address; `ExternalGroup` for an address in one of
-    /// `spec.topology.externalGroups`; `External` for another one outside of the cluster, or for the DNS name that led to
-    /// it; `OtherExternal` for all those that are too many to be listed each.
+    /// A workload's kind (`Deployment`, `StatefulSet`, `Pod`, …); `UnknownPod` for a pod without an object (by UID), or for
+    /// an address of a pods' network of which it is not known whose it was then (by address); `Service` where nobody
+    /// answered or the backend is not known; `HostProcess`; `Node` for a node's address; `ApiServer` for the cluster's API
+    /// server, where it is known by its address; `ExternalGroup` for an address in one of `spec.topology.externalGroups`;
+    /// `External` for another one outside of the cluster, or for the DNS name that led to it; `OtherExternal` for all those
+    /// that are too many to be listed each.
     #[schemars(length(max = 63))]
     pub kind: String,
     /// The namespace of a workload or Service.
@@ -297,7 +298,7 @@ pub struct TopologyPeer {
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The address of an `External` peer of which no DNS name, or more than one, is known.
+    /// The address of an `UnknownPod`, or of an `External` peer of which no DNS name, or more than one, is known.
     #[schemars(length(max = 45))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,

@@ -24,6 +24,11 @@ pub enum Peer {
         /// `metadata.uid`.
         uid: String,
     },
+    /// An address of a pods' network of which it is not known whose it was.
+    SomePod {
+        /// The address.
+        ip: IpAddr,
+    },
     /// A Service of which the backend is not known: nobody answered, or the answer was not seen.
     Service(ServiceRef),
     /// A process of a node, outside of all pods.

@@ -159,6 +159,19 @@ impl Network {
         Self { address, prefix: self.prefix }
     }
 
+    /// Whether `ip` is the first address after the range's own: that of the node's bridge, where a network plugin makes one
+    /// and nobody has told it otherwise (the reference plugin `host-local`'s gateway).
+    ///
+    /// Invariant: the range contains it then.
+    #[must_use]
+    pub fn is_gateway(&self, ip: IpAddr) -> bool {
+        let first = match self.trimmed().address {
+            IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() | 1).into(),
+            IpAddr::V6(ip) => IpAddr::from(Ipv6Addr::from_bits(ip.to_bits() | 1)),
+        };
+        first == ip && self.contains(ip)
+    }
+
     /// Whether `ip` is in the range; never so for an address of the other family.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {

@@ -74,6 +74,6 @@ fn namespace(peer: &Peer) -> &str {
             "(external)"
         }
         Peer::ApiServer => "(api-server)",
-        Peer::UnknownPod { .. } => "(unknown)",
+        Peer::UnknownPod { .. } | Peer::SomePod { .. } => "(unknown)",
     }
 }

@@ -253,6 +253,7 @@ fn peer(peer: &Peer) -> TopologyPeer {
             ..of(&workload.kind)
         },
         Peer::UnknownPod { uid } => TopologyPeer { name: Some(uid.clone()), ..of("UnknownPod") },
+        Peer::SomePod { ip } => TopologyPeer { ip: Some(ip.to_string()), ..of("UnknownPod") },
         Peer::Service(service) => TopologyPeer {
             namespace: Some(service.namespace.clone()),
             name: Some(service.name.clone()),

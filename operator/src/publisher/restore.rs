@@ -126,6 +126,7 @@ fn peer(edge: &TopologyEdge) -> Option<Peer> {
         ("Node", None, Some(node), None, None) => Peer::Node { node },
         ("HostProcess", None, Some(name), Some(node), None) => Peer::HostProcess { node, name },
         ("UnknownPod", None, Some(uid), None, None) => Peer::UnknownPod { uid },
+        ("UnknownPod", None, None, None, Some(ip)) => Peer::SomePod { ip: ip.parse().ok()? },
         // A workload may be of a kind of this name, too.
         ("Service", Some(namespace), Some(name), None, None)
             if dialled.is_some_and(|service| service.namespace == namespace && service.name == name) =>
@@ -213,6 +214,7 @@ mod tests {
                 edge(web.clone(), external.clone(), None, Seen::Client),
                 edge(web.clone(), Peer::HostProcess { node: node(), name: "sshd".to_owned() }, None, Seen::Both),
                 edge(web.clone(), Peer::UnknownPod { uid: "u".to_owned() }, None, Seen::Both),
+                edge(web.clone(), Peer::SomePod { ip: "10.244.1.7".parse().expect("an address") }, None, Seen::Client),
                 edge(web.clone(), Peer::ExternalName { name: "api.example.com".to_owned() }, None, Seen::Client),
                 edge(web.clone(), Peer::ExternalGroup { name: "payments".to_owned() }, None, Seen::Client),
                 edge(web.clone(), Peer::ApiServer, None, Seen::Client),

@@ -1,5 +1,7 @@
 //! One line for people: whom a workload calls, and who calls it.
 
+use std::net::IpAddr;
+
 use topology::{
     edge::{Edge, Peer},
     flow::Protocol,
@@ -52,13 +54,13 @@ fn named(namespace: &str, peer: &Peer, port: Option<(u16, Protocol)>) -> (u8, St
         Peer::Workload(workload) => (0, local(&workload.namespace, &workload.name), None),
         Peer::Service(service) => (1, local(&service.namespace, &service.name), Some("service")),
         Peer::UnknownPod { uid } => (3, format!("pod {uid}"), Some("unknown")),
+        Peer::SomePod { ip } => (3, address(*ip, port.is_some()), Some("unknown pod")),
         Peer::HostProcess { node, name } => (4, format!("{node}/{name}"), Some("host")),
         Peer::Node { node } => (5, node.clone(), Some("node")),
         Peer::ApiServer => (2, "kubernetes-api".to_owned(), None),
         Peer::ExternalGroup { name } => (6, name.clone(), Some("external")),
         Peer::ExternalName { name } => (7, name.clone(), None),
-        Peer::External { ip } if ip.is_ipv6() && port.is_some() => (8, format!("[{ip}]"), Some("external")),
-        Peer::External { ip } => (8, ip.to_string(), Some("external")),
+        Peer::External { ip } => (8, address(*ip, port.is_some()), Some("external")),
         Peer::OtherExternal => (9, "others".to_owned(), Some("external")),
     };
     let port = match port.filter(|(port, _)| *port > 0) {
@@ -68,6 +70,11 @@ fn named(namespace: &str, peer: &Peer, port: Option<(u16, Protocol)>) -> (u8, St
     };
     let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
     (place, format!("{name}{port}{remark}"))
+}
+
+/// An address as it is written, before a port where one follows.
+fn address(ip: IpAddr, has_port: bool) -> String {
+    if ip.is_ipv6() && has_port { format!("[{ip}]") } else { ip.to_string() }
 }
 
 #[cfg(test)]
@@ -99,6 +106,8 @@ mod tests {
             names(&[Peer::External { ip: "fd00::1".parse().expect("an address") }], Some(1)),
             "[fd00::1]:1 (external)"
         );
+        let some_pod = Peer::SomePod { ip: "10.244.1.7".parse().expect("an address") };
+        assert_eq!(names(&[some_pod], Some(80)), "10.244.1.7:80 (unknown pod)");
         let group = Peer::ExternalGroup { name: "payments".to_owned() };
         let name = Peer::ExternalName { name: "api.example.com".to_owned() };
         assert_eq!(names(&[name, group.clone()], Some(443)), "payments:443 (external), +1 more");

@@ -84,7 +84,7 @@ pub(super) fn leave(graph: &mut Graph, taken: &HashMap<EdgeKey, EdgeCounters>) {
 /// one that another pod has got since.
 fn has_no_name(peer: &Peer, directory: &Directory) -> bool {
     match peer {
-        Peer::UnknownPod { .. } => true,
+        Peer::UnknownPod { .. } | Peer::SomePod { .. } => true,
         Peer::External { ip } => directory.is_pods_address(*ip),
         _ => is_address(peer),
     }

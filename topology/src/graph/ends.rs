@@ -180,8 +180,11 @@ impl<'a> Ends<'a> {
     }
 
     fn outside_address(&mut self, ip: IpAddr) -> EndId {
-        if let Some(node) = self.nodes.of(ip) {
+        if let Some(node) = self.nodes.itself(ip) {
             return self.known_by(EndKey::NodeAddress { node }, Identity::Ip, || Peer::Node { node: node.to_owned() });
+        }
+        if self.nodes.of(ip).is_some() {
+            return self.some_pod(ip);
         }
         let directory = self.directory;
         self.known_by(EndKey::External { ip }, Identity::Ip, || match directory.external_groups().of(ip) {
@@ -194,8 +197,12 @@ impl<'a> Ends<'a> {
     fn a_pods_address(&mut self, ip: IpAddr) -> EndId {
         match self.nodes.of(ip) {
             Some(_) => self.outside_address(ip),
-            None => self.known_by(EndKey::SomePod { ip }, Identity::Ip, || Peer::External { ip }),
+            None => self.some_pod(ip),
         }
+    }
+
+    fn some_pod(&mut self, ip: IpAddr) -> EndId {
+        self.known_by(EndKey::SomePod { ip }, Identity::Ip, || Peer::SomePod { ip })
     }
 
     /// Whether calls from this address are an API server's. On one of the cluster's nodes others call from there, too.

@@ -31,11 +31,17 @@ impl<'a> Nodes<'a> {
         Self { directory, by_agents }
     }
 
-    /// The node's name.
+    /// The name of the node that an address is of, or whose pods' network it is in while no pod is known to have had it.
     pub(super) fn of(&self, ip: IpAddr) -> Option<&'a str> {
         if let Some(node) = self.directory.node_of(ip) {
             return Some(&node.name);
         }
         self.by_agents.get(&ip).copied().flatten()
+    }
+
+    /// The same where the address is the node's itself, and not one of its pods' network that may be anybody's there.
+    pub(super) fn itself(&self, ip: IpAddr) -> Option<&'a str> {
+        let known = self.by_agents.get(&ip).copied().flatten();
+        known.or_else(|| self.of(ip).filter(|_| self.directory.is_nodes_own(ip)))
     }
 }

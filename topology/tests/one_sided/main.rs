@@ -205,6 +205,22 @@ fn a_pod_that_is_gone_keeps_its_name_until_another_has_its_address() {
     assert!(world.directory.pod("uid-db").is_none());
 }
 
+/// Neither the node's nor outside of the cluster: what is known is said, and no more.
+#[test]
+fn an_address_of_a_pods_network_is_some_pods_where_it_is_not_known_whose() {
+    let mut world = World::new();
+    for (client, opened) in [("10.244.1.77", 3), ("10.244.1.1", 2), ("10.245.1.1", 1)] {
+        world.flow("db", Role::Server, ("10.244.2.2", client, 5432), opened, at(0));
+    }
+    let expected = ["some pod 10.244.1.77 -> db:5432 3+0", "node-1 -> db:5432 2+0", "10.245.1.1 -> db:5432 1+0"];
+    assert_eq!(edges(&world.graph(at(60))), expected);
+    // Whose it was is known, and that it was not any more.
+    world.directory.upsert_pod(pod("gone", "node-1", "10.244.1.9"), at(60));
+    world.directory.remove_pod("uid-gone", at(70));
+    world.flow("web", Role::Client, ("10.244.1.2", "10.244.1.9", 80), 1, at(100));
+    assert_eq!(edges(&world.graph(at(110)))[0], "web -> some pod 10.244.1.9:80 1+0");
+}
+
 #[test]
 fn an_edge_keeps_its_counters_when_its_oldest_flows_go() {
     let mut world = World::new();

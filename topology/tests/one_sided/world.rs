@@ -147,6 +147,7 @@ pub fn edges(graph: &Graph) -> Vec<String> {
         Peer::HostProcess { node, name } => format!("{node}/{name}"),
         Peer::Node { node } => node.clone(),
         Peer::UnknownPod { uid } => format!("pod {uid}"),
+        Peer::SomePod { ip } => format!("some pod {ip}"),
         Peer::External { ip } => ip.to_string(),
         Peer::ExternalGroup { name } | Peer::ExternalName { name } => name.clone(),
         Peer::ApiServer => "kubernetes-api".to_owned(),
