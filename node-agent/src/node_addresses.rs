@@ -93,17 +93,20 @@ fn local_v6(if_inet6: &str) -> BTreeSet<Ipv6Addr> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
 
     /// A node whose kube-proxy uses IPVS: after the interfaces' addresses come those of 300 Services.
     fn of_ipvs() -> (String, String) {
-        let services: String = (0..300)
-            .map(|n| format!("        |-- 10.1.{}.{}\n           /32 host LOCAL\n", n / 250, n % 250))
-            .collect();
+        let mut v4 = FIB_TRIE.to_owned();
+        for number in 0..300 {
+            let _ = write!(v4, "        |-- 10.1.{}.{}\n           /32 host LOCAL\n", number / 250, number % 250);
+        }
         let v6 = "fd9600000000000000000000000000ff 04 80 00 80 kube-ipvs0\n";
-        (format!("{FIB_TRIE}{services}"), format!("{IF_INET6}{v6}"))
+        (v4, format!("{IF_INET6}{v6}"))
     }
 
     const FIB_TRIE: &str = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     |-- 10.244.2.0\n        /24 link UNICAST\nLocal:\n     +-- 10.244.2.0/24 2 0 1\n        |-- 10.244.2.1\n           /32 host LOCAL\n        |-- 10.244.2.255\n           /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n";
