@@ -32,6 +32,10 @@ const RETRY: Duration = Duration::from_secs(1);
 const IDLE_SCARCE: Duration = Duration::from_secs(30);
 const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
 
+/// No number, so that a message does not change with each.
+const NAMES_LOST: &str =
+    "some answers of name servers came faster than they could be read: the peers that they led to are shown by address";
+
 /// A running capture. Ends with its value.
 pub struct EbpfCapture {
     description: Description,
@@ -198,6 +202,7 @@ impl EbpfCapture {
         if lost > self.lost_answers {
             let lost = lost - std::mem::replace(&mut self.lost_answers, lost);
             tracing::warn!(lost, "answers of name servers did not fit into their buffer: some peers will lack a name");
+            self.description.lack(Feature::RemoteNames, NAMES_LOST);
         }
         Ok(answers)
     }
@@ -293,13 +298,5 @@ impl Capture for EbpfCapture {
             dropped.push(*public);
         }
         dropped
-    }
-}
-
-impl Description {
-    /// Whether this works here.
-    #[must_use]
-    pub fn has(&self, feature: Feature) -> bool {
-        !self.degradations.iter().any(|degradation| degradation.feature == feature)
     }
 }

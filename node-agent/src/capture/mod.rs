@@ -89,6 +89,21 @@ pub struct Description {
     pub degradations: Vec<Degradation>,
 }
 
+impl Description {
+    /// Whether this works here.
+    #[must_use]
+    pub fn has(&self, feature: Feature) -> bool {
+        !self.degradations.iter().any(|degradation| degradation.feature == feature)
+    }
+
+    /// Notes that this has turned out not to work, if it was not known yet.
+    fn lack(&mut self, feature: Feature, message: &str) {
+        if self.has(feature) {
+            self.degradations.push(Degradation { feature, message: message.to_owned() });
+        }
+    }
+}
+
 /// The kinds of capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -120,6 +135,8 @@ pub enum Feature {
     RoundTripTimes,
     /// Datagrams: conversations over UDP.
     Datagrams,
+    /// All names that answers of name servers have given to addresses.
+    RemoteNames,
     /// Whom a process of the node's own network has sent a datagram to from a socket that is not connected, where the node
     /// translates the address.
     DialledAddresses,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use scopeprobe_agent::{
-    capture::{Attach, Capture, Feature, Settings},
+    capture::{Attach, Capture, Feature, Losses, Settings},
     names::Answer,
 };
 use topology::flow::{FlowCounters, FlowKey, Protocol, Role};
@@ -303,6 +303,28 @@ fn answers_of_name_servers_are_passed_on_with_whom_they_were_for() {
     let answer = Answer { name: "a.example".into(), addresses: vec![address], ttl: Duration::from_mins(1) };
     assert_eq!((watched.answers.clone(), conversations), (vec![(client, answer)], 4), "and nothing from other ports");
     watched.assert_nothing_lost();
+}
+
+#[test]
+fn that_answers_did_not_fit_is_said() {
+    let node = node_or_skip!();
+    // Room for a page.
+    let mut watched = watch(&Settings { answer_ring_bytes: 4096, ..settings(&node) });
+    assert!(watched.capture.description().has(Feature::RemoteNames));
+    let mut server = alone(&node, "server");
+    let mut client = node.process_beside("client", &server);
+    server.tell("udp-bind s 127.0.0.1:53");
+    client.tell("udp-bind c 127.0.0.1:0");
+    client.tell("udp-send-to c 40 127.0.0.1:53");
+    server.tell("udp-receive s 40");
+    for _ in 0..200 {
+        server.tell(&format!("udp-answer-with s {DNS_ANSWER}"));
+        client.tell("udp-receive c 43");
+    }
+    watched.read();
+    assert!((1..200).contains(&watched.answers.len()), "{}", watched.answers.len());
+    assert!(!watched.capture.description().has(Feature::RemoteNames));
+    assert_eq!(watched.losses, Losses::default(), "a name is no connection");
 }
 
 #[test]
