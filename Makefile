@@ -24,9 +24,10 @@ demo-kernels: ## the same on four nodes with kernels from 5.10 to 7.x, one witho
 test: ## all tests; needs root, for the cluster
 	scripts/test
 
-test-kernels: ## the agent's tests on kernels 5.10, 6.1, 6.12 and 7.x in QEMU guests, then a cluster of such nodes
+test-kernels: ## the agent's tests on kernels 5.10, 6.1, 6.12 and 7.x in QEMU guests, then clusters of such nodes, one with IPVS
 	scripts/kernels test
 	scripts/kernels nodes
+	scripts/ways-in ipvs
 
 test-handed-on: ## 200 addresses that pods hand on within milliseconds, for three minutes under load; needs root
 	SCOPEPROBE_HANDED_ON_SECONDS=180 cargo test --locked --package scopeprobe-agent --test handed_on -- --nocapture
