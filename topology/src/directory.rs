@@ -378,16 +378,6 @@ impl Directory {
         self.nodes.values().find(|node| node.pod_networks.iter().any(|network| network.contains(ip)))
     }
 
-    /// Whether an address that [`Self::node_of`] says is a node's can be taken for that of the node itself: those of its
-    /// object, and the first one of a network for its pods.
-    ///
-    /// Invariant: never so for an address of no node.
-    #[must_use]
-    pub fn is_nodes_own(&self, ip: IpAddr) -> bool {
-        let is_gateway = |node: &Node| node.pod_networks.iter().any(|network| network.is_gateway(ip));
-        self.node_by_ip.contains_key(&ip) || self.node_of(ip).is_some_and(is_gateway)
-    }
-
     /// All nodes, by name.
     ///
     /// Invariant: each once.
@@ -423,7 +413,6 @@ impl Directory {
     /// first, then one that had been there before, then the one that is there now or was there last.
     #[must_use]
     pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<Dialled<'_>> {
-        let is_nodes = self.node_by_ip.contains_key(&ip) || ip.is_loopback();
-        self.services.at(ip, is_nodes, port, at)
+        self.services.at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port, at)
     }
 }

@@ -116,8 +116,18 @@ pub struct Node {
     pub name: String,
     /// `status.addresses` that are IP addresses.
     pub ips: Vec<IpAddr>,
-    /// `spec.podCIDRs`: what is in them and no pod's is the node's own (a bridge's address, for example).
+    /// `spec.podCIDRs`: what is in them and no pod's may be the node's own (a bridge's address, for example).
     pub pod_networks: Vec<Network>,
+}
+
+impl Node {
+    /// Whether an address is the node's itself: one of its object's, or the first one of a network for its pods.
+    ///
+    /// Invariant: every address in `ips` is.
+    #[must_use]
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        self.ips.contains(&ip) || self.pod_networks.iter().any(|network| network.is_gateway(ip))
+    }
 }
 
 /// A range of addresses in CIDR notation.

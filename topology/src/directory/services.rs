@@ -123,11 +123,17 @@ impl Services {
 
     /// The Service that was reached at an address and port at the time `at`; at a node port only where the address
     /// `is_nodes`.
-    pub(super) fn at(&self, ip: IpAddr, is_nodes: bool, port: PortKey, at: SystemTime) -> Option<Dialled<'_>> {
+    pub(super) fn at(
+        &self,
+        ip: IpAddr,
+        is_nodes: impl FnOnce() -> bool,
+        port: PortKey,
+        at: SystemTime,
+    ) -> Option<Dialled<'_>> {
         if let Some(record) = self.best(self.by_address.get(&(ip, port)), at) {
             return record.dialled(|candidate| key_of(candidate) == port);
         }
-        let record = self.best(self.by_node_port.get(&port), at).filter(|_| is_nodes)?;
+        let record = self.best(self.by_node_port.get(&port), at).filter(|_| is_nodes())?;
         let (number, protocol) = port;
         record.dialled(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
     }

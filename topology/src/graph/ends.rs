@@ -6,7 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::nodes::Nodes;
+use super::nodes::{At, Nodes};
 use crate::{
     directory::{Directory, Owner},
     edge::{Identity, Peer},
@@ -180,25 +180,31 @@ impl<'a> Ends<'a> {
     }
 
     fn outside_address(&mut self, ip: IpAddr) -> EndId {
-        if let Some(node) = self.nodes.itself(ip) {
-            return self.known_by(EndKey::NodeAddress { node }, Identity::Ip, || Peer::Node { node: node.to_owned() });
+        match self.nodes.at(ip) {
+            Some(At::Node(node)) => self.node_address(node),
+            Some(At::PodNetwork) => self.some_pod(ip),
+            None => self.external(ip),
         }
-        if self.nodes.of(ip).is_some() {
-            return self.some_pod(ip);
+    }
+
+    /// What belonged to some pod, who knows which, is not outside, whatever groups of the outside it may be in.
+    fn a_pods_address(&mut self, ip: IpAddr) -> EndId {
+        match self.nodes.at(ip) {
+            Some(At::Node(node)) => self.node_address(node),
+            Some(At::PodNetwork) | None => self.some_pod(ip),
         }
+    }
+
+    fn node_address(&mut self, node: &'a str) -> EndId {
+        self.known_by(EndKey::NodeAddress { node }, Identity::Ip, || Peer::Node { node: node.to_owned() })
+    }
+
+    fn external(&mut self, ip: IpAddr) -> EndId {
         let directory = self.directory;
         self.known_by(EndKey::External { ip }, Identity::Ip, || match directory.external_groups().of(ip) {
             Some(name) => Peer::ExternalGroup { name: name.to_owned() },
             None => Peer::External { ip },
         })
-    }
-
-    /// What belonged to some pod, who knows which, is not outside, whatever groups of the outside it may be in.
-    fn a_pods_address(&mut self, ip: IpAddr) -> EndId {
-        match self.nodes.of(ip) {
-            Some(_) => self.outside_address(ip),
-            None => self.some_pod(ip),
-        }
     }
 
     fn some_pod(&mut self, ip: IpAddr) -> EndId {

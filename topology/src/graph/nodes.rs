@@ -39,9 +39,21 @@ impl<'a> Nodes<'a> {
         self.by_agents.get(&ip).copied().flatten()
     }
 
-    /// The same where the address is the node's itself, and not one of its pods' network that may be anybody's there.
-    pub(super) fn itself(&self, ip: IpAddr) -> Option<&'a str> {
-        let known = self.by_agents.get(&ip).copied().flatten();
-        known.or_else(|| self.of(ip).filter(|_| self.directory.is_nodes_own(ip)))
+    /// What an address is to the nodes; `None` where it is nothing to any.
+    pub(super) fn at(&self, ip: IpAddr) -> Option<At<'a>> {
+        if let Some(node) = self.by_agents.get(&ip).copied().flatten() {
+            return Some(At::Node(node));
+        }
+        let node = self.directory.node_of(ip)?;
+        Some(if node.is_own(ip) { At::Node(&node.name) } else { At::PodNetwork })
     }
+}
+
+/// What an address is to the nodes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum At<'a> {
+    /// This node's own.
+    Node(&'a str),
+    /// One of a node's network for pods, which may be anybody's there.
+    PodNetwork,
 }

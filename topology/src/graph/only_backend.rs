@@ -56,32 +56,25 @@ impl<'a> Join<'a> {
         left: &mut u64,
         by: Disguise,
     ) {
+        let Some(key) = self.key_of_only(source, candidates) else { return };
         let is_hairpin = by == Disguise::Hairpin;
         let one_end = found.iter().all(|index| self.sinks[*index].end == self.sinks[found[0]].end);
-        match self.key_of_only(source, candidates).filter(|_| is_hairpin || candidates.observed) {
-            Some(key) => {
-                for index in found {
-                    self.note_backend(source, key, *index, is_hairpin || one_end, left);
-                }
-            }
-            // It may have been one that nobody sees.
-            None => {
-                for index in found {
-                    *left -= self.take_uncertain(source, candidates, *index, *left);
-                }
+        for index in found {
+            if is_hairpin || candidates.observed {
+                self.note_backend(source, key, *index, is_hairpin || one_end, left);
+            } else {
+                *left -= self.take_uncertain(key, *index, *left);
             }
         }
     }
 
-    /// A backend has counted (a part of) a flow, and another one may have: its counts are taken, so that they make no other
-    /// edge. Returns how many connections.
-    fn take_uncertain(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, index: usize, wanted: u64) -> u64 {
+    /// A backend has counted (a part of) a flow, and another one that nobody sees may have: its counts are taken, so that
+    /// they make no other edge. Returns how many connections.
+    fn take_uncertain(&mut self, key: Key<'a>, index: usize, wanted: u64) -> u64 {
         let taken = self.sinks[index].take(wanted).counters;
-        if let Some(key) = self.key_of_only(source, candidates) {
-            let sum = self.sums.at(key);
-            sum.counters.add_retransmits_of(&taken);
-            sum.add_measured_by_server(&self.sinks[index].measured);
-        }
+        let sum = self.sums.at(key);
+        sum.counters.add_retransmits_of(&taken);
+        sum.add_measured_by_server(&self.sinks[index].measured);
         taken.opened
     }
 
