@@ -31,7 +31,7 @@ spec:
     readinessProbe: {tcpSocket: {port: 8081}, periodSeconds: 1}
 ";
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 

@@ -16,7 +16,10 @@ use scopeprobe_tests::{
 use serde_json::json;
 use traffic::protocol::{Answer, Command, Connect, NameServer, Resolve};
 
-use crate::shown::{Edges, difference, edge, edges, print_case, topology};
+use crate::{
+    outside::ip,
+    shown::{Edges, difference, edge, edges, print_case, topology},
+};
 
 /// Two names lead there, one of them to both addresses.
 const SHOP: [&str; 2] = ["198.18.7.1", "fd98::1"];
@@ -37,10 +40,6 @@ spec:
   selector: {app: names}
   ports: [{port: 53, protocol: UDP}]
 ";
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().expect("an address")
-}
 
 fn table() -> BTreeMap<String, Vec<IpAddr>> {
     [

@@ -41,20 +41,15 @@ impl Echoes {
         let socket = UdpSocket::bind(address)?;
         let address = socket.local_addr()?;
         let counts = Arc::clone(&self.counts);
-        spawn(move || {
-            let mut datagram = vec![0; ROOM];
-            // Errors are of earlier datagrams: that a client is gone, for example.
-            loop {
-                let Ok((size, peer)) = socket.recv_from(&mut datagram) else { continue };
-                let sent = socket.send_to(&datagram[..size], peer);
-                let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-                let of_peer = counts.entry((address.port(), peer.ip().to_canonical())).or_default();
-                of_peer.ports.insert(peer.port());
-                of_peer.received += size as u64;
-                match sent {
-                    Ok(sent) => of_peer.sent += sent as u64,
-                    Err(_) => of_peer.broken += 1,
-                }
+        serve_each(socket, move |socket, datagram, peer| {
+            let sent = socket.send_to(datagram, peer);
+            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_peer = counts.entry((address.port(), peer.ip().to_canonical())).or_default();
+            of_peer.ports.insert(peer.port());
+            of_peer.received += datagram.len() as u64;
+            match sent {
+                Ok(sent) => of_peer.sent += sent as u64,
+                Err(_) => of_peer.broken += 1,
             }
         })?;
         Ok(address)
@@ -75,6 +70,24 @@ impl Echoes {
         });
         rows.collect()
     }
+}
+
+/// Hands over each datagram that comes to a socket, and whom it is from, from now on.
+///
+/// # Errors
+/// Where the system gives no thread.
+pub(crate) fn serve_each(
+    socket: UdpSocket,
+    mut handle: impl FnMut(&UdpSocket, &[u8], SocketAddr) + Send + 'static,
+) -> io::Result<()> {
+    spawn(move || {
+        let mut datagram = vec![0; ROOM];
+        // Errors are of earlier datagrams: that a client is gone, for example.
+        loop {
+            let Ok((size, peer)) = socket.recv_from(&mut datagram) else { continue };
+            handle(&socket, &datagram[..size], peer);
+        }
+    })
 }
 
 /// Asks an echo as the plan says, one socket after the other.

@@ -11,10 +11,8 @@ use simple_dns::{
     rdata::{A, AAAA, RData},
 };
 
-use crate::{program::spawn, protocol::NameServer};
+use crate::{datagrams::serve_each, protocol::NameServer};
 
-/// Longer than any question over UDP without an agreement on more (RFC 1035, 4.2.1), and than most with one.
-const ROOM: usize = 4096;
 /// Seconds that an answer holds.
 const TTL: u32 = 30;
 
@@ -28,14 +26,10 @@ pub fn serve(server: &NameServer) -> io::Result<SocketAddr> {
     let socket = UdpSocket::bind(server.address)?;
     let address = socket.local_addr()?;
     let table = server.names.clone();
-    spawn(move || {
-        let mut question = [0; ROOM];
-        // Errors are of earlier datagrams: that a client is gone, for example.
-        loop {
-            let Ok((size, peer)) = socket.recv_from(&mut question) else { continue };
-            if let Some(answer) = answer(&question[..size], &table) {
-                let _ = socket.send_to(&answer, peer);
-            }
+    serve_each(socket, move |socket, question, peer| {
+        if let Some(answer) = answer(question, &table) {
+            // Who asked and went away needs no answer.
+            let _ = socket.send_to(&answer, peer);
         }
     })?;
     Ok(address)
