@@ -3,6 +3,7 @@
 //! The result depends on what was observed and not on the order of the reports. Counters come from the client's end
 //! where it was seen, else from the server's; no connection is counted on two edges.
 
+mod calls;
 mod divided;
 mod edges;
 mod ends;
@@ -10,6 +11,7 @@ mod far_ends;
 mod forgotten;
 mod handed_on;
 mod join;
+mod matching;
 mod nodes;
 mod observed;
 mod only_backend;
@@ -47,12 +49,20 @@ pub struct Options {
     pub max_external: usize,
 }
 
+impl Options {
+    /// What was known by then has waited long enough.
+    fn settled(&self) -> SystemTime {
+        self.now.checked_sub(self.settle).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
 /// The graph at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Graph {
     /// All edges, by key, each key once.
     pub edges: Vec<Edge>,
-    /// Connections that are on no edge yet, because the report of their other end is still to come.
+    /// Connections that are on no edge yet, because the report of their other end is still to come. None stays among them
+    /// for longer than [`Options::settle`] and, where a Service's backends may have taken it, until their agents are heard.
     pub unsettled: u64,
     /// When the graph changes by the mere passing of time, because something has waited long enough.
     pub settles_at: Option<SystemTime>,

@@ -11,6 +11,9 @@ const GRAIN: Duration = Duration::from_secs(1);
 /// The most parts that are kept. Beyond that those that are closest together become one.
 const MAX_PARTS: usize = 16;
 
+/// Of a flow that never rests, so much before its end stays told apart: what has to wait are its newest connections only.
+const RECENT: Duration = Duration::from_secs(4);
+
 /// What was counted within some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -125,7 +128,9 @@ impl History {
             let both = self.parts[*at].with(&self.parts[at + 1]);
             both.until.duration_since(both.since).unwrap_or_default()
         };
-        let Some(at) = (0..self.parts.len() - 1).min_by_key(length) else { return };
+        let latest = self.parts.last().map_or(SystemTime::UNIX_EPOCH, |last| last.until);
+        let is_recent = |at: &usize| latest.duration_since(self.parts[at + 1].until).unwrap_or_default() < RECENT;
+        let Some(at) = (0..self.parts.len() - 1).min_by_key(|at| (is_recent(at), length(at))) else { return };
         let next = self.parts.remove(at + 1);
         self.parts[at] = self.parts[at].with(&next);
     }

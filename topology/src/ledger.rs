@@ -446,6 +446,12 @@ impl Ledger {
         }
     }
 
+    /// When the node's agent last said anything, as far as that was noted with [`Self::hear`].
+    #[must_use]
+    pub fn heard(&self, node: &str) -> Option<SystemTime> {
+        self.nodes.get(node).and_then(|account| account.heard)
+    }
+
     /// Notes that a message was sent at `sent` by the node's clock and came in at `received` by the operator's. Returns when
     /// it was sent by the operator's clock: not after `received`. For a node that has never reported, that is `received`.
     pub fn observe_clock(&mut self, node: &str, sent: SystemTime, received: SystemTime) -> SystemTime {

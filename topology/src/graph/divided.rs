@@ -3,35 +3,37 @@
 use super::{
     edges::Key,
     join::{Candidates, Join},
+    matching::Found,
     observed::Source,
 };
 use crate::edge::EdgeCounters;
 
 impl<'a> Join<'a> {
     /// The servers' counts say who got how much. Returns what they leave.
-    pub(super) fn divide(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> EdgeCounters {
+    pub(super) fn divide(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, found: &[Found]) -> EdgeCounters {
         let mut left = source.counters;
-        for index in self.in_time(source, self.sinks_of(source, candidates)) {
-            self.divide_to(source, candidates, index, &mut left, true);
+        for found in found {
+            // Where the counts leave a choice, how much is whose is a guess.
+            self.divide_to(source, candidates, found, &mut left, !found.is_contested);
         }
         left
     }
 
-    /// Gives a backend as much of what is left of a client's flow as it has counted.
+    /// Gives a backend as much of what is left of a client's flow as was found to be its.
     pub(super) fn divide_to(
         &mut self,
         source: &Source<'a>,
         candidates: &Candidates<'a>,
-        index: usize,
+        found: &Found,
         left: &mut EdgeCounters,
         certain: bool,
     ) {
-        let sink = &mut self.sinks[index];
-        let took = sink.take(left.opened);
-        let taken = took.counters;
-        if taken.opened == 0 {
+        if found.opened == 0 {
             return;
         }
+        let sink = &mut self.sinks[found.sink];
+        let took = sink.take(found.opened, Some(source.end));
+        let taken = took.counters;
         let share = if taken.opened == left.opened {
             // The two ends' bytes differ by what is on its way; the client's are the ones that count.
             EdgeCounters { failed: 0, ..*left }
@@ -57,7 +59,7 @@ impl<'a> Join<'a> {
             port,
             protocol: source.tuple.protocol,
         };
-        self.sinks[index].explain(source, key);
+        self.sinks[found.sink].explain(source, key, taken.opened);
         let sum = self.sums.at(key);
         sum.counters.add(&share);
         sum.counters.add_retransmits_of(&taken);
@@ -71,21 +73,17 @@ impl<'a> Join<'a> {
         sum.add_server(server_end, share.opened, 0);
     }
 
-    /// Which backend it was is not known: the attempts that failed, and what no server has counted.
+    /// Which backend it was is not known: the attempts that failed, and what no server has counted. Servers' reports of the
+    /// newest connections may be on their way; if they stay away, the Service is all that is known.
     pub(super) fn leave_at_service(
         &mut self,
         source: &Source<'a>,
         candidates: &Candidates<'a>,
         mut left: EdgeCounters,
     ) {
-        let divided = left.opened < source.counters.opened;
         if candidates.observed && left.opened > 0 {
-            // The servers' reports of these connections are on their way. If they stay away altogether, the Service
-            // is all that is known; where some came, those that are missing are the newest ones.
-            if divided || self.waits(source.first_seen) {
-                self.unsettled += left.opened;
-                left = EdgeCounters { failed: left.failed, ..EdgeCounters::default() };
-            }
+            let waiting = self.wait_for_backends(source, candidates, left.opened);
+            left = left.without(&left.share(waiting));
         }
         if left == EdgeCounters::default() {
             return;

@@ -8,7 +8,7 @@ use super::{
     ends::PeerId,
     handed_on::window,
     join::{Candidates, Join},
-    observed::{Sink, Source, Span},
+    observed::{Fresh, Sink, Source, Span},
 };
 use crate::{directory::Owner, edge::EdgeCounters, entity::ServiceRef};
 
@@ -22,15 +22,13 @@ impl<'a> Join<'a> {
         left: &mut EdgeCounters,
     ) {
         let window = window(source.parts, source.span);
+        let mut fresh = Fresh::of_parts(source.parts, self.options.settled());
         for (far, count) in source.far_ends.iter() {
             let opened = count.min(left.opened);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
-            let share = EdgeCounters { failed: 0, ..left.share(opened) };
+            let share = left.share(opened);
             *left = left.without(&share);
-            if owner.may_change() && self.waits(window.until) {
-                self.unsettled += opened;
-                continue;
-            }
+            let Some(share) = self.settled_share(&owner, &share, &mut fresh) else { continue };
             let end = self.ends.server_of((far.ip, far.port, source.tuple.protocol), &owner);
             let key = Key {
                 client: self.ends.peer_of(source.end),
@@ -42,7 +40,7 @@ impl<'a> Join<'a> {
             self.add_from_client(source, key, &share);
             let sum = self.sums.at(key);
             sum.server_tracked = true;
-            sum.add_server(end, opened, 0);
+            sum.add_server(end, share.opened, 0);
         }
     }
 
@@ -51,18 +49,19 @@ impl<'a> Join<'a> {
     pub(super) fn name_far_ends(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, mut unexplained: u64) {
         let Some(key) = self.key_of_only(source, candidates) else { return };
         let window = window(source.parts, source.span);
+        let mut fresh = Fresh::of_parts(source.parts, self.options.settled());
         for (far, count) in source.far_ends.iter() {
             let opened = count.min(unexplained);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
-            if owner.may_change() && self.waits(window.until) {
-                continue;
-            }
             let end = self.ends.server_of((far.ip, far.port, source.tuple.protocol), &owner);
             if self.ends.peer_of(end) == key.server {
                 unexplained -= opened;
-                let sum = self.sums.at(key);
-                sum.server_tracked = true;
-                sum.add_server(end, opened, 0);
+                let named = opened - self.wait_for_names(&owner, opened, &mut fresh);
+                if named > 0 {
+                    let sum = self.sums.at(key);
+                    sum.server_tracked = true;
+                    sum.add_server(end, named, 0);
+                }
             }
         }
     }
@@ -70,14 +69,12 @@ impl<'a> Join<'a> {
     /// Which clients have called a server that sees another address of theirs, where no agent sees them.
     pub(super) fn divide_by_callers(&mut self, sink: &mut Sink<'a>) {
         let window = window(&sink.parts, sink.span);
+        let mut fresh = Fresh::of_parts(&sink.parts, self.options.settled());
         for (far, count) in sink.far_ends.iter() {
             let opened = count.min(sink.left.opened);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
-            let share = sink.take(opened).counters;
-            if owner.may_change() && self.waits(window.until) {
-                self.unsettled += opened;
-                continue;
-            }
+            let share = sink.take(opened, None).counters;
+            let Some(share) = self.settled_share(&owner, &share, &mut fresh) else { continue };
             let client = self.ends.client_of(far.ip, &owner);
             let live = self.is_live(sink.live, sink.span, &share);
             let server: PeerId = self.ends.peer_of(sink.end);
@@ -86,6 +83,24 @@ impl<'a> Join<'a> {
             let key = Key { client: self.ends.peer_of(client), server, service: None, port, protocol };
             self.sums.at(key).client_tracked = true;
         }
+    }
+
+    /// What of a share does not have to wait for news of who had its address, if there is any.
+    fn settled_share(&mut self, owner: &Owner<'a>, share: &EdgeCounters, fresh: &mut Fresh) -> Option<EdgeCounters> {
+        let waiting = self.wait_for_names(owner, share.opened, fresh);
+        self.unsettled = self.unsettled.saturating_add(waiting);
+        Some(share.without(&share.share(waiting))).filter(|rest| rest.opened > 0)
+    }
+
+    /// How many of so many connections have to wait for news of who had an address: any of a flow's fresh ones may be among
+    /// them, each once.
+    fn wait_for_names(&mut self, owner: &Owner<'a>, opened: u64, fresh: &mut Fresh) -> u64 {
+        let waiting = if owner.may_change() { opened.min(fresh.opened) } else { 0 };
+        fresh.opened -= waiting;
+        if let Some(since) = fresh.since.filter(|_| waiting > 0) {
+            self.waits(since);
+        }
+        waiting
     }
 
     /// Whose the address was, if that is known and no agent reports from there: what agents see is told by them.

@@ -10,7 +10,7 @@ use super::{
     edges::Key,
     ends::EndId,
     join::Join,
-    observed::{Sink, Source, Span},
+    observed::{Sink, Source, Span, counted},
 };
 use crate::{
     directory::{Directory, Owner},
@@ -78,11 +78,6 @@ pub(super) fn window(parts: &[Part], span: Span) -> Span {
     whole.map_or(span, |whole| Span { from: whole.since, until: whole.until })
 }
 
-fn counted(counters: &EdgeCounters) -> Counted {
-    let EdgeCounters { opened, failed, bytes_sent, bytes_received, .. } = *counters;
-    Counted { opened, failed, bytes_sent, bytes_received }
-}
-
 /// Shares counters out to those who have counted so much, oldest first; what is left over is the oldest one's. The sum is
 /// what there was.
 pub(super) fn share_out(counters: &EdgeCounters, parts: &[Counted]) -> Vec<EdgeCounters> {
@@ -126,7 +121,7 @@ impl<'a> Join<'a> {
 
     /// All clients' flows and all servers' flows between the same two addresses at the same port.
     pub(super) fn join_handed_on(&mut self, sources: &[&Source<'a>], sinks: &[usize]) {
-        let matched = self.match_up(sources, sinks);
+        let matched = self.match_in_time(sources, sinks);
         for (source, matched) in sources.iter().zip(matched) {
             self.join_by_counts_and_times(source, &matched);
         }
@@ -135,16 +130,15 @@ impl<'a> Join<'a> {
     /// How many connections of each source are which sinks', where there is no choice: pairs of a source and a sink of
     /// which one has no other counterpart at its time. What is left by then is taken from the sinks, so that it makes no
     /// edge of its own, but is nobody's.
-    fn match_up(&mut self, sources: &[&Source<'a>], sinks: &[usize]) -> Vec<Vec<Match>> {
+    fn match_in_time(&mut self, sources: &[&Source<'a>], sinks: &[usize]) -> Vec<Vec<Match>> {
         let times: Vec<Span> = sinks.iter().map(|index| self.time_of_sink(&self.sinks[*index])).collect();
         let times_of_sources: Vec<Span> = sources.iter().map(|source| self.time_of_source(source)).collect();
+        let is_in_time = |source: usize, sink: usize| times_of_sources[source].gap(&times[sink]) <= INEXACT;
         let mut wanted: Vec<u64> = sources.iter().map(|source| source.counters.opened).collect();
         let mut matched: Vec<Vec<Match>> = vec![Vec::new(); sources.len()];
         loop {
             let fits = |source: usize, sink: usize| {
-                wanted[source] > 0
-                    && self.sinks[sinks[sink]].left.opened > 0
-                    && times_of_sources[source].gap(&times[sink]) <= INEXACT
+                wanted[source] > 0 && self.sinks[sinks[sink]].left.opened > 0 && is_in_time(source, sink)
             };
             let only = |of: usize, all: usize, fits: &dyn Fn(usize) -> bool| {
                 let mut fitting = (0..all).filter(|other| fits(*other));
@@ -156,19 +150,34 @@ impl<'a> Join<'a> {
             let by_source =
                 || (0..sources.len()).find_map(|source| only(source, sinks.len(), &|sink| fits(source, sink)));
             let Some((source, sink)) = by_sink.or_else(by_source) else { break };
-            let taken = self.sinks[sinks[sink]].take(wanted[source]).counters;
+            let taken = self.sinks[sinks[sink]].take(wanted[source], Some(sources[source].end)).counters;
             wanted[source] -= taken.opened;
             let (counted, retransmits) = (counted(&taken), taken.retransmits);
             matched[source].push(Match { sink: sinks[sink], counted, retransmits });
         }
-        for (source, wanted) in wanted.iter_mut().enumerate() {
-            for (sink, index) in sinks.iter().enumerate() {
-                if times_of_sources[source].gap(&times[sink]) <= INEXACT {
-                    *wanted -= self.sinks[*index].take(*wanted).counters.opened;
-                }
+        self.take_nobodys(sources, sinks, &mut wanted, is_in_time);
+        // Times can be off; that both ends have the same two addresses cannot.
+        self.take_nobodys(sources, sinks, &mut wanted, |_, _| true);
+        matched
+    }
+
+    /// Takes as much as possible of what clients have counted from servers that fit.
+    fn take_nobodys(
+        &mut self,
+        sources: &[&Source<'a>],
+        sinks: &[usize],
+        wanted: &mut [u64],
+        fits: impl Fn(usize, usize) -> bool,
+    ) {
+        let fitting = |source| (0..sinks.len()).filter(|sink| fits(source, *sink)).map(|sink| sinks[sink]).collect();
+        let found: Vec<Vec<usize>> = (0..sources.len()).map(fitting).collect();
+        let rest = sources.iter().zip(wanted.iter()).map(|(source, left)| (*source, *left));
+        let matched = self.match_rest(rest, &found);
+        for ((source, wanted), found) in sources.iter().zip(wanted).zip(matched) {
+            for found in found {
+                *wanted -= self.sinks[found.sink].take(found.opened, Some(source.end)).counters.opened;
             }
         }
-        matched
     }
 
     /// No flow goes on for longer than the pod whose it is has its address.
@@ -204,8 +213,9 @@ impl<'a> Join<'a> {
         for ((span, _, sink, owner), mut share) in whose.into_iter().zip(shares) {
             match (sink, owner) {
                 (Some(index), _) => {
-                    let servers = matched.iter().filter(|it| it.sink == index).map(|it| it.retransmits).sum();
-                    share.retransmits = share.retransmits.saturating_add(servers);
+                    for servers in matched.iter().filter(|it| it.sink == index) {
+                        share.retransmits = share.retransmits.saturating_add(servers.retransmits);
+                    }
                     self.add_both(source, index, &share, span);
                 }
                 (None, Some(owner)) => self.add_by_owner(source, &owner, &share, span),
@@ -216,18 +226,20 @@ impl<'a> Join<'a> {
 
     /// A client's flow by who had the server's address.
     pub(super) fn groups_of(&self, source: &Source<'a>) -> Vec<Group<'a>> {
-        let (ip, settled) = (source.tuple.server, self.settled());
+        let (ip, settled) = (source.tuple.server, self.options.settled());
         by_owner(self.directory, ip, source.parts, source.span, &source.counters, settled)
     }
 
-    /// A server's flow by who had the client's address.
+    /// What is left of a server's flow, by who had the client's address.
     pub(super) fn groups_of_rest(&self, sink: &Sink<'a>) -> Vec<Group<'a>> {
-        by_owner(self.directory, sink.tuple.client, &sink.parts, sink.span, &sink.left, self.settled())
-    }
-
-    /// Who had an address until then is known by now.
-    fn settled(&self) -> SystemTime {
-        self.options.now.checked_sub(self.options.settle).unwrap_or(SystemTime::UNIX_EPOCH)
+        let (ip, settled) = (sink.tuple.client, self.options.settled());
+        let mut groups = by_owner(self.directory, ip, &sink.parts, sink.span, &sink.left, settled);
+        if groups.len() > 1 {
+            for (client, counted) in &sink.taken {
+                take_from(&mut groups, client.and_then(|client| self.ends.end(client).pod_uid), counted);
+            }
+        }
+        groups
     }
 
     fn add_both(&mut self, source: &Source<'a>, index: usize, share: &EdgeCounters, span: Span) {
@@ -240,7 +252,7 @@ impl<'a> Join<'a> {
             port: source.tuple.port,
             protocol: source.tuple.protocol,
         };
-        sink.explain(source, key);
+        sink.explain(source, key, share.opened);
         let sum = self.sums.at(key);
         sum.counters.add(share);
         sum.add_methods(source.methods.union(sink.methods));

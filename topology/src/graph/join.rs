@@ -14,13 +14,14 @@ use std::{
 
 use super::{
     Forgotten, Graph, Options,
+    calls::{Call, Way},
     edges::{Key, Sums},
     ends::{EndId, Ends, PeerId},
     handed_on::share_out,
+    matching::Found,
     nodes::Nodes,
-    observed::{Sink, Source, Tuple, sink, source},
+    observed::{Fresh, Sink, Source, Tuple, sink, source},
     outside::Choice,
-    translated::{Disguise, Translated},
 };
 use crate::{
     directory::{Dialled, Directory},
@@ -40,6 +41,8 @@ pub(super) struct Candidates<'a> {
     pub(super) only: Option<(PeerId, u16)>,
     /// Whether all backends are on nodes that report.
     pub(super) observed: bool,
+    /// When all of their agents had been heard last, as far as that was noted.
+    pub(super) heard: Option<SystemTime>,
 }
 
 pub(super) struct Join<'a> {
@@ -114,43 +117,23 @@ impl<'a> Join<'a> {
             let sinks: Vec<usize> = self.by_tuple.get(tuple).cloned().into_iter().flatten().collect();
             self.join_handed_on(sources, &sinks);
         }
-        let (mut to_one, mut to_many) = (Vec::new(), Vec::new());
-        for source in &sources {
-            if handed_on.contains_key(&source.tuple) {
-                continue;
-            }
-            if let Some(range) = self.by_tuple.get(&source.tuple).cloned() {
-                self.join_direct(source, &self.in_time(source, range.collect()));
-                continue;
-            }
-            match self.candidates_of(source) {
-                None => self.join_by_address(source),
-                Some(candidates) if candidates.only.is_some() => to_one.push((source, candidates)),
-                Some(candidates) => to_many.push((source, candidates)),
-            }
-        }
-        let mut unmatched = Vec::new();
-        for (source, candidates) in to_one {
-            let left = self.join_only_backend(source, &candidates);
-            unmatched.push((source, candidates, left));
-        }
-        let mut undivided = Vec::new();
-        for (source, candidates) in to_many {
-            let left = self.divide(source, &candidates);
-            undivided.push((source, candidates, left));
-        }
-        let translated = Translated::new(&self.sinks, self.directory);
-        for by in [Disguise::Hairpin, Disguise::Node] {
-            for (source, candidates, left) in &mut unmatched {
-                let found = translated.sinks_of(self, source, candidates, *left, by);
-                self.note_translated(source, candidates, &found, left, by);
-            }
-            for (source, candidates, left) in &mut undivided {
-                for index in translated.sinks_of(self, source, candidates, left.opened, by) {
-                    self.divide_to(source, candidates, index, left, by == Disguise::Hairpin);
+        let calls = self.calls(sources.iter().filter(|source| !handed_on.contains_key(&source.tuple)));
+        let matched = self.match_calls(&calls);
+        let (mut unmatched, mut undivided) = (Vec::new(), Vec::new());
+        for (Call { source, way, .. }, found) in calls.into_iter().zip(matched) {
+            match way {
+                Way::Direct => self.join_direct(source, &found),
+                Way::ToOne(candidates) => {
+                    let left = self.join_only_backend(source, &candidates, &found);
+                    unmatched.push((source, candidates, left));
+                }
+                Way::ToMany(candidates) => {
+                    let left = self.divide(source, &candidates, &found);
+                    undivided.push((source, candidates, left));
                 }
             }
         }
+        self.join_translated(&mut unmatched, &mut undivided);
         for (source, candidates, left) in &unmatched {
             self.name_far_ends(source, candidates, *left);
         }
@@ -159,6 +142,11 @@ impl<'a> Join<'a> {
             self.leave_at_service(source, &candidates, left);
         }
         self.join_servers_alone();
+    }
+
+    /// The servers' flows between the same addresses at the same port.
+    pub(super) fn by_tuple(&self, tuple: &Tuple<'a>) -> Option<Range<usize>> {
+        self.by_tuple.get(tuple).cloned()
     }
 
     /// Clients' flows to addresses that have had several owners meanwhile, where servers' flows are the other end.
@@ -201,25 +189,23 @@ impl<'a> Join<'a> {
     }
 
     /// Both ends see the same addresses.
-    fn join_direct(&mut self, source: &Source<'a>, sinks: &[usize]) {
+    fn join_direct(&mut self, source: &Source<'a>, found: &[Found]) {
         let client = self.ends.peer_of(source.end);
         let Tuple { port, protocol, .. } = source.tuple;
-        let mut wanted = source.counters.opened;
         let mut rest = source.counters;
-        let ends = || sinks.iter().map(|index| self.sinks[*index].end);
+        let ends = || found.iter().map(|found| self.sinks[found.sink].end);
         let several = ends().zip(ends().skip(1)).any(|(one, next)| self.ends.peer_of(one) != self.ends.peer_of(next));
         let sole_end = ends().zip(ends().skip(1)).all(|(one, next)| one == next);
-        let last = sinks.last().copied();
-        for index in sinks.iter().copied() {
+        for (number, Found { sink: index, opened, .. }) in (1..).zip(found.iter().copied()) {
+            let is_last = number == found.len();
             let server = self.ends.peer_of(self.sinks[index].end);
             let key = Key { client, server, service: None, port, protocol };
             let sink = &mut self.sinks[index];
-            let took = sink.take_of(wanted, &source.counters);
-            sink.explain(source, key);
+            let took = sink.take_of(opened, source);
             let taken = took.counters;
-            wanted -= taken.opened;
+            sink.explain(source, key, taken.opened);
             // With several workloads behind one address (one after the other), the servers' counts divide.
-            let share = if Some(index) == last {
+            let share = if is_last {
                 rest
             } else if several {
                 EdgeCounters { failed: 0, ..rest.share(taken.opened) }
@@ -228,14 +214,14 @@ impl<'a> Join<'a> {
             };
             rest = rest.without(&share);
             let share = took.complete(&share);
-            let failed = if sole_end && Some(index) == last { source.counters.failed } else { 0 };
+            let failed = if sole_end && is_last { source.counters.failed } else { 0 };
             let sum = self.sums.at(key);
             sum.counters.add(&share);
             sum.counters.add_retransmits_of(&taken);
             sum.add_methods(source.methods.union(sink.methods));
             if several {
                 sum.add_measured_by_client_of_many(&source.measured);
-            } else if Some(index) == last {
+            } else if is_last {
                 sum.add_measured_by_client(&source.measured);
             }
             sum.add_measured_by_server(&sink.measured);
@@ -250,7 +236,7 @@ impl<'a> Join<'a> {
     }
 
     /// The server was not seen: it is who has the address.
-    fn join_by_address(&mut self, source: &Source<'a>) {
+    pub(super) fn join_by_address(&mut self, source: &Source<'a>) {
         if source.tuple.scope.is_none() {
             let mut left = source.counters;
             self.divide_by_far_ends(source, None, &mut left);
@@ -318,8 +304,19 @@ impl<'a> Join<'a> {
         true
     }
 
+    /// How many of so many connections have to wait; those that are fresh, as what is missing are the newest ones.
+    pub(super) fn wait(&mut self, opened: u64, fresh: &Fresh) -> u64 {
+        let waiting = opened.min(fresh.opened);
+        if waiting > 0 && !fresh.since.is_some_and(|since| self.waits(since)) {
+            // An agent has to be heard, whenever that may be.
+            self.waits(self.options.now);
+        }
+        self.unsettled = self.unsettled.saturating_add(waiting);
+        waiting
+    }
+
     /// Where a client's flow may lead, if it dialled a Service that has backends.
-    fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
+    pub(super) fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
         let Tuple { server, port, protocol, .. } = source.tuple;
         let dialled = self.directory.service_at(server, (port, protocol), source.at)?;
         let key = (server, port, protocol, dialled.service);
@@ -334,7 +331,7 @@ impl<'a> Join<'a> {
     fn resolve(&mut self, dialled: &Dialled<'a>, protocol: Protocol) -> Candidates<'a> {
         let directory = self.directory;
         let mut peers: HashSet<(PeerId, u16)> = HashSet::new();
-        let mut observed = true;
+        let (mut observed, mut heard) = (true, None);
         let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::new();
         for backend in &dialled.backends {
             backends.entry((backend.ip, backend.port)).or_default().push(backend.pod_uid.as_deref());
@@ -346,6 +343,8 @@ impl<'a> Join<'a> {
                 (self.ends.server_at((backend.ip, backend.port, protocol), self.options.now), node)
             };
             observed &= node.is_some_and(|node| self.ledger.observes(node, self.options.now));
+            let spoken = node.and_then(|node| self.ledger.heard(node));
+            heard = [heard, spoken].into_iter().flatten().min();
             peers.insert((self.ends.peer_of(end), backend.port));
         }
         Candidates {
@@ -353,6 +352,7 @@ impl<'a> Join<'a> {
             backends,
             only: if peers.len() == 1 { peers.into_iter().next() } else { None },
             observed,
+            heard,
         }
     }
 

@@ -55,6 +55,35 @@ impl Span {
     }
 }
 
+/// The newest connections of a flow: the report of their other end may still be on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fresh {
+    pub(super) opened: u64,
+    /// The oldest of them happened, or were reported, then.
+    pub(super) since: Option<SystemTime>,
+}
+
+impl Fresh {
+    /// What of a flow was opened after `settled`. Of a flow that was not known by then, nothing can be expected to be known
+    /// of the other end.
+    pub(super) fn of(opened: u64, reported: SystemTime, parts: &[Part], settled: SystemTime) -> Self {
+        if reported > settled {
+            return Self { opened, since: Some(reported) };
+        }
+        Self::of_parts(parts, settled)
+    }
+
+    /// What of a flow was opened after `settled`.
+    pub(super) fn of_parts(parts: &[Part], settled: SystemTime) -> Self {
+        let mut fresh = Self::default();
+        for part in parts.iter().filter(|part| part.counted.opened > 0 && part.until > settled) {
+            fresh.opened = fresh.opened.saturating_add(part.counted.opened);
+            fresh.since = Some(fresh.since.map_or(part.until, |since| since.min(part.until)));
+        }
+        fresh
+    }
+}
+
 /// What TCP has measured at one end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
@@ -78,6 +107,7 @@ pub(super) struct Source<'a> {
     pub(super) names: &'a [String],
     pub(super) counters: EdgeCounters,
     pub(super) first_seen: SystemTime,
+    pub(super) fresh: Fresh,
     pub(super) span: Span,
     /// When its connections were opened.
     pub(super) parts: &'a [Part],
@@ -98,6 +128,8 @@ pub(super) struct Explanation<'a> {
     pub(super) sampled: bool,
     /// The server has seen another address than the client's: what it has counted beyond may be others', too.
     pub(super) translated: bool,
+    /// So many of the connections that the server has counted.
+    pub(super) opened: u64,
 }
 
 /// A server's flow.
@@ -110,13 +142,16 @@ pub(super) struct Sink<'a> {
     pub(super) counters: EdgeCounters,
     /// What no client's flow has explained yet.
     pub(super) left: EdgeCounters,
+    /// What was, and whose it is, as far as that is known.
+    pub(super) taken: Vec<(Option<EndId>, Counted)>,
     /// How many clients' flows may have led here, where that matters.
     pub(super) ways: usize,
     /// A client's flow has been found, even if it does not count as much.
     pub(super) explained: bool,
-    /// The last one that was, where it is known who that is.
-    pub(super) explanation: Option<Explanation<'a>>,
+    /// Those that were, where it is known who they are.
+    pub(super) explanations: Vec<Explanation<'a>>,
     pub(super) first_seen: SystemTime,
+    pub(super) fresh: Fresh,
     pub(super) span: Span,
     /// When its connections were opened, as the client would count.
     pub(super) parts: Vec<Part>,
@@ -127,28 +162,43 @@ pub(super) struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    /// A client's flow on this edge is (a part of) the other end.
-    pub(super) fn explain(&mut self, source: &Source<'a>, key: Key<'a>) {
-        self.explanation = Some(Explanation {
+    /// A client's flow on this edge is the other end of so many connections.
+    pub(super) fn explain(&mut self, source: &Source<'a>, key: Key<'a>, opened: u64) {
+        self.explanations.push(Explanation {
             key,
             client: source.end,
             sampled: source.methods.is_sampled(),
             translated: source.tuple.client != self.tuple.client,
+            opened,
         });
     }
 
-    /// Takes so many connections out of what is left.
-    pub(super) fn take(&mut self, opened: u64) -> Taken {
-        self.take_as(opened, None)
+    /// Of several clients' flows that are the other end, the last one that counts anything.
+    pub(super) fn explanation(&self) -> Option<&Explanation<'a>> {
+        let counts = |by: &&Explanation<'a>| by.opened > 0;
+        self.explanations.iter().rfind(counts).or(self.explanations.last())
+    }
+
+    /// Takes so many connections out of what is left, which are this client's.
+    pub(super) fn take(&mut self, opened: u64, client: Option<EndId>) -> Taken {
+        self.take_as(opened, client, None)
+    }
+
+    /// Leaves so many connections out of what is left: all that were opened after `settled`, if anything is left then.
+    pub(super) fn leave(&mut self, waiting: u64, settled: SystemTime) {
+        self.left = self.left.without(&self.left.share(waiting));
+        self.parts.retain(|part| part.until <= settled);
+        self.span.until = self.span.until.min(settled).max(self.span.from);
     }
 
     /// Takes so many of the connections that a client has counted. Where others are among what is left (another way from
     /// the same client to the same server), what is theirs shows as far as the client knows its own.
-    pub(super) fn take_of(&mut self, opened: u64, client: &EdgeCounters) -> Taken {
-        self.take_as(opened, Some(client).filter(|client| client.without_bytes == 0))
+    pub(super) fn take_of(&mut self, opened: u64, source: &Source<'a>) -> Taken {
+        let known = Some(&source.counters).filter(|client| client.without_bytes == 0);
+        self.take_as(opened, Some(source.end), known)
     }
 
-    fn take_as(&mut self, opened: u64, known: Option<&EdgeCounters>) -> Taken {
+    fn take_as(&mut self, opened: u64, client: Option<EndId>, known: Option<&EdgeCounters>) -> Taken {
         let mut counters = self.left.share(opened);
         if let Some(known) = known.filter(|known| known.opened == counters.opened && counters.opened < self.left.opened)
         {
@@ -157,6 +207,9 @@ impl<'a> Sink<'a> {
         }
         self.left = self.left.without(&counters);
         self.explained = true;
+        if counters.opened > 0 {
+            self.taken.push((client, counted(&counters)));
+        }
         Taken { counters, certain: self.ways == 1 && counters.opened == self.counters.opened }
     }
 }
@@ -201,6 +254,7 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
             retransmits: totals.retransmits.unwrap_or_default(),
         },
         first_seen: flow.reported,
+        fresh: fresh(flow, options),
         span: Span::of(flow, options),
         parts: flow.parts,
         at: resolved_at(flow, options),
@@ -235,10 +289,12 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         },
         counters,
         left: counters,
+        taken: Vec::new(),
         ways: 0,
         explained: false,
-        explanation: None,
+        explanations: Vec::new(),
         first_seen: flow.reported,
+        fresh: fresh(flow, options),
         span: Span::of(flow, options),
         parts: flow.parts.iter().map(as_the_client_would_count).collect(),
         live: is_live(flow, options),
@@ -246,6 +302,16 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         measured: Measured::of(&totals),
         far_ends: flow.far_ends,
     }
+}
+
+fn fresh(flow: &FlowView<'_>, options: &Options) -> Fresh {
+    Fresh::of(flow.totals.opened, flow.reported, flow.parts, options.settled())
+}
+
+/// What counters say of connections, attempts and bytes.
+pub(super) fn counted(counters: &EdgeCounters) -> Counted {
+    let EdgeCounters { opened, failed, bytes_sent, bytes_received, .. } = *counters;
+    Counted { opened, failed, bytes_sent, bytes_received }
 }
 
 fn as_the_client_would_count(part: &Part) -> Part {

@@ -3,36 +3,35 @@
 use super::{
     edges::Key,
     join::{Candidates, Join},
+    matching::Found,
     observed::Source,
     translated::Disguise,
 };
 
 impl<'a> Join<'a> {
     /// Whatever backend it was, it is the same workload at the same port. Returns what no server's flow matches.
-    pub(super) fn join_only_backend(&mut self, source: &Source<'a>, candidates: &Candidates<'a>) -> u64 {
-        let mut wanted = source.counters.opened;
-        let Some(key) = self.key_of_only(source, candidates) else { return wanted };
+    pub(super) fn join_only_backend(
+        &mut self,
+        source: &Source<'a>,
+        candidates: &Candidates<'a>,
+        found: &[Found],
+    ) -> u64 {
+        let mut left = source.counters.opened;
+        let Some(key) = self.key_of_only(source, candidates) else { return left };
         self.add_from_client(source, key, &source.counters);
-        for index in self.in_time(source, self.sinks_of(source, candidates)) {
-            self.note_backend(source, key, index, true, &mut wanted);
+        for found in found {
+            left -= self.note_backend(source, key, found, true);
         }
-        wanted
+        left
     }
 
     /// A backend has seen (a part of) a flow whose edge is known already. `certain`: whether it can have been no other.
-    pub(super) fn note_backend(
-        &mut self,
-        source: &Source<'a>,
-        key: Key<'a>,
-        index: usize,
-        certain: bool,
-        wanted: &mut u64,
-    ) {
-        let sink = &mut self.sinks[index];
-        let took = sink.take_of(*wanted, &source.counters);
-        sink.explain(source, key);
+    /// Returns how many connections.
+    fn note_backend(&mut self, source: &Source<'a>, key: Key<'a>, found: &Found, certain: bool) -> u64 {
+        let sink = &mut self.sinks[found.sink];
+        let took = sink.take_of(found.opened, source);
         let taken = took.counters;
-        *wanted -= taken.opened;
+        sink.explain(source, key, taken.opened);
         let sum = self.sums.at(key);
         if taken.opened == source.counters.opened {
             let known = took.complete(&source.counters);
@@ -45,6 +44,7 @@ impl<'a> Join<'a> {
         sum.both_seen = true;
         sum.server_certain |= certain;
         sum.add_server(sink.end, taken.opened, 0);
+        taken.opened
     }
 
     /// Backends of the only workload have seen (parts of) a flow with another address than the client's.
@@ -52,29 +52,30 @@ impl<'a> Join<'a> {
         &mut self,
         source: &Source<'a>,
         candidates: &Candidates<'a>,
-        found: &[usize],
+        found: &[Found],
         left: &mut u64,
         by: Disguise,
     ) {
         let Some(key) = self.key_of_only(source, candidates) else { return };
         let is_hairpin = by == Disguise::Hairpin;
-        let one_end = found.iter().all(|index| self.sinks[*index].end == self.sinks[found[0]].end);
-        for index in found {
-            if is_hairpin || candidates.observed {
-                self.note_backend(source, key, *index, is_hairpin || one_end, left);
+        let one_end = found.iter().all(|it| self.sinks[it.sink].end == self.sinks[found[0].sink].end);
+        for found in found {
+            *left -= if is_hairpin || candidates.observed {
+                self.note_backend(source, key, found, is_hairpin || one_end)
             } else {
-                *left -= self.take_uncertain(key, *index, *left);
-            }
+                self.take_uncertain(source, key, found)
+            };
         }
     }
 
     /// A backend has counted (a part of) a flow, and another one that nobody sees may have: its counts are taken, so that
     /// they make no other edge. Returns how many connections.
-    fn take_uncertain(&mut self, key: Key<'a>, index: usize, wanted: u64) -> u64 {
-        let taken = self.sinks[index].take(wanted).counters;
+    fn take_uncertain(&mut self, source: &Source<'a>, key: Key<'a>, found: &Found) -> u64 {
+        let sink = &mut self.sinks[found.sink];
+        let taken = sink.take(found.opened, Some(source.end)).counters;
         let sum = self.sums.at(key);
         sum.counters.add_retransmits_of(&taken);
-        sum.add_measured_by_server(&self.sinks[index].measured);
+        sum.add_measured_by_server(&sink.measured);
         taken.opened
     }
 

@@ -7,7 +7,7 @@ use super::{
     join::Join,
     observed::{Explanation, Sink},
 };
-use crate::edge::EdgeCounters;
+use crate::{directory::Owner, edge::EdgeCounters, flow::Protocol};
 
 impl<'a> Join<'a> {
     /// What no client's flow explains is known by its servers only.
@@ -15,22 +15,12 @@ impl<'a> Join<'a> {
         let mut sinks = std::mem::take(&mut self.sinks);
         for sink in &mut sinks {
             self.take_forgotten(sink);
-            let is_pods_address = self.directory.is_pods_address(sink.tuple.client);
-            let sampled = sink.explanation.filter(|by| by.sampled);
-            if let Some(by) = sampled.filter(|by| !by.translated) {
-                self.add_surplus(sink, &by);
-                continue;
-            }
-            if sink.explained && sampled.is_none() {
-                let shared_address = !is_pods_address && sink.tuple.scope.is_none();
-                // A client in a network of its own is seen whole, and what its server counts beyond is to come. An
-                // address that others use too (a node's) may stand for them; a small rest is more likely to come, too.
-                if !shared_address || sink.left.opened <= sink.counters.opened / 8 {
-                    self.unsettled += sink.left.opened;
+            if !sink.explained {
+                if self.is_client_observed(sink) && self.waits(sink.first_seen) {
+                    self.unsettled = self.unsettled.saturating_add(sink.left.opened);
                     continue;
                 }
-            } else if self.is_to_come(sink) {
-                self.unsettled += sink.left.opened;
+            } else if sink.left.opened == 0 || !self.has_rest(sink) {
                 continue;
             }
             self.divide_by_callers(sink);
@@ -38,23 +28,50 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Whether a client's report of the rest may be on its way.
-    fn is_to_come(&mut self, sink: &Sink<'a>) -> bool {
-        if sink.explained {
-            let latest = sink.parts.last().map_or(sink.first_seen, |part| part.until);
-            return sink.left.opened == 0 || self.waits(latest);
+    /// Whether there is more than clients' flows explain, apart from what has to wait, which is taken.
+    fn has_rest(&mut self, sink: &mut Sink<'a>) -> bool {
+        let by = sink.explanation().copied();
+        if by.is_some_and(|by| by.sampled && !by.translated) {
+            // The client's agent looks now and then, and has missed it.
+            return true;
         }
-        self.is_client_observed(sink) && self.waits(sink.first_seen)
+        let shared_address = sink.tuple.scope.is_none() && !self.directory.is_pods_address(sink.tuple.client);
+        // An address that others use too (a node's) may stand for them; a small rest is more likely to come.
+        let is_others =
+            shared_address && by.is_none_or(|by| !by.sampled) && sink.left.opened > sink.counters.opened / 8;
+        if is_others {
+            return true;
+        }
+        if sink.tuple.protocol == Protocol::Udp {
+            // Both ends tell conversations apart in their own ways; where the client is seen, its count is the one.
+            return false;
+        }
+        // What is missing are the newest ones, of which the client's report may be on its way.
+        let waiting = self.wait(sink.left.opened, &sink.fresh);
+        sink.leave(waiting, self.options.settled());
+        sink.left.opened > 0
     }
 
-    /// The client's agent looks now and then, and has missed what the server has counted beyond it.
-    fn add_surplus(&mut self, sink: &Sink<'a>, by: &Explanation<'a>) {
+    /// The edge of a client's flow that explains a part of what the server has counted, if that client is this owner: the
+    /// rest of the owner's is there, too.
+    fn edge_of(&self, sink: &Sink<'a>, owner: &Owner<'a>) -> Option<Explanation<'a>> {
+        let is_owners = |by: &&Explanation<'a>| match owner {
+            Owner::Pod(pod) => self.ends.end(by.client).pod_uid == Some(pod.uid.as_str()),
+            Owner::NoPod => by.sampled && !by.translated,
+            Owner::Contested | Owner::Unknown => false,
+        };
+        let mut owners = sink.explanations.iter().rev().filter(is_owners);
+        owners.clone().find(|by| by.opened > 0).or_else(|| owners.next()).copied()
+    }
+
+    /// The client's agent has not counted what the server has counted beyond it.
+    fn add_surplus(&mut self, sink: &Sink<'a>, by: &Explanation<'a>, part: &EdgeCounters, live: bool) {
         let sum = self.sums.at(by.key);
-        sum.counters.add(&sink.left);
-        sum.from_servers.add(&sink.left);
-        sum.live |= sink.live;
-        sum.add_client(by.client, sink.left.opened, sink.left.failed);
-        sum.add_server(sink.end, sink.left.opened, sink.left.failed);
+        sum.counters.add(part);
+        sum.from_servers.add(part);
+        sum.live |= live;
+        sum.add_client(by.client, part.opened, part.failed);
+        sum.add_server(sink.end, part.opened, part.failed);
     }
 
     /// What the client's agent has forgotten is on an edge already.
@@ -62,13 +79,13 @@ impl<'a> Join<'a> {
         if self.forgotten.is_empty() || sink.left.opened == 0 {
             return;
         }
-        let client = self.client_of(sink);
-        let (client, server) = (self.ends.peer_of(client), self.ends.peer_of(sink.end));
+        let client_end = self.client_of(sink);
+        let (client, server) = (self.ends.peer_of(client_end), self.ends.peer_of(sink.end));
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
         let at = (sink.tuple.port, sink.tuple.protocol);
         let taken = self.forgotten.take(client, server, at, sink.left.opened);
         if taken > 0 {
-            sink.take(taken);
+            sink.take(taken, Some(client_end));
         }
     }
 
@@ -93,6 +110,9 @@ impl<'a> Join<'a> {
 
     fn add_from_server(&mut self, sink: &Sink<'a>) {
         if sink.tuple.scope.is_some() {
+            if let Some(by) = sink.explanation().copied() {
+                return self.add_surplus(sink, &by, &sink.left, sink.live);
+            }
             let client = self.own_loopback(sink.node, sink.end);
             return self.add_part_from_server(sink, client, &sink.left, sink.live);
         }
@@ -103,12 +123,16 @@ impl<'a> Join<'a> {
             if share == EdgeCounters::default() {
                 continue;
             }
+            let live = self.is_live(sink.live, group.span, &share);
+            if let Some(by) = self.edge_of(sink, &group.owner) {
+                self.add_surplus(sink, &by, &share, live);
+                continue;
+            }
             if group.owner.may_change() && self.waits(group.span.until) {
-                self.unsettled += share.opened;
+                self.unsettled = self.unsettled.saturating_add(share.opened);
                 continue;
             }
             let client = self.ends.client_of(ip, &group.owner);
-            let live = self.is_live(sink.live, group.span, &share);
             self.add_part_from_server(sink, client, &share, live);
         }
     }

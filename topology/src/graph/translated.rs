@@ -1,12 +1,15 @@
 //! Servers' flows in which the client's address has been replaced by another one on the way.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, rc::Rc, time::Duration};
 
 use super::{
     join::{Candidates, Join},
     observed::{Sink, Source},
 };
-use crate::{directory::Directory, flow::Protocol};
+use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol};
+
+/// A client's flow through a Service, and what of it no server's flow matches.
+type Rest<'s, 'a, T> = (&'s Source<'a>, Rc<Candidates<'a>>, T);
 
 /// How far apart in time two ends may be reported of which neither has the other's address.
 const FAR: Duration = Duration::from_mins(1);
@@ -79,5 +82,38 @@ impl Translated {
             .collect();
         found.sort_unstable();
         join.in_time(source, found)
+    }
+}
+
+impl<'a> Join<'a> {
+    /// Where servers have seen other addresses than their clients', what is left of both is matched: of flows through
+    /// Services that lead to one workload, and of those that lead to several.
+    pub(super) fn join_translated(
+        &mut self,
+        to_one: &mut [Rest<'_, 'a, u64>],
+        to_many: &mut [Rest<'_, 'a, EdgeCounters>],
+    ) {
+        let translated = Translated::new(&self.sinks, self.directory);
+        if translated.by_server.is_empty() {
+            return;
+        }
+        for by in [Disguise::Hairpin, Disguise::Node] {
+            let rest: Vec<(&Source<'a>, &Candidates<'a>, u64)> =
+                (to_one.iter().map(|(source, to, left)| (*source, &**to, *left)))
+                    .chain(to_many.iter().map(|(source, to, left)| (*source, &**to, left.opened)))
+                    .collect();
+            let found: Vec<Vec<usize>> =
+                rest.iter().map(|(source, to, left)| translated.sinks_of(self, source, to, *left, by)).collect();
+            let mut matched =
+                self.match_rest(rest.iter().map(|(source, _, left)| (*source, *left)), &found).into_iter();
+            for ((source, candidates, left), found) in to_one.iter_mut().zip(&mut matched) {
+                self.note_translated(source, candidates, &found, left, by);
+            }
+            for ((source, candidates, left), found) in to_many.iter_mut().zip(&mut matched) {
+                for found in found {
+                    self.divide_to(source, candidates, &found, left, by == Disguise::Hairpin);
+                }
+            }
+        }
     }
 }
