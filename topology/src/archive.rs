@@ -42,10 +42,18 @@ pub struct Published {
 #[derive(Clone, Debug, Default)]
 pub struct Archive {
     /// Counters of flows that the ledger has let go of.
-    retired: HashMap<EdgeKey, EdgeCounters>,
+    retired: HashMap<EdgeKey, Retired>,
     before: Option<Before>,
     /// Which addresses of the outside have edges of their own.
     outside: Outside,
+}
+
+/// What an edge had of flows that the ledger has let go of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Retired {
+    counters: EdgeCounters,
+    /// Connections that clients' agents had counted. Servers that still do tell nothing new.
+    by_clients: u64,
 }
 
 /// An earlier operator's account.
@@ -115,7 +123,7 @@ impl Archive {
             let mut parts = Parts::of(&mut graph.edges);
             for (key, retired) in &self.retired {
                 if let Some(edge) = parts.edge(key, &graph.outside, directory) {
-                    edge.counters.add(retired);
+                    edge.counters.add(&retired.counters);
                 }
             }
         }
@@ -132,11 +140,19 @@ impl Archive {
 
     fn known_before(&self) -> Known {
         Known {
-            forgotten: self.before.as_ref().map(Before::forgotten).unwrap_or_default(),
+            forgotten: self.forgotten(self.before.as_ref().map(Before::forgotten).unwrap_or_default()),
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
             is_outside_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
         }
+    }
+
+    /// With what clients' agents have counted of flows that the ledger has let go of.
+    fn forgotten(&self, mut forgotten: Forgotten) -> Forgotten {
+        for (key, retired) in &self.retired {
+            forgotten.add(key, retired.by_clients);
+        }
+        forgotten
     }
 
     /// Retires the flows that have been over for `retention`, so that the counters of edges that live do not shrink,
@@ -155,19 +171,26 @@ impl Archive {
         }
         // The difference is what went.
         let options = everything(now);
-        let before = graph::build(ledger, directory, &options);
+        let known = Known { forgotten: self.forgotten(Forgotten::default()), ..Known::default() };
+        let before = graph::build_knowing(ledger, directory, &options, &known);
         let retired = ledger.retire(now, retention);
-        let after: HashMap<EdgeKey, EdgeCounters> =
-            graph::build(ledger, directory, &options).edges.into_iter().map(|edge| (edge.key, edge.counters)).collect();
+        let after: HashMap<EdgeKey, Edge> = graph::build_knowing(ledger, directory, &options, &known)
+            .edges
+            .into_iter()
+            .map(|edge| (edge.key.clone(), edge))
+            .collect();
         self.retired.retain(|key, _| after.contains_key(key));
         if let Some(known) = self.before.as_mut().filter(|known| !known.is_recent(now, retention)) {
             known.edges.retain(|key, _| after.contains_key(key));
         }
         for edge in before.edges {
             let Some(stays) = after.get(&edge.key) else { continue };
-            let gone = edge.counters.without(stays);
+            let gone = edge.counters.without(&stays.counters);
             if gone != EdgeCounters::default() {
-                self.retired.entry(edge.key).or_default().add(&gone);
+                let by_servers = edge.from_servers.opened.saturating_sub(stays.from_servers.opened);
+                let retired = self.retired.entry(edge.key).or_default();
+                retired.counters.add(&gone);
+                retired.by_clients = retired.by_clients.saturating_add(gone.opened.saturating_sub(by_servers));
             }
         }
         retired

@@ -243,3 +243,30 @@ fn an_edge_keeps_its_counters_when_its_oldest_flows_go() {
     let options = Options { now: at(2_000), ..options };
     assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), [] as [&str; 0]);
 }
+
+#[test]
+fn what_a_server_still_counts_of_a_client_that_was_let_go_of_is_not_counted_again() {
+    let mut world = World::new();
+    world.service(None, &["db"]);
+    let mut archive = Archive::new();
+    world.directory.upsert_pod(Pod { workload: workload("web"), ..pod("web-2", "node-1", "10.244.1.3") }, at(0));
+    let counts = |world: &mut World, pod: &str, address: &str, opened: [u64; 2], seconds: u64| {
+        world.flow(pod, Role::Client, (address, "10.96.0.5", 80), opened[0], at(seconds));
+        world.flow("db", Role::Server, ("10.244.2.2", address, 5432), opened[1], at(seconds));
+    };
+    counts(&mut world, "web", "10.244.1.2", [100, 100], 0);
+    counts(&mut world, "web-2", "10.244.1.3", [50, 50], 900);
+    // The clients' agent has let go of the first pod's flow, the server's has not.
+    world.ledger.begin_snapshot("node-1", EPOCH).expect("the present epoch");
+    counts(&mut world, "web-2", "10.244.1.3", [51, 51], 900);
+    world.ledger.end_snapshot("node-1", EPOCH, at(900)).expect("the present epoch");
+    assert_eq!(archive.retire(&mut world.ledger, &world.directory, at(901), RETENTION), 1);
+    let shown = |archive: &mut Archive, world: &World, seconds| {
+        let options = Options { now: at(seconds), settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
+        edges(&archive.build(&world.ledger, &world.directory, &options))
+    };
+    assert_eq!(shown(&mut archive, &world, 903), ["web -> db:5432 via db 151+0"]);
+    // It comes back and counts from zero, and its server goes on.
+    counts(&mut world, "web", "10.244.1.2", [5, 105], 910);
+    assert_eq!(shown(&mut archive, &world, 920), ["web -> db:5432 via db 156+0"]);
+}
