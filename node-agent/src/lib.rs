@@ -12,6 +12,7 @@ pub mod capture;
 pub mod check;
 pub mod commands;
 pub mod endpoints;
+pub mod epoch;
 #[allow(unsafe_code, reason = "a call into the C library")]
 mod memory;
 pub mod names;

@@ -19,13 +19,14 @@ use crate::{
     store::{Bounds, FlowStore},
 };
 
-/// 16 random bytes: counters of different epochs do not continue one another.
-pub type Epoch = [u8; 16];
+pub use crate::epoch::Epoch;
 
 /// What the agent knows now.
 #[derive(Debug)]
 pub struct Observation {
     epoch: Epoch,
+    /// The epoch in which the counters began: another one where the operator has ended that since.
+    origin: Epoch,
     /// The state of the capture.
     pub capture: CaptureState,
     /// The flows of this epoch.
@@ -97,6 +98,7 @@ impl Observation {
     pub fn new(epoch: Epoch, bounds: Bounds, kernel: String) -> Self {
         Self {
             epoch,
+            origin: epoch,
             capture: CaptureState {
                 mode: None,
                 reason: STARTING.into(),
@@ -125,9 +127,20 @@ impl Observation {
         self.epoch
     }
 
+    /// The epoch in which the counters began.
+    #[must_use]
+    pub fn origin(&self) -> Epoch {
+        self.origin
+    }
+
+    /// The counters go on under another epoch, because the operator has ended the present one.
+    pub fn rename_epoch(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+    }
+
     /// A capture runs: its counters begin at zero, so the flows of the one before leave.
     pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
-        self.epoch = epoch;
+        (self.epoch, self.origin) = (epoch, epoch);
         self.flows.clear();
         self.far_ends.clear();
         self.described = message(description);

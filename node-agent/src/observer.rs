@@ -16,8 +16,8 @@ use crate::{
     attribution::Attribution,
     backoff::Backoff,
     capture::{Capture, CaptureError},
-    memory, node_addresses,
-    observation::{Epoch, Shared, Shortfall},
+    epoch, memory, node_addresses,
+    observation::{Shared, Shortfall},
     readiness::Readiness,
     supervision::{Captures, Refused, Starter},
 };
@@ -189,7 +189,7 @@ impl Observer {
     /// A capture has begun, and with it an epoch, which nobody sees before it has all that is open: what a snapshot lacks
     /// has ended.
     fn enter(&self, capture: &mut dyn Capture, shortfall: Option<&Shortfall>) -> Result<(), CaptureError> {
-        let epoch = new_epoch().map_err(|error| Refused {
+        let epoch = epoch::draw().map_err(|error| Refused {
             reason: "LoadFailed",
             message: format!("can't draw random bytes for the epoch: {error}"),
         })?;
@@ -309,10 +309,4 @@ async fn at(time: Option<Instant>) {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
     }
-}
-
-fn new_epoch() -> Result<Epoch, getrandom::Error> {
-    let mut epoch = Epoch::default();
-    getrandom::fill(&mut epoch)?;
-    Ok(epoch)
 }

@@ -75,6 +75,7 @@ impl Lab {
             patience: Patience {
                 reply: Duration::from_secs(2),
                 retry: (Duration::from_millis(10), Duration::from_millis(50)),
+                new_epoch: (Duration::from_millis(10), Duration::from_millis(50)),
                 ..Patience::default()
             },
         };
@@ -208,6 +209,45 @@ async fn a_new_epoch_begins_a_snapshot_on_the_same_stream() {
     assert_eq!((stream, report.sequence, report.epoch), (1, 2, vec![2; 16]));
     assert!(report.begins_snapshot && report.ends_snapshot);
     assert_eq!(report.flows.iter().map(|flow| flow.port).collect::<Vec<_>>(), [9]);
+}
+
+#[tokio::test]
+async fn reporter_goes_on_under_a_new_epoch_when_the_operator_has_ended_its_own() {
+    let mut lab = Lab::new(&[Manner::ReplaceAfter(2), Manner::Answer, Manner::ReplaceAfter(1)], 3).await;
+    assert_eq!(lab.snapshot().await, (1, vec![0, 1, 2]));
+    lab.see(0, 5);
+    let (_, last) = lab.next().await;
+    assert_eq!((last.epoch.as_slice(), last.origin_epoch.as_slice()), (&[1; 16][..], &[1; 16][..]));
+    // Each other stream still has the epoch that has ended.
+    let mut epochs = HashSet::from([last.epoch]);
+    for (stream, opened) in [(3, 5), (5, 5)] {
+        let (number, report) = lab.next().await;
+        assert_eq!((number, report.sequence, report.begins_snapshot, report.ends_snapshot), (stream, 1, true, true));
+        assert_eq!(report.origin_epoch, [1; 16], "the counters began in the first epoch");
+        let mut counts: Vec<_> =
+            report.flows.iter().map(|flow| (flow.port, flow.counters.as_ref().unwrap().opened)).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, [(0, opened), (1, 1), (2, 1)]);
+        epochs.insert(report.epoch);
+    }
+    assert_eq!(epochs.len(), 3, "each time a new one");
+    // A capture that begins anew has counters that go on from nothing.
+    lab.observation.lock().begin_epoch([2; 16], &description());
+    lab.see(9, 1);
+    let (_, report) = lab.next().await;
+    assert_eq!((report.epoch, report.origin_epoch), (vec![2; 16], vec![2; 16]));
+}
+
+#[tokio::test]
+async fn reporter_that_closes_leaves_the_place_to_its_successor() {
+    let mut lab = Lab::new(&[Manner::ReplaceAfter(1)], 1).await;
+    lab.answers.forget_permits(usize::MAX);
+    let (_, first) = lab.next().await;
+    assert_eq!(first.epoch, [1; 16]);
+    lab.closing.send_replace(true);
+    lab.answers.add_permits(100);
+    timeout(GENEROUS, lab.reporter).await.expect("an end").unwrap();
+    assert!(lab.received.try_recv().is_err(), "nothing was accepted any more");
 }
 
 #[tokio::test]

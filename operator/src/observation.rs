@@ -1,6 +1,8 @@
 //! What the collector knows of each node's agent, and what the publisher has made of it: the data path's side of
 //! NodeProbe and ScopeProbe.
 
+mod replaced;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
@@ -9,6 +11,8 @@ use std::{
 use crds::{Losses, Mode, NamespaceEdge, TopologyTotals};
 use tokio::sync::watch;
 
+pub use self::replaced::{ReplacedObservation, ResumedEpoch};
+
 /// One node's agent, as it last reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeObservation {
@@ -16,6 +20,8 @@ pub struct NodeObservation {
     pub connected: bool,
     /// The epoch of the counters, 16 bytes.
     pub epoch: Vec<u8>,
+    /// The epoch in which the counters began.
+    pub origin: Vec<u8>,
     /// How it captures; none before its first report.
     pub mode: Option<Mode>,
     /// Why, as one word.
@@ -42,6 +48,8 @@ pub struct NodeObservation {
     pub seen: u64,
     /// What came before this epoch.
     pub earlier: EarlierObservation,
+    /// Agents that other epochs have replaced, the latest last: they may go on under new ones.
+    pub replaced: Vec<ReplacedObservation>,
 }
 
 impl NodeObservation {
@@ -52,12 +60,14 @@ impl NodeObservation {
             return;
         }
         if !self.epoch.is_empty() {
+            self.replace();
             self.earlier.seen = self.total_seen();
             self.earlier.losses = self.total_losses();
             self.earlier.gaps += 1;
             self.earlier.gap_ms += attached_unix_ms.saturating_sub(self.last_capture_unix_ms);
         }
         self.epoch = epoch.to_vec();
+        self.origin = epoch.to_vec();
         self.attached_unix_ms = attached_unix_ms;
         self.seen = 0;
         self.losses = Losses::default();

@@ -47,6 +47,15 @@ impl FarEnds {
         }
     }
 
+    /// The agent's counts go on from `earlier`. What is known now is no more than what the agent is going to report.
+    pub fn resume(&mut self, earlier: &Self) {
+        for (end, (before, current)) in &mut self.counts {
+            let all = before.saturating_add(*current);
+            *before = earlier.counts.get(end).map_or(0, |(before, _)| *before);
+            *current = all.saturating_sub(*before);
+        }
+    }
+
     /// Each with its connections, by address.
     pub fn iter(&self) -> impl Iterator<Item = (FarEnd, u64)> + '_ {
         self.counts.iter().map(|(end, (before, current))| (*end, before.saturating_add(*current)))

@@ -5,15 +5,16 @@
 //! account may fall short of the truth; it never exceeds it, and it never goes backwards.
 
 mod account;
+mod epochs;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use self::account::Account;
+use self::{account::Account, epochs::Epochs};
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
@@ -30,11 +31,12 @@ pub struct Epoch(pub [u8; 16]);
 /// How many names of its remote address a flow keeps.
 pub const MAX_REMOTE_NAMES: usize = 4;
 
-/// How many ended epochs of a node are remembered in order to recognise their late messages.
-const REMEMBERED_EPOCHS: usize = 64;
-
 /// How long an agent that says nothing counts as one that reports: several times as long as agents may keep silent.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// How long the ledger keeps the accounts of an epoch that another one has replaced, so that nothing is missing if its
+/// agent goes on under a new epoch. An agent that still runs does so within seconds.
+pub const RESUMABLE: Duration = Duration::from_mins(2);
 
 /// A message of an epoch that has been followed by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,8 +81,7 @@ pub struct Ledger {
 
 #[derive(Clone, Debug)]
 struct NodeAccount {
-    epoch: Epoch,
-    ended: VecDeque<Epoch>,
+    epochs: Epochs,
     /// What the snapshot under way has named so far.
     snapshot: Option<HashSet<FlowKey>>,
     owners: HashMap<u64, Arc<CgroupOwner>>,
@@ -93,16 +94,19 @@ struct NodeAccount {
     gone: bool,
     /// A snapshot of the current epoch has been completed.
     complete: bool,
+    /// Whether accounts of a replaced epoch are kept.
+    keeps_displaced: bool,
+    /// When that was first noted.
+    displaced_at: Option<SystemTime>,
     /// When its agent last said anything, as far as that was noted.
     heard: Option<SystemTime>,
     clock: NodeClock,
 }
 
 impl NodeAccount {
-    fn new(epoch: Epoch) -> Self {
+    fn new(epoch: Epoch, origin: Epoch) -> Self {
         Self {
-            epoch,
-            ended: VecDeque::new(),
+            epochs: Epochs::new(epoch, origin),
             snapshot: None,
             owners: HashMap::new(),
             addresses: BTreeSet::new(),
@@ -110,6 +114,8 @@ impl NodeAccount {
             orphaned: Vec::new(),
             gone: false,
             complete: false,
+            keeps_displaced: false,
+            displaced_at: None,
             heard: None,
             clock: NodeClock::default(),
         }
@@ -139,23 +145,30 @@ impl NodeAccount {
         }
     }
 
-    fn enter(&mut self, epoch: Epoch) -> Result<(), LateEpoch> {
-        if self.epoch == epoch {
+    fn enter(&mut self, epoch: Epoch, origin: Epoch) -> Result<(), LateEpoch> {
+        if self.epochs.is_current(epoch) {
             self.gone = false;
             return Ok(());
         }
-        if self.ended.contains(&epoch) {
-            return Err(LateEpoch);
-        }
-        if self.ended.len() == REMEMBERED_EPOCHS {
-            self.ended.pop_front();
-        }
-        self.ended.push_back(std::mem::replace(&mut self.epoch, epoch));
+        let before = self.epochs.origin();
+        self.epochs.enter(epoch, origin)?;
         self.snapshot = None;
         self.gone = false;
         self.complete = false;
-        self.flows.values_mut().for_each(Account::roll_over);
+        if origin != before {
+            self.flows.values_mut().for_each(|flow| flow.displace(before));
+            (self.keeps_displaced, self.displaced_at) = (true, None);
+        }
         Ok(())
+    }
+
+    /// Drops what was kept of an epoch that has not come back in time.
+    fn forget_displaced(&mut self, now: SystemTime) {
+        let since = *self.displaced_at.get_or_insert(now);
+        if self.keeps_displaced && now.duration_since(since).unwrap_or_default() >= RESUMABLE {
+            self.flows.values_mut().for_each(Account::forget_displaced);
+            self.keeps_displaced = false;
+        }
     }
 
     fn identify(&mut self, cgroup_id: u64, owner: CgroupOwner) -> bool {
@@ -184,6 +197,7 @@ impl NodeAccount {
         for key in keys {
             if let Some(mut account) = self.flows.remove(&key) {
                 account.over = true;
+                account.forget_displaced();
                 self.orphaned.push((key, Arc::clone(&owner), account));
             }
         }
@@ -232,12 +246,27 @@ impl Ledger {
     /// # Errors
     /// If it has been followed by another one.
     pub fn enter(&mut self, node: &str, epoch: Epoch) -> Result<(), LateEpoch> {
-        self.current(node, epoch).map(|_| ())
+        self.resume(node, epoch, epoch)
+    }
+
+    /// Makes `epoch` the node's current one, if it is new. Its counters go on from those of the epochs of the same
+    /// `origin`, the one in which they began, however many others have reported in between.
+    ///
+    /// Invariant: totals never become less by it; an epoch that has ended stays ended.
+    ///
+    /// # Errors
+    /// If it has been followed by another one.
+    pub fn resume(&mut self, node: &str, epoch: Epoch, origin: Epoch) -> Result<(), LateEpoch> {
+        self.node(node, epoch, origin).map(|_| ())
     }
 
     fn current(&mut self, node: &str, epoch: Epoch) -> Result<&mut NodeAccount, LateEpoch> {
-        let account = self.nodes.entry(node.to_owned()).or_insert_with(|| NodeAccount::new(epoch));
-        account.enter(epoch)?;
+        self.node(node, epoch, epoch)
+    }
+
+    fn node(&mut self, node: &str, epoch: Epoch, origin: Epoch) -> Result<&mut NodeAccount, LateEpoch> {
+        let account = self.nodes.entry(node.to_owned()).or_insert_with(|| NodeAccount::new(epoch, origin));
+        account.enter(epoch, origin)?;
         Ok(account)
     }
 
@@ -306,12 +335,13 @@ impl Ledger {
         if let Some(snapshot) = &mut account.snapshot {
             snapshot.insert(key);
         }
+        account.epochs.note_flow();
         let mut is_new = false;
         let flow = account.flows.entry(key).or_insert_with(|| {
             is_new = true;
             Account::new(&sighting)
         });
-        Ok(flow.apply(counters, &sighting) || is_new)
+        Ok(flow.apply(counters, &sighting, account.epochs.resumed()) || is_new)
     }
 
     /// Says which names have led a flow's client to its remote address; whether that is news. No names are no news: those
@@ -392,6 +422,7 @@ impl Ledger {
         let mut changed = false;
         for flow in account.flows.values_mut() {
             changed |= flow.end(now);
+            flow.forget_displaced();
         }
         changed
     }
@@ -403,7 +434,7 @@ impl Ledger {
     pub fn retire(&mut self, now: SystemTime, retention: Duration) -> usize {
         let mut retired = 0;
         let mut keep = |flow: &Account| {
-            let stays = !flow.over || now.duration_since(flow.changed).unwrap_or_default() < retention;
+            let stays = !flow.is_retirable(now, retention);
             retired += usize::from(!stays);
             stays
         };
@@ -432,7 +463,7 @@ impl Ledger {
     /// Invariant: if not, [`Self::retire`] lets go of none.
     #[must_use]
     pub fn has_retirable(&self, now: SystemTime, retention: Duration) -> bool {
-        let due = |flow: &Account| flow.over && now.duration_since(flow.changed).unwrap_or_default() >= retention;
+        let due = |flow: &Account| flow.is_retirable(now, retention);
         self.nodes
             .values()
             .any(|node| node.flows.values().any(due) || node.orphaned.iter().any(|(_, _, flow)| due(flow)))
@@ -443,6 +474,7 @@ impl Ledger {
     pub fn hear(&mut self, node: &str, now: SystemTime) {
         if let Some(account) = self.nodes.get_mut(node) {
             account.heard = account.heard.max(Some(now));
+            account.forget_displaced(now);
         }
     }
 

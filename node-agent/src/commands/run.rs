@@ -15,7 +15,8 @@ use tokio::{
 use super::{CaptureArguments, duration};
 use crate::{
     endpoints::{self, ReportMetrics},
-    observation::{Epoch, Observation, Shared},
+    epoch,
+    observation::{Observation, Shared},
     observer::Observer,
     report::{
         operator_url,
@@ -90,7 +91,8 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt()).context("can't wait for SIGINT")?;
 
     let bounds = Bounds { flows: arguments.capture.remembered_flows(), retention: arguments.retention };
-    let observation = Shared::new(Observation::new(first_epoch()?, bounds, kernel()));
+    let first_epoch = epoch::draw().context("can't draw random bytes for the epoch")?;
+    let observation = Shared::new(Observation::new(first_epoch, bounds, kernel()));
     let changed = Arc::new(Notify::new());
     let metrics = ReportMetrics::default();
     let (close_observer, observer_closing) = watch::channel(false);
@@ -156,12 +158,6 @@ async fn close(ask: watch::Sender<bool>, mut task: JoinHandle<()>, what: &str) {
         Ok(Err(error)) => tracing::error!(%error, "the last {what} failed"),
         Err(_) => tracing::warn!("the last {what} took longer than {} s and is given up", CLOSING_TIME.as_secs()),
     }
-}
-
-fn first_epoch() -> anyhow::Result<Epoch> {
-    let mut epoch = Epoch::default();
-    getrandom::fill(&mut epoch).context("can't draw random bytes for the epoch")?;
-    Ok(epoch)
 }
 
 fn kernel() -> String {

@@ -114,6 +114,7 @@ impl Session {
                 })
                 .collect(),
             node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),
+            origin_epoch: observation.origin().to_vec(),
             // The stream knows when it is sent.
             sent_unix_ms: 0,
         };

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Streaming,
+    Code, Streaming,
     transport::{Endpoint, Uri},
 };
 
@@ -20,6 +20,7 @@ use super::{session::Session, wire};
 use crate::{
     backoff::Backoff,
     endpoints::ReportMetrics,
+    epoch,
     observation::{Observation, Shared},
 };
 
@@ -34,6 +35,9 @@ pub struct Patience {
     pub silence: Duration,
     /// The shortest and the longest time between two attempts.
     pub retry: (Duration, Duration),
+    /// The same before a new epoch is drawn in the place of one that the operator has ended: two agents that run for the
+    /// same node must not end each other's epochs all the time.
+    pub new_epoch: (Duration, Duration),
     /// How long the first stream waits for the capture's start, so that it doesn't begin with not knowing.
     pub start: Duration,
 }
@@ -45,6 +49,7 @@ impl Default for Patience {
             reply: Duration::from_secs(10),
             silence: Duration::from_secs(10),
             retry: (Duration::from_millis(100), Duration::from_secs(10)),
+            new_epoch: (Duration::from_secs(1), Duration::from_secs(5)),
             start: Duration::from_secs(10),
         }
     }
@@ -85,6 +90,13 @@ fn innermost(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source()).last().unwrap_or(error).to_string()
 }
 
+impl StreamError {
+    /// Whether the operator accepts nothing under this epoch any more.
+    fn ends_epoch(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == Code::FailedPrecondition)
+    }
+}
+
 impl From<tonic::Status> for StreamError {
     fn from(status: tonic::Status) -> Self {
         Self::Refused(Box::new(status))
@@ -107,6 +119,28 @@ pub struct Reporter {
     pub patience: Patience,
 }
 
+/// Delays before new epochs are drawn: longer ones where one after the other is ended.
+struct NewEpochs {
+    backoff: Backoff,
+    last: Option<Instant>,
+}
+
+impl NewEpochs {
+    /// An epoch that was not ended for this long was not contested.
+    const UNDISPUTED: Duration = Duration::from_mins(1);
+
+    fn new((min, max): (Duration, Duration)) -> Self {
+        Self { backoff: Backoff::new(min, max), last: None }
+    }
+
+    fn next_delay(&mut self) -> Duration {
+        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= Self::UNDISPUTED) {
+            self.backoff.reset();
+        }
+        self.backoff.next_delay()
+    }
+}
+
 /// An open stream.
 struct Stream {
     messages: mpsc::Sender<AgentReport>,
@@ -126,20 +160,48 @@ impl Reporter {
             .tcp_nodelay(true);
         self.wait_for_start(&mut closing).await;
         let mut backoff = Backoff::new(self.patience.retry.0, self.patience.retry.1);
+        let mut epochs = NewEpochs::new(self.patience.new_epoch);
         loop {
             let error = match self.stream(&endpoint, &mut backoff, &mut closing).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
             self.metrics.disconnected();
-            let delay = if *closing.borrow() { self.patience.retry.0 } else { backoff.next_delay() };
+            let (ends_epoch, closes) = (error.ends_epoch(), *closing.borrow());
+            if ends_epoch && closes {
+                // Whoever has taken the place of an agent that ends is its successor.
+                tracing::info!(operator = %self.operator, "another agent of this node reports; nothing more is reported: {error}");
+                return;
+            }
+            let delay = match (closes, ends_epoch) {
+                (true, _) => self.patience.retry.0,
+                (false, true) => epochs.next_delay(),
+                (false, false) => backoff.next_delay(),
+            };
             tracing::warn!(operator = %self.operator, ?delay, "the report stream ended and is opened again: {error}");
-            let closes = *closing.borrow();
             tokio::select! {
                 () = sleep(delay) => {}
                 // What is to be said is said at once or never.
                 _ = closing.wait_for(|closing| *closing), if !closes => {}
             }
+            if ends_epoch {
+                self.draw_epoch();
+            }
+        }
+    }
+
+    /// Goes on under a new epoch. Nothing of what was counted changes: a snapshot reports all of it.
+    fn draw_epoch(&self) {
+        match epoch::draw() {
+            Ok(epoch) => {
+                tracing::warn!(
+                    "another agent has reported for this node; this one goes on under a new epoch. If this happens again \
+                     and again, look for a second agent with --node-name {:?}, or for a stranger at the operator's port",
+                    self.node
+                );
+                self.observation.lock().rename_epoch(epoch);
+            }
+            Err(error) => tracing::error!(%error, "can't draw random bytes for a new epoch; trying again"),
         }
     }
 

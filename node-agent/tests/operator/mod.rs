@@ -1,7 +1,7 @@
 //! An operator in this process that speaks the real protocol over a real connection.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex},
 };
 
@@ -32,6 +32,8 @@ pub enum Manner {
     Silent,
     /// Doesn't accept the stream.
     Reject,
+    /// Says after so many messages that another stream has taken the place, and ends the epoch.
+    ReplaceAfter(u64),
 }
 
 /// Plays the operator.
@@ -39,6 +41,7 @@ struct Operator {
     /// For the next streams; then [`Manner::Answer`].
     manners: Arc<Mutex<VecDeque<Manner>>>,
     streams: Arc<Mutex<usize>>,
+    ended: Arc<Mutex<HashSet<Vec<u8>>>>,
     /// What has come in, with the number of its stream.
     received: mpsc::UnboundedSender<(usize, AgentReport)>,
     /// A permit for each answer.
@@ -61,10 +64,15 @@ impl Collector for Operator {
         };
         let (replies, stream) = mpsc::channel(8);
         let (received, answers) = (self.received.clone(), Arc::clone(&self.answers));
+        let ended = Arc::clone(&self.ended);
         let mut reports = request.into_inner();
         tokio::spawn(async move {
             while let Ok(Some(report)) = reports.message().await {
-                let sequence = report.sequence;
+                let (sequence, epoch) = (report.sequence, report.epoch.clone());
+                if ended.lock().unwrap().contains(&epoch) {
+                    let _ = replies.send(Err(Status::failed_precondition("epoch: it has ended"))).await;
+                    return;
+                }
                 let _ = received.send((number, report));
                 answers.acquire().await.unwrap().forget();
                 let sequences = match manner {
@@ -75,6 +83,11 @@ impl Collector for Operator {
                 };
                 for sequence in sequences {
                     let _ = replies.send(Ok(CollectorReply { sequence })).await;
+                }
+                if matches!(manner, Manner::ReplaceAfter(last) if last == sequence) {
+                    ended.lock().unwrap().insert(epoch);
+                    let _ = replies.send(Err(Status::aborted("another stream has taken this one's place"))).await;
+                    return;
                 }
                 if matches!(manner, Manner::EndAfter(last) if last == sequence) {
                     return;
@@ -95,6 +108,7 @@ pub fn serve(
     let operator = Operator {
         manners: Arc::new(Mutex::new(manners.iter().copied().collect())),
         streams: Arc::default(),
+        ended: Arc::default(),
         received: sender,
         answers: Arc::clone(&answers),
     };

@@ -33,6 +33,8 @@ const MAX_UNIX_MS: u64 = 253_402_300_799_999;
 pub(super) struct Report {
     pub node: String,
     pub epoch: Epoch,
+    /// The epoch in which the counters began.
+    pub origin: Epoch,
     pub sequence: u64,
     pub begins_snapshot: bool,
     pub ends_snapshot: bool,
@@ -64,11 +66,9 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
         return Err(invalid("node", "is empty; it has to be the Kubernetes node's name"));
     }
     at_most("node", &message.node, MAX_NAME_BYTES)?;
-    let epoch: [u8; 16] = message
-        .epoch
-        .as_slice()
-        .try_into()
-        .map_err(|_| invalid("epoch", format!("has {} bytes; it has to have 16", message.epoch.len())))?;
+    let epoch = decode_epoch("epoch", &message.epoch)?;
+    let origin =
+        if message.origin_epoch.is_empty() { epoch } else { decode_epoch("origin_epoch", &message.origin_epoch)? };
     if message.flows.len() > MAX_FLOWS_PER_MESSAGE {
         return Err(invalid("flows", format!("are {}; at most {MAX_FLOWS_PER_MESSAGE}", message.flows.len())));
     }
@@ -81,7 +81,8 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
     let flows = message.flows.into_iter().enumerate();
     Ok(Report {
         node: message.node,
-        epoch: Epoch(epoch),
+        epoch,
+        origin,
         sequence: message.sequence,
         begins_snapshot: message.begins_snapshot,
         ends_snapshot: message.ends_snapshot,
@@ -91,6 +92,11 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
         node_addresses: decode_node_addresses(&message.node_addresses)?,
         sent: decode_sent(message.sent_unix_ms)?,
     })
+}
+
+fn decode_epoch(field: &str, bytes: &[u8]) -> Result<Epoch, Invalid> {
+    let epoch = bytes.try_into();
+    epoch.map(Epoch).map_err(|_| invalid(field, format!("has {} bytes; it has to have 16", bytes.len())))
 }
 
 fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
@@ -238,6 +244,7 @@ mod tests {
                 changed_age_ms: 500,
             }],
             node_addresses: vec![vec![10, 0, 0, 9]],
+            origin_epoch: Vec::new(),
             sent_unix_ms: 1_700_000_000_000,
         }
     }
@@ -277,10 +284,11 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 36] = [
+        let faults: [(&str, Fault); 37] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
+            ("origin_epoch", |message| message.origin_epoch = vec![7; 17]),
             ("capture", |message| message.capture = None),
             ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 0),
             ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 77),

@@ -14,7 +14,7 @@ use super::{
     Accounts,
     decode::{Capture, Flow, Report},
 };
-use crate::observation::{NodeObservation, Observations};
+use crate::observation::{NodeObservation, Observations, ResumedEpoch};
 
 /// All streams that are open: one per node.
 #[derive(Clone)]
@@ -115,7 +115,7 @@ fn apply(
     now: SystemTime,
 ) -> Result<bool, LateEpoch> {
     let (node, epoch) = (report.node.as_str(), report.epoch);
-    ledger.enter(node, epoch)?;
+    ledger.resume(node, epoch, report.origin)?;
     ledger.hear(node, now);
     if first {
         ledger.begin_stream(node);
@@ -142,7 +142,18 @@ fn apply(
 fn observe(node: &mut NodeObservation, report: &Report, now: SystemTime) {
     let now_ms = unix_ms(now);
     let capture = report.capture.clone();
-    node.begin_epoch(&report.epoch.0, capture.attached_unix_ms);
+    if report.origin == report.epoch {
+        node.begin_epoch(&report.epoch.0, capture.attached_unix_ms);
+    } else {
+        node.resume_epoch(&ResumedEpoch {
+            epoch: &report.epoch.0,
+            origin: &report.origin.0,
+            attached_unix_ms: capture.attached_unix_ms,
+            seen: capture.seen,
+            losses: capture.losses,
+            now_unix_ms: now_ms,
+        });
+    }
     node.connected = true;
     node.last_report_unix_ms = now_ms;
     if capture.mode != crds::Mode::Unsupported {
@@ -188,6 +199,7 @@ mod tests {
         Report {
             node: "n".to_owned(),
             epoch: topology::ledger::Epoch([epoch; 16]),
+            origin: topology::ledger::Epoch([epoch; 16]),
             sequence: 1,
             begins_snapshot: true,
             ends_snapshot: true,
@@ -245,6 +257,46 @@ mod tests {
         assert!(sessions.observations.get("n").is_some_and(|node| node.connected));
         drop(second);
         assert!(sessions.observations.get("n").is_some_and(|node| !node.connected));
+    }
+
+    #[tokio::test]
+    async fn agent_whose_epoch_was_ended_goes_on_under_a_new_one() {
+        let sessions = Sessions::new(Accounts::default(), Observations::default());
+        let flow = |opened| {
+            let ip = std::net::IpAddr::from([10, 0, 0, 1]);
+            let (role, protocol) = (topology::flow::Role::Client, topology::flow::Protocol::Tcp);
+            let counters = topology::flow::FlowCounters { opened, ..topology::flow::FlowCounters::default() };
+            Flow {
+                key: topology::flow::FlowKey {
+                    cgroup_id: 1,
+                    netns: 1,
+                    role,
+                    local: ip,
+                    remote: ip,
+                    port: 80,
+                    protocol,
+                },
+                counters,
+                ages: topology::sighting::Ages::default(),
+                remote_names: Vec::new(),
+                far_ends: Vec::new(),
+            }
+        };
+        let send = async |report: Report| {
+            let mut session = Session::open(sessions.clone(), &report).expect("it begins a snapshot");
+            session.take_in(report).await
+        };
+        send(Report { flows: vec![flow(5)], ..report(1, 1, 5) }).await.expect("the first epoch");
+        send(report(9, 1, 0)).await.expect("a stranger's epoch");
+        let refused = send(Report { flows: vec![flow(6)], ..report(1, 1, 6) }).await.expect_err("its epoch has ended");
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "as report.proto says");
+        let origin = topology::ledger::Epoch([1; 16]);
+        send(Report { flows: vec![flow(7)], origin, ..report(2, 1, 7) }).await.expect("a new epoch");
+        let ledger = sessions.accounts.ledger().lock().await;
+        assert_eq!(ledger.flows().map(|flow| (flow.totals.opened, flow.totals.active)).collect::<Vec<_>>(), [(7, 7)]);
+        let node = sessions.observations.get("n").expect("it has reported");
+        // Each of the two has lost one, by its own word.
+        assert_eq!((node.total_seen(), node.total_losses().opened, node.earlier.gaps), (7, 2, 0));
     }
 
     #[tokio::test]

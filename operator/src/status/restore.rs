@@ -13,9 +13,11 @@ use crate::{
 #[must_use]
 pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
     let status = node_probe.status.as_ref().filter(|status| status.mode.is_some())?;
+    let epoch = unhex(&status.epoch)?;
     Some(NodeObservation {
         connected: false,
-        epoch: unhex(&status.epoch)?,
+        origin: epoch.clone(),
+        epoch,
         mode: status.mode,
         reason: status.reason.clone(),
         message: status.message.clone(),
@@ -33,6 +35,7 @@ pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
             gaps: status.unobserved.intervals,
             gap_ms: status.unobserved.seconds.saturating_mul(1000),
         },
+        replaced: Vec::new(),
     })
 }
 

@@ -1,7 +1,11 @@
 //! One flow's account: what earlier epochs have counted, and what the present one says.
 
-use std::time::SystemTime;
+mod displaced;
 
+use std::time::{Duration, SystemTime};
+
+use self::displaced::Displaced;
+use super::Epoch;
 use crate::{
     far_end::FarEnds,
     flow::{FlowCounters, FlowTotals},
@@ -27,6 +31,8 @@ pub(super) struct Account {
     /// What happened until then has been told.
     pub(super) told: SystemTime,
     pub(super) history: History,
+    /// As epochs of other origins have left it: theirs may resume.
+    displaced: Option<Box<Displaced>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +59,7 @@ impl Account {
             reported_at: sighting.received(),
             told: SystemTime::UNIX_EPOCH,
             history: History::default(),
+            displaced: None,
         }
     }
 
@@ -153,11 +160,21 @@ impl Account {
         self.far_ends.begin_anew();
     }
 
-    pub(super) fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting) -> bool {
+    /// Whether nobody needs it in the ledger any more.
+    pub(super) fn is_retirable(&self, now: SystemTime, retention: Duration) -> bool {
+        self.over && self.displaced.is_none() && now.duration_since(self.changed).unwrap_or_default() >= retention
+    }
+
+    /// Takes in counters. `resumed` is the origin of an epoch that goes on from earlier ones.
+    pub(super) fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting, resumed: Option<Epoch>) -> bool {
         if self.reported && counters.run < self.current.run {
             return false;
         }
         let before = self.totals();
+        let resumed = resumed.filter(|_| !self.reported);
+        if let Some(origin) = resumed {
+            self.restore(origin);
+        }
         if self.reported && counters.run > self.current.run {
             // The agent had let go of it, with nothing open; what comes now has begun at zero.
             self.over = true;
@@ -166,6 +183,9 @@ impl Account {
         self.over = false;
         self.current.merge(counters);
         self.reported = true;
+        if resumed.is_some() {
+            self.raise(&before);
+        }
         let after = self.totals();
         let changed = after != before;
         if changed {

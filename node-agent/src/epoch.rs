@@ -1,0 +1,14 @@
+//! Epochs: what tells the operator which counters go on from which.
+
+/// 16 random bytes: counters of different epochs do not continue one another.
+pub type Epoch = [u8; 16];
+
+/// Draws a new epoch.
+///
+/// # Errors
+/// If the system has no random bytes.
+pub fn draw() -> Result<Epoch, getrandom::Error> {
+    let mut epoch = Epoch::default();
+    getrandom::fill(&mut epoch)?;
+    Ok(epoch)
+}

@@ -1,0 +1,89 @@
+//! Accounts as an ended epoch has left them: its agent may still run, and go on counting under a new epoch.
+
+use super::{Account, Base, FlowCounters, FlowTotals};
+use crate::{far_end::FarEnds, ledger::Epoch};
+
+/// What the last epoch of some origin had made of a flow when an epoch of another origin began.
+#[derive(Clone, Debug)]
+pub(super) struct Displaced {
+    origin: Epoch,
+    base: Base,
+    current: FlowCounters,
+    over: bool,
+    far_ends: FarEnds,
+    /// The same of one other origin.
+    earlier: Option<Box<Self>>,
+}
+
+impl Displaced {
+    /// The latest of another origin, without those before it.
+    fn of_other_origin(mut self: Box<Self>, origin: Epoch) -> Option<Box<Self>> {
+        let earlier = self.earlier.take();
+        if self.origin == origin { earlier } else { Some(self) }
+    }
+}
+
+impl Account {
+    /// An epoch begins that does not go on from the one of this origin: keeps what that one has counted.
+    pub(in crate::ledger) fn displace(&mut self, origin: Epoch) {
+        if self.reported {
+            let earlier = self.displaced.take().and_then(|displaced| displaced.of_other_origin(origin));
+            self.displaced = Some(Box::new(Displaced {
+                origin,
+                base: self.base,
+                current: self.current,
+                over: self.over,
+                far_ends: self.far_ends.clone(),
+                earlier,
+            }));
+        }
+        self.roll_over();
+    }
+
+    pub(in crate::ledger) fn forget_displaced(&mut self) {
+        self.displaced = None;
+    }
+
+    /// Goes back to what epochs of this origin have counted, whose counters go on. Where that is not known, all that they
+    /// have counted is to be reported again, and nothing that others have counted is taken for more than the same.
+    pub(super) fn restore(&mut self, origin: Epoch) {
+        let mut kept = self.displaced.take();
+        if kept.as_ref().is_some_and(|kept| kept.origin != origin) {
+            let earlier = kept.as_mut().and_then(|kept| kept.earlier.take());
+            self.displaced = kept;
+            kept = earlier.filter(|earlier| earlier.origin == origin);
+        }
+        let Some(mut kept) = kept else {
+            (self.base, self.current) = (Base::default(), FlowCounters::default());
+            self.far_ends.resume(&FarEnds::default());
+            return;
+        };
+        if let Some(earlier) = kept.earlier.take() {
+            self.displaced = Some(earlier);
+        }
+        (self.base, self.current, self.over) = (kept.base, kept.current, kept.over);
+        self.reported = true;
+        self.far_ends.resume(&kept.far_ends);
+    }
+
+    /// Raises what earlier epochs have counted, so that no count is less than in `shown`.
+    pub(super) fn raise(&mut self, shown: &FlowTotals) {
+        let now = self.totals();
+        let base = &mut self.base.totals;
+        for (count, now, shown) in [
+            (&mut base.opened, now.opened, shown.opened),
+            (&mut base.failed, now.failed, shown.failed),
+            (&mut base.bytes_sent, now.bytes_sent, shown.bytes_sent),
+            (&mut base.bytes_received, now.bytes_received, shown.bytes_received),
+            (&mut base.inferred, now.inferred, shown.inferred),
+            (&mut base.without_bytes, now.without_bytes, shown.without_bytes),
+        ] {
+            *count = count.saturating_add(shown.saturating_sub(now));
+        }
+        if let Some(shown) = shown.retransmits {
+            let count = base.retransmits.get_or_insert(0);
+            *count = count.saturating_add(shown.saturating_sub(now.retransmits.unwrap_or_default()));
+        }
+        base.methods = base.methods.union(shown.methods);
+    }
+}
