@@ -16,8 +16,8 @@ use super::{
     counters::Counters,
     datagrams::Datagrams,
     refusals::{describe, incomplete, load_refusal},
-    release::Release,
     requirements::Ground,
+    running_kernel::RunningKernel,
     tracepoint::Tracepoint,
 };
 
@@ -238,7 +238,7 @@ impl Kernel {
     }
 
     /// What is to be known of a capture that is attached to the tracepoint.
-    pub(super) fn weakness(&self, release: &Release) -> &'static str {
+    pub(super) fn weakness(&self, release: &RunningKernel) -> &'static str {
         self.tracepoint.weakness(release)
     }
 

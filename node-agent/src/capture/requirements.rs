@@ -2,18 +2,19 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
+use kernel_support::KernelFeature;
 use nix::sys::{resource, utsname};
 use node_agent_common::Offsets;
 use procfs::process::Process;
 
 use super::{
     Attach, Degradation, Feature, Finding, Reason, Refusal, Settings, btf::Btf, cgroup_root::is_cgroup2,
-    kernel::no_listing, offsets, release::Release,
+    kernel::no_listing, offsets, running_kernel::RunningKernel,
 };
 
 /// What was found.
 pub(super) struct Ground {
-    pub(super) release: Release,
+    pub(super) release: RunningKernel,
     /// The id of the cgroup at the node's root.
     pub(super) root: u64,
     pub(super) offsets: Offsets,
@@ -31,7 +32,7 @@ const WHOLE_MACHINE: u64 = 1;
 /// # Errors
 /// The first that is missing.
 pub(super) fn find(settings: &Settings, findings: &mut Vec<Finding>) -> Result<Ground, Refusal> {
-    let release = note(findings, None, "kernel", kernel_release(settings), |release| release.text.clone())?;
+    let release = note(findings, None, "kernel", running_kernel(settings), |release| release.text.clone())?;
     let capabilities = note(findings, None, "capabilities", capabilities(&release), Capabilities::words)?;
     let lockdown = Lockdown::read(&settings.lockdown_path);
     note(findings, None, "lockdown", Ok(()), |()| String::from(lockdown.words()))?;
@@ -63,7 +64,7 @@ pub(super) fn note<T>(
     result
 }
 
-fn kernel_release(settings: &Settings) -> Result<Release, Refusal> {
+fn running_kernel(settings: &Settings) -> Result<RunningKernel, Refusal> {
     let text = match &settings.release {
         Some(release) => release.clone(),
         None => utsname::uname()
@@ -75,9 +76,9 @@ fn kernel_release(settings: &Settings) -> Result<Release, Refusal> {
             .to_string_lossy()
             .into_owned(),
     };
-    let release = Release::of(text);
-    release.judge()?;
-    Ok(release)
+    let kernel = RunningKernel::of(text);
+    kernel.judge()?;
+    Ok(kernel)
 }
 
 /// What this process may do, beyond what everything needs.
@@ -109,7 +110,7 @@ fn lacking(names: &str) -> Refusal {
     }
 }
 
-fn capabilities(release: &Release) -> Result<Capabilities, Refusal> {
+fn capabilities(kernel: &RunningKernel) -> Result<Capabilities, Refusal> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
     // SYS_ADMIN stands for the two that were split from it, not for NET_ADMIN.
@@ -125,7 +126,7 @@ fn capabilities(release: &Release) -> Result<Capabilities, Refusal> {
     if !missing.is_empty() && effective & NET_ADMIN == 0 {
         missing.push("NET_ADMIN");
     }
-    if !raise_memlock() && release.is_before(5, 11) {
+    if !raise_memlock() && kernel.lacks(KernelFeature::CgroupAccountedMaps) {
         missing.push("SYS_RESOURCE (locked memory is limited, and before 5.11 the programs' tables count as such)");
     }
     if !missing.is_empty() {

@@ -10,13 +10,14 @@ use aya::{
     Btf as AyaBtf, Ebpf,
     programs::{BtfTracePoint, ProgramError, ProgramFd, TracePoint},
 };
+use kernel_support::KernelFeature;
 
 use super::{
     Attach, Reason, Refusal, Settings,
     kernel::program,
     refusals::{describe, is_permission, load_refusal},
-    release::Release,
     requirements::{Ground, Lockdown},
+    running_kernel::RunningKernel,
 };
 
 const NAME: &str = "inet_sock_set_state";
@@ -25,9 +26,6 @@ const CATEGORY: &str = "sock";
 /// Names in the object, in the order in which they have to be attached.
 const COPIES: [&str; 2] = ["state_changes", "state_changes_again"];
 const CLASSIC: &str = "state_changes_classic";
-
-/// Since when the kernel counts the runs that it skips of a classic tracepoint's program.
-const CLASSIC_MISSES: (u32, u32) = (6, 7);
 
 /// The programs that are loaded, by name.
 #[derive(Debug, Default)]
@@ -115,13 +113,12 @@ impl Tracepoint {
     }
 
     /// Whether the kernel tells how many runs it has skipped.
-    pub(super) fn counts_misses(&self, release: &Release) -> bool {
-        let (major, minor) = CLASSIC_MISSES;
-        !self.loaded.contains(&CLASSIC) || !release.is_before(major, minor)
+    pub(super) fn counts_misses(&self, release: &RunningKernel) -> bool {
+        !self.loaded.contains(&CLASSIC) || release.has(KernelFeature::ClassicTracepointMissCount)
     }
 
     /// What is to be known of a capture that is attached so.
-    pub(super) fn weakness(&self, release: &Release) -> &'static str {
+    pub(super) fn weakness(&self, release: &RunningKernel) -> &'static str {
         match self.loaded.as_slice() {
             [CLASSIC] if self.counts_misses(release) => {
                 "its program is skipped while another run is interrupted on the same CPU by a softirq; the skipped \
@@ -161,7 +158,7 @@ fn judge_classic(ground: &Ground) -> Result<(), Refusal> {
             ),
         });
     }
-    if ground.release.is_before(6, 1) {
+    if !ground.release.has(KernelFeature::ClassicTracepointMapUpdates) {
         return Err(Refusal {
             reason: Reason::KernelTooOld,
             message: format!(

@@ -1,5 +1,6 @@
 //! The second choice and the third: what they miss, and that they say so.
 
+use kernel_support::KernelFeature;
 use scopeprobe_agent::capture::{Attach, Losses, Settings};
 use topology::flow::{FlowCounters, Role};
 
@@ -43,7 +44,7 @@ fn what_the_btf_tracepoint_misses_is_counted_as_lost() {
 fn what_the_classic_tracepoint_misses_is_counted_as_lost() {
     if let Some(reason) = lab::no_classic_tracepoint() {
         println!("skipped: {reason}");
-    } else if lab::kernel_version() < (6, 7) {
+    } else if !lab::kernel_has(KernelFeature::ClassicTracepointMissCount) {
         println!("skipped: this kernel does not count what it skips of a classic tracepoint's program");
     } else {
         what_a_tracepoint_misses_is_counted_as_lost(Attach::Tracepoint);

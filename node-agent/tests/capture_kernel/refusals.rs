@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kernel_support::KernelFeature;
 use scopeprobe_agent::capture::{
     Attach, Capture, Feature, Reason, Refusal, Settings, find_cgroup_root, probe, start_ebpf,
 };
@@ -36,6 +37,16 @@ fn an_old_kernel_and_a_bad_one() {
         let refusal = refused(&Settings { release: Some(release.into()), ..node.settings(Attach::SockOps) });
         assert_eq!(refusal.reason, reason);
         assert!(refusal.message.contains(release), "{refusal}");
+    }
+}
+
+#[test]
+fn kernel_whose_release_names_no_version_is_tried() {
+    let node = node_or_skip!();
+    for release in ["my-kernel", ""] {
+        let settings = Settings { release: Some(release.into()), ..node.settings(Attach::SockOps) };
+        let capture = start_ebpf(&settings).unwrap_or_else(|refusal| panic!("{release:?}: {refusal}"));
+        assert_eq!(capture.description().kernel, release);
     }
 }
 
@@ -163,10 +174,10 @@ fn three_capabilities_are_enough() {
 
 /// What the DaemonSet for this kernel has.
 fn needed() -> &'static str {
-    if crate::lab::kernel_version() < (5, 11) {
-        "+bpf,+perfmon,+net_admin,+sys_resource"
-    } else {
+    if crate::lab::kernel_has(KernelFeature::CgroupAccountedMaps) {
         "+bpf,+perfmon,+net_admin"
+    } else {
+        "+bpf,+perfmon,+net_admin,+sys_resource"
     }
 }
 
@@ -194,7 +205,7 @@ fn each_missing_capability() {
 }
 
 fn needed_of(left: &str) -> String {
-    let more = if crate::lab::kernel_version() < (5, 11) { ",+sys_resource" } else { "" };
+    let more = if crate::lab::kernel_has(KernelFeature::CgroupAccountedMaps) { "" } else { ",+sys_resource" };
     format!("+{}{more}", left.replace(',', ",+"))
 }
 

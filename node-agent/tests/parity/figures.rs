@@ -6,7 +6,7 @@ use scopeprobe_agent::capture::Losses;
 use topology::flow::FlowCounters;
 
 use crate::{
-    lab::kernel_version,
+    lab::kernel_release,
     methods::Promise,
     oracle::{Done, Kind, Oracle},
     witness::Testimony,
@@ -168,7 +168,7 @@ impl Table {
             );
             println!("parity: |---|---|---|---|---|---|---|---|---|---|---|");
         });
-        let (major, minor) = kernel_version();
+        let (major, minor) = kernel_release().version();
         Self { kernel: format!("{major}.{minor}"), workload: String::from(workload) }
     }
 

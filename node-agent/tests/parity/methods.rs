@@ -1,8 +1,9 @@
 //! The ways of seeing, each with exactly what its agent may do.
 
+use kernel_support::KernelFeature;
 use scopeprobe_agent::capture::Attach;
 
-use crate::lab::{kernel_version, no_classic_tracepoint};
+use crate::lab::{kernel_has, no_classic_tracepoint};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
@@ -59,8 +60,7 @@ pub fn all() -> Vec<Method> {
 
 /// Each way to attach.
 pub fn by_ebpf() -> Vec<Method> {
-    // Below 5.11 maps are locked memory.
-    let memory = if kernel_version() < (5, 11) { ",SYS_RESOURCE" } else { "" };
+    let memory = if kernel_has(KernelFeature::CgroupAccountedMaps) { "" } else { ",SYS_RESOURCE" };
     let ebpf = |attach: Attach, more: &str, promise, absent| Method {
         name: attach.as_str(),
         how: How::Ebpf(attach),
@@ -70,7 +70,7 @@ pub fn by_ebpf() -> Vec<Method> {
     };
     // Before 6.7 the kernel does not count what a classic tracepoint's program misses, and before 5.12 it cannot list
     // processes and sockets, as it takes to compare with what namespaces count.
-    let counted = if kernel_version() < (5, 12) { Promise::OnlyTruth } else { Promise::AllButLost };
+    let counted = if kernel_has(KernelFeature::SocketIterators) { Promise::AllButLost } else { Promise::OnlyTruth };
     vec![
         ebpf(Attach::SockOps, ",NET_ADMIN", Promise::All, None),
         ebpf(Attach::TpBtf, "", Promise::AllButLost, None),

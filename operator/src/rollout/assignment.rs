@@ -70,7 +70,7 @@ impl Assignment {
         self.requested == RequestedMode::Auto
             && match &self.cause {
                 ModeCause::Supported | ModeCause::KernelUnknown | ModeCause::Demoted(_) => true,
-                ModeCause::KernelTooOld | ModeCause::KnownBadKernel(_) | ModeCause::Forced(_) => false,
+                ModeCause::UnfitKernel(_) | ModeCause::Forced(_) => false,
             }
     }
 }

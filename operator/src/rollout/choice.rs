@@ -3,11 +3,9 @@
 use std::borrow::Cow;
 
 use crds::RequestedMode;
+use kernel_support::{MapMemory, UnfitKernel, Verdict};
 
-use super::{
-    demotion::Demotion,
-    kernel::{self, KernelHint},
-};
+use super::demotion::Demotion;
 
 /// Which DaemonSet an agent belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,10 +56,8 @@ pub enum Asker {
 pub enum ModeCause {
     /// The kernel is recent enough.
     Supported,
-    /// The kernel is too old.
-    KernelTooOld,
-    /// eBPF would crash the kernel.
-    KnownBadKernel(&'static str),
+    /// The kernel is too old, or eBPF would crash it.
+    UnfitKernel(UnfitKernel),
     /// The kernel's release says nothing; the agent will find out.
     KernelUnknown,
     /// The ScopeProbe asks for this mode.
@@ -76,8 +72,8 @@ impl ModeCause {
     pub fn reason(&self) -> &str {
         match self {
             Self::Supported => "Supported",
-            Self::KernelTooOld => "KernelTooOld",
-            Self::KnownBadKernel(_) => "KnownBadKernel",
+            Self::UnfitKernel(UnfitKernel::TooOld { .. }) => "KernelTooOld",
+            Self::UnfitKernel(UnfitKernel::KnownBad { .. }) => "KnownBadKernel",
             Self::KernelUnknown => "KernelUnknown",
             Self::Forced(Asker::Probe) => "ForcedByProbe",
             Self::Forced(Asker::Override) => "ForcedByOverride",
@@ -90,11 +86,7 @@ impl ModeCause {
     pub fn message(&self) -> Option<Cow<'static, str>> {
         Some(match self {
             Self::Supported | Self::KernelUnknown => return None,
-            Self::KernelTooOld => {
-                "the kernel is older than 5.8, and no RHEL 8.5 or later: it has no ring buffers for eBPF programs"
-                    .into()
-            }
-            Self::KnownBadKernel(reason) => (*reason).into(),
+            Self::UnfitKernel(unfit) => format!("{unfit}; using Fallback mode").into(),
             Self::Forced(Asker::Probe) => "spec.mode of the ScopeProbe asks for this mode".into(),
             Self::Forced(Asker::Override) => "one of spec.modeOverrides of the ScopeProbe asks for this mode".into(),
             Self::Demoted(reason) => {
@@ -115,20 +107,23 @@ pub fn choose(
     if requested == RequestedMode::Fallback {
         return (AgentMode::Fallback, ModeCause::Forced(asker));
     }
-    let hint = kernel::hint(kernel);
-    let with_ebpf = match hint {
-        KernelHint::KnownBad(bad) => return (AgentMode::Fallback, ModeCause::KnownBadKernel(bad.reason)),
-        KernelHint::CapableWithLockedMemory | KernelHint::TooOld => AgentMode::EbpfMemlock,
-        KernelHint::Capable | KernelHint::Unknown => AgentMode::Ebpf,
+    let verdict = Verdict::of(kernel);
+    let with_ebpf = match &verdict {
+        // It would crash, whatever is asked for.
+        Verdict::Unfit(unfit @ UnfitKernel::KnownBad { .. }) => {
+            return (AgentMode::Fallback, ModeCause::UnfitKernel(unfit.clone()));
+        }
+        Verdict::Fit(MapMemory::Locked) | Verdict::Unfit(UnfitKernel::TooOld { .. }) => AgentMode::EbpfMemlock,
+        Verdict::Fit(MapMemory::Cgroup) | Verdict::Unknown(_) => AgentMode::Ebpf,
     };
     if requested == RequestedMode::Ebpf {
         return (with_ebpf, ModeCause::Forced(asker));
     }
-    match (hint, demotion.filter(|demotion| !demotion.retrying)) {
-        (KernelHint::TooOld, _) => (AgentMode::Fallback, ModeCause::KernelTooOld),
+    match (verdict, demotion.filter(|demotion| !demotion.retrying)) {
+        (Verdict::Unfit(unfit), _) => (AgentMode::Fallback, ModeCause::UnfitKernel(unfit)),
         (_, Some(demotion)) => (AgentMode::Fallback, ModeCause::Demoted(demotion.reason.clone())),
-        (KernelHint::Unknown, None) => (with_ebpf, ModeCause::KernelUnknown),
-        (_, None) => (with_ebpf, ModeCause::Supported),
+        (Verdict::Unknown(_), None) => (with_ebpf, ModeCause::KernelUnknown),
+        (Verdict::Fit(_), None) => (with_ebpf, ModeCause::Supported),
     }
 }
 
@@ -136,6 +131,7 @@ pub fn choose(
 mod tests {
     use RequestedMode::{Auto, Ebpf, Fallback};
     use jiff::Timestamp;
+    use kernel_support::examples::{EXAMPLES, Expected};
 
     use super::*;
 
@@ -161,6 +157,20 @@ mod tests {
             assert_eq!(chosen(Auto, kernel, None), by_itself, "{kernel}");
             assert_eq!(chosen(Ebpf, kernel, None), is(with_ebpf, "ForcedByProbe"), "{kernel}");
             assert_eq!(chosen(Fallback, kernel, None), is(AgentMode::Fallback, "ForcedByProbe"), "{kernel}");
+        }
+    }
+
+    #[test]
+    fn releases_of_many_distributions_choose_agents() {
+        for (release, expected) in EXAMPLES {
+            let expected = match expected {
+                Expected::Capable => is(AgentMode::Ebpf, "Supported"),
+                Expected::CapableWithLockedMemory => is(AgentMode::EbpfMemlock, "Supported"),
+                Expected::TooOld => is(AgentMode::Fallback, "KernelTooOld"),
+                Expected::KnownBad => is(AgentMode::Fallback, "KnownBadKernel"),
+                Expected::Unknown => is(AgentMode::Ebpf, "KernelUnknown"),
+            };
+            assert_eq!(chosen(Auto, release, None), expected, "{release:?}");
         }
     }
 

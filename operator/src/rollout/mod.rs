@@ -12,7 +12,6 @@ pub mod controller;
 pub mod demoter;
 pub mod demotion;
 pub mod dereference;
-pub mod kernel;
 pub mod millicores;
 pub mod outcome;
 pub mod privileges;

@@ -65,7 +65,7 @@ mod tests {
     use crds::RequestedMode;
 
     use super::*;
-    use crate::rollout::choice::Asker;
+    use crate::rollout::choice::{Asker, choose};
 
     fn said(mode: Mode, reason: &str) -> NodeObservation {
         NodeObservation {
@@ -84,27 +84,33 @@ mod tests {
         explain(observation, assignment, None).reason
     }
 
+    fn unfit(kernel: &str) -> ModeCause {
+        choose(RequestedMode::Auto, Asker::Probe, kernel, None).1
+    }
+
     #[test]
     fn the_operator_says_why_it_has_given_the_fallback() {
         let told = said(Mode::Fallback, "ForcedByProbe");
         for (cause, expected) in [
-            (ModeCause::KernelTooOld, "KernelTooOld"),
-            (ModeCause::KnownBadKernel("it panics"), "KnownBadKernel"),
+            (unfit("4.19.0"), "KernelTooOld"),
+            (unfit("4.4.0-121-generic"), "KnownBadKernel"),
             (ModeCause::Forced(Asker::Probe), "ForcedByProbe"),
             (ModeCause::Forced(Asker::Override), "ForcedByOverride"),
             (ModeCause::Demoted("BtfMissing".to_owned()), "BtfMissing"),
         ] {
             assert_eq!(reason(&told, &given(AgentMode::Fallback, cause)), expected);
         }
-        let bad = explain(&told, &given(AgentMode::Fallback, ModeCause::KnownBadKernel("it panics")), None);
-        assert_eq!(bad.message, "it panics; as found");
+        let old = explain(&told, &given(AgentMode::Fallback, unfit("4.19.0")), None);
+        let message =
+            "kernel 4.19.0 lacks BPF ring buffers (needs Linux 5.8, or RHEL 8.4); using Fallback mode; as found";
+        assert_eq!(old.message, message);
     }
 
     #[test]
     fn what_an_agent_has_found_stays_its_word() {
         let lost = said(Mode::Unsupported, "CapabilityMissing");
         let ebpf = given(AgentMode::Ebpf, ModeCause::Supported);
-        let fallback = given(AgentMode::Fallback, ModeCause::KernelTooOld);
+        let fallback = given(AgentMode::Fallback, unfit("4.19.0"));
         assert_eq!(reason(&lost, &ebpf), "CapabilityMissing");
         assert_eq!(reason(&lost, &fallback), "CapabilityMissing");
         assert_eq!(reason(&said(Mode::Fallback, "CaptureFailed"), &ebpf), "CaptureFailed");

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use crate::{
         observation::EarlierObservation,
-        rollout::choice::{AgentMode, ModeCause},
+        rollout::choice::{AgentMode, Asker, ModeCause, choose},
     };
 
     fn at(second: i64) -> Timestamp {
@@ -355,7 +355,8 @@ mod tests {
 
     #[test]
     fn what_was_chosen_is_shown_before_anybody_reports() {
-        let assignment = Assignment { mode: AgentMode::Fallback, ..assignment(ModeCause::KernelTooOld) };
+        let (mode, cause) = choose(RequestedMode::Auto, Asker::Probe, "4.19.0", None);
+        let assignment = Assignment { mode, ..assignment(cause) };
         let inputs = Inputs {
             assignment: &assignment,
             node_kernel: "4.19.0",

@@ -59,7 +59,7 @@ pub const KINDS: [Kind; 50] = [
     modern("CentOS Stream 9", "5.14.0-598.el9.x86_64"),
     middle("Red Hat Enterprise Linux CoreOS 412.86.202303211731-0", "4.18.0-372.49.1.el8_6.x86_64"),
     middle("Rocky Linux 8.10 (Green Obsidian)", "4.18.0-553.69.1.el8_10.x86_64"),
-    old("Red Hat Enterprise Linux CoreOS 49.84.202205050701-0 (Ootpa)", "4.18.0-305.45.1.el8_4.x86_64"),
+    middle("Red Hat Enterprise Linux CoreOS 49.84.202205050701-0 (Ootpa)", "4.18.0-305.45.1.el8_4.x86_64"),
     old("CentOS Linux 8", "4.18.0-240.22.1.el8_3.x86_64"),
     old("CentOS Linux 7 (Core)", "3.10.0-1160.119.1.el7.x86_64"),
     modern("Oracle Linux Server 9.6", "5.15.0-310.184.5.2.el9uek.x86_64"),

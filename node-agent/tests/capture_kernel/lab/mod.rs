@@ -20,6 +20,7 @@ use std::{
     thread,
 };
 
+use kernel_support::{KernelFeature, Release};
 use nix::sys::resource::{Resource, setrlimit};
 use scopeprobe_agent::capture::{Attach, Settings, find_cgroup_root};
 use topology::flow::{FlowKey, Protocol, Role};
@@ -37,23 +38,25 @@ pub fn unsuitable() -> Option<String> {
     find_cgroup_root(Path::new("/sys/fs/cgroup")).err().map(|refusal| refusal.to_string())
 }
 
-/// The running kernel's version.
-pub fn kernel_version() -> (u32, u32) {
+/// Release of the running kernel.
+pub fn kernel_release() -> Release {
     let name = nix::sys::utsname::uname().unwrap();
-    let release = name.release().to_str().unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
-    (numbers.next().unwrap(), numbers.next().unwrap())
+    Release::parse(name.release().to_str().unwrap()).unwrap()
 }
 
-/// Whether this kernel can list the open sockets to a program: `bpf_sock_from_file` is of 5.11, a socket's cookie for
-/// iterators of 5.12.
+/// Whether the running kernel has the feature.
+pub fn kernel_has(feature: KernelFeature) -> bool {
+    kernel_release().has(feature)
+}
+
+/// Whether this kernel can list the open sockets to a program.
 pub fn can_list() -> bool {
-    kernel_version() >= (5, 12)
+    kernel_has(KernelFeature::SocketIterators)
 }
 
 /// Why the classic tracepoint cannot be had here, if so. It is not for the tests to mount tracefs.
 pub fn no_classic_tracepoint() -> Option<String> {
-    if kernel_version() < (6, 1) {
+    if !kernel_has(KernelFeature::ClassicTracepointMapUpdates) {
         return Some(String::from("before 6.1 a classic tracepoint's program cannot allocate memory safely"));
     }
     let format = "events/sock/inet_sock_set_state/format";
