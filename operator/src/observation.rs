@@ -10,6 +10,7 @@ use std::{
 
 use crds::{Losses, Mode, NamespaceEdge, TopologyTotals};
 use tokio::sync::watch;
+use topology::count;
 
 pub use self::replaced::{ReplacedObservation, ResumedEpoch};
 
@@ -63,8 +64,9 @@ impl NodeObservation {
             self.replace();
             self.earlier.seen = self.total_seen();
             self.earlier.losses = self.total_losses();
-            self.earlier.gaps += 1;
-            self.earlier.gap_ms += attached_unix_ms.saturating_sub(self.last_capture_unix_ms);
+            self.earlier.gaps = count::add(self.earlier.gaps, 1);
+            let gap_ms = attached_unix_ms.saturating_sub(self.last_capture_unix_ms);
+            self.earlier.gap_ms = count::add(self.earlier.gap_ms, gap_ms);
         }
         self.epoch = epoch.to_vec();
         self.origin = epoch.to_vec();
@@ -88,7 +90,7 @@ impl NodeObservation {
     /// Connections and failed attempts of all epochs.
     #[must_use]
     pub fn total_seen(&self) -> u64 {
-        self.earlier.seen.saturating_add(self.seen)
+        count::add(self.earlier.seen, self.seen)
     }
 
     /// Losses of all epochs.
@@ -96,13 +98,13 @@ impl NodeObservation {
     pub fn total_losses(&self) -> Losses {
         let (earlier, now) = (&self.earlier.losses, &self.losses);
         Losses {
-            opened: earlier.opened.saturating_add(now.opened),
-            closed: earlier.closed.saturating_add(now.closed),
-            failed: earlier.failed.saturating_add(now.failed),
-            first_sights: earlier.first_sights.saturating_add(now.first_sights),
-            closes_unseen: earlier.closes_unseen.saturating_add(now.closes_unseen),
-            event_overflows: earlier.event_overflows.saturating_add(now.event_overflows),
-            missed_runs: earlier.missed_runs.saturating_add(now.missed_runs),
+            opened: count::add(earlier.opened, now.opened),
+            closed: count::add(earlier.closed, now.closed),
+            failed: count::add(earlier.failed, now.failed),
+            first_sights: count::add(earlier.first_sights, now.first_sights),
+            closes_unseen: count::add(earlier.closes_unseen, now.closes_unseen),
+            event_overflows: count::add(earlier.event_overflows, now.event_overflows),
+            missed_runs: count::add(earlier.missed_runs, now.missed_runs),
         }
     }
 }

@@ -21,7 +21,7 @@ use self::{
     parts::{Parts, is_named_yet, is_shared},
 };
 use crate::{
-    activity,
+    activity, count,
     counts::Counts,
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Seen},
@@ -190,7 +190,7 @@ impl Archive {
                 let by_servers = edge.from_servers.opened.saturating_sub(stays.from_servers.opened);
                 let retired = self.retired.entry(edge.key).or_default();
                 retired.counters.add(&gone);
-                retired.by_clients = retired.by_clients.saturating_add(gone.opened.saturating_sub(by_servers));
+                retired.by_clients = count::add(retired.by_clients, gone.opened.saturating_sub(by_servers));
             }
         }
         retired
@@ -305,7 +305,7 @@ impl Before {
             match parts.exactly(&edge.key).or_else(|| gone.get_mut(&edge.key)) {
                 Some(whole) => {
                     Counts::of(whole).plus(&Counts::of(&edge)).write_to(whole);
-                    whole.addresses += edge.addresses;
+                    whole.addresses = count::add(whole.addresses, edge.addresses);
                 }
                 None => _ = gone.insert(edge.key.clone(), edge),
             }

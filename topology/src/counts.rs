@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::edge::{Edge, EdgeCounters, Endpoint};
+use crate::{
+    count,
+    edge::{Edge, EdgeCounters, Endpoint},
+};
 
 /// An edge's counters and its endpoints' parts in them, sorted by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,14 +30,14 @@ impl Counts {
         (edge.counters, edge.clients, edge.servers) = (self.counters, self.clients, self.servers);
     }
 
-    /// Both together.
+    /// Both together, at most [`count::MAX_COUNT`] each.
     ///
     /// Invariant: no count is less than in either.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         let mut counters = self.counters;
         counters.add(&other.counters);
-        self.merged(other, counters, u64::saturating_add)
+        self.merged(other, counters, count::add)
     }
 
     /// What is left without `other`, at least 0; endpoints of which nothing is left are left out.

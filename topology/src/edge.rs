@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    count,
     entity::{ServiceRef, Workload},
     flow::{Methods, Protocol},
     rtt::RttBucket,
@@ -109,23 +110,31 @@ pub struct EdgeCounters {
 impl EdgeCounters {
     /// Adds another conversation's counters.
     ///
-    /// Invariant: no count becomes less; the greatest number stands for all beyond it.
+    /// Invariant: no count becomes less, if none is beyond [`count::MAX_COUNT`], which stands for all beyond it.
     pub fn add(&mut self, other: &Self) {
-        self.opened = self.opened.saturating_add(other.opened);
-        self.active = self.active.saturating_add(other.active);
-        self.failed = self.failed.saturating_add(other.failed);
-        self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
-        self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
-        self.without_bytes = self.without_bytes.saturating_add(other.without_bytes);
-        self.inferred = self.inferred.saturating_add(other.inferred);
-        self.retransmits = self.retransmits.saturating_add(other.retransmits);
+        self.opened = count::add(self.opened, other.opened);
+        self.active = count::add(self.active, other.active);
+        self.failed = count::add(self.failed, other.failed);
+        self.bytes_sent = count::add(self.bytes_sent, other.bytes_sent);
+        self.bytes_received = count::add(self.bytes_received, other.bytes_received);
+        self.without_bytes = count::add(self.without_bytes, other.without_bytes);
+        self.inferred = count::add(self.inferred, other.inferred);
+        self.retransmits = count::add(self.retransmits, other.retransmits);
+    }
+
+    /// Whether all counts are what was counted: one that has come to [`count::MAX_COUNT`] may be less.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        let Self { opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits } = *self;
+        let all = [opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits];
+        all.into_iter().all(|count| count < count::MAX_COUNT)
     }
 
     /// Adds what the other end had to send again of the same connections.
     ///
     /// Invariant: no other count changes.
     pub fn add_retransmits_of(&mut self, other_end: &Self) {
-        self.retransmits = self.retransmits.saturating_add(other_end.retransmits);
+        self.retransmits = count::add(self.retransmits, other_end.retransmits);
     }
 
     /// The greater of each.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use crate::count;
+
 /// How many far ends of one flow are remembered; further ones are not known.
 pub const MAX_FAR_ENDS: usize = 16;
 
@@ -34,8 +36,9 @@ impl FarEnds {
                 continue;
             }
             let (_, current) = self.counts.entry(*end).or_default();
-            is_news |= *count > *current;
-            *current = (*count).max(*current);
+            let count = count::bounded(*count);
+            is_news |= count > *current;
+            *current = count.max(*current);
         }
         is_news
     }
@@ -43,7 +46,7 @@ impl FarEnds {
     /// The agent's counts begin at zero.
     pub fn begin_anew(&mut self) {
         for (before, current) in self.counts.values_mut() {
-            *before = before.saturating_add(std::mem::take(current));
+            *before = count::add(*before, std::mem::take(current));
         }
     }
 
@@ -58,7 +61,7 @@ impl FarEnds {
 
     /// Each with its connections, by address.
     pub fn iter(&self) -> impl Iterator<Item = (FarEnd, u64)> + '_ {
-        self.counts.iter().map(|(end, (before, current))| (*end, before.saturating_add(*current)))
+        self.counts.iter().map(|(end, (before, current))| (*end, count::add(*before, *current)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rtt::RttHistogram;
+use crate::{count, rtt::RttHistogram};
 
 /// Which end of the connections a flow was observed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -180,7 +180,36 @@ impl FlowCounters {
     /// Connections that are open now; 0 where a loss has made `closed` run ahead.
     #[must_use]
     pub fn active(&self) -> u64 {
-        self.opened.saturating_add(self.preexisting).saturating_sub(self.closed)
+        count::bounded(self.opened.saturating_add(self.preexisting).saturating_sub(self.closed))
+    }
+
+    /// The same, no count beyond [`count::MAX_COUNT`].
+    ///
+    /// Invariant: what is a part of another count stays no greater than that.
+    #[must_use]
+    pub fn bounded(&self) -> Self {
+        use count::bounded;
+        Self {
+            run: self.run,
+            opened: bounded(self.opened),
+            closed: bounded(self.closed),
+            failed: bounded(self.failed),
+            preexisting: bounded(self.preexisting),
+            bytes_sent: bounded(self.bytes_sent),
+            bytes_received: bounded(self.bytes_received),
+            preexisting_bytes_sent: bounded(self.preexisting_bytes_sent),
+            preexisting_bytes_received: bounded(self.preexisting_bytes_received),
+            open_bytes_sent: bounded(self.open_bytes_sent),
+            open_bytes_received: bounded(self.open_bytes_received),
+            methods: self.methods,
+            inferred: bounded(self.inferred),
+            without_bytes: bounded(self.without_bytes),
+            open_without_bytes: bounded(self.open_without_bytes),
+            retransmits: self.retransmits.map(bounded),
+            preexisting_retransmits: bounded(self.preexisting_retransmits),
+            open_retransmits: bounded(self.open_retransmits),
+            rtt: self.rtt,
+        }
     }
 
     /// Takes in another report of the same flow, epoch and run, which may be older, newer or the same.
@@ -221,25 +250,23 @@ impl FlowCounters {
     pub fn followed_by(&self, later: &Self) -> Self {
         Self {
             run: self.run,
-            opened: self.opened.saturating_add(later.opened),
-            closed: self.closed.saturating_add(later.closed),
-            failed: self.failed.saturating_add(later.failed),
-            preexisting: self.preexisting.saturating_add(later.preexisting),
-            bytes_sent: self.bytes_sent.saturating_add(later.bytes_sent),
-            bytes_received: self.bytes_received.saturating_add(later.bytes_received),
-            preexisting_bytes_sent: self.preexisting_bytes_sent.saturating_add(later.preexisting_bytes_sent),
-            preexisting_bytes_received: self
-                .preexisting_bytes_received
-                .saturating_add(later.preexisting_bytes_received),
+            opened: count::add(self.opened, later.opened),
+            closed: count::add(self.closed, later.closed),
+            failed: count::add(self.failed, later.failed),
+            preexisting: count::add(self.preexisting, later.preexisting),
+            bytes_sent: count::add(self.bytes_sent, later.bytes_sent),
+            bytes_received: count::add(self.bytes_received, later.bytes_received),
+            preexisting_bytes_sent: count::add(self.preexisting_bytes_sent, later.preexisting_bytes_sent),
+            preexisting_bytes_received: count::add(self.preexisting_bytes_received, later.preexisting_bytes_received),
             // Nothing was open in between.
             open_bytes_sent: later.open_bytes_sent,
             open_bytes_received: later.open_bytes_received,
             methods: self.methods.union(later.methods),
-            inferred: self.inferred.saturating_add(later.inferred),
-            without_bytes: self.without_bytes.saturating_add(later.without_bytes),
+            inferred: count::add(self.inferred, later.inferred),
+            without_bytes: count::add(self.without_bytes, later.without_bytes),
             open_without_bytes: later.open_without_bytes,
             retransmits: sum(self.retransmits, later.retransmits),
-            preexisting_retransmits: self.preexisting_retransmits.saturating_add(later.preexisting_retransmits),
+            preexisting_retransmits: count::add(self.preexisting_retransmits, later.preexisting_retransmits),
             open_retransmits: later.open_retransmits,
             rtt: self.rtt.plus(&later.rtt),
         }
@@ -254,7 +281,7 @@ impl FlowCounters {
 
 /// What is known of both together; `None` where nothing is known of either.
 pub(crate) fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
-    one.zip(other).map(|(one, other)| one.saturating_add(other)).or(one).or(other)
+    one.zip(other).map(|(one, other)| count::add(one, other)).or(one).or(other)
 }
 
 /// A flow's account over all epochs, from the point of view of the end at which it was observed.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::flow::FlowTotals;
+use crate::{count, flow::FlowTotals};
 
 /// More is not told apart: what has happened so close together is one part.
 const GRAIN: Duration = Duration::from_secs(1);
@@ -43,10 +43,10 @@ impl Counted {
 
     /// Adds another one's; stays at the greatest number where the sum is beyond it.
     pub fn add(&mut self, other: &Self) {
-        self.opened = self.opened.saturating_add(other.opened);
-        self.failed = self.failed.saturating_add(other.failed);
-        self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
-        self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
+        self.opened = count::add(self.opened, other.opened);
+        self.failed = count::add(self.failed, other.failed);
+        self.bytes_sent = count::add(self.bytes_sent, other.bytes_sent);
+        self.bytes_received = count::add(self.bytes_received, other.bytes_received);
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod activity;
 pub mod archive;
 pub mod clock;
+pub mod count;
 pub mod counts;
 pub mod directory;
 pub mod edge;

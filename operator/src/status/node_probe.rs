@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crds::{Choice, EarlierEpochs, Losses, Mode, ModeChange, NodeProbeStatus, Unobserved};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use topology::count;
 
 use super::{
     conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
@@ -87,7 +88,7 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
 
 /// Connections and failed attempts that were not recorded.
 fn lost(losses: &Losses) -> u64 {
-    losses.opened.saturating_add(losses.failed).saturating_add(losses.missed_runs)
+    count::add(count::add(losses.opened, losses.failed), losses.missed_runs)
 }
 
 fn reporting(observation: &NodeObservation) -> Statement {
@@ -215,6 +216,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use crds::RequestedMode;
+    use topology::count::MAX_COUNT;
 
     use super::*;
     use crate::{
@@ -290,6 +292,33 @@ mod tests {
         assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Lost"));
         let message = &status.conditions[1].message;
         assert!(message.contains("15 connections and 2 failed attempts"), "{message}");
+    }
+
+    /// The API's integers have 63 bits: a sum that has more would make the whole status one that cannot be written.
+    #[test]
+    fn numbers_that_no_real_agent_reports_can_be_written() {
+        let mut node = reporting_node();
+        for (epoch, attached) in (0..4_u8).map(|epoch| (epoch, if epoch % 2 == 0 { 0 } else { MAX_COUNT })) {
+            node.begin_epoch(&[epoch; 16], attached);
+            node.seen = MAX_COUNT;
+            let many = MAX_COUNT;
+            node.losses = Losses {
+                opened: many,
+                closed: many,
+                failed: many,
+                first_sights: many,
+                closes_unseen: many,
+                event_overflows: many,
+                missed_runs: many,
+            };
+            let status = status(Some(&node), None, 1);
+            let Losses { opened, closed, failed, first_sights, closes_unseen, event_overflows, missed_runs } =
+                status.losses;
+            let sums = [opened, closed, failed, first_sights, closes_unseen, event_overflows, missed_runs];
+            assert_eq!(sums, [MAX_COUNT; 7]);
+            assert_eq!((status.lost, status.seen), (MAX_COUNT, MAX_COUNT));
+            assert!(status.earlier.seen <= MAX_COUNT && status.unobserved.seconds <= MAX_COUNT);
+        }
     }
 
     #[test]

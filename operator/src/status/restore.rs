@@ -3,6 +3,7 @@
 
 use crds::{Losses, NodeProbe, NodeProbeStatus};
 use kube::ResourceExt;
+use topology::count::bounded;
 
 use crate::{
     observation::{EarlierObservation, NodeObservation},
@@ -33,7 +34,7 @@ pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
             seen: status.earlier.seen,
             losses: status.earlier.losses,
             gaps: status.unobserved.intervals,
-            gap_ms: status.unobserved.seconds.saturating_mul(1000),
+            gap_ms: bounded(status.unobserved.seconds.saturating_mul(1000)),
         },
         replaced: Vec::new(),
     })

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crds::{Losses, Mode, NodeCounts, NodeProbeStatus, ScopeProbe, ScopeProbeStatus, TopologyTotals, Unobserved};
 use jiff::Timestamp;
+use topology::count;
 
 use super::{
     conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements, some_of},
@@ -86,16 +87,20 @@ impl Sums {
     fn of(nodes: &BTreeMap<String, NodeProbeStatus>) -> Self {
         let mut sums = Self::default();
         for status in nodes.values() {
-            sums.seen += status.seen;
-            sums.losses.opened += status.losses.opened;
-            sums.losses.closed += status.losses.closed;
-            sums.losses.failed += status.losses.failed;
-            sums.losses.missed_runs += status.losses.missed_runs;
-            sums.losses.event_overflows += status.losses.event_overflows;
-            sums.lost += status.lost;
+            for (sum, part) in [
+                (&mut sums.seen, status.seen),
+                (&mut sums.losses.opened, status.losses.opened),
+                (&mut sums.losses.closed, status.losses.closed),
+                (&mut sums.losses.failed, status.losses.failed),
+                (&mut sums.losses.missed_runs, status.losses.missed_runs),
+                (&mut sums.losses.event_overflows, status.losses.event_overflows),
+                (&mut sums.lost, status.lost),
+                (&mut sums.unobserved.intervals, status.unobserved.intervals),
+                (&mut sums.unobserved.seconds, status.unobserved.seconds),
+            ] {
+                *sum = count::add(*sum, part);
+            }
             sums.sampled |= status.sampled;
-            sums.unobserved.intervals += status.unobserved.intervals;
-            sums.unobserved.seconds += status.unobserved.seconds;
             let sees = matches!(status.mode, Some(Mode::Ebpf | Mode::Fallback));
             sums.known |= sees;
             sums.blind |= !sees || !is_true(status, "Reporting");
@@ -338,6 +343,19 @@ mod tests {
         assert_eq!((truth, reason), ("False", "Lost"));
         assert!(message.contains("100 connections") && message.contains(": b"), "{message}");
         assert_eq!(status.coverage, "66.6%");
+    }
+
+    #[test]
+    fn numbers_that_no_real_agent_reports_are_added_up() {
+        let huge = || {
+            node(true, Some(Mode::Ebpf), |it| {
+                it.seen = i64::MAX as u64;
+                it.losses.opened = i64::MAX as u64;
+                it.earlier.gap_ms = u64::MAX;
+            })
+        };
+        let status = status_of(&[("a", huge()), ("b", huge()), ("c", huge())], Some(&done()));
+        assert_eq!((condition(&status, "CaptureComplete").1, status.coverage.as_str()), ("Lost", "50%"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{
     outside::{self, Choice, Collapsed, Outside},
 };
 use crate::{
+    count,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, MAX_DNS_NAMES, Peer, Seen},
     entity::ServiceRef,
     flow::{Methods, Protocol},
@@ -136,8 +137,8 @@ impl Sum<'_> {
 
 fn add(parts: &mut BTreeMap<EndId, Part>, end: EndId, opened: u64, failed: u64) {
     let part = parts.entry(end).or_default();
-    part.opened += opened;
-    part.failed += failed;
+    part.opened = count::add(part.opened, opened);
+    part.failed = count::add(part.failed, failed);
 }
 
 fn merge_to(parts: &mut BTreeMap<EndId, Part>, end: EndId) {
@@ -215,8 +216,8 @@ fn endpoints(parts: &BTreeMap<EndId, Part>, ends: &Ends<'_>) -> Vec<Endpoint> {
     for (id, part) in parts {
         let end = ends.end(*id);
         let named = by_name.entry((end.pod, end.container)).or_default();
-        named.opened += part.opened;
-        named.failed += part.failed;
+        named.opened = count::add(named.opened, part.opened);
+        named.failed = count::add(named.failed, part.failed);
     }
     by_name
         .into_iter()

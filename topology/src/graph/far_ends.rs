@@ -10,7 +10,7 @@ use super::{
     join::{Candidates, Join},
     observed::{Fresh, Sink, Source, Span},
 };
-use crate::{directory::Owner, edge::EdgeCounters, entity::ServiceRef};
+use crate::{count, directory::Owner, edge::EdgeCounters, entity::ServiceRef};
 
 impl<'a> Join<'a> {
     /// Which backends a client has reached, where no agent sees these, takes so much out of what no server's flow
@@ -88,7 +88,7 @@ impl<'a> Join<'a> {
     /// What of a share does not have to wait for news of who had its address, if there is any.
     fn settled_share(&mut self, owner: &Owner<'a>, share: &EdgeCounters, fresh: &mut Fresh) -> Option<EdgeCounters> {
         let waiting = self.wait_for_names(owner, share.opened, fresh);
-        self.unsettled = self.unsettled.saturating_add(waiting);
+        self.unsettled = count::add(self.unsettled, waiting);
         Some(share.without(&share.share(waiting))).filter(|rest| rest.opened > 0)
     }
 

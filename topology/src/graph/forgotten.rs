@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    count,
     edge::{EdgeKey, Peer},
     flow::Protocol,
 };
@@ -20,7 +21,8 @@ impl Forgotten {
     pub fn add(&mut self, edge: &EdgeKey, opened: u64) {
         if opened > 0 {
             let between = (edge.client.clone(), edge.server.clone(), edge.port, edge.protocol);
-            *self.connections.entry(between).or_default() += opened;
+            let known = self.connections.entry(between).or_default();
+            *known = count::add(*known, opened);
         }
     }
 

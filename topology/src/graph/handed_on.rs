@@ -13,6 +13,7 @@ use super::{
     observed::{Sink, Source, Span, counted},
 };
 use crate::{
+    count,
     directory::{Directory, Owner},
     edge::{EdgeCounters, Peer},
     history::{Counted, Part},
@@ -214,7 +215,7 @@ impl<'a> Join<'a> {
             match (sink, owner) {
                 (Some(index), _) => {
                     for servers in matched.iter().filter(|it| it.sink == index) {
-                        share.retransmits = share.retransmits.saturating_add(servers.retransmits);
+                        share.retransmits = count::add(share.retransmits, servers.retransmits);
                     }
                     self.add_both(source, index, &share, span);
                 }
@@ -271,7 +272,7 @@ impl<'a> Join<'a> {
             return;
         }
         if owner.may_change() && self.waits(span.until) {
-            self.unsettled += share.opened;
+            self.unsettled = count::add(self.unsettled, share.opened);
             return;
         }
         let dialled = (source.tuple.server, source.tuple.port, source.tuple.protocol);

@@ -24,6 +24,7 @@ use super::{
     outside::Choice,
 };
 use crate::{
+    count,
     directory::{Dialled, Directory},
     edge::EdgeCounters,
     entity::ServiceRef,
@@ -311,7 +312,7 @@ impl<'a> Join<'a> {
             // An agent has to be heard, whenever that may be.
             self.waits(self.options.now);
         }
-        self.unsettled = self.unsettled.saturating_add(waiting);
+        self.unsettled = count::add(self.unsettled, waiting);
         waiting
     }
 

@@ -7,6 +7,7 @@ use std::{
 
 use super::{Options, edges::Key, ends::EndId};
 use crate::{
+    count,
     edge::EdgeCounters,
     far_end::FarEnds,
     flow::{FlowTotals, Methods, Protocol},
@@ -77,7 +78,7 @@ impl Fresh {
     pub(super) fn of_parts(parts: &[Part], settled: SystemTime) -> Self {
         let mut fresh = Self::default();
         for part in parts.iter().filter(|part| part.counted.opened > 0 && part.until > settled) {
-            fresh.opened = fresh.opened.saturating_add(part.counted.opened);
+            fresh.opened = count::add(fresh.opened, part.counted.opened);
             fresh.since = Some(fresh.since.map_or(part.until, |since| since.min(part.until)));
         }
         fresh

@@ -7,7 +7,7 @@ use super::{
     join::Join,
     observed::{Explanation, Sink},
 };
-use crate::{directory::Owner, edge::EdgeCounters, flow::Protocol};
+use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
 
 impl<'a> Join<'a> {
     /// What no client's flow explains is known by its servers only.
@@ -17,7 +17,7 @@ impl<'a> Join<'a> {
             self.take_forgotten(sink);
             if !sink.explained {
                 if self.is_client_observed(sink) && self.waits(sink.first_seen) {
-                    self.unsettled = self.unsettled.saturating_add(sink.left.opened);
+                    self.unsettled = count::add(self.unsettled, sink.left.opened);
                     continue;
                 }
             } else if sink.left.opened == 0 || !self.has_rest(sink) {
@@ -129,7 +129,7 @@ impl<'a> Join<'a> {
                 continue;
             }
             if group.owner.may_change() && self.waits(group.span.until) {
-                self.unsettled = self.unsettled.saturating_add(share.opened);
+                self.unsettled = count::add(self.unsettled, share.opened);
                 continue;
             }
             let client = self.ends.client_of(ip, &group.owner);

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use self::displaced::Displaced;
 use super::Epoch;
 use crate::{
+    count,
     far_end::FarEnds,
     flow::{FlowCounters, FlowTotals},
     history::{Counted, History},
@@ -76,13 +77,12 @@ impl Account {
             (false, false) => base.totals.active,
         };
         FlowTotals {
-            opened: base
-                .totals
-                .opened
-                .saturating_add(current.opened)
-                .saturating_add(current.preexisting.saturating_sub(base.totals.active)),
+            opened: count::add(
+                count::add(base.totals.opened, current.opened),
+                current.preexisting.saturating_sub(base.totals.active),
+            ),
             active,
-            failed: base.totals.failed.saturating_add(current.failed),
+            failed: count::add(base.totals.failed, current.failed),
             bytes_sent: continued(
                 base.totals.bytes_sent,
                 base.open_bytes_sent,
@@ -96,13 +96,13 @@ impl Account {
                 current.preexisting_bytes_received,
             ),
             methods: base.totals.methods.union(current.methods),
-            inferred: base.totals.inferred.saturating_add(current.inferred),
+            inferred: count::add(base.totals.inferred, current.inferred),
             without_bytes: {
                 // Bytes count from a connection's beginning: who sees it whole now knows what was not known then.
-                let unknown = current.without_bytes.saturating_add(current.open_without_bytes);
+                let unknown = count::add(current.without_bytes, current.open_without_bytes);
                 let seen_whole = current.preexisting.saturating_sub(unknown);
-                let left = base.totals.without_bytes - seen_whole.min(base.open_without_bytes);
-                left.saturating_add(unknown)
+                let left = base.totals.without_bytes.saturating_sub(seen_whole.min(base.open_without_bytes));
+                count::add(left, unknown)
             },
             retransmits: base.totals.retransmits.or(current.retransmits).map(|_| {
                 continued(
@@ -144,7 +144,7 @@ impl Account {
             (true, _) => 0,
             // An epoch that did not know the bytes of what is open leaves what was known before: less may be told apart
             // later, never more.
-            (false, true) if self.current.without_bytes + self.current.open_without_bytes > 0 => current.max(base),
+            (false, true) if self.current.without_bytes.max(self.current.open_without_bytes) > 0 => current.max(base),
             (false, true) => current,
             (false, false) => base,
         };
@@ -181,7 +181,7 @@ impl Account {
             self.roll_over();
         }
         self.over = false;
-        self.current.merge(counters);
+        self.current.merge(&counters.bounded());
         self.reported = true;
         if resumed.is_some() {
             self.raise(&before);
@@ -210,5 +210,5 @@ impl Account {
 
 /// What `base` (of which `open` belonged to connections that were open at its end) becomes with an epoch's count.
 fn continued(base: u64, open: u64, current: u64, preexisting: u64) -> u64 {
-    base.saturating_add(current.saturating_sub(preexisting)).saturating_add(preexisting.saturating_sub(open))
+    count::add(count::add(base, current.saturating_sub(preexisting)), preexisting.saturating_sub(open))
 }
