@@ -38,7 +38,7 @@ pub struct TopologyStatus {
     pub workload: WorkloadRef,
     /// One line for each direction, for people.
     pub summary: Summary,
-    /// Sums over all edges of both directions, those included that are not listed.
+    /// Sums over all edges of both directions, those included that `spec.topology.maxEdges` leaves out.
     pub totals: Totals,
     /// Whom the workload calls, busiest first when chosen, sorted by peer when listed.
     #[schemars(length(max = 500), extend("x-kubernetes-list-type" = "atomic"))]
@@ -50,7 +50,8 @@ pub struct TopologyStatus {
     pub ingress: Vec<TopologyEdge>,
     /// How many edges are not listed.
     pub omitted: OmittedEdges,
-    /// `Observed`: agents report from all nodes on which the workload runs. `Truncated`: not all edges are listed.
+    /// `Observed`: agents report from all nodes on which the workload runs. `Truncated`: not all edges are listed, or totals
+    /// exceed 9223372036854775807 and stop there.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -8,6 +8,8 @@ mod budget;
 mod desired;
 mod existing;
 mod external;
+#[cfg(test)]
+mod extremes;
 mod labels;
 mod name;
 mod noise;

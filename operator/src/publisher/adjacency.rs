@@ -41,9 +41,11 @@ pub(super) fn overview(
     workloads: &BTreeMap<&Workload, Edges<'_>>,
     max_edges: usize,
 ) -> TopologyOverview {
-    let omitted = |edges: &Edges<'_>| {
-        edges.egress.len().saturating_sub(max_edges) + edges.ingress.len().saturating_sub(max_edges)
+    let left_out = |edges: &[&Edge]| {
+        let can_be_written = edges.iter().filter(|edge| edge.counters.is_exact()).count();
+        edges.len() - can_be_written.min(max_edges)
     };
+    let omitted = |edges: &Edges<'_>| left_out(&edges.egress) + left_out(&edges.ingress);
     let mut pairs: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for edge in &graph.edges {
         *pairs.entry((namespace(&edge.key.client), namespace(&edge.key.server))).or_default() += 1;

@@ -15,6 +15,7 @@ use k8s_openapi::{
 };
 use topology::{
     activity,
+    count::{self, MAX_COUNT},
     counts::Counts,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer},
     entity::Workload,
@@ -26,6 +27,8 @@ use crate::watches::AppLabels;
 
 /// How many pods and containers an edge lists on each side.
 const MAX_LISTED: usize = 10;
+/// Why edges are not listed: there are too many.
+const MAX_EDGES: &str = "MaxEdges";
 /// What the API server is called: as its Service.
 const API_SERVER: &str = "kubernetes";
 
@@ -38,23 +41,29 @@ pub(super) fn status(
     silent: &BTreeSet<&str>,
     max_edges: usize,
 ) -> TopologyStatus {
-    let egress = busiest(&edges.egress, max_edges);
-    let ingress = busiest(&edges.ingress, max_edges);
-    let omitted = OmittedEdges {
-        egress: (edges.egress.len() - egress.len()) as u64,
-        ingress: (edges.ingress.len() - ingress.len()) as u64,
+    let exact = Edges { egress: exact(&edges.egress), ingress: exact(&edges.ingress) };
+    let egress = busiest(&exact.egress, max_edges);
+    let ingress = busiest(&exact.ingress, max_edges);
+    let beyond = |all: &Edges<'_>, listed: &Edges<'_>| OmittedEdges {
+        egress: (all.egress.len() - listed.egress.len()) as u64,
+        ingress: (all.ingress.len() - listed.ingress.len()) as u64,
     };
+    let too_large = beyond(edges, &exact);
+    let totals = totals(&exact);
+    let listed = Edges { egress, ingress };
+    let omitted = beyond(edges, &listed);
+    let Edges { egress, ingress } = listed;
     TopologyStatus {
         workload: self::workload(workload, &AppLabels::default()),
         summary: Summary {
             to: summary::to(&workload.namespace, edges.egress.iter().copied()),
             from: summary::from(&workload.namespace, edges.ingress.iter().copied()),
         },
-        totals: totals(edges),
+        totals,
         egress: egress.into_iter().map(|edge| outgoing(edge, earlier.get(&edge.key))).collect(),
         ingress: ingress.into_iter().map(|edge| incoming(edge, earlier.get(&edge.key))).collect(),
         omitted,
-        conditions: vec![observed(silent), truncated(&omitted, max_edges)],
+        conditions: vec![observed(silent), truncated(&omitted, &too_large, &totals, max_edges)],
     }
 }
 
@@ -74,8 +83,9 @@ pub(super) fn structure(status: &TopologyStatus) -> TopologyStatus {
         condition.last_transition_time = Time(Timestamp::UNIX_EPOCH);
     }
     let OmittedEdges { egress, ingress } = structure.omitted;
+    let is_chosen = structure.conditions.iter().any(|condition| condition.reason == MAX_EDGES);
     for (list, omitted) in [(&mut structure.egress, egress), (&mut structure.ingress, ingress)] {
-        if omitted > 0 {
+        if is_chosen && omitted > 0 {
             list.clear();
         }
         for edge in list {
@@ -114,6 +124,11 @@ pub(super) fn keep_transition_times(desired: &mut TopologyStatus, known: Option<
     }
 }
 
+/// Those of which all counters can be written: one that has reached the greatest number may stand for more.
+fn exact<'a>(edges: &[&'a Edge]) -> Vec<&'a Edge> {
+    edges.iter().copied().filter(|edge| edge.counters.is_exact()).collect()
+}
+
 /// By key, as the graph has them.
 fn busiest<'a>(edges: &[&'a Edge], max_edges: usize) -> Vec<&'a Edge> {
     let mut chosen = edges.to_vec();
@@ -137,18 +152,18 @@ fn totals(edges: &Edges<'_>) -> Totals {
     let mut received = EdgeCounters::default();
     edges.ingress.iter().for_each(|edge| received.add(&edge.counters));
     Totals {
-        opened: sent.opened.saturating_add(received.opened),
-        active: sent.active.saturating_add(received.active),
-        failed: sent.failed.saturating_add(received.failed),
-        bytes_sent: sent.bytes_sent.saturating_add(received.bytes_received),
-        bytes_received: sent.bytes_received.saturating_add(received.bytes_sent),
-        without_bytes: sent.without_bytes.saturating_add(received.without_bytes),
+        opened: count::add(sent.opened, received.opened),
+        active: count::add(sent.active, received.active),
+        failed: count::add(sent.failed, received.failed),
+        bytes_sent: count::add(sent.bytes_sent, received.bytes_received),
+        bytes_received: count::add(sent.bytes_received, received.bytes_sent),
+        without_bytes: count::add(sent.without_bytes, received.without_bytes),
         retransmits: edges
             .egress
             .iter()
             .chain(&edges.ingress)
             .any(|edge| edge.knows_retransmits)
-            .then(|| sent.retransmits.saturating_add(received.retransmits)),
+            .then(|| count::add(sent.retransmits, received.retransmits)),
     }
 }
 
@@ -321,15 +336,34 @@ fn observed(silent: &BTreeSet<&str>) -> Condition {
     condition("Observed", false, "NodesNotReporting", &message)
 }
 
-fn truncated(omitted: &OmittedEdges, max_edges: usize) -> Condition {
-    if omitted.egress == 0 && omitted.ingress == 0 {
+fn truncated(omitted: &OmittedEdges, too_large: &OmittedEdges, totals: &Totals, max_edges: usize) -> Condition {
+    let (egress, ingress) = (omitted.egress - too_large.egress, omitted.ingress - too_large.ingress);
+    let mut parts = Vec::new();
+    if egress > 0 || ingress > 0 {
+        parts.push(format!(
+            "{egress} egress and {ingress} ingress edges are not listed; the totals count them. To list more, raise spec.topology.maxEdges of the ScopeProbe (now {max_edges})."
+        ));
+    }
+    let reason = if parts.is_empty() { "CountersTooLarge" } else { MAX_EDGES };
+    if too_large.egress > 0 || too_large.ingress > 0 {
+        parts.push(format!(
+            "{} egress and {} ingress edges are not listed, nor counted in the totals: their counters exceed {MAX_COUNT}, the greatest number of the API. Check which agent reports such numbers.",
+            too_large.egress, too_large.ingress
+        ));
+    }
+    if !is_exact(totals) {
+        parts.push(format!("The totals exceed {MAX_COUNT}, the greatest number of the API, and stop there."));
+    }
+    if parts.is_empty() {
         return condition("Truncated", false, "Complete", "All edges are listed.");
     }
-    let message = format!(
-        "{} egress and {} ingress edges are not listed; the totals count them. To list more, raise spec.topology.maxEdges of the ScopeProbe (now {max_edges}).",
-        omitted.egress, omitted.ingress
-    );
-    condition("Truncated", true, "MaxEdges", &message)
+    condition("Truncated", true, reason, &parts.join(" "))
+}
+
+fn is_exact(totals: &Totals) -> bool {
+    let Totals { opened, active, failed, bytes_sent, bytes_received, without_bytes, retransmits } = *totals;
+    let all = [opened, active, failed, bytes_sent, bytes_received, without_bytes];
+    all.into_iter().chain(retransmits).all(|total| total < MAX_COUNT)
 }
 
 fn condition(type_: &str, is: bool, reason: &str, message: &str) -> Condition {

@@ -7,6 +7,7 @@ use crds::{
 use kube::ResourceExt;
 use topology::{
     archive::Published,
+    count,
     counts::Counts,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer, Seen},
     entity::{ServiceRef, Workload},
@@ -57,7 +58,7 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
     let Counts { counters, clients, servers } = counts(edge, &all, whole, outgoing);
     let inferred = match edge.direction {
         DirectionSource::Observed => 0,
-        DirectionSource::Inferred => counters.opened.saturating_add(counters.failed),
+        DirectionSource::Inferred => count::add(counters.opened, counters.failed),
     };
     let counters = EdgeCounters { inferred, ..counters };
     let from_servers = if seen == Seen::Server { counters } else { EdgeCounters::default() };

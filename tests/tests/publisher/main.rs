@@ -5,6 +5,7 @@
 mod lab;
 mod labels;
 mod noise;
+mod numbers;
 mod outside;
 mod owners;
 
