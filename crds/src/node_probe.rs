@@ -72,7 +72,8 @@ pub struct NodeProbeStatus {
     pub mode: Option<Mode>,
     /// Why this mode: `Supported`, `KernelTooOld`, `KnownBadKernel`, `Lockdown`, `BtfMissing`, `CapabilityMissing`,
     /// `CgroupV2Missing`, `LoadFailed`, `AttachFailed`, `SelfTestFailed`, `CaptureFailed`, `ForcedByProbe` (`spec.mode`),
-    /// `ForcedByOverride` (`spec.modeOverrides`); `NoReportYet` before the agent's first report.
+    /// `ForcedByOverride` (`spec.modeOverrides`); `NoReportYet` before the agent's first report; `Unknown` where the agent
+    /// is of another version and gives a reason that the operator does not know: see `message`.
     #[schemars(length(max = 64))]
     pub reason: String,
     /// The same for people: what was attempted, on what, what came of it, and what to do.

@@ -8,10 +8,12 @@
 pub mod examples;
 mod feature;
 mod known_bad;
+mod reason;
 mod release;
 mod verdict;
 
 pub use feature::KernelFeature;
 pub use known_bad::KernelBug;
+pub use reason::Reason;
 pub use release::{ParseReleaseError, Release};
 pub use verdict::{MapMemory, UnfitKernel, Verdict};

@@ -3,6 +3,7 @@
 use crate::{
     feature::KernelFeature,
     known_bad::KernelBug,
+    reason::Reason,
     release::{ParseReleaseError, Release},
 };
 
@@ -43,6 +44,17 @@ pub enum UnfitKernel {
         /// Its bug.
         bug: &'static KernelBug,
     },
+}
+
+impl UnfitKernel {
+    /// Word of the API.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::TooOld { .. } => Reason::KernelTooOld,
+            Self::KnownBad { .. } => Reason::KnownBadKernel,
+        }
+    }
 }
 
 impl Verdict {

@@ -100,7 +100,7 @@ fn verdict<'a>(findings: &'a [Finding], fallback: &'a [Finding]) -> Verdict<'a> 
     let lines = ebpf.chain(fallback.iter().map(|finding| line(finding, Some("Fallback")))).collect();
     match (attach, reason) {
         (Some(attach), _) => {
-            Verdict { mode: "Ebpf", reason: "Supported", attach: Some(attach.as_str()), findings: lines }
+            Verdict { mode: "Ebpf", reason: Reason::Supported.as_str(), attach: Some(attach.as_str()), findings: lines }
         }
         (None, reason) => {
             let reason = reason.unwrap_or(Reason::LoadFailed).as_str();

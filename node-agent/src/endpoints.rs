@@ -102,7 +102,7 @@ impl Collector for ObservationCollector {
         };
         let labels = [
             ("mode", mode.to_owned()),
-            ("reason", capture.reason.clone()),
+            ("reason", capture.reason.to_string()),
             ("attach", capture.attach.to_owned()),
             ("kernel", capture.kernel.clone()),
         ];

@@ -7,6 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use kernel_support::Reason;
 use topology::{
     far_end::FarEnd,
     flow::{FlowKey, Role},
@@ -50,8 +51,8 @@ pub struct Observation {
 pub struct CaptureState {
     /// `None`: the agent runs and sees nothing.
     pub mode: Option<Mode>,
-    /// Why, as a word of the API.
-    pub reason: String,
+    /// Why.
+    pub reason: Reason,
     /// Why, for people.
     pub message: String,
     /// How the capture is attached; empty where it isn't.
@@ -73,22 +74,19 @@ pub struct CaptureState {
 /// Why a stand-in captures, or nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortfall {
-    /// As a word of the API.
-    pub reason: &'static str,
+    /// The word for it.
+    pub reason: Reason,
     /// What was attempted, on what, what came of it, what to do.
     pub message: String,
     /// Whether this node cannot have what the agent was started for, whatever is tried.
     pub asks_for_fallback: bool,
 }
 
-/// The reason before the first attempt to start a capture has come to an end.
-const STARTING: &str = "Starting";
-
 impl CaptureState {
     /// Whether it is known what can be captured.
     #[must_use]
     pub fn is_decided(&self) -> bool {
-        self.reason != STARTING
+        self.reason != Reason::Starting
     }
 }
 
@@ -101,7 +99,7 @@ impl Observation {
             origin: epoch,
             capture: CaptureState {
                 mode: None,
-                reason: STARTING.into(),
+                reason: Reason::Starting,
                 message: "the capture is being started".into(),
                 attach: "",
                 kernel,
@@ -148,7 +146,7 @@ impl Observation {
         self.complete_until = Instant::now().checked_sub(running);
         self.capture = CaptureState {
             mode: Some(description.mode),
-            reason: "Supported".into(),
+            reason: Reason::Supported,
             message: message(description),
             attach: description.attach,
             kernel: description.kernel.clone(),
@@ -175,16 +173,16 @@ impl Observation {
 
     /// A stand-in captures, because the capture that the agent was started for cannot.
     pub fn fall_short(&mut self, stand_in: &Description, shortfall: &Shortfall) {
-        shortfall.reason.clone_into(&mut self.capture.reason);
+        self.capture.reason = shortfall.reason;
         self.described = message(stand_in);
         self.capture.message = format!("{}; meanwhile {}", shortfall.message, self.described);
         self.capture.asks_for_fallback = shortfall.asks_for_fallback;
     }
 
     /// No capture runs. What was counted in this epoch stays true.
-    pub fn stop(&mut self, reason: &str, message: String) {
+    pub fn stop(&mut self, reason: Reason, message: String) {
         self.capture.mode = None;
-        reason.clone_into(&mut self.capture.reason);
+        self.capture.reason = reason;
         self.capture.message = message;
         self.capture.attach = "";
     }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use kernel_support::Reason;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
@@ -102,11 +103,11 @@ impl Observer {
                     }
                     tracing::error!(%error, "the capture failed and is started again");
                     let message = format!("the capture failed and is started again: {error}");
-                    let shortfall = Shortfall { reason: "CaptureFailed", message, asks_for_fallback: false };
+                    let shortfall = Shortfall { reason: Reason::CaptureFailed, message, asks_for_fallback: false };
                     (shortfall, failures.next_delay())
                 }
                 Err(refused) => {
-                    tracing::warn!(reason = refused.reason, "{}", refused.message);
+                    tracing::warn!(reason = %refused.reason, "{}", refused.message);
                     // What has worked here will work again.
                     let asks_for_fallback = self.captures.stand_in.is_some() && !has_worked;
                     let shortfall = Shortfall { reason: refused.reason, message: refused.message, asks_for_fallback };
@@ -169,7 +170,7 @@ impl Observer {
 
     fn stop(&self, shortfall: &Shortfall, also: &str) {
         let message = format!("{}{also}", shortfall.message);
-        tracing::warn!(reason = shortfall.reason, "nothing is captured: {message}");
+        tracing::warn!(reason = %shortfall.reason, "nothing is captured: {message}");
         let mut observation = self.observation.lock();
         observation.stop(shortfall.reason, message);
         observation.capture.asks_for_fallback = shortfall.asks_for_fallback;
@@ -182,7 +183,7 @@ impl Observer {
         let outcome = tokio::task::spawn_blocking(move || start()).await;
         memory::give_back();
         outcome.unwrap_or_else(|error| {
-            Err(Refused { reason: "LoadFailed", message: format!("starting the capture panicked: {error}") })
+            Err(Refused { reason: Reason::LoadFailed, message: format!("starting the capture panicked: {error}") })
         })
     }
 
@@ -190,7 +191,7 @@ impl Observer {
     /// has ended.
     fn enter(&self, capture: &mut dyn Capture, shortfall: Option<&Shortfall>) -> Result<(), CaptureError> {
         let epoch = epoch::draw().map_err(|error| Refused {
-            reason: "LoadFailed",
+            reason: Reason::LoadFailed,
             message: format!("can't draw random bytes for the epoch: {error}"),
         })?;
         let attribution = if self.observation.lock().attribution.is_some() { None } else { Some(self.attribution()?) };
@@ -218,7 +219,7 @@ impl Observer {
     fn attribution(&self) -> Result<Attribution, Refused> {
         let root = (self.cgroup_root)()?;
         Attribution::open(&root).map_err(|error| Refused {
-            reason: "CgroupV2Missing",
+            reason: Reason::CgroupV2Missing,
             message: format!("can't read the cgroups below {}: {error}", root.display()),
         })
     }

@@ -17,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use topology::flow::FlowKey;
 
 use crate::{
-    capture::{Capture, CaptureError, Description, Reading},
+    capture::{Capture, CaptureError, Description, Reading, Reason},
     supervision::{Refused, Starter},
 };
 
@@ -72,7 +72,10 @@ fn disobedient(starter: Starter, orders: Arc<Orders>) -> Starter {
     Arc::new(move || {
         let refused = orders.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         if refused.is_ok() {
-            return Err(Refused { reason: "LoadFailed", message: "a debugging signal asks for a refusal".into() });
+            return Err(Refused {
+                reason: Reason::LoadFailed,
+                message: "a debugging signal asks for a refusal".into(),
+            });
         }
         let (inner, orders) = (starter()?, Arc::clone(&orders));
         let kills = orders.kills.load(Ordering::Relaxed);

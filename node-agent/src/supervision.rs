@@ -2,21 +2,21 @@
 
 use std::sync::Arc;
 
-use crate::capture::{self, Capture, FallbackSettings, Refusal, Settings};
+use crate::capture::{self, Capture, FallbackSettings, Reason, Refusal, Settings};
 
 /// Why no capture runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub struct Refused {
-    /// As a word of the API.
-    pub reason: &'static str,
+    /// The word for it.
+    pub reason: Reason,
     /// What was attempted, on what, what came of it, what to do.
     pub message: String,
 }
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self { reason: refusal.reason.as_str(), message: refusal.message }
+        Self { reason: refusal.reason, message: refusal.message }
     }
 }
 
@@ -51,7 +51,7 @@ pub fn stand_in(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send 
             return Ok(Box::new(capture));
         }
         Err(Refused {
-            reason: "CapabilityMissing",
+            reason: Reason::CapabilityMissing,
             message:
                 "with the rights of this agent (no SYS_ADMIN or no SYS_PTRACE) or this kernel it is not known whose \
                       sockets are"

@@ -432,11 +432,11 @@ fn run_goes_on_where_nothing_can_be_captured() {
     let nowhere = Path::new("/proc");
     let nothing = wire::Mode::Unspecified;
     for (root, arguments, mode, reason, asks_for) in [
-        (nowhere, vec![], Some(wire::Mode::Unsupported), "CgroupV2Missing", wire::Mode::Fallback),
+        (nowhere, vec![], Some(wire::Mode::Unsupported), wire::Reason::CgroupV2Missing, wire::Mode::Fallback),
         // What it does meanwhile depends on its rights.
-        (node.root(), vec!["--btf", "/no/such/file"], None, "BtfMissing", wire::Mode::Fallback),
-        (node.root(), vec!["--mode", "fallback"], Some(wire::Mode::Fallback), "Supported", nothing),
-        (nowhere, vec!["--mode", "fallback"], Some(wire::Mode::Unsupported), "CgroupV2Missing", nothing),
+        (node.root(), vec!["--btf", "/no/such/file"], None, wire::Reason::BtfMissing, wire::Mode::Fallback),
+        (node.root(), vec!["--mode", "fallback"], Some(wire::Mode::Fallback), wire::Reason::Supported, nothing),
+        (nowhere, vec!["--mode", "fallback"], Some(wire::Mode::Unsupported), wire::Reason::CgroupV2Missing, nothing),
     ] {
         let (address, mut received) = runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -453,7 +453,7 @@ fn run_goes_on_where_nothing_can_be_captured() {
         );
         let first = runtime.block_on(async { tokio::time::timeout(GENEROUS, received.recv()).await }).unwrap();
         let capture = first.unwrap().1.capture.unwrap();
-        assert_eq!((capture.reason.as_str(), capture.asks_for()), (reason, asks_for), "{capture:?}");
+        assert_eq!((capture.reason(), capture.asks_for()), (reason, asks_for), "{capture:?}");
         assert!(mode.is_none_or(|mode| capture.mode() == mode), "{capture:?}");
         assert!(!capture.message.is_empty());
         assert!(agent.end(Signal::SIGTERM).success());

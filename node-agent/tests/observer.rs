@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use kernel_support::Reason;
 use scopeprobe_agent::{
     capture::{Capture, CaptureError, Description, Mode, Reading},
     observation::{Epoch, Observation, Shared},
@@ -86,12 +87,12 @@ struct Lab {
 
 impl Lab {
     /// The first starts are refused for these reasons.
-    fn new(refusals: &[&'static str], interval: Duration, sights: Option<std::os::unix::net::UnixStream>) -> Self {
+    fn new(refusals: &[Reason], interval: Duration, sights: Option<std::os::unix::net::UnixStream>) -> Self {
         Self::with_stand_in(refusals, interval, sights, None)
     }
 
     fn with_stand_in(
-        refusals: &[&'static str],
+        refusals: &[Reason],
         interval: Duration,
         sights: Option<std::os::unix::net::UnixStream>,
         stand_in: Option<Readings>,
@@ -140,7 +141,7 @@ impl Lab {
 
 fn starter(
     mode: Mode,
-    refusals: &[&'static str],
+    refusals: &[Reason],
     readings: Readings,
     forgotten: Arc<Mutex<Vec<FlowKey>>>,
     sights: Option<std::os::unix::net::UnixStream>,
@@ -169,14 +170,14 @@ fn starter(
 
 #[tokio::test]
 async fn a_refused_capture_is_reported_and_tried_again() {
-    let lab = Lab::new(&["BtfMissing"], Duration::from_millis(10), None);
-    lab.until("the refusal", |observation| observation.capture.reason == "BtfMissing").await;
+    let lab = Lab::new(&[Reason::BtfMissing], Duration::from_millis(10), None);
+    lab.until("the refusal", |observation| observation.capture.reason == Reason::BtfMissing).await;
     assert_eq!(lab.observation.lock().capture.mode, None);
     let before = lab.observation.lock().epoch();
     lab.bring(vec![lab.flow(1)]);
     lab.until("a flow", |observation| observation.flows.len() == 1).await;
     let mut observation = lab.observation.lock();
-    assert_eq!((observation.capture.mode, observation.capture.reason.as_str()), (Some(Mode::Ebpf), "Supported"));
+    assert_eq!((observation.capture.mode, observation.capture.reason), (Some(Mode::Ebpf), Reason::Supported));
     assert_ne!(observation.epoch(), before);
     let cgroup = lab.flow(1).0.cgroup_id;
     let owner = observation.attribution.as_mut().unwrap().owner(cgroup, std::time::Instant::now()).owner.clone();
@@ -195,7 +196,7 @@ async fn a_capture_that_fails_is_started_again_with_a_new_epoch() {
     assert_eq!(lab.observation.lock().epoch(), epoch, "one or two failures are passed over");
 
     lab.readings.lock().unwrap().extend([Err("once"), Err("twice"), Err("for good")]);
-    lab.until("the failure", |observation| observation.capture.reason == "CaptureFailed").await;
+    lab.until("the failure", |observation| observation.capture.reason == Reason::CaptureFailed).await;
     assert!(lab.observation.lock().capture.message.contains("for good"));
     assert_eq!(lab.observation.lock().flows.len(), 2, "what was counted stays true");
     lab.until("another start", |observation| observation.capture.mode.is_some()).await;
@@ -246,20 +247,21 @@ async fn too_many_flows_leave_the_capture_too() {
 #[tokio::test]
 async fn a_stand_in_sees_what_it_can_until_the_better_capture_is_back() {
     let (interval, stand_in) = (Duration::from_millis(10), Readings::default());
-    let lab = Lab::with_stand_in(&["BtfMissing", "BtfMissing"], interval, None, Some(Arc::clone(&stand_in)));
+    let lab =
+        Lab::with_stand_in(&[Reason::BtfMissing, Reason::BtfMissing], interval, None, Some(Arc::clone(&stand_in)));
     stand_in.lock().unwrap().push_back(Ok(Reading { flows: vec![lab.flow(1)], seen: 1, ..Reading::default() }));
     lab.until("a flow of the stand-in", |observation| observation.flows.len() == 1).await;
     let (epoch, capture) = {
         let observation = lab.observation.lock();
         (observation.epoch(), observation.capture.clone())
     };
-    assert_eq!((capture.mode, capture.reason.as_str()), (Some(Mode::Fallback), "BtfMissing"));
+    assert_eq!((capture.mode, capture.reason), (Some(Mode::Fallback), Reason::BtfMissing));
     assert!(capture.asks_for_fallback && capture.message.contains("the test says so"), "{capture:?}");
     lab.bring(vec![lab.flow(2)]);
     lab.until("the better one", |observation| observation.capture.mode == Some(Mode::Ebpf)).await;
     let observation = lab.observation.lock();
     assert_ne!(observation.epoch(), epoch, "other eyes, another epoch");
-    assert_eq!((observation.capture.reason.as_str(), observation.capture.asks_for_fallback), ("Supported", false));
+    assert_eq!((observation.capture.reason, observation.capture.asks_for_fallback), (Reason::Supported, false));
 }
 
 #[tokio::test]
@@ -271,7 +273,7 @@ async fn a_capture_that_fails_has_a_stand_in_that_asks_for_nothing() {
     lab.until("the stand-in", |observation| observation.capture.mode == Some(Mode::Fallback)).await;
     {
         let observation = lab.observation.lock();
-        assert_eq!(observation.capture.reason, "CaptureFailed");
+        assert_eq!(observation.capture.reason, Reason::CaptureFailed);
         assert!(!observation.capture.asks_for_fallback && observation.capture.message.contains("for good"));
     }
     // The stand-in fails too: nothing runs until the next attempt, and that is said.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use operator::{Manner, serve};
-use report::v1alpha1::AgentReport;
+use report::v1alpha1::{self as wire, AgentReport};
 use scopeprobe_agent::{
     attribution::Attribution,
     capture::{Description, Mode, Reading},
@@ -150,7 +150,7 @@ async fn a_stream_begins_with_a_bounded_snapshot_and_goes_on_with_changes() {
         assert!(report.flows.len() <= report::MAX_FLOWS_PER_MESSAGE);
         assert_eq!(report.identities.len(), usize::from(sequence == 1), "the one identity comes once");
         let capture = report.capture.unwrap();
-        assert_eq!((capture.reason.as_str(), capture.attached_unix_ms), ("Supported", 1_234));
+        assert_eq!((capture.reason(), capture.attached_unix_ms), (wire::Reason::Supported, 1_234));
         ports.extend(report.flows.iter().map(|flow| flow.port));
     }
     assert_eq!(ports.len(), 2500);
@@ -254,11 +254,11 @@ async fn reporter_that_closes_leaves_the_place_to_its_successor() {
 async fn an_agent_that_captures_nothing_says_why() {
     let mut lab = Lab::new(&[], 0).await;
     lab.snapshot().await;
-    lab.observation.lock().stop("BtfMissing", "x".repeat(5000));
+    lab.observation.lock().stop(kernel_support::Reason::BtfMissing, "x".repeat(5000));
     lab.changed.notify_one();
     let (_, report) = lab.next().await;
     let capture = report.capture.unwrap();
-    assert_eq!((capture.mode(), capture.reason.as_str()), (report::v1alpha1::Mode::Unsupported, "BtfMissing"));
+    assert_eq!((capture.mode(), capture.reason()), (wire::Mode::Unsupported, wire::Reason::BtfMissing));
     assert_eq!(capture.message.len(), report::MAX_CAPTURE_MESSAGE_BYTES);
 }
 

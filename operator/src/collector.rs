@@ -171,7 +171,7 @@ fn refuse(invalid: &decode::Invalid) -> Status {
 
 #[cfg(test)]
 mod tests {
-    use report::v1alpha1::{CaptureState, Mode, collector_client::CollectorClient};
+    use report::v1alpha1::{CaptureState, Mode, Reason, collector_client::CollectorClient};
 
     use super::*;
 
@@ -194,7 +194,7 @@ mod tests {
             ends_snapshot: true,
             capture: Some(CaptureState {
                 mode: Mode::Ebpf.into(),
-                reason: "Supported".to_owned(),
+                reason: Reason::Supported.into(),
                 ..CaptureState::default()
             }),
             ..AgentReport::default()

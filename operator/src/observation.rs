@@ -9,6 +9,7 @@ use std::{
 };
 
 use crds::{Losses, Mode, NamespaceEdge, TopologyTotals};
+use kernel_support::Reason;
 use tokio::sync::watch;
 use topology::count;
 
@@ -25,8 +26,8 @@ pub struct NodeObservation {
     pub origin: Vec<u8>,
     /// How it captures; none before its first report.
     pub mode: Option<Mode>,
-    /// Why, as one word.
-    pub reason: String,
+    /// Why.
+    pub reason: Reason,
     /// Why, for people.
     pub message: String,
     /// How the capture is attached.

@@ -1,6 +1,8 @@
 //! The wire format between agent and operator, and nothing else. `proto/report.proto` is its documentation.
 #![forbid(unsafe_code)]
 
+mod reason;
+
 /// Messages, client and server of `scopeprobe.report.v1alpha1`.
 #[allow(missing_docs, clippy::pedantic, reason = "generated; the .proto file documents it")]
 pub mod v1alpha1 {

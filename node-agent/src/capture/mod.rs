@@ -53,6 +53,7 @@ pub use attach::Attach;
 pub use cgroup_root::find_cgroup_root;
 pub use ebpf::{EbpfCapture, probe, start_ebpf};
 pub use fallback::{FallbackCapture, FallbackSettings, Passes, probe_fallback, start_fallback};
+pub use kernel_support::Reason;
 
 /// A source of flows. Not tied to a runtime: [`Capture::read`] blocks for some milliseconds at most.
 pub trait Capture: Send {
@@ -264,50 +265,9 @@ impl Default for Settings {
     }
 }
 
-/// Why this machine cannot be captured in this way. The names are those of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// The kernel lacks what the programs need.
-    KernelTooOld,
-    /// This very kernel is known to go wrong.
-    KnownBadKernel,
-    /// The kernel is locked down against what the programs do.
-    Lockdown,
-    /// The kernel does not describe its own types.
-    BtfMissing,
-    /// This process may not load or attach programs.
-    CapabilityMissing,
-    /// The node's cgroup root is not a directory of cgroup v2.
-    CgroupV2Missing,
-    /// The kernel refused a program.
-    LoadFailed,
-    /// The kernel refused to attach a program.
-    AttachFailed,
-    /// Everything was attached, and a connection of our own was not counted.
-    SelfTestFailed,
-}
-
-impl Reason {
-    /// The word of the API.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::KernelTooOld => "KernelTooOld",
-            Self::KnownBadKernel => "KnownBadKernel",
-            Self::Lockdown => "Lockdown",
-            Self::BtfMissing => "BtfMissing",
-            Self::CapabilityMissing => "CapabilityMissing",
-            Self::CgroupV2Missing => "CgroupV2Missing",
-            Self::LoadFailed => "LoadFailed",
-            Self::AttachFailed => "AttachFailed",
-            Self::SelfTestFailed => "SelfTestFailed",
-        }
-    }
-}
-
 /// A capture that could not be started.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}: {message}", reason.as_str())]
+#[error("{reason}: {message}")]
 pub struct Refusal {
     /// The word for it.
     pub reason: Reason,

@@ -1,8 +1,8 @@
 //! The kernel that the agent runs on, by its release. Pure.
 
-use kernel_support::{KernelFeature, Release, UnfitKernel, Verdict};
+use kernel_support::{KernelFeature, Release, Verdict};
 
-use super::{Reason, Refusal};
+use super::Refusal;
 
 /// Release of the running kernel, and its version where the release names one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +34,7 @@ impl RunningKernel {
     /// If every attempt is known to fail, or to do harm.
     pub(super) fn judge(&self) -> Result<(), Refusal> {
         let Verdict::Unfit(unfit) = Verdict::of(&self.text) else { return Ok(()) };
-        let reason = match unfit {
-            UnfitKernel::TooOld { .. } => Reason::KernelTooOld,
-            UnfitKernel::KnownBad { .. } => Reason::KnownBadKernel,
-        };
-        Err(Refusal { reason, message: unfit.to_string() })
+        Err(Refusal { reason: unfit.reason(), message: unfit.to_string() })
     }
 }
 
@@ -47,6 +43,7 @@ mod tests {
     use kernel_support::examples::{EXAMPLES, Expected};
 
     use super::*;
+    use crate::capture::Reason;
 
     #[test]
     fn running_kernel_is_refused_exactly_where_the_operator_expects_it() {

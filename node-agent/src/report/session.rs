@@ -265,12 +265,12 @@ mod tests {
         assert!(first.begins_snapshot && first.ends_snapshot && first.flows.is_empty());
         assert_eq!((first.node.as_str(), first.sequence, first.epoch), ("node", 1, vec![1; 16]));
         assert!(!session.has_news(&observation));
-        observation.stop("LoadFailed", "why".into());
+        observation.stop(kernel_support::Reason::LoadFailed, "why".into());
         assert!(session.has_news(&observation), "a change of the capture's state is news without any flow");
         let second = session.next(&mut observation, Instant::now());
         assert!(!second.begins_snapshot && !second.ends_snapshot);
         let capture = second.capture.unwrap();
-        assert_eq!((capture.mode(), capture.reason.as_str()), (wire::Mode::Unsupported, "LoadFailed"));
+        assert_eq!((capture.mode(), capture.reason()), (wire::Mode::Unsupported, wire::Reason::LoadFailed));
         assert!(!session.has_news(&observation));
     }
 

@@ -30,7 +30,7 @@ pub fn capture_state(state: &CaptureState) -> wire::CaptureState {
     };
     wire::CaptureState {
         mode: mode.into(),
-        reason: state.reason.clone(),
+        reason: wire::Reason::from(state.reason).into(),
         message: cut(&message(state), MAX_CAPTURE_MESSAGE_BYTES).to_owned(),
         attach: state.attach.to_owned(),
         kernel: state.kernel.clone(),

@@ -185,7 +185,7 @@ mod tests {
     fn view(rows: Vec<Row>) -> View {
         View {
             mode: "Ebpf",
-            reason: "Supported".into(),
+            reason: "Supported",
             message: "capturing; old sockets are not known".into(),
             attach: "SockOps",
             kernel: "6.12.0".into(),

@@ -15,7 +15,7 @@ pub struct View {
     /// `Ebpf`, `Fallback` or `Unsupported`.
     pub mode: &'static str,
     /// Why, as a word.
-    pub reason: String,
+    pub reason: &'static str,
     /// What doesn't work here.
     pub message: String,
     /// How the capture is attached.
@@ -67,7 +67,7 @@ impl View {
                 Some(Mode::Fallback) => "Fallback",
                 None => "Unsupported",
             },
-            reason,
+            reason: reason.as_str(),
             message,
             attach,
             kernel,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crds::{Losses, Mode};
+use kernel_support::Reason;
 use report::{
     MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES,
     v1alpha1::{self as wire, identity},
@@ -50,7 +51,7 @@ pub(super) struct Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Capture {
     pub mode: Mode,
-    pub reason: String,
+    pub reason: Reason,
     pub message: String,
     pub attach: String,
     pub kernel: String,
@@ -108,10 +109,6 @@ fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
             return Err(invalid("capture.mode", format!("{} is no known mode", capture.mode)));
         }
     };
-    at_most("capture.reason", &capture.reason, 64)?;
-    if !capture.reason.chars().all(|letter| letter.is_ascii_alphanumeric()) {
-        return Err(invalid("capture.reason", format!("{:?} is no CamelCase word", capture.reason)));
-    }
     at_most("capture.message", &capture.message, MAX_CAPTURE_MESSAGE_BYTES)?;
     at_most("capture.attach", &capture.attach, 64)?;
     at_most("capture.kernel", &capture.kernel, 128)?;
@@ -132,7 +129,7 @@ fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
     }
     Ok(Capture {
         mode,
-        reason: capture.reason,
+        reason: Reason::from(capture.reason()),
         message: capture.message,
         attach: capture.attach,
         kernel: capture.kernel,
@@ -213,7 +210,7 @@ mod tests {
             ends_snapshot: true,
             capture: Some(wire::CaptureState {
                 mode: wire::Mode::Ebpf.into(),
-                reason: "Supported".to_owned(),
+                reason: wire::Reason::Supported.into(),
                 ..wire::CaptureState::default()
             }),
             identities: vec![wire::Identity {
@@ -275,7 +272,7 @@ mod tests {
         assert_eq!(report.flows, [Flow { key, counters, ages, remote_names, far_ends }]);
         assert_eq!(report.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
-        assert_eq!(report.capture.mode, Mode::Ebpf);
+        assert_eq!((report.capture.mode, report.capture.reason), (Mode::Ebpf, Reason::Supported));
     }
 
     #[test]
@@ -284,7 +281,7 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 37] = [
+        let faults: [(&str, Fault); 36] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -292,7 +289,6 @@ mod tests {
             ("capture", |message| message.capture = None),
             ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 0),
             ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 77),
-            ("capture.reason", |message| message.capture.as_mut().expect("it is there").reason = "no word".to_owned()),
             ("capture.message", |message| message.capture.as_mut().expect("it is there").message = "x".repeat(1025)),
             ("node_addresses", |message| message.node_addresses = vec![vec![10, 0, 0, 9]; 257]),
             ("node_addresses[0]", |message| message.node_addresses[0].clear()),
@@ -328,6 +324,17 @@ mod tests {
             fault(&mut broken);
             let problem = decode(broken).expect_err(field);
             assert_eq!(problem.field, field, "{problem}");
+        }
+    }
+
+    #[test]
+    fn reason_of_a_newer_agent_is_unknown_and_keeps_its_message() {
+        for number in [99, i32::MAX, -1] {
+            let mut newer = message();
+            let capture = newer.capture.as_mut().expect("it is there");
+            (capture.reason, capture.message) = (number, "no moon tonight".to_owned());
+            let capture = decode(newer).expect("nothing is wrong with it").capture;
+            assert_eq!((capture.reason, capture.message.as_str()), (Reason::Unknown, "no moon tonight"));
         }
     }
 

@@ -184,7 +184,7 @@ mod tests {
     fn capture(attached_unix_ms: u64, seen: u64) -> Capture {
         Capture {
             mode: crds::Mode::Ebpf,
-            reason: "Supported".to_owned(),
+            reason: kernel_support::Reason::Supported,
             message: String::new(),
             attach: "SockOps".to_owned(),
             kernel: "6.1".to_owned(),

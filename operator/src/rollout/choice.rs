@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crds::RequestedMode;
-use kernel_support::{MapMemory, UnfitKernel, Verdict};
+use kernel_support::{MapMemory, Reason, UnfitKernel, Verdict};
 
 use super::demotion::Demotion;
 
@@ -63,21 +63,20 @@ pub enum ModeCause {
     /// The ScopeProbe asks for this mode.
     Forced(Asker),
     /// An agent has tried eBPF in vain, and has said why.
-    Demoted(String),
+    Demoted(Reason),
 }
 
 impl ModeCause {
-    /// As one word.
+    /// Word of the API.
     #[must_use]
-    pub fn reason(&self) -> &str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Supported => "Supported",
-            Self::UnfitKernel(UnfitKernel::TooOld { .. }) => "KernelTooOld",
-            Self::UnfitKernel(UnfitKernel::KnownBad { .. }) => "KnownBadKernel",
-            Self::KernelUnknown => "KernelUnknown",
-            Self::Forced(Asker::Probe) => "ForcedByProbe",
-            Self::Forced(Asker::Override) => "ForcedByOverride",
-            Self::Demoted(reason) => reason,
+            Self::Supported => Reason::Supported,
+            Self::UnfitKernel(unfit) => unfit.reason(),
+            Self::KernelUnknown => Reason::KernelUnknown,
+            Self::Forced(Asker::Probe) => Reason::ForcedByProbe,
+            Self::Forced(Asker::Override) => Reason::ForcedByOverride,
+            Self::Demoted(reason) => *reason,
         }
     }
 
@@ -87,8 +86,7 @@ impl ModeCause {
         Some(match self {
             Self::Supported | Self::KernelUnknown => return None,
             Self::UnfitKernel(unfit) => format!("{unfit}; using Fallback mode").into(),
-            Self::Forced(Asker::Probe) => "spec.mode of the ScopeProbe asks for this mode".into(),
-            Self::Forced(Asker::Override) => "one of spec.modeOverrides of the ScopeProbe asks for this mode".into(),
+            Self::Forced(_) => self.reason().sentence().into(),
             Self::Demoted(reason) => {
                 format!("eBPF was tried on this node and cannot be used ({reason}): see status.demotion").into()
             }
@@ -121,7 +119,7 @@ pub fn choose(
     }
     match (verdict, demotion.filter(|demotion| !demotion.retrying)) {
         (Verdict::Unfit(unfit), _) => (AgentMode::Fallback, ModeCause::UnfitKernel(unfit)),
-        (_, Some(demotion)) => (AgentMode::Fallback, ModeCause::Demoted(demotion.reason.clone())),
+        (_, Some(demotion)) => (AgentMode::Fallback, ModeCause::Demoted(demotion.reason)),
         (Verdict::Unknown(_), None) => (with_ebpf, ModeCause::KernelUnknown),
         (Verdict::Fit(_), None) => (with_ebpf, ModeCause::Supported),
     }
@@ -137,26 +135,26 @@ mod tests {
 
     const PANICS: &str = "4.4.0-121-generic";
 
-    fn chosen(requested: RequestedMode, kernel: &str, demotion: Option<&Demotion>) -> (AgentMode, String) {
+    fn chosen(requested: RequestedMode, kernel: &str, demotion: Option<&Demotion>) -> (AgentMode, Reason) {
         let (mode, cause) = choose(requested, Asker::Probe, kernel, demotion);
-        (mode, cause.reason().to_owned())
+        (mode, cause.reason())
     }
 
-    fn is(mode: AgentMode, reason: &str) -> (AgentMode, String) {
-        (mode, reason.to_owned())
+    fn is(mode: AgentMode, reason: Reason) -> (AgentMode, Reason) {
+        (mode, reason)
     }
 
     #[test]
     fn the_kernel_decides_unless_somebody_else_does() {
         for (kernel, by_itself, with_ebpf) in [
-            ("6.1.0", is(AgentMode::Ebpf, "Supported"), AgentMode::Ebpf),
-            ("5.10.0", is(AgentMode::EbpfMemlock, "Supported"), AgentMode::EbpfMemlock),
-            ("4.19.0", is(AgentMode::Fallback, "KernelTooOld"), AgentMode::EbpfMemlock),
-            ("custom", is(AgentMode::Ebpf, "KernelUnknown"), AgentMode::Ebpf),
+            ("6.1.0", is(AgentMode::Ebpf, Reason::Supported), AgentMode::Ebpf),
+            ("5.10.0", is(AgentMode::EbpfMemlock, Reason::Supported), AgentMode::EbpfMemlock),
+            ("4.19.0", is(AgentMode::Fallback, Reason::KernelTooOld), AgentMode::EbpfMemlock),
+            ("custom", is(AgentMode::Ebpf, Reason::KernelUnknown), AgentMode::Ebpf),
         ] {
             assert_eq!(chosen(Auto, kernel, None), by_itself, "{kernel}");
-            assert_eq!(chosen(Ebpf, kernel, None), is(with_ebpf, "ForcedByProbe"), "{kernel}");
-            assert_eq!(chosen(Fallback, kernel, None), is(AgentMode::Fallback, "ForcedByProbe"), "{kernel}");
+            assert_eq!(chosen(Ebpf, kernel, None), is(with_ebpf, Reason::ForcedByProbe), "{kernel}");
+            assert_eq!(chosen(Fallback, kernel, None), is(AgentMode::Fallback, Reason::ForcedByProbe), "{kernel}");
         }
     }
 
@@ -164,11 +162,11 @@ mod tests {
     fn releases_of_many_distributions_choose_agents() {
         for (release, expected) in EXAMPLES {
             let expected = match expected {
-                Expected::Capable => is(AgentMode::Ebpf, "Supported"),
-                Expected::CapableWithLockedMemory => is(AgentMode::EbpfMemlock, "Supported"),
-                Expected::TooOld => is(AgentMode::Fallback, "KernelTooOld"),
-                Expected::KnownBad => is(AgentMode::Fallback, "KnownBadKernel"),
-                Expected::Unknown => is(AgentMode::Ebpf, "KernelUnknown"),
+                Expected::Capable => is(AgentMode::Ebpf, Reason::Supported),
+                Expected::CapableWithLockedMemory => is(AgentMode::EbpfMemlock, Reason::Supported),
+                Expected::TooOld => is(AgentMode::Fallback, Reason::KernelTooOld),
+                Expected::KnownBad => is(AgentMode::Fallback, Reason::KnownBadKernel),
+                Expected::Unknown => is(AgentMode::Ebpf, Reason::KernelUnknown),
             };
             assert_eq!(chosen(Auto, release, None), expected, "{release:?}");
         }
@@ -176,7 +174,9 @@ mod tests {
 
     #[test]
     fn nobody_makes_a_kernel_panic() {
-        for (requested, reason) in [(Auto, "KnownBadKernel"), (Ebpf, "KnownBadKernel"), (Fallback, "ForcedByProbe")] {
+        for (requested, reason) in
+            [(Auto, Reason::KnownBadKernel), (Ebpf, Reason::KnownBadKernel), (Fallback, Reason::ForcedByProbe)]
+        {
             assert_eq!(chosen(requested, PANICS, None), is(AgentMode::Fallback, reason));
         }
         let (_, cause) = choose(Auto, Asker::Probe, PANICS, None);
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn an_agent_that_asks_is_heard_where_nobody_has_decided() {
         let demotion = |retrying| Demotion {
-            reason: "BtfMissing".to_owned(),
+            reason: Reason::BtfMissing,
             message: String::new(),
             kernel: "6.1.0".to_owned(),
             boot_id: String::new(),
@@ -197,15 +197,15 @@ mod tests {
             retrying,
         };
         let (demoted, retrying) = (demotion(false), demotion(true));
-        assert_eq!(chosen(Auto, "6.1.0", Some(&demoted)), is(AgentMode::Fallback, "BtfMissing"));
-        assert_eq!(chosen(Auto, "6.1.0", Some(&retrying)), is(AgentMode::Ebpf, "Supported"));
-        assert_eq!(chosen(Ebpf, "6.1.0", Some(&demoted)), is(AgentMode::Ebpf, "ForcedByProbe"));
+        assert_eq!(chosen(Auto, "6.1.0", Some(&demoted)), is(AgentMode::Fallback, Reason::BtfMissing));
+        assert_eq!(chosen(Auto, "6.1.0", Some(&retrying)), is(AgentMode::Ebpf, Reason::Supported));
+        assert_eq!(chosen(Ebpf, "6.1.0", Some(&demoted)), is(AgentMode::Ebpf, Reason::ForcedByProbe));
     }
 
     #[test]
     fn who_has_forced_it_is_told() {
         let (_, cause) = choose(Ebpf, Asker::Override, "6.1.0", None);
-        assert_eq!(cause.reason(), "ForcedByOverride");
+        assert_eq!(cause.reason(), Reason::ForcedByOverride);
         assert!(cause.message().is_some_and(|message| message.contains("spec.modeOverrides")));
     }
 }

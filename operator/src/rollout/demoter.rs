@@ -75,7 +75,7 @@ impl Demoter {
 fn request(observation: &NodeObservation) -> Option<Request<'_>> {
     let since = observation.asks_for_fallback_since_unix_ms.filter(|_| observation.connected)?;
     Some(Request {
-        reason: &observation.reason,
+        reason: observation.reason,
         message: &observation.message,
         since: time(since),
         last: time(observation.last_report_unix_ms),
@@ -92,7 +92,7 @@ fn tell(node: &str, before: Option<&Demotion>, after: Option<&Demotion>) {
     match (waits(before), after) {
         (false, Some(after)) if !after.retrying => {
             let Demotion { reason, message, attempts, retry_at, .. } = after;
-            tracing::warn!(node, reason, message, attempts, %retry_at, "its agent cannot use eBPF: moved to the fallback");
+            tracing::warn!(node, %reason, message, attempts, %retry_at, "its agent cannot use eBPF: moved to the fallback");
         }
         (true, Some(after)) if after.retrying => tracing::info!(node, after.attempts, "trying eBPF again"),
         (true, None) => tracing::info!(node, "something has changed: trying eBPF again"),

@@ -3,6 +3,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kernel_support::Reason;
 
 /// How long an agent has to ask for the fallback before it is moved: one that only begins, or that loses its capture for a
 /// moment, may get over it.
@@ -13,8 +14,8 @@ pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
 /// That eBPF was tried on a node in vain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demotion {
-    /// Why, as one word.
-    pub reason: String,
+    /// Why.
+    pub reason: Reason,
     /// Why, for people.
     pub message: String,
     /// The kernel on which it was tried.
@@ -36,8 +37,8 @@ pub struct Demotion {
 /// That an agent asks for the fallback, and has done so in all of its reports since a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// Why, as one word.
-    pub reason: &'a str,
+    /// Why.
+    pub reason: Reason,
     /// Why, for people.
     pub message: &'a str,
     /// The time of the first of these reports.
@@ -96,7 +97,7 @@ fn steady<'a, 'b>(request: Option<&'a Request<'b>>) -> Option<&'a Request<'b>> {
 fn demoted(facts: &Facts<'_>, request: &Request<'_>, attempts: u32, retry: SignedDuration, now: Timestamp) -> Demotion {
     let wait = wait(facts.node, attempts, retry);
     Demotion {
-        reason: request.reason.to_owned(),
+        reason: request.reason,
         message: request.message.to_owned(),
         kernel: facts.kernel.to_owned(),
         boot_id: facts.boot_id.to_owned(),
@@ -131,7 +132,7 @@ impl Demotion {
     #[must_use]
     pub fn to_status(&self) -> crds::Demotion {
         crds::Demotion {
-            reason: self.reason.clone(),
+            reason: self.reason.to_string(),
             message: self.message.clone(),
             kernel: self.kernel.clone(),
             boot_id: self.boot_id.clone(),
@@ -147,7 +148,7 @@ impl Demotion {
     pub fn restore(written: &crds::Demotion, now: Timestamp) -> Option<Self> {
         let (since, retry_at) = (written.since.as_ref()?.0, written.retry_at.as_ref()?.0);
         Some(Self {
-            reason: written.reason.clone(),
+            reason: Reason::from_word(&written.reason),
             message: written.message.clone(),
             kernel: written.kernel.clone(),
             boot_id: written.boot_id.clone(),
@@ -186,7 +187,7 @@ mod tests {
     }
 
     fn asking(since: i64, last: i64) -> Facts<'static> {
-        let request = Request { reason: "BtfMissing", message: "no BTF", since: at(since), last: at(last) };
+        let request = Request { reason: Reason::BtfMissing, message: "no BTF", since: at(since), last: at(last) };
         Facts { request: Some(request), ..facts() }
     }
 
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(decide(None, &facts(), HOUR, at(100)), None);
         assert_eq!(decide(None, &asking(0, 19), HOUR, at(1000)), None, "what it says is what counts");
         let demotion = first();
-        assert_eq!((demotion.reason.as_str(), demotion.message.as_str()), ("BtfMissing", "no BTF"));
+        assert_eq!((demotion.reason, demotion.message.as_str()), (Reason::BtfMissing, "no BTF"));
         assert_eq!((demotion.since, demotion.attempts, demotion.retrying), (at(20), 1, false));
         let wait = demotion.retry_at.duration_since(at(20));
         assert!(wait >= HOUR && wait <= SignedDuration::from_mins(75), "{wait}");
@@ -293,7 +294,7 @@ mod tests {
                 boots += u32::from(booted);
                 let boot_id = format!("boot-{boots}");
                 let request = asked_for.map(|asked_for| Request {
-                    reason: "BtfMissing",
+                    reason: Reason::BtfMissing,
                     message: "no BTF",
                     since: now - SignedDuration::from_secs(asked_for),
                     last: now,

@@ -46,12 +46,13 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
         Unobserved { intervals: observation.earlier.gaps, seconds: observation.earlier.gap_ms.div_ceil(1000) };
     let sampled = misses_uncounted(observation) || previous.is_some_and(|previous| previous.sampled);
     let Explanation { reason, message } = explain(observation, assignment, previous);
+    let reason = reason.as_str();
     let same = previous.filter(|previous| previous.mode == observation.mode && previous.reason == reason);
     let history = previous.map(|previous| previous.history.clone()).unwrap_or_default();
     NodeProbeStatus {
         probe: assignment.probe.clone(),
         requested_mode: assignment.requested,
-        choice: Choice { agents: assignment.mode.as_str().to_owned(), reason: assignment.cause.reason().to_owned() },
+        choice: Choice { agents: assignment.mode.as_str().to_owned(), reason: assignment.cause.reason().to_string() },
         mode: observation.mode,
         message,
         attach: observation.attach.clone(),
@@ -62,7 +63,7 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
             None => history,
             Some(mode) => {
                 let attach = observation.attach.clone();
-                extended(history, ModeChange { time: Time(now), mode, reason: reason.clone(), attach })
+                extended(history, ModeChange { time: Time(now), mode, reason: reason.to_owned(), attach })
             }
         },
         epoch: hex(&observation.epoch),
@@ -82,7 +83,7 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
             None,
             now,
         ),
-        reason,
+        reason: reason.to_owned(),
     }
 }
 
@@ -237,7 +238,7 @@ mod tests {
             connected: true,
             epoch: vec![0xab; 16],
             mode: Some(Mode::Ebpf),
-            reason: "Supported".to_owned(),
+            reason: kernel_support::Reason::Supported,
             kernel: "6.12.1".to_owned(),
             seen: 100,
             ..NodeObservation::default()

@@ -2,6 +2,7 @@
 //! no operator ran is noticed, and what was lost does not vanish. Pure.
 
 use crds::{Losses, NodeProbe, NodeProbeStatus};
+use kernel_support::Reason;
 use kube::ResourceExt;
 use topology::count::bounded;
 
@@ -20,7 +21,7 @@ pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
         origin: epoch.clone(),
         epoch,
         mode: status.mode,
-        reason: status.reason.clone(),
+        reason: Reason::from_word(&status.reason),
         message: status.message.clone(),
         attach: status.attach.clone(),
         kernel: status.kernel.clone(),

@@ -32,7 +32,7 @@ fn good() -> AgentReport {
         ends_snapshot: true,
         capture: Some(wire::CaptureState {
             mode: wire::Mode::Ebpf.into(),
-            reason: "Supported".to_owned(),
+            reason: wire::Reason::Supported.into(),
             attach: "SockOps".to_owned(),
             ..wire::CaptureState::default()
         }),
@@ -83,7 +83,6 @@ fn faults() -> Vec<(&'static str, Fault)> {
         ("capture", |report| report.capture = None),
         ("capture.mode", |report| capture(report).mode = 0),
         ("capture.mode", |report| capture(report).mode = -1),
-        ("capture.reason", |report| capture(report).reason.push_str(" of <b>")),
         ("capture.message", |report| capture(report).message = "x".repeat(1025)),
         ("capture.attach", |report| capture(report).attach = "x".repeat(65)),
         ("capture.kernel", |report| capture(report).kernel = "x".repeat(129)),

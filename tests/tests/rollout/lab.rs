@@ -9,6 +9,7 @@ use k8s_openapi::{
     api::{apps::v1::DaemonSet, core::v1::Node},
     apimachinery::pkg::apis::meta::v1::Condition,
 };
+use kernel_support::Reason;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, Patch, PatchParams, PostParams},
@@ -288,13 +289,13 @@ fn agent_settings(image: &str) -> AgentSettings {
 /// What an agent of these agents reports where everything works.
 pub fn works(agents: &str, kernel: &str) -> impl FnOnce(&mut NodeObservation) + use<> {
     let (mode, reason, attach) = match agents {
-        "fallback" => (Mode::Fallback, "ForcedByProbe", "SockDiag+Conntrack"),
-        _ => (Mode::Ebpf, "Supported", "SockOps"),
+        "fallback" => (Mode::Fallback, Reason::ForcedByProbe, "SockDiag+Conntrack"),
+        _ => (Mode::Ebpf, Reason::Supported, "SockOps"),
     };
     let kernel = kernel.to_owned();
     move |observation| {
         observation.mode = Some(mode);
-        reason.clone_into(&mut observation.reason);
+        observation.reason = reason;
         attach.clone_into(&mut observation.attach);
         observation.kernel = kernel;
         observation.message = String::new();

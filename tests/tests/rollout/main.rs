@@ -14,6 +14,7 @@ use std::{
 use crds::Mode;
 use fleet::Kind;
 use k8s_openapi::api::events::v1::Event;
+use kernel_support::Reason;
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams},
@@ -217,7 +218,7 @@ fn asks(lab: &Lab, node: &str, kernel: &str, seconds: u64) {
     let now = now_ms();
     lab.report(node, |observation| {
         observation.mode = Some(Mode::Unsupported);
-        "BtfMissing".clone_into(&mut observation.reason);
+        observation.reason = Reason::BtfMissing;
         "there is no /sys/kernel/btf/vmlinux".clone_into(&mut observation.message);
         observation.attach = String::new();
         kernel.clone_into(&mut observation.kernel);
