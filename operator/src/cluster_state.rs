@@ -1,32 +1,34 @@
 //! What the operator knows of ScopeProbes, Nodes and NodeProbes, kept up to date by watches.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     hash::Hash,
     pin::pin,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use crds::{NodeProbe, NodeProbeSpec, ScopeProbe};
+use crds::{NodeProbe, NodeProbeSpec, PROBE_LABEL, ScopeProbe};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, Resource, ResourceExt,
-    core::DeserializeGuard,
-    runtime::{WatchStreamExt, reflector, watcher},
+    Client, Resource, ResourceExt,
+    runtime::{reflector, watcher::Event},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::rollout::{
-    assignment::{Assignments, NodeFacts, ProbeFacts, assign},
-    demotion::Demotion,
+use crate::{
+    guarded_watch::{Guarded, bare, watch as watch_all},
+    rollout::{
+        assignment::{Assignments, NodeFacts, ProbeFacts, assign},
+        demotion::Demotion,
+    },
 };
 
 /// A reflector's store of objects of which some may be malformed.
-type GuardedStore<K> = reflector::Store<DeserializeGuard<K>>;
+type GuardedStore<K> = reflector::Store<Guarded<K>>;
 
 /// The latest known ScopeProbes, Nodes and NodeProbes.
 pub struct ClusterState {
@@ -74,6 +76,32 @@ impl ClusterState {
         valid.filter(|probe| probe.metadata.deletion_timestamp.is_none()).collect()
     }
 
+    /// Names of the ScopeProbes that do not decode. What belongs to them stays as it is until somebody has mended them.
+    #[must_use]
+    pub fn malformed_probes(&self) -> BTreeSet<String> {
+        self.malformed_probe_versions().into_keys().collect()
+    }
+
+    /// The same, with the version of each.
+    #[must_use]
+    pub fn malformed_probe_versions(&self) -> BTreeMap<String, Option<String>> {
+        malformed(&self.probes)
+    }
+
+    /// Nodes that have the agents of a malformed ScopeProbe, and keep them until that decodes again.
+    #[must_use]
+    pub fn held_nodes(&self) -> BTreeSet<String> {
+        let malformed = self.malformed_probes();
+        let held = self.nodes().into_values().filter(|node| is_held(node, &malformed));
+        held.map(|node| node.name).collect()
+    }
+
+    /// Names of the NodeProbes that do not decode, and have to be written anew.
+    #[must_use]
+    pub fn malformed_node_probes(&self) -> BTreeSet<String> {
+        malformed(&self.node_probes).into_keys().collect()
+    }
+
     /// All Nodes.
     #[must_use]
     pub fn nodes(&self) -> BTreeMap<String, NodeFacts> {
@@ -96,7 +124,8 @@ impl ClusterState {
     #[must_use]
     pub fn assignments(&self) -> Assignments {
         let probes: Vec<_> = self.probes().iter().map(probe_facts).collect();
-        let nodes: Vec<_> = self.nodes().into_values().collect();
+        let malformed = self.malformed_probes();
+        let nodes: Vec<_> = self.nodes().into_values().filter(|node| !is_held(node, &malformed)).collect();
         assign(&probes, &nodes, &self.demotions())
     }
 
@@ -136,6 +165,19 @@ impl ClusterState {
     }
 }
 
+fn is_held(node: &NodeFacts, malformed: &BTreeSet<String>) -> bool {
+    node.labels.get(PROBE_LABEL).is_some_and(|probe| malformed.contains(probe))
+}
+
+fn malformed<K>(store: &GuardedStore<K>) -> BTreeMap<String, Option<String>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let all = store.state().into_iter();
+    let malformed = all.filter(|object| object.0.is_err() && object.meta().deletion_timestamp.is_none());
+    malformed.map(|object| (object.name_any(), object.resource_version())).collect()
+}
+
 fn probe_facts(probe: &ScopeProbe) -> ProbeFacts {
     ProbeFacts {
         name: probe.name_any(),
@@ -166,61 +208,60 @@ fn node_facts(node: &Node) -> NodeFacts {
     }
 }
 
+/// Of a node that does not decode, what was known of its system stays true.
+fn guarded_facts(node: &Guarded<Node>, known: &BTreeMap<String, NodeFacts>) -> NodeFacts {
+    let invalid = match &node.0 {
+        Ok(node) => return node_facts(node),
+        Err(invalid) => invalid,
+    };
+    let bare = node_facts(&bare(&invalid.metadata).unwrap_or_default());
+    match known.get(&bare.name).filter(|known| known.uid == bare.uid) {
+        Some(known) => NodeFacts { labels: bare.labels, ..known.clone() },
+        None => bare,
+    }
+}
+
 /// `assignments`: whether these objects have a say in who gets which node.
 async fn reflect<K>(
     client: Client,
-    writer: reflector::store::Writer<DeserializeGuard<K>>,
+    mut writer: reflector::store::Writer<Guarded<K>>,
     state: Arc<ClusterState>,
     assignments: bool,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     <K as Resource>::DynamicType: Eq + Hash + Default,
 {
-    let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let stream = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
-    let mut stream = pin!(stream);
+    let mut stream = pin!(watch_all::<K>(&client));
     while let Some(event) = stream.next().await {
-        match event {
-            Ok(watcher::Event::Apply(DeserializeGuard(Err(invalid)))) => {
-                let name = invalid.metadata.name.unwrap_or_default();
-                tracing::warn!(kind = %K::kind(&()), name, error = invalid.error, "ignoring a malformed object");
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again"),
-        }
+        writer.apply_watcher_event(&event);
         state.mark_changed(assignments);
     }
 }
 
 async fn watch_nodes(client: Client, state: Arc<ClusterState>, listed: watch::Sender<bool>) {
-    let stream = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
-    let mut stream = pin!(stream);
+    let mut stream = pin!(watch_all::<Node>(&client));
     let mut fresh = BTreeMap::new();
     while let Some(event) = stream.next().await {
         let mut nodes = state.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let changed = match event {
-            Ok(watcher::Event::Apply(node)) => {
-                let facts = node_facts(&node);
+            Event::Apply(node) => {
+                let facts = guarded_facts(&node, &nodes);
                 nodes.insert(facts.name.clone(), facts.clone()) != Some(facts)
             }
-            Ok(watcher::Event::Delete(node)) => nodes.remove(&node.name_any()).is_some(),
-            Ok(watcher::Event::Init) => {
+            Event::Delete(node) => nodes.remove(&node.name_any()).is_some(),
+            Event::Init => {
                 fresh.clear();
                 false
             }
-            Ok(watcher::Event::InitApply(node)) => {
-                let facts = node_facts(&node);
+            Event::InitApply(node) => {
+                let facts = guarded_facts(&node, &nodes);
                 fresh.insert(facts.name.clone(), facts);
                 false
             }
-            Ok(watcher::Event::InitDone) => {
+            Event::InitDone => {
                 *nodes = std::mem::take(&mut fresh);
                 listed.send_replace(true);
                 true
-            }
-            Err(error) => {
-                tracing::warn!(kind = "Node", %error, "watch failed, trying again");
-                false
             }
         };
         drop(nodes);

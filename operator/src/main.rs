@@ -7,7 +7,17 @@ use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter()).with_writer(std::io::stderr).init();
     runtime::main(Cli::parse()).await
+}
+
+/// As `RUST_LOG` says. The client's library logs each request that fails, and whole lists where one object does not decode;
+/// the operator reports both itself, once, so that the library is heard only where it is named.
+fn filter() -> EnvFilter {
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    match "kube_client=off".parse() {
+        Ok(quiet) if !asked.contains("kube") => filter.add_directive(quiet),
+        _ => filter,
+    }
 }

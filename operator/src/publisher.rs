@@ -32,10 +32,7 @@ use futures::{
     stream::FuturesUnordered,
 };
 use k8s_openapi::jiff::Timestamp;
-use kube::{
-    Api, Client, ResourceExt,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::{sync::watch, time::sleep_until};
 use topology::archive::Archive;
@@ -46,11 +43,11 @@ use self::{
     desired::{Builder, Picture},
     existing::{Again, Existing},
     schedule::{Schedule, Urgency},
-    writer::{Key, WriteError, Written},
+    writer::{Existence, Key, WriteError, Written},
 };
 use crate::{
-    collector::Accounts, metrics::Metrics, observation::TopologyOverview, publish_settings::PublishSettings,
-    watches::Names,
+    collector::Accounts, guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
+    publish_settings::PublishSettings, watches::Names,
 };
 
 /// Writes to the API server per second, over a long time.
@@ -150,8 +147,7 @@ impl Publisher {
         inputs.names.name_external_groups(external::groups(&self.settings.external_groups));
         let mut flows = inputs.accounts.subscribe();
         let mut names = inputs.names.subscribe();
-        let objects = watcher(Api::<Topology>::all(self.client.clone()), watcher::Config::default());
-        let mut objects = objects.default_backoff().boxed();
+        let mut objects = watch_all::<Topology>(&self.client).boxed();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let mut build_at = Some(Instant::now());
         let mut last_build = Duration::ZERO;
@@ -165,7 +161,7 @@ impl Publisher {
             let next_write = self.next_write();
             tokio::select! {
                 event = objects.next() => match event {
-                    Some(Ok(event)) => match self.existing.apply(event) {
+                    Some(event) => match self.existing.apply(event) {
                         Again::Nothing => {}
                         Again::One(key) => self.compare(&key),
                         // A picture without what there was before would be less than that.
@@ -175,7 +171,6 @@ impl Publisher {
                             build_at = Some(Instant::now());
                         }
                     },
-                    Some(Err(error)) => tracing::warn!(%error, "cannot watch Topology objects; trying again"),
                     None => return,
                 },
                 Some((key, result)) = self.writing.next(), if !self.writing.is_empty() => self.conclude(&key, result),
@@ -239,22 +234,27 @@ impl Publisher {
     fn write(&mut self, key: &Key) -> Option<BoxFuture<'static, (Key, Result<Written, WriteError>)>> {
         let client = self.client.clone();
         let known = self.existing.get(key).cloned();
+        let is_malformed = self.existing.is_malformed(key);
         let owned_key = key.clone();
         let future = if let Some(desired) = self.picture.desired.get(key) {
             let mut desired = desired.clone();
             let status = known.as_ref().and_then(|known| known.status.as_ref());
             object::keep_transition_times(&mut desired.status, status, Timestamp::now());
-            let exists = known.as_ref().filter(|known| existing::is_owned(known, &desired)).and_then(ResourceExt::uid);
+            let existence = match known.as_ref().filter(|known| existing::is_owned(known, &desired)) {
+                _ if is_malformed => Existence::Malformed,
+                Some(known) => Existence::Owned(known.uid()),
+                None => Existence::None,
+            };
             let labels = labels::change(known.as_ref(), &desired.app).map(|labels| json!(labels));
             async move {
-                let result = writer::write(&client, &owned_key, &desired, exists, labels).await;
+                let result = writer::write(&client, &owned_key, &desired, existence, labels).await;
                 (owned_key, result)
             }
             .boxed()
         } else {
             let known = known?;
             async move {
-                let result = writer::empty(&client, &owned_key, &known).await;
+                let result = writer::empty(&client, &owned_key, &known, is_malformed).await;
                 (owned_key, result)
             }
             .boxed()
@@ -317,7 +317,12 @@ impl Publisher {
             return;
         }
         let (desired, now) = (self.picture.desired.get(key), Instant::now());
-        match (existing::difference(known, desired), desired) {
+        let difference = if self.existing.is_malformed(key) {
+            Some(Urgency::Structure)
+        } else {
+            existing::difference(known, desired)
+        };
+        match (difference, desired) {
             (Some(Urgency::Noise), Some(desired)) => {
                 let totals = desired.status.totals;
                 let resting = self.resting.entry(key.clone()).or_insert((totals, now));

@@ -21,11 +21,7 @@ use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{
-    Api, Client,
-    core::PartialObjectMeta,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Client, core::PartialObjectMeta};
 use tokio::sync::watch;
 use topology::{external::ExternalGroups, ledger::Ledger};
 
@@ -34,7 +30,7 @@ pub use self::{
     catalog::{Catalog, OwnerIdentity},
 };
 use self::{catalog::Change, steps::steps};
-use crate::collector::Accounts;
+use crate::{collector::Accounts, guarded_watch::watch as watch_all};
 
 /// How many changes are taken in at once before anybody is told.
 const BATCH: usize = 512;
@@ -116,29 +112,11 @@ impl Names {
 
 /// Follows all objects that matter until it is dropped. What cannot be watched is tried again with growing pauses.
 pub async fn run(client: Client, names: Names, accounts: Accounts) {
-    let config = || watcher::Config::default();
     let all = vec![
-        steps("pods", watcher(Api::<Pod>::all(client.clone()), config()).default_backoff(), pods::facts, |step| {
-            Change::Pod(Box::new(step))
-        }),
-        steps(
-            "services",
-            watcher(Api::<Service>::all(client.clone()), config()).default_backoff(),
-            services::service,
-            Change::Service,
-        ),
-        steps(
-            "endpointslices",
-            watcher(Api::<EndpointSlice>::all(client.clone()), config()).default_backoff(),
-            services::slice,
-            Change::Slice,
-        ),
-        steps(
-            "nodes",
-            watcher(Api::<Node>::all(client.clone()), config()).default_backoff(),
-            nodes::facts,
-            Change::Node,
-        ),
+        steps("pods", watch_all::<Pod>(&client), pods::facts, |step| Change::Pod(Box::new(step))),
+        steps("services", watch_all::<Service>(&client), services::service, Change::Service),
+        steps("endpointslices", watch_all::<EndpointSlice>(&client), services::slice, Change::Slice),
+        steps("nodes", watch_all::<Node>(&client), nodes::facts, Change::Node),
         owners::<ReplicaSet>(&client),
         owners::<Deployment>(&client),
         owners::<StatefulSet>(&client),
@@ -174,8 +152,7 @@ where
         + Send
         + 'static,
 {
-    let watched =
-        watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), watcher::Config::default()).default_backoff();
+    let watched = watch_all::<PartialObjectMeta<K>>(client);
     steps(K::KIND, watched, owners::facts::<K>, |step| Change::Owner(K::KIND, K::API_VERSION, step))
 }
 

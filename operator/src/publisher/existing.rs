@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crds::Topology;
+use crds::{Topology, TopologySpec};
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, runtime::watcher::Event};
 
@@ -11,6 +11,7 @@ use super::{
     schedule::Urgency,
     writer::{Desired, Key},
 };
+use crate::guarded_watch::Guarded;
 
 /// What has to be looked at again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(super) enum Again {
 #[derive(Debug, Default)]
 pub(super) struct Existing {
     objects: HashMap<Key, Topology>,
+    /// Those of them that do not decode: of these the metadata alone is known.
+    malformed: HashSet<Key>,
     listing: Option<HashSet<Key>>,
     listed: bool,
     /// Objects that were there at the first list and have not been written since.
@@ -33,7 +36,7 @@ pub(super) struct Existing {
 
 impl Existing {
     /// Takes in what the watch says.
-    pub(super) fn apply(&mut self, event: Event<Topology>) -> Again {
+    pub(super) fn apply(&mut self, event: Event<Guarded<Topology>>) -> Again {
         match event {
             Event::Init => {
                 self.listing = Some(HashSet::new());
@@ -44,7 +47,8 @@ impl Existing {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(key.clone());
                 }
-                if !self.listed {
+                // What does not decode tells nothing that would be worth waiting for.
+                if !self.listed && topology.0.is_ok() {
                     self.from_before.insert(key);
                 }
                 self.upsert_newer(topology);
@@ -53,6 +57,7 @@ impl Existing {
             Event::InitDone => {
                 let listing = self.listing.take().unwrap_or_default();
                 self.objects.retain(|key, _| listing.contains(key));
+                self.malformed.retain(|key| listing.contains(key));
                 self.listed = true;
                 // Also those that should be there and are not.
                 Again::All
@@ -91,6 +96,10 @@ impl Existing {
         self.from_before.contains(key)
     }
 
+    pub(super) fn is_malformed(&self, key: &Key) -> bool {
+        self.malformed.contains(key)
+    }
+
     pub(super) fn is_being_written(&self, key: &Key) -> bool {
         self.being_written.contains(key)
     }
@@ -105,11 +114,21 @@ impl Existing {
     }
 
     /// The watch may lag behind what a write has returned.
-    fn upsert_newer(&mut self, topology: Topology) {
+    fn upsert_newer(&mut self, topology: Guarded<Topology>) {
+        let is_malformed = topology.0.is_err();
+        let topology = topology.0.unwrap_or_else(|invalid| Topology {
+            metadata: invalid.metadata,
+            spec: TopologySpec::default(),
+            status: None,
+        });
         let version = |topology: &Topology| topology.resource_version().and_then(|version| version.parse::<u64>().ok());
         let known = self.objects.get(&key(&topology));
         if known.is_none_or(|known| known.uid() != topology.uid() || version(known) <= version(&topology)) {
+            let key = key(&topology);
             self.upsert(topology);
+            if is_malformed {
+                self.malformed.insert(key);
+            }
         }
     }
 
@@ -119,16 +138,19 @@ impl Existing {
         for entry in managers.filter(|entry| entry.manager.as_deref() != Some(labels::FIELD_MANAGER)) {
             entry.fields_v1 = None;
         }
-        self.objects.insert(key(&topology), topology);
+        let key = key(&topology);
+        self.malformed.remove(&key);
+        self.objects.insert(key, topology);
     }
 
     pub(super) fn remove(&mut self, key: &Key) {
         self.objects.remove(key);
+        self.malformed.remove(key);
         self.from_before.remove(key);
     }
 }
 
-fn key(topology: &Topology) -> Key {
+fn key(topology: &impl ResourceExt) -> Key {
     Key { namespace: topology.namespace().unwrap_or_default(), name: topology.name_any() }
 }
 

@@ -3,16 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use crds::{Topology, TopologyStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
-    core::Status,
+    core::{DeserializeGuard, PartialObjectMeta, Status},
 };
 use serde_json::json;
 use topology::entity::Workload;
 
 use super::{labels, name::name};
-use crate::watches::{AppLabels, OwnerIdentity};
+use crate::{
+    guarded_watch::Guarded,
+    watches::{AppLabels, OwnerIdentity},
+};
 
 /// Whose fields they are, for server-side apply.
 const FIELD_MANAGER: &str = "scopeprobe-topology";
@@ -68,24 +72,39 @@ fn explained(error: &kube::Error) -> String {
     }
 }
 
-/// Writes the object; makes it first, or its owner reference, unless it `exists` with this UID; and its labels, if they
-/// are to change.
+/// How an object is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Existence {
+    /// Not at all, or with another owner than it should have.
+    None,
+    /// With this UID, and the right owner.
+    Owned(Option<String>),
+    /// In a form that does not decode.
+    Malformed,
+}
+
+/// Writes the object, and its labels, if they are to change. Makes it first, or its owner reference, where it lacks that.
 pub(super) async fn write(
     client: &Client,
     key: &Key,
     desired: &Desired,
-    exists: Option<String>,
+    existence: Existence,
     labels: Option<serde_json::Value>,
 ) -> Result<Written, WriteError> {
     let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
     let apply = PatchParams::apply(FIELD_MANAGER).force();
     within(async {
-        let uid = match exists {
-            Some(uid) => Some(uid),
-            None => match found(api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await)? {
-                Written::Is(made) => made.uid(),
-                Written::Gone => return Ok(Written::Gone),
-            },
+        if existence == Existence::Malformed {
+            reset(client, key).await?;
+        }
+        let uid = match existence {
+            Existence::Owned(uid) => uid,
+            Existence::None | Existence::Malformed => {
+                match found(api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await)? {
+                    Written::Is(made) => made.uid(),
+                    Written::Gone => return Ok(Written::Gone),
+                }
+            }
         };
         if let Some(labels) = labels
             && let Written::Gone = label(&api, key, uid, labels).await?
@@ -96,6 +115,31 @@ pub(super) async fn write(
         found(api.patch_status(&key.name, &apply, &Patch::Apply(body)).await)
     })
     .await
+}
+
+/// Takes the status away, whoever wrote it, so that the object decodes again. Deletes the object where that does not help.
+async fn reset(client: &Client, key: &Key) -> Result<Written, WriteError> {
+    let api: Api<Guarded<Topology>> = Api::namespaced(client.clone(), &key.namespace);
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match api.patch_status(&key.name, &params, &Patch::Merge(json!({ "status": null }))).await {
+        Ok(DeserializeGuard(Ok(topology))) => Ok(Written::Is(Box::new(topology))),
+        Ok(DeserializeGuard(Err(invalid))) => delete(client, key, &invalid.metadata).await,
+        Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Deletes the object, unless somebody wrote to it meanwhile.
+async fn delete(client: &Client, key: &Key, known: &ObjectMeta) -> Result<Written, WriteError> {
+    // The answer may be the object, which may not decode.
+    let api: Api<PartialObjectMeta<Topology>> = Api::namespaced(client.clone(), &key.namespace);
+    let preconditions = Preconditions { uid: known.uid.clone(), resource_version: known.resource_version.clone() };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(&key.name, &params).await {
+        Ok(_) => Ok(Written::Gone),
+        Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Makes these, and no others, our labels. One that somebody else has set meanwhile is a conflict, and theirs at the next
@@ -112,18 +156,22 @@ async fn label(
 }
 
 /// No edges are left: deletes the object, or empties its status if anybody else has written to it.
-pub(super) async fn empty(client: &Client, key: &Key, known: &Topology) -> Result<Written, WriteError> {
+pub(super) async fn empty(
+    client: &Client,
+    key: &Key,
+    known: &Topology,
+    is_malformed: bool,
+) -> Result<Written, WriteError> {
     let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
     within(async {
-        if is_ours(known) {
-            // Not if somebody has written to it meanwhile.
-            let preconditions = Preconditions { uid: known.uid(), resource_version: known.resource_version() };
-            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-            return match api.delete(&key.name, &params).await {
-                Ok(_) => Ok(Written::Gone),
-                Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
-                Err(error) => Err(error.into()),
-            };
+        let reset = if is_malformed { Some(reset(client, key).await?) } else { None };
+        let known = match &reset {
+            Some(Written::Gone) => return Ok(Written::Gone),
+            Some(Written::Is(topology)) => topology,
+            None => known,
+        };
+        if is_ours(&known.metadata) {
+            return delete(client, key, &known.metadata).await;
         }
         if !labels::ours(known).is_empty() {
             label(&api, key, known.uid(), json!({})).await?;
@@ -144,14 +192,11 @@ pub async fn clear(client: &Client) -> Result<(), kube::Error> {
     let mut params = ListParams::default().limit(500);
     let mut failed = None;
     loop {
-        let page = Api::<Topology>::all(client.clone()).list(&params).await?;
-        for topology in &page.items {
+        let page = Api::<Topology>::all(client.clone()).list_metadata(&params).await?;
+        for topology in page.items {
             let key = Key { namespace: topology.namespace().unwrap_or_default(), name: topology.name_any() };
-            if !is_ours(topology) && topology.status.is_none() {
-                continue;
-            }
-            match empty(client, &key, topology).await {
-                Ok(_) => {}
+            match within(clear_one(client, &key, &topology.metadata)).await {
+                Ok(()) => {}
                 Err(WriteError::Api(error)) => failed = Some(error),
                 Err(error) => {
                     tracing::warn!(namespace = key.namespace, name = key.name, %error, "cannot clear a Topology");
@@ -165,12 +210,32 @@ pub async fn clear(client: &Client) -> Result<(), kube::Error> {
     }
 }
 
+async fn clear_one(client: &Client, key: &Key, known: &ObjectMeta) -> Result<(), WriteError> {
+    if is_ours(known) {
+        delete(client, key, known).await?;
+        return Ok(());
+    }
+    if has_our_status(known)
+        && let Written::Is(cleared) = reset(client, key).await?
+    {
+        empty(client, key, &cleared, false).await?;
+    }
+    Ok(())
+}
+
 /// Whether nobody else has written to the object: it may go.
-fn is_ours(topology: &Topology) -> bool {
-    let spec = serde_json::to_value(&topology.spec).unwrap_or_default();
-    let is_spec_empty = spec.as_object().is_some_and(serde_json::Map::is_empty);
+fn is_ours(metadata: &ObjectMeta) -> bool {
     let is_ours = |manager: &str| manager == FIELD_MANAGER || manager == labels::FIELD_MANAGER;
-    is_spec_empty && topology.managed_fields().iter().all(|entry| entry.manager.as_deref().is_some_and(is_ours))
+    managers(metadata).all(|entry| entry.manager.as_deref().is_some_and(is_ours))
+}
+
+fn has_our_status(metadata: &ObjectMeta) -> bool {
+    let is_status = |entry: &ManagedFieldsEntry| entry.subresource.as_deref() == Some("status");
+    managers(metadata).any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER) && is_status(entry))
+}
+
+fn managers(metadata: &ObjectMeta) -> impl Iterator<Item = &ManagedFieldsEntry> {
+    metadata.managed_fields.iter().flatten()
 }
 
 fn metadata(key: &Key, desired: &Desired) -> serde_json::Value {

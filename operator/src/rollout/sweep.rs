@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crds::{MODE_LABEL, NodeProbe, PROBE_LABEL};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::{Api, Client, ResourceExt, api::DeleteParams};
+use kube::{Api, Client, ResourceExt, api::DeleteParams, core::PartialObjectMeta};
 
 use super::{
     apply::{self, ApplyError, is_not_found},
@@ -19,6 +19,7 @@ const INTERVAL: Duration = Duration::from_mins(5);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What it works with.
+#[derive(Clone)]
 pub struct Sweep {
     /// The API server.
     pub client: Client,
@@ -48,26 +49,30 @@ impl Sweep {
     /// `swept_for`: the ScopeProbes whose DaemonSets alone are left.
     async fn once(&self, swept_for: &mut Option<BTreeSet<String>>) -> Result<(), ApplyError> {
         let Self { client, cluster, observations, .. } = self;
-        let probes: BTreeSet<String> = cluster.probes().iter().map(ResourceExt::name_any).collect();
+        // A ScopeProbe that does not decode asks for something, though it is not known for what.
+        let malformed = cluster.malformed_probes();
+        let well_formed = cluster.probes().iter().map(ResourceExt::name_any).collect();
+        let probes: BTreeSet<String> = &malformed | &well_formed;
         if swept_for.as_ref() != Some(&probes) {
             self.delete_daemon_sets_of_others(&probes).await?;
             *swept_for = Some(probes);
         }
-        let assigned: BTreeSet<String> = cluster.assignments().nodes.into_keys().collect();
+        let mut wanted: BTreeSet<String> = cluster.assignments().nodes.into_keys().collect();
+        wanted.extend(cluster.held_nodes());
         let nodes = cluster.nodes();
-        for node in nodes.values().filter(|node| !assigned.contains(&node.name)) {
+        for node in nodes.values().filter(|node| !wanted.contains(&node.name)) {
             if [MODE_LABEL, PROBE_LABEL].iter().any(|label| node.labels.contains_key(*label)) {
                 tracing::info!(node = node.name, "no ScopeProbe selects it any more");
                 apply::unlabel_node(client, &node.name).await?;
             }
         }
-        for name in cluster.node_probes().into_keys().filter(|name| !assigned.contains(name)) {
+        for name in cluster.node_probes().into_keys().filter(|name| !wanted.contains(name)) {
             delete_node_probe(client, &name).await?;
         }
-        if cluster.probes().is_empty() {
+        if cluster.probes().is_empty() && cluster.malformed_probes().is_empty() {
             publisher::clear(client).await.map_err(|source| ApplyError::new("clear", "Topologies", source))?;
         }
-        for name in observations.all().into_keys().filter(|name| !assigned.contains(name)) {
+        for name in observations.all().into_keys().filter(|name| !wanted.contains(name)) {
             observations.forget(&name);
         }
         Ok(())
@@ -90,7 +95,8 @@ impl Sweep {
 /// # Errors
 /// Where the API server refused.
 pub async fn delete_node_probe(client: &Client, name: &str) -> Result<(), ApplyError> {
-    match Api::<NodeProbe>::all(client.clone()).delete(name, &DeleteParams::default()).await {
+    // The answer may be the object, which may not decode.
+    match Api::<PartialObjectMeta<NodeProbe>>::all(client.clone()).delete(name, &DeleteParams::default()).await {
         Ok(_) => Ok(()),
         Err(source) if is_not_found(&source) => Ok(()),
         Err(source) => Err(ApplyError::new("delete NodeProbe", name, source)),

@@ -9,6 +9,7 @@ use kube::{
 use crate::rollout::choice::AgentMode;
 
 /// Tells of changes of mode.
+#[derive(Clone)]
 pub struct Events {
     recorder: Recorder,
 }

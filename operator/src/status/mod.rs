@@ -1,7 +1,7 @@
 //! What came of it: NodeProbe and ScopeProbe statuses.
 //!
 //! `node_probe` and `scope_probe` say what a status should be, purely; `writer` writes what differs from what is there,
-//! and not too often; `restore` reads back what an earlier operator has written.
+//! and not too often; `restore` reads back what an earlier operator has written; `repair` mends what does not decode.
 
 pub mod conditions;
 pub mod coverage;
@@ -9,6 +9,7 @@ pub mod events;
 pub mod explanation;
 pub mod history;
 pub mod node_probe;
+pub mod repair;
 pub mod restore;
 pub mod scope_probe;
 pub mod writer;

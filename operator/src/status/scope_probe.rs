@@ -219,6 +219,29 @@ fn stuck(reason: &str, message: String) -> [Statement; 3] {
     ]
 }
 
+/// Status of a ScopeProbe whose `spec` does not decode: nothing is known of it but that.
+#[must_use]
+pub fn malformed(
+    error: &str,
+    previous: Option<&ScopeProbeStatus>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> ScopeProbeStatus {
+    let message = format!(
+        "spec does not decode: {error}; correct it, or install an operator of the version that it was written for; until \
+         then the agents of this ScopeProbe stay as they are, and their NodeProbes are not updated"
+    );
+    let [ready, reconciling, stalled] = stuck("Malformed", message.clone());
+    let complete = Statement::new(CAPTURE_COMPLETE, Truth::Unknown, "Malformed", message);
+    let known = previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default();
+    ScopeProbeStatus {
+        observed_generation: generation,
+        conditions: conditions(vec![ready, reconciling, stalled, complete], known, generation, now),
+        coverage: "-".to_owned(),
+        ..ScopeProbeStatus::default()
+    }
+}
+
 fn nodes_taken(taken: Option<&BTreeMap<String, String>>) -> Statement {
     const TYPE: &str = "NodesTaken";
     let Some(taken) = taken.filter(|taken| !taken.is_empty()) else {

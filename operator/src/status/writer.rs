@@ -18,7 +18,9 @@ use tokio::sync::watch;
 
 use super::{
     events::{Events, is_mode_change},
-    node_probe, scope_probe,
+    node_probe,
+    repair::{self, MalformedProbes},
+    scope_probe,
 };
 use crate::{
     cluster_state::ClusterState,
@@ -41,6 +43,7 @@ const NUMBERS_PER_TURN: usize = 3;
 const ECHO: Duration = Duration::from_secs(10);
 
 /// What the writer works with.
+#[derive(Clone)]
 pub struct Writer {
     /// The API server.
     pub client: Client,
@@ -119,11 +122,13 @@ impl Writer {
     pub async fn run(mut self) {
         let mut node_probes = Written::default();
         let mut scope_probes = Written::default();
+        let mut malformed = MalformedProbes::default();
         let mut cluster = self.cluster.subscribe();
         let mut reports = self.observations.subscribe();
         let mut outcomes = self.outcomes.subscribe();
         loop {
             self.turn(&mut node_probes, &mut scope_probes).await;
+            malformed.mend(&self.client, &self.cluster.malformed_probe_versions(), now()).await;
             tokio::time::sleep(PAUSE).await;
             // Numbers that wait for their turn need a turn.
             let _ = tokio::time::timeout(Duration::from_secs(1), async {
@@ -139,8 +144,7 @@ impl Writer {
     }
 
     async fn turn(&mut self, node_probes: &mut Written<NodeProbeStatus>, scope_probes: &mut Written<ScopeProbeStatus>) {
-        // As precise as the API keeps it, or what is there would always differ from what should be.
-        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+        let now = now();
         let probes = self.cluster.probes();
         self.tell_publisher(&probes);
         let assignments = self.cluster.assignments();
@@ -157,6 +161,10 @@ impl Writer {
     fn tell_publisher(&self, probes: &[ScopeProbe]) {
         let age = |probe: &&ScopeProbe| (probe.creation_timestamp(), probe.name_any());
         let settings = probes.iter().min_by_key(age).map(|probe| PublishSettings::from(&probe.spec.topology));
+        if settings.is_none() && !self.cluster.malformed_probes().is_empty() {
+            // What was asked for before goes on.
+            return;
+        }
         self.publish.send_if_modified(|current| {
             let changed = *current != settings;
             *current = settings;
@@ -198,6 +206,7 @@ impl Writer {
         now: Timestamp,
     ) -> BTreeMap<String, NodeProbeStatus> {
         let there = self.cluster.node_probes();
+        let malformed = self.cluster.malformed_node_probes();
         let observations = self.observations.all();
         let nodes = self.cluster.nodes();
         let demotions = self.cluster.demotions();
@@ -219,6 +228,9 @@ impl Writer {
             let status = node_probe::desired(&inputs, now);
             let interval = probe.spec.topology.counter_interval.into();
             match written.due(name, &status, existing, interval, node_probe::differs_in_structure) {
+                _ if malformed.contains(name) => {
+                    self.rewrite_node_probe(node, &status, previous.as_ref(), written).await;
+                }
                 Due::Now => self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await,
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
                 Due::No => self.metrics.write("NodeProbe", "skipped"),
@@ -231,6 +243,24 @@ impl Writer {
             self.write_node_probe(node, status, Some(status), there.get(&name), written).await;
         }
         statuses
+    }
+
+    /// Writes a NodeProbe that does not decode anew.
+    async fn rewrite_node_probe(
+        &self,
+        node: &NodeFacts,
+        status: &NodeProbeStatus,
+        previous: Option<&NodeProbeStatus>,
+        written: &mut Written<NodeProbeStatus>,
+    ) {
+        // The watch may not have shown yet that it was mended.
+        if written.statuses.get(&node.name).is_some_and(|(_, at)| at.elapsed() < ECHO) {
+            return;
+        }
+        match repair::node_probe(&self.client, &node.name).await {
+            Ok(()) => self.write_node_probe(node, status, previous, None, written).await,
+            Err(error) => tracing::warn!(%error, "cannot mend a NodeProbe that does not decode; trying again"),
+        }
     }
 
     async fn write_node_probe(
@@ -341,6 +371,11 @@ impl Writer {
             }
         }
     }
+}
+
+/// As precise as the API keeps it, or what is there would always differ from what should be.
+fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
 }
 
 async fn apply_status<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Result<K, ApplyError>

@@ -1,7 +1,10 @@
 //! Turns a watch of objects into steps of the few facts that are kept of each.
 
 use futures::{Stream, StreamExt, future::ready, stream::BoxStream};
-use kube::runtime::watcher::{self, Event};
+use kube::{Resource, runtime::watcher::Event};
+use serde::de::DeserializeOwned;
+
+use crate::guarded_watch::{Guarded, bare};
 
 /// What happens to the set of all objects of a kind.
 #[derive(Clone, Debug)]
@@ -16,29 +19,29 @@ pub enum Step<F> {
     Remove(F),
 }
 
-/// The steps of a watch. What has an unexpected shape, and errors, are logged and left out.
+/// Returns the steps of a watch. An object that does not decode counts as far as its metadata tells.
 pub(super) fn steps<K, F, C>(
     kind: &'static str,
-    watched: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
+    watched: impl Stream<Item = Event<Guarded<K>>> + Send + 'static,
     facts: impl Fn(K) -> Option<F> + Send + 'static,
     change: impl Fn(Step<F>) -> C + Send + 'static,
 ) -> BoxStream<'static, C>
 where
-    K: Send + 'static,
+    K: Resource<DynamicType = ()> + DeserializeOwned + Send + 'static,
     F: Send + 'static,
     C: Send + 'static,
 {
+    let facts = move |object: Guarded<K>| {
+        let object = object.0.or_else(|invalid| bare(&invalid.metadata).ok_or(())).ok();
+        logged(kind, object.and_then(&facts))
+    };
     watched
         .filter_map(move |event| {
             let step = match event {
-                Ok(Event::Init) => Some(Step::Begin),
-                Ok(Event::InitDone) => Some(Step::Complete),
-                Ok(Event::Apply(object) | Event::InitApply(object)) => logged(kind, facts(object)).map(Step::Upsert),
-                Ok(Event::Delete(object)) => logged(kind, facts(object)).map(Step::Remove),
-                Err(error) => {
-                    tracing::warn!(kind, %error, "cannot watch; trying again");
-                    None
-                }
+                Event::Init => Some(Step::Begin),
+                Event::InitDone => Some(Step::Complete),
+                Event::Apply(object) | Event::InitApply(object) => facts(object).map(Step::Upsert),
+                Event::Delete(object) => facts(object).map(Step::Remove),
             };
             ready(step.map(&change))
         })

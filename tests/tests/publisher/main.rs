@@ -4,6 +4,7 @@
 
 mod lab;
 mod labels;
+mod malformed;
 mod noise;
 mod numbers;
 mod outside;

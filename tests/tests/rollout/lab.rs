@@ -37,7 +37,7 @@ use tokio::{
 
 use crate::fleet::{self, Kind};
 
-const NAMESPACE: &str = "scopeprobe-system";
+pub const NAMESPACE: &str = "scopeprobe-system";
 /// The name of the one ScopeProbe.
 pub const PROBE: &str = "fleet";
 /// Of the agents, until something else is said.

@@ -5,6 +5,7 @@
 
 mod fleet;
 mod lab;
+mod malformed;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

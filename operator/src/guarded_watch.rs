@@ -1,0 +1,356 @@
+//! Watches that go on whatever happens: an object that does not decode costs only itself, and an API server that is away
+//! is asked again within seconds. Each malformed object and each outage is logged once.
+
+use std::{collections::BTreeMap, error::Error, fmt::Debug, iter, time::Duration};
+
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Api, Client, Resource,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+    runtime::{
+        utils::{Backoff, ResetTimerBackoff},
+        watcher::{self, Event, ExponentialBackoff, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+
+/// Shortest pause after a failure.
+const MIN_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause after failures, without jitter: the operator is back within seconds after the API server.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Time without a failure after which pauses are short again.
+const CALM: Duration = Duration::from_mins(1);
+
+/// An object, or the metadata of one that does not decode.
+pub type Guarded<K> = DeserializeGuard<K>;
+
+/// Pauses between attempts to reach the API server: growing, short, and different for each that waits.
+#[must_use]
+pub fn backoff() -> impl Backoff {
+    let growing = backon::ExponentialBuilder::default()
+        .with_min_delay(MIN_PAUSE)
+        .with_max_delay(MAX_PAUSE)
+        .with_jitter()
+        .without_max_times();
+    ResetTimerBackoff::new(ExponentialBackoff::from(growing), CALM)
+}
+
+/// Returns the error with its last cause, which the client leaves out: that a connection was refused, say.
+#[must_use]
+pub fn with_cause(error: &dyn Error) -> String {
+    let message = error.to_string();
+    let last = iter::successors(error.source(), |cause: &&dyn Error| (*cause).source()).last().map(ToString::to_string);
+    match last.filter(|last| !message.contains(last)) {
+        Some(last) => format!("{message}: {last}"),
+        None => message,
+    }
+}
+
+/// Watches all objects of a kind, without end. Failures are logged and retried, and are no events.
+pub fn watch<K>(client: &Client) -> impl Stream<Item = Event<Guarded<K>>> + Send + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    stream::unfold(Watch::<K>::new(client.clone()), async |mut watch| watch.next().await.map(|event| (event, watch)))
+}
+
+/// Returns the object as far as its metadata tells.
+#[must_use]
+pub fn bare<K: Resource<DynamicType = ()> + DeserializeOwned>(metadata: &ObjectMeta) -> Option<K> {
+    let object = serde_json::json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": metadata});
+    serde_json::from_value(object).ok()
+}
+
+struct Watch<K: Resource> {
+    client: Client,
+    events: BoxStream<'static, watcher::Result<Event<Guarded<K>>>>,
+    is_guarded: bool,
+    is_failing: bool,
+    pauses: Box<dyn Backoff>,
+    malformed: MalformedObjects,
+}
+
+impl<K> Watch<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    fn new(client: Client) -> Self {
+        let events = unguarded(&client);
+        Self {
+            client,
+            events,
+            is_guarded: false,
+            is_failing: false,
+            pauses: Box::new(backoff()),
+            malformed: MalformedObjects::default(),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Event<Guarded<K>>> {
+        loop {
+            match self.events.next().await? {
+                Ok(event) => {
+                    self.succeed(&event);
+                    return Some(event);
+                }
+                Err(error) if is_malformed(&error) && !self.is_guarded => {
+                    self.is_guarded = true;
+                    self.events = guarded(&self.client);
+                }
+                Err(error) => self.fail(error).await,
+            }
+        }
+    }
+
+    fn succeed(&mut self, event: &Event<Guarded<K>>) {
+        // A list begins before it is asked for.
+        if self.is_failing && !matches!(event, Event::Init) {
+            self.is_failing = false;
+            self.pauses.reset();
+            tracing::info!(kind = %K::kind(&()), "watching again");
+        }
+        if let Some(InvalidObject { error, metadata }) = self.malformed.note(event) {
+            let (namespace, name) = key(metadata);
+            tracing::warn!(kind = %K::kind(&()), namespace, name, error, "an object does not decode; its metadata alone counts");
+        }
+    }
+
+    async fn fail(&mut self, error: watcher::Error) {
+        let error = with_cause(&error);
+        if std::mem::replace(&mut self.is_failing, true) {
+            tracing::debug!(kind = %K::kind(&()), error, "still cannot watch");
+        } else {
+            tracing::warn!(kind = %K::kind(&()), error, "cannot watch; trying again");
+        }
+        tokio::time::sleep(self.pauses.next().unwrap_or(MAX_PAUSE)).await;
+    }
+}
+
+/// The guard parses an object twice. Most clusters never need it.
+fn unguarded<K>(client: &Client) -> BoxStream<'static, watcher::Result<Event<Guarded<K>>>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    events.map_ok(with_guard).boxed()
+}
+
+fn guarded<K>(client: &Client) -> BoxStream<'static, watcher::Result<Event<Guarded<K>>>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    watcher(Api::<Guarded<K>>::all(client.clone()), watcher::Config::default()).boxed()
+}
+
+fn with_guard<K>(event: Event<K>) -> Event<Guarded<K>> {
+    match event {
+        Event::Apply(object) => Event::Apply(DeserializeGuard(Ok(object))),
+        Event::Delete(object) => Event::Delete(DeserializeGuard(Ok(object))),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(DeserializeGuard(Ok(object))),
+        Event::InitDone => Event::InitDone,
+    }
+}
+
+fn is_malformed(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        // The client reads an event that does not decode as a status, of which every field may be absent.
+        WatchFailed(kube::Error::Api(status)) => status.code == 0,
+        InitialListFailed(source) | WatchStartFailed(source) | WatchFailed(source) => {
+            matches!(source, kube::Error::SerdeError(_))
+        }
+        _ => false,
+    }
+}
+
+/// Namespace and name.
+type Key = (String, String);
+
+/// Objects that do not decode, with what is wrong with each, so that each is logged once.
+#[derive(Default)]
+struct MalformedObjects {
+    known: BTreeMap<Key, String>,
+    /// Those of the list under way.
+    listed: Option<BTreeMap<Key, String>>,
+}
+
+impl MalformedObjects {
+    /// Takes an event in. Returns what is wrong with its object where that is news.
+    fn note<'a, K: Resource<DynamicType = ()>>(&mut self, event: &'a Event<Guarded<K>>) -> Option<&'a InvalidObject> {
+        match event {
+            Event::Init => self.listed = Some(BTreeMap::new()),
+            Event::InitDone => self.known = self.listed.take().unwrap_or_default(),
+            Event::Apply(object) | Event::InitApply(object) => match &object.0 {
+                Ok(_) => self.forget(object.meta()),
+                Err(invalid) => return self.add(invalid).then_some(invalid),
+            },
+            Event::Delete(object) => self.forget(object.meta()),
+        }
+        None
+    }
+
+    fn forget(&mut self, metadata: &ObjectMeta) {
+        if !self.known.is_empty() {
+            self.known.remove(&key(metadata));
+        }
+    }
+
+    /// Whether it is news.
+    fn add(&mut self, InvalidObject { error, metadata }: &InvalidObject) -> bool {
+        if let Some(listed) = &mut self.listed {
+            listed.insert(key(metadata), error.clone());
+        }
+        self.known.insert(key(metadata), error.clone()).as_ref() != Some(error)
+    }
+}
+
+fn key(metadata: &ObjectMeta) -> Key {
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use axum::{
+        Router,
+        body::Body,
+        http::{StatusCode, Uri},
+        response::{IntoResponse, Response},
+    };
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::{Config, ResourceExt};
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn pod(name: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "resourceVersion": "2"}, "spec": {"containers": []}})
+    }
+
+    fn malformed(name: &str) -> Value {
+        let mut pod = pod(name);
+        pod["spec"]["containers"] = json!("none");
+        pod
+    }
+
+    /// An API server that lists and then adds these pods. Its first answers are errors.
+    #[derive(Clone, Default)]
+    struct Server {
+        listed: Vec<Value>,
+        added: Vec<Value>,
+        errors: usize,
+        lists: Arc<AtomicUsize>,
+    }
+
+    impl Server {
+        async fn client(&self) -> Client {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+            let server = self.clone();
+            let router = Router::new().fallback(move |uri: Uri| {
+                let server = server.clone();
+                async move { server.answer(&uri) }
+            });
+            tokio::spawn(async { axum::serve(listener, router).await });
+            Client::try_from(Config::new(url)).unwrap()
+        }
+
+        fn answer(&self, uri: &Uri) -> Response {
+            if uri.query().is_some_and(|query| query.contains("watch=true")) {
+                let added = self.added.iter().map(|object| format!("{}\n", json!({"type": "ADDED", "object": object})));
+                let added: Vec<_> = added.map(Ok::<_, std::io::Error>).collect();
+                return Body::from_stream(stream::iter(added).chain(stream::pending())).into_response();
+            }
+            if self.lists.fetch_add(1, Ordering::Relaxed) < self.errors {
+                return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+            }
+            json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": self.listed})
+                .to_string()
+                .into_response()
+        }
+    }
+
+    /// What comes of as many pods, by name and whether they decode.
+    async fn seen(client: &Client, pods: usize) -> Vec<(String, bool)> {
+        let mut events = pin!(watch::<Pod>(client));
+        let mut seen = Vec::new();
+        while seen.len() < pods {
+            match events.next().await.expect("a watch has no end") {
+                Event::Init => seen.clear(),
+                Event::Apply(pod) | Event::InitApply(pod) => seen.push((pod.name_any(), pod.0.is_ok())),
+                Event::InitDone | Event::Delete(_) => {}
+            }
+        }
+        seen
+    }
+
+    fn pods(pods: &[(&str, bool)]) -> Vec<(String, bool)> {
+        pods.iter().map(|(name, decodes)| ((*name).to_owned(), *decodes)).collect()
+    }
+
+    #[tokio::test]
+    async fn malformed_object_of_list_costs_only_itself() {
+        let server = Server { listed: vec![pod("a"), malformed("b"), pod("c")], ..Server::default() };
+        assert_eq!(seen(&server.client().await, 3).await, pods(&[("a", true), ("b", false), ("c", true)]));
+        assert_eq!(server.lists.load(Ordering::Relaxed), 2, "it is not asked for again and again");
+    }
+
+    #[tokio::test]
+    async fn malformed_object_of_watch_costs_only_itself() {
+        let added = vec![pod("b"), malformed("c"), pod("d")];
+        let server = Server { listed: vec![pod("a")], added, ..Server::default() };
+        let expected = pods(&[("a", true), ("b", true), ("c", false), ("d", true)]);
+        assert_eq!(seen(&server.client().await, 4).await, expected);
+        assert_eq!(server.lists.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn watch_goes_on_after_errors() {
+        let server = Server { listed: vec![pod("a")], errors: 3, ..Server::default() };
+        assert_eq!(seen(&server.client().await, 1).await, pods(&[("a", true)]));
+        assert_eq!(server.lists.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn malformed_object_is_news_once() {
+        let mut objects = MalformedObjects::default();
+        let invalid = |error: &str| {
+            let metadata = ObjectMeta { name: Some("a".to_owned()), ..ObjectMeta::default() };
+            DeserializeGuard::<Pod>(Err(InvalidObject { error: error.to_owned(), metadata }))
+        };
+        let mut is_news = |event: Event<Guarded<Pod>>| objects.note(&event).is_some();
+        assert!(!is_news(Event::Init));
+        assert!(is_news(Event::InitApply(invalid("one"))));
+        assert!(!is_news(Event::InitDone));
+        assert!(!is_news(Event::Apply(invalid("one"))));
+        assert!(!is_news(Event::Init));
+        assert!(!is_news(Event::InitApply(invalid("one"))), "a list tells it again");
+        assert!(!is_news(Event::InitDone));
+        assert!(is_news(Event::Apply(invalid("two"))), "something else is wrong now");
+        assert!(!is_news(Event::Delete(invalid("two"))));
+        assert!(is_news(Event::Apply(invalid("two"))), "it is another object");
+        assert!(!is_news(Event::Init));
+        assert!(!is_news(Event::InitDone));
+        assert!(is_news(Event::Apply(invalid("two"))), "it was gone from the list");
+    }
+
+    #[test]
+    fn bare_object_has_its_metadata() {
+        let metadata = ObjectMeta { name: Some("a".to_owned()), uid: Some("u".to_owned()), ..ObjectMeta::default() };
+        let pod: Pod = bare(&metadata).expect("a pod needs no spec");
+        assert_eq!(pod.metadata, metadata);
+    }
+}
