@@ -25,13 +25,13 @@ use crate::{
     publisher,
     rollout::{
         applied::Applied,
-        cleanup,
         controller::{self, Context},
         demoter::Demoter,
         outcome::Outcomes,
+        prune::{self, Pruned},
         sweep::Sweep,
     },
-    settings::{CleanupSettings, Cli, Command, Settings},
+    settings::{Cli, Command, Settings},
     status::{events::Events, restore, writer::Writer},
     watches::{self, Names},
 };
@@ -47,7 +47,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(settings) => run(*settings).await,
         Command::Crds => print_crds(),
-        Command::Cleanup(settings) => clean_up(settings).await,
+        Command::Prune => Box::pin(prune()).await,
     }
 }
 
@@ -60,10 +60,12 @@ fn print_crds() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn clean_up(settings: CleanupSettings) -> anyhow::Result<()> {
+async fn prune() -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot connect to the API server")?;
-    cleanup::run(&client, &settings).await.context("cannot clean up")?;
-    tracing::info!("removed agents, node labels, NodeProbes and Topologies");
+    match prune::run(&client).await.context("cannot remove what an operator left behind")? {
+        Pruned::Everything => tracing::info!("removed node labels, NodeProbes and Topologies"),
+        Pruned::Nothing { operators } => tracing::info!(?operators, "removed nothing: an operator is installed"),
+    }
     Ok(())
 }
 
@@ -160,13 +162,14 @@ impl Parts {
         let context = Context {
             client: client.clone(),
             namespace: settings.namespace.clone(),
+            deployment: settings.deployment.clone(),
             agents: settings.agents.clone(),
             cluster: cluster.clone(),
             applied: Applied::default(),
             outcomes: outcomes.clone(),
             metrics: metrics.clone(),
         };
-        let controlling = controller::run(context, stopped(stopping.clone()));
+        let controlling = controller::run(Arc::new(context), stopped(stopping.clone()));
         parts.draining.spawn(async move {
             controlling.await;
             Ok(())

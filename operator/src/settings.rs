@@ -23,8 +23,8 @@ pub enum Command {
     Run(Box<Settings>),
     /// Prints the manifests of the kinds.
     Crds,
-    /// Removes what the operator has made: DaemonSets, node labels, NodeProbes and Topologies.
-    Cleanup(CleanupSettings),
+    /// Removes the node labels, NodeProbes and Topologies that an operator left behind, once none is installed any more.
+    Prune,
 }
 
 /// Settings of `run`.
@@ -36,6 +36,9 @@ pub struct Settings {
     /// This operator's name among several: the name of its pod.
     #[arg(long, env = "SCOPEPROBE_IDENTITY")]
     pub identity: String,
+    /// The operator's own Deployment. The garbage collector removes the agents' DaemonSets and the lease with it.
+    #[arg(long, env = "SCOPEPROBE_DEPLOYMENT")]
+    pub deployment: Option<String>,
     /// The lease of which the holder alone writes.
     #[arg(long, env = "SCOPEPROBE_LEASE_NAME", default_value = "scopeprobe-operator")]
     pub lease_name: String,
@@ -88,20 +91,6 @@ fn retry(text: &str) -> Result<SignedDuration, String> {
     let duration: SignedDuration = text.parse().map_err(|error| format!("{error}; write a duration such as 1h"))?;
     let bounds = SignedDuration::from_mins(1)..=LONGEST_RETRY;
     if bounds.contains(&duration) { Ok(duration) } else { Err("it has to be between 1m and 24h".to_owned()) }
-}
-
-/// Settings of `cleanup`.
-#[derive(Clone, Debug, Args)]
-pub struct CleanupSettings {
-    /// The operator's own namespace.
-    #[arg(long, env = "SCOPEPROBE_NAMESPACE")]
-    pub namespace: String,
-    /// The operator's Deployment, which is scaled to 0 first: a running operator would make again what is removed.
-    #[arg(long)]
-    pub stop_deployment: Option<String>,
-    /// The operator's lease, which is waited for and removed.
-    #[arg(long)]
-    pub lease_name: Option<String>,
 }
 
 #[cfg(test)]

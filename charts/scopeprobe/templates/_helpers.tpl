@@ -15,6 +15,24 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "scopeprobe.labels" -}}
 {{ include "scopeprobe.selector" . }}
 app.kubernetes.io/component: operator
+{{ include "scopeprobe.commonLabels" . }}
+{{- end -}}
+
+{{- define "scopeprobe.pruneLabels" -}}
+app.kubernetes.io/name: scopeprobe-prune
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: prune
+{{ include "scopeprobe.commonLabels" . }}
+{{- end -}}
+
+{{/* The rights of the Job: there before it, gone after it. */}}
+{{- define "scopeprobe.pruneRights" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-weight: "-1"
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end -}}
+
+{{- define "scopeprobe.commonLabels" -}}
 app.kubernetes.io/part-of: scopeprobe
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}

@@ -14,11 +14,11 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{
         api::resource::Quantity,
-        apis::meta::v1::{LabelSelector, ObjectMeta},
+        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
         util::intstr::IntOrString,
     },
 };
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 
 use super::{choice::AgentMode, millicores, privileges};
 use crate::settings::AgentSettings;
@@ -39,6 +39,8 @@ pub struct AgentTemplate<'a> {
     pub namespace: &'a str,
     /// The URL that agents dial.
     pub collector_url: &'a str,
+    /// The object with which the DaemonSets are garbage-collected.
+    pub owner: Option<&'a OwnerReference>,
     /// Image, pull policy and ServiceAccount.
     pub settings: &'a AgentSettings,
 }
@@ -63,7 +65,7 @@ pub fn daemon_set(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<
             name: Some(name(&probe_name, mode)),
             namespace: Some(template.namespace.to_owned()),
             labels: Some(labels.clone()),
-            owner_references: probe.controller_owner_ref(&()).map(|owner| vec![owner]),
+            owner_references: template.owner.map(|owner| vec![owner.clone()]),
             ..ObjectMeta::default()
         },
         spec: Some(DaemonSetSpec {
@@ -237,7 +239,7 @@ mod tests {
 
     fn built(spec: &Value, mode: AgentMode) -> Value {
         let probe: ScopeProbe = serde_json::from_value(json!({
-            "metadata": {"name": "cluster", "uid": "u1"}, "spec": spec
+            "metadata": {"name": "cluster", "uid": "p1"}, "spec": spec
         }))
         .unwrap();
         let settings = AgentSettings {
@@ -250,8 +252,13 @@ mod tests {
             ebpf_retry: jiff::SignedDuration::from_hours(1),
             agent_debug_signals: false,
         };
-        let template =
-            AgentTemplate { namespace: "system", collector_url: "http://[fd96::7]:9463", settings: &settings };
+        let owner = OwnerReference { kind: "Deployment".to_owned(), uid: "u1".to_owned(), ..OwnerReference::default() };
+        let template = AgentTemplate {
+            namespace: "system",
+            collector_url: "http://[fd96::7]:9463",
+            owner: Some(&owner),
+            settings: &settings,
+        };
         serde_json::to_value(daemon_set(&probe, mode, &template)).unwrap()
     }
 
@@ -260,11 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_set_goes_with_its_probe_and_runs_on_the_nodes_of_its_mode() {
+    fn daemon_set_goes_with_operator_and_runs_on_nodes_of_its_mode() {
         let daemon_set = built(&json!({}), AgentMode::Ebpf);
         assert_eq!(daemon_set["metadata"]["name"], "scopeprobe-cluster-ebpf");
         assert_eq!(daemon_set["metadata"]["namespace"], "system");
-        assert_eq!(daemon_set["metadata"]["ownerReferences"][0]["uid"], "u1");
+        let owners = json!([{"apiVersion": "", "kind": "Deployment", "name": "", "uid": "u1"}]);
+        assert_eq!(daemon_set["metadata"]["ownerReferences"], owners, "another owner would keep it from going");
         let pod = &daemon_set["spec"]["template"]["spec"];
         assert_eq!(pod["nodeSelector"], json!({"scopeprobe.io/mode": "ebpf", "scopeprobe.io/probe": "cluster"}));
         let selector = daemon_set["spec"]["selector"]["matchLabels"].as_object().unwrap();

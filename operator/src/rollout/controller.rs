@@ -7,9 +7,10 @@ use futures::{Stream, StreamExt, future, stream};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{
     Api, Client, ResourceExt,
-    core::DeserializeGuard,
+    core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         controller::{Action, Config, Controller},
+        reflector::ObjectRef,
         watcher,
     },
 };
@@ -24,7 +25,10 @@ use super::{
     outcome::{Outcome, Outcomes, Problem, Progress},
     validate::{self, Invalid},
 };
-use crate::{cluster_state::ClusterState, metrics::Metrics, settings::AgentSettings, status::conditions::some_of};
+use crate::{
+    cluster_state::ClusterState, guarded_watch::backoff, metrics::Metrics, settings::AgentSettings,
+    status::conditions::some_of,
+};
 
 /// How often everything is looked at again, though nothing seems to have changed.
 const RESYNC: Duration = Duration::from_mins(5);
@@ -37,6 +41,8 @@ pub struct Context {
     pub client: Client,
     /// The operator's namespace.
     pub namespace: String,
+    /// The operator's own Deployment, with which the agents go.
+    pub deployment: Option<String>,
     /// How agents are made.
     pub agents: AgentSettings,
     /// ScopeProbes and Nodes.
@@ -79,7 +85,7 @@ pub struct LabelsTaken(pub Vec<String>);
 impl RolloutError {
     fn problem(&self) -> Problem {
         let (reason, permanent) = match self {
-            Self::Dereference(_) => ("CollectorUnreachable", false),
+            Self::Dereference(error) => (error.reason(), false),
             Self::Invalid(invalid) => (invalid.reason(), true),
             Self::Apply(_) => ("ApplyFailed", false),
             Self::LabelsTaken(_) => ("NodeLabelsTaken", true),
@@ -89,17 +95,23 @@ impl RolloutError {
 }
 
 /// Runs until `shutdown`, then finishes what it has begun.
-pub async fn run(context: Context, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
-    let context = Arc::new(context);
-    let daemon_sets = watcher::Config::default().labels(&format!("app.kubernetes.io/name={AGENT_APP}"));
+pub async fn run(context: Arc<Context>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+    let agents = watcher::Config::default().labels(&format!("app.kubernetes.io/name={AGENT_APP}"));
+    let daemon_sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(context.client.clone(), &context.namespace);
     Controller::new(Api::<DeserializeGuard<ScopeProbe>>::all(context.client.clone()), watcher::Config::default())
-        .owns(Api::<DaemonSet>::namespaced(context.client.clone(), &context.namespace), daemon_sets)
+        .watches(daemon_sets, agents, |daemon_set| scope_probe_of(&daemon_set))
         .reconcile_all_on(changes(&context.cluster))
+        .trigger_backoff(backoff())
         .with_config(Config::default().concurrency(4).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
         .run(reconcile, retry, context)
         .for_each(|_| future::ready(()))
         .await;
+}
+
+/// Finds the ScopeProbe by label: it is not the DaemonSet's owner.
+fn scope_probe_of(daemon_set: &PartialObjectMeta<DaemonSet>) -> Option<ObjectRef<DeserializeGuard<ScopeProbe>>> {
+    daemon_set.labels().get(PROBE_LABEL).map(|name| ObjectRef::new(name))
 }
 
 fn changes(cluster: &ClusterState) -> impl Stream<Item = ()> + Send + use<> {
@@ -138,12 +150,13 @@ async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<P
         apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.applied).await?;
         return Err(invalid.into());
     }
-    let collector_url = dereference::collector_url(&context.client, &context.namespace, &context.agents).await?;
-    let template =
-        AgentTemplate { namespace: &context.namespace, collector_url: &collector_url, settings: &context.agents };
+    let Context { client, namespace, agents, .. } = context;
+    let owner = dereference::owner(client, namespace, context.deployment.as_deref()).await?;
+    let collector_url = dereference::collector_url(client, namespace, agents).await?;
+    let template = AgentTemplate { namespace, collector_url: &collector_url, owner: owner.as_ref(), settings: agents };
     let modes = assignments.modes(name);
     let wanted: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(probe, mode, &template)).collect();
-    let progress = apply::daemon_sets(&context.client, &context.namespace, name, &wanted, &context.applied).await?;
+    let progress = apply::daemon_sets(client, namespace, name, &wanted, &context.applied).await?;
     label_nodes(name, &assignments, context).await?;
     Ok(progress)
 }

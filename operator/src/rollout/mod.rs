@@ -1,13 +1,12 @@
 //! From ScopeProbes and Nodes to DaemonSets and node labels: dereference → validate → assign → build → apply.
 //!
-//! Everything but `controller`, `dereference`, `apply`, `sweep`, `demoter` and `cleanup` is pure.
+//! Everything but `controller`, `dereference`, `apply`, `sweep`, `demoter` and `prune` is pure.
 
 pub mod applied;
 pub mod apply;
 pub mod assignment;
 pub mod build;
 pub mod choice;
-pub mod cleanup;
 pub mod controller;
 pub mod demoter;
 pub mod demotion;
@@ -15,6 +14,7 @@ pub mod dereference;
 pub mod millicores;
 pub mod outcome;
 pub mod privileges;
+pub mod prune;
 pub mod sweep;
 pub mod validate;
 

@@ -46,6 +46,8 @@ pub const IMAGE: &str = "registry.example/agent:1";
 pub struct Lab {
     pub control_plane: ControlPlane,
     pub metrics: Metrics,
+    /// The operator's own, with which its DaemonSets go.
+    pub deployment: Option<String>,
     observations: Observations,
     parts: JoinSet<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -69,6 +71,7 @@ impl Lab {
         let lab = Self {
             control_plane,
             metrics: Metrics::default(),
+            deployment: None,
             observations: Observations::default(),
             parts: JoinSet::new(),
             stop: None,
@@ -107,15 +110,16 @@ impl Lab {
             .map_err(|error| Error::Unexpected(format!("the operator cannot watch: {error}")))?;
         let outcomes = Outcomes::default();
         let (stop, stopped) = oneshot::channel::<()>();
-        let context = Context {
+        let context = Arc::new(Context {
             client: client.clone(),
             namespace: NAMESPACE.to_owned(),
+            deployment: self.deployment.clone(),
             agents: agents.clone(),
             cluster: Arc::clone(&cluster),
             applied: Applied::default(),
             outcomes: outcomes.clone(),
             metrics: self.metrics.clone(),
-        };
+        });
         self.parts.spawn(controller::run(context, async {
             // Either way it is over.
             let _ = stopped.await;

@@ -6,6 +6,7 @@
 mod fleet;
 mod lab;
 mod malformed;
+mod owner;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
