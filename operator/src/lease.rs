@@ -1,65 +1,102 @@
-//! One writer: the holder of a Lease.
+//! One writer: the holder of a Lease. The holder stops writing well before anybody else may take the lease, and takes it
+//! again when an API server that was away is back. Each write of the lease is conditional on what was read.
+
+mod candidate;
 
 use std::time::Duration;
 
-use kube::{Client, Config};
-use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
-use tokio::sync::watch;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease as Object;
+use kube::{Api, Client, Config, api::PostParams, runtime::utils::Backoff};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout_at},
+};
 
-use crate::settings::Settings;
+use self::candidate::{Candidate, Decision};
+use crate::{
+    guarded_watch::{backoff, with_cause},
+    metrics::Metrics,
+    rollout::dereference::{self, DereferenceError},
+    settings::Settings,
+};
 
-/// How long one request about the lease may take: a hanging API server must not let the lease lapse unnoticed.
+/// Time that one request about the lease may take: a hanging API server must not let the lease lapse unnoticed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest pause before a lease of another operator is read again, so that it is taken soon after it was given back.
+const POLL: Duration = Duration::from_secs(2);
 
-/// Why there is no lease.
+/// Why the lease is not held.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// The lease could not be read or made.
-    #[error("cannot use Lease {namespace}/{name}: {source}")]
-    Use {
+    /// The configuration makes no client.
+    #[error("cannot make a client for the lease: {0}")]
+    Client(Box<kube::Error>),
+    /// The API server did not read or write it.
+    #[error("cannot {verb} Lease {namespace}/{name}: {}", with_cause(source.as_ref()))]
+    Request {
+        /// What was attempted.
+        verb: &'static str,
         /// The operator's namespace.
         namespace: String,
         /// The lease's name.
         name: String,
-        /// What went wrong.
-        source: Box<LeaseManagerError>,
+        /// The client's error.
+        source: Box<kube::Error>,
     },
-    /// There is no connection for it.
-    #[error("cannot make a client for the lease: {0}")]
-    Client(Box<kube::Error>),
+    /// It has no owner with which it would be deleted.
+    #[error(transparent)]
+    Owner(#[from] DereferenceError),
+}
+
+/// Whether this operator may write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It holds the lease.
+    Holding,
+    /// It does not, for this reason.
+    Waiting(String),
 }
 
 /// The lease, and whether this operator holds it.
 pub struct Lease {
-    manager: LeaseManager,
+    api: Api<Object>,
+    client: Client,
+    settings: Settings,
+    metrics: Metrics,
+    standing: watch::Sender<Standing>,
     holds: watch::Sender<bool>,
 }
 
+/// What came of an attempt to take or renew the lease.
+enum Attempt {
+    /// It is held, from this moment on.
+    Held(Instant),
+    /// This other operator holds it.
+    Taken(String),
+    /// Somebody else wrote it at the same time.
+    Conflict,
+}
+
 impl Lease {
-    /// Reads the lease, or makes it. The holder's name is that of the operator's pod: a container that is started again
-    /// in it goes on at once, because its predecessor is certainly gone.
+    /// Prepares to take the lease, without a request. The holder's name is that of the operator's pod: a container that is
+    /// started again in it goes on at once, because its predecessor is certainly gone.
     ///
     /// # Errors
-    /// Where the API server refuses.
-    pub async fn new(mut config: Config, settings: &Settings) -> Result<Self, LeaseError> {
+    /// Where the configuration makes no client.
+    pub fn new(mut config: Config, client: &Client, settings: &Settings, metrics: Metrics) -> Result<Self, LeaseError> {
         config.connect_timeout = Some(REQUEST_TIMEOUT);
         config.read_timeout = Some(REQUEST_TIMEOUT);
         config.write_timeout = Some(REQUEST_TIMEOUT);
-        let client = Client::try_from(config).map_err(|error| LeaseError::Client(Box::new(error)))?;
-        let manager = LeaseManagerBuilder::new(client, &settings.lease_name)
-            .with_namespace(&settings.namespace)
-            .with_identity(&settings.identity)
-            .with_duration(settings.lease_seconds)
-            // Renewed half-way, so that two failures in a row still come before its end.
-            .with_grace(settings.lease_seconds / 2)
-            .build()
-            .await
-            .map_err(|error| LeaseError::Use {
-                namespace: settings.namespace.clone(),
-                name: settings.lease_name.clone(),
-                source: Box::new(error),
-            })?;
-        Ok(Self { manager, holds: watch::Sender::new(false) })
+        let own_client = Client::try_from(config).map_err(|error| LeaseError::Client(Box::new(error)))?;
+        Ok(Self {
+            api: Api::namespaced(own_client, &settings.namespace),
+            client: client.clone(),
+            settings: settings.clone(),
+            metrics,
+            standing: watch::Sender::new(Standing::Waiting("the lease was not read yet".to_owned())),
+            holds: watch::Sender::new(false),
+        })
     }
 
     /// True while this operator may write.
@@ -68,37 +105,145 @@ impl Lease {
         self.holds.subscribe()
     }
 
-    /// Gets the lease and renews it; ends when it was lost, which leaves nothing but to stop.
-    pub async fn keep(&self) {
+    /// The same, with the reason where it may not.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Takes the lease and renews it. A lease that lapsed because the API server was away is taken again. Ends when another
+    /// operator took it meanwhile, which leaves nothing but to stop; returns the other's name.
+    pub async fn keep(&self) -> String {
+        let mut candidate = self.candidate();
+        let mut pauses = backoff();
+        let mut has_held = false;
+        let mut held_until: Option<Instant> = None;
         loop {
-            match self.manager.changed().await {
-                Ok(true) => {
-                    tracing::info!("holding the lease");
-                    self.holds.send_replace(true);
+            let attempt = match held_until {
+                Some(until) => timeout_at(until, self.attempt(&mut candidate)).await.ok(),
+                None => Some(self.attempt(&mut candidate).await),
+            };
+            let mut pause = || Instant::now() + pauses.next().unwrap_or(POLL);
+            let next = match attempt {
+                Some(Ok(Attempt::Held(since))) => {
+                    pauses.reset();
+                    has_held = true;
+                    held_until = Some(since + self.duration() * 2 / 3);
+                    self.set(Standing::Holding);
+                    since + self.duration() / 3
                 }
-                Ok(false) if *self.holds.borrow() => break,
-                Ok(false) => {}
-                Err(error) if *self.holds.borrow() => {
-                    tracing::warn!(%error, "cannot renew the lease, trying once more");
-                    let again = tokio::time::timeout(REQUEST_TIMEOUT, self.manager.changed()).await;
-                    if matches!(again, Ok(Err(_) | Ok(false))) {
-                        break;
-                    }
+                Some(Ok(Attempt::Taken(holder))) if has_held => {
+                    self.set(Standing::Waiting(format!("operator {holder} took the lease")));
+                    return holder;
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read the lease, trying again");
-                    tokio::time::sleep(REQUEST_TIMEOUT).await;
+                Some(Ok(Attempt::Taken(holder))) => {
+                    pauses.reset();
+                    self.set(Standing::Waiting(format!("operator {holder} holds the lease")));
+                    Instant::now() + POLL
                 }
+                Some(Ok(Attempt::Conflict)) => pause(),
+                Some(Err(error)) => {
+                    self.fail(&error);
+                    pause()
+                }
+                None => Instant::now(),
+            };
+            sleep_until(held_until.map_or(next, |until| next.min(until))).await;
+            if held_until.is_some_and(|until| until <= Instant::now()) {
+                held_until = None;
+                self.set(Standing::Waiting("the lease lapsed, as the API server did not renew it".to_owned()));
             }
         }
-        self.holds.send_replace(false);
     }
 
     /// Gives the lease to whoever wants it next.
     pub async fn release(&self) {
-        self.holds.send_replace(false);
-        if let Err(error) = self.manager.release().await {
+        if !*self.holds.borrow() {
+            return;
+        }
+        self.set(Standing::Waiting("the operator stops".to_owned()));
+        if let Err(error) = self.give_back().await {
             tracing::warn!(%error, "cannot release the lease; it ends by itself");
         }
+    }
+
+    async fn attempt(&self, candidate: &mut Candidate) -> Result<Attempt, LeaseError> {
+        let there = self.read().await?;
+        let exists = there.is_some();
+        let lease = match candidate.decide(there.as_ref(), Instant::now(), Timestamp::now()) {
+            Decision::Wait { holder } => return Ok(Attempt::Taken(holder)),
+            Decision::Renew(renewed) => renewed,
+            Decision::Take(taken) => self.owned(taken).await?,
+        };
+        let since = Instant::now();
+        let written = if exists {
+            self.api.replace(&self.settings.lease_name, &PostParams::default(), &lease).await
+        } else {
+            self.api.create(&PostParams::default(), &lease).await
+        };
+        match written {
+            Ok(_) => Ok(Attempt::Held(since)),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(Attempt::Conflict),
+            Err(source) => Err(self.error("write", source)),
+        }
+    }
+
+    /// Adds the owner with which the lease is garbage-collected.
+    async fn owned(&self, mut lease: Object) -> Result<Object, LeaseError> {
+        let Settings { namespace, lease_name, deployment, .. } = &self.settings;
+        let owner = dereference::owner(&self.client, namespace, deployment.as_deref()).await?;
+        lease.metadata.name = Some(lease_name.clone());
+        lease.metadata.owner_references = owner.map(|owner| vec![owner]);
+        Ok(lease)
+    }
+
+    async fn give_back(&self) -> Result<(), LeaseError> {
+        let Some(free) = self.read().await?.and_then(|there| self.candidate().freed(there)) else { return Ok(()) };
+        let written = self.api.replace(&self.settings.lease_name, &PostParams::default(), &free).await;
+        written.map(|_| ()).map_err(|source| self.error("release", source))
+    }
+
+    async fn read(&self) -> Result<Option<Object>, LeaseError> {
+        self.api.get_opt(&self.settings.lease_name).await.map_err(|source| self.error("read", source))
+    }
+
+    fn candidate(&self) -> Candidate {
+        Candidate::new(&self.settings.identity, self.duration())
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.settings.lease_seconds)
+    }
+
+    fn error(&self, verb: &'static str, source: kube::Error) -> LeaseError {
+        let Settings { namespace, lease_name, .. } = &self.settings;
+        LeaseError::Request { verb, namespace: namespace.clone(), name: lease_name.clone(), source: Box::new(source) }
+    }
+
+    /// A holder goes on until its lease lapses.
+    fn fail(&self, error: &LeaseError) {
+        if *self.holds.borrow() {
+            tracing::warn!(%error, "cannot renew the lease; trying again");
+        } else {
+            self.set(Standing::Waiting(error.to_string()));
+        }
+    }
+
+    /// Logs each change once.
+    fn set(&self, standing: Standing) {
+        let holds = standing == Standing::Holding;
+        if *self.standing.borrow() != standing {
+            match &standing {
+                Standing::Holding => tracing::info!("holding the lease"),
+                Standing::Waiting(reason) => tracing::warn!(reason, "waiting for the lease; nothing is written"),
+            }
+        }
+        self.standing.send_if_modified(|known| {
+            let is_news = *known != standing;
+            *known = standing;
+            is_news
+        });
+        self.holds.send_if_modified(|known| std::mem::replace(known, holds) != holds);
+        self.metrics.leader.set(i64::from(holds));
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     cluster_state::ClusterState,
     collector::{self, Accounts},
-    health,
+    health::{self, Readiness},
     lease::Lease,
     metrics::Metrics,
     observation::{Observations, TopologyOverview},
@@ -73,17 +73,18 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let config = Config::infer().await.context("cannot find out how to reach the API server")?;
     let client = Client::try_from(config.clone()).context("cannot connect to the API server")?;
     let metrics = Metrics::default();
-    let (ready, is_ready) = watch::channel(false);
+    let lease = Lease::new(config, &client, &settings, metrics.clone())?;
+    let (running, runs) = watch::channel(false);
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop));
 
     let listener = bind(settings.http_listen, "--http-listen").await?;
-    let health = tokio::spawn(health::serve(listener, is_ready, metrics.clone(), stopped(stopping.clone())));
+    let readiness = Readiness { standing: lease.standing(), runs };
+    let health = tokio::spawn(health::serve(listener, readiness, metrics.clone(), stopped(stopping.clone())));
 
-    let lease = Lease::new(config, &settings).await?;
     let outcome = tokio::select! {
-        result = lead(&settings, &client, &lease, metrics, ready, stopping) => result,
-        () = lease.keep() => Err(anyhow::anyhow!("the lease is lost: another operator may write now, so this one stops")),
+        result = lead(&settings, &client, &lease, metrics, running, stopping) => result,
+        other = lease.keep() => Err(anyhow::anyhow!("operator {other} took the lease and writes now, so this one stops")),
     };
     lease.release().await;
     health.abort();
@@ -105,7 +106,7 @@ async fn lead(
     client: &Client,
     lease: &Lease,
     metrics: Metrics,
-    ready: watch::Sender<bool>,
+    running: watch::Sender<bool>,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let mut holds = lease.holds();
@@ -113,14 +114,16 @@ async fn lead(
         held = holds.wait_for(|holds| *holds) => drop(held.context("the lease's keeper has ended")?),
         () = stopped(stopping.clone()) => return Ok(()),
     }
-    metrics.leader.set(1);
-    let cluster = ClusterState::watch(client).await.context("cannot list ScopeProbes, NodeProbes and Nodes")?;
+    let cluster = tokio::select! {
+        listed = ClusterState::watch(client) => listed.context("cannot list ScopeProbes, NodeProbes and Nodes")?,
+        () = stopped(stopping.clone()) => return Ok(()),
+    };
     let listener = bind(settings.collector_listen, "--collector-listen").await?;
     let mut parts = Parts::start(settings, client, lease, metrics, cluster, listener, &stopping);
-    ready.send_replace(true);
+    running.send_replace(true);
     tracing::info!(collector = %settings.collector_listen, "the operator runs");
     let end = parts.first_end(&stopping).await;
-    ready.send_replace(false);
+    running.send_replace(false);
     parts.drain().await;
     end
 }
@@ -169,7 +172,10 @@ impl Parts {
             outcomes: outcomes.clone(),
             metrics: metrics.clone(),
         };
-        let controlling = controller::run(Arc::new(context), stopped(stopping.clone()));
+        let context = Arc::new(context);
+        let stop_controlling = stopping.clone();
+        let controlling =
+            while_held(lease.holds(), move || controller::run(context.clone(), stopped(stop_controlling.clone())));
         parts.draining.spawn(async move {
             controlling.await;
             Ok(())
@@ -193,11 +199,11 @@ impl Parts {
             cluster: cluster.clone(),
             observations: observations.clone(),
         };
-        parts.endless.spawn(sweep.run());
+        parts.endless.spawn(while_held(lease.holds(), move || sweep.clone().run()));
         let events = Events::new(client.clone(), &settings.identity);
         let writer =
             Writer { client: client.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
-        parts.endless.spawn(writer.run());
+        parts.endless.spawn(while_held(lease.holds(), move || writer.clone().run()));
         parts
     }
 
@@ -219,6 +225,19 @@ impl Parts {
         let drained = tokio::time::timeout(DRAIN, async { while self.draining.join_next().await.is_some() {} }).await;
         if drained.is_err() {
             tracing::warn!("gave up waiting for open streams and writes");
+        }
+    }
+}
+
+/// Runs what writes while the lease is held: drops it at once when the lease lapses, and begins it again when the lease is
+/// held again. Reports are taken in all the time.
+async fn while_held<F: Future<Output = ()>>(mut holds: watch::Receiver<bool>, mut begin: impl FnMut() -> F) {
+    // Only the end of the lease's keeper makes an error, and then the process ends as well.
+    while holds.wait_for(|holds| *holds).await.is_ok() {
+        tokio::select! {
+            biased;
+            _ = holds.wait_for(|holds| !*holds) => {}
+            () = begin() => return,
         }
     }
 }

@@ -23,18 +23,46 @@ pub struct ControlPlane {
     pub client: Client,
     kubeconfig: PathBuf,
     // Dropped in this order: the programs before their files.
-    _apiserver: Program,
-    _etcd: Program,
-    _folder: TempDir,
+    apiserver: Program,
+    etcd: Program,
+    folder: TempDir,
 }
 
-struct Program(Child);
+/// A program that can be ended and begun again.
+struct Program {
+    path: PathBuf,
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Program {
+    fn begin(&mut self) -> Result<()> {
+        let attempt = || Error::io(format!("start {}", self.path.display()));
+        let log = File::options().create(true).append(true).open(&self.log).map_err(attempt())?;
+        let child = Command::new(&self.path)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(attempt())?)
+            .stderr(log)
+            .spawn()
+            .map_err(attempt())?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself; either way it is gone afterwards.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended by itself; either way it is gone afterwards.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.end();
     }
 }
 
@@ -97,13 +125,36 @@ impl ControlPlane {
             ],
         )?;
         let client = connect(&kubeconfig).await?;
+        let control_plane = Self { client, kubeconfig, apiserver, etcd, folder };
+        control_plane.serves().await?;
+        Ok(control_plane)
+    }
+
+    /// Kills both programs, as a crash of their machine would. Their data and their address stay.
+    pub fn stop(&mut self) {
+        self.apiserver.end();
+        self.etcd.end();
+    }
+
+    /// Starts both programs again, with what they had stored.
+    ///
+    /// # Errors
+    /// Where they cannot be started or do not become ready.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.etcd.begin()?;
+        self.apiserver.begin()?;
+        self.serves().await
+    }
+
+    async fn serves(&self) -> Result<()> {
         // The server makes this namespace itself, when all else is there.
-        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let at = self.folder.path();
         eventually("the API server's own namespace `default`", async || {
             namespaces.get("default").await.map_err(|error| format!("{error}\n{}", end_of_log(at)))
         })
         .await?;
-        Ok(Self { client, kubeconfig, _apiserver: apiserver, _etcd: etcd, _folder: folder })
+        Ok(())
     }
 
     /// The administrator's kubeconfig, for programs.
@@ -153,16 +204,14 @@ async fn write_files(at: &Path, api_port: u16) -> Result<PathBuf> {
 }
 
 fn start(programs: &Path, at: &Path, name: &str, arguments: &[String]) -> Result<Program> {
-    let attempt = || Error::io(format!("start {}", programs.join(name).display()));
-    let log = File::create(at.join(format!("{name}.log"))).map_err(attempt())?;
-    let child = Command::new(programs.join(name))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().map_err(attempt())?)
-        .stderr(log)
-        .spawn()
-        .map_err(attempt())?;
-    Ok(Program(child))
+    let mut program = Program {
+        path: programs.join(name),
+        arguments: arguments.to_vec(),
+        log: at.join(format!("{name}.log")),
+        child: None,
+    };
+    program.begin()?;
+    Ok(program)
 }
 
 async fn connect(kubeconfig: &Path) -> Result<Client> {
