@@ -1,16 +1,6 @@
 //! Flows and their counters.
 
-use crate::plain_data;
-
-/// Which end of a connection a socket is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Role {
-    /// It called `connect()`.
-    Client = 1,
-    /// It came out of a listening socket.
-    Server = 2,
-}
+use crate::{Role, plain_data};
 
 /// What carries a flow's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +132,8 @@ pub struct FlowStats {
     /// Ended connections by their smoothed round-trip time when they ended: see [`rtt_bucket`]. Those that had measured
     /// none are in no bucket.
     pub rtt: [u32; RTT_BUCKETS],
-    /// Of `opened`, conversations of datagrams that may be older, so that who began them is a guess.
+    /// Those whose role is a guess: of `opened`, conversations of datagrams that may be older; of `closed`, connections whose
+    /// sockets did not show it.
     pub inferred: u32,
     /// Always 0.
     pub reserved: u32,
@@ -188,17 +179,19 @@ pub enum Loss {
     Failed = 2,
     /// Flows that got a slot, no room in the ring buffer to say so.
     FirstSight = 3,
-    /// Connections established during the first look that could not be noted as counted.
+    /// Connections established or ended during the first look that could not be noted.
     Recent = 4,
     /// Sockets that the kernel would not show as TCP sockets, so that nothing is known of them.
     Unreadable = 5,
     /// Answers of name servers, no room in the ring buffer to pass them on.
     Answer = 6,
+    /// Addresses that UDP was sent to, no room to remember them until the datagram leaves.
+    Dialled = 7,
 }
 
 impl Loss {
     /// How many kinds there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 #[cfg(test)]

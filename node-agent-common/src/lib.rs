@@ -5,13 +5,16 @@
 mod answer;
 pub mod conversation;
 mod flow;
+pub mod look;
 mod offsets;
+mod role;
 mod socket;
 mod task;
 
 pub use answer::AnswerRecord;
-pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Protocol, RTT_BUCKETS, Role, rtt_bucket};
+pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Protocol, RTT_BUCKETS, rtt_bucket};
 pub use offsets::Offsets;
+pub use role::{Origin, Role};
 pub use socket::{FollowedSocket, SocketRecord, callback, state};
 pub use task::TaskRecord;
 

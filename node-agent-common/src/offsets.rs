@@ -42,10 +42,14 @@ pub struct Offsets {
     pub nsproxy_net: u32,
     /// `SOCK_DONE` of `enum sock_flags`: the bit of `sk_flags` that is set when a FIN has been received.
     pub done_bit: u32,
+    pub sock_backlog: u32,
+    /// 0 where this kernel does not tell.
+    pub bind_bucket: u32,
+    pub bucket_reuse: u32,
     /// Not an offset: 1 where sockets outside of the node's cgroups exist and have to be told apart.
     pub scoped: u32,
     /// Not an offset: 1 where sockets have no callbacks, but are followed from change to change of their state.
     pub followed: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 32 * 4);
+const _: () = assert!(size_of::<Offsets>() == 35 * 4);
 plain_data!(Offsets);

@@ -32,8 +32,8 @@ pub struct SocketRecord {
     pub callbacks: u8,
     /// 1 where the cgroup is below the node's root.
     pub own: u8,
-    /// Always 0.
-    pub reserved: u8,
+    /// See [`crate::Origin`].
+    pub origin: u8,
     /// The kernel's address of it, which another socket may have after it.
     pub address: u64,
     /// In network order, IPv4 addresses as IPv4-mapped (the unspecified one of an IPv6 socket is `::`).
@@ -79,12 +79,40 @@ pub mod state {
 }
 
 /// A socket's callback flags (`BPF_SOCK_OPS_*_CB_FLAG` of `include/uapi/linux/bpf.h`), which tell us more than they are
-/// made for: they live and die with the socket.
+/// made for: they live and die with the socket, and outlive the agent that has set them.
 pub mod callback {
+    use crate::Role;
+
     /// The program is called at each change of state: the socket's end will be counted.
     pub const STATE: u8 = 4;
-    /// The program is called at each retransmission: with STATE, the socket is a client.
-    pub const RETRANSMISSION: u8 = 2;
-    /// The program is called at each timeout: without STATE, the socket's end has been counted.
-    pub const TIMEOUT: u8 = 1;
+    /// The program is called at each retransmission: the mark of a client, from its first SYN on.
+    pub const CLIENT: u8 = 2;
+    /// The program is called at each timeout of a retransmission: the mark of a server.
+    pub const SERVER: u8 = 1;
+
+    /// The flags of a socket of this role, from the moment at which the role is known.
+    #[inline]
+    #[must_use]
+    pub const fn of(role: Role) -> u8 {
+        match role {
+            Role::Client => STATE | CLIENT,
+            Role::Server => STATE | SERVER,
+        }
+    }
+
+    /// Whether the end of the socket's connection has been counted: a mark is left, and nothing more is to come. A socket
+    /// that is used again without any agent keeps this.
+    #[inline]
+    #[must_use]
+    pub const fn is_counted(flags: u8) -> bool {
+        flags & STATE == 0 && flags & (CLIENT | SERVER) != 0
+    }
+
+    /// The flags of a socket whose end is counted now. The marks stay, for a second program that is called after this one.
+    #[inline]
+    #[must_use]
+    pub const fn counted(flags: u8) -> u8 {
+        let marks = flags & (CLIENT | SERVER);
+        flags & !STATE | if marks == 0 { SERVER } else { marks }
+    }
 }

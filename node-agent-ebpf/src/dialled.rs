@@ -9,8 +9,9 @@ use aya_ebpf::{
     maps::LruHashMap,
     programs::SockAddrContext,
 };
+use node_agent_common::Loss;
 
-use crate::{memory::load, socket::mapped};
+use crate::{flows::lose, memory::load, socket::mapped};
 
 /// An address, IPv4 ones as IPv4-mapped, and a port.
 #[repr(C)]
@@ -52,7 +53,9 @@ fn note(call: *mut bpf_sock_addr, address: [u8; 16]) {
     // SAFETY: the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(call.cast()) };
     // Where there is no memory, the address is the packet's.
-    let _ = DIALLED.insert(cookie, End { address, port }, 0);
+    if DIALLED.insert(cookie, End { address, port }, 0).is_err() {
+        lose(Loss::Dialled);
+    }
 }
 
 /// Where the socket has sent to last with an address.

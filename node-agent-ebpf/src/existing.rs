@@ -1,44 +1,70 @@
 //! Which open sockets have been counted when the agent looks at them for the first time.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap},
 };
-use node_agent_common::{FlowKey, Loss};
+use node_agent_common::{FlowKey, Loss, look};
 
 use crate::flows::lose;
 
-/// 1 while the agent looks for the first time.
+/// See [`look`].
 #[map(name = "LOOKING")]
 static LOOKING: Array<u32> = Array::with_max_entries(1, 0);
-/// Cookies of sockets that are accounted for: their opening was counted during the first look, or the agent has listed
-/// them as older.
+/// Cookies of sockets whose opening or end was counted during the first look. The agent sets the size.
 #[map(name = "RECENT")]
-static RECENT: HashMap<u64, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+static RECENT: HashMap<u64, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 /// Cookies of connections that are older than any agent, hence without callbacks, and their flows. Written by the
-/// agent. Who removes an entry counts the connection's end, so that it is counted once.
+/// agent, which sets the size, too. Who removes an entry counts the connection's end, so that it is counted once.
 #[map(name = "SEEDS")]
 static SEEDS: HashMap<u64, FlowKey> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 #[inline(always)]
-pub fn is_first_look() -> bool {
+fn phase() -> u32 {
     // SAFETY: an array's value.
-    LOOKING.get_ptr(0).is_some_and(|looking| unsafe { core::ptr::read_volatile(looking) } != 0)
+    LOOKING.get_ptr(0).map_or(look::OVER, |phase| unsafe { core::ptr::read_volatile(phase) })
+}
+
+#[inline(always)]
+pub fn is_first_look() -> bool {
+    phase() != look::OVER
 }
 
 /// Notes that this socket's opening has been counted.
 #[inline(always)]
-pub fn note_counted(cookie: u64) {
+pub fn note_opening(cookie: u64) {
     if RECENT.insert(cookie, 1, 0).is_err() {
-        lose(Loss::Recent);
+        lack_note();
     }
 }
 
-/// Whether this socket, which ends now, has been noted.
+/// Whether the opening of this socket, which ends now, has to be counted with its end: during the first look, where it
+/// has not been counted. Noted, so that the agent does not count it, too.
 #[inline(always)]
-pub fn was_counted(cookie: u64) -> bool {
-    RECENT.remove(cookie).is_ok()
+pub fn is_older(cookie: u64) -> bool {
+    if phase() != look::NOTES_ALL {
+        return false;
+    }
+    // Without a cookie no listing has shown it.
+    if cookie == 0 || RECENT.insert(cookie, 1, u64::from(BPF_NOEXIST)).is_ok() {
+        return true;
+    }
+    if RECENT.get_ptr(cookie).is_none() {
+        lack_note();
+    }
+    false
+}
+
+#[inline(always)]
+fn lack_note() {
+    lose(Loss::Recent);
+    if let Some(phase) = LOOKING.get_ptr_mut(0)
+        && is_first_look()
+    {
+        // SAFETY: an array's value.
+        unsafe { core::ptr::write_volatile(phase, look::LACKS_NOTES) };
+    }
 }
 
 /// The flow of an old connection, for the one who counts its end.

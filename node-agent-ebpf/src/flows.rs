@@ -43,6 +43,8 @@ pub enum Event {
         srtt: u32,
         /// Whether its opening was counted nowhere.
         older: bool,
+        /// Whether its role is a guess.
+        inferred: bool,
     },
     /// Its end was not seen, but has to have come.
     Gone,
@@ -54,15 +56,22 @@ pub enum Event {
 }
 
 impl Event {
-    /// Of a socket that ends now.
+    /// Of a socket that ends now, whose beginning and role are accounted for.
     #[inline(always)]
-    pub fn closed<A: Access>(socket: TcpSocket<A>, older: bool) -> Self {
+    pub fn closed<A: Access>(socket: TcpSocket<A>) -> Self {
+        Self::closed_after(socket, false, false)
+    }
+
+    /// Of a socket that ends now: see [`Event::Closed`].
+    #[inline(always)]
+    pub fn closed_after<A: Access>(socket: TcpSocket<A>, older: bool, inferred: bool) -> Self {
         Self::Closed {
             sent: socket.sent(),
             received: socket.received(),
             retransmits: socket.retransmits(),
             srtt: socket.srtt(),
             older,
+            inferred,
         }
     }
 }
@@ -78,7 +87,7 @@ pub fn count(key: &FlowKey, event: Event) {
             Event::Opened => add(&raw mut (*stats).opened, 1),
             Event::Failed => add(&raw mut (*stats).failed, 1),
             // `closed` last: the agent reads it first, and so never misses anything else of a close that it knows of.
-            Event::Closed { sent, received, retransmits, srtt, older } => {
+            Event::Closed { sent, received, retransmits, srtt, older, inferred } => {
                 add_wide(&raw mut (*stats).sent, sent);
                 add_wide(&raw mut (*stats).received, received);
                 if retransmits != 0 {
@@ -93,6 +102,9 @@ pub fn count(key: &FlowKey, event: Event) {
                 }
                 if older {
                     add(&raw mut (*stats).older, 1);
+                }
+                if inferred {
+                    add(&raw mut (*stats).inferred, 1);
                 }
                 add(&raw mut (*stats).closed, 1);
             }

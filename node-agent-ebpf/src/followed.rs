@@ -4,7 +4,9 @@
 //! missed end leaves an entry behind: found when the memory is used again, or by the agent.
 
 use aya_ebpf::{macros::map, maps::HashMap};
-use node_agent_common::{FollowedSocket, Role, callback};
+use node_agent_common::{FollowedSocket, Origin, Role, callback};
+
+use crate::socket::TcpSocket;
 
 /// By the kernel's address. The agent sets the size: 1 where nothing is followed. Allocated beforehand: quicker, and
 /// safe in whatever the tracepoint interrupts.
@@ -41,14 +43,18 @@ pub fn remove(address: u64) -> bool {
     FOLLOWED.remove(key(address)).is_ok()
 }
 
-/// What a socket with callbacks would carry.
+/// The callbacks and the origin of a socket, as if it had callbacks: of one that is followed, by what was seen of it; of
+/// another, what an earlier agent and the kernel know.
 #[inline(always)]
-pub fn as_callbacks(address: u64) -> u8 {
-    match get(address) {
-        Some(entry) if entry.established == 1 => match entry.flow.role() {
-            Some(Role::Client) => callback::STATE | callback::RETRANSMISSION,
-            _ => callback::STATE,
-        },
-        _ => 0,
+pub fn as_callbacks(socket: TcpSocket) -> (u8, Origin) {
+    let origin = socket.origin();
+    match get(socket.address()) {
+        Some(entry) if entry.established == 1 => {
+            let role = entry.flow.role().unwrap_or(Role::Server);
+            (callback::of(role), Origin::of_role(role))
+        }
+        // It dialled, and what came of that was missed.
+        Some(_) if origin == Origin::Unknown => (0, Origin::Connect),
+        _ => (0, Role::shown(socket.callbacks(), origin).map_or(origin, Origin::of_role)),
     }
 }

@@ -1,4 +1,4 @@
-//! Sees the end of connections that are older than any agent: they carry no callback flags.
+//! Sees the end of connections, and of attempts, that are older than any agent: they carry no callback flags.
 //!
 //! A tracepoint misses what happens while a softirq interrupts it; what it misses the agent finds gone at its next look.
 
@@ -28,6 +28,7 @@ fn ended(context: &BtfTracePointContext) -> Option<()> {
         return None;
     }
     let key = existing::take_seed(cookie)?;
-    count(&key, Event::closed(socket, false));
+    let event = if context.arg::<i32>(1) == i32::from(state::SYN_SENT) { Event::Failed } else { Event::closed(socket) };
+    count(&key, event);
     Some(())
 }

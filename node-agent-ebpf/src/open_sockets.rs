@@ -6,7 +6,7 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_get_socket_cookie, bpf_seq_write, bpf_sock_from_file},
 };
-use node_agent_common::{SocketRecord, state};
+use node_agent_common::{Origin, SocketRecord, state};
 
 use crate::{
     followed,
@@ -52,10 +52,13 @@ fn show(context: *const TaskFile) -> Option<()> {
         return None;
     }
     let any = TcpSocket::unchecked(sock);
-    let (sent, received, retransmits, srtt, callbacks) = match TcpSocket::from_sock(sock) {
+    let (sent, received, retransmits, srtt, (callbacks, origin)) = match TcpSocket::from_sock(sock) {
         Some(tcp) => (tcp.sent(), tcp.received(), tcp.retransmits(), tcp.srtt(), callbacks(tcp)),
         // A socket of MPTCP, as Go's servers have it, listens for plain TCP too: it is shown for its port.
-        None if any.state() == state::LISTEN => (0, 0, 0, 0, 0),
+        None if any.state() == state::LISTEN => {
+            let origin = if any.has_room_for_waiting() { Origin::Listener } else { Origin::Unknown };
+            (0, 0, 0, 0, (0, origin))
+        }
         None => return None,
     };
     let record = SocketRecord {
@@ -72,7 +75,7 @@ fn show(context: *const TaskFile) -> Option<()> {
         state: any.state(),
         callbacks,
         own: u8::from(is_own(any.cgroup())),
-        reserved: 0,
+        origin: origin as u8,
         address: sock.address(),
         local: any.local(),
         remote: any.remote(),
@@ -86,10 +89,10 @@ fn show(context: *const TaskFile) -> Option<()> {
 }
 
 /// What will see the socket's end: the callbacks that it has asked for, or, where changes of state are followed from
-/// outside, the note of it, in the same terms.
+/// outside, the note of it, in the same terms. And where it comes from.
 #[inline(always)]
-fn callbacks(socket: TcpSocket) -> u8 {
-    if offset!(followed) == 0 { socket.callbacks() } else { followed::as_callbacks(socket.address()) }
+fn callbacks(socket: TcpSocket) -> (u8, Origin) {
+    if offset!(followed) == 0 { (socket.callbacks(), socket.origin()) } else { followed::as_callbacks(socket) }
 }
 
 /// The cookie of a socket, drawn now if it had none: what a socket is known by as long as it lives.

@@ -1,7 +1,8 @@
 //! Called by TCP for the sockets of the node's cgroups at the milestones of each connection.
 //!
-//! Which end a socket is has to be known when it closes. It lives in the socket's own callback flags, which die with
-//! it: a server's has STATE, a client's STATE and RETRANSMISSION; one whose end was counted has TIMEOUT and no STATE.
+//! Which end a socket is has to be known when it closes, maybe to another agent than the one that saw it open. It lives in
+//! the socket's own callback flags, which die with it: see [`callback`]. A client has its mark from `connect()` on, for the
+//! handshake may be completed while no agent is there.
 //! While a connection lives, flags are only added, for others may use them too: this very program may be attached twice,
 //! for a node and for the machine that it runs on. `reply` is never written: it would steer TCP.
 
@@ -26,7 +27,7 @@ use crate::{
 pub fn connections(context: SockOpsContext) -> u32 {
     let call = Call(context.ops);
     match call.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => call.add_flags(callback::STATE),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => call.add_flags(callback::of(Role::Client)),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => opened(call, Role::Client),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => opened(call, Role::Server),
         BPF_SOCK_OPS_STATE_CB if call.new_state() == state::CLOSE => ended(call),
@@ -39,13 +40,15 @@ pub fn connections(context: SockOpsContext) -> u32 {
 fn opened(call: Call, role: Role) {
     // Noted before anything else shows that the connection is established, so that a look never takes it for an old one.
     if existing::is_first_look() {
-        existing::note_counted(call.cookie());
+        existing::note_opening(call.cookie());
     }
-    call.add_flags(match role {
-        Role::Client => callback::STATE | callback::RETRANSMISSION,
-        Role::Server => callback::STATE,
-    });
+    let before = call.flags() as u8;
+    call.add_flags(callback::of(role));
     let Some(socket) = call.socket() else { return lose(Loss::Unreadable) };
+    if before & callback::STATE == 0 && matches!(role, Role::Client) {
+        // It was under way before the capture began: its failure need not be watched for any more.
+        let _ = existing::take_seed(socket.cookie());
+    }
     count(&socket.flow(role), Event::Opened);
 }
 
@@ -56,21 +59,26 @@ fn ended(call: Call) {
         return;
     }
     let Some(socket) = call.socket() else { return lose(Loss::Unreadable) };
-    let role = if call.flags() & u32::from(callback::RETRANSMISSION) != 0 { Role::Client } else { Role::Server };
-    // Marked before it is counted, so that a look never adds the bytes of an open socket to those of its end.
-    call.mark_counted();
-    if before == state::SYN_SENT {
+    // Another program that was called just before this one may have marked it as counted.
+    let flags = call.flags() as u8 | callback::STATE;
+    let shown = Role::shown(flags, socket.origin());
+    let role = shown.unwrap_or(Role::guessed(flags));
+    if before == state::SYN_SENT || before == state::SYN_RECV && matches!(role, Role::Client) {
+        // An attempt from before the capture may have got callbacks from somebody else since.
+        let _ = existing::take_seed(socket.cookie());
+        // The flags stay: the socket may dial again while no agent is there.
         return count(&socket.flow(Role::Client), Event::Failed);
     }
+    // Marked before it is counted, so that a look never adds the bytes of an open socket to those of its end.
+    call.set_flags(u32::from(callback::counted(flags)));
     let cookie = socket.cookie();
     if cookie != 0 {
         // Somebody else has asked for the callbacks of a connection that is older than any agent.
         if let Some(key) = existing::take_seed(cookie) {
-            return count(&key, Event::closed(socket, false));
+            return count(&key, Event::closed(socket));
         }
     }
-    let older = existing::is_first_look() && !existing::was_counted(cookie);
-    count(&socket.flow(role), Event::closed(socket, older));
+    count(&socket.flow(role), Event::closed_after(socket, existing::is_older(cookie), shown.is_none()));
 }
 
 /// One call of the program.
@@ -113,12 +121,6 @@ impl Call {
     #[inline(always)]
     fn add_flags(self, flags: u8) {
         self.set_flags(self.flags() | u32::from(flags));
-    }
-
-    /// See the module's description.
-    #[inline(always)]
-    fn mark_counted(self) {
-        self.set_flags(self.flags() & !u32::from(callback::STATE) | u32::from(callback::TIMEOUT));
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Fields of a TCP socket.
 
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_skc_to_tcp_sock};
-use node_agent_common::{FlowKey, Role};
+use node_agent_common::{FlowKey, Origin, Role};
 
 use crate::{
     memory::{Access, Direct, Pointer, Probing},
@@ -22,6 +22,20 @@ impl TcpSocket {
         // SAFETY: the helper takes any socket pointer and answers null where it is not a full TCP socket.
         let tcp = unsafe { bpf_skc_to_tcp_sock(sock.address() as *mut c_void) };
         KernelPointer::new(tcp as u64).map(Self)
+    }
+
+    /// Where it comes from. `connect()` chooses ports that all others keep away from: their `fastreuse` is -1.
+    #[inline(always)]
+    pub fn origin(self) -> Origin {
+        const CHOSEN_BY_CONNECT: i8 = -1;
+        if self.has_room_for_waiting() {
+            return Origin::Listener;
+        }
+        if offset!(bind_bucket) == 0 {
+            return Origin::Unknown;
+        }
+        let bucket = self.0.follow(offset!(bind_bucket));
+        if bucket.load::<i8>(offset!(bucket_reuse)) == CHOSEN_BY_CONNECT { Origin::Connect } else { Origin::Unknown }
     }
 
     /// Any socket of the internet protocols, for the fields that all of them have.
@@ -106,6 +120,12 @@ impl<A: Access> TcpSocket<A> {
     #[inline(always)]
     pub fn cookie(self) -> u64 {
         self.0.load(offset!(sock_cookie))
+    }
+
+    /// Whether it has a limit of waiting connections: a listener's, which hands it down to the sockets that come out of it.
+    #[inline(always)]
+    pub fn has_room_for_waiting(self) -> bool {
+        self.0.load::<u32>(offset!(sock_backlog)) != 0
     }
 
     #[inline(always)]

@@ -198,7 +198,7 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
             return;
         }
         if entry.established == 1 {
-            let event = if is_of(&entry, socket) { Event::closed(socket, false) } else { Event::Gone };
+            let event = if is_of(&entry, socket) { Event::closed(socket) } else { Event::Gone };
             return count(&entry.flow, event);
         }
     }
@@ -207,13 +207,13 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
     if cookie != 0
         && let Some(flow) = existing::take_seed(cookie)
     {
-        return count(&flow, Event::closed(socket, false));
+        return count(&flow, Event::closed(socket));
     }
     if entry.is_some() && is_own(socket.cgroup()) {
         // It dialled and came to be established, which was missed.
         let flow = socket.flow(Role::Client);
         count(&flow, Event::Opened);
-        count(&flow, Event::closed(socket, false));
+        count(&flow, Event::closed(socket));
     }
 }
 

@@ -87,7 +87,10 @@ impl Observer {
         let mut stand_in = None;
         while !*closing.borrow() {
             // A stand-in runs on meanwhile, but is not read: what it sees from here on, the better capture sees too.
-            let (shortfall, delay) = match self.start(&self.captures.preferred).await {
+            let attempted = Instant::now();
+            let started = self.start(&self.captures.preferred).await;
+            let attempt = attempted.elapsed();
+            let (shortfall, delay) = match started {
                 Ok(mut capture) => {
                     drop(stand_in.take());
                     has_worked = true;
@@ -104,14 +107,14 @@ impl Observer {
                     tracing::error!(%error, "the capture failed and is started again");
                     let message = format!("the capture failed and is started again: {error}");
                     let shortfall = Shortfall { reason: Reason::CaptureFailed, message, asks_for_fallback: false };
-                    (shortfall, failures.next_delay())
+                    (shortfall, failures.next_delay_after(attempt))
                 }
                 Err(refused) => {
                     tracing::warn!(reason = %refused.reason, "{}", refused.message);
                     // What has worked here will work again.
                     let asks_for_fallback = self.captures.stand_in.is_some() && !has_worked;
                     let shortfall = Shortfall { reason: refused.reason, message: refused.message, asks_for_fallback };
-                    (shortfall, refusals.next_delay())
+                    (shortfall, refusals.next_delay_after(attempt))
                 }
             };
             let until = Instant::now() + delay;

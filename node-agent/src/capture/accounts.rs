@@ -45,7 +45,7 @@ struct Account {
     open_rtt: RttHistogram,
     /// Connections whose end was not seen.
     without_bytes: u64,
-    /// Conversations of datagrams of which it is a guess who began them.
+    /// Connections, and conversations of datagrams, of which it is a guess who began them.
     inferred: u64,
     /// The most that was ever known, which never decreases.
     traffic: Traffic,
@@ -127,6 +127,7 @@ impl Accounts {
 
     /// Adds what a flow's slot has counted since it was read last.
     pub(super) fn add(&mut self, key: FlowKey, since: &FlowStats, nothing_lost: bool) {
+        let known = self.known;
         let account = self.touch(key);
         account.opened += u64::from(since.opened);
         account.closed += u64::from(since.closed);
@@ -141,7 +142,10 @@ impl Accounts {
             account.closed_rtt = account.closed_rtt.plus(&ended);
             account.open_rtt = account.open_rtt.at_most(account.open(), &ended);
         }
-        account.inferred += u64::from(since.inferred);
+        // Where open sockets are listed, those whose role is a guess have been met there.
+        if !known.of_open || key.protocol() == Protocol::Udp {
+            account.inferred += u64::from(since.inferred);
+        }
         if nothing_lost && account.closed > account.opened + account.preexisting {
             // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
             account.preexisting = account.closed - account.opened;
@@ -151,10 +155,12 @@ impl Accounts {
         self.seen += u64::from(since.opened) + u64::from(since.failed);
     }
 
-    /// A connection that was open when the capture began, and what it had transferred when it was first seen.
-    pub(super) fn add_preexisting(&mut self, key: FlowKey, traffic: Traffic) {
+    /// A connection that was open when the capture began, what it had transferred when it was first seen, and whether its
+    /// role is a guess.
+    pub(super) fn add_preexisting(&mut self, key: FlowKey, traffic: Traffic, is_inferred: bool) {
         let account = self.touch(key);
         account.preexisting += 1;
+        account.inferred += u64::from(is_inferred);
         account.preexisting_traffic = account.preexisting_traffic.plus(traffic);
         account.settle();
     }
@@ -176,6 +182,12 @@ impl Accounts {
         if !account.has_open() {
             account.closed_traffic = account.traffic;
         }
+    }
+
+    /// An attempt that has failed without that having been seen.
+    pub(super) fn add_unseen_failure(&mut self, key: FlowKey) {
+        self.touch(key).failed += 1;
+        self.seen += 1;
     }
 
     /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
@@ -351,7 +363,7 @@ mod tests {
     #[test]
     fn an_end_that_nobody_saw_keeps_the_bytes_that_were_known() {
         let mut accounts = Accounts::new(ALL);
-        accounts.add_preexisting(key(), sent(10));
+        accounts.add_preexisting(key(), sent(10), false);
         accounts.set_open(key(), &with_open(40));
         accounts.add_unseen_close(key(), sent(40));
         let counters = now(&mut accounts);
@@ -371,6 +383,19 @@ mod tests {
         let counters = now(&mut accounts);
         assert_eq!((counters.closed, counters.without_bytes, accounts.closes_unseen()), (3, 2, 2));
         assert_eq!((counters.bytes_sent, counters.open_bytes_sent), (90, 0), "what was known is not given up");
+    }
+
+    #[test]
+    fn a_guess_counts_once_by_the_listing_or_else_by_the_end() {
+        let ended = FlowStats { closed: 1, inferred: 1, ..FlowStats::default() };
+        let mut listed = Accounts::new(ALL);
+        listed.add_preexisting(key(), sent(10), true);
+        listed.add(key(), &ended, true);
+        assert_eq!((now(&mut listed).preexisting, listed.flows[&key()].inferred), (1, 1));
+        let mut unlisted = Accounts::new(Known { of_open: false, ..ALL });
+        unlisted.add(key(), &ended, true);
+        let counters = now(&mut unlisted);
+        assert_eq!((counters.preexisting, counters.inferred), (1, 1));
     }
 
     #[test]
@@ -395,7 +420,7 @@ mod tests {
     #[test]
     fn retransmits_count_like_bytes() {
         let mut accounts = Accounts::new(ALL);
-        accounts.add_preexisting(key(), Traffic { retransmits: 3, ..sent(10) });
+        accounts.add_preexisting(key(), Traffic { retransmits: 3, ..sent(10) }, false);
         accounts.set_open(key(), &Open { traffic: Traffic { retransmits: 5, ..sent(20) }, ..Open::default() });
         let looked = now(&mut accounts);
         assert_eq!((looked.retransmits, looked.preexisting_retransmits, looked.open_retransmits), (Some(5), 3, 5));

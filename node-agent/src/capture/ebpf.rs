@@ -18,7 +18,7 @@ use super::{
     first_sights::FirstSights,
     followed::Followed,
     kernel::Kernel,
-    listing::{Connection, Listing},
+    listing::{Connection, End, Listing},
     prepare::{prepare, try_all},
     slots::Slots,
     uncounted::Uncounted,
@@ -35,6 +35,13 @@ const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
 /// No number, so that a message does not change with each.
 const NAMES_LOST: &str =
     "some answers of name servers came faster than they could be read: the peers that they led to are shown by address";
+
+/// See [`NAMES_LOST`].
+const UNWATCHED: &str = "more connections from before the start are open than the kernel has room to watch: the end of the \
+                         others will be noticed late, without their last bytes";
+/// See [`NAMES_LOST`].
+const DIALLED_LOST: &str = "the kernel had no room to remember where some datagrams were sent to: where the node translates \
+                            addresses of its own processes (to Services), these are shown with the translated ones";
 
 /// A running capture. Ends with its value.
 pub struct EbpfCapture {
@@ -82,8 +89,9 @@ impl EbpfCapture {
         first_sights: FirstSights,
         datagrams: Option<Datagrams>,
         uncounted: Option<Uncounted>,
-        look_every: Duration,
+        settings: &Settings,
     ) -> Self {
+        let look_every = settings.look_every;
         let known = Known { of_open: kernel.can_list(), retransmits: description.has(Feature::Retransmits) };
         Self {
             description,
@@ -91,7 +99,7 @@ impl EbpfCapture {
             slots,
             first_sights,
             accounts: Accounts::new(known),
-            existing: Existing::default(),
+            existing: Existing::new(settings.gone_after),
             followed: Followed::default(),
             datagrams,
             lost_answers: 0,
@@ -118,8 +126,10 @@ impl EbpfCapture {
     pub(super) fn first_look(&mut self) -> Result<(), CaptureError> {
         if self.kernel.can_list() {
             self.existing.first_look(&mut self.kernel, &mut self.accounts)?;
+            self.describe_unwatched();
+        } else {
+            end_first_look(&mut self.kernel)?;
         }
-        end_first_look(&mut self.kernel)?;
         self.collect(Instant::now())?;
         self.ask_namespaces()?;
         self.next_look = Instant::now();
@@ -130,7 +140,7 @@ impl EbpfCapture {
     fn collect(&mut self, now: Instant) -> Result<HashSet<FlowKey>, CaptureError> {
         let read = |error| failed("reading the kernel's flows", error);
         self.first_sights.drain(&mut self.kernel, |key, slot| self.slots.assign(slot, key, now)).map_err(read)?;
-        let nothing_lost = self.kernel.lost(Loss::Opened).map_err(read)? == 0;
+        let nothing_lost = self.kernel.lost(Loss::Opened).map_err(read)? + self.existing.undecided() == 0;
         let mut ended = HashSet::new();
         self.slots.collect(
             |slot| self.kernel.counters.read(slot),
@@ -154,6 +164,7 @@ impl EbpfCapture {
         self.ask_namespaces()?;
         let listing = list(&mut self.kernel)?;
         self.existing.look(&mut self.kernel, &mut self.accounts, &listing)?;
+        self.describe_unwatched();
         if self.kernel.follows() {
             self.followed.look(&mut self.kernel, &mut self.accounts, &listing)?;
         }
@@ -170,6 +181,12 @@ impl EbpfCapture {
         Ok(())
     }
 
+    fn describe_unwatched(&mut self) {
+        if self.existing.unwatched() > 0 {
+            self.description.lack(Feature::OldCloses, UNWATCHED);
+        }
+    }
+
     fn ask_namespaces(&mut self) -> Result<(), CaptureError> {
         self.uncounted.as_mut().map_or(Ok(()), |uncounted| uncounted.ask(&mut self.kernel))
     }
@@ -179,7 +196,7 @@ impl EbpfCapture {
     fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
         let mut open: HashMap<FlowKey, Open> = HashMap::new();
         // One that is not accounted for may be one that has just ended.
-        let known = |cookie, found: &Connection| found.has_callbacks || self.existing.knows(cookie);
+        let known = |cookie, found: &Connection| found.end == End::Callbacks || self.existing.knows(cookie);
         for (_, connection) in listing.connections.iter().filter(|(cookie, found)| known(**cookie, found)) {
             open.entry(connection.flow).or_default().add(connection.traffic, connection.rtt);
         }
@@ -198,7 +215,11 @@ impl EbpfCapture {
     fn answers(&mut self) -> Result<Vec<(u64, Answer)>, CaptureError> {
         let Some(datagrams) = &mut self.datagrams else { return Ok(Vec::new()) };
         let answers = datagrams.answers();
-        let lost = self.kernel.lost(Loss::Answer).map_err(|error| failed("reading the kernel's losses", error))?;
+        let lost = |what| self.kernel.lost(what).map_err(|error| failed("reading the kernel's losses", error));
+        if lost(Loss::Dialled)? > 0 {
+            self.description.lack(Feature::DialledAddresses, DIALLED_LOST);
+        }
+        let lost = lost(Loss::Answer)?;
         if lost > self.lost_answers {
             let lost = lost - std::mem::replace(&mut self.lost_answers, lost);
             tracing::warn!(lost, "answers of name servers did not fit into their buffer: some peers will lack a name");
@@ -211,7 +232,8 @@ impl EbpfCapture {
         let missed_runs =
             self.kernel.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
         let lost = |what| self.kernel.lost(what).map_err(|error| failed("reading the kernel's losses", error));
-        let (opened, failed) = (lost(Loss::Opened)? + lost(Loss::Unreadable)?, lost(Loss::Failed)?);
+        let opened = lost(Loss::Opened)? + lost(Loss::Unreadable)? + self.existing.undecided();
+        let failed = lost(Loss::Failed)? + self.existing.lost_attempts();
         let missing = self.uncounted.as_ref().map_or(0, Uncounted::missing);
         self.said_missing = self.said_missing.max(missing.saturating_sub(opened + failed + missed_runs));
         Ok(Losses {

@@ -1,12 +1,15 @@
 //! Connections from before the attach: found, told from those that were counted, and followed to their end.
 //!
 //! A connection that some agent has seen to open carries callback flags, and its end will be counted; whether its
-//! opening was counted by *this* agent, the kernel notes while the first look lasts. One without flags is older than
-//! any agent. It gets a seed: an entry that makes the kernel count its end. Whoever removes an entry, the kernel or
-//! this code, accounts for the connection, so that everything happens once.
+//! opening, or its end, was counted by *this* agent, the kernel notes while the first look lasts. One without flags is
+//! older than any agent. It gets a seed: an entry that makes the kernel count its end. Whoever removes an entry, the kernel
+//! or this code, accounts for the connection, so that everything happens once.
+//!
+//! The kernel has a limit of seeds. Connections beyond it count as all others do; their end is noticed when they are
+//! not listed any more, without their last bytes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     thread,
     time::{Duration, Instant},
 };
@@ -17,100 +20,141 @@ use node_agent_common::{FlowKey, Loss};
 use super::{
     CaptureError,
     accounts::Accounts,
+    attempts::Attempts,
     kernel::Kernel,
-    listing::{Connection, Listing},
+    listing::{Connection, End, Listing},
+    refusals::describe,
     traffic::Traffic,
 };
 
-/// Between the two listings of the first look: a connection that was just being established in the first one will have
-/// its flags in the second.
+/// What is just being established, or counted, is so after this: between two listings of the first look, and before its
+/// notes are read.
 const SETTLE: Duration = Duration::from_millis(20);
-
-/// A connection that no process holds any more may still be sending what is left; after this it is taken for one whose
-/// end was missed.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A connection without callbacks.
 #[derive(Clone, Copy, Debug)]
 struct Seed {
     flow: FlowKey,
     traffic: Traffic,
+    /// Whether the kernel has an entry of it.
+    is_watched: bool,
     /// The first of the looks since then that did not show it.
     missed_since: Option<Instant>,
 }
 
 /// The connections that are older than any agent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Existing {
+    /// See [`Settings::gone_after`](super::Settings::gone_after).
+    gone_after: Duration,
     seeds: HashMap<u64, Seed>,
+    attempts: Attempts,
     /// Without callbacks at the last look, and not yet taken for old.
     suspects: HashMap<u64, Connection>,
+    /// Connections of which it is not known whether their opening was counted.
+    undecided: u64,
+    /// Connections that did not fit into the kernel's table.
+    unwatched: u64,
 }
 
 impl Existing {
+    /// Without any connection.
+    pub(super) fn new(gone_after: Duration) -> Self {
+        Self {
+            gone_after,
+            seeds: HashMap::new(),
+            attempts: Attempts::default(),
+            suspects: HashMap::new(),
+            undecided: 0,
+            unwatched: 0,
+        }
+    }
+
     /// Whether it is one of those that are older than any agent.
     pub(super) fn knows(&self, cookie: u64) -> bool {
         self.seeds.contains_key(&cookie)
     }
 
-    /// The first look, while the kernel notes what it counts. Leaves a listing of what is open now.
-    pub(super) fn first_look(&mut self, kernel: &mut Kernel, accounts: &mut Accounts) -> Result<Listing, CaptureError> {
-        let mut old = list(kernel)?.connections;
-        old.retain(|cookie, found| !found.has_callbacks || !kernel.has_counted_opening(*cookie));
-        if old.is_empty() {
-            return list(kernel);
-        }
-        if old.values().any(|found| !found.has_callbacks) {
-            watch(kernel, true)?;
-        }
-        thread::sleep(SETTLE);
-        // Again: one that was just being established has been noted, or has got its flags, meanwhile.
-        let settled = list(kernel)?.connections;
-        old.retain(|cookie, found| {
-            settled.get(cookie).is_none_or(|now| {
-                now.has_callbacks == found.has_callbacks
-                    && now.flow == found.flow
-                    && (!found.has_callbacks || !kernel.has_counted_opening(*cookie))
-            })
-        });
-        for (cookie, found) in &old {
-            let entered = if found.has_callbacks {
-                kernel.note_opening(*cookie)
-            } else {
-                kernel.seeds.insert(cookie, found.flow, 0)
-            };
-            entered.map_err(|error| failed("noting an open connection from before", error))?;
-        }
-        let now = list(kernel)?;
-        for (cookie, found) in old {
-            self.settle(kernel, accounts, cookie, &found, now.connections.contains_key(&cookie))?;
-        }
-        Ok(now)
+    /// Connections that are open and were left out, for the notes of what was counted did not have room for all.
+    pub(super) fn undecided(&self) -> u64 {
+        self.undecided
     }
 
-    /// An old connection, which was there before it was entered, and is or is not there after.
+    /// Connections of which the end is noticed late, for want of room.
+    pub(super) fn unwatched(&self) -> u64 {
+        self.unwatched
+    }
+
+    /// Attempts of which it is not known what came of them, for want of room.
+    pub(super) fn lost_attempts(&self) -> u64 {
+        self.attempts.unwatched()
+    }
+
+    /// The first look, while the kernel notes what it counts. Ends these notes.
+    pub(super) fn first_look(&mut self, kernel: &mut Kernel, accounts: &mut Accounts) -> Result<(), CaptureError> {
+        let mut listing = list(kernel)?;
+        let mut old = select(&listing, |_, found| found.end == End::Unseen);
+        self.attempts = Attempts::of(kernel, &listing);
+        if !old.is_empty() || !self.attempts.is_empty() {
+            watch(kernel, true)?;
+            thread::sleep(SETTLE);
+            // Again: one that was just being established has got its flags meanwhile.
+            let settled = list(kernel)?.connections;
+            old.retain(|cookie, found| {
+                settled.get(cookie).is_none_or(|now| (now.end, now.flow) == (found.end, found.flow))
+            });
+            self.attempts.enter(kernel);
+            let mut entered = Vec::with_capacity(old.len());
+            for (cookie, found) in old {
+                entered.push((cookie, found, self.enter(kernel, cookie, &found)));
+            }
+            listing = list(kernel)?;
+            for (cookie, found, is_watched) in entered {
+                let still_there = listing.connections.contains_key(&cookie);
+                self.settle(kernel, accounts, (cookie, &found), is_watched, still_there)?;
+            }
+        }
+        let noted = end_first_look(kernel)?;
+        self.attempts.look(kernel, accounts, &listing, &noted.cookies)?;
+        self.find_earlier(kernel, accounts, &listing, &noted);
+        Ok(())
+    }
+
+    /// An old connection without callbacks, which was there before it was entered, and is or is not there after.
     fn settle(
         &mut self,
         kernel: &mut Kernel,
         accounts: &mut Accounts,
-        cookie: u64,
-        found: &Connection,
+        (cookie, found): (u64, &Connection),
+        is_watched: bool,
         still_there: bool,
     ) -> Result<(), CaptureError> {
         if still_there {
-            accounts.add_preexisting(found.flow, found.traffic);
-            if !found.has_callbacks {
-                self.seeds.insert(cookie, Seed { flow: found.flow, traffic: found.traffic, missed_since: None });
-            }
-            return Ok(());
-        }
-        // Gone. With its entry: the kernel has counted its end and relied on us for the beginning. Without having
-        // taken the entry, it ended before: the kernel knows it as older by itself, or nobody saw it end.
-        let entry = if found.has_callbacks { kernel.forget_opening(cookie) } else { kernel.seeds.remove(&cookie) };
-        if was_taken(entry).map_err(|error| failed("looking for the note of an open connection", error))? {
-            accounts.add_preexisting(found.flow, found.traffic);
+            accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
+            self.plant(cookie, found, is_watched);
+        } else if is_watched && remove_seed(kernel, cookie)? {
+            // Gone, with its entry: the kernel has counted its end and relied on us for the beginning. Without having
+            // taken the entry, it ended before, and nobody saw that.
+            accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
         }
         Ok(())
+    }
+
+    /// Connections that an earlier agent has seen open: what the programs of this one have counted is noted.
+    fn find_earlier(&mut self, kernel: &Kernel, accounts: &mut Accounts, listing: &Listing, noted: &Noted) {
+        // A followed socket was followed from its opening on.
+        if kernel.follows() {
+            return;
+        }
+        let is_earlier =
+            |(cookie, found): &(&u64, &Connection)| found.end == End::Callbacks && !noted.cookies.contains(cookie);
+        for (_, found) in listing.connections.iter().filter(is_earlier) {
+            if noted.is_complete {
+                accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
+            } else {
+                self.undecided += 1;
+            }
+        }
     }
 
     /// A later look: connections that had been hidden (not accepted yet) come up, others are gone.
@@ -120,9 +164,10 @@ impl Existing {
         accounts: &mut Accounts,
         listing: &Listing,
     ) -> Result<(), CaptureError> {
+        self.attempts.look(kernel, accounts, listing, &HashSet::new())?;
         self.find_late(kernel, accounts, listing)?;
         self.find_gone(kernel, accounts, listing)?;
-        watch(kernel, !self.seeds.is_empty())
+        watch(kernel, !self.seeds.is_empty() || !self.attempts.is_empty())
     }
 
     fn find_late(
@@ -131,22 +176,33 @@ impl Existing {
         accounts: &mut Accounts,
         listing: &Listing,
     ) -> Result<(), CaptureError> {
-        let new = |(cookie, found): &(&u64, &Connection)| !found.has_callbacks && !self.seeds.contains_key(*cookie);
-        let unknown: HashMap<_, _> =
-            listing.connections.iter().filter(new).map(|(cookie, found)| (*cookie, *found)).collect();
+        let unknown = select(listing, |cookie, found| found.end != End::Callbacks && !self.seeds.contains_key(&cookie));
         let (certain, suspects) = unknown.into_iter().partition(|(cookie, _)| self.suspects.contains_key(cookie));
         self.suspects = suspects;
         let certain: HashMap<u64, Connection> = certain;
         for (cookie, found) in certain {
             watch(kernel, true)?;
-            kernel
-                .seeds
-                .insert(cookie, found.flow, 0)
-                .map_err(|error| failed("noting an open connection from before", error))?;
-            self.seeds.insert(cookie, Seed { flow: found.flow, traffic: found.traffic, missed_since: None });
-            accounts.add_preexisting(found.flow, found.traffic);
+            let is_watched = self.enter(kernel, cookie, &found);
+            self.plant(cookie, &found, is_watched);
+            accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
         }
         Ok(())
+    }
+
+    /// Has the kernel count the end of this connection; returns whether there was room.
+    fn enter(&mut self, kernel: &mut Kernel, cookie: u64, found: &Connection) -> bool {
+        let entered = kernel.seeds.insert(cookie, found.flow, 0);
+        if let Err(error) = &entered {
+            if self.unwatched == 0 {
+                tracing::warn!(error = %describe(error), "the kernel can't be asked to watch all connections from before");
+            }
+            self.unwatched += 1;
+        }
+        entered.is_ok()
+    }
+
+    fn plant(&mut self, cookie: u64, found: &Connection, is_watched: bool) {
+        self.seeds.insert(cookie, Seed { flow: found.flow, traffic: found.traffic, is_watched, missed_since: None });
     }
 
     /// A seed whose socket is not listed: its end was counted by the kernel; or no process holds it but it has not
@@ -158,19 +214,20 @@ impl Existing {
         listing: &Listing,
     ) -> Result<(), CaptureError> {
         let mut gone = Vec::new();
+        let was_counted = |cookie| matches!(kernel.seeds.get(cookie, 0), Err(MapError::KeyNotFound));
         for (cookie, seed) in &mut self.seeds {
             match listing.connections.get(cookie) {
                 Some(found) => (seed.traffic, seed.missed_since) = (found.traffic, None),
-                None if matches!(kernel.seeds.get(cookie, 0), Err(MapError::KeyNotFound)) => gone.push(*cookie),
-                None if seed.missed_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE => gone.push(*cookie),
+                None if seed.is_watched && was_counted(cookie) => gone.push(*cookie),
+                None if seed.missed_since.get_or_insert_with(Instant::now).elapsed() >= self.gone_after => {
+                    gone.push(*cookie);
+                }
                 None => {}
             }
         }
         for cookie in gone {
             let Some(seed) = self.seeds.remove(&cookie) else { continue };
-            let taken = was_taken(kernel.seeds.remove(&cookie))
-                .map_err(|error| failed("removing the note of an old connection", error))?;
-            if !taken {
+            if !seed.is_watched || !remove_seed(kernel, cookie)? {
                 accounts.add_unseen_close(seed.flow, seed.traffic);
             }
         }
@@ -178,23 +235,39 @@ impl Existing {
     }
 }
 
-/// Ends the notes of the first look.
-pub(super) fn end_first_look(kernel: &mut Kernel) -> Result<(), CaptureError> {
+fn select(listing: &Listing, is_meant: impl Fn(u64, &Connection) -> bool) -> HashMap<u64, Connection> {
+    let meant = listing.connections.iter().filter(|(cookie, found)| is_meant(**cookie, found));
+    meant.map(|(cookie, found)| (*cookie, *found)).collect()
+}
+
+/// What was counted during the first look.
+#[derive(Debug)]
+pub(super) struct Noted {
+    /// Sockets whose opening or end was counted.
+    cookies: HashSet<u64>,
+    /// Whether these are all.
+    is_complete: bool,
+}
+
+/// Ends the notes of the first look, and reads them.
+pub(super) fn end_first_look(kernel: &mut Kernel) -> Result<Noted, CaptureError> {
     let what = "ending the first look at the open connections";
     kernel.set_first_look(false).map_err(|error| failed(what, error))?;
-    for cookie in kernel.noted_openings() {
-        was_taken(kernel.forget_opening(cookie)).map_err(|error| failed(what, error))?;
+    thread::sleep(SETTLE);
+    // Again: a program may have found just then that there was no room.
+    kernel.set_first_look(false).map_err(|error| failed(what, error))?;
+    let cookies = kernel.take_notes().map_err(|error| failed(what, error))?;
+    let lost = kernel.lost(Loss::Recent).map_err(|error| failed(what, error))?;
+    if lost > 0 {
+        tracing::warn!(lost, "more connections came and went during the first look than could be noted");
     }
-    match kernel.lost(Loss::Recent).map_err(|error| failed(what, error))? {
-        0 => Ok(()),
-        lost => {
-            tracing::warn!(
-                lost,
-                "more connections opened during the first look than could be noted: of those, some may be counted twice, as opened and as older"
-            );
-            Ok(())
-        }
-    }
+    Ok(Noted { cookies, is_complete: lost == 0 })
+}
+
+/// Takes an entry back; returns whether the kernel had taken it.
+pub(super) fn remove_seed(kernel: &mut Kernel, cookie: u64) -> Result<bool, CaptureError> {
+    was_taken(kernel.seeds.remove(&cookie))
+        .map_err(|error| failed("removing the note of a connection from before", error))
 }
 
 /// A listing of what is open now.

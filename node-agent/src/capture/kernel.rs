@@ -1,6 +1,6 @@
 //! The programs and maps in the kernel: loading, attaching, handing out.
 
-use std::{fs::File, io, path::Path};
+use std::{collections::HashSet, fs::File, io, path::Path};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
@@ -9,7 +9,7 @@ use aya::{
         BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
     },
 };
-use node_agent_common::{FlowKey, FollowedSocket, Loss, Offsets};
+use node_agent_common::{FlowKey, FollowedSocket, Loss, Offsets, look};
 
 use super::{
     Attach, Degradation, Feature, Reason, Refusal, Settings,
@@ -17,6 +17,7 @@ use super::{
     datagrams::Datagrams,
     refusals::{describe, incomplete, load_refusal},
     requirements::Ground,
+    room,
     running_kernel::RunningKernel,
     tracepoint::Tracepoint,
 };
@@ -77,6 +78,8 @@ impl Kernel {
             .map_max_entries("FIRST_SIGHTS", settings.ring_bytes)
             .map_max_entries("CONVERSATIONS", settings.max_conversations)
             .map_max_entries("ANSWERS", settings.answer_ring_bytes)
+            .map_max_entries("SEEDS", room::for_old_connections(settings))
+            .map_max_entries("RECENT", settings.max_noted)
             .map_max_entries("FOLLOWED", if follows { settings.max_followed } else { 1 })
             .load(OBJECT)
             .map_err(|error| load_refusal("creating the maps", &error))?;
@@ -201,25 +204,13 @@ impl Kernel {
         Datagrams::attach(&mut self.programs, settings, degradations)
     }
 
-    /// Whether the opening of a connection whose end the programs will see has been counted.
-    pub(super) fn has_counted_opening(&self, cookie: u64) -> bool {
-        // A followed socket was followed from its opening on; callbacks may have been asked for by an earlier agent.
-        self.tracepoint.is_used() || self.recent.get(&cookie, 0).is_ok()
-    }
-
-    /// Notes a connection from before, whose end the programs will see, as one whose opening need not be counted.
-    pub(super) fn note_opening(&mut self, cookie: u64) -> Result<(), MapError> {
-        self.recent.insert(cookie, 1, 0)
-    }
-
-    /// Takes such a note back.
-    pub(super) fn forget_opening(&mut self, cookie: u64) -> Result<(), MapError> {
-        self.recent.remove(&cookie)
-    }
-
-    /// All such notes, of the programs' and ours.
-    pub(super) fn noted_openings(&self) -> Vec<u64> {
-        self.recent.keys().filter_map(Result::ok).collect()
+    /// The sockets of which the programs have noted that they have counted them, and forgets these notes.
+    pub(super) fn take_notes(&mut self) -> Result<HashSet<u64>, MapError> {
+        let cookies = self.recent.keys().collect::<Result<HashSet<_>, _>>()?;
+        for cookie in &cookies {
+            self.recent.remove(cookie)?;
+        }
+        Ok(cookies)
     }
 
     /// Whether sockets are followed by a tracepoint.
@@ -283,7 +274,7 @@ impl Kernel {
 
     /// During the first look the programs note which connections they have counted.
     pub(super) fn set_first_look(&mut self, on: bool) -> Result<(), MapError> {
-        self.looking.set(0, u32::from(on), 0)
+        self.looking.set(0, if on { look::NOTES_ALL } else { look::OVER }, 0)
     }
 
     /// What could not be stored, of one kind.

@@ -8,7 +8,7 @@
 //! loads and attaches the programs (`tracepoint` those of the second and third choice) with the `offsets` that `btf`
 //! found; `refusals` puts into words what the kernel says to that. The programs count into `counters`, by `slots`, and
 //! announce a flow's first connection through `first_sights`; `listing` reads the open sockets, `existing` tells the
-//! ones from before from those that were counted, `followed` finds the ends that a tracepoint has missed; `accounts`
+//! ones from before from those that were counted, and `attempts` what had not succeeded yet; `followed` finds the ends that a tracepoint has missed; `accounts`
 //! makes totals of it all.
 
 use std::{
@@ -26,6 +26,7 @@ use crate::names::Answer;
 
 mod accounts;
 mod attach;
+mod attempts;
 mod btf;
 mod cgroup_root;
 mod counters;
@@ -41,6 +42,7 @@ mod offsets;
 mod prepare;
 mod refusals;
 mod requirements;
+mod room;
 mod running_kernel;
 mod self_test;
 mod slots;
@@ -216,6 +218,15 @@ pub struct Settings {
     pub attach: Option<Attach>,
     /// Open connections that the kernel can follow at a time where they have no callbacks; more are [`Losses`].
     pub max_followed: u32,
+    /// Connections from before the attach whose end the kernel can be asked to count; the end of more is noticed late, and
+    /// counted in [`Losses::closes_unseen`]. `None`: as many as there are sockets.
+    pub max_old: Option<u32>,
+    /// After so long a connection from before that no process holds any more is taken for one whose end was missed: it may
+    /// still be sending what is left.
+    pub gone_after: Duration,
+    /// Connections that can be noted as counted while the capture starts. Where more come and go, those that were open
+    /// before are left out and counted as [`Losses`].
+    pub max_noted: u32,
     /// Flows that the kernel can count at a time; more are counted as [`Losses`].
     pub max_flows: u32,
     /// Whether datagrams are counted, where the kernel lets them be.
@@ -251,6 +262,9 @@ impl Default for Settings {
             release: None,
             attach: None,
             max_followed: 65_536,
+            max_old: None,
+            gone_after: Duration::from_mins(1),
+            max_noted: 65_536,
             max_flows: 65_536,
             datagrams: true,
             max_conversations: 65_536,

@@ -33,6 +33,7 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<Found, BtfError> {
         sock_cookie: btf.offset("sock", "__sk_common.skc_cookie", 8)?,
         sock_flags: btf.offset("sock", "sk_flags", 8).or_else(|_| btf.offset("sock", "__sk_common.skc_flags", 8))?,
         sock_cgroup: btf.offset("sock", "sk_cgrp_data.cgroup", 8)?,
+        sock_backlog: btf.offset("sock", "sk_max_ack_backlog", 4)?,
         // Not there without connection tracking.
         skb_nfct: btf.offset("sk_buff", "_nfct", 8).unwrap_or_default(),
         net_inum: btf.offset("net", "ns.inum", 4)?,
@@ -44,6 +45,11 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<Found, BtfError> {
         done_bit: btf.enumerator("sock_flags", "SOCK_DONE")?,
         ..Offsets::default()
     };
+    // Without, fewer sockets show which end they are.
+    let bucket = btf.offset("tcp_sock", "inet_conn.icsk_bind_hash", 8);
+    if let (Ok(bucket), Ok(reuse)) = (bucket, btf.offset("inet_bind_bucket", "fastreuse", 1)) {
+        (offsets.bind_bucket, offsets.bucket_reuse) = (bucket, reuse);
+    }
     let no_listing = listing(btf, &mut offsets).err();
     let no_retransmits = set(&mut offsets.tcp_total_retrans, btf.offset("tcp_sock", "total_retrans", 4)).err();
     let no_rtt = set(&mut offsets.tcp_srtt_us, btf.offset("tcp_sock", "srtt_us", 4)).err();

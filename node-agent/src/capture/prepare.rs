@@ -102,8 +102,7 @@ fn start(
         reason: Reason::LoadFailed,
         message: format!("reading the cgroups below {}: {error}", settings.cgroup_root.display()),
     })?;
-    let mut capture =
-        EbpfCapture::new(description, kernel, slots, first_sights, datagrams, uncounted, settings.look_every);
+    let mut capture = EbpfCapture::new(description, kernel, slots, first_sights, datagrams, uncounted, settings);
     capture.first_look().map_err(|error| Refusal {
         reason: Reason::LoadFailed,
         message: format!("looking at what is open: {error}"),

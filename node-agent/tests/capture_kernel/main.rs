@@ -2,17 +2,24 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cost;
+mod crowds;
 #[allow(dead_code, reason = "shared with the tests of the fallback")]
 mod lab;
 mod measures;
 mod misses;
 mod refusals;
+mod restarts;
 mod udp;
 
 use std::collections::BTreeMap;
 
+use crowds::more_old_connections_than_can_be_watched_are_counted;
 use lab::{Watched, can_list, key, list_or_skip, node_or_skip, obey, storm_size, with_methods, without_measures};
 use measures::what_tcp_has_measured_is_what_the_sockets_say;
+use restarts::{
+    attempts_from_before_count_whatever_comes_of_them,
+    connections_that_no_agent_saw_have_their_role_or_say_that_it_is_a_guess,
+};
 use scopeprobe_agent::capture::{Attach, Capture, Losses, Settings};
 use topology::flow::{FlowCounters, Role};
 
@@ -55,6 +62,9 @@ by_each_way_to_attach!(
     slots_come_back_and_totals_stay,
     a_server_that_listens_for_mptcp_is_a_server,
     what_tcp_has_measured_is_what_the_sockets_say,
+    connections_that_no_agent_saw_have_their_role_or_say_that_it_is_a_guess,
+    attempts_from_before_count_whatever_comes_of_them,
+    more_old_connections_than_can_be_watched_are_counted,
 );
 
 fn counted(opened: u64, closed: u64, sent: u64, received: u64) -> FlowCounters {

@@ -39,9 +39,14 @@ pub fn exclusive(cgroup: &Path) -> Foreign {
 
 /// Takes all callbacks away from every socket, at every call.
 pub fn flag_owner(cgroup: &Path) -> Foreign {
-    // r2 = 0; call bpf_sock_ops_cb_flags_set(r1, r2); r0 = 1; exit
+    flags_setter(cgroup, 0)
+}
+
+/// Gives every socket these callbacks, and no others, at every call.
+pub fn flags_setter(cgroup: &Path, flags: u8) -> Foreign {
+    // r2 = flags; call bpf_sock_ops_cb_flags_set(r1, r2); r0 = 1; exit
     let program = [
-        instruction(0xb7, 2, 0),
+        instruction(0xb7, 2, flags.into()),
         instruction(0x85, 0, abi::CB_FLAGS_SET),
         instruction(0xb7, 0, 1),
         instruction(0x95, 0, 0),

@@ -25,18 +25,26 @@ pub(super) fn act(stream: &TcpStream, words: &[&str]) -> io::Result<String> {
             let wanted: u32 = words[2].parse().unwrap();
             wait(|| Ok(tcp_info(stream)?.retransmits >= wanted))?;
         }
-        // `deafen STREAM`, `hear STREAM`: whether the socket drops what comes in, as if it had never come.
-        "deafen" => {
-            const DROP: libc::sock_filter = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
-            let mut drop_all = [DROP];
-            let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
-            set(stream, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
-        }
-        "hear" => set(stream, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0)?,
+        // `deafen STREAM`, `hear STREAM`
+        "deafen" => deafen(stream)?,
+        "hear" => hear(stream)?,
         // `delay STREAM`: the next acknowledgement comes late.
         _ => set(stream, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &0)?,
     }
     Ok(String::from("done"))
+}
+
+/// Has the socket drop what comes in, as if it had never come.
+pub(super) fn deafen(socket: &impl AsRawFd) -> io::Result<()> {
+    const DROP: libc::sock_filter = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+    let mut drop_all = [DROP];
+    let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
+    set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// The opposite.
+pub(super) fn hear(socket: &impl AsRawFd) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0)
 }
 
 struct TcpInfo {
@@ -60,12 +68,13 @@ fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
     Ok(TcpInfo { unacknowledged: info[6], rtt: info[17], retransmits: info[25] })
 }
 
-fn set<T>(stream: &TcpStream, level: i32, option: i32, value: &T) -> io::Result<()> {
+/// Sets an option that nix does not know.
+pub(super) fn set<T>(socket: &impl AsRawFd, level: i32, option: i32, value: &T) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).unwrap();
     // SAFETY: a value of that length, which the kernel copies.
     #[expect(unsafe_code, reason = "nix knows none of these options")]
     let result =
-        unsafe { libc::setsockopt(stream.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length) };
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length) };
     nix::errno::Errno::result(result)?;
     Ok(())
 }

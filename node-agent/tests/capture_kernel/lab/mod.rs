@@ -4,6 +4,7 @@
 pub mod capabilities;
 mod datagrams;
 pub mod foreign;
+mod handshakes;
 pub mod measures;
 mod obedience;
 pub mod routed;

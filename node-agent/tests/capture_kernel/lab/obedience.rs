@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use super::{datagrams::Datagrams, measures, workload};
+use super::{datagrams::Datagrams, handshakes, measures, workload};
 
 /// The other side of [`Process`]: obeys until its input ends.
 pub fn obey() {
@@ -36,6 +36,7 @@ struct Sockets {
     listeners: BTreeMap<String, TcpListener>,
     streams: BTreeMap<String, TcpStream>,
     holders: Vec<Child>,
+    crowd: Vec<(TcpStream, TcpStream)>,
     datagrams: Datagrams,
 }
 
@@ -68,6 +69,9 @@ impl Sockets {
                 let port = listener.local_addr()?.port();
                 self.listeners.insert(String::from(words[1]), listener);
                 return Ok(port.to_string());
+            }
+            "listen-with-room" | "turn-deaf" | "hear-again" | "dial" | "redial" | "outcome" | "disconnect" | "port" => {
+                return self.act_by_step(words);
             }
             "unlisten" => drop(self.listeners.remove(words[1])),
             "connect" => {
@@ -120,6 +124,9 @@ impl Sockets {
                 }
             }
             "serve-each" | "call-in-turns" | "hold-each" | "storm-at" => return self.act_at_once(words),
+            // `crowd LISTENER N`: so many connections of this process with itself, held until `disperse`.
+            "crowd" => self.crowd.extend(workload::crowd(&self.listeners[words[1]], number(2))?),
+            "disperse" => workload::disperse(&mut self.crowd)?,
             // `both LISTENER PORT N`: short connections of this process with itself.
             "both" => {
                 for _ in 0..number(3) {
@@ -156,6 +163,33 @@ impl Sockets {
             // `storm-at N REQUEST ANSWER LISTENER...`
             _ => workload::storm_at(&listeners(&words[4..]), size(1), size(2), size(3)).map(|()| "done".into()),
         }
+    }
+
+    /// What `handshakes` does.
+    fn act_by_step(&mut self, words: &[&str]) -> std::io::Result<String> {
+        match words[0] {
+            // `listen-with-room LISTENER ADDRESS ROOM`: answers the port.
+            "listen-with-room" => {
+                let listener = handshakes::listen_with_room(words[2], words[3].parse().unwrap())?;
+                let port = listener.local_addr()?.port();
+                self.listeners.insert(String::from(words[1]), listener);
+                return Ok(port.to_string());
+            }
+            // `turn-deaf LISTENER`, `hear-again LISTENER`: whether SYNs are dropped, which clients send again.
+            "turn-deaf" => measures::deafen(&self.listeners[words[1]])?,
+            "hear-again" => measures::hear(&self.listeners[words[1]])?,
+            // `dial STREAM ADDRESS [FROM]`
+            "dial" => {
+                let stream = handshakes::dial(words[2], words.get(3).copied())?;
+                self.streams.insert(String::from(words[1]), stream);
+            }
+            // `redial STREAM ADDRESS`
+            "redial" => handshakes::redial(&self.streams[words[1]], words[2])?,
+            "outcome" => return handshakes::outcome(&self.streams[words[1]]),
+            "port" => return Ok(self.streams[words[1]].local_addr()?.port().to_string()),
+            _ => handshakes::disconnect(&self.streams[words[1]])?,
+        }
+        Ok(String::from("done"))
     }
 
     fn stream(&mut self, name: &str) -> &mut TcpStream {

@@ -54,8 +54,24 @@ impl Watched {
         assert_eq!(description.has(Feature::OpenSockets), can_list(), "{:?}", description.degradations);
         let by_sock_ops = settings.attach == Some(Attach::SockOps);
         assert_eq!(description.has(Feature::EveryEvent), by_sock_ops, "{:?}", description.degradations);
-        assert!(description.has(Feature::OldCloses), "{:?}", description.degradations);
+        assert!(description.has(Feature::OldCloses) || settings.max_old.is_some(), "{:?}", description.degradations);
         Ok(Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0, answers: Vec::new() })
+    }
+
+    /// Reads and looks until this is so, or for two minutes.
+    pub fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_mins(2);
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "{what}: {:?} {:?}", self.losses, self.flows);
+            self.capture.look_again();
+            self.read();
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The sum of a count over all flows.
+    pub fn sum(&self, field: fn(&FlowCounters) -> u64) -> u64 {
+        self.flows.values().map(field).sum()
     }
 
     /// Reads once; nothing may go backwards.

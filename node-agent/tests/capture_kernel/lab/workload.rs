@@ -111,6 +111,30 @@ pub fn storm_at(listeners: &[&TcpListener], times: usize, request: usize, answer
     })
 }
 
+/// So many connections of this process with itself, each end with a descriptor of its own.
+pub fn crowd(listener: &TcpListener, times: usize) -> io::Result<Vec<(TcpStream, TcpStream)>> {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    let (_, most) = getrlimit(RLIMIT_NOFILE)?;
+    setrlimit(RLIMIT_NOFILE, most, most)?;
+    let address = listener.local_addr()?;
+    (0..times)
+        .map(|_| {
+            let client = TcpStream::connect(address)?;
+            let (server, _) = listener.accept()?;
+            Ok((client, server))
+        })
+        .collect()
+}
+
+/// Ends them all, the clients first.
+pub fn disperse(crowd: &mut Vec<(TcpStream, TcpStream)>) -> io::Result<()> {
+    for (client, server) in crowd.drain(..) {
+        reset(client)?;
+        drop(server);
+    }
+    Ok(())
+}
+
 fn exchange(address: &str, request: usize, answer: usize) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.write_all(&vec![1; request])?;

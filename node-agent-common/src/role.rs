@@ -1,0 +1,115 @@
+//! Which end of a connection a socket is, and what shows it.
+
+use crate::callback;
+
+/// Which end of a connection a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Role {
+    /// It called `connect()`.
+    Client = 1,
+    /// It came out of a listening socket.
+    Server = 2,
+}
+
+/// Where a socket comes from, by the kernel's own structures. They show it of most sockets, whether any agent saw them or
+/// not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    /// Neither of the others: it was bound before `connect()`, or its listener has no room for waiting connections.
+    Unknown = 0,
+    /// Its port was chosen by `connect()`.
+    Connect = 1,
+    /// It has a listener's room for waiting connections: it came out of one, or is one.
+    Listener = 2,
+}
+
+impl Origin {
+    /// From a record's byte.
+    #[must_use]
+    pub const fn of(byte: u8) -> Self {
+        match byte {
+            1 => Self::Connect,
+            2 => Self::Listener,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The origin of a socket whose role is known.
+    #[inline]
+    #[must_use]
+    pub const fn of_role(role: Role) -> Self {
+        match role {
+            Role::Client => Self::Connect,
+            Role::Server => Self::Listener,
+        }
+    }
+}
+
+impl Role {
+    /// The role that a socket shows; `None` where it shows none. The kernel's own word counts more than callback flags,
+    /// which other programs may set, too.
+    #[inline]
+    #[must_use]
+    pub const fn shown(callbacks: u8, origin: Origin) -> Option<Self> {
+        const CLIENT: u8 = callback::of(Role::Client);
+        const SERVER: u8 = callback::of(Role::Server);
+        match origin {
+            Origin::Connect => Some(Self::Client),
+            Origin::Listener => Some(Self::Server),
+            Origin::Unknown => match callbacks & (CLIENT | SERVER) {
+                CLIENT => Some(Self::Client),
+                SERVER => Some(Self::Server),
+                _ => None,
+            },
+        }
+    }
+
+    /// A guess at the role of a socket with callbacks that shows none.
+    #[inline]
+    #[must_use]
+    pub const fn guessed(callbacks: u8) -> Self {
+        if callbacks & callback::CLIENT != 0 { Self::Client } else { Self::Server }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::callback::{CLIENT, SERVER, STATE};
+
+    #[test]
+    fn a_socket_shows_its_role_by_its_marks() {
+        for role in [Role::Client, Role::Server] {
+            assert_eq!(Role::shown(callback::of(role), Origin::Unknown), Some(role));
+            assert_eq!(Role::guessed(callback::of(role)), role);
+        }
+    }
+
+    #[test]
+    fn flags_that_no_agent_sets_so_show_no_role() {
+        for callbacks in [0, STATE, CLIENT, SERVER, CLIENT | SERVER, STATE | CLIENT | SERVER] {
+            assert_eq!(Role::shown(callbacks, Origin::Unknown), None, "{callbacks}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_knows_better_than_flags() {
+        for callbacks in 0..8 {
+            assert_eq!(Role::shown(callbacks, Origin::Connect), Some(Role::Client));
+            assert_eq!(Role::shown(callbacks, Origin::Listener), Some(Role::Server));
+        }
+    }
+
+    #[test]
+    fn a_second_program_sees_the_role_of_what_the_first_one_has_counted() {
+        for role in [Role::Client, Role::Server] {
+            let after = callback::counted(callback::of(role));
+            assert!(callback::is_counted(after) && !callback::is_counted(callback::of(role)));
+            assert_eq!(Role::shown(after | STATE, Origin::Unknown), Some(role));
+        }
+        assert!(callback::is_counted(callback::counted(STATE)));
+        assert!(!callback::is_counted(0));
+    }
+}
