@@ -239,7 +239,8 @@ pub struct ResourceLimits {
     #[schemars(schema_with = "schema::quantity")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Quantity>,
-    /// Memory, in bytes; eBPF maps included. A `maxFlows` above the default may need more.
+    /// Memory, in bytes; eBPF maps included. Each of `maxFlows` takes about 1.2 KiB and everything else 32 MiB; an agent
+    /// whose limit is lower keeps fewer flows and says so in its NodeProbe.
     #[schemars(schema_with = "schema::quantity")]
     pub memory: Quantity,
 }

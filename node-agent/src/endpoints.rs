@@ -124,6 +124,12 @@ impl Collector for ObservationCollector {
             ("closes_unseen", "Connections from before the capture whose end was not seen", losses.closes_unseen),
             ("flows_evicted", "Flows that left because there were too many", observation.flows.evicted()),
             ("flows_untold", "Of these, flows that could not be reported before", capture.untold_flows),
+            (
+                "connections_untold",
+                "Of lost_opened and lost_failed, at most as many as these flows had counted unreported",
+                observation.flows.untold().opened + observation.flows.untold().failed,
+            ),
+            ("flows_unnamed", "Flows for whose peers' names there was no room", observation.flows.unnamed()),
         ] {
             add(name, help, &ConstCounter::new(count))?;
         }

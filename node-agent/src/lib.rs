@@ -7,6 +7,7 @@
 
 pub mod attribution;
 pub mod backoff;
+pub mod budget;
 #[allow(unsafe_code, reason = "the border to the kernel")]
 pub mod capture;
 pub mod check;
@@ -15,10 +16,12 @@ pub mod endpoints;
 pub mod epoch;
 #[allow(unsafe_code, reason = "a call into the C library")]
 mod memory;
+mod memory_limit;
 pub mod names;
 pub mod node_addresses;
 pub mod observation;
 pub mod observer;
+mod packed;
 #[allow(unsafe_code, reason = "the runtime asks for a promise about the descriptor")]
 pub mod readiness;
 pub mod report;

@@ -16,6 +16,7 @@ use topology::{
 use crate::{
     attribution::Attribution,
     capture::{Description, Losses, Mode, Reading},
+    memory::is_worth_shrinking,
     names::Names,
     store::{Bounds, FlowStore},
 };
@@ -202,14 +203,16 @@ impl Observation {
         if let Some(before) = self.complete_until {
             self.flows.looked(before);
         }
-        self.complete_until = reading.complete_until.or(Some(now)).max(self.complete_until);
+        if !reading.is_partial {
+            self.complete_until = reading.complete_until.or(Some(now)).max(self.complete_until);
+        }
         for (cgroup, answer) in &reading.answers {
             self.names.learn(*cgroup, answer, now);
         }
         self.far_ends.extend(reading.far_ends);
         for (key, counters) in reading.flows {
             changed |= self.flows.record(key, counters, now);
-            if key.role == Role::Client && !self.flows.has_names(&key) {
+            if key.role == Role::Client && !self.names.is_empty() && !self.flows.has_names(&key) {
                 changed |= self.flows.name(&key, self.names.of(key.cgroup_id, key.remote, now));
             }
             // Now, while the processes that may have to name the cgroup are there.
@@ -240,6 +243,14 @@ impl Observation {
         far_ends.retain(|key, _| flows.get(key).is_some());
         let needed = flows.cgroups();
         attribution.forget_dead(now, |cgroup| needed.contains(&cgroup));
+    }
+
+    /// Returns memory that flows have taken at their peak and that is not needed any more. Whether there was any.
+    pub fn shrink(&mut self) -> bool {
+        if is_worth_shrinking(self.far_ends.capacity(), self.far_ends.len()) {
+            self.far_ends.shrink_to(2 * self.far_ends.len());
+        }
+        self.flows.shrink()
     }
 }
 

@@ -198,15 +198,19 @@ impl Observer {
             message: format!("can't draw random bytes for the epoch: {error}"),
         })?;
         let attribution = if self.observation.lock().attribution.is_some() { None } else { Some(self.attribution()?) };
-        let reading = capture.read()?;
+        let mut reading = capture.read()?;
         let mut observation = self.observation.lock();
         if let Some(attribution) = attribution {
             observation.attribution = Some(attribution);
         }
-        let description = capture.description();
-        observation.begin_epoch(epoch, description);
+        let description = capture.description().clone();
+        observation.begin_epoch(epoch, &description);
         if let Some(shortfall) = shortfall {
-            observation.fall_short(description, shortfall);
+            observation.fall_short(&description, shortfall);
+        }
+        while reading.is_partial {
+            observation.absorb(reading, std::time::Instant::now());
+            reading = capture.read()?;
         }
         observation.absorb(reading, std::time::Instant::now());
         observation.node_addresses = node_addresses::read(Path::new(PROC));
@@ -258,20 +262,30 @@ impl Observer {
                 () = at(until) => return Ended::Due,
                 _ = closing.wait_for(|closing| *closing) => true,
             };
-            match self.read(capture) {
-                Ok(()) => failures = 0,
+            let is_partial = match self.read(capture) {
+                Ok(is_partial) => {
+                    failures = 0;
+                    is_partial
+                }
                 Err(error) if closes || failures + 1 >= READ_ATTEMPTS => return Ended::Failed(error),
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(%error, "a read failed and is tried again");
+                    false
                 }
-            }
-            if closes {
+            };
+            if closes && !is_partial {
                 return Ended::Asked;
             }
             let now = Instant::now();
-            sighted = false;
-            read_at = now + self.interval;
+            if is_partial {
+                read_at = now;
+                // Others have something to do, too: what has been read is to be reported.
+                tokio::task::yield_now().await;
+            } else {
+                sighted = false;
+                read_at = now + self.interval;
+            }
             if now >= expire_at || self.observation.lock().flows.is_crowded() {
                 expire_at = now + EXPIRE_INTERVAL;
                 self.expire(capture);
@@ -279,14 +293,16 @@ impl Observer {
         }
     }
 
-    fn read(&self, capture: &mut dyn Capture) -> Result<(), CaptureError> {
+    /// Whether there is more to read at once.
+    fn read(&self, capture: &mut dyn Capture) -> Result<bool, CaptureError> {
         let reading = capture.read()?;
+        let is_partial = reading.is_partial;
         let mut observation = self.observation.lock();
         let news = observation.absorb(reading, std::time::Instant::now());
         if observation.describe(capture.description()) || news {
             self.changed.notify_one();
         }
-        Ok(())
+        Ok(is_partial)
     }
 
     fn expire(&self, capture: &mut dyn Capture) {
@@ -301,6 +317,10 @@ impl Observer {
         let untold = observation.flows.untold().flows;
         observation.drop_flows(&dropped, now);
         let untold = observation.flows.untold().flows - untold;
+        if observation.shrink() {
+            memory::give_back();
+        }
+        drop(observation);
         if untold > 0 {
             tracing::warn!(flows = untold, "flows had to leave before they could be reported; raise --max-flows");
         }

@@ -4,12 +4,19 @@
 //! does only where nothing is open), then the operator acknowledges all that had been counted. If the flow comes back
 //! before the second step, its counters go on; after it, they begin at zero in a new run.
 
+mod clock;
+
 use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map},
+    collections::{HashSet, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use indexmap::{IndexMap, map};
 use topology::flow::{FlowCounters, FlowKey};
+
+use self::clock::{Clock, Moment};
+use crate::{memory::is_worth_shrinking, packed::PackedCounters};
 
 /// What keeps the store small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +35,12 @@ impl Bounds {
     }
 }
 
+/// The most bytes that names of all flows' remote addresses take; further flows have none.
+const MAX_NAME_BYTES: usize = 4 << 20;
+
+/// Fewer keys of flows that have left are not worth the work of taking them out of the queue of news.
+const MANY_STALE: usize = 4096;
+
 /// What has left untold, because there was no room: at most so much of it is missing in the operator's account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Untold {
@@ -39,40 +52,67 @@ pub struct Untold {
     pub failed: u64,
 }
 
-/// The flows.
+/// The flows. A table of a hundred thousand takes 150 bytes for each.
 #[derive(Debug)]
 pub struct FlowStore {
-    flows: HashMap<FlowKey, Entry>,
+    flows: IndexMap<FlowKey, Entry>,
     /// Flows with news, in the order in which it came, each once; flows that have left since may be among them.
     news: VecDeque<FlowKey>,
+    /// How many in `news` have left, at most.
+    stale_news: usize,
     bounds: Bounds,
+    clock: Clock,
     /// The run of flows that come now: greater than that of any flow that has left.
     run: u64,
     /// What is recorded now happened after this.
     looked: Option<Instant>,
     /// Flows that have left since the last snapshot.
     left: usize,
+    /// Flows that the capture has dropped and that stay until the operator knows all of them.
+    leaving: usize,
     evicted: u64,
     untold: Untold,
+    name_bytes: usize,
+    unnamed: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     /// Of the whole run.
-    counters: FlowCounters,
-    /// The part of it that the capture has dropped.
-    dropped: Option<Box<FlowCounters>>,
+    counters: PackedCounters,
+    rare: Option<Box<Rare>>,
+    /// Nothing of it had happened then.
+    before_first: Moment,
+    /// Nothing had happened then of what the operator does not know yet; of no meaning while it knows everything.
+    before_news: Moment,
+    /// The last change was found then.
+    changed: Moment,
+    state: State,
     /// The capture has dropped it and seen nothing of it since.
     is_dropped: bool,
-    /// Nothing of it had happened then.
-    before_first: Instant,
-    /// Nothing had happened then of what the operator does not know yet; of no meaning while it knows everything.
-    before_news: Instant,
-    /// The last change was found then.
-    changed: Instant,
-    state: State,
+}
+
+/// What few flows have.
+#[derive(Debug, Default)]
+struct Rare {
+    /// The part of the counters that the capture has dropped.
+    dropped: Option<FlowCounters>,
     /// Names that have led to the remote address.
-    names: Box<[String]>,
+    names: Box<[Arc<str>]>,
+}
+
+impl Entry {
+    fn counters(&self) -> FlowCounters {
+        (&self.counters).into()
+    }
+
+    fn names(&self) -> &[Arc<str>] {
+        self.rare.as_ref().map(|rare| &*rare.names).unwrap_or_default()
+    }
+
+    fn name_bytes(&self) -> usize {
+        self.names().iter().map(|name| name.len()).sum()
+    }
 }
 
 /// When something of a flow happened.
@@ -84,6 +124,21 @@ pub struct Times {
     pub before_news: Instant,
     /// All of it: not after this.
     pub changed: Instant,
+}
+
+/// How much of a snapshot is still to be taken: from the end of the table to its beginning, as a flow that leaves gives its
+/// place to the last one, which has been taken by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    rest: usize,
+}
+
+impl Snapshot {
+    /// Whether all of it has been taken.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.rest == 0
+    }
 }
 
 /// What the operator knows of a flow's counters.
@@ -102,14 +157,19 @@ impl FlowStore {
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
         Self {
-            flows: HashMap::new(),
+            flows: IndexMap::new(),
             news: VecDeque::new(),
+            stale_news: 0,
             bounds,
+            clock: Clock::starting_at(Instant::now()),
             run: 0,
             looked: None,
             left: 0,
+            leaving: 0,
             evicted: 0,
             untold: Untold::default(),
+            name_bytes: 0,
+            unnamed: 0,
         }
     }
 
@@ -121,36 +181,38 @@ impl FlowStore {
 
     /// Takes a flow's counters as the capture has them now. Returns whether that is news.
     pub fn record(&mut self, key: FlowKey, counters: FlowCounters, now: Instant) -> bool {
-        let before = self.looked.map_or(now, |looked| looked.min(now));
+        let before = self.clock.floor(self.looked.map_or(now, |looked| looked.min(now)));
+        let now = self.clock.ceil(now);
         let entry = match self.flows.entry(key) {
-            hash_map::Entry::Occupied(entry) => {
+            map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
+                let known = entry.counters();
                 if std::mem::take(&mut entry.is_dropped) {
-                    entry.dropped = Some(Box::new(entry.counters));
+                    self.leaving -= 1;
+                    entry.rare.get_or_insert_default().dropped = Some(known);
                 }
-                let counters = match &entry.dropped {
+                let counters = match entry.rare.as_ref().and_then(|rare| rare.dropped) {
                     Some(dropped) => dropped.followed_by(&counters),
-                    None => FlowCounters { run: entry.counters.run, ..counters },
+                    None => FlowCounters { run: known.run, ..counters },
                 };
-                if entry.counters == counters {
+                if known == counters {
                     return false;
                 }
-                entry.counters = counters;
+                entry.counters = (&counters).into();
                 entry.changed = now;
                 if entry.state == State::Known {
                     entry.before_news = before;
                 }
                 entry
             }
-            hash_map::Entry::Vacant(entry) => entry.insert(Entry {
-                counters: FlowCounters { run: self.run, ..counters },
-                dropped: None,
+            map::Entry::Vacant(entry) => entry.insert(Entry {
+                counters: (&FlowCounters { run: self.run, ..counters }).into(),
+                rare: None,
                 is_dropped: false,
                 before_first: before,
                 before_news: before,
                 changed: now,
                 state: State::Known,
-                names: Box::default(),
             }),
         };
         if entry.state != State::News {
@@ -168,14 +230,21 @@ impl FlowStore {
 
     /// The names that have led to a flow's remote address.
     #[must_use]
-    pub fn names(&self, key: &FlowKey) -> &[String] {
-        self.flows.get(key).map(|entry| &*entry.names).unwrap_or_default()
+    pub fn names(&self, key: &FlowKey) -> &[Arc<str>] {
+        self.flows.get(key).map(Entry::names).unwrap_or_default()
     }
 
     /// Names have led to a flow's remote address. Returns whether that is news.
-    pub fn name(&mut self, key: &FlowKey, names: Vec<String>) -> bool {
-        let Some(entry) = self.flows.get_mut(key).filter(|entry| *entry.names != *names) else { return false };
-        entry.names = names.into();
+    pub fn name(&mut self, key: &FlowKey, names: Vec<Arc<str>>) -> bool {
+        let Some(entry) = self.flows.get_mut(key).filter(|entry| entry.names() != names) else { return false };
+        let others = self.name_bytes - entry.name_bytes();
+        let bytes = others + names.iter().map(|name| name.len()).sum::<usize>();
+        if bytes > MAX_NAME_BYTES {
+            self.unnamed += 1;
+            return false;
+        }
+        self.name_bytes = bytes;
+        entry.rare.get_or_insert_default().names = names.into();
         if entry.state != State::News {
             entry.state = State::News;
             self.news.push_back(*key);
@@ -183,19 +252,25 @@ impl FlowStore {
         true
     }
 
+    /// How often there was no room for names.
+    #[must_use]
+    pub fn unnamed(&self) -> u64 {
+        self.unnamed
+    }
+
     /// The counters of a flow.
     #[must_use]
     pub fn get(&self, key: &FlowKey) -> Option<FlowCounters> {
-        self.flows.get(key).map(|entry| entry.counters)
+        self.flows.get(key).map(Entry::counters)
     }
 
     /// When something of a flow happened.
     #[must_use]
     pub fn times(&self, key: &FlowKey) -> Option<Times> {
         self.flows.get(key).map(|entry| Times {
-            before_first: entry.before_first,
-            before_news: entry.before_news,
-            changed: entry.changed,
+            before_first: self.clock.time(entry.before_first),
+            before_news: self.clock.time(entry.before_news),
+            changed: self.clock.time(entry.changed),
         })
     }
 
@@ -221,23 +296,29 @@ impl FlowStore {
             // A flow that left and came back stands in the queue twice: the second time it isn't news.
             if let Some(entry) = self.flows.get_mut(&key).filter(|entry| entry.state == State::News) {
                 entry.state = State::Underway;
-                taken.push((key, entry.counters));
+                taken.push((key, entry.counters()));
             }
         }
         taken
     }
 
-    /// All flows, for a snapshot; from here on, news is what changes after this.
-    pub fn begin_snapshot(&mut self) -> Vec<FlowKey> {
-        self.news.clear();
+    /// Begins a snapshot of all flows; from here on, news is what changes after this.
+    pub fn begin_snapshot(&mut self) -> Snapshot {
+        self.news = VecDeque::new();
+        self.stale_news = 0;
         self.left = 0;
-        self.flows
-            .iter_mut()
-            .map(|(key, entry)| {
-                entry.state = State::Underway;
-                *key
-            })
-            .collect()
+        for entry in self.flows.values_mut() {
+            entry.state = State::Underway;
+        }
+        Snapshot { rest: self.flows.len() }
+    }
+
+    /// Up to `most` further flows of a snapshot.
+    pub fn take_of_snapshot(&self, snapshot: &mut Snapshot, most: usize) -> Vec<(FlowKey, FlowCounters)> {
+        let end = snapshot.rest.min(self.flows.len());
+        snapshot.rest = end.saturating_sub(most);
+        let range = self.flows.get_range(snapshot.rest..end).into_iter().flatten();
+        range.map(|(key, entry)| (*key, entry.counters())).collect()
     }
 
     /// How many flows have left that the last snapshot has named.
@@ -250,7 +331,7 @@ impl FlowStore {
     pub fn acknowledge(&mut self, told: &[(FlowKey, FlowCounters)]) {
         for (key, counters) in told {
             let Some(entry) = self.flows.get_mut(key) else { continue };
-            if entry.state == State::Underway && entry.counters == *counters {
+            if entry.state == State::Underway && entry.counters() == *counters {
                 entry.state = State::Known;
                 if entry.is_dropped {
                     self.remove(key);
@@ -261,31 +342,43 @@ impl FlowStore {
 
     /// Nobody is to be told of what there is now.
     pub fn acknowledge_all(&mut self) {
-        let told: Vec<_> = self.begin_snapshot().into_iter().filter_map(|key| Some((key, self.get(&key)?))).collect();
-        self.acknowledge(&told);
+        self.begin_snapshot();
+        let mut dropped = Vec::new();
+        for (key, entry) in &mut self.flows {
+            entry.state = State::Known;
+            if entry.is_dropped {
+                dropped.push(*key);
+            }
+        }
+        dropped.iter().for_each(|key| self.remove(key));
     }
 
     /// The flows that the capture should drop, as far as it can: those that have had their time, and, where there are too
-    /// many, quiet ones of dead cgroups, then of living ones, oldest first.
+    /// many, quiet ones of dead cgroups, then of living ones, of each first those of which the operator knows all, oldest
+    /// first.
     #[must_use]
     pub fn dispensable(&self, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
-        let quiet = || self.flows.iter().filter(|(_, entry)| entry.counters.active() == 0 && !entry.is_dropped);
+        let quiet = || self.flows.iter().enumerate().filter(|(_, (_, entry))| is_quiet(entry));
         if !self.is_crowded() {
-            let over = quiet().filter(|(key, entry)| self.is_over(key, entry, now, &is_live));
-            return over.map(|(key, _)| *key).collect();
+            let over = quiet().filter(|(_, (key, entry))| self.is_over(key, entry, now, &is_live));
+            return over.map(|(_, (key, _))| *key).collect();
         }
         // Some more than necessary, so that a full store isn't sorted for each new flow.
         let keep = self.bounds.comfortable() - self.bounds.comfortable() / 16;
+        let mut over = 0;
         let mut by_worth: Vec<_> = quiet()
-            .map(|(key, entry)| {
+            .map(|(index, (key, entry))| {
                 let is_over = self.is_over(key, entry, now, &is_live);
-                ((!is_over, is_live(key.cgroup_id), entry.changed), *key)
+                over += usize::from(is_over);
+                ((!is_over, is_live(key.cgroup_id), entry.state != State::Known, entry.changed), index)
             })
             .collect();
-        by_worth.sort_unstable();
-        let over = by_worth.iter().take_while(|((stays, ..), _)| !stays).count();
-        by_worth.truncate(over.max(self.flows.len() - keep));
-        by_worth.into_iter().map(|(_, key)| key).collect()
+        let wanted = over.max(self.staying().saturating_sub(keep));
+        if wanted < by_worth.len() {
+            by_worth.select_nth_unstable(wanted);
+            by_worth.truncate(wanted);
+        }
+        by_worth.into_iter().filter_map(|(_, index)| self.flows.get_index(index)).map(|(key, _)| *key).collect()
     }
 
     /// The capture has dropped these flows: should they come back, it counts from zero. Those leave of which the operator
@@ -295,7 +388,7 @@ impl FlowStore {
             let Some(entry) = self.flows.get(key) else { continue };
             self.evicted += u64::from(!self.is_over(key, entry, now, &is_live));
             let Some(entry) = self.flows.get_mut(key) else { continue };
-            entry.is_dropped = true;
+            self.leaving += usize::from(!std::mem::replace(&mut entry.is_dropped, true));
             if entry.state == State::Known {
                 self.remove(key);
             }
@@ -309,7 +402,28 @@ impl FlowStore {
     /// Whether it is getting full, so that [`FlowStore::dispensable`] shouldn't wait.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        self.flows.len() > self.bounds.comfortable()
+        self.staying() > self.bounds.comfortable() || self.flows.len() > self.bounds.flows
+    }
+
+    fn staying(&self) -> usize {
+        self.flows.len() - self.leaving
+    }
+
+    /// Returns memory that flows have taken at their peak and that is not needed any more. Whether there was any.
+    pub fn shrink(&mut self) -> bool {
+        self.stale_news = self.stale_news.min(self.news.len());
+        if self.stale_news > MANY_STALE.max(self.news.len() / 2) {
+            self.drop_stale_news();
+        }
+        let flows = is_worth_shrinking(self.flows.capacity(), self.flows.len());
+        let news = is_worth_shrinking(self.news.capacity(), self.news.len());
+        if flows {
+            self.flows.shrink_to(2 * self.flows.len());
+        }
+        if news {
+            self.news.shrink_to(2 * self.news.len());
+        }
+        flows || news
     }
 
     /// How many flows the capture has dropped because there were too many, not because their time was over.
@@ -343,8 +457,8 @@ impl FlowStore {
     }
 
     /// All flows and their counters.
-    pub fn iter(&self) -> impl Iterator<Item = (&FlowKey, &FlowCounters)> {
-        self.flows.iter().map(|(key, entry)| (key, &entry.counters))
+    pub fn iter(&self) -> impl Iterator<Item = (FlowKey, FlowCounters)> {
+        self.flows.iter().map(|(key, entry)| (*key, entry.counters()))
     }
 
     /// Forgets everything: a new epoch begins.
@@ -353,28 +467,60 @@ impl FlowStore {
     }
 
     fn is_over(&self, key: &FlowKey, entry: &Entry, now: Instant, is_live: impl Fn(u64) -> bool) -> bool {
-        now.duration_since(entry.changed) >= self.bounds.retention && !is_live(key.cgroup_id)
+        self.clock.ceil(now).since(entry.changed) >= self.bounds.retention && !is_live(key.cgroup_id)
     }
 
     fn remove(&mut self, key: &FlowKey) {
-        if self.flows.remove(key).is_some() {
+        if let Some(entry) = self.flows.swap_remove(key) {
+            self.name_bytes -= entry.name_bytes();
+            self.leaving -= usize::from(entry.is_dropped);
+            self.stale_news += usize::from(entry.state == State::News);
             self.run += 1;
             self.left += 1;
         }
     }
 
     fn remove_untold(&mut self, surplus: usize) {
-        let dropped = self.flows.iter().filter(|(_, entry)| entry.is_dropped);
-        let mut by_age: Vec<_> = dropped.map(|(key, entry)| (entry.changed, *key)).collect();
-        by_age.sort_unstable();
-        for (_, key) in by_age.iter().take(surplus) {
-            let Some(counters) = self.get(key) else { continue };
+        let entries = self.flows.values().enumerate();
+        let mut by_age: Vec<_> =
+            entries.filter(|(_, entry)| entry.is_dropped).map(|(index, entry)| (entry.changed, index)).collect();
+        if surplus < by_age.len() {
+            by_age.select_nth_unstable(surplus);
+            by_age.truncate(surplus);
+        }
+        let oldest = by_age.into_iter().filter_map(|(_, index)| self.flows.get_index(index));
+        let oldest: Vec<_> = oldest.map(|(key, entry)| (*key, entry.counters())).collect();
+        for (key, counters) in oldest {
             self.untold.flows += 1;
             self.untold.opened += counters.opened + counters.preexisting;
             self.untold.failed += counters.failed;
-            self.remove(key);
+            self.remove(&key);
         }
     }
+
+    /// Leaves each flow with news in the queue once, at its first place.
+    fn drop_stale_news(&mut self) {
+        let mut news = std::mem::take(&mut self.news);
+        news.retain(|key| {
+            let entry = self.flows.get_mut(key).filter(|entry| entry.state == State::News);
+            entry.is_some_and(|entry| {
+                entry.state = State::Underway;
+                true
+            })
+        });
+        for key in &news {
+            if let Some(entry) = self.flows.get_mut(key) {
+                entry.state = State::News;
+            }
+        }
+        self.news = news;
+        self.stale_news = 0;
+    }
+}
+
+/// Without open connections, and not dropped yet.
+fn is_quiet(entry: &Entry) -> bool {
+    !entry.is_dropped && entry.counters().active() == 0
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! What is known of each flow, and the totals that follow. Pure.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv6Addr};
 
+use indexmap::IndexMap;
 use node_agent_common::{FlowKey, FlowStats, Protocol, RTT_BUCKETS, Role};
 use topology::{
     flow,
     rtt::{RttBucket, RttHistogram},
 };
 
-use super::traffic::Traffic;
+use super::{Changes, traffic::Traffic};
+use crate::{
+    memory::is_worth_shrinking,
+    packed::{PackedNumbers, pack_histogram, unpack_histogram},
+};
 
 /// What is known of open connections: by a look, or as the first one found them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +33,7 @@ impl Open {
 }
 
 /// One flow.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Account {
     opened: u64,
     closed: u64,
@@ -47,9 +49,64 @@ struct Account {
     without_bytes: u64,
     /// Connections, and conversations of datagrams, of which it is a guess who began them.
     inferred: u64,
-    /// The most that was ever known, which never decreases.
+    /// The most that was ever known, which never decreases; at least `closed_traffic`.
     traffic: Traffic,
-    reported: flow::FlowCounters,
+}
+
+/// Numbers of an account beside its histograms.
+const PLAIN: usize = 15;
+const NUMBERS: usize = PLAIN + 2 * RTT_BUCKETS;
+
+impl From<&Account> for PackedNumbers {
+    fn from(account: &Account) -> Self {
+        // Mostly none: shorter than what closed connections have transferred.
+        let open = account.traffic.minus(account.closed_traffic);
+        let plain: [u64; PLAIN] = [
+            account.opened,
+            account.closed,
+            account.closed_traffic.sent,
+            account.closed_traffic.received,
+            account.failed,
+            account.closed_traffic.retransmits,
+            open.sent,
+            open.received,
+            open.retransmits,
+            account.inferred,
+            account.without_bytes,
+            account.preexisting,
+            account.preexisting_traffic.sent,
+            account.preexisting_traffic.received,
+            account.preexisting_traffic.retransmits,
+        ];
+        let mut numbers = [0; NUMBERS];
+        numbers[..PLAIN].copy_from_slice(&plain);
+        pack_histogram(&account.closed_rtt, &mut numbers[PLAIN..PLAIN + RTT_BUCKETS]);
+        pack_histogram(&account.open_rtt, &mut numbers[PLAIN + RTT_BUCKETS..]);
+        Self::pack(&numbers)
+    }
+}
+
+impl From<&PackedNumbers> for Account {
+    fn from(packed: &PackedNumbers) -> Self {
+        let numbers = packed.unpack::<NUMBERS>();
+        let [opened, closed, closed_sent, closed_received, failed, closed_again, ..] = numbers;
+        let traffic =
+            |at: usize| Traffic { sent: numbers[at], received: numbers[at + 1], retransmits: numbers[at + 2] };
+        let closed_traffic = Traffic { sent: closed_sent, received: closed_received, retransmits: closed_again };
+        Self {
+            opened,
+            closed,
+            failed,
+            preexisting: numbers[11],
+            preexisting_traffic: traffic(12),
+            closed_traffic,
+            closed_rtt: unpack_histogram(&numbers[PLAIN..PLAIN + RTT_BUCKETS]),
+            open_rtt: unpack_histogram(&numbers[PLAIN + RTT_BUCKETS..]),
+            without_bytes: numbers[10],
+            inferred: numbers[9],
+            traffic: closed_traffic.plus(traffic(6)),
+        }
+    }
 }
 
 impl Account {
@@ -109,12 +166,21 @@ impl Known {
     }
 }
 
-/// All flows.
+/// One flow, in few bytes.
+#[derive(Debug, Default)]
+struct Stored {
+    account: PackedNumbers,
+    /// It is in [`Accounts::changed`].
+    has_changed: bool,
+}
+
+/// All flows. A table of a hundred thousand takes 110 bytes for each.
 #[derive(Debug)]
 pub(super) struct Accounts {
     known: Known,
-    flows: HashMap<FlowKey, Account>,
-    changed: HashSet<FlowKey>,
+    flows: IndexMap<FlowKey, Stored>,
+    /// Each once; flows that have been removed since may be among them.
+    changed: Vec<FlowKey>,
     seen: u64,
     closes_unseen: u64,
 }
@@ -122,35 +188,35 @@ pub(super) struct Accounts {
 impl Accounts {
     /// Without any flow.
     pub(super) fn new(known: Known) -> Self {
-        Self { known, flows: HashMap::new(), changed: HashSet::new(), seen: 0, closes_unseen: 0 }
+        Self { known, flows: IndexMap::new(), changed: Vec::new(), seen: 0, closes_unseen: 0 }
     }
 
     /// Adds what a flow's slot has counted since it was read last.
     pub(super) fn add(&mut self, key: FlowKey, since: &FlowStats, nothing_lost: bool) {
         let known = self.known;
-        let account = self.touch(key);
-        account.opened += u64::from(since.opened);
-        account.closed += u64::from(since.closed);
-        account.failed += u64::from(since.failed);
-        account.preexisting += u64::from(since.older);
-        let (sent, received, retransmits) = (since.sent, since.received, since.retransmits.into());
-        account.closed_traffic = account.closed_traffic.plus(Traffic { sent, received, retransmits });
-        account.without_bytes += u64::from(since.unseen);
-        if since.rtt != [0; RTT_BUCKETS] {
-            // The kernel's buckets are ours, so that none is left out.
-            let ended = RttHistogram::from_counts(&since.rtt).unwrap_or_default();
-            account.closed_rtt = account.closed_rtt.plus(&ended);
-            account.open_rtt = account.open_rtt.at_most(account.open(), &ended);
-        }
-        // Where open sockets are listed, those whose role is a guess have been met there.
-        if !known.of_open || key.protocol() == Protocol::Udp {
-            account.inferred += u64::from(since.inferred);
-        }
-        if nothing_lost && account.closed > account.opened + account.preexisting {
-            // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
-            account.preexisting = account.closed - account.opened;
-        }
-        account.settle();
+        self.change(key, |account| {
+            account.opened += u64::from(since.opened);
+            account.closed += u64::from(since.closed);
+            account.failed += u64::from(since.failed);
+            account.preexisting += u64::from(since.older);
+            let (sent, received, retransmits) = (since.sent, since.received, since.retransmits.into());
+            account.closed_traffic = account.closed_traffic.plus(Traffic { sent, received, retransmits });
+            account.without_bytes += u64::from(since.unseen);
+            if since.rtt != [0; RTT_BUCKETS] {
+                // The kernel's buckets are ours, so that none is left out.
+                let ended = RttHistogram::from_counts(&since.rtt).unwrap_or_default();
+                account.closed_rtt = account.closed_rtt.plus(&ended);
+                account.open_rtt = account.open_rtt.at_most(account.open(), &ended);
+            }
+            // Where open sockets are listed, those whose role is a guess have been met there.
+            if !known.of_open || key.protocol() == Protocol::Udp {
+                account.inferred += u64::from(since.inferred);
+            }
+            if nothing_lost && account.closed > account.opened + account.preexisting {
+                // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
+                account.preexisting = account.closed - account.opened;
+            }
+        });
         self.closes_unseen += u64::from(since.unseen);
         self.seen += u64::from(since.opened) + u64::from(since.failed);
     }
@@ -158,62 +224,61 @@ impl Accounts {
     /// A connection that was open when the capture began, what it had transferred when it was first seen, and whether its
     /// role is a guess.
     pub(super) fn add_preexisting(&mut self, key: FlowKey, traffic: Traffic, is_inferred: bool) {
-        let account = self.touch(key);
-        account.preexisting += 1;
-        account.inferred += u64::from(is_inferred);
-        account.preexisting_traffic = account.preexisting_traffic.plus(traffic);
-        account.settle();
+        self.change(key, |account| {
+            account.preexisting += 1;
+            account.inferred += u64::from(is_inferred);
+            account.preexisting_traffic = account.preexisting_traffic.plus(traffic);
+        });
     }
 
     /// A connection that is gone without its end having been seen, and what it had transferred when last seen.
     pub(super) fn add_unseen_close(&mut self, key: FlowKey, traffic: Traffic) {
-        let account = self.touch(key);
-        account.closed += 1;
-        account.without_bytes += 1;
-        account.closed_traffic = account.closed_traffic.plus(traffic);
-        account.settle();
+        self.change(key, |account| {
+            account.closed += 1;
+            account.without_bytes += 1;
+            account.closed_traffic = account.closed_traffic.plus(traffic);
+        });
         self.closes_unseen += 1;
     }
 
     /// A connection that is gone without its end having been seen, one among those of its flow.
     pub(super) fn add_unseen_close_of_unknown_bytes(&mut self, key: FlowKey) {
         self.add_unseen_close(key, Traffic::default());
-        let account = self.touch(key);
-        if !account.has_open() {
-            account.closed_traffic = account.traffic;
-        }
+        self.change(key, |account| {
+            if !account.has_open() {
+                account.closed_traffic = account.traffic;
+            }
+        });
     }
 
     /// An attempt that has failed without that having been seen.
     pub(super) fn add_unseen_failure(&mut self, key: FlowKey) {
-        self.touch(key).failed += 1;
+        self.change(key, |account| account.failed += 1);
         self.seen += 1;
     }
 
     /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
     pub(super) fn set_open(&mut self, key: FlowKey, open: &Open) {
-        if let Some(account) = self.flows.get_mut(&key).filter(|account| account.has_open()) {
-            account.traffic = account.traffic.max(account.closed_traffic.plus(open.traffic));
-            account.open_rtt = open.rtt.at_most(account.open(), &RttHistogram::default());
-            self.changed.insert(key);
+        if self.has_open(&key) {
+            self.change(key, |account| {
+                account.traffic = account.traffic.max(account.closed_traffic.plus(open.traffic));
+                account.open_rtt = open.rtt.at_most(account.open(), &RttHistogram::default());
+            });
         }
     }
 
     /// Whether the flow has open connections.
     pub(super) fn has_open(&self, key: &FlowKey) -> bool {
-        self.flows.get(key).is_some_and(Account::has_open)
+        self.flows.get(key).is_some_and(|stored| Account::from(&stored.account).has_open())
     }
 
     /// Whether the flow has nothing open and nothing that was not reported yet.
     pub(super) fn is_at_rest(&self, key: &FlowKey) -> bool {
-        let at_rest =
-            |account: &Account| !account.has_open() && account.counters(self.known.of(key)) == account.reported;
-        self.flows.get(key).is_none_or(at_rest)
+        self.flows.get(key).is_none_or(|stored| !stored.has_changed && !Account::from(&stored.account).has_open())
     }
 
     pub(super) fn remove(&mut self, key: &FlowKey) {
-        self.flows.remove(key);
-        self.changed.remove(key);
+        self.flows.swap_remove(key);
     }
 
     /// Connections opened and attempts failed.
@@ -225,23 +290,46 @@ impl Accounts {
         self.closes_unseen
     }
 
-    /// The flows that differ from what was reported last, which they then do no more.
-    pub(super) fn report(&mut self) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
-        let mut report = Vec::with_capacity(self.changed.len());
-        for key in self.changed.drain() {
-            let Some(account) = self.flows.get_mut(&key) else { continue };
-            let counters = account.counters(self.known.of(&key));
-            if counters != account.reported {
-                account.reported = counters;
-                report.extend(public_key(&key).map(|key| (key, counters)));
+    /// Up to `most` flows that differ from what was reported last, which they then do no more.
+    pub(super) fn report(&mut self, most: usize) -> Changes {
+        let mut flows = Vec::with_capacity(self.changed.len().min(most));
+        while flows.len() < most
+            && let Some(key) = self.changed.pop()
+        {
+            let Some(stored) = self.flows.get_mut(&key) else { continue };
+            if std::mem::take(&mut stored.has_changed) {
+                let counters = Account::from(&stored.account).counters(self.known.of(&key));
+                flows.extend(public_key(&key).map(|key| (key, counters)));
             }
         }
-        report
+        self.shrink();
+        Changes { flows, are_partial: !self.changed.is_empty() }
     }
 
-    fn touch(&mut self, key: FlowKey) -> &mut Account {
-        self.changed.insert(key);
-        self.flows.entry(key).or_default()
+    /// Returns memory that is not needed any more.
+    fn shrink(&mut self) {
+        if is_worth_shrinking(self.flows.capacity(), self.flows.len()) {
+            self.flows.shrink_to(2 * self.flows.len());
+        }
+        if is_worth_shrinking(self.changed.capacity(), self.changed.len()) {
+            self.changed.shrink_to(2 * self.changed.len());
+        }
+    }
+
+    /// Changes a flow's account, which is new if there is none.
+    fn change(&mut self, key: FlowKey, change: impl FnOnce(&mut Account)) {
+        let stored = self.flows.entry(key).or_default();
+        let before = Account::from(&stored.account);
+        let mut account = before;
+        change(&mut account);
+        account.settle();
+        if account == before {
+            return;
+        }
+        stored.account = (&account).into();
+        if !std::mem::replace(&mut stored.has_changed, true) {
+            self.changed.push(key);
+        }
     }
 }
 
@@ -317,8 +405,12 @@ mod tests {
         FlowStats { closed: 1, rtt: std::array::from_fn(|it| u32::from(it == bucket)), ..FlowStats::default() }
     }
 
+    fn report(accounts: &mut Accounts) -> Vec<(flow::FlowKey, flow::FlowCounters)> {
+        accounts.report(usize::MAX).flows
+    }
+
     fn now(accounts: &mut Accounts) -> flow::FlowCounters {
-        let report = accounts.report();
+        let report = report(accounts);
         assert_eq!(report.len(), 1, "{report:?}");
         report[0].1
     }
@@ -330,7 +422,7 @@ mod tests {
         let counters = now(&mut accounts);
         assert_eq!((counters.opened, counters.failed, accounts.seen()), (2, 1, 3));
         accounts.set_open(key(), &with_open(0));
-        assert_eq!(accounts.report(), []);
+        assert_eq!(report(&mut accounts), []);
     }
 
     #[test]
@@ -391,7 +483,8 @@ mod tests {
         let mut listed = Accounts::new(ALL);
         listed.add_preexisting(key(), sent(10), true);
         listed.add(key(), &ended, true);
-        assert_eq!((now(&mut listed).preexisting, listed.flows[&key()].inferred), (1, 1));
+        let counters = now(&mut listed);
+        assert_eq!((counters.preexisting, counters.inferred), (1, 1));
         let mut unlisted = Accounts::new(Known { of_open: false, ..ALL });
         unlisted.add(key(), &ended, true);
         let counters = now(&mut unlisted);

@@ -11,7 +11,8 @@ use node_agent_common::{FlowKey, FlowStats, Loss};
 use topology::flow;
 
 use super::{
-    Capture, CaptureError, Description, Feature, Finding, Losses, Reading, Refusal, Settings,
+    Capture, CaptureError, Changes, Description, Feature, Finding, Losses, MAX_FLOWS_PER_READING, Reading, Refusal,
+    Settings,
     accounts::{Accounts, Known, Open, kernel_key},
     datagrams::Datagrams,
     existing::{Existing, end_first_look, failed, list},
@@ -60,6 +61,10 @@ pub struct EbpfCapture {
     uncounted: Option<Uncounted>,
     /// The most that was said to be missing so far.
     said_missing: u64,
+    /// When what is reported was collected.
+    collected_at: Instant,
+    /// Not all of that has been reported.
+    has_rest: bool,
     look_every: Duration,
     next_look: Instant,
     retry: Duration,
@@ -105,6 +110,8 @@ impl EbpfCapture {
             lost_answers: 0,
             uncounted,
             said_missing: 0,
+            collected_at: Instant::now(),
+            has_rest: false,
             look_every,
             next_look: Instant::now() + look_every,
             retry: RETRY,
@@ -157,6 +164,20 @@ impl EbpfCapture {
             },
         );
         Ok(ended)
+    }
+
+    /// Everything that is due.
+    fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
+        self.collect(now)?;
+        self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
+        if now >= self.next_look && self.kernel.can_list() {
+            self.look()?;
+        }
+        self.recycle(now);
+        if let Some(datagrams) = &mut self.datagrams {
+            datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
+        }
+        Ok(())
     }
 
     fn look(&mut self) -> Result<(), CaptureError> {
@@ -277,23 +298,19 @@ impl Capture for EbpfCapture {
     }
 
     fn read(&mut self) -> Result<Reading, CaptureError> {
-        let now = Instant::now();
-        self.collect(now)?;
-        self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
-        if now >= self.next_look && self.kernel.can_list() {
-            self.look()?;
-        }
-        self.recycle(now);
-        if let Some(datagrams) = &mut self.datagrams {
-            datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
+        // The rest of what was collected last comes first.
+        if !self.has_rest {
+            self.collected_at = Instant::now();
+            self.collect_all(self.collected_at)?;
         }
         let answers = self.answers()?;
         let losses = self.losses()?;
-        let complete_until = Some(now);
         // Whatever translates addresses does so in the node's network namespace, which this capture does not see.
         let far_ends = Vec::new();
-        let flows = self.accounts.report();
-        Ok(Reading { flows, far_ends, answers, losses, seen: self.accounts.seen(), complete_until })
+        let Changes { flows, are_partial } = self.accounts.report(MAX_FLOWS_PER_READING);
+        self.has_rest = are_partial;
+        let (seen, complete_until) = (self.accounts.seen(), Some(self.collected_at));
+        Ok(Reading { flows, far_ends, answers, losses, seen, complete_until, is_partial: are_partial })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

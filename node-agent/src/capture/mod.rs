@@ -22,7 +22,7 @@ use topology::{
     flow::{FlowCounters, FlowKey},
 };
 
-use crate::names::Answer;
+use crate::{budget::Shortage, names::Answer};
 
 mod accounts;
 mod attach;
@@ -99,6 +99,13 @@ impl Description {
         !self.degradations.iter().any(|degradation| degradation.feature == feature)
     }
 
+    /// Notes that fewer flows fit into the memory than were asked for, if so.
+    fn note_shortage(&mut self, shortage: Option<Shortage>) {
+        if let Some(shortage) = shortage {
+            self.lack(Feature::MaxFlows, &shortage.to_string());
+        }
+    }
+
     /// Notes that this has turned out not to work, if it was not known yet.
     fn lack(&mut self, feature: Feature, message: &str) {
         if self.has(feature) {
@@ -157,6 +164,8 @@ pub enum Feature {
     ConntrackBytes,
     /// A look at everything within two seconds.
     PassInterval,
+    /// As many flows at a time as were asked for.
+    MaxFlows,
 }
 
 /// What one look brought.
@@ -176,6 +185,18 @@ pub struct Reading {
     pub seen: u64,
     /// What happened before this is in this look or in an earlier one; `None` if that is known of the present only.
     pub complete_until: Option<Instant>,
+    /// More flows have changed than one reading has: the next one, which is due at once, has more of them.
+    pub is_partial: bool,
+}
+
+/// The most flows of one [`Reading`], so that a flood of new ones takes little memory on its way.
+const MAX_FLOWS_PER_READING: usize = 8192;
+
+/// Flows that have changed.
+struct Changes {
+    flows: Vec<(FlowKey, FlowCounters)>,
+    /// More have.
+    are_partial: bool,
 }
 
 /// What happened and could not be stored, counted exactly, since the capture began.
@@ -229,6 +250,8 @@ pub struct Settings {
     pub max_noted: u32,
     /// Flows that the kernel can count at a time; more are counted as [`Losses`].
     pub max_flows: u32,
+    /// Why that are fewer than were asked for, if so.
+    pub shortage: Option<Shortage>,
     /// Whether datagrams are counted, where the kernel lets them be.
     pub datagrams: bool,
     /// Conversations of datagrams that the kernel can remember at a time, about 140 bytes each. Where more go on, some
@@ -266,6 +289,7 @@ impl Default for Settings {
             gone_after: Duration::from_mins(1),
             max_noted: 65_536,
             max_flows: 65_536,
+            shortage: None,
             datagrams: true,
             max_conversations: 65_536,
             dns_names: true,

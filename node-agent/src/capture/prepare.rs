@@ -91,13 +91,14 @@ fn start(
             String::from("a connection of the agent's own was counted exactly")
         })?;
     }
-    let description = Description {
+    let mut description = Description {
         mode: Mode::Ebpf,
         attach: attach.as_str(),
         attached_at,
         kernel: ground.release.text.clone(),
         degradations,
     };
+    description.note_shortage(settings.shortage);
     let uncounted = Uncounted::open(settings, &kernel).map_err(|error| Refusal {
         reason: Reason::LoadFailed,
         message: format!("reading the cgroups below {}: {error}", settings.cgroup_root.display()),

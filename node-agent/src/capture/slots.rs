@@ -6,14 +6,28 @@
 
 use std::time::{Duration, Instant};
 
-use node_agent_common::{FlowKey, FlowStats};
+use node_agent_common::{FlowKey, FlowStats, RTT_BUCKETS};
+
+use crate::packed::PackedNumbers;
 
 /// How long a program may still use a slot that it has found before the slot's key was deleted. Programs take
 /// microseconds; this is long enough for one that was preempted on a crowded machine.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// What is known of a slot.
+#[derive(Debug, Default)]
+enum Slot {
+    /// It has never been lent.
+    #[default]
+    New,
+    /// It may be lent; its counters.
+    Free(PackedNumbers),
+    Lent(Box<Loan>),
+}
+
+/// A slot that is lent.
 #[derive(Debug)]
-struct Slot {
+struct Loan {
     /// `None` for a slot whose counts are nobody's: the self-test's.
     key: Option<FlowKey>,
     last: FlowStats,
@@ -24,9 +38,7 @@ struct Slot {
 /// All slots that are or have been in use.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    lent: Vec<Option<Slot>>,
-    /// The counters of slots that are not lent, where not zero.
-    base: Vec<FlowStats>,
+    slots: Vec<Slot>,
     used: u32,
 }
 
@@ -34,19 +46,21 @@ impl Slots {
     /// The kernel has lent this slot to this flow.
     pub(super) fn assign(&mut self, slot: u32, key: FlowKey, now: Instant) {
         let index = slot as usize;
-        if self.lent.len() <= index {
-            self.lent.resize_with(index + 1, || None);
-            self.base.resize(index + 1, FlowStats::default());
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, Slot::default);
         }
-        if self.lent[index].is_none() {
-            self.used += 1;
-            self.lent[index] = Some(Slot { key: Some(key), last: self.base[index], changed_at: now, deleted_at: None });
-        }
+        let last = match &self.slots[index] {
+            Slot::New => FlowStats::default(),
+            Slot::Free(counters) => unpack(counters),
+            Slot::Lent(_) => return,
+        };
+        self.used += 1;
+        self.slots[index] = Slot::Lent(Box::new(Loan { key: Some(key), last, changed_at: now, deleted_at: None }));
     }
 
     /// Whether it is known whom this slot is lent to.
     pub(super) fn is_known(&self, slot: u32) -> bool {
-        self.lent.get(slot as usize).is_some_and(Option::is_some)
+        matches!(self.slots.get(slot as usize), Some(Slot::Lent(_)))
     }
 
     /// Slots in use.
@@ -61,16 +75,16 @@ impl Slots {
         now: Instant,
         mut take: impl FnMut(FlowKey, &FlowStats),
     ) {
-        for (index, slot) in (0_u32..).zip(&mut self.lent) {
-            let Some(slot) = slot else { continue };
+        for (index, slot) in (0_u32..).zip(&mut self.slots) {
+            let Slot::Lent(loan) = slot else { continue };
             let current = read(index);
-            if current == slot.last {
+            if current == loan.last {
                 continue;
             }
-            let since = difference(&current, &slot.last);
-            slot.last = current;
-            slot.changed_at = now;
-            if let Some(key) = slot.key {
+            let since = difference(&current, &loan.last);
+            loan.last = current;
+            loan.changed_at = now;
+            if let Some(key) = loan.key {
                 take(key, &since);
             }
         }
@@ -79,42 +93,75 @@ impl Slots {
     /// Flows that could give back their slot, having counted nothing for so long.
     pub(super) fn idle(&self, least: Duration, now: Instant) -> Vec<(u32, FlowKey)> {
         (0_u32..)
-            .zip(&self.lent)
+            .zip(&self.slots)
             .filter_map(|(index, slot)| {
-                let slot = slot.as_ref()?;
-                let idle = slot.deleted_at.is_none() && now.saturating_duration_since(slot.changed_at) >= least;
-                idle.then_some((index, slot.key?))
+                let Slot::Lent(loan) = slot else { return None };
+                let idle = loan.deleted_at.is_none() && now.saturating_duration_since(loan.changed_at) >= least;
+                idle.then_some((index, loan.key?))
             })
             .collect()
     }
 
     /// The flow's key has been deleted from the kernel's index.
     pub(super) fn deleted(&mut self, slot: u32, now: Instant) {
-        if let Some(Some(slot)) = self.lent.get_mut(slot as usize) {
-            slot.deleted_at = Some(now);
+        if let Some(Slot::Lent(loan)) = self.slots.get_mut(slot as usize) {
+            loan.deleted_at = Some(now);
         }
     }
 
     /// Nobody's from now on, and its key has been deleted: what it has counted and will count is left out.
     pub(super) fn disown(&mut self, slot: u32, now: Instant) {
-        if let Some(Some(slot)) = self.lent.get_mut(slot as usize) {
-            slot.key = None;
-            slot.deleted_at = Some(now);
+        if let Some(Slot::Lent(loan)) = self.slots.get_mut(slot as usize) {
+            loan.key = None;
+            loan.deleted_at = Some(now);
         }
     }
 
     /// Slots that the kernel may lend again. To be called right after [`Slots::collect`].
     pub(super) fn release(&mut self, now: Instant) -> Vec<u32> {
         let mut released = Vec::new();
-        for (index, place) in (0_u32..).zip(&mut self.lent) {
-            let over = |slot: &Slot| slot.deleted_at.is_some_and(|at| now.saturating_duration_since(at) >= GRACE);
-            if let Some(slot) = place.take_if(|slot| over(slot)) {
-                self.base[index as usize] = slot.last;
+        for (index, slot) in (0_u32..).zip(&mut self.slots) {
+            let Slot::Lent(loan) = slot else { continue };
+            if loan.deleted_at.is_some_and(|at| now.saturating_duration_since(at) >= GRACE) {
+                *slot = Slot::Free(pack(&loan.last));
                 self.used -= 1;
                 released.push(index);
             }
         }
         released
+    }
+}
+
+/// Numbers of [`FlowStats`] beside the histogram.
+const PLAIN: usize = 9;
+
+fn pack(stats: &FlowStats) -> PackedNumbers {
+    let counts =
+        [stats.opened, stats.closed, stats.failed, stats.retransmits, stats.older, stats.unseen, stats.inferred];
+    let mut numbers = [0; PLAIN + RTT_BUCKETS];
+    (numbers[0], numbers[1]) = (stats.sent, stats.received);
+    for (number, count) in numbers[2..].iter_mut().zip(counts.iter().chain(&stats.rtt)) {
+        *number = u64::from(*count);
+    }
+    PackedNumbers::pack(&numbers)
+}
+
+fn unpack(packed: &PackedNumbers) -> FlowStats {
+    let numbers = packed.unpack::<{ PLAIN + RTT_BUCKETS }>();
+    // All but the first two come from counts of 32 bits.
+    let count = |index: usize| u32::try_from(numbers[index]).unwrap_or(u32::MAX);
+    FlowStats {
+        sent: numbers[0],
+        received: numbers[1],
+        opened: count(2),
+        closed: count(3),
+        failed: count(4),
+        retransmits: count(5),
+        older: count(6),
+        unseen: count(7),
+        inferred: count(8),
+        rtt: std::array::from_fn(|bucket| count(PLAIN + bucket)),
+        reserved: 0,
     }
 }
 
@@ -171,6 +218,24 @@ mod tests {
         slots.assign(1, key(443), start + GRACE);
         assert_eq!(collected(&mut slots, &[9, 6], start + GRACE), []);
         assert_eq!(collected(&mut slots, &[9, 8], start + GRACE), [(key(443), 2)]);
+    }
+
+    #[test]
+    fn counters_of_a_free_slot_survive_packing() {
+        let stats = FlowStats {
+            sent: u64::MAX,
+            received: 2,
+            opened: 3,
+            closed: u32::MAX,
+            failed: 5,
+            older: 6,
+            unseen: 7,
+            retransmits: 8,
+            rtt: std::array::from_fn(|bucket| u32::try_from(bucket).unwrap() + 9),
+            inferred: 30,
+            reserved: 0,
+        };
+        assert_eq!(unpack(&pack(&stats)), stats);
     }
 
     #[test]

@@ -8,7 +8,10 @@ use std::{
 use clap::{ArgAction, Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
-use crate::capture::{Attach, FallbackSettings, Refusal, Settings, find_cgroup_root};
+use crate::{
+    budget::Budget,
+    capture::{Attach, FallbackSettings, Refusal, Settings, find_cgroup_root},
+};
 
 pub mod logging;
 pub mod run;
@@ -50,7 +53,8 @@ pub struct CaptureArguments {
     /// How the programs are attached [default: the first of these that works here].
     #[arg(long, env = "SCOPEPROBE_ATTACH", value_enum)]
     attach: Option<Attach>,
-    /// How many flows the kernel can count at a time; what doesn't fit is counted as lost.
+    /// How many flows the kernel can count at a time; what doesn't fit is counted as lost. Fewer where the memory limit of
+    /// the agent's cgroup has no room for them, which takes about 1.3 KiB each and 32 MiB for everything else.
     #[arg(long, env = "SCOPEPROBE_MAX_FLOWS", value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     max_flows: u32,
@@ -89,10 +93,14 @@ impl CaptureArguments {
     }
 
     fn settings_without_root(&self) -> Settings {
+        let budget = self.budget();
         Settings {
             btf_path: self.btf.clone(),
             attach: self.attach,
-            max_flows: self.max_flows,
+            max_flows: budget.flows,
+            max_conversations: budget.conversations,
+            max_followed: budget.conversations,
+            shortage: budget.shortage,
             self_test: !self.skip_self_test,
             dns_names: self.dns_names,
             ..Settings::default()
@@ -108,9 +116,11 @@ impl CaptureArguments {
     }
 
     fn fallback_settings_without_root(&self) -> FallbackSettings {
+        let budget = self.budget();
         FallbackSettings {
             cpu_millicores: self.fallback_cpu_budget,
-            max_flows: self.max_flows as usize,
+            max_flows: budget.flows as usize,
+            shortage: budget.shortage,
             ..FallbackSettings::default()
         }
     }
@@ -135,7 +145,12 @@ impl CaptureArguments {
     /// How many flows the agent remembers: the kernel's, and as many that are over.
     #[must_use]
     pub fn remembered_flows(&self) -> usize {
-        2 * self.max_flows as usize
+        2 * self.budget().flows as usize
+    }
+
+    /// Found anew each time: the limit of a running pod can be changed.
+    fn budget(&self) -> Budget {
+        Budget::of_this_process(self.max_flows)
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::Instant,
-    vec,
 };
 
 use report::{MAX_FLOWS_PER_MESSAGE, v1alpha1 as wire};
@@ -17,7 +16,7 @@ use super::wire as to_wire;
 use crate::{
     attribution::{Attributed, Attribution},
     observation::{CaptureState, Epoch, Observation},
-    store::FlowStore,
+    store::{FlowStore, Snapshot},
 };
 
 /// One stream's memory: what the operator has been told on it.
@@ -28,7 +27,7 @@ pub struct Session {
     /// The epoch of the last message.
     epoch: Option<Epoch>,
     /// What is still to come of the snapshot under way.
-    snapshot: Option<vec::IntoIter<FlowKey>>,
+    snapshot: Option<Snapshot>,
     /// The flows of the last message, which is acknowledged when the next one is asked for.
     under_way: Vec<(FlowKey, FlowCounters)>,
     /// The capture's state as it was told last.
@@ -83,10 +82,13 @@ impl Session {
         let begins_snapshot = is_new_epoch || (self.snapshot.is_none() && has_many_left(&observation.flows));
         if begins_snapshot {
             self.epoch = Some(observation.epoch());
-            self.snapshot = Some(observation.flows.begin_snapshot().into_iter());
+            self.snapshot = Some(observation.flows.begin_snapshot());
+            if let Some(attribution) = &observation.attribution {
+                self.identities.retain(|id, _| attribution.is_known(*id));
+            }
         }
         let flows = self.take_flows(observation);
-        let ends_snapshot = self.snapshot.as_ref().is_some_and(|rest| rest.len() == 0);
+        let ends_snapshot = self.snapshot.is_some_and(|snapshot| snapshot.is_complete());
         if ends_snapshot {
             self.snapshot = None;
         }
@@ -125,9 +127,7 @@ impl Session {
     fn take_flows(&mut self, observation: &mut Observation) -> Vec<(FlowKey, FlowCounters)> {
         let flows = &mut observation.flows;
         match &mut self.snapshot {
-            Some(rest) => {
-                rest.by_ref().take(MAX_FLOWS_PER_MESSAGE).filter_map(|key| Some((key, flows.get(&key)?))).collect()
-            }
+            Some(snapshot) => flows.take_of_snapshot(snapshot, MAX_FLOWS_PER_MESSAGE),
             None => flows.take_news(MAX_FLOWS_PER_MESSAGE),
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -58,7 +59,7 @@ pub fn identity(cgroup_id: u64, attributed: &Attributed) -> wire::Identity {
 pub fn flow(
     key: &FlowKey,
     counters: &FlowCounters,
-    remote_names: &[String],
+    remote_names: &[Arc<str>],
     ages: Ages,
     far_ends: &[(FarEnd, u64)],
 ) -> wire::Flow {
@@ -78,7 +79,7 @@ pub fn flow(
             Protocol::Udp => wire::Protocol::Udp,
         }
         .into(),
-        remote_names: remote_names.to_vec(),
+        remote_names: remote_names.iter().map(ToString::to_string).collect(),
         far_ends: far_ends.iter().map(far_end).collect(),
         run: counters.run,
         first_seen_age_ms: millis(ages.first()),

@@ -56,9 +56,11 @@ fn a_snapshot_has_all_and_news_is_what_comes_after() {
     store.record(key(1, 1), counters(1, 0), now);
     store.record(key(1, 2), counters(1, 0), now);
     store.take_news(1);
-    let mut all = store.begin_snapshot();
+    let mut snapshot = store.begin_snapshot();
+    let mut all: Vec<_> = store.take_of_snapshot(&mut snapshot, 9).into_iter().map(|(key, _)| key).collect();
     all.sort();
     assert_eq!(all, [key(1, 1), key(1, 2)]);
+    assert!(snapshot.is_complete());
     assert!(!store.has_news());
     store.record(key(1, 1), counters(2, 0), now);
     assert_eq!(store.take_news(9), [(key(1, 1), counters(2, 0))]);
@@ -130,4 +132,99 @@ fn where_there_is_no_room_for_what_is_untold_it_is_counted_as_lost() {
     assert_eq!(store.len(), 4);
     assert_eq!(store.untold(), Untold { flows: 2, opened: 6, failed: 4 });
     assert!(store.get(&key(1, 0)).is_none() && store.get(&key(1, 5)).is_some(), "the oldest leave");
+}
+
+#[test]
+fn snapshot_has_every_flow_that_stays_although_others_leave_meanwhile() {
+    let now = Instant::now();
+    for left in 0..20 {
+        let mut store = store(100);
+        (0..20).for_each(|port| assert!(store.record(key(1, port), counters(1, 1), now)));
+        tell(&mut store);
+        let mut snapshot = store.begin_snapshot();
+        let mut told = Vec::new();
+        let leaving: Vec<_> = (0..20).map(|port| key(1, (port * 7 + left) % 20)).collect();
+        for (step, leaving) in leaving.iter().enumerate().take(10) {
+            let some = store.take_of_snapshot(&mut snapshot, 2);
+            store.acknowledge(&some);
+            told.extend(some.into_iter().map(|(key, _)| key));
+            store.drop_flows(&[*leaving], now, |_| true);
+            store.record(key(2, u16::try_from(step).unwrap()), counters(1, 1), now);
+        }
+        assert!(snapshot.is_complete());
+        let stayed = (0..20).map(|port| key(1, port)).filter(|key| store.get(key).is_some());
+        assert!(stayed.clone().count() < 20, "some have left");
+        assert!(stayed.clone().all(|key| told.contains(&key)), "{left}: {told:?}");
+    }
+}
+
+#[test]
+fn news_of_flows_that_have_left_does_not_pile_up() {
+    let mut store = store(1000);
+    let now = Instant::now();
+    let mut recorded = 0_u64;
+    // Nobody takes the news.
+    for round in 0..200_u64 {
+        for port in 0..500 {
+            store.record(key(1 + round % 7, port), FlowCounters { failed: 1 + round, ..counters(1, 1) }, now);
+            recorded += 1;
+        }
+        expire(&mut store, now, |_| true);
+        store.shrink();
+    }
+    assert!(store.news.len() < MANY_STALE + 2 * store.len(), "{} of {recorded}", store.news.len());
+    // What is left comes once.
+    let left = store.len();
+    let news = tell(&mut store);
+    let distinct: HashSet<_> = news.iter().map(|(key, _)| *key).collect();
+    assert_eq!((news.len(), distinct.len()), (left, left));
+}
+
+#[test]
+fn flows_of_which_the_operator_knows_all_leave_first() {
+    let mut store = store(8);
+    let start = Instant::now();
+    for port in 0..4 {
+        store.record(key(1, port), counters(1, 1), start + Duration::from_secs(1));
+    }
+    tell(&mut store);
+    for port in 4..8 {
+        store.record(key(1, port), counters(1, 1), start);
+    }
+    expire(&mut store, start + Duration::from_secs(2), |_| true);
+    assert!((4..8).all(|port| store.get(&key(1, port)).is_some()), "older, but not told yet");
+    assert!(store.len() < 8);
+}
+
+#[test]
+fn no_more_flows_are_dropped_than_have_to_leave() {
+    let mut store = store(100);
+    let now = Instant::now();
+    for port in 0..80 {
+        store.record(key(1, port), counters(1, 1), now);
+    }
+    let dropped = expire(&mut store, now, |_| true).len();
+    assert!((5..20).contains(&dropped), "{dropped}");
+    assert!(!store.is_crowded());
+    assert_eq!((expire(&mut store, now, |_| true).len(), store.len()), (0, 80), "they wait until they are told");
+    tell(&mut store);
+    assert_eq!(store.len(), 80 - dropped);
+}
+
+#[test]
+fn names_take_no_more_than_they_may() {
+    let mut store = store(100_000);
+    let now = Instant::now();
+    let name: Arc<str> = "x".repeat(250).into();
+    for port in 0..20_000 {
+        store.record(key(1, port), counters(1, 1), now);
+        store.name(&key(1, port), vec![Arc::clone(&name)]);
+    }
+    let named = |store: &FlowStore| (0..20_000).filter(|port| store.has_names(&key(1, *port))).count();
+    assert_eq!(named(&store), MAX_NAME_BYTES / 250);
+    assert_eq!(store.unnamed(), 20_000 - named(&store) as u64);
+    tell(&mut store);
+    let all: Vec<_> = (0..20_000).map(|port| key(1, port)).collect();
+    store.drop_flows(&all, now, |_| true);
+    assert_eq!((store.len(), store.name_bytes), (0, 0));
 }

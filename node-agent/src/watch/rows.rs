@@ -61,8 +61,8 @@ fn other(role: Role) -> Role {
 }
 
 /// The rows, sorted by owner, direction, peer and port.
-pub fn rows<'a>(
-    flows: impl Iterator<Item = (&'a FlowKey, &'a FlowCounters)>,
+pub fn rows(
+    flows: impl Iterator<Item = (FlowKey, FlowCounters)>,
     mut owner: impl FnMut(u64) -> CgroupOwner,
 ) -> Vec<Row> {
     let flows: Vec<_> = flows.collect();
@@ -93,7 +93,7 @@ pub fn rows<'a>(
         row.failed += counters.failed;
         row.bytes_sent += counters.bytes_sent;
         row.bytes_received += counters.bytes_received;
-        let peers = ends.get(&(conversation(key), other(key.role))).into_iter().flatten();
+        let peers = ends.get(&(conversation(&key), other(key.role))).into_iter().flatten();
         row.peers.extend(peers.map(|cgroup| owner(*cgroup)));
     }
     rows.into_values().collect()
@@ -130,7 +130,7 @@ mod tests {
             (key(2, 8, Role::Server, "10.0.0.2", "10.0.0.1", 80), counters(3)),
             (key(3, 7, Role::Client, "10.0.0.1", "10.9.9.9", 80), counters(1)),
         ];
-        let rows = rows(flows.iter().map(|(key, counters)| (key, counters)), host);
+        let rows = rows(flows.into_iter(), host);
         let peers: Vec<_> = rows.iter().map(|row| (row.owner.clone(), row.peers.iter().cloned().collect())).collect();
         assert_eq!(peers, [(host(1), vec![host(2)]), (host(2), vec![host(1)]), (host(3), vec![])]);
     }
@@ -141,7 +141,7 @@ mod tests {
             (key(1, 7, Role::Client, "127.0.0.1", "127.0.0.1", 80), counters(1)),
             (key(2, 8, Role::Server, "127.0.0.1", "127.0.0.1", 80), counters(1)),
         ];
-        let rows = rows(flows.iter().map(|(key, counters)| (key, counters)), host);
+        let rows = rows(flows.into_iter(), host);
         assert!(rows.iter().all(|row| row.peers.is_empty()), "{rows:?}");
     }
 
@@ -151,7 +151,7 @@ mod tests {
             (key(1, 7, Role::Client, "10.0.0.1", "10.9.9.9", 80), counters(1)),
             (key(1, 7, Role::Client, "10.0.0.5", "10.9.9.9", 80), counters(2)),
         ];
-        let rows = rows(flows.iter().map(|(key, counters)| (key, counters)), host);
+        let rows = rows(flows.into_iter(), host);
         assert_eq!(rows.len(), 1);
         assert_eq!((rows[0].opened, rows[0].bytes_sent), (3, 30));
     }

@@ -1,20 +1,39 @@
 //! The counters of each flow, put together from what is known of its connections.
 
-use std::collections::{HashMap, HashSet};
-
+use indexmap::IndexMap;
 use topology::{
     far_end::{FarEnd, MAX_FAR_ENDS},
     flow::{FlowCounters, FlowKey, Methods},
     rtt::RttBucket,
 };
 
-use super::super::{Losses, traffic::Traffic};
+use super::super::{Changes, Losses, traffic::Traffic};
+use crate::{memory::is_worth_shrinking, packed::PackedCounters};
 
 #[derive(Debug, Default)]
 struct Account {
-    counters: FlowCounters,
-    reported: FlowCounters,
+    counters: PackedCounters,
+    /// It is in [`Accounts::changed`].
+    has_changed: bool,
     far_ends: Vec<(FarEnd, u64)>,
+}
+
+impl Account {
+    fn counters(&self) -> FlowCounters {
+        (&self.counters).into()
+    }
+
+    /// Whether that makes it one of those that have changed.
+    fn change(&mut self, change: impl FnOnce(&mut FlowCounters)) -> bool {
+        let before = self.counters();
+        let mut counters = before;
+        change(&mut counters);
+        if counters == before {
+            return false;
+        }
+        self.counters = (&counters).into();
+        !std::mem::replace(&mut self.has_changed, true)
+    }
 }
 
 /// How it is known what is counted.
@@ -30,8 +49,9 @@ pub(super) struct Evidence {
 /// All flows, up to a number: what belongs to more is lost, and counted.
 #[derive(Debug)]
 pub(super) struct Accounts {
-    flows: HashMap<FlowKey, Account>,
-    changed: HashSet<FlowKey>,
+    flows: IndexMap<FlowKey, Account>,
+    /// Each once.
+    changed: Vec<FlowKey>,
     most: usize,
     lost: Losses,
     seen: u64,
@@ -40,14 +60,7 @@ pub(super) struct Accounts {
 
 impl Accounts {
     pub(super) fn new(most: usize) -> Self {
-        Self {
-            flows: HashMap::new(),
-            changed: HashSet::new(),
-            most,
-            lost: Losses::default(),
-            seen: 0,
-            new_flows: false,
-        }
+        Self { flows: IndexMap::new(), changed: Vec::new(), most, lost: Losses::default(), seen: 0, new_flows: false }
     }
 
     /// A connection was established. Whether it has an account, which it needs for what follows.
@@ -109,7 +122,7 @@ impl Accounts {
 
     /// What TCP has measured of an open connection is known; its round-trip time was known as `before`.
     pub(super) fn measure(&mut self, key: FlowKey, before: Option<RttBucket>, rtt: Option<RttBucket>) {
-        if before == rtt && self.flows.get(&key).is_none_or(|account| account.counters.retransmits.is_some()) {
+        if before == rtt && self.flows.get(&key).is_none_or(|account| account.counters().retransmits.is_some()) {
             return;
         }
         self.change_known(key, |counters| {
@@ -162,36 +175,37 @@ impl Accounts {
 
     /// The connections of this flow were seen in this way, too.
     pub(super) fn see(&mut self, key: FlowKey, methods: Methods) {
-        if self
-            .flows
-            .get(&key)
-            .is_some_and(|account| account.counters.methods.union(methods) != account.counters.methods)
-        {
-            self.change_known(key, |counters| counters.methods = counters.methods.union(methods));
-        }
+        self.change_known(key, |counters| counters.methods = counters.methods.union(methods));
     }
 
-    /// Flows that differ from what was reported last, which they then do no more.
-    pub(super) fn report(&mut self) -> Vec<(FlowKey, FlowCounters)> {
-        let mut report = Vec::with_capacity(self.changed.len());
-        for key in self.changed.drain() {
+    /// Up to `most` flows that differ from what was reported last, which they then do no more.
+    pub(super) fn report(&mut self, most: usize) -> Changes {
+        let mut flows = Vec::with_capacity(self.changed.len().min(most));
+        while flows.len() < most
+            && let Some(key) = self.changed.pop()
+        {
             if let Some(account) = self.flows.get_mut(&key)
-                && account.reported != account.counters
+                && std::mem::take(&mut account.has_changed)
             {
-                account.reported = account.counters;
-                report.push((key, account.counters));
+                flows.push((key, account.counters()));
             }
         }
-        report
+        if is_worth_shrinking(self.flows.capacity(), self.flows.len()) {
+            self.flows.shrink_to(2 * self.flows.len());
+        }
+        if is_worth_shrinking(self.changed.capacity(), self.changed.len()) {
+            self.changed.shrink_to(2 * self.changed.len());
+        }
+        Changes { flows, are_partial: !self.changed.is_empty() }
     }
 
     /// Drops a flow that has nothing open and nothing that was not reported.
     pub(super) fn forget(&mut self, key: &FlowKey) -> bool {
-        let at_rest = |account: &Account| account.counters == account.reported && account.counters.active() == 0;
+        let at_rest = |account: &Account| !account.has_changed && account.counters().active() == 0;
         if !self.flows.get(key).is_none_or(at_rest) {
             return false;
         }
-        self.flows.remove(key);
+        self.flows.swap_remove(key);
         true
     }
 
@@ -217,15 +231,15 @@ impl Accounts {
             }
             self.new_flows = true;
         }
-        change(&mut self.flows.entry(key).or_default().counters);
-        self.changed.insert(key);
+        if self.flows.entry(key).or_default().change(change) {
+            self.changed.push(key);
+        }
         true
     }
 
     fn change_known(&mut self, key: FlowKey, change: impl FnOnce(&mut FlowCounters)) {
-        if let Some(account) = self.flows.get_mut(&key) {
-            change(&mut account.counters);
-            self.changed.insert(key);
+        if self.flows.get_mut(&key).is_some_and(|account| account.change(change)) {
+            self.changed.push(key);
         }
     }
 }
@@ -252,16 +266,20 @@ mod tests {
         FlowKey { cgroup_id: 1, netns: 1, role: Role::Client, local, remote: local, port, protocol: Protocol::Tcp }
     }
 
+    fn report(accounts: &mut Accounts) -> Vec<(FlowKey, FlowCounters)> {
+        accounts.report(usize::MAX).flows
+    }
+
     #[test]
     fn a_flow_is_reported_once_per_change() {
         let mut accounts = Accounts::new(8);
         assert!(accounts.open(key(1), SEEN) && accounts.has_new() && !accounts.has_new());
         accounts.transfer(key(1), SENT);
-        let report = accounts.report();
-        assert_eq!((report[0].1.opened, report[0].1.bytes_sent, report[0].1.open_bytes_sent), (1, 5, 5));
-        assert_eq!(accounts.report(), []);
+        let told = report(&mut accounts);
+        assert_eq!((told[0].1.opened, told[0].1.bytes_sent, told[0].1.open_bytes_sent), (1, 5, 5));
+        assert_eq!(report(&mut accounts), []);
         accounts.close(key(1), SENT, true);
-        let closed = accounts.report()[0].1;
+        let closed = report(&mut accounts)[0].1;
         assert_eq!((closed.closed, closed.bytes_sent, closed.open_bytes_sent, closed.without_bytes), (1, 5, 0, 1));
     }
 
@@ -270,18 +288,18 @@ mod tests {
         let mut accounts = Accounts::new(8);
         let (short, long) = (RttBucket::of(70), RttBucket::of(700));
         accounts.open(key(1), SEEN);
-        assert_eq!(accounts.report()[0].1.retransmits, None, "nobody has said so");
+        assert_eq!(report(&mut accounts)[0].1.retransmits, None, "nobody has said so");
         accounts.measure(key(1), None, Some(short));
         accounts.transfer(key(1), Traffic { retransmits: 3, ..SENT });
-        let open = accounts.report()[0].1;
+        let open = report(&mut accounts)[0].1;
         assert_eq!((open.retransmits, open.open_retransmits, open.rtt.median()), (Some(3), 3, Some(short)));
         accounts.measure(key(1), Some(short), Some(long));
         accounts.close(key(1), Traffic { retransmits: 3, ..SENT }, true);
-        let closed = accounts.report()[0].1;
+        let closed = report(&mut accounts)[0].1;
         assert_eq!((closed.retransmits, closed.open_retransmits), (Some(3), 0));
         assert_eq!((closed.rtt.connections(), closed.rtt.median()), (1, Some(long)));
         accounts.measure(key(1), Some(long), Some(long));
-        assert_eq!(accounts.report(), []);
+        assert_eq!(report(&mut accounts), []);
     }
 
     #[test]
@@ -295,7 +313,7 @@ mod tests {
         }
         let known = accounts.far_ends(&key(1)).unwrap();
         assert_eq!((known.len(), known[3].1), (MAX_FAR_ENDS, 2));
-        assert_eq!(MAX_FAR_ENDS, report::MAX_FAR_ENDS);
+        assert_eq!(MAX_FAR_ENDS, ::report::MAX_FAR_ENDS);
     }
 
     #[test]
@@ -304,7 +322,7 @@ mod tests {
         let had = Traffic { retransmits: 2, ..SENT };
         accounts.find(key(1), had, SEEN);
         accounts.transfer(key(1), had);
-        let found = accounts.report()[0].1;
+        let found = report(&mut accounts)[0].1;
         assert_eq!((found.retransmits, found.preexisting_retransmits, found.open_retransmits), (Some(2), 2, 2));
     }
 
@@ -316,20 +334,20 @@ mod tests {
         accounts.fail(key(2), SEEN);
         accounts.close(key(2), Traffic::default(), true);
         assert_eq!((accounts.lost().opened, accounts.lost().failed, accounts.seen()), (2, 1, 1));
-        assert_eq!(accounts.report().len(), 1);
+        assert_eq!(report(&mut accounts).len(), 1);
     }
 
     #[test]
     fn only_what_is_at_rest_and_told_is_forgotten() {
         let mut accounts = Accounts::new(8);
         accounts.open(key(1), SEEN);
-        accounts.report();
+        report(&mut accounts);
         assert!(!accounts.forget(&key(1)), "open");
         accounts.close(key(1), Traffic::default(), true);
         assert!(!accounts.forget(&key(1)), "not told");
-        accounts.report();
+        report(&mut accounts);
         assert!(accounts.forget(&key(1)) && accounts.forget(&key(2)));
         accounts.open(key(1), SEEN);
-        assert_eq!(accounts.report()[0].1.opened, 1);
+        assert_eq!(report(&mut accounts)[0].1.opened, 1);
     }
 }

@@ -12,7 +12,6 @@ use topology::flow::{FlowKey, Methods, Role};
 use super::{
     super::traffic::Traffic,
     accounts::{Accounts, Evidence},
-    conntrack::names,
     conntrack_message::Entry,
     proc_net::TcpCounts,
     socket::{Endpoints, Socket, SocketId},
@@ -23,6 +22,9 @@ use super::{
 
 /// Ports from here on are chosen by the kernel for those who ask for none (`ip_local_port_range`'s default).
 const EPHEMERAL: u16 = 32_768;
+
+/// Connections of conntrack's that are remembered at least, however few flows are.
+const LEAST_TRACKS: usize = 1024;
 
 /// All of them.
 #[derive(Debug)]
@@ -39,9 +41,13 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(most_flows: usize) -> Self {
+        Self::with_room(most_flows, (most_flows / 2).max(LEAST_TRACKS))
+    }
+
+    pub(super) fn with_room(most_flows: usize, most_tracks: usize) -> Self {
         Self {
             spaces: HashMap::new(),
-            tracks: Tracks::default(),
+            tracks: Tracks::new(most_tracks),
             accounts: Accounts::new(most_flows),
             owners: HashMap::new(),
             conntrack_at: None,
@@ -96,15 +102,16 @@ impl Connections {
         }
     }
 
-    /// Takes in a list of what conntrack has, after events were lost; entries that a complete one lacks are gone. What is
-    /// heard from here on may be older, until it is [caught up](Self::caught_up) with.
-    pub(super) fn take_list(&mut self, entries: &[Entry], complete: bool) {
+    /// What is tracked from here on is a list of what conntrack has, after events were lost.
+    pub(super) fn begin_list(&mut self) {
         self.tracks.begin_list();
-        for entry in entries {
-            self.track(entry, false);
-        }
+    }
+
+    /// The list has ended; entries that a complete one lacks are gone. What is heard from here on may be older, until it is
+    /// [caught up](Self::caught_up) with.
+    pub(super) fn end_list(&mut self, is_complete: bool) {
         self.clock += 1;
-        self.tracks.end_list(complete.then(|| names(entries)).as_ref(), self.clock);
+        self.tracks.end_list(is_complete, self.clock);
     }
 
     /// Everything is heard that had been said when it was last listed.
@@ -120,6 +127,11 @@ impl Connections {
     /// How many connections of conntrack's are remembered.
     pub(super) fn tracked(&self) -> usize {
         self.tracks.len()
+    }
+
+    /// Connections of conntrack's for which there was no room.
+    pub(super) fn untracked(&self) -> u64 {
+        self.tracks.refused()
     }
 
     /// Whether a socket of this namespace is in motion, so that it should be looked at again soon.
@@ -138,39 +150,43 @@ impl Connections {
         let mut space = self.spaces.remove(&look.netns).unwrap_or_default();
         space.whose = look.whose;
         space.take_listeners(look);
-        let mut earlier = std::mem::take(&mut space.sockets);
-        let mut new = Vec::new();
-        let mut shown = HashSet::with_capacity(look.dump.sockets.len());
+        space.looks += 1;
+        let (mut new, mut shown_new) = (Vec::new(), HashSet::new());
         for socket in &look.dump.sockets {
+            let known = space.sockets.get(&socket.ends).copied();
             // A table that is read in parts may show a socket twice.
-            if !shown.insert(socket.ends) {
+            if known.is_some_and(|known| known.shown == space.looks) || shown_new.contains(&socket.ends) {
                 continue;
             }
             let Some(cgroup) = socket.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup)) else {
                 self.tracks.disown(look.netns, &socket.ends);
                 continue;
             };
-            match earlier.remove(&socket.ends) {
+            match known {
                 Some(known) if known.is(socket.id) => {
                     let known = self.go_on(&mut space, look, known, socket);
-                    space.sockets.insert(socket.ends, known);
+                    space.insert(socket.ends, known);
                 }
                 replaced => {
                     if let Some(replaced) = replaced {
+                        space.sockets.remove(&socket.ends);
                         self.end(&mut space, look, socket.ends, replaced, false);
                     }
                     new.push((socket, cgroup));
+                    shown_new.insert(socket.ends);
                 }
             }
         }
+        drop(shown_new);
         let gone = std::mem::take(&mut space.lately_gone);
-        let attempts = earlier.values().filter(|known| matches!(known.phase, Phase::Attempt(_, false))).count() as u64;
+        let over = space.take_unshown();
+        let attempts = over.iter().filter(|(_, known)| matches!(known.phase, Phase::Attempt(_, false))).count() as u64;
         let all_failed = look.counts.is_some_and(|[_, after]| {
             let before = space.counted.earlier;
             let begun = after.active_opens.saturating_sub(before.active_opens) + attempts;
             after.attempt_fails.saturating_sub(before.attempt_fails) >= begun
         });
-        for (ends, known) in earlier {
+        for (ends, known) in over {
             self.end(&mut space, look, ends, known, all_failed);
         }
         self.begin(&mut space, look, &new, &gone);
@@ -241,11 +257,11 @@ impl Connections {
             if socket.state == state::SYN_SENT {
                 let tracked = self.tracks.note_attempt(look.netns, &ends, Some(*cgroup));
                 let key = key(look.netns, *cgroup, Role::Client, &ends);
-                space.sockets.insert(ends, Known::new(socket, key, Phase::Attempt(1, tracked)));
+                space.insert(ends, Known::new(socket, key, Phase::Attempt(1, tracked)));
                 continue;
             }
             if let Some(key) = lately_gone.get(&socket.id).filter(|_| socket.id != SocketId::NOBODYS) {
-                space.sockets.insert(ends, Known::new(socket, *key, Phase::Over));
+                space.insert(ends, Known::new(socket, *key, Phase::Over));
                 continue;
             }
             let claimed = self.tracks.claim(look.netns, &ends, is_closing(socket.state), look.began);
@@ -259,7 +275,7 @@ impl Connections {
                 let mut known = Known::new(socket, counted_for, Phase::Open);
                 known.adopted(counted_for, over);
                 self.weigh(&mut known, socket);
-                space.sockets.insert(ends, known);
+                space.insert(ends, known);
                 continue;
             }
             let key = key(look.netns, *cgroup, role, &ends);
@@ -276,7 +292,7 @@ impl Connections {
             known.without_bytes = evidence.without_bytes;
             known.tracked = claimed.is_some();
             self.weigh(&mut known, socket);
-            space.sockets.insert(ends, known);
+            space.insert(ends, known);
         }
     }
 
@@ -340,6 +356,8 @@ impl Connections {
         let (owners, here) = (&self.owners, self.conntrack_at);
         self.tracks.find_homes(true, |ends| home(owners, here, ends));
         self.tracks.settle(self.clock, &mut Unseen { spaces: &mut self.spaces, accounts: &mut self.accounts });
+        // A look that begins from here on comes after it, also where nothing is heard in between.
+        self.clock += 1;
         let spaces = &self.spaces;
         self.tracks.forget(|netns| spaces.get(&netns).map_or(u64::MAX, |space| space.looked.unwrap_or(0)));
     }

@@ -1,13 +1,12 @@
 //! What the node's connection tracking says, as it happens.
 
-use std::{collections::HashSet, io, path::Path};
+use std::{io, path::Path};
 
 use nix::{errno::Errno, sys::socket::SockProtocol};
 
 use super::{
     conntrack_message::{Entry, list_request, parse, parse_listed},
     netlink::{Buffer, Netlink},
-    tracks::Name,
 };
 
 /// `NFNLGRP_CONNTRACK_NEW`, `_UPDATE` and `_DESTROY`.
@@ -64,20 +63,18 @@ impl Conntrack {
         Ok(news)
     }
 
-    /// Everything that is tracked now, and whether it is complete.
-    pub(super) fn list(&mut self, buffer: &mut Buffer) -> io::Result<(Vec<Entry>, bool)> {
-        let mut entries = Vec::new();
-        let interrupted = self.lists.dump(&list_request(), buffer, |body| entries.extend(parse_listed(body)))?;
-        Ok((entries, !interrupted))
+    /// Hands out everything that is tracked now; returns whether that was complete.
+    pub(super) fn list(&mut self, buffer: &mut Buffer, mut each: impl FnMut(&Entry)) -> io::Result<bool> {
+        let interrupted = self.lists.dump(&list_request(), buffer, |body| {
+            if let Some(entry) = parse_listed(body) {
+                each(&entry);
+            }
+        })?;
+        Ok(!interrupted)
     }
 
     /// How often the queue overflowed.
     pub(super) fn overflows(&self) -> u64 {
         self.overflows
     }
-}
-
-/// The names of entries.
-pub(super) fn names(of: &[Entry]) -> HashSet<Name> {
-    of.iter().map(|entry| (entry.id, entry.original)).collect()
 }

@@ -27,13 +27,18 @@ use nix::sys::{
 use topology::flow::FlowKey;
 
 use super::{
-    Capture, CaptureError, Degradation, Description, Feature, Finding, Losses, Mode, Reading, Reason, Refusal,
+    Capture, CaptureError, Changes, Degradation, Description, Feature, Finding, Losses, MAX_FLOWS_PER_READING, Mode,
+    Reading, Reason, Refusal,
 };
+
+use crate::budget::Shortage;
 
 mod abilities;
 mod accounts;
 mod cgroups;
 mod connections;
+#[cfg(test)]
+mod connections_crowd;
 #[cfg(test)]
 mod connections_model;
 mod conntrack;
@@ -64,6 +69,11 @@ pub(super) use self::{
 /// Passes that take longer than this miss connections that live for less.
 const LONGEST_PASS: Duration = Duration::from_secs(2);
 
+/// No number, so that a message does not change with each.
+const CROWDED: &str = "more connections were tracked at a time than there is room for (half of maxFlows): of them, those that \
+                       no look at the sockets has shown are counted as lost where their network namespace is one pod's, and \
+                       missing elsewhere. Raise spec.capture.maxFlows";
+
 /// How to capture without eBPF.
 #[derive(Clone, Debug)]
 pub struct FallbackSettings {
@@ -79,6 +89,8 @@ pub struct FallbackSettings {
     pub interval: Duration,
     /// Flows that are counted at a time; more are counted as [`Losses`].
     pub max_flows: usize,
+    /// Why that are fewer than were asked for, if so.
+    pub shortage: Option<Shortage>,
     /// Size of the queue of conntrack's events, in bytes: what happens while the thread does something else waits there.
     pub event_bytes: usize,
 }
@@ -92,6 +104,7 @@ impl Default for FallbackSettings {
             cpu_millicores: 50,
             interval: Duration::from_millis(1500),
             max_flows: 65_536,
+            shortage: None,
             // About 20,000 messages.
             event_bytes: 16 << 20,
         }
@@ -166,13 +179,14 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
         stop: AtomicBool::new(false),
         first_sights,
     });
-    let description = Description {
+    let mut description = Description {
         mode: Mode::Fallback,
         attach: abilities.attach(),
         attached_at: SystemTime::now(),
         kernel: utsname::uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned()),
         degradations: abilities.degradations(),
     };
+    description.note_shortage(settings.shortage);
     let (settings, for_thread) = (settings.clone(), Arc::clone(&shared));
     let (first_pass, has_looked) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()
@@ -287,7 +301,7 @@ impl Capture for FallbackCapture {
         let missed = state.connections.missed();
         let accounts = &mut state.connections.accounts;
         let lost = accounts.lost();
-        let (flows, seen) = (accounts.report(), accounts.seen());
+        let (Changes { flows, are_partial }, seen) = (accounts.report(MAX_FLOWS_PER_READING), accounts.seen());
         let far_ends = flows.iter().filter_map(|(key, _)| Some((*key, accounts.far_ends(key)?.to_vec()))).collect();
         let losses = Losses {
             opened: lost.opened + missed.opened,
@@ -296,10 +310,15 @@ impl Capture for FallbackCapture {
             ..Losses::default()
         };
         let (latest, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
+        let is_crowded = state.connections.untracked() > 0;
         let complete_until = state.passed_from[1];
         drop(state);
         self.describe_passes(latest, cost, unattributed);
-        Ok(Reading { flows, far_ends, losses, seen, complete_until, ..Reading::default() })
+        if is_crowded {
+            self.description.lack(Feature::ConntrackEvents, CROWDED);
+        }
+        let is_partial = are_partial;
+        Ok(Reading { flows, far_ends, losses, seen, complete_until, is_partial, ..Reading::default() })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

@@ -16,6 +16,7 @@ use super::{
     proc_net::TcpCounts,
     socket::{Dump, Endpoints, Socket, SocketId},
 };
+use crate::memory::is_worth_shrinking;
 
 /// Ends of connections that are remembered in each namespace, see [`Space::ended`].
 const REMEMBERED: usize = 1024;
@@ -64,6 +65,8 @@ pub(super) struct Known {
     pub(super) tracked: bool,
     /// Whether it counts already as one whose payload is not fully known.
     pub(super) without_bytes: bool,
+    /// The latest look that has shown it, see [`Space::looks`].
+    pub(super) shown: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +86,8 @@ pub(super) struct Space {
     pub(super) ended: VecDeque<Endpoints>,
     /// Counted as gone by the latest look.
     pub(super) lately_gone: HashMap<SocketId, FlowKey>,
+    /// Counts the looks, from 1.
+    pub(super) looks: u32,
     /// See [`Look::began`]; of the latest look.
     pub(super) looked: Option<u64>,
     pub(super) whose: Option<u64>,
@@ -129,6 +134,21 @@ impl Space {
         }
     }
 
+    /// Notes what the present look shows of a socket.
+    pub(super) fn insert(&mut self, ends: Endpoints, known: Known) {
+        self.sockets.insert(ends, Known { shown: self.looks, ..known });
+    }
+
+    /// Takes out the sockets that the present look has not shown.
+    pub(super) fn take_unshown(&mut self) -> Vec<(Endpoints, Known)> {
+        let looks = self.looks;
+        let unshown = self.sockets.extract_if(|_, known| known.shown != looks).collect();
+        if is_worth_shrinking(self.sockets.capacity(), self.sockets.len()) {
+            self.sockets.shrink_to(2 * self.sockets.len());
+        }
+        unshown
+    }
+
     pub(super) fn remember_ended(&mut self, ends: Endpoints) {
         if self.ended.len() >= REMEMBERED {
             self.ended.pop_front();
@@ -157,6 +177,7 @@ impl Known {
             is_final: false,
             tracked: false,
             without_bytes: false,
+            shown: 0,
         }
     }
 

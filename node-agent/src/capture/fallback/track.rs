@@ -8,6 +8,7 @@ use topology::{
 use super::{
     conntrack_message::{Carried, Change, Direction, Entry, tcp_state},
     socket::Endpoints,
+    space::key,
 };
 
 /// What is to be counted.
@@ -17,8 +18,8 @@ pub(super) enum Side {
     Waiting(u8),
     /// A socket counts.
     Socket,
-    /// The track counts, for this flow; whether a socket has been found since.
-    Counted(FlowKey, bool),
+    /// The track counts, for the flow of this cgroup; whether a socket has been found since.
+    Counted(u64, bool),
     /// Nobody's: of another node, or from before.
     Nobodys,
 }
@@ -116,6 +117,11 @@ impl Track {
         self.spaces[role as usize]
     }
 
+    /// The flow for which a side counts that is in the cgroup.
+    pub(super) fn flow(&self, role: Role, cgroup: u64) -> Option<FlowKey> {
+        self.space(role).map(|netns| key(netns, cgroup, role, &self.ends(role)))
+    }
+
     /// Whether it is over without ever having been established.
     pub(super) fn has_failed(&self) -> bool {
         self.over.is_some() && self.established.is_none()
@@ -152,8 +158,8 @@ impl Track {
 
     /// The flows for which it was counted without its bytes.
     pub(super) fn without_bytes(&self) -> [Option<FlowKey>; 2] {
-        self.sides.map(|side| match side {
-            Side::Counted(key, false) if self.carried.is_none() && !self.has_failed() => Some(key),
+        [Role::Client, Role::Server].map(|role| match self.side(role) {
+            Side::Counted(cgroup, false) if self.carried.is_none() && !self.has_failed() => self.flow(role, cgroup),
             _ => None,
         })
     }

@@ -4,8 +4,10 @@
 //! waits until a look shows its socket (then the socket counts), or until it is certain that none will (then the track
 //! counts). So a connection counts once, whatever is known of it first. Pure.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
+use indexmap::IndexMap;
+use smallvec::SmallVec;
 use topology::{
     far_end::FarEnd,
     flow::{FlowKey, Role},
@@ -16,12 +18,14 @@ use super::{
     socket::Endpoints,
     track::{End, Side, Track},
 };
+use crate::memory::is_worth_shrinking;
 
 /// A side whose address no namespace has after so many attempts is not of this node.
 const LOOK_UPS: u8 = 8;
 
-/// Tracks that are over are remembered for late looks, but no more than so many.
-const REMEMBERED: usize = 65_536;
+/// Entries that are known at a time at most, for each track: the kernel keeps them for up to two minutes after their
+/// connection's end.
+const MOST_ENTRIES: usize = 4;
 
 /// What a socket that was seen for the first time belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +43,27 @@ pub(super) struct Match {
 pub(super) type Name = (u32, Direction);
 
 /// What an entry of conntrack's is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Current {
     /// A track, by number.
     Track(u64),
-    /// A connection that has ended and is counted, for these flows of the client's and the server's side, but for its
-    /// bytes: the kernel tells them when it drops the entry.
-    Counted([Option<FlowKey>; 2]),
+    /// A connection that has ended and is counted, but for its bytes, which the kernel tells when it drops the entry: for
+    /// the flows of the client's and the server's side, if for any.
+    Counted(Option<Box<[Option<FlowKey>; 2]>>),
+}
+
+impl Current {
+    fn counted(flows: [Option<FlowKey>; 2]) -> Self {
+        Self::Counted((flows != [None; 2]).then(|| Box::new(flows)))
+    }
+}
+
+/// An entry that exists.
+#[derive(Clone, Debug)]
+struct Known {
+    current: Current,
+    /// The list that has shown it last, if what is heard is not certainly newer.
+    listed: u32,
 }
 
 /// The bytes of a connection whose end was counted long ago.
@@ -66,25 +84,32 @@ pub(super) trait Settling {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tracks {
+    /// The most that are remembered at a time; those that are over and counted make half of that at most.
+    most: usize,
     /// By number of our own, as an entry of conntrack's can begin anew.
-    by_number: HashMap<u64, Track>,
+    by_number: IndexMap<u64, Track>,
     next: u64,
     /// Entries that exist.
-    current: HashMap<Name, Current>,
+    current: IndexMap<Name, Known>,
     /// Sides by where they are.
-    at: HashMap<(u32, Endpoints), Vec<u64>>,
+    at: IndexMap<(u32, Endpoints), SmallVec<[u64; 2]>>,
     /// With a side that waits, or over and not counted as such.
     undecided: BTreeSet<u64>,
     /// With a side that waits to know where it is.
     homeless: BTreeSet<u64>,
     finished: VecDeque<(u64, u64)>,
     stage: Stage,
-    /// What the latest list has shown, until what is heard is certainly newer.
-    listed: HashSet<u64>,
+    /// Counts the lists, from 1.
+    lists: u32,
     /// Entries that the latest list did not have.
     dropped: Vec<Name>,
+    /// Connections for which there was no room.
+    refused: u64,
+    /// There are entries that have been heard of and are not known any more. One whose first packet was not told of may be
+    /// one of them, and is left to what the namespaces count themselves.
+    is_strict: bool,
 }
 
 /// Where messages come from.
@@ -100,6 +125,25 @@ enum Stage {
 }
 
 impl Tracks {
+    /// With room for so many.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            most,
+            by_number: IndexMap::new(),
+            next: 0,
+            current: IndexMap::new(),
+            at: IndexMap::new(),
+            undecided: BTreeSet::new(),
+            homeless: BTreeSet::new(),
+            finished: VecDeque::new(),
+            stage: Stage::default(),
+            lists: 0,
+            dropped: Vec::new(),
+            refused: 0,
+            is_strict: false,
+        }
+    }
+
     /// Takes in what conntrack says; `now` counts up with each message. `at_start`: the entry is of the list that the
     /// capture begins with. `home` is where an address is. Returns what is now known of a connection that has ended before.
     pub(super) fn take(
@@ -111,35 +155,43 @@ impl Tracks {
     ) -> Option<LateBytes> {
         let name = (entry.id, entry.original);
         let begins = matches!(entry.state, Some(tcp_state::SYN_SENT | tcp_state::SYN_RECEIVED));
-        let known = self.current.get(&name).copied();
-        if self.stage == Stage::Behind && self.is_outdated(known, begins, entry.change) {
-            if let Some(Current::Track(serial)) = known
-                && let Some(track) = self.by_number.get_mut(&serial)
+        if self.stage == Stage::Behind && self.is_outdated(&name, begins, entry.change) {
+            if let Some(Current::Track(serial)) = self.current.get(&name).map(|known| &known.current)
+                && let Some(track) = self.by_number.get_mut(serial)
             {
                 track.unheard = true;
             }
             return None;
         }
-        let serial = match known {
-            Some(Current::Track(serial)) if !begins || self.by_number.get(&serial).is_some_and(Track::is_beginning) => {
-                serial
+        let serial = match self.current.get(&name).map(|known| &known.current) {
+            Some(Current::Track(serial)) if !begins || self.by_number.get(serial).is_some_and(Track::is_beginning) => {
+                *serial
             }
-            Some(Current::Counted(flows)) if entry.change == Change::Gone => {
-                self.current.remove(&name);
-                return entry.carried.map(|carried| LateBytes { flows, carried });
+            Some(Current::Counted(_)) if entry.change == Change::Gone => {
+                let Some(Known { current: Current::Counted(Some(flows)), .. }) = self.current.swap_remove(&name) else {
+                    return None;
+                };
+                return entry.carried.map(|carried| LateBytes { flows: *flows, carried });
             }
-            Some(Current::Counted(_)) if !begins => return None,
+            Some(Current::Counted(_)) if !begins => {
+                self.mark_listed(&name);
+                return None;
+            }
             None if entry.change == Change::Gone => return None,
+            None if self.is_strict && entry.change != Change::New => return None,
             earlier => {
                 if let Some(Current::Track(serial)) = earlier {
+                    let serial = *serial;
                     self.end_unheard(serial, now);
                 }
+                if self.by_number.len() >= self.most {
+                    self.refuse(&name);
+                    return None;
+                }
+                self.make_room();
                 self.begin(entry, (now, begins), at_start, &home)
             }
         };
-        if self.stage == Stage::Listing {
-            self.listed.insert(serial);
-        }
         let track = self.by_number.get_mut(&serial)?;
         let counted = track.finished.then(|| track.without_bytes());
         track.take(entry, now);
@@ -147,11 +199,45 @@ impl Tracks {
             self.undecided.insert(serial);
         }
         if entry.change == Change::Gone {
-            self.current.remove(&name);
+            self.current.swap_remove(&name);
         } else {
-            self.current.insert(name, Current::Track(serial));
+            let listed = if self.stage == Stage::Listing { self.lists } else { self.listed_in(&name, serial) };
+            self.current.insert(name, Known { current: Current::Track(serial), listed });
         }
         counted.zip(entry.carried).map(|(flows, carried)| LateBytes { flows, carried })
+    }
+
+    /// The list that has shown this track of an entry.
+    fn listed_in(&self, name: &Name, serial: u64) -> u32 {
+        let known = self.current.get(name).filter(|known| known.current == Current::Track(serial));
+        known.map_or(0, |known| known.listed)
+    }
+
+    fn mark_listed(&mut self, name: &Name) {
+        if self.stage == Stage::Listing
+            && let Some(known) = self.current.get_mut(name)
+        {
+            known.listed = self.lists;
+        }
+    }
+
+    /// Makes room for another entry. Of those that are counted, the bytes then stay unknown.
+    fn make_room(&mut self) {
+        if self.current.len() >= MOST_ENTRIES * self.most {
+            self.current.retain(|_, known| matches!(known.current, Current::Track(_)));
+            self.is_strict = true;
+        }
+    }
+
+    fn refuse(&mut self, name: &Name) {
+        self.current.swap_remove(name);
+        self.refused += 1;
+        self.is_strict = true;
+    }
+
+    /// Connections for which there was no room.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Where the end of this track was not heard, it is over now: the entry has begun anew, or is gone.
@@ -214,38 +300,46 @@ impl Tracks {
     /// What comes now is a list, and newer than all that was heard.
     pub(super) fn begin_list(&mut self) {
         self.stage = Stage::Listing;
-        self.listed.clear();
+        self.lists += 1;
     }
 
     /// That was the list. Entries that it does not have are gone, if it is complete.
-    pub(super) fn end_list(&mut self, complete: Option<&HashSet<Name>>, now: u64) {
+    pub(super) fn end_list(&mut self, is_complete: bool, now: u64) {
         self.stage = Stage::Behind;
-        let Some(listed) = complete else { return };
-        let gone: Vec<_> = self.current.keys().filter(|name| !listed.contains(name)).copied().collect();
+        if !is_complete {
+            return;
+        }
+        let lists = self.lists;
+        let gone: Vec<_> =
+            self.current.iter().filter(|(_, known)| known.listed != lists).map(|(name, _)| *name).collect();
         for name in gone {
+            let Some(known) = self.current.get_mut(&name) else { continue };
+            if let Current::Track(serial) = std::mem::replace(&mut known.current, Current::Counted(None)) {
+                self.end_unheard(serial, now);
+            }
             self.dropped.push(name);
-            let Some(Current::Track(serial)) = self.current.insert(name, Current::Counted([None; 2])) else { continue };
-            self.end_unheard(serial, now);
         }
     }
 
     /// Everything is heard that had been said when it was last listed.
     pub(super) fn caught_up(&mut self) {
+        if self.stage == Stage::Live {
+            return;
+        }
         self.stage = Stage::Live;
-        self.listed.clear();
         for name in std::mem::take(&mut self.dropped) {
-            if self.current.get(&name) == Some(&Current::Counted([None; 2])) {
-                self.current.remove(&name);
+            if self.current.get(&name).is_some_and(|known| known.current == Current::Counted(None)) {
+                self.current.swap_remove(&name);
             }
         }
     }
 
     /// Whether the latest list may have said more of an entry than this message, which may have come before it.
-    fn is_outdated(&self, known: Option<Current>, begins: bool, change: Change) -> bool {
-        match known {
+    fn is_outdated(&self, name: &Name, begins: bool, change: Change) -> bool {
+        match self.current.get(name) {
             _ if change == Change::Gone => false,
-            Some(Current::Track(serial)) => self.listed.contains(&serial),
-            Some(Current::Counted(_)) => true,
+            Some(Known { current: Current::Track(_), listed }) => *listed == self.lists,
+            Some(Known { current: Current::Counted(_), .. }) => true,
             None => !begins,
         }
     }
@@ -272,9 +366,9 @@ impl Tracks {
             .or_else(|| find(|side| matches!(side, Side::Counted(_, false))))?;
         let track = self.by_number.get_mut(&serial)?;
         let side = &mut track.sides[role as usize];
-        let counted = if let Side::Counted(key, _) = *side {
-            *side = Side::Counted(key, true);
-            Some((key, track.closed[role as usize]))
+        let counted = if let Side::Counted(cgroup, _) = *side {
+            *side = Side::Counted(cgroup, true);
+            track.flow(role, cgroup).map(|flow| (flow, track.closed[role as usize]))
         } else {
             *side = Side::Socket;
             None
@@ -369,11 +463,12 @@ impl Tracks {
             }
             for role in [Role::Client, Role::Server] {
                 // Where a socket has been found since, its end counts.
-                if let Side::Counted(key, false) = track.side(role)
+                if let Side::Counted(cgroup, false) = track.side(role)
                     && !track.has_failed()
+                    && let Some(flow) = track.flow(role, cgroup)
                 {
                     track.closed[role as usize] = true;
-                    by.close(key, track, role);
+                    by.close(flow, track, role);
                 }
             }
             track.finished = true;
@@ -387,22 +482,36 @@ impl Tracks {
         while let Some((serial, at)) = self.finished.pop_front() {
             let Some(track) = self.by_number.get(&serial) else { continue };
             let seen = track.spaces.iter().flatten().all(|space| looked(*space) > at);
-            if seen || kept.len() + self.finished.len() >= REMEMBERED {
+            if seen || kept.len() + self.finished.len() >= self.most / 2 {
                 self.remove(serial);
             } else {
                 kept.push_back((serial, at));
             }
         }
         self.finished = kept;
+        self.shrink();
+    }
+
+    /// Returns memory that was needed at the peak alone.
+    fn shrink(&mut self) {
+        macro_rules! shrink {
+            ($($table:ident),*) => { $(
+                if is_worth_shrinking(self.$table.capacity(), self.$table.len()) {
+                    self.$table.shrink_to(2 * self.$table.len());
+                }
+            )* };
+        }
+        shrink!(by_number, current, at, finished);
     }
 
     fn remove(&mut self, serial: u64) {
-        let Some(track) = self.by_number.remove(&serial) else { return };
+        let Some(track) = self.by_number.swap_remove(&serial) else { return };
         self.homeless.remove(&serial);
         // What the kernel still says of the entry is known.
-        let current = self.current.get_mut(&(track.id, track.original));
-        if let Some(current) = current.filter(|now| **now == Current::Track(serial)) {
-            *current = Current::Counted(track.without_bytes());
+        let name = (track.id, track.original);
+        let known = self.current.get_mut(&name).filter(|known| known.current == Current::Track(serial));
+        if let Some(known) = known {
+            known.current = Current::counted(track.without_bytes());
         }
         for role in [Role::Client, Role::Server] {
             let Some(space) = track.space(role) else { continue };
@@ -410,7 +519,7 @@ impl Tracks {
             if let Some(serials) = self.at.get_mut(&at) {
                 serials.retain(|other| *other != serial);
                 if serials.is_empty() {
-                    self.at.remove(&at);
+                    self.at.swap_remove(&at);
                 }
             }
         }

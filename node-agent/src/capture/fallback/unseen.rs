@@ -63,7 +63,7 @@ impl Settling for Unseen<'_> {
             return Side::Nobodys;
         }
         self.accounts.lead(key, track.far_end(role));
-        Side::Counted(key, false)
+        Side::Counted(cgroup, false)
     }
 
     fn close(&mut self, key: FlowKey, track: &Track, role: Role) {

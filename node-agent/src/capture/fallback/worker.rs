@@ -215,11 +215,8 @@ impl Worker {
     /// What was tracked before anybody looked.
     fn listen_from_the_start(&mut self) -> io::Result<()> {
         let Some(conntrack) = &mut self.conntrack else { return Ok(()) };
-        let (entries, _) = conntrack.list(&mut self.buffer)?;
-        let mut shared = self.shared.lock();
-        for entry in &entries {
-            shared.connections.track(entry, true);
-        }
+        let shared = &self.shared;
+        conntrack.list(&mut self.buffer, |entry| shared.lock().connections.track(entry, true))?;
         Ok(())
     }
 
@@ -234,10 +231,13 @@ impl Worker {
             }
             drop(shared);
             if news.overflowed {
-                let (entries, complete) = conntrack.list(&mut self.buffer)?;
-                let mut shared = self.shared.lock();
+                let shared = &self.shared;
+                shared.lock().connections.begin_list();
+                let is_complete =
+                    conntrack.list(&mut self.buffer, |entry| shared.lock().connections.track(entry, false))?;
+                let mut shared = shared.lock();
                 shared.overflows = conntrack.overflows();
-                shared.connections.take_list(&entries, complete);
+                shared.connections.end_list(is_complete);
             }
             if !news.more {
                 if !news.overflowed {

@@ -1,0 +1,109 @@
+//! Memory that the agent's flows take, by an allocator that counts.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    net::{IpAddr, Ipv4Addr},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use scopeprobe_agent::store::{Bounds, FlowStore};
+use topology::{
+    flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
+    rtt::{RttBucket, RttHistogram},
+};
+
+struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+fn taken(bytes: usize) {
+    let now = IN_USE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    MOST.fetch_max(now, Ordering::Relaxed);
+}
+
+// SAFETY: the system's allocator does all of it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        taken(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    // Large blocks are moved by the kernel, page by page (mremap(2)): never twice in memory.
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
+        taken(size);
+        // SAFETY: as above.
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// As many as fill a table: what is reserved beyond that takes no memory before it is used, but would count here.
+const FLOWS: u32 = 131_072 / 8 * 7;
+
+fn key(number: u32) -> FlowKey {
+    let [local, remote] = [1, number].map(|address| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + address)));
+    FlowKey { cgroup_id: 7, netns: 1, role: Role::Client, local, remote, port: 443, protocol: Protocol::Tcp }
+}
+
+fn counters(number: u32) -> FlowCounters {
+    let mut rtt = RttHistogram::default();
+    rtt.add(RttBucket::of(number % 100_000));
+    let bytes = u64::from(number) * 100;
+    let (methods, retransmits) = (Methods::EBPF, Some(0));
+    FlowCounters {
+        opened: 1,
+        closed: 1,
+        bytes_sent: bytes,
+        bytes_received: bytes,
+        methods,
+        retransmits,
+        rtt,
+        ..FlowCounters::default()
+    }
+}
+
+/// One test, as other threads' memory would count, too.
+#[test]
+fn flows_take_few_bytes_and_return_them_after_a_peak() {
+    let now = Instant::now();
+    let before = IN_USE.load(Ordering::Relaxed);
+    MOST.store(before, Ordering::Relaxed);
+    let mut store = FlowStore::new(Bounds { flows: FLOWS as usize, retention: Duration::from_hours(1) });
+    for number in 0..FLOWS {
+        assert!(store.record(key(number), counters(number), now));
+    }
+    let most = MOST.load(Ordering::Relaxed) - before;
+    println!("{} bytes for each flow with news, at most", most / FLOWS as usize);
+    assert!(most <= 230 * FLOWS as usize, "{most}");
+
+    let mut snapshot = store.begin_snapshot();
+    while !snapshot.is_complete() {
+        let some = store.take_of_snapshot(&mut snapshot, 1000);
+        store.acknowledge(&some);
+    }
+    let told = IN_USE.load(Ordering::Relaxed) - before;
+    println!("{} bytes for each flow that the operator knows", told / FLOWS as usize);
+    assert!(told <= 170 * FLOWS as usize, "{told}");
+
+    let all_but_one: Vec<_> = (1..FLOWS).map(key).collect();
+    store.drop_flows(&all_but_one, now, |_| true);
+    drop(all_but_one);
+    assert_eq!((store.len(), store.untold().flows), (1, 0));
+    assert!(store.shrink(), "a table of one flow is small");
+    let left = IN_USE.load(Ordering::Relaxed) - before;
+    println!("{left} bytes for one flow after the peak");
+    assert!(left <= 64 << 10, "{left}");
+}
