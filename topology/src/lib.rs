@@ -19,5 +19,6 @@ pub mod graph;
 pub mod history;
 pub mod ledger;
 pub mod ownership;
+pub mod plural;
 pub mod rtt;
 pub mod sighting;

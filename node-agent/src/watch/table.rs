@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use topology::{
     entity::CgroupOwner,
     flow::{Protocol, Role},
+    plural::counted,
 };
 
 use super::{rows::Row, view::View};
@@ -29,14 +30,14 @@ pub fn render(view: &View, height: Option<usize>) -> String {
     }
     let hidden = view.rows.len().saturating_sub(fit);
     if hidden > 0 {
-        let _ = writeln!(text, "… and {hidden} more rows");
+        let _ = writeln!(text, "… and {}", counted(hidden, "more row"));
     }
     text.push('\n');
     let losses = view.losses;
     let _ = writeln!(
         text,
-        "{} connections seen since the start, {} lost, coverage {} · {} by {} on {}",
-        view.seen,
+        "{} seen since the start, {} lost, coverage {} · {} by {} on {}",
+        counted(view.seen, "connection"),
         losses.opened + losses.failed,
         view.coverage,
         view.mode,
@@ -51,13 +52,13 @@ pub fn render(view: &View, height: Option<usize>) -> String {
 
 fn notes(view: &View) -> Vec<String> {
     let losses = view.losses;
-    let counted = [
-        (losses.closed, "ends of connections lost: their bytes are missing"),
-        (losses.closes_unseen, "ends of connections from before not seen: their last bytes are missing"),
-        (view.evicted_flows, "flows left out because there were too many: raise --max-flows"),
+    let numbers = [
+        (losses.closed, "end", "of connections lost: their bytes are missing"),
+        (losses.closes_unseen, "end", "of connections from before not seen: their last bytes are missing"),
+        (view.evicted_flows, "flow", "left out because there were too many: raise --max-flows"),
     ];
-    let mut notes: Vec<_> =
-        counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    let missing = numbers.into_iter().filter(|(number, ..)| *number > 0);
+    let mut notes: Vec<_> = missing.map(|(number, noun, what)| format!("{} {what}", counted(number, noun))).collect();
     // What follows the first word are the things that don't work here.
     notes.extend(view.message.split("; ").filter(|part| !part.ends_with("capturing")).map(str::to_owned));
     notes

@@ -19,6 +19,7 @@ use topology::{
     counts::Counts,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer},
     entity::Workload,
+    plural::counted,
     rtt::RttBucket,
 };
 
@@ -341,14 +342,17 @@ fn truncated(omitted: &OmittedEdges, too_large: &OmittedEdges, totals: &Totals, 
     let mut parts = Vec::new();
     if egress > 0 || ingress > 0 {
         parts.push(format!(
-            "{egress} egress and {ingress} ingress edges are not listed; the totals count them. To list more, raise spec.topology.maxEdges of the ScopeProbe (now {max_edges})."
+            "{} and {} are not listed; the totals count them. To list more, raise spec.topology.maxEdges of the ScopeProbe (now {max_edges}).",
+            counted(egress, "egress edge"),
+            counted(ingress, "ingress edge")
         ));
     }
     let reason = if parts.is_empty() { "CountersTooLarge" } else { MAX_EDGES };
     if too_large.egress > 0 || too_large.ingress > 0 {
         parts.push(format!(
-            "{} egress and {} ingress edges are not listed, nor counted in the totals: their counters exceed {MAX_COUNT}, the greatest number of the API. Check which agent reports such numbers.",
-            too_large.egress, too_large.ingress
+            "{} and {} are not listed, nor counted in the totals: their counters exceed {MAX_COUNT}, the greatest number of the API. Check which agent reports such numbers.",
+            counted(too_large.egress, "egress edge"),
+            counted(too_large.ingress, "ingress edge")
         ));
     }
     if !is_exact(totals) {

@@ -14,6 +14,7 @@ use kube::{
         watcher,
     },
 };
+use topology::plural::counted;
 use tracing::Instrument;
 
 use super::{
@@ -75,9 +76,9 @@ pub enum RolloutError {
 /// Nodes whose labels somebody else holds: they keep the agents that they have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "somebody else has set labels that choose the agents of {} nodes: {}; to choose yourself, use spec.mode or \
+    "somebody else has set labels that choose the agents of {}: {}; to choose yourself, use spec.mode or \
      spec.modeOverrides, and take the labels away, for example with `kubectl label node NAME {MODE_LABEL}- {PROBE_LABEL}-`",
-    .0.len(),
+    counted(.0.len(), "node"),
     some_of(.0)
 )]
 pub struct LabelsTaken(pub Vec<String>);

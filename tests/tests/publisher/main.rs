@@ -32,7 +32,7 @@ async fn of_too_many_edges_the_busiest_are_listed_and_the_rest_is_counted() -> R
     assert_eq!(listed, [(Some("192.0.2.2"), 50), (Some("192.0.2.4"), 40), (Some("192.0.2.5"), 30)]);
     assert_eq!((said.omitted.egress, said.omitted.ingress, said.totals.opened), (2, 0, 150));
     let condition = said.conditions.iter().find(|condition| condition.type_ == "Truncated").expect("it is there");
-    assert!(condition.message.contains("2 egress and 0 ingress"), "{}", condition.message);
+    assert!(condition.message.contains("2 egress edges and 0 ingress edges"), "{}", condition.message);
     assert_eq!(owner_uids(&topology), [uid.as_str()]);
 
     lab.settings.send_modify(|settings| settings.as_mut().expect("it is set").max_edges = 5);

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use topology::plural::counted;
+
 use super::{
     super::{Degradation, Feature, Finding, Reason, Refusal, cgroup_root::is_cgroup2},
     FallbackSettings,
@@ -133,7 +135,8 @@ fn host_namespace(settings: &FallbackSettings) -> PathBuf {
 }
 
 fn sockets(dump: &Dump) -> String {
-    format!("{} sockets and {} listeners of the host", dump.sockets.len(), dump.listeners.len())
+    let (sockets, listeners) = (counted(dump.sockets.len(), "socket"), counted(dump.listeners.len(), "listener"));
+    format!("{sockets} and {listeners} of the host")
 }
 
 fn cgroups(settings: &FallbackSettings) -> Result<Cgroups, Refusal> {

@@ -24,7 +24,7 @@ use nix::sys::{
     eventfd::{EfdFlags, EventFd},
     utsname,
 };
-use topology::flow::FlowKey;
+use topology::{flow::FlowKey, plural::counted};
 
 use super::{
     Capture, CaptureError, Changes, Degradation, Description, Feature, Finding, Losses, MAX_FLOWS_PER_READING, Mode,
@@ -263,8 +263,9 @@ impl FallbackCapture {
             self.description.degradations.push(Degradation {
                 feature: Feature::SocketOwners,
                 message: format!(
-                    "in {unattributed} network namespaces sockets belong to the pod as a whole, as there was no budget \
-                     to look for their processes. Raise spec.capture.fallback.cpuBudget"
+                    "in {}, sockets belong to the pod as a whole, as there was no budget to look for their processes. \
+                     Raise spec.capture.fallback.cpuBudget",
+                    counted(unattributed, "network namespace")
                 ),
             });
         }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use topology::plural::counted;
+
 /// The API's integers are signed.
 const MAX_COUNT: u64 = i64::MAX as u64;
 
@@ -21,13 +23,14 @@ pub(super) fn decode_ip(bytes: &[u8]) -> Result<IpAddr, String> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Ok(IpAddr::from(v4));
     }
-    let v6 = <[u8; 16]>::try_from(bytes).map_err(|_| format!("has {} bytes; it has to have 4 or 16", bytes.len()))?;
+    let v6 = <[u8; 16]>::try_from(bytes)
+        .map_err(|_| format!("has {}; it has to have 4 or 16", counted(bytes.len(), "byte")))?;
     Ok(IpAddr::from(v6).to_canonical())
 }
 
 pub(super) fn at_most(field: &str, text: &str, limit: usize) -> Result<(), Invalid> {
     if text.len() > limit {
-        return Err(invalid(field, format!("has {} bytes; at most {limit}", text.len())));
+        return Err(invalid(field, format!("has {}; at most {limit}", counted(text.len(), "byte"))));
     }
     Ok(())
 }
