@@ -1,9 +1,10 @@
 //! `NodeProbe`: what runs on one node, and why.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use topology::count;
 
 use crate::{RequestedMode, schema};
 
@@ -111,14 +112,26 @@ pub struct NodeProbeStatus {
     pub sampled: bool,
     /// The part of `seen` and `losses` that comes from before the current epoch.
     pub earlier: EarlierEpochs,
-    /// Times in which nobody was looking.
+    /// The time without a capture since the NodeProbe was made.
     pub unobserved: Unobserved,
-    /// `seen` / (`seen` + `lost`) in percent, rounded down; `-` before the agent's first report. Never `100%` if
-    /// anything was lost or the node was not observed for a time. `≤` where it is that at most, as `sampled` is true.
+    /// Counted share of the connections and failed attempts of the last hour, in percent, rounded down; `-` before the
+    /// agent's first report. It is `seen` / (`seen` + `lost` + missed in unobserved time), but at most the observed share
+    /// of the time × `seen` / (`seen` + `lost`). Never `100%` if anything was lost or the node was not observed for a
+    /// time. A gap leaves the last hour at most 70 minutes after its end. `~`: an estimate, as a part of the time was not
+    /// observed. `≤`: at most so much, as a part was `sampled`.
     #[schemars(length(max = 16))]
     pub coverage: String,
-    /// `Reporting`: the agent is connected to the operator. `CaptureComplete`: nothing is known to have been missed;
-    /// `Unknown`, reason `Sampled`, where the fallback may have missed what it could not count.
+    /// The same of the last day, in steps of an hour.
+    #[schemars(length(max = 16))]
+    pub coverage_last_day: String,
+    /// The same since the first agent of the node was attached.
+    #[schemars(length(max = 16))]
+    pub coverage_total: String,
+    /// What `coverage` is computed from, for the operator that comes next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coverage_record: Option<CoverageRecord>,
+    /// `Reporting`: the agent is connected to the operator. `CaptureComplete`: nothing is known to have been missed in the
+    /// last hour; `Unknown`, reason `Sampled`, where the fallback may have missed what it could not count.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -207,6 +220,38 @@ pub struct Losses {
     pub missed_runs: u64,
 }
 
+impl Losses {
+    /// Connections and failed attempts that were not recorded.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        count::add(count::add(self.opened, self.failed), self.missed_runs)
+    }
+
+    /// Sum of both, field by field.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.by_field(other, count::add)
+    }
+
+    /// The part that came after `earlier`, field by field.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.by_field(earlier, u64::saturating_sub)
+    }
+
+    fn by_field(&self, other: &Self, make: fn(u64, u64) -> u64) -> Self {
+        Self {
+            opened: make(self.opened, other.opened),
+            closed: make(self.closed, other.closed),
+            failed: make(self.failed, other.failed),
+            first_sights: make(self.first_sights, other.first_sights),
+            closes_unseen: make(self.closes_unseen, other.closes_unseen),
+            event_overflows: make(self.event_overflows, other.event_overflows),
+            missed_runs: make(self.missed_runs, other.missed_runs),
+        }
+    }
+}
+
 /// What earlier epochs have contributed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -217,12 +262,75 @@ pub struct EarlierEpochs {
     pub losses: Losses,
 }
 
-/// Times in which nobody was looking: between two epochs of an agent. What happened then is not known.
+/// Time without a capture: before the first agent of the node, later than a minute after the NodeProbe was made; from an
+/// agent's last report to the attach of the next one; and while an agent is silent for more than a minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Unobserved {
-    /// How many such times there were.
+    /// Number of such times.
     pub intervals: u64,
-    /// How long they were together at most, in seconds, rounded up.
+    /// Their sum in seconds, rounded up; an upper bound.
     pub seconds: u64,
+    /// Estimate of the connections and failed attempts in them: as many in a second as just before or just after, whichever
+    /// is more.
+    pub missed: u64,
+}
+
+/// Maximum number of periods in a [`CoverageRecord`].
+pub const MAX_PERIODS: usize = 128;
+
+/// The observed and unobserved time of a node, up to the time by which its connections were surely written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CoverageRecord {
+    /// When the first capture of the node was attached.
+    pub since: MicroTime,
+    /// The end of the last period.
+    pub until: MicroTime,
+    /// When the capture of the current epoch was attached.
+    pub attached: MicroTime,
+    /// `seen` and `losses` as of `until`.
+    pub counted: EarlierEpochs,
+    /// Connections and failed attempts that were reported after `until`.
+    #[serde(default)]
+    pub unsettled: u64,
+    /// The observed time in which they were, in milliseconds.
+    #[serde(default)]
+    pub unsettled_milliseconds: u64,
+    /// The last day and the time before it, oldest first. Time without losses and gaps is one period.
+    #[schemars(schema_with = "schema::periods")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub periods: Vec<CoveragePeriod>,
+}
+
+/// The counts between two times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CoveragePeriod {
+    /// Its beginning.
+    pub from: MicroTime,
+    /// Its end.
+    pub to: MicroTime,
+    /// Connections and failed attempts that were seen.
+    #[serde(default)]
+    pub seen: u64,
+    /// The incomplete part; absent where nothing is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortfall: Option<CoverageShortfall>,
+}
+
+/// The incomplete part of a period.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CoverageShortfall {
+    /// Time without a capture, in milliseconds.
+    pub unobserved_milliseconds: u64,
+    /// Number of times without a capture that ended in the period.
+    pub intervals: u64,
+    /// Estimate of the connections and failed attempts in the unobserved time.
+    pub missed: u64,
+    /// What could not be recorded.
+    pub losses: Losses,
+    /// Whether the capture could not count all that it missed.
+    pub sampled: bool,
 }

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::{Schema, SchemaGenerator, json_schema, transform::transform_subschemas};
 use serde_json::{Value, json};
 
-use crate::{ExternalGroup, MAX_HISTORY, ModeChange, ModeOverride};
+use crate::{CoveragePeriod, ExternalGroup, MAX_HISTORY, MAX_PERIODS, ModeChange, ModeOverride};
 
 /// Kubernetes knows `int32` and `int64` only and warns about everything else. Unsigned numbers become the next wider
 /// signed one; their `minimum` of 0 stays.
@@ -189,6 +189,16 @@ pub fn history(generator: &mut SchemaGenerator) -> Schema {
         "type": "array",
         "items": generator.subschema_for::<ModeChange>(),
         "maxItems": MAX_HISTORY,
+        "x-kubernetes-list-type": "atomic",
+    })
+}
+
+/// At most 128 periods, oldest first.
+pub fn periods(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<CoveragePeriod>(),
+        "maxItems": MAX_PERIODS,
         "x-kubernetes-list-type": "atomic",
     })
 }

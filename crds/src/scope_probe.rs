@@ -261,7 +261,7 @@ pub struct ScopeProbeStatus {
     pub observed_generation: Option<i64>,
     /// `Ready`: every selected node has an agent that reports, from eBPF or from the fallback. `Reconciling`: agents are
     /// being rolled out. `Stalled`: nothing will change without a person. `CaptureComplete`: nothing is known to have been
-    /// missed; `Unknown`, reason `Sampled`, where a fallback may have missed what it could not count.
+    /// missed in the last hour; `Unknown`, reason `Sampled`, where a fallback may have missed what it could not count.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -269,10 +269,17 @@ pub struct ScopeProbeStatus {
     pub nodes: NodeCounts,
     /// How large the topology is.
     pub topology: TopologyTotals,
-    /// The share of connections that were seen of those known to have happened, in percent, rounded down; `-` while
-    /// nothing is known. Never `100%` if anything was lost or a node was not observed for a time.
+    /// Counted share of the connections and failed attempts of the last hour on all nodes, in percent, rounded down; `-`
+    /// before the first report. Computed as the NodeProbes' `coverage`, from the sums over all nodes: a node without an
+    /// agent counts with its time. Never `100%` if anything was lost or a node is not observed.
     #[schemars(length(max = 16))]
     pub coverage: String,
+    /// The same of the last day.
+    #[schemars(length(max = 16))]
+    pub coverage_last_day: String,
+    /// The same since the NodeProbes were made.
+    #[schemars(length(max = 16))]
+    pub coverage_total: String,
     /// Which namespaces talk to which, those with the most edges first; at most 50.
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -62,6 +62,8 @@ pub struct CaptureState {
     pub kernel: String,
     /// When it was attached.
     pub attached_at: Option<SystemTime>,
+    /// The same by the clock that never jumps; none where it began to run after that.
+    pub attached_instant: Option<Instant>,
     /// What could not be stored, in this epoch, by the kernel or here.
     pub losses: Losses,
     /// Connections opened and attempts failed, in this epoch.
@@ -105,6 +107,7 @@ impl Observation {
                 attach: "",
                 kernel,
                 attached_at: None,
+                attached_instant: None,
                 losses: Losses::default(),
                 seen: 0,
                 untold_flows: 0,
@@ -144,7 +147,8 @@ impl Observation {
         self.far_ends.clear();
         self.described = message(description);
         let running = description.attached_at.elapsed().unwrap_or_default();
-        self.complete_until = Instant::now().checked_sub(running);
+        let attached_instant = Instant::now().checked_sub(running);
+        self.complete_until = attached_instant;
         self.capture = CaptureState {
             mode: Some(description.mode),
             reason: Reason::Supported,
@@ -152,6 +156,7 @@ impl Observation {
             attach: description.attach,
             kernel: description.kernel.clone(),
             attached_at: Some(description.attached_at),
+            attached_instant,
             losses: Losses::default(),
             seen: 0,
             untold_flows: 0,

@@ -7,6 +7,7 @@
 
 pub mod cluster_state;
 pub mod collector;
+pub mod coverage;
 pub mod guarded_watch;
 pub mod health;
 pub mod lease;

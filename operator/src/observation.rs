@@ -14,6 +14,11 @@ use tokio::sync::watch;
 use topology::count;
 
 pub use self::replaced::{ReplacedObservation, ResumedEpoch};
+use crate::coverage::{
+    UnixMs,
+    account::{CaptureReport, CoverageAccount},
+    period::Counts,
+};
 
 /// One node's agent, as it last reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,12 +39,9 @@ pub struct NodeObservation {
     pub attach: String,
     /// `uname -r`.
     pub kernel: String,
-    /// When the capture was attached, in milliseconds since 1970-01-01 UTC by the node's clock.
-    pub attached_unix_ms: u64,
-    /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock.
+    /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock; when this operator began, if
+    /// none came since.
     pub last_report_unix_ms: u64,
-    /// When the last report came of a capture that runs, by the same clock.
-    pub last_capture_unix_ms: u64,
     /// Since when all of its reports ask for the rights of the fallback, because it cannot do here what it was started
     /// for, in milliseconds since 1970-01-01 UTC by the operator's
     /// clock; none where the last does not.
@@ -52,28 +54,60 @@ pub struct NodeObservation {
     pub earlier: EarlierObservation,
     /// Agents that other epochs have replaced, the latest last: they may go on under new ones.
     pub replaced: Vec<ReplacedObservation>,
+    /// The time under observation, and what is missing; none before the first report of a capture that runs.
+    pub coverage: Option<CoverageAccount>,
 }
 
+/// The agent's word for being attached to a tracepoint.
+const TRACEPOINTS: [&str; 2] = ["TpBtf", "Tracepoint"];
+
 impl NodeObservation {
-    /// A new epoch's first report: what is known becomes part of `earlier`, and the time from the last report of a capture to
-    /// the new attach one in which nobody was looking. Nothing happens if the epoch is the one that is known.
-    pub fn begin_epoch(&mut self, epoch: &[u8], attached_unix_ms: u64) {
+    /// Begins an epoch: what is known becomes part of `earlier`. Nothing happens if the epoch is the one that is known.
+    pub fn begin_epoch(&mut self, epoch: &[u8]) {
         if self.epoch == epoch {
             return;
         }
         if !self.epoch.is_empty() {
             self.replace();
-            self.earlier.seen = self.total_seen();
-            self.earlier.losses = self.total_losses();
-            self.earlier.gaps = count::add(self.earlier.gaps, 1);
-            let gap_ms = attached_unix_ms.saturating_sub(self.last_capture_unix_ms);
-            self.earlier.gap_ms = count::add(self.earlier.gap_ms, gap_ms);
         }
+        self.earlier = EarlierObservation { seen: self.total_seen(), losses: self.total_losses() };
         self.epoch = epoch.to_vec();
         self.origin = epoch.to_vec();
-        self.attached_unix_ms = attached_unix_ms;
         self.seen = 0;
         self.losses = Losses::default();
+    }
+
+    /// Notes that a capture runs, as the other fields say since when it is attached and when the report was made.
+    pub fn note_capture(&mut self, attached: UnixMs, made: UnixMs) {
+        let report = CaptureReport {
+            epoch: &self.epoch,
+            attached,
+            made,
+            earlier: Counts { seen: self.earlier.seen, losses: self.earlier.losses },
+            total: Counts { seen: self.total_seen(), losses: self.total_losses() },
+            sampled: self.misses_uncounted(),
+        };
+        match &mut self.coverage {
+            Some(account) => account.report(&report),
+            None => self.coverage = Some(CoverageAccount::begin(&report)),
+        }
+    }
+
+    /// Whether a capture runs.
+    #[must_use]
+    pub fn has_capture(&self) -> bool {
+        matches!(self.mode, Some(Mode::Ebpf | Mode::Fallback))
+    }
+
+    /// Whether more may be missed than what is counted as lost: by the fallback, and by a tracepoint's program where
+    /// several processors handle packets (not all that Linux skips of it is in `recursion_misses`, seen on 6.18).
+    #[must_use]
+    pub fn misses_uncounted(&self) -> bool {
+        match self.mode {
+            Some(Mode::Fallback) => true,
+            Some(Mode::Ebpf) => TRACEPOINTS.contains(&self.attach.as_str()),
+            Some(Mode::Unsupported) | None => false,
+        }
     }
 
     /// Whether the last report asks for the rights of the fallback.
@@ -97,30 +131,17 @@ impl NodeObservation {
     /// Losses of all epochs.
     #[must_use]
     pub fn total_losses(&self) -> Losses {
-        let (earlier, now) = (&self.earlier.losses, &self.losses);
-        Losses {
-            opened: count::add(earlier.opened, now.opened),
-            closed: count::add(earlier.closed, now.closed),
-            failed: count::add(earlier.failed, now.failed),
-            first_sights: count::add(earlier.first_sights, now.first_sights),
-            closes_unseen: count::add(earlier.closes_unseen, now.closes_unseen),
-            event_overflows: count::add(earlier.event_overflows, now.event_overflows),
-            missed_runs: count::add(earlier.missed_runs, now.missed_runs),
-        }
+        self.earlier.losses.plus(&self.losses)
     }
 }
 
-/// What a node's earlier epochs have contributed, and the times between them.
+/// What a node's earlier epochs have contributed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EarlierObservation {
     /// Connections and failed attempts.
     pub seen: u64,
     /// Losses.
     pub losses: Losses,
-    /// How often nobody was looking: between the last report of one epoch and the attach of the next.
-    pub gaps: u64,
-    /// How long these times were together, in milliseconds.
-    pub gap_ms: u64,
 }
 
 /// All nodes that have ever reported to this operator, by name. Cheap to clone; all clones are the same.

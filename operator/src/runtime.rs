@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
@@ -21,7 +22,7 @@ use crate::{
     health::{self, Readiness},
     lease::Lease,
     metrics::Metrics,
-    observation::{Observations, TopologyOverview},
+    observation::TopologyOverview,
     publisher,
     rollout::{
         applied::Applied,
@@ -146,7 +147,8 @@ impl Parts {
         listener: TcpListener,
         stopping: &watch::Receiver<bool>,
     ) -> Self {
-        let observations = restored(&cluster);
+        let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+        let observations = restore::observations(&cluster.node_probes(), now);
         let outcomes = Outcomes::default();
         let accounts = Accounts::default();
         let names = Names::default();
@@ -240,17 +242,6 @@ async fn while_held<F: Future<Output = ()>>(mut holds: watch::Receiver<bool>, mu
             () = begin() => return,
         }
     }
-}
-
-/// What an earlier operator knew of the nodes.
-fn restored(cluster: &ClusterState) -> Observations {
-    let observations = Observations::default();
-    for (name, node_probe) in cluster.node_probes() {
-        if let Some(restored) = restore::observation(&node_probe) {
-            observations.update(&name, |observation| *observation = restored);
-        }
-    }
-    observations
 }
 
 async fn stop_on_signal(stop: watch::Sender<bool>) {

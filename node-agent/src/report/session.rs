@@ -106,7 +106,7 @@ impl Session {
             sequence: self.sequence,
             begins_snapshot,
             ends_snapshot,
-            capture: Some(to_wire::capture_state(&observation.capture)),
+            capture: Some(to_wire::capture_state(&observation.capture, now)),
             identities,
             flows: flows
                 .iter()

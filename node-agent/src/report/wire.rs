@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use report::{MAX_CAPTURE_MESSAGE_BYTES, v1alpha1 as wire};
@@ -12,6 +12,7 @@ use topology::{
     entity::CgroupOwner,
     far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Protocol, Role},
+    plural::counted,
     sighting::Ages,
 };
 
@@ -21,9 +22,9 @@ use crate::{
     observation::CaptureState,
 };
 
-/// The state of the capture; its message is cut to what the wire allows.
+/// The state of the capture as of `now`; its message is cut to what the wire allows.
 #[must_use]
-pub fn capture_state(state: &CaptureState) -> wire::CaptureState {
+pub fn capture_state(state: &CaptureState, now: Instant) -> wire::CaptureState {
     let mode = match state.mode {
         Some(Mode::Ebpf) => wire::Mode::Ebpf,
         Some(Mode::Fallback) => wire::Mode::Fallback,
@@ -36,6 +37,7 @@ pub fn capture_state(state: &CaptureState) -> wire::CaptureState {
         attach: state.attach.to_owned(),
         kernel: state.kernel.clone(),
         attached_unix_ms: state.attached_at.map_or(0, unix_ms),
+        attached_age_ms: state.attached_instant.map_or(0, |attached| millis(now.saturating_duration_since(attached))),
         losses: Some(losses(&state.losses)),
         seen: state.seen,
         asks_for: if state.asks_for_fallback { wire::Mode::Fallback } else { wire::Mode::Unspecified }.into(),
@@ -117,8 +119,9 @@ fn message(state: &CaptureState) -> Cow<'_, str> {
         0 => Cow::Borrowed(&state.message),
         // First, so that it is never what is cut off.
         untold => Cow::Owned(format!(
-            "{untold} flows left the agent's memory before they could be reported: at most what is counted as lost of \
+            "{} left the agent's memory before they could be reported: at most what is counted as lost of \
              their connections is missing (raise maxFlows); {}",
+            counted(untold, "flow"),
             state.message
         )),
     }

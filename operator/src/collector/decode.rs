@@ -14,7 +14,7 @@ use report::{
     MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES,
     v1alpha1::{self as wire, identity},
 };
-use topology::{entity::CgroupOwner, ledger::Epoch};
+use topology::{entity::CgroupOwner, ledger::Epoch, plural::counted};
 
 use self::field::{at_most, countable, decode_ip, invalid};
 use self::flow::decode_flow;
@@ -55,7 +55,8 @@ pub(super) struct Capture {
     pub message: String,
     pub attach: String,
     pub kernel: String,
-    pub attached_unix_ms: u64,
+    /// How long before the message the capture was attached.
+    pub attached_age: Duration,
     pub losses: Losses,
     pub seen: u64,
     /// The agent cannot do here what it was started for, and asks for the rights of the fallback.
@@ -87,7 +88,7 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
         sequence: message.sequence,
         begins_snapshot: message.begins_snapshot,
         ends_snapshot: message.ends_snapshot,
-        capture: decode_capture(capture)?,
+        capture: decode_capture(capture, message.sent_unix_ms)?,
         identities: identities.map(|(index, identity)| decode_identity(index, identity)).collect::<Result<_, _>>()?,
         flows: flows.map(|(index, flow)| decode_flow(index, flow)).collect::<Result<_, _>>()?,
         node_addresses: decode_node_addresses(&message.node_addresses)?,
@@ -97,10 +98,10 @@ pub(super) fn decode(message: wire::AgentReport) -> Result<Report, Invalid> {
 
 fn decode_epoch(field: &str, bytes: &[u8]) -> Result<Epoch, Invalid> {
     let epoch = bytes.try_into();
-    epoch.map(Epoch).map_err(|_| invalid(field, format!("has {} bytes; it has to have 16", bytes.len())))
+    epoch.map(Epoch).map_err(|_| invalid(field, format!("has {}; it has to have 16", counted(bytes.len(), "byte"))))
 }
 
-fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
+fn decode_capture(capture: wire::CaptureState, sent_unix_ms: u64) -> Result<Capture, Invalid> {
     let mode = match wire::Mode::try_from(capture.mode) {
         Ok(wire::Mode::Ebpf) => Mode::Ebpf,
         Ok(wire::Mode::Fallback) => Mode::Fallback,
@@ -115,6 +116,7 @@ fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
     let losses = capture.losses.unwrap_or_default();
     let counts = [
         ("capture.attached_unix_ms", capture.attached_unix_ms),
+        ("capture.attached_age_ms", capture.attached_age_ms),
         ("capture.seen", capture.seen),
         ("capture.losses.opened", losses.opened),
         ("capture.losses.closed", losses.closed),
@@ -127,13 +129,14 @@ fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
     for (field, count) in counts {
         countable(field, count)?;
     }
+    let attached_age = attached_age(&capture, sent_unix_ms);
     Ok(Capture {
         mode,
         reason: Reason::from(capture.reason()),
         message: capture.message,
         attach: capture.attach,
         kernel: capture.kernel,
-        attached_unix_ms: capture.attached_unix_ms,
+        attached_age,
         losses: Losses {
             opened: losses.opened,
             closed: losses.closed,
@@ -150,6 +153,15 @@ fn decode_capture(capture: wire::CaptureState) -> Result<Capture, Invalid> {
             _ => return Err(invalid("capture.asks_for", format!("{} is nothing to ask for", capture.asks_for))),
         },
     })
+}
+
+/// By the node's clock where the agent does not tell the age, which an earlier version does not.
+fn attached_age(capture: &wire::CaptureState, sent_unix_ms: u64) -> Duration {
+    let by_clock = match capture.attached_unix_ms {
+        0 => 0,
+        attached => sent_unix_ms.saturating_sub(attached),
+    };
+    Duration::from_millis(if capture.attached_age_ms > 0 { capture.attached_age_ms } else { by_clock })
 }
 
 fn decode_identity(index: usize, identity: wire::Identity) -> Result<(u64, CgroupOwner), Invalid> {
@@ -276,12 +288,25 @@ mod tests {
     }
 
     #[test]
+    fn attach_is_told_by_age_or_else_by_the_clock() {
+        let age = |age_ms, unix_ms, sent_ms| {
+            let mut message = message();
+            let capture = message.capture.as_mut().expect("it is there");
+            (capture.attached_age_ms, capture.attached_unix_ms) = (age_ms, unix_ms);
+            message.sent_unix_ms = sent_ms;
+            decode(message).expect("the message is good").capture.attached_age.as_millis()
+        };
+        assert_eq!(age(700, 5_000, 9_000), 700, "the clock may have been set meanwhile");
+        assert_eq!((age(0, 5_000, 9_000), age(0, 5_000, 0), age(0, 0, 9_000)), (4_000, 0, 0));
+    }
+
+    #[test]
     fn each_fault_is_named_with_its_field() {
         type Fault = fn(&mut wire::AgentReport);
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 36] = [
+        let faults: [(&str, Fault); 37] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -290,6 +315,9 @@ mod tests {
             ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 0),
             ("capture.mode", |message| message.capture.as_mut().expect("it is there").mode = 77),
             ("capture.message", |message| message.capture.as_mut().expect("it is there").message = "x".repeat(1025)),
+            ("capture.attached_age_ms", |message| {
+                message.capture.as_mut().expect("it is there").attached_age_ms = u64::MAX;
+            }),
             ("node_addresses", |message| message.node_addresses = vec![vec![10, 0, 0, 9]; 257]),
             ("node_addresses[0]", |message| message.node_addresses[0].clear()),
             ("flows", |message| message.flows = vec![message.flows[0].clone(); 1001]),

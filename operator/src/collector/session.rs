@@ -70,11 +70,11 @@ impl Session {
             return Err(Status::aborted("another stream of the same node has taken this one's place"));
         }
         let first = self.expected == 1;
-        let changed = apply(&mut ledger, &report, first, now)
+        let (changed, sent) = apply(&mut ledger, &report, first, now)
             .map_err(|late| Status::failed_precondition(format!("epoch: {late}")))?;
         drop(ledger);
         self.expected += 1;
-        self.sessions.observations.update(&self.node, |node| observe(node, &report, now));
+        self.sessions.observations.update(&self.node, |node| observe(node, &report, sent, now));
         if changed {
             accounts.mark_changed();
         }
@@ -108,12 +108,13 @@ impl Drop for Session {
     }
 }
 
+/// Returns whether anything has changed, and when the report was sent by the operator's clock.
 fn apply(
     ledger: &mut topology::ledger::Ledger,
     report: &Report,
     first: bool,
     now: SystemTime,
-) -> Result<bool, LateEpoch> {
+) -> Result<(bool, SystemTime), LateEpoch> {
     let (node, epoch) = (report.node.as_str(), report.epoch);
     ledger.resume(node, epoch, report.origin)?;
     ledger.hear(node, now);
@@ -136,39 +137,37 @@ fn apply(
     if report.ends_snapshot {
         changed |= ledger.end_snapshot(node, epoch, now)?;
     }
-    Ok(changed)
+    Ok((changed, sent))
 }
 
-fn observe(node: &mut NodeObservation, report: &Report, now: SystemTime) {
-    let now_ms = unix_ms(now);
-    let capture = report.capture.clone();
+fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: SystemTime) {
+    let Capture { mode, reason, message, attach, kernel, attached_age, losses, seen, asks_for_fallback } =
+        report.capture.clone();
     if report.origin == report.epoch {
-        node.begin_epoch(&report.epoch.0, capture.attached_unix_ms);
+        node.begin_epoch(&report.epoch.0);
     } else {
         node.resume_epoch(&ResumedEpoch {
             epoch: &report.epoch.0,
             origin: &report.origin.0,
-            attached_unix_ms: capture.attached_unix_ms,
-            seen: capture.seen,
-            losses: capture.losses,
-            now_unix_ms: now_ms,
+            seen,
+            losses,
+            now_unix_ms: unix_ms(now),
         });
     }
     node.connected = true;
-    node.last_report_unix_ms = now_ms;
-    if capture.mode != crds::Mode::Unsupported {
-        node.last_capture_unix_ms = now_ms;
-    }
-    let Capture { mode, reason, message, attach, kernel, attached_unix_ms, losses, seen, asks_for_fallback } = capture;
+    node.last_report_unix_ms = unix_ms(now);
     node.mode = Some(mode);
     node.reason = reason;
     node.message = message;
     node.attach = attach;
     node.kernel = kernel;
-    node.attached_unix_ms = attached_unix_ms;
     node.losses = losses;
     node.seen = seen;
-    node.ask_for_fallback(asks_for_fallback, now_ms);
+    node.ask_for_fallback(asks_for_fallback, node.last_report_unix_ms);
+    if node.has_capture() {
+        let attached = sent.checked_sub(attached_age).unwrap_or(UNIX_EPOCH);
+        node.note_capture(unix_ms(attached), unix_ms(sent));
+    }
 }
 
 fn unix_ms(time: SystemTime) -> u64 {
@@ -177,25 +176,27 @@ fn unix_ms(time: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crds::Losses;
 
     use super::*;
 
-    fn capture(attached_unix_ms: u64, seen: u64) -> Capture {
+    fn capture(attached_age_ms: u64, seen: u64) -> Capture {
         Capture {
             mode: crds::Mode::Ebpf,
             reason: kernel_support::Reason::Supported,
             message: String::new(),
             attach: "SockOps".to_owned(),
             kernel: "6.1".to_owned(),
-            attached_unix_ms,
+            attached_age: Duration::from_millis(attached_age_ms),
             losses: Losses { opened: 1, ..Losses::default() },
             seen,
             asks_for_fallback: false,
         }
     }
 
-    fn report(epoch: u8, attached_unix_ms: u64, seen: u64) -> Report {
+    fn report(epoch: u8, attached_age_ms: u64, seen: u64) -> Report {
         Report {
             node: "n".to_owned(),
             epoch: topology::ledger::Epoch([epoch; 16]),
@@ -203,7 +204,7 @@ mod tests {
             sequence: 1,
             begins_snapshot: true,
             ends_snapshot: true,
-            capture: capture(attached_unix_ms, seen),
+            capture: capture(attached_age_ms, seen),
             identities: Vec::new(),
             flows: Vec::new(),
             node_addresses: Vec::new(),
@@ -211,22 +212,35 @@ mod tests {
         }
     }
 
+    fn see(node: &mut NodeObservation, report: &Report, ms: u64) {
+        let at = UNIX_EPOCH + Duration::from_millis(ms);
+        observe(node, report, at, at);
+    }
+
     #[test]
     fn the_time_between_two_epochs_is_declared() {
-        let at = |ms| UNIX_EPOCH + std::time::Duration::from_millis(ms);
         let mut node = NodeObservation::default();
-        observe(&mut node, &report(1, 100, 5), at(1_000));
-        observe(&mut node, &report(1, 100, 9), at(2_000));
-        observe(&mut node, &report(2, 2_750, 1), at(3_000));
-        assert_eq!(node.earlier.seen, 9);
-        assert_eq!(node.earlier.losses.opened, 1);
-        assert_eq!((node.earlier.gaps, node.earlier.gap_ms), (1, 750));
-        assert_eq!(node.seen, 1);
+        see(&mut node, &report(1, 900, 5), 1_000);
+        see(&mut node, &report(1, 1_900, 9), 2_000);
+        see(&mut node, &report(2, 250, 1), 3_000);
+        assert_eq!((node.earlier.seen, node.earlier.losses.opened, node.seen), (9, 1, 1));
+        let account = node.coverage.expect("a capture has reported");
+        let unobserved =
+            account.periods(None).iter().filter_map(|it| it.shortfall.as_ref()).map(|it| it.unobserved_ms).sum::<u64>();
+        assert_eq!((account.since(), account.until(), unobserved), (100, 3_000, 750));
+    }
+
+    #[test]
+    fn an_agent_that_sees_nothing_observes_nothing() {
+        let mut node = NodeObservation::default();
+        let plain = report(1, 0, 0);
+        let blind = Report { capture: Capture { mode: crds::Mode::Unsupported, ..plain.capture.clone() }, ..plain };
+        see(&mut node, &blind, 1_000);
+        assert_eq!(node.coverage, None);
     }
 
     #[test]
     fn who_asks_for_the_fallback_does_so_since_its_first_report_that_does() {
-        let at = |ms| UNIX_EPOCH + std::time::Duration::from_millis(ms);
         let asking = |asks_for_fallback| {
             let plain = report(1, 100, 0);
             Report { capture: Capture { asks_for_fallback, ..plain.capture }, ..plain }
@@ -234,7 +248,7 @@ mod tests {
         let mut node = NodeObservation::default();
         let mut since = Vec::new();
         for (asks, ms) in [(false, 1000), (true, 2000), (true, 9000), (false, 10_000), (true, 11_000)] {
-            observe(&mut node, &asking(asks), at(ms));
+            see(&mut node, &asking(asks), ms);
             since.push(node.asks_for_fallback_since_unix_ms);
         }
         assert_eq!(since, [None, Some(2000), Some(2000), None, Some(11_000)]);
@@ -296,7 +310,12 @@ mod tests {
         assert_eq!(ledger.flows().map(|flow| (flow.totals.opened, flow.totals.active)).collect::<Vec<_>>(), [(7, 7)]);
         let node = sessions.observations.get("n").expect("it has reported");
         // Each of the two has lost one, by its own word.
-        assert_eq!((node.total_seen(), node.total_losses().opened, node.earlier.gaps), (7, 2, 0));
+        assert_eq!((node.total_seen(), node.total_losses().opened), (7, 2));
+        let account = node.coverage.expect("a capture has reported");
+        assert_eq!(
+            account.periods(None).iter().filter_map(|it| it.shortfall.as_ref()).map(|it| it.intervals).sum::<u64>(),
+            0
+        );
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! Agents that another epoch has replaced although they still run: their counters go on under a new epoch.
 
 use crds::Losses;
-use topology::ledger::RESUMABLE;
+use topology::{count, ledger::RESUMABLE};
 
 use super::{EarlierObservation, NodeObservation};
+use crate::coverage::account::CoverageAccount;
 
 /// Number of replaced epochs that are remembered for each node.
 const REMEMBERED: usize = 4;
@@ -13,6 +14,7 @@ const REMEMBERED: usize = 4;
 pub struct ReplacedObservation {
     origin: Vec<u8>,
     earlier: EarlierObservation,
+    coverage: Option<CoverageAccount>,
     /// When it last reported, in milliseconds since 1970-01-01 UTC by the operator's clock.
     last_report_unix_ms: u64,
 }
@@ -24,8 +26,6 @@ pub struct ResumedEpoch<'a> {
     pub epoch: &'a [u8],
     /// The epoch in which the counters began.
     pub origin: &'a [u8],
-    /// When the capture was attached, in milliseconds since 1970-01-01 UTC by the node's clock.
-    pub attached_unix_ms: u64,
     /// What the counters are now.
     pub seen: u64,
     /// As `seen`.
@@ -41,30 +41,36 @@ impl NodeObservation {
         if self.epoch == resumed.epoch || self.epoch.is_empty() || self.origin == resumed.origin {
             self.epoch = resumed.epoch.to_vec();
             self.origin = resumed.origin.to_vec();
+            self.continue_coverage();
             return;
         }
         let at = self.replaced.iter().position(|replaced| replaced.origin == resumed.origin);
         let replaced = at.map(|at| self.replaced.remove(at));
         let (shown_seen, shown_losses) = (self.total_seen(), self.total_losses());
         self.replace();
-        self.earlier = replaced
-            .as_ref()
-            .map_or(EarlierObservation { seen: 0, losses: Losses::default(), ..self.earlier }, |replaced| {
-                replaced.earlier
-            });
+        self.earlier = replaced.as_ref().map(|replaced| replaced.earlier).unwrap_or_default();
         self.epoch = resumed.epoch.to_vec();
         self.origin = resumed.origin.to_vec();
-        self.attached_unix_ms = resumed.attached_unix_ms;
         (self.seen, self.losses) = (resumed.seen, resumed.losses);
         // Whatever others have reported in between, no total becomes less.
-        self.earlier.seen = self.earlier.seen.saturating_add(shown_seen.saturating_sub(self.total_seen()));
-        let missing = each(&shown_losses, &self.total_losses(), u64::saturating_sub);
-        self.earlier.losses = each(&self.earlier.losses, &missing, u64::saturating_add);
-        let silent = replaced.map_or(0, |replaced| resumed.now_unix_ms.saturating_sub(replaced.last_report_unix_ms));
-        if u128::from(silent) >= RESUMABLE.as_millis() {
-            // The ledger has dropped what it needs to tell what the flows have counted meanwhile.
-            self.earlier.gaps += 1;
-            self.earlier.gap_ms = self.earlier.gap_ms.saturating_add(silent);
+        self.earlier.seen = count::add(self.earlier.seen, shown_seen.saturating_sub(self.total_seen()));
+        let missing = shown_losses.since(&self.total_losses());
+        self.earlier.losses = self.earlier.losses.plus(&missing);
+        if let Some(replaced) = replaced {
+            let silent = resumed.now_unix_ms.saturating_sub(replaced.last_report_unix_ms);
+            self.coverage = replaced.coverage;
+            // The ledger has dropped the counts that it needs to continue the flows' accounts.
+            if let Some(account) = self.coverage.as_mut().filter(|_| u128::from(silent) >= RESUMABLE.as_millis()) {
+                account.interrupt(resumed.now_unix_ms);
+            }
+        }
+        self.continue_coverage();
+    }
+
+    /// Continues the account of observed time under the present epoch.
+    fn continue_coverage(&mut self) {
+        if let Some(account) = &mut self.coverage {
+            account.continue_as(&self.epoch);
         }
     }
 
@@ -81,20 +87,9 @@ impl NodeObservation {
         self.replaced.push(ReplacedObservation {
             origin: self.origin.clone(),
             earlier: self.earlier,
+            coverage: self.coverage.clone(),
             last_report_unix_ms: self.last_report_unix_ms,
         });
-    }
-}
-
-fn each(one: &Losses, other: &Losses, of: impl Fn(u64, u64) -> u64) -> Losses {
-    Losses {
-        opened: of(one.opened, other.opened),
-        closed: of(one.closed, other.closed),
-        failed: of(one.failed, other.failed),
-        first_sights: of(one.first_sights, other.first_sights),
-        closes_unseen: of(one.closes_unseen, other.closes_unseen),
-        event_overflows: of(one.event_overflows, other.event_overflows),
-        missed_runs: of(one.missed_runs, other.missed_runs),
     }
 }
 
@@ -102,21 +97,45 @@ fn each(one: &Losses, other: &Losses, of: impl Fn(u64, u64) -> u64) -> Losses {
 mod tests {
     use super::*;
 
-    fn report(node: &mut NodeObservation, epoch: u8, origin: u8, seen: u64, lost: u64, now_unix_ms: u64) {
-        let losses = Losses { opened: lost, ..Losses::default() };
-        let (epoch, origin) = ([epoch; 16], [origin; 16]);
-        if epoch == origin {
-            node.begin_epoch(&epoch, 0);
-        } else {
-            let resumed =
-                ResumedEpoch { epoch: &epoch, origin: &origin, attached_unix_ms: 0, seen, losses, now_unix_ms };
-            node.resume_epoch(&resumed);
-        }
-        (node.seen, node.losses, node.last_report_unix_ms) = (seen, losses, now_unix_ms);
+    /// A report whose capture was attached at `attached_unix_ms`.
+    struct Told {
+        epoch: u8,
+        origin: u8,
+        attached_unix_ms: u64,
+        seen: u64,
+        lost: u64,
     }
 
-    fn totals(node: &NodeObservation) -> (u64, u64, u64) {
-        (node.total_seen(), node.total_losses().opened, node.earlier.gaps)
+    fn report(node: &mut NodeObservation, epoch: u8, origin: u8, seen: u64, lost: u64, now_unix_ms: u64) {
+        let attached_unix_ms = if epoch == origin { now_unix_ms.saturating_sub(100) } else { 0 };
+        take_in(node, &Told { epoch, origin, attached_unix_ms, seen, lost }, now_unix_ms);
+    }
+
+    fn take_in(node: &mut NodeObservation, told: &Told, now_unix_ms: u64) {
+        let Told { seen, lost, .. } = *told;
+        let losses = Losses { opened: lost, ..Losses::default() };
+        let (epoch, origin) = ([told.epoch; 16], [told.origin; 16]);
+        if epoch == origin {
+            node.begin_epoch(&epoch);
+        } else {
+            node.resume_epoch(&ResumedEpoch { epoch: &epoch, origin: &origin, seen, losses, now_unix_ms });
+        }
+        node.mode = Some(crds::Mode::Ebpf);
+        (node.seen, node.losses, node.last_report_unix_ms) = (seen, losses, now_unix_ms);
+        node.note_capture(told.attached_unix_ms, now_unix_ms);
+    }
+
+    fn totals(node: &NodeObservation) -> (u64, u64) {
+        (node.total_seen(), node.total_losses().opened)
+    }
+
+    /// Number and duration of the times without observation, and the connections that were seen in the rest.
+    fn unobserved(node: &NodeObservation) -> (u64, u64, u64) {
+        let periods = node.coverage.as_ref().map(|account| account.periods(None)).unwrap_or_default();
+        let seen = periods.iter().map(|period| period.seen).sum();
+        let shortfalls: Vec<_> = periods.iter().filter_map(|period| period.shortfall.as_ref()).collect();
+        let intervals = shortfalls.iter().map(|it| it.intervals).sum();
+        (intervals, shortfalls.iter().map(|it| it.unobserved_ms).sum(), seen)
     }
 
     #[test]
@@ -124,13 +143,13 @@ mod tests {
         let mut node = NodeObservation::default();
         report(&mut node, 1, 1, 5, 1, 1_000);
         report(&mut node, 2, 2, 10, 2, 2_000);
-        assert_eq!(totals(&node), (15, 3, 1));
+        assert_eq!((totals(&node), unobserved(&node)), ((15, 3), (1, 900, 15)));
         report(&mut node, 9, 9, 0, 0, 3_000);
-        assert_eq!(totals(&node), (15, 3, 2), "another agent began");
+        assert_eq!((totals(&node), unobserved(&node)), ((15, 3), (2, 1_800, 15)), "another agent began");
         report(&mut node, 3, 2, 12, 2, 4_000);
-        assert_eq!(totals(&node), (17, 3, 1), "it was none, and the one before has gone on");
+        assert_eq!((totals(&node), unobserved(&node)), ((17, 3), (1, 900, 17)), "the one before has gone on");
         report(&mut node, 4, 2, 13, 2, 5_000);
-        assert_eq!(totals(&node), (18, 3, 1), "under another name");
+        assert_eq!((totals(&node), unobserved(&node)), ((18, 3), (1, 900, 18)), "under another name");
     }
 
     #[test]
@@ -139,9 +158,9 @@ mod tests {
         report(&mut node, 1, 1, 5, 1, 1_000);
         report(&mut node, 9, 9, 100, 50, 2_000);
         report(&mut node, 2, 1, 6, 1, 3_000);
-        assert_eq!(totals(&node), (105, 51, 0));
+        assert_eq!(totals(&node), (105, 51));
         report(&mut node, 2, 1, 8, 2, 3_000);
-        assert_eq!(totals(&node), (107, 52, 0));
+        assert_eq!(totals(&node), (107, 52));
     }
 
     #[test]
@@ -152,15 +171,16 @@ mod tests {
             report(&mut node, stranger, stranger, 0, 0, 2_000);
         }
         report(&mut node, 2, 1, 6, 1, 3_000);
-        assert_eq!(totals(&node), (6, 1, 0));
+        assert_eq!((totals(&node), unobserved(&node)), ((6, 1), (0, 0, 6)));
     }
 
     #[test]
-    fn an_agent_that_was_replaced_for_long_leaves_a_gap() {
+    fn agent_that_was_replaced_for_long_leaves_a_gap() {
         let mut node = NodeObservation::default();
         report(&mut node, 1, 1, 5, 0, 1_000);
         report(&mut node, 9, 9, 0, 0, 2_000);
         report(&mut node, 2, 1, 9, 0, 601_000);
-        assert_eq!((totals(&node), node.earlier.gap_ms), ((9, 0, 1), 600_000));
+        let (intervals, ms, _) = unobserved(&node);
+        assert_eq!((totals(&node), intervals, ms), ((9, 0), 1, 600_000));
     }
 }

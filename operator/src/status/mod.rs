@@ -12,4 +12,6 @@ pub mod node_probe;
 pub mod repair;
 pub mod restore;
 pub mod scope_probe;
+#[cfg(test)]
+mod simulation;
 pub mod writer;

@@ -5,15 +5,16 @@ use std::fmt::Write;
 use crds::{Choice, EarlierEpochs, Losses, Mode, ModeChange, NodeProbeStatus, Unobserved};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use topology::count;
 
 use super::{
     conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
-    coverage::coverage,
+    coverage::{NodeCoverage, explain as explain_missing, explain_overflows, percent},
     explanation::{Explanation, explain},
     history::extended,
+    restore,
 };
 use crate::{
+    coverage::share::{Share, Shares},
     observation::NodeObservation,
     rollout::{assignment::Assignment, demotion::Demotion},
 };
@@ -29,6 +30,8 @@ pub struct Inputs<'a> {
     pub demotion: Option<&'a Demotion>,
     /// What its agent reports.
     pub observation: Option<&'a NodeObservation>,
+    /// How much of what happened was counted.
+    pub coverage: &'a NodeCoverage,
     /// What was said before.
     pub previous: Option<&'a NodeProbeStatus>,
 }
@@ -36,20 +39,18 @@ pub struct Inputs<'a> {
 /// What one node's NodeProbe should say.
 #[must_use]
 pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
-    let Inputs { assignment, previous, .. } = *inputs;
+    let Inputs { assignment, previous, coverage, .. } = *inputs;
     let empty = NodeObservation::default();
     let observation = inputs.observation.unwrap_or(&empty);
+    let shares = &coverage.shares;
     let losses = observation.total_losses();
-    let lost = lost(&losses);
-    let seen = observation.total_seen();
-    let unobserved =
-        Unobserved { intervals: observation.earlier.gaps, seconds: observation.earlier.gap_ms.div_ceil(1000) };
-    let sampled = misses_uncounted(observation) || previous.is_some_and(|previous| previous.sampled);
+    let sampled = observation.misses_uncounted() || previous.is_some_and(|previous| previous.sampled);
     let Explanation { reason, message } = explain(observation, assignment, previous);
     let reason = reason.as_str();
     let same = previous.filter(|previous| previous.mode == observation.mode && previous.reason == reason);
     let history = previous.map(|previous| previous.history.clone()).unwrap_or_default();
-    NodeProbeStatus {
+    let [last_hour, last_day, total] = percentages(observation, shares);
+    let status = NodeProbeStatus {
         probe: assignment.probe.clone(),
         requested_mode: assignment.requested,
         choice: Choice { agents: assignment.mode.as_str().to_owned(), reason: assignment.cause.reason().to_string() },
@@ -67,29 +68,46 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
             }
         },
         epoch: hex(&observation.epoch),
-        seen,
+        seen: observation.total_seen(),
         losses,
-        lost,
+        lost: losses.lost(),
         sampled,
         earlier: EarlierEpochs { seen: observation.earlier.seen, losses: observation.earlier.losses },
-        unobserved,
-        coverage: match observation.mode {
-            None | Some(Mode::Unsupported) => "-".to_owned(),
-            Some(_) => coverage(seen, lost, unobserved.intervals == 0, sampled),
-        },
+        unobserved: unobserved(&shares.total),
+        coverage: last_hour,
+        coverage_last_day: last_day,
+        coverage_total: total,
+        coverage_record: coverage.record.as_ref().map(restore::to_record),
         conditions: conditions(
-            vec![reporting(observation), capture_complete(observation, lost, unobserved, sampled)],
+            vec![reporting(observation), capture_complete(observation, &shares.last_hour)],
             previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default(),
             None,
             now,
         ),
         reason: reason.to_owned(),
+    };
+    // The record goes on with time: alone it is nothing to be written.
+    match previous {
+        Some(previous) if without_record(previous) == without_record(&status) => previous.clone(),
+        _ => status,
     }
 }
 
-/// Connections and failed attempts that were not recorded.
-fn lost(losses: &Losses) -> u64 {
-    count::add(count::add(losses.opened, losses.failed), losses.missed_runs)
+fn without_record(status: &NodeProbeStatus) -> NodeProbeStatus {
+    NodeProbeStatus { coverage_record: None, ..status.clone() }
+}
+
+/// Of the last hour, of the last day and in all.
+fn percentages(observation: &NodeObservation, shares: &Shares) -> [String; 3] {
+    let is_silent = !observation.connected;
+    let all = [&shares.last_hour, &shares.last_day, &shares.total];
+    all.map(|share| if observation.coverage.is_some() { percent(share, is_silent) } else { "-".to_owned() })
+}
+
+fn unobserved(total: &Share) -> Unobserved {
+    let shortfall = &total.shortfall;
+    let seconds = shortfall.unobserved_ms.div_ceil(1000);
+    Unobserved { intervals: shortfall.intervals, seconds, missed: shortfall.missed }
 }
 
 fn reporting(observation: &NodeObservation) -> Statement {
@@ -106,26 +124,17 @@ fn reporting(observation: &NodeObservation) -> Statement {
     }
 }
 
-/// Whether more may be missed than what is counted as lost: by the fallback, and by a tracepoint's program where several
-/// processors handle packets (not all that Linux skips of it is in `recursion_misses`, seen on 6.18).
-fn misses_uncounted(observation: &NodeObservation) -> bool {
-    match observation.mode {
-        Some(Mode::Fallback) => true,
-        Some(Mode::Ebpf) => TRACEPOINTS.contains(&observation.attach.as_str()),
-        _ => false,
-    }
-}
-
-fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobserved, sampled: bool) -> Statement {
+fn capture_complete(observation: &NodeObservation, last_hour: &Share) -> Statement {
     const TYPE: &str = CAPTURE_COMPLETE;
+    let in_last_hour = |text: &str| format!("in the last hour, {text}");
     if observation.mode == Some(Mode::Unsupported) {
         return Statement::new(TYPE, false, "Unsupported", "nothing is captured; see the status' message");
     }
-    if lost > 0 || observation.total_losses().closed > 0 {
-        return Statement::new(TYPE, false, "Lost", said(&observation.total_losses(), unobserved, sampled));
+    if last_hour.lost() > 0 || last_hour.losses().closed > 0 {
+        return Statement::new(TYPE, false, "Lost", in_last_hour(&explain_missing(last_hour)));
     }
-    if unobserved.intervals > 0 {
-        return Statement::new(TYPE, false, "Unobserved", said(&observation.total_losses(), unobserved, sampled));
+    if last_hour.has_gaps() {
+        return Statement::new(TYPE, false, "Unobserved", in_last_hour(&explain_missing(last_hour)));
     }
     if !observation.connected || observation.mode.is_none() {
         return Statement::new(
@@ -135,70 +144,34 @@ fn capture_complete(observation: &NodeObservation, lost: u64, unobserved: Unobse
             "what happens now will be known when the agent reports",
         );
     }
-    if sampled {
-        let mut message = SAMPLED.to_owned();
-        let events = observation.total_losses().event_overflows;
-        if events > 0 {
-            message = format!("{message}; {}", said_of_events(events));
+    if last_hour.shortfall.sampled {
+        let mut message = in_last_hour(SAMPLED);
+        let overflows = last_hour.losses().event_overflows;
+        if overflows > 0 {
+            message = format!("{message}; {}", explain_overflows(overflows));
         }
         return Statement::new(TYPE, Truth::Unknown, "Sampled", message);
     }
-    Statement::new(TYPE, true, "NothingMissed", "nothing is known to have been missed")
+    Statement::new(TYPE, true, "NothingMissed", in_last_hour("nothing is known to have been missed"))
 }
 
-/// The agent's words for being attached to a tracepoint.
-const TRACEPOINTS: [&str; 2] = ["TpBtf", "Tracepoint"];
-
-const SAMPLED: &str = "in the fallback, connections that are shorter than the time between two looks are known from \
-                       conntrack alone, where it tells of them; by a tracepoint, the kernel skips some changes without \
-                       saying so: more may have been missed than can be counted";
-
-fn said_of_events(times: u64) -> String {
-    format!("conntrack had more to tell than could be taken in {times} times, and all sockets were looked at instead")
-}
-
-/// Losses for people, with numbers; `sampled`: a part may be the fallback's.
-#[must_use]
-pub fn said(losses: &Losses, unobserved: Unobserved, sampled: bool) -> String {
-    let mut parts = Vec::new();
-    if losses.opened > 0 || losses.failed > 0 {
-        let or = if sampled { ", or they were not seen" } else { "" };
-        parts.push(format!(
-            "{} connections and {} failed attempts were not recorded, because the flow table was full: raise \
-             spec.capture.maxFlows{or}",
-            losses.opened, losses.failed
-        ));
-    }
-    if losses.missed_runs > 0 {
-        parts.push(format!(
-            "the kernel skipped {} runs of the tracepoint's program, each of which may have been a connection",
-            losses.missed_runs
-        ));
-    }
-    if losses.event_overflows > 0 {
-        parts.push(said_of_events(losses.event_overflows));
-    }
-    if losses.closed > 0 {
-        parts.push(format!("the last bytes of {} connections are missing", losses.closed));
-    }
-    if unobserved.intervals > 0 {
-        parts.push(format!(
-            "nobody was looking for at most {} s in {} intervals, while the agent was down",
-            unobserved.seconds, unobserved.intervals
-        ));
-    }
-    parts.join("; ")
-}
+const SAMPLED: &str = "more connections may have been missed than can be counted: the fallback sees those that are shorter \
+                       than the time between two scans by conntrack alone, and the kernel skips some runs of a \
+                       tracepoint's program without counting them";
 
 /// Whether the difference between two statuses is worth a write at once: everything but growing numbers, which the
-/// agent's message may hold too.
+/// agent's message may hold too. The first number of all is one.
 #[must_use]
 pub fn differs_in_structure(one: &NodeProbeStatus, other: &NodeProbeStatus) -> bool {
     let structure = |status: &NodeProbeStatus| NodeProbeStatus {
-        seen: 0,
+        seen: status.seen.min(1),
         losses: Losses::default(),
         lost: 0,
-        coverage: String::new(),
+        unobserved: Unobserved { intervals: status.unobserved.intervals, ..Unobserved::default() },
+        coverage: if status.coverage == "-" { "-".to_owned() } else { String::new() },
+        coverage_last_day: String::new(),
+        coverage_total: String::new(),
+        coverage_record: None,
         message: String::new(),
         conditions: Vec::new(),
         ..status.clone()
@@ -221,8 +194,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        observation::EarlierObservation,
         rollout::choice::{AgentMode, Asker, ModeCause, choose},
+        status::coverage::{Facts, assess},
     };
 
     fn at(second: i64) -> Timestamp {
@@ -233,25 +206,54 @@ mod tests {
         Assignment { probe: "cluster".to_owned(), requested: RequestedMode::Auto, mode: AgentMode::Ebpf, cause }
     }
 
+    /// A node that has been observed for 1,000 s.
     fn reporting_node() -> NodeObservation {
-        NodeObservation {
+        node(|_| ())
+    }
+
+    fn node(change: impl FnOnce(&mut NodeObservation)) -> NodeObservation {
+        let mut node = NodeObservation {
             connected: true,
             epoch: vec![0xab; 16],
             mode: Some(Mode::Ebpf),
             reason: kernel_support::Reason::Supported,
             kernel: "6.12.1".to_owned(),
             seen: 100,
+            last_report_unix_ms: 1_000_000,
             ..NodeObservation::default()
+        };
+        change(&mut node);
+        if node.has_capture() {
+            node.note_capture(0, 1_000_000);
         }
+        node
     }
 
+    /// As of 1,000 s and some.
     fn status(
         observation: Option<&NodeObservation>,
         previous: Option<&NodeProbeStatus>,
         second: i64,
     ) -> NodeProbeStatus {
+        status_at(observation, previous, 1_000_000 + 1_000 * u64::try_from(second).unwrap(), second)
+    }
+
+    fn status_at(
+        observation: Option<&NodeObservation>,
+        previous: Option<&NodeProbeStatus>,
+        now: u64,
+        second: i64,
+    ) -> NodeProbeStatus {
         let assignment = assignment(ModeCause::Supported);
-        let inputs = Inputs { assignment: &assignment, node_kernel: "6.12.0", demotion: None, observation, previous };
+        let coverage = assess(&Facts { observation, created: None, settled: now, now });
+        let inputs = Inputs {
+            assignment: &assignment,
+            node_kernel: "6.12.0",
+            demotion: None,
+            observation,
+            coverage: &coverage,
+            previous,
+        };
         desired(&inputs, at(second))
     }
 
@@ -284,9 +286,10 @@ mod tests {
 
     #[test]
     fn losses_of_all_epochs_count_and_are_said_with_numbers() {
-        let mut node = reporting_node();
+        let mut node = node(|it| it.losses = Losses { opened: 10, ..Losses::default() });
+        node.begin_epoch(&[1; 16]);
         node.losses = Losses { opened: 5, failed: 2, ..Losses::default() };
-        node.earlier.losses = Losses { opened: 10, ..Losses::default() };
+        node.note_capture(1_000_000, 1_000_500);
         let status = status(Some(&node), None, 1);
         assert_eq!((status.lost, status.losses.opened), (17, 15));
         assert_eq!(status.coverage, "85.4%");
@@ -325,19 +328,57 @@ mod tests {
     #[test]
     fn a_time_without_an_agent_is_declared() {
         let mut node = reporting_node();
-        node.last_capture_unix_ms = 10_000;
-        node.begin_epoch(&[1; 16], 12_500);
+        node.begin_epoch(&[1; 16]);
         node.seen = 50;
+        node.note_capture(1_002_500, 1_012_500);
+        let first = status(Some(&node), None, 13);
+        // 5 a second afterwards, and 1 in ten seconds before: 150 of 162.
+        assert_eq!(first.unobserved, Unobserved { intervals: 1, seconds: 3, missed: 12 });
+        assert_eq!((first.seen, first.earlier.seen), (150, 100));
+        assert_eq!((first.coverage.as_str(), first.coverage_total.as_str()), ("~92.5%", "~92.5%"));
+        assert_eq!(truth(&first, "CaptureComplete"), pair("False", "Unobserved"));
+        assert!(first.conditions[1].message.contains("at most 3 s (1 interval)"), "{}", first.conditions[1].message);
+
+        node.note_capture(1_002_500, 5_000_000);
+        let later = status_at(Some(&node), Some(&first), 5_000_000, 4_000);
+        assert_eq!(truth(&later, "CaptureComplete"), pair("True", "NothingMissed"), "the last hour is complete");
+        assert_eq!(later.coverage, "100%");
+        assert!(later.coverage_last_day.starts_with('~') && later.coverage_total.starts_with('~'), "{later:?}");
+        assert_eq!(later.unobserved, first.unobserved);
+    }
+
+    #[test]
+    fn a_gap_of_no_time_is_none() {
+        let mut node = reporting_node();
+        node.begin_epoch(&[1; 16]);
+        node.note_capture(1_000_000, 1_001_000);
         let status = status(Some(&node), None, 1);
-        assert_eq!(status.unobserved, Unobserved { intervals: 1, seconds: 3 });
-        assert_eq!((status.seen, status.earlier.seen), (150, 100));
-        assert_eq!(status.coverage, "99.9%");
-        assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Unobserved"));
+        assert_eq!((status.unobserved, status.coverage.as_str()), (Unobserved::default(), "100%"));
+        assert_eq!(truth(&status, "CaptureComplete"), pair("True", "NothingMissed"));
+    }
+
+    #[test]
+    fn time_alone_changes_nothing() {
+        let mut node = reporting_node();
+        node.begin_epoch(&[1; 16]);
+        node.note_capture(1_002_500, 1_012_500);
+        let first = status(Some(&node), None, 13);
+        let mut writes = 0;
+        let mut shown = first;
+        for second in 14..7_200 {
+            node.note_capture(1_002_500, 1_000_000 + 1_000 * u64::try_from(second).unwrap());
+            let now = status(Some(&node), Some(&shown), second);
+            writes += usize::from(now != shown);
+            shown = now;
+        }
+        // The hour, as long as the node is that young, and when the gap has left it.
+        assert!(writes <= 10, "{writes}");
+        assert_eq!(shown.coverage, "100%");
     }
 
     #[test]
     fn an_agent_that_sees_nothing_does_not_look_complete() {
-        let node = NodeObservation { mode: Some(Mode::Unsupported), seen: 0, ..reporting_node() };
+        let node = node(|it| (it.mode, it.seen) = (Some(Mode::Unsupported), 0));
         let status = status(Some(&node), None, 1);
         assert_eq!(status.coverage, "-");
         assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Unsupported"));
@@ -355,20 +396,25 @@ mod tests {
 
     #[test]
     fn what_the_fallback_may_have_missed_is_not_known_and_stays_so() {
-        let fallback = NodeObservation {
-            mode: Some(Mode::Fallback),
-            losses: Losses { event_overflows: 3, ..Losses::default() },
-            ..reporting_node()
-        };
-        let first = status(Some(&fallback), None, 1);
+        let fallback = |losses| node(|it| (it.mode, it.losses) = (Some(Mode::Fallback), losses));
+        let overflows = Losses { event_overflows: 3, ..Losses::default() };
+        let mut observed = fallback(overflows);
+        let first = status(Some(&observed), None, 1);
         assert!(first.sampled);
         assert_eq!((first.coverage.as_str(), first.lost), ("≤100%", 0));
         assert_eq!(truth(&first, "CaptureComplete"), pair("Unknown", "Sampled"));
-        assert!(first.conditions[1].message.contains("in 3 times"), "{}", first.conditions[1].message);
-        let again = status(Some(&reporting_node()), Some(&first), 2);
+        assert!(first.conditions[1].message.contains("overflowed 3 times"), "{}", first.conditions[1].message);
+        observed.mode = Some(Mode::Ebpf);
+        observed.begin_epoch(&[1; 16]);
+        observed.note_capture(1_000_000, 1_001_000);
+        let again = status(Some(&observed), Some(&first), 2);
         assert_eq!((again.coverage.as_str(), again.sampled), ("≤100%", true), "a part of `seen` is from then");
         assert_eq!(truth(&again, "CaptureComplete"), pair("Unknown", "Sampled"));
-        let lossy = NodeObservation { losses: Losses { opened: 1, ..Losses::default() }, ..fallback };
+        observed.note_capture(1_000_000, 5_000_000);
+        let later = status_at(Some(&observed), Some(&again), 5_000_000, 4_000);
+        assert_eq!((later.coverage.as_str(), later.coverage_total.as_str()), ("100%", "≤100%"));
+        assert_eq!(truth(&later, "CaptureComplete"), pair("True", "NothingMissed"));
+        let lossy = fallback(Losses { opened: 1, ..Losses::default() });
         let lossy = status(Some(&lossy), None, 1);
         assert_eq!(truth(&lossy, "CaptureComplete"), pair("False", "Lost"));
         assert!(lossy.conditions[1].message.contains("or they were not seen"), "{:?}", lossy.conditions);
@@ -376,7 +422,7 @@ mod tests {
 
     #[test]
     fn skipped_runs_count_as_lost() {
-        let node = NodeObservation { losses: Losses { missed_runs: 25, ..Losses::default() }, ..reporting_node() };
+        let node = node(|it| it.losses.missed_runs = 25);
         let status = status(Some(&node), None, 1);
         assert_eq!((status.lost, status.coverage.as_str()), (25, "80%"));
         assert_eq!(truth(&status, "CaptureComplete"), pair("False", "Lost"));
@@ -392,6 +438,7 @@ mod tests {
             node_kernel: "4.19.0",
             demotion: None,
             observation: None,
+            coverage: &NodeCoverage::default(),
             previous: None,
         };
         let status = desired(&inputs, at(1));
@@ -404,7 +451,7 @@ mod tests {
         let first = status(Some(&reporting_node()), None, 1);
         let second = status(Some(&NodeObservation { connected: false, ..reporting_node() }), Some(&first), 2);
         assert_eq!(second.history.len(), 1, "the connection is no change of mode");
-        let by_tracepoint = NodeObservation { attach: "TpBtf".to_owned(), ..reporting_node() };
+        let by_tracepoint = node(|it| "TpBtf".clone_into(&mut it.attach));
         let third = status(Some(&by_tracepoint), Some(&second), 3);
         let attaches: Vec<_> = third.history.iter().map(|it| (it.time.0.as_second(), it.attach.as_str())).collect();
         assert_eq!(attaches, [(1, ""), (3, "TpBtf")]);
@@ -413,22 +460,22 @@ mod tests {
     }
 
     #[test]
-    fn growing_numbers_are_no_structure_but_the_first_loss_is() {
+    fn growing_numbers_are_no_structure_but_the_first_ones_are() {
         let base = status(Some(&reporting_node()), None, 1);
-        let more = NodeObservation { seen: 999, message: "999 of them".to_owned(), ..reporting_node() };
+        let more = node(|it| (it.seen, it.message) = (999, "999 of them".to_owned()));
         let more = status(Some(&more), Some(&base), 2);
         assert!(base != more && !differs_in_structure(&base, &more));
-        let lossy = NodeObservation { losses: Losses { opened: 1, ..Losses::default() }, ..reporting_node() };
-        let first_loss = status(Some(&lossy), Some(&base), 2);
+        let none = status(Some(&node(|it| it.seen = 0)), None, 1);
+        assert!(differs_in_structure(&none, &base), "no number stands beside edges for long");
+        let lossy = |opened| node(|it| it.losses.opened = opened);
+        let first_loss = status(Some(&lossy(1)), Some(&base), 2);
         assert!(differs_in_structure(&base, &first_loss));
-        let lossier = NodeObservation { losses: Losses { opened: 9, ..Losses::default() }, ..reporting_node() };
-        assert!(!differs_in_structure(&first_loss, &status(Some(&lossier), Some(&first_loss), 3)));
+        assert!(!differs_in_structure(&first_loss, &status(Some(&lossy(9)), Some(&first_loss), 3)));
         let gone = NodeObservation { connected: false, ..reporting_node() };
         assert!(differs_in_structure(&base, &status(Some(&gone), Some(&base), 3)));
-        let earlier = EarlierObservation { gaps: 1, ..EarlierObservation::default() };
-        assert!(differs_in_structure(
-            &base,
-            &status(Some(&NodeObservation { earlier, ..reporting_node() }), Some(&base), 3)
-        ));
+        let mut again = reporting_node();
+        again.begin_epoch(&[1; 16]);
+        again.note_capture(1_001_000, 1_002_000);
+        assert!(differs_in_structure(&base, &status(Some(&again), Some(&base), 3)));
     }
 }

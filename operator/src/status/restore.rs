@@ -1,68 +1,127 @@
 //! What an earlier operator has written into NodeProbes, as observations: so that an agent that was started again while
 //! no operator ran is noticed, and what was lost does not vanish. Pure.
 
-use crds::{Losses, NodeProbe, NodeProbeStatus};
+use std::collections::BTreeMap;
+
+use crds::{CoveragePeriod, CoverageRecord, CoverageShortfall, EarlierEpochs, NodeProbe, NodeProbeStatus, Unobserved};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kernel_support::Reason;
 use kube::ResourceExt;
-use topology::count::bounded;
 
 use crate::{
-    observation::{EarlierObservation, NodeObservation},
-    rollout::FIELD_MANAGER,
+    coverage::{
+        UnixMs,
+        account::{AccountRecord, CoverageAccount},
+        gap::Rate,
+        period::{Counts, Period, Shortfall},
+    },
+    observation::{EarlierObservation, NodeObservation, Observations},
 };
+
+/// What an earlier operator knew of the nodes. Their agents are silent from `now` on, when this operator begins.
+#[must_use]
+pub fn observations(node_probes: &BTreeMap<String, NodeProbe>, now: UnixMs) -> Observations {
+    let observations = Observations::default();
+    for (name, node_probe) in node_probes {
+        if let Some(restored) = observation(node_probe, now) {
+            observations.update(name, |observation| *observation = restored);
+        }
+    }
+    observations
+}
 
 /// What a NodeProbe says of its node; none if no agent has ever reported.
 #[must_use]
-pub fn observation(node_probe: &NodeProbe) -> Option<NodeObservation> {
+pub fn observation(node_probe: &NodeProbe, now: UnixMs) -> Option<NodeObservation> {
     let status = node_probe.status.as_ref().filter(|status| status.mode.is_some())?;
     let epoch = unhex(&status.epoch)?;
     Some(NodeObservation {
         connected: false,
         origin: epoch.clone(),
-        epoch,
         mode: status.mode,
         reason: Reason::from_word(&status.reason),
         message: status.message.clone(),
         attach: status.attach.clone(),
         kernel: status.kernel.clone(),
-        attached_unix_ms: 0,
-        last_report_unix_ms: written_unix_ms(node_probe),
-        last_capture_unix_ms: written_unix_ms(node_probe),
+        last_report_unix_ms: now,
         asks_for_fallback_since_unix_ms: None,
-        losses: losses_of_epoch(status),
+        losses: status.losses.since(&status.earlier.losses),
         seen: status.seen.saturating_sub(status.earlier.seen),
-        earlier: EarlierObservation {
-            seen: status.earlier.seen,
-            losses: status.earlier.losses,
-            gaps: status.unobserved.intervals,
-            gap_ms: bounded(status.unobserved.seconds.saturating_mul(1000)),
-        },
         replaced: Vec::new(),
+        earlier: EarlierObservation { seen: status.earlier.seen, losses: status.earlier.losses },
+        coverage: record(node_probe, status, now).map(|record| CoverageAccount::restore(record, &epoch)),
+        epoch,
     })
 }
 
-fn losses_of_epoch(status: &NodeProbeStatus) -> Losses {
-    let (all, earlier) = (&status.losses, &status.earlier.losses);
-    Losses {
-        opened: all.opened.saturating_sub(earlier.opened),
-        closed: all.closed.saturating_sub(earlier.closed),
-        failed: all.failed.saturating_sub(earlier.failed),
-        first_sights: all.first_sights.saturating_sub(earlier.first_sights),
-        closes_unseen: all.closes_unseen.saturating_sub(earlier.closes_unseen),
-        event_overflows: all.event_overflows.saturating_sub(earlier.event_overflows),
-        missed_runs: all.missed_runs.saturating_sub(earlier.missed_runs),
+fn record(node_probe: &NodeProbe, status: &NodeProbeStatus, now: UnixMs) -> Option<AccountRecord> {
+    let Some(record) = &status.coverage_record else { return without_record(node_probe, status, now) };
+    let EarlierEpochs { seen, losses } = record.counted;
+    Some(AccountRecord {
+        since: millis(&record.since),
+        until: millis(&record.until),
+        attached: millis(&record.attached),
+        total: Counts { seen, losses },
+        unsettled: Rate { happened: record.unsettled, observed_ms: record.unsettled_milliseconds },
+        periods: record.periods.iter().map(period).collect(),
+    })
+}
+
+/// What an operator has counted that knew of no periods: all in one.
+fn without_record(node_probe: &NodeProbe, status: &NodeProbeStatus, now: UnixMs) -> Option<AccountRecord> {
+    let since = u64::try_from(node_probe.creation_timestamp()?.0.as_millisecond()).ok()?;
+    let Unobserved { intervals, seconds, missed } = status.unobserved;
+    let unobserved_ms = seconds.saturating_mul(1000);
+    let shortfall = Shortfall { unobserved_ms, intervals, missed, losses: status.losses, sampled: status.sampled };
+    Some(AccountRecord {
+        since,
+        until: now,
+        attached: since,
+        total: Counts { seen: status.seen, losses: status.losses },
+        unsettled: Rate::default(),
+        periods: vec![Period::new(since, now, status.seen, shortfall)],
+    })
+}
+
+fn period(written: &CoveragePeriod) -> Period {
+    let shortfall = written.shortfall.unwrap_or_default();
+    let CoverageShortfall { unobserved_milliseconds, intervals, missed, losses, sampled } = shortfall;
+    let shortfall = Shortfall { unobserved_ms: unobserved_milliseconds, intervals, missed, losses, sampled };
+    Period::new(millis(&written.from), millis(&written.to), written.seen, shortfall)
+}
+
+/// An account's record as a NodeProbe holds it.
+#[must_use]
+pub fn to_record(record: &AccountRecord) -> CoverageRecord {
+    CoverageRecord {
+        since: time(record.since),
+        until: time(record.until),
+        attached: time(record.attached),
+        counted: EarlierEpochs { seen: record.total.seen, losses: record.total.losses },
+        unsettled: record.unsettled.happened,
+        unsettled_milliseconds: record.unsettled.observed_ms,
+        periods: record.periods.iter().map(to_period).collect(),
     }
 }
 
-/// When the status was last written, as the API server has noted: the agent was seen then at the earliest, so that a
-/// gap that begins here is at least as long as the true one.
-fn written_unix_ms(node_probe: &NodeProbe) -> u64 {
-    let ours = node_probe.managed_fields().iter().filter(|entry| {
-        entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.as_deref() == Some("status")
+fn to_period(period: &Period) -> CoveragePeriod {
+    let shortfall = period.shortfall.as_deref().map(|it| CoverageShortfall {
+        unobserved_milliseconds: it.unobserved_ms,
+        intervals: it.intervals,
+        missed: it.missed,
+        losses: it.losses,
+        sampled: it.sampled,
     });
-    let written = ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0).max();
-    let time = written.or_else(|| node_probe.creation_timestamp().map(|time| time.0));
-    time.and_then(|time| u64::try_from(time.as_millisecond()).ok()).unwrap_or_default()
+    CoveragePeriod { from: time(period.from), to: time(period.to), seen: period.seen, shortfall }
+}
+
+fn time(ms: UnixMs) -> MicroTime {
+    MicroTime(i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or_default())
+}
+
+fn millis(time: &MicroTime) -> UnixMs {
+    u64::try_from(time.0.as_millisecond()).unwrap_or_default()
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -72,82 +131,112 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use crds::{Mode, RequestedMode};
-    use jiff::Timestamp;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, Time};
+    use crds::{Losses, Mode, RequestedMode};
     use serde_json::json;
 
     use super::*;
     use crate::{
+        coverage::share::Shares,
         rollout::{
             assignment::Assignment,
             choice::{AgentMode, ModeCause},
         },
-        status::node_probe,
+        status::{
+            coverage::{Facts, assess},
+            node_probe,
+        },
     };
 
-    fn written() -> NodeProbe {
+    const NOW: UnixMs = 2_000_000;
+
+    /// An agent for 1,000 s, five seconds without one, and another one since.
+    fn observed() -> NodeObservation {
         let mut node = NodeObservation {
             connected: true,
             epoch: vec![7; 16],
             mode: Some(Mode::Ebpf),
             seen: 40,
-            last_report_unix_ms: 1_000_000,
-            last_capture_unix_ms: 1_000_000,
             ..NodeObservation::default()
         };
-        node.begin_epoch(&[8; 16], 1_005_000);
+        node.note_capture(0, 1_000_000);
+        node.begin_epoch(&[8; 16]);
         node.seen = 2;
         node.losses = Losses { opened: 3, ..Losses::default() };
+        node.note_capture(1_005_000, 1_500_000);
+        node
+    }
+
+    fn written(settled: UnixMs) -> NodeProbe {
+        let node = observed();
         let assignment = Assignment {
             probe: "p".to_owned(),
             requested: RequestedMode::Auto,
             mode: AgentMode::Ebpf,
             cause: ModeCause::Supported,
         };
-        let now = Timestamp::from_second(2000).unwrap();
+        let coverage = assess(&Facts { observation: Some(&node), created: Some(0), settled, now: NOW });
         let inputs = node_probe::Inputs {
             assignment: &assignment,
             node_kernel: "",
             demotion: None,
             observation: Some(&node),
+            coverage: &coverage,
             previous: None,
         };
-        let status = node_probe::desired(&inputs, now);
-        let mut probe: NodeProbe =
-            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {}, "status": status})).unwrap();
-        probe.metadata.managed_fields = Some(vec![ManagedFieldsEntry {
-            manager: Some(FIELD_MANAGER.to_owned()),
-            subresource: Some("status".to_owned()),
-            time: Some(Time(now)),
-            ..ManagedFieldsEntry::default()
-        }]);
-        probe
+        let status = node_probe::desired(&inputs, Timestamp::from_second(2000).unwrap());
+        let metadata = json!({"name": "n", "creationTimestamp": "1970-01-01T00:00:00Z"});
+        serde_json::from_value(json!({"metadata": metadata, "spec": {}, "status": status})).unwrap()
+    }
+
+    fn shares(node: &NodeObservation) -> Shares {
+        assess(&Facts { observation: Some(node), created: Some(0), settled: NOW, now: NOW }).shares
     }
 
     #[test]
     fn what_was_written_comes_back() {
-        let restored = observation(&written()).unwrap();
+        let restored = observation(&written(NOW), NOW).unwrap();
         assert_eq!((restored.epoch.as_slice(), restored.seen, restored.losses.opened), (&[8; 16][..], 2, 3));
-        assert_eq!((restored.total_seen(), restored.earlier.gaps, restored.earlier.gap_ms), (42, 1, 5000));
-        assert!(!restored.connected);
+        assert_eq!((restored.total_seen(), restored.connected), (42, false));
+        assert_eq!(shares(&restored), shares(&observed()));
+        assert_eq!(shares(&restored).total.shortfall.unobserved_ms, 5_000);
     }
 
     #[test]
-    fn the_same_epoch_goes_on_and_another_leaves_a_gap() {
-        let mut same = observation(&written()).unwrap();
-        same.begin_epoch(&[8; 16], 0);
+    fn same_epoch_goes_on_and_another_leaves_a_gap() {
+        let mut same = observation(&written(NOW), NOW).unwrap();
+        same.begin_epoch(&[8; 16]);
         same.seen = 9;
-        assert_eq!((same.total_seen(), same.earlier.gaps), (49, 1));
+        same.note_capture(1_005_000, 2_007_000);
+        assert_eq!((same.total_seen(), shares(&same).total.shortfall.unobserved_ms), (49, 5_000));
 
-        let mut other = observation(&written()).unwrap();
-        other.begin_epoch(&[9; 16], 2_007_000);
+        let mut other = observation(&written(NOW), NOW).unwrap();
+        other.begin_epoch(&[9; 16]);
+        other.note_capture(2_007_000, 2_008_000);
         assert_eq!((other.total_seen(), other.total_losses().opened), (42, 3));
-        assert_eq!((other.earlier.gaps, other.earlier.gap_ms), (2, 5000 + 7000));
+        let shortfall = shares(&other).total.shortfall;
+        assert_eq!((shortfall.intervals, shortfall.unobserved_ms), (2, 5_000 + 507_000));
+    }
+
+    #[test]
+    fn what_may_not_have_been_written_is_a_gap_unless_its_epoch_goes_on() {
+        let mut other = observation(&written(1_400_000), NOW).unwrap();
+        other.begin_epoch(&[9; 16]);
+        other.note_capture(2_007_000, 2_008_000);
+        assert_eq!(shares(&other).total.shortfall.unobserved_ms, 1_007_000, "since the first epoch's last report");
+        assert_eq!(shares(&other).total.seen, 40);
+    }
+
+    #[test]
+    fn status_without_a_record_is_taken_at_its_word() {
+        let mut before = written(NOW);
+        before.status.as_mut().unwrap().coverage_record = None;
+        let restored = observation(&before, NOW).unwrap();
+        let total = shares(&restored).total;
+        assert_eq!((total.seen, total.lost(), total.shortfall.unobserved_ms), (42, 3, 5_000));
     }
 
     #[test]
     fn a_node_that_never_reported_has_nothing_to_restore() {
-        assert_eq!(observation(&NodeProbe::new("n", crds::NodeProbeSpec::default())), None);
+        assert_eq!(observation(&NodeProbe::new("n", crds::NodeProbeSpec::default()), NOW), None);
     }
 }

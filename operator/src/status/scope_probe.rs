@@ -2,16 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{Losses, Mode, NodeCounts, NodeProbeStatus, ScopeProbe, ScopeProbeStatus, TopologyTotals, Unobserved};
+use crds::{Mode, NodeCounts, NodeProbeStatus, ScopeProbe, ScopeProbeStatus, TopologyTotals};
 use jiff::Timestamp;
-use topology::count;
+use topology::plural::counted;
 
 use super::{
     conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements, some_of},
-    coverage::coverage,
-    node_probe::said,
+    coverage::{explain, percent},
 };
-use crate::{observation::TopologyOverview, rollout::outcome::Outcome};
+use crate::{
+    coverage::share::{Share, Shares},
+    observation::TopologyOverview,
+    rollout::outcome::Outcome,
+};
+
+/// One node as its ScopeProbe sees it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeState {
+    /// The status of its NodeProbe.
+    pub status: NodeProbeStatus,
+    /// How much of what happened was counted.
+    pub shares: Shares,
+}
 
 /// What a ScopeProbe's status is made of.
 pub struct Inputs<'a> {
@@ -19,8 +31,8 @@ pub struct Inputs<'a> {
     pub probe: &'a ScopeProbe,
     /// What came of its last rollout.
     pub outcome: Option<&'a Outcome>,
-    /// The statuses of its nodes, by node.
-    pub nodes: &'a BTreeMap<String, NodeProbeStatus>,
+    /// Its nodes, by name.
+    pub nodes: &'a BTreeMap<String, NodeState>,
     /// Those of its nodes whose agent can't see anything and that are being moved to another.
     pub moving: &'a BTreeSet<String>,
     /// The nodes that it selects and that belong to another ScopeProbe, with that.
@@ -35,17 +47,26 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> ScopeProbeStatus {
     let previous = inputs.probe.status.as_ref();
     let nodes = count(inputs.nodes);
     let sums = Sums::of(inputs.nodes);
+    let [last_hour, last_day, total] = sums.percentages();
     let generation = inputs.outcome.map(|outcome| outcome.generation);
     let [ready, reconciling, stalled] = kstatus(inputs, &nodes);
     ScopeProbeStatus {
         observed_generation: generation,
         conditions: conditions(
-            vec![ready, reconciling, stalled, capture_complete(inputs.nodes, &sums), nodes_taken(inputs.taken)],
+            vec![
+                ready,
+                reconciling,
+                stalled,
+                capture_complete(inputs.nodes, &sums.shares.last_hour),
+                nodes_taken(inputs.taken),
+            ],
             previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default(),
             generation,
             now,
         ),
-        coverage: sums.coverage(),
+        coverage: last_hour,
+        coverage_last_day: last_day,
+        coverage_total: total,
         nodes,
         topology: inputs.overview.totals.clone(),
         namespaces: inputs.overview.namespaces.clone(),
@@ -53,14 +74,14 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> ScopeProbeStatus {
     }
 }
 
-fn is_true(status: &NodeProbeStatus, type_: &str) -> bool {
-    status.conditions.iter().any(|it| it.type_ == type_ && it.status == "True")
+fn is_true(node: &NodeState, type_: &str) -> bool {
+    node.status.conditions.iter().any(|it| it.type_ == type_ && it.status == "True")
 }
 
-fn count(nodes: &BTreeMap<String, NodeProbeStatus>) -> NodeCounts {
+fn count(nodes: &BTreeMap<String, NodeState>) -> NodeCounts {
     let mut counts = NodeCounts { total: nodes.len() as u64, ..NodeCounts::default() };
-    for status in nodes.values() {
-        match status.mode.filter(|_| is_true(status, "Reporting")) {
+    for node in nodes.values() {
+        match node.status.mode.filter(|_| is_true(node, "Reporting")) {
             Some(Mode::Ebpf) => counts.ebpf += 1,
             Some(Mode::Fallback) => counts.fallback += 1,
             Some(Mode::Unsupported) => counts.unsupported += 1,
@@ -70,67 +91,51 @@ fn count(nodes: &BTreeMap<String, NodeProbeStatus>) -> NodeCounts {
     counts
 }
 
+/// The sums over all nodes.
 #[derive(Default)]
 struct Sums {
-    seen: u64,
-    losses: Losses,
-    unobserved: Unobserved,
-    lost: u64,
-    /// Whether some node has been seen by the fallback.
-    sampled: bool,
-    /// Whether some node has never reported, or sees nothing: then the share that was seen is not known.
-    blind: bool,
-    known: bool,
+    shares: Shares,
+    /// Whether some node has no agent that observes now.
+    is_silent: bool,
+    /// Whether some node has ever been observed.
+    is_known: bool,
 }
 
 impl Sums {
-    fn of(nodes: &BTreeMap<String, NodeProbeStatus>) -> Self {
+    fn of(nodes: &BTreeMap<String, NodeState>) -> Self {
         let mut sums = Self::default();
-        for status in nodes.values() {
-            for (sum, part) in [
-                (&mut sums.seen, status.seen),
-                (&mut sums.losses.opened, status.losses.opened),
-                (&mut sums.losses.closed, status.losses.closed),
-                (&mut sums.losses.failed, status.losses.failed),
-                (&mut sums.losses.missed_runs, status.losses.missed_runs),
-                (&mut sums.losses.event_overflows, status.losses.event_overflows),
-                (&mut sums.lost, status.lost),
-                (&mut sums.unobserved.intervals, status.unobserved.intervals),
-                (&mut sums.unobserved.seconds, status.unobserved.seconds),
-            ] {
-                *sum = count::add(*sum, part);
-            }
-            sums.sampled |= status.sampled;
-            let sees = matches!(status.mode, Some(Mode::Ebpf | Mode::Fallback));
-            sums.known |= sees;
-            sums.blind |= !sees || !is_true(status, "Reporting");
+        for node in nodes.values() {
+            sums.shares.add(&node.shares);
+            let observes = matches!(node.status.mode, Some(Mode::Ebpf | Mode::Fallback));
+            sums.is_silent |= !observes || !is_true(node, "Reporting");
+            sums.is_known |= observes || node.status.coverage_record.is_some();
         }
         sums
     }
 
-    fn coverage(&self) -> String {
-        if !self.known {
-            return "-".to_owned();
-        }
-        coverage(self.seen, self.lost, self.unobserved.intervals == 0 && !self.blind, self.sampled)
+    /// Of the last hour, of the last day and in all.
+    fn percentages(&self) -> [String; 3] {
+        let all = [&self.shares.last_hour, &self.shares.last_day, &self.shares.total];
+        all.map(|share| if self.is_known { percent(share, self.is_silent) } else { "-".to_owned() })
     }
 }
 
-fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> Statement {
+fn capture_complete(nodes: &BTreeMap<String, NodeState>, last_hour: &Share) -> Statement {
     const TYPE: &str = CAPTURE_COMPLETE;
     if nodes.is_empty() {
         return Statement::new(TYPE, Truth::Unknown, "NoNodes", "no node belongs to this ScopeProbe");
     }
-    let those = |pick: &dyn Fn(&NodeProbeStatus) -> bool| -> Vec<String> {
-        nodes.iter().filter(|(_, status)| pick(status)).map(|(name, _)| name.clone()).collect()
+    let those = |pick: &dyn Fn(&NodeState) -> bool| -> Vec<String> {
+        nodes.iter().filter(|(_, node)| pick(node)).map(|(name, _)| name.clone()).collect()
     };
-    let lossy = those(&|it| it.lost > 0 || it.losses.closed > 0 || it.unobserved.intervals > 0);
-    let unsupported = those(&|it| it.mode == Some(Mode::Unsupported));
-    let silent = those(&|it| it.mode != Some(Mode::Unsupported) && !is_true(it, "Reporting"));
-    let sampled = those(&|it| it.sampled);
+    let has_losses = |share: &Share| share.lost() > 0 || share.losses().closed > 0;
+    let lossy = those(&|it| has_losses(&it.shares.last_hour) || it.shares.last_hour.has_gaps());
+    let unsupported = those(&|it| it.status.mode == Some(Mode::Unsupported));
+    let silent = those(&|it| it.status.mode != Some(Mode::Unsupported) && !is_true(it, "Reporting"));
+    let sampled = those(&|it| it.shares.last_hour.shortfall.sampled);
     let mut parts = Vec::new();
     if !lossy.is_empty() {
-        parts.push(format!("{} ({})", said(&sums.losses, sums.unobserved, sums.sampled), on(&lossy)));
+        parts.push(format!("in the last hour, {} ({})", explain(last_hour), on(&lossy)));
     }
     if !unsupported.is_empty() {
         parts.push(format!("nothing is captured {}", on(&unsupported)));
@@ -141,25 +146,30 @@ fn capture_complete(nodes: &BTreeMap<String, NodeProbeStatus>, sums: &Sums) -> S
     let truth = if parts.is_empty() { Truth::Unknown } else { Truth::False };
     if !sampled.is_empty() {
         parts.push(format!(
-            "short connections may have been missed in the fallback or by a tracepoint, more than can be counted, {}",
+            "in the fallback or by a tracepoint, short connections may have been missed in the last hour, more than can be \
+             counted, {}",
             on(&sampled)
         ));
     }
-    let reason = match (sums.lost > 0 || sums.losses.closed > 0, lossy.is_empty(), unsupported.is_empty()) {
-        (true, _, _) => "Lost",
-        (false, false, _) => "Unobserved",
-        (false, true, false) => "Unsupported",
-        (false, true, true) if !silent.is_empty() => "NotReporting",
-        (false, true, true) => "Sampled",
-    };
     if parts.is_empty() {
-        return Statement::new(TYPE, true, "NothingMissed", "nothing is known to have been missed");
+        return Statement::new(TYPE, true, "NothingMissed", "in the last hour, nothing is known to have been missed");
     }
+    let reason = if has_losses(last_hour) {
+        "Lost"
+    } else if !unsupported.is_empty() {
+        "Unsupported"
+    } else if !silent.is_empty() {
+        "NotReporting"
+    } else if !lossy.is_empty() {
+        "Unobserved"
+    } else {
+        "Sampled"
+    };
     Statement::new(TYPE, truth, reason, parts.join("; "))
 }
 
 fn on(nodes: &[String]) -> String {
-    format!("on {} nodes: {}", nodes.len(), some_of(nodes))
+    format!("on {}: {}", counted(nodes.len(), "node"), some_of(nodes))
 }
 
 /// `Ready`, `Reconciling` and `Stalled`, so that at most one of them is true.
@@ -176,11 +186,12 @@ fn kstatus(inputs: &Inputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
     }
     if !outcome.progress.complete() {
         let progress = outcome.progress;
-        let message = format!("{} of {} agents are up to date and available", progress.available, progress.desired);
+        let message =
+            format!("{} of {} up to date and available", progress.available, counted(progress.desired, "agent"));
         return in_progress("RollingOut", message);
     }
     if nodes.not_reporting > 0 {
-        let message = format!("{} of {} nodes have no agent that reports", nodes.not_reporting, nodes.total);
+        let message = format!("no agent reports from {} of {}", nodes.not_reporting, counted(nodes.total, "node"));
         return in_progress("WaitingForReports", message);
     }
     if !inputs.moving.is_empty() {
@@ -190,12 +201,13 @@ fn kstatus(inputs: &Inputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
     }
     if nodes.unsupported > 0 {
         let message = format!(
-            "nothing is captured on {} of {} nodes: see `kubectl get nodeprobes`",
-            nodes.unsupported, nodes.total
+            "nothing is captured on {} of {}: see `kubectl get nodeprobes`",
+            nodes.unsupported,
+            counted(nodes.total, "node")
         );
         return stuck("NodesUnsupported", message);
     }
-    let message = format!("agents report from all {} nodes", nodes.total);
+    let message = format!("agents report from {} of {}", nodes.total, counted(nodes.total, "node"));
     [
         Statement::new("Ready", true, "Reporting", message),
         Statement::new("Reconciling", false, "Done", "nothing is left to be rolled out"),
@@ -248,7 +260,8 @@ fn nodes_taken(taken: Option<&BTreeMap<String, String>>) -> Statement {
         return Statement::new(TYPE, false, "NoneTaken", "no older ScopeProbe selects the same nodes");
     };
     let list: Vec<_> = taken.iter().map(|(node, owner)| format!("{node} ({owner})")).collect();
-    let message = format!("{} selected nodes belong to an older ScopeProbe: {}", list.len(), some_of(&list));
+    let message =
+        format!("an older ScopeProbe has {} that this one selects: {}", counted(list.len(), "node"), some_of(&list));
     Statement::new(TYPE, true, "BelongToOlder", message)
 }
 
@@ -257,7 +270,9 @@ fn nodes_taken(taken: Option<&BTreeMap<String, String>>) -> Statement {
 pub fn differs_in_structure(one: &ScopeProbeStatus, other: &ScopeProbeStatus) -> bool {
     let structure = |status: &ScopeProbeStatus| ScopeProbeStatus {
         conditions: Vec::new(),
-        coverage: String::new(),
+        coverage: if status.coverage == "-" { "-".to_owned() } else { String::new() },
+        coverage_last_day: String::new(),
+        coverage_total: String::new(),
         topology: TopologyTotals { omitted_edges: 0, ..status.topology.clone() },
         ..status.clone()
     };
@@ -276,48 +291,61 @@ mod tests {
             choice::{AgentMode, ModeCause},
             outcome::{Problem, Progress},
         },
-        status::node_probe,
+        status::{
+            coverage::{Facts, assess},
+            node_probe,
+        },
     };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn node(connected: bool, mode: Option<Mode>, change: impl FnOnce(&mut NodeObservation)) -> NodeProbeStatus {
-        let mut observation = NodeObservation { connected, mode, seen: 100, ..NodeObservation::default() };
+    const NOW: u64 = 1_000_000;
+
+    /// A node whose agent has observed from the beginning, with 100 connections.
+    fn node(connected: bool, mode: Option<Mode>, change: impl FnOnce(&mut NodeObservation)) -> NodeState {
+        let mut observation =
+            NodeObservation { connected, mode, seen: 100, last_report_unix_ms: NOW, ..NodeObservation::default() };
         change(&mut observation);
+        if observation.has_capture() {
+            observation.note_capture(0, observation.last_report_unix_ms);
+        }
         let assignment = Assignment {
             probe: "p".to_owned(),
             requested: crds::RequestedMode::Auto,
             mode: AgentMode::Ebpf,
             cause: ModeCause::Supported,
         };
+        let facts = Facts { observation: Some(&observation), created: Some(0), settled: NOW, now: NOW };
+        let coverage = assess(&facts);
         let inputs = node_probe::Inputs {
             assignment: &assignment,
             node_kernel: "",
             demotion: None,
             observation: Some(&observation),
+            coverage: &coverage,
             previous: None,
         };
-        node_probe::desired(&inputs, at(1))
+        NodeState { status: node_probe::desired(&inputs, at(1)), shares: coverage.shares }
     }
 
-    fn good() -> NodeProbeStatus {
+    fn good() -> NodeState {
         node(true, Some(Mode::Ebpf), |_| ())
     }
 
-    fn status_of(nodes: &[(&str, NodeProbeStatus)], outcome: Option<&Outcome>) -> ScopeProbeStatus {
+    fn status_of(nodes: &[(&str, NodeState)], outcome: Option<&Outcome>) -> ScopeProbeStatus {
         status_while_moving(nodes, &[], outcome)
     }
 
     fn status_while_moving(
-        nodes: &[(&str, NodeProbeStatus)],
+        nodes: &[(&str, NodeState)],
         moving: &[&str],
         outcome: Option<&Outcome>,
     ) -> ScopeProbeStatus {
         let probe: ScopeProbe =
             serde_json::from_value(json!({"metadata": {"name": "p", "generation": 2}, "spec": {}})).unwrap();
-        let nodes = nodes.iter().map(|(name, status)| ((*name).to_owned(), status.clone())).collect();
+        let nodes = nodes.iter().map(|(name, node)| ((*name).to_owned(), node.clone())).collect();
         let overview = TopologyOverview::default();
         let moving = moving.iter().map(|name| (*name).to_owned()).collect();
         let inputs =
@@ -353,8 +381,25 @@ mod tests {
         let (truth, reason, message) = condition(&status, "CaptureComplete");
         assert_eq!((truth, reason), ("False", "NotReporting"));
         assert!(message.contains(": b"), "{message}");
-        assert_eq!(status.coverage, "99.9%");
+        assert_eq!(status.coverage, "~99.9%");
         assert_eq!(status.nodes.not_reporting, 1);
+    }
+
+    #[test]
+    fn coverage_is_weighted_by_the_time_of_nodes() {
+        let dead = node(false, Some(Mode::Ebpf), |it| it.last_report_unix_ms = 0);
+        let status = status_of(&[("a", good()), ("b", dead)], Some(&done()));
+        let (truth, reason, message) = condition(&status, "CaptureComplete");
+        assert_eq!((truth, reason), ("False", "NotReporting"));
+        assert!(message.contains("at most 960 s (1 interval)"), "{message}");
+        // b was due after its first minute: 960 s of 960 s + 900 s were observed.
+        let unseen = NodeState { shares: assess_without_agent(), ..NodeState::default() };
+        let status = status_of(&[("a", good()), ("b", unseen)], Some(&done()));
+        assert_eq!((status.coverage.as_str(), condition(&status, "CaptureComplete").0), ("~51.6%", "False"));
+    }
+
+    fn assess_without_agent() -> Shares {
+        assess(&Facts { observation: None, created: Some(0), settled: NOW, now: NOW }).shares
     }
 
     #[test]
@@ -374,7 +419,6 @@ mod tests {
             node(true, Some(Mode::Ebpf), |it| {
                 it.seen = i64::MAX as u64;
                 it.losses.opened = i64::MAX as u64;
-                it.earlier.gap_ms = u64::MAX;
             })
         };
         let status = status_of(&[("a", huge()), ("b", huge()), ("c", huge())], Some(&done()));
@@ -397,7 +441,7 @@ mod tests {
         assert_eq!((status.nodes.ebpf, status.nodes.fallback), (1, 1));
         let (truth, reason, message) = condition(&status, "CaptureComplete");
         assert_eq!((truth, reason), ("Unknown", "Sampled"));
-        assert!(message.contains("short connections") && message.contains("on 1 nodes: b"), "{message}");
+        assert!(message.contains("short connections") && message.ends_with("on 1 node: b"), "{message}");
         assert_eq!(status.coverage, "≤100%");
         let lossy = node(true, Some(Mode::Ebpf), |it| it.losses.opened = 100);
         let status = status_of(&[("a", lossy), ("b", fallback())], Some(&done()));

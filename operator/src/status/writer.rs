@@ -17,10 +17,11 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
+    coverage::{Facts, assess},
     events::{Events, is_mode_change},
     node_probe,
     repair::{self, MalformedProbes},
-    scope_probe,
+    scope_probe::{self, NodeState},
 };
 use crate::{
     cluster_state::ClusterState,
@@ -39,6 +40,10 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(300);
 /// Numbers alone are written at most this often per turn, those that have waited longest first: 10 objects a second.
 const NUMBERS_PER_TURN: usize = 3;
+/// Numbers that have doubled are written after this time already: the first ones of a node, above all.
+const SOON: Duration = Duration::from_secs(2);
+/// Topology objects are written so long after they are due at most, but for failures.
+const PUBLISHING: Duration = Duration::from_secs(5);
 /// How long the watch may take to show our own write; until then it is not taken for somebody else's.
 const ECHO: Duration = Duration::from_secs(10);
 
@@ -148,13 +153,13 @@ impl Writer {
         let probes = self.cluster.probes();
         self.tell_publisher(&probes);
         let assignments = self.cluster.assignments();
-        let statuses = self.node_probes(&probes, &assignments, node_probes, now).await;
-        self.count(&statuses);
-        node_probes.statuses.retain(|name, _| statuses.contains_key(name));
+        let nodes = self.node_probes(&probes, &assignments, node_probes, now).await;
+        self.count(&nodes);
+        node_probes.statuses.retain(|name, _| nodes.contains_key(name));
         scope_probes.statuses.retain(|name, _| probes.iter().any(|probe| probe.name_any() == *name));
         self.outcomes.retain(|name| probes.iter().any(|probe| probe.name_any() == name));
         for probe in &probes {
-            self.scope_probe(probe, &assignments, &statuses, scope_probes, now).await;
+            self.scope_probe(probe, &assignments, &nodes, scope_probes, now).await;
         }
     }
 
@@ -172,9 +177,10 @@ impl Writer {
         });
     }
 
-    fn count(&self, statuses: &BTreeMap<String, NodeProbeStatus>) {
+    fn count(&self, nodes: &BTreeMap<String, NodeState>) {
+        let statuses = || nodes.values().map(|node| &node.status);
         let sum = |of: fn(&Losses) -> u64| -> i64 {
-            let sum = statuses.values().fold(0_u64, |sum, status| sum.saturating_add(of(&status.losses)));
+            let sum = statuses().fold(0_u64, |sum, status| sum.saturating_add(of(&status.losses)));
             i64::try_from(sum).unwrap_or(i64::MAX)
         };
         let set = |kind: &'static str, number: i64| {
@@ -187,7 +193,7 @@ impl Writer {
         set("closes_unseen", sum(|losses| losses.closes_unseen));
         set("event_overflows", sum(|losses| losses.event_overflows));
         set("missed_runs", sum(|losses| losses.missed_runs));
-        self.metrics.count_nodes(statuses.values().map(|status| {
+        self.metrics.count_nodes(statuses().map(|status| {
             let mode = status.mode.map_or("none", |mode| mode.as_str());
             (mode, status.reason.as_str())
         }));
@@ -204,29 +210,36 @@ impl Writer {
         assignments: &Assignments,
         written: &mut Written<NodeProbeStatus>,
         now: Timestamp,
-    ) -> BTreeMap<String, NodeProbeStatus> {
+    ) -> BTreeMap<String, NodeState> {
         let there = self.cluster.node_probes();
         let malformed = self.cluster.malformed_node_probes();
         let observations = self.observations.all();
         let nodes = self.cluster.nodes();
         let demotions = self.cluster.demotions();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
-        let mut statuses = BTreeMap::new();
+        let mut states = BTreeMap::new();
         let mut numbers = Vec::new();
         for (name, assignment) in &assignments.nodes {
             let (Some(node), Some(probe)) = (nodes.get(name), by_name.get(&assignment.probe)) else { continue };
             let existing = there.get(name).and_then(|it| it.status.as_ref());
             let previous = written.statuses.get(name).map(|(status, _)| status).or(existing).cloned();
             let observation = observations.get(name);
+            let interval: Duration = probe.spec.topology.counter_interval.into();
+            let created = there.get(name).and_then(ResourceExt::creation_timestamp).map(|time| unix_ms(time.0));
+            let settled = unix_ms(now).saturating_sub(millis(interval + PUBLISHING));
+            let coverage = assess(&Facts { observation, created, settled, now: unix_ms(now) });
             let inputs = node_probe::Inputs {
                 assignment,
                 node_kernel: &node.kernel,
                 demotion: demotions.get(name),
                 observation,
+                coverage: &coverage,
                 previous: previous.as_ref(),
             };
             let status = node_probe::desired(&inputs, now);
-            let interval = probe.spec.topology.counter_interval.into();
+            let has_doubled =
+                previous.as_ref().is_some_and(|it| status.seen > it.seen && status.seen >= it.seen.saturating_mul(2));
+            let interval = if has_doubled { interval.min(SOON) } else { interval };
             match written.due(name, &status, existing, interval, node_probe::differs_in_structure) {
                 _ if malformed.contains(name) => {
                     self.rewrite_node_probe(node, &status, previous.as_ref(), written).await;
@@ -235,14 +248,14 @@ impl Writer {
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
                 Due::No => self.metrics.write("NodeProbe", "skipped"),
             }
-            statuses.insert(name.clone(), status);
+            states.insert(name.clone(), NodeState { status, shares: coverage.shares });
         }
         numbers.sort_unstable_by(|one, other| other.cmp(one));
         for (_, name) in numbers.into_iter().take(NUMBERS_PER_TURN) {
-            let (Some(node), Some(status)) = (nodes.get(&name), statuses.get(&name)) else { continue };
+            let (Some(node), Some(NodeState { status, .. })) = (nodes.get(&name), states.get(&name)) else { continue };
             self.write_node_probe(node, status, Some(status), there.get(&name), written).await;
         }
-        statuses
+        states
     }
 
     /// Writes a NodeProbe that does not decode anew.
@@ -314,11 +327,11 @@ impl Writer {
     }
 
     /// Nodes that see nothing and get, or are about to get, the fallback's agent for it.
-    fn moving(&self, nodes: &BTreeMap<String, NodeProbeStatus>, assignments: &Assignments) -> BTreeSet<String> {
+    fn moving(&self, nodes: &BTreeMap<String, NodeState>, assignments: &Assignments) -> BTreeSet<String> {
         let asks =
             |name: &str| self.observations.get(name).is_some_and(|it| it.asks_for_fallback_since_unix_ms.is_some());
         let moves = |name: &str| assignments.nodes.get(name).is_some_and(|it| it.is_up_to_agent() && asks(name));
-        let blind = nodes.iter().filter(|(_, status)| status.mode == Some(Mode::Unsupported));
+        let blind = nodes.iter().filter(|(_, node)| node.status.mode == Some(Mode::Unsupported));
         blind.map(|(name, _)| name).filter(|name| moves(name)).cloned().collect()
     }
 
@@ -326,13 +339,13 @@ impl Writer {
         &self,
         probe: &ScopeProbe,
         assignments: &Assignments,
-        statuses: &BTreeMap<String, NodeProbeStatus>,
+        nodes: &BTreeMap<String, NodeState>,
         written: &mut Written<ScopeProbeStatus>,
         now: Timestamp,
     ) {
         let name = probe.name_any();
-        let own = statuses.iter().filter(|(_, status)| status.probe == name);
-        let nodes: BTreeMap<_, _> = own.map(|(node, status)| (node.clone(), status.clone())).collect();
+        let own = nodes.iter().filter(|(_, node)| node.status.probe == name);
+        let nodes: BTreeMap<_, _> = own.map(|(name, node)| (name.clone(), node.clone())).collect();
         let moving = self.moving(&nodes, assignments);
         // Conditions go on from what was written, which the watch may not have shown yet.
         let mut probe = probe.clone();
@@ -376,6 +389,14 @@ impl Writer {
 /// As precise as the API keeps it, or what is there would always differ from what should be.
 fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
+}
+
+fn unix_ms(time: Timestamp) -> u64 {
+    u64::try_from(time.as_millisecond()).unwrap_or_default()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn apply_status<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Result<K, ApplyError>

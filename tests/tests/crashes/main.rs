@@ -96,7 +96,7 @@ async fn assert_declared(cluster: &Cluster) -> Result<()> {
     assert_eq!(of_type(&other), [("True".to_owned(), "NothingMissed".to_owned())]);
     eventually("the ScopeProbe to say that a node was not observed", async || {
         let condition = cluster.probe_condition("CaptureComplete").await.map_err(|error| error.to_string())?;
-        let says = condition.message.contains("nobody was looking")
+        let says = condition.message.contains("no agent observed for at most")
             && condition.message.contains(VICTIM)
             && !condition.message.contains("node-2");
         if condition.status == "False" && says { Ok(()) } else { Err(format!("{condition:?}")) }

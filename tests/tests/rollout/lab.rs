@@ -1,7 +1,11 @@
 //! A control plane with the fleet's Node objects, and an operator that runs in the test's own process. There are no
 //! kubelets: what agents would report is made up.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use crds::{MODE_LABEL, Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -16,6 +20,7 @@ use kube::{
 };
 use operator::{
     cluster_state::ClusterState,
+    coverage::HOUR,
     metrics::Metrics,
     observation::{NodeObservation, Observations, TopologyOverview},
     rollout::{
@@ -26,7 +31,7 @@ use operator::{
         sweep::Sweep,
     },
     settings::{AgentSettings, Cli, Command},
-    status::{events::Events, writer::Writer},
+    status::{events::Events, restore, writer::Writer},
 };
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
 use serde_json::{Value, json};
@@ -104,10 +109,10 @@ impl Lab {
         let client = self.control_plane.client.clone();
         let agents = agent_settings(image);
         self.metrics = Metrics::default();
-        self.observations = Observations::default();
         let cluster = ClusterState::watch(&client)
             .await
             .map_err(|error| Error::Unexpected(format!("the operator cannot watch: {error}")))?;
+        self.observations = restore::observations(&cluster.node_probes(), now_ms());
         let outcomes = Outcomes::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let context = Arc::new(Context {
@@ -158,7 +163,26 @@ impl Lab {
     pub fn report(&self, node: &str, change: impl FnOnce(&mut NodeObservation)) {
         self.observations.update(node, |observation| {
             observation.connected = true;
-            observation.epoch = vec![1; 16];
+            let before = (observation.mode, observation.attach.clone());
+            change(observation);
+            if observation.epoch.is_empty() || (observation.mode, observation.attach.clone()) != before {
+                // What captures in another way is another agent.
+                observation.begin_epoch(&now_ms().to_le_bytes().repeat(2));
+            }
+            if observation.has_capture() {
+                let now = now_ms();
+                // A first capture has been there for longer than the NodeProbe.
+                let attached = if observation.coverage.is_some() { now } else { now - HOUR };
+                observation.last_report_unix_ms = now;
+                observation.note_capture(attached, now);
+            }
+        });
+    }
+
+    /// The same with the times that the test says.
+    pub fn observe(&self, node: &str, change: impl FnOnce(&mut NodeObservation)) {
+        self.observations.update(node, |observation| {
+            observation.connected = true;
             change(observation);
         });
     }
@@ -270,6 +294,12 @@ impl Lab {
         let variables = [("KUBECONFIG", self.control_plane.kubeconfig())];
         place::run(&place::tool("kubectl"), arguments.iter().copied(), &variables).await
     }
+}
+
+/// Now, by the clock of the test and its operator.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    u64::try_from(since.as_millis()).expect("it is long before the end of time")
 }
 
 /// As the operator's command line makes them.
