@@ -303,7 +303,7 @@ mod tests {
     fn numbers_that_no_real_agent_reports_can_be_written() {
         let mut node = reporting_node();
         for (epoch, attached) in (0..4_u8).map(|epoch| (epoch, if epoch % 2 == 0 { 0 } else { MAX_COUNT })) {
-            node.begin_epoch(&[epoch; 16], attached);
+            node.begin_epoch(&[epoch; 16]);
             node.seen = MAX_COUNT;
             let many = MAX_COUNT;
             node.losses = Losses {
@@ -315,6 +315,7 @@ mod tests {
                 event_overflows: many,
                 missed_runs: many,
             };
+            node.note_capture(attached, MAX_COUNT);
             let status = status(Some(&node), None, 1);
             let Losses { opened, closed, failed, first_sights, closes_unseen, event_overflows, missed_runs } =
                 status.losses;
