@@ -33,15 +33,15 @@ struct Rhel8 {
 impl KernelFeature {
     const fn since(self) -> Since {
         match self {
-            // RHEL 8 has ring buffers from build 305 (RHEL 8.4) on. NetObserv's agent has always needed them
+            // RHEL 8 has ring buffers since RHEL 8.4 (build 305). NetObserv's agent creates one when it starts
             // (https://github.com/netobserv/netobserv-ebpf-agent/blob/87126f7/bpf/tc-agent/flows.c). Its README lists
-            // OpenShift on Kubernetes 1.23.3 as tested with BPF, PERFMON and NET_ADMIN: that is OpenShift 4.10, and
-            // its RHCOS 410.84 is RHEL 8.4. Build 240 (RHEL 8.3) has none (https://github.com/grafana/beyla/pull/1175).
-            // Of the builds in between nothing is known.
+            // OpenShift on Kubernetes 1.23.3 as tested with BPF, PERFMON and NET_ADMIN alone. That is OpenShift 4.10,
+            // whose RHCOS 410.84 is RHEL 8.4. RHEL 8.3 (build 240) has none
+            // (https://github.com/grafana/beyla/pull/1175). Nothing is known of the builds between the two.
             //
-            // Not more than that is asked of a build, as a wrong no costs more than a wrong yes: the agent probes
-            // everything else, and a node whose agent asks for the fallback gets it within a minute and tries eBPF again
-            // after an hour at the earliest. A node that starts with the fallback never tries.
+            // The agent probes everything else that it needs. If something is missing, the node gets the fallback
+            // within a minute, and eBPF is tried again after an hour at the earliest: no loop. A node that starts
+            // with the fallback never tries eBPF, so that a wrong "too old" would last.
             Self::RingBuffer => Since { version: (5, 8), rhel_8: Some(Rhel8 { minor: 4, build: 305 }) },
             // RHEL 8 counts as without it: at worst the agent has SYS_RESOURCE without a need.
             Self::CgroupAccountedMaps => Since { version: (5, 11), rhel_8: None },

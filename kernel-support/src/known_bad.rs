@@ -15,7 +15,7 @@ pub struct KernelBug {
     first_fixed: &'static str,
 }
 
-/// Only bugs that those report who met them, or who mended them.
+/// Known bugs. Each was reported by people who met it, or who fixed it.
 static KNOWN_BUGS: [KernelBug; 1] = [
     // Also https://github.com/weaveworks/scope/issues/3131.
     KernelBug {
