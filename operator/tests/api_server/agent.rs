@@ -30,7 +30,7 @@ fn message(pod_uid: &str, opened: u64) -> AgentReport {
         ends_snapshot: true,
         capture: Some(wire::CaptureState {
             mode: wire::Mode::Ebpf.into(),
-            reason: "Supported".to_owned(),
+            reason: wire::Reason::Supported.into(),
             attach: "SockOps".to_owned(),
             seen: opened,
             ..wire::CaptureState::default()
