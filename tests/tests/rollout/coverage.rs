@@ -32,9 +32,9 @@ async fn written(lab: &Lab, turn: usize) -> Result<()> {
     let other = fleet::with_kernel(OTHER);
     lab.report(&other, |observation| {
         works("ebpf", OTHER)(observation);
-        observation.reason = format!("Turn{turn}");
+        observation.attach = format!("Turn{turn}");
     });
-    lab.node_probe(&other, |status| status.reason == format!("Turn{turn}")).await.map(|_| ())
+    lab.node_probe(&other, |status| status.attach == format!("Turn{turn}")).await.map(|_| ())
 }
 
 async fn version(lab: &Lab, node: &str) -> Result<String> {
