@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use scopeprobe_agent::capture::{Attach, Capture, Feature, Losses, Settings};
 use topology::flow::{FlowCounters, FlowKey, Role};
 
-use crate::lab::{Node, Process, Watched, key, list_or_skip, node_or_skip, storm_size};
+use crate::lab::{Process, Watched, key, list_or_skip, node_or_skip, storm_size};
 
 /// The flows of a crowd at one listener, both ends of whose connections are in one process.
 fn ends(process: &mut Process, port: u16) -> [FlowKey; 2] {
@@ -112,11 +112,19 @@ fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
     let early = node.capture(Attach::SockOps);
     crowd.tell(&format!("crowd l {OLD}"));
     drop(early);
-    let (stop, mut storm) = begin_storm(&node);
-    let mut watched = Watched::start(&Settings { max_noted: 1, ..node.settings(Attach::SockOps) });
-    std::fs::write(stop.path().join("stop"), "").unwrap();
-    assert_eq!(storm.finish(), "done");
-    watched.read();
+    let (mut caller, mut called) = (node.process("caller"), node.process("called"));
+    let busy = called.listen("l", "127.0.0.1:0");
+    called.begin("serve l 1000000 10 20");
+    caller.begin(&format!("call-slowly 127.0.0.1:{busy} 1000000"));
+    // Two that come while the capture starts are too many.
+    let settings = Settings { max_noted: 1, ..node.settings(Attach::SockOps) };
+    let mut starts = (0..100).map(|_| {
+        let mut watched = Watched::start(&settings);
+        watched.read();
+        watched
+    });
+    let mut watched = starts.find(|watched| watched.losses.opened > 0).unwrap();
+    drop((caller, called));
     assert!(watched.losses.opened >= 2 * OLD, "{:?}", watched.losses);
     assert!(keys.iter().all(|key| !watched.flows.contains_key(key)), "{:?}", watched.flows);
     crowd.tell("disperse");
@@ -128,16 +136,4 @@ fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
         assert!(counters.opened + counters.preexisting <= counters.closed, "{counters:?}");
     }
     assert_eq!(watched.losses, Losses { opened: watched.losses.opened, ..Losses::default() });
-}
-
-fn begin_storm(node: &Node) -> (tempfile::TempDir, Process) {
-    let stop = tempfile::tempdir().unwrap();
-    let mut storm = node.process_in_own_netns("storm", true);
-    storm.begin(&format!("storm-until {} 127.0.0.1:0 4 50 20 30", stop.path().join("stop").display()));
-    let mut early = node.capture(Attach::SockOps);
-    while early.seen < 1_000 {
-        early.read();
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    (stop, storm)
 }

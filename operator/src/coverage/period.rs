@@ -1,6 +1,7 @@
 //! The counts between two times. Pure.
 
 use crds::Losses;
+use topology::count;
 
 use super::UnixMs;
 
@@ -47,7 +48,7 @@ impl Shortfall {
     pub fn add(&mut self, other: &Self) {
         self.unobserved_ms = self.unobserved_ms.saturating_add(other.unobserved_ms);
         self.intervals = self.intervals.saturating_add(other.intervals);
-        self.missed = self.missed.saturating_add(other.missed);
+        self.missed = count::add(self.missed, other.missed);
         self.losses = self.losses.plus(&other.losses);
         self.sampled |= other.sampled;
     }
@@ -116,7 +117,7 @@ impl Period {
     /// Appends the period that follows it.
     pub fn append(&mut self, next: &Self) {
         self.to = next.to;
-        self.seen = self.seen.saturating_add(next.seen);
+        self.seen = count::add(self.seen, next.seen);
         if let Some(more) = &next.shortfall {
             self.shortfall.get_or_insert_default().add(more);
         }

@@ -1,6 +1,7 @@
 //! The counted share of what happened within a window. Pure.
 
 use crds::Losses;
+use topology::count;
 
 use super::{
     DAY, HOUR, MINUTE, STEP, UnixMs,
@@ -22,7 +23,7 @@ impl Share {
     /// Adds another node's.
     pub fn add(&mut self, other: &Self) {
         self.due_ms = self.due_ms.saturating_add(other.due_ms);
-        self.seen = self.seen.saturating_add(other.seen);
+        self.seen = count::add(self.seen, other.seen);
         self.shortfall.add(&other.shortfall);
     }
 
@@ -104,11 +105,11 @@ fn share(periods: &[Period], start: UnixMs, end: UnixMs) -> Share {
     let mut end = end;
     for period in within() {
         if let Some(shortfall) = &period.shortfall {
-            share.seen = share.seen.saturating_add(period.seen);
+            share.seen = count::add(share.seen, period.seen);
             share.shortfall.add(shortfall);
             end = end.max(period.to);
         } else {
-            share.seen = share.seen.saturating_add(seen_after(period, start));
+            share.seen = count::add(share.seen, seen_after(period, start));
         }
     }
     share.due_ms = end.saturating_sub(first.from.max(start));

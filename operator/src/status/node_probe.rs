@@ -42,7 +42,8 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
     let Inputs { assignment, previous, coverage, .. } = *inputs;
     let empty = NodeObservation::default();
     let observation = inputs.observation.unwrap_or(&empty);
-    let shares = &coverage.shares;
+    // A node that never had an agent says so; its time alone is nothing to be written.
+    let shares = &observation.coverage.as_ref().map_or_else(Shares::default, |_| coverage.shares);
     let losses = observation.total_losses();
     let sampled = observation.misses_uncounted() || previous.is_some_and(|previous| previous.sampled);
     let Explanation { reason, message } = explain(observation, assignment, previous);
@@ -245,7 +246,7 @@ mod tests {
         second: i64,
     ) -> NodeProbeStatus {
         let assignment = assignment(ModeCause::Supported);
-        let coverage = assess(&Facts { observation, created: None, settled: now, now });
+        let coverage = assess(&Facts { observation, created: Some(0), settled: now, now });
         let inputs = Inputs {
             assignment: &assignment,
             node_kernel: "6.12.0",
@@ -270,6 +271,7 @@ mod tests {
     fn before_the_first_report_nothing_is_claimed() {
         let status = status(None, None, 1);
         assert_eq!((status.mode, status.coverage.as_str()), (None, "-"));
+        assert_eq!(status.unobserved, Unobserved::default(), "its time counts in its ScopeProbe");
         assert_eq!(status.kernel, "6.12.0", "as the Node says");
         assert_eq!(truth(&status, "Reporting"), pair("False", "NoReportYet"));
         assert_eq!(truth(&status, "CaptureComplete"), pair("Unknown", "NotReporting"));
