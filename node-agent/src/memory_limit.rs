@@ -55,7 +55,7 @@ impl Hierarchy {
         controllers.split(',').any(|controller| controller == self.controller).then_some(Path::new(path))
     }
 
-    /// The cgroup at a mount's root and the mount point, by a line of `mountinfo` (proc_pid_mountinfo(5)).
+    /// The cgroup at a mount's root and the mount point, by a line of `mountinfo` (`proc_pid_mountinfo(5)`).
     fn mount<'a>(&self, line: &'a str) -> Option<(&'a Path, &'a Path)> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut file_system = file_system.split(' ');
@@ -82,12 +82,13 @@ mod tests {
         fn new(cgroup: &str, mounts: &[(&str, &str, &str, &str)], limits: &[(&str, &str)]) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let at = |path: &str| format!("{}/{path}", folder.path().display());
-            let mounts: String = mounts
+            let mounts: Vec<String> = mounts
                 .iter()
                 .map(|(root, point, kind, options)| {
                     format!("30 25 0:26 {root} {} rw,nosuid shared:9 - {kind} cgroup {options}\n", at(point))
                 })
                 .collect();
+            let mounts = mounts.concat();
             fs::write(at("cgroup"), cgroup).unwrap();
             fs::write(at("mountinfo"), format!("1 0 8:1 / / rw - ext4 /dev/root rw\n{mounts}")).unwrap();
             for (path, limit) in limits {

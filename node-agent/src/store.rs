@@ -350,7 +350,9 @@ impl FlowStore {
                 dropped.push(*key);
             }
         }
-        dropped.iter().for_each(|key| self.remove(key));
+        for key in &dropped {
+            self.remove(key);
+        }
     }
 
     /// The flows that the capture should drop, as far as it can: those that have had their time, and, where there are too

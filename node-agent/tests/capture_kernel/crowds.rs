@@ -112,10 +112,10 @@ fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
     let early = node.capture(Attach::SockOps);
     crowd.tell(&format!("crowd l {OLD}"));
     drop(early);
-    let (mut caller, mut called) = (node.process("caller"), node.process("called"));
-    let busy = called.listen("l", "127.0.0.1:0");
-    called.begin("serve l 1000000 10 20");
-    caller.begin(&format!("call-slowly 127.0.0.1:{busy} 1000000"));
+    let (mut client, mut server) = (node.process("caller"), node.process("called"));
+    let busy = server.listen("l", "127.0.0.1:0");
+    server.begin("serve l 1000000 10 20");
+    client.begin(&format!("call-slowly 127.0.0.1:{busy} 1000000"));
     // Two that come while the capture starts are too many.
     let settings = Settings { max_noted: 1, ..node.settings(Attach::SockOps) };
     let mut starts = (0..100).map(|_| {
@@ -124,7 +124,7 @@ fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
         watched
     });
     let mut watched = starts.find(|watched| watched.losses.opened > 0).unwrap();
-    drop((caller, called));
+    drop((client, server));
     assert!(watched.losses.opened >= 2 * OLD, "{:?}", watched.losses);
     assert!(keys.iter().all(|key| !watched.flows.contains_key(key)), "{:?}", watched.flows);
     crowd.tell("disperse");

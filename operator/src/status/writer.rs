@@ -217,7 +217,7 @@ impl Writer {
         let nodes = self.cluster.nodes();
         let demotions = self.cluster.demotions();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
-        let mut states = BTreeMap::new();
+        let mut by_node = BTreeMap::new();
         let mut numbers = Vec::new();
         for (name, assignment) in &assignments.nodes {
             let (Some(node), Some(probe)) = (nodes.get(name), by_name.get(&assignment.probe)) else { continue };
@@ -248,14 +248,14 @@ impl Writer {
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
                 Due::No => self.metrics.write("NodeProbe", "skipped"),
             }
-            states.insert(name.clone(), NodeState { status, shares: coverage.shares });
+            by_node.insert(name.clone(), NodeState { status, shares: coverage.shares });
         }
         numbers.sort_unstable_by(|one, other| other.cmp(one));
         for (_, name) in numbers.into_iter().take(NUMBERS_PER_TURN) {
-            let (Some(node), Some(NodeState { status, .. })) = (nodes.get(&name), states.get(&name)) else { continue };
+            let (Some(node), Some(NodeState { status, .. })) = (nodes.get(&name), by_node.get(&name)) else { continue };
             self.write_node_probe(node, status, Some(status), there.get(&name), written).await;
         }
-        states
+        by_node
     }
 
     /// Writes a NodeProbe that does not decode anew.

@@ -271,7 +271,9 @@ impl Observer {
                 self.kernel.events.drain(..lost);
                 let entries = self.kernel.list();
                 self.connections.begin_list();
-                entries.iter().for_each(|entry| self.connections.track(entry, false));
+                for entry in &entries {
+                    self.connections.track(entry, false);
+                }
                 self.connections.end_list(true);
             }
             Action::Settle => {
