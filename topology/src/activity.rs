@@ -1,4 +1,4 @@
-//! How busy something is, so coarsely that noise makes no difference.
+//! Activity classes, coarse enough that noise does not change them.
 
 /// Into how many steps [`class`] divides what is between a count and its double.
 pub const STEPS_PER_DOUBLING: u32 = 4;

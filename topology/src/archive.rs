@@ -1,5 +1,5 @@
-//! What the ledger no longer has, or never had: flows that it has let go of, and what an earlier operator has published.
-//! Both live on in the edges that they were part of.
+//! Published history that the ledger does not have: evicted flows, and the objects of an earlier operator. Both are
+//! added to the edges that they belong to.
 //!
 //! An operator that begins knows what agents still count, and what its predecessor has published. How much of the
 //! latter agents no longer know, each edge says itself ([`Graph::earlier`]); that and what agents count now is the
@@ -38,13 +38,13 @@ pub struct Published {
     pub earlier: Counts,
 }
 
-/// What is added to the graph of the ledger's flows.
+/// History to add to the graph of the ledger's flows.
 #[derive(Clone, Debug, Default)]
 pub struct Archive {
     /// Counters of flows that the ledger has let go of.
     retired: HashMap<EdgeKey, Retired>,
     before: Option<Before>,
-    /// Which addresses of the outside have edges of their own.
+    /// External addresses with edges of their own.
     outside: Outside,
 }
 
@@ -63,7 +63,7 @@ struct Before {
     /// All agents have been heard since, so that `earlier` is what none of them knows.
     settled: bool,
     edges: HashMap<EdgeKey, Published>,
-    /// What is on edges without a name for one of its ends and was published under a name.
+    /// Counters on edges with an unnamed end that were published under a name.
     under_a_name: HashMap<EdgeKey, EdgeCounters>,
 }
 
@@ -198,18 +198,18 @@ impl Archive {
 }
 
 impl Before {
-    /// How long edges of which no agent knows anything more are still shown.
+    /// Returns whether an edge that no agent reports any more is still within `retention`.
     fn is_recent(&self, now: SystemTime, retention: Duration) -> bool {
         now.duration_since(self.restored_at).unwrap_or_default() < retention
     }
 
-    /// Whether there is anything that agents do not know, as far as it is known.
+    /// Returns whether history exists that agents do not report, as far as known.
     fn is_needed(&self) -> bool {
         let nothing = Counts::default();
         self.edges.values().any(|published| !self.settled || published.earlier != nothing)
     }
 
-    /// What servers may still count of clients whose agents have forgotten it.
+    /// Returns connections that servers may still count although the clients' agents evicted them.
     fn forgotten(&self) -> Forgotten {
         let mut forgotten = Forgotten::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
@@ -218,7 +218,8 @@ impl Before {
         forgotten
     }
 
-    /// What agents do not know of an edge; before all of them have been heard, what they may not know.
+    /// Returns the part of an edge that agents do not report; until all of them reported, the part that they may not
+    /// report.
     fn unknown_to_agents<'a>(&self, published: &'a Published) -> &'a EdgeCounters {
         if self.settled { &published.earlier.counters } else { &published.edge.counters }
     }

@@ -1,27 +1,27 @@
-//! How far a node's clock is from the operator's, by the messages that come from there.
+//! Estimates the offset between a node's clock and the operator's, from the node's messages.
 
 use std::time::{Duration, SystemTime};
 
-/// A message takes no longer than this, or its sender gives it up: what seems to have taken longer was sent by another
-/// clock, or by one that has been set.
+/// Upper bound of a message's delay, after which its sender gives up. A longer delay means that a clock differs or was
+/// set.
 const LONGEST_WAY: Duration = Duration::from_secs(30);
 
-/// How long the shortest way counts: clocks drift, by about a hundred milliseconds in an hour.
+/// Duration for which the shortest delay counts. Clocks drift by about 100 ms per hour.
 const WINDOW: Duration = Duration::from_mins(10);
 
 /// The difference between two clocks in nanoseconds, of any sign, as `received - sent`.
 type Difference = i128;
 
-/// What is known of one node's clock.
+/// Estimated offset of one node's clock.
 ///
-/// A message arrives a while after it was sent. Of many, the one that took the shortest time tells best how far the clocks
-/// are apart: the estimate is too great by the shortest way a message took, a few milliseconds, and never too small.
+/// Of many messages, the one with the shortest delay gives the best estimate. The estimate is too great by that delay
+/// (a few milliseconds) and never too small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeClock {
     /// The least difference of this window, and of the one before.
     least: Option<Difference>,
     before: Option<Difference>,
-    /// When this window began.
+    /// Start of this window.
     since: Option<SystemTime>,
 }
 
@@ -50,15 +50,15 @@ impl NodeClock {
         from_nanos(moved)
     }
 
-    /// Whether both tell times that are the same but for a twentieth of a second.
+    /// Returns whether both clocks agree within a twentieth of a second.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         const CLOSE: Difference = 50_000_000;
         (self.difference().unwrap_or(0) - other.difference().unwrap_or(0)).abs() <= CLOSE
     }
 
-    /// How far the operator's clock is ahead of the node's, less than nothing where it is behind; at most what a message
-    /// took too much. `None` before the first message.
+    /// Returns how far the operator's clock is ahead of the node's (negative if behind), too great by at most one
+    /// message's delay. `None` before the first message.
     fn difference(&self) -> Option<Difference> {
         match (self.least, self.before) {
             (Some(least), Some(before)) => Some(least.min(before)),

@@ -1,4 +1,4 @@
-//! What was counted on an edge, in all and by each of its endpoints.
+//! Counters of an edge, in total and per endpoint.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ impl Counts {
         self.merged(other, counters, count::add)
     }
 
-    /// What is left without `other`, at least 0; endpoints of which nothing is left are left out.
+    /// Returns the difference to `other`, at least 0; endpoints without a rest are omitted.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         let mut left = self.merged(other, self.counters.without(&other.counters), u64::saturating_sub);

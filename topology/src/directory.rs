@@ -1,6 +1,6 @@
-//! Who is who: pods, Services and nodes by what a flow shows of them.
+//! Resolves observations to pods, Services and nodes.
 //!
-//! What is removed is remembered for a while, so that a pod that lived for a second keeps its name.
+//! Removed entries are kept for a while, so that a pod that lived for a second keeps its name.
 
 mod services;
 
@@ -49,16 +49,16 @@ struct PodRecord {
     removed: Option<SystemTime>,
 }
 
-/// Whose an address was.
+/// Owner of an address at some time.
 #[derive(Clone, Copy, Debug)]
 pub enum Owner<'a> {
-    /// This pod's, if it was anybody's: nobody else who is known can have had it.
+    /// This pod owned the address, if any pod did: no other known pod can have held it.
     Pod(&'a Pod),
     /// One of several pods'.
     Contested,
-    /// Nobody's, as far as is known; at other times it was a pod's.
+    /// No known pod owned the address then; at other times a pod did.
     Unknown,
-    /// Nobody's at any time, as far as is known.
+    /// No known pod ever owned the address.
     NoPod,
 }
 
@@ -72,13 +72,13 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Whether news of pods that are still to come can make it another one's: pods have had this address.
+    /// Returns whether later pod events can change this result, because pods have held this address.
     #[must_use]
     pub fn may_change(&self) -> bool {
         !matches!(self, Self::NoPod)
     }
 
-    /// Whether both name the same pod, or none for the same reason.
+    /// Returns whether both name the same pod, or no pod for the same reason.
     #[must_use]
     pub fn is_the_same(&self, other: &Self) -> bool {
         match (self.pod(), other.pod()) {
@@ -90,7 +90,7 @@ impl<'a> Owner<'a> {
 }
 
 impl Directory {
-    /// Knows nobody.
+    /// Returns an empty directory.
     ///
     /// Invariant: no address has an owner, no port a Service.
     #[must_use]
@@ -147,7 +147,7 @@ impl Directory {
         true
     }
 
-    /// What a pod's object said last of its time, and whether it had ended; nothing happens for a pod that is not known.
+    /// Records the lifetime that a pod's object last reported, and whether the pod ended. Ignores unknown pods.
     ///
     /// Invariant: no name changes by it.
     pub fn note_life(&mut self, uid: &str, life: Life, ended: bool, now: SystemTime) {
@@ -255,7 +255,7 @@ impl Directory {
         self.services.forget_removed(expired);
     }
 
-    /// Whether anything is remembered that is gone.
+    /// Returns whether removed entries are still kept.
     ///
     /// Invariant: not so after all has been forgotten.
     #[must_use]
@@ -265,7 +265,7 @@ impl Directory {
 
     /// A pod by its UID, or by the one that its node knows it by, even if it is gone.
     ///
-    /// Invariant: whoever is named has this UID, or is known to its node by it.
+    /// Returns the pod with this UID, or the pod that its node knows by it.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
         let record = self.pods.get(uid).or_else(|| self.pods.get(self.pod_by_node_uid.get(uid)?));
@@ -274,27 +274,27 @@ impl Directory {
 
     /// A pod by the id of one of its containers, even if it is gone.
     ///
-    /// Invariant: whoever is named has, or had, such a container.
+    /// Returns the pod that has or had this container.
     #[must_use]
     pub fn pod_of_container(&self, container_id: &str) -> Option<&Pod> {
         self.pod_by_container.get(container_id).and_then(|uid| self.pod(uid))
     }
 
-    /// Takes over what is known of a node's clock, by which its pods' times are told.
+    /// Stores a node's clock estimate, which its pods' times are converted with.
     ///
     /// Invariant: [`Self::has_clock`] is true of it then.
     pub fn set_clock(&mut self, node: &str, clock: NodeClock) {
         self.clocks.insert(node.to_owned(), clock);
     }
 
-    /// Whether this is what is known of a node's clock, more or less.
+    /// Returns whether the stored estimate of a node's clock is about the same.
     #[must_use]
     pub fn has_clock(&self, node: &str, clock: &NodeClock) -> bool {
         self.clocks.get(node).copied().unwrap_or_default().agrees_with(clock)
     }
 
-    /// Whether two parts of a flow happened while the same pod, or no pod, had the address: what is known now does not tell
-    /// them apart. Never so for what has just happened, as news of pods may come a little later.
+    /// Returns whether two parts of a flow need not be kept apart, because the same pod, or no pod, held the address in
+    /// both. Always false for recent parts, since pod events may arrive later.
     #[must_use]
     pub fn are_one(&self, ip: IpAddr, one: &Part, next: &Part, now: SystemTime) -> bool {
         const LATE: Duration = Duration::from_secs(30);
@@ -306,14 +306,14 @@ impl Directory {
         whole.is_the_same(&one) && whole.is_the_same(&next)
     }
 
-    /// Whose address `ip` was at the time `at`, as [`Self::owner_between`] tells it.
+    /// Returns the owner of `ip` at the time `at`, by the rules of [`Self::owner_between`].
     #[must_use]
     pub fn owner_of(&self, ip: IpAddr, at: SystemTime) -> Option<&Pod> {
         self.owner_between(ip, at, at).pod()
     }
 
-    /// Whose address `ip` was when something happened between `since` and `until`. Never a pod in its node's network, and
-    /// never one if another one, of another name, can have had the address then.
+    /// Returns the owner of `ip` between `since` and `until`. Never returns a pod with host network, nor a pod if
+    /// another pod of a different name can have held the address.
     #[must_use]
     pub fn owner_between(&self, ip: IpAddr, since: SystemTime, until: SystemTime) -> Owner<'_> {
         if !self.ownership.knows(ip) {
@@ -344,7 +344,7 @@ impl Directory {
         uids.into_iter().filter_map(|uid| self.pods.get(uid)).map(|record| &record.pod).collect()
     }
 
-    /// Whether a pod is known to have had this address, at whatever time.
+    /// Returns whether a pod is known to have held this address at any time.
     ///
     /// Invariant: if so, [`Self::owner_between`] never says [`Owner::NoPod`], and always if not.
     #[must_use]
@@ -352,7 +352,8 @@ impl Directory {
         self.ownership.knows(ip)
     }
 
-    /// When a pod can have had an address: from then on, and until then, if that is known. None if it never had.
+    /// Returns the time range in which a pod can have held an address; the end is `None` while it is open. `None` if it
+    /// never held it.
     ///
     /// Invariant: the beginning is not after the end.
     #[must_use]
@@ -400,7 +401,7 @@ impl Directory {
         &self.external_groups
     }
 
-    /// Where API servers answer, or did until a short while ago: where the Service `default/kubernetes` leads to.
+    /// Returns the current and recent endpoints of the API servers: the backends of the Service `default/kubernetes`.
     #[must_use]
     pub fn api_servers(&self) -> BTreeSet<(IpAddr, u16)> {
         let name = ServiceRef { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
@@ -408,9 +409,9 @@ impl Directory {
         backends.map(|backend| (backend.ip, backend.port)).collect()
     }
 
-    /// The Service that was reached at an address and port at the time `at`: its own addresses, or a node's address and a
-    /// node port. Of several that have or had them, one that was there at `at`, as far as the directory knew it, comes
-    /// first, then one that had been there before, then the one that is there now or was there last.
+    /// Returns the Service that answered at an address and port at the time `at`: its own addresses, or a node's
+    /// address and a node port. Of several candidates, one that existed at `at` comes first, then an earlier one, then
+    /// the current or latest one.
     #[must_use]
     pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<Dialled<'_>> {
         self.services.at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port, at)

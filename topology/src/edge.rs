@@ -11,10 +11,10 @@ use crate::{
     rtt::RttBucket,
 };
 
-/// How many DNS names an edge lists.
+/// Maximum number of DNS names of an edge.
 pub const MAX_DNS_NAMES: usize = 4;
 
-/// Who is at one end of an edge.
+/// Entity at one end of an edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Peer {
@@ -30,7 +30,7 @@ pub enum Peer {
         /// The address.
         ip: IpAddr,
     },
-    /// A Service of which the backend is not known: nobody answered, or the answer was not seen.
+    /// A Service whose backend is unknown: the attempt failed, or the answer was not observed.
     Service(ServiceRef),
     /// A process of a node, outside of all pods.
     HostProcess {
@@ -44,7 +44,7 @@ pub enum Peer {
         /// The node's name.
         node: String,
     },
-    /// An address that belongs to nobody in the cluster.
+    /// An address outside of the cluster.
     External {
         /// The address.
         ip: IpAddr,
@@ -54,7 +54,7 @@ pub enum Peer {
         /// The name.
         name: String,
     },
-    /// What is outside of the cluster behind a DNS name, as its client's agent saw the name lead to the address.
+    /// An external peer behind a DNS name, as its client's agent resolved it.
     ExternalName {
         /// The name, without a dot at its end.
         name: String,
@@ -65,19 +65,19 @@ pub enum Peer {
     OtherExternal,
 }
 
-/// What conversations have to share to be one edge.
+/// Properties that all conversations of an edge share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EdgeKey {
-    /// Who called.
+    /// The client.
     pub client: Peer,
-    /// Who was called.
+    /// The server.
     pub server: Peer,
     /// The Service that the client dialled, if it did.
     pub service: Option<ServiceRef>,
     /// The port at which the server listens; where the server is not known, the port that the client dialled.
     pub port: u16,
-    /// What is spoken at that port.
+    /// Transport protocol at that port.
     #[serde(default)]
     pub protocol: Protocol,
 }
@@ -154,7 +154,7 @@ impl EdgeCounters {
         }
     }
 
-    /// What is left without `other`, at least 0.
+    /// Returns the difference to `other`, at least 0.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         Self {
@@ -226,7 +226,7 @@ pub struct Endpoint {
     pub failed: u64,
 }
 
-/// Which ends an agent has observed.
+/// Ends that an agent observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Seen {
     /// Both.
@@ -237,7 +237,7 @@ pub enum Seen {
     Server,
 }
 
-/// How a peer's identity is known, best first.
+/// Evidence for a peer's identity, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Identity {
     /// By the cgroup of its sockets: certain.
@@ -254,9 +254,9 @@ pub enum Identity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Edge {
-    /// What it joins.
+    /// Key of the edge.
     pub key: EdgeKey,
-    /// How much.
+    /// Counters of the edge.
     pub counters: EdgeCounters,
     /// The part of it that servers have counted and no client.
     pub from_servers: EdgeCounters,
@@ -264,24 +264,24 @@ pub struct Edge {
     pub clients: Vec<Endpoint>,
     /// The server's pods and containers, sorted by name.
     pub servers: Vec<Endpoint>,
-    /// Which ends were observed.
+    /// Ends that were observed.
     pub seen: Seen,
-    /// How the client is known.
+    /// Evidence for the client's identity.
     pub client_identity: Identity,
-    /// How the server is known.
+    /// Evidence for the server's identity.
     pub server_identity: Identity,
-    /// How the conversations were observed, at either end.
+    /// Capture methods at either end.
     pub methods: Methods,
     /// The DNS names that led to the server's address, sorted, at most [`MAX_DNS_NAMES`]; only where it is shown by its
     /// address because several did.
     pub dns_names: Vec<String>,
-    /// How many addresses are behind a [`Peer::OtherExternal`]; 0 on all other edges.
+    /// Number of addresses behind a [`Peer::OtherExternal`]; 0 on all other edges.
     pub addresses: u64,
-    /// Whether retransmits of any of the conversations are known, at either end; else there are 0.
+    /// Whether either end reported retransmissions; otherwise the number is 0.
     #[serde(default)]
     pub knows_retransmits: bool,
-    /// The median round-trip time of the conversations that agents know now: by the client's end where that is known and
-    /// the same client's conversations with others are not among them, else by the server's.
+    /// Median round-trip time of the conversations that agents report now. It is the client's, if known and not mixed
+    /// with conversations to other servers; otherwise the server's.
     #[serde(default)]
     pub rtt: Option<RttBucket>,
 }

@@ -1,4 +1,4 @@
-//! What can be at an end of a connection: workloads with their pods and containers, Services, nodes, the outside.
+//! Entities at the ends of connections: workloads with pods and containers, Services, nodes, external peers.
 
 use std::{
     collections::BTreeMap,
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
 
-/// The object that a person deployed: found from a pod by following controller references
-/// (Pod → ReplicaSet → Deployment, Pod → Job → CronJob), or the pod itself where nobody owns it.
+/// Object that a user deployed: the topmost controller of a pod (Pod → ReplicaSet → Deployment, Pod → Job → CronJob),
+/// or the pod itself if it has no controller.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
@@ -33,7 +33,7 @@ pub struct ServiceRef {
     pub name: String,
 }
 
-/// What the cluster says of one pod.
+/// Properties of a pod, from its object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.uid`.
@@ -44,21 +44,22 @@ pub struct Pod {
     pub name: String,
     /// `spec.nodeName`; empty while unscheduled.
     pub node: String,
-    /// `spec.hostNetwork`: its addresses are the node's and identify nobody.
+    /// `spec.hostNetwork`: the pod's addresses are the node's and identify no pod.
     pub host_network: bool,
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
-    /// Whether it has ended (`status.phase` Succeeded or Failed): its addresses may belong to another pod by now.
+    /// Whether the pod has ended (`status.phase` Succeeded or Failed); another pod may hold its addresses.
     pub ended: bool,
     /// Its topmost known owner.
     pub workload: Workload,
     /// Container id (without the runtime's prefix) → container name; init and ephemeral containers too.
     pub containers: BTreeMap<String, String>,
-    /// What its object says of its time.
+    /// Lifetime, from its object.
     pub life: Life,
 }
 
-/// What a pod's object says of its time. In whole seconds: what it says happened may have happened up to a second later.
+/// Lifetime of a pod, from its object. Times have a resolution of one second: an event may have happened up to a second
+/// later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Life {
     /// `metadata.creationTimestamp`, by the API server's clock: it had no address before.
@@ -67,14 +68,15 @@ pub struct Life {
     pub started: Option<SystemTime>,
     /// The earliest `startedAt` of its containers, by its node's clock: it had its addresses by then.
     pub ran: Option<SystemTime>,
-    /// `metadata.deletionTimestamp` without the grace period, by the API server's clock: somebody wanted it to end.
+    /// `metadata.deletionTimestamp` without the grace period, by the API server's clock: the time of the request to
+    /// delete.
     pub deleted: Option<SystemTime>,
     /// The latest `finishedAt` of its containers, by its node's clock, if all have finished for good: it does nothing
     /// with its addresses after that.
     pub finished: Option<SystemTime>,
 }
 
-/// What the cluster says of one Service and the `EndpointSlices` that belong to it.
+/// Properties of a Service and its `EndpointSlices`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
@@ -98,7 +100,7 @@ pub struct ServicePort {
     pub backends: Vec<Backend>,
 }
 
-/// Where a Service's port leads.
+/// Target of a Service's port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     /// The endpoint's address.
@@ -121,7 +123,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Whether an address is the node's itself: one of its object's, or the first one of a network for its pods.
+    /// Returns whether an address is the node's own: from its object, or the first one of a pod network.
     ///
     /// Invariant: every address in `ips` is.
     #[must_use]
@@ -135,7 +137,7 @@ impl Node {
 pub struct Network {
     /// Any address of the range.
     pub address: IpAddr,
-    /// How many leading bits its addresses share: at most 32 for IPv4, 128 for IPv6.
+    /// Number of leading bits that its addresses share: at most 32 for IPv4, 128 for IPv6.
     pub prefix: u8,
 }
 
@@ -169,8 +171,8 @@ impl Network {
         Self { address, prefix: self.prefix }
     }
 
-    /// Whether `ip` is the first address after the range's own: that of the node's bridge, where a network plugin makes one
-    /// and nobody has told it otherwise (the reference plugin `host-local`'s gateway).
+    /// Returns whether `ip` is the first address of the range. Network plugins give it to the node's bridge by default
+    /// (the reference plugin `host-local` does).
     ///
     /// Invariant: the range contains it then.
     #[must_use]
@@ -182,7 +184,7 @@ impl Network {
         first == ip && self.contains(ip)
     }
 
-    /// Whether `ip` is in the range; never so for an address of the other family.
+    /// Returns whether `ip` is in the range; false for an address of the other family.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
         let shared = self.bits().saturating_sub(u32::from(self.prefix));
@@ -199,7 +201,7 @@ impl Network {
     }
 }
 
-/// Whose sockets a cgroup holds, as the node's agent found out from the cgroup's path.
+/// Owner of a cgroup, derived from its path by the node's agent.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum CgroupOwner {

@@ -16,8 +16,7 @@ pub struct ExternalGroup {
     pub networks: Vec<Network>,
 }
 
-/// Which name an address has. Of several ranges that an address is in, the narrowest counts; of the same range in several
-/// groups, the first group.
+/// Maps addresses to group names. The narrowest range of an address wins; for equal ranges, the first group.
 ///
 /// A look-up takes as many steps as there are different lengths of prefixes, however many ranges there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +44,7 @@ impl ExternalGroups {
         all
     }
 
-    /// The name of the group that an address is in, whoever the address belongs to.
+    /// Returns the name of the group that contains an address, regardless of the address's owner.
     ///
     /// Invariant: [`Self::has`] is true of the name.
     #[must_use]
@@ -56,7 +55,7 @@ impl ExternalGroups {
         self.names.get(*found).map(String::as_str)
     }
 
-    /// Whether there is a group of this name.
+    /// Returns whether a group of this name exists.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.names.iter().any(|known| known == name)

@@ -1,10 +1,10 @@
-//! Where connections really led whose addresses were replaced on the way, as the connection tracking of their node knows.
+//! NAT peers of connections whose addresses were rewritten, from their node's conntrack.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::count;
 
-/// How many far ends of one flow are remembered; further ones are not known.
+/// Maximum number of NAT peers of one flow; further ones are not stored.
 pub const MAX_FAR_ENDS: usize = 16;
 
 /// The other end of connections, which this end sees under another address.
@@ -18,8 +18,8 @@ pub struct FarEnd {
 
 /// The far ends of one flow, and how many connections each has had.
 ///
-/// Counts only grow. A connection that was open when an epoch ended counts again in the next one: what they add up to can
-/// be more than the flow's connections, and is less where not all of these were tracked.
+/// Counts only grow. A connection that was open when an epoch ended counts again in the next one, so the sum can exceed
+/// the flow's connections. The sum is less if not all connections were tracked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FarEnds {
     /// In epochs before, and in this one.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{count, rtt::RttHistogram};
 
-/// Which end of the connections a flow was observed at.
+/// End of the connections at which a flow was observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// The end that called `connect()`.
@@ -15,7 +15,7 @@ pub enum Role {
     Server,
 }
 
-/// What a flow's payload is carried by.
+/// Transport protocol of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// Connections.
@@ -25,7 +25,7 @@ pub enum Protocol {
     Udp,
 }
 
-/// What connections have to share to be counted together.
+/// Properties that all connections of a flow share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowKey {
@@ -33,7 +33,7 @@ pub struct FlowKey {
     pub cgroup_id: u64,
     /// The inode number of the socket's network namespace.
     pub netns: u32,
-    /// Which end this is.
+    /// Observed end.
     pub role: Role,
     /// This end's address; IPv4-mapped addresses appear as IPv4.
     pub local: IpAddr,
@@ -41,12 +41,12 @@ pub struct FlowKey {
     pub remote: IpAddr,
     /// The server's port as this end sees it: a client's remote port, a server's local port.
     pub port: u16,
-    /// What is spoken at that port.
+    /// Transport protocol at that port.
     #[serde(default)]
     pub protocol: Protocol,
 }
 
-/// How connections were observed; a set, for a flow's or an edge's may have been in several ways.
+/// Set of capture methods of a flow or an edge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Methods(u8);
 
@@ -77,19 +77,19 @@ impl Methods {
         Self(self.0 | other.0)
     }
 
-    /// Whether all of `other` are among them.
+    /// Returns whether the set contains all of `other`.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Whether there is none.
+    /// Returns whether the set is empty.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether a part was seen by looking now and then, so that there may have been more.
+    /// Returns whether a part was observed by scans, so that connections may be missing.
     #[must_use]
     pub const fn is_sampled(self) -> bool {
         self.0 & !Self::EBPF.0 != 0
@@ -123,8 +123,8 @@ impl Methods {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowCounters {
-    /// Which run of the flow's counters in its epoch: an agent that has let go of a flow, told of all of it and with no
-    /// connection open, begins at zero with a greater one if the flow comes back.
+    /// Number of the run of the flow's counters within its epoch. An agent may evict a flow that is fully reported and
+    /// has no open connection; if the flow returns, its counters restart from zero in a greater run.
     #[serde(default)]
     pub run: u64,
     /// Connections whose opening was seen.
@@ -147,7 +147,7 @@ pub struct FlowCounters {
     pub open_bytes_sent: u64,
     /// The part of `bytes_received` that belongs to connections that are still open.
     pub open_bytes_received: u64,
-    /// How its connections were observed.
+    /// Capture methods of its connections.
     #[serde(default)]
     pub methods: Methods,
     /// Of `opened` + `preexisting` + `failed`, those whose direction is a guess.
@@ -272,14 +272,14 @@ impl FlowCounters {
         }
     }
 
-    /// Grows with whatever happens in the flow.
+    /// Returns a number that grows with every change of the flow.
     fn progress(&self) -> u128 {
         let counts = [self.opened, self.closed, self.failed, self.preexisting, self.bytes_sent, self.bytes_received];
         counts.iter().chain(&self.retransmits).map(|count| u128::from(*count)).sum()
     }
 }
 
-/// What is known of both together; `None` where nothing is known of either.
+/// Returns the sum of the known values; `None` if neither is known.
 pub(crate) fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.zip(other).map(|(one, other)| count::add(one, other)).or(one).or(other)
 }
@@ -298,7 +298,7 @@ pub struct FlowTotals {
     pub bytes_sent: u64,
     /// Payload received by this end.
     pub bytes_received: u64,
-    /// How they were observed.
+    /// Capture methods.
     #[serde(default)]
     pub methods: Methods,
     /// Of `opened` + `failed`, those whose direction is a guess.

@@ -36,16 +36,16 @@ use crate::{
     ledger::{FlowView, Ledger},
 };
 
-/// What a graph depends on besides the flows and the names.
+/// Inputs of a graph besides flows and names.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The present.
     pub now: SystemTime,
-    /// How long a conversation of which only one end has been reported waits for the other, if that is to be expected.
+    /// Time for which a conversation with one reported end waits for the other end, if one is expected.
     pub settle: Duration,
-    /// How long an edge without an open connection and without a new one stays.
+    /// Time for which an edge without open and new connections stays.
     pub retention: Duration,
-    /// How many addresses outside of the cluster have edges of their own, for each peer and direction.
+    /// Maximum number of external addresses with edges of their own, per peer and direction.
     pub max_external: usize,
 }
 
@@ -64,13 +64,12 @@ pub struct Graph {
     /// Connections that are on no edge yet, because the report of their other end is still to come. None stays among them
     /// for longer than [`Options::settle`] and, where a Service's backends may have taken it, until their agents are heard.
     pub unsettled: u64,
-    /// When the graph changes by the mere passing of time, because something has waited long enough.
+    /// Time at which the graph changes without new input, because a waiting time ends.
     pub settles_at: Option<SystemTime>,
-    /// The part of each edge that its agents no longer know, where there is any: an operator that begins anew learns it
-    /// from nobody but its predecessor. Filled by [`crate::archive::Archive::build`].
+    /// Part of each edge that its agents no longer report, if any; only the published objects can tell a restarted
+    /// operator. Filled by [`crate::archive::Archive::build`].
     pub earlier: HashMap<EdgeKey, Counts>,
-    /// Which addresses outside of the cluster have edges of their own; all others share some
-    /// ([`Peer::OtherExternal`](crate::edge::Peer)).
+    /// External addresses with edges of their own; all others share edges ([`Peer::OtherExternal`](crate::edge::Peer)).
     pub outside: Outside,
 }
 
@@ -83,12 +82,12 @@ pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph
     build_knowing(ledger, directory, options, &Known::default())
 }
 
-/// What is known from before.
+/// State from before.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    /// What clients' agents have forgotten: servers that still count it tell nothing new.
+    /// Flows that clients' agents evicted: counts of servers for them are not new.
     pub forgotten: Forgotten,
-    /// Which addresses of the outside had edges of their own: rather those than others have them again.
+    /// External addresses that had edges of their own; they are preferred over others.
     pub outside: Outside,
     /// Exactly those, where others had none.
     pub is_outside_fixed: bool,
@@ -106,7 +105,7 @@ pub fn build_knowing(ledger: &Ledger, directory: &Directory, options: &Options, 
     join(ledger.flows(), ledger, directory, options, known)
 }
 
-/// Makes the graph of what agents would tell somebody who has never heard of them.
+/// Builds the graph from what agents would report to an operator without any state.
 ///
 /// Invariants: those of [`build`].
 #[must_use]

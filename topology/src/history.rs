@@ -1,5 +1,5 @@
-//! When a flow's connections were opened and its attempts failed: the address at its other end may have belonged to one
-//! pod at first and to another one later.
+//! Times at which a flow's connections were opened and its attempts failed. The remote address may have belonged to
+//! several pods, one after the other.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ const MAX_PARTS: usize = 16;
 /// Of a flow that never rests, so much before its end stays told apart: what has to wait are its newest connections only.
 const RECENT: Duration = Duration::from_secs(4);
 
-/// What was counted within some time.
+/// Counts within a time range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     /// Connections established, or found open.
@@ -28,7 +28,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// What an account has grown by; nothing where it has not.
+    /// Returns the growth of an account; zero if it did not grow.
     ///
     /// Invariant: what is there before and this are at least what is there after.
     #[must_use]
@@ -50,7 +50,7 @@ impl Counted {
     }
 }
 
-/// What happened between two moments. Invariant: `since <= until`.
+/// Counts between two moments. Invariant: `since <= until`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// After this.

@@ -1,8 +1,8 @@
 //! One continuous account of all epochs of all agents.
 //!
-//! An agent's counters begin anew with each epoch; the ledger adds the epochs up so that nothing is counted twice:
-//! a connection that was open when one epoch ended and the next began is one connection. Where nobody watched, the
-//! account may fall short of the truth; it never exceeds it, and it never goes backwards.
+//! An agent's counters restart with each epoch. The ledger adds up the epochs without counting anything twice: a
+//! connection that was open across two epochs is one connection. If a time was unobserved, the account may fall short
+//! of the truth. It never exceeds the truth and never decreases.
 
 mod account;
 mod epochs;
@@ -28,10 +28,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch(pub [u8; 16]);
 
-/// How many names of its remote address a flow keeps.
+/// Maximum number of names of a flow's remote address.
 pub const MAX_REMOTE_NAMES: usize = 4;
 
-/// How long an agent that says nothing counts as one that reports: several times as long as agents may keep silent.
+/// Time after which a silent agent counts as not reporting: several times the agents' longest pause.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long the ledger keeps the accounts of an epoch that another one has replaced, so that nothing is missing if its
@@ -48,28 +48,28 @@ pub struct LateEpoch;
 pub struct FlowView<'a> {
     /// The node whose agent reports it.
     pub node: &'a str,
-    /// Whose sockets; `None` if the agent has not said so.
+    /// Owner of the sockets; `None` if the agent has not reported it.
     pub owner: Option<&'a CgroupOwner>,
-    /// Which flow.
+    /// Key of the flow.
     pub key: &'a FlowKey,
     /// Names that the agent has seen to lead the client to the remote address: at most [`MAX_REMOTE_NAMES`].
     pub remote_names: &'a [String],
-    /// Where its connections really led, or came from, as far as connection tracking has told.
+    /// NAT peers of its connections, as far as conntrack reported them.
     pub far_ends: &'a FarEnds,
     /// Its account.
     pub totals: FlowTotals,
-    /// The part of it that the agent would tell somebody who has never heard of it.
+    /// Part that the agent would report to an operator without any state.
     pub anew: FlowTotals,
     /// Nothing of it is known to have happened before.
     pub first_seen: SystemTime,
-    /// When its account last changed: nothing of it has happened after that, as far as it has been reported.
+    /// Time of the last change of its account; nothing reported happened later.
     pub changed: SystemTime,
-    /// When it was first reported.
+    /// Time of its first report.
     pub reported: SystemTime,
-    /// When its connections were opened and its attempts failed, oldest first. In all no more than `totals`; what they
-    /// leave of these is older.
+    /// Times at which its connections were opened and its attempts failed, oldest first. Their sum is at most `totals`;
+    /// the difference is older.
     pub parts: &'a [Part],
-    /// When the agent last said anything at all, as far as that was noted with [`Ledger::hear`].
+    /// Time of the agent's last message, as recorded by [`Ledger::hear`].
     pub heard: Option<SystemTime>,
 }
 
@@ -82,13 +82,13 @@ pub struct Ledger {
 #[derive(Clone, Debug)]
 struct NodeAccount {
     epochs: Epochs,
-    /// What the snapshot under way has named so far.
+    /// Flows that the current snapshot has named so far.
     snapshot: Option<HashSet<FlowKey>>,
     owners: HashMap<u64, Arc<CgroupOwner>>,
     /// The node's own, by its agent's word.
     addresses: BTreeSet<IpAddr>,
     flows: BTreeMap<FlowKey, Account>,
-    /// Flows of cgroups whose id belongs to somebody else by now (after a reboot, for example).
+    /// Flows of cgroups whose ID has another owner now (after a reboot, for example).
     orphaned: Vec<(FlowKey, Arc<CgroupOwner>, Account)>,
     /// The Node object is no more.
     gone: bool,
@@ -98,7 +98,7 @@ struct NodeAccount {
     keeps_displaced: bool,
     /// When that was first noted.
     displaced_at: Option<SystemTime>,
-    /// When its agent last said anything, as far as that was noted.
+    /// Time of the agent's last message, as far as recorded.
     heard: Option<SystemTime>,
     clock: NodeClock,
 }
@@ -186,7 +186,7 @@ impl NodeAccount {
         true
     }
 
-    /// The cgroup's id goes to somebody else: its flows stay the former owner's, and are over.
+    /// Ends the flows of a cgroup whose ID has another owner now; they stay with the former owner.
     fn orphan(&mut self, cgroup_id: u64) {
         let Some(owner) = self.owners.get(&cgroup_id).cloned() else { return };
         let keys: Vec<FlowKey> = self
@@ -218,7 +218,7 @@ fn first_key(cgroup_id: u64) -> FlowKey {
     }
 }
 
-/// Whether `new` says more of the same owner than `old`, rather than naming another one.
+/// Returns whether `new` describes the same owner as `old` in more detail, instead of another owner.
 fn refines(old: &CgroupOwner, new: &CgroupOwner) -> bool {
     match (old, new) {
         (CgroupOwner::HostProcess { .. }, CgroupOwner::HostProcess { .. }) => true,
@@ -393,8 +393,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// What the snapshot has not named is over: none of its connections is open, its totals stay. Whether anything
-    /// ended by that. Without a snapshot under way nothing happens.
+    /// Ends flows that the snapshot did not name: no connection is open, totals stay. Returns whether any flow ended.
+    /// Does nothing without a snapshot.
     ///
     /// Invariant: the current epoch's flows that have open connections then are all in the snapshot.
     ///
@@ -446,8 +446,8 @@ impl Ledger {
         retired
     }
 
-    /// Lets flows forget which parts of theirs happened when, where that makes no difference: `are_one` says of a flow's key
-    /// and two of its parts that follow one another whether they need not be told apart. Totals stay as they are.
+    /// Merges parts of flows whose times make no difference. `are_one` returns for a flow's key and two consecutive
+    /// parts whether they may be merged. Totals do not change.
     pub fn condense(&mut self, are_one: impl Fn(&FlowKey, &Part, &Part) -> bool) {
         for account in self.nodes.values_mut() {
             let current = account.flows.iter_mut();
@@ -458,7 +458,7 @@ impl Ledger {
         }
     }
 
-    /// Whether [`Self::retire`] would let go of anything.
+    /// Returns whether [`Self::retire`] would evict anything.
     ///
     /// Invariant: if not, [`Self::retire`] lets go of none.
     #[must_use]
@@ -490,14 +490,14 @@ impl Ledger {
         self.nodes.get_mut(node).map_or(received, |account| account.clock.observe(sent, received))
     }
 
-    /// What is known of the nodes' clocks, each node once.
+    /// Returns the clock estimates of all nodes, each node once.
     ///
     /// Invariant: a node that has reported is among them until it is gone.
     pub fn clocks(&self) -> impl Iterator<Item = (&str, &NodeClock)> {
         self.nodes.iter().map(|(node, account)| (node.as_str(), &account.clock))
     }
 
-    /// When the next of the nodes that are observed at `now` falls silent if it says nothing any more.
+    /// Returns the time at which the next node that is observed at `now` becomes silent without further messages.
     ///
     /// Invariant: it is later than `now`.
     #[must_use]
@@ -506,20 +506,20 @@ impl Ledger {
         heard.map(|heard| heard + PATIENCE).filter(|silent| *silent > now).min()
     }
 
-    /// Whether an agent of this node reports: the node is not gone, and not silent at `now`, if it was ever heard. Of a
-    /// node that is not observed nothing is to be waited for.
+    /// Returns whether an agent of this node reports: the node is not removed, and not silent at `now` if it ever
+    /// reported. The join does not wait for other nodes.
     #[must_use]
     pub fn observes(&self, node: &str, now: SystemTime) -> bool {
         self.nodes.get(node).is_some_and(|account| !account.gone && !is_silent(account.heard, now))
     }
 
-    /// Whether all flows of this node's present epoch are known: a snapshot of it has been completed.
+    /// Returns whether all flows of the node's current epoch are known, because a snapshot was completed.
     #[must_use]
     pub fn is_complete(&self, node: &str) -> bool {
         self.nodes.get(node).is_some_and(|account| account.complete && !account.gone)
     }
 
-    /// Whether there is anything of which agents no longer know.
+    /// Returns whether flows exist that agents no longer report.
     #[must_use]
     pub fn has_history(&self) -> bool {
         self.flows().any(|flow| flow.anew != flow.totals)
@@ -545,7 +545,7 @@ impl Ledger {
     }
 }
 
-/// Whether an agent that was last heard then is silent by now: for [`PATIENCE`] or longer.
+/// Returns whether an agent with this last message is silent at `now`, that is for [`PATIENCE`] or longer.
 #[must_use]
 pub(crate) fn is_silent(heard: Option<SystemTime>, now: SystemTime) -> bool {
     heard.is_some_and(|heard| now.duration_since(heard).unwrap_or_default() >= PATIENCE)

@@ -1,7 +1,7 @@
 //! The pure core: flows, entities, and the graph that is made of them. No I/O, no Kubernetes client, no clock.
 //!
-//! A flow comes in through [`ledger::Ledger`], which makes one continuous account of all epochs of all agents;
-//! [`directory::Directory`] knows who is who; [`graph::build`] joins both ends of each conversation into edges.
+//! A flow enters through [`ledger::Ledger`], which keeps one continuous account of all epochs of all agents.
+//! [`directory::Directory`] resolves names. [`graph::build`] joins both ends of each conversation into edges.
 #![forbid(unsafe_code)]
 
 pub mod activity;

@@ -1,12 +1,12 @@
-//! Whose address it was when: addresses of pods as ranges in time.
+//! Ownership of pod addresses, as ranges in time.
 //!
-//! Nobody says exactly when a pod gets or loses an address. A pod's object says in whole seconds when the kubelet took it
-//! on and when its containers ran and finished; the watch says when it was first seen with the address and when it was
-//! gone, some time later. Each is a bound: a range has an earliest and a latest beginning, and the same for its end. Of
-//! two pods that have had the same address, the one's end and the other's beginning bound each other.
+//! No source reports exactly when a pod gets or loses an address. A pod's object has the times of its start and of its
+//! containers, in whole seconds. The watch reports later when the pod was first seen with the address, and when it was
+//! gone. Each of these is a bound: a range has an earliest and a latest start, and an earliest and a latest end. Of two
+//! pods with the same address, the end of one and the start of the other bound each other.
 //!
-//! What happened between two moments is a pod's if nobody else can have had the address then. Otherwise it is nobody's:
-//! a neighbour in time is never guessed.
+//! An event between two moments belongs to a pod if no other pod can have held the address then. Otherwise it belongs
+//! to no pod: the nearest pod is never guessed.
 
 use std::{
     collections::HashMap,
@@ -22,30 +22,30 @@ use crate::{
 /// Times in objects are cut to whole seconds.
 const CUT: Duration = Duration::from_secs(1);
 
-/// How far times may be off that come from different clocks, or took different ways.
+/// Tolerance between times of different clocks or with different delays.
 const INEXACT: Duration = Duration::from_millis(250);
 
 /// A pod whose object is deleted at once (`--grace-period=0`) may run on for so long.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// What happened within a time that is not known better than that it overlaps a pod's is the pod's, if it begins and ends
-/// at most so much before and after, and nobody else can have had the address: agents look every few seconds.
+/// Maximum time by which an event's range may exceed the range of a pod to which it is assigned, if no other pod can
+/// have held the address. Agents read their counters every few seconds.
 pub const MARGIN: Duration = Duration::from_secs(10);
 
 /// The most pods that are remembered of one address; beyond that the one that was known first is forgotten.
 const MAX_CLAIMS: usize = 64;
 
-/// Who has had which address.
+/// Pods that held each address.
 #[derive(Clone, Debug, Default)]
 pub struct Ownership {
     claims: HashMap<IpAddr, Vec<Claim>>,
     /// The addresses that a pod has or had.
     addresses: HashMap<String, Vec<IpAddr>>,
-    /// When the first pod became known. Of who had gone by then, nothing is known.
+    /// Time at which the first pod became known; earlier owners are unknown.
     since: Option<SystemTime>,
 }
 
-/// What is known of one pod's time with one address.
+/// Bounds of one pod's ownership of one address.
 #[derive(Clone, Debug)]
 struct Claim {
     pod: String,
@@ -59,7 +59,7 @@ struct Claim {
     gone: Option<SystemTime>,
 }
 
-/// Whose an address was, by UID.
+/// Owner of an address, by UID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owned<'a> {
     /// This pod's, if anybody's: no other one that is known can have had it, and this one had it or is near.
@@ -144,7 +144,7 @@ impl Ownership {
         }
     }
 
-    /// Whether any pod is known to have had the address, at whatever time.
+    /// Returns whether any pod is known to have held the address, at any time.
     ///
     /// Invariant: if not, [`Self::owner`] is [`Owned::ByNobody`].
     #[must_use]
@@ -152,8 +152,8 @@ impl Ownership {
         self.claims.contains_key(&ip)
     }
 
-    /// Whose the address was when something happened between `since` and `until`, both included. `clock` is what is known
-    /// of a node's clock. The answer names a pod only if no other one that is known can have had the address then.
+    /// Returns the owner of the address between `since` and `until`, both included. `clock` returns a node's clock
+    /// estimate. The result names a pod only if no other known pod can have held the address then.
     #[must_use]
     pub fn owner(
         &self,
@@ -206,7 +206,7 @@ impl Ownership {
     fn is_near(&self, range: &Range<'_>, since: SystemTime, until: SystemTime) -> bool {
         let before = range.begins.0.duration_since(since).unwrap_or_default();
         let after = range.ends.1.map_or(Duration::ZERO, |end| until.duration_since(end).unwrap_or_default());
-        // Somebody may have had it before anything was known.
+        // A pod may have held it before the first pod became known.
         let margin_before = if self.since.is_some_and(|known| since < known) { INEXACT } else { MARGIN };
         before <= margin_before && after <= MARGIN
     }
@@ -280,7 +280,7 @@ impl Range<'_> {
         }
     }
 
-    /// Whether this pod can have had it at some time between the two.
+    /// Returns whether this pod can have held it at some time between the two.
     fn can_overlap(&self, since: SystemTime, until: SystemTime) -> bool {
         let ends_before = self.ends.1.is_some_and(|end| end + INEXACT < since);
         !ends_before && self.begins.0 <= until + INEXACT

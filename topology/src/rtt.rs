@@ -11,7 +11,7 @@ const SHORTEST: u32 = 64;
 pub struct RttBucket(u8);
 
 impl RttBucket {
-    /// How many there are.
+    /// Number of buckets.
     pub const COUNT: usize = 14;
 
     /// The one that holds this time.
@@ -46,7 +46,7 @@ impl RttBucket {
     }
 }
 
-/// How many connections have been in each bucket.
+/// Number of connections in each bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RttHistogram([u32; RttBucket::COUNT]);
 

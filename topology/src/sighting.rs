@@ -1,11 +1,11 @@
-//! When what a report tells of a flow happened.
+//! Times of the events that a report describes.
 //!
 //! A capture looks now and then: what it finds happened between two looks. An agent tells these times as ages, so that
 //! no clock of a node has to be right, and the operator makes times of its own clock of them.
 
 use std::time::{Duration, SystemTime};
 
-/// How long before a message was made something happened. Invariant: first >= news >= changed.
+/// Ages of a flow's events when a message was made. Invariant: first >= news >= changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ages {
     first: Duration,
@@ -14,8 +14,8 @@ pub struct Ages {
 }
 
 impl Ages {
-    /// Of the flow's first connection or attempt (at most so long ago), of what is news to whom it is told (at most so
-    /// long ago), of the last change (at least so long ago). What contradicts the invariant is made longer.
+    /// Returns ages of the flow's first connection or attempt (upper bound), of its unreported changes (upper bound)
+    /// and of its last change (lower bound). Values that contradict the invariant are increased.
     #[must_use]
     pub fn of(first: Duration, news: Duration, changed: Duration) -> Self {
         let news = news.max(changed);
@@ -28,7 +28,7 @@ impl Ages {
         self.first
     }
 
-    /// What is news happened at most so long ago; at least [`Self::changed`].
+    /// Upper bound of the age of unreported changes; at least [`Self::changed`].
     #[must_use]
     pub fn news(&self) -> Duration {
         self.news
@@ -51,8 +51,8 @@ pub struct Sighting {
 }
 
 impl Sighting {
-    /// Of a message that was made at `sent`, by the operator's clock, and came in at `received`; a message that would
-    /// have been made later than it came in was made when it came in. Ages beyond the beginning of time end there.
+    /// Converts the ages of a message that was made at `sent`, by the operator's clock, and received at `received`. If
+    /// `sent` is later than `received`, `received` is used. Ages beyond the start of time end there.
     #[must_use]
     pub fn new(ages: &Ages, sent: SystemTime, received: SystemTime) -> Self {
         let sent = sent.min(received);
@@ -66,7 +66,7 @@ impl Sighting {
         self.first
     }
 
-    /// What is news happened after this; not before [`Self::first`].
+    /// Lower bound of the time of unreported changes; not before [`Self::first`].
     #[must_use]
     pub fn news(&self) -> SystemTime {
         self.news
@@ -78,7 +78,7 @@ impl Sighting {
         self.changed
     }
 
-    /// When the message came in; not before [`Self::changed`].
+    /// Time at which the message was received; not before [`Self::changed`].
     #[must_use]
     pub fn received(&self) -> SystemTime {
         self.received

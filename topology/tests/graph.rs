@@ -15,18 +15,18 @@ fn counters(graph: &Graph) -> BTreeMap<EdgeKey, EdgeCounters> {
     graph.edges.iter().map(|edge| (edge.key.clone(), edge.counters)).collect()
 }
 
-/// Whose bytes went where behind a Service with several workloads is known to the connection only, not to the byte.
+/// Removes bytes: behind a Service with several workloads, their division is known per connection, not per byte.
 fn without_bytes(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, EdgeCounters> {
     let strip = |counters: EdgeCounters| EdgeCounters { bytes_sent: 0, bytes_received: 0, active: 0, ..counters };
     without_retransmits(edges).into_iter().map(|(key, counters)| (key, strip(counters))).collect()
 }
 
-/// Which of a server's were on which way from the same client is not known.
+/// Removes retransmissions: a server's cannot be assigned to the paths of the same client.
 fn without_retransmits(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, EdgeCounters> {
     edges.into_iter().map(|(key, counters)| (key, EdgeCounters { retransmits: 0, ..counters })).collect()
 }
 
-/// Between a client and a server, by whatever way.
+/// Returns the retransmissions between each client and server, by any path.
 fn retransmits_between(edges: BTreeMap<EdgeKey, EdgeCounters>) -> BTreeMap<EdgeKey, u64> {
     let mut between = BTreeMap::new();
     for (key, counters) in edges {
@@ -46,7 +46,7 @@ proptest! {
         prop_assert_eq!(graph.unsettled, 0);
     }
 
-    /// Where a Service leads to one workload, bytes and open connections are exact as well.
+    /// Bytes and open connections are exact as well if a Service leads to one workload.
     #[test]
     fn bytes_are_exact_without_a_choice(cluster in cluster()) {
         let mut cluster = cluster;
@@ -55,7 +55,7 @@ proptest! {
         prop_assert_eq!(without_retransmits(shown), without_retransmits(truth));
     }
 
-    /// What both ends had to send again is on their edges, or what the one had that was seen.
+    /// Edges have the retransmissions of both ends, or of the observed end.
     #[test]
     fn retransmits_of_both_ends_are_added_up(cluster in cluster()) {
         let mut cluster = cluster;
@@ -69,8 +69,8 @@ proptest! {
         prop_assert_eq!(retransmits_between(shown), retransmits_between(truth));
     }
 
-    /// What a client's agent does not know of the bytes the server's may, but nothing is made up where both a Service and
-    /// the direct way lead to a server, and so the same two addresses.
+    /// Servers may know bytes that a client's agent does not report. No bytes are guessed if both a Service and the
+    /// direct path lead to a server, which share both addresses.
     #[test]
     fn bytes_that_are_not_known_are_not_guessed(cluster in cluster()) {
         let mut cluster = cluster;
@@ -99,7 +99,7 @@ proptest! {
         prop_assert_eq!(sent, happened);
     }
 
-    /// What each endpoint is said to have done is what it did.
+    /// Counters of each endpoint equal its real connections.
     #[test]
     fn endpoints_add_up(cluster in cluster()) {
         let mut cluster = cluster;
@@ -117,7 +117,7 @@ proptest! {
         prop_assert_eq!(servers, cluster.opened_by_server());
     }
 
-    /// In whatever order reports come in, the graph is the same.
+    /// The graph does not depend on the order of reports.
     #[test]
     fn order_of_reports_does_not_matter(cluster in cluster(), other_seed in any::<u64>()) {
         prop_assert_eq!(cluster.graph(cluster.seed), cluster.graph(other_seed));

@@ -1,5 +1,5 @@
-//! The graph where one address belongs to several pods, one after the other, against calls of which everything is known:
-//! agents look now and then, their reports come late, twice, and in any order among nodes.
+//! Tests the graph with addresses that are reused by several pods, against known calls. Agents read periodically; their
+//! reports are late, repeated and reordered among nodes.
 
 use std::{
     collections::BTreeMap,
@@ -27,15 +27,15 @@ const PORT: u16 = 80;
 
 #[derive(Clone, Debug)]
 struct World {
-    /// How long each server has the address, and how long nobody has it then.
+    /// Time for which each server holds the address, and the pause after it.
     stays: Vec<(u64, u64)>,
-    /// Who calls, and when, in milliseconds from the beginning.
+    /// Clients and times of their calls, in milliseconds from the start.
     calls: Vec<(usize, u64)>,
     /// The agents look so often.
     period_ms: u64,
     /// Whether the servers' node has an agent.
     servers_seen: bool,
-    /// A message is told again from its beginning, as to somebody who knows nothing, every so many messages.
+    /// Interval, in messages, at which everything is reported again from the start.
     anew_every: usize,
 }
 
@@ -78,10 +78,10 @@ fn pod(name: &str, node: &str, ip: IpAddr, from_ms: u64) -> Pod {
     }
 }
 
-/// Whose agent, whose sockets, which.
+/// Agent, owner of the sockets, flow.
 type Flow = (&'static str, String, FlowKey);
 
-/// What an agent tells of one flow at one look.
+/// Report of one agent on one flow at one time.
 #[derive(Clone, Debug)]
 struct Report {
     node: &'static str,
@@ -137,7 +137,7 @@ impl World {
         directory
     }
 
-    /// What the agents tell, in the order in which each of them tells it.
+    /// Returns the agents' reports, in the order of each agent.
     fn reports(&self) -> Vec<Report> {
         let mut flows: BTreeMap<Flow, Vec<(u64, bool)>> = BTreeMap::new();
         for (client, ms) in &self.calls {
@@ -272,7 +272,7 @@ proptest! {
         }
     }
 
-    /// Whatever comes late or twice, the graph is the same in the end.
+    /// Late and repeated reports lead to the same graph in the end.
     #[test]
     fn delay_and_repetition_change_nothing(
         world in world(),

@@ -228,7 +228,7 @@ proptest! {
         }
     }
 
-    /// Whatever the order and the repetitions, the account of an epoch is the same.
+    /// The account of an epoch does not depend on order and repetition.
     #[test]
     fn order_does_not_matter(
         increments in prop::collection::vec((0..5_u64, 0..5_u64, 0..100_u64), 1..20),
@@ -368,7 +368,7 @@ fn bytes_that_come_with_the_end_are_missing_until_then() {
     let one_ended =
         FlowCounters { opened: 2, closed: 1, bytes_sent: 30, open_without_bytes: 1, ..FlowCounters::default() };
     assert_eq!(apply(&mut ledger, 1, one_ended), (2, 30, 1));
-    // The next agent knows nothing of the one that is left: it stays unknown, whatever comes.
+    // The next agent does not know the one connection that is left: it stays unknown.
     assert_eq!(apply(&mut ledger, 2, open(1)), (3, 30, 2));
     // On another kernel, connections from before are known with their bytes.
     let whole = FlowCounters { preexisting: 1, bytes_sent: 50, preexisting_bytes_sent: 50, ..FlowCounters::default() };

@@ -52,7 +52,7 @@ fn pod(name: &str, number: u8, node: usize, address: &str) -> Pod {
     }
 }
 
-/// What the cluster says of itself while the client's pod is of this generation.
+/// Returns the cluster's objects while the client's pod is of this generation.
 fn directory(generation: u8) -> Directory {
     let mut directory = Directory::new();
     for number in [1, 2] {
@@ -91,7 +91,7 @@ enum Step {
     Open(bool, u64),
     /// All that are open on this way.
     Close(bool),
-    /// Nobody is called.
+    /// A call that is refused.
     Fail(bool),
     /// The agents tell the operator.
     Report,
@@ -99,7 +99,7 @@ enum Step {
     RestartAgent(usize, bool),
     /// The client's pod ends, and another one takes its place.
     ReplacePod,
-    /// What is known is written.
+    /// Publishes the current graph.
     Publish,
     /// A new operator begins, everything having been published or not; the agents tell it what they know.
     RestartOperator(bool),
@@ -141,7 +141,7 @@ impl Flow {
         (counters.open_bytes_sent, counters.open_bytes_received) = (0, 0);
     }
 
-    /// What another agent finds.
+    /// Starts another agent, with what it observes.
     fn begin_anew(&mut self) {
         let counters = self.counters;
         *self = Self::default();
@@ -364,9 +364,9 @@ fn at_most(some: &EdgeCounters, most: &EdgeCounters) -> bool {
         && some.bytes_received <= most.bytes_received
 }
 
-/// Where something was missed, only the sum holds: a server may know of a connection that the client's agent has not
-/// told, and not through which Service it came or how much of the bytes is its; and a pod may be gone before an operator
-/// that published anything has known its name.
+/// Reduces edges to sums if something was missed. A server may know a connection that the client's agent has not
+/// reported, without its Service and bytes. A pod may also be gone before any operator that published has known its
+/// name.
 fn comparable(edges: &BTreeMap<EdgeKey, EdgeCounters>, missed: bool) -> BTreeMap<EdgeKey, EdgeCounters> {
     let mut sums: BTreeMap<EdgeKey, EdgeCounters> = BTreeMap::new();
     for (key, counters) in edges {

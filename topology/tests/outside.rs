@@ -262,7 +262,7 @@ fn a_hundred_thousand_callers_make_few_edges() {
     assert_eq!(shared(&graph, Role::Server).map(|edge| edge.addresses).sum::<u64>(), 100_000 - 50);
 }
 
-/// Which addresses have edges of their own, by the direction.
+/// Returns the addresses with edges of their own, by direction.
 fn shown(graph: &Graph, role: Role) -> BTreeSet<IpAddr> {
     let outer = |edge: &Edge| match (role, &edge.key.client, &edge.key.server) {
         (Role::Client, _, Peer::External { ip }) | (Role::Server, Peer::External { ip }, _) => Some(*ip),
@@ -319,7 +319,7 @@ fn flows() -> impl Strategy<Value = Flows> {
     })
 }
 
-/// How busy each address is, in one direction.
+/// Returns the activity of each address, in one direction.
 fn busy(flows: &Flows, role: Role) -> BTreeMap<IpAddr, u64> {
     let mut busy = BTreeMap::new();
     for ((of, ip, _), counters) in flows {
@@ -330,7 +330,7 @@ fn busy(flows: &Flows, role: Role) -> BTreeMap<IpAddr, u64> {
     busy
 }
 
-/// What happens between two looks.
+/// Events between two readings.
 #[derive(Clone, Debug)]
 struct Round {
     grows: Vec<(Role, u8, u64)>,
@@ -398,7 +398,7 @@ proptest! {
         }
     }
 
-    /// Whoever begins anew, nothing is counted twice and nothing is missing, whatever address changes places with another.
+    /// Restarts of agents and operators, and replaced addresses, lose and duplicate nothing.
     #[test]
     fn sums_outlive_agents_and_operators(rounds in prop::collection::vec(round(), 1..12), limit in 1..6_usize) {
         let directory = directory();

@@ -1,5 +1,5 @@
-//! Who owned an address when, against simulated histories of which everything is known: pods that hand an address on,
-//! of which the cluster's objects tell in whole seconds, by other clocks, late, twice, or not at all.
+//! Tests ownership of addresses against simulated, fully known histories. Pods take over an address; objects report it
+//! in whole seconds, by other clocks, late, twice, or not at all.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -21,7 +21,7 @@ const BEGIN_MS: u64 = 1_000_000_000;
 /// Further inside of a pod's time than this, it has to be found.
 const WELL_INSIDE_MS: u64 = 5_000;
 
-/// How a pod's time ends, and what is told of it.
+/// End of a pod's time, and how it is reported.
 #[derive(Clone, Copy, Debug)]
 enum End {
     /// All its containers finish.
@@ -30,7 +30,7 @@ enum End {
     Deleted { grace_ms: u64, tells_when: bool },
     /// Its object is gone at once, and it runs on.
     Forced { runs_on_ms: u64 },
-    /// Nobody tells.
+    /// No event reports the end.
     Missed,
 }
 
@@ -90,7 +90,7 @@ struct Truth {
     end_is_told: bool,
 }
 
-/// What happens to the directory, and when.
+/// Change of the directory, with its time.
 enum Event {
     Upsert(Pod),
     Remove(Pod),
@@ -184,7 +184,7 @@ fn name(pod: &Pod) -> usize {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
 
-    /// Whoever is named had the address, or nobody had it and the pod's own time is near.
+    /// A named owner held the address, or no pod did and the owner's time is near.
     #[test]
     fn nobody_is_named_who_did_not_own_the_address(
         stays in prop::collection::vec(stay(), 1..12),
@@ -205,13 +205,13 @@ proptest! {
             }
             let own = truth[name(pod)];
             let off = since_ms.saturating_sub(own.until_ms).max(own.from_ms.saturating_sub(until_ms));
-            // A forced end may be up to 10 s after what was told, and somebody who ended unseen may have lasted.
+            // A forced end may be up to 10 s after the reported one, and a pod whose end was missed may have lasted.
             prop_assert!(!own.end_is_told || off <= 24_000, "{off} ms off: {} of {since_ms}..{until_ms}: {truth:?}", pod.name);
         }
     }
 
-    /// Well inside of a pod's time, it is found, if all that have had the address have told of their ends; those that lived for
-    /// a moment only, when that was: which of two came first cannot be known otherwise.
+    /// Finds the owner well inside of a pod's range if all holders reported their ends. Short-lived holders must also
+    /// have reported their start, since their order is otherwise unknown.
     #[test]
     fn an_owner_is_found_well_inside_of_its_time(
         stays in prop::collection::vec(stay(), 1..12),
@@ -242,7 +242,7 @@ proptest! {
         }
     }
 
-    /// Whatever is told again changes nothing.
+    /// Repeated events change nothing.
     #[test]
     fn what_is_told_twice_is_told_once(stays in prop::collection::vec(stay(), 1..8), off_ms in 0..200_000_u64) {
         let once: Vec<Stay> = stays.iter().map(|stay| Stay { twice: false, ..*stay }).collect();

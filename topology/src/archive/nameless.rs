@@ -11,7 +11,8 @@ use crate::{
     graph::Graph,
 };
 
-/// What was published under a name and is not known under it any more, and was not found without a name yet.
+/// Counters that were published under a name, are not reported under it any more, and were not found without a name
+/// yet.
 #[derive(Debug, Default)]
 pub(super) struct Nameless {
     /// By server and port, where the client has no name.
@@ -34,8 +35,8 @@ impl Nameless {
         nameless
     }
 
-    /// How much of an edge without a name is on another one under a name, apart from what agents were known to have counted
-    /// without one.
+    /// Returns how much of an unnamed edge belongs to a named edge, apart from counts that agents were known to report
+    /// without a name.
     pub(super) fn under_a_name(
         &mut self,
         edge: &Edge,
@@ -80,8 +81,8 @@ pub(super) fn leave(graph: &mut Graph, taken: &HashMap<EdgeKey, EdgeCounters>) {
     });
 }
 
-/// Whether this may stand for a pod that has no name any more: by its UID, by an address of its node's pod network, or by
-/// one that another pod has got since.
+/// Returns whether this peer may stand for a pod without a name: by its UID, by an address of its node's pod network,
+/// or by an address that another pod took over.
 fn has_no_name(peer: &Peer, directory: &Directory) -> bool {
     match peer {
         Peer::UnknownPod { .. } | Peer::SomePod { .. } => true,

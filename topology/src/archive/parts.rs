@@ -52,12 +52,12 @@ fn in_group(key: &EdgeKey, directory: &Directory) -> Option<EdgeKey> {
     }
 }
 
-/// Whether the edge stands for all addresses that have none of their own.
+/// Returns whether the edge stands for all addresses without an edge of their own.
 pub(super) fn is_shared(key: &EdgeKey) -> bool {
     key.client == Peer::OtherExternal || key.server == Peer::OtherExternal
 }
 
-/// Whether its group, if it has one, is still there: what was in a group that is not has other names now.
+/// Returns whether the peer's group still exists. Members of a deleted group have other names now.
 pub(super) fn is_named_yet(key: &EdgeKey, directory: &Directory) -> bool {
     let is_there = |peer: &Peer| match peer {
         Peer::ExternalGroup { name } => directory.external_groups().has(name),

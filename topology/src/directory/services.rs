@@ -25,7 +25,7 @@ type PortKey = (u16, Protocol);
 #[derive(Clone, Debug)]
 struct ServiceRecord {
     service: Service,
-    /// When the directory first knew the Service.
+    /// Time at which the directory first knew the Service.
     since: SystemTime,
     removed: Option<SystemTime>,
     /// Backends that were there once, by the Service's port: their connections are still in the account.
@@ -37,7 +37,7 @@ struct ServiceRecord {
 pub struct Dialled<'a> {
     /// The Service.
     pub service: &'a ServiceRef,
-    /// Where it leads, or led until a short while ago; sorted, each once.
+    /// Current and recent backends, sorted, without duplicates.
     pub backends: Vec<&'a Backend>,
 }
 
@@ -110,13 +110,13 @@ impl Services {
         }
     }
 
-    /// Whether anything is remembered that is gone.
+    /// Returns whether removed entries are still kept.
     pub(super) fn has_removed(&self) -> bool {
         let changed = |record: &ServiceRecord| record.removed.is_some() || !record.former_backends.is_empty();
         self.records.values().any(changed)
     }
 
-    /// Where a Service leads, or led until a short while ago, at all of its ports.
+    /// Returns the current and recent backends of a Service, at all of its ports.
     pub(super) fn backends(&self, name: &ServiceRef) -> impl Iterator<Item = &Backend> {
         self.records.get(name).into_iter().flat_map(ServiceRecord::backends)
     }

@@ -52,7 +52,7 @@ pub(super) struct Sum<'a> {
     pub server_tracked: bool,
     /// Something of it is not over yet, or not for long.
     pub live: bool,
-    /// How its conversations were observed.
+    /// Capture methods of its conversations.
     pub methods: Methods,
     knows_retransmits: bool,
     rtt_by_clients: RttHistogram,
@@ -68,13 +68,14 @@ impl Sum<'_> {
         self.methods = self.methods.union(methods);
     }
 
-    /// What a client has measured whose flow leads nowhere else.
+    /// Adds the client's measurements if its flow leads to one server only.
     pub(super) fn add_measured_by_client(&mut self, measured: &Measured) {
         self.knows_retransmits |= measured.knows_retransmits;
         self.rtt_by_clients = self.rtt_by_clients.plus(&measured.rtt);
     }
 
-    /// What a client has measured whose flow leads to others as well: its round trips are not these.
+    /// Adds the client's measurements if its flow leads to several servers; its round-trip times are then not this
+    /// edge's.
     pub(super) fn add_measured_by_client_of_many(&mut self, measured: &Measured) {
         self.knows_retransmits |= measured.knows_retransmits;
     }

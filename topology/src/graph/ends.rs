@@ -84,7 +84,7 @@ impl<'a> Ends<'a> {
         self.end(end).peer
     }
 
-    /// Whose sockets these are, by cgroup.
+    /// Returns the endpoint that owns a cgroup.
     pub(super) fn by_cgroup(&mut self, node: &'a str, owner: Option<&'a CgroupOwner>) -> EndId {
         let key = match owner {
             Some(owner) => EndKey::Cgroup { node, owner },
@@ -126,7 +126,7 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// Who a server is, by the address that a client dialled and by whose it was then.
+    /// Returns the server at the original destination, by the owner of the address at that time.
     pub(super) fn server_of(&mut self, dialled: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndId {
         let (ip, port, protocol) = dialled;
         let listener = self.listeners.get(&dialled).map(|(_, end)| *end);
@@ -139,18 +139,18 @@ impl<'a> Ends<'a> {
                 self.api_server()
             }
             (Owner::NoPod, None) => self.outside_address(ip),
-            // Somebody may have listened there at another time.
+            // Another listener may have existed at another time.
             (Owner::Contested | Owner::Unknown, _) => self.a_pods_address(ip),
         }
     }
 
-    /// Who a server is, by its address at one moment.
+    /// Returns the server at an address at one moment.
     pub(super) fn server_at(&mut self, dialled: (IpAddr, u16, Protocol), at: SystemTime) -> EndId {
         let owner = self.directory.owner_between(dialled.0, at, at);
         self.server_of(dialled, &owner)
     }
 
-    /// Who a client is, by the address that a server saw and by whose it was then.
+    /// Returns the client at the address that a server observed, by the owner of the address at that time.
     pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>) -> EndId {
         match owner {
             Owner::Pod(pod) => self.pod_address(pod),
@@ -187,7 +187,7 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// What belonged to some pod, who knows which, is not outside, whatever groups of the outside it may be in.
+    /// Returns an unknown pod: an address that some pod held is never external, regardless of external groups.
     fn a_pods_address(&mut self, ip: IpAddr) -> EndId {
         match self.nodes.at(ip) {
             Some(At::Node(node)) => self.node_address(node),
@@ -211,7 +211,8 @@ impl<'a> Ends<'a> {
         self.known_by(EndKey::SomePod { ip }, Identity::Ip, || Peer::SomePod { ip })
     }
 
-    /// Whether calls from this address are an API server's. On one of the cluster's nodes others call from there, too.
+    /// Returns whether calls from this address are the API server's. False for nodes' addresses, from which others call
+    /// as well.
     fn is_api_servers(&self, ip: IpAddr) -> bool {
         self.api_servers.iter().any(|(known, _)| *known == ip) && self.nodes.of(ip).is_none()
     }
@@ -220,7 +221,7 @@ impl<'a> Ends<'a> {
         self.known_by(EndKey::ApiServer, Identity::Ip, || Peer::ApiServer)
     }
 
-    /// What is outside of the cluster behind a DNS name.
+    /// Returns the external peer behind a DNS name.
     pub(super) fn external_name(&mut self, name: &'a str) -> EndId {
         self.known_by(EndKey::ExternalName { name }, Identity::Ip, || Peer::ExternalName { name: name.to_owned() })
     }
@@ -235,7 +236,7 @@ impl<'a> Ends<'a> {
         self.known_by(EndKey::NodeNetns { node }, Identity::Netns, || Peer::Node { node: node.to_owned() })
     }
 
-    /// What is no pod, made once.
+    /// Returns an endpoint that is not a pod, creating it once.
     fn known_by(&mut self, key: EndKey<'a>, identity: Identity, peer: impl FnOnce() -> Peer) -> EndId {
         if let Some(id) = self.end_ids.get(&key) {
             return *id;

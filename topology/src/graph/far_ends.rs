@@ -13,8 +13,8 @@ use super::{
 use crate::{count, directory::Owner, edge::EdgeCounters, entity::ServiceRef};
 
 impl<'a> Join<'a> {
-    /// Which backends a client has reached, where no agent sees these, takes so much out of what no server's flow
-    /// explains. Where it dialled no Service that is known, `service` is `None`.
+    /// Assigns connections to the backends that conntrack reported where no agent observes them, out of those that no
+    /// server flow explains. `service` is `None` if the client called no known Service.
     pub(super) fn divide_by_far_ends(
         &mut self,
         source: &Source<'a>,
@@ -44,8 +44,8 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Which pods of the only workload that may have answered a client has reached, where no agent sees them: so many of
-    /// the connections that no server's flow explains.
+    /// Names the pods of the only candidate workload that a client reached where no agent observes them, for
+    /// connections that no server flow explains.
     pub(super) fn name_far_ends(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, mut unexplained: u64) {
         let Some(key) = self.key_of_only(source, candidates) else { return };
         let window = window(source.parts, source.span);
@@ -66,7 +66,7 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Which clients have called a server that sees another address of theirs, where no agent sees them.
+    /// Names clients behind a rewritten address, for servers' connections where no agent observes these clients.
     pub(super) fn divide_by_callers(&mut self, sink: &mut Sink<'a>) {
         let window = window(&sink.parts, sink.span);
         let mut fresh = Fresh::of_parts(&sink.parts, self.options.settled());
@@ -103,7 +103,8 @@ impl<'a> Join<'a> {
         waiting
     }
 
-    /// Whose the address was, if that is known and no agent reports from there: what agents see is told by them.
+    /// Returns the owner of the address, if it is known and no agent reports from there. Observed owners are reported
+    /// by their agents.
     fn unseen_owner(&self, ip: IpAddr, window: Span) -> Option<Owner<'a>> {
         let owner = self.directory.owner_between(ip, window.from, window.until);
         let node = owner.pod().map(|pod| pod.node.as_str()).or_else(|| self.ends.nodes.of(ip));

@@ -1,4 +1,4 @@
-//! What clients' agents have forgotten, while servers' agents may still count it.
+//! Flows that clients' agents evicted while servers' agents may still count them.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::{
     flow::Protocol,
 };
 
-/// Connections by client, server and the server's port, through whatever Service.
+/// Connections by client, server and the server's port, through any Service.
 #[derive(Clone, Debug, Default)]
 pub struct Forgotten {
     connections: HashMap<(Peer, Peer, u16, Protocol), u64>,
@@ -26,13 +26,13 @@ impl Forgotten {
         }
     }
 
-    /// Whether nothing was forgotten.
+    /// Returns whether nothing was evicted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }
 
-    /// How many of `counted` connections were forgotten and not taken yet; they are taken.
+    /// Takes up to `counted` evicted connections and returns their number.
     pub(super) fn take(
         &mut self,
         client: &Peer,

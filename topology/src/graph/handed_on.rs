@@ -1,5 +1,5 @@
-//! Flows to or from an address that has belonged to several pods, one after the other: whose which of their connections
-//! were is told by the servers' counts, as far as these leave no choice, and by the times at which connections were opened.
+//! Splits flows whose IP address was reused by several pods. Server-side counts assign connections where only one
+//! assignment fits; the rest are assigned by the time they were opened.
 
 use std::{
     net::IpAddr,
@@ -31,7 +31,7 @@ struct Match {
     retransmits: u64,
 }
 
-/// What of a flow belongs to one owner of the address at its other end.
+/// Part of a flow that belongs to one owner of the remote address.
 #[derive(Clone, Debug)]
 pub(super) struct Group<'a> {
     pub(super) owner: Owner<'a>,
@@ -73,7 +73,7 @@ pub(super) fn by_owner<'a>(
     groups
 }
 
-/// When a flow's connections were opened.
+/// Returns the time range in which a flow's connections were opened.
 pub(super) fn window(parts: &[Part], span: Span) -> Span {
     let whole = parts.iter().copied().reduce(|one, next| one.with(&next));
     whole.map_or(span, |whole| Span { from: whole.since, until: whole.until })
@@ -107,7 +107,8 @@ pub(super) fn share_out(counters: &EdgeCounters, parts: &[Counted]) -> Vec<EdgeC
 }
 
 impl<'a> Join<'a> {
-    /// Whether the server's address has had several owners, so that these sinks are not simply the other end.
+    /// Returns whether the server's address had several owners, so that these server flows are not simply the other
+    /// end.
     pub(super) fn is_handed_on(&self, source: &Source<'a>, sinks: &[usize]) -> bool {
         let ip = source.tuple.server;
         if source.tuple.scope.is_some() || !self.directory.is_pods_address(ip) {
@@ -128,9 +129,9 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// How many connections of each source are which sinks', where there is no choice: pairs of a source and a sink of
-    /// which one has no other counterpart at its time. What is left by then is taken from the sinks, so that it makes no
-    /// edge of its own, but is nobody's.
+    /// Matches connections of client flows with server flows where only one assignment fits: pairs of which one side
+    /// has no other counterpart at its time. The rest is taken from the server flows without an owner, so that it adds
+    /// no edge of its own.
     fn match_in_time(&mut self, sources: &[&Source<'a>], sinks: &[usize]) -> Vec<Vec<Match>> {
         let times: Vec<Span> = sinks.iter().map(|index| self.time_of_sink(&self.sinks[*index])).collect();
         let times_of_sources: Vec<Span> = sources.iter().map(|source| self.time_of_source(source)).collect();
@@ -198,7 +199,7 @@ impl<'a> Join<'a> {
         if from <= until { Span { from, until } } else { span }
     }
 
-    /// What the servers have counted of a flow is theirs; the rest is who had the address at its time.
+    /// Assigns the servers' counts of a flow to the servers, and the rest to the owners of the address at that time.
     fn join_by_counts_and_times(&mut self, source: &Source<'a>, matched: &[Match]) {
         let mut groups = self.groups_of(source);
         let mut whose: Vec<(Span, Counted, Option<usize>, Option<Owner<'a>>)> = Vec::new();
@@ -266,7 +267,7 @@ impl<'a> Join<'a> {
         sum.add_server(sink.end, share.opened, share.failed);
     }
 
-    /// A part of a client's flow of which no server's is the other end: it is who had the address, or nobody.
+    /// Adds a part of a client flow without a server flow to the owner of the address, or to an unknown pod.
     pub(super) fn add_by_owner(&mut self, source: &Source<'a>, owner: &Owner<'a>, share: &EdgeCounters, span: Span) {
         if *share == EdgeCounters::default() {
             return;
@@ -305,7 +306,7 @@ impl<'a> Join<'a> {
     }
 }
 
-/// Takes what a server has counted from what was opened while its pod had the address, then from what is nobody's.
+/// Subtracts a server's count from connections opened while its pod held the address, then from those without an owner.
 fn take_from(groups: &mut [Group<'_>], pod: Option<&str>, counted: &Counted) {
     let mut left = *counted;
     let is_pods = |group: &Group<'_>| group.owner.pod().map(|owner| owner.uid.as_str()) == pod;

@@ -1,8 +1,8 @@
 //! Finds for each client's flow the servers' flows that are its other end.
 //!
-//! Where the addresses are the same, that is all. Where the client dialled a Service, its other ends are flows of the
-//! Service's backends that saw the client's address; which backend got how much is certain if there is only one, and
-//! otherwise said by the servers' own counts. Where somebody translated the client's address, only counts are left.
+//! Flows with equal addresses match directly. If the client called a Service, its other ends are flows of the Service's
+//! backends with the client's address. A single backend is certain; otherwise the servers' counts divide the flow. If
+//! the client's address was rewritten, only counts are left.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -32,11 +32,11 @@ use crate::{
     ledger::{FlowView, Ledger},
 };
 
-/// Where a Service's port may lead.
+/// Possible targets of a Service's port.
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
     pub(super) service: &'a ServiceRef,
-    /// With the pods that they are or were, where that is told.
+    /// Backends, with the pods that they are or were, if known.
     pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
     /// The one workload and port, if there is only one.
     pub(super) only: Option<(PeerId, u16)>,
@@ -107,7 +107,7 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// What is most certain comes first: it leaves less to be guessed.
+    /// Runs the passes, most certain first, so that less is left to inference.
     pub(super) fn join(&mut self) {
         let sources = std::mem::take(&mut self.sources);
         if sources.iter().any(|source| source.counters.without_bytes > 0) {
@@ -169,7 +169,7 @@ impl<'a> Join<'a> {
         handed_on
     }
 
-    /// Where bytes are to be had from the servers, it matters whose they can be.
+    /// Counts the ways that lead to each server flow; bytes of a server are certain only if there is one.
     fn count_ways(&mut self, sources: &[Source<'a>]) {
         for source in sources {
             let sinks = match self.by_tuple.get(&source.tuple).cloned() {
@@ -265,7 +265,7 @@ impl<'a> Join<'a> {
         sum.add_server(server_end, source.counters.opened, source.counters.failed);
     }
 
-    /// Who answers at a loopback address of the network namespace of `end`.
+    /// Returns the endpoint that answers at a loopback address of the network namespace of `end`.
     pub(super) fn own_loopback(&mut self, node: &'a str, end: EndId) -> EndId {
         let directory = self.directory;
         let pod = self.ends.end(end).pod_uid.and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
@@ -295,7 +295,7 @@ impl<'a> Join<'a> {
         sum.add_client(source.end, counters.opened, counters.failed);
     }
 
-    /// Whether something first seen then is to wait; notes until when.
+    /// Returns whether an item first reported at that time has to wait; records until when.
     pub(super) fn waits(&mut self, first_seen: SystemTime) -> bool {
         let until = first_seen + self.options.settle;
         if until <= self.options.now {
@@ -316,7 +316,7 @@ impl<'a> Join<'a> {
         waiting
     }
 
-    /// Where a client's flow may lead, if it dialled a Service that has backends.
+    /// Returns the possible targets of a client flow, if it called a Service with backends.
     pub(super) fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
         let Tuple { server, port, protocol, .. } = source.tuple;
         let dialled = self.directory.service_at(server, (port, protocol), source.at)?;
@@ -372,7 +372,8 @@ impl<'a> Join<'a> {
         sinks
     }
 
-    /// Whether a server's flow is a backend's: at its address, and not of another pod that had the address before or after.
+    /// Returns whether a server flow is a backend's: at its address, and not of another pod that held the address
+    /// before or after.
     pub(super) fn is_backend(&self, index: usize, candidates: &Candidates<'_>) -> bool {
         let sink = &self.sinks[index];
         let Some(pods) = candidates.backends.get(&(sink.tuple.server, sink.tuple.port)) else { return false };
@@ -405,7 +406,7 @@ impl<'a> Join<'a> {
     }
 }
 
-/// Where the neighbours with the same key begin and end.
+/// Returns the ranges of neighbors with equal keys.
 fn ranges<T, K: Copy + Eq + std::hash::Hash>(items: &[T], key: impl Fn(&T) -> K) -> HashMap<K, Range<usize>> {
     let mut ranges = HashMap::new();
     let mut start = 0;

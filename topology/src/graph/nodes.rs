@@ -1,4 +1,4 @@
-//! Which node an address is of.
+//! Maps addresses to nodes.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -39,7 +39,7 @@ impl<'a> Nodes<'a> {
         self.by_agents.get(&ip).copied().flatten()
     }
 
-    /// What an address is to the nodes; `None` where it is nothing to any.
+    /// Returns the relation of an address to the nodes; `None` if it has none.
     pub(super) fn at(&self, ip: IpAddr) -> Option<At<'a>> {
         if let Some(node) = self.by_agents.get(&ip).copied().flatten() {
             return Some(At::Node(node));
@@ -49,7 +49,7 @@ impl<'a> Nodes<'a> {
     }
 }
 
-/// What an address is to the nodes.
+/// Relation of an address to the nodes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum At<'a> {
     /// This node's own.

@@ -32,7 +32,7 @@ pub(super) struct Tuple<'a> {
     pub(super) protocol: Protocol,
 }
 
-/// When something happened. Of a flow: from its first connection to the last change, or to the present.
+/// Time range of an event. For a flow: from its first connection to its last change, or to the present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) from: SystemTime,
@@ -85,7 +85,7 @@ impl Fresh {
     }
 }
 
-/// What TCP has measured at one end.
+/// TCP measurements at one end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
     pub(super) knows_retransmits: bool,
@@ -110,7 +110,7 @@ pub(super) struct Source<'a> {
     pub(super) first_seen: SystemTime,
     pub(super) fresh: Fresh,
     pub(super) span: Span,
-    /// When its connections were opened.
+    /// Times at which its connections were opened.
     pub(super) parts: &'a [Part],
     /// As of when its addresses are to be resolved.
     pub(super) at: SystemTime,
@@ -141,11 +141,11 @@ pub(super) struct Sink<'a> {
     pub(super) tuple: Tuple<'a>,
     /// As the client would count.
     pub(super) counters: EdgeCounters,
-    /// What no client's flow has explained yet.
+    /// Counters that no client flow explains yet.
     pub(super) left: EdgeCounters,
     /// What was, and whose it is, as far as that is known.
     pub(super) taken: Vec<(Option<EndId>, Counted)>,
-    /// How many clients' flows may have led here, where that matters.
+    /// Number of client flows that may lead here, where it matters.
     pub(super) ways: usize,
     /// A client's flow has been found, even if it does not count as much.
     pub(super) explained: bool,
@@ -154,7 +154,7 @@ pub(super) struct Sink<'a> {
     pub(super) first_seen: SystemTime,
     pub(super) fresh: Fresh,
     pub(super) span: Span,
-    /// When its connections were opened, as the client would count.
+    /// Times at which its connections were opened, as the client would count.
     pub(super) parts: Vec<Part>,
     pub(super) live: bool,
     pub(super) methods: Methods,
@@ -215,11 +215,12 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// What of a server's flow is a client's.
+/// Part of a server flow that belongs to a client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
     pub(super) counters: EdgeCounters,
-    /// It is all that the server has counted, and can be nobody else's; else which bytes are whose is a guess.
+    /// Whether this is everything that the server counted and no other client can own it; otherwise the bytes are a
+    /// guess.
     certain: bool,
 }
 

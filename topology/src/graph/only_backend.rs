@@ -9,7 +9,8 @@ use super::{
 };
 
 impl<'a> Join<'a> {
-    /// Whatever backend it was, it is the same workload at the same port. Returns what no server's flow matches.
+    /// Joins a flow with the only workload and port behind a Service, regardless of the backend. Returns the counters
+    /// without a server flow.
     pub(super) fn join_only_backend(
         &mut self,
         source: &Source<'a>,
@@ -68,8 +69,8 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// A backend has counted (a part of) a flow, and another one that nobody sees may have: its counts are taken, so that
-    /// they make no other edge. Returns how many connections.
+    /// Takes a backend's counts of a flow that another, unobserved backend may also have served, so that they add no
+    /// other edge. Returns the number of connections.
     fn take_uncertain(&mut self, source: &Source<'a>, key: Key<'a>, found: &Found) -> u64 {
         let sink = &mut self.sinks[found.sink];
         let taken = sink.take(found.opened, Some(source.end)).counters;

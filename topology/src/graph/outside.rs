@@ -1,5 +1,5 @@
-//! Keeps the number of edges small that lead to addresses outside of the cluster, or come from there: of each peer's, in
-//! each direction, the busiest addresses have edges of their own, and all others share some.
+//! Bounds the number of edges to external peers: the busiest addresses of each peer and direction have edges of their
+//! own, and all others share edges.
 
 use std::{
     cmp::Reverse,
@@ -18,7 +18,7 @@ use crate::{
     flow::Protocol,
 };
 
-/// How many steps of [`activity::class`] busier another address has to be to take the place of one that is shown: about
+/// Number of steps of [`activity::class`] by which another address must be busier to replace one that is shown: about
 /// twice as busy.
 const LEAD: u32 = activity::STEPS_PER_DOUBLING;
 
@@ -31,7 +31,7 @@ pub enum Way {
     In,
 }
 
-/// Which addresses outside of the cluster have edges of their own, for each peer and direction.
+/// External addresses with edges of their own, for each peer and direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outside {
     by_peer: HashMap<(Peer, Way), Shown>,
@@ -95,22 +95,22 @@ fn with_address(key: &EdgeKey) -> Option<((Peer, Way), IpAddr, EdgeKey)> {
     }
 }
 
-/// How the choice is made.
+/// Rules of the choice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice<'a> {
     /// At most so many for each peer and direction.
     pub limit: usize,
     /// Rather those that were shown before.
     pub before: &'a Outside,
-    /// Where there were others before, exactly those that were shown before.
+    /// Whether to choose exactly the addresses that were shown before, if there were others.
     pub fixed: bool,
 }
 
-/// What is left when addresses share edges.
+/// Result of merging addresses into shared edges.
 pub(super) struct Collapsed<'a> {
     pub sums: HashMap<Key<'a>, Sum<'a>>,
     pub outside: Outside,
-    /// How many addresses are behind the edges that are shared.
+    /// Number of addresses behind each shared edge.
     pub addresses: HashMap<Key<'a>, u64>,
 }
 

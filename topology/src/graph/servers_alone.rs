@@ -1,4 +1,4 @@
-//! What servers have counted and no client's flow explains: it is to come, or the client is known by its address only.
+//! Counts of servers that no client flow explains: the client's report is still due, or only its address is known.
 
 use super::{
     edges::Key,
@@ -10,7 +10,7 @@ use super::{
 use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
 
 impl<'a> Join<'a> {
-    /// What no client's flow explains is known by its servers only.
+    /// Adds what no client flow explains, from the servers' side only.
     pub(super) fn join_servers_alone(&mut self) {
         let mut sinks = std::mem::take(&mut self.sinks);
         for sink in &mut sinks {
@@ -74,7 +74,7 @@ impl<'a> Join<'a> {
         sum.add_server(sink.end, part.opened, part.failed);
     }
 
-    /// What the client's agent has forgotten is on an edge already.
+    /// Removes connections that the client's agent evicted; an edge already has them.
     fn take_forgotten(&mut self, sink: &mut Sink<'a>) {
         if self.forgotten.is_empty() || sink.left.opened == 0 {
             return;
@@ -89,7 +89,7 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Who a server's client is, by its address.
+    /// Returns a server's client, by its address.
     fn client_of(&mut self, sink: &Sink<'a>) -> EndId {
         if sink.tuple.scope.is_some() {
             self.own_loopback(sink.node, sink.end)

@@ -11,7 +11,7 @@ use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol};
 /// A client's flow through a Service, and what of it no server's flow matches.
 type Rest<'s, 'a, T> = (&'s Source<'a>, Rc<Candidates<'a>>, T);
 
-/// How far apart in time two ends may be reported of which neither has the other's address.
+/// Maximum time between the reports of two ends that do not share an address.
 const FAR: Duration = Duration::from_mins(1);
 
 /// Behind whose address a client can be hidden from the server.
@@ -23,7 +23,7 @@ pub(super) enum Disguise {
     Node,
 }
 
-/// Servers' flows of which the client's address may stand for somebody else: a node's or its bridge's.
+/// Server flows whose client address may stand for another client: a node's or its bridge's.
 pub(super) struct Translated {
     by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>>,
 }
@@ -43,7 +43,7 @@ impl Translated {
         Self { by_server }
     }
 
-    /// Where the rest of a client's flow may have gone.
+    /// Returns the server flows that the rest of a client flow may have reached.
     pub(super) fn sinks_of(
         &self,
         join: &Join<'_>,

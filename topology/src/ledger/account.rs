@@ -29,7 +29,7 @@ pub(super) struct Account {
     pub(super) remote_names: Vec<String>,
     pub(super) far_ends: FarEnds,
     pub(super) reported_at: SystemTime,
-    /// What happened until then has been told.
+    /// Time up to which changes were reported.
     pub(super) told: SystemTime,
     pub(super) history: History,
     /// As epochs of other origins have left it: theirs may resume.
@@ -68,7 +68,7 @@ impl Account {
         self.totals_after(&self.base)
     }
 
-    /// What this epoch's count makes of what there was before it.
+    /// Returns the totals: this epoch's counts on top of the counts before it.
     pub(super) fn totals_after(&self, base: &Base) -> FlowTotals {
         let current = &self.current;
         let active = match (self.over, self.reported) {
@@ -117,8 +117,8 @@ impl Account {
         .bounded()
     }
 
-    /// What the agent would tell somebody who has never heard of it. What it has not told in this epoch yet is at least
-    /// what was open when the last one ended.
+    /// Returns what the agent would report to an operator without any state. Unreported counts of this epoch are at
+    /// least what was open when the last one ended.
     pub(super) fn anew(&self) -> FlowTotals {
         let base = &self.base;
         match (self.over, self.reported) {
@@ -208,7 +208,7 @@ impl Account {
     }
 }
 
-/// What `base` (of which `open` belonged to connections that were open at its end) becomes with an epoch's count.
+/// Returns `base` (of which `open` belonged to connections open at its end) continued by an epoch's count.
 fn continued(base: u64, open: u64, current: u64, preexisting: u64) -> u64 {
     count::add(count::add(base, current.saturating_sub(preexisting)), preexisting.saturating_sub(open))
 }

@@ -33,9 +33,9 @@ pub struct Cluster {
     pub split_services: bool,
     /// Whether each node has an agent.
     pub observed: [bool; NODES],
-    /// Whether who reaches itself through a Service is seen with a bridge's address.
+    /// Whether a client that reaches itself through a Service appears with a bridge's address.
     masquerade: bool,
-    /// Whether clients' agents know a half of the bytes only, and say so.
+    /// Whether clients' agents report only half of the bytes, and declare it.
     pub half_known: bool,
     talks: Vec<Talk>,
     /// Of the order of reports.
@@ -69,7 +69,7 @@ enum Way {
     },
 }
 
-/// Which ends are observed.
+/// Observed ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     Client,
@@ -104,7 +104,7 @@ impl Conversation {
         self.opened * self.bytes * 10
     }
 
-    /// What the client had to send again, and what the server had.
+    /// Returns the segments that the client and the server retransmitted.
     fn retransmits(&self) -> (u64, u64) {
         (self.opened * (self.bytes % 5), self.opened * (self.bytes % 3))
     }
@@ -346,7 +346,7 @@ impl Cluster {
         graph::build(&ledger, &self.directory(), &options)
     }
 
-    /// What the agents see: flows by both ends, those with the same key added up.
+    /// Returns the agents' reports: flows of both ends, with equal keys added up.
     fn reports(&self) -> Vec<Report> {
         let mut flows: BTreeMap<FlowKey, (usize, CgroupOwner, FlowCounters)> = BTreeMap::new();
         for (it, seen) in self.conversations() {

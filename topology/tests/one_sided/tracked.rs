@@ -1,4 +1,4 @@
-//! What connection tracking knows of ends that no agent sees.
+//! Conntrack entries of ends that no agent observes.
 
 use scopeprobe_topology::{
     edge::{Edge, Endpoint, Identity, Peer, Seen},
@@ -10,7 +10,7 @@ use scopeprobe_topology::{
 use crate::world::{EPOCH, World, at, ip, key, workload};
 
 impl World {
-    /// What connection tracking of the node says of a flow.
+    /// Records conntrack entries of a flow's node.
     fn lead(&mut self, who: &str, role: Role, addresses: (&str, &str, u16), far_ends: &[(&str, u16, u64)]) {
         let node = self.directory.pod(&format!("uid-{who}")).expect("the pod is known").node.clone();
         let far_ends: Vec<(FarEnd, u64)> =

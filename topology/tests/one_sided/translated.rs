@@ -60,12 +60,12 @@ fn a_nodes_own_calls_through_a_service_are_seen_with_its_address_and_with_its_br
     // The backend on the same node.
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 3, at(0));
     assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db 7+0"]);
-    // Another node's bridge is nothing of its own, and what is beyond its count is somebody else's.
+    // Another node's bridge is not its own, and connections beyond its count are another client's.
     world.flow("db-too", Role::Server, ("10.244.1.3", "10.244.1.1", 5432), 2, at(0));
     assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db 7+0", "node-1 -> db:5432 2+0"]);
 }
 
-/// Which ends were seen, how the server is known, and the connections of its pods.
+/// Observed ends, the server's identity, and the connections of its pods.
 type Ends = (Seen, Identity, Vec<(String, u64)>);
 
 fn ends(graph: &Graph) -> Vec<Ends> {
@@ -99,7 +99,7 @@ fn which_of_a_workloads_pods_answered_is_a_guess_where_the_clients_address_was_r
     assert_eq!(ends(&graph), [(Seen::Both, Identity::Ip, pods)]);
 }
 
-/// Which connections behind the node's address are the client's is not known then.
+/// Without observing all backends, the connections behind the node's address cannot be assigned to the client.
 #[test]
 fn where_a_backend_may_have_answered_that_nobody_sees_no_pod_is_named() {
     let mut world = World::with_a_dark_node();

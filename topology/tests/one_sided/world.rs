@@ -67,7 +67,7 @@ impl World {
         world
     }
 
-    /// With two workloads' pods on a node of which nobody reports.
+    /// Adds two workloads with pods on a node without reports.
     pub fn with_a_dark_node() -> Self {
         let mut world = Self::new();
         world.directory.upsert_node(Node {
