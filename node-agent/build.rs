@@ -33,7 +33,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// Whether the committed object was built from the sources as they are.
+/// Returns whether the committed object was built from the current sources.
 fn is_current(package: &Path) -> Outcome<bool> {
     let note = fs::read_to_string(package.join("ebpf-object/scopeprobe.txt"))?;
     let noted = note.lines().find_map(|line| line.strip_prefix("sources "));
@@ -57,7 +57,7 @@ fn has_toolchain() -> bool {
     has_core && runs("bpf-linker", &["--version"])
 }
 
-/// Builds with the settings of node-agent-ebpf/.cargo/config.toml, whatever is set for the host.
+/// Builds with the settings of node-agent-ebpf/.cargo/config.toml, regardless of the host's settings.
 fn build(workspace: &Path) -> Outcome<PathBuf> {
     let target = PathBuf::from(env::var("OUT_DIR")?).join("ebpf");
     let status = Command::new("rustup")

@@ -1,6 +1,6 @@
-//! What a full pass of the fallback costs on a large node: 20,000 sockets in 2,000 processes and 200 network
-//! namespaces, and whether it stays within its budget. Needs root; makes its own cgroups and namespaces, and removes
-//! them. `SCOPEPROBE_BENCH=<sockets>,<processes>,<namespaces>` makes it smaller.
+//! Benchmarks a full scan of the fallback on a large node: 20,000 sockets in 2,000 processes and 200 network
+//! namespaces. Verifies that the scan stays within its budget. Needs root; creates and removes its own cgroups and
+//! namespaces. `SCOPEPROBE_BENCH=<sockets>,<processes>,<namespaces>` makes it smaller.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark ends where it cannot go on")]
 
 use std::{

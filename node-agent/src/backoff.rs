@@ -1,4 +1,4 @@
-//! How long to wait before something that failed is tried again.
+//! Delays between attempts.
 
 use std::time::Duration;
 

@@ -18,7 +18,7 @@ pub const FALLBACK_ONLY: u8 = 3;
 /// The exit code where nothing is.
 pub const NOTHING: u8 = 4;
 
-/// What to check.
+/// Options of `check`.
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
     /// Output format.
@@ -34,13 +34,13 @@ enum Output {
     Json,
 }
 
-/// What was found, as it is printed.
+/// Output of the checks.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Verdict<'a> {
     mode: &'static str,
     reason: &'static str,
-    /// How the agent would attach; absent where it would not.
+    /// Attach type that the agent would use; absent if none works.
     #[serde(skip_serializing_if = "Option::is_none")]
     attach: Option<&'static str>,
     findings: Vec<Line<'a>>,
@@ -54,7 +54,7 @@ struct Line<'a> {
     attach: Option<&'static str>,
     what: &'a str,
     ok: bool,
-    /// Whether this way to attach, or eBPF as a whole, can't do without it.
+    /// Whether this attach type, or eBPF as a whole, requires it.
     required: bool,
     detail: &'a str,
 }

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::{capture::Mode, observation::Shared};
 
-/// What becomes of the reports.
+/// Metrics of the reports.
 #[derive(Clone, Debug, Default)]
 pub struct ReportMetrics {
     sent: Counter,
@@ -63,7 +63,7 @@ fn router(observation: Shared, report: &ReportMetrics) -> Router {
         Ok::<_, StatusCode>(([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], body))
     });
     Router::new()
-        // Everything runs on one thread: whoever reads this knows that it isn't stuck.
+        // Everything runs on one thread: an answer proves that it is not blocked.
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", metrics)

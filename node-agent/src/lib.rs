@@ -1,8 +1,8 @@
 //! The node agent: captures the connections of its node, finds out whose they are, and reports them.
 //!
-//! The way of a connection: [`capture`] counts it, [`attribution`] says whose it is, [`observation`] is what is known
-//! (with the flows in [`store`]), [`observer`] keeps that up to date, [`report`] tells the operator. [`watch`] shows
-//! the same on a terminal, and [`check`] what this machine can do; [`commands`] reads the command line and wires it up.
+//! [`capture`] counts connections, and [`attribution`] finds their owners. [`observation`] combines both (with the
+//! flows in [`store`]), and [`observer`] keeps it up to date. [`report`] sends it to the operator. [`watch`] shows it
+//! on a terminal, and [`check`] probes this machine. [`commands`] reads the command line and starts everything.
 #![deny(unsafe_code)]
 
 pub mod attribution;

@@ -1,8 +1,8 @@
-//! Keeps glibc's allocator from hoarding. Reading the kernel's type information takes some 20 MB for a blink, of which
-//! it would keep most for ever; other allocators look after themselves.
+//! Limits the memory that glibc's allocator keeps. Reading the kernel's BTF takes some 20 MB for a moment, most of
+//! which it would not return; other allocators need no settings.
 
-/// What is larger than this, in bytes, is returned to the system as soon as it is freed: glibc's own default, which it
-/// otherwise raises to twice the largest block that was ever freed.
+/// Size in bytes from which freed memory is returned to the system at once: glibc's own default, which it otherwise
+/// raises to twice the largest freed block.
 #[cfg(target_env = "gnu")]
 const RETURNED_AT_ONCE: libc::c_int = 128 * 1024;
 

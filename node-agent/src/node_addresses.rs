@@ -1,5 +1,5 @@
-//! The node's own addresses, its bridges' included: a server that sees one of them was called by the node itself, or by
-//! somebody whose address the node has replaced by its own.
+//! The node's own addresses, including its bridges'. A server that observes one of them was called by the node, or by a
+//! client behind a rewritten address.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! What the agent knows now: the state of its capture, the flows, and whose they are.
+//! Current state of the agent: its capture, the flows, and their owners.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,7 +23,7 @@ use crate::{
 
 pub use crate::epoch::Epoch;
 
-/// What the agent knows now.
+/// Current state of the agent.
 #[derive(Debug)]
 pub struct Observation {
     epoch: Epoch,
@@ -33,17 +33,17 @@ pub struct Observation {
     pub capture: CaptureState,
     /// The flows of this epoch.
     pub flows: FlowStore,
-    /// Where connections of flows really led, or came from, where that is known.
+    /// NAT peers of flows, if known.
     far_ends: HashMap<FlowKey, Vec<(FarEnd, u64)>>,
     /// The node's own addresses.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// Whose they are; `None` until the node's cgroups could be read.
+    /// Attribution; `None` until the node's cgroups were read.
     pub attribution: Option<Attribution>,
     /// The names that have led to addresses.
     names: Names,
     /// The end of the state's message: what the capture that runs says of itself.
     described: String,
-    /// What happened before this has been taken in.
+    /// Time up to which all events are included.
     complete_until: Option<Instant>,
 }
 
@@ -56,21 +56,22 @@ pub struct CaptureState {
     pub reason: Reason,
     /// Why, for people.
     pub message: String,
-    /// How the capture is attached; empty where it isn't.
+    /// Attach type; empty if nothing is attached.
     pub attach: &'static str,
     /// The kernel's release.
     pub kernel: String,
-    /// When it was attached.
+    /// Time of the attach.
     pub attached_at: Option<SystemTime>,
     /// The same by the clock that never jumps; none where it began to run after that.
     pub attached_instant: Option<Instant>,
-    /// What could not be stored, in this epoch, by the kernel or here.
+    /// Losses in this epoch, in the kernel or in the agent.
     pub losses: Losses,
     /// Connections opened and attempts failed, in this epoch.
     pub seen: u64,
     /// Flows that left for want of room before the operator knew all of them: they are among the losses.
     pub untold_flows: u64,
-    /// What the agent was started for cannot be had on this node: it asks to be started with the rights of the fallback.
+    /// Whether the requested capture is impossible on this node, so that the agent asks for the rights of the Fallback
+    /// mode.
     pub asks_for_fallback: bool,
 }
 
@@ -79,14 +80,14 @@ pub struct CaptureState {
 pub struct Shortfall {
     /// The word for it.
     pub reason: Reason,
-    /// What was attempted, on what, what came of it, what to do.
+    /// Failed step, its object, its error, and how to fix it.
     pub message: String,
-    /// Whether this node cannot have what the agent was started for, whatever is tried.
+    /// Whether the requested capture is impossible on this node, in any way.
     pub asks_for_fallback: bool,
 }
 
 impl CaptureState {
-    /// Whether it is known what can be captured.
+    /// Returns whether the capture has started or failed.
     #[must_use]
     pub fn is_decided(&self) -> bool {
         self.reason != Reason::Starting
@@ -164,7 +165,7 @@ impl Observation {
         };
     }
 
-    /// What the capture lacks can change while it runs. Returns whether it has.
+    /// Updates the description: degradations can change at run time. Returns whether anything changed.
     pub fn describe(&mut self, description: &Description) -> bool {
         let now = message(description);
         if now == self.described {
@@ -228,7 +229,7 @@ impl Observation {
         changed
     }
 
-    /// Where connections of a flow really led, or came from; empty where nothing is known.
+    /// Returns the NAT peers of a flow; empty if none is known.
     #[must_use]
     pub fn far_ends(&self, key: &FlowKey) -> &[(FarEnd, u64)] {
         self.far_ends.get(key).map_or(&[], Vec::as_slice)

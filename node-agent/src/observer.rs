@@ -32,7 +32,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Reads because of first sights are at least this far apart: a scan of ports is not a reason to work hard.
 const READ_GAP: Duration = Duration::from_millis(200);
 
-/// How often what is old leaves.
+/// Interval at which old flows are removed.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A capture that fails to be read so many times in a row is started again. It misses nothing before.
@@ -51,9 +51,9 @@ const WORKED: Duration = Duration::from_mins(1);
 
 /// Keeps an observation up to date.
 pub struct Observer {
-    /// What is started.
+    /// Captures to start.
     pub captures: Captures,
-    /// What is kept up to date.
+    /// State to keep up to date.
     pub observation: Shared,
     /// Told when the observation has changed.
     pub changed: Arc<Notify>,
@@ -71,7 +71,7 @@ enum Ended {
     Due,
 }
 
-/// How the time without the preferred capture ended.
+/// Result of a period without the preferred capture.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bridged {
     Asked,
@@ -190,8 +190,8 @@ impl Observer {
         })
     }
 
-    /// A capture has begun, and with it an epoch, which nobody sees before it has all that is open: what a snapshot lacks
-    /// has ended.
+    /// Starts an epoch for a new capture. It is not published before all open connections are known: a connection that
+    /// is missing in a snapshot has ended.
     fn enter(&self, capture: &mut dyn Capture, shortfall: Option<&Shortfall>) -> Result<(), CaptureError> {
         let epoch = epoch::draw().map_err(|error| Refused {
             reason: Reason::LoadFailed,

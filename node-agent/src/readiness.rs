@@ -7,7 +7,7 @@ use std::{
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Wakes whoever waits for a file to become readable; never, where there is no file.
+/// Waits until a file becomes readable; never returns without a file.
 #[derive(Debug)]
 pub struct Readiness(Option<AsyncFd<OwnedFd>>);
 

@@ -21,10 +21,10 @@ use crate::{
     supervision::{Refused, Starter},
 };
 
-/// How long nothing is read after SIGUSR2.
+/// Duration without readings after SIGUSR2.
 const STARVING: Duration = Duration::from_secs(5);
 
-/// What has been asked for.
+/// Injected faults.
 #[derive(Debug, Default)]
 struct Orders {
     kills: AtomicU64,

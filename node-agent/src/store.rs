@@ -1,8 +1,8 @@
 //! The flows of this epoch, bounded, and which of them the operator hasn't been told of yet.
 //!
-//! A flow leaves in two steps, so that nothing is counted twice or not at all: the capture drops its account (which it
-//! does only where nothing is open), then the operator acknowledges all that had been counted. If the flow comes back
-//! before the second step, its counters go on; after it, they begin at zero in a new run.
+//! A flow is removed in two steps, so that nothing is lost or counted twice. The capture drops its account, only if
+//! nothing is open. Then the operator acknowledges all of its counts. If the flow returns before the second step, its
+//! counters continue; afterwards, they restart from zero in a new run.
 
 mod clock;
 
@@ -18,12 +18,12 @@ use topology::flow::{FlowCounters, FlowKey};
 use self::clock::{Clock, Moment};
 use crate::{memory::is_worth_shrinking, packed::PackedCounters};
 
-/// What keeps the store small.
+/// Bounds of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// The most flows that are kept, but for those that have open connections.
     pub flows: usize,
-    /// How long the flows of a cgroup that is gone are kept after their last change.
+    /// Time for which the flows of a removed cgroup are kept after their last change.
     pub retention: Duration,
 }
 
@@ -41,7 +41,7 @@ const MAX_NAME_BYTES: usize = 4 << 20;
 /// Fewer keys of flows that have left are not worth the work of taking them out of the queue of news.
 const MANY_STALE: usize = 4096;
 
-/// What has left untold, because there was no room: at most so much of it is missing in the operator's account.
+/// Flows that were evicted unreported, for lack of room: upper bound of what is missing in the operator's account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Untold {
     /// Flows.
@@ -64,7 +64,7 @@ pub struct FlowStore {
     clock: Clock,
     /// The run of flows that come now: greater than that of any flow that has left.
     run: u64,
-    /// What is recorded now happened after this.
+    /// Lower bound of the time of events that are recorded now.
     looked: Option<Instant>,
     /// Flows that have left since the last snapshot.
     left: usize,
@@ -115,12 +115,12 @@ impl Entry {
     }
 }
 
-/// When something of a flow happened.
+/// Times of a flow's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
     /// Its first connection or attempt: after this.
     pub before_first: Instant,
-    /// What the operator does not know yet: after this.
+    /// Lower bound of the time of unreported changes.
     pub before_news: Instant,
     /// All of it: not after this.
     pub changed: Instant,
@@ -141,7 +141,7 @@ impl Snapshot {
     }
 }
 
-/// What the operator knows of a flow's counters.
+/// State of the operator's copy of a flow's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// They stand in the queue of news.
@@ -173,8 +173,8 @@ impl FlowStore {
         }
     }
 
-    /// What is recorded from here on happened after `before`: whatever had happened by then has been recorded. Until this
-    /// is called, the time at which something is recorded is all that is known.
+    /// Sets the lower bound of the time of following events: earlier ones were recorded. Before the first call, the
+    /// bound is the time of recording.
     pub fn looked(&mut self, before: Instant) {
         self.looked = Some(before);
     }
@@ -222,7 +222,7 @@ impl FlowStore {
         true
     }
 
-    /// Whether names are known that have led to a flow's remote address.
+    /// Returns whether DNS names led to a flow's remote address.
     #[must_use]
     pub fn has_names(&self, key: &FlowKey) -> bool {
         !self.names(key).is_empty()
@@ -264,7 +264,7 @@ impl FlowStore {
         self.flows.get(key).map(Entry::counters)
     }
 
-    /// When something of a flow happened.
+    /// Returns the times of a flow's events.
     #[must_use]
     pub fn times(&self, key: &FlowKey) -> Option<Times> {
         self.flows.get(key).map(|entry| Times {
@@ -274,14 +274,14 @@ impl FlowStore {
         })
     }
 
-    /// Somebody else is told from here on, who may know nothing of any flow.
+    /// Starts a stream to a receiver that may know no flow.
     pub fn begin_stream(&mut self) {
         for entry in self.flows.values_mut() {
             entry.before_news = entry.before_first;
         }
     }
 
-    /// Whether [`FlowStore::take_news`] may have something.
+    /// Returns whether [`FlowStore::take_news`] may return something.
     #[must_use]
     pub fn has_news(&self) -> bool {
         !self.news.is_empty()
@@ -321,7 +321,7 @@ impl FlowStore {
         range.map(|(key, entry)| (*key, entry.counters())).collect()
     }
 
-    /// How many flows have left that the last snapshot has named.
+    /// Returns the number of removed flows that the last snapshot contained.
     #[must_use]
     pub fn left_since_snapshot(&self) -> usize {
         self.left
@@ -340,7 +340,7 @@ impl FlowStore {
         }
     }
 
-    /// Nobody is to be told of what there is now.
+    /// Marks everything as acknowledged.
     pub fn acknowledge_all(&mut self) {
         self.begin_snapshot();
         let mut dropped = Vec::new();
@@ -401,7 +401,7 @@ impl FlowStore {
         }
     }
 
-    /// Whether it is getting full, so that [`FlowStore::dispensable`] shouldn't wait.
+    /// Returns whether the store is almost full, so that [`FlowStore::dispensable`] should be called soon.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         self.staying() > self.bounds.comfortable() || self.flows.len() > self.bounds.flows
@@ -428,25 +428,25 @@ impl FlowStore {
         flows || news
     }
 
-    /// How many flows the capture has dropped because there were too many, not because their time was over.
+    /// Returns the number of flows dropped for lack of room, not by age.
     #[must_use]
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// What has left without the operator's knowing all of it.
+    /// Returns what was removed before the operator acknowledged it.
     #[must_use]
     pub fn untold(&self) -> Untold {
         self.untold
     }
 
-    /// How many flows there are.
+    /// Returns the number of flows.
     #[must_use]
     pub fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// Whether there is no flow.
+    /// Returns whether there is no flow.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()

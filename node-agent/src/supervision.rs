@@ -10,7 +10,7 @@ use crate::capture::{self, Capture, FallbackSettings, Reason, Refusal, Settings}
 pub struct Refused {
     /// The word for it.
     pub reason: Reason,
-    /// What was attempted, on what, what came of it, what to do.
+    /// Failed step, its object, its error, and how to fix it.
     pub message: String,
 }
 
@@ -20,7 +20,7 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// How a capture is started, again and again if need be. May block for a second.
+/// Starts a capture; may be called repeatedly, and may block for a second.
 pub type Starter = Arc<dyn Fn() -> Result<Box<dyn Capture>, Refused> + Send + Sync>;
 
 impl From<Refused> for capture::CaptureError {
@@ -31,9 +31,9 @@ impl From<Refused> for capture::CaptureError {
 
 /// The captures of an agent.
 pub struct Captures {
-    /// What it is to do. Tried for ever.
+    /// Preferred capture, retried without limit.
     pub preferred: Starter,
-    /// What sees what it can meanwhile, with the rights that are there.
+    /// Capture that replaces it meanwhile, with the available rights.
     pub stand_in: Option<Starter>,
 }
 

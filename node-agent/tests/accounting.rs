@@ -1,4 +1,4 @@
-//! What the operator's ledger makes of an agent's reports, while flows come, leave and come back, and streams break.
+//! Tests that the operator's ledger is right while flows appear, expire and return, and streams break.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
@@ -31,7 +31,7 @@ fn key(port: u16) -> FlowKey {
     FlowKey { cgroup_id: 7, netns: 1, role: Role::Client, local: ip, remote: ip, port, protocol: Protocol::Tcp }
 }
 
-/// A capture that counts what it is told, and drops what it is asked to if nothing of it is open.
+/// Capture with scripted counts, which drops requested flows if nothing of them is open.
 #[derive(Default)]
 struct Capture {
     accounts: BTreeMap<FlowKey, FlowCounters>,
@@ -64,7 +64,7 @@ impl Capture {
     }
 }
 
-/// How a message fares.
+/// Fate of a message.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Acknowledged,
@@ -177,7 +177,7 @@ impl World {
         self.ledger.flows().map(|flow| (flow.key.port, (flow.totals.opened, flow.totals.failed))).collect()
     }
 
-    /// What the ledger is short of, in all; never the other way round.
+    /// Returns what the ledger lacks in total; it never has too much.
     fn missing(&self) -> Result<(u64, u64), TestCaseError> {
         let told = self.told();
         let mut missing = (0, 0);

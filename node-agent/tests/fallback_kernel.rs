@@ -213,7 +213,7 @@ fn connections_from_before_are_told_by_their_listeners() {
     }
     let bytes = watched.flows[&ends[0]];
     assert_eq!((bytes.preexisting_bytes_sent, bytes.bytes_sent, bytes.open_bytes_sent), (200, 200, 200));
-    // Nobody listens there any more: both of its ends are there, with a direction that says that it is a guess.
+    // The listener is gone: both ends are shown, and the direction is marked as inferred.
     let guessed: Vec<_> = watched.flows.iter().filter(|(key, _)| !ends.contains(key)).collect();
     assert_eq!(guessed.len(), 2, "{guessed:?}");
     assert!(guessed.iter().all(|(_, of)| (of.preexisting, of.inferred) == (1, 1)), "{guessed:?}");

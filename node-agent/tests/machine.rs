@@ -38,7 +38,7 @@ static IN_CGROUP: Mutex<()> = Mutex::new(());
 
 /// A cgroup that plays a node's root, with a container of a pod and a service in it.
 struct Node {
-    /// Where this process was before.
+    /// Original namespace of this process.
     home: PathBuf,
     root: PathBuf,
     _alone: MutexGuard<'static, ()>,
@@ -313,7 +313,7 @@ fn watch_shows_what_was_and_what_happens() {
     assert!(row.contains(&format!("→ 127.0.0.1:{port} (web.service)")), "{table}");
 }
 
-/// What an operator knows when all messages have come.
+/// State of an operator that received all messages.
 #[derive(Default)]
 struct Told {
     owners: HashMap<u64, Owner>,

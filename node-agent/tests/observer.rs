@@ -35,7 +35,7 @@ use topology::{
 /// Only to fail instead of hanging: nothing here takes so long.
 const GENEROUS: Duration = Duration::from_mins(1);
 
-/// What the next reads bring; nothing new after that.
+/// Results of the next readings; nothing new afterwards.
 type Readings = Arc<Mutex<VecDeque<Result<Reading, &'static str>>>>;
 
 struct Scripted {
@@ -235,7 +235,7 @@ async fn the_last_read_comes_before_the_end() {
 async fn too_many_flows_leave_the_capture_too() {
     let lab = Lab::new(&[], Duration::from_millis(10), None);
     lab.bring((0..40).map(|port| lab.flow(port)).collect());
-    // Nobody takes them in here, so that what leaves is lost, and said to be.
+    // Nothing acknowledges them here, so evicted flows are lost and counted.
     lab.until("the losses", |observation| observation.capture.losses.opened > 0).await;
     let observation = lab.observation.lock();
     let (kept, forgotten) = (observation.flows.len() as u64, lab.forgotten.lock().unwrap().len() as u64);

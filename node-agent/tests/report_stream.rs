@@ -281,7 +281,7 @@ async fn all_is_told_before_the_end() {
 
 #[tokio::test]
 async fn an_operator_that_comes_late_is_found() {
-    // The port is free again when this listener is gone: nobody else in this machine asks for that very port.
+    // The port is free again when this listener is gone: no other process of the test requests that port.
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let (idle, received) = mpsc::unbounded_channel();
     drop(idle);

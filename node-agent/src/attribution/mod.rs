@@ -1,4 +1,4 @@
-//! Whose sockets: from the cgroup's id, that the kernel gives, to its path and its owner.
+//! Attribution of sockets: from the kernel's cgroup ID to the cgroup's path and owner.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ pub mod tree;
 /// that had none.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Who a cgroup belongs to.
+/// Owner of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributed {
     /// The path below the node's cgroup v2 root; empty where the cgroup was gone before its path was seen.
@@ -42,7 +42,7 @@ pub struct Attribution {
 #[derive(Debug)]
 struct Known {
     attributed: Attributed,
-    /// When a provisional answer is to be tried again.
+    /// Time at which to retry a provisional result.
     again: Option<Instant>,
 }
 
@@ -77,25 +77,25 @@ impl Attribution {
         &self.known[&id].attributed
     }
 
-    /// Whether the cgroup has been asked for and is still remembered.
+    /// Returns whether the cgroup was requested before and is still remembered.
     #[must_use]
     pub fn is_known(&self, id: u64) -> bool {
         self.known.contains_key(&id)
     }
 
-    /// Whether the cgroup is still there.
+    /// Returns whether the cgroup still exists.
     #[must_use]
     pub fn is_live(&self, id: u64) -> bool {
         self.tree.is_live(id)
     }
 
-    /// How many cgroups are live, and how many dead ones are remembered.
+    /// Returns the number of live cgroups, and of remembered dead ones.
     #[must_use]
     pub fn len(&self) -> (usize, usize) {
         self.tree.len()
     }
 
-    /// Forgets the cgroups that are gone and that nobody needs.
+    /// Removes dead cgroups that are not `needed`.
     pub fn forget_dead(&mut self, now: Instant, needed: impl Fn(u64) -> bool) {
         self.tree.forget_dead(now, &needed);
         let tree = &self.tree;

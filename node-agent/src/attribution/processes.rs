@@ -9,14 +9,14 @@ use std::{
 
 use procfs::process::{Process, StatFlags};
 
-/// How many processes of one cgroup are looked at: the root cgroup of a machine can hold thousands.
+/// Maximum number of processes that are read per cgroup: the root cgroup of a machine can hold thousands.
 const MAX_PROCESSES: usize = 1024;
 
-/// How many commands a name lists.
+/// Maximum number of commands in a name.
 const MAX_COMMANDS: usize = 3;
 
-/// The commands of the processes in the cgroup at `directory`, or `None` where there are none (any more) or they are
-/// hidden (a process outside of the reader's pid namespace has no number there).
+/// Returns the commands of the processes in the cgroup at `directory`. `None` if it has none (any more) or they are
+/// hidden: a process outside of the reader's PID namespace has no number there.
 #[must_use]
 pub fn commands(directory: &Path) -> Option<String> {
     let file = File::open(directory.join("cgroup.procs")).ok()?;

@@ -1,22 +1,22 @@
-//! What a cgroup's path says about its owner. Pure: no file is read here.
+//! Interprets cgroup paths. Pure: reads no file.
 //!
 //! Sources of the shapes: kubelet `pkg/kubelet/cm` (pod cgroups: `pod<UID>` with the cgroupfs driver,
-//! `kubepods-<qos>-pod<UID with underscores>.slice` with systemd), the runtimes' scopes (`cri-containerd-<id>.scope`,
-//! `crio-<id>.scope`, `docker-<id>.scope`), containerd's `<slice>:cri-containerd:<id>` where the two disagree on the
-//! driver, and systemd's units.
+//! `kubepods-<qos>-pod<UID with underscores>.slice` with systemd). The runtimes' scopes: `cri-containerd-<id>.scope`,
+//! `crio-<id>.scope`, `docker-<id>.scope`. Containerd's `<slice>:cri-containerd:<id>` if kubelet and runtime disagree
+//! on the driver. And systemd's units.
 
 use topology::entity::CgroupOwner;
 
 /// Container ids of containerd, CRI-O, Docker and Podman: 32 random bytes in hexadecimal.
 const CONTAINER_ID_LENGTH: usize = 64;
 
-/// How much of a container id is shown in a host process's name, as the runtimes' own tools do.
+/// Length of a container ID in a host process's name, as the runtimes' own tools print it.
 const SHORT_ID_LENGTH: usize = 12;
 
 /// The longest name of a host process, in characters: names go into Kubernetes objects.
 pub const MAX_NAME_LENGTH: usize = 128;
 
-/// What a path tells.
+/// Information from a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// The path names its owner.
@@ -25,8 +25,8 @@ pub enum Shape {
     Nameless,
 }
 
-/// Reads a path below the node's cgroup v2 root, such as `/kubepods/besteffort/pod<UID>/<container id>`.
-/// Never fails: a shape that nobody knows is [`Shape::Nameless`].
+/// Interprets a path below the node's cgroup v2 root, such as `/kubepods/besteffort/pod<UID>/<container id>`. Never
+/// fails: an unknown shape is [`Shape::Nameless`].
 #[must_use]
 pub fn shape(path: &str) -> Shape {
     if let Some(owner) = pod_container(path) {

@@ -20,10 +20,10 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
 };
 
-/// How many dead cgroups are remembered beside those that are still needed.
+/// Maximum number of dead cgroups that are remembered beside those that are still needed.
 const MAX_DEAD: usize = 16_384;
 
-/// How long a dead cgroup is remembered at least, as far as [`MAX_DEAD`] allows.
+/// Minimum time for which a dead cgroup is remembered, as far as [`MAX_DEAD`] allows.
 const REMEMBER_DEAD: Duration = Duration::from_mins(10);
 
 /// At most one walk in this time is done for ids that are not known.
@@ -53,7 +53,7 @@ struct Cgroup {
 #[derive(Debug)]
 struct Births {
     inotify: Inotify,
-    /// Which cgroup a watch is on.
+    /// Cgroup of each watch.
     watched: HashMap<WatchDescriptor, u64>,
 }
 
@@ -119,7 +119,7 @@ impl CgroupTree {
         self.cgroups.get(&id).map(|cgroup| cgroup.path.as_str())
     }
 
-    /// Whether the cgroup is known and still there.
+    /// Returns whether the cgroup is known and exists.
     #[must_use]
     pub fn is_live(&self, id: u64) -> bool {
         self.cgroups.get(&id).is_some_and(|cgroup| !cgroup.died)
@@ -131,13 +131,13 @@ impl CgroupTree {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// How many cgroups are live, and how many dead ones are remembered.
+    /// Returns the number of live cgroups, and of remembered dead ones.
     #[must_use]
     pub fn len(&self) -> (usize, usize) {
         (self.at_path.len(), self.dead.len())
     }
 
-    /// Forgets the dead that nobody needs: after a while, or where there are too many.
+    /// Removes dead cgroups that are not `needed`: after a while, or if there are too many.
     pub fn forget_dead(&mut self, now: Instant, needed: impl Fn(u64) -> bool) {
         let mut surplus = self.dead.len().saturating_sub(MAX_DEAD);
         let cgroups = &mut self.cgroups;

@@ -1,4 +1,4 @@
-//! What is known of each flow, and the totals that follow. Pure.
+//! Accounts of flows, and the totals that follow. Pure.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -15,7 +15,7 @@ use crate::{
     packed::{PackedNumbers, pack_histogram, unpack_histogram},
 };
 
-/// What is known of open connections: by a look, or as the first one found them.
+/// Values of open connections, from the last or the first listing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Open {
     pub(super) traffic: Traffic,
@@ -150,17 +150,17 @@ impl Account {
     }
 }
 
-/// What is known of connections here.
+/// Capabilities of the capture on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
-    /// Whether somebody looks at what they transfer while they are open; else it comes at their end.
+    /// Whether the transfer of open connections is read; otherwise their bytes arrive at their end.
     pub(super) of_open: bool,
-    /// Whether the kernel tells how much had to be sent again.
+    /// Whether the kernel reports retransmissions.
     pub(super) retransmits: bool,
 }
 
 impl Known {
-    /// What is known of this flow.
+    /// Returns the capabilities for this flow.
     fn of(self, key: &FlowKey) -> Self {
         Self { retransmits: self.retransmits && key.protocol() == Protocol::Tcp, ..self }
     }
@@ -257,7 +257,7 @@ impl Accounts {
         self.seen += 1;
     }
 
-    /// What the open connections of a flow have transferred so far, while no connection of the flow ended.
+    /// Sets the transfer of a flow's open connections, while no connection of the flow ended.
     pub(super) fn set_open(&mut self, key: FlowKey, open: &Open) {
         if self.has_open(&key) {
             self.change(key, |account| {
@@ -267,12 +267,12 @@ impl Accounts {
         }
     }
 
-    /// Whether the flow has open connections.
+    /// Returns whether the flow has open connections.
     pub(super) fn has_open(&self, key: &FlowKey) -> bool {
         self.flows.get(key).is_some_and(|stored| Account::from(&stored.account).has_open())
     }
 
-    /// Whether the flow has nothing open and nothing that was not reported yet.
+    /// Returns whether the flow has nothing open and nothing unreported.
     pub(super) fn is_at_rest(&self, key: &FlowKey) -> bool {
         self.flows.get(key).is_none_or(|stored| !stored.has_changed && !Account::from(&stored.account).has_open())
     }
@@ -400,7 +400,7 @@ mod tests {
         RttHistogram::from_counts(counts).unwrap()
     }
 
-    /// What the kernel counts of a connection with a round-trip time of this bucket.
+    /// Returns the kernel's counters of one connection with a round-trip time in this bucket.
     fn ended_in(bucket: usize) -> FlowStats {
         FlowStats { closed: 1, rtt: std::array::from_fn(|it| u32::from(it == bucket)), ..FlowStats::default() }
     }

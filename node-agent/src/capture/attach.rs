@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 
-/// How the programs are attached. In the order of preference.
+/// Attach types, in the order of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Attach {
     /// `sock_ops` at the node's cgroup root: called by TCP for each connection, misses nothing.

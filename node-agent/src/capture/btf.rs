@@ -38,11 +38,11 @@ struct Type {
     kind: u32,
     /// Members, enumerators, parameters.
     count: u32,
-    /// Whether members' offsets also hold a width.
+    /// Whether members' offsets also contain a width.
     bit_fields: bool,
     /// Size, or the id of the type that this one refers to.
     size_or_target: u32,
-    /// Where what follows the header begins.
+    /// Offset of the section after the header.
     body: usize,
 }
 
@@ -76,7 +76,7 @@ fn body_size(kind: u32, count: u32) -> Option<u32> {
 pub struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where each type begins in `types`; the first is that of id 1.
+    /// Offset of each type in `types`; the first one has ID 1.
     begins: Vec<u32>,
     /// Ids of structures and enumerations.
     named: HashMap<&'a [u8], u32>,
@@ -86,7 +86,7 @@ impl<'a> Btf<'a> {
     /// Takes in what `/sys/kernel/btf/vmlinux` holds.
     ///
     /// # Errors
-    /// When it is not BTF, is cut off, or of a newer make.
+    /// Returns an error if the bytes are not BTF, are truncated, or are of a newer version.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
         const MAGIC: u16 = 0xeb9f;
         if bytes.get(..2) != Some(&MAGIC.to_ne_bytes()) {
@@ -123,7 +123,7 @@ impl<'a> Btf<'a> {
     /// `size` is how wide it has to be.
     ///
     /// # Errors
-    /// When there is no such field, or it is not so wide.
+    /// Returns an error if there is no such field, or it has another width.
     pub fn offset(&self, structure: &str, path: &str, size: u32) -> Result<u32, BtfError> {
         let missing = || BtfError::Missing(format!("{structure}.{path}"));
         let mut id = *self.named.get(structure.as_bytes()).ok_or_else(missing)?;
@@ -142,7 +142,7 @@ impl<'a> Btf<'a> {
     /// The value of an enumerator of a named enumeration.
     ///
     /// # Errors
-    /// When there is no such enumerator.
+    /// Returns an error if there is no such enumerator.
     pub fn enumerator(&self, enumeration: &str, name: &str) -> Result<u32, BtfError> {
         let missing = || BtfError::Missing(format!("{name} of enum {enumeration}"));
         let id = *self.named.get(enumeration.as_bytes()).ok_or_else(missing)?;

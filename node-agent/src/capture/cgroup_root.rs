@@ -1,4 +1,4 @@
-//! Where the cgroup v2 hierarchy is mounted.
+//! Location of the cgroup v2 hierarchy.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,8 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{Reason, Refusal};
 
-/// The cgroup v2 directory at `mount` (`/sys/fs/cgroup`, or where a pod has the node's mounted): itself, or `unified`
-/// in it where the node runs v1 and v2 side by side (systemd's hybrid mode).
+/// Returns the cgroup v2 directory at `mount` (`/sys/fs/cgroup`, or the path at which a pod has the node's mounted):
+/// itself, or `unified` in it if the node runs v1 and v2 side by side (systemd's hybrid mode).
 ///
 /// # Errors
 /// [`Reason::CgroupV2Missing`] where neither is cgroup v2.
@@ -23,7 +23,7 @@ pub fn find_cgroup_root(mount: &Path) -> Result<PathBuf, Refusal> {
     })
 }
 
-/// Whether this directory belongs to a cgroup v2 hierarchy.
+/// Returns whether this directory belongs to a cgroup v2 hierarchy.
 pub(super) fn is_cgroup2(directory: &Path) -> bool {
     statfs(directory).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }

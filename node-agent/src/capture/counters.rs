@@ -38,7 +38,7 @@ impl Counters {
         self.slots
     }
 
-    /// What this slot has counted; zeros beyond the table.
+    /// Returns the counters of this slot; zeros beyond the table.
     ///
     /// Read in the order opposite to the kernel's: `closed` first, whose connections were counted as opened, and their
     /// bytes added, before.

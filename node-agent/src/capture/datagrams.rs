@@ -27,7 +27,8 @@ const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
 /// See [`PROGRAMS`]: they know what was dialled where it is translated on the way.
 const DIALLED: [&str; 2] = ["dialled_v4", "dialled_v6"];
 
-/// How far apart counts of conversations are noted: so much longer than necessary is a conversation called a guess.
+/// Interval between recorded counts of conversations. It also prolongs the time for which a conversation counts as
+/// inferred.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 /// Programs that count datagrams.
@@ -41,7 +42,7 @@ pub(super) struct Datagrams {
     /// So many may begin within that time without any of them being forgotten before its time: the kernel forgets those
     /// that have been silent for longest roughly, not exactly.
     room: u64,
-    /// How many had begun when, the oldest one `memory` ago.
+    /// Times and numbers of conversations that began, the oldest one `memory` ago.
     notes: VecDeque<(Instant, u64)>,
 }
 
@@ -88,8 +89,8 @@ impl Datagrams {
         })
     }
 
-    /// What name servers have answered since the last call. To be called after flows have been read, so that whatever led
-    /// a client to one of them is among it.
+    /// Returns the DNS responses since the last call. Must be called after flows were read, so that the responses that
+    /// led to their addresses are included.
     pub(super) fn answers(&mut self) -> Vec<(u64, Answer)> {
         let mut answers = Vec::new();
         while let Some(item) = self.answers.next() {
@@ -112,7 +113,8 @@ impl Datagrams {
     }
 }
 
-/// How many had begun then, by the latest note that is so old; notes that are no more needed go.
+/// Returns the number that had begun at that time, from the latest record that is old enough; removes records that are
+/// not needed any more.
 fn begun_before(notes: &mut VecDeque<(Instant, u64)>, then: Option<Instant>) -> u64 {
     while notes.get(1).is_some_and(|(noted, _)| then.is_some_and(|then| then >= *noted)) {
         notes.pop_front();

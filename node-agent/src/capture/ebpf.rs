@@ -53,11 +53,11 @@ pub struct EbpfCapture {
     accounts: Accounts,
     existing: Existing,
     followed: Followed,
-    /// Where the kernel lets them be counted.
+    /// UDP programs, if the kernel accepts them.
     datagrams: Option<Datagrams>,
     /// Of name servers, that did not fit into the ring buffer, so far.
     lost_answers: u64,
-    /// Where a tracepoint is followed.
+    /// SNMP audit, if a tracepoint is used.
     uncounted: Option<Uncounted>,
     /// The most that was said to be missing so far.
     said_missing: u64,
@@ -78,7 +78,7 @@ pub fn start_ebpf(settings: &Settings) -> Result<EbpfCapture, Refusal> {
     prepare(settings, &mut Vec::new())
 }
 
-/// What this machine can do, step by step and by each way to attach, without leaving anything behind.
+/// Probes this machine, step by step and for each attach type, without leaving anything behind.
 #[must_use]
 pub fn probe(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -118,7 +118,7 @@ impl EbpfCapture {
         }
     }
 
-    /// How many more flows the kernel can count before it has to count them as lost.
+    /// Returns the number of flows that the kernel can still store before it counts losses.
     #[must_use]
     pub fn free_slots(&self) -> u32 {
         self.kernel.counters.slots().saturating_sub(self.slots.used())
@@ -157,7 +157,7 @@ impl EbpfCapture {
                 if let Some(uncounted) = &mut self.uncounted {
                     uncounted.count(&key, since);
                 }
-                // Whatever is counted at the end of a connection: the end itself may come with the next read.
+                // An end counts in several steps: the end itself may come with the next read.
                 if *since != (FlowStats { opened: since.opened, failed: since.failed, ..FlowStats::default() }) {
                     ended.insert(key);
                 }
@@ -305,7 +305,7 @@ impl Capture for EbpfCapture {
         }
         let answers = self.answers()?;
         let losses = self.losses()?;
-        // Whatever translates addresses does so in the node's network namespace, which this capture does not see.
+        // Addresses are translated in the node's network namespace, which this capture does not see.
         let far_ends = Vec::new();
         let Changes { flows, are_partial } = self.accounts.report(MAX_FLOWS_PER_READING);
         self.has_rest = are_partial;

@@ -70,7 +70,7 @@ impl Existing {
         }
     }
 
-    /// Whether it is one of those that are older than any agent.
+    /// Returns whether the connection is older than any agent.
     pub(super) fn knows(&self, cookie: u64) -> bool {
         self.seeds.contains_key(&cookie)
     }
@@ -281,7 +281,7 @@ fn watch(kernel: &mut Kernel, on: bool) -> Result<(), CaptureError> {
     kernel.watch_old_closes(on).map_err(|error| failed("watching for the end of old connections", error))
 }
 
-/// Whether an entry had been taken by the kernel when we came to remove it.
+/// Returns whether the kernel had taken an entry before it was removed here.
 pub(super) fn was_taken(removed: Result<(), MapError>) -> Result<bool, MapError> {
     match removed {
         Ok(()) => Ok(false),

@@ -1,4 +1,4 @@
-//! Which slot each flow has got: told by the ring buffer, looked up where that was full.
+//! Slots of new flows: reported by the ring buffer, and looked up if it was full.
 
 use aya::maps::MapError;
 use node_agent_common::{FirstSight, FlowKey, Loss};
@@ -15,7 +15,7 @@ impl FirstSights {
     /// Everything new, and maybe things known.
     ///
     /// # Errors
-    /// When the index cannot be read; what was not told comes with the next call.
+    /// Returns an error if the index is unreadable; unreported slots come with the next call.
     pub(super) fn drain(&mut self, kernel: &mut Kernel, mut tell: impl FnMut(FlowKey, u32)) -> Result<(), MapError> {
         // Looked at first: what is dropped after this is found by the next call.
         let dropped = kernel.lost(Loss::FirstSight)?;
@@ -35,7 +35,7 @@ impl FirstSights {
         Ok(())
     }
 
-    /// How many were dropped so far.
+    /// Returns the number of dropped notifications.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }

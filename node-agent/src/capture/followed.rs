@@ -1,7 +1,7 @@
 //! Ends that a tracepoint has missed: sockets that the kernel's programs still follow and that are gone.
 //!
-//! Looked for only where runs were skipped, and no more are taken for ended than runs were: a socket may also be in no
-//! process's hands for a while, before it is accepted or while it sends what is left.
+//! Entries are checked only if runs were skipped, and no more are taken for ended than runs were skipped. A socket may
+//! also belong to no process for a while: before it is accepted, or while it sends remaining data.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use super::{
 /// Unlisted for so long, it is taken for gone.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What was not listed, by address: since when it is followed, and since when it is missing.
+/// Unlisted sockets by address, with the time since they are tracked and missing.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
     absent: HashMap<u64, (u64, Instant)>,

@@ -31,7 +31,7 @@ const OPEN_SOCKETS: &str = "open_sockets";
 const NAMESPACES: &str = "namespaces";
 const OLD_CLOSES: &str = "old_closes";
 
-/// What is in the kernel as long as this value lives.
+/// Loaded and attached programs; they stay in the kernel while this value lives.
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub(super) struct Kernel {
     programs: Ebpf,
@@ -56,7 +56,7 @@ impl Kernel {
     /// Creates the maps and loads the programs that this way to attach needs; nothing runs yet.
     ///
     /// # Errors
-    /// When the kernel refuses what nothing works without.
+    /// Returns an error if the kernel refuses an indispensable program.
     pub(super) fn load(
         settings: &Settings,
         ground: &Ground,
@@ -170,7 +170,7 @@ impl Kernel {
     /// From now on everything is counted, until the value is dropped.
     ///
     /// # Errors
-    /// When the cgroup or the tracepoint does not take the program.
+    /// Returns an error if the cgroup or tracepoint refuses the program.
     pub(super) fn attach(&mut self, attach: Attach, cgroup_root: &Path) -> Result<(), Refusal> {
         match attach {
             Attach::SockOps => self.attach_sock_ops(cgroup_root),
@@ -213,27 +213,27 @@ impl Kernel {
         Ok(cookies)
     }
 
-    /// Whether sockets are followed by a tracepoint.
+    /// Returns whether a tracepoint tracks sockets.
     pub(super) fn follows(&self) -> bool {
         self.tracepoint.is_used()
     }
 
-    /// How many runs of the tracepoint's programs the kernel has skipped; 0 where it does not tell.
+    /// Returns the number of skipped runs of the tracepoint's programs; 0 if the kernel does not report it.
     pub(super) fn missed_runs(&mut self) -> io::Result<u64> {
         self.tracepoint.missed_runs(&mut self.programs)
     }
 
-    /// Whether it tells.
+    /// Returns whether the kernel reports skipped runs.
     pub(super) fn counts_misses(&self) -> bool {
         self.counts_misses
     }
 
-    /// What is to be known of a capture that is attached to the tracepoint.
+    /// Returns the limitations of a capture by tracepoint.
     pub(super) fn weakness(&self, release: &RunningKernel) -> &'static str {
         self.tracepoint.weakness(release)
     }
 
-    /// Whether the open sockets can be listed.
+    /// Returns whether open sockets can be listed.
     pub(super) fn can_list(&self) -> bool {
         self.can_list
     }
@@ -243,7 +243,7 @@ impl Kernel {
         self.begin_listing(OPEN_SOCKETS)
     }
 
-    /// Whether it can be listed who is in which network namespace: where sockets are followed.
+    /// Returns whether tasks can be listed with their network namespaces; only if sockets are tracked.
     pub(super) fn can_list_tasks(&self) -> bool {
         self.can_list_tasks
     }
@@ -277,7 +277,7 @@ impl Kernel {
         self.looking.set(0, if on { look::NOTES_ALL } else { look::OVER }, 0)
     }
 
-    /// What could not be stored, of one kind.
+    /// Returns the number of losses of one kind.
     pub(super) fn lost(&self, what: Loss) -> Result<u64, MapError> {
         Ok(self.lost.get(&(what as u32), 0)?.iter().sum())
     }

@@ -25,7 +25,7 @@ pub(super) struct Listing {
     pub(super) attempts: HashMap<u64, Attempt>,
     /// How many these are, by network namespace.
     pub(super) dialling: HashMap<u32, u64>,
-    /// Where in the kernel's memory sockets are, if somebody wants to know.
+    /// Kernel addresses of the listed sockets, if requested.
     present: HashSet<u64>,
 }
 
@@ -69,7 +69,7 @@ impl Listing {
         Ok(reader.end())
     }
 
-    /// Whether a socket is listed at this address.
+    /// Returns whether a socket is listed at this address.
     pub(super) fn is_present(&self, address: u64) -> bool {
         self.present.contains(&address)
     }

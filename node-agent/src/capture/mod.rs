@@ -1,8 +1,8 @@
 //! The connections of this node, as the kernel sees them: counters by flow, read now and then.
 //!
-//! [`Capture`] is what the rest of the agent knows. [`EbpfCapture`] counts in the kernel: by a `sock_ops` program, or,
-//! where that cannot be attached, by programs on the tracepoint `inet_sock_set_state` that use the same maps; an iterator
-//! lists the sockets that were there before. [`FallbackCapture`] pieces the same together without eBPF: see `fallback`.
+//! [`Capture`] is the interface to the rest of the agent. [`EbpfCapture`] counts in the kernel by a `sock_ops` program.
+//! If that cannot be attached, programs on the tracepoint `inet_sock_set_state` use the same maps. An iterator lists
+//! preexisting sockets. [`FallbackCapture`] works without eBPF: see `fallback`.
 //!
 //! The way of a connection: `prepare` makes sure of the `requirements` and then tries each [`Attach`] in turn: `kernel`
 //! loads and attaches the programs (`tracepoint` those of the second and third choice) with the `offsets` that `btf`
@@ -59,14 +59,14 @@ pub use kernel_support::Reason;
 
 /// A source of flows. Not tied to a runtime: [`Capture::read`] blocks for some milliseconds at most.
 pub trait Capture: Send {
-    /// What this capture is and what it cannot do here.
+    /// Returns the method of this capture and its limitations.
     fn description(&self) -> &Description;
 
     /// The flows whose counters have changed since the last call, with their counters since the capture began
     /// (absolute values that never decrease, but for `open_bytes_*`). Drains [`Capture::first_sights`].
     ///
     /// # Errors
-    /// When the kernel refuses to show what it counted; the next call may succeed and misses nothing.
+    /// Returns an error if the kernel refuses to return counters; the next call may succeed and misses nothing.
     fn read(&mut self) -> Result<Reading, CaptureError>;
 
     /// Becomes readable when a flow was seen for the first time; `None` where this capture cannot tell.
@@ -77,23 +77,23 @@ pub trait Capture: Send {
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey>;
 }
 
-/// What a capture is.
+/// Description of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     /// eBPF or its fallback.
     pub mode: Mode,
-    /// How the capture is attached: a word of [`Attach`] or of the fallback; empty where nothing is attached.
+    /// Attach type: a word of [`Attach`] or of the fallback; empty if nothing is attached.
     pub attach: &'static str,
-    /// When it was attached: connections that opened later are in `opened`, older ones in `preexisting`.
+    /// Time of the attach: connections that opened later are in `opened`, older ones in `preexisting`.
     pub attached_at: SystemTime,
     /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
-    /// What does not work here although the capture as a whole does.
+    /// Features that are missing although the capture works.
     pub degradations: Vec<Degradation>,
 }
 
 impl Description {
-    /// Whether this works here.
+    /// Returns whether this feature works.
     #[must_use]
     pub fn has(&self, feature: Feature) -> bool {
         !self.degradations.iter().any(|degradation| degradation.feature == feature)
@@ -126,20 +126,20 @@ pub enum Mode {
 /// A feature that this kernel, or these privileges, do not allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Degradation {
-    /// Which.
+    /// Missing feature.
     pub feature: Feature,
-    /// What was attempted, what came of it, what it means.
+    /// Failed step, its error, and the consequence.
     pub message: String,
 }
 
-/// What a capture can lack.
+/// Optional features of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
     /// Connections from before the attach, and the bytes of connections while they are open.
     OpenSockets,
     /// The end of connections that are older than any agent of this boot.
     OldCloses,
-    /// How many segments had to be sent again.
+    /// Retransmitted segments.
     Retransmits,
     /// Round-trip times.
     RoundTripTimes,
@@ -168,7 +168,7 @@ pub enum Feature {
     MaxFlows,
 }
 
-/// What one look brought.
+/// Result of one reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     /// Flows that have changed since the look before, each once.
@@ -176,14 +176,14 @@ pub struct Reading {
     /// Of these, where their connections really led or came from, with all counts since the capture began, where connection
     /// tracking has told.
     pub far_ends: Vec<(FlowKey, Vec<(FarEnd, u64)>)>,
-    /// What name servers have answered to sockets of which cgroups since the look before. Whatever led to a flow's remote
-    /// address has come with this reading or before it.
+    /// DNS responses since the last reading, with the cgroup of the receiving socket. Responses that led to a flow's
+    /// remote address come with this reading or before it.
     pub answers: Vec<(u64, Answer)>,
-    /// What could not be stored, since the capture began.
+    /// Losses since the capture began.
     pub losses: Losses,
     /// Connections opened and attempts failed that flows count or have counted, since the capture began.
     pub seen: u64,
-    /// What happened before this is in this look or in an earlier one; `None` if that is known of the present only.
+    /// Time up to which all events are in this reading or an earlier one; `None` if only the present is known.
     pub complete_until: Option<Instant>,
     /// More flows have changed than one reading has: the next one, which is due at once, has more of them.
     pub is_partial: bool,
@@ -199,11 +199,11 @@ struct Changes {
     are_partial: bool,
 }
 
-/// What happened and could not be stored, counted exactly, since the capture began.
+/// Exact numbers of events that could not be stored, since the capture began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Connections that opened while the flow table was full; and where a tracepoint is followed, connections and attempts
-    /// that namespaces have counted, beyond [`Losses::missed_runs`] and whatever else is said to be missing.
+    /// Connections that opened while the flow table was full. With a tracepoint, also connections and attempts that
+    /// namespaces counted beyond [`Losses::missed_runs`] and other known losses.
     pub opened: u64,
     /// Connections that closed while the flow table was full: their bytes are missing.
     pub closed: u64,
@@ -219,7 +219,7 @@ pub struct Losses {
     pub missed_runs: u64,
 }
 
-/// How to capture.
+/// Settings of a capture.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// A directory of the cgroup v2 hierarchy: the sockets made below it are this node's.
@@ -229,9 +229,9 @@ pub struct Settings {
     pub btf_path: PathBuf,
     /// The kernel's word on its own lockdown.
     pub lockdown_path: PathBuf,
-    /// Where the node's processes are.
+    /// Mount point of the node's procfs.
     pub proc: PathBuf,
-    /// Where tracefs may be mounted, for the classic tracepoint.
+    /// Possible mount points of tracefs, for the classic tracepoint.
     pub tracefs_paths: Vec<PathBuf>,
     /// The running kernel's release, where it is to be another than the kernel says.
     pub release: Option<String>,
@@ -252,7 +252,7 @@ pub struct Settings {
     pub max_flows: u32,
     /// Why that are fewer than were asked for, if so.
     pub shortage: Option<Shortage>,
-    /// Whether datagrams are counted, where the kernel lets them be.
+    /// Whether to count datagrams, if the kernel allows it.
     pub datagrams: bool,
     /// Conversations of datagrams that the kernel can remember at a time, about 140 bytes each. Where more go on, some
     /// count again, and it is said that this may be so ([`FlowCounters::inferred`]).
@@ -261,16 +261,16 @@ pub struct Settings {
     pub conversation_silence: Duration,
     /// For how long after the attach a conversation may be older, for all that is known.
     pub conversations_settle: Duration,
-    /// Whether answers of name servers are read, which leave the kernel for nobody else.
+    /// Whether to read DNS responses; their payload leaves the kernel only then.
     pub dns_names: bool,
     /// Size of the ring buffer of answers, in bytes: a power of two, at least a page. One takes some 150.
     pub answer_ring_bytes: u32,
     /// Size of the ring buffer of first sights, in bytes: a power of two, at least a page. A first sight takes 64.
     pub ring_bytes: u32,
-    /// How often all open sockets are listed.
+    /// Interval at which all open sockets are listed.
     pub look_every: Duration,
-    /// Whether to make a connection of our own at the start and see it counted. Only for roots that this process is
-    /// below; a capture that has not passed it may be blind without knowing.
+    /// Whether to open a test connection at the start, which must be counted. Only for roots that contain this process.
+    /// A capture that has not passed it may miss everything unnoticed.
     pub self_test: bool,
 }
 
@@ -309,7 +309,7 @@ impl Default for Settings {
 pub struct Refusal {
     /// The word for it.
     pub reason: Reason,
-    /// What was attempted, on what, what came of it, what to do.
+    /// Failed step, its object, its error, and how to fix it.
     pub message: String,
 }
 
@@ -317,9 +317,9 @@ pub struct Refusal {
 #[derive(Debug, thiserror::Error)]
 #[error("{attempted}: {source}")]
 pub struct CaptureError {
-    /// What was attempted, on what.
+    /// Failed step and its object.
     pub attempted: String,
-    /// What came of it.
+    /// Cause of the failure.
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
@@ -328,11 +328,11 @@ pub struct CaptureError {
 pub struct Finding {
     /// For which way to attach; `None` where all need it.
     pub attach: Option<Attach>,
-    /// What, in a few words.
+    /// Name of the check.
     pub what: &'static str,
-    /// Whether it is as the capture needs it.
+    /// Whether the check passed.
     pub ok: bool,
-    /// What was found; where not ok, what to do.
+    /// Result; if the check failed, also how to fix it.
     pub detail: String,
     /// Set where this way to attach, or all of them, cannot work without it.
     pub refusal: Option<Reason>,

@@ -66,7 +66,7 @@ pub(super) fn keeps_cgroups_in_a_union(btf: &Btf<'_>) -> bool {
     btf.offset("sock", "sk_cgrp_data.cgroup", 8).is_err() && btf.offset("sock", "sk_cgrp_data.val", 8).is_ok()
 }
 
-/// What the iterator reads, and programs that are not confined to the node's cgroups by where they are attached.
+/// Adds offsets for the iterator, and for programs that are not limited to the node's cgroups by their attach point.
 fn listing(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
     offsets.tcp_callback_flags = btf.offset("tcp_sock", "bpf_sock_ops_cb_flags", 1)?;
     offsets.socket_sk = btf.offset("socket", "sk", 8)?;
@@ -76,7 +76,7 @@ fn listing(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
     offsets.css_parent = btf.offset("cgroup_subsys_state", "parent", 8)?;
     offsets.css_cgroup = btf.offset("cgroup_subsys_state", "cgroup", 8)?;
     offsets.cgroup_self = {
-        // The size of the embedded structure is nobody's business: its first field is looked up instead.
+        // The size of the embedded structure may differ: its first field is looked up instead.
         btf.offset("cgroup", "self.cgroup", 8)? - offsets.css_cgroup
     };
     Ok(())

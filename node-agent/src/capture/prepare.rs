@@ -16,7 +16,7 @@ use super::{
 /// Starts the best capture that works, and notes each step.
 ///
 /// # Errors
-/// What keeps all ways from working, or the refusal of each.
+/// Returns the error that keeps all attach types from working, or the errors of each.
 pub(super) fn prepare(settings: &Settings, findings: &mut Vec<Finding>) -> Result<EbpfCapture, Refusal> {
     let ground = requirements::find(settings, findings)?;
     let mut refused = Vec::new();

@@ -1,10 +1,10 @@
-//! What the kernel says to a program, in words.
+//! Translates the kernel's errors into messages.
 
 use std::{error::Error, io};
 
 use super::{Reason, Refusal};
 
-/// Where the kernel says no for want of a permission, the capabilities that were found were not enough.
+/// Returns the error of a failed load. A missing permission means that the detected capabilities did not suffice.
 pub(super) fn load_refusal(attempted: &str, error: &(dyn Error + 'static)) -> Refusal {
     if is_permission(error) {
         return Refusal {

@@ -1,4 +1,4 @@
-//! What every way to attach needs, in the order in which it can be missing.
+//! Checks that every attach type needs, in the order in which they are run.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -12,13 +12,13 @@ use super::{
     kernel::no_listing, offsets, running_kernel::RunningKernel,
 };
 
-/// What was found.
+/// Result of the checks.
 pub(super) struct Ground {
     pub(super) release: RunningKernel,
     /// The id of the cgroup at the node's root.
     pub(super) root: u64,
     pub(super) offsets: Offsets,
-    /// What will not work, however the programs are attached.
+    /// Features that are missing with any attach type.
     pub(super) degradations: Vec<Degradation>,
     pub(super) capabilities: Capabilities,
     pub(super) lockdown: Lockdown,
@@ -81,7 +81,7 @@ fn running_kernel(settings: &Settings) -> Result<RunningKernel, Refusal> {
     Ok(kernel)
 }
 
-/// What this process may do, beyond what everything needs.
+/// Optional capabilities of this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Capabilities {
     pub(super) net_admin: bool,
@@ -142,7 +142,7 @@ fn raise_memlock() -> bool {
         || getrlimit(RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY)
 }
 
-/// How far the kernel has been locked down against its own administrators.
+/// Lockdown level of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lockdown {
     Unknown,
@@ -166,7 +166,7 @@ impl Lockdown {
         }
     }
 
-    /// Where a kernel that is locked down forbids what the capabilities would allow, that is the reason.
+    /// Replaces an error by the kernel's lockdown if that is the real cause.
     pub(super) fn explain(self, refusal: Refusal) -> Refusal {
         let locked = matches!(self, Self::Integrity | Self::Confidentiality);
         if !locked || refusal.reason != Reason::CapabilityMissing {

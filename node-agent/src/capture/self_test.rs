@@ -21,7 +21,7 @@ const ATTEMPTS: u32 = 3;
 /// Connects to itself and waits until both ends have been counted, opened and closed, once.
 ///
 /// # Errors
-/// When they are not, or no connection can be made.
+/// Returns an error if they are not counted, or no connection can be made.
 pub(super) fn run(
     attach: Attach,
     kernel: &mut Kernel,

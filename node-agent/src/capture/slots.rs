@@ -1,8 +1,8 @@
-//! Which flow each of the kernel's slots is lent to, and what it has counted since it was read last.
+//! Assignment of the kernel's slots to flows, and their counts since the last reading.
 //!
-//! A slot's counters only grow. It comes back in three steps, so that no count is lost or given to the wrong flow: its
-//! key is deleted from the kernel's index; after a grace period, in which programs that had found the slot before
-//! finish, it is read for the last time; then the kernel may lend it again.
+//! A slot's counters only grow. A slot is released in three steps, so that no count is lost or assigned to the wrong
+//! flow. Its key is deleted from the kernel's index. After a grace period, in which programs that found the slot before
+//! finish, it is read for the last time. Then the kernel may assign it again.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use node_agent_common::{FlowKey, FlowStats, RTT_BUCKETS};
 
 use crate::packed::PackedNumbers;
 
-/// How long a program may still use a slot that it has found before the slot's key was deleted. Programs take
-/// microseconds; this is long enough for one that was preempted on a crowded machine.
+/// Time for which a program may still use a slot after its key was deleted. Programs take microseconds; this suffices
+/// for one that was preempted on a busy machine.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// What is known of a slot.
@@ -28,7 +28,7 @@ enum Slot {
 /// A slot that is lent.
 #[derive(Debug)]
 struct Loan {
-    /// `None` for a slot whose counts are nobody's: the self-test's.
+    /// Flow of the slot; `None` for a slot without a flow: the self-test's.
     key: Option<FlowKey>,
     last: FlowStats,
     changed_at: Instant,
@@ -58,7 +58,7 @@ impl Slots {
         self.slots[index] = Slot::Lent(Box::new(Loan { key: Some(key), last, changed_at: now, deleted_at: None }));
     }
 
-    /// Whether it is known whom this slot is lent to.
+    /// Returns whether the flow of this slot is known.
     pub(super) fn is_known(&self, slot: u32) -> bool {
         matches!(self.slots.get(slot as usize), Some(Slot::Lent(_)))
     }
@@ -68,7 +68,7 @@ impl Slots {
         self.used
     }
 
-    /// What each flow's slot has counted since the last call, where it has counted anything.
+    /// Returns the counts of each flow's slot since the last call, if it changed.
     pub(super) fn collect(
         &mut self,
         read: impl Fn(u32) -> FlowStats,
@@ -109,7 +109,7 @@ impl Slots {
         }
     }
 
-    /// Nobody's from now on, and its key has been deleted: what it has counted and will count is left out.
+    /// Detaches a slot whose key was deleted from its flow: later counts are ignored.
     pub(super) fn disown(&mut self, slot: u32, now: Instant) {
         if let Some(Slot::Lent(loan)) = self.slots.get_mut(slot as usize) {
             loan.key = None;

@@ -14,7 +14,7 @@ use node_agent_common::TaskRecord;
 /// programs do.
 const INITIAL: u64 = 0xefff_fffc;
 
-/// Whether this process, whose `/proc` that is, knows processes by the numbers that the iterator lists.
+/// Returns whether this process, with this `/proc`, uses the process IDs that the iterator lists.
 pub(super) fn are_known_by_number(proc: &Path) -> bool {
     fs::metadata(proc.join("self/ns/pid")).is_ok_and(|namespace| namespace.ino() == INITIAL)
 }

@@ -37,7 +37,7 @@ impl Tracepoint {
     /// Loads what is to be attached.
     ///
     /// # Errors
-    /// When the kernel refuses it, or it cannot be right here.
+    /// Returns an error if the kernel refuses the program, or it cannot be right here.
     pub(super) fn load(
         programs: &mut Ebpf,
         attach: Attach,
@@ -76,7 +76,7 @@ impl Tracepoint {
     /// From now on everything is counted, until the programs are dropped.
     ///
     /// # Errors
-    /// When the kernel refuses it.
+    /// Returns an error if the kernel refuses it.
     pub(super) fn attach(&self, programs: &mut Ebpf) -> Result<(), Refusal> {
         for name in &self.loaded {
             if *name == CLASSIC {
@@ -92,12 +92,12 @@ impl Tracepoint {
         Ok(())
     }
 
-    /// Whether it is what the capture is attached to.
+    /// Returns whether the capture is attached to it.
     pub(super) fn is_used(&self) -> bool {
         !self.loaded.is_empty()
     }
 
-    /// How many changes of state no copy has seen, at most: a change is missed when all copies have missed it.
+    /// Returns the upper bound of state changes that no copy observed: a change is missed if all copies missed it.
     pub(super) fn missed_runs(&self, programs: &mut Ebpf) -> io::Result<u64> {
         let mut least = None;
         for name in &self.loaded {
@@ -112,12 +112,12 @@ impl Tracepoint {
         Ok(least.unwrap_or(0))
     }
 
-    /// Whether the kernel tells how many runs it has skipped.
+    /// Returns whether the kernel reports skipped runs.
     pub(super) fn counts_misses(&self, release: &RunningKernel) -> bool {
         !self.loaded.contains(&CLASSIC) || release.has(KernelFeature::ClassicTracepointMissCount)
     }
 
-    /// What is to be known of a capture that is attached so.
+    /// Returns the limitations of this attach type.
     pub(super) fn weakness(&self, release: &RunningKernel) -> &'static str {
         match self.loaded.as_slice() {
             [CLASSIC] if self.counts_misses(release) => {
@@ -138,7 +138,7 @@ impl Tracepoint {
     }
 }
 
-/// How many runs of a program the kernel has skipped; `None` where it does not say (before 5.12).
+/// Returns the number of skipped runs of a program; `None` if the kernel does not report it (before 5.12).
 fn missed(program: Result<&ProgramFd, ProgramError>) -> io::Result<Option<u64>> {
     let fd = program.map_err(io::Error::other)?.as_fd().as_raw_fd();
     Ok(recursion_misses(&fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?))

@@ -1,4 +1,4 @@
-//! What went over connections, as one end of them counts it.
+//! Traffic of connections, as one end counts it.
 
 /// Payload in both directions, and the segments that this end had to send again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

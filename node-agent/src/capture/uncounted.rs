@@ -1,10 +1,10 @@
-//! What a tracepoint has missed without the kernel's word: network namespaces count their connections themselves
-//! (RFC 4022), and what the programs have counted there less than that is missing.
+//! Estimates connections that the tracepoint missed without the kernel reporting it, by comparing our counts with each
+//! namespace's own TCP counters (RFC 4022, `/proc/net/snmp`).
 //!
-//! A namespace is asked first, then the sockets are listed, then the programs' counts are read: whatever the namespace
-//! had counted is in one of the two by then, so that no connection is taken for missing that is only on its way. What
-//! comes in between hides as many that are missing, until a quieter time; those of a namespace that is gone before it is
-//! asked stay unknown.
+//! A namespace's counters are read first, then the sockets are listed, then the programs' counts are read. Each
+//! connection that the namespace had counted is in one of the two by then, so no connection in progress is taken for
+//! missing. Connections that open in between hide as many missing ones, until a quieter time. A namespace that is gone
+//! cannot be audited.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,7 +27,7 @@ const MOST_EMPTY: usize = 4096;
 /// Beginnings of connections, from both ends' sides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Begun {
-    /// Attempts, whatever came of them.
+    /// Attempts, with any result.
     pub(super) clients: u64,
     /// Connections that came in.
     pub(super) servers: u64,
@@ -55,9 +55,9 @@ impl From<TcpCounts> for Begun {
 /// One namespace's account.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
-    /// What it had counted itself when counting began, and what was counted of it until then.
+    /// The namespace's own counts when counting began, and the programs' counts for it until then.
     base: [Begun; 2],
-    /// What it has said last.
+    /// The namespace's latest counts.
     said: Begun,
     counted: Begun,
     missing: u64,

@@ -1,4 +1,4 @@
-//! What the agent writes to standard error.
+//! Logging to standard error.
 
 use std::io;
 
@@ -6,13 +6,13 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-/// How to log.
+/// Options of logging.
 #[derive(Clone, Debug, Args)]
 pub struct Logging {
     /// As text or as one JSON object a line.
     #[arg(long, global = true, env = "SCOPEPROBE_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: Format,
-    /// What to log: error, warn, info, debug or trace, also by module (tracing-subscriber's directives).
+    /// Log level: error, warn, info, debug or trace, also by module (directives of tracing-subscriber).
     #[arg(long, global = true, env = "SCOPEPROBE_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
 }

@@ -16,10 +16,10 @@ use crate::{
 pub mod logging;
 pub mod run;
 
-/// Where a pod of the agent has the node's cgroups, and where everybody has them.
+/// Mount points of the node's cgroups: in the agent's pod, and elsewhere.
 const CGROUP_MOUNTS: [&str; 2] = ["/host/sys/fs/cgroup", "/sys/fs/cgroup"];
 
-/// Who talks to whom on this machine: captured in the kernel, by container and process.
+/// Shows and reports the connections of this machine, by container and process.
 #[derive(Debug, Parser)]
 #[command(name = "scopeprobe-agent", version)]
 pub struct Cli {
@@ -40,7 +40,7 @@ enum Command {
     Run(run::Arguments),
 }
 
-/// How to capture; the same for all commands.
+/// Options of the capture, common to all commands.
 #[derive(Clone, Debug, Args)]
 pub struct CaptureArguments {
     /// The cgroup v2 directory whose sockets are this node's [default: found below /host/sys/fs/cgroup, else
@@ -50,7 +50,7 @@ pub struct CaptureArguments {
     /// The running kernel's type information.
     #[arg(long, env = "SCOPEPROBE_BTF", value_name = "FILE", default_value = "/sys/kernel/btf/vmlinux")]
     btf: PathBuf,
-    /// How the programs are attached [default: the first of these that works here].
+    /// Attach type of the programs [default: the first one that works].
     #[arg(long, env = "SCOPEPROBE_ATTACH", value_enum)]
     attach: Option<Attach>,
     /// How many flows the kernel can count at a time; what doesn't fit is counted as lost. Fewer where the memory limit of
@@ -62,10 +62,11 @@ pub struct CaptureArguments {
     /// the agent itself isn't below.
     #[arg(long, env = "SCOPEPROBE_SKIP_SELF_TEST")]
     skip_self_test: bool,
-    /// Whether to read the answers that name servers give to this node's sockets, to name the addresses that are called.
+    /// Whether to read DNS responses to this node's sockets, to name external addresses.
     #[arg(long, env = "SCOPEPROBE_DNS_NAMES", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     dns_names: bool,
-    /// What the capture without eBPF may use of a core, in thousandths; it looks less often where that is not enough.
+    /// CPU budget of the capture without eBPF, in thousandths of a core; the agent scans less often if it does not
+    /// suffice.
     #[arg(long, env = "SCOPEPROBE_FALLBACK_CPU_BUDGET", value_name = "MILLICORES", default_value_t = 50,
           value_parser = clap::value_parser!(u32).range(5..=2000))]
     fallback_cpu_budget: u32,
@@ -84,7 +85,7 @@ impl CaptureArguments {
         find_cgroup_root(root)
     }
 
-    /// What the capture wants to know.
+    /// Returns the settings of the capture.
     ///
     /// # Errors
     /// See [`CaptureArguments::cgroup_root`].
@@ -107,7 +108,7 @@ impl CaptureArguments {
         }
     }
 
-    /// What the capture without eBPF wants to know.
+    /// Returns the settings of the capture without eBPF.
     ///
     /// # Errors
     /// See [`CaptureArguments::cgroup_root`].
@@ -142,7 +143,7 @@ impl CaptureArguments {
         found.unwrap_or_else(|| PathBuf::from(CGROUP_MOUNTS[1]))
     }
 
-    /// How many flows the agent remembers: the kernel's, and as many that are over.
+    /// Returns the maximum number of flows in the agent's memory: twice the kernel's.
     #[must_use]
     pub fn remembered_flows(&self) -> usize {
         2 * self.budget().flows as usize
@@ -170,7 +171,7 @@ pub fn duration(text: &str) -> Result<std::time::Duration, String> {
 /// Reads the command line and does what it says.
 ///
 /// # Errors
-/// What kept the command from being carried out, for people.
+/// Returns a human-readable error if the command failed.
 pub fn main() -> anyhow::Result<ExitCode> {
     crate::memory::keep_small();
     let cli = Cli::parse();

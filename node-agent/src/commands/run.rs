@@ -1,4 +1,4 @@
-//! `run`: captures, reports and serves the endpoints until it is told to end.
+//! `run`: captures, reports and serves the endpoints until it is stopped.
 
 use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
@@ -27,10 +27,10 @@ use crate::{
     supervision::{self, Captures},
 };
 
-/// How long the last read and the last report may take after SIGTERM, each.
+/// Time limit of the last reading and of the last report after SIGTERM, each.
 const CLOSING_TIME: Duration = Duration::from_secs(3);
 
-/// How to report.
+/// Options of reporting.
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
     /// The Kubernetes node's name.
@@ -42,16 +42,16 @@ pub struct Arguments {
     /// Report without encryption.
     #[arg(long, env = "SCOPEPROBE_INSECURE_PLAINTEXT")]
     insecure_plaintext: bool,
-    /// How to capture.
+    /// Capture mode.
     #[arg(long, env = "SCOPEPROBE_MODE", value_enum, default_value = "ebpf")]
     mode: Mode,
     /// The longest time from a change to its report. New flows are reported at once.
     #[arg(long, env = "SCOPEPROBE_REPORT_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     report_interval: Duration,
-    /// How long the quiet flows of a container that is gone are remembered.
+    /// Time for which idle flows of a removed container are kept.
     #[arg(long, env = "SCOPEPROBE_RETENTION", value_name = "DURATION", default_value = "1h", value_parser = duration)]
     retention: Duration,
-    /// Where /livez, /readyz and /metrics are served.
+    /// Address that serves /livez, /readyz and /metrics.
     #[arg(long, env = "SCOPEPROBE_HTTP_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:9464")]
     http_listen: SocketAddr,
     /// Break the capture on purpose when told so by signals (SIGUSR1 kills, SIGUSR2 starves, SIGRTMIN+1 refuses).

@@ -13,7 +13,7 @@ use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, RCODE, TYPE, rdata::RDa
 pub struct Answer {
     /// The name that was asked for: lower case, without the final dot, printable ASCII, 1 to 253 bytes.
     pub name: String,
-    /// Where it leads, through whatever aliases.
+    /// Addresses of the name, through any aliases.
     pub addresses: Vec<IpAddr>,
     /// For how long that holds.
     pub ttl: Duration,
@@ -64,7 +64,7 @@ fn aliases<'a>(packet: &Packet<'a>, name: &Name<'a>) -> Vec<Name<'a>> {
     found
 }
 
-/// Names are the same in whatever case they are written (RFC 4343).
+/// Compares names without regard to case (RFC 4343).
 fn is_same(one: &Name<'_>, other: &Name<'_>) -> bool {
     one.to_string().eq_ignore_ascii_case(&other.to_string())
 }
@@ -119,7 +119,7 @@ mod tests {
                 record(&cdn, A, 20, &[192, 0, 2, 1]),
                 record(&cdn, A, 30, &[192, 0, 2, 2]),
                 record(&cdn, AAAA, 30, &[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
-                // Of somebody whom nobody has asked for.
+                // An address of a name that was not asked for.
                 record(&labels("bank.example"), A, 30, &[192, 0, 2, 66]),
             ],
         )

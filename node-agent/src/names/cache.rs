@@ -1,4 +1,4 @@
-//! What is remembered of answers: for each client and address, the names that have led there. Bounded. Pure.
+//! Cache of DNS responses: for each client and address, the names that led to it. Bounded. Pure.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,14 +11,14 @@ use report::MAX_REMOTE_NAMES;
 
 use super::Answer;
 
-/// What keeps it small.
+/// Bounds of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamesBounds {
     /// The most addresses of clients that are remembered; of more, those that were answered longest ago go.
     pub addresses: usize,
     /// The same of the bytes that their names take.
     pub bytes: usize,
-    /// A name holds for so long, even where its answer says less: whoever has asked will call.
+    /// Minimum lifetime of a name, also for a shorter TTL: the client will connect soon.
     pub least: Duration,
     /// And for no longer than this.
     pub most: Duration,
@@ -30,7 +30,7 @@ impl Default for NamesBounds {
     }
 }
 
-/// Whose answer: the client's cgroup, and an address in it.
+/// Client's cgroup, and an address that it was given.
 type Key = (u64, IpAddr);
 
 #[derive(Debug)]
@@ -105,13 +105,13 @@ impl Names {
         names
     }
 
-    /// How many addresses of clients are remembered.
+    /// Returns the number of cached addresses.
     #[must_use]
     pub fn len(&self) -> usize {
         self.known.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the cache is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()

@@ -1,4 +1,4 @@
-//! Which names have led clients of this node to the addresses that they call: what answers of name servers have said.
+//! DNS names that led clients of this node to the addresses that they call.
 
 mod answer;
 mod cache;

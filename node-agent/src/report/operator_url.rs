@@ -1,4 +1,4 @@
-//! Which addresses of an operator are accepted.
+//! Validates the operator's address.
 
 use tonic::transport::Uri;
 
@@ -10,7 +10,7 @@ pub enum UrlError {
     Malformed {
         /// As it was given.
         url: String,
-        /// What is wrong with it.
+        /// Error description.
         reason: String,
     },
     /// Plain text without consent.

@@ -1,4 +1,4 @@
-//! Which message comes next on a stream. Pure: the stream itself is [`super::stream`]'s.
+//! Selects the next message of a stream. Pure: [`super::stream`] does the I/O.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,7 +26,7 @@ pub struct Session {
     sequence: u64,
     /// The epoch of the last message.
     epoch: Option<Epoch>,
-    /// What is still to come of the snapshot under way.
+    /// Remaining flows of the current snapshot.
     snapshot: Option<Snapshot>,
     /// The flows of the last message, which is acknowledged when the next one is asked for.
     under_way: Vec<(FlowKey, FlowCounters)>,
@@ -59,7 +59,7 @@ impl Session {
         self.sequence
     }
 
-    /// Whether there is something that the operator doesn't know.
+    /// Returns whether there are changes that the operator has not received.
     #[must_use]
     pub fn has_news(&self, observation: &Observation) -> bool {
         self.snapshot.is_some()
@@ -165,7 +165,7 @@ impl Session {
     }
 }
 
-/// How long ago something of a flow happened.
+/// Returns the ages of a flow's events.
 fn ages(flows: &FlowStore, key: &FlowKey, now: Instant) -> Ages {
     let Some(times) = flows.times(key) else { return Ages::default() };
     let before_first = now.saturating_duration_since(times.before_first);
@@ -173,7 +173,8 @@ fn ages(flows: &FlowStore, key: &FlowKey, now: Instant) -> Ages {
     Ages::of(before_first, before_news, now.saturating_duration_since(times.changed))
 }
 
-/// Whether it is time for a snapshot that tells which flows have left: it fits into one message, or an eighth of all have.
+/// Returns whether to send a snapshot that shows which flows were removed: it fits into one message, or an eighth of
+/// all flows were removed.
 fn has_many_left(flows: &FlowStore) -> bool {
     let left = flows.left_since_snapshot();
     left > 0 && (flows.len() <= MAX_FLOWS_PER_MESSAGE || left >= flows.len() / 8)
@@ -220,7 +221,7 @@ mod tests {
         observation.absorb(Reading { flows: vec![(key, counters)], ..Reading::default() }, Instant::now());
     }
 
-    /// What an operator that follows report.proto makes of the messages.
+    /// Model of an operator that follows report.proto.
     #[derive(Default)]
     struct Operator {
         epoch: Vec<u8>,
@@ -348,7 +349,8 @@ mod tests {
     }
 
     proptest! {
-        /// However streams break and captures start anew: whoever follows the protocol ends up with the truth.
+        /// A receiver that follows the protocol ends with the true state, regardless of broken streams and restarted
+        /// captures.
         #[test]
         fn the_operator_knows_the_truth_in_the_end(flows_before in 0u16..2500, steps in steps()) {
             let root = tempfile::tempdir().unwrap();

@@ -24,12 +24,12 @@ use crate::{
     observation::{Observation, Shared},
 };
 
-/// How patient a reporter is.
+/// Timeouts of a reporter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// How long a connection attempt, and the answer to an HTTP/2 ping, may take.
+    /// Timeout of a connection attempt, and of an HTTP/2 ping.
     pub connect: Duration,
-    /// How long a message may stay unanswered before the stream is given up.
+    /// Time after which a stream with an unanswered message is closed.
     pub reply: Duration,
     /// The longest silence, and the time between HTTP/2 pings.
     pub silence: Duration,
@@ -38,7 +38,7 @@ pub struct Patience {
     /// The same before a new epoch is drawn in the place of one that the operator has ended: two agents that run for the
     /// same node must not end each other's epochs all the time.
     pub new_epoch: (Duration, Duration),
-    /// How long the first stream waits for the capture's start, so that it doesn't begin with not knowing.
+    /// Time for which the first stream waits for the capture's start, to report a known state first.
     pub start: Duration,
 }
 
@@ -67,9 +67,9 @@ pub enum StreamError {
     /// Silence.
     #[error("message {sequence} was not answered within {patience:?}")]
     Silent {
-        /// Which message.
+        /// Sequence number of the message.
         sequence: u64,
-        /// How long was waited.
+        /// Time waited.
         patience: Duration,
     },
     /// The operator ended the stream.
@@ -78,14 +78,14 @@ pub enum StreamError {
     /// A reply to what was never sent.
     #[error("message {replied} was acknowledged, but only {sent} have been sent")]
     Garbage {
-        /// What the operator says it has.
+        /// Sequence number that the operator acknowledged.
         replied: u64,
-        /// What it can have at most.
+        /// Highest sequence number that was sent.
         sent: u64,
     },
 }
 
-/// What the system said: the layers above only say that something below failed.
+/// Returns the system's error: outer errors only say that an inner one occurred.
 fn innermost(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source()).last().unwrap_or(error).to_string()
 }
@@ -107,15 +107,15 @@ impl From<tonic::Status> for StreamError {
 pub struct Reporter {
     /// The Kubernetes node's name.
     pub node: String,
-    /// Where the operator listens.
+    /// Address of the operator.
     pub operator: Uri,
-    /// What is reported.
+    /// State to report.
     pub observation: Shared,
     /// Says that the observation has changed.
     pub changed: Arc<Notify>,
-    /// What becomes of the reports.
+    /// Metrics of the reports.
     pub metrics: ReportMetrics,
-    /// How long is waited for what.
+    /// Timeouts.
     pub patience: Patience,
 }
 

@@ -44,7 +44,7 @@ pub fn capture_state(state: &CaptureState, now: Instant) -> wire::CaptureState {
     }
 }
 
-/// Whose cgroup it is.
+/// Returns the identity of a cgroup.
 #[must_use]
 pub fn identity(cgroup_id: u64, attributed: &Attributed) -> wire::Identity {
     let owner = match attributed.owner.clone() {

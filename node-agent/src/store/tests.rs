@@ -25,7 +25,7 @@ fn tell(store: &mut FlowStore) -> Vec<(FlowKey, FlowCounters)> {
     news
 }
 
-/// With a capture that drops whatever it is asked to.
+/// Expires flows with a capture that drops all requested ones.
 fn expire(store: &mut FlowStore, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
     let mut keys = store.dispensable(now, &is_live);
     store.drop_flows(&keys, now, is_live);

@@ -32,10 +32,10 @@ pub mod view;
 /// Between two pictures.
 const REDRAW: Duration = Duration::from_secs(1);
 
-/// How long what has ended stays in the picture.
+/// Time for which ended flows stay visible.
 const RETENTION: Duration = Duration::from_hours(1);
 
-/// What to show.
+/// Options of `watch`.
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
     /// Show it once and end: what is open now, and with --for what happened meanwhile.
@@ -57,7 +57,7 @@ enum Output {
     Json,
 }
 
-/// Shows until it is told to end. The exit code is 3 where nothing can be captured.
+/// Shows connections until it is stopped. Returns exit code 3 if nothing can be captured.
 ///
 /// # Errors
 /// If the output can't be written.
@@ -139,7 +139,7 @@ async fn show_live(output: Output, observation: &Shared, changed: &Notify, end: 
             Output::Table => write(&(table::render(&view, None) + "\n")),
             Output::Json => json_line(&view),
         };
-        // Nobody reads any more.
+        // The reader is gone.
         if shown.is_err() {
             return;
         }
@@ -160,7 +160,7 @@ fn print_once(output: Output, observation: &Shared) -> anyhow::Result<()> {
         Output::Json => serde_json::to_string_pretty(&view)? + "\n",
     };
     match write(&text) {
-        // Whoever read has seen enough.
+        // The reader closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("can't write to standard output"),
     }

@@ -15,17 +15,17 @@ use topology::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
-    /// Whose end this is.
+    /// Owner of this end.
     pub owner: CgroupOwner,
-    /// Which end this is.
+    /// Observed end.
     pub role: Role,
     /// The other end's address as this end sees it.
     pub remote: IpAddr,
     /// The server's port as this end sees it.
     pub port: u16,
-    /// What is spoken at that port.
+    /// Transport protocol at that port.
     pub protocol: Protocol,
-    /// Who is at the other end, where that end is on this machine, too.
+    /// Owners of the other end, if that end is on this machine as well.
     pub peers: BTreeSet<CgroupOwner>,
     /// Connections opened since the start.
     pub opened: u64,

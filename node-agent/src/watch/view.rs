@@ -1,4 +1,4 @@
-//! What is shown: the rows and how complete they are.
+//! Shown rows, and their completeness.
 
 use serde::Serialize;
 
@@ -16,15 +16,15 @@ pub struct View {
     pub mode: &'static str,
     /// Why, as a word.
     pub reason: &'static str,
-    /// What doesn't work here.
+    /// Missing feature and its effect.
     pub message: String,
-    /// How the capture is attached.
+    /// Attach type.
     pub attach: &'static str,
     /// The kernel's release.
     pub kernel: String,
     /// Connections opened and attempts failed since the start.
     pub seen: u64,
-    /// What could not be stored.
+    /// Losses.
     pub losses: LossCounts,
     /// Flows that left the memory early: their counts are missing in the rows.
     pub evicted_flows: u64,
@@ -34,7 +34,7 @@ pub struct View {
     pub rows: Vec<Row>,
 }
 
-/// What could not be stored, counted exactly.
+/// Exact numbers of events that could not be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LossCounts {
@@ -49,7 +49,7 @@ pub struct LossCounts {
 }
 
 impl View {
-    /// What the observation shows now.
+    /// Returns the current view of an observation.
     #[must_use]
     pub fn of(observation: &mut Observation) -> Self {
         let now = std::time::Instant::now();

@@ -1,4 +1,4 @@
-//! What the programs for datagrams cost TCP: a measurement, not a test.
+//! Measures the cost of the UDP programs for TCP; no test.
 
 use std::{fs, path::Path};
 

@@ -125,7 +125,7 @@ fn refused_attempts_are_counted_at_the_client_alone(attach: Attach) {
     watched.expect(&expected);
 }
 
-/// Whether the client does it, and what.
+/// Whether the client executes the command, and the command.
 type Step = (bool, &'static str);
 
 fn bytes_are_payload_in_every_order_of_closing(attach: Attach) {
@@ -278,7 +278,7 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Atta
     watched.assert_nothing_lost();
     drop(watched);
 
-    // While nobody looks, one ends, one begins, one goes on.
+    // Without a capture, one ends, one begins, one continues.
     client.tell("close b");
     server.tell("end b");
     server.tell("close b");
@@ -476,8 +476,8 @@ fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
     assert_eq!((watched.seen, watched.losses), (5 * 2, Losses::default()));
 }
 
-/// Starting in the middle of a storm, once with connections that no capture has seen, and once with connections that
-/// carry the marks of a capture that ends just then: whatever was counted as open ends, with all of its bytes.
+/// Starts a capture under load, once with connections that no capture has observed, and once with flags of a capture
+/// that ends just then. Each connection that counted as open ends, with all of its bytes.
 #[test]
 fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves() {
     const THREADS: u64 = 4;

@@ -51,7 +51,7 @@ fn what_the_classic_tracepoint_misses_is_counted_as_lost() {
     }
 }
 
-/// What cannot be followed for want of room is counted, once, as beginning and as end.
+/// Sockets that cannot be tracked for lack of room count once, at their start and at their end.
 #[test]
 fn connections_that_find_no_room_to_be_followed_are_counted() {
     let node = node_or_skip!();

@@ -1,4 +1,4 @@
-//! Whatever a node may lack is refused by its name, and the next best way is taken.
+//! Missing features of a node are reported by name, and the next attach type is used.
 
 use std::path::PathBuf;
 
@@ -172,7 +172,7 @@ fn three_capabilities_are_enough() {
     assert!(output.contains("chosen: SockOps"), "{output}");
 }
 
-/// What the DaemonSet for this kernel has.
+/// Returns the capabilities of this kernel's DaemonSet.
 fn needed() -> &'static str {
     if crate::lab::kernel_has(KernelFeature::CgroupAccountedMaps) {
         "+bpf,+perfmon,+net_admin"

@@ -13,7 +13,7 @@ use crate::lab::{
     routed::{Routed, addresses},
 };
 
-/// So many conversations, none of them open, for nobody tells when one ends.
+/// Returns counters of conversations; none is open, since UDP has no end.
 fn counted(opened: u64, sent: u64, received: u64) -> FlowCounters {
     FlowCounters { opened, closed: opened, bytes_sent: sent, bytes_received: received, ..FlowCounters::default() }
 }

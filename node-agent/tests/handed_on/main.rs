@@ -1,7 +1,7 @@
-//! Pods that hand their addresses on within milliseconds, under load: real sockets in network namespaces and cgroups, seen
-//! by the real capture, told by the agent's own messages, joined by the real graph. A half of the pods is on a node
-//! without an agent, so that addresses are all that is known of them. Every connection that an edge has between two pods
-//! is one that these two have had, by their own word; no address makes anybody else of them.
+//! Tests address reuse within milliseconds, under load: real sockets in network namespaces and cgroups, the real
+//! capture, the agent's own messages, the real graph. Half of the pods are on a node without an agent, so that only
+//! their addresses are known. Each connection of an edge between two pods must be one that these two made, by their own
+//! counts.
 //!
 //! `SCOPEPROBE_HANDED_ON_SECONDS=180 cargo test -p scopeprobe-agent --test handed_on -- --nocapture` goes on for three
 //! minutes and prints what it found.
@@ -21,9 +21,9 @@ use lab::node_or_skip;
 use operator::Operator;
 use stage::Stage;
 
-/// How many addresses there are, each with a pod at any time.
+/// Number of addresses, each held by one pod at any time.
 const ADDRESSES: usize = 200;
-/// How long it goes on, unless told otherwise.
+/// Default duration.
 const USUAL: Duration = Duration::from_secs(20);
 /// Between two graphs.
 const LOOK_AT_GRAPH: Duration = Duration::from_secs(10);

@@ -106,7 +106,7 @@ impl Operator {
         Self { messages, over, agent, ledger: Ledger::new(), directory: Directory::new() }
     }
 
-    /// What the agent has said meanwhile.
+    /// Receives the agent's messages.
     pub fn listen(&mut self) {
         while let Ok((made, message)) = self.messages.try_recv() {
             self.take_in(&message, made);
@@ -114,7 +114,7 @@ impl Operator {
         assert!(!self.agent.as_ref().is_some_and(JoinHandle::is_finished), "the agent has ended");
     }
 
-    /// What need not be told apart is not.
+    /// Merges parts that need not be kept apart.
     pub fn keep_house(&mut self) {
         let (directory, now) = (&self.directory, SystemTime::now());
         self.ledger.condense(|flow, one, next| directory.are_one(flow.remote, one, next, now));
@@ -147,7 +147,7 @@ impl Operator {
         }
     }
 
-    /// What the API has said meanwhile.
+    /// Applies the events of the API.
     pub fn learn(&mut self, events: &Events) {
         let now = SystemTime::now();
         for event in events.due() {

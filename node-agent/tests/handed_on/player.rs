@@ -1,5 +1,5 @@
-//! What runs at one address: one pod after the other, each of which answers with its name, calls others, and counts by
-//! itself who has answered.
+//! Process at one address: one pod after the other. Each responds with its name, calls others, and counts the
+//! responses.
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +21,9 @@ pub const PORT: u16 = 8080;
 /// A pod's name, as it goes over the wire.
 const NAME: usize = 16;
 
-/// Reads from the standard input who to be: `be <name> <milliseconds between calls> <number> <addresses>` until `end`, which
-/// answers with all calls: `<name>=<times>` for those that were answered, `<address>/<since>/<until>` (milliseconds since
-/// 1970) for each that nobody answered.
+/// Reads `be <name> <milliseconds between calls> <number> <addresses>` from standard input until `end`. The answer to
+/// that lists all calls: `<name>=<times>` for responses, `<address>/<since>/<until>` (milliseconds since 1970) for each
+/// call without one.
 pub fn play() {
     let mut lines = io::stdin().lock().lines();
     while let Some(Ok(line)) = lines.next() {
@@ -61,7 +61,7 @@ fn padded(name: &str) -> [u8; NAME] {
     bytes
 }
 
-/// Who is accepted is answered, those included that wait when the end comes.
+/// Answers each accepted connection, including those that wait at the end.
 fn answer(listener: &TcpListener, name: &str, stop: &EventFd) {
     loop {
         while let Ok((mut stream, _)) = listener.accept() {

@@ -19,16 +19,16 @@ use super::{
     truth::{self, Truth},
 };
 
-/// How many addresses each pod calls.
+/// Number of addresses that each pod calls.
 const TARGETS: usize = 5;
 /// The average pause between two calls.
 const PAUSE_MS: u64 = 300;
 /// The router's, at each of its ends.
 const GATEWAY: &str = "169.254.1.1";
-/// What the API tells comes at most so late.
+/// Maximum delay of an API event.
 const LATEST_MS: u64 = 1_500;
 
-/// What the cluster's API says.
+/// Event of the cluster's API.
 pub enum Event {
     Is(Box<Pod>),
     Gone { uid: String, life: Life },
@@ -124,7 +124,7 @@ impl Stage {
         Self { places, _router: router }
     }
 
-    /// Lets pods come and go for so long, while `watch` is told of it as the API would.
+    /// Runs pods for this duration, while `watch` receives the events of the API.
     pub fn play(mut self, lasting: Duration, watch: impl FnOnce(&Events)) -> Truth {
         let (events, numbers, truth) = (Events::default(), AtomicU64::new(1), Mutex::new(Truth::default()));
         let end = Instant::now() + lasting;
@@ -189,7 +189,7 @@ impl Place {
             let until = SystemTime::now();
             freed = Some(Instant::now());
             pod.life.finished = Some(cut(until));
-            // What is told last comes last.
+            // The last event arrives last.
             let told = Event::Gone { uid: pod.uid, life: pod.life };
             events.tell(late(LATEST_MS + next(LATEST_MS)), told);
             let _ = fs::write(self.root.join("idle/cgroup.procs"), self.process.pid().to_string());

@@ -1,4 +1,4 @@
-//! Who really talked to whom, by the pods' own word, and what of it is shown.
+//! Real connections by the pods' own counts, and how many of them are shown.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,7 +35,7 @@ pub struct Truth {
     /// By client and server.
     pub answered: BTreeMap<(String, String), u64>,
     pub unanswered: Vec<Unanswered>,
-    /// How long addresses belonged to nobody between two pods.
+    /// Time without an owner between two pods of an address.
     pub gaps: Vec<Duration>,
 }
 

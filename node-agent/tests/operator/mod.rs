@@ -16,7 +16,7 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-/// How the operator treats one stream.
+/// Behavior of the operator on one stream.
 #[derive(Clone, Copy, Debug)]
 #[allow(dead_code, reason = "not every test has all of them")]
 pub enum Manner {
@@ -42,7 +42,7 @@ struct Operator {
     manners: Arc<Mutex<VecDeque<Manner>>>,
     streams: Arc<Mutex<usize>>,
     ended: Arc<Mutex<HashSet<Vec<u8>>>>,
-    /// What has come in, with the number of its stream.
+    /// Received messages, with the number of their stream.
     received: mpsc::UnboundedSender<(usize, AgentReport)>,
     /// A permit for each answer.
     answers: Arc<Semaphore>,

@@ -1,4 +1,4 @@
-//! What a capture has seen against what was done.
+//! Compares a capture's results with what happened.
 
 use std::{fmt, sync::Once};
 
@@ -46,7 +46,7 @@ impl fmt::Display for Share {
     }
 }
 
-/// What a capture says of the payload.
+/// Completeness of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bytes {
     Exact,
@@ -111,7 +111,7 @@ impl Figures {
         self.losses.missed_runs + self.losses.opened + self.losses.failed
     }
 
-    /// What is not as it was promised.
+    /// Returns the violations of a promise.
     pub fn complaints(&self, method: &str, promise: Promise) -> Vec<String> {
         let all_but_lost = self.connections.lacks() + self.failed.lacks() <= self.said_to_be_lost();
         let kept = |promise| match promise {

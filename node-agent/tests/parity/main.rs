@@ -80,7 +80,7 @@ fn compare(methods: &[Method], node: &Node, host_pid: u32, steering: bool, make:
     let oracle = make();
     let table = Table::new(&format!("{}/s{}", oracle.rate, if steering { ", RPS" } else { "" }));
     let mut complaints = Vec::new();
-    // All are told before the first is waited for.
+    // All are stopped before the first result is awaited.
     for (_, witness) in &witnesses {
         if let Ok(witness) = witness {
             witness.end();

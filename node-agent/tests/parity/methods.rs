@@ -11,7 +11,7 @@ pub enum How {
     Fallback,
 }
 
-/// What has to come of it.
+/// Expected completeness of a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
     /// Everything.

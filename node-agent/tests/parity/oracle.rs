@@ -13,7 +13,7 @@ const SHORT: (usize, usize, usize) = (40, 13, 100);
 /// Attempts that are refused.
 const REFUSED: u64 = 25;
 
-/// What an edge's connections are like.
+/// Kind of an edge's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Long,
@@ -21,7 +21,7 @@ pub enum Kind {
     Refused,
 }
 
-/// What was done on an edge.
+/// Connections that were made on an edge.
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
     pub kind: Kind,
@@ -31,7 +31,7 @@ pub struct Done {
     pub received: u64,
 }
 
-/// What was done.
+/// Connections that were made.
 #[derive(Debug, Default)]
 pub struct Oracle {
     pub edges: BTreeMap<FlowKey, Done>,
@@ -60,7 +60,7 @@ impl Oracle {
         self.edges.insert(server, Done { sent: done.received, received: done.sent, ..done });
     }
 
-    /// What client and server have counted, each for itself.
+    /// Adds the counts of client and server, which count separately.
     fn add_all(
         &mut self,
         kind: Kind,
@@ -160,7 +160,7 @@ fn targets(ways: &[Way]) -> String {
     ways.iter().map(|way| way.dial.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-/// What a process has answered: how many of each, and how long it took.
+/// Parses a process's counts, and the time it took.
 fn counts(answer: &str) -> (Vec<u64>, u64) {
     let number = |word: &str| word.parse().unwrap_or_else(|_| panic!("the process said: {answer}"));
     let (counts, milliseconds) = answer.split_once(' ').unwrap_or((answer, "0"));

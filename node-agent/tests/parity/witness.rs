@@ -30,7 +30,7 @@ pub struct Witness {
     thread: JoinHandle<Testimony>,
 }
 
-/// What it has seen.
+/// Results of one capture.
 #[derive(Debug, Default)]
 pub struct Testimony {
     pub flows: BTreeMap<FlowKey, FlowCounters>,

@@ -79,7 +79,7 @@ async fn agent_survives_a_million_flows_in_its_default_memory() {
     let Some(machine) = Machine::new(MEMORY) else { return };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    // The port is free again when this listener is gone: nobody else in this machine asks for that very port.
+    // The port is free again when this listener is gone: no other process of the test requests that port.
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let (received, _answers) = operator::serve(listener, &[]);
     let tally = Tally::of(received);

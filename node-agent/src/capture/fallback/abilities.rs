@@ -1,4 +1,4 @@
-//! What this process may do on this machine, and what follows.
+//! Capabilities of this process on this machine, and their consequences.
 
 use std::{
     fs::{self, File},
@@ -20,7 +20,7 @@ use super::{
     socket::Dump,
 };
 
-/// What there is to look with.
+/// Available methods.
 pub(super) struct Abilities {
     pub(super) cgroups: Cgroups,
     pub(super) conntrack: Option<Conntrack>,
@@ -30,7 +30,7 @@ pub(super) struct Abilities {
 
 impl Abilities {
     /// # Errors
-    /// Where nothing would come of it.
+    /// Returns an error if no method works.
     pub(super) fn find(settings: &FallbackSettings) -> Result<Self, Refusal> {
         let find = || {
             let cgroups = cgroups(settings)?;
@@ -162,8 +162,8 @@ fn has_cgroups(dump: &Dump) -> bool {
     of.chain(dump.listeners.iter().map(|listener| listener.cgroup)).all(|cgroup| cgroup.is_some())
 }
 
-/// Whether new connections are counted in bytes. The file is that of this process's own network namespace; new
-/// namespaces begin with the host's value.
+/// Returns whether conntrack counts bytes of new connections. The file belongs to this process's own network namespace;
+/// new namespaces start with the host's value.
 fn accounts(proc: &Path) -> bool {
     let mut first = [0];
     File::open(proc.join("sys/net/netfilter/nf_conntrack_acct"))

@@ -36,13 +36,13 @@ impl Account {
     }
 }
 
-/// How it is known what is counted.
+/// Evidence for what is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Evidence {
     pub(super) methods: Methods,
-    /// Whether the direction is a guess.
+    /// Whether the direction is inferred.
     pub(super) inferred: bool,
-    /// Whether it is known already that not all of its payload will be known.
+    /// Whether a part of its payload is already known to be missing.
     pub(super) without_bytes: bool,
 }
 
@@ -120,7 +120,7 @@ impl Accounts {
         });
     }
 
-    /// What TCP has measured of an open connection is known; its round-trip time was known as `before`.
+    /// Records TCP measurements of an open connection; `before` is its previous round-trip time.
     pub(super) fn measure(&mut self, key: FlowKey, before: Option<RttBucket>, rtt: Option<RttBucket>) {
         if before == rtt && self.flows.get(&key).is_none_or(|account| account.counters().retransmits.is_some()) {
             return;
@@ -168,7 +168,7 @@ impl Accounts {
         }
     }
 
-    /// Where the flow's connections really led, or came from, if it is known of any.
+    /// Returns the NAT peers of the flow's connections, if any are known.
     pub(super) fn far_ends(&self, key: &FlowKey) -> Option<&[(FarEnd, u64)]> {
         self.flows.get(key).map(|account| account.far_ends.as_slice()).filter(|far_ends| !far_ends.is_empty())
     }
@@ -209,12 +209,12 @@ impl Accounts {
         true
     }
 
-    /// Whether a flow has come since this was asked last.
+    /// Returns whether a new flow appeared since the last call.
     pub(super) fn has_new(&mut self) -> bool {
         std::mem::take(&mut self.new_flows)
     }
 
-    /// What did not fit.
+    /// Returns the losses.
     pub(super) fn lost(&self) -> Losses {
         self.lost
     }

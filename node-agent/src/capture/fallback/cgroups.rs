@@ -25,8 +25,7 @@ pub(in crate::capture) struct Cgroups {
     root_id: u64,
     /// The root below the mount point.
     root_path: Vec<String>,
-    /// Where what this process sees as the root of all cgroups is below the mount point: `/proc/<pid>/cgroup` counts
-    /// from there.
+    /// Path of this process's root cgroup below the mount point, to which `/proc/<pid>/cgroup` is relative.
     base: Vec<String>,
     /// Known ids, with their paths below the root.
     ids: HashMap<u64, Vec<String>>,
@@ -50,7 +49,7 @@ impl Cgroups {
         Ok(cgroups)
     }
 
-    /// Whether this cgroup is the root or below it.
+    /// Returns whether this cgroup is the root or below it.
     pub(super) fn is_ours(&self, id: u64) -> bool {
         self.root_id == WHOLE_MACHINE || self.ids.contains_key(&id)
     }
@@ -122,7 +121,7 @@ fn parts(path: &str) -> Vec<String> {
     path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
-/// What `/proc/<pid>/cgroup` shows, which begins with `..` for what is not below the reader's own root.
+/// Converts a path of `/proc/<pid>/cgroup`. It begins with `..` if it is not below the reader's own root.
 fn absolute(base: &[String], shown: &str) -> Option<Vec<String>> {
     let mut path = base.to_vec();
     for part in shown.split('/').filter(|part| !part.is_empty()) {
@@ -135,7 +134,7 @@ fn absolute(base: &[String], shown: &str) -> Option<Vec<String>> {
     Some(path)
 }
 
-/// Where this process's own root of cgroups is below the mount point: at the mount point, unless it has a cgroup
+/// Returns the path of this process's root cgroup below the mount point. It is empty, unless the process has a cgroup
 /// namespace of its own and the mount comes from elsewhere, as in a pod that has the node's cgroups mounted.
 fn base(mount: &Path, proc: &Path) -> Vec<String> {
     let own = fs::read_link(proc.join("self")).ok().and_then(|pid| pid.to_str()?.parse::<u32>().ok());
@@ -163,7 +162,7 @@ fn base(mount: &Path, proc: &Path) -> Vec<String> {
     Vec::new()
 }
 
-/// Whether a process is in this very cgroup.
+/// Returns whether a process is directly in this cgroup.
 fn holds(directory: &Path, pid: u32) -> bool {
     let pid = pid.to_string();
     fs::read_to_string(directory.join("cgroup.procs")).is_ok_and(|text| text.lines().any(|line| line == pid))

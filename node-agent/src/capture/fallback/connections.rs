@@ -1,5 +1,4 @@
-//! What is known of each connection, from looks at the sockets and from conntrack, and what follows for the flows.
-//! Pure.
+//! Connections as observed by scans and by conntrack, and the resulting flows. Pure.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -65,8 +64,8 @@ impl Connections {
         self.conntrack_at = Some(netns);
     }
 
-    /// The addresses of a namespace, and whose its connections are where nothing more is known. An address that
-    /// several have is nobody's.
+    /// Records the addresses of a namespace, and the default owner of its connections. An address of several namespaces
+    /// belongs to none.
     pub(super) fn meet(&mut self, netns: u32, whose: Option<u64>, addresses: Vec<IpAddr>) {
         let space = self.spaces.entry(netns).or_default();
         space.whose = whose;
@@ -124,7 +123,7 @@ impl Connections {
         self.tracks.to_look_at()
     }
 
-    /// How many connections of conntrack's are remembered.
+    /// Returns the number of conntrack entries that are remembered.
     pub(super) fn tracked(&self) -> usize {
         self.tracks.len()
     }
@@ -134,10 +133,11 @@ impl Connections {
         self.tracks.refused()
     }
 
-    /// Whether a socket of this namespace is in motion, so that it should be looked at again soon.
+    /// Returns whether a socket of this namespace is changing, so that it should be scanned again soon.
     pub(super) fn is_in_motion(&self, netns: u32) -> bool {
         self.spaces.get(&netns).is_some_and(|space| {
-            // Whatever is established or waits for the application shows in what the namespace counts, when it changes.
+            // Established sockets, and those that wait for the application, show in the namespace's counters when they
+            // change.
             let at_rest = |known: &Known| matches!(known.state, state::ESTABLISHED | state::CLOSE_WAIT);
             !space.sockets.values().all(at_rest)
         })
@@ -296,8 +296,8 @@ impl Connections {
         }
     }
 
-    /// A socket that is not there any more. `all_failed`: whatever the namespace has attempted since the last look and
-    /// was attempting then has failed.
+    /// Ends a socket that is gone. `all_failed`: all attempts of the namespace that were in progress at the last scan,
+    /// or began since, have failed.
     fn end(&mut self, space: &mut Space, look: &Look<'_>, ends: Endpoints, known: Known, all_failed: bool) {
         match known.phase {
             // Of an attempt, conntrack tells what came of it.
@@ -307,8 +307,8 @@ impl Connections {
                 let failures = look
                     .counts
                     .map_or(0, |[_, after]| after.attempt_fails.saturating_sub(space.counted.earlier.attempt_fails));
-                // Nobody saw it. One that had waited for two looks was not answered; else by what the namespace counts: where
-                // some attempts failed and others did not, it is missing.
+                // Unobserved end. A socket that waited for two scans was not answered. Otherwise the namespace's
+                // counters decide; if some attempts failed and others did not, it counts as missing.
                 if looks == 1 && failures > 0 && !all_failed {
                     return;
                 }
@@ -332,7 +332,7 @@ impl Connections {
         }
     }
 
-    /// Which end a socket is, and whether that is a guess.
+    /// Returns the role of a socket, and whether it is inferred.
     fn role(&self, space: &Space, netns: u32, ends: &Endpoints, all_others_are_clients: bool) -> (Role, bool) {
         if space.listens(ends.local).is_some() {
             return (Role::Server, false);
@@ -381,7 +381,7 @@ impl Connections {
         self.find_owners();
     }
 
-    /// What namespaces have counted themselves and nothing has shown: at least so many.
+    /// Returns a lower bound of connections that namespaces counted and no scan or event showed.
     pub(super) fn missed(&self) -> Missed {
         self.spaces.values().map(|space| space.counted.missed).fold(self.missed_by_gone, |sum, missed| Missed {
             opened: sum.opened + missed.opened,

@@ -1,5 +1,5 @@
-//! A kernel in small, in which connections come and go in any order between looks and events: whatever the order, each
-//! end of each connection counts once.
+//! Model of a kernel, in which connections come and go in any order between scans and events. Each end of each
+//! connection must count once, in any order.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -30,7 +30,7 @@ fn client_at(port: u16) -> Endpoint {
     (IpAddr::from([10, 0, 0, 1]), port)
 }
 
-/// What the client calls, and what a translation makes of it.
+/// Original destination, and its translation.
 const SERVICE: Endpoint = (IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 80);
 const BACKEND: Endpoint = (IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), 8080);
 
@@ -106,8 +106,8 @@ impl Kernel {
         (0..self.lines.len()).filter_map(entry).collect()
     }
 
-    /// How many of the latest events tell of no more than the life of one connection for each port: in the milliseconds
-    /// that events wait beside a list, no port is dialled from twice.
+    /// Returns the number of latest events that describe at most one connection per port. Ports are not reused within
+    /// the milliseconds that events wait beside a list.
     fn events_of_one_life(&self) -> usize {
         let mut lives = HashSet::new();
         let is_another = |entry: &Entry| {
@@ -386,7 +386,7 @@ proptest! {
         }
     }
 
-    /// Where events were lost, connections may be missing; none is made up.
+    /// Lost events may hide connections, but never add any.
     #[test]
     fn nothing_counts_twice_where_events_were_lost(actions in prop::collection::vec(action(1), 0..60)) {
         let mut observer = Observer::new();

@@ -1,4 +1,4 @@
-//! What the node's connection tracking says, as it happens.
+//! Reads the events of the node's conntrack.
 
 use std::{io, path::Path};
 
@@ -23,7 +23,7 @@ pub(super) struct Conntrack {
     overflows: u64,
 }
 
-/// What has come.
+/// Events of one reading.
 #[derive(Debug, Default)]
 pub(super) struct News {
     pub(super) entries: Vec<Entry>,
@@ -45,7 +45,7 @@ impl Conntrack {
         Ok(Self { events, lists, overflows: 0 })
     }
 
-    /// What has happened since the last call.
+    /// Returns the events since the last call.
     pub(super) fn drain(&mut self, buffer: &mut Buffer) -> io::Result<News> {
         let mut news = News::default();
         while news.entries.len() < BATCH {
@@ -73,7 +73,7 @@ impl Conntrack {
         Ok(!interrupted)
     }
 
-    /// How often the queue overflowed.
+    /// Returns the number of queue overflows.
     pub(super) fn overflows(&self) -> u64 {
         self.overflows
     }

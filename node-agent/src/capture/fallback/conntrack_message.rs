@@ -1,4 +1,4 @@
-//! What conntrack says of one TCP connection.
+//! Decodes conntrack's messages about TCP connections.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -57,7 +57,7 @@ pub(super) struct Carried {
     pub(super) bytes: u64,
 }
 
-/// What a message is about.
+/// Kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The first packet.
@@ -79,9 +79,9 @@ pub(super) struct Entry {
     pub(super) reply: Direction,
     /// See [`tcp_state`]; absent in some last messages.
     pub(super) state: Option<u8>,
-    /// Whether the handshake is known to have been completed.
+    /// Whether the handshake is known to be complete.
     pub(super) assured: bool,
-    /// Where accounting is on: there and back.
+    /// Traffic in both directions, if accounting is on.
     pub(super) carried: Option<[Carried; 2]>,
 }
 
@@ -197,7 +197,7 @@ fn carried(value: &[u8]) -> Option<Carried> {
 }
 
 impl Carried {
-    /// What of it is payload for certain: without the longest headers that so many packets can have.
+    /// Returns the lower bound of its payload: all packets are assumed to have the longest headers.
     pub(super) fn least_payload(self, of: IpAddr) -> u64 {
         const TCP_AT_MOST: u64 = 60;
         let ip = if of.is_ipv4() { 20 } else { 40 };

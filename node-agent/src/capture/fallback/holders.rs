@@ -1,4 +1,4 @@
-//! Whose sockets, where the kernel does not say it: by the processes that hold them.
+//! Attribution of sockets by the processes that hold them, where the kernel does not report their cgroup.
 
 use std::{
     collections::{HashMap, HashSet},

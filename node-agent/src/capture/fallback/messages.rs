@@ -1,7 +1,7 @@
 //! Netlink's framing: messages in a datagram, attributes in a message. Borrows, allocates nothing, never panics.
 //!
-//! Of our own, as a pass reads tens of thousands of sockets: the crates for `sock_diag` and netfilter build a vector of
-//! owned attributes for each, and the one for `sock_diag` does not know the cgroup's.
+//! Own codec, since a scan reads tens of thousands of sockets. The crates for `sock_diag` and netfilter allocate owned
+//! attributes for each, and the one for `sock_diag` does not know the cgroup attribute.
 
 /// Length of `struct nlmsghdr`.
 pub(super) const HEADER: usize = 16;

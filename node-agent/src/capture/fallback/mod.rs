@@ -74,10 +74,10 @@ const CROWDED: &str = "more connections were tracked at a time than there is roo
                        no look at the sockets has shown are counted as lost where their network namespace is one pod's, and \
                        missing elsewhere. Raise spec.capture.maxFlows";
 
-/// How to capture without eBPF.
+/// Settings of a capture without eBPF.
 #[derive(Clone, Debug)]
 pub struct FallbackSettings {
-    /// Where the node's processes are.
+    /// Mount point of the node's procfs.
     pub proc: PathBuf,
     /// A directory of the cgroup v2 hierarchy: the sockets made below it are this node's.
     pub cgroup_root: PathBuf,
@@ -118,7 +118,7 @@ pub struct FallbackCapture {
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
-/// What the thread and its owner have in common.
+/// State shared between the thread and its owner.
 struct Shared {
     state: Mutex<State>,
     stop: AtomicBool,
@@ -131,15 +131,15 @@ struct State {
     /// Namespaces with sockets whose process was not looked for, for want of budget.
     unattributed: HashSet<u32>,
     passes: u64,
-    /// When the latest complete pass began, and the one before: what connection tracking told of in between is settled by a
-    /// pass that comes after it.
+    /// Start of the latest complete scan, and of the one before. Conntrack events in between are settled by a later
+    /// scan.
     passed_from: [Option<Instant>; 2],
     last_pass: Duration,
     cost: Duration,
     used: Duration,
 }
 
-/// What the thread has done so far.
+/// Statistics of the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passes {
     /// Complete passes.
@@ -156,7 +156,7 @@ pub struct Passes {
 /// CPU for 20,000 sockets in 2,000 processes.
 ///
 /// # Errors
-/// Where the processes of the node or its cgroups cannot be read.
+/// Returns an error if the node's processes or cgroups are unreadable.
 pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Refusal> {
     let abilities = Abilities::find(settings)?;
     let failed = |what: &str, error: &dyn std::fmt::Display| Refusal {
@@ -201,7 +201,7 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
     Ok(FallbackCapture { description, shared, thread: Some(thread) })
 }
 
-/// What this machine lets the fallback do, line by line.
+/// Returns the findings about this machine, for `check`.
 #[must_use]
 pub fn probe_fallback(settings: &FallbackSettings) -> Vec<Finding> {
     // In a thread of its own, as it goes through network namespaces.
@@ -218,27 +218,27 @@ pub fn probe_fallback(settings: &FallbackSettings) -> Vec<Finding> {
 }
 
 impl FallbackCapture {
-    /// What the thread has done so far.
+    /// Returns the statistics of the thread.
     #[must_use]
     pub fn passes(&self) -> Passes {
         let state = self.shared.lock();
         Passes { count: state.passes, last: state.last_pass, cost: state.cost, in_all: state.used }
     }
 
-    /// Whether the kernel tells the cgroup of each socket.
+    /// Returns whether the kernel reports the cgroup of each socket.
     #[must_use]
     pub fn knows_cgroups(&self) -> bool {
         let lacks = |feature| self.description.degradations.iter().any(|degradation| degradation.feature == feature);
         !lacks(Feature::SockDiag) && !lacks(Feature::SocketCgroups)
     }
 
-    /// How many connections of conntrack's are remembered.
+    /// Returns the number of conntrack entries that are remembered.
     #[must_use]
     pub fn tracked(&self) -> usize {
         self.shared.lock().connections.tracked()
     }
 
-    /// The thread's end, if it has ended although nobody asked for it.
+    /// Returns the error of the thread if it ended unexpectedly.
     fn failure(&mut self) -> Option<CaptureError> {
         let thread = self.thread.take_if(|thread| thread.is_finished())?;
         Some(why_it_ended(thread))
@@ -290,7 +290,7 @@ impl Capture for FallbackCapture {
     }
 
     fn read(&mut self) -> Result<Reading, CaptureError> {
-        // Read first: what comes after it is told again.
+        // Read first: later events notify again.
         let _ = self.shared.first_sights.read();
         if let Some(failure) = self.failure() {
             return Err(failure);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// What may be saved up, as a multiple of what the budget gives in a second: passes differ.
+/// Upper bound of saved time, as a multiple of the budget of one second: scans differ.
 const SAVINGS: u32 = 20;
 
 /// The budget of the thread that made it.
@@ -14,9 +14,9 @@ pub(super) struct Pace {
     budget: Duration,
     began: Instant,
     used_at_start: Duration,
-    /// What was earned and neither used nor kept, as savings are bounded.
+    /// Time that was earned and neither used nor saved, since savings are bounded.
     forfeited: Duration,
-    /// What was used beyond the budget and need not be waited for.
+    /// Time used beyond the budget that is not waited for.
     forgiven: Duration,
 }
 
@@ -36,7 +36,7 @@ impl Pace {
         cpu_of_this_thread().saturating_sub(self.used_at_start)
     }
 
-    /// How long to wait until the budget is kept.
+    /// Returns the delay after which the budget is kept.
     pub(super) fn debt(&mut self) -> Duration {
         let counted = self.used().saturating_sub(self.forgiven);
         let (debt, forfeited) = debt(self.budget, self.began.elapsed(), counted, self.forfeited);
@@ -44,7 +44,7 @@ impl Pace {
         debt
     }
 
-    /// What has been used beyond the budget so far is a start's cost, and not waited for.
+    /// Forgives the time used beyond the budget so far: the cost of a start.
     pub(super) fn forgive(&mut self) {
         let owed = self.debt();
         self.forgiven += self.budget.mul_f64(owed.as_secs_f64());

@@ -1,5 +1,4 @@
-//! What `/proc/<pid>/net` tells everybody about a process's network namespace: its sockets, and how many connections
-//! it has made.
+//! Reads `/proc/<pid>/net`: sockets and connection counters of a process's network namespace. Any process may read it.
 
 use std::{
     fs::File,
@@ -85,7 +84,7 @@ fn number(digits: &[u8], base: u32) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, base).ok()
 }
 
-/// What a network namespace has counted of TCP since it was made (RFC 4022).
+/// TCP counters of a network namespace since its creation (RFC 4022).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::capture) struct TcpCounts {
     /// Attempts to connect.

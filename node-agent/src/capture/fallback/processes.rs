@@ -36,7 +36,7 @@ pub(in crate::capture) struct Namespace {
     pub(in crate::capture) pids: Vec<u32>,
     /// The cgroups of those processes that can have connections.
     pub(super) cgroups: BTreeSet<u64>,
-    /// Whether processes that are not the node's are there, too.
+    /// Whether it also contains processes that are not the node's.
     pub(in crate::capture) is_shared: bool,
 }
 
@@ -45,7 +45,7 @@ pub(in crate::capture) struct Namespace {
 pub(in crate::capture) struct Processes {
     proc: PathBuf,
     known: HashMap<u32, Process>,
-    /// What namespaces are called, by their files. It stays while the namespace is there.
+    /// Names of namespaces, by their files. A file stays as long as the namespace.
     names: HashMap<u32, u32>,
     scans: u32,
 }

@@ -1,4 +1,4 @@
-//! Sockets of one network namespace as a look shows them, whoever was asked.
+//! Sockets of one network namespace, as a scan by any method shows them.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use super::super::traffic::Traffic;
 /// An address and a port.
 pub(super) type Endpoint = (IpAddr, u16);
 
-/// Where a connection's own end is and where its other end is, as this end sees them. IPv4-mapped addresses are IPv4.
+/// Local and remote end of a connection, as this end observes them. IPv4-mapped addresses are IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Endpoints {
     pub(super) local: Endpoint,
@@ -38,11 +38,11 @@ pub(super) struct Socket {
     pub(super) bytes: Option<Traffic>,
     /// Its smoothed round-trip time, where the kernel says so and has measured one.
     pub(super) rtt: Option<RttBucket>,
-    /// Whether no more payload can come.
+    /// Whether no more payload can follow.
     pub(super) is_final: bool,
 }
 
-/// Somebody listens.
+/// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Listener {
     /// `None`: at any.
@@ -50,7 +50,7 @@ pub(super) struct Listener {
     pub(super) port: u16,
     /// See [`Socket::cgroup`].
     pub(super) cgroup: Option<u64>,
-    /// Where its cgroup has to be found by the process that holds it.
+    /// Inode of a socket whose cgroup must be found by its process.
     pub(super) inode: Option<u64>,
 }
 

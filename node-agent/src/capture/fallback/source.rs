@@ -18,7 +18,7 @@ use super::{
 /// A namespace in which nothing opens or closes is looked at this seldom, for what its connections transfer.
 const REFRESH: Duration = Duration::from_secs(30);
 
-/// How the sockets of a namespace are listed.
+/// Method of listing a namespace's sockets.
 #[derive(Debug)]
 enum Table {
     SockDiag(SockDiag),
@@ -30,7 +30,7 @@ enum Table {
 pub(super) struct Source {
     table: Table,
     counter: Option<TcpCounter>,
-    /// What it had counted before the latest look.
+    /// Counters before the latest scan.
     counts: Option<TcpCounts>,
     looked: Option<Instant>,
     /// It was there when the capture began.
@@ -64,17 +64,17 @@ impl Source {
         }
     }
 
-    /// What the namespace has counted so far.
+    /// Returns the namespace's counters so far.
     pub(super) fn counts(&self) -> Option<TcpCounts> {
         self.counter.as_ref()?.read().ok()
     }
 
-    /// Whether this is the first look.
+    /// Returns whether this is the first scan.
     pub(super) fn is_new(&self) -> bool {
         self.looked.is_none()
     }
 
-    /// Whether a look can show something new.
+    /// Returns whether a scan can show something new.
     pub(super) fn is_due(&self, counts: Option<TcpCounts>, now: Instant) -> bool {
         counts.is_none() || counts != self.counts || self.looked.is_none_or(|looked| now - looked >= REFRESH)
     }

@@ -1,4 +1,4 @@
-//! What is known of one network namespace: its sockets, its listeners, and how much it has counted itself. Pure.
+//! State of one network namespace: its sockets, its listeners, and its own counters. Pure.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,21 +25,21 @@ const REMEMBERED: usize = 1024;
 pub(super) struct Look<'a> {
     pub(super) netns: u32,
     pub(super) dump: &'a Dump,
-    /// How it was looked.
+    /// Method of the scan.
     pub(super) methods: Methods,
     /// The number of the latest message of conntrack's that was taken in before the look began.
     pub(super) began: u64,
     /// The namespace was there when the capture began, and this is the first look at it.
     pub(super) finds_old: bool,
-    /// Whose a connection of this namespace is where nothing more is known; `None` where others share it.
+    /// Default owner of the namespace's connections; `None` if several share it.
     pub(super) whose: Option<u64>,
     /// Tells the node's own cgroups.
     pub(super) is_ours: &'a dyn Fn(u64) -> bool,
-    /// What the namespace had counted before the look and after it.
+    /// The namespace's counters before and after the scan.
     pub(super) counts: Option<[TcpCounts; 2]>,
 }
 
-/// What a socket is.
+/// State of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// It tries to connect. How many looks have shown it, and whether conntrack will tell what comes of it.
@@ -59,11 +59,11 @@ pub(super) struct Known {
     /// As the latest look has shown it.
     pub(super) rtt: Option<RttBucket>,
     pub(super) state: u8,
-    /// Whether these are all bytes that it will have transferred.
+    /// Whether these are all bytes that it will transfer.
     pub(super) is_final: bool,
-    /// Whether conntrack has it, too.
+    /// Whether conntrack has it as well.
     pub(super) tracked: bool,
-    /// Whether it counts already as one whose payload is not fully known.
+    /// Whether it already counts as one with unknown payload.
     pub(super) without_bytes: bool,
     /// The latest look that has shown it, see [`Space::looks`].
     pub(super) shown: u32,
@@ -72,7 +72,7 @@ pub(super) struct Known {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Listening {
     pub(super) address: Option<IpAddr>,
-    /// `None`: somebody else's.
+    /// Cgroup of the socket; `None` if it is not the node's.
     pub(super) cgroup: Option<u64>,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct Space {
     pub(super) counted: Counted,
 }
 
-/// What was counted of a namespace, against what it counts itself.
+/// Observed counts of a namespace, compared with its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counted {
     /// The namespace's own counts when counting began.
@@ -156,7 +156,7 @@ impl Space {
         self.ended.push_back(ends);
     }
 
-    /// Who listens there.
+    /// Returns the listener at this address.
     pub(super) fn listens(&self, at: (IpAddr, u16)) -> Option<Listening> {
         let candidates = self.listeners.get(&at.1)?;
         let exact = candidates.iter().find(|listening| listening.address == Some(at.0));
@@ -188,7 +188,7 @@ impl Known {
         self.without_bytes = true;
     }
 
-    /// Whether only its end tells that not all of its payload is known.
+    /// Returns whether only its end reveals that not all of its payload is known.
     pub(super) fn ends_unknown(&self) -> bool {
         !self.is_final && !self.without_bytes
     }

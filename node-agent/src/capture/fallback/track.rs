@@ -11,7 +11,7 @@ use super::{
     space::key,
 };
 
-/// What is to be counted.
+/// State of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     /// Not decided; how often it was not known where it is.
@@ -20,11 +20,11 @@ pub(super) enum Side {
     Socket,
     /// The track counts, for the flow of this cgroup; whether a socket has been found since.
     Counted(u64, bool),
-    /// Nobody's: of another node, or from before.
+    /// Side without an owner: of another node, or from before.
     Nobodys,
 }
 
-/// How a track is over, if it is.
+/// End of a conntrack entry, if it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Open,
@@ -45,22 +45,22 @@ pub(super) struct Track {
     /// The network namespaces of the client's and the server's side.
     pub(super) spaces: [Option<u32>; 2],
     pub(super) sides: [Side; 2],
-    /// Whether the track has counted a side's end.
+    /// Whether the end of each side was counted.
     pub(super) closed: [bool; 2],
     /// Whether it is over and everything is counted.
     pub(super) finished: bool,
     /// The cgroup of the socket that was seen attempting, if one was.
     pub(super) attempted_by: Option<u64>,
-    /// When it was known that the handshake was completed.
+    /// Time at which the handshake was known to be complete.
     pub(super) established: Option<u64>,
-    /// When it was known to be over.
+    /// Time at which it was known to be over.
     pub(super) over: Option<u64>,
     pub(super) end: End,
     /// Something was said of it that may have been older than what was known.
     pub(super) unheard: bool,
     /// It was there when the capture began.
     pub(super) old: bool,
-    /// When it was known first, and whether that was by its first packet: else it may be older.
+    /// Time at which it became known, and whether by its first packet; otherwise it may be older.
     pub(super) begun: (u64, bool),
     pub(super) carried: Option<[Carried; 2]>,
 }
@@ -87,7 +87,7 @@ impl Track {
         }
     }
 
-    /// Where a side is, as it sees itself and the other.
+    /// Returns the addresses of a side, as it observes them.
     pub(super) fn ends(&self, role: Role) -> Endpoints {
         match role {
             Role::Client => Endpoints { local: self.original.from, remote: self.original.to },
@@ -95,7 +95,7 @@ impl Track {
         }
     }
 
-    /// Where the other side really is, if this one sees it under another address.
+    /// Returns the real address of the other side, if this side observes another one.
     pub(super) fn far_end(&self, role: Role) -> Option<FarEnd> {
         match role {
             Role::Client => {
@@ -122,27 +122,27 @@ impl Track {
         self.space(role).map(|netns| key(netns, cgroup, role, &self.ends(role)))
     }
 
-    /// Whether it is over without ever having been established.
+    /// Returns whether it ended without having been established.
     pub(super) fn has_failed(&self) -> bool {
         self.over.is_some() && self.established.is_none()
     }
 
-    /// Whether it was there when the capture began.
+    /// Returns whether it existed when the capture began.
     pub(super) fn is_old(&self) -> bool {
         self.old
     }
 
-    /// Whether the handshake can still be under way.
+    /// Returns whether the handshake can still be in progress.
     pub(super) fn is_beginning(&self) -> bool {
         self.over.is_none() && self.established.is_none()
     }
 
-    /// Whether nobody knows what became of it.
+    /// Returns whether its result is unknown.
     pub(super) fn is_unknown(&self) -> bool {
         (self.end == End::Unheard || self.unheard) && self.has_failed()
     }
 
-    /// It is over, and nobody has told of it. Whether that is news.
+    /// Ends an entry whose end was not reported. Returns whether anything changed.
     pub(super) fn lose(&mut self, now: u64) -> bool {
         let is_open = self.over.is_none();
         if is_open {
@@ -151,7 +151,7 @@ impl Track {
         is_open
     }
 
-    /// Whether it may be older than what is known of it.
+    /// Returns whether it may be older than its first event.
     pub(super) fn may_be_older(&self) -> bool {
         !self.begun.1
     }

@@ -1,8 +1,8 @@
-//! What conntrack has told of connections: which of them no look at the sockets has shown.
+//! Conntrack entries of connections that no scan of the sockets has shown.
 //!
-//! A track has two sides, the client's and the server's, each in the network namespace that has its address. A side
-//! waits until a look shows its socket (then the socket counts), or until it is certain that none will (then the track
-//! counts). So a connection counts once, whatever is known of it first. Pure.
+//! An entry has two sides, client and server, each in the network namespace with its address. A side waits until a scan
+//! shows its socket (then the socket counts), or until it is certain that none will (then the entry counts). A
+//! connection therefore counts once, in any order of events. Pure.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
@@ -27,7 +27,7 @@ const LOOK_UPS: u8 = 8;
 /// connection's end.
 const MOST_ENTRIES: usize = 4;
 
-/// What a socket that was seen for the first time belongs to.
+/// Conntrack entry of a socket that was observed for the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Match {
     pub(super) role: Role,
@@ -35,14 +35,14 @@ pub(super) struct Match {
     pub(super) counted: Option<(FlowKey, bool)>,
     /// It was there when the capture began.
     pub(super) old: bool,
-    /// Where the other side really is, if the socket sees another address.
+    /// Real address of the other side, if the socket observes another one.
     pub(super) far_end: Option<FarEnd>,
 }
 
 /// An entry of conntrack's: the kernel makes its number of where the entry is stored, so it needs the addresses.
 pub(super) type Name = (u32, Direction);
 
-/// What an entry of conntrack's is about.
+/// Connection that a conntrack entry describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Current {
     /// A track, by number.
@@ -76,7 +76,7 @@ pub(super) struct LateBytes {
 
 /// Counts what no look has shown.
 pub(super) trait Settling {
-    /// What becomes of a side that waits.
+    /// Decides the state of a waiting side.
     fn decide(&mut self, track: &Track, role: Role) -> Side;
 
     /// A side that was counted is over.
@@ -112,7 +112,7 @@ pub(super) struct Tracks {
     is_strict: bool,
 }
 
-/// Where messages come from.
+/// Source of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
     /// They are heard as things happen.
@@ -240,7 +240,7 @@ impl Tracks {
         self.refused
     }
 
-    /// Where the end of this track was not heard, it is over now: the entry has begun anew, or is gone.
+    /// Ends an entry whose end was not received: the kernel reused or dropped it.
     fn end_unheard(&mut self, serial: u64, now: u64) {
         if self.by_number.get_mut(&serial).is_some_and(|track| track.lose(now)) {
             self.undecided.insert(serial);
@@ -297,7 +297,7 @@ impl Tracks {
         }
     }
 
-    /// What comes now is a list, and newer than all that was heard.
+    /// Starts a list that is newer than all received messages.
     pub(super) fn begin_list(&mut self) {
         self.stage = Stage::Listing;
         self.lists += 1;
@@ -334,7 +334,7 @@ impl Tracks {
         }
     }
 
-    /// Whether the latest list may have said more of an entry than this message, which may have come before it.
+    /// Returns whether the latest list may be newer than this message about an entry.
     fn is_outdated(&self, name: &Name, begins: bool, change: Change) -> bool {
         match self.current.get(name) {
             _ if change == Change::Gone => false,
@@ -406,11 +406,11 @@ impl Tracks {
         let Some(serial) = self.at.get(&(space, *ends)).and_then(|serials| serials.last()) else { return false };
         let Some(track) = self.by_number.get_mut(serial) else { return false };
         track.attempted_by = cgroup.or(track.attempted_by);
-        // Of one that begins anew in what may be outdated, nothing is told any more.
+        // No message follows for an entry that restarts in a possibly outdated message.
         track.unheard || matches!(track.side(Role::Client), Side::Waiting(_))
     }
 
-    /// A socket of somebody else's is there.
+    /// Removes the waiting side of a socket that is not the node's.
     pub(super) fn disown(&mut self, space: u32, ends: &Endpoints) {
         for serial in self.at.get(&(space, *ends)).into_iter().flatten() {
             let Some(track) = self.by_number.get_mut(serial) else { continue };
@@ -433,7 +433,7 @@ impl Tracks {
         known.flat_map(|track| [waiting(track, Role::Client), waiting(track, Role::Server)]).flatten().collect()
     }
 
-    /// How many sides of this role wait that may be in this namespace.
+    /// Returns the number of waiting sides of this role that may be in this namespace.
     pub(super) fn waiting(&self, space: u32, role: Role) -> u64 {
         let tracks = self.undecided.iter().filter_map(|serial| self.by_number.get(serial));
         let may_be = |track: &&Track| {
@@ -525,7 +525,7 @@ impl Tracks {
         }
     }
 
-    /// How many are remembered.
+    /// Returns the number of remembered entries.
     pub(super) fn len(&self) -> usize {
         self.by_number.len()
     }

@@ -73,7 +73,7 @@ impl Settling for Unseen<'_> {
     }
 }
 
-/// What the end of this role has transferred at least, of what was carried there and back.
+/// Returns the lower bound of the payload of this role's end, from the traffic in both directions.
 pub(super) fn payload([there, back]: [Carried; 2], role: Role, remote: IpAddr) -> Traffic {
     let [there, back] = [there, back].map(|carried| carried.least_payload(remote));
     match role {

@@ -22,7 +22,7 @@ use super::{
     space::Look,
 };
 
-/// How long events wait at most to be taken in.
+/// Maximum time for which events wait to be read.
 const LISTEN_EVERY: Duration = Duration::from_millis(100);
 
 /// A thread so far behind its budget stops listening, too: events are lost then, and counted.
@@ -33,7 +33,7 @@ const ADDRESSES_EVERY: u32 = 16;
 /// See [`ADDRESSES_EVERY`].
 const YOUNG: u32 = 4;
 
-/// What the thread owns.
+/// State of the thread.
 pub(super) struct Worker {
     settings: FallbackSettings,
     shared: Arc<Shared>,
@@ -72,10 +72,10 @@ impl Worker {
         }
     }
 
-    /// Looks until it is told to stop.
+    /// Scans until it is stopped.
     ///
     /// # Errors
-    /// When the processes cannot be listed any more.
+    /// Returns an error if the processes cannot be listed any more.
     pub(super) fn run(mut self) -> io::Result<()> {
         self.listen_from_the_start()?;
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -84,7 +84,7 @@ impl Worker {
             self.passes += 1;
             if let Some(first_pass) = self.first_pass.take() {
                 self.pace.forgive();
-                // Nobody waits where the starter has given up.
+                // The receiver is gone if the starter gave up.
                 let _ = first_pass.send(());
             }
             let cost = self.pace.used().saturating_sub(used);
@@ -108,7 +108,7 @@ impl Worker {
         let wanted = self.shared.lock().connections.to_look_at();
         for (netns, namespace) in &namespaces {
             self.look_if_due(*netns, namespace, wanted.contains(netns))?;
-            // Nobody is shown anything before the first pass is over.
+            // No reading is published before the first scan is complete.
             if self.passes > 0 {
                 self.pay()?;
             }
@@ -143,7 +143,7 @@ impl Worker {
     fn meet(&mut self, netns: u32, namespace: &Namespace) {
         if !self.sources.contains_key(&netns) {
             let is_old = self.passes == 0;
-            // A process may be gone since it was found, or let nobody in.
+            // A process may have ended since it was found, or deny access.
             let processes: Vec<_> = namespace.pids.iter().take(8).map(|pid| self.processes.directory(*pid)).collect();
             let Ok(source) = Source::open(&processes, is_old) else { return };
             self.sources.insert(netns, source);
@@ -159,8 +159,7 @@ impl Worker {
         self.shared.lock().connections.meet(netns, whose, addresses);
     }
 
-    /// Whose a connection of this namespace is where nothing more is known: the only container's, or what all have in
-    /// common.
+    /// Returns the default owner of the namespace's connections: its only container, or the common ancestor of all.
     fn whose(&self, namespace: &Namespace) -> Option<u64> {
         if namespace.is_shared { None } else { self.cgroups.common(namespace.cgroups.iter().copied()) }
     }
@@ -212,7 +211,7 @@ impl Worker {
         Ok(())
     }
 
-    /// What was tracked before anybody looked.
+    /// Reads the conntrack entries from before the first scan.
     fn listen_from_the_start(&mut self) -> io::Result<()> {
         let Some(conntrack) = &mut self.conntrack else { return Ok(()) };
         let shared = &self.shared;

@@ -1,4 +1,4 @@
-//! Datagrams, sent and received as one is told.
+//! Sends and receives datagrams on command.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Somebody else's `sock_ops` programs, in a few instructions.
+//! `sock_ops` programs of another owner, in a few instructions.
 
 use std::{
     fs::File,
@@ -9,7 +9,7 @@ use std::{
 
 use nix::libc;
 
-/// A program of somebody else's, attached until it is dropped.
+/// Program of another owner, attached until it is dropped.
 pub struct Foreign {
     program: OwnedFd,
     cgroup: File,

@@ -1,4 +1,4 @@
-//! What TCP measures of a connection: made to happen by what its ends do, and told as the socket tells it.
+//! TCP measurements of a connection: caused by the ends' actions, and read from the sockets.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use topology::rtt::{RttBucket, RttHistogram};
 
 use super::Process;
 
-/// What the process does that holds the socket.
+/// Executes a command in the process that holds the socket.
 pub(super) fn act(stream: &TcpStream, words: &[&str]) -> io::Result<String> {
     match words[0] {
         // `measured STREAM`
@@ -88,7 +88,7 @@ fn wait(until: impl Fn() -> io::Result<bool>) -> io::Result<()> {
     Ok(())
 }
 
-/// What the sockets of one end have said.
+/// Measurements of the sockets of one end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measured {
     pub retransmits: u64,

@@ -1,5 +1,5 @@
-//! A node in small: cgroups and network namespaces of our own, processes in them that make the connections they are
-//! told to make, one step at a time, so that the test knows exactly what happened.
+//! Small node: its own cgroups and network namespaces, with scripted processes that make connections step by step, so
+//! that the test knows exactly what happened.
 
 pub mod capabilities;
 mod datagrams;
@@ -70,7 +70,7 @@ pub fn storm_size(usual: u64) -> u64 {
     std::env::var("SCOPEPROBE_LAB_STORM").ok().and_then(|size| size.parse().ok()).unwrap_or(usual)
 }
 
-/// All processors, as the mask that steering is told.
+/// Returns the mask of all processors, for packet steering.
 pub fn all_processors() -> String {
     let processors = thread::available_parallelism().unwrap().get().min(32);
     format!("{:x}", (1_u64 << processors) - 1)
@@ -182,7 +182,7 @@ impl Drop for Node {
     }
 }
 
-/// A process that does what it is told: this test's own program, started once more.
+/// Scripted process: this test's own program, started again.
 pub struct Process {
     child: Child,
     input: ChildStdin,

@@ -1,4 +1,4 @@
-//! The process that makes the connections: it does what it is told, and says when it is done.
+//! Scripted process that makes connections: executes each command and reports its result.
 
 use std::{
     collections::BTreeMap,
@@ -148,7 +148,7 @@ impl Sockets {
         Ok(String::from("done"))
     }
 
-    /// What `workload` does.
+    /// Executes a `workload` command.
     fn act_at_once(&self, words: &[&str]) -> std::io::Result<String> {
         let size = |index: usize| words[index].parse::<usize>().unwrap();
         let count = |index: usize| words[index].parse::<u32>().unwrap();
@@ -244,7 +244,7 @@ pub(super) fn call(address: &str, times: usize, request: usize, answer: usize) -
         if time % 3 == 1 {
             let _ = stream.read(&mut [0]);
         }
-        // The ports of one pair of addresses would run out; a reset leaves none behind, whoever had closed first.
+        // The ports of one pair of addresses would run out; a reset leaves none behind, on either end.
         reset(stream)?;
     }
     Ok(())

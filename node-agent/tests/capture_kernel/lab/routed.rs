@@ -1,5 +1,5 @@
-//! Pods with network namespaces of their own, and the host between them, which forwards, tracks connections and
-//! translates the address of a service, and of another one those of its clients, too.
+//! Pods with network namespaces of their own, and a host between them. The host forwards, tracks connections and
+//! translates the address of a service; for another service it translates the clients' addresses as well.
 
 use super::{Node, Process, all_processors};
 

@@ -131,7 +131,8 @@ impl Watched {
         without_measures(&self.flows) == with_methods(expected)
     }
 
-    /// How many openings, failures or ends are missing, whichever are more; `None` where there are too many, or others.
+    /// Returns the number of missing openings, failures or ends, the greatest of them; `None` if there are too many or
+    /// unexpected ones.
     fn missing(&self, expected: &BTreeMap<FlowKey, FlowCounters>) -> Option<u64> {
         if !self.flows.keys().all(|key| expected.contains_key(key)) {
             return None;
@@ -147,7 +148,7 @@ impl Watched {
     }
 }
 
-/// What TCP has measured depends on the machine's load: see `measures`.
+/// Removes TCP measurements, which depend on the machine's load: see `measures`.
 pub fn without_measures(flows: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<FlowKey, FlowCounters> {
     let plain = |counters: &FlowCounters| FlowCounters {
         retransmits: None,
@@ -159,7 +160,7 @@ pub fn without_measures(flows: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<Flo
     flows.iter().map(|(key, counters)| (*key, plain(counters))).collect()
 }
 
-/// Whatever is counted here is counted by eBPF.
+/// Sets the method to eBPF for all expected flows.
 pub fn with_methods(expected: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<FlowKey, FlowCounters> {
     let ebpf = |counters: &FlowCounters| FlowCounters { methods: Methods::EBPF, ..*counters };
     expected.iter().map(|(key, counters)| (*key, ebpf(counters))).collect()
