@@ -1,4 +1,4 @@
-//! What the operator knows of ScopeProbes, Nodes and NodeProbes, kept up to date by watches.
+//! State of ScopeProbes, Nodes and NodeProbes, kept up to date by watches.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +44,7 @@ impl ClusterState {
     /// Begins to watch, and waits until everything has been listed once. The watches end with the process.
     ///
     /// # Errors
-    /// Where a watch has ended before its first list, which it does on shutdown only.
+    /// Returns an error if a watch ended before its first list, which happens on shutdown only.
     pub async fn watch(client: &Client) -> Result<Arc<Self>, reflector::store::WriterDropped> {
         let (probes, probe_writer) = reflector::store();
         let (node_probes, node_probe_writer) = reflector::store();
@@ -120,7 +120,7 @@ impl ClusterState {
         probes.map(|probe| (probe.name_any(), probe)).collect()
     }
 
-    /// Which node belongs to which ScopeProbe now.
+    /// Returns the current assignment of nodes to ScopeProbes.
     #[must_use]
     pub fn assignments(&self) -> Assignments {
         let probes: Vec<_> = self.probes().iter().map(probe_facts).collect();
@@ -129,13 +129,13 @@ impl ClusterState {
         assign(&probes, &nodes, &self.demotions())
     }
 
-    /// On which nodes eBPF was tried in vain.
+    /// Returns the nodes on which eBPF failed.
     #[must_use]
     pub fn demotions(&self) -> BTreeMap<String, Demotion> {
         self.demotions.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers on which nodes eBPF was tried in vain, from now on.
+    /// Replaces the nodes on which eBPF failed.
     pub fn set_demotions(&self, demotions: BTreeMap<String, Demotion>) {
         let mut current = self.demotions.write().unwrap_or_else(PoisonError::into_inner);
         if *current != demotions {
@@ -188,7 +188,7 @@ fn probe_facts(probe: &ScopeProbe) -> ProbeFacts {
     }
 }
 
-/// What an earlier operator has remembered.
+/// Returns the demotions that an earlier operator wrote.
 fn restored_demotions(node_probes: &BTreeMap<String, NodeProbe>, now: Timestamp) -> BTreeMap<String, Demotion> {
     let written =
         node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.demotion.as_ref()?)));

@@ -23,9 +23,9 @@ use crate::observation::Observations;
 
 /// The most that one message may take on the wire.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// How often a silent agent is asked on the transport's level whether it is still there, and how long it may take.
+/// Interval of keep-alive pings to a silent agent, and their timeout.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// How long an agent may stay without a message, its first one included. Agents give a sign of life every 10 s.
+/// Maximum time without a message from an agent, including the first one. Agents send a heartbeat every 10 s.
 pub const SILENCE: Duration = Duration::from_secs(25);
 
 /// The account of all agents' flows. Cheap to clone; all clones are the same.
@@ -72,7 +72,7 @@ pub async fn serve(
     silence: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
-    // Open streams would hold a graceful shutdown up for ever: they are told first.
+    // Open streams would block a graceful shutdown: they are stopped first.
     let (stopping, stopped) = watch::channel(false);
     let collector = Collector { sessions: Sessions::new(accounts, observations), silence, stopped };
     let service = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -107,7 +107,7 @@ impl collector_server::Collector for Collector {
         let messages = Messages { incoming, silence: self.silence };
         tokio::spawn(async move {
             if let Err(status) = converse(sessions, caller, messages, &replies, stopped).await {
-                // The agent may be gone already; then nobody is left to be told.
+                // The agent may be gone already, and nothing receives the status then.
                 let _ = replies.send(Err(status)).await;
             }
         });
@@ -115,7 +115,7 @@ impl collector_server::Collector for Collector {
     }
 }
 
-/// What an agent says.
+/// Messages of one agent.
 struct Messages {
     incoming: Streaming<AgentReport>,
     silence: Duration,

@@ -5,7 +5,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{lease::Standing, metrics::Metrics};
 
-/// Whether this operator takes reports in: it holds the lease and knows the cluster.
+/// Whether this operator accepts reports: it holds the lease and has listed the cluster.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     /// Whether it holds the lease.
@@ -28,7 +28,7 @@ impl Readiness {
 /// Serves until `shutdown`.
 ///
 /// # Errors
-/// Where the listener fails.
+/// Returns an error if the listener fails.
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,

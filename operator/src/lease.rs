@@ -35,7 +35,7 @@ pub enum LeaseError {
     /// The API server did not read or write it.
     #[error("cannot {verb} Lease {namespace}/{name}: {}", with_cause(source.as_ref()))]
     Request {
-        /// What was attempted.
+        /// Attempted operation.
         verb: &'static str,
         /// The operator's namespace.
         namespace: String,
@@ -156,7 +156,7 @@ impl Lease {
         }
     }
 
-    /// Gives the lease to whoever wants it next.
+    /// Releases the lease for the next candidate.
     pub async fn release(&self) {
         if !*self.holds.borrow() {
             return;

@@ -1,4 +1,4 @@
-//! What the operator counts about itself, for Prometheus.
+//! Metrics of the operator, for Prometheus.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// What a write was for, and what came of it.
+/// Labels of a write: its reason and result.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct WriteLabels {
     /// `Topology`, `NodeProbe` or `ScopeProbe`.
@@ -21,14 +21,14 @@ pub struct WriteLabels {
     pub result: &'static str,
 }
 
-/// What was lost.
+/// Labels of a loss.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct LossLabels {
     /// `opened`, `closed`, `failed`, `first_sights`, `closes_unseen`, `event_overflows` or `missed_runs`.
     pub kind: &'static str,
 }
 
-/// How nodes are captured, and why.
+/// Labels of nodes: mode and reason.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct NodeLabels {
     /// `Ebpf`, `Fallback`, `Unsupported`, or `none` before the agent's first report.
@@ -45,7 +45,7 @@ pub struct Metrics {
     pub reconciles: Counter,
     /// Reconciliations that failed.
     pub reconcile_failures: Counter,
-    /// How long reconciliations took.
+    /// Durations of reconciliations.
     pub reconcile_seconds: Histogram,
     /// Agents whose stream is open.
     pub agents_connected: Gauge,
@@ -57,7 +57,7 @@ pub struct Metrics {
     pub leader: Gauge,
     /// Writes to the API server.
     pub writes: Family<WriteLabels, Counter>,
-    /// What agents have lost, all nodes and epochs together.
+    /// Losses of agents, over all nodes and epochs.
     pub losses: Family<LossLabels, Gauge>,
     /// Nodes by mode and reason.
     pub nodes: Family<NodeLabels, Gauge>,
@@ -121,7 +121,7 @@ impl Metrics {
     /// Everything, in Prometheus' text format.
     ///
     /// # Errors
-    /// Where a metric cannot be written as text.
+    /// Returns an error if a metric cannot be encoded as text.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut page = String::new();
         text::encode(&mut page, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;

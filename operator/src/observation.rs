@@ -1,5 +1,4 @@
-//! What the collector knows of each node's agent, and what the publisher has made of it: the data path's side of
-//! NodeProbe and ScopeProbe.
+//! Observations of each node's agent, and a summary of the published topology: inputs of NodeProbe and ScopeProbe.
 
 mod replaced;
 
@@ -23,34 +22,33 @@ use crate::coverage::{
 /// One node's agent, as it last reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeObservation {
-    /// Whether its stream is open now.
+    /// Whether its stream is open.
     pub connected: bool,
     /// The epoch of the counters, 16 bytes.
     pub epoch: Vec<u8>,
     /// The epoch in which the counters began.
     pub origin: Vec<u8>,
-    /// How it captures; none before its first report.
+    /// Capture mode; `None` before its first report.
     pub mode: Option<Mode>,
     /// Why.
     pub reason: Reason,
     /// Why, for people.
     pub message: String,
-    /// How the capture is attached.
+    /// Attach type.
     pub attach: String,
     /// `uname -r`.
     pub kernel: String,
     /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock; when this operator began, if
     /// none came since.
     pub last_report_unix_ms: u64,
-    /// Since when all of its reports ask for the rights of the fallback, because it cannot do here what it was started
-    /// for, in milliseconds since 1970-01-01 UTC by the operator's
-    /// clock; none where the last does not.
+    /// Time since which all of its reports ask for the rights of the Fallback mode, in milliseconds since 1970-01-01
+    /// UTC by the operator's clock. `None` if the last one does not.
     pub asks_for_fallback_since_unix_ms: Option<u64>,
     /// Of this epoch.
     pub losses: Losses,
     /// Connections and failed attempts of this epoch.
     pub seen: u64,
-    /// What came before this epoch.
+    /// State before this epoch.
     pub earlier: EarlierObservation,
     /// Agents that other epochs have replaced, the latest last: they may go on under new ones.
     pub replaced: Vec<ReplacedObservation>,
@@ -110,7 +108,7 @@ impl NodeObservation {
         }
     }
 
-    /// Whether the last report asks for the rights of the fallback.
+    /// Records whether the last report asks for the rights of the Fallback mode.
     pub fn ask_for_fallback(&mut self, asks: bool, now_unix_ms: u64) {
         let since = self.asks_for_fallback_since_unix_ms.unwrap_or(now_unix_ms);
         self.asks_for_fallback_since_unix_ms = asks.then_some(since);
@@ -170,13 +168,13 @@ impl Observations {
         }
     }
 
-    /// What is known of one node.
+    /// Returns the observation of one node.
     #[must_use]
     pub fn get(&self, node: &str) -> Option<NodeObservation> {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
     }
 
-    /// What is known of all nodes.
+    /// Returns the observations of all nodes.
     #[must_use]
     pub fn all(&self) -> BTreeMap<String, NodeObservation> {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -194,13 +192,13 @@ impl Observations {
     }
 }
 
-/// What the publisher has made of all reports: the size of the topology.
+/// Size of the published topology.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopologyOverview {
     /// Workloads and edges.
     pub totals: TopologyTotals,
-    /// Which namespaces talk to which, most edges first, at most 50.
+    /// Pairs of namespaces with edges, most edges first, at most 50.
     pub namespaces: Vec<NamespaceEdge>,
-    /// How many pairs of namespaces are not in `namespaces`.
+    /// Number of pairs that are missing in `namespaces`.
     pub omitted_namespaces: u64,
 }

@@ -1,4 +1,4 @@
-//! What the publisher is asked for: the oldest ScopeProbe's `spec.topology`.
+//! Settings of the publisher: `spec.topology` of the oldest ScopeProbe.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use crds::{ExternalGroup, TopologySettings};
 /// `Option<PublishSettings>`; none means that there is no ScopeProbe, and that nothing is to be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishSettings {
-    /// How many edges an object lists in each direction.
+    /// Maximum number of edges per object and direction.
     pub max_edges: usize,
-    /// How often an object's counters may be written.
+    /// Minimum interval between writes of an object's counters.
     pub counter_interval: Duration,
-    /// How long an edge stays after its last connection ended.
+    /// Time for which an edge stays after its last connection ended.
     pub retention: Duration,
-    /// How many addresses outside of the cluster have edges of their own, for each workload and direction.
+    /// Maximum number of external addresses with edges of their own, per workload and direction.
     pub max_external: usize,
     /// Names for addresses outside of the cluster.
     pub external_groups: Vec<ExternalGroup>,

@@ -1,7 +1,7 @@
 //! Publishes the graph: one Topology for each workload that has edges.
 //!
-//! What changes is looked at as a whole and at once, each object is then written when it is due: who talks to whom
-//! immediately, counters now and then, everything within a budget of writes, and only by the leader.
+//! The publisher computes the whole graph after a change, and writes each object when it is due: structure immediately,
+//! counters periodically. All writes share a budget, and only the leader writes.
 
 mod adjacency;
 mod budget;
@@ -63,27 +63,27 @@ const BUILD_SHARE: u32 = 5;
 /// After a start, objects from before stay untouched for so long, unless all nodes have reported earlier: what they
 /// say is better than what a part of the nodes says.
 const WARM_UP: Duration = Duration::from_secs(20);
-/// How long to wait for the first list of everything that has a name.
+/// Time to wait for the first list of everything that has a name.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often what is long gone is forgotten.
+/// Interval at which expired state is removed.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
-/// What is written, for the metrics.
+/// Kind of the written objects, for the metrics.
 const KIND: &str = "Topology";
 
-/// What the publisher works with.
+/// Inputs of the publisher.
 pub struct Inputs {
     /// Whether this process may write.
     pub leader: watch::Receiver<bool>,
-    /// What is to be published; nothing if there is no ScopeProbe.
+    /// Settings; `None` without a ScopeProbe, which publishes nothing.
     pub settings: watch::Receiver<Option<PublishSettings>>,
     /// The flows.
     pub accounts: Accounts,
     /// The names.
     pub names: Names,
-    /// Where the size of the topology is told.
+    /// Receiver of the topology's size.
     pub overview: watch::Sender<TopologyOverview>,
-    /// Where to count.
+    /// Metrics.
     pub metrics: Metrics,
 }
 
@@ -280,7 +280,7 @@ impl Publisher {
             }
             Ok(Written::Gone) => {
                 self.existing.remove(key);
-                // Deleted on purpose, or by somebody else in between; then it is made again, but not in a loop.
+                // Deleted on purpose, or by another client in between; it is then created again, but not in a loop.
                 if is_wanted {
                     self.schedule.failed(key, now);
                 } else {

@@ -1,4 +1,4 @@
-//! Puts the parts together, and takes them apart in order when the operator is told to stop.
+//! Starts the parts of the operator, and stops them in order.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -37,13 +37,13 @@ use crate::{
     watches::{self, Names},
 };
 
-/// How long the parts may take to stop; below a pod's grace period of 30 s.
+/// Time limit for the parts to stop; below a pod's grace period of 30 s.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Does what the command line says.
 ///
 /// # Errors
-/// What could not be done, and why.
+/// Returns a human-readable error if a part failed.
 pub async fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(settings) => run(*settings).await,
@@ -131,9 +131,9 @@ async fn lead(
 
 /// Everything that the lease's holder runs.
 struct Parts {
-    /// What ends by itself when the operator is told to stop, after it has finished what it has begun.
+    /// Tasks that finish their current work and end by themselves when the operator is stopped.
     draining: JoinSet<anyhow::Result<()>>,
-    /// What is dropped then: every turn of it begins from what is there.
+    /// Tasks that are dropped at that point: each of their rounds starts from the current state.
     endless: JoinSet<()>,
 }
 
@@ -209,7 +209,7 @@ impl Parts {
         parts
     }
 
-    /// Waits until the operator is told to stop, which is no error, or until a part has ended by itself, which is one.
+    /// Waits until the operator is stopped, which is no error, or until a part ended by itself, which is one.
     async fn first_end(&mut self, stopping: &watch::Receiver<bool>) -> anyhow::Result<()> {
         let ended = tokio::select! {
             () = stopped(stopping.clone()) => return Ok(()),
@@ -260,7 +260,7 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
     stop.closed().await;
 }
 
-/// Done when the operator is told to stop.
+/// Returns when the operator is stopped.
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is the end as well.
     let _ = stopping.wait_for(|stopping| *stopping).await;

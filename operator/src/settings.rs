@@ -1,4 +1,4 @@
-//! What the operator is told on its command line or by its environment.
+//! Settings from the command line and the environment.
 
 use std::net::SocketAddr;
 
@@ -11,15 +11,15 @@ use crate::rollout::demotion::LONGEST_RETRY;
 #[derive(Debug, Parser)]
 #[command(name = "scopeprobe-operator", version)]
 pub struct Cli {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Runs the operator until it is told to stop.
+    /// Runs the operator until it is stopped.
     Run(Box<Settings>),
     /// Prints the manifests of the kinds.
     Crds,
@@ -42,33 +42,33 @@ pub struct Settings {
     /// The lease of which the holder alone writes.
     #[arg(long, env = "SCOPEPROBE_LEASE_NAME", default_value = "scopeprobe-operator")]
     pub lease_name: String,
-    /// How long a lease lasts after its holder's last sign of life, in seconds.
+    /// Duration of the lease after its holder's last renewal, in seconds.
     #[arg(long, env = "SCOPEPROBE_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(5..=300))]
     pub lease_seconds: u64,
-    /// Where agents' reports come in.
+    /// Address that accepts agents' reports.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_LISTEN", default_value = "[::]:9463")]
     pub collector_listen: SocketAddr,
-    /// Where /livez, /readyz and /metrics are served.
+    /// Address that serves /livez, /readyz and /metrics.
     #[arg(long, env = "SCOPEPROBE_HTTP_LISTEN", default_value = "[::]:8080")]
     pub http_listen: SocketAddr,
-    /// How the agents are made.
+    /// Settings of agents.
     #[command(flatten)]
     pub agents: AgentSettings,
 }
 
-/// How the agents are made, apart from what each ScopeProbe says.
+/// Settings of agents, apart from those of each ScopeProbe.
 #[derive(Clone, Debug, Args)]
 pub struct AgentSettings {
     /// The Service, in the operator's namespace, whose cluster IP agents dial.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_SERVICE", default_value = "scopeprobe-collector")]
     pub collector_service: String,
-    /// What agents dial instead of the Service, for example `http://192.0.2.1:9463`.
+    /// URL that agents connect to instead of the Service's, for example `http://192.0.2.1:9463`.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_URL")]
     pub collector_url: Option<String>,
     /// The agents' image.
     #[arg(long, env = "SCOPEPROBE_AGENT_IMAGE", default_value = concat!("scopeprobe/agent:", env!("CARGO_PKG_VERSION")))]
     pub agent_image: String,
-    /// When the agents' image is pulled.
+    /// Pull policy of the agents' image.
     #[arg(long, env = "SCOPEPROBE_AGENT_PULL_POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub agent_pull_policy: String,
     /// Secrets with which the agents' image is pulled, separated by commas.
@@ -77,8 +77,8 @@ pub struct AgentSettings {
     /// The agents' ServiceAccount. It needs no permission.
     #[arg(long, env = "SCOPEPROBE_AGENT_SERVICE_ACCOUNT", default_value = "scopeprobe-agent")]
     pub agent_service_account: String,
-    /// How long a node whose agent cannot use eBPF stays in the fallback before eBPF is tried again; twice as long after
-    /// each attempt in vain, up to a day, and up to a quarter longer, so that not all nodes try at once.
+    /// Time for which a node whose agent cannot use eBPF stays in Fallback mode before eBPF is retried. Each failed
+    /// attempt doubles it, up to a day; a jitter of up to a quarter spreads the nodes.
     #[arg(long, env = "SCOPEPROBE_EBPF_RETRY", default_value = "1h", value_parser = retry)]
     pub ebpf_retry: SignedDuration,
     /// Let signals break the agents' captures on purpose; for tests.

@@ -32,10 +32,10 @@ pub use self::{
 use self::{catalog::Change, steps::steps};
 use crate::{collector::Accounts, guarded_watch::watch as watch_all};
 
-/// How many changes are taken in at once before anybody is told.
+/// Maximum number of changes applied before a notification.
 const BATCH: usize = 512;
 
-/// Who is who in the cluster. Cheap to clone; all clones are the same.
+/// Names and owners in the cluster. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct Names {
     catalog: Arc<RwLock<Catalog>>,
@@ -65,7 +65,7 @@ impl Names {
         self.changed.subscribe()
     }
 
-    /// Whether everything has been listed once.
+    /// Returns whether everything was listed once.
     #[must_use]
     pub fn complete(&self) -> watch::Receiver<bool> {
         self.complete.subscribe()

@@ -1,13 +1,13 @@
-//! Who may report for which node. Nobody is asked for credentials yet: the stream is plain text, and agents have to be
-//! told explicitly to accept that.
+//! Authorizes agents to report for nodes. No credentials are required yet: the stream is plain text, which agents must
+//! accept explicitly.
 
 use report::v1alpha1::AgentReport;
 use tonic::{Request, Status, Streaming};
 
-/// Who has opened a stream.
+/// Caller of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
-    /// Nobody in particular; may report for any node.
+    /// Any caller; may report for any node.
     Anyone,
 }
 
@@ -17,7 +17,7 @@ pub(super) fn authorize(_request: &Request<Streaming<AgentReport>>) -> Result<Ca
     Ok(Caller::Anyone)
 }
 
-/// Whether the caller may report for this node.
+/// Returns an error if the caller may not report for this node.
 #[expect(clippy::unnecessary_wraps, reason = "a caller that is known may report for its own node only")]
 pub(super) fn may_report(caller: &Caller, _node: &str) -> Result<(), Status> {
     match caller {

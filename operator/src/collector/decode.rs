@@ -47,7 +47,7 @@ pub(super) struct Report {
     pub sent: Option<SystemTime>,
 }
 
-/// How the agent captures.
+/// Capture method.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Capture {
     pub mode: Mode,

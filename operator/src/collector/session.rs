@@ -62,7 +62,7 @@ impl Session {
     /// Takes a message in, as a whole or not at all; its sequence number.
     pub(super) async fn take_in(&mut self, report: Report) -> Result<u64, Status> {
         self.check_order(&report)?;
-        // Before waiting for the ledger: times are told relative to the message.
+        // Before waiting for the ledger: ages are relative to the message.
         let now = SystemTime::now();
         let accounts = self.sessions.accounts.clone();
         let mut ledger = accounts.ledger().lock().await;

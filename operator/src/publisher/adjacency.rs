@@ -11,7 +11,7 @@ use topology::{
 
 use crate::observation::TopologyOverview;
 
-/// How many pairs of namespaces an overview lists.
+/// Maximum number of namespace pairs in an overview.
 const MAX_NAMESPACE_EDGES: usize = 50;
 
 /// One workload's edges.

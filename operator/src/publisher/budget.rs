@@ -1,4 +1,4 @@
-//! How many writes are allowed: so many a second, and some at once after a quiet time.
+//! Write budget: a rate per second, and a burst after a quiet time.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 pub(super) struct Budget {
     interval: Duration,
     burst: u32,
-    /// When the bucket would be full.
+    /// Time at which the bucket would be full.
     full_at: Instant,
 }
 
@@ -16,7 +16,7 @@ impl Budget {
         Self { interval: Duration::from_secs(1) / per_second, burst, full_at: now }
     }
 
-    /// When the next write is allowed, if it is not now.
+    /// Returns the time of the next allowed write, if none is allowed now.
     pub(super) fn available(&self, now: Instant) -> Option<Instant> {
         let full_at = self.full_at.max(now);
         let at = (full_at + self.interval).checked_sub(self.interval * self.burst)?;

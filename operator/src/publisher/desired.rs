@@ -23,7 +23,7 @@ use crate::{
     watches::{Catalog, Names},
 };
 
-/// How long a conversation of which one end has been reported waits for the report of the other.
+/// Time for which a conversation with one reported end waits for the other end's report.
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// Everything that is to be published at one moment.
@@ -32,9 +32,9 @@ pub(super) struct Picture {
     /// The objects of all workloads that exist and have edges.
     pub desired: HashMap<Key, Desired>,
     pub overview: TopologyOverview,
-    /// How many flows it was made of.
+    /// Number of flows from which it was computed.
     pub flows: usize,
-    /// When it changes by the mere passing of time.
+    /// Time after which it changes without new input.
     pub settles_in: Option<Duration>,
     /// Whether all nodes' flows are known.
     pub all_nodes_reported: bool,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::guarded_watch::Guarded;
 
-/// What has to be looked at again.
+/// Objects to check again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Again {
     Nothing,
@@ -75,7 +75,7 @@ impl Existing {
         }
     }
 
-    /// Whether all objects are known.
+    /// Returns whether all objects are known.
     pub(super) fn is_listed(&self) -> bool {
         self.listed
     }
@@ -154,15 +154,15 @@ fn key(topology: &impl ResourceExt) -> Key {
     Key { namespace: topology.namespace().unwrap_or_default(), name: topology.name_any() }
 }
 
-/// Whether the object belongs to the workload that there is now.
+/// Returns whether the object belongs to the current workload.
 pub(super) fn is_owned(topology: &Topology, desired: &Desired) -> bool {
     topology.owner_references().iter().any(|owner| owner.uid == desired.owner.uid)
 }
 
-/// What has to be written, if anything.
+/// Returns the write that is needed, if any.
 pub(super) fn difference(known: Option<&Topology>, desired: Option<&Desired>) -> Option<Urgency> {
     let Some(desired) = desired else {
-        // One that was never written is somebody else's.
+        // An object without status was made by another client.
         let status = known?.status.as_ref()?;
         let is_empty = status.egress.is_empty() && status.ingress.is_empty() && status.conditions.is_empty();
         return (!is_empty).then_some(Urgency::Structure);

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use crate::watches::AppLabels;
 
-/// Whose labels these are, for server-side apply: not the manager of the rest, which insists on its fields.
+/// Field manager of the labels. It differs from the manager of the rest, which forces its fields.
 pub(super) const FIELD_MANAGER: &str = "scopeprobe-labels";
 
 /// All labels that are to be ours, if that differs from those that are. What others have set is left to them.
@@ -26,7 +26,7 @@ pub(super) fn change<'a>(known: Option<&Topology>, app: &'a AppLabels) -> Option
     (!same).then_some(wanted)
 }
 
-/// The labels that the operator has set and nobody has taken over.
+/// Returns the labels that the operator set and no other manager took over.
 pub(super) fn ours(topology: &Topology) -> BTreeSet<&str> {
     let own = topology.managed_fields().iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
     let labels = own.filter_map(|entry| entry.fields_v1.as_ref()?.0.get("f:metadata")?.get("f:labels")?.as_object());

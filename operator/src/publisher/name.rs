@@ -1,4 +1,4 @@
-//! What a workload's Topology is called.
+//! Names of Topology objects.
 
 use topology::entity::Workload;
 

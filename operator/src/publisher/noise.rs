@@ -9,8 +9,8 @@ const PRECISION: u64 = 100;
 /// Agents look at the bytes of open connections about every 30 s: they are at rest when two looks have shown the same.
 const OPEN_REST: Duration = Duration::from_secs(45);
 
-/// Whether no counter differs by one percent or more, and none has come to 0 or left it. Both say the same but for counters,
-/// as [`super::object::structure`] has it.
+/// Returns whether no counter differs by 1 % or more, and none became or left 0. Both must be equal except for
+/// counters, as [`super::object::structure`] defines.
 pub(super) fn is_noise(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
     let said = |status: &TopologyStatus| -> Vec<String> {
         status.conditions.iter().map(|condition| condition.message.clone()).collect()

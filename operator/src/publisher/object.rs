@@ -1,4 +1,4 @@
-//! What a workload's Topology says: its edges, bounded, with sums that hold for all of them.
+//! Computes a Topology's status: its edges, bounded, and sums over all of them.
 
 use std::{
     cmp::Reverse,
@@ -26,15 +26,15 @@ use topology::{
 use super::{adjacency::Edges, summary};
 use crate::watches::AppLabels;
 
-/// How many pods and containers an edge lists on each side.
+/// Maximum number of pods and containers per side of an edge.
 const MAX_LISTED: usize = 10;
 /// Why edges are not listed: there are too many.
 const MAX_EDGES: &str = "MaxEdges";
-/// What the API server is called: as its Service.
+/// Name of the API server: its Service's.
 const API_SERVER: &str = "kubernetes";
 
-/// What a workload's Topology says. `earlier` is what agents no longer know of edges, `silent` are the workload's nodes
-/// from which no agent has reported.
+/// Returns the status of a workload's Topology. `earlier` is what agents no longer report of edges. `silent` are the
+/// workload's nodes without a reporting agent.
 pub(super) fn status(
     workload: &Workload,
     edges: &Edges<'_>,
@@ -68,7 +68,7 @@ pub(super) fn status(
     }
 }
 
-/// Whose object it is.
+/// Returns the reference to the workload.
 pub(super) fn workload(workload: &Workload, app: &AppLabels) -> WorkloadRef {
     let AppLabels { name, version, instance, component, part_of } = app.clone();
     let (kind, own_name) = (workload.kind.clone(), workload.name.clone());

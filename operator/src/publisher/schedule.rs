@@ -1,4 +1,4 @@
-//! When which object is to be written: structure at once, counters now and then, failures later.
+//! Schedules writes: structure at once, counters periodically, failed writes later.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,10 +12,10 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
 
-/// How urgent a write is; the first is the more urgent.
+/// Urgency of a write; the first is the most urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Urgency {
-    /// Who talks to whom has changed.
+    /// Edges have appeared or disappeared.
     Structure,
     /// Only counters have.
     Counters,
@@ -30,7 +30,7 @@ struct Past {
     failed: Option<Instant>,
 }
 
-/// Which objects are to be written, and when.
+/// Pending writes with their times.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule<K> {
     past: HashMap<K, Past>,
@@ -83,7 +83,7 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         }
     }
 
-    /// When the next object is due.
+    /// Returns the time at which the next object is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.due.first().map(|(at, _, _)| *at)
     }
@@ -107,7 +107,7 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         past.failed = Some(now);
     }
 
-    /// How often in a row writing an object has failed.
+    /// Returns the number of consecutive failed writes of an object.
     pub(super) fn failures(&self, key: &K) -> u32 {
         self.past.get(key).map_or(0, |past| past.failures)
     }

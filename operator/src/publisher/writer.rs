@@ -18,12 +18,12 @@ use crate::{
     watches::{AppLabels, OwnerIdentity},
 };
 
-/// Whose fields they are, for server-side apply.
+/// Field manager for server-side apply.
 const FIELD_MANAGER: &str = "scopeprobe-topology";
 /// A write that takes longer is given up and tried again.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a Topology is.
+/// Key of a Topology.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
     pub namespace: String,
@@ -45,7 +45,7 @@ pub(super) struct Desired {
     pub status: TopologyStatus,
 }
 
-/// What came of a write.
+/// Result of a write.
 #[derive(Debug)]
 pub(super) enum Written {
     /// The object as it is now.
@@ -142,8 +142,8 @@ async fn delete(client: &Client, key: &Key, known: &ObjectMeta) -> Result<Writte
     }
 }
 
-/// Makes these, and no others, our labels. One that somebody else has set meanwhile is a conflict, and theirs at the next
-/// try. With the UID no object is made where there is none any more.
+/// Replaces our labels. A label that another manager set meanwhile is a conflict, and is left alone at the next
+/// attempt. The UID prevents the creation of a deleted object.
 async fn label(
     api: &Api<Topology>,
     key: &Key,
@@ -183,8 +183,8 @@ pub(super) async fn empty(
     .await
 }
 
-/// Removes all that was ever published: deletes the objects that nobody else has written to, empties the status of the
-/// others.
+/// Removes everything that was published: deletes objects without changes of other clients, and empties the status of
+/// the others.
 ///
 /// # Errors
 /// If the objects cannot be listed, or one of them not be written; the others are written nevertheless.
@@ -223,7 +223,7 @@ async fn clear_one(client: &Client, key: &Key, known: &ObjectMeta) -> Result<(),
     Ok(())
 }
 
-/// Whether nobody else has written to the object: it may go.
+/// Returns whether no other client has written to the object, so that it may be deleted.
 fn is_ours(metadata: &ObjectMeta) -> bool {
     let is_ours = |manager: &str| manager == FIELD_MANAGER || manager == labels::FIELD_MANAGER;
     managers(metadata).all(|entry| entry.manager.as_deref().is_some_and(is_ours))

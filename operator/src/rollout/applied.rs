@@ -1,4 +1,4 @@
-//! What needs no write: DaemonSets that are still as this operator has applied them.
+//! Skips writes of DaemonSets that are still as this operator applied them.
 
 use std::{
     collections::HashMap,
@@ -8,8 +8,7 @@ use std::{
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::ResourceExt;
 
-/// What has been applied, and what the API server has made of it. Forgotten with the process: whatever starts applies
-/// everything once.
+/// Applied DaemonSets, and the API server's result. It is not persisted: a new process applies everything once.
 #[derive(Debug, Default)]
 pub struct Applied {
     by_name: Mutex<HashMap<String, Record>>,
@@ -23,8 +22,8 @@ struct Record {
 }
 
 impl Applied {
-    /// Whether applying `wanted` would change nothing about what is there. A change of the spec by somebody else shows in
-    /// the generation.
+    /// Returns whether applying `wanted` would change nothing. The generation reveals changes of the spec by other
+    /// clients.
     #[must_use]
     pub fn is_current(&self, wanted: &DaemonSet, there: &DaemonSet) -> bool {
         let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);

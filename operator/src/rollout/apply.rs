@@ -15,15 +15,15 @@ use super::{
     FIELD_MANAGER, NODE_FIELD_MANAGER, applied::Applied, assignment::NodeFacts, build::AGENT_APP, outcome::Progress,
 };
 
-/// What could not be written.
+/// Failed write.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} {object}: {source}")]
 pub struct ApplyError {
-    /// What was attempted.
+    /// Attempted operation.
     pub verb: &'static str,
     /// On what.
     pub object: String,
-    /// What the API server said.
+    /// Error of the API server.
     pub source: Box<kube::Error>,
 }
 
@@ -34,7 +34,7 @@ impl ApplyError {
     }
 }
 
-/// Whether an API server says that something isn't there.
+/// Returns whether the API server reports that the object does not exist.
 #[must_use]
 pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
@@ -113,21 +113,21 @@ fn add(progress: &mut Progress, daemon_set: &DaemonSet) {
     progress.available += updated.min(number(status.number_available.unwrap_or_default()));
 }
 
-/// What came of labelling a node.
+/// Result of labeling a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Labelled {
     /// It has its labels.
     Done,
     /// It is gone, and none to label.
     Gone,
-    /// Somebody else has set one of our labels to something else; what the API server says of it.
+    /// Another field manager set one of our labels to another value; the API server's message.
     Taken(String),
 }
 
-/// Gives a node the labels of its agent, but for those that somebody else holds with another value.
+/// Sets the labels of a node's agent, except those that another manager holds with another value.
 ///
 /// # Errors
-/// Where the API server refused.
+/// Returns an error if the API server refused.
 pub async fn label_node(
     client: &Client,
     node: &NodeFacts,
@@ -149,7 +149,7 @@ pub async fn label_node(
     }
 }
 
-/// Who holds which fields; none where the API server has refused for another reason.
+/// Returns the managers of conflicting fields; `None` if the API server refused for another reason.
 fn conflict(status: &Status) -> Option<String> {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     let held: Vec<_> = causes
@@ -159,10 +159,10 @@ fn conflict(status: &Status) -> Option<String> {
     Some(held.join(", ")).filter(|held| !held.is_empty())
 }
 
-/// Takes our labels from a node, whoever else has set them.
+/// Removes our labels from a node, regardless of their field manager.
 ///
 /// # Errors
-/// Where the API server refused.
+/// Returns an error if the API server refused.
 pub async fn unlabel_node(client: &Client, node: &str) -> Result<(), ApplyError> {
     let patch = json!({"metadata": {"labels": {MODE_LABEL: null, PROBE_LABEL: null}}});
     let api: Api<Node> = Api::all(client.clone());

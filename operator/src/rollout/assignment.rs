@@ -1,4 +1,4 @@
-//! Which node belongs to which ScopeProbe, and in which mode its agent is started. Pure.
+//! Assigns nodes to ScopeProbes, and modes to their agents. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,18 +10,18 @@ use super::{
     demotion::Demotion,
 };
 
-/// What an assignment has to know of a ScopeProbe.
+/// Properties of a ScopeProbe that an assignment depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeFacts {
     /// Its name.
     pub name: String,
-    /// When it was made.
+    /// Time of creation.
     pub created: Option<Timestamp>,
     /// Labels that its nodes have.
     pub node_selector: BTreeMap<String, String>,
     /// The mode that it asks for.
     pub mode: RequestedMode,
-    /// What it asks for on some nodes; the first that selects a node counts.
+    /// Overrides of the mode; the first one that selects a node applies.
     pub overrides: Vec<ModeOverride>,
 }
 
@@ -33,7 +33,7 @@ impl ProbeFacts {
     }
 }
 
-/// What an assignment has to know of a Node.
+/// Properties of a Node that an assignment depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
     /// Its name.
@@ -46,16 +46,16 @@ pub struct NodeFacts {
     pub os: String,
     /// Its kernel's release.
     pub kernel: String,
-    /// Which of its boots it is in.
+    /// ID of its current boot.
     pub boot_id: String,
 }
 
-/// What one node gets.
+/// Assignment of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
     /// The ScopeProbe to which it belongs.
     pub probe: String,
-    /// What that asks for on this node.
+    /// Mode that the ScopeProbe requests for this node.
     pub requested: RequestedMode,
     /// The mode in which its agent is started.
     pub mode: AgentMode,
@@ -64,7 +64,8 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// Whether its agent may ask for the fallback and be heard: nobody has asked for a mode, and the kernel lets it try.
+    /// Returns whether the agent's request for the Fallback mode is granted: no mode was requested, and the kernel
+    /// permits an attempt.
     #[must_use]
     pub fn is_up_to_agent(&self) -> bool {
         self.requested == RequestedMode::Auto
@@ -75,7 +76,7 @@ impl Assignment {
     }
 }
 
-/// What all nodes get.
+/// Assignments of all nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignments {
     /// By node. Nodes without an entry are not probed.
@@ -97,8 +98,8 @@ impl Assignments {
     }
 }
 
-/// Gives every Linux node to the oldest ScopeProbe that selects it; of those made in the same second, to the first by
-/// name. `demotions` are those of nodes on which eBPF was tried in vain.
+/// Assigns every Linux node to the oldest ScopeProbe that selects it; of several made in the same second, to the first
+/// by name. `demotions` are nodes on which eBPF failed.
 #[must_use]
 pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], demotions: &BTreeMap<String, Demotion>) -> Assignments {
     let mut by_age: Vec<_> = probes.iter().collect();

@@ -25,14 +25,14 @@ use crate::settings::AgentSettings;
 
 /// The value of `app.kubernetes.io/name` of everything that belongs to agents.
 pub const AGENT_APP: &str = "scopeprobe-agent";
-/// Where agents serve /livez, /readyz and /metrics.
+/// Port of the agents' /livez, /readyz and /metrics.
 const HTTP_PORT: i32 = 9464;
 /// Where a node's cgroup hierarchies are shown to its agent.
 const CGROUP_MOUNT: &str = "/host/sys/fs/cgroup";
-/// What the fallback may use of the CPU, in thousandths of a core: the least, the most, the default.
+/// CPU budget of the Fallback mode, in thousandths of a core: minimum, maximum, default.
 const CPU_BUDGET: (u32, u32, u32) = (5, 2000, 50);
 
-/// What all agents of one operator have in common.
+/// Common properties of all agents of one operator.
 #[derive(Clone, Debug)]
 pub struct AgentTemplate<'a> {
     /// The operator's namespace.

@@ -1,4 +1,4 @@
-//! Which of a ScopeProbe's agents a node gets, and why. Pure.
+//! Chooses a node's DaemonSet, and the reason. Pure.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use kernel_support::{MapMemory, Reason, UnfitKernel, Verdict};
 
 use super::demotion::Demotion;
 
-/// Which DaemonSet an agent belongs to.
+/// DaemonSet of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AgentMode {
     /// With the capabilities that eBPF needs.
@@ -42,7 +42,7 @@ impl AgentMode {
     }
 }
 
-/// Who has asked for a mode.
+/// Source of a requested mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
     /// `spec.mode`.
@@ -62,7 +62,7 @@ pub enum ModeCause {
     KernelUnknown,
     /// The ScopeProbe asks for this mode.
     Forced(Asker),
-    /// An agent has tried eBPF in vain, and has said why.
+    /// An agent failed to use eBPF, with its reason.
     Demoted(Reason),
 }
 
@@ -94,7 +94,7 @@ impl ModeCause {
     }
 }
 
-/// What a node gets. An agent that asks for the fallback is heard where nobody else has decided.
+/// Returns the choice for a node. An agent's request for the Fallback mode is granted unless a mode was requested.
 #[must_use]
 pub fn choose(
     requested: RequestedMode,

@@ -31,12 +31,12 @@ use crate::{
     status::conditions::some_of,
 };
 
-/// How often everything is looked at again, though nothing seems to have changed.
+/// Interval of a full reconciliation without a change.
 const RESYNC: Duration = Duration::from_mins(5);
 /// Changes that come together are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// What the controller works with.
+/// Dependencies of the controller.
 pub struct Context {
     /// The API server.
     pub client: Client,
@@ -44,15 +44,15 @@ pub struct Context {
     pub namespace: String,
     /// The operator's own Deployment, with which the agents go.
     pub deployment: Option<String>,
-    /// How agents are made.
+    /// Settings of agents.
     pub agents: AgentSettings,
     /// ScopeProbes and Nodes.
     pub cluster: Arc<ClusterState>,
-    /// What has been written already.
+    /// DaemonSets that were applied.
     pub applied: Applied,
-    /// Where to note what came of each rollout.
+    /// Receiver of each rollout's result.
     pub outcomes: Outcomes,
-    /// Where to count.
+    /// Metrics.
     pub metrics: Metrics,
 }
 
@@ -68,12 +68,12 @@ pub enum RolloutError {
     /// Something could not be written.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// Somebody else has set labels that are ours.
+    /// Another field manager set our labels.
     #[error(transparent)]
     LabelsTaken(#[from] LabelsTaken),
 }
 
-/// Nodes whose labels somebody else holds: they keep the agents that they have.
+/// Nodes whose labels another manager holds; they keep their agents.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "somebody else has set labels that choose the agents of {}: {}; to choose yourself, use spec.mode or \

@@ -11,23 +11,23 @@ use crate::{
     settings::AgentSettings,
 };
 
-/// How often it looks at most.
+/// Minimum time between two runs.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often it looks, though no agent has said anything: times pass.
+/// Interval of a run without a report, since deadlines pass.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// What it works with.
+/// Dependencies of the controller.
 pub struct Demoter {
     /// ScopeProbes and Nodes, and where it is remembered.
     pub cluster: Arc<ClusterState>,
-    /// What agents report.
+    /// Reports of agents.
     pub observations: Observations,
-    /// How agents are made.
+    /// Settings of agents.
     pub agents: AgentSettings,
 }
 
 impl Demoter {
-    /// Looks after every report, for ever.
+    /// Runs after every report, without end.
     pub async fn run(self) {
         let mut reports = self.observations.subscribe();
         let mut changes = self.cluster.subscribe_assignments();

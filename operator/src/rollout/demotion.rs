@@ -1,17 +1,17 @@
-//! When a node whose agent cannot use eBPF is moved to the fallback, and when eBPF is tried again. Pure: the time is
-//! given.
+//! Decides when a node whose agent cannot use eBPF moves to the Fallback mode, and when eBPF is retried. Pure: the time
+//! is an argument.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kernel_support::Reason;
 
-/// How long an agent has to ask for the fallback before it is moved: one that only begins, or that loses its capture for a
-/// moment, may get over it.
+/// Time for which an agent must request the Fallback mode before it is moved. An agent that starts, or loses its
+/// capture for a moment, may recover.
 pub const STEADY: SignedDuration = SignedDuration::from_secs(20);
 /// The longest time between two attempts, before it is spread.
 pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
 
-/// That eBPF was tried on a node in vain.
+/// Failed use of eBPF on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demotion {
     /// Why.
@@ -24,13 +24,13 @@ pub struct Demotion {
     pub boot_id: String,
     /// The agents' image with which it was tried.
     pub image: String,
-    /// When the node was moved to the fallback last.
+    /// Time of the last move to the Fallback mode.
     pub since: Timestamp,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
-    /// When it is tried again.
+    /// Time of the next attempt.
     pub retry_at: Timestamp,
-    /// Whether it is being tried again now.
+    /// Whether an attempt is in progress.
     pub retrying: bool,
 }
 
@@ -47,12 +47,12 @@ pub struct Request<'a> {
     pub last: Timestamp,
 }
 
-/// What a decision about one node has to know.
+/// Inputs of a decision about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts<'a> {
     /// Its name.
     pub node: &'a str,
-    /// Whether it is up to its agent: nobody has asked for a mode, and the kernel isn't too old.
+    /// Whether the agent decides: no mode was requested, and the kernel is not too old.
     pub up_to_agent: bool,
     /// The node's kernel.
     pub kernel: &'a str,
@@ -60,13 +60,13 @@ pub struct Facts<'a> {
     pub boot_id: &'a str,
     /// The image of the agents of now.
     pub image: &'a str,
-    /// What its agent asks for.
+    /// Request of its agent.
     pub request: Option<Request<'a>>,
     /// Whether its agent is connected and captures by eBPF.
     pub sees_by_ebpf: bool,
 }
 
-/// What is to be remembered of a node; `retry` is the time until the second attempt.
+/// Returns the new state of a node; `retry` is the time until the second attempt.
 #[must_use]
 pub fn decide(
     previous: Option<&Demotion>,
@@ -123,7 +123,7 @@ fn wait(node: &str, attempts: u32, retry: SignedDuration) -> SignedDuration {
 }
 
 impl Demotion {
-    /// Whether nothing has changed that may have made eBPF possible.
+    /// Returns whether nothing changed that could have made eBPF possible.
     fn still_speaks_for(&self, facts: &Facts<'_>) -> bool {
         (self.kernel.as_str(), self.boot_id.as_str(), self.image.as_str()) == (facts.kernel, facts.boot_id, facts.image)
     }
@@ -143,7 +143,7 @@ impl Demotion {
         }
     }
 
-    /// What an earlier operator has written; none where that says nothing of times.
+    /// Returns the state that an earlier operator wrote; `None` without times.
     #[must_use]
     pub fn restore(written: &crds::Demotion, now: Timestamp) -> Option<Self> {
         let (since, retry_at) = (written.since.as_ref()?.0, written.retry_at.as_ref()?.0);
@@ -278,8 +278,8 @@ mod tests {
         assert_eq!(Demotion::restore(&crds::Demotion::default(), at(21)), None);
     }
 
-    /// What may be so when a decision is due: how long the agent has asked, whether it sees, whether the node was booted
-    /// again, and how many seconds have passed.
+    /// Generates moments of decisions: how long the agent has asked, whether it captures, whether the node rebooted,
+    /// and how many seconds passed.
     fn moments() -> impl Strategy<Value = Vec<(Option<i64>, bool, bool, i64)>> {
         let moment = (proptest::option::of(0..40_i64), any::<bool>(), proptest::bool::weighted(0.1), 1..20_000_i64);
         proptest::collection::vec(moment, 1..60)

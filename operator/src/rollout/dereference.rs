@@ -20,7 +20,7 @@ pub enum DereferenceError {
         namespace: String,
         /// The Service's name.
         name: String,
-        /// What the API server said.
+        /// Error of the API server.
         source: Box<kube::Error>,
     },
     /// There is none.
@@ -113,7 +113,7 @@ fn owner_reference(deployment: &PartialObjectMeta<Deployment>) -> Option<OwnerRe
 /// The URL that agents dial: an address and not a name, so that agents need no cluster DNS.
 ///
 /// # Errors
-/// Where the Service cannot be read or has no address.
+/// Returns an error if the Service is unreadable or has no address.
 pub async fn collector_url(
     client: &Client,
     namespace: &str,

@@ -1,4 +1,4 @@
-//! What came of each ScopeProbe's last rollout: written by the controller, read by the status writer.
+//! Results of each ScopeProbe's last rollout: written by the controller, read by the status writer.
 
 use std::{
     collections::BTreeMap,
@@ -12,9 +12,9 @@ use tokio::sync::watch;
 pub struct Outcome {
     /// The generation of the `spec` that was rolled out.
     pub generation: i64,
-    /// What went wrong.
+    /// Error.
     pub problem: Option<Problem>,
-    /// How far the DaemonSets are.
+    /// Progress of the DaemonSets.
     pub progress: Progress,
 }
 
@@ -25,23 +25,23 @@ pub struct Problem {
     pub reason: &'static str,
     /// For people.
     pub message: String,
-    /// Whether only a person can help; otherwise it is tried again.
+    /// Whether only a user can fix it; otherwise it is retried.
     pub permanent: bool,
 }
 
-/// How far DaemonSets are, by their own status.
+/// Progress of DaemonSets, by their own status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Pods that there should be.
     pub desired: u64,
     /// Pods of the newest template that are available.
     pub available: u64,
-    /// Whether all DaemonSets' controllers have seen their newest template.
+    /// Whether all DaemonSets' controllers have observed their newest template.
     pub observed: bool,
 }
 
 impl Progress {
-    /// Whether there is nothing to wait for.
+    /// Returns whether the rollout is complete.
     #[must_use]
     pub fn complete(&self) -> bool {
         self.observed && self.available >= self.desired
@@ -72,7 +72,7 @@ impl Outcomes {
         }
     }
 
-    /// What came of one ScopeProbe's last rollout, if there was one.
+    /// Returns the result of a ScopeProbe's last rollout, if there was one.
     #[must_use]
     pub fn get(&self, probe: &str) -> Option<Outcome> {
         self.outcomes.read().unwrap_or_else(PoisonError::into_inner).get(probe).cloned()

@@ -1,4 +1,4 @@
-//! What the agents of each mode may do, and the operation that needs it. docs/privileges.md says the same.
+//! Privileges of the agents of each mode, with the operation that needs each. docs/privileges.md has the same.
 
 use super::choice::AgentMode;
 
@@ -39,8 +39,8 @@ pub fn capabilities(mode: AgentMode) -> &'static [Capability] {
     }
 }
 
-/// Whether `AppArmor`'s profile for containers has to be off: it forbids to look at processes outside of it, whatever
-/// capabilities there are.
+/// Returns whether `AppArmor`'s profile for containers must be off: it denies access to processes outside of it,
+/// regardless of capabilities.
 #[must_use]
 pub fn needs_no_apparmor(mode: AgentMode) -> bool {
     mode == AgentMode::Fallback

@@ -13,12 +13,12 @@ use super::{
 };
 use crate::{cluster_state::ClusterState, observation::Observations, publisher};
 
-/// How often it looks, though nothing seems to have changed.
+/// Interval of a run without a change.
 const INTERVAL: Duration = Duration::from_mins(5);
-/// How long it waits for more changes, or after a failure.
+/// Delay to collect more changes, or after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What it works with.
+/// Dependencies of the garbage collector.
 #[derive(Clone)]
 pub struct Sweep {
     /// The API server.
@@ -27,12 +27,12 @@ pub struct Sweep {
     pub namespace: String,
     /// ScopeProbes, Nodes and NodeProbes.
     pub cluster: Arc<ClusterState>,
-    /// What agents report.
+    /// Reports of agents.
     pub observations: Observations,
 }
 
 impl Sweep {
-    /// Looks after every change, for ever.
+    /// Runs after every change, without end.
     pub async fn run(self) {
         let mut changes = self.cluster.subscribe();
         let mut swept_for = None;
@@ -93,7 +93,7 @@ impl Sweep {
 /// Deletes a NodeProbe, if it is there.
 ///
 /// # Errors
-/// Where the API server refused.
+/// Returns an error if the API server refused.
 pub async fn delete_node_probe(client: &Client, name: &str) -> Result<(), ApplyError> {
     // The answer may be the object, which may not decode.
     match Api::<PartialObjectMeta<NodeProbe>>::all(client.clone()).delete(name, &DeleteParams::default()).await {

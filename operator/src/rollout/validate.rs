@@ -1,10 +1,10 @@
-//! What the schema cannot check: whether what a ScopeProbe says means anything in this cluster. Pure.
+//! Validates what the schema cannot: whether a ScopeProbe's values make sense in this cluster. Pure.
 
 use std::collections::BTreeSet;
 
 use super::assignment::Assignments;
 
-/// What a person has to change.
+/// Invalid value that the user must change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// No node matches.

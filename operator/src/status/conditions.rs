@@ -35,12 +35,12 @@ impl From<bool> for Truth {
     }
 }
 
-/// What is to be said of one type.
+/// Condition of one type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
     /// The condition's type.
     pub type_: &'static str,
-    /// Whether it is so.
+    /// Status of the condition.
     pub truth: Truth,
     /// Why, as one word.
     pub reason: String,
@@ -105,7 +105,7 @@ pub fn some_of(names: &[String]) -> String {
     }
 }
 
-/// Whether two lists say the same, apart from times and the numbers that grow in the message of `CaptureComplete`.
+/// Returns whether two lists are equal, apart from times and growing numbers in the message of `CaptureComplete`.
 #[must_use]
 pub fn same_statements(one: &[Condition], other: &[Condition]) -> bool {
     let key = |it: &Condition| {

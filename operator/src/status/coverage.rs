@@ -29,7 +29,7 @@ pub struct NodeCoverage {
 /// What a node's coverage is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// What its agent reports.
+    /// Report of its agent.
     pub observation: Option<&'a NodeObservation>,
     /// When its NodeProbe was made; none if it is not there yet.
     pub created: Option<UnixMs>,

@@ -65,7 +65,7 @@ fn truncated(note: &str) -> String {
     note.chars().take(250).collect()
 }
 
-/// Whether a write tells of another mode, reason or attachment.
+/// Returns whether a write changes mode, reason or attach type.
 #[must_use]
 pub fn is_mode_change(before: Option<&NodeProbeStatus>, after: &NodeProbeStatus) -> bool {
     let state = |status: &NodeProbeStatus| (status.mode, status.reason.clone(), status.attach.clone());

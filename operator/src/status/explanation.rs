@@ -21,7 +21,7 @@ pub struct Explanation {
     pub message: String,
 }
 
-/// What is to be said of a node.
+/// Returns the explanation for a node.
 #[must_use]
 pub fn explain(
     observation: &NodeObservation,

@@ -2,7 +2,7 @@
 
 use crds::{MAX_HISTORY, ModeChange};
 
-/// What was remembered, with what is so now where it is new; the oldest is forgotten for it.
+/// Returns the history with the current state added if it is new; removes the oldest entry if needed.
 #[must_use]
 pub fn extended(mut history: Vec<ModeChange>, now: ModeChange) -> Vec<ModeChange> {
     let state = |change: &ModeChange| (change.mode, change.reason.clone(), change.attach.clone());

@@ -1,4 +1,4 @@
-//! What came of it: NodeProbe and ScopeProbe statuses.
+//! Computes and writes NodeProbe and ScopeProbe status.
 //!
 //! `node_probe` and `scope_probe` say what a status should be, purely; `writer` writes what differs from what is there,
 //! and not too often; `restore` reads back what an earlier operator has written; `repair` mends what does not decode.

@@ -1,4 +1,4 @@
-//! What a NodeProbe's status should be. Pure.
+//! Computes a NodeProbe's status. Pure.
 
 use std::fmt::Write;
 
@@ -19,24 +19,24 @@ use crate::{
     rollout::{assignment::Assignment, demotion::Demotion},
 };
 
-/// What a NodeProbe's status is made of.
+/// Inputs of a NodeProbe's status.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// What the node was given.
+    /// Assignment of the node.
     pub assignment: &'a Assignment,
     /// The kernel that the Node names.
     pub node_kernel: &'a str,
-    /// That eBPF was tried in vain.
+    /// Failed use of eBPF.
     pub demotion: Option<&'a Demotion>,
-    /// What its agent reports.
+    /// Report of its agent.
     pub observation: Option<&'a NodeObservation>,
     /// How much of what happened was counted.
     pub coverage: &'a NodeCoverage,
-    /// What was said before.
+    /// Previous status.
     pub previous: Option<&'a NodeProbeStatus>,
 }
 
-/// What one node's NodeProbe should say.
+/// Returns the status of one node's NodeProbe.
 #[must_use]
 pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
     let Inputs { assignment, previous, coverage, .. } = *inputs;

@@ -26,7 +26,7 @@ use crate::{
 /// Makes a NodeProbe decode again: takes its status away, whoever wrote it, or deletes it where that does not help.
 ///
 /// # Errors
-/// Where the API server refused.
+/// Returns an error if the API server refused.
 pub async fn node_probe(client: &Client, name: &str) -> Result<(), ApplyError> {
     let api: Api<Guarded<NodeProbe>> = Api::all(client.clone());
     match api.patch_status(name, &manager(), &no_status()).await {

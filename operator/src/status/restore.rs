@@ -1,5 +1,5 @@
-//! What an earlier operator has written into NodeProbes, as observations: so that an agent that was started again while
-//! no operator ran is noticed, and what was lost does not vanish. Pure.
+//! Restores observations from NodeProbes of an earlier operator. An agent that restarted while no operator ran is
+//! noticed, and losses do not vanish. Pure.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub fn observations(node_probes: &BTreeMap<String, NodeProbe>, now: UnixMs) -> O
     observations
 }
 
-/// What a NodeProbe says of its node; none if no agent has ever reported.
+/// Returns the observation in a NodeProbe; `None` if no agent has ever reported.
 #[must_use]
 pub fn observation(node_probe: &NodeProbe, now: UnixMs) -> Option<NodeObservation> {
     let status = node_probe.status.as_ref().filter(|status| status.mode.is_some())?;

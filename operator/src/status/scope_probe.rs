@@ -1,4 +1,4 @@
-//! What a ScopeProbe's status should be: the sum of its NodeProbes, its rollout and the topology. Pure.
+//! Computes a ScopeProbe's status: the sum of its NodeProbes, its rollout and the topology. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,11 +25,11 @@ pub struct NodeState {
     pub shares: Shares,
 }
 
-/// What a ScopeProbe's status is made of.
+/// Inputs of a ScopeProbe's status.
 pub struct Inputs<'a> {
     /// The ScopeProbe.
     pub probe: &'a ScopeProbe,
-    /// What came of its last rollout.
+    /// Result of its last rollout.
     pub outcome: Option<&'a Outcome>,
     /// Its nodes, by name.
     pub nodes: &'a BTreeMap<String, NodeState>,
@@ -41,7 +41,7 @@ pub struct Inputs<'a> {
     pub overview: &'a TopologyOverview,
 }
 
-/// What one ScopeProbe should say.
+/// Returns the status of one ScopeProbe.
 #[must_use]
 pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> ScopeProbeStatus {
     let previous = inputs.probe.status.as_ref();
@@ -265,7 +265,7 @@ fn nodes_taken(taken: Option<&BTreeMap<String, String>>) -> Statement {
     Statement::new(TYPE, true, "BelongToOlder", message)
 }
 
-/// Whether the difference between two statuses is worth a write at once: everything but growing numbers.
+/// Returns whether the difference between two statuses requires a write at once: everything except growing numbers.
 #[must_use]
 pub fn differs_in_structure(one: &ScopeProbeStatus, other: &ScopeProbeStatus) -> bool {
     let structure = |status: &ScopeProbeStatus| ScopeProbeStatus {

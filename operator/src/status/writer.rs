@@ -44,31 +44,31 @@ const NUMBERS_PER_TURN: usize = 3;
 const SOON: Duration = Duration::from_secs(2);
 /// Topology objects are written so long after they are due at most, but for failures.
 const PUBLISHING: Duration = Duration::from_secs(5);
-/// How long the watch may take to show our own write; until then it is not taken for somebody else's.
+/// Time for which the watch may lag behind our own write; until then, its state is not taken for another client's.
 const ECHO: Duration = Duration::from_secs(10);
 
-/// What the writer works with.
+/// Dependencies of the writer.
 #[derive(Clone)]
 pub struct Writer {
     /// The API server.
     pub client: Client,
     /// ScopeProbes, Nodes and NodeProbes.
     pub cluster: Arc<ClusterState>,
-    /// What agents report.
+    /// Reports of agents.
     pub observations: Observations,
-    /// What came of rollouts.
+    /// Results of rollouts.
     pub outcomes: Outcomes,
     /// The size of the topology.
     pub overview: watch::Receiver<TopologyOverview>,
-    /// Where the oldest ScopeProbe's settings are told to the publisher.
+    /// Sender of the oldest ScopeProbe's settings to the publisher.
     pub publish: watch::Sender<Option<PublishSettings>>,
-    /// Where to tell of changes of mode.
+    /// Receiver of mode changes.
     pub events: Events,
-    /// Where to count.
+    /// Metrics.
     pub metrics: Metrics,
 }
 
-/// What was last written of one kind, by name.
+/// Last written statuses of one kind, by name.
 struct Written<S> {
     statuses: BTreeMap<String, (S, Instant)>,
 }
@@ -79,12 +79,12 @@ impl<S> Default for Written<S> {
     }
 }
 
-/// Whether a status has to be written.
+/// Urgency of a status write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
     /// Now.
     Now,
-    /// When its turn comes: it has waited this long.
+    /// Growing numbers, with the time for which they have waited.
     Numbers(Duration),
     /// No.
     No,
@@ -123,7 +123,7 @@ impl<S: PartialEq + Clone> Written<S> {
 }
 
 impl Writer {
-    /// Writes after every change, for ever.
+    /// Runs after every change, without end.
     pub async fn run(mut self) {
         let mut node_probes = Written::default();
         let mut scope_probes = Written::default();

@@ -1,4 +1,4 @@
-//! What pods say of their application, by the labels that Kubernetes recommends.
+//! Application of pods, by the labels that Kubernetes recommends.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -51,7 +51,7 @@ impl AppLabels {
     }
 }
 
-/// What one pod says, and when it was made.
+/// Recommended labels of one pod, and its creation time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AppOfPod {
     pub(super) created: Option<Timestamp>,

@@ -38,7 +38,7 @@ pub enum Change {
     Owner(&'static str, &'static str, Step<OwnerFacts>),
 }
 
-/// What an ownerReference to a workload needs to say.
+/// Fields of an ownerReference to a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerIdentity {
     /// Group and version of its kind.
@@ -60,9 +60,9 @@ pub struct Catalog {
     /// Pods (by UID) by each owner of their chain: they change when the owner does.
     pods_below: HashMap<Workload, HashSet<String>>,
     referenced: Referenced,
-    /// What pods that are there say of their application, by the pod's UID.
+    /// Application labels of existing pods, by UID.
     apps: HashMap<String, AppOfPod>,
-    /// What workloads said whose last pod is gone.
+    /// Last application labels of workloads without pods.
     last_apps: HashMap<Workload, Arc<AppLabels>>,
     services: HashMap<ServiceRef, ServiceFacts>,
     slices: HashMap<ServiceRef, BTreeMap<String, SliceFacts>>,
@@ -76,7 +76,7 @@ pub struct Catalog {
     gone_nodes: Vec<String>,
 }
 
-/// Which objects are there, and which of them a list under way has named.
+/// Existing objects, and those that the current list has named.
 #[derive(Debug)]
 struct Listed<K> {
     known: HashSet<K>,
@@ -105,7 +105,7 @@ impl<K: Clone + Eq + Hash> Listed<K> {
         self.known.remove(key);
     }
 
-    /// What was there and has not been listed.
+    /// Returns the objects that existed and were not listed.
     fn complete(&mut self) -> Vec<K> {
         let Some(listing) = self.listing.take() else { return Vec::new() };
         let gone = self.known.difference(&listing).cloned().collect();
@@ -115,13 +115,13 @@ impl<K: Clone + Eq + Hash> Listed<K> {
 }
 
 impl Catalog {
-    /// Who is who.
+    /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    /// What an ownerReference to a workload has to say; none if the workload does not exist (any more).
+    /// Returns the fields of an ownerReference to a workload; `None` if the workload does not exist (any more).
     #[must_use]
     pub fn owner_identity(&self, workload: &Workload) -> Option<OwnerIdentity> {
         if let Some(facts) = self.owners.existing(workload) {
@@ -130,8 +130,8 @@ impl Catalog {
         self.referenced.identity(workload).cloned()
     }
 
-    /// What the newest of a workload's pods says of its application: while pods are replaced by others, that is what is to
-    /// be; where all are gone, the last one's word.
+    /// Returns the application labels of a workload's newest pod, also during a rollout; if no pod exists, those of the
+    /// last one.
     #[must_use]
     pub fn app_of(&self, workload: &Workload) -> Arc<AppLabels> {
         let apps = self.pods_of(workload).filter_map(|uid| Some((self.apps.get(uid)?, uid)));
@@ -153,7 +153,7 @@ impl Catalog {
         pods.filter(|pod| !pod.ended && !pod.node.is_empty()).map(|pod| pod.node.as_str()).collect()
     }
 
-    /// Whether it changed any name.
+    /// Returns whether a name changed.
     pub(super) fn name_external_groups(&mut self, groups: ExternalGroups) -> bool {
         self.directory.name_external_groups(groups)
     }
@@ -180,7 +180,7 @@ impl Catalog {
             .retain(|workload, _| owners.existing(workload).is_some() || referenced.identity(workload).is_some());
     }
 
-    /// Whether it changed any name.
+    /// Returns whether a name changed.
     pub(super) fn apply(&mut self, change: Change, now: SystemTime) -> bool {
         match change {
             Change::Pod(step) => self.apply_pod(*step, now),
@@ -225,7 +225,7 @@ impl Catalog {
         node_uid.is_some_and(|node_uid| self.directory.name_static_pod(&uid, &node_uid)) || is_news
     }
 
-    /// Whether it changed any name.
+    /// Returns whether a name changed.
     fn place_pod(&mut self, mut pod: Pod, controller: Option<Reference>, now: SystemTime) -> bool {
         let below = self.resolve(&pod.namespace, &pod.uid, controller.as_ref(), &mut pod.workload);
         for owner in below {

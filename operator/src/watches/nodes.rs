@@ -1,4 +1,4 @@
-//! What is kept of a node.
+//! Properties of a node that are kept.
 
 use k8s_openapi::api::core::v1::Node as Object;
 use topology::entity::{Network, Node};

@@ -9,7 +9,7 @@ use topology::entity::Workload;
 /// The longest chain of owners that is followed: Pod → Job → CronJob and one more.
 const MAX_CHAIN: usize = 4;
 
-/// What people deploy: an owner of these (an operator's own kind) is not looked for.
+/// Kinds that users deploy. Their owners (objects of an operator's own kind) are not followed.
 const DEPLOYED: [&str; 4] = ["Deployment", "StatefulSet", "DaemonSet", "CronJob"];
 
 /// An object that owns others, by reference.
@@ -79,12 +79,12 @@ impl Owners {
         self.watched.insert(kind, group(api_version));
     }
 
-    /// Whether the reference is to one of a kind that is watched, and not of the same kind in another group.
+    /// Returns whether the reference is to a watched kind, and not to the same kind of another group.
     pub(super) fn watches(&self, reference: &Reference) -> bool {
         self.watched.get(reference.kind.as_str()) == Some(&group(&reference.api_version))
     }
 
-    /// Whether the owner's place in the chain is news.
+    /// Returns whether the owner's place in the chain changed.
     pub(super) fn upsert(&mut self, kind: &str, facts: OwnerFacts) -> bool {
         let workload = Workload { namespace: facts.namespace.clone(), kind: kind.to_owned(), name: facts.name.clone() };
         let news = self.known.get(&workload).is_none_or(|known| known.removed.is_some() || known.facts != facts);

@@ -1,4 +1,4 @@
-//! What is kept of a pod.
+//! Properties of a pod that are kept.
 
 use std::{
     collections::BTreeMap,
@@ -21,11 +21,11 @@ pub struct PodFacts {
     pub(super) controller: Option<Reference>,
     /// Of a static pod: the UID that its node knows it by, also as part of its cgroup's name.
     pub(super) node_uid: Option<String>,
-    /// What it says of its application.
+    /// Application labels.
     pub(super) app: AppOfPod,
 }
 
-/// Where the object of a static pod says it: a hash of the pod's manifest.
+/// Annotation of a static pod: a hash of the pod's manifest.
 const MANIFEST_HASH: &str = "kubernetes.io/config.hash";
 
 pub(super) fn facts(object: Object) -> Option<PodFacts> {
@@ -65,7 +65,7 @@ fn life(metadata: &ObjectMeta, status: Option<&PodStatus>) -> Life {
     }
 }
 
-/// When the first of all containers is known to have run, restarts included.
+/// Returns the first start of any container, restarts included.
 fn ran(status: &PodStatus) -> Option<SystemTime> {
     let ran_since = |state: &ContainerState| {
         let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
@@ -76,7 +76,7 @@ fn ran(status: &PodStatus) -> Option<SystemTime> {
     known.filter_map(ran_since).filter(|time| *time > SystemTime::UNIX_EPOCH).min()
 }
 
-/// When the last container has finished, if none runs and none will again.
+/// Returns the end of the last container, if none runs and none will restart.
 fn finished(status: &PodStatus) -> Option<SystemTime> {
     let mut last = None;
     for status in container_statuses(status) {

@@ -10,7 +10,7 @@ use super::{OwnerIdentity, owners::group};
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Referenced {
-    /// Who is meant, in the order in which they came, each with its pods' UIDs: usually one.
+    /// Owners of each workload in order of appearance, each with its pods' UIDs: usually one.
     workloads: HashMap<Workload, Vec<(OwnerIdentity, HashSet<String>)>>,
 }
 
@@ -35,9 +35,9 @@ impl Referenced {
         }
     }
 
-    /// Who owns a workload's object. Of the same kind in several API groups it is, as long as it has pods, the one that
-    /// came first, so that the object doesn't change hands with each pod; within a group it is the one that came last,
-    /// as one that was made again under its name.
+    /// Returns the owner of a workload's object. Of one kind in several API groups, it is the first one while it has
+    /// pods, so that the object does not change its owner with each pod. Within a group it is the last one, which was
+    /// recreated under its name.
     pub(super) fn identity(&self, workload: &Workload) -> Option<&OwnerIdentity> {
         let meant = self.workloads.get(workload)?;
         let first = group(&meant.first()?.0.api_version);

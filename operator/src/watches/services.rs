@@ -1,4 +1,4 @@
-//! What is kept of Services and their `EndpointSlices`, and how both become one.
+//! Properties of Services and their `EndpointSlices` that are kept, and their combination.
 
 use std::{collections::BTreeSet, net::IpAddr};
 

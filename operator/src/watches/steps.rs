@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::guarded_watch::{Guarded, bare};
 
-/// What happens to the set of all objects of a kind.
+/// Change of the set of all objects of a kind.
 #[derive(Clone, Debug)]
 pub enum Step<F> {
     /// All objects are listed (again).

@@ -1,4 +1,4 @@
-//! What a field of a message may hold, and what is said where it holds something else.
+//! Validates fields of messages, and describes invalid values.
 
 use std::net::IpAddr;
 

@@ -23,7 +23,7 @@ pub(in crate::collector) struct Flow {
     pub ages: Ages,
     /// Names that have led to its remote address.
     pub remote_names: Vec<String>,
-    /// Where its connections really led, or came from.
+    /// NAT peers of its connections.
     pub far_ends: Vec<(FarEnd, u64)>,
 }
 
