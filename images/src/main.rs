@@ -21,7 +21,7 @@ struct Arguments {
     name: String,
     /// The absolute path of the program that the image starts.
     entrypoint: String,
-    /// What the image holds: an absolute path in the image, `=`, a file of this machine. All become mode 0755.
+    /// Content of the image: an absolute path in the image, `=`, a local file. All files get mode 0755.
     #[arg(required = true, value_name = "PATH=FILE")]
     files: Vec<Content>,
 }

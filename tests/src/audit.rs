@@ -1,4 +1,4 @@
-//! Who wrote what, by the API server's audit log.
+//! Finds writes and their authors in the API server's audit log.
 
 use std::{
     fs::File,
@@ -25,7 +25,7 @@ pub struct Mark(u64);
 pub struct Write {
     /// `system:serviceaccount:NAMESPACE:NAME`, `admin`, …
     pub user: String,
-    /// What the client calls itself.
+    /// User agent of the client.
     pub user_agent: String,
     /// `create`, `update`, `patch`, `delete`, `deletecollection`.
     pub verb: String,
@@ -49,7 +49,7 @@ impl Audit {
     /// The log's end now.
     ///
     /// # Errors
-    /// Where the log cannot be read.
+    /// Returns an error if the log is unreadable.
     pub fn mark(&self) -> Result<Mark> {
         let metadata = self.path.metadata().map_err(Error::io(format!("read {}", self.path.display())))?;
         Ok(Mark(metadata.len()))
@@ -59,7 +59,7 @@ impl Audit {
     /// picks.
     ///
     /// # Errors
-    /// Where the log cannot be read, or holds a line of another shape.
+    /// Returns an error if the log is unreadable, or has a line of another shape.
     pub fn writes_since(&self, mark: Mark, wanted: impl Fn(&Write) -> bool) -> Result<Vec<Write>> {
         let attempt = format!("read {}", self.path.display());
         let mut file = File::open(&self.path).map_err(Error::io(&attempt))?;

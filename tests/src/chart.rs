@@ -52,7 +52,7 @@ impl Cluster {
     /// Runs Helm and returns what it prints.
     ///
     /// # Errors
-    /// Where it fails, with what it printed.
+    /// Returns an error with the output if it fails.
     pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
         let variables: [(&str, &Path); 1] = [("KUBECONFIG", self.kubeconfig())];
         place::run(&place::tool("helm"), arguments, &variables).await

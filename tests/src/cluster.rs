@@ -33,13 +33,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster that `KUBECONFIG` leads to, as it is; otherwise our own with two nodes, started where it does not run
-    /// yet and left running for the next test (`CLUSTER=scopeprobe-test scripts/cluster down` ends it). The image
-    /// archives of `dist/` are loaded into our own where they have changed. `CLUSTER_NODES`: other nodes than two, as
-    /// `scripts/cluster up` takes them, with spaces between.
+    /// Returns the cluster of `KUBECONFIG` as it is. Otherwise starts our own with two nodes if needed, and leaves it
+    /// running for the next test (`CLUSTER=scopeprobe-test scripts/cluster down` ends it). Changed image archives of
+    /// `dist/` are loaded into our own. `CLUSTER_NODES` chooses other nodes, as arguments of `scripts/cluster up`.
     ///
     /// # Errors
-    /// Where it cannot be started or reached.
+    /// Returns an error if it cannot be started or reached.
     pub async fn shared() -> Result<Self> {
         let value = |name: &str, usual: &str| env::var(name).unwrap_or_else(|_| usual.to_owned());
         Self::started(value("CLUSTER", NAME), &value("CLUSTER_NODES", "2")).await
@@ -49,7 +48,7 @@ impl Cluster {
     /// image archives of `dist/` from the start.
     ///
     /// # Errors
-    /// Where it cannot be started or reached.
+    /// Returns an error if it cannot be started or reached.
     pub async fn of_kernels() -> Result<Self> {
         Self::started(NAME_OF_KERNELS.to_owned(), "kernels").await
     }
@@ -90,7 +89,7 @@ impl Cluster {
     /// Runs `kubectl` and returns what it prints.
     ///
     /// # Errors
-    /// Where it fails, with what it printed.
+    /// Returns an error with the output if it fails.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         place::run(&place::tool("kubectl"), arguments, &[("KUBECONFIG", &self.kubeconfig)]).await
     }
@@ -98,7 +97,7 @@ impl Cluster {
     /// Runs `scripts/cluster` for this cluster: `on`, `kill`, `rps`, …
     ///
     /// # Errors
-    /// Where it fails, and for a cluster that is not our own.
+    /// Returns an error if it fails, and for a cluster that is not our own.
     pub async fn script(&self, arguments: &[&str]) -> Result<String> {
         let name = self.own_name()?;
         place::run(&place::script("cluster"), arguments, &[("CLUSTER", Path::new(name))]).await
@@ -112,7 +111,7 @@ impl Cluster {
         Ok(Audit::at(state(self.own_name()?).join("audit.log")))
     }
 
-    /// Where our own cluster's files are: logs, audit log, kubeconfigs.
+    /// Directory of our own cluster: logs, audit log, kubeconfigs.
     ///
     /// # Errors
     /// For a cluster that is not our own.
@@ -129,7 +128,7 @@ impl Cluster {
     /// Lets one test process at a time do something once per cluster.
     ///
     /// # Errors
-    /// Where the lock's file cannot be made.
+    /// Returns an error if the lock file cannot be created.
     pub async fn lock(&self, name: &str) -> Result<Flock<File>> {
         let cluster = self.own.as_deref().unwrap_or("other");
         lock(&format!("{cluster}.{name}.lock")).await

@@ -70,7 +70,7 @@ impl ControlPlane {
     /// Makes our kinds known, as the chart does. The API server needs a moment until it serves them.
     ///
     /// # Errors
-    /// Where the manifests cannot be read or are refused.
+    /// Returns an error if the manifests are unreadable or refused.
     pub async fn install_kinds(&self) -> Result<()> {
         let folder = place::repository().join("charts/scopeprobe/files/crds");
         for file in fs::read_dir(&folder).map_err(Error::io("list the CRDs"))? {
@@ -84,7 +84,7 @@ impl ControlPlane {
     /// Starts the programs of `KUBEBUILDER_ASSETS` (etcd and kube-apiserver), or those of the test cluster.
     ///
     /// # Errors
-    /// Where they cannot be started or do not become ready, with the end of the API server's log.
+    /// Returns an error with the end of the API server's log if they do not start or become ready.
     pub async fn start() -> Result<Self> {
         let programs = assets().await?;
         let folder = tempfile::tempdir().map_err(Error::io("make a folder for a control plane"))?;
@@ -120,7 +120,7 @@ impl ControlPlane {
                 "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
                 format!("--service-account-signing-key-file={}", at.join("accounts.key").display()),
                 format!("--service-account-key-file={}", at.join("accounts.key").display()),
-                // Nobody makes service accounts here.
+                // No controller creates service accounts here.
                 "--disable-admission-plugins=ServiceAccount".to_owned(),
             ],
         )?;
@@ -172,7 +172,7 @@ async fn assets() -> Result<PathBuf> {
     Ok(place::cache().join("bin"))
 }
 
-/// Ports at which nobody listens now. All are held until all are known, so that they differ.
+/// Returns free ports. All are held until all are known, so that they differ.
 fn free_ports() -> Result<[u16; 3]> {
     let attempt = || Error::io("find a free port on the loopback");
     let mut held = Vec::new();
@@ -185,8 +185,8 @@ fn free_ports() -> Result<[u16; 3]> {
     Ok(ports)
 }
 
-/// A key for service accounts, a token for the administrator and the kubeconfig that uses it. The server makes a
-/// certificate for itself, which nobody can check: both ends are this process's own, on the loopback.
+/// Writes a key for service accounts, a token for the administrator and the kubeconfig that uses it. The server makes
+/// its own certificate, which is not verified: both ends are this process's own, on loopback.
 async fn write_files(at: &Path, api_port: u16) -> Result<PathBuf> {
     let key = at.join("accounts.key");
     place::run(Path::new("openssl"), ["genrsa".as_ref(), "-out".as_ref(), key.as_os_str(), "2048".as_ref()], &[])

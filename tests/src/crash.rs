@@ -16,7 +16,7 @@ done
 [ -n "$sent" ] || { echo "no process runs $1" >&2; exit 1; }
 "#;
 
-/// How a capture is broken.
+/// Fault of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
     /// It fails for good and has to be started again.
@@ -31,7 +31,7 @@ impl Cluster {
     /// Ends the operator with SIGKILL, wherever it runs, and waits until its container runs again and is ready.
     ///
     /// # Errors
-    /// Where it does not run, or does not come back.
+    /// Returns an error if it does not run, or does not restart.
     pub async fn crash_operator(&self) -> Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
         let all = pods.list(&ListParams::default()).await.map_err(Error::api("list the operator's pods"))?;
@@ -44,7 +44,7 @@ impl Cluster {
     /// Ends a node's agent with SIGKILL and waits until its container runs again and is ready.
     ///
     /// # Errors
-    /// Where it does not run, or does not come back.
+    /// Returns an error if it does not run, or does not restart.
     pub async fn crash_agent(&self, node: &str) -> Result<()> {
         let agents = self.agents().await?;
         let agent = agents.iter().find(|pod| node_of(pod) == node);
@@ -52,10 +52,10 @@ impl Cluster {
         self.crash(agent, "/scopeprobe-agent").await
     }
 
-    /// How often the containers of a node's agent were started again.
+    /// Returns the number of restarts of a node's agent.
     ///
     /// # Errors
-    /// Where no agent runs there.
+    /// Returns an error if no agent runs there.
     pub async fn agent_restarts(&self, node: &str) -> Result<i32> {
         let agents = self.agents().await?;
         let agent = agents.iter().find(|pod| node_of(pod) == node);
@@ -65,7 +65,7 @@ impl Cluster {
     /// Breaks the capture of a node's agent, which has to obey signals (`agent.debugSignals` of the chart).
     ///
     /// # Errors
-    /// Where no agent runs there.
+    /// Returns an error if no agent runs there.
     pub async fn break_capture(&self, node: &str, how: Sabotage) -> Result<()> {
         let signal = match how {
             Sabotage::Kill => "USR1",
@@ -98,7 +98,7 @@ fn node_of(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
 }
 
-/// How often the container was started again; none if it has not been started.
+/// Returns the number of restarts; `None` if the container has not started.
 fn restarts(pod: &Pod) -> Option<i32> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.first().map(|container| container.restart_count)

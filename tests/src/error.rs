@@ -1,4 +1,4 @@
-//! What can go wrong around a test, as opposed to in what it tests.
+//! Errors of the tests' environment, as opposed to the tested software.
 
 use std::io;
 
@@ -11,7 +11,7 @@ pub enum Error {
     /// A request to the API server.
     #[error("cannot {attempt}: {source}")]
     Api {
-        /// What the request was for.
+        /// Purpose of the request.
         attempt: String,
         /// The client's error.
         source: Box<kube::Error>,
@@ -21,15 +21,15 @@ pub enum Error {
     Program {
         /// Its command line.
         command: String,
-        /// How it ended.
+        /// Exit status.
         status: String,
-        /// What it printed.
+        /// Output.
         output: String,
     },
     /// A file, a socket or a program that cannot be started.
     #[error("cannot {attempt}: {source}")]
     Io {
-        /// What was attempted, on what.
+        /// Attempted operation, with its object.
         attempt: String,
         /// The system's error.
         source: io::Error,
@@ -37,7 +37,7 @@ pub enum Error {
     /// A condition that did not come.
     #[error("{what} did not happen within {seconds} s; last seen: {last}")]
     TimedOut {
-        /// What was waited for.
+        /// Awaited condition.
         what: String,
         /// For how long.
         seconds: u64,

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// A forwarded port; closed when dropped.
 #[derive(Debug)]
 pub struct Forward {
-    /// Where it is on this machine.
+    /// Address on this machine.
     pub address: SocketAddr,
     accepting: JoinHandle<()>,
 }
@@ -24,7 +24,7 @@ impl Forward {
     /// Forwards a port of a pod. What is wrong with the pod shows as connections that end at once.
     ///
     /// # Errors
-    /// Where there is no free port on the loopback.
+    /// Returns an error if no loopback port is free.
     pub async fn to(client: &Client, namespace: &str, pod: &str, port: u16) -> Result<Self> {
         let attempt = || Error::io(format!("forward port {port} of {namespace}/{pod}"));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(attempt())?;

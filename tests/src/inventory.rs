@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 
 use crate::{Cluster, Error, Result};
 
-/// What comes and goes by itself, or is another view of what is listed anyway.
+/// Kinds whose objects come and go by themselves, or that are another view of listed objects.
 const LEFT_OUT: [&str; 3] = ["events", "events.events.k8s.io", "componentstatuses"];
 
 /// All objects of all kinds, as `Kind namespace/name` or `Kind name`, and the labels of nodes as `Node name label=value`.
@@ -15,7 +15,7 @@ const LEFT_OUT: [&str; 3] = ["events", "events.events.k8s.io", "componentstatuse
 /// Namespaces of tests are left out.
 ///
 /// # Errors
-/// Where something cannot be listed.
+/// Returns an error if a kind cannot be listed.
 pub async fn take(cluster: &Cluster) -> Result<BTreeSet<String>> {
     // What kubectl remembers of the kinds may be about an earlier moment.
     let cache = tempfile::tempdir().map_err(Error::io("make a folder for kubectl's cache"))?;

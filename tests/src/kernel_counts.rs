@@ -26,7 +26,7 @@ impl Cluster {
     /// Asks a node's kernel. Each connection between two namespaces of the node counts at both ends.
     ///
     /// # Errors
-    /// Where the node cannot be asked, or the cluster is not our own.
+    /// Returns an error if the node is unreachable, or the cluster is not our own.
     pub async fn kernel_counts(&self, node: &str) -> Result<KernelCounts> {
         let script = place::repository().join("tests/cluster/count-connections.sh");
         parse(&self.script(&["on", node, &script.to_string_lossy()]).await?)

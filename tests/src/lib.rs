@@ -1,5 +1,5 @@
-//! What the tests that cross crates stand on: a real cluster, namespaces in it, the traffic program in its pods, the
-//! chart, and the API server's own account of who wrote what.
+//! Support for tests that cross crates: a real cluster, namespaces in it, the traffic program in its pods, the chart,
+//! and the API server's audit log.
 //!
 //! ```no_run
 //! # async fn example() -> scopeprobe_tests::Result<()> {

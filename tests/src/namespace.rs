@@ -84,7 +84,7 @@ impl Namespace {
     /// Waits until so many pods with these labels (`app=a`; empty: all) are ready; returns them by name.
     ///
     /// # Errors
-    /// Where they are not in time.
+    /// Returns an error if they are not ready in time.
     pub async fn ready_pods(&self, labels: &str, count: usize) -> Result<Vec<Pod>> {
         let (api, parameters) = (self.api::<Pod>(), ListParams::default().labels(labels));
         let what = format!("{count} ready pods with {labels:?} in {}", self.name);
@@ -102,7 +102,7 @@ impl Namespace {
     /// A pod's addresses, IPv4 first where the cluster prefers it.
     ///
     /// # Errors
-    /// Where there is no such pod.
+    /// Returns an error if there is no such pod.
     pub async fn pod_ips(&self, name: &str) -> Result<Vec<IpAddr>> {
         let pod = self.api::<Pod>().get(name).await.map_err(Error::api(format!("get the pod {name}")))?;
         let ips = pod.status.and_then(|status| status.pod_ips).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What really happened between the pods of a fleet, by their own counts, and what the Topology objects say of it, in
-//! the same shape.
+//! Real connections between the pods of a fleet, by their own counts, and the Topology objects' content in the same
+//! shape.
 
 pub mod agreement;
 pub mod cases;
@@ -12,12 +12,12 @@ use std::collections::BTreeMap;
 /// A workload: kind and name.
 pub type Workload = (String, String);
 
-/// What an edge joins: client, server, the Service that was dialled, the server's port.
+/// Key of an edge: client, server, the Service that was called, the server's port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EdgeName {
-    /// Who called.
+    /// The client.
     pub client: Workload,
-    /// Who was called.
+    /// The server.
     pub server: Workload,
     /// The Service's name, where one was dialled.
     pub service: Option<String>,
@@ -25,10 +25,10 @@ pub struct EdgeName {
     pub port: u16,
 }
 
-/// A pod and one of its containers; no container where nobody listened.
+/// Pod and container; no container if nothing listened.
 pub type Endpoint = (String, String);
 
-/// How much, from the client's point of view.
+/// Counters from the client's point of view.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EdgeCounts {
     /// Connections established.
@@ -50,7 +50,7 @@ pub struct EdgeCounts {
 /// All edges between the fleet's workloads.
 pub type Edges = BTreeMap<EdgeName, EdgeCounts>;
 
-/// How two accounts of the same edges differ, a line each; nothing where they agree.
+/// Returns the differences of two accounts, one per line; empty if they agree.
 #[must_use]
 pub fn differences(expected: &Edges, observed: &Edges) -> Vec<String> {
     let missing = expected

@@ -1,5 +1,5 @@
-//! A host outside of the cluster, that the nodes have a route to: the traffic program in the network namespace of the
-//! fabric between our own cluster's nodes, with addresses of its own. No link leads from there off the machine.
+//! Host outside of the cluster, to which the nodes have a route: the traffic program in the network namespace between
+//! our own cluster's nodes, with its own addresses. No link leads from there off the machine.
 
 use std::{
     fs::File,
@@ -32,7 +32,7 @@ pub struct OutsideHost {
 }
 
 impl OutsideHost {
-    /// A host with these addresses, which have to be nobody's; those of 198.18.0.0/15 are meant for tests (RFC 2544).
+    /// Starts a host with these unused addresses; those of 198.18.0.0/15 are reserved for tests (RFC 2544).
     ///
     /// # Errors
     /// For a cluster that is not our own, and without the right to change its network.
@@ -52,7 +52,7 @@ impl OutsideHost {
     /// Echoes at an address and port.
     ///
     /// # Errors
-    /// Where it cannot.
+    /// Returns an error if it cannot listen.
     pub async fn echo(&self, address: (IpAddr, u16)) -> Result<()> {
         let listen = Listen { address: address.into(), v6_only: false, behaviour: Behaviour::Echo };
         match self.ask(Command::Listen(listen)).await? {
@@ -64,7 +64,7 @@ impl OutsideHost {
     /// Makes connections from one of the addresses.
     ///
     /// # Errors
-    /// Where it cannot; connections that fail are no error but counted.
+    /// Returns an error if it cannot connect; failed connections are counted instead.
     pub async fn connect(&self, from: IpAddr, plan: Connect) -> Result<Outcome> {
         match self.ask(Command::Connect(Connect { bind: Some(from), ..plan })).await? {
             Answer::Outcome(outcome) => Ok(outcome),
@@ -75,7 +75,7 @@ impl OutsideHost {
     /// All counts so far.
     ///
     /// # Errors
-    /// Where the host is gone.
+    /// Returns an error if the host has ended.
     pub async fn report(&self) -> Result<Report> {
         match self.ask(Command::Report).await? {
             Answer::Report(report) => Ok(report),
@@ -113,7 +113,7 @@ async fn enter(namespace: String, asked: mpsc::Receiver<Question>) -> Result<()>
         let path = Path::new("/run/netns").join(&namespace);
         let file = File::open(&path).and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?));
         let is_in = file.is_ok();
-        // Whoever waits for it may be gone, and then nobody asks either.
+        // The receiver may be gone, and does not need the result then.
         let _ = entered.send(file.map_err(Error::io(format!("enter {}", path.display()))));
         let program = Arc::new(Program::default());
         while let (true, Ok((command, answer))) = (is_in, asked.recv()) {

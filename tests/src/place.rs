@@ -1,4 +1,4 @@
-//! Where things are: the repository, the cache, the programs in them; and running those programs.
+//! Paths of the repository, the cache and their programs; runs these programs.
 
 use std::{
     env,
@@ -18,7 +18,7 @@ pub fn repository() -> PathBuf {
     tests.parent().unwrap_or(tests).to_owned()
 }
 
-/// Where tools and clusters live, as the scripts have it.
+/// Returns the directory of tools and clusters, as the scripts define it.
 #[must_use]
 pub fn cache() -> PathBuf {
     env::var_os("SCOPEPROBE_CACHE").map_or_else(
@@ -43,7 +43,7 @@ pub fn script(name: &str) -> PathBuf {
 /// Runs a program to its end and returns what it printed to standard output.
 ///
 /// # Errors
-/// Where it cannot be started or ends with another code than 0.
+/// Returns an error if it cannot be started or its exit code is not 0.
 pub async fn run(
     program: &Path,
     arguments: impl IntoIterator<Item = impl Into<OsString>>,

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Runs a command in a container and returns what it prints to standard output.
 ///
 /// # Errors
-/// Where it cannot be run or does not succeed, with what it printed.
+/// Returns an error with the output if it cannot run or fails.
 pub async fn exec(client: &Client, namespace: &str, pod: &str, container: &str, command: &[&str]) -> Result<String> {
     let what = format!("{namespace}/{pod}/{container}: {}", command.join(" "));
     let parameters = AttachParams::default().container(container).stdin(false).stdout(true).stderr(true);
@@ -47,7 +47,7 @@ async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> String {
 /// A container's log so far.
 ///
 /// # Errors
-/// Where there is none.
+/// Returns an error if there is none.
 pub async fn logs(client: &Client, namespace: &str, pod: &str, container: &str) -> Result<String> {
     let parameters = LogParams { container: Some(container.to_owned()), ..LogParams::default() };
     Api::<Pod>::namespaced(client.clone(), namespace)

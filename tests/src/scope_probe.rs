@@ -16,11 +16,11 @@ use crate::{Cluster, Error, Result, chart, eventually, manifest};
 pub const NAME: &str = "tests";
 
 impl Cluster {
-    /// Asks for the topology, with this `spec` (JSON or YAML in flow style), and waits until an agent on every node
-    /// reports from eBPF and has done so since this call: agents of an earlier `spec` are gone.
+    /// Applies a ScopeProbe with this `spec` (JSON or YAML in flow style). Waits until an agent on every node reports
+    /// by eBPF since this call, so that agents of an earlier `spec` are gone.
     ///
     /// # Errors
-    /// Where it does not come to that.
+    /// Returns an error if that does not happen.
     pub async fn probe(&self, spec: &str) -> Result<()> {
         self.probe_as(spec, |_| Mode::Ebpf).await
     }
@@ -28,7 +28,7 @@ impl Cluster {
     /// As [`Cluster::probe`], where each node's agent is to report from this mode.
     ///
     /// # Errors
-    /// Where it does not come to that.
+    /// Returns an error if that does not happen.
     pub async fn probe_as(&self, spec: &str, mode: impl Fn(&str) -> Mode) -> Result<()> {
         manifest::apply(&self.client, "", &yaml(spec)).await?;
         self.ready_probe_as(mode).await
@@ -37,7 +37,7 @@ impl Cluster {
     /// As [`Cluster::probe`], where only these nodes are to have an agent, and these are to report from this mode.
     ///
     /// # Errors
-    /// Where it does not come to that.
+    /// Returns an error if that does not happen.
     pub async fn probe_some(&self, spec: &str, nodes: &[&str], mode: Mode) -> Result<()> {
         manifest::apply(&self.client, "", &yaml(spec)).await?;
         self.ready_probe_on(nodes.len(), |_| mode).await
@@ -46,7 +46,7 @@ impl Cluster {
     /// Waits until the ScopeProbe is ready in its current generation and every node's agent reports from eBPF.
     ///
     /// # Errors
-    /// Where it does not come to that.
+    /// Returns an error if that does not happen.
     pub async fn ready_probe(&self) -> Result<()> {
         self.ready_probe_as(|_| Mode::Ebpf).await
     }
@@ -112,7 +112,7 @@ impl Cluster {
     /// Deletes the ScopeProbe and waits until no agent runs and no NodeProbe is left.
     ///
     /// # Errors
-    /// Where they stay.
+    /// Returns an error if they remain.
     pub async fn unprobe(&self) -> Result<()> {
         let probes: Api<ScopeProbe> = Api::all(self.client.clone());
         match probes.delete(NAME, &DeleteParams::default()).await {

@@ -46,7 +46,7 @@ impl Namespace {
     /// Makes a bare pod with a traffic program in each container, labelled `app=<name>`, and waits until it is ready.
     ///
     /// # Errors
-    /// Where it cannot be made or is not ready in time.
+    /// Returns an error if it cannot be created or is not ready in time.
     pub async fn traffic_pod(&self, name: &str, node: Option<&str>, containers: &[&str]) -> Result<Vec<Traffic>> {
         let pod = json!({
             "metadata": {"name": name, "labels": {"app": name}},
@@ -102,7 +102,7 @@ impl Traffic {
     /// Has a command carried out.
     ///
     /// # Errors
-    /// Where the program cannot be reached, or answers with an error.
+    /// Returns an error if the program is unreachable, or answers with an error.
     pub async fn ask(&self, command: &Command) -> Result<Answer> {
         Ok(self.ask_all(std::slice::from_ref(command)).await?.remove(0))
     }
@@ -111,7 +111,7 @@ impl Traffic {
     /// commands. As many answers as there are commands.
     ///
     /// # Errors
-    /// Where the program cannot be reached, or answers one with an error.
+    /// Returns an error if the program is unreachable, or answers one command with an error.
     pub async fn ask_all(&self, commands: &[Command]) -> Result<Vec<Answer>> {
         let texts = commands.iter().map(serde_json::to_string).collect::<std::result::Result<Vec<_>, _>>();
         let texts = texts.map_err(|error| Error::Unexpected(format!("a command that JSON cannot hold: {error}")))?;
@@ -199,11 +199,11 @@ impl Traffic {
         }
     }
 
-    /// Waits until the program's servers have seen `opened` connections in all, and `open` of them are still open:
-    /// a client's count is final when its call returns, a server's when it has read the end.
+    /// Waits until the program's servers have accepted `opened` connections in total, and `open` of them are open. A
+    /// client's count is final when its call returns, a server's when it has read the end.
     ///
     /// # Errors
-    /// Where it does not come to that.
+    /// Returns an error if that does not happen.
     pub async fn served(&self, opened: u64, open: u64) -> Result<Report> {
         eventually(&format!("{self} to have served {opened} connections, {open} of them open"), async || {
             let report = self.report().await.map_err(|error| error.to_string())?;

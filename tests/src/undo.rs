@@ -1,4 +1,4 @@
-//! What a test has changed in the cluster that all share, changed back also where the test fails.
+//! Reverts a test's changes of the shared cluster, also if the test fails.
 
 use std::process::{Command, Stdio};
 

@@ -36,7 +36,7 @@ impl Versions {
     /// Begins to record the objects of a kind of ours in all namespaces, those that are there first.
     ///
     /// # Errors
-    /// Where the watch ends before it has begun.
+    /// Returns an error if the watch ends before it starts.
     pub async fn of(client: &Client, kind: &str, plural: &str) -> Result<Self> {
         let kind = GroupVersionKind::gvk(crds::GROUP, crds::VERSION, kind);
         let api = Api::<DynamicObject>::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural));
@@ -70,7 +70,7 @@ impl Versions {
     /// All versions of each object.
     ///
     /// # Panics
-    /// Where the watch was interrupted: some version may be missing then.
+    /// Returns an error if the watch was interrupted: a version may be missing then.
     #[must_use]
     pub fn taken(&self) -> BTreeMap<String, Vec<Value>> {
         let seen = self.seen();

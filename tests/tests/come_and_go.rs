@@ -1,5 +1,5 @@
-//! Pods that come and go, one after the other with the same addresses, on a node without an agent: all that is known of
-//! them is whose an address was at the time. No edge names a pod for more than it has done, by the programs' own counts.
+//! Tests pod churn with reused addresses on a node without an agent: only ownership over time identifies the pods. No
+//! edge names a pod for more connections than the programs counted.
 //!
 //! For a cluster whose nodes have few addresses for pods, which come round soon: `scripts/come-and-go`.
 #![forbid(unsafe_code)]
@@ -27,10 +27,10 @@ const SPEC: &str = "{nodeSelector: {kubernetes.io/hostname: node-1}, topology: {
 const PORT: u16 = 8080;
 /// Pods that come and go at a time.
 const AT_A_TIME: usize = 4;
-/// How long it goes on, unless `SCOPEPROBE_COME_AND_GO_SECONDS` says otherwise.
+/// Default duration; `SCOPEPROBE_COME_AND_GO_SECONDS` overrides it.
 const USUAL: Duration = Duration::from_mins(1);
 
-/// What really happened: connections from the one that stays to each that came, and back.
+/// Real connections between the permanent pod and each other one, in both directions.
 #[derive(Default)]
 struct Truth {
     called: BTreeMap<String, u64>,
@@ -81,8 +81,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// What the object of the one that stays says: connections by the other pod's name, to it and from it; and those that
-    /// are known by an address only.
+    /// Returns the content of the permanent pod's object: connections by the other pod's name and direction, and those
+    /// that are known by an address only.
     async fn shown(&self) -> Result<Shown> {
         let api: Api<Topology> = self.namespace.api();
         let found = api.get_opt("pod-stays").await.map_err(Error::api("get the Topology of the pod that stays"))?;
@@ -101,7 +101,7 @@ impl Stage<'_> {
         Ok(shown)
     }
 
-    /// What is wrong with what is shown, and what is still missing.
+    /// Returns wrong results, and the number of missing connections.
     fn compare(&self, shown: &Shown) -> (Vec<String>, u64) {
         let truth = self.truth();
         let mut wrong = Vec::new();

@@ -1,5 +1,5 @@
-//! The whole way, with an oracle: pods of every kind of workload call each other in every way, and the Topology objects
-//! say what the programs' own counts say, to the connection and to the byte.
+//! Tests the whole path with an oracle: pods of every kind of workload call each other in every way. The Topology
+//! objects must equal the programs' own counts, to the connection and to the byte.
 #![forbid(unsafe_code)]
 
 use scopeprobe_tests::{
@@ -14,7 +14,7 @@ use traffic::protocol::{Behaviour, Close, Closer, Command, Connect, End, Exchang
 /// Counters are written this often, so that the test need not wait.
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
 
-/// What a client has to do for a server to answer as it does.
+/// Returns the client's part of a conversation with this server.
 fn conversation(port: &Port, turn: usize) -> (u64, u64, End) {
     let some = 1 + 977 * turn as u64;
     match port.behaviour {

@@ -24,7 +24,7 @@ const EACH: u64 = 8_000;
 /// Attempts of each that are refused.
 const REFUSED: u64 = 500;
 
-/// How a client calls.
+/// Path and plan of a client.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     same_node: bool,

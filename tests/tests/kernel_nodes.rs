@@ -1,5 +1,5 @@
-//! One cluster, four kernels: every node captures in the way that its kernel allows and says which and why, and what pods
-//! on all of them do to each other is shown as it happened.
+//! Tests one cluster with four kernels: every node captures in the best way that its kernel allows, and reports the
+//! reason. Connections between pods on all nodes are shown exactly.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -45,7 +45,7 @@ const PROBE: &str = "{apiVersion: scopeprobe.io/v1alpha1, kind: ScopeProbe, meta
   spec: {topology: {counterInterval: 1s}, capture: {fallback: {cpuBudget: 500m}}}}";
 
 const PORT: u16 = 7001;
-/// What leads to each pod.
+/// Service of each pod.
 const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: NAME}, spec: {selector: {app: NAME},
   ports: [{port: 80, targetPort: 7001}]}}";
 /// Connections that are held, and such that end at once; the bytes that each of them sends and gets back.

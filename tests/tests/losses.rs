@@ -21,9 +21,9 @@ const SPEC: &str = "{capture: {maxFlows: 64}, topology: {counterInterval: 1s, ma
 /// So many looks have to bring nothing new before an account counts as settled.
 const STILL: u32 = 30;
 
-/// For each node: connections and failed attempts that its kernel has counted, less those of which its NodeProbe says
-/// that they were seen or lost. As the NodeProbe comes after the fact, and is read before the kernel's count, this is
-/// never less than what happened before the agent began, and exactly that once everything has been reported.
+/// Returns, for each node, connections and failed attempts of its kernel, less those that its NodeProbe reports as seen
+/// or lost. The NodeProbe is later than the events and is read before the kernel's counters. The result is therefore at
+/// least the number from before the agent's start, and exactly that once everything is reported.
 async fn unaccounted(cluster: &Cluster) -> Result<BTreeMap<String, i128>> {
     let mut nodes = BTreeMap::new();
     for probe in cluster.node_probes().await? {

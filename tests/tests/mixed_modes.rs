@@ -1,5 +1,5 @@
-//! One node captures in the kernel, the other without eBPF: who talks to whom, how often and how much, is shown as it
-//! happened, whichever end was seen in which way, as long as it lasts long enough to be looked at.
+//! Tests one node with eBPF and one in Fallback mode: edges and counts are exact with any combination of methods, for
+//! connections that last for a scan.
 #![forbid(unsafe_code)]
 
 use crds::{CaptureMethod, Mode, NodeProbe, Topology};

@@ -1,5 +1,4 @@
-//! Quiet: as long as nobody new talks to anybody, nothing is written but counters, and nothing at all where nothing
-//! happens.
+//! Tests write behavior: without new edges, only counters are written; without traffic, nothing is.
 //!
 //! Lasts five minutes; `SCOPEPROBE_QUIET_SECONDS` shortens it for development.
 #![forbid(unsafe_code)]
@@ -33,13 +32,13 @@ use traffic::protocol::{Answer, Command, Connect, Exchange};
 const SPEC: &str = "{topology: {counterInterval: 1s, retention: 168h}}";
 /// As the acceptance has it.
 const SECONDS: u64 = 300;
-/// Who writes for the operator.
+/// User of the operator.
 const OPERATOR: &str = "system:serviceaccount:scopeprobe-system:scopeprobe-operator";
-/// What goes each way over a connection that is held.
+/// Number of bytes in each direction over a held connection.
 const HELD_BYTES: u64 = 10;
 /// Between two rounds of traffic.
 const PAUSE: Duration = Duration::from_secs(2);
-/// A port at which nobody listens.
+/// Port without a listener.
 const CLOSED: u16 = 9;
 
 fn period() -> Duration {
@@ -174,7 +173,7 @@ async fn stay_busy(clients: &[Traffic], targets: &[SocketAddr], until: Instant) 
     Ok(())
 }
 
-/// What is left of an object without what may change as long as the same talk to the same.
+/// Removes the fields that may change while the same peers communicate.
 fn structure(mut object: Value) -> Value {
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("resourceVersion");
@@ -241,7 +240,7 @@ fn assert_structure_stays(what: &str, versions: &Versions) -> usize {
     seen
 }
 
-/// What the operator may write while nothing but counters changes.
+/// Returns whether the operator may make this write while only counters change.
 fn is_counters(write: &Write) -> bool {
     let statuses = ["topologies", "nodeprobes"];
     write.resource == "leases"

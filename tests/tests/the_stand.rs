@@ -1,5 +1,5 @@
-//! What the other tests stand on works: the cluster, pods of it that talk over both families and through a Service,
-//! their own counts, and the API server's account of writes.
+//! Tests the harness itself: the cluster, pods that communicate over both families and through a Service, their own
+//! counts, and the API server's audit log.
 
 use std::net::SocketAddr;
 

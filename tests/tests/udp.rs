@@ -1,5 +1,5 @@
-//! Datagrams between pods on two nodes: the Topology objects say what the programs' own counts say, to the conversation and
-//! to the byte; directly and through a Service, over both families, from connected sockets and others.
+//! Tests datagrams between pods on two nodes: the Topology objects equal the programs' own counts, to the conversation
+//! and to the byte. Directly and through a Service, over both families, with connected and unconnected sockets.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Service;
 use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace, oracle::cases::Case};
 use traffic::protocol::{Answer, Command, Datagrams, Echo};
 
-/// The Service's port and the server's; TCP is spoken at the same numbers by somebody else.
+/// Ports of the Service and the server; other programs use TCP at the same numbers.
 const PORTS: (u16, u16) = (53, 5353);
 
 const SERVICE: &str = "

@@ -1,5 +1,4 @@
-//! Whoever wants ScopeProbe gone is rid of it: whether the release is uninstalled first or the ScopeProbe deleted first,
-//! nothing is left but what docs/uninstall.md says.
+//! Tests uninstalling: in either order of release and ScopeProbe, only what docs/uninstall.md lists remains.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeSet, fs, net::SocketAddr};
@@ -20,7 +19,7 @@ use traffic::protocol::Connect;
 
 const KINDS: [&str; 3] = ["nodeprobes.scopeprobe.io", "scopeprobes.scopeprobe.io", "topologies.scopeprobe.io"];
 
-/// What Helm and Kubernetes leave of a namespace that Helm has made.
+/// Returns what Helm and Kubernetes leave in a namespace that Helm created.
 fn namespace_and_what_is_in_any() -> BTreeSet<String> {
     let namespace = chart::NAMESPACE;
     [

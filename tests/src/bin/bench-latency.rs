@@ -1,5 +1,5 @@
-//! How long a new edge takes from `connect()` in a pod to the Topology object, as a watch receives it: 200 tries, each at
-//! a port at which nobody has been called before. The client's and this program's clock are the same machine's.
+//! Measures the time from `connect()` in a pod to the Topology object, as a watch receives it: 200 attempts, each at a
+//! new port. Client and watch use the same machine's clock.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -69,7 +69,7 @@ async fn measure(namespace: &Namespace, client: &Traffic, tries: u16) -> anyhow:
     Ok(latencies)
 }
 
-/// When the client's object first showed an edge at this port.
+/// Returns the time at which the client's object first showed an edge at this port.
 async fn arrival(
     events: &mut BoxStream<'_, kube::Result<WatchEvent<Topology>>>,
     arrivals: &mut BTreeMap<u16, SystemTime>,

@@ -3,13 +3,13 @@
 use super::{Edges, differences, expected, fleet::Fleet, observed};
 use crate::{Result, eventually};
 
-/// How many differences an error shows.
+/// Maximum number of differences in an error.
 const SHOWN: usize = 12;
 
 /// Waits until the objects show exactly what the fleet's programs counted, from both sides.
 ///
 /// # Errors
-/// Where they do not come to that, with how they differ; and where the programs contradict each other.
+/// Returns an error with the differences if they do not become equal, or if the programs contradict each other.
 pub async fn exact(fleet: &Fleet, when: &str) -> Result<()> {
     shown(fleet, when, &expected::edges(fleet).await?).await
 }
@@ -17,7 +17,7 @@ pub async fn exact(fleet: &Fleet, when: &str) -> Result<()> {
 /// Waits until the objects show these edges and no others, from both sides.
 ///
 /// # Errors
-/// Where they do not come to that, with how they differ.
+/// Returns an error with the differences if they do not become equal.
 pub async fn shown(fleet: &Fleet, when: &str, edges: &Edges) -> Result<()> {
     eventually(&format!("{when}: the Topology objects to show exactly what happened"), async || {
         let (by_clients, by_servers) = observed::edges(&fleet.namespace).await.map_err(|error| error.to_string())?;

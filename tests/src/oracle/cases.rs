@@ -1,15 +1,15 @@
-//! How well what happened is shown, a line of a table for each case.
+//! Results by situation, one table row each.
 
 use std::{collections::BTreeMap, fmt};
 
-/// What the columns of [`Case`] are called, in Markdown.
+/// Column names of [`Case`], in Markdown.
 pub const HEAD: &str =
     "| case | edges | recall | precision | counts exact | names right |\n| --- | ---: | ---: | ---: | ---: | ---: |";
 
-/// How well one case is shown. Displayed as a line of a table in Markdown.
+/// Result of one situation. Displayed as a table row in Markdown.
 #[derive(Clone, Debug, Default)]
 pub struct Case {
-    /// What it is called.
+    /// Name of the situation.
     pub name: String,
     happened: usize,
     shown: usize,

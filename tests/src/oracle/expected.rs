@@ -1,4 +1,4 @@
-//! What happened, by the programs' own counts.
+//! Real connections, by the programs' own counts.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{Error, Result, eventually};
 
-/// Where a client's target leads.
+/// Destination of a client's target.
 struct Target<'a> {
     server: &'a super::Workload,
     /// The pod, where it was dialled directly.
@@ -27,7 +27,7 @@ struct Target<'a> {
 /// adds up what they did to each other.
 ///
 /// # Errors
-/// Where the programs' own counts contradict each other, or name a target that is not of the fleet.
+/// Returns an error if the programs' own counts contradict each other, or name a target outside of the fleet.
 pub async fn edges(fleet: &Fleet) -> Result<Edges> {
     let reports = eventually("the servers to have served what the clients opened", async || {
         let reports = reports(fleet).await.map_err(|error| error.to_string())?;
@@ -44,10 +44,10 @@ pub async fn edges(fleet: &Fleet) -> Result<Edges> {
     add_up(fleet, &reports)
 }
 
-/// What every program of the fleet has counted so far, by pod and container.
+/// Returns the counts of every program of the fleet so far, by pod and container.
 ///
 /// # Errors
-/// Where one cannot be asked.
+/// Returns an error if a program is unreachable.
 pub async fn reports(fleet: &Fleet) -> Result<BTreeMap<Endpoint, Report>> {
     let reports = fleet
         .each_client(async |_, member, program| {

@@ -22,10 +22,10 @@ use crate::{
 /// The containers of each pod.
 pub const CONTAINERS: [&str; 2] = ["one", "two"];
 
-/// The port of a Service of the fleet behind which nobody listens, and the port that it leads to.
+/// Port of a Service without a listener, and its target port.
 pub const CLOSED: (u16, u16) = (90, 7999);
 
-/// How many calls to pods are under way at a time: each is an exec through API server, kubelet and runtime.
+/// Maximum number of concurrent calls to pods: each is an exec through API server, kubelet and runtime.
 const AT_A_TIME: usize = 6;
 
 /// A server that each pod of the fleet runs.
@@ -37,7 +37,7 @@ pub struct Port {
     pub service: u16,
     /// The server's own port.
     pub server: u16,
-    /// What it does.
+    /// Behavior of the server.
     pub behaviour: Behaviour,
 }
 
@@ -70,7 +70,7 @@ pub struct Member {
 
 /// Workloads, their pods and Services.
 pub struct Fleet {
-    /// Where they are.
+    /// Namespace of the pods.
     pub namespace: Namespace,
     /// All pods, by name.
     pub members: Vec<Member>,
@@ -96,7 +96,7 @@ impl Fleet {
     /// Makes 20 pods of ten workloads of seven kinds on two nodes, and has each listen at all [`ports`].
     ///
     /// # Errors
-    /// Where they do not come up.
+    /// Returns an error if they do not become ready.
     pub async fn launch(namespace: Namespace) -> Result<Self> {
         let pods: usize = WORKLOADS.iter().map(|(_, _, pods)| pods).sum();
         namespace.apply(&manifest()).await?;
@@ -165,7 +165,7 @@ impl Fleet {
         others[(client * 7 + turn * 5 + 3) % others.len()]
     }
 
-    /// Whose address it is.
+    /// Returns the member that has each address.
     #[must_use]
     pub fn by_ip(&self) -> HashMap<IpAddr, &Member> {
         self.members.iter().flat_map(|member| member.ips.iter().map(move |ip| (*ip, member))).collect()
@@ -175,7 +175,7 @@ impl Fleet {
 /// The address of one family.
 ///
 /// # Panics
-/// Where there is none.
+/// Returns an error if there is none.
 #[must_use]
 pub fn of_family(ips: &[IpAddr], v6: bool) -> IpAddr {
     let found = ips.iter().find(|ip| ip.is_ipv6() == v6);

@@ -1,4 +1,4 @@
-//! What the Topology objects say.
+//! Content of the Topology objects.
 
 use std::collections::btree_map::Entry;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-/// What narrows a value down beyond its type.
+/// Schema keywords that restrict a value beyond its type.
 const BOUNDS: [&str; 14] = [
     "enum",
     "exclusiveMaximum",

@@ -1,4 +1,4 @@
-//! Bad input: whoever gives it is told what is wrong with it, and everything else goes on.
+//! Tests bad input: the sender gets a clear error, and everything else continues.
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 

@@ -19,7 +19,7 @@ use crate::{ALONE, edges};
 
 /// A node that the cluster hasn't got: no real agent is disturbed by what is said in its name.
 const STRANGER: &str = "stranger";
-/// Where the operator takes reports in.
+/// Port at which the operator accepts reports.
 const PORT: u16 = 9463;
 
 /// A snapshot with nothing wrong in it.
@@ -70,7 +70,7 @@ fn capture(report: &mut AgentReport) -> &mut wire::CaptureState {
     report.capture.as_mut().expect("a good message says how it captures")
 }
 
-/// What is wrong, and the field that the operator has to name.
+/// Returns invalid reports, with the field that the operator must name.
 fn faults() -> Vec<(&'static str, Fault)> {
     vec![
         ("node", |report| report.node.clear()),
@@ -128,7 +128,7 @@ fn faults() -> Vec<(&'static str, Fault)> {
     ]
 }
 
-/// What comes second on a stream and contradicts what came first.
+/// Returns messages that contradict earlier ones of their stream.
 fn later_faults() -> Vec<(&'static str, Fault)> {
     vec![
         ("node", |report| report.node.push_str("-and-another")),
@@ -268,7 +268,7 @@ async fn nonsense_is_refused_with_its_field_and_the_agents_go_on() -> Result<()>
     Ok(())
 }
 
-/// Each NodeProbe's epoch: what nobody else may change.
+/// Returns each NodeProbe's epoch, which no other agent may change.
 async fn epochs(cluster: &Cluster) -> Result<Vec<(String, String)>> {
     let probes = cluster.node_probes().await?;
     Ok(probes.iter().map(|probe| (probe.name_any(), probe.status.clone().unwrap_or_default().epoch)).collect())

@@ -16,12 +16,12 @@ use crate::constraints;
 
 /// One way to break the schema.
 struct Case {
-    /// What it breaks, as [`constraints::of`] names it.
+    /// Broken constraint, as [`constraints::of`] names it.
     breaks: &'static str,
     spec: Value,
-    /// Where the API server says that the fault is.
+    /// Field that the API server must name.
     field: &'static str,
-    /// What it says of it; for a rule, the rule's message.
+    /// Message of the API server; for a rule, the rule's message.
     says: &'static str,
 }
 
@@ -403,7 +403,7 @@ fn cases() -> Vec<Case> {
         .collect()
 }
 
-/// What is at the bounds and still good, so that no case above is refused for something else.
+/// Returns valid values at the bounds, so that no case above is refused for another reason.
 fn good() -> Vec<Value> {
     vec![
         json!({}),
@@ -472,7 +472,7 @@ fn object(name: &str, spec: &Value) -> DynamicObject {
     .expect("a manifest")
 }
 
-/// What the API server says of each field, `field: message`; empty where it takes the object.
+/// Returns the API server's errors per field, `field: message`; empty if it accepts the object.
 async fn refusal(probes: &Api<DynamicObject>, name: &str, spec: &Value) -> Vec<(String, String)> {
     let dry = PostParams { dry_run: true, ..PostParams::default() };
     match probes.create(&dry, &object(name, spec)).await {

@@ -43,8 +43,8 @@ fn what_went_back(before: &Edges, now: &Edges) -> Vec<String> {
     back.collect()
 }
 
-/// Whether no count of one edge exceeds that of the other. Servers' parts are the operator's estimate where a client's
-/// agent has missed something, and may be corrected.
+/// Returns whether no count of one edge exceeds the other's. Servers' parts are an estimate if a client's agent missed
+/// connections, and may be corrected.
 pub fn at_most(counts: &EdgeCounts, most: &EdgeCounts) -> bool {
     counts.opened <= most.opened
         && counts.failed <= most.failed
@@ -53,7 +53,7 @@ pub fn at_most(counts: &EdgeCounts, most: &EdgeCounts) -> bool {
         && counts.clients.iter().all(|(client, opened)| opened <= most.clients.get(client).unwrap_or(&0))
 }
 
-/// What happened and what is shown of it, at a moment when nothing happens and everything has been reported.
+/// Real and shown counts at a moment without traffic, when everything has been reported.
 pub struct Moment {
     pub happened: Edges,
     pub shown: Edges,
@@ -63,7 +63,7 @@ impl Moment {
     /// Call after [`super::load::make_marks`].
     ///
     /// # Errors
-    /// Where the marks are not shown.
+    /// Returns an error if the marks are not shown.
     pub async fn now(fleet: &Fleet) -> Result<Self> {
         let happened = expected::edges(fleet).await?;
         let shown = eventually("all refused attempts to be shown", async || {
@@ -84,7 +84,7 @@ impl Moment {
     /// Waits until what is shown has grown since by exactly what has happened since.
     ///
     /// # Errors
-    /// Where it does not.
+    /// Returns an error if it does not.
     pub async fn grown_exactly(&self, fleet: &Fleet, when: &str) -> Result<()> {
         let happened = expected::edges(fleet).await?;
         let mut wanted = self.shown.clone();

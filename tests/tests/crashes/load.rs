@@ -1,4 +1,4 @@
-//! What goes on while something crashes: connections without end, long ones, and some that never come again.
+//! Load during a crash: an endless series of connections, long ones, and some that are never repeated.
 
 use futures::future::try_join_all;
 use scopeprobe_tests::{
@@ -9,15 +9,15 @@ use scopeprobe_tests::{
 };
 use traffic::protocol::{Answer, Close, Command, Connect, End, Exchange, Run};
 
-/// Each client makes so many connections at once when it is told to make some.
+/// Number of concurrent connections per client.
 const SOME: u64 = 20;
-/// More than a test lasts, and yet an end: nobody stops the programs of a test that was killed.
+/// Longer than a test lasts, and yet bounded: nothing stops the programs of a killed test.
 const ENDLESS: u64 = 60_000;
 /// Connections that each client holds, to one pod directly and through one Service.
 const HELD: u64 = 3;
 const LONG: &str = "long";
 
-/// How a client calls: the way to the server, and the plan for what to do there.
+/// Returns a client's path to the server, and its plan.
 fn plan(fleet: &Fleet, client: usize, own: &Member, turn: usize, port: &Port) -> Connect {
     let target = fleet.target(fleet.partner(client, turn, own), turn % 2 == 1, client.is_multiple_of(2), port);
     Connect::to(target)
@@ -44,7 +44,7 @@ impl<'a> Load<'a> {
     /// Begins, and waits until some of it is shown.
     ///
     /// # Errors
-    /// Where a program cannot be told.
+    /// Returns an error if a program is unreachable.
     pub async fn begin(fleet: &'a Fleet) -> Result<Self> {
         let mut runs = Vec::new();
         for (client, own, program) in clients(fleet) {
@@ -84,7 +84,7 @@ impl<'a> Load<'a> {
     /// Waits until more of it is shown than was when this was called.
     ///
     /// # Errors
-    /// Where no more is shown.
+    /// Returns an error if no further connections are shown.
     pub async fn shown_to_go_on(&self) -> Result<()> {
         self.shown_beyond(self.shown().await?).await
     }
@@ -92,7 +92,7 @@ impl<'a> Load<'a> {
     /// Ends. How many connections there were.
     ///
     /// # Errors
-    /// Where a program cannot be told.
+    /// Returns an error if a program is unreachable.
     pub async fn end(self) -> Result<u64> {
         let stopped = self.runs.iter().map(|(program, run)| async move {
             let outcome = program.outcome(&Command::Stop(*run)).await?;
@@ -106,7 +106,7 @@ impl<'a> Load<'a> {
 /// A fixed number of connections by every client of the load, in the same ways.
 ///
 /// # Errors
-/// Where a program cannot be told.
+/// Returns an error if a program is unreachable.
 pub async fn make_some(fleet: &Fleet) -> Result<()> {
     for (client, own, program) in clients(fleet) {
         for turn in 0..2 {
@@ -120,7 +120,7 @@ pub async fn make_some(fleet: &Fleet) -> Result<()> {
 /// Connections to servers that are never called again.
 ///
 /// # Errors
-/// Where a program cannot be told.
+/// Returns an error if a program is unreachable.
 pub async fn make_some_once_and_for_all(fleet: &Fleet) -> Result<()> {
     for (client, own, program) in clients(fleet) {
         for turn in 0..2 {
@@ -135,7 +135,7 @@ pub async fn make_some_once_and_for_all(fleet: &Fleet) -> Result<()> {
 /// One refused attempt by every client. Nothing else here is refused: once these are shown, what came before is.
 ///
 /// # Errors
-/// Where a program cannot be told.
+/// Returns an error if a program is unreachable.
 pub async fn make_marks(fleet: &Fleet) -> Result<()> {
     for (client, own, program) in clients(fleet) {
         let closed = Port { service: CLOSED.0, server: CLOSED.1, ..ports()[0].clone() };
@@ -148,7 +148,7 @@ pub async fn make_marks(fleet: &Fleet) -> Result<()> {
 /// Connections that stay open, with some bytes on them.
 ///
 /// # Errors
-/// Where a program cannot be told.
+/// Returns an error if a program is unreachable.
 pub async fn open_long_ones(fleet: &Fleet) -> Result<()> {
     for (client, own, program) in clients(fleet) {
         for turn in 0..2 {
@@ -169,7 +169,7 @@ pub async fn open_long_ones(fleet: &Fleet) -> Result<()> {
 /// More bytes on the connections that stay open.
 ///
 /// # Errors
-/// Where a program cannot be told.
+/// Returns an error if a program is unreachable.
 pub async fn use_long_ones(fleet: &Fleet) -> Result<()> {
     each(fleet, &Command::Exchange(Exchange { held: LONG.to_owned(), send: 3000, receive: 3000 })).await
 }
@@ -177,7 +177,7 @@ pub async fn use_long_ones(fleet: &Fleet) -> Result<()> {
 /// Ends two of the connections that stayed open at each client, or all.
 ///
 /// # Errors
-/// Where a program cannot be told.
+/// Returns an error if a program is unreachable.
 pub async fn close_long_ones(fleet: &Fleet, all: bool) -> Result<()> {
     each(fleet, &Command::Close(Close { held: LONG.to_owned(), count: (!all).then_some(2), end: End::Close })).await
 }

@@ -1,5 +1,5 @@
-//! The operator, the agents and their captures are killed in the middle of the load: nothing is counted twice, nothing is
-//! lost that somebody saw, and what nobody saw is declared.
+//! Kills the operator, the agents and their captures under load: nothing counts twice, nothing observed is lost, and
+//! everything unobserved is declared.
 #![forbid(unsafe_code)]
 
 mod growth;
@@ -23,7 +23,7 @@ use self::{
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
 /// The node whose agent crashes.
 const VICTIM: &str = "node-1";
-/// How often its capture is killed.
+/// Number of times that a capture is killed.
 const KILLS: u32 = 20;
 
 async fn node_probe(cluster: &Cluster, node: &str) -> Result<NodeProbeStatus> {

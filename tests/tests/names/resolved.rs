@@ -26,10 +26,10 @@ const SHOP: [&str; 2] = ["198.18.7.1", "fd98::1"];
 const SHARED: &str = "198.18.7.2";
 /// In an external group, which is what it is called by.
 const PARTNER: &str = "198.18.5.1";
-/// Nobody asks for it: it has no name.
+/// Address without a DNS name.
 const NAMELESS: &str = "198.18.7.3";
 
-/// It leads where nobody goes.
+/// Name of an address that no client calls.
 const UNUSED: &str = "unused.example";
 
 const SERVICE: &str = "
@@ -53,7 +53,7 @@ fn table() -> BTreeMap<String, Vec<IpAddr>> {
     .into()
 }
 
-/// What the client calls: how often, and under which name it has asked before.
+/// Calls of the client: address, number, and the name it resolved before.
 const CALLS: [(&str, u64, &[&str]); 5] = [
     (SHOP[0], 3, &["shop.example"]),
     (SHOP[1], 2, &[]),
@@ -62,7 +62,7 @@ const CALLS: [(&str, u64, &[&str]); 5] = [
     (NAMELESS, 5, &[]),
 ];
 
-/// What is shown of it. The name server is asked over UDP, which [`edges`] of TCP leave out.
+/// Returns the expected edges. Those to the name server are UDP, which [`edges`] omits.
 fn expected(port: u16, names_are_read: bool) -> Edges {
     let plain = |address: &str, count| edge("External", address, None, port, count, 0);
     let shop = if names_are_read {

@@ -1,4 +1,4 @@
-//! What the Topology objects say, short.
+//! Short form of the Topology objects.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use scopeprobe_tests::{Result, eventually, namespace::Namespace, oracle::cases::
 
 /// Kind and name (or address) of the peer, the Service if one was dialled, and the port.
 pub type Name = (String, String, Option<String>, u16);
-/// How many connections, and of how many addresses that have no edge of their own.
+/// Number of connections, and number of addresses without an edge of their own.
 pub type Counts = (u64, u64);
 pub type Edges = BTreeMap<Name, Counts>;
 
@@ -46,7 +46,7 @@ pub async fn topology(
     .await
 }
 
-/// How what is shown differs from what is expected.
+/// Returns the difference between shown and expected values.
 pub fn difference<T: PartialEq + std::fmt::Debug>(shown: &T, expected: &T) -> Option<String> {
     (shown != expected).then(|| format!("shown {shown:#?}\nexpected {expected:#?}"))
 }

@@ -41,7 +41,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// The API server with the kinds, a node and a namespace; nobody publishes yet.
+    /// Starts the API server with the kinds, a node and a namespace, without a publisher.
     pub async fn new() -> Result<Self> {
         let control_plane = ControlPlane::start().await?;
         let client = &control_plane.client;
@@ -140,7 +140,7 @@ impl Lab {
         Ok(found.uid().unwrap_or_default())
     }
 
-    /// Whether one pod was made in a later second than another.
+    /// Returns whether one pod was created in a later second than another.
     pub async fn is_newer(&self, pod: &str, than: &str) -> bool {
         let made = async |name: &str| self.pods().get(name).await.ok()?.creation_timestamp();
         made(pod).await > made(than).await

@@ -45,7 +45,7 @@ async fn a_topology_has_the_labels_of_its_newest_pod_and_leaves_peoples_alone() 
     assert_eq!((workload.version.as_deref(), workload.instance), (Some("1.0"), None));
     assert_eq!(lab.found_by("app.kubernetes.io/part-of=shop").await, ["shop-web"]);
 
-    // Somebody says it better, and adds a word of their own.
+    // Another manager changes one label, and adds one of its own.
     lab.set_label("shop-web", PART_OF, Some("retail")).await;
     lab.set_label("shop-web", "team", Some("a")).await;
 
@@ -71,7 +71,7 @@ async fn a_topology_has_the_labels_of_its_newest_pod_and_leaves_peoples_alone() 
     // Rolled back.
     lab.delete_pod("web-2").await?;
     lab.topology("shop-web", |it| label(it, VERSION) == Some("1.0")).await?;
-    // A label that a person takes away comes back as the pods have it: it is nobody's any more.
+    // A removed label returns with the pods' value: no manager owns it any more.
     lab.set_label("shop-web", PART_OF, None).await;
     lab.topology("shop-web", |it| label(it, PART_OF) == Some("shop")).await?;
     assert_eq!(lab.writes("failed"), 0, "{}", lab.metrics.encode().expect("it is text"));

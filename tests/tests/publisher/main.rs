@@ -1,5 +1,5 @@
-//! How the operator's publisher treats objects that others write, too, and workloads that come and go: against a real
-//! API server, without nodes.
+//! Tests the publisher with objects that other clients change, and with workloads that come and go: against a real API
+//! server, without nodes.
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod lab;

@@ -125,7 +125,7 @@ async fn pods_belong_to_what_people_deploy_whoever_made_that_kind() -> Result<()
     lab.talker("nightly-1-x", &job, 8).await?;
     lab.is_of("workflow-nightly", 8, &workflow).await?;
 
-    // A ReplicaSet of nobody's is itself what was deployed.
+    // A ReplicaSet without an owner is itself a deployed workload.
     let alone = lab.owner(replicas, "alone", None, &replica_spec).await?;
     lab.talker("alone-x", &alone, 9).await?;
     lab.is_of("replicaset-alone", 9, &alone).await?;

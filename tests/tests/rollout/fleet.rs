@@ -90,7 +90,7 @@ pub const KINDS: [Kind; 50] = [
     other("", "", ""),
 ];
 
-/// How many nodes there are.
+/// Number of nodes.
 pub const SIZE: usize = 300;
 
 /// The name of a node, and what it is.

@@ -92,7 +92,7 @@ impl Lab {
         self.node_info(&name, &kind, "first").await
     }
 
-    /// What a kubelet says of its node.
+    /// Writes a node's info, as its kubelet does.
     pub async fn node_info(&self, node: &str, kind: &Kind, boot: &str) -> Result<()> {
         let info = json!({
             "operatingSystem": kind.os, "osImage": kind.image, "kernelVersion": kind.kernel, "bootID": boot,
@@ -153,7 +153,7 @@ impl Lab {
         Ok(())
     }
 
-    /// The operator ends, in the middle of whatever it does.
+    /// Stops the operator in the middle of its work.
     pub async fn stop_operator(&mut self) {
         self.stop = None;
         self.parts.shutdown().await;
@@ -320,7 +320,7 @@ fn agent_settings(image: &str) -> AgentSettings {
     }
 }
 
-/// What an agent of these agents reports where everything works.
+/// Returns what a working agent of these DaemonSets reports.
 pub fn works(agents: &str, kernel: &str) -> impl FnOnce(&mut NodeObservation) + use<> {
     let (mode, reason, attach) = match agents {
         "fallback" => (Mode::Fallback, Reason::ForcedByProbe, "SockDiag+Conntrack"),

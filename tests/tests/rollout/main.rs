@@ -1,5 +1,5 @@
-//! Which agents each node of a large and mixed cluster gets, and that nobody is moved but who is concerned: against a real
-//! API server, without kubelets.
+//! Tests which agents each node of a large mixed cluster gets, and that only the nodes concerned are moved: against a
+//! real API server, without kubelets.
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
@@ -266,7 +266,7 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     assert_eq!(written(&moved, &lab.versions().await?), set([]));
     lab.node_probe(&node, |status| status.demotion.as_ref().is_some_and(|it| it.attempts == 1)).await?;
 
-    // When its time has come, eBPF is tried again, and in vain: twice as long until the next time.
+    // When the time has come, eBPF is retried and fails: the next delay is doubled.
     lab.stop_operator().await;
     lab.retry_is_due(&node).await?;
     lab.start_operator(IMAGE).await?;

@@ -2,7 +2,7 @@
 //! both address families. Each conversation is one edge, with the right name at both ends and the right counts. Where
 //! one node's agent is missing, what the other one sees is shown, and says that it is known from one end.
 //!
-//! Which proxy leads the ways is the cluster's: `PROXY_MODE=iptables scripts/cluster up`.
+//! The cluster determines the proxy: `PROXY_MODE=iptables scripts/cluster up`.
 #![forbid(unsafe_code)]
 
 mod one_agent;
@@ -18,7 +18,7 @@ use scopeprobe_tests::{Cluster, Result, eventually, oracle::observed};
 use stage::Stage;
 
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
-/// How long connections last that are to be looked at every two seconds.
+/// Duration of connections that scans every two seconds must observe.
 const LOOKED_AT: Duration = Duration::from_secs(5);
 const MIXED: &str = "{topology: {counterInterval: 1s, maxEdges: 500}, capture: {fallback: {cpuBudget: 500m}},
   modeOverrides: [{nodeSelector: {kubernetes.io/hostname: node-1}, mode: Fallback}]}";

@@ -1,4 +1,4 @@
-//! What the agent of one node sees of conversations between two.
+//! Expected results with an agent on one of two nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::{
 /// The node with an agent.
 pub const NODE: &str = "node-1";
 
-/// Whether the agent's capture hears what connection tracking of its node says.
+/// Whether the agent's capture reads its node's conntrack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
     Heard,
@@ -31,7 +31,7 @@ pub fn spec(tracking: Tracking) -> String {
     format!("{{{mode}nodeSelector: {{kubernetes.io/hostname: {NODE}}}, topology: {topology}}}")
 }
 
-/// How much of an edge there is, and from which ends it is known.
+/// Counters of an edge, and the observed ends.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sight {
     seen: Seen,
@@ -40,7 +40,7 @@ pub struct Sight {
     received: u64,
 }
 
-/// What can be known of what happened.
+/// Returns the observable part of what happened.
 pub fn visible(happened: &[(Case, Edges)], tracking: Tracking) -> BTreeMap<EdgeName, Sight> {
     let mut visible: BTreeMap<EdgeName, Sight> = BTreeMap::new();
     for (case, edges) in happened {
@@ -62,7 +62,7 @@ fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, S
         (true, false) if case.way.servers.len() == 1 || tracking == Tracking::Heard => {
             Some((name.clone(), Seen::Client))
         }
-        // Which of the Service's backends it was, nobody has seen.
+        // No agent observed which of the Service's backends answered.
         (true, false) => {
             let server = ("Service".to_owned(), case.way.name.to_owned());
             Some((EdgeName { server, port: case.service_port, ..name.clone() }, Seen::Client))
@@ -73,8 +73,7 @@ fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, S
     }
 }
 
-/// The servers of calls through a Service of several whom nobody but connection tracking knows, as their clients' objects
-/// show them.
+/// Returns the servers that the clients' objects name from conntrack only, for Services with several backends.
 pub async fn known_by_tracking(stage: &Stage) -> Result<BTreeSet<String>> {
     let api: Api<Topology> = stage.namespace.api();
     let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;

@@ -29,8 +29,8 @@ pub const HOST_SERVER: &str = "host-server";
 
 /// Payload of each connection, each way.
 const BYTES: u64 = 100;
-/// How often a client tries whether a way leads anywhere: kube-proxy's IPVS takes turns, and knows the last of what
-/// each server needs later than the first.
+/// Number of attempts to reach a path before the test: kube-proxy in IPVS mode alternates between servers, and
+/// configures the last one later than the first.
 const KNOCKS: u64 = 4;
 
 /// A pod of the stage.
@@ -53,12 +53,12 @@ pub const PODS: [Player; 6] = [
     player(HOST_SERVER, "node-2", true),
 ];
 
-/// Where a pod of the stage runs; empty for another.
+/// Returns the node of a pod of the testbed; empty for another pod.
 pub fn node_of(pod: &str) -> &'static str {
     PODS.iter().find(|player| player.name == pod).map_or("", |player| player.node)
 }
 
-/// How a Service can be reached.
+/// Addresses of a Service.
 #[derive(Debug, Default)]
 pub struct Doors {
     pub cluster_ips: Vec<IpAddr>,
@@ -174,7 +174,8 @@ impl Stage {
         .await
     }
 
-    /// What came of each case, by the programs' own counts: at which servers the connections arrived. All have ended.
+    /// Returns the results of each case by the programs' own counts: the servers at which connections arrived. All have
+    /// ended.
     pub async fn happened(&self, cases: &[Case]) -> Result<Vec<(Case, Edges)>> {
         let each: u64 = CONNECTIONS.iter().map(|(_, count)| count).sum();
         let all = each * cases.len() as u64;
@@ -206,7 +207,7 @@ impl Stage {
     }
 }
 
-/// What a server has served at a port.
+/// Connections that a server accepted at a port.
 #[derive(Default)]
 struct Served {
     opened: u64,

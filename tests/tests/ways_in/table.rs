@@ -1,4 +1,4 @@
-//! What is shown, compared with what happened, a line for each way in.
+//! Compares shown and real connections, one row per access path.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -12,7 +12,7 @@ pub struct Table {
     /// Servers' and clients' objects have to show each edge.
     rows: Vec<cases::Case>,
     shown: usize,
-    /// What is shown and did not happen.
+    /// Shown edges that did not happen.
     invented: Vec<String>,
     wrong: Vec<String>,
 }
@@ -61,7 +61,7 @@ impl Table {
         }
     }
 
-    /// Whether all that happened is shown as it happened, and nothing else.
+    /// Returns whether everything is shown exactly, and nothing else.
     pub fn is_perfect(&self) -> bool {
         self.wrong.is_empty() && self.invented.is_empty()
     }

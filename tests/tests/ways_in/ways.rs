@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{BACKENDS, HOST_CLIENT, HOST_SERVER, Stage, node_of};
 
-/// How many connections a case makes: of IPv4, of IPv6.
+/// Number of connections per case: IPv4, IPv6.
 pub const CONNECTIONS: [(bool, u64); 2] = [(false, 6), (true, 5)];
 
 /// A port of every Service that only tells whether it leads anywhere yet.
@@ -18,7 +18,7 @@ pub struct Leads {
 
 pub const LEADS: Leads = Leads { service: 999, server: 17_099 };
 
-/// Where a client finds the way.
+/// Address through which a client reaches the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
     /// The server's own address.
@@ -39,9 +39,9 @@ pub enum Door {
 pub struct Way {
     pub name: &'static str,
     pub door: Door,
-    /// Who may answer.
+    /// Servers that may answer.
     pub servers: &'static [&'static str],
-    /// Who goes it.
+    /// Clients that use it.
     pub clients: &'static [&'static str],
     /// More of the Service's spec, in JSON.
     more: &'static str,
@@ -85,7 +85,7 @@ pub const ALL: &[Way] = &[
     way("to-a-node", Door::ClusterIp, &[HOST_SERVER], ALL_CLIENTS, "{}"),
 ];
 
-/// What becomes of them where one agent is missing.
+/// Access paths of the tests with one agent.
 pub const OF_ONE_AGENT: &[Way] = &[
     way("direct-1", Door::Direct, &["backend-1"], POD_CLIENTS, "{}"),
     way("direct-2", Door::Direct, &["backend-2"], POD_CLIENTS, "{}"),
@@ -155,7 +155,7 @@ fn service(place: usize, way: &Way) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": way.name}, "spec": spec})
 }
 
-/// Where the client of a case has to dial for a port of the Service.
+/// Returns the address that the client of a case calls for a port of the Service.
 pub fn target(stage: &Stage, case: &Case, v6: bool, service_port: u16) -> SocketAddr {
     let own = node_of(case.client);
     let (ips, port): (&[IpAddr], u16) = match case.way.door {

@@ -13,13 +13,13 @@ use crate::{
     protocol::{Answer, Command},
 };
 
-/// Where the socket is where nothing else is said.
+/// Default path of the socket.
 pub const SOCKET: &str = "/tmp/traffic.sock";
 
 /// Answers commands until the process ends.
 ///
 /// # Errors
-/// Where the socket cannot be made.
+/// Returns an error if the socket cannot be created.
 pub fn serve(path: &Path, program: &Arc<Program>) -> io::Result<()> {
     // Left behind by a container of this pod that has ended.
     let _ = fs::remove_file(path);
@@ -46,7 +46,7 @@ fn converse(mut stream: &UnixStream, program: &Arc<Program>) -> io::Result<()> {
 /// Hands over a command (JSON in one line) and returns the answer's line.
 ///
 /// # Errors
-/// Where nobody listens at the socket or the program ends before it answers.
+/// Returns an error if nothing listens at the socket, or the program ends before it answers.
 pub fn ask(path: &Path, command: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.write_all(format!("{}\n", command.replace('\n', " ")).as_bytes())?;

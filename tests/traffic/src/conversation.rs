@@ -1,4 +1,4 @@
-//! One connection with its counts: every byte that `read()` or `write()` reports is counted, whatever happens after.
+//! Connection with its counts: every byte that `read()` or `write()` reports is counted, regardless of later errors.
 
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
@@ -38,7 +38,7 @@ impl Conversation {
         self.tallies = tallies;
     }
 
-    /// Where it counts now.
+    /// Returns the current tallies.
     #[must_use]
     pub fn tallies(&self) -> &Tallies {
         &self.tallies

@@ -1,4 +1,4 @@
-//! The program's own counts. Whoever holds a connection adds what the system calls returned, when they return.
+//! The program's own counts. The thread that holds a connection adds the results of its system calls when they return.
 
 use std::{
     collections::BTreeMap,
@@ -103,14 +103,14 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Where connections to this target count.
+    /// Returns the tallies of connections to this target.
     pub fn client(&self, target: SocketAddr, run: &Arc<Tally>) -> Tallies {
         let target = SocketAddr::new(target.ip().to_canonical(), target.port());
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         Tallies { lasting: Arc::clone(clients.entry(target).or_default()), run: Some(Arc::clone(run)) }
     }
 
-    /// Where connections from this peer to this port count.
+    /// Returns the tallies of connections from this peer to this port.
     pub fn server(&self, port: u16, peer: IpAddr) -> Tallies {
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         Tallies { lasting: Arc::clone(servers.entry((port, peer.to_canonical())).or_default()), run: None }

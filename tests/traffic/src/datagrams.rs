@@ -17,7 +17,7 @@ use crate::{
 /// Longer than any datagram.
 const ROOM: usize = 65_536;
 
-/// What servers have exchanged, by port and peer.
+/// Datagrams that servers exchanged, by port and peer.
 #[derive(Clone, Debug, Default)]
 pub struct Echoes {
     counts: Arc<Mutex<BTreeMap<(u16, IpAddr), Counts>>>,
@@ -75,7 +75,7 @@ impl Echoes {
 /// Hands over each datagram that comes to a socket, and whom it is from, from now on.
 ///
 /// # Errors
-/// Where the system gives no thread.
+/// Returns an error if no thread can be created.
 pub(crate) fn serve_each(
     socket: UdpSocket,
     mut handle: impl FnMut(&UdpSocket, &[u8], SocketAddr) + Send + 'static,

@@ -49,7 +49,7 @@ pub fn listen(program: &Arc<Program>, address: SocketAddr) -> Result<(), String>
 /// Calls a target every so often; goes on in the background. `keep`: on one connection that stays open.
 ///
 /// # Errors
-/// Where no thread can be had.
+/// Returns an error if no thread can be created.
 pub fn call_again_and_again(program: &Arc<Program>, target: SocketAddr, every: Duration, keep: bool) -> io::Result<()> {
     let program = Arc::clone(program);
     spawn(move || {

@@ -1,4 +1,4 @@
-//! The oracle's traffic: a program that makes the connections it is told to make and counts for itself what it did.
+//! Traffic program of the oracle: makes connections on command, and counts its own actions.
 //!
 //! Commands come in as [`protocol::Command`] through a unix socket ([`control`]), so that control makes no TCP
 //! connection. [`client`] and [`server`] hold [`conversation`]s; what their system calls returned goes into

@@ -12,7 +12,7 @@ use traffic::{
     protocol::Answer,
 };
 
-/// Makes the TCP connections it is told to make, and counts for itself what it did.
+/// Makes TCP connections on command, and counts its own actions.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -69,7 +69,7 @@ struct Calls {
     /// The same, with all calls on one connection that stays open.
     #[arg(long)]
     keep: Vec<String>,
-    /// How often to call.
+    /// Interval between calls.
     #[arg(long, default_value = "200ms")]
     every: SignedDuration,
 }

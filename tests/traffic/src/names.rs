@@ -65,7 +65,7 @@ fn record(address: IpAddr, asked: QTYPE) -> Option<RData<'static>> {
 /// Asks `getaddrinfo()`, as most programs do. In order, each once.
 ///
 /// # Errors
-/// Where the name leads nowhere.
+/// Returns an error if the name has no address.
 pub fn resolve(name: &str) -> io::Result<Vec<IpAddr>> {
     let found: BTreeSet<_> = (name, 0).to_socket_addrs()?.map(|address| address.ip()).collect();
     Ok(found.into_iter().collect())

@@ -25,7 +25,7 @@ const STACK: usize = 128 * 1024;
 /// Starts a thread with a small stack.
 ///
 /// # Errors
-/// Where the system gives none.
+/// Returns an error if no thread can be created.
 pub fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().stack_size(STACK).spawn(run).map(drop)
 }
@@ -33,7 +33,7 @@ pub fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 /// Starts a thread with a small stack in a scope.
 ///
 /// # Errors
-/// Where the system gives none.
+/// Returns an error if no thread can be created.
 pub fn spawn_scoped<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
     run: impl FnOnce() + Send + 'scope,

@@ -1,4 +1,4 @@
-//! What the program can be told and what it answers, as JSON.
+//! Commands to the program and their answers, as JSON.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +39,7 @@ pub enum Command {
     Report,
 }
 
-/// What comes back.
+/// Answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Answer {
@@ -47,11 +47,11 @@ pub enum Answer {
     Done,
     /// The address at which the program listens now: the port is chosen where 0 was asked for.
     Listening(SocketAddr),
-    /// Where a name leads, in order.
+    /// Addresses of a name, sorted.
     Addresses(Vec<IpAddr>),
     /// The number of the run that goes on in the background.
     Running(Run),
-    /// What a run, an exchange or a close came to.
+    /// Result of a run, an exchange or a close.
     Outcome(Outcome),
     /// Answer to [`Command::Report`].
     Report(Report),
@@ -68,12 +68,12 @@ pub struct Listen {
     /// Leave IPv4 out at `[::]`.
     #[serde(default)]
     pub v6_only: bool,
-    /// What to do with each connection.
+    /// Treatment of each connection.
     #[serde(default)]
     pub behaviour: Behaviour,
 }
 
-/// What a server does with a connection.
+/// Treatment of a connection by a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Behaviour {
@@ -86,7 +86,7 @@ pub enum Behaviour {
     Source {
         /// Bytes to send.
         bytes: u64,
-        /// Who ends the connection.
+        /// End that closes the connection.
         #[serde(default)]
         closes: Closer,
     },
@@ -96,13 +96,13 @@ pub enum Behaviour {
         request: u64,
         /// Bytes of a response.
         response: u64,
-        /// Who ends the connection.
+        /// End that closes the connection.
         #[serde(default)]
         closes: Closer,
     },
 }
 
-/// Who ends a connection, as the server sees it.
+/// End that closes a connection, as the server sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Closer {
@@ -127,11 +127,11 @@ pub struct Echo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Datagrams {
-    /// Where to.
+    /// Destination.
     pub target: SocketAddr,
     /// From how many sockets, one after the other.
     pub sockets: u64,
-    /// How many datagrams from each; each is awaited before the next.
+    /// Number of datagrams from each socket; each response is awaited before the next.
     pub times: u64,
     /// Bytes of each.
     pub bytes: usize,
@@ -149,7 +149,7 @@ pub struct Datagrams {
 pub struct NameServer {
     /// `0.0.0.0:53`, `[::]:53` (both families) or one address; UDP only.
     pub address: SocketAddr,
-    /// Where each name leads; other names do not exist. Lower case, without the final dot.
+    /// Addresses of each name; other names do not exist. Lower case, without the final dot.
     pub names: BTreeMap<String, Vec<IpAddr>>,
 }
 
@@ -173,15 +173,15 @@ pub struct Unlisten {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Connect {
-    /// Where to.
+    /// Destination.
     pub target: SocketAddr,
     /// The local address, where it matters.
     #[serde(default)]
     pub bind: Option<IpAddr>,
-    /// How many attempts.
+    /// Number of attempts.
     #[serde(default = "one")]
     pub count: u64,
-    /// How many at a time.
+    /// Maximum number of concurrent attempts.
     #[serde(default = "one_at_a_time")]
     pub concurrency: u32,
     /// Bytes to send on each.
@@ -190,7 +190,7 @@ pub struct Connect {
     /// Bytes to receive on each, no more and no fewer.
     #[serde(default)]
     pub receive: u64,
-    /// How each ends.
+    /// Way in which each connection ends.
     #[serde(default)]
     pub end: End,
     /// Milliseconds between the last byte and the end.
@@ -243,7 +243,7 @@ const fn half_a_minute() -> u64 {
     30_000
 }
 
-/// How a client ends a connection.
+/// Way in which a client ends a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum End {
@@ -286,15 +286,15 @@ pub struct Exchange {
 pub struct Close {
     /// The name under which they are held.
     pub held: String,
-    /// How many, oldest first; all where not said.
+    /// Number of connections to close, oldest first; all if absent.
     #[serde(default)]
     pub count: Option<u64>,
-    /// How.
+    /// Way in which they end.
     #[serde(default)]
     pub end: End,
 }
 
-/// What connections came to.
+/// Results of connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Outcome {
@@ -310,7 +310,7 @@ pub struct Outcome {
     pub sent: u64,
     /// Payload that `read()` gave.
     pub received: u64,
-    /// When the first was begun, in microseconds since 1970 by the machine's clock.
+    /// Start of the first one, in microseconds since 1970 by the machine's clock.
     pub began_unix_micros: u64,
     /// Microseconds from the first `connect()` to the last `close()`.
     pub micros: u64,
@@ -354,7 +354,7 @@ pub struct Report {
     pub accept_errors: u64,
 }
 
-/// What the program did as a client of one target.
+/// Counts of the program as a client of one target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientCounts {
@@ -376,7 +376,7 @@ pub struct ClientCounts {
     pub received: u64,
 }
 
-/// What the program did as a server at one port for one peer.
+/// Counts of the program as a server at one port for one peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServerCounts {

@@ -1,4 +1,4 @@
-//! Runs that go on in the background, each with a number, until somebody waits for them.
+//! Background runs, each with a number, until their result is collected.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::{
     protocol::{Outcome, Run},
 };
 
-/// The runs whose outcome nobody has taken yet.
+/// Runs whose result was not collected yet.
 #[derive(Debug, Default)]
 pub struct Runs {
     next: AtomicU64,
@@ -32,13 +32,13 @@ impl Runs {
     /// Begins a run; it is to look at the flag now and then and end when that is set.
     ///
     /// # Errors
-    /// Where no thread can be had.
+    /// Returns an error if no thread can be created.
     pub fn begin(&self, run: impl FnOnce(&AtomicBool) -> Outcome + Send + 'static) -> io::Result<Run> {
         let number = Run { run: self.next.fetch_add(1, Relaxed) + 1 };
         let stopped = Arc::new(AtomicBool::new(false));
         let (sender, outcome) = mpsc::channel();
         let flag = Arc::clone(&stopped);
-        // The receiver may be gone with the program: nobody is left to tell then.
+        // The receiver ends with the program, and does not need the result then.
         spawn(move || drop(sender.send(run(&flag))))?;
         self.going.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Going { stopped, outcome });
         Ok(number)

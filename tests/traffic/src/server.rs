@@ -97,8 +97,8 @@ fn spawn_acceptor(listener: &Arc<Listener>) -> io::Result<()> {
     })
 }
 
-/// Accepts a connection, holds its conversation in the same thread, and again. The last one that waited leaves another
-/// behind, so that a long conversation blocks nobody and a short one costs no thread.
+/// Accepts a connection, serves it in the same thread, and repeats. The last waiting thread starts another one, so that
+/// a long connection blocks no other and a short one needs no thread.
 fn accept(listener: &Arc<Listener>) {
     loop {
         let accepted = listener.socket.accept();

@@ -1,4 +1,4 @@
-//! When something began and how long it took.
+//! Start and duration of an operation.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
