@@ -21,7 +21,7 @@ async fn forged_counts_do_not_keep_other_edges_from_being_written() -> Result<()
     assert_eq!(said.summary.to, "192.0.2.1:443 (external), +1 more", "who is called is said all the same");
     let condition = said.conditions.iter().find(|condition| condition.type_ == "Truncated").expect("it is there");
     assert_eq!(condition.reason, "CountersTooLarge");
-    assert!(condition.message.contains("1 egress and 0 ingress"), "{}", condition.message);
+    assert!(condition.message.contains("1 egress edge and 0 ingress edges"), "{}", condition.message);
 
     // What is new is written at once, and what can be written comes back.
     lab.report(&uid, &[(3, 7)]).await;
