@@ -293,8 +293,9 @@ impl Before {
             }
             let mut edge = published.edge.clone();
             edge.counters.active = 0;
-            if self.settled && is_shared(&edge.key) {
-                // The addresses that agents still know have edges of their own now.
+            if self.settled {
+                // What agents still know is on other edges now: of addresses that were shared, and of servers whose clients
+                // have become known.
                 published.earlier.clone().write_to(&mut edge);
             }
             if edge.counters == EdgeCounters::default() {
@@ -334,8 +335,9 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
     let of = |edge: &Edge| {
         let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();
         if let Some(anew) = anew.get(&edge.key).filter(|_| edge.seen != Seen::Server) {
-            // What only servers still count of it is taken for what the clients' agents have forgotten.
-            known.counters = known.counters.without(&anew.from_servers);
+            // What only servers still count of it, and did not before, is taken for what the clients' agents have forgotten.
+            let news = anew.from_servers.without(&edge.from_servers);
+            known.counters = known.counters.without(&news);
         }
         let mut earlier = Counts::of(edge).without(&known);
         earlier.counters.active = 0;

@@ -9,7 +9,8 @@ mod translated;
 mod world;
 
 use scopeprobe_topology::{
-    archive::Archive,
+    archive::{Archive, Published},
+    counts::Counts,
     edge::{Identity, Seen},
     entity::{Backend, Pod, Service, ServicePort, ServiceRef},
     flow::{FlowCounters, FlowKey, Protocol, Role},
@@ -269,4 +270,38 @@ fn what_a_server_still_counts_of_a_client_that_was_let_go_of_is_not_counted_agai
     // It comes back and counts from zero, and its server goes on.
     counts(&mut world, "web", "10.244.1.2", [5, 105], 910);
     assert_eq!(shown(&mut archive, &world, 920), ["web -> db:5432 via db 156+0"]);
+}
+
+#[test]
+fn what_only_a_server_has_counted_is_not_said_to_be_forgotten() {
+    let mut world = World::new();
+    let mut archive = Archive::new();
+    world.flow("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), 5, at(0));
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 8, at(0));
+    // What agents know is compared only where something may be gone.
+    world.directory.upsert_pod(pod("gone", "node-1", "10.244.1.9"), at(0));
+    world.directory.remove_pod("uid-gone", at(1));
+    let options = Options { now: at(60), settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
+    let graph = archive.build(&world.ledger, &world.directory, &options);
+    assert_eq!(edges(&graph), ["web -> db:5432 8+0"]);
+    assert!(graph.earlier.is_empty(), "{:?}", graph.earlier);
+}
+
+/// An operator has published what only the server had counted; the next one sees the client, through a Service.
+#[test]
+fn what_becomes_known_as_a_clients_is_not_shown_as_it_was_published_as_well() {
+    let mut world = World::new();
+    world.service(None, &["db"]);
+    let options = Options { now: at(60), settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 1, at(0));
+    let graph = Archive::new().build(&world.ledger, &world.directory, &options);
+    assert_eq!(edges(&graph), ["web -> db:5432 1+0"]);
+    let mut archive = Archive::new();
+    let published = graph.edges.into_iter().map(|edge| Published { edge, earlier: Counts::default() });
+    archive.restore(published, at(60));
+    archive.settle(&world.ledger, &world.directory, at(60));
+    world.flow("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), 1, at(61));
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 2, at(61));
+    let options = Options { now: at(70), ..options };
+    assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), ["web -> db:5432 via db 2+0"]);
 }
