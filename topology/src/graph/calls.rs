@@ -11,6 +11,8 @@ use super::{
 /// How a client has reached its servers, the most certain first: that leaves less to be guessed.
 #[derive(Clone, Debug)]
 pub(super) enum Way<'a> {
+    /// Both ends see the same addresses, of which one has had several owners.
+    HandedOn,
     /// Both ends see the same addresses.
     Direct,
     /// Through a Service that leads to one workload at one port.
@@ -22,7 +24,7 @@ pub(super) enum Way<'a> {
 impl Way<'_> {
     fn rank(&self) -> usize {
         match self {
-            Self::Direct => 0,
+            Self::HandedOn | Self::Direct => 0,
             Self::ToOne(_) => 1,
             Self::ToMany(_) => 2,
         }
@@ -40,14 +42,17 @@ pub(super) struct Call<'s, 'a> {
 impl<'a> Join<'a> {
     /// All clients' flows of which servers' flows, or backends, can be the other end; those of which none can are named by
     /// the address that they called.
-    pub(super) fn calls<'s>(&mut self, sources: impl Iterator<Item = &'s Source<'a>>) -> Vec<Call<'s, 'a>>
-    where
-        'a: 's,
-    {
+    pub(super) fn calls<'s>(&mut self, sources: &'s [Source<'a>]) -> Vec<Call<'s, 'a>> {
+        let handed_on = self.handed_on(sources);
         let mut calls = Vec::new();
         for source in sources {
             if let Some(range) = self.by_tuple(&source.tuple) {
-                calls.push(Call { source, way: Way::Direct, sinks: self.in_time(source, range.collect()) });
+                let (way, sinks) = if handed_on.contains(&source.tuple) {
+                    (Way::HandedOn, self.nearest_first(source, range.collect()))
+                } else {
+                    (Way::Direct, self.in_time(source, range.collect()))
+                };
+                calls.push(Call { source, way, sinks });
                 continue;
             }
             let Some(candidates) = self.candidates_of(source) else {
@@ -94,10 +99,12 @@ impl<'a> Join<'a> {
         found: &[&[usize]],
         plan: impl FnOnce(&mut Matching) -> Plan,
     ) -> Vec<Vec<Found>> {
-        let offered = self.sinks.iter().map(|sink| Count::new(sink.left.opened, sink.fresh.opened));
-        let mut matching = Matching::new(wanted, offered.collect());
+        let mut matching = Matching::new(wanted);
         for (source, sinks) in found.iter().enumerate() {
-            sinks.iter().for_each(|sink| matching.add(source, *sink));
+            for index in *sinks {
+                let sink = &self.sinks[*index];
+                matching.add(source, *index, || Count::new(sink.left.opened, sink.fresh.opened));
+            }
         }
         let plan = plan(&mut matching);
         matching.divide(&plan);

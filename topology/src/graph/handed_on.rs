@@ -10,6 +10,7 @@ use super::{
     edges::Key,
     ends::EndId,
     join::Join,
+    matching::Found,
     observed::{Sink, Source, Span, counted},
 };
 use crate::{
@@ -121,27 +122,46 @@ impl<'a> Join<'a> {
             || first.is_some() && owner.pod().map(|pod| pod.uid.as_str()) != first
     }
 
-    /// All clients' flows and all servers' flows between the same two addresses at the same port.
-    pub(super) fn join_handed_on(&mut self, sources: &[&Source<'a>], sinks: &[usize]) {
-        let matched = self.match_in_time(sources, sinks);
+    /// Servers' flows between the same two addresses as a client's, those of its time first.
+    pub(super) fn nearest_first(&self, source: &Source<'a>, mut sinks: Vec<usize>) -> Vec<usize> {
+        let time = self.time_of_source(source);
+        sinks.sort_by_key(|index| (time.gap(&self.time_of_sink(&self.sinks[*index])), *index));
+        sinks
+    }
+
+    /// All clients' flows and all servers' flows between the same two addresses at the same port. What was found of each
+    /// server's is theirs, and others may have called it, through Services: whose which connections are is told here.
+    pub(super) fn join_handed_on(&mut self, sources: &[(&Source<'a>, Vec<Found>)], sinks: &[usize]) {
+        let found = |sink: &usize| {
+            let of_all = sources.iter().flat_map(|(_, found)| found).filter(|found| found.sink == *sink);
+            of_all.fold(0, |sum, found| count::add(sum, found.opened))
+        };
+        let offered = sinks.iter().map(found).collect();
+        let sources: Vec<&Source<'a>> = sources.iter().map(|(source, _)| *source).collect();
+        let matched = self.match_in_time(&sources, sinks, offered);
         for (source, matched) in sources.iter().zip(matched) {
             self.join_by_counts_and_times(source, &matched);
         }
     }
 
-    /// Matches connections of client flows with server flows where only one assignment fits: pairs of which one side
-    /// has no other counterpart at its time. The rest is taken from the server flows without an owner, so that it adds
-    /// no edge of its own.
-    fn match_in_time(&mut self, sources: &[&Source<'a>], sinks: &[usize]) -> Vec<Vec<Match>> {
+    /// Matches connections of client flows with those that server flows have to offer, where only one assignment fits:
+    /// pairs of which one side has no other counterpart at its time. The rest is taken from the server flows without an
+    /// owner, so that it adds no edge of its own.
+    fn match_in_time(&mut self, sources: &[&Source<'a>], sinks: &[usize], mut offered: Vec<u64>) -> Vec<Vec<Match>> {
         let times: Vec<Span> = sinks.iter().map(|index| self.time_of_sink(&self.sinks[*index])).collect();
         let times_of_sources: Vec<Span> = sources.iter().map(|source| self.time_of_source(source)).collect();
         let is_in_time = |source: usize, sink: usize| times_of_sources[source].gap(&times[sink]) <= INEXACT;
         let mut wanted: Vec<u64> = sources.iter().map(|source| source.counters.opened).collect();
         let mut matched: Vec<Vec<Match>> = vec![Vec::new(); sources.len()];
+        let mut take = |source: usize, sink: usize, wanted: &mut [u64], offered: &mut [u64]| {
+            let most = wanted[source].min(offered[sink]);
+            let taken = self.sinks[sinks[sink]].take(most, Some(sources[source].end)).counters;
+            wanted[source] -= taken.opened;
+            offered[sink] -= taken.opened;
+            taken
+        };
         loop {
-            let fits = |source: usize, sink: usize| {
-                wanted[source] > 0 && self.sinks[sinks[sink]].left.opened > 0 && is_in_time(source, sink)
-            };
+            let fits = |source: usize, sink: usize| wanted[source] > 0 && offered[sink] > 0 && is_in_time(source, sink);
             let only = |of: usize, all: usize, fits: &dyn Fn(usize) -> bool| {
                 let mut fitting = (0..all).filter(|other| fits(*other));
                 fitting.next().filter(|_| fitting.next().is_none()).map(|other| (of, other))
@@ -152,34 +172,20 @@ impl<'a> Join<'a> {
             let by_source =
                 || (0..sources.len()).find_map(|source| only(source, sinks.len(), &|sink| fits(source, sink)));
             let Some((source, sink)) = by_sink.or_else(by_source) else { break };
-            let taken = self.sinks[sinks[sink]].take(wanted[source], Some(sources[source].end)).counters;
-            wanted[source] -= taken.opened;
+            let taken = take(source, sink, &mut wanted, &mut offered);
             let (counted, retransmits) = (counted(&taken), taken.retransmits);
             matched[source].push(Match { sink: sinks[sink], counted, retransmits });
         }
-        self.take_nobodys(sources, sinks, &mut wanted, is_in_time);
         // Times can be off; that both ends have the same two addresses cannot.
-        self.take_nobodys(sources, sinks, &mut wanted, |_, _| true);
-        matched
-    }
-
-    /// Takes as much as possible of what clients have counted from servers that fit.
-    fn take_nobodys(
-        &mut self,
-        sources: &[&Source<'a>],
-        sinks: &[usize],
-        wanted: &mut [u64],
-        fits: impl Fn(usize, usize) -> bool,
-    ) {
-        let fitting = |source| (0..sinks.len()).filter(|sink| fits(source, *sink)).map(|sink| sinks[sink]).collect();
-        let found: Vec<Vec<usize>> = (0..sources.len()).map(fitting).collect();
-        let rest = sources.iter().zip(wanted.iter()).map(|(source, left)| (*source, *left));
-        let matched = self.match_rest(rest, &found);
-        for ((source, wanted), found) in sources.iter().zip(wanted).zip(matched) {
-            for found in found {
-                *wanted -= self.sinks[found.sink].take(found.opened, Some(source.end)).counters.opened;
+        for at_any_time in [false, true] {
+            for (source, sink) in (0..sources.len()).flat_map(|source| (0..sinks.len()).map(move |sink| (source, sink)))
+            {
+                if at_any_time || is_in_time(source, sink) {
+                    take(source, sink, &mut wanted, &mut offered);
+                }
             }
         }
+        matched
     }
 
     /// No flow goes on for longer than the pod whose it is has its address.

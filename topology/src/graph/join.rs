@@ -113,16 +113,13 @@ impl<'a> Join<'a> {
         if sources.iter().any(|source| source.counters.without_bytes > 0) {
             self.count_ways(&sources);
         }
-        let handed_on = self.handed_on(&sources);
-        for (tuple, sources) in &handed_on {
-            let sinks: Vec<usize> = self.by_tuple.get(tuple).cloned().into_iter().flatten().collect();
-            self.join_handed_on(sources, &sinks);
-        }
-        let calls = self.calls(sources.iter().filter(|source| !handed_on.contains_key(&source.tuple)));
+        let calls = self.calls(&sources);
         let matched = self.match_calls(&calls);
+        let mut handed_on: BTreeMap<Tuple<'a>, Vec<(&Source<'a>, Vec<Found>)>> = BTreeMap::new();
         let (mut unmatched, mut undivided) = (Vec::new(), Vec::new());
         for (Call { source, way, .. }, found) in calls.into_iter().zip(matched) {
             match way {
+                Way::HandedOn => handed_on.entry(source.tuple).or_default().push((source, found)),
                 Way::Direct => self.join_direct(source, &found),
                 Way::ToOne(candidates) => {
                     let left = self.join_only_backend(source, &candidates, &found);
@@ -133,6 +130,10 @@ impl<'a> Join<'a> {
                     undivided.push((source, candidates, left));
                 }
             }
+        }
+        for (tuple, sources) in handed_on {
+            let sinks: Vec<usize> = self.by_tuple(&tuple).into_iter().flatten().collect();
+            self.join_handed_on(&sources, &sinks);
         }
         self.join_translated(&mut unmatched, &mut undivided);
         for (source, candidates, left) in &unmatched {
@@ -150,23 +151,14 @@ impl<'a> Join<'a> {
         self.by_tuple.get(tuple).cloned()
     }
 
-    /// Clients' flows to addresses that have had several owners meanwhile, where servers' flows are the other end.
-    fn handed_on<'s>(&self, sources: &'s [Source<'a>]) -> BTreeMap<Tuple<'a>, Vec<&'s Source<'a>>> {
-        let mut handed_on: BTreeMap<Tuple<'a>, Vec<&'s Source<'a>>> = BTreeMap::new();
-        for source in sources {
-            let sinks = self.by_tuple.get(&source.tuple).cloned();
-            if sinks.is_some_and(|sinks| self.is_handed_on(source, &sinks.collect::<Vec<_>>())) {
-                handed_on.entry(source.tuple).or_default();
-            }
-        }
-        if !handed_on.is_empty() {
-            for source in sources {
-                if let Some(of_tuple) = handed_on.get_mut(&source.tuple) {
-                    of_tuple.push(source);
-                }
-            }
-        }
-        handed_on
+    /// Between which addresses there are clients' flows to one that has had several owners meanwhile, where servers' flows
+    /// are the other end.
+    pub(super) fn handed_on(&self, sources: &[Source<'a>]) -> HashSet<Tuple<'a>> {
+        let is_handed_on = |source: &&Source<'a>| {
+            let sinks = self.by_tuple(&source.tuple);
+            sinks.is_some_and(|sinks| self.is_handed_on(source, &sinks.collect::<Vec<_>>()))
+        };
+        sources.iter().filter(is_handed_on).map(|source| source.tuple).collect()
     }
 
     /// Counts the ways that lead to each server flow; bytes of a server are certain only if there is one.

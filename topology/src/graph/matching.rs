@@ -26,9 +26,21 @@ impl Count {
 #[derive(Clone, Copy, Debug)]
 struct Cell {
     source: usize,
+    /// By its place among `sinks`.
     sink: usize,
     amount: u64,
     is_contested: bool,
+}
+
+/// A server's flow that may be the other end of some clients' flows.
+#[derive(Debug)]
+struct Sink {
+    /// The number by which it was added.
+    index: usize,
+    offered: Count,
+    /// What is no client's yet.
+    free: u64,
+    cells: Vec<usize>,
 }
 
 /// A server's flow that may be the other end of a client's.
@@ -45,13 +57,13 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct Matching {
     wanted: Vec<Count>,
-    offered: Vec<Count>,
-    /// What has no other end yet: of the clients' flows, and of the servers'.
+    /// What of the clients' flows has no other end yet.
     left: Vec<u64>,
-    free: Vec<u64>,
+    sinks: Vec<Sink>,
+    /// By the number by which a server's flow was added, its place among `sinks`.
+    places: HashMap<usize, usize>,
     cells: Vec<Cell>,
     of_source: Vec<Vec<usize>>,
-    of_sink: HashMap<usize, Vec<usize>>,
 }
 
 /// In which order clients' flows choose.
@@ -73,23 +85,26 @@ impl Plan {
 }
 
 impl Matching {
-    /// Of clients' flows and servers' flows with so many connections.
-    pub(super) fn new(wanted: Vec<Count>, offered: Vec<Count>) -> Self {
+    /// Of clients' flows with so many connections.
+    pub(super) fn new(wanted: Vec<Count>) -> Self {
         Self {
             left: vec![0; wanted.len()],
-            free: vec![0; offered.len()],
             of_source: vec![Vec::new(); wanted.len()],
-            of_sink: HashMap::new(),
+            sinks: Vec::new(),
+            places: HashMap::new(),
             cells: Vec::new(),
             wanted,
-            offered,
         }
     }
 
-    /// A server's flow may be the other end of a client's; for each client's flow, the best come first.
-    pub(super) fn add(&mut self, source: usize, sink: usize) {
+    /// A server's flow, by any number, may be the other end of a client's; for each client's flow, the best come first.
+    pub(super) fn add(&mut self, source: usize, index: usize, offered: impl FnOnce() -> Count) {
+        let sink = *self.places.entry(index).or_insert_with(|| {
+            self.sinks.push(Sink { index, offered: offered(), free: 0, cells: Vec::new() });
+            self.sinks.len() - 1
+        });
         self.of_source[source].push(self.cells.len());
-        self.of_sink.entry(sink).or_default().push(self.cells.len());
+        self.sinks[sink].cells.push(self.cells.len());
         self.cells.push(Cell { source, sink, amount: 0, is_contested: false });
     }
 
@@ -99,7 +114,7 @@ impl Matching {
     pub(super) fn plan<S: Copy + Ord>(&mut self, greedy: usize, server_of: impl Fn(usize) -> S) -> Plan {
         let mut pairs: BTreeMap<(usize, S), Vec<usize>> = BTreeMap::new();
         for (index, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.source >= greedy) {
-            pairs.entry((cell.source, server_of(cell.sink))).or_default().push(index);
+            pairs.entry((cell.source, server_of(self.sinks[cell.sink].index))).or_default().push(index);
         }
         let forced = peel(pairs.keys().copied());
         let forced = forced.into_iter().filter_map(|pair| pairs.remove(&pair)).collect();
@@ -116,19 +131,19 @@ impl Matching {
     /// Divides. Reports of both ends never come at the same moment: settled connections choose before fresh ones, which
     /// may have to wait.
     pub(super) fn divide(&mut self, plan: &Plan) {
-        for (source, count) in self.wanted.iter().enumerate() {
-            self.left[source] = count.settled;
+        for (left, wanted) in self.left.iter_mut().zip(&self.wanted) {
+            *left = wanted.settled;
         }
-        for (sink, count) in self.offered.iter().enumerate() {
-            self.free[sink] = count.settled;
-        }
-        self.round(plan);
-        for (sink, count) in self.offered.iter().enumerate() {
-            self.free[sink] += count.fresh;
+        for sink in &mut self.sinks {
+            sink.free = sink.offered.settled;
         }
         self.round(plan);
-        for (source, count) in self.wanted.iter().enumerate() {
-            self.left[source] += count.fresh;
+        for sink in &mut self.sinks {
+            sink.free += sink.offered.fresh;
+        }
+        self.round(plan);
+        for (left, wanted) in self.left.iter_mut().zip(&self.wanted) {
+            *left += wanted.fresh;
         }
         self.round(plan);
         self.mark_misfits();
@@ -138,7 +153,7 @@ impl Matching {
     pub(super) fn found(&self, source: usize) -> Vec<Found> {
         let found = |cell: &usize| {
             let Cell { sink, amount, is_contested, .. } = self.cells[*cell];
-            Found { sink, opened: amount, is_contested }
+            Found { sink: self.sinks[sink].index, opened: amount, is_contested }
         };
         self.of_source[source].iter().map(found).collect()
     }
@@ -160,8 +175,8 @@ impl Matching {
     /// connections on the way: which one is a guess.
     fn mark_misfits(&mut self) {
         let sources = (0..self.left.len()).filter(|source| self.left[*source] > self.wanted[*source].fresh);
-        let sinks = (0..self.free.len()).filter(|sink| self.free[*sink] > self.offered[*sink].fresh);
-        let of_sinks = sinks.filter_map(|sink| self.of_sink.get(&sink)).flatten().map(|cell| self.cells[*cell].source);
+        let sinks = self.sinks.iter().filter(|sink| sink.free > sink.offered.fresh);
+        let of_sinks = sinks.flat_map(|sink| &sink.cells).map(|cell| self.cells[*cell].source);
         let misfits: BTreeSet<usize> = sources.chain(of_sinks).collect();
         let mut seen: HashSet<usize> = HashSet::new();
         for source in misfits {
@@ -183,7 +198,7 @@ impl Matching {
             at += 1;
             for sink in self.of_source[source].iter().map(|cell| self.cells[*cell].sink) {
                 if sinks.insert(sink) {
-                    let others = self.of_sink.get(&sink).into_iter().flatten().map(|cell| self.cells[*cell].source);
+                    let others = self.sinks[sink].cells.iter().map(|cell| self.cells[*cell].source);
                     together.extend(others.filter(|other| seen.insert(*other)));
                 }
             }
@@ -193,17 +208,18 @@ impl Matching {
 
     fn take(&mut self, cell: usize, most: u64) {
         let Cell { source, sink, amount, .. } = &mut self.cells[cell];
-        let taken = most.min(self.left[*source]).min(self.free[*sink]);
+        let free = &mut self.sinks[*sink].free;
+        let taken = most.min(self.left[*source]).min(*free);
         *amount += taken;
         self.left[*source] -= taken;
-        self.free[*sink] -= taken;
+        *free -= taken;
     }
 
     /// Where the counts leave a choice, each flow takes from each server in proportion to what that offers.
     fn share(&mut self, contested: &[Vec<usize>]) {
         let mut shares = Vec::new();
         for cells in contested {
-            let offered = |cell: &usize| u128::from(self.free[self.cells[*cell].sink]);
+            let offered = |cell: &usize| u128::from(self.sinks[self.cells[*cell].sink].free);
             let all: u128 = cells.iter().map(offered).sum();
             let wanted = cells.first().map_or(0, |cell| u128::from(self.left[self.cells[*cell].source]));
             // Both are below 2^64, and no cell offers more than all do.
@@ -242,10 +258,10 @@ impl Matching {
                     continue;
                 }
                 reached.insert(sink, *taking);
-                if self.free[sink] > 0 {
+                if self.sinks[sink].free > 0 {
                     return Some(self.back(sink, &reached, &given_back));
                 }
-                for giving in self.of_sink.get(&sink).into_iter().flatten() {
+                for giving in &self.sinks[sink].cells {
                     let Cell { source: other, amount, .. } = self.cells[*giving];
                     if amount > 0 && other != source && !given_back.contains_key(&other) {
                         given_back.insert(other, *giving);
@@ -276,13 +292,13 @@ impl Matching {
         let Some(last) = path.last() else { return };
         let end = self.cells[*last].sink;
         let giving = path.iter().skip(1).step_by(2).map(|cell| self.cells[*cell].amount);
-        let most = giving.chain([self.left[source], self.free[end]]).min().unwrap_or(0);
+        let most = giving.chain([self.left[source], self.sinks[end].free]).min().unwrap_or(0);
         for (step, cell) in path.iter().enumerate() {
             let amount = &mut self.cells[*cell].amount;
             if step % 2 == 0 { *amount += most } else { *amount -= most }
         }
         self.left[source] -= most;
-        self.free[end] -= most;
+        self.sinks[end].free -= most;
     }
 }
 
@@ -327,10 +343,9 @@ mod tests {
     /// Divides so many connections of clients' flows among servers' flows that each of them may have reached. Returns who
     /// has how many of which, and whether that is contested.
     fn divided(wanted: &[u64], offered: &[u64], cells: &[(usize, usize)], greedy: usize) -> Vec<(usize, Found)> {
-        let settled = |counts: &[u64]| counts.iter().map(|count| Count::new(*count, 0)).collect();
-        let mut matching = Matching::new(settled(wanted), settled(offered));
+        let mut matching = Matching::new(wanted.iter().map(|count| Count::new(*count, 0)).collect());
         for (source, sink) in cells {
-            matching.add(*source, *sink);
+            matching.add(*source, *sink, || Count::new(offered[*sink], 0));
         }
         let plan = matching.plan(greedy, |sink| sink);
         matching.divide(&plan);
@@ -361,8 +376,10 @@ mod tests {
 
     #[test]
     fn settled_connections_choose_before_fresh_ones() {
-        let mut matching = Matching::new(vec![Count::new(5, 5), Count::new(3, 0)], vec![Count::new(4, 1)]);
-        (0..2).for_each(|source| matching.add(source, 0));
+        let mut matching = Matching::new(vec![Count::new(5, 5), Count::new(3, 0)]);
+        for source in 0..2 {
+            matching.add(source, 0, || Count::new(4, 1));
+        }
         matching.divide(&Plan::greedy(2));
         let found: Vec<u64> = (0..2).flat_map(|source| matching.found(source)).map(|found| found.opened).collect();
         assert_eq!(found, [1, 3]);

@@ -166,3 +166,21 @@ fn what_connection_tracking_knows_is_shown_although_the_client_goes_on() {
     assert_eq!(shown + graph.unsettled, 120);
     assert!(graph.unsettled <= 3 * 2 && graph.edges.len() == 2, "{:?}, {} wait", edges(&graph), graph.unsettled);
 }
+
+/// A pod takes over the address of another one, and a client calls the one through a Service and the other directly.
+#[test]
+fn a_call_through_a_service_keeps_its_server_where_the_address_is_handed_on() {
+    let (address, caller) = ("10.244.2.9", "10.244.1.2");
+    let mut world = World::new();
+    world.directory.upsert_pod(pod("old", "node-2", address), at(0));
+    world.service(None, &["db", "old"]);
+    world.flow("web", Role::Client, (caller, "10.96.0.5", 80), 1, at(30));
+    world.flow("old", Role::Server, (address, caller, 5432), 1, at(30));
+    world.directory.remove_pod("uid-old", at(30));
+    world.directory.upsert_pod(pod("new", "node-2", address), at(30));
+    world.flow("web", Role::Client, (caller, address, 5432), 1, at(30));
+    world.flow("new", Role::Server, (address, caller, 5432), 1, at(30));
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> new:5432 1+0", "web -> old:5432 via db 1+0"]);
+    assert_eq!(graph.unsettled, 0);
+}
