@@ -23,7 +23,7 @@ const NAME: usize = 16;
 
 /// Reads `be <name> <milliseconds between calls> <number> <addresses>` from standard input until `end`. The answer to
 /// that lists all calls: `<name>=<times>` for responses, `<address>/<since>/<until>` (milliseconds since 1970) for each
-/// call without one.
+/// call that was neither answered nor refused.
 pub fn play() {
     let mut lines = io::stdin().lock().lines();
     while let Some(Ok(line)) = lines.next() {
@@ -85,11 +85,12 @@ fn call(pause: Duration, number: u64, targets: &[IpAddr], over: &AtomicBool) -> 
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let target = targets[usize::try_from(state >> 33).unwrap() % targets.len()];
         let since = unix_ms();
-        if let Ok(stream) = TcpStream::connect_timeout(&SocketAddr::new(target, PORT), Duration::from_secs(2)) {
-            match ask(stream) {
-                Ok(server) => *answered.entry(server).or_default() += 1,
-                Err(_) => unanswered.push(format!("{target}/{since}/{}", unix_ms())),
-            }
+        let connected = TcpStream::connect_timeout(&SocketAddr::new(target, PORT), Duration::from_secs(2));
+        match connected.and_then(ask) {
+            Ok(server) => *answered.entry(server).or_default() += 1,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            // It may have been established: whoever looks late finds a connection that was reset meanwhile.
+            Err(_) => unanswered.push(format!("{target}/{since}/{}", unix_ms())),
         }
         thread::park_timeout(pause);
     }
