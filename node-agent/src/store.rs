@@ -5,6 +5,7 @@
 //! counters continue; afterwards, they restart from zero in a new run.
 
 mod clock;
+mod entry;
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -15,8 +16,11 @@ use std::{
 use indexmap::{IndexMap, map};
 use topology::flow::{FlowCounters, FlowKey};
 
-use self::clock::{Clock, Moment};
-use crate::{memory::is_worth_shrinking, packed::PackedCounters};
+use self::{
+    clock::Clock,
+    entry::{Entry, State},
+};
+use crate::memory::is_worth_shrinking;
 
 /// Bounds of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,45 +80,6 @@ pub struct FlowStore {
     unnamed: u64,
 }
 
-#[derive(Debug)]
-struct Entry {
-    /// Of the whole run.
-    counters: PackedCounters,
-    rare: Option<Box<Rare>>,
-    /// Nothing of it had happened then.
-    before_first: Moment,
-    /// Nothing had happened then of what the operator does not know yet; of no meaning while it knows everything.
-    before_news: Moment,
-    /// The last change was found then.
-    changed: Moment,
-    state: State,
-    /// The capture has dropped it and seen nothing of it since.
-    is_dropped: bool,
-}
-
-/// What few flows have.
-#[derive(Debug, Default)]
-struct Rare {
-    /// The part of the counters that the capture has dropped.
-    dropped: Option<FlowCounters>,
-    /// Names that have led to the remote address.
-    names: Box<[Arc<str>]>,
-}
-
-impl Entry {
-    fn counters(&self) -> FlowCounters {
-        (&self.counters).into()
-    }
-
-    fn names(&self) -> &[Arc<str>] {
-        self.rare.as_ref().map(|rare| &*rare.names).unwrap_or_default()
-    }
-
-    fn name_bytes(&self) -> usize {
-        self.names().iter().map(|name| name.len()).sum()
-    }
-}
-
 /// Times of a flow's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
@@ -139,17 +104,6 @@ impl Snapshot {
     pub fn is_complete(&self) -> bool {
         self.rest == 0
     }
-}
-
-/// State of the operator's copy of a flow's counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// They stand in the queue of news.
-    News,
-    /// They are on their way.
-    Underway,
-    /// It has acknowledged them.
-    Known,
 }
 
 impl FlowStore {
@@ -360,7 +314,7 @@ impl FlowStore {
     /// first.
     #[must_use]
     pub fn dispensable(&self, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
-        let quiet = || self.flows.iter().enumerate().filter(|(_, (_, entry))| is_quiet(entry));
+        let quiet = || self.flows.iter().enumerate().filter(|(_, (_, entry))| entry.is_quiet());
         if !self.is_crowded() {
             let over = quiet().filter(|(_, (key, entry))| self.is_over(key, entry, now, &is_live));
             return over.map(|(_, (key, _))| *key).collect();
@@ -518,11 +472,6 @@ impl FlowStore {
         self.news = news;
         self.stale_news = 0;
     }
-}
-
-/// Without open connections, and not dropped yet.
-fn is_quiet(entry: &Entry) -> bool {
-    !entry.is_dropped && entry.counters().active() == 0
 }
 
 #[cfg(test)]

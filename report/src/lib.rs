@@ -12,6 +12,12 @@ pub mod v1alpha1 {
 /// The most flows that one message may hold.
 pub const MAX_FLOWS_PER_MESSAGE: usize = 1000;
 
+/// The most identities that one message may hold.
+pub const MAX_IDENTITIES_PER_MESSAGE: usize = 4 * MAX_FLOWS_PER_MESSAGE;
+
+/// The longest name of a host process, in bytes.
+pub const MAX_HOST_PROCESS_NAME_BYTES: usize = 253;
+
 /// The most addresses that a node may name as its own.
 pub const MAX_NODE_ADDRESSES: usize = 256;
 

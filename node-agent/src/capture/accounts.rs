@@ -1,15 +1,13 @@
 //! Accounts of flows, and the totals that follow. Pure.
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use indexmap::IndexMap;
-use node_agent_common::{FlowKey, FlowStats, Protocol, RTT_BUCKETS, Role};
+use node_agent_common::{FlowKey, FlowStats, Protocol, RTT_BUCKETS};
 use topology::{
     flow,
     rtt::{RttBucket, RttHistogram},
 };
 
-use super::{Changes, traffic::Traffic};
+use super::{Changes, keys::public_key, traffic::Traffic};
 use crate::{
     memory::is_worth_shrinking,
     packed::{PackedNumbers, pack_histogram, unpack_histogram},
@@ -183,16 +181,23 @@ pub(super) struct Accounts {
     changed: Vec<FlowKey>,
     seen: u64,
     closes_unseen: u64,
+    /// Connections and failed attempts of keys that are no flow's.
+    nameless: (u64, u64),
 }
 
 impl Accounts {
     /// Without any flow.
     pub(super) fn new(known: Known) -> Self {
-        Self { known, flows: IndexMap::new(), changed: Vec::new(), seen: 0, closes_unseen: 0 }
+        Self { known, flows: IndexMap::new(), changed: Vec::new(), seen: 0, closes_unseen: 0, nameless: (0, 0) }
     }
 
     /// Adds what a flow's slot has counted since it was read last.
     pub(super) fn add(&mut self, key: FlowKey, since: &FlowStats, nothing_lost: bool) {
+        if public_key(&key).is_none() {
+            self.nameless.0 += u64::from(since.opened);
+            self.nameless.1 += u64::from(since.failed);
+            return;
+        }
         let known = self.known;
         self.change(key, |account| {
             account.opened += u64::from(since.opened);
@@ -290,6 +295,11 @@ impl Accounts {
         self.closes_unseen
     }
 
+    /// Connections opened and attempts failed of keys that are no flow's: they are lost.
+    pub(super) fn nameless(&self) -> (u64, u64) {
+        self.nameless
+    }
+
     /// Up to `most` flows that differ from what was reported last, which they then do no more.
     pub(super) fn report(&mut self, most: usize) -> Changes {
         let mut flows = Vec::with_capacity(self.changed.len().min(most));
@@ -333,52 +343,9 @@ impl Accounts {
     }
 }
 
-/// The key as the rest of the agent knows it; `None` for one that no program of ours has written.
-fn public_key(key: &FlowKey) -> Option<flow::FlowKey> {
-    Some(flow::FlowKey {
-        cgroup_id: key.cgroup(),
-        netns: key.netns(),
-        role: match key.role()? {
-            Role::Client => flow::Role::Client,
-            Role::Server => flow::Role::Server,
-        },
-        local: address(key.local()),
-        remote: address(key.remote()),
-        port: key.port(),
-        protocol: match key.protocol() {
-            Protocol::Tcp => flow::Protocol::Tcp,
-            Protocol::Udp => flow::Protocol::Udp,
-        },
-    })
-}
-
-/// The kernel's key of a flow.
-pub(super) fn kernel_key(key: &flow::FlowKey) -> FlowKey {
-    let role = match key.role {
-        flow::Role::Client => Role::Client,
-        flow::Role::Server => Role::Server,
-    };
-    let tcp = FlowKey::new(key.cgroup_id, key.netns, role, key.port, octets(key.local), octets(key.remote));
-    match key.protocol {
-        flow::Protocol::Tcp => tcp,
-        flow::Protocol::Udp => tcp.over_udp(),
-    }
-}
-
-fn address(octets: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(octets).to_canonical()
-}
-
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use node_agent_common::rtt_bucket;
+    use node_agent_common::{Role, rtt_bucket};
 
     use super::*;
 
@@ -422,6 +389,16 @@ mod tests {
         let counters = now(&mut accounts);
         assert_eq!((counters.opened, counters.failed, accounts.seen()), (2, 1, 3));
         accounts.set_open(key(), &with_open(0));
+        assert_eq!(report(&mut accounts), []);
+    }
+
+    #[test]
+    fn what_is_no_flow_is_lost_and_not_seen() {
+        let mut accounts = Accounts::new(ALL);
+        let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
+        let mixed = FlowKey::new(1, 1, Role::Client, 53, [1; 16], mapped).over_udp();
+        accounts.add(mixed, &FlowStats { opened: 2, failed: 1, closed: 2, ..FlowStats::default() }, true);
+        assert_eq!((accounts.seen(), accounts.nameless()), (0, (2, 1)));
         assert_eq!(report(&mut accounts), []);
     }
 
@@ -551,28 +528,5 @@ mod tests {
         assert_eq!(now(&mut accounts).rtt, rtt(&[0, 0, 2]));
         accounts.add_unseen_close_of_unknown_bytes(key());
         assert_eq!(now(&mut accounts).rtt, rtt(&[0, 0, 1]), "of one whose end was not seen nothing is known");
-    }
-
-    #[test]
-    fn keys_survive_the_way_out_and_back() {
-        let (tcp, udp) = (flow::Protocol::Tcp, flow::Protocol::Udp);
-        let ends = [
-            ("10.0.0.1", "10.0.0.2", tcp),
-            ("10.0.0.1", "10.0.0.2", udp),
-            ("::1", "fd00::2", tcp),
-            ("::1", "::1", udp),
-        ];
-        for (local, remote, protocol) in ends {
-            let outside = flow::FlowKey {
-                cgroup_id: 5,
-                netns: 6,
-                role: flow::Role::Client,
-                local: local.parse().unwrap(),
-                remote: remote.parse().unwrap(),
-                port: 443,
-                protocol,
-            };
-            assert_eq!(public_key(&kernel_key(&outside)), Some(outside));
-        }
     }
 }

@@ -13,12 +13,13 @@ use topology::flow;
 use super::{
     Capture, CaptureError, Changes, Description, Feature, Finding, Losses, MAX_FLOWS_PER_READING, Reading, Refusal,
     Settings,
-    accounts::{Accounts, Known, Open, kernel_key},
+    accounts::{Accounts, Known, Open},
     datagrams::Datagrams,
     existing::{Existing, end_first_look, failed, list},
     first_sights::FirstSights,
     followed::Followed,
     kernel::Kernel,
+    keys::kernel_key,
     listing::{Connection, End, Listing},
     prepare::{prepare, try_all},
     slots::Slots,
@@ -253,8 +254,9 @@ impl EbpfCapture {
         let missed_runs =
             self.kernel.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
         let lost = |what| self.kernel.lost(what).map_err(|error| failed("reading the kernel's losses", error));
-        let opened = lost(Loss::Opened)? + lost(Loss::Unreadable)? + self.existing.undecided();
-        let failed = lost(Loss::Failed)? + self.existing.lost_attempts();
+        let nameless = self.accounts.nameless();
+        let opened = lost(Loss::Opened)? + lost(Loss::Unreadable)? + self.existing.undecided() + nameless.0;
+        let failed = lost(Loss::Failed)? + self.existing.lost_attempts() + nameless.1;
         let missing = self.uncounted.as_ref().map_or(0, Uncounted::missing);
         self.said_missing = self.said_missing.max(missing.saturating_sub(opened + failed + missed_runs));
         Ok(Losses {

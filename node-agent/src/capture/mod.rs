@@ -37,6 +37,7 @@ mod fallback;
 mod first_sights;
 mod followed;
 mod kernel;
+mod keys;
 mod listing;
 mod offsets;
 mod prepare;

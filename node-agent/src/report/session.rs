@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use report::{MAX_FLOWS_PER_MESSAGE, v1alpha1 as wire};
+use report::{MAX_FLOWS_PER_MESSAGE, MAX_IDENTITIES_PER_MESSAGE, v1alpha1 as wire};
 use topology::{
     flow::{FlowCounters, FlowKey},
     sighting::Ages,
@@ -155,6 +155,9 @@ impl Session {
         let mut identities = Vec::new();
         self.identities.retain(|id, _| attribution.is_known(*id));
         for (id, told) in &mut self.identities {
+            if identities.len() >= MAX_IDENTITIES_PER_MESSAGE {
+                break;
+            }
             let attributed = attribution.owner(*id, now);
             if told != attributed {
                 told.clone_from(attributed);

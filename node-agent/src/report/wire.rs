@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use report::{MAX_CAPTURE_MESSAGE_BYTES, v1alpha1 as wire};
+use report::{MAX_CAPTURE_MESSAGE_BYTES, MAX_HOST_PROCESS_NAME_BYTES, v1alpha1 as wire};
 use topology::{
     entity::CgroupOwner,
     far_end::FarEnd,
@@ -44,16 +44,23 @@ pub fn capture_state(state: &CaptureState, now: Instant) -> wire::CaptureState {
     }
 }
 
-/// Returns the identity of a cgroup.
+/// Longest path of a cgroup that is reported. A thousand of them fit into a message together with their flows.
+const MAX_PATH_BYTES: usize = 1024;
+
+/// Returns the identity of a cgroup. Cuts a name or a path that is longer than the operator accepts.
 #[must_use]
 pub fn identity(cgroup_id: u64, attributed: &Attributed) -> wire::Identity {
     let owner = match attributed.owner.clone() {
         CgroupOwner::PodContainer { pod_uid, container_id } => {
             wire::identity::Owner::PodContainer(wire::PodContainer { pod_uid, container_id })
         }
-        CgroupOwner::HostProcess { name } => wire::identity::Owner::HostProcess(wire::HostProcess { name }),
+        CgroupOwner::HostProcess { name } => {
+            let name = cut(&name, MAX_HOST_PROCESS_NAME_BYTES).to_owned();
+            wire::identity::Owner::HostProcess(wire::HostProcess { name })
+        }
     };
-    wire::Identity { cgroup_id, cgroup_path: attributed.path.clone(), owner: Some(owner) }
+    let cgroup_path = cut(&attributed.path, MAX_PATH_BYTES).to_owned();
+    wire::Identity { cgroup_id, cgroup_path, owner: Some(owner) }
 }
 
 /// A flow, its counters, and how long ago they came to be.
@@ -169,6 +176,17 @@ mod tests {
         assert_eq!(cut("aüb", 2), "a");
         assert_eq!(cut("aüb", 3), "aü");
         assert_eq!(cut("aüb", 99), "aüb");
+    }
+
+    #[test]
+    fn names_and_paths_of_any_cgroup_are_short_enough_for_the_operator() {
+        // A process may make cgroups of its own, with names as long as the kernel allows.
+        let (name, path) = ("ü".repeat(200), format!("/{}", "ü".repeat(2000)));
+        let attributed = Attributed { path, owner: CgroupOwner::HostProcess { name } };
+        let identity = identity(1, &attributed);
+        let Some(wire::identity::Owner::HostProcess(process)) = identity.owner else { panic!("{:?}", identity.owner) };
+        assert_eq!(process.name, "ü".repeat(126));
+        assert_eq!(identity.cgroup_path.len(), MAX_PATH_BYTES - 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::unistd::geteuid;
@@ -37,6 +38,7 @@ pub struct Machine {
 impl Machine {
     /// `None` where this machine doesn't allow it.
     pub fn new(memory: u64) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         if !geteuid().is_root() {
             println!("skipped: not root");
             return None;
@@ -45,7 +47,8 @@ impl Machine {
             println!("skipped: no cgroup v2 here");
             return None;
         };
-        let name = format!("scopeprobe-memory-{}", std::process::id());
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("scopeprobe-memory-{}-{number}", std::process::id());
         let v1 = Path::new("/sys/fs/cgroup/memory");
         let (agent, version) = if v1.is_dir() {
             (v1.join(&name), V1)

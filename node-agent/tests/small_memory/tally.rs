@@ -59,6 +59,10 @@ impl Told {
         self.capture.mode() == Mode::Ebpf || self.capture.mode() == Mode::Fallback
     }
 
+    pub fn message(&self) -> String {
+        self.capture.message.clone()
+    }
+
     pub fn seen(&self) -> u64 {
         self.capture.seen
     }

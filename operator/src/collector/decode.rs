@@ -11,7 +11,8 @@ use std::{
 use crds::{Losses, Mode};
 use kernel_support::Reason;
 use report::{
-    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_NODE_ADDRESSES,
+    MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_HOST_PROCESS_NAME_BYTES, MAX_IDENTITIES_PER_MESSAGE,
+    MAX_NODE_ADDRESSES,
     v1alpha1::{self as wire, identity},
 };
 use topology::{entity::CgroupOwner, ledger::Epoch, plural::counted};
@@ -20,8 +21,6 @@ use self::field::{at_most, countable, decode_ip, invalid};
 use self::flow::decode_flow;
 pub(super) use self::{field::Invalid, flow::Flow};
 
-/// More than a message's flows can refer to, plus those that have changed meanwhile.
-const MAX_IDENTITIES_PER_MESSAGE: usize = 4 * MAX_FLOWS_PER_MESSAGE;
 /// The longest name of an object in Kubernetes.
 const MAX_NAME_BYTES: usize = 253;
 /// The longest path in Linux.
@@ -177,7 +176,7 @@ fn decode_identity(index: usize, identity: wire::Identity) -> Result<(u64, Cgrou
             CgroupOwner::PodContainer { pod_uid: pod.pod_uid, container_id: pod.container_id }
         }
         Some(identity::Owner::HostProcess(process)) => {
-            at_most(&field("host_process.name"), &process.name, MAX_NAME_BYTES)?;
+            at_most(&field("host_process.name"), &process.name, MAX_HOST_PROCESS_NAME_BYTES)?;
             CgroupOwner::HostProcess { name: process.name }
         }
         None => return Err(invalid(field("owner"), "is missing, or of a kind that this operator does not know")),

@@ -12,10 +12,11 @@ use super::{
     super::traffic::Traffic,
     accounts::{Accounts, Evidence},
     conntrack_message::Entry,
+    entries::LateBytes,
     proc_net::TcpCounts,
     socket::{Endpoints, Socket, SocketId},
     space::{Known, Look, Missed, Phase, Space, is_closing, key},
-    tracks::{LateBytes, Tracks},
+    tracks::Tracks,
     unseen::{Unseen, payload},
 };
 

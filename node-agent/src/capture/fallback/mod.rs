@@ -43,6 +43,7 @@ mod connections_crowd;
 mod connections_model;
 mod conntrack;
 mod conntrack_message;
+mod entries;
 mod holders;
 mod messages;
 mod netlink;

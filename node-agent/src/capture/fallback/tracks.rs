@@ -14,7 +14,8 @@ use topology::{
 };
 
 use super::{
-    conntrack_message::{Carried, Change, Direction, Entry, tcp_state},
+    conntrack_message::{Change, Entry, tcp_state},
+    entries::{Current, KnownEntry, LateBytes, Name, Stage},
     socket::Endpoints,
     track::{End, Side, Track},
 };
@@ -39,41 +40,6 @@ pub(super) struct Match {
     pub(super) far_end: Option<FarEnd>,
 }
 
-/// An entry of conntrack's: the kernel makes its number of where the entry is stored, so it needs the addresses.
-pub(super) type Name = (u32, Direction);
-
-/// Connection that a conntrack entry describes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Current {
-    /// A track, by number.
-    Track(u64),
-    /// A connection that has ended and is counted, but for its bytes, which the kernel tells when it drops the entry: for
-    /// the flows of the client's and the server's side, if for any.
-    Counted(Option<Box<[Option<FlowKey>; 2]>>),
-}
-
-impl Current {
-    fn counted(flows: [Option<FlowKey>; 2]) -> Self {
-        Self::Counted((flows != [None; 2]).then(|| Box::new(flows)))
-    }
-}
-
-/// An entry that exists.
-#[derive(Clone, Debug)]
-struct Known {
-    current: Current,
-    /// The list that has shown it last, if what is heard is not certainly newer.
-    listed: u32,
-}
-
-/// The bytes of a connection whose end was counted long ago.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LateBytes {
-    /// Those of the client's and of the server's side that it counts for.
-    pub(super) flows: [Option<FlowKey>; 2],
-    pub(super) carried: [Carried; 2],
-}
-
 /// Counts what no look has shown.
 pub(super) trait Settling {
     /// Decides the state of a waiting side.
@@ -92,7 +58,7 @@ pub(super) struct Tracks {
     by_number: IndexMap<u64, Track>,
     next: u64,
     /// Entries that exist.
-    current: IndexMap<Name, Known>,
+    current: IndexMap<Name, KnownEntry>,
     /// Sides by where they are.
     at: IndexMap<(u32, Endpoints), SmallVec<[u64; 2]>>,
     /// With a side that waits, or over and not counted as such.
@@ -110,18 +76,6 @@ pub(super) struct Tracks {
     /// There are entries that have been heard of and are not known any more. One whose first packet was not told of may be
     /// one of them, and is left to what the namespaces count themselves.
     is_strict: bool,
-}
-
-/// Source of messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
-    /// They are heard as things happen.
-    #[default]
-    Live,
-    /// They are of a list, and newer than all that was heard.
-    Listing,
-    /// They are heard again, and may be older than the list.
-    Behind,
 }
 
 impl Tracks {
@@ -168,7 +122,8 @@ impl Tracks {
                 *serial
             }
             Some(Current::Counted(_)) if entry.change == Change::Gone => {
-                let Some(Known { current: Current::Counted(Some(flows)), .. }) = self.current.swap_remove(&name) else {
+                let Some(KnownEntry { current: Current::Counted(Some(flows)), .. }) = self.current.swap_remove(&name)
+                else {
                     return None;
                 };
                 return entry.carried.map(|carried| LateBytes { flows: *flows, carried });
@@ -202,7 +157,7 @@ impl Tracks {
             self.current.swap_remove(&name);
         } else {
             let listed = if self.stage == Stage::Listing { self.lists } else { self.listed_in(&name, serial) };
-            self.current.insert(name, Known { current: Current::Track(serial), listed });
+            self.current.insert(name, KnownEntry { current: Current::Track(serial), listed });
         }
         counted.zip(entry.carried).map(|(flows, carried)| LateBytes { flows, carried })
     }
@@ -338,8 +293,8 @@ impl Tracks {
     fn is_outdated(&self, name: &Name, begins: bool, change: Change) -> bool {
         match self.current.get(name) {
             _ if change == Change::Gone => false,
-            Some(Known { current: Current::Track(_), listed }) => *listed == self.lists,
-            Some(Known { current: Current::Counted(_), .. }) => true,
+            Some(KnownEntry { current: Current::Track(_), listed }) => *listed == self.lists,
+            Some(KnownEntry { current: Current::Counted(_), .. }) => true,
             None => !begins,
         }
     }
