@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use crds::{NodeProbe, NodeProbeSpec, PROBE_LABEL, ScopeProbe};
+use crds::{NodeProbe, PROBE_LABEL, ScopeProbe};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -20,7 +20,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::{
-    guarded_watch::{Guarded, bare, watch as watch_all},
+    guarded::Guarded,
+    guarded_watch::watch as watch_all,
     rollout::{
         assignment::{Assignments, NodeFacts, ProbeFacts, assign},
         demotion::Demotion,
@@ -108,14 +109,12 @@ impl ClusterState {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All NodeProbes, by name. One that is malformed counts as empty: its status will be written anew.
+    /// All NodeProbes, by name. Of one that is malformed, what decodes counts: its status will be written anew.
     #[must_use]
     pub fn node_probes(&self) -> BTreeMap<String, NodeProbe> {
-        let probes = self.node_probes.state().into_iter().map(|probe| match &probe.0 {
-            Ok(probe) => probe.clone(),
-            Err(invalid) => {
-                NodeProbe { metadata: invalid.metadata.clone(), spec: NodeProbeSpec::default(), status: None }
-            }
+        let probes = self.node_probes.state().into_iter().filter_map(|probe| match &probe.0 {
+            Ok(probe) => Some(probe.clone()),
+            Err(malformed) => malformed.clone().into_rest(),
         });
         probes.map(|probe| (probe.name_any(), probe)).collect()
     }
@@ -210,14 +209,14 @@ fn node_facts(node: &Node) -> NodeFacts {
 
 /// Of a node that does not decode, what was known of its system stays true.
 fn guarded_facts(node: &Guarded<Node>, known: &BTreeMap<String, NodeFacts>) -> NodeFacts {
-    let invalid = match &node.0 {
+    let malformed = match &node.0 {
         Ok(node) => return node_facts(node),
-        Err(invalid) => invalid,
+        Err(malformed) => malformed,
     };
-    let bare = node_facts(&bare(&invalid.metadata).unwrap_or_default());
-    match known.get(&bare.name).filter(|known| known.uid == bare.uid) {
-        Some(known) => NodeFacts { labels: bare.labels, ..known.clone() },
-        None => bare,
+    let rest = node_facts(&malformed.clone().into_rest().unwrap_or_default());
+    match known.get(&rest.name).filter(|known| known.uid == rest.uid) {
+        Some(known) => NodeFacts { labels: rest.labels, ..known.clone() },
+        None => rest,
     }
 }
 

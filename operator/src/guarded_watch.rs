@@ -10,7 +10,6 @@ use futures::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource,
-    core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::{
         utils::{Backoff, ResetTimerBackoff},
         watcher::{self, Event, ExponentialBackoff, watcher},
@@ -18,15 +17,14 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
+use crate::guarded::{Guarded, Malformed};
+
 /// Shortest pause after a failure.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause after failures, without jitter: the operator is back within seconds after the API server.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Time without a failure after which pauses are short again.
 const CALM: Duration = Duration::from_mins(1);
-
-/// An object, or the metadata of one that does not decode.
-pub type Guarded<K> = DeserializeGuard<K>;
 
 /// Pauses between attempts to reach the API server: growing, short, and different for each that waits.
 #[must_use]
@@ -56,13 +54,6 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     stream::unfold(Watch::<K>::new(client.clone()), async |mut watch| watch.next().await.map(|event| (event, watch)))
-}
-
-/// Returns the object as far as its metadata tells.
-#[must_use]
-pub fn bare<K: Resource<DynamicType = ()> + DeserializeOwned>(metadata: &ObjectMeta) -> Option<K> {
-    let object = serde_json::json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": metadata});
-    serde_json::from_value(object).ok()
 }
 
 struct Watch<K: Resource> {
@@ -113,9 +104,10 @@ where
             self.pauses.reset();
             tracing::info!(kind = %K::kind(&()), "watching again");
         }
-        if let Some(InvalidObject { error, metadata }) = self.malformed.note(event) {
+        if let Some(Malformed { error, metadata, left_out, rest }) = self.malformed.note(event) {
             let (namespace, name) = key(metadata);
-            tracing::warn!(kind = %K::kind(&()), namespace, name, error, "an object does not decode; its metadata alone counts");
+            let left_out = if rest.is_some() { left_out.join(" ") } else { "all but its metadata".to_owned() };
+            tracing::warn!(kind = %K::kind(&()), namespace, name, error, left_out, "an object does not decode; the rest of it counts");
         }
     }
 
@@ -148,10 +140,10 @@ where
 
 fn with_guard<K>(event: Event<K>) -> Event<Guarded<K>> {
     match event {
-        Event::Apply(object) => Event::Apply(DeserializeGuard(Ok(object))),
-        Event::Delete(object) => Event::Delete(DeserializeGuard(Ok(object))),
+        Event::Apply(object) => Event::Apply(Guarded(Ok(object))),
+        Event::Delete(object) => Event::Delete(Guarded(Ok(object))),
         Event::Init => Event::Init,
-        Event::InitApply(object) => Event::InitApply(DeserializeGuard(Ok(object))),
+        Event::InitApply(object) => Event::InitApply(Guarded(Ok(object))),
         Event::InitDone => Event::InitDone,
     }
 }
@@ -181,13 +173,13 @@ struct MalformedObjects {
 
 impl MalformedObjects {
     /// Takes an event in. Returns what is wrong with its object where that is news.
-    fn note<'a, K: Resource<DynamicType = ()>>(&mut self, event: &'a Event<Guarded<K>>) -> Option<&'a InvalidObject> {
+    fn note<'a, K: Resource<DynamicType = ()>>(&mut self, event: &'a Event<Guarded<K>>) -> Option<&'a Malformed<K>> {
         match event {
             Event::Init => self.listed = Some(BTreeMap::new()),
             Event::InitDone => self.known = self.listed.take().unwrap_or_default(),
             Event::Apply(object) | Event::InitApply(object) => match &object.0 {
                 Ok(_) => self.forget(object.meta()),
-                Err(invalid) => return self.add(invalid).then_some(invalid),
+                Err(malformed) => return self.add(malformed).then_some(malformed),
             },
             Event::Delete(object) => self.forget(object.meta()),
         }
@@ -201,7 +193,7 @@ impl MalformedObjects {
     }
 
     /// Whether it is news.
-    fn add(&mut self, InvalidObject { error, metadata }: &InvalidObject) -> bool {
+    fn add<K>(&mut self, Malformed { error, metadata, .. }: &Malformed<K>) -> bool {
         if let Some(listed) = &mut self.listed {
             listed.insert(key(metadata), error.clone());
         }
@@ -329,7 +321,7 @@ mod tests {
         let mut objects = MalformedObjects::default();
         let invalid = |error: &str| {
             let metadata = ObjectMeta { name: Some("a".to_owned()), ..ObjectMeta::default() };
-            DeserializeGuard::<Pod>(Err(InvalidObject { error: error.to_owned(), metadata }))
+            Guarded::<Pod>(Err(Malformed { error: error.to_owned(), metadata, left_out: Vec::new(), rest: None }))
         };
         let mut is_news = |event: Event<Guarded<Pod>>| objects.note(&event).is_some();
         assert!(!is_news(Event::Init));
@@ -345,12 +337,5 @@ mod tests {
         assert!(!is_news(Event::Init));
         assert!(!is_news(Event::InitDone));
         assert!(is_news(Event::Apply(invalid("two"))), "it was gone from the list");
-    }
-
-    #[test]
-    fn bare_object_has_its_metadata() {
-        let metadata = ObjectMeta { name: Some("a".to_owned()), uid: Some("u".to_owned()), ..ObjectMeta::default() };
-        let pod: Pod = bare(&metadata).expect("a pod needs no spec");
-        assert_eq!(pod.metadata, metadata);
     }
 }

@@ -8,6 +8,7 @@
 pub mod cluster_state;
 pub mod collector;
 pub mod coverage;
+pub mod guarded;
 pub mod guarded_watch;
 pub mod health;
 pub mod lease;

@@ -154,6 +154,14 @@ async fn agent_in_less_memory_keeps_fewer_flows_and_says_so() {
     stage.calm_down().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fallback_survives_many_connections_in_its_default_memory() {
+    let mode = ["--mode", "fallback", "--fallback-cpu-budget", "1000"];
+    let Some(mut stage) = Stage::set_up(MEMORY, &mode).await else { return };
+    stage.account_for(Plan { conversations: 0, connections: 60_000, held: 8_000 }).await;
+    stage.calm_down().await;
+}
+
 /// Plays the node's processes; started by the tests.
 #[test]
 #[ignore = "a part of the tests above"]

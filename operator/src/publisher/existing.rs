@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crds::{Topology, TopologySpec};
+use crds::Topology;
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, runtime::watcher::Event};
 
@@ -11,7 +11,7 @@ use super::{
     schedule::Urgency,
     writer::{Desired, Key},
 };
-use crate::guarded_watch::Guarded;
+use crate::guarded::{Guarded, Malformed};
 
 /// Objects to check again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) enum Again {
 #[derive(Debug, Default)]
 pub(super) struct Existing {
     objects: HashMap<Key, Topology>,
-    /// Those of them that do not decode: of these the metadata alone is known.
+    /// Those of them that do not decode as a whole: of these, what does is known.
     malformed: HashSet<Key>,
     listing: Option<HashSet<Key>>,
     listed: bool,
@@ -47,7 +47,7 @@ impl Existing {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(key.clone());
                 }
-                // What does not decode tells nothing that would be worth waiting for.
+                // What does not decode is written anew as soon as possible.
                 if !self.listed && topology.0.is_ok() {
                     self.from_before.insert(key);
                 }
@@ -116,11 +116,7 @@ impl Existing {
     /// The watch may lag behind what a write has returned.
     fn upsert_newer(&mut self, topology: Guarded<Topology>) {
         let is_malformed = topology.0.is_err();
-        let topology = topology.0.unwrap_or_else(|invalid| Topology {
-            metadata: invalid.metadata,
-            spec: TopologySpec::default(),
-            status: None,
-        });
+        let Some(topology) = topology.0.map_or_else(Malformed::into_rest, Some) else { return };
         let version = |topology: &Topology| topology.resource_version().and_then(|version| version.parse::<u64>().ok());
         let known = self.objects.get(&key(&topology));
         if known.is_none_or(|known| known.uid() != topology.uid() || version(known) <= version(&topology)) {

@@ -7,14 +7,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectM
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
-    core::{DeserializeGuard, PartialObjectMeta, Status},
+    core::{PartialObjectMeta, Status},
 };
 use serde_json::json;
 use topology::entity::Workload;
 
 use super::{labels, name::name};
 use crate::{
-    guarded_watch::Guarded,
+    guarded::Guarded,
     watches::{AppLabels, OwnerIdentity},
 };
 
@@ -122,8 +122,8 @@ async fn reset(client: &Client, key: &Key) -> Result<Written, WriteError> {
     let api: Api<Guarded<Topology>> = Api::namespaced(client.clone(), &key.namespace);
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     match api.patch_status(&key.name, &params, &Patch::Merge(json!({ "status": null }))).await {
-        Ok(DeserializeGuard(Ok(topology))) => Ok(Written::Is(Box::new(topology))),
-        Ok(DeserializeGuard(Err(invalid))) => delete(client, key, &invalid.metadata).await,
+        Ok(Guarded(Ok(topology))) => Ok(Written::Is(Box::new(topology))),
+        Ok(Guarded(Err(invalid))) => delete(client, key, &invalid.metadata).await,
         Err(kube::Error::Api(status)) if is_not_found(&status) => Ok(Written::Gone),
         Err(error) => Err(error.into()),
     }

@@ -8,14 +8,13 @@ use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
-    core::DeserializeGuard,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::scope_probe;
 use crate::{
-    guarded_watch::Guarded,
+    guarded::Guarded,
     rollout::{
         FIELD_MANAGER,
         apply::{ApplyError, is_not_found},
@@ -30,8 +29,8 @@ use crate::{
 pub async fn node_probe(client: &Client, name: &str) -> Result<(), ApplyError> {
     let api: Api<Guarded<NodeProbe>> = Api::all(client.clone());
     match api.patch_status(name, &manager(), &no_status()).await {
-        Ok(DeserializeGuard(Ok(_))) => Ok(()),
-        Ok(DeserializeGuard(Err(_))) => delete_node_probe(client, name).await,
+        Ok(Guarded(Ok(_))) => Ok(()),
+        Ok(Guarded(Err(_))) => delete_node_probe(client, name).await,
         Err(source) if is_not_found(&source) => Ok(()),
         Err(source) => Err(ApplyError::new("take the status from NodeProbe", name, source)),
     }

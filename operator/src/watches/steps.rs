@@ -4,7 +4,7 @@ use futures::{Stream, StreamExt, future::ready, stream::BoxStream};
 use kube::{Resource, runtime::watcher::Event};
 use serde::de::DeserializeOwned;
 
-use crate::guarded_watch::{Guarded, bare};
+use crate::guarded::{Guarded, Malformed};
 
 /// Change of the set of all objects of a kind.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub enum Step<F> {
     Remove(F),
 }
 
-/// Returns the steps of a watch. An object that does not decode counts as far as its metadata tells.
+/// Returns the steps of a watch. An object that does not decode counts as far as it does.
 pub(super) fn steps<K, F, C>(
     kind: &'static str,
     watched: impl Stream<Item = Event<Guarded<K>>> + Send + 'static,
@@ -32,7 +32,7 @@ where
     C: Send + 'static,
 {
     let facts = move |object: Guarded<K>| {
-        let object = object.0.or_else(|invalid| bare(&invalid.metadata).ok_or(())).ok();
+        let object = object.0.map_or_else(Malformed::into_rest, Some);
         logged(kind, object.and_then(&facts))
     };
     watched
