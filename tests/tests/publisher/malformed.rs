@@ -67,6 +67,22 @@ async fn malformed_topology_stops_no_other_and_is_written_anew() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_decodes_of_malformed_topology_is_restored() -> Result<()> {
+    let mut lab = Lab::new().await?;
+    let web = lab.pod("web", None).await?;
+    lab.publish_as_administrator();
+    lab.report(&web, &[(1, 3)]).await;
+    lab.topology("pod-web", |it| opened(it) == 3).await?;
+    lab.restart().await;
+    lab.poison("pod-web").await?;
+    lab.publish_as_administrator();
+    // The agent has forgotten the first: its count is in the object alone.
+    lab.report(&web, &[(2, 1)]).await;
+    lab.topology("pod-web", |it| opened(it) == 4 && !has_condition(it, "X", "True")).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn malformed_topologies_are_cleared_as_others_are() -> Result<()> {
     let mut lab = Lab::new().await?;
     let uid = lab.pod("web", None).await?;
