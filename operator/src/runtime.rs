@@ -40,6 +40,25 @@ use crate::{
 /// Time limit for the parts to stop; below a pod's grace period of 30 s.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Time limit for an answer of the API server to a single request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Clients of the API server.
+struct Clients {
+    /// Without a time limit for answers: a watch is silent as long as nothing changes.
+    watching: Client,
+    /// For single requests.
+    requesting: Client,
+}
+
+impl Clients {
+    fn new(mut config: Config, answer_timeout: Duration) -> Result<Self, kube::Error> {
+        let watching = Client::try_from(config.clone())?;
+        config.read_timeout = Some(answer_timeout);
+        Ok(Self { watching, requesting: Client::try_from(config)? })
+    }
+}
+
 /// Does what the command line says.
 ///
 /// # Errors
@@ -72,9 +91,9 @@ async fn prune() -> anyhow::Result<()> {
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let config = Config::infer().await.context("cannot find out how to reach the API server")?;
-    let client = Client::try_from(config.clone()).context("cannot connect to the API server")?;
+    let clients = Clients::new(config.clone(), ANSWER_TIMEOUT).context("cannot connect to the API server")?;
     let metrics = Metrics::default();
-    let lease = Lease::new(config, &client, &settings, metrics.clone())?;
+    let lease = Lease::new(config, &clients.requesting, &settings, metrics.clone())?;
     let (running, runs) = watch::channel(false);
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop));
@@ -84,7 +103,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let health = tokio::spawn(health::serve(listener, readiness, metrics.clone(), stopped(stopping.clone())));
 
     let outcome = tokio::select! {
-        result = lead(&settings, &client, &lease, metrics, running, stopping) => result,
+        result = lead(&settings, &clients, &lease, metrics, running, stopping) => result,
         other = lease.keep() => Err(anyhow::anyhow!("operator {other} took the lease and writes now, so this one stops")),
     };
     lease.release().await;
@@ -104,7 +123,7 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 /// Waits for the lease, then does everything that its holder does until told to stop.
 async fn lead(
     settings: &Settings,
-    client: &Client,
+    clients: &Clients,
     lease: &Lease,
     metrics: Metrics,
     running: watch::Sender<bool>,
@@ -116,11 +135,11 @@ async fn lead(
         () = stopped(stopping.clone()) => return Ok(()),
     }
     let cluster = tokio::select! {
-        listed = ClusterState::watch(client) => listed.context("cannot list ScopeProbes, NodeProbes and Nodes")?,
+        listed = ClusterState::watch(&clients.watching) => listed.context("cannot list ScopeProbes, NodeProbes and Nodes")?,
         () = stopped(stopping.clone()) => return Ok(()),
     };
     let listener = bind(settings.collector_listen, "--collector-listen").await?;
-    let mut parts = Parts::start(settings, client, lease, metrics, cluster, listener, &stopping);
+    let mut parts = Parts::start(settings, clients, lease, metrics, cluster, listener, &stopping);
     running.send_replace(true);
     tracing::info!(collector = %settings.collector_listen, "the operator runs");
     let end = parts.first_end(&stopping).await;
@@ -140,7 +159,7 @@ struct Parts {
 impl Parts {
     fn start(
         settings: &Settings,
-        client: &Client,
+        Clients { watching, requesting }: &Clients,
         lease: &Lease,
         metrics: Metrics,
         cluster: Arc<ClusterState>,
@@ -165,7 +184,8 @@ impl Parts {
         );
         parts.draining.spawn(async move { collecting.await.context("cannot take reports in") });
         let context = Context {
-            client: client.clone(),
+            client: requesting.clone(),
+            watching: watching.clone(),
             namespace: settings.namespace.clone(),
             deployment: settings.deployment.clone(),
             agents: settings.agents.clone(),
@@ -182,7 +202,7 @@ impl Parts {
             controlling.await;
             Ok(())
         });
-        parts.endless.spawn(watches::run(client.clone(), names.clone(), accounts.clone()));
+        parts.endless.spawn(watches::run(watching.clone(), names.clone(), accounts.clone()));
         let inputs = publisher::Inputs {
             leader: lease.holds(),
             settings: publish_settings,
@@ -191,20 +211,20 @@ impl Parts {
             overview: overview_sender,
             metrics: metrics.clone(),
         };
-        parts.endless.spawn(publisher::run(client.clone(), inputs));
+        parts.endless.spawn(publisher::run(watching.clone(), inputs));
         let demoter =
             Demoter { cluster: cluster.clone(), observations: observations.clone(), agents: settings.agents.clone() };
         parts.endless.spawn(demoter.run());
         let sweep = Sweep {
-            client: client.clone(),
+            client: requesting.clone(),
             namespace: settings.namespace.clone(),
             cluster: cluster.clone(),
             observations: observations.clone(),
         };
         parts.endless.spawn(while_held(lease.holds(), move || sweep.clone().run()));
-        let events = Events::new(client.clone(), &settings.identity);
+        let events = Events::new(requesting.clone(), &settings.identity);
         let writer =
-            Writer { client: client.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
+            Writer { client: requesting.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
         parts.endless.spawn(while_held(lease.holds(), move || writer.clone().run()));
         parts
     }
@@ -264,4 +284,26 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is the end as well.
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Node;
+    use kube::Api;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn request_without_an_answer_fails_while_watches_wait() {
+        // Connections wait in its queue.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
+        let clients = Clients::new(Config::new(url), Duration::from_millis(100)).unwrap();
+        let nodes = |client: &Client| Api::<Node>::all(client.clone());
+        let (watching, requesting) = (nodes(&clients.watching), nodes(&clients.requesting));
+        tokio::select! {
+            _ = watching.get("node-1") => panic!("nobody has answered"),
+            answer = requesting.get("node-1") => assert!(answer.is_err()),
+        }
+    }
 }

@@ -40,6 +40,8 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 pub struct Context {
     /// The API server.
     pub client: Client,
+    /// Client of the watches, without a time limit for answers.
+    pub watching: Client,
     /// The operator's namespace.
     pub namespace: String,
     /// The operator's own Deployment, with which the agents go.
@@ -98,8 +100,8 @@ impl RolloutError {
 /// Runs until `shutdown`, then finishes what it has begun.
 pub async fn run(context: Arc<Context>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
     let agents = watcher::Config::default().labels(&format!("app.kubernetes.io/name={AGENT_APP}"));
-    let daemon_sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(context.client.clone(), &context.namespace);
-    Controller::new(Api::<DeserializeGuard<ScopeProbe>>::all(context.client.clone()), watcher::Config::default())
+    let daemon_sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(context.watching.clone(), &context.namespace);
+    Controller::new(Api::<DeserializeGuard<ScopeProbe>>::all(context.watching.clone()), watcher::Config::default())
         .watches(daemon_sets, agents, |daemon_set| scope_probe_of(&daemon_set))
         .reconcile_all_on(changes(&context.cluster))
         .trigger_backoff(backoff())

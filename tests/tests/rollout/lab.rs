@@ -117,6 +117,7 @@ impl Lab {
         let (stop, stopped) = oneshot::channel::<()>();
         let context = Arc::new(Context {
             client: client.clone(),
+            watching: client.clone(),
             namespace: NAMESPACE.to_owned(),
             deployment: self.deployment.clone(),
             agents: agents.clone(),
