@@ -35,11 +35,16 @@ impl Sweep {
     /// Runs after every change, without end.
     pub async fn run(self) {
         let mut changes = self.cluster.subscribe();
-        let mut swept_for = None;
+        let (mut swept_for, mut is_failing) = (None, false);
         loop {
             if let Err(error) = self.once(&mut swept_for).await {
-                tracing::warn!(%error, "clean-up failed, trying again");
+                if std::mem::replace(&mut is_failing, true) {
+                    tracing::debug!(%error, "clean-up still fails");
+                } else {
+                    tracing::warn!(%error, "clean-up failed; trying again");
+                }
             } else {
+                is_failing = false;
                 let _ = tokio::time::timeout(INTERVAL, changes.changed()).await;
             }
             tokio::time::sleep(PAUSE).await;

@@ -71,11 +71,13 @@ pub struct Writer {
 /// Last written statuses of one kind, by name.
 struct Written<S> {
     statuses: BTreeMap<String, (S, Instant)>,
+    /// Names of the objects whose last write failed.
+    failing: BTreeSet<String>,
 }
 
 impl<S> Default for Written<S> {
     fn default() -> Self {
-        Self { statuses: BTreeMap::new() }
+        Self { statuses: BTreeMap::new(), failing: BTreeSet::new() }
     }
 }
 
@@ -119,6 +121,16 @@ impl<S: PartialEq + Clone> Written<S> {
 
     fn note(&mut self, name: &str, status: S) {
         self.statuses.insert(name.to_owned(), (status, Instant::now()));
+        self.failing.remove(name);
+    }
+
+    /// Logs a failed write; as a warning only the first time in a row.
+    fn fail(&mut self, name: &str, error: &ApplyError) {
+        if self.failing.insert(name.to_owned()) {
+            tracing::warn!(name, %error, "cannot write a status; trying again");
+        } else {
+            tracing::debug!(name, %error, "still cannot write a status");
+        }
     }
 }
 
@@ -272,7 +284,7 @@ impl Writer {
         }
         match repair::node_probe(&self.client, &node.name).await {
             Ok(()) => self.write_node_probe(node, status, previous, None, written).await,
-            Err(error) => tracing::warn!(%error, "cannot mend a NodeProbe that does not decode; trying again"),
+            Err(error) => written.fail(&node.name, &error),
         }
     }
 
@@ -295,7 +307,7 @@ impl Writer {
             }
             Err(error) => {
                 self.metrics.write("NodeProbe", "failed");
-                tracing::warn!(%error, "cannot write a status, trying again");
+                written.fail(&node.name, &error);
             }
         }
     }
@@ -380,7 +392,7 @@ impl Writer {
             Err(error) if is_not_found(&error.source) => {}
             Err(error) => {
                 self.metrics.write("ScopeProbe", "failed");
-                tracing::warn!(%error, "cannot write a status, trying again");
+                written.fail(&name, &error);
             }
         }
     }
