@@ -60,7 +60,7 @@ impl KernelFeature {
 }
 
 impl Release {
-    /// Whether a kernel of this release has the feature.
+    /// Returns whether a kernel of this release has the feature.
     #[must_use]
     pub fn has(&self, feature: KernelFeature) -> bool {
         let since = feature.since();

@@ -70,7 +70,8 @@ impl Release {
         &self.text[self.flavour..]
     }
 
-    /// Whether the kernel is one of RHEL 8, or of a distribution that rebuilds it: 4.18 with many later features.
+    /// Returns whether the kernel is one of RHEL 8, or of a distribution that rebuilds it: 4.18 with many later
+    /// features.
     #[must_use]
     pub fn is_rhel_8(&self) -> bool {
         let is_el8 = |part: &str| part == "el8" || part.starts_with("el8_");

@@ -16,7 +16,7 @@ pub struct Backoff {
     builder: ExponentialBuilder,
     delays: ExponentialBackoff,
     max: Duration,
-    /// Whether an attempt has failed since it worked last.
+    /// True if an attempt has failed since it worked last.
     has_failed: bool,
 }
 
@@ -35,8 +35,8 @@ impl Backoff {
         self.delays.next().unwrap_or(self.max).min(self.max)
     }
 
-    /// The next delay after an attempt that took so long. After a second one in a row nothing is attempted for [`PAUSE`] times
-    /// as long, up to [`LONGEST_PAUSE`].
+    /// The next delay after an attempt that took so long. After a second one in a row nothing is attempted for
+    /// [`PAUSE`] times as long, up to [`LONGEST_PAUSE`].
     pub fn next_delay_after(&mut self, attempt: Duration) -> Duration {
         let pause = if self.has_failed { attempt.saturating_mul(PAUSE).min(LONGEST_PAUSE) } else { Duration::ZERO };
         self.has_failed = true;

@@ -54,7 +54,7 @@ struct Line<'a> {
     attach: Option<&'static str>,
     what: &'a str,
     ok: bool,
-    /// Whether this attach type, or eBPF as a whole, requires it.
+    /// True if this attach type, or eBPF as a whole, requires it.
     required: bool,
     detail: &'a str,
 }

@@ -19,7 +19,7 @@ pub fn keep_small() {
 /// Below this, in entries, what a table has taken at its peak is not worth the work of returning it.
 const WORTH_SHRINKING: usize = 4096;
 
-/// Whether a table that has so many places for so few entries should be made smaller.
+/// Returns whether a table that has so many places for so few entries should be made smaller.
 pub fn is_worth_shrinking(capacity: usize, used: usize) -> bool {
     capacity > WORTH_SHRINKING && used < capacity / 4
 }

@@ -70,7 +70,7 @@ pub struct CaptureState {
     pub seen: u64,
     /// Flows that left for want of room before the operator knew all of them: they are among the losses.
     pub untold_flows: u64,
-    /// Whether the requested capture is impossible on this node, so that the agent asks for the rights of the Fallback
+    /// True if the requested capture is impossible on this node, so that the agent asks for the rights of the Fallback
     /// mode.
     pub asks_for_fallback: bool,
 }
@@ -82,7 +82,7 @@ pub struct Shortfall {
     pub reason: Reason,
     /// Failed step, its object, its error, and how to fix it.
     pub message: String,
-    /// Whether the requested capture is impossible on this node, in any way.
+    /// True if the requested capture is impossible on this node, in any way.
     pub asks_for_fallback: bool,
 }
 

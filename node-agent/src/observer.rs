@@ -293,7 +293,7 @@ impl Observer {
         }
     }
 
-    /// Whether there is more to read at once.
+    /// Returns whether there is more to read at once.
     fn read(&self, capture: &mut dyn Capture) -> Result<bool, CaptureError> {
         let reading = capture.read()?;
         let is_partial = reading.is_partial;

@@ -32,8 +32,8 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// With more flows than this, the least worth are asked to leave; the rest of the room is for those that the operator
-    /// still has to be told of.
+    /// With more flows than this, the least worth are asked to leave; the rest of the room is for those that the
+    /// operator still has to be told of.
     fn comfortable(self) -> usize {
         self.flows - self.flows / 4
     }
@@ -91,15 +91,15 @@ pub struct Times {
     pub changed: Instant,
 }
 
-/// How much of a snapshot is still to be taken: from the end of the table to its beginning, as a flow that leaves gives its
-/// place to the last one, which has been taken by then.
+/// How much of a snapshot is still to be taken: from the end of the table to its beginning, as a flow that leaves gives
+/// its place to the last one, which has been taken by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     rest: usize,
 }
 
 impl Snapshot {
-    /// Whether all of it has been taken.
+    /// Returns whether all of it has been taken.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.rest == 0
@@ -309,9 +309,9 @@ impl FlowStore {
         }
     }
 
-    /// The flows that the capture should drop, as far as it can: those that have had their time, and, where there are too
-    /// many, quiet ones of dead cgroups, then of living ones, of each first those of which the operator knows all, oldest
-    /// first.
+    /// The flows that the capture should drop, as far as it can: those that have had their time, and, where there are
+    /// too many, quiet ones of dead cgroups, then of living ones, of each first those of which the operator knows all,
+    /// oldest first.
     #[must_use]
     pub fn dispensable(&self, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
         let quiet = || self.flows.iter().enumerate().filter(|(_, (_, entry))| entry.is_quiet());
@@ -337,8 +337,8 @@ impl FlowStore {
         by_worth.into_iter().filter_map(|(_, index)| self.flows.get_index(index)).map(|(key, _)| *key).collect()
     }
 
-    /// The capture has dropped these flows: should they come back, it counts from zero. Those leave of which the operator
-    /// knows all, and, where there is no room for the others, the oldest of them.
+    /// The capture has dropped these flows: should they come back, it counts from zero. Those leave of which the
+    /// operator knows all, and, where there is no room for the others, the oldest of them.
     pub fn drop_flows(&mut self, keys: &[FlowKey], now: Instant, is_live: impl Fn(u64) -> bool) {
         for key in keys {
             let Some(entry) = self.flows.get(key) else { continue };

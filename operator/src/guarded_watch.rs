@@ -1,5 +1,5 @@
-//! Watches that go on whatever happens: an object that does not decode costs only itself, and an API server that is away
-//! is asked again within seconds. Each malformed object and each outage is logged once.
+//! Watches that go on whatever happens: an object that does not decode costs only itself, and an API server that is
+//! away is asked again within seconds. Each malformed object and each outage is logged once.
 
 use std::{collections::BTreeMap, error::Error, fmt::Debug, iter, time::Duration};
 
@@ -192,7 +192,7 @@ impl MalformedObjects {
         }
     }
 
-    /// Whether it is news.
+    /// Returns whether it is news.
     fn add<K>(&mut self, Malformed { error, metadata, .. }: &Malformed<K>) -> bool {
         if let Some(listed) = &mut self.listed {
             listed.insert(key(metadata), error.clone());

@@ -8,9 +8,9 @@ use crate::{lease::Standing, metrics::Metrics};
 /// Whether this operator accepts reports: it holds the lease and has listed the cluster.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    /// Whether it holds the lease.
+    /// True if it holds the lease.
     pub standing: watch::Receiver<Standing>,
-    /// Whether all of its parts run.
+    /// True if all of its parts run.
     pub runs: watch::Receiver<bool>,
 }
 

@@ -53,7 +53,7 @@ pub struct Metrics {
     pub flows: Gauge,
     /// Edges of the graph.
     pub edges: Gauge,
-    /// Whether this operator holds the lease.
+    /// True if this operator holds the lease.
     pub leader: Gauge,
     /// Writes to the API server.
     pub writes: Family<WriteLabels, Counter>,

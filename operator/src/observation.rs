@@ -22,7 +22,7 @@ use crate::coverage::{
 /// One node's agent, as it last reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeObservation {
-    /// Whether its stream is open.
+    /// True if its stream is open.
     pub connected: bool,
     /// The epoch of the counters, 16 bytes.
     pub epoch: Vec<u8>,
@@ -38,8 +38,8 @@ pub struct NodeObservation {
     pub attach: String,
     /// `uname -r`.
     pub kernel: String,
-    /// When the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock; when this operator began, if
-    /// none came since.
+    /// Time at which the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock; when this
+    /// operator began, if none came since.
     pub last_report_unix_ms: u64,
     /// Time since which all of its reports ask for the rights of the Fallback mode, in milliseconds since 1970-01-01
     /// UTC by the operator's clock. `None` if the last one does not.
@@ -91,14 +91,14 @@ impl NodeObservation {
         }
     }
 
-    /// Whether a capture runs.
+    /// Returns whether a capture runs.
     #[must_use]
     pub fn has_capture(&self) -> bool {
         matches!(self.mode, Some(Mode::Ebpf | Mode::Fallback))
     }
 
-    /// Whether more may be missed than what is counted as lost: by the fallback, and by a tracepoint's program where
-    /// several processors handle packets (not all that Linux skips of it is in `recursion_misses`, seen on 6.18).
+    /// Returns whether more may be missed than what is counted as lost: by the fallback, and by a tracepoint's program
+    /// where several processors handle packets (not all that Linux skips of it is in `recursion_misses`, seen on 6.18).
     #[must_use]
     pub fn misses_uncounted(&self) -> bool {
         match self.mode {

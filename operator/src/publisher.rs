@@ -73,7 +73,7 @@ const KIND: &str = "Topology";
 
 /// Inputs of the publisher.
 pub struct Inputs {
-    /// Whether this process may write.
+    /// True if this process may write.
     pub leader: watch::Receiver<bool>,
     /// Settings; `None` without a ScopeProbe, which publishes nothing.
     pub settings: watch::Receiver<Option<PublishSettings>>,

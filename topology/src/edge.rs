@@ -122,7 +122,7 @@ impl EdgeCounters {
         self.retransmits = count::add(self.retransmits, other.retransmits);
     }
 
-    /// Whether all counts are what was counted: one that has come to [`count::MAX_COUNT`] may be less.
+    /// Returns whether all counts are what was counted: one that has come to [`count::MAX_COUNT`] may be less.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         let Self { opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits } = *self;
@@ -277,7 +277,7 @@ pub struct Edge {
     pub dns_names: Vec<String>,
     /// Number of addresses behind a [`Peer::OtherExternal`]; 0 on all other edges.
     pub addresses: u64,
-    /// Whether either end reported retransmissions; otherwise the number is 0.
+    /// True if either end reported retransmissions; otherwise the number is 0.
     #[serde(default)]
     pub knows_retransmits: bool,
     /// Median round-trip time of the conversations that agents report now. It is the client's, if known and not mixed

@@ -48,7 +48,7 @@ pub struct Pod {
     pub host_network: bool,
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
-    /// Whether the pod has ended (`status.phase` Succeeded or Failed); another pod may hold its addresses.
+    /// True if the pod has ended (`status.phase` Succeeded or Failed); another pod may hold its addresses.
     pub ended: bool,
     /// Its topmost known owner.
     pub workload: Workload,

@@ -94,9 +94,9 @@ struct NodeAccount {
     gone: bool,
     /// A snapshot of the current epoch has been completed.
     complete: bool,
-    /// Whether accounts of a replaced epoch are kept.
+    /// True if accounts of a replaced epoch are kept.
     keeps_displaced: bool,
-    /// When that was first noted.
+    /// Time at which that was first noted.
     displaced_at: Option<SystemTime>,
     /// Time of the agent's last message, as far as recorded.
     heard: Option<SystemTime>,
@@ -344,9 +344,9 @@ impl Ledger {
         Ok(flow.apply(counters, &sighting, account.epochs.resumed()) || is_new)
     }
 
-    /// Says which names have led a flow's client to its remote address; whether that is news. No names are no news: those
-    /// that an earlier epoch knew stay. Of more than [`MAX_REMOTE_NAMES`], the first ones are taken; nothing happens for a
-    /// flow that was never reported.
+    /// Says which names have led a flow's client to its remote address; whether that is news. No names are no news:
+    /// those that an earlier epoch knew stay. Of more than [`MAX_REMOTE_NAMES`], the first ones are taken; nothing
+    /// happens for a flow that was never reported.
     ///
     /// # Errors
     /// If the epoch has been followed by another one.
@@ -366,8 +366,9 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Says where a flow's connections really led, or came from, and how many, since its run began; whether that is news.
-    /// Counts only grow, so that a report can be repeated or late; nothing happens for a flow that was never reported.
+    /// Says where a flow's connections really led, or came from, and how many, since its run began; whether that is
+    /// news. Counts only grow, so that a report can be repeated or late; nothing happens for a flow that was never
+    /// reported.
     ///
     /// # Errors
     /// If the epoch has been followed by another one.
@@ -484,8 +485,9 @@ impl Ledger {
         self.nodes.get(node).and_then(|account| account.heard)
     }
 
-    /// Notes that a message was sent at `sent` by the node's clock and came in at `received` by the operator's. Returns when
-    /// it was sent by the operator's clock: not after `received`. For a node that has never reported, that is `received`.
+    /// Notes that a message was sent at `sent` by the node's clock and came in at `received` by the operator's. Returns
+    /// when it was sent by the operator's clock: not after `received`. For a node that has never reported, that is
+    /// `received`.
     pub fn observe_clock(&mut self, node: &str, sent: SystemTime, received: SystemTime) -> SystemTime {
         self.nodes.get_mut(node).map_or(received, |account| account.clock.observe(sent, received))
     }

@@ -33,7 +33,7 @@ struct World {
     calls: Vec<(usize, u64)>,
     /// The agents look so often.
     period_ms: u64,
-    /// Whether the servers' node has an agent.
+    /// True if the servers' node has an agent.
     servers_seen: bool,
     /// Interval, in messages, at which everything is reported again from the start.
     anew_every: usize,

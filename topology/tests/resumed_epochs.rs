@@ -1,5 +1,5 @@
-//! Epochs that others end although their agents still run, against a simulated truth: the agents go on under new epochs,
-//! and nothing is missing or counts twice.
+//! Epochs that others end although their agents still run, against a simulated truth: the agents go on under new
+//! epochs, and nothing is missing or counts twice.
 #![expect(clippy::expect_used, reason = "a test")]
 
 use std::{
@@ -43,7 +43,7 @@ struct Agent {
     epoch: u8,
     origin: u8,
     counters: FlowCounters,
-    /// Whether the operator has ended its epoch.
+    /// True if the operator has ended its epoch.
     is_ended: bool,
     /// Under its present epoch.
     has_reported_flows: bool,

@@ -151,9 +151,9 @@ impl Account {
 /// Capabilities of the capture on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
-    /// Whether the transfer of open connections is read; otherwise their bytes arrive at their end.
+    /// True if the transfer of open connections is read; otherwise their bytes arrive at their end.
     pub(super) of_open: bool,
-    /// Whether the kernel reports retransmissions.
+    /// True if the kernel reports retransmissions.
     pub(super) retransmits: bool,
 }
 
@@ -226,8 +226,8 @@ impl Accounts {
         self.seen += u64::from(since.opened) + u64::from(since.failed);
     }
 
-    /// A connection that was open when the capture began, what it had transferred when it was first seen, and whether its
-    /// role is a guess.
+    /// A connection that was open when the capture began, what it had transferred when it was first seen, and whether
+    /// its role is a guess.
     pub(super) fn add_preexisting(&mut self, key: FlowKey, traffic: Traffic, is_inferred: bool) {
         self.change(key, |account| {
             account.preexisting += 1;

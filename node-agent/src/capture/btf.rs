@@ -38,7 +38,7 @@ struct Type {
     kind: u32,
     /// Members, enumerators, parameters.
     count: u32,
-    /// Whether members' offsets also contain a width.
+    /// True if members' offsets also contain a width.
     bit_fields: bool,
     /// Size, or the id of the type that this one refers to.
     size_or_target: u32,

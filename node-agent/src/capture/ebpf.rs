@@ -62,7 +62,7 @@ pub struct EbpfCapture {
     uncounted: Option<Uncounted>,
     /// The most that was said to be missing so far.
     said_missing: u64,
-    /// When what is reported was collected.
+    /// Time at which what is reported was collected.
     collected_at: Instant,
     /// Not all of that has been reported.
     has_rest: bool,
@@ -125,7 +125,8 @@ impl EbpfCapture {
         self.kernel.counters.slots().saturating_sub(self.slots.used())
     }
 
-    /// Makes the next [`Capture::read`] look at every open socket, so that the bytes of open connections are up to date.
+    /// Makes the next [`Capture::read`] look at every open socket, so that the bytes of open connections are up to
+    /// date.
     pub fn look_again(&mut self) {
         self.next_look = Instant::now();
     }

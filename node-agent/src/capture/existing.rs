@@ -2,8 +2,8 @@
 //!
 //! A connection that some agent has seen to open carries callback flags, and its end will be counted; whether its
 //! opening, or its end, was counted by *this* agent, the kernel notes while the first look lasts. One without flags is
-//! older than any agent. It gets a seed: an entry that makes the kernel count its end. Whoever removes an entry, the kernel
-//! or this code, accounts for the connection, so that everything happens once.
+//! older than any agent. It gets a seed: an entry that makes the kernel count its end. Whoever removes an entry, the
+//! kernel or this code, accounts for the connection, so that everything happens once.
 //!
 //! The kernel has a limit of seeds. Connections beyond it count as all others do; their end is noticed when they are
 //! not listed any more, without their last bytes.
@@ -36,7 +36,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 struct Seed {
     flow: FlowKey,
     traffic: Traffic,
-    /// Whether the kernel has an entry of it.
+    /// True if the kernel has an entry of it.
     is_watched: bool,
     /// The first of the looks since then that did not show it.
     missed_since: Option<Instant>,
@@ -245,7 +245,7 @@ fn select(listing: &Listing, is_meant: impl Fn(u64, &Connection) -> bool) -> Has
 pub(super) struct Noted {
     /// Sockets whose opening or end was counted.
     cookies: HashSet<u64>,
-    /// Whether these are all.
+    /// True if these are all.
     is_complete: bool,
 }
 

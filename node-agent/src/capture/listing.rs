@@ -36,7 +36,7 @@ pub(super) struct Connection {
     pub(super) traffic: Traffic,
     /// `None` where none was measured.
     pub(super) rtt: Option<RttBucket>,
-    /// Whether its role is a guess.
+    /// True if its role is a guess.
     pub(super) is_inferred: bool,
     pub(super) end: End,
 }
@@ -45,7 +45,7 @@ pub(super) struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attempt {
     pub(super) flow: FlowKey,
-    /// Whether its failure will be counted by callbacks.
+    /// True if its failure will be counted by callbacks.
     pub(super) has_callbacks: bool,
 }
 

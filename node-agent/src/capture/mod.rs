@@ -8,8 +8,8 @@
 //! loads and attaches the programs (`tracepoint` those of the second and third choice) with the `offsets` that `btf`
 //! found; `refusals` puts into words what the kernel says to that. The programs count into `counters`, by `slots`, and
 //! announce a flow's first connection through `first_sights`; `listing` reads the open sockets, `existing` tells the
-//! ones from before from those that were counted, and `attempts` what had not succeeded yet; `followed` finds the ends that a tracepoint has missed; `accounts`
-//! makes totals of it all.
+//! ones from before from those that were counted, and `attempts` what had not succeeded yet; `followed` finds the ends
+//! that a tracepoint has missed; `accounts` makes totals of it all.
 
 use std::{
     os::fd::BorrowedFd,
@@ -148,8 +148,8 @@ pub enum Feature {
     Datagrams,
     /// All names that answers of name servers have given to addresses.
     RemoteNames,
-    /// Whom a process of the node's own network has sent a datagram to from a socket that is not connected, where the node
-    /// translates the address.
+    /// Whom a process of the node's own network has sent a datagram to from a socket that is not connected, where the
+    /// node translates the address.
     DialledAddresses,
     /// Every opening and every end: what is not the first choice has a known weakness.
     EveryEvent,
@@ -174,8 +174,8 @@ pub enum Feature {
 pub struct Reading {
     /// Flows that have changed since the look before, each once.
     pub flows: Vec<(FlowKey, FlowCounters)>,
-    /// Of these, where their connections really led or came from, with all counts since the capture began, where connection
-    /// tracking has told.
+    /// Of these, where their connections really led or came from, with all counts since the capture began, where
+    /// connection tracking has told.
     pub far_ends: Vec<(FlowKey, Vec<(FarEnd, u64)>)>,
     /// DNS responses since the last reading, with the cgroup of the receiving socket. Responses that led to a flow's
     /// remote address come with this reading or before it.
@@ -240,11 +240,11 @@ pub struct Settings {
     pub attach: Option<Attach>,
     /// Open connections that the kernel can follow at a time where they have no callbacks; more are [`Losses`].
     pub max_followed: u32,
-    /// Connections from before the attach whose end the kernel can be asked to count; the end of more is noticed late, and
-    /// counted in [`Losses::closes_unseen`]. `None`: as many as there are sockets.
+    /// Connections from before the attach whose end the kernel can be asked to count; the end of more is noticed late,
+    /// and counted in [`Losses::closes_unseen`]. `None`: as many as there are sockets.
     pub max_old: Option<u32>,
-    /// After so long a connection from before that no process holds any more is taken for one whose end was missed: it may
-    /// still be sending what is left.
+    /// After so long a connection from before that no process holds any more is taken for one whose end was missed: it
+    /// may still be sending what is left.
     pub gone_after: Duration,
     /// Connections that can be noted as counted while the capture starts. Where more come and go, those that were open
     /// before are left out and counted as [`Losses`].
@@ -253,7 +253,7 @@ pub struct Settings {
     pub max_flows: u32,
     /// Why that are fewer than were asked for, if so.
     pub shortage: Option<Shortage>,
-    /// Whether to count datagrams, if the kernel allows it.
+    /// Counts datagrams, if the kernel allows it.
     pub datagrams: bool,
     /// Conversations of datagrams that the kernel can remember at a time, about 140 bytes each. Where more go on, some
     /// count again, and it is said that this may be so ([`FlowCounters::inferred`]).
@@ -262,7 +262,7 @@ pub struct Settings {
     pub conversation_silence: Duration,
     /// For how long after the attach a conversation may be older, for all that is known.
     pub conversations_settle: Duration,
-    /// Whether to read DNS responses; their payload leaves the kernel only then.
+    /// Reads DNS responses; their payload leaves the kernel only then.
     pub dns_names: bool,
     /// Size of the ring buffer of answers, in bytes: a power of two, at least a page. One takes some 150.
     pub answer_ring_bytes: u32,
@@ -270,7 +270,7 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// Interval at which all open sockets are listed.
     pub look_every: Duration,
-    /// Whether to open a test connection at the start, which must be counted. Only for roots that contain this process.
+    /// Opens a test connection at the start, which must be counted. Only for roots that contain this process.
     /// A capture that has not passed it may miss everything unnoticed.
     pub self_test: bool,
 }
@@ -331,7 +331,7 @@ pub struct Finding {
     pub attach: Option<Attach>,
     /// Name of the check.
     pub what: &'static str,
-    /// Whether the check passed.
+    /// True if the check passed.
     pub ok: bool,
     /// Result; if the check failed, also how to fix it.
     pub detail: String,

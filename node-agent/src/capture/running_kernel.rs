@@ -18,12 +18,12 @@ impl RunningKernel {
         Self { text, release }
     }
 
-    /// Whether the kernel is known to have the feature.
+    /// Returns whether the kernel is known to have the feature.
     pub(super) fn has(&self, feature: KernelFeature) -> bool {
         self.release.as_ref().is_some_and(|release| release.has(feature))
     }
 
-    /// Whether the kernel is known to lack the feature.
+    /// Returns whether the kernel is known to lack the feature.
     pub(super) fn lacks(&self, feature: KernelFeature) -> bool {
         self.release.as_ref().is_some_and(|release| !release.has(feature))
     }

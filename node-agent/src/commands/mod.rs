@@ -31,8 +31,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Say what this machine can do and which mode the agent would use: exit code 0 for eBPF, 3 for the fallback, 4 where
-    /// neither is possible.
+    /// Say what this machine can do and which mode the agent would use: exit code 0 for eBPF, 3 for the fallback, 4
+    /// where neither is possible.
     Check(crate::check::Arguments),
     /// Show this machine's connections on the terminal.
     Watch(crate::watch::Arguments),
@@ -53,8 +53,8 @@ pub struct CaptureArguments {
     /// Attach type of the programs [default: the first one that works].
     #[arg(long, env = "SCOPEPROBE_ATTACH", value_enum)]
     attach: Option<Attach>,
-    /// How many flows the kernel can count at a time; what doesn't fit is counted as lost. Fewer where the memory limit of
-    /// the agent's cgroup has no room for them, which takes about 1.3 KiB each and 32 MiB for everything else.
+    /// How many flows the kernel can count at a time; what doesn't fit is counted as lost. Fewer where the memory limit
+    /// of the agent's cgroup has no room for them, which takes about 1.3 KiB each and 32 MiB for everything else.
     #[arg(long, env = "SCOPEPROBE_MAX_FLOWS", value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     max_flows: u32,
@@ -62,7 +62,7 @@ pub struct CaptureArguments {
     /// the agent itself isn't below.
     #[arg(long, env = "SCOPEPROBE_SKIP_SELF_TEST")]
     skip_self_test: bool,
-    /// Whether to read DNS responses to this node's sockets, to name external addresses.
+    /// Reads DNS responses to this node's sockets, to name external addresses.
     #[arg(long, env = "SCOPEPROBE_DNS_NAMES", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     dns_names: bool,
     /// CPU budget of the capture without eBPF, in thousandths of a core; the agent scans less often if it does not

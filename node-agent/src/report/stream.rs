@@ -35,8 +35,8 @@ pub struct Patience {
     pub silence: Duration,
     /// The shortest and the longest time between two attempts.
     pub retry: (Duration, Duration),
-    /// The same before a new epoch is drawn in the place of one that the operator has ended: two agents that run for the
-    /// same node must not end each other's epochs all the time.
+    /// The same before a new epoch is drawn in the place of one that the operator has ended: two agents that run for
+    /// the same node must not end each other's epochs all the time.
     pub new_epoch: (Duration, Duration),
     /// Time for which the first stream waits for the capture's start, to report a known state first.
     pub start: Duration,
@@ -91,7 +91,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 impl StreamError {
-    /// Whether the operator accepts nothing under this epoch any more.
+    /// Returns whether the operator accepts nothing under this epoch any more.
     fn ends_epoch(&self) -> bool {
         matches!(self, Self::Refused(status) if status.code() == Code::FailedPrecondition)
     }

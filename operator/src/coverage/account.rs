@@ -16,22 +16,22 @@ const SHORTEST: u64 = 5_000;
 pub struct CaptureReport<'a> {
     /// The capture's epoch.
     pub epoch: &'a [u8],
-    /// When the capture was attached.
+    /// Time at which the capture was attached.
     pub attached: UnixMs,
-    /// When the report was made.
+    /// Time at which the report was made.
     pub made: UnixMs,
     /// The counts of all earlier epochs.
     pub earlier: Counts,
     /// The counts of all epochs.
     pub total: Counts,
-    /// Whether the capture cannot count all that it misses.
+    /// True if the capture cannot count all that it misses.
     pub sampled: bool,
 }
 
 /// One node's observed and unobserved time.
 ///
-/// The periods follow one another without a hole from [`Self::since`] to [`Self::until`], apart from a gap that is still
-/// being estimated. The older a period, the longer it is.
+/// The periods follow one another without a hole from [`Self::since`] to [`Self::until`], apart from a gap that is
+/// still being estimated. The older a period, the longer it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoverageAccount {
     since: UnixMs,
@@ -48,11 +48,11 @@ pub struct CoverageAccount {
 /// The settled part of an account: what the next operator continues from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountRecord {
-    /// When the first capture was attached.
+    /// Time at which the first capture was attached.
     pub since: UnixMs,
     /// The end of the last period.
     pub until: UnixMs,
-    /// When the current epoch's capture was attached.
+    /// Time at which the current epoch's capture was attached.
     pub attached: UnixMs,
     /// The counts of all epochs as of `until`.
     pub total: Counts,
@@ -100,8 +100,8 @@ impl CoverageAccount {
         self.until
     }
 
-    /// Takes in a report of a capture that runs. An agent that goes on with its epoch has observed all the time since its
-    /// last report. Otherwise nothing is counted from there to the attach of the new epoch.
+    /// Takes in a report of a capture that runs. An agent that goes on with its epoch has observed all the time since
+    /// its last report. Otherwise nothing is counted from there to the attach of the new epoch.
     ///
     /// The same is so for an epoch that was attached after a restored account's end: what earlier epochs have reported
     /// since then may not have been written.

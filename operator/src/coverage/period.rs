@@ -39,7 +39,7 @@ pub struct Shortfall {
     pub missed: u64,
     /// Counted losses.
     pub losses: Losses,
-    /// Whether the capture could not count all that it missed.
+    /// True if the capture could not count all that it missed.
     pub sampled: bool,
 }
 
@@ -90,7 +90,7 @@ impl Period {
         Self { from, to: to.max(from), seen, shortfall }
     }
 
-    /// Whether nothing is missing.
+    /// Returns whether nothing is missing.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.shortfall.is_none()

@@ -39,14 +39,14 @@ impl Share {
         self.shortfall.losses.lost()
     }
 
-    /// Whether there was a time without a capture.
+    /// Returns whether there was a time without a capture.
     #[must_use]
     pub fn has_gaps(&self) -> bool {
         self.shortfall.unobserved_ms > 0
     }
 
-    /// The counted share, in thousandths, rounded down: seen ÷ (seen + lost + missed), where `missed` is an estimate; at
-    /// most the observed share of the time × seen ÷ (seen + lost).
+    /// The counted share, in thousandths, rounded down: seen ÷ (seen + lost + missed), where `missed` is an estimate;
+    /// at most the observed share of the time × seen ÷ (seen + lost).
     #[must_use]
     pub fn permille(&self) -> u64 {
         let (seen, recorded) = (u128::from(self.seen), u128::from(self.seen) + u128::from(self.lost()));
@@ -96,8 +96,8 @@ impl Shares {
     }
 }
 
-/// The share of what came after `start`. A period with a shortfall that reaches into the window belongs to it as a whole.
-/// `end` is the window's, but for gaps that ended later.
+/// The share of what came after `start`. A period with a shortfall that reaches into the window belongs to it as a
+/// whole. `end` is the window's, but for gaps that ended later.
 fn share(periods: &[Period], start: UnixMs, end: UnixMs) -> Share {
     let mut share = Share::default();
     let within = || periods.iter().filter(|period| period.to > start);

@@ -15,7 +15,7 @@ pub struct ReplacedObservation {
     origin: Vec<u8>,
     earlier: EarlierObservation,
     coverage: Option<CoverageAccount>,
-    /// When it last reported, in milliseconds since 1970-01-01 UTC by the operator's clock.
+    /// Time at which it last reported, in milliseconds since 1970-01-01 UTC by the operator's clock.
     last_report_unix_ms: u64,
 }
 
@@ -35,8 +35,8 @@ pub struct ResumedEpoch<'a> {
 }
 
 impl NodeObservation {
-    /// The first report of an epoch whose counters go on from those of `origin`: nobody has stopped looking. Nothing happens
-    /// if the epoch is the one that is known.
+    /// The first report of an epoch whose counters go on from those of `origin`: nobody has stopped looking. Nothing
+    /// happens if the epoch is the one that is known.
     pub fn resume_epoch(&mut self, resumed: &ResumedEpoch<'_>) {
         if self.epoch == resumed.epoch || self.epoch.is_empty() || self.origin == resumed.origin {
             self.epoch = resumed.epoch.to_vec();

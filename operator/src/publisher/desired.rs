@@ -36,7 +36,7 @@ pub(super) struct Picture {
     pub flows: usize,
     /// Time after which it changes without new input.
     pub settles_in: Option<Duration>,
-    /// Whether all nodes' flows are known.
+    /// True if all nodes' flows are known.
     pub all_nodes_reported: bool,
 }
 

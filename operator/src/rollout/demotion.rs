@@ -30,7 +30,7 @@ pub struct Demotion {
     pub attempts: u32,
     /// Time of the next attempt.
     pub retry_at: Timestamp,
-    /// Whether an attempt is in progress.
+    /// True if an attempt is in progress.
     pub retrying: bool,
 }
 
@@ -52,7 +52,7 @@ pub struct Request<'a> {
 pub struct Facts<'a> {
     /// Its name.
     pub node: &'a str,
-    /// Whether the agent decides: no mode was requested, and the kernel is not too old.
+    /// True if the agent decides: no mode was requested, and the kernel is not too old.
     pub up_to_agent: bool,
     /// The node's kernel.
     pub kernel: &'a str,
@@ -62,7 +62,7 @@ pub struct Facts<'a> {
     pub image: &'a str,
     /// Request of its agent.
     pub request: Option<Request<'a>>,
-    /// Whether its agent is connected and captures by eBPF.
+    /// True if its agent is connected and captures by eBPF.
     pub sees_by_ebpf: bool,
 }
 

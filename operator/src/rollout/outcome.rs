@@ -25,7 +25,7 @@ pub struct Problem {
     pub reason: &'static str,
     /// For people.
     pub message: String,
-    /// Whether only a user can fix it; otherwise it is retried.
+    /// True if only a user can fix it; otherwise it is retried.
     pub permanent: bool,
 }
 
@@ -36,7 +36,7 @@ pub struct Progress {
     pub desired: u64,
     /// Pods of the newest template that are available.
     pub available: u64,
-    /// Whether all DaemonSets' controllers have observed their newest template.
+    /// True if all DaemonSets' controllers have observed their newest template.
     pub observed: bool,
 }
 

@@ -31,7 +31,7 @@ pub struct NodeCoverage {
 pub struct Facts<'a> {
     /// Report of its agent.
     pub observation: Option<&'a NodeObservation>,
-    /// When its NodeProbe was made; none if it is not there yet.
+    /// Time at which its NodeProbe was made; none if it is not there yet.
     pub created: Option<UnixMs>,
     /// What was reported by then is surely written into Topology objects.
     pub settled: UnixMs,
@@ -58,8 +58,8 @@ fn since_due(account: &CoverageAccount, due: Option<UnixMs>, blind_until: Option
     before.into_iter().chain(account.periods(blind_until)).collect()
 }
 
-/// The time until which there is no capture, to the minute, so that time alone changes nothing more often; none while one
-/// runs or may run.
+/// The time until which there is no capture, to the minute, so that time alone changes nothing more often; none while
+/// one runs or may run.
 fn blind_until(observation: Option<&NodeObservation>, now: UnixMs) -> Option<UnixMs> {
     let may_observe = observation.is_some_and(|it| {
         let is_heard = it.connected || now.saturating_sub(it.last_report_unix_ms) <= PATIENCE;
@@ -69,8 +69,8 @@ fn blind_until(observation: Option<&NodeObservation>, now: UnixMs) -> Option<Uni
 }
 
 /// A share in percent, with at most one decimal, rounded down. Never `100%` if anything is missing, or while nothing is
-/// known of now (`is_silent`). `~`: a part is an estimate, as there was a time without a capture. `≤`: at most so much, as
-/// a part was sampled: what the fallback or a tracepoint has missed is in no number.
+/// known of now (`is_silent`). `~`: a part is an estimate, as there was a time without a capture. `≤`: at most so much,
+/// as a part was sampled: what the fallback or a tracepoint has missed is in no number.
 #[must_use]
 pub fn percent(share: &Share, is_silent: bool) -> String {
     let is_complete = share.lost() == 0 && !share.has_gaps() && !is_silent;

@@ -160,8 +160,8 @@ const SAMPLED: &str = "more connections may have been missed than can be counted
                        than the time between two scans by conntrack alone, and the kernel skips some runs of a \
                        tracepoint's program without counting them";
 
-/// Whether the difference between two statuses is worth a write at once: everything but growing numbers, which the
-/// agent's message may hold too. The first number of all is one.
+/// Returns whether the difference between two statuses is worth a write at once: everything but growing numbers, which
+/// the agent's message may hold too. The first number of all is one.
 #[must_use]
 pub fn differs_in_structure(one: &NodeProbeStatus, other: &NodeProbeStatus) -> bool {
     let structure = |status: &NodeProbeStatus| NodeProbeStatus {

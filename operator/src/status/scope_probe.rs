@@ -95,9 +95,9 @@ fn count(nodes: &BTreeMap<String, NodeState>) -> NodeCounts {
 #[derive(Default)]
 struct Sums {
     shares: Shares,
-    /// Whether some node has no agent that observes now.
+    /// True if some node has no agent that observes now.
     is_silent: bool,
-    /// Whether some node has ever been observed.
+    /// True if some node has ever been observed.
     is_known: bool,
 }
 

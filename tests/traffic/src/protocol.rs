@@ -135,7 +135,7 @@ pub struct Datagrams {
     pub times: u64,
     /// Bytes of each.
     pub bytes: usize,
-    /// Whether the sockets are connected to the target.
+    /// True if the sockets are connected to the target.
     #[serde(default)]
     pub connected: bool,
     /// Milliseconds after which an answer is given up.

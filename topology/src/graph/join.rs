@@ -40,7 +40,7 @@ pub(super) struct Candidates<'a> {
     pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
     /// The one workload and port, if there is only one.
     pub(super) only: Option<(PeerId, u16)>,
-    /// Whether all backends are on nodes that report.
+    /// True if all backends are on nodes that report.
     pub(super) observed: bool,
     /// When all of their agents had been heard last, as far as that was noted.
     pub(super) heard: Option<SystemTime>,
@@ -151,8 +151,8 @@ impl<'a> Join<'a> {
         self.by_tuple.get(tuple).cloned()
     }
 
-    /// Between which addresses there are clients' flows to one that has had several owners meanwhile, where servers' flows
-    /// are the other end.
+    /// Between which addresses there are clients' flows to one that has had several owners meanwhile, where servers'
+    /// flows are the other end.
     pub(super) fn handed_on(&self, sources: &[Source<'a>]) -> HashSet<Tuple<'a>> {
         let is_handed_on = |source: &&Source<'a>| {
             let sinks = self.by_tuple(&source.tuple);
@@ -350,7 +350,8 @@ impl<'a> Join<'a> {
     }
 
     /// Of servers' flows, those that a client's can be the other end of by their times, best first: addresses are used
-    /// again. Reports can be late, so one that does not fit is dropped only for another with the same addresses that does.
+    /// again. Reports can be late, so one that does not fit is dropped only for another with the same addresses that
+    /// does.
     pub(super) fn in_time(&self, source: &Source<'a>, mut sinks: Vec<usize>) -> Vec<usize> {
         if sinks.len() < 2 {
             return sinks;

@@ -65,8 +65,8 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    /// What of a flow was opened after `settled`. Of a flow that was not known by then, nothing can be expected to be known
-    /// of the other end.
+    /// What of a flow was opened after `settled`. Of a flow that was not known by then, nothing can be expected to be
+    /// known of the other end.
     pub(super) fn of(opened: u64, reported: SystemTime, parts: &[Part], settled: SystemTime) -> Self {
         if reported > settled {
             return Self { opened, since: Some(reported) };
@@ -192,8 +192,8 @@ impl<'a> Sink<'a> {
         self.span.until = self.span.until.min(settled).max(self.span.from);
     }
 
-    /// Takes so many of the connections that a client has counted. Where others are among what is left (another way from
-    /// the same client to the same server), what is theirs shows as far as the client knows its own.
+    /// Takes so many of the connections that a client has counted. Where others are among what is left (another way
+    /// from the same client to the same server), what is theirs shows as far as the client knows its own.
     pub(super) fn take_of(&mut self, opened: u64, source: &Source<'a>) -> Taken {
         let known = Some(&source.counters).filter(|client| client.without_bytes == 0);
         self.take_as(opened, Some(source.end), known)
@@ -219,7 +219,7 @@ impl<'a> Sink<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
     pub(super) counters: EdgeCounters,
-    /// Whether this is everything that the server counted and no other client can own it; otherwise the bytes are a
+    /// True if this is everything that the server counted and no other client can own it; otherwise the bytes are a
     /// guess.
     certain: bool,
 }

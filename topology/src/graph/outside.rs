@@ -81,8 +81,8 @@ impl Outside {
     }
 }
 
-/// Of an edge with an address outside of the cluster: the other end and the direction, the address, and the edge that it
-/// would share with others.
+/// Of an edge with an address outside of the cluster: the other end and the direction, the address, and the edge that
+/// it would share with others.
 fn with_address(key: &EdgeKey) -> Option<((Peer, Way), IpAddr, EdgeKey)> {
     match (&key.client, &key.server) {
         (client, Peer::External { ip }) => {
@@ -102,7 +102,7 @@ pub(super) struct Choice<'a> {
     pub limit: usize,
     /// Rather those that were shown before.
     pub before: &'a Outside,
-    /// Whether to choose exactly the addresses that were shown before, if there were others.
+    /// Chooses exactly the addresses that were shown before, if there were others.
     pub fixed: bool,
 }
 

@@ -28,7 +28,7 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Whether there is more than clients' flows explain, apart from what has to wait, which is taken.
+    /// Returns whether there is more than clients' flows explain, apart from what has to wait, which is taken.
     fn has_rest(&mut self, sink: &mut Sink<'a>) -> bool {
         let by = sink.explanation().copied();
         if by.is_some_and(|by| by.sampled && !by.translated) {
@@ -52,8 +52,8 @@ impl<'a> Join<'a> {
         sink.left.opened > 0
     }
 
-    /// The edge of a client's flow that explains a part of what the server has counted, if that client is this owner: the
-    /// rest of the owner's is there, too.
+    /// The edge of a client's flow that explains a part of what the server has counted, if that client is this owner:
+    /// the rest of the owner's is there, too.
     fn edge_of(&self, sink: &Sink<'a>, owner: &Owner<'a>) -> Option<Explanation<'a>> {
         let is_owners = |by: &&Explanation<'a>| match owner {
             Owner::Pod(pod) => self.ends.end(by.client).pod_uid == Some(pod.uid.as_str()),

@@ -19,7 +19,7 @@ struct KnownEpoch {
 #[derive(Clone, Debug)]
 pub(super) struct Epochs {
     current: KnownEpoch,
-    /// Whether an earlier epoch of the same origin has reported here, and others in between.
+    /// True if an earlier epoch of the same origin has reported here, and others in between.
     is_resumed: bool,
     ended: VecDeque<KnownEpoch>,
 }

@@ -29,13 +29,13 @@ pub struct Cluster {
     pods: Vec<(usize, usize)>,
     /// Each Service's two workloads.
     services: Vec<(usize, usize)>,
-    /// Whether a Service leads to both of its workloads.
+    /// True if a Service leads to both of its workloads.
     pub split_services: bool,
-    /// Whether each node has an agent.
+    /// True if each node has an agent.
     pub observed: [bool; NODES],
-    /// Whether a client that reaches itself through a Service appears with a bridge's address.
+    /// True if a client that reaches itself through a Service appears with a bridge's address.
     masquerade: bool,
-    /// Whether clients' agents report only half of the bytes, and declare it.
+    /// True if clients' agents report only half of the bytes, and declare it.
     pub half_known: bool,
     talks: Vec<Talk>,
     /// Of the order of reports.

@@ -1,5 +1,5 @@
-//! Clients that call Services which share backends, and pods directly, on nodes of which some have agents: everything that
-//! happened is known here, and what agents report of it.
+//! Clients that call Services which share backends, and pods directly, on nodes of which some have agents: everything
+//! that happened is known here, and what agents report of it.
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +43,7 @@ pub const LAST_CALL_MS: u64 = 40_000;
 
 #[derive(Clone, Debug)]
 pub struct World {
-    /// Whether each node has an agent, and whether that is one that looks now and then.
+    /// Agents of each node, if any: true for one that looks now and then.
     agents: [Option<bool>; NODES],
     /// Where connection tracking tells clients' agents where their connections have led.
     tracks: bool,
@@ -402,8 +402,8 @@ impl World {
         graph::build(&self.ledger(now_ms), &self.directory(now_ms), &options)
     }
 
-    /// Whether calls come from a node's address and no agent sees the caller: they can be taken for those of others, whose
-    /// address the node has replaced by its own.
+    /// Returns whether calls come from a node's address and no agent sees the caller: they can be taken for those of
+    /// others, whose address the node has replaced by its own.
     pub fn has_unseen_processes(&self) -> bool {
         self.agents[0].is_none() && self.calls.iter().any(|call| call.client >= CLIENTS)
     }

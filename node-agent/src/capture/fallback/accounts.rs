@@ -23,7 +23,7 @@ impl Account {
         (&self.counters).into()
     }
 
-    /// Whether that makes it one of those that have changed.
+    /// Returns whether that makes it one of those that have changed.
     fn change(&mut self, change: impl FnOnce(&mut FlowCounters)) -> bool {
         let before = self.counters();
         let mut counters = before;
@@ -40,9 +40,9 @@ impl Account {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Evidence {
     pub(super) methods: Methods,
-    /// Whether the direction is inferred.
+    /// True if the direction is inferred.
     pub(super) inferred: bool,
-    /// Whether a part of its payload is already known to be missing.
+    /// True if a part of its payload is already known to be missing.
     pub(super) without_bytes: bool,
 }
 
@@ -156,8 +156,8 @@ impl Accounts {
         });
     }
 
-    /// A connection that has just been counted really led there, or came from there. Beyond [`MAX_FAR_ENDS`] that is not
-    /// told.
+    /// A connection that has just been counted really led there, or came from there. Beyond [`MAX_FAR_ENDS`] that is
+    /// not told.
     pub(super) fn lead(&mut self, key: FlowKey, far_end: Option<FarEnd>) {
         let (Some(far_end), Some(account)) = (far_end, self.flows.get_mut(&key)) else { return };
         let is_known = account.far_ends.iter_mut().find(|(end, _)| *end == far_end);

@@ -79,7 +79,7 @@ pub(super) struct Entry {
     pub(super) reply: Direction,
     /// See [`tcp_state`]; absent in some last messages.
     pub(super) state: Option<u8>,
-    /// Whether the handshake is known to be complete.
+    /// True if the handshake is known to be complete.
     pub(super) assured: bool,
     /// Traffic in both directions, if accounting is on.
     pub(super) carried: Option<[Carried; 2]>,

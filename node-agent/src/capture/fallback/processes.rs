@@ -36,7 +36,7 @@ pub(in crate::capture) struct Namespace {
     pub(in crate::capture) pids: Vec<u32>,
     /// The cgroups of those processes that can have connections.
     pub(super) cgroups: BTreeSet<u64>,
-    /// Whether it also contains processes that are not the node's.
+    /// True if it also contains processes that are not the node's.
     pub(in crate::capture) is_shared: bool,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Socket {
     pub(super) bytes: Option<Traffic>,
     /// Its smoothed round-trip time, where the kernel says so and has measured one.
     pub(super) rtt: Option<RttBucket>,
-    /// Whether no more payload can follow.
+    /// True if no more payload can follow.
     pub(super) is_final: bool,
 }
 

@@ -59,11 +59,11 @@ pub(super) struct Known {
     /// As the latest look has shown it.
     pub(super) rtt: Option<RttBucket>,
     pub(super) state: u8,
-    /// Whether these are all bytes that it will transfer.
+    /// True if these are all bytes that it will transfer.
     pub(super) is_final: bool,
-    /// Whether conntrack has it as well.
+    /// True if conntrack has it as well.
     pub(super) tracked: bool,
-    /// Whether it already counts as one with unknown payload.
+    /// True if it already counts as one with unknown payload.
     pub(super) without_bytes: bool,
     /// The latest look that has shown it, see [`Space::looks`].
     pub(super) shown: u32,

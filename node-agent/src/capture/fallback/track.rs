@@ -45,9 +45,9 @@ pub(super) struct Track {
     /// The network namespaces of the client's and the server's side.
     pub(super) spaces: [Option<u32>; 2],
     pub(super) sides: [Side; 2],
-    /// Whether the end of each side was counted.
+    /// True if the end of each side was counted.
     pub(super) closed: [bool; 2],
-    /// Whether it is over and everything is counted.
+    /// True if it is over and everything is counted.
     pub(super) finished: bool,
     /// The cgroup of the socket that was seen attempting, if one was.
     pub(super) attempted_by: Option<u64>,
@@ -66,7 +66,8 @@ pub(super) struct Track {
 }
 
 impl Track {
-    /// Of an entry that was heard of for the first time at `begun.0`; see `begun`. `at_start`: the capture began with it.
+    /// Of an entry that was heard of for the first time at `begun.0`; see `begun`. `at_start`: the capture began with
+    /// it.
     pub(super) fn new(entry: &Entry, begun: (u64, bool), at_start: bool) -> Self {
         Self {
             id: entry.id,

@@ -45,12 +45,12 @@ pub fn kernel_release() -> Release {
     Release::parse(name.release().to_str().unwrap()).unwrap()
 }
 
-/// Whether the running kernel has the feature.
+/// Returns whether the running kernel has the feature.
 pub fn kernel_has(feature: KernelFeature) -> bool {
     kernel_release().has(feature)
 }
 
-/// Whether this kernel can list the open sockets to a program.
+/// Returns whether this kernel can list the open sockets to a program.
 pub fn can_list() -> bool {
     kernel_has(KernelFeature::SocketIterators)
 }
