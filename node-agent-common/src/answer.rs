@@ -8,9 +8,9 @@ use crate::plain_data;
 pub struct AnswerRecord {
     /// The id of the cgroup of the socket.
     pub cgroup: u64,
-    /// How many bytes of `message` there are.
+    /// Number of bytes in `message`.
     pub length: u32,
-    /// How many bytes the message had.
+    /// Number of bytes that the message had.
     pub whole: u32,
     /// The message, or its beginning.
     pub message: [u8; Self::MOST],

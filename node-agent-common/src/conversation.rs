@@ -1,6 +1,6 @@
 //! Conversations of datagrams.
 
-/// How many counts there are.
+/// Number of counts.
 pub const COUNTS: u32 = 2;
 /// The programs': how many conversations have begun.
 pub const BEGUN: u32 = 0;

@@ -2,7 +2,7 @@
 
 use crate::{Role, plain_data};
 
-/// What carries a flow's payload.
+/// Transport protocol of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Protocol {
@@ -15,7 +15,7 @@ pub enum Protocol {
 /// In [`FlowKey`], beside the role.
 const UDP: u8 = 0x10;
 
-/// What connections have to share to be counted together. Every value of the same flow has the same bytes.
+/// Key under which connections are counted together. Every value of the same flow has the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FlowKey {
@@ -70,7 +70,7 @@ impl FlowKey {
         self.port
     }
 
-    /// Which end; `None` for bytes that no program of ours has written.
+    /// Returns the role; `None` for bytes that none of our programs wrote.
     #[must_use]
     pub const fn role(&self) -> Option<Role> {
         match self.role & !UDP {
@@ -80,7 +80,7 @@ impl FlowKey {
         }
     }
 
-    /// What carries its payload.
+    /// Returns the transport protocol.
     #[must_use]
     pub const fn protocol(&self) -> Protocol {
         if self.role & UDP == 0 { Protocol::Tcp } else { Protocol::Udp }
@@ -141,7 +141,7 @@ pub struct FlowStats {
 const _: () = assert!(size_of::<FlowStats>() == 2 * 8 + 8 * 4 + RTT_BUCKETS * 4);
 plain_data!(FlowStats);
 
-/// How many ranges of round-trip times are told apart.
+/// Number of buckets for round-trip times.
 pub const RTT_BUCKETS: usize = 14;
 
 /// The bucket of a round-trip time: 0 below 64 µs, each of the following reaches twice as far as the one before, and the
@@ -167,7 +167,7 @@ pub struct FirstSight {
 const _: () = assert!(size_of::<FirstSight>() == size_of::<FlowKey>() + 4 + 4);
 plain_data!(FirstSight);
 
-/// What could not be stored: indices of a per-CPU array of counters.
+/// Losses, as indices of a per-CPU array of counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Loss {
@@ -190,7 +190,7 @@ pub enum Loss {
 }
 
 impl Loss {
-    /// How many kinds there are.
+    /// Number of kinds.
     pub const COUNT: u32 = 8;
 }
 

@@ -1,5 +1,5 @@
-//! What the kernel's programs and the agent hand to each other: fixed layouts of integers and byte arrays, in the
-//! machine's byte order, without padding. Neither side knows more of the other.
+//! Data that the kernel's programs and the agent exchange: fixed layouts of integers and byte arrays, in the machine's
+//! byte order, without padding. Neither side knows more of the other.
 #![no_std]
 
 mod answer;

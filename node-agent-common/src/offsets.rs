@@ -1,10 +1,10 @@
-//! Where the fields of the running kernel's structures are.
+//! Offsets of fields in the running kernel's structures.
 
 use crate::plain_data;
 
-/// Byte offsets of the fields that the programs read, found in the running kernel's BTF and frozen into the programs
-/// before they are loaded: Rust cannot emit relocations against the kernel's types, and an offset from another kernel
-/// would read garbage without an error.
+/// Byte offsets of the fields that the programs read. The agent finds them in the running kernel's BTF, and freezes
+/// them into the programs before it loads these. Rust cannot emit relocations against the kernel's types, and an offset
+/// of another kernel would read garbage without an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[expect(missing_docs, reason = "each is named after the kernel's structure and field")]

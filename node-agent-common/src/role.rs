@@ -1,8 +1,8 @@
-//! Which end of a connection a socket is, and what shows it.
+//! Roles of sockets, and the evidence for them.
 
 use crate::callback;
 
-/// Which end of a connection a socket is.
+/// End of a connection that a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Role {
@@ -12,8 +12,7 @@ pub enum Role {
     Server = 2,
 }
 
-/// Where a socket comes from, by the kernel's own structures. They show it of most sockets, whether any agent saw them or
-/// not.
+/// Origin of a socket by the kernel's own structures, which show it for most sockets, whether an agent saw them or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Origin {

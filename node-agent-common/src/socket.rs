@@ -50,7 +50,7 @@ plain_data!(SocketRecord);
 pub struct FollowedSocket {
     /// Its flow; all zeros until it is established.
     pub flow: FlowKey,
-    /// When it was noted, by the kernel's clock: with its address, what tells it from others.
+    /// Time of the note by the kernel's clock. Together with the address it identifies the socket.
     pub since: u64,
     /// The port of the end that dialled, as a number.
     pub client_port: u16,
@@ -100,7 +100,7 @@ pub mod callback {
         }
     }
 
-    /// Whether the end of the socket's connection has been counted: a mark is left, and nothing more is to come. A socket
+    /// Returns whether the end of the socket's connection was counted: a mark remains, and no event follows. A socket
     /// that is used again without any agent keeps this.
     #[inline]
     #[must_use]

@@ -17,7 +17,7 @@ static WANTS_ANSWERS: u32 = 0;
 /// The agent sets the size when it loads it.
 #[map(name = "ANSWERS")]
 static ANSWERS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
-/// Where a record is put together. Packets come in by softirqs, of which one runs on a processor at a time.
+/// Buffer in which a record is assembled. Packets arrive in softirqs, of which one runs per CPU at a time.
 #[map(name = "ANSWER")]
 static ANSWER: PerCpuArray<AnswerRecord> = PerCpuArray::with_max_entries(1, 0);
 

@@ -1,8 +1,8 @@
-//! Which conversations of datagrams are going on: what a connection is to TCP, for the sockets of UDP.
+//! Conversations of UDP datagrams, the counterpart of TCP connections.
 //!
-//! A conversation is one socket and one address and port that it exchanges datagrams with; the end that sent the first
-//! datagram is the client. It is over when nothing was exchanged for [`SILENCE`] nanoseconds. Of more than fit, those that have been
-//! silent for longest are forgotten; should they go on, they count again.
+//! A conversation is one socket and one remote address and port. The end that sent the first datagram is the client. It
+//! ends after [`SILENCE`] nanoseconds without a datagram. If the table is full, the conversation that was silent longest
+//! is evicted; if it continues, it counts again.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -18,7 +18,7 @@ use crate::flows::add_wide;
 #[unsafe(no_mangle)]
 static SILENCE: u64 = 0;
 
-/// What tells conversations apart.
+/// Key of a conversation.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Name {
@@ -29,12 +29,12 @@ pub struct Name {
     pub reserved: [u16; 3],
 }
 
-/// What is remembered of one.
+/// State of a conversation.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Conversation {
     pub flow: FlowKey,
-    /// When the last datagram was exchanged, by the kernel's clock.
+    /// Time of the last datagram by the kernel's clock.
     last: u64,
 }
 
@@ -49,16 +49,16 @@ impl Conversation {
 /// The agent sets the size when it loads them.
 #[map(name = "CONVERSATIONS")]
 static CONVERSATIONS: LruHashMap<Name, Conversation> = LruHashMap::with_max_entries(32_768, 0);
-/// How many have begun, and the number from which on one that seems to begin may be one that is only not remembered:
-/// see [`conversation`].
+/// Number of conversations that began, and the number from which on a new one may be one that was evicted: see
+/// [`conversation`].
 #[map(name = "BEGUN")]
 static BEGUN: Array<u64> = Array::with_max_entries(conversation::COUNTS, 0);
 
-/// What has become of a conversation that was to begin.
+/// Outcome for a conversation that was to begin.
 pub enum Beginning {
     /// It has begun.
     First {
-        /// Whether it may be older.
+        /// True if it may be older.
         inferred: bool,
     },
     /// Another processor was faster: it goes on.

@@ -1,8 +1,8 @@
-//! Called for each packet of the sockets of the node's cgroups, on its way out and in: counts the datagrams of UDP.
+//! Counts UDP datagrams. Runs for each packet that a socket of the node's cgroups sends or receives.
 //!
-//! A packet of TCP costs a look at one byte. Datagrams are seen whole: before they are fragmented, after they have been put
-//! together again. Those that went out have been translated already where the network namespace does so (a node's own,
-//! for the addresses of Services); the socket knows whom it is connected to, or [`dialled`] whom it has sent to.
+//! For a TCP packet it reads one byte. It sees whole datagrams: before fragmentation, after reassembly. If the network
+//! namespace applies NAT (the node's own does so for addresses of Services), sent datagrams are already translated. The
+//! original destination is that of the connected socket, or the one that [`dialled`] noted.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
@@ -123,14 +123,14 @@ impl End {
         Self { address, port }
     }
 
-    /// Whether somebody can answer there, and not several or nobody.
+    /// Returns whether exactly one host can answer there.
     #[inline(always)]
     fn is_one(&self) -> bool {
         self.port != 0 && is_one(&self.address)
     }
 }
 
-/// Whether this is the address of one, and not of nobody or of several. As two words: no loop for the verifier to follow.
+/// Returns whether this is the address of exactly one host. Compares two words: the verifier has no loop to follow.
 #[inline(always)]
 fn is_one(address: &[u8; 16]) -> bool {
     let word = u128::from_be_bytes(*address);
@@ -259,7 +259,7 @@ impl Packet {
         unsafe { bpf_skb_cgroup_id(self.0) }
     }
 
-    /// Whether connection tracking, and so whoever translates addresses, knows of it.
+    /// Returns whether conntrack, and thus any NAT, knows it.
     #[inline(always)]
     fn is_tracked(self) -> bool {
         is_tracked(self.0)
@@ -330,8 +330,8 @@ fn is_tracked(packet: *const __sk_buff) -> bool {
     beginning_of::<16>(packet.cast(), offset!(skb_nfct)) > 7
 }
 
-/// The word at an offset within the first so many words of a structure of the kernel, of which the verifier allows no
-/// address but its own: all of them are copied, and one is taken. 0 where it cannot be read.
+/// Returns the word at an offset within the first `WORDS` words of a kernel structure; 0 if it cannot be read. Copies
+/// all of them first, since the verifier allows no address within the structure.
 #[inline(always)]
 fn beginning_of<const WORDS: usize>(structure: *const c_void, offset: usize) -> u64 {
     if offset == 0 || offset % 8 != 0 || offset / 8 >= WORDS {

@@ -58,7 +58,7 @@ fn note(call: *mut bpf_sock_addr, address: [u8; 16]) {
     }
 }
 
-/// Where the socket has sent to last with an address.
+/// Returns the destination of the last datagram that the socket sent with an address.
 #[inline(always)]
 pub fn of(cookie: u64) -> Option<End> {
     // SAFETY: a value of the map, which stays readable while the program runs.

@@ -1,4 +1,4 @@
-//! Which open sockets have been counted when the agent looks at them for the first time.
+//! Open sockets that were counted when the agent lists them for the first time.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -39,8 +39,8 @@ pub fn note_opening(cookie: u64) {
     }
 }
 
-/// Whether the opening of this socket, which ends now, has to be counted with its end: during the first look, where it
-/// has not been counted. Noted, so that the agent does not count it, too.
+/// Returns whether the opening of this socket, which ends now, must be counted with its end: it ended during the first
+/// listing, before it was counted. Notes it, so that the agent does not count it as well.
 #[inline(always)]
 pub fn is_older(cookie: u64) -> bool {
     if phase() != look::NOTES_ALL {

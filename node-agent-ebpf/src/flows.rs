@@ -27,7 +27,7 @@ static FIRST_SIGHTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map(name = "LOST")]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::COUNT, 0);
 
-/// What can happen to a connection.
+/// Event of a connection.
 #[derive(Clone, Copy)]
 pub enum Event {
     Opened,
@@ -41,9 +41,9 @@ pub enum Event {
         retransmits: u32,
         /// The smoothed round-trip time, in microseconds; 0 where none was measured.
         srtt: u32,
-        /// Whether its opening was counted nowhere.
+        /// True if its opening was not counted.
         older: bool,
-        /// Whether its role is a guess.
+        /// True if its role is a guess.
         inferred: bool,
     },
     /// Its end was not seen, but has to have come.

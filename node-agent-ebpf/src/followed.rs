@@ -31,13 +31,13 @@ pub fn get(address: u64) -> Option<FollowedSocket> {
     FOLLOWED.get_ptr(key(address)).map(|entry| unsafe { *entry })
 }
 
-/// Whether there was room.
+/// Stores an entry. Returns false if there was no room.
 #[inline(always)]
 pub fn set(address: u64, entry: &FollowedSocket) -> bool {
     FOLLOWED.insert(key(address), entry, 0).is_ok()
 }
 
-/// Whether it was there.
+/// Removes an entry. Returns false if there was none.
 #[inline(always)]
 pub fn remove(address: u64) -> bool {
     FOLLOWED.remove(key(address)).is_ok()

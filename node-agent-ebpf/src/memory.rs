@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 
 /// One way.
 pub trait Access: Copy {
-    /// What is at this address; zeros where nothing can be read.
+    /// Reads the value at this address; zeros if it cannot be read.
     fn read<T: Copy>(address: usize) -> T;
 }
 

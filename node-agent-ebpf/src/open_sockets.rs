@@ -88,8 +88,8 @@ fn show(context: *const TaskFile) -> Option<()> {
     Some(())
 }
 
-/// What will see the socket's end: the callbacks that it has asked for, or, where changes of state are followed from
-/// outside, the note of it, in the same terms. And where it comes from.
+/// Returns the callbacks that will see the socket's end, and its origin. If state changes are followed from outside,
+/// the note of the socket counts as such a callback.
 #[inline(always)]
 fn callbacks(socket: TcpSocket) -> (u8, Origin) {
     if offset!(followed) == 0 { (socket.callbacks(), socket.origin()) } else { followed::as_callbacks(socket) }

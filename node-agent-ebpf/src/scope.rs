@@ -1,4 +1,4 @@
-//! Which sockets are this node's, where several nodes share a kernel.
+//! Selects this node's sockets, where several nodes share a kernel.
 
 use crate::{
     memory::{Access, Pointer},
@@ -12,7 +12,7 @@ static ROOT: u64 = 0;
 /// Deeper cgroups are not recognised as the node's own. Kubernetes nests six deep.
 const DEPTH: u32 = 24;
 
-/// Whether a cgroup is the node's root or below it.
+/// Returns whether a cgroup is the node's root or below it.
 #[inline(always)]
 pub fn is_own<A: Access>(mut cgroup: Pointer<A>) -> bool {
     if offset!(scoped) == 0 {

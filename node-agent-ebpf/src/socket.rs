@@ -24,7 +24,7 @@ impl TcpSocket {
         KernelPointer::new(tcp as u64).map(Self)
     }
 
-    /// Where it comes from. `connect()` chooses ports that all others keep away from: their `fastreuse` is -1.
+    /// Returns its origin. `connect()` chooses ports that no other call uses: their `fastreuse` is -1.
     #[inline(always)]
     pub fn origin(self) -> Origin {
         const CHOSEN_BY_CONNECT: i8 = -1;
@@ -46,7 +46,7 @@ impl TcpSocket {
 }
 
 impl TcpSocket<Probing> {
-    /// What is known from elsewhere to be a full TCP socket.
+    /// Wraps what is known from elsewhere to be a full TCP socket.
     #[inline(always)]
     pub fn assumed(sock: Pointer<Probing>) -> Self {
         Self(sock)
@@ -54,7 +54,7 @@ impl TcpSocket<Probing> {
 }
 
 impl<A: Access> TcpSocket<A> {
-    /// What it is known by as long as it lives, and what another one may have after it.
+    /// Returns its address: an identity for as long as the socket lives, which another socket may have later.
     #[inline(always)]
     pub fn address(self) -> u64 {
         self.0.address()
@@ -122,7 +122,7 @@ impl<A: Access> TcpSocket<A> {
         self.0.load(offset!(sock_cookie))
     }
 
-    /// Whether it has a limit of waiting connections: a listener's, which hands it down to the sockets that come out of it.
+    /// Returns whether it has a backlog: a listener's, which the sockets that come from it inherit.
     #[inline(always)]
     pub fn has_room_for_waiting(self) -> bool {
         self.0.load::<u32>(offset!(sock_backlog)) != 0

@@ -48,7 +48,7 @@ enum Copy {
     Second,
 }
 
-/// What a change of state means.
+/// Meaning of a state change.
 #[derive(Clone, core::marker::Copy)]
 enum Change {
     Dials,
@@ -225,8 +225,8 @@ fn missed_end(entry: &FollowedSocket) {
     }
 }
 
-/// Whether an entry is this socket's own, and not that of one that had the memory before it. By what a socket still has
-/// when it ends: its local port may be given back by then.
+/// Returns whether an entry is this socket's own, and not that of an earlier socket at the same address. Compares what
+/// a socket still has when it ends: its local port may be released by then.
 #[inline(always)]
 fn is_of<A: Access>(entry: &FollowedSocket, socket: TcpSocket<A>) -> bool {
     let remote_port = match entry.flow.role() {
