@@ -1,4 +1,4 @@
-//! How many flows fit into the memory that the agent may use. Pure.
+//! Sizes the flow table by the memory that the agent may use. Pure.
 //!
 //! The kernel's tables count, too: since 5.11 they are charged to the cgroup of the process that makes them.
 
@@ -30,7 +30,7 @@ pub struct Budget {
     pub flows: u32,
     /// Conversations of datagrams that can be remembered.
     pub conversations: u32,
-    /// What does not fit, if anything.
+    /// Shortage, if not everything fits.
     pub shortage: Option<Shortage>,
 }
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// Limits from here on are none: cgroup v1 writes the greatest number of whole pages.
 const NONE: u64 = 1 << 60;
 
-/// How a hierarchy of cgroups limits memory.
+/// Memory limits of a cgroup hierarchy.
 struct Hierarchy {
     /// In `mountinfo`, the type of file system.
     kind: &'static str,

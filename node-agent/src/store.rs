@@ -62,7 +62,7 @@ pub struct FlowStore {
     flows: IndexMap<FlowKey, Entry>,
     /// Flows with news, in the order in which it came, each once; flows that have left since may be among them.
     news: VecDeque<FlowKey>,
-    /// How many in `news` have left, at most.
+    /// Upper bound of the entries in `news` that have left.
     stale_news: usize,
     bounds: Bounds,
     clock: Clock,
@@ -91,8 +91,8 @@ pub struct Times {
     pub changed: Instant,
 }
 
-/// How much of a snapshot is still to be taken: from the end of the table to its beginning, as a flow that leaves gives
-/// its place to the last one, which has been taken by then.
+/// Rest of a snapshot. It is taken from the end of the table to its beginning: a flow that leaves is replaced by the
+/// last one, which was taken by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     rest: usize,
@@ -206,7 +206,7 @@ impl FlowStore {
         true
     }
 
-    /// How often there was no room for names.
+    /// Returns how often there was no room for names.
     #[must_use]
     pub fn unnamed(&self) -> u64 {
         self.unnamed

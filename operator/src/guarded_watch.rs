@@ -275,7 +275,7 @@ mod tests {
         }
     }
 
-    /// What comes of as many pods, by name and whether they decode.
+    /// Returns as many pods as the watch yields, by name and whether they decode.
     async fn seen(client: &Client, pods: usize) -> Vec<(String, bool)> {
         let mut events = pin!(watch::<Pod>(client));
         let mut seen = Vec::new();

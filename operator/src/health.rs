@@ -5,7 +5,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{lease::Standing, metrics::Metrics};
 
-/// Whether this operator accepts reports: it holds the lease and has listed the cluster.
+/// Readiness: the operator accepts reports once it holds the lease and has listed the cluster.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     /// True if it holds the lease.

@@ -49,7 +49,7 @@ pub enum LeaseError {
     Owner(#[from] DereferenceError),
 }
 
-/// Whether this operator may write.
+/// Permission of this operator to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It holds the lease.
@@ -68,7 +68,7 @@ pub struct Lease {
     holds: watch::Sender<bool>,
 }
 
-/// What came of an attempt to take or renew the lease.
+/// Outcome of an attempt to take or renew the lease.
 enum Attempt {
     /// It is held, from this moment on.
     Held(Instant),

@@ -133,7 +133,7 @@ impl NodeObservation {
     }
 }
 
-/// What a node's earlier epochs have contributed.
+/// Counts of a node's earlier epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EarlierObservation {
     /// Connections and failed attempts.

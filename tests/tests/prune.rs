@@ -13,7 +13,7 @@ use kube::{
 use operator::rollout::prune::{self, Pruned};
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest};
 
-/// What an operator leaves, and a Topology to which people wrote.
+/// Objects that an operator leaves behind, and a Topology to which a user wrote.
 const LEFT: &str = "
 {apiVersion: v1, kind: Node, metadata: {name: node-1, labels: {scopeprobe.io/probe: p, scopeprobe.io/mode: ebpf, zone: a}}}
 ---

@@ -48,7 +48,7 @@ pub struct Archive {
     outside: Outside,
 }
 
-/// What an edge had of flows that the ledger has let go of.
+/// Counts of an edge from flows that the ledger has dropped.
 #[derive(Clone, Copy, Debug, Default)]
 struct Retired {
     counters: EdgeCounters,

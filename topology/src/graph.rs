@@ -50,7 +50,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// What was known by then has waited long enough.
+    /// Returns the time up to which observations have waited long enough.
     fn settled(&self) -> SystemTime {
         self.now.checked_sub(self.settle).unwrap_or(SystemTime::UNIX_EPOCH)
     }

@@ -34,8 +34,8 @@ pub const MAX_REMOTE_NAMES: usize = 4;
 /// Time after which a silent agent counts as not reporting: several times the agents' longest pause.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// How long the ledger keeps the accounts of an epoch that another one has replaced, so that nothing is missing if its
-/// agent goes on under a new epoch. An agent that still runs does so within seconds.
+/// Time for which the ledger keeps the accounts of a replaced epoch, so that nothing is missing if its agent continues
+/// under a new epoch. An agent that still runs does so within seconds.
 pub const RESUMABLE: Duration = Duration::from_mins(2);
 
 /// A message of an epoch that has been followed by another one.
@@ -479,7 +479,7 @@ impl Ledger {
         }
     }
 
-    /// When the node's agent last said anything, as far as that was noted with [`Self::hear`].
+    /// Returns the time of the last message from the node's agent, as noted with [`Self::hear`].
     #[must_use]
     pub fn heard(&self, node: &str) -> Option<SystemTime> {
         self.nodes.get(node).and_then(|account| account.heard)

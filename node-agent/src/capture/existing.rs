@@ -27,8 +27,8 @@ use super::{
     traffic::Traffic,
 };
 
-/// What is just being established, or counted, is so after this: between two listings of the first look, and before its
-/// notes are read.
+/// Pause between two listings of the first look, and before its notes are read. Connections that are being established
+/// or counted are done by then.
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// A connection without callbacks.
@@ -240,7 +240,7 @@ fn select(listing: &Listing, is_meant: impl Fn(u64, &Connection) -> bool) -> Has
     meant.map(|(cookie, found)| (*cookie, *found)).collect()
 }
 
-/// What was counted during the first look.
+/// Counts of the first look.
 #[derive(Debug)]
 pub(super) struct Noted {
     /// Sockets whose opening or end was counted.

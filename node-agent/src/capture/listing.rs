@@ -23,7 +23,7 @@ pub(super) struct Listing {
     pub(super) connections: HashMap<u64, Connection>,
     /// The node's own attempts to connect that are under way, by cookie.
     pub(super) attempts: HashMap<u64, Attempt>,
-    /// How many these are, by network namespace.
+    /// Number of these by network namespace.
     pub(super) dialling: HashMap<u32, u64>,
     /// Kernel addresses of the listed sockets, if requested.
     present: HashSet<u64>,
@@ -49,7 +49,7 @@ pub(super) struct Attempt {
     pub(super) has_callbacks: bool,
 }
 
-/// How the end of a connection will be seen.
+/// Observer of a connection's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// By the callbacks that it has asked for, under an agent now or earlier.
@@ -124,8 +124,8 @@ impl Reader {
         });
     }
 
-    /// What does not show its role itself is a server's where somebody listens; else it is a guess, the same as the
-    /// programs' where these will count its end.
+    /// Decides the roles that the sockets themselves do not show. A socket at a listening port is a server's. Otherwise
+    /// the role is a guess, the programs' own if these will count its end.
     fn end(mut self) -> Listing {
         for record in std::mem::take(&mut self.undecided) {
             let listens = |at| self.listeners.contains(&(record.netns, record.local_port, at));

@@ -1,10 +1,10 @@
-//! How much room the kernel's tables of sockets need on this machine.
+//! Sizes the kernel's tables of sockets for this machine.
 
 use std::fs;
 
 use super::Settings;
 
-/// Where the kernel does not tell.
+/// Default if the kernel does not report it.
 const USUAL: u32 = 65_536;
 
 /// For what comes up between the count and the end of the first look.
@@ -13,7 +13,7 @@ const SPARE: u32 = 1024;
 /// Tables grow with what is in them; the room alone takes 16 bytes an entry.
 const MOST: u32 = 1 << 20;
 
-/// How many connections from before the capture can be watched for their end: more than there are sockets.
+/// Returns how many preexisting connections can be watched for their end: more than there are sockets.
 pub(super) fn for_old_connections(settings: &Settings) -> u32 {
     settings.max_old.unwrap_or_else(|| {
         let sockets = fs::read_to_string(settings.proc.join("net/sockstat")).ok();

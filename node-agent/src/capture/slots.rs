@@ -14,7 +14,7 @@ use crate::packed::PackedNumbers;
 /// for one that was preempted on a busy machine.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What is known of a slot.
+/// State of a slot.
 #[derive(Debug, Default)]
 enum Slot {
     /// It has never been lent.

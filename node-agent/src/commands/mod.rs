@@ -53,8 +53,8 @@ pub struct CaptureArguments {
     /// Attach type of the programs [default: the first one that works].
     #[arg(long, env = "SCOPEPROBE_ATTACH", value_enum)]
     attach: Option<Attach>,
-    /// How many flows the kernel can count at a time; what doesn't fit is counted as lost. Fewer where the memory limit
-    /// of the agent's cgroup has no room for them, which takes about 1.3 KiB each and 32 MiB for everything else.
+    /// Maximum number of flows in the kernel's table; connections of further flows count as lost. Lower if the agent's
+    /// memory limit does not suffice: a flow takes about 1.3 KiB, everything else 32 MiB.
     #[arg(long, env = "SCOPEPROBE_MAX_FLOWS", value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     max_flows: u32,

@@ -49,7 +49,7 @@ pub struct Names {
     /// By the turn of the latest answer.
     order: BTreeMap<u64, Key>,
     turn: u64,
-    /// What all names take, as if each were its address's own.
+    /// Bytes of all names, as if no two addresses shared one.
     bytes: usize,
 }
 

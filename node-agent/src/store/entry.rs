@@ -1,4 +1,4 @@
-//! What is remembered of one flow.
+//! Entry of one flow.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) struct Entry {
     pub(super) is_dropped: bool,
 }
 
-/// What few flows have.
+/// Data that few flows have.
 #[derive(Debug, Default)]
 pub(super) struct Rare {
     /// The part of the counters that the capture has dropped.

@@ -66,7 +66,7 @@ fn a_node_with_very_many_sockets_is_captured_exactly() {
     assert_eq!(watched.losses, Losses { closes_unseen: unseen, ..Losses::default() });
 }
 
-/// Where the kernel's table is too small for all connections from before, the end of the others is noticed late.
+/// Tests a kernel table that is too small for all preexisting connections: the end of the others is noticed late.
 pub fn more_old_connections_than_can_be_watched_are_counted(attach: Attach) {
     const ROOM: u32 = 6;
     const OLD: u64 = 10;
@@ -99,8 +99,8 @@ pub fn more_old_connections_than_can_be_watched_are_counted(attach: Attach) {
     assert_eq!(watched.sum(|counters| counters.opened), 2 * 5);
 }
 
-/// Where more comes and goes while the capture starts than can be noted, what was open before is left out and counted as
-/// lost: a number may fall short of what happened, and never exceeds it.
+/// Tests a start during which more sockets come and go than can be noted. Preexisting connections are left out and
+/// count as lost: a number may fall short of the truth, and never exceeds it.
 #[test]
 fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
     const OLD: u64 = 10;

@@ -125,7 +125,7 @@ fn refused_attempts_are_counted_at_the_client_alone(attach: Attach) {
     watched.expect(&expected);
 }
 
-/// Whether the client executes the command, and the command.
+/// A command, and whether the client executes it.
 type Step = (bool, &'static str);
 
 fn bytes_are_payload_in_every_order_of_closing(attach: Attach) {

@@ -1,4 +1,4 @@
-//! What happens while no agent is there: who called whom is known afterwards, or it is said to be a guess.
+//! Tests events while no agent runs: the roles are known afterwards, or marked as a guess.
 
 use std::collections::BTreeMap;
 

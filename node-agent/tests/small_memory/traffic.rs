@@ -20,10 +20,10 @@ const BATCH: u32 = 50;
 const CONVERSATIONS_A_SECOND: u32 = 10_500;
 const CONNECTIONS_A_SECOND: u32 = 2_000;
 
-/// Where [`play`] finds what it is to do.
+/// Environment variable with the plan for [`play`].
 const PLAN: &str = "SCOPEPROBE_SMALL_MEMORY_PLAN";
 
-/// What is to happen; both ends are the process's.
+/// Plan of the traffic; both ends are the process's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Conversations of datagrams, each with an address of its own.
@@ -34,7 +34,7 @@ pub struct Plan {
     pub held: u32,
 }
 
-/// What has happened.
+/// True counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truth {
     pub udp: u64,
@@ -62,7 +62,7 @@ pub async fn make(machine: &Machine, plan: Plan) -> Truth {
     Truth { udp: udp.parse().unwrap(), tcp: tcp.parse().unwrap() }
 }
 
-/// What the process does; `itself` is its directory in `/proc`.
+/// Executes the plan in the process; `itself` is its directory in `/proc`.
 pub fn play(itself: &Path) {
     let interfaces = fs::read_to_string(itself.join("net/dev")).unwrap().lines().skip(2).count();
     assert_eq!(interfaces, 1, "the loopback of its own network namespace alone");

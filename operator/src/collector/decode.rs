@@ -54,7 +54,7 @@ pub(super) struct Capture {
     pub message: String,
     pub attach: String,
     pub kernel: String,
-    /// How long before the message the capture was attached.
+    /// Time from the attach to the message.
     pub attached_age: Duration,
     pub losses: Losses,
     pub seen: u64,

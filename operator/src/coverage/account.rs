@@ -56,7 +56,7 @@ pub struct AccountRecord {
     pub attached: UnixMs,
     /// The counts of all epochs as of `until`.
     pub total: Counts,
-    /// What was reported after `until`: it may not have been written, but tells how busy the time was.
+    /// Reported after `until`: it may not have been written, but shows how busy the time was.
     pub unsettled: Rate,
     /// The periods, oldest first; complete ones that follow one another are one.
     pub periods: Vec<Period>,
@@ -88,7 +88,7 @@ impl CoverageAccount {
         Self { since, until, epoch: epoch.to_vec(), attached, total, periods, gap: None, unsettled }
     }
 
-    /// When the first capture was attached.
+    /// Returns the time at which the first capture was attached.
     #[must_use]
     pub fn since(&self) -> UnixMs {
         self.since

@@ -7,7 +7,7 @@ const MEASURED_MS: u64 = 10_000;
 /// The least observed time that a rate is taken from: a single connection is not a thousand a second.
 const LEAST_MS: u64 = 1_000;
 
-/// How much happened in how much observed time.
+/// Rate: events per observed time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     /// Connections and failed attempts, seen or lost.
@@ -43,7 +43,7 @@ impl Rate {
         if other.during(MEASURED_MS) > self.during(MEASURED_MS) { other } else { self }
     }
 
-    /// How much happens in so many milliseconds.
+    /// Returns the expected events in so many milliseconds.
     fn during(&self, ms: u64) -> u64 {
         let estimate = u128::from(self.happened) * u128::from(ms) / u128::from(self.observed_ms.max(LEAST_MS));
         u64::try_from(estimate).unwrap_or(u64::MAX)

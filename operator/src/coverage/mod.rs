@@ -1,4 +1,4 @@
-//! How much of what happens on a node is counted. Pure: all times come in.
+//! Coverage: the counted share of a node's connections. Pure: all times are arguments.
 //!
 //! An [`account::CoverageAccount`] keeps a node's observed and unobserved time with what was seen and lost in it. A
 //! [`share::Share`] sums it up for a window.

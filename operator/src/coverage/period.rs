@@ -108,7 +108,7 @@ impl Period {
         self.length().saturating_sub(self.shortfall.as_ref().map_or(0, |it| it.unobserved_ms))
     }
 
-    /// What was counted in it.
+    /// Returns its counts.
     #[must_use]
     pub fn counts(&self) -> Counts {
         Counts { seen: self.seen, losses: self.shortfall.as_ref().map(|it| it.losses).unwrap_or_default() }

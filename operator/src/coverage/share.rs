@@ -8,7 +8,7 @@ use super::{
     period::{Period, Shortfall},
 };
 
-/// What is known of a window, of one node or the sum of several.
+/// Counts and shortfall of a window, of one node or the sum of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// Time in which the node was due to be observed, in milliseconds.

@@ -26,7 +26,7 @@ pub struct ResumedEpoch<'a> {
     pub epoch: &'a [u8],
     /// The epoch in which the counters began.
     pub origin: &'a [u8],
-    /// What the counters are now.
+    /// Current counter.
     pub seen: u64,
     /// As `seen`.
     pub losses: Losses,

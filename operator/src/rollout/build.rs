@@ -27,7 +27,7 @@ use crate::settings::AgentSettings;
 pub const AGENT_APP: &str = "scopeprobe-agent";
 /// Port of the agents' /livez, /readyz and /metrics.
 const HTTP_PORT: i32 = 9464;
-/// Where a node's cgroup hierarchies are shown to its agent.
+/// Mount path of the node's cgroup hierarchies in the agent's container.
 const CGROUP_MOUNT: &str = "/host/sys/fs/cgroup";
 /// CPU budget of the Fallback mode, in thousandths of a core: minimum, maximum, default.
 const CPU_BUDGET: (u32, u32, u32) = (5, 2000, 50);

@@ -30,7 +30,7 @@ const POLL: Duration = Duration::from_secs(1);
 /// Time that the garbage collector has to remove the agents' DaemonSets.
 const GARBAGE_COLLECTION: Duration = Duration::from_mins(2);
 
-/// What was removed.
+/// Outcome of the clean-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pruned {
     /// All node labels, NodeProbes and Topologies.

@@ -1,4 +1,4 @@
-//! What is said of a node's coverage: which time counts, and how a share is written. Pure.
+//! Assesses and formats a node's coverage. Pure.
 
 use topology::plural::counted;
 
@@ -22,18 +22,18 @@ const PATIENCE: u64 = MINUTE;
 pub struct NodeCoverage {
     /// The shares of all windows.
     pub shares: Shares,
-    /// What the next operator continues from; none before the first report of a capture.
+    /// Record from which the next operator continues; `None` before the first report of a capture.
     pub record: Option<AccountRecord>,
 }
 
-/// What a node's coverage is judged by.
+/// Inputs of the assessment.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// Report of its agent.
     pub observation: Option<&'a NodeObservation>,
     /// Time at which its NodeProbe was made; none if it is not there yet.
     pub created: Option<UnixMs>,
-    /// What was reported by then is surely written into Topology objects.
+    /// Time up to which all reports are surely in Topology objects.
     pub settled: UnixMs,
     /// Now.
     pub now: UnixMs,

@@ -30,7 +30,7 @@ pub struct Inputs<'a> {
     pub demotion: Option<&'a Demotion>,
     /// Report of its agent.
     pub observation: Option<&'a NodeObservation>,
-    /// How much of what happened was counted.
+    /// Counted share of what happened.
     pub coverage: &'a NodeCoverage,
     /// Previous status.
     pub previous: Option<&'a NodeProbeStatus>,

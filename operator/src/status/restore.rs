@@ -19,7 +19,8 @@ use crate::{
     observation::{EarlierObservation, NodeObservation, Observations},
 };
 
-/// What an earlier operator knew of the nodes. Their agents are silent from `now` on, when this operator begins.
+/// Restores what an earlier operator knew of the nodes. Their agents are silent from `now` on, when this operator
+/// begins.
 #[must_use]
 pub fn observations(node_probes: &BTreeMap<String, NodeProbe>, now: UnixMs) -> Observations {
     let observations = Observations::default();
@@ -68,7 +69,7 @@ fn record(node_probe: &NodeProbe, status: &NodeProbeStatus, now: UnixMs) -> Opti
     })
 }
 
-/// What an operator has counted that knew of no periods: all in one.
+/// Restores the counts of an operator that kept no periods, as one period.
 fn without_record(node_probe: &NodeProbe, status: &NodeProbeStatus, now: UnixMs) -> Option<AccountRecord> {
     let since = u64::try_from(node_probe.creation_timestamp()?.0.as_millisecond()).ok()?;
     let Unobserved { intervals, seconds, missed } = status.unobserved;

@@ -21,7 +21,7 @@ use crate::{
 pub struct NodeState {
     /// The status of its NodeProbe.
     pub status: NodeProbeStatus,
-    /// How much of what happened was counted.
+    /// Counted share of what happened.
     pub shares: Shares,
 }
 

@@ -21,9 +21,9 @@ use crate::{
 
 /// The step of the simulation, in milliseconds.
 const STEP: u64 = 1_000;
-/// How often counters are written.
+/// Interval between writes of counters.
 const INTERVAL: u64 = 30_000;
-/// When it begins.
+/// Time of the beginning.
 const START: u64 = 1_000_000_000;
 
 /// Numbers that look random, the same for each seed.
@@ -46,7 +46,7 @@ struct Scenario {
     seed: u64,
     /// For how many seconds all goes well, parts are killed, and all goes well again.
     seconds: (u64, u64, u64),
-    /// How many times as many connections there are while parts are killed.
+    /// Factor by which connections increase while parts are killed.
     busier: u64,
     /// Connections in a second at most, and half of them at least; another number is drawn every so many seconds.
     rates: (u64, u64),
@@ -106,7 +106,7 @@ struct World {
     agent_turn: u64,
     operator: Option<Operator>,
     operator_turn: u64,
-    /// What the API server holds.
+    /// State in the API server.
     topology: Stored,
     node_probe: NodeProbe,
 }
@@ -264,7 +264,7 @@ impl World {
         self.operator = Some(operator);
     }
 
-    /// What is claimed, and the share of what happened that is shown, in thousandths.
+    /// Returns the claimed share, and the share of what happened that is shown, in thousandths.
     fn end(&self) -> (Share, u64) {
         let operator = self.operator.as_ref().expect("all is well in the end");
         let shown = operator.stored.sum();

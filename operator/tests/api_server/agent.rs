@@ -1,4 +1,4 @@
-//! What an agent reports, made up.
+//! Invents an agent's report.
 
 use std::net::SocketAddr;
 

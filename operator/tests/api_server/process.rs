@@ -38,7 +38,7 @@ impl Operator {
         Ok(Self { child, http, collector })
     }
 
-    /// Where it takes reports in.
+    /// Returns the address of its collector.
     pub fn collector(&self) -> SocketAddr {
         self.collector
     }

@@ -1,4 +1,4 @@
-//! What NodeProbes and the ScopeProbe say of what was seen and missed, and when it is written.
+//! Tests the coverage in NodeProbes and the ScopeProbe, and when it is written.
 
 use crds::{Mode, NodeProbeStatus, Unobserved};
 use operator::{

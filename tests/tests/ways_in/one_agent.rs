@@ -17,7 +17,7 @@ use crate::{
 /// The node with an agent.
 pub const NODE: &str = "node-1";
 
-/// Whether the agent's capture reads its node's conntrack.
+/// Use of the node's conntrack by the agent's capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
     Heard,

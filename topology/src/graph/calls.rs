@@ -1,4 +1,4 @@
-//! Which servers' flows may be the other ends of which clients' flows, and how many of their connections are.
+//! Matches clients' flows with the servers' flows that may be their other ends, and divides their connections.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use super::{
     observed::{Fresh, Source},
 };
 
-/// How a client has reached its servers, the most certain first: that leaves less to be guessed.
+/// Path from a client to its servers, most certain first: that leaves less to guess.
 #[derive(Clone, Debug)]
 pub(super) enum Way<'a> {
     /// Both ends see the same addresses, of which one has had several owners.
@@ -68,7 +68,7 @@ impl<'a> Join<'a> {
         calls
     }
 
-    /// How many connections of each call are which servers' flows'.
+    /// Divides the connections of each call among servers' flows.
     pub(super) fn match_calls(&self, calls: &[Call<'_, 'a>]) -> Vec<Vec<Found>> {
         let wanted = calls.iter().map(|call| count(call.source, call.source.counters.opened));
         let found: Vec<&[usize]> = calls.iter().map(|call| call.sinks.as_slice()).collect();
@@ -78,8 +78,8 @@ impl<'a> Join<'a> {
         })
     }
 
-    /// How many connections of each client's flow, of which so many have no other end yet, are which servers' flows' of
-    /// those that were found for it.
+    /// Divides those connections of each client's flow that have no other end yet among the servers' flows that were
+    /// found for it.
     pub(super) fn match_rest<'s>(
         &self,
         rest: impl ExactSizeIterator<Item = (&'s Source<'a>, u64)>,
@@ -111,8 +111,8 @@ impl<'a> Join<'a> {
         (0..found.len()).map(|source| matching.found(source)).collect()
     }
 
-    /// How many of a client's connections, of which no server has counted so many, have to wait for servers' reports: those
-    /// that were opened after its backends' agents were heard last, or shortly before.
+    /// Returns how many of a client's connections must wait for servers' reports. These are connections that no server
+    /// has counted, and that were opened after its backends' agents reported last, or shortly before.
     pub(super) fn wait_for_backends(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, left: u64) -> u64 {
         let spoken = candidates.heard.map_or(self.options.now, |heard| heard.min(self.options.now));
         let settled = spoken.checked_sub(self.options.settle).unwrap_or(std::time::SystemTime::UNIX_EPOCH);

@@ -73,8 +73,8 @@ impl<'a> Join<'a> {
         sum.add_server(server_end, share.opened, 0);
     }
 
-    /// Which backend it was is not known: the attempts that failed, and what no server has counted. Servers' reports of the
-    /// newest connections may be on their way; if they stay away, the Service is all that is known.
+    /// Leaves at the Service what has no known backend: failed attempts, and connections that no server has counted.
+    /// Servers' reports of the newest connections may still arrive; otherwise the Service is all that is known.
     pub(super) fn leave_at_service(
         &mut self,
         source: &Source<'a>,

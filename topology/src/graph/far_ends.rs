@@ -85,15 +85,15 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// What of a share does not have to wait for news of who had its address, if there is any.
+    /// Takes the part of a share that need not wait for news of the address's owner, if any.
     fn settled_share(&mut self, owner: &Owner<'a>, share: &EdgeCounters, fresh: &mut Fresh) -> Option<EdgeCounters> {
         let waiting = self.wait_for_names(owner, share.opened, fresh);
         self.unsettled = count::add(self.unsettled, waiting);
         Some(share.without(&share.share(waiting))).filter(|rest| rest.opened > 0)
     }
 
-    /// How many of so many connections have to wait for news of who had an address: any of a flow's fresh ones may be among
-    /// them, each once.
+    /// Returns how many of these connections must wait for news of an address's owner. Any of a flow's fresh ones may
+    /// be among them, each once.
     fn wait_for_names(&mut self, owner: &Owner<'a>, opened: u64, fresh: &mut Fresh) -> u64 {
         let waiting = if owner.may_change() { opened.min(fresh.opened) } else { 0 };
         fresh.opened -= waiting;

@@ -238,7 +238,7 @@ impl<'a> Join<'a> {
         by_owner(self.directory, ip, source.parts, source.span, &source.counters, settled)
     }
 
-    /// What is left of a server's flow, by who had the client's address.
+    /// Groups the rest of a server's flow by the owner of the client's address.
     pub(super) fn groups_of_rest(&self, sink: &Sink<'a>) -> Vec<Group<'a>> {
         let (ip, settled) = (sink.tuple.client, self.options.settled());
         let mut groups = by_owner(self.directory, ip, &sink.parts, sink.span, &sink.left, settled);

@@ -42,7 +42,7 @@ pub(super) struct Candidates<'a> {
     pub(super) only: Option<(PeerId, u16)>,
     /// True if all backends are on nodes that report.
     pub(super) observed: bool,
-    /// When all of their agents had been heard last, as far as that was noted.
+    /// Latest time by which all of their agents had reported, if noted.
     pub(super) heard: Option<SystemTime>,
 }
 
@@ -297,7 +297,7 @@ impl<'a> Join<'a> {
         true
     }
 
-    /// How many of so many connections have to wait; those that are fresh, as what is missing are the newest ones.
+    /// Returns how many of these connections must wait: the fresh ones, since the newest are those that are missing.
     pub(super) fn wait(&mut self, opened: u64, fresh: &Fresh) -> u64 {
         let waiting = opened.min(fresh.opened);
         if waiting > 0 && !fresh.since.is_some_and(|since| self.waits(since)) {

@@ -22,7 +22,7 @@ impl Count {
     }
 }
 
-/// What a client's flow has with a server's.
+/// Connections that a client's flow shares with a server's.
 #[derive(Clone, Copy, Debug)]
 struct Cell {
     source: usize,
@@ -38,7 +38,7 @@ struct Sink {
     /// The number by which it was added.
     index: usize,
     offered: Count,
-    /// What is no client's yet.
+    /// Rest without a client.
     free: u64,
     cells: Vec<usize>,
 }
@@ -53,11 +53,11 @@ pub(super) struct Found {
     pub(super) is_contested: bool,
 }
 
-/// How the servers' counts are divided.
+/// Division of the servers' counts.
 #[derive(Debug)]
 pub(super) struct Matching {
     wanted: Vec<Count>,
-    /// What of the clients' flows has no other end yet.
+    /// Rest of each client's flow without another end.
     left: Vec<u64>,
     sinks: Vec<Sink>,
     /// By the number by which a server's flow was added, its place among `sinks`.
@@ -171,8 +171,8 @@ impl Matching {
         self.augment();
     }
 
-    /// Where an end has counted more than others explain, or will when all reports are there, one of several flows has lost
-    /// connections on the way: which one is a guess.
+    /// Marks flows as guesses if an end counted more than the others explain, or will once all reports are there: one
+    /// of several flows lost connections on the way, and nothing shows which.
     fn mark_misfits(&mut self) {
         let sources = (0..self.left.len()).filter(|source| self.left[*source] > self.wanted[*source].fresh);
         let sinks = self.sinks.iter().filter(|sink| sink.free > sink.offered.fresh);
@@ -215,7 +215,7 @@ impl Matching {
         *free -= taken;
     }
 
-    /// Where the counts leave a choice, each flow takes from each server in proportion to what that offers.
+    /// Shares contested counts: each flow takes from each server in proportion to what that offers.
     fn share(&mut self, contested: &[Vec<usize>]) {
         let mut shares = Vec::new();
         for cells in contested {
@@ -431,7 +431,7 @@ mod tests {
             }
         }
 
-        /// What really happened is found wherever it is not said to be a guess.
+        /// Finds the truth wherever the result is not marked as a guess.
         #[test]
         fn what_leaves_no_choice_is_what_happened((_, _, cells) in counts(), opened in prop::collection::vec(0..20_u64, 25)) {
             let happened: Vec<(usize, usize, u64)> =

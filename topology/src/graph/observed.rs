@@ -65,8 +65,8 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    /// What of a flow was opened after `settled`. Of a flow that was not known by then, nothing can be expected to be
-    /// known of the other end.
+    /// Returns what of a flow was opened after `settled`. If the flow was not known by then, nothing is expected of the
+    /// other end.
     pub(super) fn of(opened: u64, reported: SystemTime, parts: &[Part], settled: SystemTime) -> Self {
         if reported > settled {
             return Self { opened, since: Some(reported) };
@@ -74,7 +74,7 @@ impl Fresh {
         Self::of_parts(parts, settled)
     }
 
-    /// What of a flow was opened after `settled`.
+    /// Returns what of a flow was opened after `settled`.
     pub(super) fn of_parts(parts: &[Part], settled: SystemTime) -> Self {
         let mut fresh = Self::default();
         for part in parts.iter().filter(|part| part.counted.opened > 0 && part.until > settled) {
@@ -143,7 +143,7 @@ pub(super) struct Sink<'a> {
     pub(super) counters: EdgeCounters,
     /// Counters that no client flow explains yet.
     pub(super) left: EdgeCounters,
-    /// What was, and whose it is, as far as that is known.
+    /// Counts that were taken, with their owners, if known.
     pub(super) taken: Vec<(Option<EndId>, Counted)>,
     /// Number of client flows that may lead here, where it matters.
     pub(super) ways: usize,
@@ -310,7 +310,7 @@ fn fresh(flow: &FlowView<'_>, options: &Options) -> Fresh {
     Fresh::of(flow.totals.opened, flow.reported, flow.parts, options.settled())
 }
 
-/// What counters say of connections, attempts and bytes.
+/// Returns the connections, attempts and bytes of counters.
 pub(super) fn counted(counters: &EdgeCounters) -> Counted {
     let EdgeCounters { opened, failed, bytes_sent, bytes_received, .. } = *counters;
     Counted { opened, failed, bytes_sent, bytes_received }

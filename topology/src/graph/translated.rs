@@ -86,8 +86,8 @@ impl Translated {
 }
 
 impl<'a> Join<'a> {
-    /// Where servers have seen other addresses than their clients', what is left of both is matched: of flows through
-    /// Services that lead to one workload, and of those that lead to several.
+    /// Joins the rests of both sides if servers saw other addresses than their clients'. Matches flows through Services
+    /// that lead to one workload, then those that lead to several.
     pub(super) fn join_translated(
         &mut self,
         to_one: &mut [Rest<'_, 'a, u64>],

@@ -11,10 +11,10 @@ use proptest::prelude::*;
 use scopeprobe_topology::{edge::Peer, graph::Graph};
 use world::{ByClient, LAST_CALL_MS, LATE_MS, PERIOD_MS, SETTLE_MS, World, world};
 
-/// When everything has been told, and nothing has to wait any more.
+/// Time at which everything was reported and nothing waits.
 const QUIET_MS: u64 = LAST_CALL_MS + 3 * PERIOD_MS + LATE_MS + SETTLE_MS;
 
-/// What is shown of what clients' agents have counted.
+/// Returns the part of clients' counts that is shown.
 fn shown(graph: &Graph) -> ByClient {
     let mut shown = ByClient::new();
     for edge in &graph.edges {
@@ -51,7 +51,7 @@ fn check(world: &World, now_ms: u64) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// When nothing has to wait any more, all of it is shown.
+/// Checks that everything is shown once nothing waits.
 fn check_all(world: &World) -> Result<Graph, TestCaseError> {
     check(world, QUIET_MS)?;
     let (graph, told) = (world.graph(QUIET_MS), world.told(QUIET_MS));
@@ -80,7 +80,7 @@ proptest! {
         check_all(&world)?;
     }
 
-    /// Where both ends of everything are seen, so is what each server has done.
+    /// If both ends of everything are observed, each server has all of its counts.
     #[test]
     fn servers_have_what_they_have_counted(world in world(0.0, 1.0)) {
         let world = world.keep_addresses();

@@ -45,7 +45,7 @@ pub const LAST_CALL_MS: u64 = 40_000;
 pub struct World {
     /// Agents of each node, if any: true for one that looks now and then.
     agents: [Option<bool>; NODES],
-    /// Where connection tracking tells clients' agents where their connections have led.
+    /// True if connection tracking reports the NAT peers to clients' agents.
     tracks: bool,
     /// Workloads of the pods that have a client's address, one after the other, and when the second one comes.
     clients: Vec<([usize; 2], u64)>,
@@ -64,7 +64,7 @@ struct Call {
     way: Way,
     /// So many connections at once.
     opened: u64,
-    /// Which ends' agents miss it.
+    /// Client's and server's agents that miss it.
     lost: (bool, bool),
 }
 
@@ -109,15 +109,15 @@ pub fn world(lost: f64, observed: f64) -> impl Strategy<Value = World> {
         })
 }
 
-/// Who called, through which Service, and how often.
+/// Numbers of calls by client and Service.
 pub type ByClient = BTreeMap<(Peer, Option<ServiceRef>), u64>;
 
-/// What agents have told by some time.
+/// Reports of agents up to some time.
 #[derive(Clone, Debug, Default)]
 pub struct Told {
-    /// What clients' agents have counted.
+    /// Counts of clients' agents.
     pub by_clients: ByClient,
-    /// What servers' agents have counted, by workload and port.
+    /// Counts of servers' agents by workload and port.
     pub by_servers: BTreeMap<(Peer, u16), u64>,
     /// Connections of which at least one end has been told.
     pub happened: u64,
@@ -130,13 +130,13 @@ struct Happened<'a> {
     call: &'a Call,
     client: Party,
     server: Party,
-    /// What the client has dialled, and through which Service.
+    /// Address and port that the client dialled.
     dialled: (IpAddr, u16),
     service: Option<ServiceRef>,
     port: u16,
 }
 
-/// Who takes part in a call.
+/// Participant of a call.
 #[derive(Clone)]
 struct Party {
     node: usize,
@@ -206,7 +206,7 @@ fn process(number: usize) -> Party {
     Party { node: 0, ip: node_ip(0), peer, owner: CgroupOwner::HostProcess { name }, cgroup_id: number as u64 }
 }
 
-/// When the look after this happens on a node.
+/// Returns the time of the next look on a node.
 fn look_after(ms: u64, node: usize) -> u64 {
     let phase = 230 * node as u64;
     (ms + PERIOD_MS - phase).div_ceil(PERIOD_MS) * PERIOD_MS + phase
@@ -261,7 +261,7 @@ impl World {
         })
     }
 
-    /// When a call is told by the agent of a node, and at which look it was found, if it ever is.
+    /// Returns the time at which a node's agent reports a call, and the look that found it, if any.
     fn told_at(&self, happened: &Happened<'_>, by_client: bool) -> Option<(u64, u64)> {
         let (end, lost) =
             if by_client { (&happened.client, happened.call.lost.0) } else { (&happened.server, happened.call.lost.1) };
@@ -417,10 +417,10 @@ impl World {
     }
 }
 
-/// What an agent has counted of a flow, when it looked before the first call, and where its connections have led.
+/// Counts of a flow, the look before its first call, and the NAT peers of its connections.
 type Counted = (FlowCounters, u64, BTreeMap<FarEnd, u64>);
 
-/// What an agent tells of a call.
+/// Report of a call.
 struct Report {
     node: usize,
     key: FlowKey,

@@ -10,7 +10,7 @@ use crate::world::{EPOCH, World, at, edges, ip, key, pod};
 
 const FIRST: (&str, &str, u16) = ("10.244.1.2", "10.96.0.6", 80);
 const SECOND: (&str, &str, u16) = ("10.244.1.2", "10.96.0.7", 80);
-/// What each server sees of the client.
+/// Address of the client as each server sees it.
 const SEEN: [(&str, (&str, &str, u16)); 3] = [
     ("one", ("10.244.2.3", "10.244.1.2", 5432)),
     ("two", ("10.244.2.4", "10.244.1.2", 5432)),

@@ -102,7 +102,7 @@ impl Connections {
         }
     }
 
-    /// What is tracked from here on is a list of what conntrack has, after events were lost.
+    /// Begins a list of conntrack's entries, after events were lost.
     pub(super) fn begin_list(&mut self) {
         self.tracks.begin_list();
     }

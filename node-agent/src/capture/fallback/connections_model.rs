@@ -364,7 +364,7 @@ proptest! {
         }
     }
 
-    /// Where there is no room for all, connections may be missing; none is made up.
+    /// If the table is full, connections may be missing; none is invented.
     #[test]
     fn nothing_counts_twice_where_there_is_no_room(
         actions in prop::collection::vec(action(1), 0..60),

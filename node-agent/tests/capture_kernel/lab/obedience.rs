@@ -165,7 +165,7 @@ impl Sockets {
         }
     }
 
-    /// What `handshakes` does.
+    /// Executes `handshakes`.
     fn act_by_step(&mut self, words: &[&str]) -> std::io::Result<String> {
         match words[0] {
             // `listen-with-room LISTENER ADDRESS ROOM`: answers the port.

@@ -3,7 +3,7 @@
 use super::{Account, Base, FlowCounters, FlowTotals};
 use crate::{far_end::FarEnds, ledger::Epoch};
 
-/// What the last epoch of some origin had made of a flow when an epoch of another origin began.
+/// Counts that the last epoch of an origin had of a flow when an epoch of another origin began.
 #[derive(Clone, Debug)]
 pub(super) struct Displaced {
     origin: Epoch,
