@@ -16,8 +16,7 @@ use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
 use scopeprobe_tests::{
-    Cluster, Error, Result, cluster::Shape, eventually, namespace::Namespace, oracle::cases::Case,
-    traffic_pod::Traffic,
+    Cluster, Error, Result, cluster::Shape, eventually, namespace::Namespace, oracle::cases::Case, traffic_pod::Traffic,
 };
 use traffic::protocol::Connect;
 

@@ -46,7 +46,10 @@ fn what_the_classic_tracepoint_misses_is_counted_as_lost() {
     if let Some(reason) = lab::no_classic_tracepoint() {
         skip(Prerequisite::ClassicTracepoint, &reason);
     } else if !lab::kernel_has(KernelFeature::ClassicTracepointMissCount) {
-        skip(Prerequisite::SkippedRuns, "this kernel does not count the skipped runs of a classic tracepoint's program");
+        skip(
+            Prerequisite::SkippedRuns,
+            "this kernel does not count the skipped runs of a classic tracepoint's program",
+        );
     } else {
         what_a_tracepoint_misses_is_counted_as_lost(Attach::Tracepoint);
     }

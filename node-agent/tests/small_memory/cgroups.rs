@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::unistd::geteuid;
+use prerequisites::{Prerequisite, skip};
 use scopeprobe_agent::capture::find_cgroup_root;
 
 /// Names of files.
@@ -38,11 +39,11 @@ impl Machine {
     /// `None` where this machine doesn't allow it.
     pub fn new(memory: u64) -> Option<Self> {
         if !geteuid().is_root() {
-            println!("skipped: not root");
+            skip(Prerequisite::Root, "limiting memory needs root");
             return None;
         }
         let Ok(mount) = find_cgroup_root(Path::new("/sys/fs/cgroup")) else {
-            println!("skipped: no cgroup v2 here");
+            skip(Prerequisite::CgroupV2, "no cgroup v2 hierarchy is mounted");
             return None;
         };
         let name = format!("scopeprobe-memory-{}", std::process::id());

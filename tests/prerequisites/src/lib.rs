@@ -5,12 +5,7 @@
 //! kernel without MPTCP. `SCOPEPROBE_SKIPPED` is the file that collects the skipped tests, one line each.
 #![forbid(unsafe_code)]
 
-use std::{
-    env, fmt,
-    fs::OpenOptions,
-    io::Write as _,
-    thread,
-};
+use std::{env, fmt, fs::OpenOptions, io::Write as _, thread};
 
 /// Variable that names the required prerequisites.
 const REQUIRE: &str = "SCOPEPROBE_REQUIRE";

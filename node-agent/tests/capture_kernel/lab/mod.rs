@@ -89,10 +89,7 @@ pub fn all_processors() -> String {
 macro_rules! list_or_skip {
     () => {
         if !$crate::lab::can_list() {
-            prerequisites::skip(
-                prerequisites::Prerequisite::SocketListing,
-                "this kernel cannot list the open sockets",
-            );
+            prerequisites::skip(prerequisites::Prerequisite::SocketListing, "this kernel cannot list the open sockets");
             return;
         }
     };
