@@ -71,7 +71,7 @@ conditions_script() {
 build_suite() {
   local test arguments=()
   for test in $SUITE $COMPARISON; do arguments+=(--test "$test"); done
-  cargo build --quiet --locked --workspace --features "$TEST_FEATURES" --bin scopeprobe-agent
+  # Builds the agent as well, with the features of the tests: `cargo build` would compile its dependencies again.
   cargo test --locked --workspace --features "$TEST_FEATURES" "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
     { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
   sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/cargo.log"

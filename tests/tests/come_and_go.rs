@@ -175,7 +175,7 @@ async fn no_edge_names_a_pod_that_did_not_own_the_address_then() -> Result<()> {
         "{}",
         Case::of("pods that come and go with the same addresses", &happened, &seen, |opened| *opened, |_| ())
     );
-    assert!(again > 0, "no address came round: this says nothing; use scripts/come-and-go");
+    assert!(again > 0, "no address came round: this says nothing; use the cluster of few addresses");
     assert!(shown.total() - shown.nameless > shown.nameless, "a map without names says nothing");
     Ok(())
 }
