@@ -9,9 +9,11 @@ use crate::memory_limit;
 /// Memory of everything but flows: the program, the cgroups and their names, the names of peers, one reading, one message.
 const BASE: u64 = 32 << 20;
 
-/// Bytes that one of `--max-flows` takes: in the kernel an entry of the index, its counters and a free slot (252); here the
-/// slot's last counters (216), and twice, as flows are remembered when they are over, an account (105) and what the operator
-/// knows (210).
+/// Bytes per flow of `--max-flows`.
+///
+/// In the kernel: an entry of the index, its counters and a free slot (252). In the agent: the slot's last counters (216),
+/// an account (105) and the counters that the operator acknowledged (210). The last two count twice, because the agent
+/// keeps flows that are over.
 const FLOW: u64 = 1100;
 
 /// Bytes of a conversation of datagrams, or of a socket that a tracepoint follows, in the kernel's tables.

@@ -309,9 +309,10 @@ impl FlowStore {
         }
     }
 
-    /// The flows that the capture should drop, as far as it can: those that have had their time, and, where there are
-    /// too many, quiet ones of dead cgroups, then of living ones, of each first those of which the operator knows all,
-    /// oldest first.
+    /// Returns the flows that the capture should drop if it can.
+    ///
+    /// These are the flows that are over. If the store is crowded, quiet flows of dead cgroups are added, then those of
+    /// live cgroups. In each group, acknowledged flows precede unacknowledged ones, and older flows precede newer ones.
     #[must_use]
     pub fn dispensable(&self, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
         let quiet = || self.flows.iter().enumerate().filter(|(_, (_, entry))| entry.is_quiet());

@@ -77,7 +77,7 @@ impl ClusterState {
         valid.filter(|probe| probe.metadata.deletion_timestamp.is_none()).collect()
     }
 
-    /// Names of the ScopeProbes that do not decode. What belongs to them stays as it is until somebody has mended them.
+    /// Names of the ScopeProbes that do not decode. The operator leaves their objects unchanged until they decode again.
     #[must_use]
     pub fn malformed_probes(&self) -> BTreeSet<String> {
         self.malformed_probe_versions().into_keys().collect()

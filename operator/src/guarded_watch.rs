@@ -1,5 +1,5 @@
-//! Watches that go on whatever happens: an object that does not decode costs only itself, and an API server that is
-//! away is asked again within seconds. Each malformed object and each outage is logged once.
+//! Watches that continue after errors. An object that does not decode affects no other object. Requests to an unreachable
+//! API server are retried within seconds. Each malformed object and each outage is logged once.
 
 use std::{collections::BTreeMap, error::Error, fmt::Debug, iter, time::Duration};
 

@@ -70,11 +70,11 @@ pub struct Lease {
 
 /// Outcome of an attempt to take or renew the lease.
 enum Attempt {
-    /// It is held, from this moment on.
+    /// This operator holds the lease, from this moment on.
     Held(Instant),
     /// This other operator holds it.
     Taken(String),
-    /// Somebody else wrote it at the same time.
+    /// Another operator wrote it at the same time.
     Conflict,
 }
 

@@ -97,8 +97,10 @@ impl NodeObservation {
         matches!(self.mode, Some(Mode::Ebpf | Mode::Fallback))
     }
 
-    /// Returns whether more may be missed than what is counted as lost: by the fallback, and by a tracepoint's program
-    /// where several processors handle packets (not all that Linux skips of it is in `recursion_misses`, seen on 6.18).
+    /// Returns whether connections may be missed that are not counted as lost.
+    ///
+    /// This is so in Fallback mode. It is also so for a tracepoint's program where several processors handle packets:
+    /// `recursion_misses` does not contain all runs that Linux skips (observed on 6.18).
     #[must_use]
     pub fn misses_uncounted(&self) -> bool {
         match self.mode {

@@ -302,7 +302,7 @@ mod tests {
         let nodes = |client: &Client| Api::<Node>::all(client.clone());
         let (watching, requesting) = (nodes(&clients.watching), nodes(&clients.requesting));
         tokio::select! {
-            _ = watching.get("node-1") => panic!("nobody has answered"),
+            _ = watching.get("node-1") => panic!("a request without an answer ended"),
             answer = requesting.get("node-1") => assert!(answer.is_err()),
         }
     }

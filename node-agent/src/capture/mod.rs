@@ -4,12 +4,13 @@
 //! If that cannot be attached, programs on the tracepoint `inet_sock_set_state` use the same maps. An iterator lists
 //! preexisting sockets. [`FallbackCapture`] works without eBPF: see `fallback`.
 //!
-//! The way of a connection: `prepare` makes sure of the `requirements` and then tries each [`Attach`] in turn: `kernel`
-//! loads and attaches the programs (`tracepoint` those of the second and third choice) with the `offsets` that `btf`
-//! found; `refusals` puts into words what the kernel says to that. The programs count into `counters`, by `slots`, and
-//! announce a flow's first connection through `first_sights`; `listing` reads the open sockets, `existing` tells the
-//! ones from before from those that were counted, and `attempts` what had not succeeded yet; `followed` finds the ends
-//! that a tracepoint has missed; `accounts` makes totals of it all.
+//! Attach: `prepare` checks the `requirements` and then tries each [`Attach`] in turn. `kernel` loads and attaches the
+//! programs with the `offsets` that `btf` found; `tracepoint` does so for the second and third choice. `refusals` explains
+//! the kernel's errors.
+//!
+//! Counting: the programs count into `counters`, by `slots`, and announce a new flow through `first_sights`. `listing`
+//! reads the open sockets. `existing` separates preexisting connections from counted ones, and `attempts` does so for
+//! attempts in progress. `followed` finds the ends that a tracepoint missed. `accounts` computes the totals.
 
 use std::{
     os::fd::BorrowedFd,

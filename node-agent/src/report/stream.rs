@@ -169,7 +169,7 @@ impl Reporter {
             self.metrics.disconnected();
             let (ends_epoch, closes) = (error.ends_epoch(), *closing.borrow());
             if ends_epoch && closes {
-                // Whoever has taken the place of an agent that ends is its successor.
+                // An agent that is ending was replaced by its successor.
                 tracing::info!(operator = %self.operator, "another agent of this node reports; nothing more is reported: {error}");
                 return;
             }

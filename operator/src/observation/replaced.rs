@@ -35,8 +35,8 @@ pub struct ResumedEpoch<'a> {
 }
 
 impl NodeObservation {
-    /// The first report of an epoch whose counters go on from those of `origin`: nobody has stopped looking. Nothing
-    /// happens if the epoch is the one that is known.
+    /// Records the first report of an epoch whose counters continue those of `origin`, without a gap in the observation.
+    /// Does nothing if the epoch is already recorded.
     pub fn resume_epoch(&mut self, resumed: &ResumedEpoch<'_>) {
         if self.epoch == resumed.epoch || self.epoch.is_empty() || self.origin == resumed.origin {
             self.epoch = resumed.epoch.to_vec();
@@ -52,7 +52,7 @@ impl NodeObservation {
         self.epoch = resumed.epoch.to_vec();
         self.origin = resumed.origin.to_vec();
         (self.seen, self.losses) = (resumed.seen, resumed.losses);
-        // Whatever others have reported in between, no total becomes less.
+        // Reports of other agents in between must not decrease a total.
         self.earlier.seen = count::add(self.earlier.seen, shown_seen.saturating_sub(self.total_seen()));
         let missing = shown_losses.since(&self.total_losses());
         self.earlier.losses = self.earlier.losses.plus(&missing);

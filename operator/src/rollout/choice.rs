@@ -107,7 +107,7 @@ pub fn choose(
     }
     let verdict = Verdict::of(kernel);
     let with_ebpf = match &verdict {
-        // It would crash, whatever is asked for.
+        // eBPF would crash this kernel, so the requested mode does not matter.
         Verdict::Unfit(unfit @ UnfitKernel::KnownBad { .. }) => {
             return (AgentMode::Fallback, ModeCause::UnfitKernel(unfit.clone()));
         }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_decides_unless_somebody_else_does() {
+    fn choice_follows_kernel_unless_a_mode_is_requested() {
         for (kernel, by_itself, with_ebpf) in [
             ("6.1.0", is(AgentMode::Ebpf, Reason::Supported), AgentMode::Ebpf),
             ("5.10.0", is(AgentMode::EbpfMemlock, Reason::Supported), AgentMode::EbpfMemlock),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_makes_a_kernel_panic() {
+    fn choice_never_uses_ebpf_on_a_kernel_that_panics() {
         for (requested, reason) in
             [(Auto, Reason::KnownBadKernel), (Ebpf, Reason::KnownBadKernel), (Fallback, Reason::ForcedByProbe)]
         {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_asks_is_heard_where_nobody_has_decided() {
+    fn choice_follows_agents_request_unless_a_mode_is_requested() {
         let demotion = |retrying| Demotion {
             reason: Reason::BtfMissing,
             message: String::new(),

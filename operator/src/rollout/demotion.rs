@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_goes_on_while_nobody_says_how_it_went() {
+    fn retry_continues_until_its_outcome_is_reported() {
         assert_eq!(decide(Some(&retrying()), &facts(), HOUR, at(99_999)), Some(retrying()));
         assert_eq!(decide(Some(&retrying()), &asking(5000, 5001), HOUR, at(99_999)), Some(retrying()));
     }
@@ -287,7 +287,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_happens_a_node_is_moved_for_a_reason_and_comes_back(moments in moments()) {
+        fn demotion_has_a_reason_and_ends(moments in moments()) {
             let (mut demotion, mut now, mut boots) = (None::<Demotion>, at(1_000_000), 0);
             for (asked_for, sees_by_ebpf, booted, seconds) in moments {
                 now += SignedDuration::from_secs(seconds);
@@ -307,7 +307,7 @@ mod tests {
                     Some(after) if !after.retrying => {
                         let moved = after.since == now;
                         prop_assert!(moved || demotion.as_ref() == Some(after), "it waits as it did");
-                        prop_assert!(!moved || steady, "nobody has asked for it");
+                        prop_assert!(!moved || steady, "no agent requested it");
                         prop_assert!(now < after.retry_at, "its time has come");
                         let wait = after.retry_at.duration_since(after.since);
                         prop_assert!((HOUR..=SignedDuration::from_hours(30)).contains(&wait), "{wait}");

@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Makes a NodeProbe decode again: takes its status away, whoever wrote it, or deletes it where that does not help.
+/// Makes a NodeProbe decode again: removes its status, regardless of the writer, or deletes it if that does not help.
 ///
 /// # Errors
 /// Returns an error if the API server refused.
@@ -149,13 +149,13 @@ mod tests {
         assert_eq!(remedy(&object(&json!({}), None), now), Remedy::None);
         assert_eq!(remedy(&object(&json!({}), Some(&bad_status)), now), Remedy::TakeStatus);
         assert_eq!(remedy(&object(&bad_spec, Some(&bad_status)), now), Remedy::TakeStatus);
-        let Remedy::Tell(told) = remedy(&object(&bad_spec, None), now) else { panic!("nothing is told") };
+        let Remedy::Tell(told) = remedy(&object(&bad_spec, None), now) else { panic!("nothing is reported") };
         let condition = |type_: &str| told.conditions.iter().find(|it| it.type_ == type_).unwrap();
         assert_eq!((condition("Ready").status.as_str(), condition("Stalled").status.as_str()), ("False", "True"));
         assert!(condition("Ready").message.contains("many"), "{}", condition("Ready").message);
         assert_eq!(told.observed_generation, Some(3));
         let told = serde_json::to_value(&told).unwrap();
         let later = Timestamp::from_second(9).unwrap();
-        assert_eq!(remedy(&object(&bad_spec, Some(&told)), later), Remedy::None, "it is told once");
+        assert_eq!(remedy(&object(&bad_spec, Some(&told)), later), Remedy::None, "it is reported once");
     }
 }

@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fallback_is_a_good_state_that_may_miss_what_nobody_can_count() {
+    fn status_is_ready_in_fallback_mode_and_reports_sampling() {
         let fallback = || node(true, Some(Mode::Fallback), |_| ());
         let status = status_of(&[("a", good()), ("b", fallback())], Some(&done()));
         assert_eq!((condition(&status, "Ready").0, condition(&status, "Stalled").0), ("True", "False"));
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_being_moved_waits_for_nobody() {
+    fn status_is_not_stalled_while_a_node_moves() {
         let unsupported = || node(true, Some(Mode::Unsupported), |_| ());
         let status = status_while_moving(&[("a", unsupported())], &["a"], Some(&done()));
         assert_eq!((condition(&status, "Reconciling").0, condition(&status, "Stalled").0), ("True", "False"));
