@@ -173,11 +173,7 @@ async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) 
         if !has_labels(node, &wanted) {
             tracing::info!(node = node.name, mode = assignment.mode.as_str(), cause = ?assignment.cause, "assigning");
             if let Labelled::Taken(by) = apply::label_node(&context.client, node, &wanted).await? {
-                tracing::warn!(
-                    node = node.name,
-                    by,
-                    "another field manager has set labels that choose this node's agent"
-                );
+                tracing::warn!(node = node.name, by, "another field manager has set labels that choose its agent");
                 taken.push(format!("{}: {by}", node.name));
             }
         }
