@@ -1,7 +1,9 @@
 //! Lint of the language of comments and documentation, by the rules of CONTRIBUTING.md ("Writing").
 #![forbid(unsafe_code)]
+#![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -11,11 +13,17 @@ use std::{
 const MAX_WH_PERCENT: usize = 3;
 /// Upper bound of the length of a sentence in a doc comment or a page, in words.
 const MAX_WORDS: usize = 35;
+/// Upper bound of the length of a line of prose on a page, in characters; link targets do not count.
+const MAX_LINE: usize = 130;
+/// Words that begin questions.
 const WH_WORDS: [&str; 8] = ["What", "Who", "Whose", "Which", "Where", "How", "Whether", "When"];
+/// Words and phrases without a place in our language.
 const BANNED: [&str; 9] =
     ["somebody", "nobody", "whoever", "whatever", "in vain", "for ever", "as it were", "is told", "are told"];
 /// Files that name the banned words to ban them.
 const EXEMPT: [&str; 2] = ["CONTRIBUTING.md", "tests/tests/writing.rs"];
+/// Page that is generated from doc comments, with one line per paragraph.
+const GENERATED: &str = "docs/api.md";
 
 #[test]
 fn doc_comments_rarely_begin_with_a_wh_word() {
@@ -54,7 +62,41 @@ fn banned_words_do_not_occur() {
 }
 
 #[test]
-fn sentences_are_told_apart_from_abbreviations_and_code() {
+fn lines_of_pages_are_short() {
+    let pages: Vec<PathBuf> = markdown_files().into_iter().filter(|file| !file.ends_with(GENERATED)).collect();
+    let lines: Vec<Comment> = pages.iter().flat_map(|file| long_lines(file)).collect();
+    let all: Vec<&Comment> = lines.iter().collect();
+    assert!(all.is_empty(), "{} lines have more than {MAX_LINE} characters:\n{}", all.len(), list(&all));
+}
+
+#[test]
+fn links_of_pages_lead_somewhere() {
+    let files = markdown_files();
+    let anchors: BTreeMap<PathBuf, BTreeSet<String>> =
+        files.iter().map(|file| (absolute(file), anchors(&read(file)))).collect();
+    let mut dead = Vec::new();
+    for file in &files {
+        for target in links(&without_code(&read(file))) {
+            if !leads_somewhere(file, &target, &anchors) {
+                dead.push(Comment { place: shown(file), text: target });
+            }
+        }
+    }
+    assert!(dead.is_empty(), "{} links lead nowhere:\n{}", dead.len(), list(&dead.iter().collect::<Vec<_>>()));
+}
+
+#[test]
+fn links_and_anchors_follow_githubs_rules() {
+    let page = "# The `a.b` of [c](d.md): e-f_g\n```sh\n# none\n```\n## Same\n## Same\n<a id=\"own\"></a>";
+    let expected = ["the-ab-of-c-e-f_g", "same", "same-1", "own"].map(str::to_owned);
+    assert_eq!(anchors(page), BTreeSet::from(expected));
+    let page = "[a](b.md#c) `[d](e)` ![f](<g h>) [i\nj](k \"title\")\n[l]: m.md\n<img src=\"n.svg\">";
+    assert_eq!(links(&without_code(page)), ["b.md#c", "g h", "k", "m.md", "n.svg"]);
+    assert_eq!(without_targets("see [a](b.md), `c`"), "see [a], `c`");
+}
+
+#[test]
+fn lint_separates_sentences_from_abbreviations_and_code() {
     assert_eq!(longest_sentence("One two. Three four five."), 3);
     assert_eq!(longest_sentence("See `a.b c.d e`, e.g. this."), 4, "code is one word, e.g. ends no sentence");
     assert!(has_phrase("what nobody sees", "nobody") && !has_phrase("nobodyx", "nobody"));
@@ -145,6 +187,100 @@ fn blocks<'a>(file: &Path, lines: impl Iterator<Item = Option<&'a str>>) -> Vec<
         }
     }
     found
+}
+
+/// Lines of prose that are too long, without tables, code blocks and pictures.
+fn long_lines(file: &Path) -> Vec<Comment> {
+    let mut found = Vec::new();
+    let mut fenced = false;
+    for (index, line) in read(file).lines().enumerate() {
+        let is_fence = line.trim_start().starts_with("```");
+        fenced ^= is_fence;
+        let is_prose = !fenced && !is_fence && !line.trim_start().starts_with(['|', '<']);
+        if is_prose && without_targets(line).chars().count() > MAX_LINE {
+            found.push(Comment { place: format!("{}:{}", shown(file), index + 1), text: line.to_owned() });
+        }
+    }
+    found
+}
+
+/// Removes the targets of links, and bare addresses, which cannot be broken into lines.
+fn without_targets(line: &str) -> String {
+    let mut parts = line.split("](");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let text = parts.fold(first, |text, part| text + "]" + part.split_once(')').map_or("", |(_, rest)| rest));
+    text.split(' ').filter(|word| !word.contains("://")).collect::<Vec<_>>().join(" ")
+}
+
+/// Removes code blocks and code spans.
+fn without_code(text: &str) -> String {
+    let mut fenced = false;
+    let prose = text.lines().filter(|line| {
+        let is_fence = line.trim_start().starts_with("```");
+        fenced ^= is_fence;
+        !fenced && !is_fence
+    });
+    let prose = prose.collect::<Vec<_>>().join("\n");
+    prose.split('`').step_by(2).collect::<Vec<_>>().join("`")
+}
+
+/// Targets of the links and pictures of a page without code.
+fn links(text: &str) -> Vec<String> {
+    let inline = text.split("](").skip(1).filter_map(|rest| match rest.strip_prefix('<') {
+        Some(rest) => rest.split_once('>').map(|(target, _)| target),
+        None => rest.split([')', ' ', '\n']).next(),
+    });
+    let references = text.lines().filter(|line| line.starts_with('[')).filter_map(|line| line.split_once("]: "));
+    let tags = ["src=\"", "href=\""].into_iter().flat_map(|name| text.split(name).skip(1));
+    let tags = tags.filter_map(|rest| rest.split_once('"')).map(|(target, _)| target);
+    inline.chain(references.map(|(_, target)| target.trim())).chain(tags).map(str::to_owned).collect()
+}
+
+/// Returns whether a relative link has a file, and its anchor a heading. Other links are not checked.
+fn leads_somewhere(page: &Path, target: &str, anchors: &BTreeMap<PathBuf, BTreeSet<String>>) -> bool {
+    if target.contains("://") || target.starts_with("mailto:") {
+        return true;
+    }
+    let (path, anchor) = target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)));
+    let folder = page.parent().unwrap_or(page);
+    let file = match path.strip_prefix('/') {
+        Some(path) => root().join(path),
+        None if path.is_empty() => page.to_owned(),
+        None => folder.join(path),
+    };
+    file.exists() && anchor.is_none_or(|it| anchors.get(&absolute(&file)).is_none_or(|all| all.contains(it)))
+}
+
+fn absolute(file: &Path) -> PathBuf {
+    file.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+/// Anchors that GitHub gives to the headings of a page, and those that the page sets itself.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut times: BTreeMap<String, usize> = BTreeMap::new();
+    let mut fenced = false;
+    for line in text.lines() {
+        let is_fence = line.trim_start().starts_with("```");
+        fenced ^= is_fence;
+        let heading = line.trim_start_matches('#');
+        if !fenced && line.starts_with('#') && heading.starts_with(' ') {
+            let slug = slug(heading);
+            let time = times.entry(slug.clone()).or_default();
+            found.insert(if *time == 0 { slug } else { format!("{slug}-{time}") });
+            *time += 1;
+        }
+        let own = ["id=\"", "name=\""].into_iter().flat_map(|name| line.split(name).skip(1));
+        found.extend(own.filter_map(|rest| rest.split_once('"')).map(|(anchor, _)| anchor.to_owned()));
+    }
+    found
+}
+
+/// Converts a heading to its anchor: lower case, hyphens for spaces, no other punctuation than hyphens and underscores.
+fn slug(heading: &str) -> String {
+    let text = without_targets(heading).trim().to_lowercase();
+    let kept = text.chars().filter(|it| it.is_alphanumeric() || matches!(it, ' ' | '-' | '_'));
+    kept.map(|it| if it == ' ' { '-' } else { it }).collect()
 }
 
 fn is_list_item(line: &str) -> bool {
