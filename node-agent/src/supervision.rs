@@ -53,8 +53,8 @@ pub fn stand_in(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send 
         Err(Refused {
             reason: Reason::CapabilityMissing,
             message:
-                "with the rights of this agent (no SYS_ADMIN or no SYS_PTRACE) or this kernel it is not known whose \
-                      sockets are"
+                "cannot attribute sockets to cgroups: the agent lacks SYS_ADMIN or SYS_PTRACE, or the kernel does not \
+                      report a socket's cgroup"
                     .into(),
         })
     })
