@@ -10,19 +10,19 @@ use super::demotion::Demotion;
 /// DaemonSet of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AgentMode {
-    /// With the capabilities that eBPF needs.
+    /// Agent with the capabilities that eBPF needs.
     Ebpf,
-    /// The same on a kernel that counts eBPF maps as locked memory.
+    /// Agent with these capabilities, on a kernel that counts eBPF maps as locked memory.
     EbpfMemlock,
-    /// With those that looking at other processes' sockets needs.
+    /// Agent with the capabilities that reading other processes' sockets needs.
     Fallback,
 }
 
 impl AgentMode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 3] = [Self::Ebpf, Self::EbpfMemlock, Self::Fallback];
 
-    /// As labels and names write it.
+    /// Returns the mode as in labels and names.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,7 +32,7 @@ impl AgentMode {
         }
     }
 
-    /// As the agent's `--mode` wants it.
+    /// Returns the mode as a value of the agent's `--mode`.
     #[must_use]
     pub fn flag(self) -> &'static str {
         match self {
@@ -51,23 +51,23 @@ pub enum Asker {
     Override,
 }
 
-/// Why a node's agent is started in its mode.
+/// Reason for the mode in which a node's agent is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModeCause {
     /// The kernel is recent enough.
     Supported,
     /// The kernel is too old, or eBPF would crash it.
     UnfitKernel(UnfitKernel),
-    /// The kernel's release says nothing; the agent will find out.
+    /// The kernel's release names no version; the agent tries eBPF.
     KernelUnknown,
-    /// The ScopeProbe asks for this mode.
+    /// The ScopeProbe requests this mode.
     Forced(Asker),
     /// An agent failed to use eBPF, with its reason.
     Demoted(Reason),
 }
 
 impl ModeCause {
-    /// Word of the API.
+    /// Returns the reason in the API.
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
@@ -80,7 +80,7 @@ impl ModeCause {
         }
     }
 
-    /// For people; none where there is nothing to explain.
+    /// Returns a human-readable explanation; `None` if none is needed.
     #[must_use]
     pub fn message(&self) -> Option<Cow<'static, str>> {
         Some(match self {
