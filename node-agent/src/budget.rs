@@ -9,32 +9,34 @@ use crate::memory_limit;
 /// Memory of everything but flows: the program, the cgroups and their names, the names of peers, one reading, one message.
 const BASE: u64 = 32 << 20;
 
-/// Bytes that one of `--max-flows` takes: in the kernel an entry of the index, its counters and a free slot (252); here the
-/// slot's last counters (216), and twice, as flows are remembered when they are over, an account (105) and what the operator
-/// knows (210).
+/// Bytes per flow of `--max-flows`.
+///
+/// In the kernel: an entry of the index, its counters and a free slot (252). In the agent: the slot's last counters (216),
+/// an account (105) and the counters that the operator acknowledged (210). The last two count twice, because the agent
+/// keeps flows that are over.
 const FLOW: u64 = 1100;
 
 /// Bytes of a conversation of datagrams, or of a socket that a tracepoint follows, in the kernel's tables.
 const CONVERSATION: u64 = 160;
 
-/// Conversations that the kernel remembers where there is room.
+/// Maximum number of conversations in the kernel's table.
 const MOST_CONVERSATIONS: u32 = 65_536;
 
-/// Fewer flows are of no use; the least that `--max-flows` can be.
+/// Minimum of `--max-flows`.
 const LEAST: u32 = 64;
 
 /// The sizes of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Flows that can be counted at a time.
+    /// Maximum number of flows.
     pub flows: u32,
-    /// Conversations of datagrams that can be remembered.
+    /// Maximum number of UDP conversations.
     pub conversations: u32,
     /// Shortage, if not everything fits.
     pub shortage: Option<Shortage>,
 }
 
-/// Fewer flows fit than were asked for.
+/// Shortage of memory: fewer flows fit than requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "flow table reduced from {wanted} to {flows} flows to fit the memory limit of {} MiB; connections of more flows are \
@@ -49,7 +51,8 @@ pub struct Shortage {
 }
 
 impl Budget {
-    /// For so many flows, or as many as fit into the memory limit of this process's cgroup.
+    /// Returns the sizes for the wanted number of flows, or for those that fit into the memory limit of this process's
+    /// cgroup.
     #[must_use]
     pub fn of_this_process(wanted: u32) -> Self {
         Self::new(wanted, memory_limit::read(Path::new("/proc/self")))
@@ -63,7 +66,7 @@ impl Budget {
             return unlimited;
         }
         let room = limit.saturating_sub(BASE);
-        // Conversations make way together with flows, as long as they are fewer.
+        // The table of conversations shrinks together with that of flows, as long as it is smaller.
         let together = at_most(room / (FLOW + CONVERSATION));
         let flows = if together >= MOST_CONVERSATIONS {
             at_most((room - CONVERSATION * u64::from(MOST_CONVERSATIONS)) / FLOW)

@@ -26,24 +26,24 @@ pub struct ReportMetrics {
 }
 
 impl ReportMetrics {
-    /// A stream was opened.
+    /// Records an opened stream.
     pub fn connected(&self) {
         self.connected.set(1);
     }
 
-    /// A stream ended, or an attempt to open one failed.
+    /// Records that a stream ended, or that an attempt to open one failed.
     pub fn disconnected(&self) {
         self.connected.set(0);
         self.disconnects.inc();
     }
 
-    /// A message was sent and acknowledged.
+    /// Records an acknowledged message.
     pub fn sent(&self) {
         self.sent.inc();
     }
 }
 
-/// Reads the observation when metrics are asked for: nothing is counted twice.
+/// Collector that reads the observation at each request, so that no counter is kept twice.
 #[derive(Debug)]
 struct ObservationCollector(Shared);
 
@@ -70,7 +70,7 @@ fn router(observation: Shared, report: &ReportMetrics) -> Router {
         .with_state(observation)
 }
 
-/// Ready once it is decided what can be captured. A node that can't be captured has a ready agent that says so.
+/// Returns ready once a capture has started or failed. The agent is ready, too, if it reports that no capture can run.
 async fn readyz(State(observation): State<Shared>) -> (StatusCode, String) {
     let observation = observation.lock();
     let state = &observation.capture;

@@ -1,4 +1,4 @@
-//! Epochs: what tells the operator which counters go on from which.
+//! Epochs: identify the counters that continue one another.
 
 /// 16 random bytes: counters of different epochs do not continue one another.
 pub type Epoch = [u8; 16];

@@ -1,4 +1,4 @@
-//! The node agent: captures the connections of its node, finds out whose they are, and reports them.
+//! Node agent: captures the connections of its node, attributes them to pods and containers, and reports them.
 //!
 //! [`capture`] counts connections, and [`attribution`] finds their owners. [`observation`] combines both (with the
 //! flows in [`store`]), and [`observer`] keeps it up to date. [`report`] sends it to the operator. [`watch`] shows it

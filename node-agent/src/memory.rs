@@ -6,17 +6,17 @@
 #[cfg(target_env = "gnu")]
 const RETURNED_AT_ONCE: libc::c_int = 128 * 1024;
 
-/// Has large blocks returned at once. To be called before other threads are started.
+/// Makes the allocator return large blocks at once. Must be called before other threads are started.
 pub fn keep_small() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: no other thread is there yet, which is all that mallopt(3) asks for; a refusal changes nothing.
+    // SAFETY: mallopt(3) only requires that no other thread runs yet; a refusal changes nothing.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, RETURNED_AT_ONCE);
         libc::mallopt(libc::M_MMAP_THRESHOLD, RETURNED_AT_ONCE);
     }
 }
 
-/// Below this, in entries, what a table has taken at its peak is not worth the work of returning it.
+/// Capacity, in entries, up to which a table is never shrunk: its memory is not worth the work.
 const WORTH_SHRINKING: usize = 4096;
 
 /// Returns whether a table that has so many places for so few entries should be made smaller.

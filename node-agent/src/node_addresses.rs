@@ -11,28 +11,28 @@ use std::{
 
 use topology::entity::Network;
 
-/// A node that carries a whole routing table has a long list; its own addresses are enough from what fits.
+/// Maximum size of the file that is read, in bytes: a node with a large routing table has a long one.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// More than a node has of its own; beyond that the rest is left out.
+/// Maximum number of addresses; the rest is left out. A node has fewer addresses of its own.
 const MAX_ADDRESSES: usize = 256;
 
 /// kube-proxy's interface in IPVS mode: each node has all Services' addresses there.
 const IPVS_INTERFACE: &str = "kube-ipvs0";
 
-/// The addresses of the network namespace of the process table's first process, without loopback and link-local ones.
-/// What cannot be read is left out: the node's main addresses are known from elsewhere too.
+/// Returns the addresses of the network namespace of process 1, without loopback and link-local ones. Leaves out
+/// unreadable parts: the operator also has the main addresses from the Node object.
 #[must_use]
 pub fn read(proc: &Path) -> BTreeSet<IpAddr> {
     of(&proc.join("1"))
 }
 
-/// The same of the network namespace of the process with this directory.
+/// Returns the addresses of the network namespace of the process with this directory.
 #[must_use]
 pub fn of(process: &Path) -> BTreeSet<IpAddr> {
     let v4 = local_v4(&text(&process.join("net/fib_trie")));
     let v6 = local_v6(&text(&process.join("net/if_inet6"))).into_iter().map(IpAddr::V6);
-    // Services' addresses, which are no network's, can be many.
+    // Services' addresses belong to no network and can be many, so they come last.
     let all = v4.in_networks.into_iter().map(IpAddr::V4).chain(v6).chain(v4.alone.into_iter().map(IpAddr::V4));
     all.take(MAX_ADDRESSES).collect()
 }

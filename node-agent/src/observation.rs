@@ -27,7 +27,7 @@ pub use crate::epoch::Epoch;
 #[derive(Debug)]
 pub struct Observation {
     epoch: Epoch,
-    /// The epoch in which the counters began: another one where the operator has ended that since.
+    /// Epoch in which the counters began. It differs from the current epoch if the operator has ended it since.
     origin: Epoch,
     /// The state of the capture.
     pub capture: CaptureState,
@@ -41,7 +41,7 @@ pub struct Observation {
     pub attribution: Option<Attribution>,
     /// The names that have led to addresses.
     names: Names,
-    /// The end of the state's message: what the capture that runs says of itself.
+    /// End of the state's message: the description of the running capture.
     described: String,
     /// Time up to which all events are included.
     complete_until: Option<Instant>,
@@ -50,11 +50,11 @@ pub struct Observation {
 /// The state of the capture, in the terms of the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureState {
-    /// `None`: the agent runs and sees nothing.
+    /// Kind of capture; `None` if nothing is captured.
     pub mode: Option<Mode>,
-    /// Why.
+    /// Reason of the state.
     pub reason: Reason,
-    /// Why, for people.
+    /// Human-readable explanation of `reason`.
     pub message: String,
     /// Attach type; empty if nothing is attached.
     pub attach: &'static str,
@@ -62,23 +62,23 @@ pub struct CaptureState {
     pub kernel: String,
     /// Time of the attach.
     pub attached_at: Option<SystemTime>,
-    /// The same by the clock that never jumps; none where it began to run after that.
+    /// The same by the monotonic clock; `None` if that clock started later.
     pub attached_instant: Option<Instant>,
     /// Losses in this epoch, in the kernel or in the agent.
     pub losses: Losses,
     /// Connections opened and attempts failed, in this epoch.
     pub seen: u64,
-    /// Flows that left for want of room before the operator knew all of them: they are among the losses.
+    /// Flows that were evicted for lack of room before all of their counters were reported; included in the losses.
     pub untold_flows: u64,
     /// True if the requested capture is impossible on this node, so that the agent asks for the rights of the Fallback
     /// mode.
     pub asks_for_fallback: bool,
 }
 
-/// Why a stand-in captures, or nothing.
+/// Reason for which a stand-in captures, or nothing does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortfall {
-    /// The word for it.
+    /// Reason of the failure.
     pub reason: Reason,
     /// Failed step, its object, its error, and how to fix it.
     pub message: String,
@@ -95,7 +95,7 @@ impl CaptureState {
 }
 
 impl Observation {
-    /// Nothing is known yet.
+    /// Returns the state before the first start of a capture.
     #[must_use]
     pub fn new(epoch: Epoch, bounds: Bounds, kernel: String) -> Self {
         Self {
@@ -124,24 +124,24 @@ impl Observation {
         }
     }
 
-    /// The epoch that the counters belong to.
+    /// Returns the current epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The epoch in which the counters began.
+    /// Returns the epoch in which the counters began.
     #[must_use]
     pub fn origin(&self) -> Epoch {
         self.origin
     }
 
-    /// The counters go on under another epoch, because the operator has ended the present one.
+    /// Continues the counters under another epoch, because the operator has ended the present one.
     pub fn rename_epoch(&mut self, epoch: Epoch) {
         self.epoch = epoch;
     }
 
-    /// A capture runs: its counters begin at zero, so the flows of the one before leave.
+    /// Starts an epoch for a new capture. Its counters begin at zero, so the flows of the previous one are removed.
     pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
         (self.epoch, self.origin) = (epoch, epoch);
         self.flows.clear();
@@ -178,7 +178,7 @@ impl Observation {
         true
     }
 
-    /// A stand-in captures, because the capture that the agent was started for cannot.
+    /// Records that a stand-in captures, because the preferred capture cannot run.
     pub fn fall_short(&mut self, stand_in: &Description, shortfall: &Shortfall) {
         self.capture.reason = shortfall.reason;
         self.described = message(stand_in);
@@ -186,7 +186,7 @@ impl Observation {
         self.capture.asks_for_fallback = shortfall.asks_for_fallback;
     }
 
-    /// No capture runs. What was counted in this epoch stays true.
+    /// Records that no capture runs. The counters of this epoch stay valid.
     pub fn stop(&mut self, reason: Reason, message: String) {
         self.capture.mode = None;
         self.capture.reason = reason;
@@ -194,7 +194,7 @@ impl Observation {
         self.capture.attach = "";
     }
 
-    /// Takes in what the capture has read. Returns whether anything has changed.
+    /// Merges a reading of the capture. Returns whether anything has changed.
     pub fn absorb(&mut self, reading: Reading, now: Instant) -> bool {
         let untold = self.flows.untold();
         let losses = Losses {
@@ -221,7 +221,7 @@ impl Observation {
             if key.role == Role::Client && !self.names.is_empty() && !self.flows.has_names(&key) {
                 changed |= self.flows.name(&key, self.names.of(key.cgroup_id, key.remote, now));
             }
-            // Now, while the processes that may have to name the cgroup are there.
+            // Resolved now, while the processes that may name the cgroup still exist.
             if let Some(attribution) = &mut self.attribution {
                 attribution.owner(key.cgroup_id, now);
             }
@@ -235,14 +235,14 @@ impl Observation {
         self.far_ends.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// The flows that the capture should drop, because they are too old or too many.
+    /// Returns the flows that the capture should drop, because they are too old or too many.
     #[must_use]
     pub fn dispensable(&self, now: Instant) -> Vec<FlowKey> {
         let Some(attribution) = &self.attribution else { return Vec::new() };
         self.flows.dispensable(now, |cgroup| attribution.is_live(cgroup))
     }
 
-    /// The capture has dropped these flows.
+    /// Removes flows that the capture has dropped.
     pub fn drop_flows(&mut self, keys: &[FlowKey], now: Instant) {
         let Self { flows, far_ends, attribution: Some(attribution), .. } = self else { return };
         flows.drop_flows(keys, now, |cgroup| attribution.is_live(cgroup));
@@ -251,7 +251,7 @@ impl Observation {
         attribution.forget_dead(now, |cgroup| needed.contains(&cgroup));
     }
 
-    /// Returns memory that flows have taken at their peak and that is not needed any more. Whether there was any.
+    /// Frees memory that was needed only at the peak number of flows. Returns whether there was any.
     pub fn shrink(&mut self) -> bool {
         if is_worth_shrinking(self.far_ends.capacity(), self.far_ends.len()) {
             self.far_ends.shrink_to(2 * self.far_ends.len());
@@ -269,18 +269,18 @@ fn message(description: &Description) -> String {
     message
 }
 
-/// The observation, as the tasks of one process share it. Locked for moments only, never across an await.
+/// Observation that the tasks of one process share. Locked for short times only, never across an await.
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Mutex<Observation>>);
 
 impl Shared {
-    /// Shares it.
+    /// Shares an observation.
     #[must_use]
     pub fn new(observation: Observation) -> Self {
         Self(Arc::new(Mutex::new(observation)))
     }
 
-    /// Locks it. A panic elsewhere has not left it half-changed in a way that matters here: each flow is whole.
+    /// Locks the observation. It ignores poisoning, because a panic elsewhere leaves each flow consistent.
     pub fn lock(&self) -> MutexGuard<'_, Observation> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

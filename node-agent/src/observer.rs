@@ -1,5 +1,5 @@
-//! Keeps the observation up to date: starts the best capture that can be had, reads it when there is something to read,
-//! and never gives up on a better one.
+//! Keeps the observation up to date: starts the best available capture, reads it, and retries the preferred one without
+//! limit.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,27 +26,27 @@ use crate::{
 /// The node's processes: the agent shares its process namespace.
 const PROC: &str = "/proc";
 
-/// First sights are gathered for this long before they are read.
+/// Time for which notifications of new flows are gathered before a reading.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// Reads because of first sights are at least this far apart: a scan of ports is not a reason to work hard.
+/// Minimum time between two readings because of new flows, so that a port scan causes little load.
 const READ_GAP: Duration = Duration::from_millis(200);
 
 /// Interval at which old flows are removed.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A capture that fails to be read so many times in a row is started again. It misses nothing before.
+/// Number of consecutive failed readings after which the capture is restarted. Until then no event is missed.
 const READ_ATTEMPTS: u32 = 3;
 
-/// Between attempts to start a capture that is refused.
+/// Minimum time between attempts to start a refused capture.
 const RETRY_MIN: Duration = Duration::from_secs(1);
-/// See [`RETRY_MIN`].
+/// Maximum time between attempts to start a refused capture.
 const RETRY_MAX: Duration = Duration::from_mins(5);
 
-/// The same for a capture that has run and failed: it can be had, so that little is lost by trying soon.
+/// Maximum time between attempts to start a capture that ran before: the next attempt is likely to succeed.
 const RETRY_FAILED_MAX: Duration = Duration::from_secs(10);
 
-/// A capture that ran for this long is one that works: what ends it is new.
+/// Running time after which a capture counts as working: its end is a new failure.
 const WORKED: Duration = Duration::from_mins(1);
 
 /// Keeps an observation up to date.
@@ -55,7 +55,7 @@ pub struct Observer {
     pub captures: Captures,
     /// State to keep up to date.
     pub observation: Shared,
-    /// Told when the observation has changed.
+    /// Notified when the observation has changed.
     pub changed: Arc<Notify>,
     /// The longest time between two reads.
     pub interval: Duration,
@@ -63,11 +63,11 @@ pub struct Observer {
     pub cgroup_root: Box<dyn Fn() -> Result<PathBuf, Refused> + Send + Sync>,
 }
 
-/// Why observing has ended.
+/// Reason for the end of an observation.
 enum Ended {
     Asked,
     Failed(CaptureError),
-    /// It is time to try for a better capture.
+    /// The next attempt to start the preferred capture is due.
     Due,
 }
 
@@ -86,7 +86,7 @@ impl Observer {
         let mut has_worked = false;
         let mut stand_in = None;
         while !*closing.borrow() {
-            // A stand-in runs on meanwhile, but is not read: what it sees from here on, the better capture sees too.
+            // A stand-in continues meanwhile but is not read: the preferred capture observes the same events from now on.
             let attempted = Instant::now();
             let started = self.start(&self.captures.preferred).await;
             let attempt = attempted.elapsed();
@@ -111,7 +111,7 @@ impl Observer {
                 }
                 Err(refused) => {
                     tracing::warn!(reason = %refused.reason, "{}", refused.message);
-                    // What has worked here will work again.
+                    // A capture that has worked on this node can work again.
                     let asks_for_fallback = self.captures.stand_in.is_some() && !has_worked;
                     let shortfall = Shortfall { reason: refused.reason, message: refused.message, asks_for_fallback };
                     (shortfall, refusals.next_delay_after(attempt))
@@ -124,7 +124,7 @@ impl Observer {
         }
     }
 
-    /// Sees what can be seen without the preferred capture, until it is time to try for that again.
+    /// Runs the stand-in, if there is one, until the next attempt to start the preferred capture.
     async fn bridge(
         &self,
         stand_in: &mut Option<Box<dyn Capture>>,
@@ -231,7 +231,7 @@ impl Observer {
         })
     }
 
-    /// Reads until asked to end, until then, or until reading fails for good.
+    /// Reads until shutdown, until the given time, or until reading fails permanently.
     async fn observe(
         &self,
         capture: &mut dyn Capture,
@@ -280,7 +280,7 @@ impl Observer {
             let now = Instant::now();
             if is_partial {
                 read_at = now;
-                // Others have something to do, too: what has been read is to be reported.
+                // Lets other tasks run, such as the one that reports this reading.
                 tokio::task::yield_now().await;
             } else {
                 sighted = false;
@@ -327,7 +327,7 @@ impl Observer {
     }
 }
 
-/// Never, where there is no time.
+/// Waits until a time; never returns without one.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,

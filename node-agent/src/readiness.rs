@@ -12,8 +12,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub struct Readiness(Option<AsyncFd<OwnedFd>>);
 
 impl Readiness {
-    /// Of this file, through a descriptor of its own. Where the runtime can't wait for it, that is logged: the
-    /// interval between reads has to do then.
+    /// Returns the readiness of this file, through a descriptor of its own. If the runtime can't wait for it, logs that;
+    /// readings then happen only at their interval.
     #[must_use]
     pub fn of(file: Option<BorrowedFd<'_>>) -> Self {
         let registered = file.map(register).transpose();
@@ -23,7 +23,7 @@ impl Readiness {
         }))
     }
 
-    /// Waits until there is something to read, which the caller then has to read: it isn't told again of the same.
+    /// Waits until the file is readable. The caller must read everything: the same data does not wake it again.
     pub async fn ready(&self) {
         let Some(file) = &self.0 else { return std::future::pending().await };
         match file.readable().await {

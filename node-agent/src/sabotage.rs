@@ -1,7 +1,7 @@
-//! Breaks the capture on purpose, by signals: for tests of what the agent does then. Off unless asked for.
+//! Fault injection by signals, for tests of the agent's recovery. Off unless enabled.
 //!
-//! SIGUSR1 kills the capture that runs: it fails for good. SIGUSR2 starves it: for five seconds nothing is read.
-//! SIGRTMIN+1 makes the next start be refused.
+//! SIGUSR1 makes the running capture fail permanently. SIGUSR2 suspends its readings for five seconds. SIGRTMIN+1 makes
+//! the next start fail.
 
 use std::{
     io,
@@ -33,17 +33,18 @@ struct Orders {
 }
 
 impl Orders {
-    /// A capture that was first read after the order isn't meant: it had nothing to show, and "nothing" would be a lie.
+    /// Returns whether the signal suspends a capture's readings: only if its first reading was before the signal.
+    /// Otherwise the agent would publish an empty first reading.
     fn starves(&self, first_read: Instant) -> bool {
         let starved = *self.starved.lock().unwrap_or_else(PoisonError::into_inner);
         starved.is_some_and(|at| at >= first_read && at.elapsed() < STARVING)
     }
 }
 
-/// Obeys the signals from now on, in tasks of the runtime; returns the starter that they act on.
+/// Handles the signals from now on, in tasks of the runtime. Returns the starter that they affect.
 ///
 /// # Errors
-/// If the signals can't be waited for.
+/// Returns an error if the signal handlers cannot be installed.
 pub fn by_signals(starter: Starter) -> io::Result<Starter> {
     let orders = Arc::new(Orders::default());
     on(SignalKind::user_defined1(), &orders, |orders| {
@@ -87,9 +88,9 @@ fn disobedient(starter: Starter, orders: Arc<Orders>) -> Starter {
 struct Sabotaged {
     inner: Box<dyn Capture>,
     orders: Arc<Orders>,
-    /// Kills before its birth concern others.
+    /// Number of kill signals before its start, which do not affect it.
     kills: u64,
-    /// It starves only if told so after its first reading.
+    /// Time of its first reading: an earlier SIGUSR2 does not affect it.
     first_read: Option<Instant>,
     last: Reading,
 }

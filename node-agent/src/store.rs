@@ -1,4 +1,4 @@
-//! The flows of this epoch, bounded, and which of them the operator hasn't been told of yet.
+//! Bounded store of this epoch's flows, and the changes that the operator has not acknowledged yet.
 //!
 //! A flow is removed in two steps, so that nothing is lost or counted twice. The capture drops its account, only if
 //! nothing is open. Then the operator acknowledges all of its counts. If the flow returns before the second step, its
@@ -25,24 +25,24 @@ use crate::memory::is_worth_shrinking;
 /// Bounds of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// The most flows that are kept, but for those that have open connections.
+    /// Maximum number of flows; flows with open connections are kept beyond it.
     pub flows: usize,
     /// Time for which the flows of a removed cgroup are kept after their last change.
     pub retention: Duration,
 }
 
 impl Bounds {
-    /// With more flows than this, the least worth are asked to leave; the rest of the room is for those that the
-    /// operator still has to be told of.
+    /// Returns the number of flows above which the least valuable ones are evicted. The remaining room is for flows with
+    /// unreported changes.
     fn comfortable(self) -> usize {
         self.flows - self.flows / 4
     }
 }
 
-/// The most bytes that names of all flows' remote addresses take; further flows have none.
+/// Maximum size of the names of all flows' remote addresses, in bytes; further flows have none.
 const MAX_NAME_BYTES: usize = 4 << 20;
 
-/// Fewer keys of flows that have left are not worth the work of taking them out of the queue of news.
+/// Number of removed flows in the queue of changes above which the queue is cleaned.
 const MANY_STALE: usize = 4096;
 
 /// Flows that were evicted unreported, for lack of room: upper bound of what is missing in the operator's account.
@@ -60,19 +60,19 @@ pub struct Untold {
 #[derive(Debug)]
 pub struct FlowStore {
     flows: IndexMap<FlowKey, Entry>,
-    /// Flows with news, in the order in which it came, each once; flows that have left since may be among them.
+    /// Flows with unreported changes, in the order of their changes, each once. It may contain removed flows.
     news: VecDeque<FlowKey>,
-    /// Upper bound of the entries in `news` that have left.
+    /// Upper bound of the number of removed flows in `news`.
     stale_news: usize,
     bounds: Bounds,
     clock: Clock,
-    /// The run of flows that come now: greater than that of any flow that has left.
+    /// Run of flows that are added now: greater than that of any removed flow.
     run: u64,
     /// Lower bound of the time of events that are recorded now.
     looked: Option<Instant>,
-    /// Flows that have left since the last snapshot.
+    /// Number of flows that were removed since the last snapshot.
     left: usize,
-    /// Flows that the capture has dropped and that stay until the operator knows all of them.
+    /// Number of flows that the capture has dropped and that stay until the operator has acknowledged them.
     leaving: usize,
     evicted: u64,
     untold: Untold,
@@ -83,16 +83,16 @@ pub struct FlowStore {
 /// Times of a flow's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// Its first connection or attempt: after this.
+    /// Lower bound of the time of its first connection or attempt.
     pub before_first: Instant,
     /// Lower bound of the time of unreported changes.
     pub before_news: Instant,
-    /// All of it: not after this.
+    /// Upper bound of the time of all its events.
     pub changed: Instant,
 }
 
-/// Rest of a snapshot. It is taken from the end of the table to its beginning: a flow that leaves is replaced by the
-/// last one, which was taken by then.
+/// Remaining part of a snapshot. It is taken from the end of the table to its beginning: a removed flow is replaced by
+/// the last one, which was already taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     rest: usize,
@@ -107,7 +107,7 @@ impl Snapshot {
 }
 
 impl FlowStore {
-    /// An empty store.
+    /// Returns an empty store.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
         Self {
@@ -133,7 +133,7 @@ impl FlowStore {
         self.looked = Some(before);
     }
 
-    /// Takes a flow's counters as the capture has them now. Returns whether that is news.
+    /// Stores a flow's present counters. Returns whether they changed.
     pub fn record(&mut self, key: FlowKey, counters: FlowCounters, now: Instant) -> bool {
         let before = self.clock.floor(self.looked.map_or(now, |looked| looked.min(now)));
         let now = self.clock.ceil(now);
@@ -182,13 +182,13 @@ impl FlowStore {
         !self.names(key).is_empty()
     }
 
-    /// The names that have led to a flow's remote address.
+    /// Returns the DNS names that led to a flow's remote address.
     #[must_use]
     pub fn names(&self, key: &FlowKey) -> &[Arc<str>] {
         self.flows.get(key).map(Entry::names).unwrap_or_default()
     }
 
-    /// Names have led to a flow's remote address. Returns whether that is news.
+    /// Stores the DNS names that led to a flow's remote address. Returns whether they changed.
     pub fn name(&mut self, key: &FlowKey, names: Vec<Arc<str>>) -> bool {
         let Some(entry) = self.flows.get_mut(key).filter(|entry| entry.names() != names) else { return false };
         let others = self.name_bytes - entry.name_bytes();
@@ -212,7 +212,7 @@ impl FlowStore {
         self.unnamed
     }
 
-    /// The counters of a flow.
+    /// Returns the counters of a flow.
     #[must_use]
     pub fn get(&self, key: &FlowKey) -> Option<FlowCounters> {
         self.flows.get(key).map(Entry::counters)
@@ -228,7 +228,7 @@ impl FlowStore {
         })
     }
 
-    /// Starts a stream to a receiver that may know no flow.
+    /// Starts a stream to a receiver that may have no flow yet.
     pub fn begin_stream(&mut self) {
         for entry in self.flows.values_mut() {
             entry.before_news = entry.before_first;
@@ -241,13 +241,13 @@ impl FlowStore {
         !self.news.is_empty()
     }
 
-    /// Up to `most` flows whose counters have changed since they were last taken.
+    /// Returns up to `most` flows whose counters have changed since they were last taken.
     pub fn take_news(&mut self, most: usize) -> Vec<(FlowKey, FlowCounters)> {
         let mut taken = Vec::new();
         while taken.len() < most
             && let Some(key) = self.news.pop_front()
         {
-            // A flow that left and came back stands in the queue twice: the second time it isn't news.
+            // A flow that was removed and added again is in the queue twice: the second entry is no change.
             if let Some(entry) = self.flows.get_mut(&key).filter(|entry| entry.state == State::News) {
                 entry.state = State::Underway;
                 taken.push((key, entry.counters()));
@@ -256,7 +256,7 @@ impl FlowStore {
         taken
     }
 
-    /// Begins a snapshot of all flows; from here on, news is what changes after this.
+    /// Begins a snapshot of all flows. Unreported changes are those after this call.
     pub fn begin_snapshot(&mut self) -> Snapshot {
         self.news = VecDeque::new();
         self.stale_news = 0;
@@ -267,7 +267,7 @@ impl FlowStore {
         Snapshot { rest: self.flows.len() }
     }
 
-    /// Up to `most` further flows of a snapshot.
+    /// Returns up to `most` further flows of a snapshot.
     pub fn take_of_snapshot(&self, snapshot: &mut Snapshot, most: usize) -> Vec<(FlowKey, FlowCounters)> {
         let end = snapshot.rest.min(self.flows.len());
         snapshot.rest = end.saturating_sub(most);
@@ -281,7 +281,7 @@ impl FlowStore {
         self.left
     }
 
-    /// The operator has taken these in.
+    /// Marks these counters as acknowledged by the operator.
     pub fn acknowledge(&mut self, told: &[(FlowKey, FlowCounters)]) {
         for (key, counters) in told {
             let Some(entry) = self.flows.get_mut(key) else { continue };
@@ -309,9 +309,10 @@ impl FlowStore {
         }
     }
 
-    /// The flows that the capture should drop, as far as it can: those that have had their time, and, where there are
-    /// too many, quiet ones of dead cgroups, then of living ones, of each first those of which the operator knows all,
-    /// oldest first.
+    /// Returns the flows that the capture should drop if it can.
+    ///
+    /// These are the flows that are over. If the store is crowded, quiet flows of dead cgroups are added, then those of
+    /// live cgroups. In each group, acknowledged flows precede unacknowledged ones, and older flows precede newer ones.
     #[must_use]
     pub fn dispensable(&self, now: Instant, is_live: impl Fn(u64) -> bool) -> Vec<FlowKey> {
         let quiet = || self.flows.iter().enumerate().filter(|(_, (_, entry))| entry.is_quiet());
@@ -337,8 +338,8 @@ impl FlowStore {
         by_worth.into_iter().filter_map(|(_, index)| self.flows.get_index(index)).map(|(key, _)| *key).collect()
     }
 
-    /// The capture has dropped these flows: should they come back, it counts from zero. Those leave of which the
-    /// operator knows all, and, where there is no room for the others, the oldest of them.
+    /// Marks flows as dropped by the capture, which counts them from zero if they return. Removes the fully acknowledged
+    /// ones, and, if there is no room for the others, the oldest of those.
     pub fn drop_flows(&mut self, keys: &[FlowKey], now: Instant, is_live: impl Fn(u64) -> bool) {
         for key in keys {
             let Some(entry) = self.flows.get(key) else { continue };
@@ -365,7 +366,7 @@ impl FlowStore {
         self.flows.len() - self.leaving
     }
 
-    /// Returns memory that flows have taken at their peak and that is not needed any more. Whether there was any.
+    /// Frees memory that was needed only at the peak number of flows. Returns whether there was any.
     pub fn shrink(&mut self) -> bool {
         self.stale_news = self.stale_news.min(self.news.len());
         if self.stale_news > MANY_STALE.max(self.news.len() / 2) {
@@ -406,18 +407,18 @@ impl FlowStore {
         self.flows.is_empty()
     }
 
-    /// The cgroups that flows refer to.
+    /// Returns the cgroups of all flows.
     #[must_use]
     pub fn cgroups(&self) -> HashSet<u64> {
         self.flows.keys().map(|key| key.cgroup_id).collect()
     }
 
-    /// All flows and their counters.
+    /// Returns all flows and their counters.
     pub fn iter(&self) -> impl Iterator<Item = (FlowKey, FlowCounters)> {
         self.flows.iter().map(|(key, entry)| (*key, entry.counters()))
     }
 
-    /// Forgets everything: a new epoch begins.
+    /// Removes everything for a new epoch.
     pub fn clear(&mut self) {
         *self = Self::new(self.bounds);
     }
@@ -454,7 +455,7 @@ impl FlowStore {
         }
     }
 
-    /// Leaves each flow with news in the queue once, at its first place.
+    /// Keeps each flow with unreported changes in the queue once, at its first place.
     fn drop_stale_news(&mut self) {
         let mut news = std::mem::take(&mut self.news);
         news.retain(|key| {

@@ -1,14 +1,14 @@
-//! Starts a capture, and says why not.
+//! Starts captures. Returns the reason if one cannot be started.
 
 use std::sync::Arc;
 
 use crate::capture::{self, Capture, FallbackSettings, Reason, Refusal, Settings};
 
-/// Why no capture runs.
+/// Reason for which no capture runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub struct Refused {
-    /// The word for it.
+    /// Reason of the failure.
     pub reason: Reason,
     /// Failed step, its object, its error, and how to fix it.
     pub message: String,
@@ -37,13 +37,13 @@ pub struct Captures {
     pub stand_in: Option<Starter>,
 }
 
-/// Starts the eBPF capture. The settings are found anew each time: what is missing may come.
+/// Returns a starter of the eBPF capture. It reads the settings again at each start, because a missing part may appear.
 pub fn ebpf(settings: impl Fn() -> Result<Settings, Refusal> + Send + Sync + 'static) -> Starter {
     Arc::new(move || Ok(Box::new(capture::start_ebpf(&settings()?)?)))
 }
 
-/// Starts the capture without eBPF for the time that the one by eBPF is missing: only where it knows as well as that one
-/// whose each socket is. Else one connection would count twice, under two names.
+/// Returns a starter of the capture without eBPF, for the time in which the one by eBPF is missing. It refuses to start if
+/// it attributes sockets less precisely than eBPF: one connection would then count twice, under two names.
 pub fn stand_in(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send + Sync + 'static) -> Starter {
     Arc::new(move || {
         let capture = capture::start_fallback(&settings()?)?;
@@ -53,14 +53,14 @@ pub fn stand_in(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send 
         Err(Refused {
             reason: Reason::CapabilityMissing,
             message:
-                "with the rights of this agent (no SYS_ADMIN or no SYS_PTRACE) or this kernel it is not known whose \
-                      sockets are"
+                "cannot attribute sockets to cgroups: the agent lacks SYS_ADMIN or SYS_PTRACE, or the kernel does not \
+                      report a socket's cgroup"
                     .into(),
         })
     })
 }
 
-/// Starts the capture without eBPF.
+/// Returns a starter of the capture without eBPF.
 pub fn fallback(settings: impl Fn() -> Result<FallbackSettings, Refusal> + Send + Sync + 'static) -> Starter {
     Arc::new(move || Ok(Box::new(capture::start_fallback(&settings()?)?)))
 }

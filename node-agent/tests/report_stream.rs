@@ -185,7 +185,7 @@ async fn what_happens_while_a_message_is_under_way_is_merged_into_the_next() {
 }
 
 #[tokio::test]
-async fn whatever_ends_a_stream_the_next_begins_with_a_snapshot() {
+async fn agent_begins_each_stream_with_a_snapshot() {
     let manners = [Manner::Reject, Manner::EndAfter(1), Manner::Garbage, Manner::Silent, Manner::Repeat];
     let mut lab = Lab::new(&manners, 5).await;
     for stream in 1..=4 {

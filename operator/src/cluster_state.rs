@@ -31,7 +31,7 @@ use crate::{
 /// A reflector's store of objects of which some may be malformed.
 type GuardedStore<K> = reflector::Store<Guarded<K>>;
 
-/// The latest known ScopeProbes, Nodes and NodeProbes.
+/// ScopeProbes, Nodes and NodeProbes, as last received from the API server.
 pub struct ClusterState {
     probes: GuardedStore<ScopeProbe>,
     nodes: RwLock<BTreeMap<String, NodeFacts>>,
@@ -42,7 +42,7 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
-    /// Begins to watch, and waits until everything has been listed once. The watches end with the process.
+    /// Starts the watches, and waits until everything has been listed once. The watches end with the process.
     ///
     /// # Errors
     /// Returns an error if a watch ended before its first list, which happens on shutdown only.
@@ -70,26 +70,26 @@ impl ClusterState {
         Ok(state)
     }
 
-    /// All well-formed ScopeProbes that are not being deleted.
+    /// Returns all well-formed ScopeProbes that are not being deleted.
     #[must_use]
     pub fn probes(&self) -> Vec<ScopeProbe> {
         let valid = self.probes.state().into_iter().filter_map(|probe| probe.0.as_ref().ok().cloned());
         valid.filter(|probe| probe.metadata.deletion_timestamp.is_none()).collect()
     }
 
-    /// Names of the ScopeProbes that do not decode. What belongs to them stays as it is until somebody has mended them.
+    /// Returns the names of ScopeProbes that do not decode. The operator leaves their objects unchanged until they decode.
     #[must_use]
     pub fn malformed_probes(&self) -> BTreeSet<String> {
         self.malformed_probe_versions().into_keys().collect()
     }
 
-    /// The same, with the version of each.
+    /// Returns the ScopeProbes that do not decode, with the version of each.
     #[must_use]
     pub fn malformed_probe_versions(&self) -> BTreeMap<String, Option<String>> {
         malformed(&self.probes)
     }
 
-    /// Nodes that have the agents of a malformed ScopeProbe, and keep them until that decodes again.
+    /// Returns the nodes with agents of a malformed ScopeProbe. They keep their agents until it decodes again.
     #[must_use]
     pub fn held_nodes(&self) -> BTreeSet<String> {
         let malformed = self.malformed_probes();
@@ -97,19 +97,19 @@ impl ClusterState {
         held.map(|node| node.name).collect()
     }
 
-    /// Names of the NodeProbes that do not decode, and have to be written anew.
+    /// Returns the names of NodeProbes that do not decode and must be rewritten.
     #[must_use]
     pub fn malformed_node_probes(&self) -> BTreeSet<String> {
         malformed(&self.node_probes).into_keys().collect()
     }
 
-    /// All Nodes.
+    /// Returns all Nodes.
     #[must_use]
     pub fn nodes(&self) -> BTreeMap<String, NodeFacts> {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All NodeProbes, by name. Of one that is malformed, what decodes counts: its status will be written anew.
+    /// Returns all NodeProbes, by name. A malformed one contains the fields that decode; its status will be rewritten.
     #[must_use]
     pub fn node_probes(&self) -> BTreeMap<String, NodeProbe> {
         let probes = self.node_probes.state().into_iter().filter_map(|probe| match &probe.0 {
@@ -144,13 +144,13 @@ impl ClusterState {
         }
     }
 
-    /// Marked as changed with everything that matters here; changes of Nodes that don't are left out.
+    /// Returns a receiver that is notified of each relevant change. Irrelevant changes of Nodes are left out.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// The same without changes of NodeProbes, which have no say in who gets which node.
+    /// Returns a receiver that is notified of the same changes except those of NodeProbes, which no assignment depends on.
     #[must_use]
     pub fn subscribe_assignments(&self) -> watch::Receiver<()> {
         self.assignments_changed.subscribe()
@@ -207,7 +207,7 @@ fn node_facts(node: &Node) -> NodeFacts {
     }
 }
 
-/// Of a node that does not decode, what was known of its system stays true.
+/// Returns the facts of a node. For one that does not decode, returns the last known facts.
 fn guarded_facts(node: &Guarded<Node>, known: &BTreeMap<String, NodeFacts>) -> NodeFacts {
     let malformed = match &node.0 {
         Ok(node) => return node_facts(node),
@@ -220,7 +220,7 @@ fn guarded_facts(node: &Guarded<Node>, known: &BTreeMap<String, NodeFacts>) -> N
     }
 }
 
-/// `assignments`: whether these objects have a say in who gets which node.
+/// Keeps a store up to date with a watch. `assignments`: whether assignments of nodes depend on these objects.
 async fn reflect<K>(
     client: Client,
     mut writer: reflector::store::Writer<Guarded<K>>,

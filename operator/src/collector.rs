@@ -1,4 +1,4 @@
-//! Takes the agents' reports in: one gRPC stream per node, into the ledger and the observations.
+//! Receives the agents' reports: one gRPC stream per node, into the ledger and the observations.
 
 mod authorize;
 mod decode;
@@ -21,14 +21,14 @@ use topology::ledger::Ledger;
 use self::session::{Session, Sessions};
 use crate::observation::Observations;
 
-/// The most that one message may take on the wire.
+/// Maximum size of one message on the wire.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Interval of keep-alive pings to a silent agent, and their timeout.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Maximum time without a message from an agent, including the first one. Agents send a heartbeat every 10 s.
 pub const SILENCE: Duration = Duration::from_secs(25);
 
-/// The account of all agents' flows. Cheap to clone; all clones are the same.
+/// Account of all agents' flows. Cheap to clone; all clones share one state.
 #[derive(Clone, Debug)]
 pub struct Accounts {
     ledger: Arc<Mutex<Ledger>>,
@@ -42,29 +42,29 @@ impl Default for Accounts {
 }
 
 impl Accounts {
-    /// The ledger, for those who may wait for it. It is held while a graph is made.
+    /// Locks the ledger. The call may block, because the lock is held while a graph is built.
     #[must_use]
     pub fn ledger(&self) -> &Mutex<Ledger> {
         &self.ledger
     }
 
-    /// Tells those who wait that a flow has changed.
+    /// Notifies receivers that a flow has changed.
     pub fn mark_changed(&self) {
         self.changed.send_replace(());
     }
 
-    /// Marked as changed with every change of a flow.
+    /// Returns a receiver that is notified of each change of a flow.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 }
 
-/// Serves the agents that connect to `listener` until `stop` is done. Streams end then, and where an agent says nothing
-/// for as long as `silence`; agents connect again.
+/// Serves the agents that connect to `listener` until `stop` is done, which ends all streams. A stream also ends after
+/// `silence` without a message. Agents reconnect.
 ///
 /// # Errors
-/// If the transport fails as a whole; a failing stream harms only itself.
+/// Returns an error if the transport fails as a whole. A failing stream affects no other stream.
 pub async fn serve(
     listener: TcpListener,
     accounts: Accounts,
@@ -122,7 +122,7 @@ struct Messages {
 }
 
 impl Messages {
-    /// The next message; none at the stream's end.
+    /// Returns the next message; `None` at the stream's end.
     async fn next(&mut self) -> Result<Option<AgentReport>, Status> {
         let Ok(next) = tokio::time::timeout(self.silence, self.incoming.next()).await else {
             let silence = self.silence;
@@ -132,7 +132,7 @@ impl Messages {
     }
 }
 
-/// One stream, from its first message to its end.
+/// Handles one stream, from its first message to its end.
 async fn converse(
     sessions: Sessions,
     caller: authorize::Caller,
@@ -202,7 +202,7 @@ mod tests {
         messages.send(first).await.expect("the queue is open");
         let mut replies = client.report(ReceiverStream::new(queue)).await.expect("it answers").into_inner();
         assert_eq!(replies.message().await.expect("the message is good").map(|reply| reply.sequence), Some(1));
-        // The queue stays open, the connection answers pings; but nothing more is said.
+        // The queue stays open, the connection answers pings, but no message follows.
         let end = replies.message().await.expect_err("an agent that says nothing is given up");
         assert_eq!(end.code(), tonic::Code::DeadlineExceeded, "{end}");
         while observations.get("node-1").is_some_and(|node| node.connected) {

@@ -1,4 +1,4 @@
-//! Objects that may be malformed, decoded as far as possible: one field that does not decode costs only itself.
+//! Objects that may be malformed, decoded as far as possible: only the fields that do not decode are left out.
 
 use std::borrow::Cow;
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 use serde_path_to_error::{Path, Segment};
 
-/// Maximum number of parts that are left out of an object. One that has more is known by its metadata alone.
+/// Maximum number of parts that are left out of an object. Of one with more, only the metadata is used.
 const MAX_LEFT_OUT: usize = 64;
 
-/// An object, or what is known of one that does not decode.
+/// Object, or the decodable parts of a malformed one.
 #[derive(Clone, Debug)]
 pub struct Guarded<K>(pub Result<K, Malformed<K>>);
 
@@ -29,8 +29,8 @@ pub struct Malformed<K> {
 }
 
 impl<K: Resource<DynamicType = ()> + DeserializeOwned> Malformed<K> {
-    /// Returns the object as far as it decodes: in the worst case, with nothing but its metadata. `None` where a kind has
-    /// required fields and these do not decode.
+    /// Returns the object as far as it decodes, at least with its metadata. Returns `None` if required fields of its kind
+    /// do not decode.
     #[must_use]
     pub fn into_rest(self) -> Option<K> {
         let bare = || json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": self.metadata});
@@ -99,9 +99,10 @@ fn without_malformed_parts<K: DeserializeOwned>(mut value: Value, left_out: &mut
     None
 }
 
-/// Removes the part at a path, or the innermost part around it that is there: what lacks a required field is left out as a
-/// whole. Returns its JSON pointer (RFC 6901), in which an item's number counts those that were left. The object itself
-/// and its metadata remain.
+/// Removes the part at a path, or the innermost existing part around it: a part without a required field is left out as a
+/// whole. The object itself and its metadata remain.
+///
+/// Returns the part's JSON pointer (RFC 6901), in which an item's number counts the remaining ones.
 fn leave_out(value: &mut Value, path: &Path) -> Option<String> {
     let pointer = existing_part(value, path);
     if pointer == "/metadata" || pointer.starts_with("/metadata/") {

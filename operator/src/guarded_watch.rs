@@ -1,5 +1,5 @@
-//! Watches that go on whatever happens: an object that does not decode costs only itself, and an API server that is
-//! away is asked again within seconds. Each malformed object and each outage is logged once.
+//! Watches that continue after errors. An object that does not decode affects no other object. Requests to an unreachable
+//! API server are retried within seconds. Each malformed object and each outage is logged once.
 
 use std::{collections::BTreeMap, error::Error, fmt::Debug, iter, time::Duration};
 
@@ -19,14 +19,14 @@ use serde::de::DeserializeOwned;
 
 use crate::guarded::{Guarded, Malformed};
 
-/// Shortest pause after a failure.
+/// Minimum pause after a failure.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
-/// Longest pause after failures, without jitter: the operator is back within seconds after the API server.
+/// Maximum pause after failures, without jitter: the operator continues within seconds after the API server does.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Time without a failure after which pauses are short again.
 const CALM: Duration = Duration::from_mins(1);
 
-/// Pauses between attempts to reach the API server: growing, short, and different for each that waits.
+/// Returns the pauses between attempts to reach the API server: growing, short, and with jitter.
 #[must_use]
 pub fn backoff() -> impl Backoff {
     let growing = backon::ExponentialBuilder::default()
@@ -37,7 +37,7 @@ pub fn backoff() -> impl Backoff {
     ResetTimerBackoff::new(ExponentialBackoff::from(growing), CALM)
 }
 
-/// Returns the error with its last cause, which the client leaves out: that a connection was refused, say.
+/// Returns the error with its innermost cause, which the client leaves out, for example "connection refused".
 #[must_use]
 pub fn with_cause(error: &dyn Error) -> String {
     let message = error.to_string();
@@ -98,7 +98,7 @@ where
     }
 
     fn succeed(&mut self, event: &Event<Guarded<K>>) {
-        // A list begins before it is asked for.
+        // The event of a list's beginning precedes the request.
         if self.is_failing && !matches!(event, Event::Init) {
             self.is_failing = false;
             self.pauses.reset();
@@ -122,7 +122,7 @@ where
     }
 }
 
-/// The guard parses an object twice. Most clusters never need it.
+/// Watches without the guard, which parses each object twice: most clusters never need it.
 fn unguarded<K>(client: &Client) -> BoxStream<'static, watcher::Result<Event<Guarded<K>>>>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -163,16 +163,16 @@ fn is_malformed(error: &watcher::Error) -> bool {
 /// Namespace and name.
 type Key = (String, String);
 
-/// Objects that do not decode, with what is wrong with each, so that each is logged once.
+/// Objects that do not decode, with the error of each, so that each is logged once.
 #[derive(Default)]
 struct MalformedObjects {
     known: BTreeMap<Key, String>,
-    /// Those of the list under way.
+    /// Malformed objects of the list in progress.
     listed: Option<BTreeMap<Key, String>>,
 }
 
 impl MalformedObjects {
-    /// Takes an event in. Returns what is wrong with its object where that is news.
+    /// Records an event. Returns its object if that is malformed in a new way.
     fn note<'a, K: Resource<DynamicType = ()>>(&mut self, event: &'a Event<Guarded<K>>) -> Option<&'a Malformed<K>> {
         match event {
             Event::Init => self.listed = Some(BTreeMap::new()),
@@ -192,7 +192,7 @@ impl MalformedObjects {
         }
     }
 
-    /// Returns whether it is news.
+    /// Records a malformed object. Returns whether the error is new.
     fn add<K>(&mut self, Malformed { error, metadata, .. }: &Malformed<K>) -> bool {
         if let Some(listed) = &mut self.listed {
             listed.insert(key(metadata), error.clone());

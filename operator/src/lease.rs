@@ -1,5 +1,6 @@
-//! One writer: the holder of a Lease. The holder stops writing well before anybody else may take the lease, and takes it
-//! again when an API server that was away is back. Each write of the lease is conditional on what was read.
+//! Ensures a single writer: the holder of a Lease. The holder stops writing well before another operator may take the
+//! lease. It takes the lease again after an outage of the API server. Each write of the lease is conditional on the
+//! version that was read.
 
 mod candidate;
 
@@ -21,18 +22,18 @@ use crate::{
     settings::Settings,
 };
 
-/// Time that one request about the lease may take: a hanging API server must not let the lease lapse unnoticed.
+/// Timeout of one request about the lease: a hanging API server must not let the lease lapse unnoticed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest pause before a lease of another operator is read again, so that it is taken soon after it was given back.
+/// Maximum pause before another operator's lease is read again, so that it is taken soon after its release.
 const POLL: Duration = Duration::from_secs(2);
 
-/// Why the lease is not held.
+/// Reason for which the lease is not held.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// The configuration makes no client.
+    /// The configuration allows no client.
     #[error("cannot make a client for the lease: {0}")]
     Client(Box<kube::Error>),
-    /// The API server did not read or write it.
+    /// The API server did not read or write the lease.
     #[error("cannot {verb} Lease {namespace}/{name}: {}", with_cause(source.as_ref()))]
     Request {
         /// Attempted operation.
@@ -44,7 +45,7 @@ pub enum LeaseError {
         /// The client's error.
         source: Box<kube::Error>,
     },
-    /// It has no owner with which it would be deleted.
+    /// The lease has no owner with which it would be deleted.
     #[error(transparent)]
     Owner(#[from] DereferenceError),
 }
@@ -52,9 +53,9 @@ pub enum LeaseError {
 /// Permission of this operator to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It holds the lease.
+    /// The operator holds the lease.
     Holding,
-    /// It does not, for this reason.
+    /// The operator does not hold the lease, for this reason.
     Waiting(String),
 }
 
@@ -70,20 +71,20 @@ pub struct Lease {
 
 /// Outcome of an attempt to take or renew the lease.
 enum Attempt {
-    /// It is held, from this moment on.
+    /// This operator holds the lease, from this moment on.
     Held(Instant),
     /// This other operator holds it.
     Taken(String),
-    /// Somebody else wrote it at the same time.
+    /// Another operator wrote it at the same time.
     Conflict,
 }
 
 impl Lease {
-    /// Prepares to take the lease, without a request. The holder's name is that of the operator's pod: a container that is
-    /// started again in it goes on at once, because its predecessor is certainly gone.
+    /// Prepares to take the lease, without a request. The holder's name is that of the operator's pod: a restarted
+    /// container in that pod continues at once, because its predecessor has certainly ended.
     ///
     /// # Errors
-    /// Where the configuration makes no client.
+    /// Returns an error if the configuration allows no client.
     pub fn new(mut config: Config, client: &Client, settings: &Settings, metrics: Metrics) -> Result<Self, LeaseError> {
         config.connect_timeout = Some(REQUEST_TIMEOUT);
         config.read_timeout = Some(REQUEST_TIMEOUT);
@@ -99,20 +100,20 @@ impl Lease {
         })
     }
 
-    /// True while this operator may write.
+    /// Returns a receiver that is true while this operator may write.
     #[must_use]
     pub fn holds(&self) -> watch::Receiver<bool> {
         self.holds.subscribe()
     }
 
-    /// The same, with the reason where it may not.
+    /// Returns a receiver of the operator's permission to write, with the reason if it may not.
     #[must_use]
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
     }
 
-    /// Takes the lease and renews it. A lease that lapsed because the API server was away is taken again. Ends when another
-    /// operator took it meanwhile, which leaves nothing but to stop; returns the other's name.
+    /// Takes the lease and renews it. Takes a lease again that lapsed during an outage of the API server. Returns the name
+    /// of another operator that took the lease meanwhile: this operator must then stop.
     pub async fn keep(&self) -> String {
         let mut candidate = self.candidate();
         let mut pauses = backoff();
@@ -220,7 +221,7 @@ impl Lease {
         LeaseError::Request { verb, namespace: namespace.clone(), name: lease_name.clone(), source: Box::new(source) }
     }
 
-    /// A holder goes on until its lease lapses.
+    /// Records a failed request. A holder may write until its lease lapses.
     fn fail(&self, error: &LeaseError) {
         if *self.holds.borrow() {
             tracing::warn!(%error, "cannot renew the lease; trying again");

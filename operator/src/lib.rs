@@ -1,8 +1,8 @@
-//! The operator: rolls agents out, takes their reports in, and writes what they saw as Kubernetes objects.
+//! Operator: rolls out agents, receives their reports, and writes their observations as Kubernetes objects.
 //!
-//! The way of a connection: `collector` takes a report in; `topology` joins it with what `watches` knows of
-//! the cluster; `publisher` writes the Topology objects. Next to it `rollout` decides which node runs what, and
-//! `status` writes what came of it into NodeProbe and ScopeProbe.
+//! `collector` receives reports. `topology` joins them with the cluster index that `watches` maintains. `publisher` writes
+//! the Topology objects. `rollout` chooses the agent of each node. `status` writes the results into NodeProbes and
+//! ScopeProbes.
 #![forbid(unsafe_code)]
 
 pub mod cluster_state;

@@ -11,8 +11,8 @@ async fn main() -> anyhow::Result<()> {
     runtime::main(Cli::parse()).await
 }
 
-/// As `RUST_LOG` says. The client's library logs each request that fails, and whole lists where one object does not decode;
-/// the operator reports both itself, once, so that the library is heard only where it is named.
+/// Returns the filter of `RUST_LOG`. The client library logs each failed request, and a whole list if one object does not
+/// decode. The operator reports both once, so the library logs only if the variable names it.
 fn filter() -> EnvFilter {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

@@ -37,7 +37,7 @@ pub struct NodeLabels {
     pub reason: String,
 }
 
-/// All metrics. Cheap to clone; all clones are the same.
+/// All metrics. Cheap to clone; all clones share one state.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
@@ -61,7 +61,7 @@ pub struct Metrics {
     pub losses: Family<LossLabels, Gauge>,
     /// Nodes by mode and reason.
     pub nodes: Family<NodeLabels, Gauge>,
-    /// Those that `nodes` has.
+    /// Labels that `nodes` contains.
     shown: Arc<Mutex<HashSet<NodeLabels>>>,
 }
 
@@ -118,7 +118,7 @@ impl Metrics {
         registry.register("nodes", "Nodes by how they are captured, and why", self.nodes.clone());
     }
 
-    /// Everything, in Prometheus' text format.
+    /// Returns all metrics in Prometheus' text format.
     ///
     /// # Errors
     /// Returns an error if a metric cannot be encoded as text.
@@ -137,7 +137,7 @@ impl Metrics {
         result
     }
 
-    /// Counts all nodes by mode and reason; what no node is in any more is gone.
+    /// Counts all nodes by mode and reason. Removes combinations without a node.
     pub fn count_nodes<'a>(&self, nodes: impl Iterator<Item = (&'static str, &'a str)>) {
         let mut counts = HashMap::new();
         for (mode, reason) in nodes {
@@ -163,7 +163,7 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    /// These names are in people's dashboards and alerts.
+    /// Users' dashboards and alerts contain these names.
     #[test]
     fn each_metric_has_its_name_and_says_what_it_is() {
         let metrics = Metrics::default();

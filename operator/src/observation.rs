@@ -30,37 +30,37 @@ pub struct NodeObservation {
     pub origin: Vec<u8>,
     /// Capture mode; `None` before its first report.
     pub mode: Option<Mode>,
-    /// Why.
+    /// Reason of the mode.
     pub reason: Reason,
-    /// Why, for people.
+    /// Human-readable explanation of `reason`.
     pub message: String,
     /// Attach type.
     pub attach: String,
     /// `uname -r`.
     pub kernel: String,
-    /// Time at which the last report came, in milliseconds since 1970-01-01 UTC by the operator's clock; when this
-    /// operator began, if none came since.
+    /// Time of the last report, in milliseconds since 1970-01-01 UTC by the operator's clock; the start of this operator
+    /// if there was none since.
     pub last_report_unix_ms: u64,
     /// Time since which all of its reports ask for the rights of the Fallback mode, in milliseconds since 1970-01-01
     /// UTC by the operator's clock. `None` if the last one does not.
     pub asks_for_fallback_since_unix_ms: Option<u64>,
-    /// Of this epoch.
+    /// Losses of this epoch.
     pub losses: Losses,
     /// Connections and failed attempts of this epoch.
     pub seen: u64,
     /// State before this epoch.
     pub earlier: EarlierObservation,
-    /// Agents that other epochs have replaced, the latest last: they may go on under new ones.
+    /// Agents whose epochs were replaced, the latest last: they may continue under new ones.
     pub replaced: Vec<ReplacedObservation>,
-    /// The time under observation, and what is missing; none before the first report of a capture that runs.
+    /// Observed and unobserved time; `None` before the first report of a running capture.
     pub coverage: Option<CoverageAccount>,
 }
 
-/// The agent's word for being attached to a tracepoint.
+/// Attach types of the agent that use a tracepoint.
 const TRACEPOINTS: [&str; 2] = ["TpBtf", "Tracepoint"];
 
 impl NodeObservation {
-    /// Begins an epoch: what is known becomes part of `earlier`. Nothing happens if the epoch is the one that is known.
+    /// Begins an epoch: adds the present counts to `earlier`. Does nothing if it is the current epoch.
     pub fn begin_epoch(&mut self, epoch: &[u8]) {
         if self.epoch == epoch {
             return;
@@ -75,7 +75,7 @@ impl NodeObservation {
         self.losses = Losses::default();
     }
 
-    /// Notes that a capture runs, as the other fields say since when it is attached and when the report was made.
+    /// Records that a capture runs, with the times of its attach and of the report.
     pub fn note_capture(&mut self, attached: UnixMs, made: UnixMs) {
         let report = CaptureReport {
             epoch: &self.epoch,
@@ -97,8 +97,10 @@ impl NodeObservation {
         matches!(self.mode, Some(Mode::Ebpf | Mode::Fallback))
     }
 
-    /// Returns whether more may be missed than what is counted as lost: by the fallback, and by a tracepoint's program
-    /// where several processors handle packets (not all that Linux skips of it is in `recursion_misses`, seen on 6.18).
+    /// Returns whether connections may be missed that are not counted as lost.
+    ///
+    /// This is so in Fallback mode. It is also so for a tracepoint's program where several processors handle packets:
+    /// `recursion_misses` does not contain all runs that Linux skips (observed on 6.18).
     #[must_use]
     pub fn misses_uncounted(&self) -> bool {
         match self.mode {
@@ -114,19 +116,19 @@ impl NodeObservation {
         self.asks_for_fallback_since_unix_ms = asks.then_some(since);
     }
 
-    /// Notes that its stream has ended.
+    /// Records that its stream has ended.
     pub fn disconnect(&mut self) {
         self.connected = false;
         self.asks_for_fallback_since_unix_ms = None;
     }
 
-    /// Connections and failed attempts of all epochs.
+    /// Returns the connections and failed attempts of all epochs.
     #[must_use]
     pub fn total_seen(&self) -> u64 {
         count::add(self.earlier.seen, self.seen)
     }
 
-    /// Losses of all epochs.
+    /// Returns the losses of all epochs.
     #[must_use]
     pub fn total_losses(&self) -> Losses {
         self.earlier.losses.plus(&self.losses)
@@ -142,7 +144,7 @@ pub struct EarlierObservation {
     pub losses: Losses,
 }
 
-/// All nodes that have ever reported to this operator, by name. Cheap to clone; all clones are the same.
+/// All nodes that have ever reported to this operator, by name. Cheap to clone; all clones share one state.
 #[derive(Clone, Debug)]
 pub struct Observations {
     nodes: Arc<RwLock<BTreeMap<String, NodeObservation>>>,
@@ -156,7 +158,7 @@ impl Default for Observations {
 }
 
 impl Observations {
-    /// Changes what is known of a node and tells those who wait, if `change` made a difference.
+    /// Changes the observation of a node. Notifies receivers if `change` made a difference.
     pub fn update(&self, node: &str, change: impl FnOnce(&mut NodeObservation)) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let observation = nodes.entry(node.to_owned()).or_default();
@@ -180,12 +182,12 @@ impl Observations {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Forgets a node that no longer exists.
+    /// Removes a node that no longer exists.
     pub fn forget(&self, node: &str) {
         self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(node);
     }
 
-    /// Marked as changed with every change of a node.
+    /// Returns a receiver that is notified of each change of a node.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

@@ -59,7 +59,7 @@ impl Clients {
     }
 }
 
-/// Does what the command line says.
+/// Executes the command line.
 ///
 /// # Errors
 /// Returns a human-readable error if a part failed.
@@ -120,7 +120,7 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     bound.with_context(|| format!("cannot listen on {address}: choose another with {flag}"))
 }
 
-/// Waits for the lease, then does everything that its holder does until told to stop.
+/// Waits for the lease, then runs the parts of its holder until the operator is stopped.
 async fn lead(
     settings: &Settings,
     clients: &Clients,
@@ -148,7 +148,7 @@ async fn lead(
     end
 }
 
-/// Everything that the lease's holder runs.
+/// Tasks of the lease's holder.
 struct Parts {
     /// Tasks that finish their current work and end by themselves when the operator is stopped.
     draining: JoinSet<anyhow::Result<()>>,
@@ -254,8 +254,8 @@ impl Parts {
     }
 }
 
-/// Runs what writes while the lease is held: drops it at once when the lease lapses, and begins it again when the lease is
-/// held again. Reports are taken in all the time.
+/// Runs the writing tasks while the lease is held: drops them at once when the lease lapses, and restarts them when it is
+/// held again. The operator accepts reports all the time.
 async fn while_held<F: Future<Output = ()>>(mut holds: watch::Receiver<bool>, mut begin: impl FnMut() -> F) {
     // Only the end of the lease's keeper makes an error, and then the process ends as well.
     while holds.wait_for(|holds| *holds).await.is_ok() {
@@ -305,7 +305,7 @@ mod tests {
         let nodes = |client: &Client| Api::<Node>::all(client.clone());
         let (watching, requesting) = (nodes(&clients.watching), nodes(&clients.requesting));
         tokio::select! {
-            _ = watching.get("node-1") => panic!("nobody has answered"),
+            _ = watching.get("node-1") => panic!("a request without an answer ended"),
             answer = requesting.get("node-1") => assert!(answer.is_err()),
         }
     }

@@ -17,7 +17,7 @@ remove_cgroups() {
   done
 }
 
-# Whoever is in a node's cgroup was started by the node, also where its record is lost.
+# Each process in a node's cgroup was started by the node, also if its record is lost.
 end_processes_below() {
   local pid
   find "$1" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u | while read -r pid; do
@@ -25,7 +25,7 @@ end_processes_below() {
   done
 }
 
-# As with cgroups: whoever is in the cluster's network namespaces belongs to it.
+# As with cgroups, each process in the cluster's network namespaces belongs to the cluster.
 remove_namespace() {
   local pid
   [ -e "/run/netns/$1" ] || return 0

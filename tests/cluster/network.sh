@@ -38,7 +38,7 @@ route_to_pods() {
   ip -n "$CONTROL_NS" -6 route add "$(pods_v6 "$1")" via "$(node_v6 "$1")"
 }
 
-# A port of the machine's loopback at which nobody listens, from 16443 on.
+# Prints a port of the machine's loopback without a listener, from 16443 on.
 free_port() {
   local port
   # Clusters that start at the same time do not take the same port: nothing listens there until an API server is up.

@@ -65,8 +65,8 @@ load_images() {
   done
 }
 
-# receive_packet_steering MASK NAMESPACE: lets packets for the namespace's pods be processed on the CPUs of the (hex)
-# mask, in interrupts of whatever runs there. Both ends of each pod's veth pair and its loopback; 0 switches it off.
+# receive_packet_steering MASK NAMESPACE: lets the CPUs of the (hex) mask process packets for the namespace's pods, in
+# interrupts of any process there. It applies to both ends of each pod's veth pair and to its loopback; 0 switches it off.
 receive_packet_steering() {
   local mask=$1 namespace=$2 i
   for i in $(node_numbers); do

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Processes that outlive the command that started them. Each is known by pid and start time, so that a pid that the
-# kernel has given to somebody else meanwhile is never trusted and never ended.
+# Processes that outlive the command that started them. Each is identified by pid and start time, so that a process to
+# which the kernel gave the same pid meanwhile is never ended.
 
-# The 22nd field of /proc/PID/stat, nothing for a zombie: it has ended, whoever still has to reap it.
+# Prints the 22nd field of /proc/PID/stat. Prints nothing for a zombie: it has ended, even if it was not reaped yet.
 start_time() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" {print $20}'; }
 
 # start NAME CMD...: in a session of its own, with a log. The process writes its own record before it becomes CMD, so
@@ -23,7 +23,7 @@ pid_of() {
   [ -n "$started" ] && [ "$(start_time "$pid")" = "$started" ] && echo "$pid"
 }
 
-# stop NAME: at once; all state is thrown away afterwards, so that nobody needs time to save any.
+# stop NAME: kills the process at once. No process needs time to save its state, because all state is removed afterwards.
 stop() {
   local pid
   if pid=$(pid_of "$1"); then

@@ -9,7 +9,7 @@ make_base() {
   local root program
   root=$(mktemp -d -p "$WORK")
   install_busybox "$root"
-  # busybox's know fewer options, and what starts others there takes busybox's own, whatever the path.
+  # busybox's versions have fewer options, and those that start other programs use busybox's own regardless of the path.
   for program in ip nft nsenter setpriv sysctl unshare; do
     rm -f "$root/bin/$program"
     install_program "$(command -v "$program")" "/bin/$program" "$root"
@@ -43,7 +43,7 @@ make_modules() {
   pack "$root" > "$WORK/modules-$1.cpio"
 }
 
-# The root is nobody's to write to; tests with few capabilities make cgroups below it.
+# No unprivileged user may write to the root; tests with few capabilities make cgroups below it.
 CGROUP_V2='mount -t cgroup2 cgroup2 /sys/fs/cgroup && chmod 755 /sys/fs/cgroup'
 
 # boot NAME KERNEL SECONDS SCRIPT [KERNEL-ARGUMENTS [CGROUPS]]: runs SCRIPT in a guest; its console goes to

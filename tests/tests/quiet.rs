@@ -249,7 +249,7 @@ fn is_counters(write: &Write) -> bool {
 }
 
 #[tokio::test]
-async fn as_long_as_nobody_new_talks_only_counters_are_written() -> Result<()> {
+async fn operator_writes_only_counters_without_new_peers() -> Result<()> {
     let cluster = Cluster::shared().await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;

@@ -192,7 +192,7 @@ fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// The Job that Helm runs after an uninstallation is there for Helm, and for nobody else.
+/// Only Helm's renderings for a cluster contain the Job that Helm runs after an uninstallation.
 #[test]
 fn what_is_for_helm_alone_is_rendered_only_where_helm_has_a_cluster() {
     let folder = place::repository().join("charts/scopeprobe/templates");

@@ -26,9 +26,10 @@ pub struct NodeClock {
 }
 
 impl NodeClock {
-    /// Takes in a message that was sent at `sent` by the node's clock and came in at `received` by the operator's, in the
-    /// order of their coming in. Returns when it was sent by the operator's clock, which is never after `received` and
-    /// never more than 30 s before it.
+    /// Records a message that was sent at `sent` by the node's clock and received at `received` by the operator's.
+    /// Messages are recorded in the order of their receipt.
+    ///
+    /// Returns its sending time by the operator's clock: at most `received`, and at most 30 s before it.
     pub fn observe(&mut self, sent: SystemTime, received: SystemTime) -> SystemTime {
         let difference = nanos(received) - nanos(sent);
         let longest = Difference::try_from(LONGEST_WAY.as_nanos()).unwrap_or(Difference::MAX);
@@ -43,7 +44,7 @@ impl NodeClock {
         self.to_operator(sent).min(received)
     }
 
-    /// A time of the node's clock, by the operator's. Without any message both are taken for the same.
+    /// Converts a time of the node's clock to the operator's. Returns it unchanged before the first message.
     #[must_use]
     pub fn to_operator(&self, time: SystemTime) -> SystemTime {
         let moved = nanos(time) + self.difference().unwrap_or(0);
@@ -72,7 +73,7 @@ fn nanos(time: SystemTime) -> Difference {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or_else(|before| -signed(before.duration()), signed)
 }
 
-/// Times before 1970 are taken for 1970, and those beyond what a clock can show for the last that it can.
+/// Converts nanoseconds since 1970 to a time. Earlier ones become 1970, and unrepresentable ones the last possible time.
 fn from_nanos(nanos: Difference) -> SystemTime {
     const SECOND: Difference = 1_000_000_000;
     let seconds = u64::try_from(nanos.max(0) / SECOND).unwrap_or(u64::MAX);

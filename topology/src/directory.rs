@@ -21,15 +21,15 @@ use crate::{
     ownership::{Owned, Ownership},
 };
 
-/// The most removed pods that are remembered; beyond that the oldest go first.
+/// Maximum number of removed pods that are kept; beyond it, the ones removed first are dropped.
 const MAX_REMOVED_PODS: usize = 50_000;
 
-/// Everything the cluster says of itself that matters to the graph.
+/// Pods, Services, nodes and external groups by which the graph resolves observations.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
     pods: HashMap<String, PodRecord>,
     pod_by_container: HashMap<String, String>,
-    /// Static pods: the UID of their object by the one that their node knows them by.
+    /// Static pods: the UID of their object, by the UID that the kubelet uses for them.
     pod_by_node_uid: HashMap<String, String>,
     ownership: Ownership,
     clocks: HashMap<String, NodeClock>,
@@ -44,7 +44,7 @@ pub struct Directory {
 #[derive(Clone, Debug)]
 struct PodRecord {
     pod: Pod,
-    /// Of a static pod: the UID that its node knows it by.
+    /// UID that the kubelet uses for a static pod.
     node_uid: Option<String>,
     removed: Option<SystemTime>,
 }
@@ -54,7 +54,7 @@ struct PodRecord {
 pub enum Owner<'a> {
     /// This pod owned the address, if any pod did: no other known pod can have held it.
     Pod(&'a Pod),
-    /// One of several pods'.
+    /// Several pods can have owned the address then.
     Contested,
     /// No known pod owned the address then; at other times a pod did.
     Unknown,
@@ -63,7 +63,7 @@ pub enum Owner<'a> {
 }
 
 impl<'a> Owner<'a> {
-    /// The pod, if it is only one.
+    /// Returns the pod, if it is the only candidate.
     #[must_use]
     pub fn pod(&self) -> Option<&'a Pod> {
         match self {
@@ -98,10 +98,9 @@ impl Directory {
         Self::default()
     }
 
-    /// A pod is there, or has changed; whether that is news.
+    /// Adds or updates a pod. Returns whether anything changed.
     ///
-    /// Invariants: the same again is no news; containers, and the addresses of a pod that tells none any more, stay
-    /// known.
+    /// Invariant: containers stay known, and so do the addresses of a pod whose object no longer lists any.
     pub fn upsert_pod(&mut self, mut pod: Pod, now: SystemTime) -> bool {
         let node_uid = match self.pods.get(&pod.uid) {
             Some(known) => {
@@ -131,10 +130,7 @@ impl Directory {
         true
     }
 
-    /// A static pod is known to its node by another UID than that of its object, which has to be there; whether that is
-    /// news.
-    ///
-    /// Invariant: the same again is no news.
+    /// Records the UID that the kubelet uses for a static pod whose object is present. Returns whether it changed.
     pub fn name_static_pod(&mut self, uid: &str, node_uid: &str) -> bool {
         let Some(record) = self.pods.get_mut(uid) else { return false };
         if record.node_uid.as_deref() == Some(node_uid) {
@@ -149,7 +145,7 @@ impl Directory {
 
     /// Records the lifetime that a pod's object last reported, and whether the pod ended. Ignores unknown pods.
     ///
-    /// Invariant: no name changes by it.
+    /// Invariant: no name changes.
     pub fn note_life(&mut self, uid: &str, life: Life, ended: bool, now: SystemTime) {
         if let Some(record) = self.pods.get_mut(uid) {
             (record.pod.life, record.pod.ended) = (life, ended);
@@ -157,9 +153,9 @@ impl Directory {
         }
     }
 
-    /// A pod is gone; it keeps its name and, until another pod has them, its addresses. Whether it was there.
+    /// Removes a pod. It keeps its name and, until another pod has them, its addresses. Returns whether it was present.
     ///
-    /// Invariants: it is removed once only; at most 50,000 removed pods are remembered, those that went last.
+    /// Invariants: it is removed once only; at most the 50,000 pods that were removed last are kept.
     pub fn remove_pod(&mut self, uid: &str, now: SystemTime) -> bool {
         let Some(record) = self.pods.get_mut(uid) else { return false };
         if record.removed.is_some() {
@@ -198,23 +194,21 @@ impl Directory {
         Some(record)
     }
 
-    /// A Service is there, or it or its endpoints have changed; whether that is news.
+    /// Adds or updates a Service and its endpoints. Returns whether anything changed.
     ///
-    /// Invariants: the same again is no news; a backend that is gone stays known as a former one.
+    /// Invariant: a removed backend stays known as a former one.
     pub fn upsert_service(&mut self, service: Service, now: SystemTime) -> bool {
         self.services.upsert(service, now)
     }
 
-    /// A Service is gone; its addresses lead to it until another Service has them. Whether it was there.
+    /// Removes a Service. Its addresses lead to it until another Service has them. Returns whether it was present.
     ///
     /// Invariant: it is removed once only.
     pub fn remove_service(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
         self.services.remove(name, now)
     }
 
-    /// A node is there, or has changed; whether that is news.
-    ///
-    /// Invariant: the same again is no news.
+    /// Adds or updates a node. Returns whether anything changed.
     pub fn upsert_node(&mut self, node: Node) -> bool {
         if self.nodes.get(&node.name) == Some(&node) {
             return false;
@@ -227,7 +221,7 @@ impl Directory {
         true
     }
 
-    /// A node is gone; whether it was there.
+    /// Removes a node. Returns whether it was present.
     ///
     /// Invariant: it is removed once only; none of its addresses leads to it any more.
     pub fn remove_node(&mut self, name: &str) -> bool {
@@ -241,9 +235,9 @@ impl Directory {
         true
     }
 
-    /// Forgets pods, Services and backends that have been gone for `retention`.
+    /// Drops pods, Services and backends that were removed at least `retention` ago.
     ///
-    /// Invariant: what is there stays.
+    /// Invariant: present ones stay.
     pub fn forget_removed(&mut self, now: SystemTime, retention: Duration) {
         let expired = |removed: SystemTime| now.duration_since(removed).unwrap_or_default() >= retention;
         while let Some((removed, uid)) = self.removed_pods.first().cloned() {
@@ -257,24 +251,20 @@ impl Directory {
 
     /// Returns whether removed entries are still kept.
     ///
-    /// Invariant: not so after all has been forgotten.
+    /// Invariant: false after all of them were dropped.
     #[must_use]
     pub fn has_removed(&self) -> bool {
         !self.removed_pods.is_empty() || self.services.has_removed()
     }
 
-    /// A pod by its UID, or by the one that its node knows it by, even if it is gone.
-    ///
-    /// Returns the pod with this UID, or the pod that its node knows by it.
+    /// Returns the pod with this UID, or the static pod for which the kubelet uses it, even if it was removed.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
         let record = self.pods.get(uid).or_else(|| self.pods.get(self.pod_by_node_uid.get(uid)?));
         record.map(|record| &record.pod)
     }
 
-    /// A pod by the id of one of its containers, even if it is gone.
-    ///
-    /// Returns the pod that has or had this container.
+    /// Returns the pod that has or had this container, even if it was removed.
     #[must_use]
     pub fn pod_of_container(&self, container_id: &str) -> Option<&Pod> {
         self.pod_by_container.get(container_id).and_then(|uid| self.pod(uid))
@@ -335,9 +325,10 @@ impl Directory {
         }
     }
 
-    /// The pods that can have had the address at any time between `since` and `until`, in the order of their times.
+    /// Returns the pods that can have held the address at any time between `since` and `until`, in the order of their
+    /// times.
     ///
-    /// Invariant: whom [`Self::owner_between`] names is among them.
+    /// Invariant: the result of [`Self::owner_between`] is among them.
     #[must_use]
     pub fn possible_owners(&self, ip: IpAddr, since: SystemTime, until: SystemTime) -> Vec<&Pod> {
         let uids = self.ownership.possible(ip, since, until, self.clock());
@@ -346,7 +337,7 @@ impl Directory {
 
     /// Returns whether a pod is known to have held this address at any time.
     ///
-    /// Invariant: if so, [`Self::owner_between`] never says [`Owner::NoPod`], and always if not.
+    /// Invariant: if not, [`Self::owner_between`] always returns [`Owner::NoPod`], otherwise never.
     #[must_use]
     pub fn is_pods_address(&self, ip: IpAddr) -> bool {
         self.ownership.knows(ip)
@@ -365,7 +356,7 @@ impl Directory {
         |node| self.clocks.get(node).copied().unwrap_or_default()
     }
 
-    /// The node that `ip` is an address of, its bridges' addresses included, which have to be no pod's.
+    /// Returns the node with the address `ip`. A bridge's address counts only if no pod has held it.
     ///
     /// Invariant: an address of a Node object is that node's.
     #[must_use]
@@ -379,23 +370,21 @@ impl Directory {
         self.nodes.values().find(|node| node.pod_networks.iter().any(|network| network.contains(ip)))
     }
 
-    /// All nodes, by name.
+    /// Returns all nodes, by name.
     ///
     /// Invariant: each once.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
     }
 
-    /// Gives names to addresses outside of the cluster; whether that is news.
-    ///
-    /// Invariant: the same again is no news.
+    /// Sets the names of external addresses. Returns whether they changed.
     pub fn name_external_groups(&mut self, groups: ExternalGroups) -> bool {
         let is_news = self.external_groups != groups;
         self.external_groups = groups;
         is_news
     }
 
-    /// The names of addresses outside of the cluster. Whether an address is outside is for the caller to know.
+    /// Returns the names of external addresses. The caller must have checked that an address is external.
     #[must_use]
     pub fn external_groups(&self) -> &ExternalGroups {
         &self.external_groups

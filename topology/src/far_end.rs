@@ -7,7 +7,7 @@ use crate::count;
 /// Maximum number of NAT peers of one flow; further ones are not stored.
 pub const MAX_FAR_ENDS: usize = 16;
 
-/// The other end of connections, which this end sees under another address.
+/// NAT peer: the other end of connections, which this end observes under another address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FarEnd {
     /// The server's own address, or the client's.
@@ -16,19 +16,19 @@ pub struct FarEnd {
     pub port: u16,
 }
 
-/// The far ends of one flow, and how many connections each has had.
+/// NAT peers of one flow, with their numbers of connections.
 ///
 /// Counts only grow. A connection that was open when an epoch ended counts again in the next one, so the sum can exceed
 /// the flow's connections. The sum is less if not all connections were tracked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FarEnds {
-    /// In epochs before, and in this one.
+    /// Connections in earlier epochs and in this one.
     counts: BTreeMap<FarEnd, (u64, u64)>,
 }
 
 impl FarEnds {
-    /// Takes in what an agent has told, which may be older than what is known. Whether it is news. Of more than
-    /// [`MAX_FAR_ENDS`] the first ones stay.
+    /// Merges an agent's report, which may be older than the stored counts. Returns whether anything changed. Of more
+    /// than [`MAX_FAR_ENDS`], the first ones stay.
     pub fn take_in(&mut self, told: &[(FarEnd, u64)]) -> bool {
         let mut is_news = false;
         for (end, count) in told {
@@ -43,14 +43,15 @@ impl FarEnds {
         is_news
     }
 
-    /// The agent's counts begin at zero.
+    /// Begins an epoch in which the agent's counts start at zero.
     pub fn begin_anew(&mut self) {
         for (before, current) in self.counts.values_mut() {
             *before = count::add(*before, std::mem::take(current));
         }
     }
 
-    /// The agent's counts go on from `earlier`. What is known now is no more than what the agent is going to report.
+    /// Continues from `earlier`, because the agent's counts do. The stored counts do not exceed the ones that the agent
+    /// will report.
     pub fn resume(&mut self, earlier: &Self) {
         for (end, (before, current)) in &mut self.counts {
             let all = before.saturating_add(*current);
@@ -59,7 +60,7 @@ impl FarEnds {
         }
     }
 
-    /// Each with its connections, by address.
+    /// Returns the NAT peers with their numbers of connections, by address.
     pub fn iter(&self) -> impl Iterator<Item = (FarEnd, u64)> + '_ {
         self.counts.iter().map(|(end, (before, current))| (*end, count::add(*before, *current)))
     }

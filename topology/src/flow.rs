@@ -29,17 +29,17 @@ pub enum Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowKey {
-    /// The id of the cgroup in which the socket was made (its directory's inode number on cgroup v2).
+    /// ID of the cgroup in which the socket was created (its directory's inode number on cgroup v2).
     pub cgroup_id: u64,
-    /// The inode number of the socket's network namespace.
+    /// Inode number of the socket's network namespace.
     pub netns: u32,
     /// Observed end.
     pub role: Role,
     /// This end's address; IPv4-mapped addresses appear as IPv4.
     pub local: IpAddr,
-    /// The other end's address as this end sees it (a client of a Service sees the Service's).
+    /// The other end's address as this end observes it (a client of a Service observes the Service's).
     pub remote: IpAddr,
-    /// The server's port as this end sees it: a client's remote port, a server's local port.
+    /// The server's port as this end observes it: a client's remote port, a server's local port.
     pub port: u16,
     /// Transport protocol at that port.
     #[serde(default)]
@@ -61,7 +61,7 @@ impl Methods {
     pub const CONNTRACK: Self = Self(8);
     const ALL: Self = Self(15);
 
-    /// None.
+    /// Returns the empty set.
     ///
     /// Invariant: all sets contain it.
     #[must_use]
@@ -69,7 +69,7 @@ impl Methods {
         Self(0)
     }
 
-    /// Those in either.
+    /// Returns the union of both sets.
     ///
     /// Invariant: it contains both.
     #[must_use]
@@ -95,15 +95,15 @@ impl Methods {
         self.0 & !Self::EBPF.0 != 0
     }
 
-    /// As the report writes them.
+    /// Returns the bits that a report contains.
     ///
-    /// Invariant: [`Self::from_bits`] makes the same of it.
+    /// Invariant: [`Self::from_bits`] returns the same set for them.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0 as u32
     }
 
-    /// As the report writes them; `None` with bits that mean nothing here.
+    /// Returns the set for the bits of a report; `None` if one of them is unknown.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Option<Self> {
         if bits & !Self::ALL.bits() == 0 {
@@ -127,65 +127,64 @@ pub struct FlowCounters {
     /// has no open connection; if the flow returns, its counters restart from zero in a greater run.
     #[serde(default)]
     pub run: u64,
-    /// Connections whose opening was seen.
+    /// Connections whose opening was observed.
     pub opened: u64,
-    /// Connections whose end was seen.
+    /// Connections whose end was observed.
     pub closed: u64,
     /// Attempts that were refused, timed out or were given up.
     pub failed: u64,
     /// Connections that were open when the epoch began; not in `opened`.
     pub preexisting: u64,
-    /// Payload sent by this end, on all connections of the flow, those from before included.
+    /// Payload sent by this end, on all connections of the flow, preexisting ones included.
     pub bytes_sent: u64,
-    /// Payload received by this end, on all connections of the flow, those from before included.
+    /// Payload received by this end, on all connections of the flow, preexisting ones included.
     pub bytes_received: u64,
-    /// The part of `bytes_sent` that the connections from before had sent when the epoch began.
+    /// Part of `bytes_sent` that preexisting connections had sent when the epoch began.
     pub preexisting_bytes_sent: u64,
-    /// The part of `bytes_received` that the connections from before had received when the epoch began.
+    /// Part of `bytes_received` that preexisting connections had received when the epoch began.
     pub preexisting_bytes_received: u64,
-    /// The part of `bytes_sent` that belongs to connections that are still open.
+    /// Part of `bytes_sent` that belongs to connections that are still open.
     pub open_bytes_sent: u64,
-    /// The part of `bytes_received` that belongs to connections that are still open.
+    /// Part of `bytes_received` that belongs to connections that are still open.
     pub open_bytes_received: u64,
     /// Capture methods of its connections.
     #[serde(default)]
     pub methods: Methods,
-    /// Of `opened` + `preexisting` + `failed`, those whose direction is a guess.
+    /// Connections and attempts in `opened`, `preexisting` and `failed` whose direction is inferred.
     #[serde(default)]
     pub inferred: u64,
-    /// Of `opened` + `preexisting`, those whose payload is not, or not fully, known: bytes are a lower bound.
+    /// Connections in `opened` and `preexisting` whose payload is not fully known: bytes are a lower bound.
     #[serde(default)]
     pub without_bytes: u64,
-    /// Of the connections that are open, those whose payload will be known when they end, and not before; not in
-    /// `without_bytes`.
+    /// Open connections whose payload becomes known only when they end; not in `without_bytes`.
     #[serde(default)]
     pub open_without_bytes: u64,
-    /// Segments that this end had to send again, on all connections of the flow, those from before included; of those in
-    /// `without_bytes` they are not, or not fully, known. `None` where the capture does not know them at all.
+    /// Segments that this end retransmitted, on all connections of the flow, preexisting ones included. Those of
+    /// connections in `without_bytes` are not fully known. `None` if the capture does not report any.
     #[serde(default)]
     pub retransmits: Option<u64>,
-    /// The part of `retransmits` that the connections from before had when the epoch began.
+    /// Part of `retransmits` that preexisting connections had when the epoch began.
     #[serde(default)]
     pub preexisting_retransmits: u64,
-    /// The part of `retransmits` that belongs to connections that are still open.
+    /// Part of `retransmits` that belongs to connections that are still open.
     #[serde(default)]
     pub open_retransmits: u64,
-    /// Of connections that have ended, the round-trip times that this end had measured by then; of those that are open,
-    /// the present ones, as far as known.
+    /// Round-trip times that this end measured: the last ones of ended connections, and the present ones of open
+    /// connections, as far as known.
     #[serde(default)]
     pub rtt: RttHistogram,
 }
 
 impl FlowCounters {
-    /// Connections that are open now; 0 where a loss has made `closed` run ahead.
+    /// Returns the number of open connections; 0 if a loss made `closed` exceed the others.
     #[must_use]
     pub fn active(&self) -> u64 {
         count::bounded(self.opened.saturating_add(self.preexisting).saturating_sub(self.closed))
     }
 
-    /// The same, no count beyond [`count::MAX_COUNT`].
+    /// Returns the counters with each count limited to [`count::MAX_COUNT`].
     ///
-    /// Invariant: what is a part of another count stays no greater than that.
+    /// Invariant: a part of another count does not exceed that count.
     #[must_use]
     pub fn bounded(&self) -> Self {
         use count::bounded;
@@ -212,12 +211,12 @@ impl FlowCounters {
         }
     }
 
-    /// Takes in another report of the same flow, epoch and run, which may be older, newer or the same.
+    /// Merges another report of the same flow, epoch and run, which may be older, newer or the same.
     ///
-    /// Counters only grow within an epoch, so the greater value of each is the newer one. What is said of open
-    /// connections shrinks when connections close: of that the report that has seen more is taken.
+    /// Counters only grow within an epoch, so the greater value of each is the newer one. Values of open connections
+    /// shrink when connections close: they are taken from the report with more progress.
     ///
-    /// Invariant: of reports whose counters only grew, the order and repetitions make no difference.
+    /// Invariant: the order and repetition of reports with growing counters make no difference.
     pub fn merge(&mut self, other: &Self) {
         let newer = if other.progress() >= self.progress() { *other } else { *self };
         *self = Self {
@@ -243,9 +242,9 @@ impl FlowCounters {
         };
     }
 
-    /// These counters and what comes after them, as one run.
+    /// Returns these counters and later ones as one run.
     ///
-    /// Invariant: but for what is said of open connections, no count is less than in either.
+    /// Invariant: no count is less than in either, except those of open connections.
     #[must_use]
     pub fn followed_by(&self, later: &Self) -> Self {
         Self {
@@ -288,9 +287,9 @@ pub(crate) fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowTotals {
-    /// Connections established, those included that were open when an agent first looked.
+    /// Connections established, preexisting ones included.
     pub opened: u64,
-    /// Of these, open now as far as is known.
+    /// Connections of `opened` that are open now, as far as known.
     pub active: u64,
     /// Attempts that were refused, timed out or were given up.
     pub failed: u64,
@@ -301,23 +300,23 @@ pub struct FlowTotals {
     /// Capture methods.
     #[serde(default)]
     pub methods: Methods,
-    /// Of `opened` + `failed`, those whose direction is a guess.
+    /// Connections and attempts in `opened` and `failed` whose direction is inferred.
     #[serde(default)]
     pub inferred: u64,
-    /// Of `opened`, those whose payload is not, or not fully, known.
+    /// Connections in `opened` whose payload is not fully known.
     #[serde(default)]
     pub without_bytes: u64,
-    /// Segments that this end had to send again; of those in `without_bytes` they are not, or not fully, known. `None`
-    /// where nothing is known of them.
+    /// Segments that this end retransmitted. Those of connections in `without_bytes` are not fully known. `None` if none
+    /// are reported.
     #[serde(default)]
     pub retransmits: Option<u64>,
-    /// Round-trip times of the connections that the agent knows now.
+    /// Round-trip times of the connections that the agent reports now.
     #[serde(default)]
     pub rtt: RttHistogram,
 }
 
 impl FlowTotals {
-    /// Guesses and gaps are of connections that there are: one that was open in two epochs counts once.
+    /// Limits inferred and incomplete connections to those that exist: one that was open in two epochs counts once.
     ///
     /// Invariants: `inferred <= opened + failed`, `without_bytes <= opened`; no other count changes.
     #[must_use]

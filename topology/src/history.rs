@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use crate::{count, flow::FlowTotals};
 
-/// More is not told apart: what has happened so close together is one part.
+/// Resolution of the history: events closer together than this are one part.
 const GRAIN: Duration = Duration::from_secs(1);
 
-/// The most parts that are kept. Beyond that those that are closest together become one.
+/// Maximum number of parts. Beyond it, the two closest ones are merged.
 const MAX_PARTS: usize = 16;
 
-/// Of a flow that never rests, so much before its end stays told apart: what has to wait are its newest connections only.
+/// Time before the end of a busy flow in which its parts stay separate, so that only its newest connections have to wait.
 const RECENT: Duration = Duration::from_secs(4);
 
 /// Counts within a time range.
@@ -23,14 +23,14 @@ pub struct Counted {
     pub failed: u64,
     /// Payload sent by the end that was observed.
     pub bytes_sent: u64,
-    /// Payload received by it.
+    /// Payload received by the end that was observed.
     pub bytes_received: u64,
 }
 
 impl Counted {
     /// Returns the growth of an account; zero if it did not grow.
     ///
-    /// Invariant: what is there before and this are at least what is there after.
+    /// Invariant: the account before plus the growth is at least the account after.
     #[must_use]
     pub fn between(before: &FlowTotals, after: &FlowTotals) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl Counted {
         }
     }
 
-    /// Adds another one's; stays at the greatest number where the sum is beyond it.
+    /// Adds other counts; a sum beyond the greatest number stays at that number.
     pub fn add(&mut self, other: &Self) {
         self.opened = count::add(self.opened, other.opened);
         self.failed = count::add(self.failed, other.failed);
@@ -53,16 +53,16 @@ impl Counted {
 /// Counts between two moments. Invariant: `since <= until`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// After this.
+    /// Lower bound of the time, exclusive.
     pub since: SystemTime,
-    /// Not after this.
+    /// Upper bound of the time, inclusive.
     pub until: SystemTime,
-    /// So much.
+    /// Counts in this range.
     pub counted: Counted,
 }
 
 impl Part {
-    /// Both, without telling them apart: the times of either are within it.
+    /// Returns both parts as one, which contains the times of either.
     ///
     /// Invariant: its counts are the sums.
     #[must_use]
@@ -73,22 +73,21 @@ impl Part {
     }
 }
 
-/// The parts of one flow, oldest first. A part can only become longer: what is not told apart is not known better than
-/// it is, and never worse.
+/// Parts of one flow, oldest first. A part can only become longer, so its times are never more precise than observed.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     parts: Vec<Part>,
 }
 
 impl History {
-    /// All parts, at most 16, by the time of their end.
+    /// Returns all parts, at most 16, by the time of their end.
     #[must_use]
     pub fn parts(&self) -> &[Part] {
         &self.parts
     }
 
-    /// Adds what happened between two moments; `since` beyond `until` counts as `until`. Payload without a new connection
-    /// is that of the connections that there were.
+    /// Adds counts between two times; `since` beyond `until` counts as `until`. Payload without a new connection belongs
+    /// to the earlier connections.
     ///
     /// Invariants: the parts' sum grows by exactly this; there are at most 16.
     pub fn add(&mut self, since: SystemTime, until: SystemTime, counted: &Counted) {
@@ -110,7 +109,7 @@ impl History {
         }
     }
 
-    /// Makes one part of any two that follow one another and need not be told apart.
+    /// Merges any two consecutive parts for which `are_one` returns true.
     ///
     /// Invariant: the parts' sum stays.
     pub fn condense(&mut self, are_one: impl Fn(&Part, &Part) -> bool) {

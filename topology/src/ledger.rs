@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// under a new epoch. An agent that still runs does so within seconds.
 pub const RESUMABLE: Duration = Duration::from_mins(2);
 
-/// A message of an epoch that has been followed by another one.
+/// Error of a message whose epoch was replaced by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this epoch of the node has ended: a later one has reported since; report under that or draw a new one")]
 pub struct LateEpoch;
@@ -52,7 +52,7 @@ pub struct FlowView<'a> {
     pub owner: Option<&'a CgroupOwner>,
     /// Key of the flow.
     pub key: &'a FlowKey,
-    /// Names that the agent has seen to lead the client to the remote address: at most [`MAX_REMOTE_NAMES`].
+    /// DNS names that led the client to the remote address, as observed by the agent: at most [`MAX_REMOTE_NAMES`].
     pub remote_names: &'a [String],
     /// NAT peers of its connections, as far as conntrack reported them.
     pub far_ends: &'a FarEnds,
@@ -60,7 +60,7 @@ pub struct FlowView<'a> {
     pub totals: FlowTotals,
     /// Part that the agent would report to an operator without any state.
     pub anew: FlowTotals,
-    /// Nothing of it is known to have happened before.
+    /// Lower bound of the time of its first event.
     pub first_seen: SystemTime,
     /// Time of the last change of its account; nothing reported happened later.
     pub changed: SystemTime,
@@ -73,7 +73,7 @@ pub struct FlowView<'a> {
     pub heard: Option<SystemTime>,
 }
 
-/// The account of all flows of all nodes.
+/// Account of all flows of all nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     nodes: BTreeMap<String, NodeAccount>,
@@ -82,17 +82,17 @@ pub struct Ledger {
 #[derive(Clone, Debug)]
 struct NodeAccount {
     epochs: Epochs,
-    /// Flows that the current snapshot has named so far.
+    /// Flows that the current snapshot contained so far.
     snapshot: Option<HashSet<FlowKey>>,
     owners: HashMap<u64, Arc<CgroupOwner>>,
-    /// The node's own, by its agent's word.
+    /// The node's own addresses, as its agent reported them.
     addresses: BTreeSet<IpAddr>,
     flows: BTreeMap<FlowKey, Account>,
     /// Flows of cgroups whose ID has another owner now (after a reboot, for example).
     orphaned: Vec<(FlowKey, Arc<CgroupOwner>, Account)>,
-    /// The Node object is no more.
+    /// True if the Node object was deleted.
     gone: bool,
-    /// A snapshot of the current epoch has been completed.
+    /// True if a snapshot of the current epoch was completed.
     complete: bool,
     /// True if accounts of a replaced epoch are kept.
     keeps_displaced: bool,
@@ -162,7 +162,7 @@ impl NodeAccount {
         Ok(())
     }
 
-    /// Drops what was kept of an epoch that has not come back in time.
+    /// Drops the kept accounts of an epoch that was not resumed in time.
     fn forget_displaced(&mut self, now: SystemTime) {
         let since = *self.displaced_at.get_or_insert(now);
         if self.keeps_displaced && now.duration_since(since).unwrap_or_default() >= RESUMABLE {
@@ -231,9 +231,9 @@ fn refines(old: &CgroupOwner, new: &CgroupOwner) -> bool {
 }
 
 impl Ledger {
-    /// An empty account.
+    /// Returns an empty ledger.
     ///
-    /// Invariant: there are no flows and no nodes.
+    /// Invariant: it has no flows and no nodes.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -241,21 +241,21 @@ impl Ledger {
 
     /// Makes `epoch` the node's current one, if it is new.
     ///
-    /// Invariant: totals never become less by it; an epoch that has ended stays ended.
+    /// Invariant: no total decreases; an epoch that has ended stays ended.
     ///
     /// # Errors
-    /// If it has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn enter(&mut self, node: &str, epoch: Epoch) -> Result<(), LateEpoch> {
         self.resume(node, epoch, epoch)
     }
 
-    /// Makes `epoch` the node's current one, if it is new. Its counters go on from those of the epochs of the same
-    /// `origin`, the one in which they began, however many others have reported in between.
+    /// Makes `epoch` the node's current one, if it is new. Its counters continue those of the epochs of the same `origin`,
+    /// the epoch in which they began, for any number of other epochs in between.
     ///
-    /// Invariant: totals never become less by it; an epoch that has ended stays ended.
+    /// Invariant: no total decreases; an epoch that has ended stays ended.
     ///
     /// # Errors
-    /// If it has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn resume(&mut self, node: &str, epoch: Epoch, origin: Epoch) -> Result<(), LateEpoch> {
         self.node(node, epoch, origin).map(|_| ())
     }
@@ -270,8 +270,8 @@ impl Ledger {
         Ok(account)
     }
 
-    /// A new stream of the node's agent begins: it sends the identities of all cgroups again, so that those without
-    /// flows can go.
+    /// Begins a new stream of the node's agent. The agent sends the identities of all cgroups again, so those without
+    /// flows are dropped.
     ///
     /// Invariant: no flow changes.
     pub fn begin_stream(&mut self, node: &str) {
@@ -281,12 +281,12 @@ impl Ledger {
         account.snapshot = None;
     }
 
-    /// Says whose sockets a cgroup of a node holds; whether that is news.
+    /// Records the owner of a cgroup's sockets. Returns whether it changed.
     ///
-    /// Invariant: a cgroup's flows stay those of whom they were when another one gets its id.
+    /// Invariant: a cgroup's flows stay with their owner when another cgroup gets its ID.
     ///
     /// # Errors
-    /// If the epoch has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn identify(
         &mut self,
         node: &str,
@@ -297,12 +297,10 @@ impl Ledger {
         Ok(self.current(node, epoch)?.identify(cgroup_id, owner))
     }
 
-    /// Says which addresses are the node's own; whether that is news.
-    ///
-    /// Invariant: the same again is no news.
+    /// Records the node's own addresses. Returns whether they changed.
     ///
     /// # Errors
-    /// If the epoch has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn set_node_addresses(&mut self, node: &str, epoch: Epoch, addresses: &[IpAddr]) -> Result<bool, LateEpoch> {
         let account = self.current(node, epoch)?;
         let addresses = addresses.iter().copied().collect();
@@ -311,17 +309,17 @@ impl Ledger {
         Ok(news)
     }
 
-    /// The nodes' own addresses, by their agents' word; several nodes may have the same (bridges that are the same
-    /// everywhere).
+    /// Returns the nodes' own addresses, as their agents reported them. Several nodes may have the same, for example that
+    /// of a bridge.
     pub fn node_addresses(&self) -> impl Iterator<Item = (&str, IpAddr)> {
         self.nodes.iter().flat_map(|(node, account)| account.addresses.iter().map(|ip| (node.as_str(), *ip)))
     }
 
-    /// Takes in a flow's counters, and when they came to be; whether that changed its account. Repeated and reordered
-    /// reports change nothing.
+    /// Merges a flow's counters and the times of their events. Returns whether its account changed. Repeated and
+    /// reordered reports change nothing.
     ///
     /// # Errors
-    /// If the epoch has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn apply(
         &mut self,
         node: &str,
@@ -344,12 +342,13 @@ impl Ledger {
         Ok(flow.apply(counters, &sighting, account.epochs.resumed()) || is_new)
     }
 
-    /// Says which names have led a flow's client to its remote address; whether that is news. No names are no news:
-    /// those that an earlier epoch knew stay. Of more than [`MAX_REMOTE_NAMES`], the first ones are taken; nothing
-    /// happens for a flow that was never reported.
+    /// Records the DNS names that led a flow's client to its remote address. Returns whether they changed.
+    ///
+    /// An empty list keeps the names of an earlier epoch. Of more than [`MAX_REMOTE_NAMES`], the first ones are stored.
+    /// Does nothing for a flow that was never reported.
     ///
     /// # Errors
-    /// If the epoch has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn name_remote(
         &mut self,
         node: &str,
@@ -366,12 +365,12 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Says where a flow's connections really led, or came from, and how many, since its run began; whether that is
-    /// news. Counts only grow, so that a report can be repeated or late; nothing happens for a flow that was never
-    /// reported.
+    /// Records the flow's NAT peers and their connection counts, since its run began. Returns whether anything changed.
+    ///
+    /// Counts only grow, so a report can be repeated or late. Does nothing for a flow that was never reported.
     ///
     /// # Errors
-    /// If the epoch has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn lead_to(
         &mut self,
         node: &str,
@@ -383,24 +382,25 @@ impl Ledger {
         Ok(flow.far_ends.take_in(far_ends))
     }
 
-    /// From here to [`Self::end_snapshot`], all flows of the node are named. A snapshot under way is given up.
+    /// Begins a snapshot: all flows of the node are reported until [`Self::end_snapshot`]. An unfinished snapshot is
+    /// discarded.
     ///
     /// Invariant: no flow changes.
     ///
     /// # Errors
-    /// If the epoch has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn begin_snapshot(&mut self, node: &str, epoch: Epoch) -> Result<(), LateEpoch> {
         self.current(node, epoch)?.snapshot = Some(HashSet::new());
         Ok(())
     }
 
-    /// Ends flows that the snapshot did not name: no connection is open, totals stay. Returns whether any flow ended.
+    /// Ends flows that the snapshot did not contain: no connection is open, totals stay. Returns whether any flow ended.
     /// Does nothing without a snapshot.
     ///
-    /// Invariant: the current epoch's flows that have open connections then are all in the snapshot.
+    /// Invariant: the snapshot contains all flows of the current epoch that then have open connections.
     ///
     /// # Errors
-    /// If the epoch has been followed by another one.
+    /// Returns an error if the epoch was replaced by another one.
     pub fn end_snapshot(&mut self, node: &str, epoch: Epoch, now: SystemTime) -> Result<bool, LateEpoch> {
         let account = self.current(node, epoch)?;
         let Some(named) = account.snapshot.take() else { return Ok(false) };
@@ -414,9 +414,9 @@ impl Ledger {
         Ok(changed)
     }
 
-    /// The node is gone for good: all its flows are over. Whether any was active.
+    /// Ends all flows of a deleted node. Returns whether any was active.
     ///
-    /// Invariant: none of its connections is open then; no other count changes.
+    /// Invariant: none of its connections is open afterwards; no other count changes.
     pub fn end_node(&mut self, node: &str, now: SystemTime) -> bool {
         let Some(account) = self.nodes.get_mut(node) else { return false };
         account.gone = true;
@@ -428,10 +428,10 @@ impl Ledger {
         changed
     }
 
-    /// Lets go of the flows that are over and have not changed for `retention`, and of nodes that are gone; how many
-    /// flows went. A flow that its agent still knows stays, because its counters go on from where they are.
+    /// Drops flows that are over and have not changed for `retention`, and deleted nodes. Returns the number of dropped
+    /// flows. Keeps a flow that its agent still has, because its counters continue.
     ///
-    /// Invariant: what stays is not changed.
+    /// Invariant: the remaining flows do not change.
     pub fn retire(&mut self, now: SystemTime, retention: Duration) -> usize {
         let mut retired = 0;
         let mut keep = |flow: &Account| {
@@ -461,7 +461,7 @@ impl Ledger {
 
     /// Returns whether [`Self::retire`] would evict anything.
     ///
-    /// Invariant: if not, [`Self::retire`] lets go of none.
+    /// Invariant: if not, [`Self::retire`] drops none.
     #[must_use]
     pub fn has_retirable(&self, now: SystemTime, retention: Duration) -> bool {
         let due = |flow: &Account| flow.is_retirable(now, retention);
@@ -470,8 +470,8 @@ impl Ledger {
             .any(|node| node.flows.values().any(due) || node.orphaned.iter().any(|(_, _, flow)| due(flow)))
     }
 
-    /// Notes that the node's agent has said something, be it that there is nothing new. Nothing happens for a node that
-    /// has never reported; times may come in any order, the latest counts.
+    /// Records the time of a message from the node's agent, a heartbeat included. Does nothing for a node that has never
+    /// reported. Times may come in any order; the latest one counts.
     pub fn hear(&mut self, node: &str, now: SystemTime) {
         if let Some(account) = self.nodes.get_mut(node) {
             account.heard = account.heard.max(Some(now));
@@ -485,8 +485,8 @@ impl Ledger {
         self.nodes.get(node).and_then(|account| account.heard)
     }
 
-    /// Notes that a message was sent at `sent` by the node's clock and came in at `received` by the operator's. Returns
-    /// when it was sent by the operator's clock: not after `received`. For a node that has never reported, that is
+    /// Records that a message was sent at `sent` by the node's clock and received at `received` by the operator's.
+    /// Returns its sending time by the operator's clock, at most `received`. For a node that has never reported, returns
     /// `received`.
     pub fn observe_clock(&mut self, node: &str, sent: SystemTime, received: SystemTime) -> SystemTime {
         self.nodes.get_mut(node).map_or(received, |account| account.clock.observe(sent, received))
@@ -494,7 +494,7 @@ impl Ledger {
 
     /// Returns the clock estimates of all nodes, each node once.
     ///
-    /// Invariant: a node that has reported is among them until it is gone.
+    /// Invariant: a node that has reported is among them until it is deleted.
     pub fn clocks(&self) -> impl Iterator<Item = (&str, &NodeClock)> {
         self.nodes.iter().map(|(node, account)| (node.as_str(), &account.clock))
     }
@@ -527,12 +527,12 @@ impl Ledger {
         self.flows().any(|flow| flow.anew != flow.totals)
     }
 
-    /// All flows, in an order that depends on what they are and not on when they were reported.
+    /// Returns all flows, in an order that depends on their keys and not on the time of their reports.
     ///
     /// Invariant: each flow once.
     pub fn flows(&self) -> impl Iterator<Item = FlowView<'_>> {
         self.nodes.iter().flat_map(|(node, account)| {
-            // One that comes back tells all of it again.
+            // The agent of a node that returns reports all of it again.
             let anew = |flow: &Account| if account.gone { flow.totals() } else { flow.anew() };
             let current = account.flows.iter().map(move |(key, flow)| {
                 let owner = account.owners.get(&key.cgroup_id);

@@ -1,4 +1,4 @@
-//! The pure core: flows, entities, and the graph that is made of them. No I/O, no Kubernetes client, no clock.
+//! Core without I/O: flows, entities, and the graph that is computed from them. No Kubernetes client, no clock.
 //!
 //! A flow enters through [`ledger::Ledger`], which keeps one continuous account of all epochs of all agents.
 //! [`directory::Directory`] resolves names. [`graph::build`] joins both ends of each conversation into edges.

@@ -19,27 +19,27 @@ use crate::{
     entity::{Life, Pod},
 };
 
-/// Times in objects are cut to whole seconds.
+/// Resolution of times in objects, which are truncated to whole seconds.
 const CUT: Duration = Duration::from_secs(1);
 
 /// Tolerance between times of different clocks or with different delays.
 const INEXACT: Duration = Duration::from_millis(250);
 
-/// A pod whose object is deleted at once (`--grace-period=0`) may run on for so long.
+/// Maximum time for which a pod runs on after its object is deleted at once (`--grace-period=0`).
 const LINGER: Duration = Duration::from_secs(10);
 
 /// Maximum time by which an event's range may exceed the range of a pod to which it is assigned, if no other pod can
 /// have held the address. Agents read their counters every few seconds.
 pub const MARGIN: Duration = Duration::from_secs(10);
 
-/// The most pods that are remembered of one address; beyond that the one that was known first is forgotten.
+/// Maximum number of pods that are kept for one address; beyond it, the oldest one is dropped.
 const MAX_CLAIMS: usize = 64;
 
 /// Pods that held each address.
 #[derive(Clone, Debug, Default)]
 pub struct Ownership {
     claims: HashMap<IpAddr, Vec<Claim>>,
-    /// The addresses that a pod has or had.
+    /// Addresses that a pod has or had, by its UID.
     addresses: HashMap<String, Vec<IpAddr>>,
     /// Time at which the first pod became known; earlier owners are unknown.
     since: Option<SystemTime>,
@@ -51,41 +51,42 @@ struct Claim {
     pod: String,
     node: String,
     life: Life,
-    /// It was first seen with the address.
+    /// Time at which the pod was first observed with the address.
     known: SystemTime,
-    /// It was first seen to have ended.
+    /// Time at which its end was first observed.
     ended: Option<SystemTime>,
-    /// It was first missing, or had other addresses.
+    /// Time at which it was first missing, or had other addresses.
     gone: Option<SystemTime>,
 }
 
 /// Owner of an address, by UID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owned<'a> {
-    /// This pod's, if anybody's: no other one that is known can have had it, and this one had it or is near.
+    /// This pod, if any: no other known pod can have held the address, and this one held it at or near that time.
     By(&'a str),
-    /// One of several pods'.
+    /// One of several pods.
     Contested,
-    /// No pod's, as far as is known.
+    /// No known pod.
     ByNobody,
 }
 
-/// A pod's time with an address. Invariant: `begins.0 <= begins.1`.
+/// Time range in which a pod held an address. Invariant: `begins.0 <= begins.1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Range<'a> {
     pod: &'a str,
-    /// At the earliest, and at the latest.
+    /// Earliest and latest beginning.
     begins: (SystemTime, SystemTime),
-    /// At the earliest, as far as that is known, and at the latest; `None` if it may last.
+    /// Earliest end, if known, and latest end; `None` if it may continue.
     ends: (Option<SystemTime>, Option<SystemTime>),
 }
 
 impl Ownership {
-    /// A pod that is there has its addresses at `now`, and no others. A pod in its node's network has none of its own, and one
-    /// that tells none keeps those that it had. Events may be late, and come again: what they tell is as of then at the
-    /// latest.
+    /// Records that a pod has its addresses at `now`, and no others.
     ///
-    /// Invariants: the same again changes nothing; at most 64 pods are remembered of one address.
+    /// A pod in its node's network has no addresses of its own. A pod whose object lists none keeps its earlier ones.
+    /// Events may be late or repeated: `now` is an upper bound of their time.
+    ///
+    /// Invariants: a repeated event changes nothing; at most 64 pods are kept for one address.
     pub fn observe(&mut self, pod: &Pod, now: SystemTime) {
         self.since = Some(self.since.map_or(now, |since| since.min(now)));
         if pod.host_network || pod.ips.is_empty() {
@@ -113,9 +114,9 @@ impl Ownership {
         self.release(&pod.uid, &former, now);
     }
 
-    /// A pod, by UID, is gone at `now`, at the latest.
+    /// Records that a pod, by UID, was gone at `now` at the latest.
     ///
-    /// Invariant: the earliest such news counts.
+    /// Invariant: the earliest such event counts.
     pub fn remove(&mut self, pod: &str, now: SystemTime) {
         let addresses = self.addresses.get(pod).cloned().unwrap_or_default();
         self.release(pod, &addresses, now);
@@ -130,9 +131,9 @@ impl Ownership {
         }
     }
 
-    /// A pod, by UID, has never been there.
+    /// Removes a pod, by UID, with all of its history.
     ///
-    /// Invariant: it is named of no address then.
+    /// Invariant: it is afterwards the owner of no address.
     pub fn forget(&mut self, pod: &str) {
         for ip in self.addresses.remove(pod).unwrap_or_default() {
             if let Some(claims) = self.claims.get_mut(&ip) {
@@ -174,9 +175,10 @@ impl Ownership {
         }
     }
 
-    /// The pods that can have had the address at any time between `since` and `until`, in the order of their times.
+    /// Returns the pods that can have held the address at any time between `since` and `until`, in the order of their
+    /// times.
     ///
-    /// Invariant: whom [`Self::owner`] names is among them; several make it [`Owned::Contested`].
+    /// Invariant: the result of [`Self::owner`] is among them; with several, it is [`Owned::Contested`].
     #[must_use]
     pub fn possible(
         &self,
@@ -189,7 +191,7 @@ impl Ownership {
         ranges.iter().filter(|range| range.can_overlap(since, until)).map(|range| range.pod).collect()
     }
 
-    /// From when on a pod, by UID, can have had the address, and until when, if it can have an end.
+    /// Returns the time range in which a pod, by UID, can have held the address; the end is `None` while it is open.
     ///
     /// Invariant: the beginning is not after the end.
     #[must_use]
@@ -211,7 +213,7 @@ impl Ownership {
         before <= margin_before && after <= MARGIN
     }
 
-    /// By their beginnings, none beyond the beginning of one that is known to have come after it.
+    /// Returns the ranges of all pods by their beginnings. Each ends at the latest with the beginning of a later pod.
     fn ranges(&self, ip: IpAddr, clock: impl Fn(&str) -> NodeClock) -> Vec<Range<'_>> {
         let claims = self.claims.get(&ip).into_iter().flatten();
         let mut ranges: Vec<Range<'_>> = claims.map(|claim| claim.range(&clock(&claim.node))).collect();
@@ -237,7 +239,7 @@ impl Claim {
         self.life = Life {
             created: pod.life.created.or(self.life.created),
             started: pod.life.started.or(self.life.started),
-            // A container that ran first may be forgotten later.
+            // A later version of the object may lack the container that ran first.
             ran: [pod.life.ran, self.life.ran].into_iter().flatten().min(),
             deleted: pod.life.deleted.or(self.life.deleted),
             finished: pod.life.finished,
@@ -253,7 +255,7 @@ impl Claim {
         let of_node = |time: SystemTime| clock.to_operator(time);
         let latest = ran.map_or(self.known, |ran| self.known.min(of_node(ran) + CUT));
         let earliest = started.map(of_node).or(created).unwrap_or(self.known).min(latest);
-        // Containers that have finished are started again unless it is over.
+        // Finished containers are restarted unless the pod is over.
         let over = [self.ended, self.gone].into_iter().flatten().min();
         let ends = match (over, finished, self.ended, self.gone) {
             (Some(_), Some(finished), ..) => (Some(of_node(finished)), Some(of_node(finished) + CUT)),
@@ -261,14 +263,14 @@ impl Claim {
             (_, _, None, Some(gone)) => (deleted, Some(gone + LINGER)),
             _ => (deleted, None),
         };
-        // Nothing ends before it has begun.
+        // The end is not before the beginning.
         let latest = ends.1.map_or(latest, |end| latest.min(end));
         Range { pod: &self.pod, begins: (earliest.min(latest), latest), ends }
     }
 }
 
 impl Range<'_> {
-    /// If it is certain that this pod came first, the other one's beginning is its end, and the other way round.
+    /// Bounds both ranges by each other if this pod certainly came first: its end is not after the other's beginning.
     fn may_be_followed_by(&mut self, next: &mut Self) {
         if self.begins.1 > next.begins.0 {
             return;

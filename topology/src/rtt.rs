@@ -1,9 +1,9 @@
-//! Round-trip times of connections, as far as a median needs them: how many of them were about how long.
+//! Histogram of the round-trip times of connections, from which a median is computed.
 
 use serde::{Deserialize, Serialize};
 
-/// The shortest bucket holds everything below this, in microseconds. Each of the others reaches twice as far as the one
-/// before it, and the last one holds everything beyond.
+/// Upper bound of the first bucket, in microseconds. That of each other bucket is twice as great; the last bucket has
+/// none.
 const SHORTEST: u32 = 64;
 
 /// A range of round-trip times: below 64 µs, below 128 µs and so on by powers of two; the last one has 262.144 ms and more.
@@ -14,7 +14,7 @@ impl RttBucket {
     /// Number of buckets.
     pub const COUNT: usize = 14;
 
-    /// The one that holds this time.
+    /// Returns the bucket that holds this time.
     #[must_use]
     pub const fn of(microseconds: u32) -> Self {
         let bits = u32::BITS - (microseconds / SHORTEST).leading_zeros();
@@ -22,20 +22,20 @@ impl RttBucket {
         Self(if bits < Self::COUNT as u32 { bits as u8 } else { Self::COUNT as u8 - 1 })
     }
 
-    /// Its number, the shortest times' is 0.
+    /// Returns its number; the one of the shortest times is 0.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// Its upper bound in microseconds, which is no part of it: a power of two from 64 to 524288. The last bucket has
-    /// no upper bound; its number is twice its lower one all the same.
+    /// Returns its upper bound in microseconds, exclusive: a power of two from 64 to 524288. The last bucket has no upper
+    /// bound; for it, the function returns twice its lower bound.
     #[must_use]
     pub const fn below(self) -> u32 {
         SHORTEST << self.0
     }
 
-    /// The one with this upper bound; `None` where none has it.
+    /// Returns the bucket with this upper bound; `None` if none has it.
     #[must_use]
     pub const fn with_bound(below: u32) -> Option<Self> {
         if !below.is_power_of_two() || below < SHORTEST || below > SHORTEST << (Self::COUNT - 1) {
@@ -51,7 +51,7 @@ impl RttBucket {
 pub struct RttHistogram([u32; RttBucket::COUNT]);
 
 impl RttHistogram {
-    /// Of counts, the shortest times' first; those that are not there are 0. `None` for more than there are buckets.
+    /// Converts counts, the shortest times' first; missing ones are 0. Returns `None` for more counts than buckets.
     #[must_use]
     pub fn from_counts(counts: &[u32]) -> Option<Self> {
         let mut histogram = Self::default();
@@ -59,26 +59,26 @@ impl RttHistogram {
         Some(histogram)
     }
 
-    /// The counts, the shortest times' first, without zeros at the end.
+    /// Returns the counts, the shortest times' first, without zeros at the end.
     #[must_use]
     pub fn counts(&self) -> &[u32] {
         let used = self.0.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1);
         &self.0[..used]
     }
 
-    /// One connection more.
+    /// Adds a connection.
     pub fn add(&mut self, bucket: RttBucket) {
         let count = &mut self.0[bucket.index()];
         *count = count.saturating_add(1);
     }
 
-    /// One connection less, if there is one.
+    /// Removes a connection, if there is one.
     pub fn remove(&mut self, bucket: RttBucket) {
         let count = &mut self.0[bucket.index()];
         *count = count.saturating_sub(1);
     }
 
-    /// Both together.
+    /// Returns the sum of both.
     #[must_use]
     pub fn plus(mut self, other: &Self) -> Self {
         for (count, more) in self.0.iter_mut().zip(&other.0) {
@@ -87,7 +87,7 @@ impl RttHistogram {
         self
     }
 
-    /// At most so many connections: of those that have to go, `first` go first, then those of the longest times.
+    /// Limits the number of connections. Removes those of `first` at first, then those of the longest times.
     #[must_use]
     pub fn at_most(mut self, connections: u64, first: &Self) -> Self {
         let mut excess = self.connections().saturating_sub(connections);
@@ -101,13 +101,13 @@ impl RttHistogram {
         self
     }
 
-    /// Of how many connections a time is known.
+    /// Returns the number of connections with a known time.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.0.iter().map(|count| u64::from(*count)).sum()
     }
 
-    /// The bucket of the median (of the lower one, of an even number); `None` where no time is known.
+    /// Returns the bucket of the median (the lower one of an even number); `None` if no time is known.
     #[must_use]
     pub fn median(&self) -> Option<RttBucket> {
         let all = self.connections();

@@ -1,7 +1,7 @@
 //! Times of the events that a report describes.
 //!
-//! A capture looks now and then: what it finds happened between two looks. An agent tells these times as ages, so that
-//! no clock of a node has to be right, and the operator makes times of its own clock of them.
+//! A capture finds an event between two scans. An agent reports the times as ages, so that no clock of a node has to be
+//! right. The operator converts them to times of its own clock.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,26 +22,26 @@ impl Ages {
         Self { first: first.max(news), news, changed }
     }
 
-    /// The flow's first connection or attempt happened, or was found open, at most so long ago; at least [`Self::news`].
+    /// Returns the upper bound of the age of the flow's first connection or attempt; at least [`Self::news`].
     #[must_use]
     pub fn first(&self) -> Duration {
         self.first
     }
 
-    /// Upper bound of the age of unreported changes; at least [`Self::changed`].
+    /// Returns the upper bound of the age of unreported changes; at least [`Self::changed`].
     #[must_use]
     pub fn news(&self) -> Duration {
         self.news
     }
 
-    /// All of it happened at least so long ago.
+    /// Returns the lower bound of the age of the flow's last change.
     #[must_use]
     pub fn changed(&self) -> Duration {
         self.changed
     }
 }
 
-/// The same by the operator's clock. Invariant: first <= news <= changed <= received.
+/// Times of a flow's events by the operator's clock. Invariant: first <= news <= changed <= received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sighting {
     first: SystemTime,
@@ -60,32 +60,32 @@ impl Sighting {
         Self { first: ago(ages.first), news: ago(ages.news), changed: ago(ages.changed), received }
     }
 
-    /// The flow's first connection or attempt happened, or was found open, after this.
+    /// Returns the lower bound of the time at which the flow's first connection or attempt happened or was found open.
     #[must_use]
     pub fn first(&self) -> SystemTime {
         self.first
     }
 
-    /// Lower bound of the time of unreported changes; not before [`Self::first`].
+    /// Returns the lower bound of the time of unreported changes; not before [`Self::first`].
     #[must_use]
     pub fn news(&self) -> SystemTime {
         self.news
     }
 
-    /// Nothing of it happened after this; not before [`Self::news`].
+    /// Returns the upper bound of the time of the flow's last event; not before [`Self::news`].
     #[must_use]
     pub fn changed(&self) -> SystemTime {
         self.changed
     }
 
-    /// Time at which the message was received; not before [`Self::changed`].
+    /// Returns the time at which the message was received; not before [`Self::changed`].
     #[must_use]
     pub fn received(&self) -> SystemTime {
         self.received
     }
 }
 
-/// All of it happened just when it was reported.
+/// Sets all times to the time of the report.
 impl From<SystemTime> for Sighting {
     fn from(now: SystemTime) -> Self {
         Self { first: now, news: now, changed: now, received: now }

@@ -168,7 +168,7 @@ fn a_static_pod_that_is_seen_to_answer_is_that_pod() {
 }
 
 #[test]
-fn groups_name_the_outside_and_nobody_in_the_cluster() {
+fn external_groups_name_only_external_peers() {
     let mut directory = directory();
     let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|text| Network::parse(text)).collect();
     let partner = Network::parse("203.0.113.0/25").into_iter().collect();

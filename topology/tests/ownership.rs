@@ -186,7 +186,7 @@ proptest! {
 
     /// A named owner held the address, or no pod did and the owner's time is near.
     #[test]
-    fn nobody_is_named_who_did_not_own_the_address(
+    fn ownership_names_only_owners_of_the_address(
         stays in prop::collection::vec(stay(), 1..12),
         ahead_ms in 0..7_200_000_u64,
         asked in prop::collection::vec((any::<prop::sample::Index>(), -8_000..8_000_i64, 0..6_000_u64), 40),

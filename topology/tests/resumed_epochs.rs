@@ -58,7 +58,7 @@ enum Step {
     Fail,
     /// An agent reports; one whose epoch has ended draws a new one first.
     Report(usize),
-    /// Somebody reports for the node who knows of nothing, once or more often.
+    /// Another program without any flows reports for the node, once or more often.
     Stranger(u8),
     /// The agent lets go of its flow if nothing is open, all of it having been reported.
     LetGo(usize),

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_leave_when_nobody_needs_them() {
+    fn tree_drops_dead_cgroups_without_users() {
         let root = tempfile::tempdir().unwrap();
         let mut tree = CgroupTree::open(root.path()).unwrap();
         let now = Instant::now();

@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_nobody_saw_keeps_the_bytes_that_were_known() {
+    fn accounts_keep_known_bytes_after_unobserved_close() {
         let mut accounts = Accounts::new(ALL);
         accounts.add_preexisting(key(), sent(10), false);
         accounts.set_open(key(), &with_open(40));

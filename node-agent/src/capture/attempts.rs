@@ -58,7 +58,7 @@ impl Attempts {
         let over: Vec<_> = self.under_way.extract_if(|cookie, _| !is_old(cookie)).collect();
         for (cookie, flow) in over {
             let is_counted = remove_seed(kernel, cookie)? || noted.contains(&cookie);
-            // Somebody else may have asked for its callbacks meanwhile.
+            // Another program may have enabled its callbacks meanwhile.
             if !is_counted && !listing.attempts.contains_key(&cookie) {
                 accounts.add_unseen_failure(flow);
             }

@@ -6,8 +6,10 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{Reason, Refusal};
 
-/// Returns the cgroup v2 directory at `mount` (`/sys/fs/cgroup`, or the path at which a pod has the node's mounted):
-/// itself, or `unified` in it if the node runs v1 and v2 side by side (systemd's hybrid mode).
+/// Returns the cgroup v2 directory at `mount`: itself, or `unified` in it if the node runs v1 and v2 side by side
+/// (systemd's hybrid mode).
+///
+/// `mount` is `/sys/fs/cgroup`, or the path at which a pod mounts the node's.
 ///
 /// # Errors
 /// [`Reason::CgroupV2Missing`] where neither is cgroup v2.

@@ -1,12 +1,14 @@
-//! Connections from before the attach: found, told from those that were counted, and followed to their end.
+//! Preexisting connections: finds them, separates them from those that were counted, and tracks them to their end.
 //!
-//! A connection that some agent has seen to open carries callback flags, and its end will be counted; whether its
-//! opening, or its end, was counted by *this* agent, the kernel notes while the first look lasts. One without flags is
-//! older than any agent. It gets a seed: an entry that makes the kernel count its end. Whoever removes an entry, the
-//! kernel or this code, accounts for the connection, so that everything happens once.
+//! A connection that an agent saw open carries callback flags, so the kernel program counts its end. During the first
+//! listing, the program notes each connection whose opening or end *this* agent counted.
 //!
-//! The kernel has a limit of seeds. Connections beyond it count as all others do; their end is noticed when they are
-//! not listed any more, without their last bytes.
+//! A connection without flags is older than any agent. It gets a seed: an entry that makes the kernel program count its
+//! end. The side that removes an entry, the kernel program or this code, accounts for the connection. Each connection is
+//! thus counted once.
+//!
+//! The number of seeds is limited. Connections beyond the limit are counted, too. Their end is noticed when they are not
+//! listed any more, without their last bytes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -133,8 +135,8 @@ impl Existing {
             accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
             self.plant(cookie, found, is_watched);
         } else if is_watched && remove_seed(kernel, cookie)? {
-            // Gone, with its entry: the kernel has counted its end and relied on us for the beginning. Without having
-            // taken the entry, it ended before, and nobody saw that.
+            // The connection and its entry are gone. Either the kernel counted the end and relies on this code for the
+            // beginning, or the connection ended unobserved before the kernel used the entry.
             accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
         }
         Ok(())

@@ -80,8 +80,8 @@ impl Listing {
 struct Reader {
     listing: Listing,
     with_addresses: bool,
-    /// Ports at which somebody listens without room for waiting connections, by network namespace; `None` for any
-    /// address. Others hand their room down to what comes out of them.
+    /// Ports of listeners without a backlog, by network namespace; `None` for any address. Other listeners pass their
+    /// backlog on to the sockets that they accept.
     listeners: HashSet<(u32, u16, Option<[u8; 16]>)>,
     /// Connections that do not show their role.
     undecided: Vec<SocketRecord>,
@@ -258,7 +258,7 @@ mod tests {
         let records = [
             from(1, Origin::Listener, (40_000, 50_000)),
             from(2, Origin::Connect, (50_000, 40_000)),
-            // Somebody else's flags, and an older agent's of a client whose handshake was completed without it.
+            // Another program's flags, and an older agent's of a client whose handshake was completed without it.
             SocketRecord { callbacks: callback::of(Role::Client), ..from(3, Origin::Listener, (80, 9)) },
             SocketRecord { callbacks: callback::STATE, ..from(4, Origin::Connect, (50_000, 80)) },
         ];
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_shows_no_role_is_a_servers_where_somebody_listens_without_room() {
+    fn listing_assigns_server_role_at_port_of_listener_without_backlog() {
         let records = [
             socket(1, state::ESTABLISHED, (HERE, 40_000), 50_000),
             socket(2, state::ESTABLISHED, (HERE, 50_000), 40_000),
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_is_read_whole_in_whatever_pieces_it_comes() {
+    fn listing_joins_records_split_across_reads() {
         let all: Vec<u8> = (0..1500_u64)
             .flat_map(|cookie| {
                 let mut bytes = [0; RECORD];

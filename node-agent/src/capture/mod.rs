@@ -1,15 +1,16 @@
-//! The connections of this node, as the kernel sees them: counters by flow, read now and then.
+//! Captures the connections of this node: counters by flow, which the kernel or a scan provides.
 //!
 //! [`Capture`] is the interface to the rest of the agent. [`EbpfCapture`] counts in the kernel by a `sock_ops` program.
 //! If that cannot be attached, programs on the tracepoint `inet_sock_set_state` use the same maps. An iterator lists
 //! preexisting sockets. [`FallbackCapture`] works without eBPF: see `fallback`.
 //!
-//! The way of a connection: `prepare` makes sure of the `requirements` and then tries each [`Attach`] in turn: `kernel`
-//! loads and attaches the programs (`tracepoint` those of the second and third choice) with the `offsets` that `btf`
-//! found; `refusals` puts into words what the kernel says to that. The programs count into `counters`, by `slots`, and
-//! announce a flow's first connection through `first_sights`; `listing` reads the open sockets, `existing` tells the
-//! ones from before from those that were counted, and `attempts` what had not succeeded yet; `followed` finds the ends
-//! that a tracepoint has missed; `accounts` makes totals of it all.
+//! Attach: `prepare` checks the `requirements` and then tries each [`Attach`] in turn. `kernel` loads and attaches the
+//! programs with the `offsets` that `btf` found; `tracepoint` does so for the second and third choice. `refusals` explains
+//! the kernel's errors.
+//!
+//! Counting: the programs count into `counters`, by `slots`, and announce a new flow through `first_sights`. `listing`
+//! reads the open sockets. `existing` separates preexisting connections from counted ones, and `attempts` does so for
+//! attempts in progress. `followed` finds the ends that a tracepoint missed. `accounts` computes the totals.
 
 use std::{
     os::fd::BorrowedFd,
@@ -58,32 +59,32 @@ pub use ebpf::{EbpfCapture, probe, start_ebpf};
 pub use fallback::{FallbackCapture, FallbackSettings, Passes, probe_fallback, start_fallback};
 pub use kernel_support::Reason;
 
-/// A source of flows. Not tied to a runtime: [`Capture::read`] blocks for some milliseconds at most.
+/// Source of flows. It needs no async runtime: [`Capture::read`] blocks for some milliseconds at most.
 pub trait Capture: Send {
     /// Returns the method of this capture and its limitations.
     fn description(&self) -> &Description;
 
-    /// The flows whose counters have changed since the last call, with their counters since the capture began
-    /// (absolute values that never decrease, but for `open_bytes_*`). Drains [`Capture::first_sights`].
+    /// Returns the flows whose counters have changed since the last call, with their counters since the capture began.
+    /// These are absolute values that never decrease, except `open_bytes_*`. Drains [`Capture::first_sights`].
     ///
     /// # Errors
-    /// Returns an error if the kernel refuses to return counters; the next call may succeed and misses nothing.
+    /// Returns an error if the kernel refuses to return counters. The next call may succeed and then returns all changes.
     fn read(&mut self) -> Result<Reading, CaptureError>;
 
-    /// Becomes readable when a flow was seen for the first time; `None` where this capture cannot tell.
+    /// Returns a descriptor that becomes readable on a new flow; `None` if this capture has no such notification.
     fn first_sights(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Drops these flows, as far as they have no open connection and have not changed since they were read last; which
-    /// it has dropped. Their counters begin at zero if they come back.
+    /// Drops those of these flows that have no open connection and have not changed since the last reading. Returns the
+    /// dropped flows. Their counters restart at zero if they return.
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey>;
 }
 
 /// Description of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// eBPF or its fallback.
+    /// Kind of capture.
     pub mode: Mode,
-    /// Attach type: a word of [`Attach`] or of the fallback; empty if nothing is attached.
+    /// Attach type: a name of [`Attach`] or of Fallback mode; empty if nothing is attached.
     pub attach: &'static str,
     /// Time of the attach: connections that opened later are in `opened`, older ones in `preexisting`.
     pub attached_at: SystemTime,
@@ -100,14 +101,14 @@ impl Description {
         !self.degradations.iter().any(|degradation| degradation.feature == feature)
     }
 
-    /// Notes that fewer flows fit into the memory than were asked for, if so.
+    /// Adds a degradation if fewer flows fit into the memory than requested.
     fn note_shortage(&mut self, shortage: Option<Shortage>) {
         if let Some(shortage) = shortage {
             self.lack(Feature::MaxFlows, &shortage.to_string());
         }
     }
 
-    /// Notes that this has turned out not to work, if it was not known yet.
+    /// Adds a degradation for this feature, unless one is there already.
     fn lack(&mut self, feature: Feature, message: &str) {
         if self.has(feature) {
             self.degradations.push(Degradation { feature, message: message.to_owned() });
@@ -118,13 +119,13 @@ impl Description {
 /// The kinds of capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Counted in the kernel.
+    /// eBPF programs count in the kernel.
     Ebpf,
-    /// Pieced together from what the kernel tells everybody.
+    /// Scans of socket tables and conntrack events, without eBPF.
     Fallback,
 }
 
-/// A feature that this kernel, or these privileges, do not allow.
+/// Feature that this kernel or these privileges do not allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Degradation {
     /// Missing feature.
@@ -136,7 +137,7 @@ pub struct Degradation {
 /// Optional features of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// Connections from before the attach, and the bytes of connections while they are open.
+    /// Preexisting connections, and the bytes of connections while they are open.
     OpenSockets,
     /// The end of connections that are older than any agent of this boot.
     OldCloses,
@@ -146,57 +147,56 @@ pub enum Feature {
     RoundTripTimes,
     /// Datagrams: conversations over UDP.
     Datagrams,
-    /// All names that answers of name servers have given to addresses.
+    /// All names in DNS answers.
     RemoteNames,
-    /// Whom a process of the node's own network has sent a datagram to from a socket that is not connected, where the
-    /// node translates the address.
+    /// Original destinations of datagrams that a process of the node's own network sends from an unconnected socket, if
+    /// the node translates the address.
     DialledAddresses,
-    /// Every opening and every end: what is not the first choice has a known weakness.
+    /// Every opening and every end: attach types other than the first choice may miss some.
     EveryEvent,
     /// Sockets by netlink, with their bytes.
     SockDiag,
     /// The cgroup of a socket by netlink.
     SocketCgroups,
-    /// The process of a socket whose cgroup the kernel does not tell.
+    /// The process of a socket whose cgroup the kernel does not report.
     SocketOwners,
-    /// Connections between two looks.
+    /// Connections between two scans.
     ConntrackEvents,
-    /// The bytes of connections between two looks.
+    /// The bytes of connections between two scans.
     ConntrackBytes,
-    /// A look at everything within two seconds.
+    /// A scan of everything within two seconds.
     PassInterval,
-    /// As many flows at a time as were asked for.
+    /// The requested number of flows.
     MaxFlows,
 }
 
 /// Result of one reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// Flows that have changed since the look before, each once.
+    /// Flows that have changed since the last reading, each once.
     pub flows: Vec<(FlowKey, FlowCounters)>,
-    /// Of these, where their connections really led or came from, with all counts since the capture began, where
-    /// connection tracking has told.
+    /// NAT peers of these flows that conntrack reported, with all counts since the capture began.
     pub far_ends: Vec<(FlowKey, Vec<(FarEnd, u64)>)>,
     /// DNS responses since the last reading, with the cgroup of the receiving socket. Responses that led to a flow's
     /// remote address come with this reading or before it.
     pub answers: Vec<(u64, Answer)>,
     /// Losses since the capture began.
     pub losses: Losses,
-    /// Connections opened and attempts failed that flows count or have counted, since the capture began.
+    /// Opened connections and failed attempts of all flows since the capture began, dropped flows included.
     pub seen: u64,
     /// Time up to which all events are in this reading or an earlier one; `None` if only the present is known.
     pub complete_until: Option<Instant>,
-    /// More flows have changed than one reading has: the next one, which is due at once, has more of them.
+    /// True if more flows have changed than one reading holds: the caller reads again at once.
     pub is_partial: bool,
 }
 
-/// The most flows of one [`Reading`], so that a flood of new ones takes little memory on its way.
+/// Maximum number of flows of one [`Reading`], so that a burst of new flows takes little memory.
 const MAX_FLOWS_PER_READING: usize = 8192;
 
 /// Flows that have changed.
 struct Changes {
     flows: Vec<(FlowKey, FlowCounters)>,
-    /// More have.
+    /// True if further flows have changed.
     are_partial: bool,
 }
 
@@ -210,11 +210,11 @@ pub struct Losses {
     pub closed: u64,
     /// Failed attempts while the flow table was full.
     pub failed: u64,
-    /// First sights that did not fit into the ring buffer; their flows came with the next read.
+    /// Notifications of new flows that did not fit into the ring buffer; the next reading contained these flows.
     pub first_sights: u64,
-    /// Connections from before the attach whose end was not seen: their last bytes are missing.
+    /// Preexisting connections whose end was not observed: their last bytes are missing.
     pub closes_unseen: u64,
-    /// Times that the queue of connection tracking's events overflowed; what was open then was looked at again.
+    /// Overflows of the queue of conntrack events; the open entries were listed again after each.
     pub event_overflows: u64,
     /// Runs of a tracepoint's program that the kernel skipped: at most as many openings, ends or failures are missing.
     pub missed_runs: u64,
@@ -223,50 +223,50 @@ pub struct Losses {
 /// Settings of a capture.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// A directory of the cgroup v2 hierarchy: the sockets made below it are this node's.
+    /// Directory of the cgroup v2 hierarchy: sockets that are created below it belong to this node.
     /// [`find_cgroup_root`] finds it below a mount point.
     pub cgroup_root: PathBuf,
-    /// The running kernel's own type information.
+    /// The running kernel's type information (BTF).
     pub btf_path: PathBuf,
-    /// The kernel's word on its own lockdown.
+    /// File with the kernel's lockdown state.
     pub lockdown_path: PathBuf,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
     /// Possible mount points of tracefs, for the classic tracepoint.
     pub tracefs_paths: Vec<PathBuf>,
-    /// The running kernel's release, where it is to be another than the kernel says.
+    /// Release to assume instead of the one that the kernel reports.
     pub release: Option<String>,
-    /// The only way to attach; `None` for the best that works.
+    /// The only attach type to try; `None` for the best that works.
     pub attach: Option<Attach>,
-    /// Open connections that the kernel can follow at a time where they have no callbacks; more are [`Losses`].
+    /// Maximum number of tracked sockets, for connections without callbacks; more are [`Losses`].
     pub max_followed: u32,
-    /// Connections from before the attach whose end the kernel can be asked to count; the end of more is noticed late,
-    /// and counted in [`Losses::closes_unseen`]. `None`: as many as there are sockets.
+    /// Maximum number of preexisting connections whose end the kernel program counts. The ends of more are noticed late
+    /// and counted in [`Losses::closes_unseen`]. `None`: the number of sockets.
     pub max_old: Option<u32>,
-    /// After so long a connection from before that no process holds any more is taken for one whose end was missed: it
-    /// may still be sending what is left.
+    /// Time after which the end of a preexisting connection counts as missed if no process holds its socket. Before, the
+    /// socket may still send its remaining bytes.
     pub gone_after: Duration,
-    /// Connections that can be noted as counted while the capture starts. Where more come and go, those that were open
-    /// before are left out and counted as [`Losses`].
+    /// Maximum number of connections noted as counted while the capture starts. If more open and close, preexisting
+    /// connections are left out and counted as [`Losses`].
     pub max_noted: u32,
-    /// Flows that the kernel can count at a time; more are counted as [`Losses`].
+    /// Maximum number of flows that the kernel counts; more are counted as [`Losses`].
     pub max_flows: u32,
-    /// Why that are fewer than were asked for, if so.
+    /// Reason for fewer flows than requested, if so.
     pub shortage: Option<Shortage>,
     /// Counts datagrams, if the kernel allows it.
     pub datagrams: bool,
-    /// Conversations of datagrams that the kernel can remember at a time, about 140 bytes each. Where more go on, some
-    /// count again, and it is said that this may be so ([`FlowCounters::inferred`]).
+    /// Maximum number of UDP conversations that the kernel keeps, about 140 bytes each. If there are more, some may count
+    /// twice and are marked so ([`FlowCounters::inferred`]).
     pub max_conversations: u32,
-    /// After so long without a datagram, a conversation is over.
+    /// Time without a datagram after which a conversation is over.
     pub conversation_silence: Duration,
-    /// For how long after the attach a conversation may be older, for all that is known.
+    /// Time after the attach in which a conversation may be preexisting.
     pub conversations_settle: Duration,
     /// Reads DNS responses; their payload leaves the kernel only then.
     pub dns_names: bool,
-    /// Size of the ring buffer of answers, in bytes: a power of two, at least a page. One takes some 150.
+    /// Size of the ring buffer of DNS answers, in bytes: a power of two, at least a page. An answer takes about 150.
     pub answer_ring_bytes: u32,
-    /// Size of the ring buffer of first sights, in bytes: a power of two, at least a page. A first sight takes 64.
+    /// Size of the ring buffer of new flows, in bytes: a power of two, at least a page. A notification takes 64.
     pub ring_bytes: u32,
     /// Interval at which all open sockets are listed.
     pub look_every: Duration,
@@ -304,7 +304,7 @@ impl Default for Settings {
     }
 }
 
-/// A capture that could not be started.
+/// Error of a capture that could not be started.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub struct Refusal {
@@ -314,7 +314,7 @@ pub struct Refusal {
     pub message: String,
 }
 
-/// A look that failed.
+/// Error of a reading.
 #[derive(Debug, thiserror::Error)]
 #[error("{attempted}: {source}")]
 pub struct CaptureError {
@@ -324,10 +324,10 @@ pub struct CaptureError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// One thing that `check` looked at.
+/// Result of one check of the `check` command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// For which way to attach; `None` where all need it.
+    /// Attach type that needs it; `None` if all do.
     pub attach: Option<Attach>,
     /// Name of the check.
     pub what: &'static str,
@@ -335,6 +335,6 @@ pub struct Finding {
     pub ok: bool,
     /// Result; if the check failed, also how to fix it.
     pub detail: String,
-    /// Set where this way to attach, or all of them, cannot work without it.
+    /// Reason that is reported if this attach type, or all of them, cannot work without it.
     pub refusal: Option<Reason>,
 }

@@ -88,7 +88,7 @@ fn connect() -> io::Result<u16> {
     let client = TcpStream::connect_timeout(&at, PATIENCE)?;
     let (server, from): (_, SocketAddr) = listener.accept()?;
     if from != client.local_addr()? {
-        return Err(io::Error::other("somebody else came first"));
+        return Err(io::Error::other("another process connected to the self-test's listener first"));
     }
     drop(client);
     drop(server);

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disowned_slot_counts_for_nobody() {
+    fn disowned_slot_counts_for_no_flow() {
         let (mut slots, start) = (Slots::default(), Instant::now());
         slots.assign(0, key(80), start);
         slots.disown(0, start);

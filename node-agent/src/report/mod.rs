@@ -1,5 +1,5 @@
-//! Tells the operator what is observed, as `report.proto` says: one stream, one message under way, cumulative
-//! counters, a snapshot at the beginning of each stream and epoch.
+//! Reports observations to the operator by `report.proto`: one stream, one message in flight, cumulative counters, and a
+//! snapshot at the beginning of each stream and epoch.
 
 pub mod operator_url;
 pub mod session;

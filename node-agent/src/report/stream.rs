@@ -1,4 +1,4 @@
-//! The connection to the operator: dials, sends one message at a time, waits for its reply, dials again.
+//! Connection to the operator: connects, sends one message at a time, waits for its reply, and reconnects.
 
 use std::{
     sync::Arc,
@@ -31,12 +31,12 @@ pub struct Patience {
     pub connect: Duration,
     /// Time after which a stream with an unanswered message is closed.
     pub reply: Duration,
-    /// The longest silence, and the time between HTTP/2 pings.
+    /// Maximum time without a message, and the time between HTTP/2 pings.
     pub silence: Duration,
-    /// The shortest and the longest time between two attempts.
+    /// Minimum and maximum time between two attempts.
     pub retry: (Duration, Duration),
-    /// The same before a new epoch is drawn in the place of one that the operator has ended: two agents that run for
-    /// the same node must not end each other's epochs all the time.
+    /// Minimum and maximum time before a new epoch replaces one that the operator has ended. Two agents of the same node
+    /// would otherwise end each other's epochs all the time.
     pub new_epoch: (Duration, Duration),
     /// Time for which the first stream waits for the capture's start, to report a known state first.
     pub start: Duration,
@@ -55,16 +55,16 @@ impl Default for Patience {
     }
 }
 
-/// Why a stream has ended.
+/// Reason for the end of a stream.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// No connection.
     #[error("can't connect: {}", innermost(.0))]
     Connect(#[source] tonic::transport::Error),
-    /// The operator said no, or the connection broke.
+    /// The operator refused, or the connection broke.
     #[error("{}: {}", .0.code(), .0.message())]
     Refused(#[source] Box<tonic::Status>),
-    /// Silence.
+    /// The operator did not answer in time.
     #[error("message {sequence} was not answered within {patience:?}")]
     Silent {
         /// Sequence number of the message.
@@ -75,7 +75,7 @@ pub enum StreamError {
     /// The operator ended the stream.
     #[error("the operator ended the stream")]
     Ended,
-    /// A reply to what was never sent.
+    /// The operator acknowledged a message that was never sent.
     #[error("message {replied} was acknowledged, but only {sent} have been sent")]
     Garbage {
         /// Sequence number that the operator acknowledged.
@@ -85,7 +85,7 @@ pub enum StreamError {
     },
 }
 
-/// Returns the system's error: outer errors only say that an inner one occurred.
+/// Returns the innermost error, which is the system's: outer errors only wrap it.
 fn innermost(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source()).last().unwrap_or(error).to_string()
 }
@@ -111,7 +111,7 @@ pub struct Reporter {
     pub operator: Uri,
     /// State to report.
     pub observation: Shared,
-    /// Says that the observation has changed.
+    /// Notified when the observation has changed.
     pub changed: Arc<Notify>,
     /// Metrics of the reports.
     pub metrics: ReportMetrics,
@@ -119,14 +119,14 @@ pub struct Reporter {
     pub patience: Patience,
 }
 
-/// Delays before new epochs are drawn: longer ones where one after the other is ended.
+/// Delays before new epochs are drawn: they grow if the operator ends one epoch after the other.
 struct NewEpochs {
     backoff: Backoff,
     last: Option<Instant>,
 }
 
 impl NewEpochs {
-    /// An epoch that was not ended for this long was not contested.
+    /// Time after which an epoch counts as uncontested: the next delay is short again.
     const UNDISPUTED: Duration = Duration::from_mins(1);
 
     fn new((min, max): (Duration, Duration)) -> Self {
@@ -149,8 +149,8 @@ struct Stream {
 }
 
 impl Reporter {
-    /// Reports until `closing` becomes true and all has been told. Does not return while the operator can't be
-    /// reached: the caller bounds that.
+    /// Reports until `closing` becomes true and everything has been reported. Does not return while the operator can't
+    /// be reached: the caller sets a limit.
     pub async fn run(self, mut closing: watch::Receiver<bool>) {
         let endpoint = Endpoint::from(self.operator.clone())
             .connect_timeout(self.patience.connect)
@@ -169,7 +169,7 @@ impl Reporter {
             self.metrics.disconnected();
             let (ends_epoch, closes) = (error.ends_epoch(), *closing.borrow());
             if ends_epoch && closes {
-                // Whoever has taken the place of an agent that ends is its successor.
+                // An agent that is ending was replaced by its successor.
                 tracing::info!(operator = %self.operator, "another agent of this node reports; nothing more is reported: {error}");
                 return;
             }
@@ -181,7 +181,7 @@ impl Reporter {
             tracing::warn!(operator = %self.operator, ?delay, "the report stream ended and is opened again: {error}");
             tokio::select! {
                 () = sleep(delay) => {}
-                // What is to be said is said at once or never.
+                // A shutdown ends the delay, so that the last report is sent at once.
                 _ = closing.wait_for(|closing| *closing), if !closes => {}
             }
             if ends_epoch {
@@ -190,7 +190,7 @@ impl Reporter {
         }
     }
 
-    /// Goes on under a new epoch. Nothing of what was counted changes: a snapshot reports all of it.
+    /// Continues under a new epoch. The counters do not change: a snapshot reports all of them.
     fn draw_epoch(&self) {
         match epoch::draw() {
             Ok(epoch) => {
@@ -218,7 +218,7 @@ impl Reporter {
         }
     }
 
-    /// One stream from its beginning to its end: without error only when all has been told and closing was asked for.
+    /// Runs one stream to its end. Returns without an error only if everything was reported and the agent is closing.
     async fn stream(
         &self,
         endpoint: &Endpoint,
@@ -261,7 +261,7 @@ impl Reporter {
     }
 }
 
-/// The next message, and when it was made by both of the node's clocks: the ages are by the one that never jumps.
+/// Returns the next message, with its time by both of the node's clocks. The ages in it are by the monotonic clock.
 fn next(session: &mut Session, observation: &mut Observation) -> AgentReport {
     let message = session.next(observation, std::time::Instant::now());
     AgentReport { sent_unix_ms: wire::unix_ms(SystemTime::now()), ..message }
@@ -271,7 +271,7 @@ async fn open(endpoint: &Endpoint, first: AgentReport, patience: Duration) -> Re
     let sequence = first.sequence;
     let channel = endpoint.connect().await.map_err(StreamError::Connect)?;
     let (messages, queue) = mpsc::channel(1);
-    // Before the call: an operator may want to see the first message before it answers at all.
+    // Sent before the call, because an operator may answer only after the first message.
     messages.try_send(first).map_err(|_| StreamError::Ended)?;
     let mut client = CollectorClient::new(channel);
     let replies = timeout(patience, client.report(ReceiverStream::new(queue)))
@@ -299,7 +299,7 @@ impl Stream {
     }
 }
 
-/// A reply that nothing waits for: repetitions do no harm.
+/// Checks a reply that no message waits for: repeated ones are ignored.
 fn check_unasked(reply: Option<CollectorReply>, sent: u64) -> Result<(), StreamError> {
     let replied = reply.ok_or(StreamError::Ended)?.sequence;
     if replied > sent { Err(StreamError::Garbage { replied, sent }) } else { Ok(()) }

@@ -163,7 +163,7 @@ fn news_of_flows_that_have_left_does_not_pile_up() {
     let mut store = store(1000);
     let now = Instant::now();
     let mut recorded = 0_u64;
-    // Nobody takes the news.
+    // The changes are never taken.
     for round in 0..200_u64 {
         for port in 0..500 {
             store.record(key(1 + round % 7, port), FlowCounters { failed: 1 + round, ..counters(1, 1) }, now);
@@ -206,7 +206,7 @@ fn no_more_flows_are_dropped_than_have_to_leave() {
     let dropped = expire(&mut store, now, |_| true).len();
     assert!((5..20).contains(&dropped), "{dropped}");
     assert!(!store.is_crowded());
-    assert_eq!((expire(&mut store, now, |_| true).len(), store.len()), (0, 80), "they wait until they are told");
+    assert_eq!((expire(&mut store, now, |_| true).len(), store.len()), (0, 80), "they stay until they are reported");
     tell(&mut store);
     assert_eq!(store.len(), 80 - dropped);
 }

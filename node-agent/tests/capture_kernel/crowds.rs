@@ -1,4 +1,4 @@
-//! Nodes with many sockets: whatever does not fit somewhere is counted, and no reason to give up.
+//! Nodes with many sockets: the agent counts the sockets that do not fit into a table, and its capture continues.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -18,8 +18,8 @@ use lab::{Watched, can_list, key, list_or_skip, node_or_skip, obey, storm_size, 
 use measures::what_tcp_has_measured_is_what_the_sockets_say;
 use prerequisites::{Prerequisite, skip};
 use restarts::{
-    attempts_from_before_count_whatever_comes_of_them,
     connections_that_no_agent_saw_have_their_role_or_say_that_it_is_a_guess,
+    preexisting_attempts_are_counted_on_success_and_failure,
 };
 use scopeprobe_agent::capture::{Attach, Capture, Losses, Settings};
 use topology::flow::{FlowCounters, Role};
@@ -64,7 +64,7 @@ by_each_way_to_attach!(
     a_server_that_listens_for_mptcp_is_a_server,
     what_tcp_has_measured_is_what_the_sockets_say,
     connections_that_no_agent_saw_have_their_role_or_say_that_it_is_a_guess,
-    attempts_from_before_count_whatever_comes_of_them,
+    preexisting_attempts_are_counted_on_success_and_failure,
     more_old_connections_than_can_be_watched_are_counted,
 );
 
@@ -156,7 +156,7 @@ fn bytes_are_payload_in_every_order_of_closing(attach: Attach) {
             4500,
         ),
         (
-            "data that nobody reads, then the reader closes",
+            "unread data, then the reader closes",
             &[(true, "send c 700"), (false, "close s"), (true, "close c")],
             1000,
             500,

@@ -12,7 +12,7 @@ use crate::{
 
 const HERE: &str = "127.0.0.1";
 
-/// A server that answers nothing until [`Waiting::let_in`]: whoever dials waits, and asks again after a second, two, four.
+/// Server that does not answer until [`Waiting::let_in`]. Clients retransmit their SYN after 1, 2 and 4 seconds.
 struct Waiting {
     port: u16,
 }
@@ -118,9 +118,9 @@ fn sockets_with_an_older_agents_flags_have_their_role_or_say_that_it_is_a_guess(
     watched.assert_nothing_lost();
 }
 
-/// Somebody else's program, which has its own ideas of callbacks, does not turn connections round.
+/// Another program that sets callback flags does not reverse the direction of connections.
 #[test]
-fn somebody_elses_flags_do_not_turn_connections_round() {
+fn capture_keeps_direction_despite_callback_flags_of_another_program() {
     const ALL_OF_OURS: u8 = 7;
     let node = node_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));
@@ -171,7 +171,7 @@ pub fn connections_that_no_agent_saw_have_their_role_or_say_that_it_is_a_guess(a
     let mut watched = node.capture(attach);
     watched.expect(&expected);
     drop(watched);
-    // Whatever the first capture has seen, the next one knows no less.
+    // The second capture finds the connections that the first one observed.
     let mut watched = node.capture(attach);
     watched.expect(&expected);
     watched.assert_nothing_lost();
@@ -211,7 +211,7 @@ fn sockets_that_are_used_again_without_an_agent_are_found() {
 }
 
 /// Attempts that were under way when the capture began: one fails, one succeeds.
-pub fn attempts_from_before_count_whatever_comes_of_them(attach: Attach) {
+pub fn preexisting_attempts_are_counted_on_success_and_failure(attach: Attach) {
     let node = node_or_skip!();
     if attach == Attach::SockOps {
         list_or_skip!();

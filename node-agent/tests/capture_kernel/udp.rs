@@ -80,7 +80,7 @@ fn both_ends_are_counted_over_every_kind_of_address() {
 }
 
 #[test]
-fn a_long_exchange_is_one_conversation_whatever_the_size_of_its_datagrams() {
+fn capture_counts_long_exchange_as_one_conversation_for_each_datagram_size() {
     let node = node_or_skip!();
     let mut watched = watch(&settings(&node));
     let Routed { host: _host, pods: [mut client, mut server] } = Routed::new(&node, ["client", "server"]);

@@ -89,7 +89,7 @@ fn call(pause: Duration, number: u64, targets: &[IpAddr], over: &AtomicBool) -> 
         match connected.and_then(ask) {
             Ok(server) => *answered.entry(server).or_default() += 1,
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            // It may have been established: whoever looks late finds a connection that was reset meanwhile.
+            // It may have been established: a late check finds a connection that was reset meanwhile.
             Err(_) => unanswered.push(format!("{target}/{since}/{}", unix_ms())),
         }
         thread::park_timeout(pause);

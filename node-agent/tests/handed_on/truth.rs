@@ -108,7 +108,7 @@ impl Truth {
             (true, true) => "both ends seen",
             (true, false) => "the client seen",
             (false, true) => "the server seen",
-            (false, false) => "nobody seen",
+            (false, false) => "no end seen",
         };
         for ((client, server), times) in &self.answered {
             by_way.entry(way(sees(client), sees(server))).or_default().0 += times;

@@ -57,7 +57,7 @@ impl Stage {
         let machine = Machine::new(memory)?;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let operator = listener.local_addr().unwrap();
-        // The port is free again when this listener is gone: nobody else in this machine asks for that very port.
+        // The port is free again when this listener is gone: no other process of this machine asks for that port.
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let (received, _answers) = operator::serve(listener, &[]);
         let tally = Tally::of(received);
@@ -73,8 +73,10 @@ impl Stage {
         Some(stage)
     }
 
-    /// Does what the plan says, and waits until all of it is accounted for: each connection and conversation, at both ends,
-    /// is seen or lost, and what is seen is told, or said to be missing because it left before it could be told.
+    /// Executes the plan and waits until all of its traffic is accounted for.
+    ///
+    /// Each connection and conversation must be observed or lost at both ends. Observed ones must be reported, or counted
+    /// as evicted before their report.
     async fn account_for(&mut self, plan: Plan) {
         let Truth { udp, tcp } = traffic::make(&self.machine, plan).await;
         let truth = 2 * (udp + tcp);

@@ -1,4 +1,4 @@
-//! Makes a checked report of a message, or says what is wrong with which of its fields.
+//! Validates a message and converts it to a report. An error names the invalid field and the violated rule.
 
 mod field;
 mod flow;
@@ -21,14 +21,14 @@ use self::field::{at_most, countable, decode_ip, invalid};
 use self::flow::decode_flow;
 pub(super) use self::{field::Invalid, flow::Flow};
 
-/// The longest name of an object in Kubernetes.
+/// Maximum length of an object's name in Kubernetes, in bytes.
 const MAX_NAME_BYTES: usize = 253;
-/// The longest path in Linux.
+/// Maximum length of a path in Linux, in bytes.
 const MAX_PATH_BYTES: usize = 4096;
-/// Year 9999: the last time that the API can write.
+/// Latest time that the API can represent, in milliseconds since 1970-01-01 UTC: the end of the year 9999.
 const MAX_UNIX_MS: u64 = 253_402_300_799_999;
 
-/// A message that has been checked.
+/// Validated message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Report {
     pub node: String,
@@ -42,7 +42,7 @@ pub(super) struct Report {
     pub identities: Vec<(u64, CgroupOwner)>,
     pub flows: Vec<Flow>,
     pub node_addresses: Vec<IpAddr>,
-    /// By the node's clock, if it has told.
+    /// Time of sending by the node's clock, if it was reported.
     pub sent: Option<SystemTime>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Capture {
     pub attached_age: Duration,
     pub losses: Losses,
     pub seen: u64,
-    /// The agent cannot do here what it was started for, and asks for the rights of the fallback.
+    /// True if the requested capture is impossible on this node, so that the agent asks for the rights of Fallback mode.
     pub asks_for_fallback: bool,
 }
 
@@ -154,7 +154,8 @@ fn decode_capture(capture: wire::CaptureState, sent_unix_ms: u64) -> Result<Capt
     })
 }
 
-/// By the node's clock where the agent does not tell the age, which an earlier version does not.
+/// Returns the age of the attach. An earlier version of the agent does not report it: it is then computed by the node's
+/// clock.
 fn attached_age(capture: &wire::CaptureState, sent_unix_ms: u64) -> Duration {
     let by_clock = match capture.attached_unix_ms {
         0 => 0,

@@ -21,11 +21,11 @@ pub(super) struct Candidate {
 /// Something to do about a lease.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Decision {
-    /// Write this: nobody holds it.
+    /// Writes this lease, which no operator holds.
     Take(Lease),
-    /// Write this: it is held already.
+    /// Writes this lease, which this operator holds.
     Renew(Lease),
-    /// Nothing, as another operator holds it.
+    /// Writes nothing, because another operator holds the lease.
     Wait {
         /// The other's name.
         holder: String,
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn lease_is_over_when_it_has_not_changed_for_its_duration_whatever_its_times_are() {
+    fn lease_expires_after_its_duration_without_change_despite_clock_skew() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut a = Candidate::new("a", DURATION);

@@ -1,4 +1,4 @@
-//! Agents that another epoch has replaced although they still run: their counters go on under a new epoch.
+//! Agents whose epoch was replaced by another one although they still run: their counters continue under a new epoch.
 
 use crds::Losses;
 use topology::{count, ledger::RESUMABLE};
@@ -6,10 +6,10 @@ use topology::{count, ledger::RESUMABLE};
 use super::{EarlierObservation, NodeObservation};
 use crate::coverage::account::CoverageAccount;
 
-/// Number of replaced epochs that are remembered for each node.
+/// Number of replaced epochs that are kept for each node.
 const REMEMBERED: usize = 4;
 
-/// A node's observation as an epoch has left it.
+/// A node's observation at the end of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplacedObservation {
     origin: Vec<u8>,
@@ -19,24 +19,24 @@ pub struct ReplacedObservation {
     last_report_unix_ms: u64,
 }
 
-/// The beginning of an epoch whose counters go on from those of an earlier one.
+/// Beginning of an epoch whose counters continue those of an earlier one.
 #[derive(Clone, Copy, Debug)]
 pub struct ResumedEpoch<'a> {
-    /// 16 bytes.
+    /// The epoch, 16 bytes.
     pub epoch: &'a [u8],
     /// The epoch in which the counters began.
     pub origin: &'a [u8],
-    /// Current counter.
+    /// Connections and failed attempts since the counters began.
     pub seen: u64,
-    /// As `seen`.
+    /// Losses since the counters began.
     pub losses: Losses,
     /// The present time, in milliseconds since 1970-01-01 UTC by the operator's clock.
     pub now_unix_ms: u64,
 }
 
 impl NodeObservation {
-    /// The first report of an epoch whose counters go on from those of `origin`: nobody has stopped looking. Nothing
-    /// happens if the epoch is the one that is known.
+    /// Records the first report of an epoch whose counters continue those of `origin`, without a gap in the observation.
+    /// Does nothing if the epoch is already recorded.
     pub fn resume_epoch(&mut self, resumed: &ResumedEpoch<'_>) {
         if self.epoch == resumed.epoch || self.epoch.is_empty() || self.origin == resumed.origin {
             self.epoch = resumed.epoch.to_vec();
@@ -52,7 +52,7 @@ impl NodeObservation {
         self.epoch = resumed.epoch.to_vec();
         self.origin = resumed.origin.to_vec();
         (self.seen, self.losses) = (resumed.seen, resumed.losses);
-        // Whatever others have reported in between, no total becomes less.
+        // Reports of other agents in between must not decrease a total.
         self.earlier.seen = count::add(self.earlier.seen, shown_seen.saturating_sub(self.total_seen()));
         let missing = shown_losses.since(&self.total_losses());
         self.earlier.losses = self.earlier.losses.plus(&missing);
@@ -74,7 +74,7 @@ impl NodeObservation {
         }
     }
 
-    /// Another epoch begins: keeps what this one has left.
+    /// Stores the present observation when another epoch begins.
     pub(super) fn replace(&mut self) {
         if (self.seen, self.losses) == (0, Losses::default()) {
             // Nothing of it could count twice.

@@ -35,14 +35,14 @@ impl Applied {
         })
     }
 
-    /// Remembers what came of applying `wanted`.
+    /// Records the result of applying `wanted`.
     pub fn note(&self, wanted: &DaemonSet, made: &DaemonSet) {
         let record =
             Record { wanted: wanted.clone(), uid: made.metadata.uid.clone(), generation: made.metadata.generation };
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted.name_any(), record);
     }
 
-    /// Forgets a DaemonSet that is deleted.
+    /// Removes a deleted DaemonSet.
     pub fn forget(&self, name: &str) {
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }

@@ -19,14 +19,14 @@ pub struct ProbeFacts {
     pub created: Option<Timestamp>,
     /// Labels that its nodes have.
     pub node_selector: BTreeMap<String, String>,
-    /// The mode that it asks for.
+    /// Requested mode.
     pub mode: RequestedMode,
     /// Overrides of the mode; the first one that selects a node applies.
     pub overrides: Vec<ModeOverride>,
 }
 
 impl ProbeFacts {
-    /// The mode that it asks for on a node, and in which field.
+    /// Returns the mode that it requests for a node, and the field that does.
     fn requested(&self, labels: &BTreeMap<String, String>) -> (RequestedMode, Asker) {
         let selecting = self.overrides.iter().find(|it| selects(&it.node_selector, labels));
         selecting.map_or((self.mode, Asker::Probe), |it| (it.mode, Asker::Override))
@@ -42,7 +42,7 @@ pub struct NodeFacts {
     pub uid: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its operating system; empty while it is not known.
+    /// Its operating system; empty while unknown.
     pub os: String,
     /// Its kernel's release.
     pub kernel: String,
@@ -59,7 +59,7 @@ pub struct Assignment {
     pub requested: RequestedMode,
     /// The mode in which its agent is started.
     pub mode: AgentMode,
-    /// Why.
+    /// Reason for this mode.
     pub cause: ModeCause,
 }
 
@@ -79,26 +79,26 @@ impl Assignment {
 /// Assignments of all nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignments {
-    /// By node. Nodes without an entry are not probed.
+    /// Assignments by node. Nodes without an entry are not probed.
     pub nodes: BTreeMap<String, Assignment>,
-    /// By ScopeProbe: the nodes that it selects and that belong to an older one, by node.
+    /// For each ScopeProbe, the selected nodes that belong to an older one, with its name.
     pub taken: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Assignments {
-    /// The nodes of one ScopeProbe.
+    /// Returns the nodes of one ScopeProbe.
     pub fn of<'a>(&'a self, probe: &'a str) -> impl Iterator<Item = (&'a str, &'a Assignment)> {
         self.nodes.iter().filter(move |(_, assignment)| assignment.probe == probe).map(|(node, it)| (node.as_str(), it))
     }
 
-    /// The modes in which one ScopeProbe has nodes.
+    /// Returns the modes of one ScopeProbe's nodes.
     #[must_use]
     pub fn modes(&self, probe: &str) -> BTreeSet<AgentMode> {
         self.of(probe).map(|(_, assignment)| assignment.mode).collect()
     }
 }
 
-/// Assigns every Linux node to the oldest ScopeProbe that selects it; of several made in the same second, to the first
+/// Assigns every Linux node to the oldest ScopeProbe that selects it; of several created in the same second, to the first
 /// by name. `demotions` are nodes on which eBPF failed.
 #[must_use]
 pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], demotions: &BTreeMap<String, Demotion>) -> Assignments {

@@ -10,19 +10,19 @@ use super::demotion::Demotion;
 /// DaemonSet of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AgentMode {
-    /// With the capabilities that eBPF needs.
+    /// Agent with the capabilities that eBPF needs.
     Ebpf,
-    /// The same on a kernel that counts eBPF maps as locked memory.
+    /// Agent with these capabilities, on a kernel that counts eBPF maps as locked memory.
     EbpfMemlock,
-    /// With those that looking at other processes' sockets needs.
+    /// Agent with the capabilities that reading other processes' sockets needs.
     Fallback,
 }
 
 impl AgentMode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 3] = [Self::Ebpf, Self::EbpfMemlock, Self::Fallback];
 
-    /// As labels and names write it.
+    /// Returns the mode as in labels and names.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,7 +32,7 @@ impl AgentMode {
         }
     }
 
-    /// As the agent's `--mode` wants it.
+    /// Returns the mode as a value of the agent's `--mode`.
     #[must_use]
     pub fn flag(self) -> &'static str {
         match self {
@@ -51,23 +51,23 @@ pub enum Asker {
     Override,
 }
 
-/// Why a node's agent is started in its mode.
+/// Reason for the mode in which a node's agent is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModeCause {
     /// The kernel is recent enough.
     Supported,
     /// The kernel is too old, or eBPF would crash it.
     UnfitKernel(UnfitKernel),
-    /// The kernel's release says nothing; the agent will find out.
+    /// The kernel's release names no version; the agent tries eBPF.
     KernelUnknown,
-    /// The ScopeProbe asks for this mode.
+    /// The ScopeProbe requests this mode.
     Forced(Asker),
     /// An agent failed to use eBPF, with its reason.
     Demoted(Reason),
 }
 
 impl ModeCause {
-    /// Word of the API.
+    /// Returns the reason in the API.
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
@@ -80,7 +80,7 @@ impl ModeCause {
         }
     }
 
-    /// For people; none where there is nothing to explain.
+    /// Returns a human-readable explanation; `None` if none is needed.
     #[must_use]
     pub fn message(&self) -> Option<Cow<'static, str>> {
         Some(match self {
@@ -107,7 +107,7 @@ pub fn choose(
     }
     let verdict = Verdict::of(kernel);
     let with_ebpf = match &verdict {
-        // It would crash, whatever is asked for.
+        // eBPF would crash this kernel, so the requested mode does not matter.
         Verdict::Unfit(unfit @ UnfitKernel::KnownBad { .. }) => {
             return (AgentMode::Fallback, ModeCause::UnfitKernel(unfit.clone()));
         }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_decides_unless_somebody_else_does() {
+    fn choice_follows_kernel_unless_a_mode_is_requested() {
         for (kernel, by_itself, with_ebpf) in [
             ("6.1.0", is(AgentMode::Ebpf, Reason::Supported), AgentMode::Ebpf),
             ("5.10.0", is(AgentMode::EbpfMemlock, Reason::Supported), AgentMode::EbpfMemlock),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_makes_a_kernel_panic() {
+    fn choice_never_uses_ebpf_on_a_kernel_that_panics() {
         for (requested, reason) in
             [(Auto, Reason::KnownBadKernel), (Ebpf, Reason::KnownBadKernel), (Fallback, Reason::ForcedByProbe)]
         {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_asks_is_heard_where_nobody_has_decided() {
+    fn choice_follows_agents_request_unless_a_mode_is_requested() {
         let demotion = |retrying| Demotion {
             reason: Reason::BtfMissing,
             message: String::new(),

@@ -78,8 +78,8 @@ pub enum RolloutError {
 /// Nodes whose labels another manager holds; they keep their agents.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "somebody else has set labels that choose the agents of {}: {}; to choose yourself, use spec.mode or \
-     spec.modeOverrides, and take the labels away, for example with `kubectl label node NAME {MODE_LABEL}- {PROBE_LABEL}-`",
+    "another field manager has set labels that choose the agents of {}: {}; remove the labels, for example with \
+     `kubectl label node NAME {MODE_LABEL}- {PROBE_LABEL}-`, and choose the mode by spec.mode or spec.modeOverrides",
     counted(.0.len(), "node"),
     some_of(.0)
 )]
@@ -173,7 +173,7 @@ async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) 
         if !has_labels(node, &wanted) {
             tracing::info!(node = node.name, mode = assignment.mode.as_str(), cause = ?assignment.cause, "assigning");
             if let Labelled::Taken(by) = apply::label_node(&context.client, node, &wanted).await? {
-                tracing::warn!(node = node.name, by, "somebody else has set labels that choose its agent");
+                tracing::warn!(node = node.name, by, "another field manager has set labels that choose its agent");
                 taken.push(format!("{}: {by}", node.name));
             }
         }

@@ -1,4 +1,4 @@
-//! Listens to the agents that ask for the fallback, and remembers which nodes were moved to it.
+//! Processes agents' requests for Fallback mode, and records the nodes that were moved to it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Dependencies of the controller.
 pub struct Demoter {
-    /// ScopeProbes and Nodes, and where it is remembered.
+    /// ScopeProbes and Nodes, and the store of the moved nodes.
     pub cluster: Arc<ClusterState>,
     /// Reports of agents.
     pub observations: Observations,
@@ -32,7 +32,7 @@ impl Demoter {
         let mut reports = self.observations.subscribe();
         let mut changes = self.cluster.subscribe_assignments();
         loop {
-            // As precise as the API keeps it: what is restored from there is then the same.
+            // In whole seconds as in the API, so that a restored time is the same.
             let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
             self.turn(now);
             tokio::time::sleep(PAUSE).await;

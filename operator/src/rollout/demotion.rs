@@ -8,21 +8,21 @@ use kernel_support::Reason;
 /// Time for which an agent must request the Fallback mode before it is moved. An agent that starts, or loses its
 /// capture for a moment, may recover.
 pub const STEADY: SignedDuration = SignedDuration::from_secs(20);
-/// The longest time between two attempts, before it is spread.
+/// Maximum time between two attempts, without jitter.
 pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
 
 /// Failed use of eBPF on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demotion {
-    /// Why.
+    /// Reason of the failure.
     pub reason: Reason,
-    /// Why, for people.
+    /// Human-readable explanation of `reason`.
     pub message: String,
-    /// The kernel on which it was tried.
+    /// Kernel of the last attempt.
     pub kernel: String,
-    /// The boot in which it was tried.
+    /// Boot of the last attempt.
     pub boot_id: String,
-    /// The agents' image with which it was tried.
+    /// Agents' image of the last attempt.
     pub image: String,
     /// Time of the last move to the Fallback mode.
     pub since: Timestamp,
@@ -34,16 +34,16 @@ pub struct Demotion {
     pub retrying: bool,
 }
 
-/// That an agent asks for the fallback, and has done so in all of its reports since a time.
+/// Request of an agent for Fallback mode, repeated in all of its reports since a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// Why.
+    /// Reason of the request.
     pub reason: Reason,
-    /// Why, for people.
+    /// Human-readable explanation of `reason`.
     pub message: &'a str,
-    /// The time of the first of these reports.
+    /// Time of the first of these reports.
     pub since: Timestamp,
-    /// The time of the last.
+    /// Time of the last of these reports.
     pub last: Timestamp,
 }
 
@@ -58,7 +58,7 @@ pub struct Facts<'a> {
     pub kernel: &'a str,
     /// The node's boot.
     pub boot_id: &'a str,
-    /// The image of the agents of now.
+    /// Present image of the agents.
     pub image: &'a str,
     /// Request of its agent.
     pub request: Option<Request<'a>>,
@@ -109,12 +109,12 @@ fn demoted(facts: &Facts<'_>, request: &Request<'_>, attempts: u32, retry: Signe
     }
 }
 
-/// Twice as long after each attempt, and up to a quarter more, by node: those that were moved together don't come back
-/// together. In whole seconds, as the API keeps times.
+/// Returns the time until the next attempt, in whole seconds as in the API. It doubles with each attempt. A jitter of up
+/// to a quarter by node spreads the attempts of nodes that were moved together.
 fn wait(node: &str, attempts: u32, retry: SignedDuration) -> SignedDuration {
     let doubled = 1_i32.checked_shl(attempts.saturating_sub(1).min(30)).unwrap_or(i32::MAX);
     let wait = retry.checked_mul(doubled).unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY.max(retry));
-    // FNV-1a: names that differ in their last digit are far from one another.
+    // FNV-1a: names that differ only in their last digit have distant hashes.
     let hash = node
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
@@ -128,7 +128,7 @@ impl Demotion {
         (self.kernel.as_str(), self.boot_id.as_str(), self.image.as_str()) == (facts.kernel, facts.boot_id, facts.image)
     }
 
-    /// As a NodeProbe shows it.
+    /// Returns the state as a NodeProbe contains it.
     #[must_use]
     pub fn to_status(&self) -> crds::Demotion {
         crds::Demotion {
@@ -156,7 +156,7 @@ impl Demotion {
             since,
             attempts: written.attempts,
             retry_at,
-            // The one before may have moved it up already: moving it down for a moment would cost what it has seen.
+            // The earlier operator may have started the attempt already: a short move back would lose its observations.
             retrying: now >= retry_at,
         })
     }
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_goes_on_while_nobody_says_how_it_went() {
+    fn retry_continues_until_its_outcome_is_reported() {
         assert_eq!(decide(Some(&retrying()), &facts(), HOUR, at(99_999)), Some(retrying()));
         assert_eq!(decide(Some(&retrying()), &asking(5000, 5001), HOUR, at(99_999)), Some(retrying()));
     }
@@ -287,7 +287,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_happens_a_node_is_moved_for_a_reason_and_comes_back(moments in moments()) {
+        fn demotion_has_a_reason_and_ends(moments in moments()) {
             let (mut demotion, mut now, mut boots) = (None::<Demotion>, at(1_000_000), 0);
             for (asked_for, sees_by_ebpf, booted, seconds) in moments {
                 now += SignedDuration::from_secs(seconds);
@@ -307,7 +307,7 @@ mod tests {
                     Some(after) if !after.retrying => {
                         let moved = after.since == now;
                         prop_assert!(moved || demotion.as_ref() == Some(after), "it waits as it did");
-                        prop_assert!(!moved || steady, "nobody has asked for it");
+                        prop_assert!(!moved || steady, "no agent requested it");
                         prop_assert!(now < after.retry_at, "its time has come");
                         let wait = after.retry_at.duration_since(after.since);
                         prop_assert!((HOUR..=SignedDuration::from_hours(30)).contains(&wait), "{wait}");

@@ -1,4 +1,4 @@
-//! Reads what a rollout needs from other objects: the address that agents dial, and the owner of the DaemonSets.
+//! Reads the objects that a rollout depends on: the Service that agents connect to, and the owner of the DaemonSets.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use kube::{Api, Client, Resource, core::PartialObjectMeta};
 
 use crate::settings::AgentSettings;
 
-/// Why a rollout lacks something that it needs.
+/// Error of an object that a rollout depends on.
 #[derive(Debug, thiserror::Error)]
 pub enum DereferenceError {
     /// The API server did not answer.
@@ -23,7 +23,7 @@ pub enum DereferenceError {
         /// Error of the API server.
         source: Box<kube::Error>,
     },
-    /// There is none.
+    /// The Service does not exist.
     #[error(
         "there is no Service {namespace}/{name} for agents to report to: install the chart's Service or name another with --collector-service"
     )]
@@ -33,7 +33,7 @@ pub enum DereferenceError {
         /// The Service's name.
         name: String,
     },
-    /// It has no address or no port.
+    /// The Service has no address or no port.
     #[error("Service {namespace}/{name} has no cluster IP or no port named `collector`, so agents cannot dial it")]
     NoAddress {
         /// The operator's namespace.
@@ -64,7 +64,7 @@ pub enum DereferenceError {
 }
 
 impl DereferenceError {
-    /// The same as one word.
+    /// Returns the error as a condition's reason.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -74,11 +74,11 @@ impl DereferenceError {
     }
 }
 
-/// Returns the reference by which objects of the operator's namespace are garbage-collected with its Deployment; none
-/// where the operator has no Deployment.
+/// Returns the reference by which objects of the operator's namespace are garbage-collected with its Deployment; `None`
+/// if the operator has no Deployment.
 ///
 /// # Errors
-/// Where the Deployment cannot be read, is gone or is being deleted.
+/// Returns an error if the Deployment cannot be read, does not exist or is being deleted.
 pub async fn owner(
     client: &Client,
     namespace: &str,
@@ -95,7 +95,7 @@ pub async fn owner(
     }
 }
 
-/// Neither a controller nor blocking: the Deployment's own controller ignores what it owns this way.
+/// Returns a reference that is neither a controller's nor blocking: the Deployment's controller ignores such objects.
 fn owner_reference(deployment: &PartialObjectMeta<Deployment>) -> Option<OwnerReference> {
     let metadata = deployment.meta();
     if metadata.deletion_timestamp.is_some() {
@@ -110,7 +110,7 @@ fn owner_reference(deployment: &PartialObjectMeta<Deployment>) -> Option<OwnerRe
     })
 }
 
-/// The URL that agents dial: an address and not a name, so that agents need no cluster DNS.
+/// Returns the URL that agents connect to. It contains an address and no name, so that agents need no cluster DNS.
 ///
 /// # Errors
 /// Returns an error if the Service is unreadable or has no address.

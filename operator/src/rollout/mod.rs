@@ -1,4 +1,4 @@
-//! From ScopeProbes and Nodes to DaemonSets and node labels: dereference → validate → assign → build → apply.
+//! Computes DaemonSets and node labels from ScopeProbes and Nodes: dereference → validate → assign → build → apply.
 //!
 //! Everything but `controller`, `dereference`, `apply`, `sweep`, `demoter` and `prune` is pure.
 
@@ -18,7 +18,7 @@ pub mod prune;
 pub mod sweep;
 pub mod validate;
 
-/// The field manager of everything that the operator applies, apart from node labels.
+/// Field manager of everything that the operator applies, except node labels.
 pub const FIELD_MANAGER: &str = "scopeprobe-operator";
-/// The field manager of node labels: what it does not apply any more is gone.
+/// Field manager of node labels: a label that it does not apply any more is removed.
 pub const NODE_FIELD_MANAGER: &str = "scopeprobe-operator-node";

@@ -18,12 +18,12 @@ pub struct Outcome {
     pub progress: Progress,
 }
 
-/// Why a rollout did not come to its end.
+/// Error that kept a rollout from completing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// One word.
+    /// Reason of the condition.
     pub reason: &'static str,
-    /// For people.
+    /// Human-readable explanation of `reason`.
     pub message: String,
     /// True if only a user can fix it; otherwise it is retried.
     pub permanent: bool,
@@ -48,7 +48,7 @@ impl Progress {
     }
 }
 
-/// All outcomes, by ScopeProbe. Cheap to clone; all clones are the same.
+/// All outcomes, by ScopeProbe. Cheap to clone; all clones share one state.
 #[derive(Clone, Debug)]
 pub struct Outcomes {
     outcomes: Arc<RwLock<BTreeMap<String, Outcome>>>,
@@ -62,7 +62,7 @@ impl Default for Outcomes {
 }
 
 impl Outcomes {
-    /// Notes what came of a rollout.
+    /// Records the result of a rollout.
     pub fn set(&self, probe: &str, outcome: Outcome) {
         let mut outcomes = self.outcomes.write().unwrap_or_else(PoisonError::into_inner);
         if outcomes.get(probe) != Some(&outcome) {
@@ -78,12 +78,12 @@ impl Outcomes {
         self.outcomes.read().unwrap_or_else(PoisonError::into_inner).get(probe).cloned()
     }
 
-    /// Forgets all that are not among these.
+    /// Removes the results of other ScopeProbes than these.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.outcomes.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| keep(name));
     }
 
-    /// Marked as changed with every change of an outcome.
+    /// Returns a receiver that is notified of each change of an outcome.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

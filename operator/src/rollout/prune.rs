@@ -1,5 +1,5 @@
-//! Removes what an operator left behind and the garbage collector does not remove. Does nothing while an operator is
-//! installed, whoever runs it and wherever.
+//! Removes the objects of an uninstalled operator that the garbage collector does not remove. Does nothing while an
+//! operator is installed in any namespace.
 
 use std::time::Duration;
 

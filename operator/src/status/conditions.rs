@@ -1,21 +1,21 @@
-//! Conditions, as the API conventions want them: the time of a transition changes with the status only.
+//! Conditions by the API conventions: the time of a transition changes only with the status.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// The condition that says whether anything is known to have been missed.
+/// Condition that reports whether connections were missed.
 pub const CAPTURE_COMPLETE: &str = "CaptureComplete";
-/// The most that a condition's message may take, in bytes.
+/// Maximum length of a condition's message, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// A status that isn't just true or false.
+/// Status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truth {
-    /// It is so.
+    /// `True`.
     True,
-    /// It is not so.
+    /// `False`.
     False,
-    /// It is not known.
+    /// `Unknown`.
     Unknown,
 }
 
@@ -42,14 +42,14 @@ pub struct Statement {
     pub type_: &'static str,
     /// Status of the condition.
     pub truth: Truth,
-    /// Why, as one word.
+    /// Reason of the status.
     pub reason: String,
-    /// Why, for people.
+    /// Human-readable explanation of `reason`.
     pub message: String,
 }
 
 impl Statement {
-    /// A statement.
+    /// Returns a statement.
     pub fn new(
         type_: &'static str,
         truth: impl Into<Truth>,
@@ -60,7 +60,7 @@ impl Statement {
     }
 }
 
-/// The statements as conditions, in their order; what was said before gives the times of transition.
+/// Returns the statements as conditions, in their order. The earlier conditions provide the times of transition.
 #[must_use]
 pub fn conditions(
     statements: Vec<Statement>,
@@ -83,7 +83,7 @@ pub fn conditions(
     statements.into_iter().map(condition).collect()
 }
 
-/// At most as much of a message as a condition may take.
+/// Truncates a message to the maximum length of a condition's message.
 #[must_use]
 pub fn truncated(mut message: String) -> String {
     if message.len() > MAX_MESSAGE {
@@ -94,7 +94,7 @@ pub fn truncated(mut message: String) -> String {
     message
 }
 
-/// At most five names, and how many more there are.
+/// Returns at most five names, and the number of further ones.
 #[must_use]
 pub fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 5;

@@ -1,4 +1,4 @@
-//! Kubernetes events: what a person may want to have been told.
+//! Kubernetes events about changes that matter to users.
 
 use crds::{Mode, NodeProbe, NodeProbeStatus};
 use kube::{
@@ -8,14 +8,14 @@ use kube::{
 
 use crate::rollout::choice::AgentMode;
 
-/// Tells of changes of mode.
+/// Recorder of mode changes.
 #[derive(Clone)]
 pub struct Events {
     recorder: Recorder,
 }
 
 impl Events {
-    /// Events from this operator.
+    /// Returns a recorder for events of this operator.
     #[must_use]
     pub fn new(client: Client, identity: &str) -> Self {
         let reporter =
@@ -23,8 +23,8 @@ impl Events {
         Self { recorder: Recorder::new(client, reporter) }
     }
 
-    /// Says on a NodeProbe that its mode, the reason for it or the attachment has changed. An event that cannot be written is
-    /// logged: the status says the same.
+    /// Records on a NodeProbe that its mode, its reason or its attach type has changed. A failed write is only logged,
+    /// because the status has the same information.
     pub async fn mode_changed(&self, node_probe: &NodeProbe, status: &NodeProbeStatus) {
         let Some(mode) = status.mode else { return };
         let event = Event {
@@ -40,13 +40,14 @@ impl Events {
     }
 }
 
-/// Events of the same action are counted up, with the first one's note: what differs needs another action.
+/// Returns the action of an event. Events with the same action share the first one's note and a count, so different
+/// changes need different actions.
 fn action(status: &NodeProbeStatus) -> String {
     let attach = status.attach.replace('+', "And");
     format!("{}{}{attach}", status.reason, if attach.is_empty() { "" } else { "By" })
 }
 
-/// The fallback is a good state, but not where eBPF should have worked.
+/// Returns whether the event is a warning: Fallback mode is a good state, but not where eBPF should have worked.
 fn is_alarming(status: &NodeProbeStatus) -> bool {
     match status.mode {
         None | Some(Mode::Ebpf) => false,
@@ -60,7 +61,7 @@ fn note(status: &NodeProbeStatus) -> String {
     format!("{}{}: {}", status.reason, by.unwrap_or_default(), status.message)
 }
 
-/// An event's note takes 1 kB at most.
+/// Truncates an event's note to 1 kB, the maximum.
 fn truncated(note: &str) -> String {
     note.chars().take(250).collect()
 }

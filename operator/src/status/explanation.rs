@@ -1,4 +1,4 @@
-//! Why a node is in its mode: the agent knows what it found, and the operator why it has started that agent. Pure.
+//! Explains the mode of a node: by the agent's report, or by the operator's reason for starting that agent. Pure.
 
 use crds::{Mode, NodeProbeStatus};
 use kernel_support::Reason;
@@ -12,12 +12,12 @@ use crate::{
     },
 };
 
-/// A reason, and a sentence for people.
+/// Reason of a mode, with a human-readable explanation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// The reason.
     pub reason: Reason,
-    /// For people.
+    /// Human-readable explanation of `reason`.
     pub message: String,
 }
 
@@ -33,9 +33,9 @@ pub fn explain(
     };
     let given = assignment.mode == AgentMode::Fallback;
     match (mode, observation.reason) {
-        // An agent that was started for the fallback says that it was told so; why, is the operator's to say.
+        // An agent in Fallback mode reports only that it was started so; the operator has the reason.
         (Mode::Fallback, Reason::ForcedByProbe | Reason::Supported) if given => by_operator(observation, assignment),
-        // Such an agent is about to be replaced: until then, what was said of it goes on.
+        // Such an agent is about to be replaced: until then, its earlier explanation stays.
         (Mode::Fallback, Reason::ForcedByProbe | Reason::Supported) => {
             let same = previous.filter(|previous| previous.mode == Some(mode));
             same.map_or_else(

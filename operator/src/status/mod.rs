@@ -1,7 +1,9 @@
 //! Computes and writes NodeProbe and ScopeProbe status.
 //!
-//! `node_probe` and `scope_probe` say what a status should be, purely; `writer` writes what differs from what is there,
-//! and not too often; `restore` reads back what an earlier operator has written; `repair` mends what does not decode.
+//! - `node_probe` and `scope_probe` compute the desired status, without I/O.
+//! - `writer` writes statuses that differ from the published ones, at a limited rate.
+//! - `restore` reads the statuses that an earlier operator wrote.
+//! - `repair` repairs objects that do not decode.
 
 pub mod conditions;
 pub mod coverage;

@@ -1,5 +1,5 @@
-//! Mends our own objects that do not decode: a status is taken away and written anew; a `spec`, which is people's, is left
-//! alone, and the status says what is wrong with it.
+//! Repairs objects of the operator that do not decode: removes and rewrites a malformed status. Leaves a `spec`, which
+//! belongs to users, unchanged and reports its errors in the status.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Makes a NodeProbe decode again: takes its status away, whoever wrote it, or deletes it where that does not help.
+/// Makes a NodeProbe decode again: removes its status, regardless of the writer, or deletes it if that does not help.
 ///
 /// # Errors
 /// Returns an error if the API server refused.
@@ -44,14 +44,14 @@ fn no_status() -> Patch<Value> {
     Patch::Merge(json!({ "status": null }))
 }
 
-/// Malformed ScopeProbes, each with the version that was dealt with.
+/// Malformed ScopeProbes, each with the version that was handled.
 #[derive(Debug, Default)]
 pub struct MalformedProbes {
     done: BTreeMap<String, Option<String>>,
 }
 
 impl MalformedProbes {
-    /// Deals with each of these that has changed since. A failure is logged, and tried again at the next turn.
+    /// Repairs each of these that has changed since. Logs a failure and retries it at the next turn.
     pub async fn mend(&mut self, client: &Client, versions: &BTreeMap<String, Option<String>>, now: Timestamp) {
         self.done.retain(|name, _| versions.contains_key(name));
         for (name, version) in versions {
@@ -104,14 +104,14 @@ async fn write(
     }
 }
 
-/// Something to do about an object that does not decode.
+/// Action for an object that may not decode.
 #[derive(Debug, PartialEq)]
 enum Remedy {
-    /// Nothing: it decodes, or says already what is wrong.
+    /// No action: the object decodes, or its status reports the error already.
     None,
-    /// Take its status away. The next turn looks again.
+    /// Removes its status. The next turn checks it again.
     TakeStatus,
-    /// Write a status that says what is wrong with `spec`.
+    /// Writes a status that reports the errors of `spec`.
     Tell(Box<ScopeProbeStatus>),
 }
 
@@ -149,13 +149,13 @@ mod tests {
         assert_eq!(remedy(&object(&json!({}), None), now), Remedy::None);
         assert_eq!(remedy(&object(&json!({}), Some(&bad_status)), now), Remedy::TakeStatus);
         assert_eq!(remedy(&object(&bad_spec, Some(&bad_status)), now), Remedy::TakeStatus);
-        let Remedy::Tell(told) = remedy(&object(&bad_spec, None), now) else { panic!("nothing is told") };
+        let Remedy::Tell(told) = remedy(&object(&bad_spec, None), now) else { panic!("nothing is reported") };
         let condition = |type_: &str| told.conditions.iter().find(|it| it.type_ == type_).unwrap();
         assert_eq!((condition("Ready").status.as_str(), condition("Stalled").status.as_str()), ("False", "True"));
         assert!(condition("Ready").message.contains("many"), "{}", condition("Ready").message);
         assert_eq!(told.observed_generation, Some(3));
         let told = serde_json::to_value(&told).unwrap();
         let later = Timestamp::from_second(9).unwrap();
-        assert_eq!(remedy(&object(&bad_spec, Some(&told)), later), Remedy::None, "it is told once");
+        assert_eq!(remedy(&object(&bad_spec, Some(&told)), later), Remedy::None, "it is reported once");
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     rollout::outcome::Outcome,
 };
 
-/// One node as its ScopeProbe sees it.
+/// State of one node of a ScopeProbe.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeState {
     /// The status of its NodeProbe.
@@ -33,9 +33,9 @@ pub struct Inputs<'a> {
     pub outcome: Option<&'a Outcome>,
     /// Its nodes, by name.
     pub nodes: &'a BTreeMap<String, NodeState>,
-    /// Those of its nodes whose agent can't see anything and that are being moved to another.
+    /// Its nodes whose agent captures nothing and that are being moved to another mode.
     pub moving: &'a BTreeSet<String>,
-    /// The nodes that it selects and that belong to another ScopeProbe, with that.
+    /// Selected nodes that belong to another ScopeProbe, with its name.
     pub taken: Option<&'a BTreeMap<String, String>>,
     /// The size of the topology.
     pub overview: &'a TopologyOverview,
@@ -91,7 +91,7 @@ fn count(nodes: &BTreeMap<String, NodeState>) -> NodeCounts {
     counts
 }
 
-/// The sums over all nodes.
+/// Sums over all nodes.
 #[derive(Default)]
 struct Sums {
     shares: Shares,
@@ -113,7 +113,7 @@ impl Sums {
         sums
     }
 
-    /// Of the last hour, of the last day and in all.
+    /// Returns the coverage of the last hour, of the last day and in total.
     fn percentages(&self) -> [String; 3] {
         let all = [&self.shares.last_hour, &self.shares.last_day, &self.shares.total];
         all.map(|share| if self.is_known { percent(share, self.is_silent) } else { "-".to_owned() })
@@ -172,7 +172,7 @@ fn on(nodes: &[String]) -> String {
     format!("on {}: {}", counted(nodes.len(), "node"), some_of(nodes))
 }
 
-/// `Ready`, `Reconciling` and `Stalled`, so that at most one of them is true.
+/// Returns `Ready`, `Reconciling` and `Stalled`. At most one of them is true.
 fn kstatus(inputs: &Inputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
     let generation = inputs.probe.metadata.generation.unwrap_or_default();
     let Some(outcome) = inputs.outcome.filter(|outcome| outcome.generation == generation) else {
@@ -231,7 +231,7 @@ fn stuck(reason: &str, message: String) -> [Statement; 3] {
     ]
 }
 
-/// Status of a ScopeProbe whose `spec` does not decode: nothing is known of it but that.
+/// Returns the status of a ScopeProbe whose `spec` does not decode. It contains only this error.
 #[must_use]
 pub fn malformed(
     error: &str,
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fallback_is_a_good_state_that_may_miss_what_nobody_can_count() {
+    fn status_is_ready_in_fallback_mode_and_reports_sampling() {
         let fallback = || node(true, Some(Mode::Fallback), |_| ());
         let status = status_of(&[("a", good()), ("b", fallback())], Some(&done()));
         assert_eq!((condition(&status, "Ready").0, condition(&status, "Stalled").0), ("True", "False"));
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_being_moved_waits_for_nobody() {
+    fn status_is_not_stalled_while_a_node_moves() {
         let unsupported = || node(true, Some(Mode::Unsupported), |_| ());
         let status = status_while_moving(&[("a", unsupported())], &["a"], Some(&done()));
         assert_eq!((condition(&status, "Reconciling").0, condition(&status, "Stalled").0), ("True", "False"));

@@ -300,8 +300,8 @@ fn scenarios(changes: impl Strategy<Value = u64>) -> impl Strategy<Value = Scena
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Whatever is killed when: what is claimed exceeds what is shown by a hundredth at most, as long as connections
-    /// come at one rate.
+    /// The claimed coverage exceeds the true one by a hundredth at most, as long as connections come at one rate. This
+    /// holds for each choice of killed processes and times.
     #[test]
     fn coverage_does_not_exceed_the_truth(scenario in scenarios(Just(1_000_000))) {
         let (claimed, truth) = end_of(scenario);

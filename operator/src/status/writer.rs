@@ -1,4 +1,4 @@
-//! Writes statuses that differ from what is there: what has changed in structure at once, growing numbers now and then.
+//! Writes statuses that differ from the published ones: changes of structure at once, growing numbers at intervals.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,13 +36,14 @@ use crate::{
     },
 };
 
-/// Changes that come together are written together.
+/// Delay to collect further changes before a write.
 const PAUSE: Duration = Duration::from_millis(300);
-/// Numbers alone are written at most this often per turn, those that have waited longest first: 10 objects a second.
+/// Maximum number of objects per turn that are written for their numbers alone, those that waited longest first: 10
+/// objects a second.
 const NUMBERS_PER_TURN: usize = 3;
-/// Numbers that have doubled are written after this time already: the first ones of a node, above all.
+/// Time after which numbers that have doubled are written, such as the first ones of a node.
 const SOON: Duration = Duration::from_secs(2);
-/// Topology objects are written so long after they are due at most, but for failures.
+/// Maximum delay of the writes of due Topology objects, without failures.
 const PUBLISHING: Duration = Duration::from_secs(5);
 /// Time for which the watch may lag behind our own write; until then, its state is not taken for another client's.
 const ECHO: Duration = Duration::from_secs(10);
@@ -84,11 +85,11 @@ impl<S> Default for Written<S> {
 /// Urgency of a status write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
-    /// Now.
+    /// Write at once.
     Now,
-    /// Growing numbers, with the time for which they have waited.
+    /// Write of growing numbers, with the time for which they have waited.
     Numbers(Duration),
-    /// No.
+    /// No write.
     No,
 }
 
@@ -179,7 +180,7 @@ impl Writer {
         let age = |probe: &&ScopeProbe| (probe.creation_timestamp(), probe.name_any());
         let settings = probes.iter().min_by_key(age).map(|probe| PublishSettings::from(&probe.spec.topology));
         if settings.is_none() && !self.cluster.malformed_probes().is_empty() {
-            // What was asked for before goes on.
+            // The earlier settings stay in effect.
             return;
         }
         self.publish.send_if_modified(|current| {
@@ -215,7 +216,7 @@ impl Writer {
         self.metrics.agents_connected.set(i64::try_from(connected).unwrap_or(i64::MAX));
     }
 
-    /// Writes NodeProbes, and says what all of them should say, written or not.
+    /// Writes NodeProbes. Returns the desired states of all of them, written or not.
     async fn node_probes(
         &self,
         probes: &[ScopeProbe],
@@ -270,7 +271,7 @@ impl Writer {
         by_node
     }
 
-    /// Writes a NodeProbe that does not decode anew.
+    /// Rewrites a NodeProbe that does not decode.
     async fn rewrite_node_probe(
         &self,
         node: &NodeFacts,
@@ -278,7 +279,7 @@ impl Writer {
         previous: Option<&NodeProbeStatus>,
         written: &mut Written<NodeProbeStatus>,
     ) {
-        // The watch may not have shown yet that it was mended.
+        // The watch may not have returned the repaired object yet.
         if written.statuses.get(&node.name).is_some_and(|(_, at)| at.elapsed() < ECHO) {
             return;
         }
@@ -338,7 +339,7 @@ impl Writer {
         apply_status(&api, &node.name, status).await
     }
 
-    /// Nodes that see nothing and get, or are about to get, the fallback's agent for it.
+    /// Returns the nodes without a capture that get, or are about to get, an agent of Fallback mode.
     fn moving(&self, nodes: &BTreeMap<String, NodeState>, assignments: &Assignments) -> BTreeSet<String> {
         let asks =
             |name: &str| self.observations.get(name).is_some_and(|it| it.asks_for_fallback_since_unix_ms.is_some());
@@ -359,7 +360,7 @@ impl Writer {
         let own = nodes.iter().filter(|(_, node)| node.status.probe == name);
         let nodes: BTreeMap<_, _> = own.map(|(name, node)| (name.clone(), node.clone())).collect();
         let moving = self.moving(&nodes, assignments);
-        // Conditions go on from what was written, which the watch may not have shown yet.
+        // Conditions continue from the last write, which the watch may not have returned yet.
         let mut probe = probe.clone();
         if let Some((status, at)) = written.statuses.get(&name)
             && at.elapsed() < ECHO
@@ -398,7 +399,7 @@ impl Writer {
     }
 }
 
-/// As precise as the API keeps it, or what is there would always differ from what should be.
+/// Returns the present time in the API's resolution. A finer one would always differ from the published time.
 fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
 }

@@ -42,7 +42,7 @@ exit 1
 
 /// Path below the node's cgroup v2 root, the command of the process in it, and how that is shown.
 const STRANGERS: [(&str, &str, &str); 4] = [
-    ("kubepods.of.nobody/pod not a uid:x/*", "odd one", "odd one"),
+    ("kubepods.of.none/pod not a uid:x/*", "odd one", "odd one"),
     ("batch/kubepods/burstable/pod-1/5d3c8f", "odd two", "odd two"),
     ("\u{1f980}.slice\\x2d/ü", "odd three ü", "odd three ü"),
     ("-rf/$(reboot)/%n%s", "odd\tfour", "odd?four"),

@@ -263,7 +263,7 @@ async fn nonsense_is_refused_with_its_field_and_the_agents_go_on() -> Result<()>
 
     assert_reports_come_through(&namespace, 5).await?;
     assert_eq!(life(&operator), life(&operator_pod(&cluster).await?), "the operator has gone on");
-    assert_eq!(epochs, self::epochs(&cluster).await?, "nobody has reported in the real agents' names");
+    assert_eq!(epochs, self::epochs(&cluster).await?, "no other agent has reported under the real agents' names");
     Ok(())
 }
 

@@ -52,7 +52,7 @@ fn durations() -> Vec<Case> {
     for wrong in ["999ms", "61m", "a while"] {
         cases.push(rule(counter_rule, json!({"topology": {"counterInterval": wrong}}), counter));
     }
-    for wrong in ["59s", "169h", "for ever"] {
+    for wrong in ["59s", "169h", "forever"] {
         cases.push(rule(retention_rule, json!({"topology": {"retention": wrong}}), retention));
     }
     // Seventeen characters that would be a good duration otherwise.

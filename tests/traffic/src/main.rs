@@ -91,7 +91,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Subcommands::Call { calls } => {
             if calls.target.is_empty() && calls.keep.is_empty() {
-                bail!("nobody to call: give --target or --keep");
+                bail!("no target: give --target or --keep");
             }
             call(&program, &calls)?;
         }

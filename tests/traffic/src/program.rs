@@ -71,7 +71,7 @@ impl Program {
             },
             Command::Unlisten(unlisten) => match self.listeners.unlisten(unlisten.address) {
                 Ok(true) => Answer::Done,
-                Ok(false) => Answer::Error(format!("nobody listens at {}", unlisten.address)),
+                Ok(false) => Answer::Error(format!("no listener at {}", unlisten.address)),
                 Err(error) => Answer::Error(format!("cannot stop to listen at {}: {error}", unlisten.address)),
             },
             Command::Echo(echo) => match self.echoes.serve(echo.address) {
@@ -110,7 +110,7 @@ impl Program {
     fn finish(&self, run: Run, stop: bool) -> Answer {
         match self.runs.finish(run, stop) {
             Some(outcome) => Answer::Outcome(outcome),
-            None => Answer::Error(format!("there is no run {}, or somebody has waited for it already", run.run)),
+            None => Answer::Error(format!("there is no run {}, or its outcome was already taken", run.run)),
         }
     }
 }

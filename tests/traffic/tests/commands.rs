@@ -37,7 +37,7 @@ proptest! {
     }
 
     #[test]
-    fn a_field_that_nobody_knows_is_refused(name in "[a-z]{12,20}") {
+    fn parser_rejects_unknown_field(name in "[a-z]{12,20}") {
         let text = format!(r#"{{"connect": {{"target": "127.0.0.1:80", "{name}": 1}}}}"#);
         prop_assert!(Command::parse(&text).unwrap_err().to_string().contains(&name));
     }
@@ -70,7 +70,7 @@ fn the_socket_answers_each_command_and_survives_a_bad_one() {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("nobody answers at {}", path.display());
+        panic!("no answer at {}", path.display());
     };
     assert_eq!(ask(r#""ping""#), Answer::Done);
     assert!(matches!(ask("what?"), Answer::Error(_)));

@@ -129,8 +129,10 @@ impl<'a> Join<'a> {
         sinks
     }
 
-    /// All clients' flows and all servers' flows between the same two addresses at the same port. What was found of each
-    /// server's is theirs, and others may have called it, through Services: whose which connections are is told here.
+    /// Joins all client flows and all server flows between the same two addresses at the same port.
+    ///
+    /// The connections that were found of each server are of these clients. Other clients may have called the server
+    /// through Services. This function assigns the connections to their owners.
     pub(super) fn join_handed_on(&mut self, sources: &[(&Source<'a>, Vec<Found>)], sinks: &[usize]) {
         let found = |sink: &usize| {
             let of_all = sources.iter().flat_map(|(_, found)| found).filter(|found| found.sink == *sink);

@@ -1,9 +1,9 @@
-//! Divides servers' counts among the clients' flows that may have led to them, so that as many connections as possible
+//! Divides servers' counts among the client flows that may have led to them, so that as many connections as possible
 //! have both ends.
 //!
-//! A server does not see which Service its client dialled. Where a client calls several Services that share backends,
-//! giving each server's count to the first flow that fits can leave a flow without a server and a server without a flow,
-//! although all counts fit together. Augmenting paths undo such choices.
+//! A server does not observe which Service its client called. A client may call several Services that share backends.
+//! If each server's count went to the first flow that fits, a flow could remain without a server and a server without a
+//! flow, although all counts fit together. Augmenting paths undo such choices.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -302,8 +302,9 @@ impl Matching {
     }
 }
 
-/// Pairs of a source and a server that leave no choice, in an order in which they can be decided: always one of which the
-/// server, or the source, is in no other pair that is left.
+/// Pairs of a source and a server that leave no choice, in an order in which they can be decided.
+///
+/// In each pair, the server or the source is in no other remaining pair.
 fn peel<S: Copy + Ord>(pairs: impl Iterator<Item = (usize, S)>) -> Vec<(usize, S)> {
     let mut servers: BTreeMap<usize, BTreeSet<S>> = BTreeMap::new();
     let mut sources: BTreeMap<S, BTreeSet<usize>> = BTreeMap::new();

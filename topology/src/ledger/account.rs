@@ -160,7 +160,7 @@ impl Account {
         self.far_ends.begin_anew();
     }
 
-    /// Returns whether nobody needs it in the ledger any more.
+    /// Returns whether the ledger may drop the account.
     pub(super) fn is_retirable(&self, now: SystemTime, retention: Duration) -> bool {
         self.over && self.displaced.is_none() && now.duration_since(self.changed).unwrap_or_default() >= retention
     }

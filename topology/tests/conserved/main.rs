@@ -1,5 +1,7 @@
-//! No connection is lost between the ends that were seen: whatever a client's agent has counted is on one edge, or waits
-//! for the report of the other end, and not for longer than that can take.
+//! The join loses no connection that was observed at one end.
+//!
+//! Each connection that a client's agent counted is on one edge, or waits for the report of the other end. It waits no
+//! longer than such a report can take.
 
 #![expect(clippy::expect_used, reason = "a test")]
 
@@ -63,7 +65,7 @@ fn check_all(world: &World) -> Result<Graph, TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
 
-    /// Whichever nodes have agents, and whoever has an address after whom.
+    /// Holds for each choice of nodes with agents, and for each order of pods with one address.
     #[test]
     fn every_connection_is_on_one_edge(world in world(0.0, 0.8), now_ms in 0..QUIET_MS) {
         check(&world, now_ms)?;

@@ -38,7 +38,7 @@ const PORTS: [u16; 2] = [8080, 8081];
 const SERVICE_PORT: u16 = 80;
 const EPOCH: Epoch = Epoch([1; 16]);
 const BEGIN_MS: u64 = 1_000_000_000;
-/// Nobody calls later than this, from the beginning.
+/// Time of the last call, from the beginning.
 pub const LAST_CALL_MS: u64 = 40_000;
 
 #[derive(Clone, Debug)]

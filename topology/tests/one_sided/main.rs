@@ -185,7 +185,7 @@ fn an_agent_that_has_fallen_silent_is_not_waited_for() {
 }
 
 #[test]
-fn an_edge_of_an_agent_that_has_fallen_silent_goes_with_time_although_nobody_saw_its_end() {
+fn graph_drops_edge_of_silent_agent_after_retention() {
     let mut world = World::new();
     let open = FlowCounters { opened: 1, ..FlowCounters::default() };
     world.counters("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), &open, at(0));

@@ -37,7 +37,7 @@ fn round_trips_are_the_clients_and_retransmits_are_both_ends() {
 }
 
 #[test]
-fn what_nobody_has_measured_is_not_shown() {
+fn edge_omits_missing_measurements() {
     let mut world = World::new();
     world.flow("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), 3, at(0));
     assert_eq!(measures(&world.graph(at(10))), [("db".to_owned(), None, None)]);

@@ -101,7 +101,7 @@ fn which_of_a_workloads_pods_answered_is_a_guess_where_the_clients_address_was_r
 
 /// Without observing all backends, the connections behind the node's address cannot be assigned to the client.
 #[test]
-fn where_a_backend_may_have_answered_that_nobody_sees_no_pod_is_named() {
+fn edge_names_no_pod_if_an_unobserved_backend_may_have_answered() {
     let mut world = World::with_a_dark_node();
     world.directory.upsert_pod(Pod { workload: workload("db"), ..pod("db-too", "node-3", "10.244.3.4") }, at(0));
     world.service(Some(30_080), &["db", "db-too"]);

@@ -288,7 +288,7 @@ mod tests {
         let mut accounts = Accounts::new(8);
         let (short, long) = (RttBucket::of(70), RttBucket::of(700));
         accounts.open(key(1), SEEN);
-        assert_eq!(report(&mut accounts)[0].1.retransmits, None, "nobody has said so");
+        assert_eq!(report(&mut accounts)[0].1.retransmits, None, "nothing was measured yet");
         accounts.measure(key(1), None, Some(short));
         accounts.transfer(key(1), Traffic { retransmits: 3, ..SENT });
         let open = report(&mut accounts)[0].1;

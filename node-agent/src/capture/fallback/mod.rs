@@ -1,10 +1,12 @@
-//! The capture without eBPF: pieced together from what the kernel tells of its sockets when it is asked, and from what
-//! connection tracking says in between.
+//! Capture without eBPF: combines scans of the kernel's socket tables with conntrack events between two scans.
 //!
-//! The way of a connection: `worker` passes over the network namespaces that `processes` finds, and looks (`source`)
-//! at those in which something has happened, by `sock_diag` or `proc_net`; `conntrack` says what comes and goes between
-//! two looks; `connections` makes one account of both, with a `space` for each namespace and `tracks` for what no look has shown (`unseen`); `accounts` has the
-//! flows' counters. `pace` keeps it within its share of the CPU.
+//! - `worker` scans the network namespaces that `processes` finds, by `sock_diag` or `proc_net` (`source`). It leaves out
+//!   namespaces without changes.
+//! - `conntrack` reports the connections that open and close between two scans.
+//! - `connections` merges both. It has a `space` for each namespace, and `tracks` for connections that no scan has
+//!   returned (`unseen`).
+//! - `accounts` holds the flows' counters.
+//! - `pace` keeps the scans within their share of the CPU.
 
 use std::{
     collections::HashSet,

@@ -308,7 +308,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_cut_off_is_not_made_up(length in 0..HEADER) {
+        fn parser_rejects_truncated_message(length in 0..HEADER) {
             let whole = answer(AF_INET, state::ESTABLISHED, (1, 2), [v4(1), v4(2)], &[]);
             prop_assert_eq!(parse(&whole[..length]), None);
         }
