@@ -1,24 +1,23 @@
-//! The manifests of all kinds, as the chart installs them.
+//! Manifests of all kinds, as the chart installs them.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
 use crate::{NodeProbe, ScopeProbe, Topology};
 
-/// Where the generated manifests live, below the repository's root: inside the chart, which cannot read outside of
-/// itself.
+/// Folder of the generated manifests, below the repository's root: inside the chart, because a chart reads no other files.
 pub const DIRECTORY: &str = "charts/scopeprobe/files/crds";
 
-/// All kinds.
+/// Returns the definitions of all kinds.
 #[must_use]
 pub fn all() -> Vec<CustomResourceDefinition> {
     vec![ScopeProbe::crd(), NodeProbe::crd(), Topology::crd()]
 }
 
-/// File name and contents of each kind's manifest.
+/// Returns file name and contents of each kind's manifest.
 ///
 /// # Errors
-/// Where a manifest cannot be written as YAML, which would be a defect of the types.
+/// A type that YAML cannot represent, which would be a defect.
 pub fn files() -> Result<Vec<(String, String)>, serde_yaml::Error> {
     all().iter().map(|crd| Ok((format!("{}.yaml", crd.spec.names.plural), serde_yaml::to_string(crd)?))).collect()
 }
@@ -27,9 +26,9 @@ pub fn files() -> Result<Vec<(String, String)>, serde_yaml::Error> {
 mod tests {
     use super::*;
 
-    /// kubectl takes a category's name for all of its kinds, also where one object of one kind was meant.
+    /// A category that has the name of a kind makes `kubectl get` list all kinds of the category.
     #[test]
-    fn no_category_is_called_like_a_kind() {
+    fn categories_have_no_names_of_kinds() {
         for crd in all() {
             let categories = crd.spec.names.categories.clone().unwrap_or_default();
             assert_eq!(categories, ["scopeprobe-all"]);

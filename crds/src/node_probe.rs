@@ -1,4 +1,4 @@
-//! `NodeProbe`: what runs on one node, and why.
+//! `NodeProbe`: state of the agent of one node.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::CustomResource;
@@ -8,7 +8,7 @@ use topology::count;
 
 use crate::{RequestedMode, schema};
 
-/// Nothing: a NodeProbe is written by the operator only.
+/// Always empty: only the operator writes a NodeProbe.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "scopeprobe.io",
@@ -19,7 +19,7 @@ use crate::{RequestedMode, schema};
     category = "scopeprobe-all",
     status = "NodeProbeStatus",
     derive = "PartialEq",
-    doc = "What the agent of one node does, why, and how much it has seen and lost. Written by the operator, named after its Node and deleted with it.",
+    doc = "State of the agent of one node: its capture mode with the reason, and the connections that it recorded and lost. The operator names it after its Node, and Kubernetes deletes it with the Node.",
     printcolumn(name = "Mode", type_ = "string", json_path = ".status.mode"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
     printcolumn(name = "Kernel", type_ = "string", json_path = ".status.kernel"),
@@ -33,42 +33,45 @@ use crate::{RequestedMode, schema};
 #[schemars(extend("default" = {}))]
 pub struct NodeProbeSpec {}
 
-/// How an agent captures.
+/// Capture mode of the agent; absent before its first report. `EBPF` records each connection, `Fallback` scans sockets at
+/// intervals, `Unsupported` captures nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
-    /// By programs in the kernel: every connection.
+    /// Programs in the kernel: each connection.
+    // Objects from before have the other spelling.
+    #[serde(rename = "EBPF", alias = "Ebpf")]
     Ebpf,
-    /// By dumps of the kernel's socket tables: what is open when one looks.
+    /// Scans of the kernel's socket tables, at intervals.
     Fallback,
-    /// Not at all; the reason says why.
+    /// None; `reason` gives the cause.
     Unsupported,
 }
 
 impl Mode {
-    /// As the API writes it.
+    /// Returns the mode as the API writes it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Ebpf => "Ebpf",
+            Self::Ebpf => "EBPF",
             Self::Fallback => "Fallback",
             Self::Unsupported => "Unsupported",
         }
     }
 }
 
-/// What an agent does, and how well.
+/// State of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = schema::signed_integers)]
 pub struct NodeProbeStatus {
-    /// The ScopeProbe to which the node belongs.
+    /// ScopeProbe to which the node belongs.
     #[schemars(length(max = 63))]
     pub probe: String,
-    /// The mode that the ScopeProbe asks for on this node: `spec.mode`, or that of the override that counts.
+    /// Mode that the ScopeProbe requests for this node: `spec.mode`, or the mode of the override that applies.
     pub requested_mode: RequestedMode,
-    /// Which of the ScopeProbe's agents the node has been given.
+    /// Agents of the ScopeProbe that the operator has assigned to the node.
     pub choice: Choice,
-    /// How the agent captures; empty before its first report.
+    /// Capture mode of the agent; absent before its first report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// Why this mode: `Supported`, `KernelTooOld`, `KnownBadKernel`, `Lockdown`, `BtfMissing`, `CapabilityMissing`,
@@ -77,28 +80,28 @@ pub struct NodeProbeStatus {
     /// is of another version and gives a reason that the operator does not know: see `message`.
     #[schemars(length(max = 64))]
     pub reason: String,
-    /// The same for people: what was attempted, on what, what came of it, and what to do.
+    /// Human-readable explanation of `reason`: the failed step, the error, and how to fix it.
     #[schemars(length(max = 1024))]
     pub message: String,
-    /// How the capture sees connections. eBPF: `SockOps`, `TpBtf`, `Tracepoint`. Fallback: `SockDiag+Conntrack`,
-    /// `SockDiag`, `Procfs+Conntrack`, `Procfs`. Empty where it doesn't.
+    /// Method of the capture. eBPF: `SockOps`, `TpBtf`, `Tracepoint`. Fallback: `SockDiag+Conntrack`, `SockDiag`,
+    /// `Procfs+Conntrack`, `Procfs`. Empty without a capture.
     #[schemars(length(max = 64))]
     pub attach: String,
-    /// The release of the kernel that the agent runs on, as `uname -r` prints it.
+    /// Release of the node's kernel, as `uname -r` prints it.
     #[schemars(length(max = 128))]
     pub kernel: String,
-    /// When `mode` or `reason` changed last.
+    /// Time of the last change of `mode` or `reason`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// Why the node was moved from eBPF to the fallback, and when eBPF is tried again. Empty where eBPF works or has not
+    /// Cause of the node's move from eBPF to the fallback, and time of the next attempt. Absent where eBPF works or has not
     /// been tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub demotion: Option<Demotion>,
-    /// The last changes of `mode`, `reason` and `attach`, the newest last.
+    /// Last changes of `mode`, `reason` and `attach`, newest last; at most 10.
     #[schemars(schema_with = "schema::history")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<ModeChange>,
-    /// The capture to which the counters belong, in hexadecimal: an agent that is started again begins a new one.
+    /// Identifier of the capture to which the counters belong, in hexadecimal. Each start of an agent begins a new one.
     #[schemars(length(max = 32))]
     pub epoch: String,
     /// Connections, conversations over UDP and failed attempts that were seen, at both their ends if both are on this
@@ -137,86 +140,86 @@ pub struct NodeProbeStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Which of a ScopeProbe's agents a node has been given: its DaemonSets differ in what they may do.
+/// Agents of a ScopeProbe that the operator has assigned to a node. Its DaemonSets differ in their privileges.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Choice {
-    /// `ebpf`, `ebpf-memlock` (kernels that count eBPF maps as locked memory) or `fallback`: the value of the node's label
-    /// `scopeprobe.io/mode`.
+    /// Value of the node's label `scopeprobe.io/mode`: `ebpf`, `ebpf-memlock` (kernels that count eBPF maps as locked memory)
+    /// or `fallback`.
     #[schemars(length(max = 63))]
     pub agents: String,
-    /// Why: `Supported`, `KernelUnknown`, `KernelTooOld`, `KnownBadKernel`, `ForcedByProbe`, `ForcedByOverride`; or the
-    /// reason of `demotion`.
+    /// Reason of the assignment: `Supported`, `KernelUnknown`, `KernelTooOld`, `KnownBadKernel`, `ForcedByProbe`,
+    /// `ForcedByOverride`, or the reason of `demotion`.
     #[schemars(length(max = 64))]
     pub reason: String,
 }
 
-/// That a node was moved from eBPF to the fallback because its agent could not use eBPF.
+/// Move of a node from eBPF to the fallback, because its agent could not use eBPF.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Demotion {
-    /// Why, as the agent has said it.
+    /// Reason that the agent reported.
     #[schemars(length(max = 64))]
     pub reason: String,
-    /// The same for people.
+    /// Human-readable explanation of `reason`.
     #[schemars(length(max = 1024))]
     pub message: String,
-    /// The kernel on which eBPF was tried: on another it is tried again at once.
+    /// Kernel on which eBPF failed. The operator retries at once on another kernel.
     #[schemars(length(max = 128))]
     pub kernel: String,
-    /// The boot of the node in which it was tried: in another it is tried again at once.
+    /// Boot of the node in which eBPF failed. The operator retries at once after another boot.
     #[schemars(length(max = 128))]
     pub boot_id: String,
-    /// The agents' image with which it was tried: with another it is tried again at once.
+    /// Image of the agent with which eBPF failed. The operator retries at once with another image.
     #[schemars(length(max = 1024))]
     pub image: String,
-    /// When the node was moved last.
+    /// Time of the last move.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// How often eBPF was tried in vain.
+    /// Number of failed attempts.
     pub attempts: u32,
-    /// When it is tried again.
+    /// Time of the next attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,
 }
 
-/// How many changes a NodeProbe remembers.
+/// Maximum number of changes in `status.history`.
 pub const MAX_HISTORY: usize = 10;
 
-/// A change of `mode`, `reason` or `attach`: what they became, and when.
+/// Change of `mode`, `reason` or `attach`, with their new values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModeChange {
-    /// When.
+    /// Time of the change.
     pub time: Time,
-    /// How the agent captures from then on.
+    /// New capture mode.
     pub mode: Mode,
-    /// Why.
+    /// New reason.
     #[schemars(length(max = 64))]
     pub reason: String,
-    /// How its capture sees connections.
+    /// New method of the capture.
     #[schemars(length(max = 64))]
     pub attach: String,
 }
 
-/// What happened and could not be recorded, counted exactly.
+/// Events that agents could not record, counted exactly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Losses {
-    /// Connections that opened while the flow table was full; in the fallback, and where a tracepoint is used (attempts
-    /// that failed included), those that were not seen and are known from other counts, which is not all of them.
+    /// Connections that opened while the flow table was full. In the fallback and with a tracepoint: connections that other
+    /// counters reveal, which is a lower bound; with a tracepoint, failed attempts are among them.
     pub opened: u64,
-    /// Connections that closed while the flow table was full: their bytes are missing.
+    /// Connections that closed while the flow table was full; their bytes are missing.
     pub closed: u64,
-    /// Failed attempts while the flow table was full; in the fallback as for `opened`.
+    /// Attempts that failed while the flow table was full; in the fallback, as for `opened`.
     pub failed: u64,
-    /// Flows that could not be announced at once and came with the next read. Nothing is missing.
+    /// Notifications of new flows that were dropped. The next scan found these flows, so that nothing is missing.
     pub first_sights: u64,
-    /// Connections from before the capture whose end was not seen: their last bytes are missing.
+    /// Preexisting connections whose end was not observed; their last bytes are missing.
     pub closes_unseen: u64,
-    /// Times that the queue of connection tracking's events overflowed: short connections may be missing.
+    /// Overflows of the queue of connection tracking's events; short-lived connections may be missing.
     pub event_overflows: u64,
-    /// Runs of a tracepoint's program that the kernel skipped: at most as many openings, ends or failures are missing.
+    /// Runs of a tracepoint's program that the kernel skipped; at most as many openings, ends or failures are missing.
     pub missed_runs: u64,
 }
 

@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::{Schema, SchemaGenerator, json_schema, transform::transform_subschemas};
 use serde_json::{Value, json};
 
-use crate::{CoveragePeriod, ExternalGroup, MAX_HISTORY, MAX_PERIODS, ModeChange, ModeOverride};
+use crate::{
+    CoveragePeriod, ExternalGroup, MAX_HISTORY, MAX_LABELS, MAX_PERIODS, MAX_REQUIREMENT_VALUES, MAX_REQUIREMENTS,
+    ModeChange, ModeOverride,
+};
 
 /// Kubernetes knows `int32` and `int64` only and warns about everything else. Unsigned numbers become the next wider
 /// signed one; their `minimum` of 0 stays.
@@ -136,6 +139,71 @@ pub fn selects_something() -> Value {
     }])
 }
 
+/// Rules of the union `TopologyPeer`: each type has its own fields and no others.
+pub fn peer_rules() -> Value {
+    let rule = |rule: &str, message: &str| json!({"rule": rule, "message": message, "reason": "FieldValueInvalid"});
+    json!([
+        rule(
+            "has(self.apiVersion) == (self.type == 'Workload') && has(self.kind) == (self.type == 'Workload')",
+            "a peer of type Workload has apiVersion and kind, and no other peer has them",
+        ),
+        rule(
+            "has(self.namespace) == (self.type in ['Workload', 'Service'])",
+            "a peer of type Workload or Service has a namespace, and no other peer has one",
+        ),
+        rule(
+            "has(self.name) == (self.type in ['Workload', 'Service', 'Node', 'HostProcess', 'ExternalGroup', 'DNSName'])",
+            "a peer of type Workload, Service, Node, HostProcess, ExternalGroup or DNSName has a name, and no other peer has one",
+        ),
+        rule(
+            "has(self.node) == (self.type == 'HostProcess')",
+            "a peer of type HostProcess has a node, and no other peer has one",
+        ),
+        rule(
+            "self.type == 'UnknownPod' ? has(self.ip) != has(self.uid) : has(self.ip) == (self.type == 'IP')",
+            "a peer of type IP has an ip, one of type UnknownPod has either ip or uid, and no other peer has an ip",
+        ),
+        rule("!has(self.uid) || self.type == 'UnknownPod'", "only a peer of type UnknownPod has a uid",),
+    ])
+}
+
+/// Labels that pods have, as the API server has validated them.
+pub fn match_labels(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": MAX_LABELS,
+        "additionalProperties": {"type": "string", "maxLength": 63},
+    })
+}
+
+/// Requirements of a label selector, as the API server has validated them.
+pub fn requirements(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": MAX_REQUIREMENTS,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "type": "object",
+            "required": ["key", "operator"],
+            "properties": {
+                "key": {"type": "string", "maxLength": 317, "description": "Name of the label."},
+                "operator": {
+                    "type": "string",
+                    "maxLength": 63,
+                    "description": "Relation between the label and `values`.",
+                },
+                "values": {
+                    "type": "array",
+                    "description": "Values for `In` and `NotIn`.",
+                    "maxItems": MAX_REQUIREMENT_VALUES,
+                    "x-kubernetes-list-type": "atomic",
+                    "items": {"type": "string", "maxLength": 63},
+                },
+            },
+        },
+    })
+}
+
 /// At most 64 groups, each name once.
 pub fn external_groups(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -160,7 +228,117 @@ pub fn external_group_name(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// One to 64 ranges of addresses.
+/// Returns a CEL expression that is true of a range of addresses. CEL's own `isCIDR` is not in every supported version.
+fn is_cidr() -> String {
+    let byte = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
+    let v4 = format!("({byte}[.]){{3}}{byte}/(3[0-2]|[12]?[0-9])");
+    // So many parts before `::`, and after it at most as many as are left.
+    let part = "[0-9a-f]{1,4}";
+    let shortened = (1..=6).map(|before| format!("({part}:){{1,{before}}}(:{part}){{1,{}}}", 7 - before));
+    let whole = [format!("({part}:){{7}}{part}"), format!("({part}:){{1,7}}:"), format!(":((:{part}){{1,7}}|:)")];
+    let v6 = whole.into_iter().chain(shortened).collect::<Vec<_>>().join("|");
+    format!("self.matches('(?i)^({v4}|({v6})/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))$')")
+}
+
+/// At least one range of addresses or DNS name in a group.
+pub fn group_has_members() -> Value {
+    json!([{
+        "rule": "size(self.cidrs) + size(self.dnsNames) > 0",
+        "message": "a group has to have at least one range in cidrs, for example 203.0.113.0/24, or one name in dnsNames, for example *.example.com",
+        "reason": "FieldValueInvalid",
+    }])
+}
+
+/// Up to 64 DNS names or patterns.
+pub fn dns_names(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 64,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "type": "string",
+            "maxLength": 253,
+            "x-kubernetes-validations": [{
+                "rule": "self.matches('^([*][.])?[a-z0-9_]+(-+[a-z0-9_]+)*([.][a-z0-9_]+(-+[a-z0-9_]+)*)*$') \
+                         && !self.matches('^[0-9.]+$')",
+                "message": "has to be a DNS name in lower case, for example api.example.com, or *.example.com for all names below it",
+                "reason": "FieldValueInvalid",
+            }],
+        },
+    })
+}
+
+/// Selector of namespaces by their labels.
+pub fn namespace_selector(_: &mut SchemaGenerator) -> Schema {
+    let key_message = "has to be a label's name, for example kubernetes.io/metadata.name";
+    let value = json!({"type": "string", "maxLength": 63, "pattern": LABEL_VALUE_PATTERN});
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "matchLabels": {
+                "type": "object",
+                "description": "Labels with their values; a namespace needs all of them.",
+                "maxProperties": 16,
+                "additionalProperties": value,
+                "x-kubernetes-validations": [{
+                    "rule": format!("self.all(key, {})", is_label_name("key")),
+                    "message": format!("every key of matchLabels {key_message}"),
+                    "reason": "FieldValueInvalid",
+                }],
+            },
+            "matchExpressions": {
+                "type": "array",
+                "description": "Requirements that a namespace has to meet as well; all of them.",
+                "maxItems": 16,
+                "x-kubernetes-list-type": "atomic",
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": {
+                            "type": "string",
+                            "description": "Name of the label.",
+                            "maxLength": 317,
+                            "x-kubernetes-validations": [{
+                                "rule": is_label_name("self"),
+                                "message": format!("key {key_message}"),
+                                "reason": "FieldValueInvalid",
+                            }],
+                        },
+                        "operator": {
+                            "type": "string",
+                            "description": "Relation between the label and `values`.",
+                            "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                        },
+                        "values": {
+                            "type": "array",
+                            "description": "Values for `In` and `NotIn`.",
+                            "maxItems": 32,
+                            "x-kubernetes-list-type": "atomic",
+                            "items": value,
+                        },
+                    },
+                    "x-kubernetes-validations": [{
+                        "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                        "message": "In and NotIn need values, Exists and DoesNotExist have none",
+                        "reason": "FieldValueInvalid",
+                    }],
+                },
+            },
+        },
+    })
+}
+
+const LABEL_VALUE_PATTERN: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
+
+/// Returns a CEL expression that is true of a label's name.
+fn is_label_name(text: &str) -> String {
+    format!(
+        "size({text}) <= 317 && {text}.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$')"
+    )
+}
+
+/// Up to 64 ranges of addresses.
 pub fn cidrs(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -168,18 +346,13 @@ pub fn cidrs(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-list-type": "atomic",
         "items": {
             "type": "string",
-            "maxLength": 49,
+            "maxLength": 43,
             "x-kubernetes-validations": [{
-                "rule": "isCIDR(self)",
+                "rule": is_cidr(),
                 "message": "has to be a range of addresses in CIDR notation, for example 203.0.113.0/24 or 2001:db8::/32; a single address ends with /32 or, for IPv6, /128",
                 "reason": "FieldValueInvalid",
             }],
         },
-        "x-kubernetes-validations": [{
-            "rule": "size(self) > 0",
-            "message": "a group has to have at least one range in cidrs, for example 203.0.113.0/24",
-            "reason": "FieldValueInvalid",
-        }],
     })
 }
 
@@ -211,10 +384,10 @@ pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
         "additionalProperties": {
             "type": "string",
             "maxLength": 63,
-            "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
+            "pattern": LABEL_VALUE_PATTERN,
         },
         "x-kubernetes-validations": [{
-            "rule": "self.all(key, size(key) <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
+            "rule": format!("self.all(key, {})", is_label_name("key")),
             "message": "every key of nodeSelector has to be a label's name, for example kubernetes.io/os",
             "reason": "FieldValueInvalid",
         }, {
@@ -228,7 +401,9 @@ pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
 
 /// At most 16 tolerations.
 pub fn tolerations(_: &mut SchemaGenerator) -> Schema {
-    let text = json!({"type": "string", "maxLength": 317});
+    let text = |description: &str| json!({"type": "string", "maxLength": 317, "description": description});
+    let choice =
+        |values: &[&str], description: &str| json!({"type": "string", "enum": values, "description": description});
     json_schema!({
         "type": "array",
         "maxItems": 16,
@@ -236,11 +411,18 @@ pub fn tolerations(_: &mut SchemaGenerator) -> Schema {
         "items": {
             "type": "object",
             "properties": {
-                "key": text,
-                "operator": {"type": "string", "enum": ["Exists", "Equal"]},
-                "value": text,
-                "effect": {"type": "string", "enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
-                "tolerationSeconds": {"type": "integer", "format": "int64"},
+                "key": text("Key of the taint."),
+                "operator": choice(&["Exists", "Equal"], "Relation between the taint's value and `value`; `Equal` by default."),
+                "value": text("Value of the taint."),
+                "effect": choice(
+                    &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                    "Effect of the taint; all effects by default.",
+                ),
+                "tolerationSeconds": {
+                    "type": "integer",
+                    "format": "int64",
+                    "description": "Time for which an agent stays on a node with a taint of effect NoExecute; without limit by default.",
+                },
             },
             "x-kubernetes-validations": [{
                 "rule": "has(self.key) && self.key != '' || has(self.operator) && self.operator == 'Exists'",

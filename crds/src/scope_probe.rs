@@ -1,10 +1,13 @@
-//! `ScopeProbe`: what to probe, and how.
+//! `ScopeProbe`: nodes to observe, and settings of agents and Topologies.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::Toleration,
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{Condition, LabelSelector},
+    },
 };
 use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
@@ -12,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema;
 
-/// What to probe and how. Every field has a default: an empty `spec` is a good probe of all nodes.
+/// Nodes to observe, and settings. Every field has a default: an empty `spec` observes all Linux nodes.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "scopeprobe.io",
@@ -23,7 +26,7 @@ use crate::schema;
     category = "scopeprobe-all",
     status = "ScopeProbeStatus",
     derive = "PartialEq",
-    doc = "Asks for the topology of the connections of a cluster's nodes, and says how well they are seen.",
+    doc = "Requests agents on the selected nodes and Topology objects of their connections. The status reports how completely agents observe them.",
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$')").message("a ScopeProbe's name has to be at most 40 lower-case letters, digits and dashes: it becomes a label's value and a part of DaemonSets' names"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.total"),
@@ -41,66 +44,69 @@ use crate::schema;
 )]
 #[schemars(extend("default" = ScopeProbeSpec::default()), transform = schema::signed_integers)]
 pub struct ScopeProbeSpec {
-    /// Labels that a node has to have to be probed; all of them. Empty: every Linux node. A node that several
-    /// ScopeProbes select belongs to the oldest of them.
+    /// Labels of the nodes to observe; a node needs all of them. An empty selector selects every Linux node. A node that
+    /// several ScopeProbes select belongs to the oldest one.
     #[schemars(schema_with = "schema::node_selector")]
     #[serde(default)]
     pub node_selector: BTreeMap<String, String>,
-    /// Which capture the nodes get.
+    /// Capture mode of the nodes. `Auto`: eBPF where the kernel supports it, else the fallback. `EBPF`: eBPF on every node;
+    /// a node that does not support it reports why. `Fallback`: no eBPF. A kernel that eBPF is known to crash always gets the
+    /// fallback.
     #[serde(default)]
     pub mode: RequestedMode,
-    /// Nodes that get another capture than `mode` says: of the overrides whose labels a node has, the first counts.
+    /// Exceptions from `mode`. The first override whose labels a node has applies to it.
     #[schemars(schema_with = "schema::mode_overrides")]
     #[serde(default)]
     pub mode_overrides: Vec<ModeOverride>,
-    /// What the agents do on their nodes.
+    /// Settings of the capture.
     #[serde(default)]
     pub capture: CaptureSpec,
-    /// What is written into `Topology` objects, and when.
+    /// Contents of `Topology` objects, and intervals of writing. The oldest ScopeProbe decides.
     #[serde(default)]
     pub topology: TopologySettings,
-    /// The agents' pods.
+    /// Settings of the agents' pods.
     #[serde(default)]
     pub agent: AgentSpec,
 }
 
-/// Which capture a ScopeProbe asks for.
+/// Capture mode that a ScopeProbe requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum RequestedMode {
-    /// eBPF where the node's kernel can, the fallback elsewhere.
+    /// eBPF where the node's kernel supports it, else the fallback.
     #[default]
     Auto,
-    /// eBPF on every node; one that can't is not moved, and says why. A kernel that eBPF is known to crash gets the
-    /// fallback all the same.
+    /// eBPF on every node, except where eBPF is known to crash the kernel.
+    // Objects from before have the other spelling.
+    #[serde(rename = "EBPF", alias = "Ebpf")]
     Ebpf,
     /// The fallback on every node.
     Fallback,
 }
 
-/// The capture of some of the nodes.
+/// Capture mode of some of the nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = schema::selects_something()))]
 pub struct ModeOverride {
-    /// Labels that a node has to have for the override to count; all of them.
+    /// Labels of the nodes to which the override applies; a node needs all of them.
     #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: BTreeMap<String, String>,
-    /// Which capture these nodes get.
+    /// Capture mode of these nodes.
     pub mode: RequestedMode,
 }
 
-/// What the agents do on their nodes.
+/// Settings of the capture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CaptureSpec {
-    /// How many flows (client or server, cgroup, addresses, port) an agent keeps in the kernel at a time. What does not
-    /// fit is counted as lost.
+    /// Maximum number of flows (role, cgroup, addresses, port) that an agent keeps in the kernel. Agents count connections of
+    /// further flows as lost.
     #[schemars(range(min = 64, max = 1_048_576))]
     pub max_flows: u32,
-    /// How often an agent reports counters that have changed. New flows are reported at once.
+    /// Interval at which an agent reports changed counters. It reports new flows at once.
     #[schemars(schema_with = "schema::report_interval")]
     pub report_interval: Duration,
-    /// The fallback.
+    /// Settings of the fallback.
     pub fallback: FallbackSpec,
 }
 
@@ -114,12 +120,12 @@ impl Default for CaptureSpec {
     }
 }
 
-/// The fallback, where eBPF cannot be used.
+/// Settings of the fallback, which captures where eBPF is unavailable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FallbackSpec {
-    /// How much of a core the fallback may use to look at sockets and processes, after its first look at all of them. Where
-    /// that does not suffice to look every 2 s, it looks less often, and the NodeProbe says so.
+    /// CPU that the fallback may use for scans of sockets and processes, after the first scan. Where it does not suffice for
+    /// a scan every 2 s, the fallback scans less often, and the NodeProbe reports it.
     #[schemars(schema_with = "schema::cpu_budget")]
     pub cpu_budget: Quantity,
 }
@@ -130,28 +136,37 @@ impl Default for FallbackSpec {
     }
 }
 
-/// What is written into `Topology` objects, and when.
+/// Contents of `Topology` objects, and intervals of writing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TopologySettings {
-    /// How many edges one Topology lists in each direction, busiest first. The others are counted in `status.omitted`.
+    /// Namespaces that get `Topology` objects, by label. An empty selector selects all. Counting is independent of it: the
+    /// peers of a selected workload may be in any namespace, and the status counts all edges.
+    #[schemars(schema_with = "schema::namespace_selector")]
+    pub namespace_selector: LabelSelector,
+    /// Maximum number of edges that a Topology lists in each direction. It lists the busiest ones, as many as fit into
+    /// 256 KiB, and `status.omitted` counts the others.
     #[schemars(range(min = 1, max = 500))]
     pub max_edges: u32,
-    /// How often counters of an object may be written. A new edge or one that ended is written at once.
+    /// Maximum number of own pods that each edge lists: the busiest.
+    #[schemars(range(min = 0, max = 10))]
+    pub pods: u32,
+    /// Minimum interval between two writes of an object's counters. The operator writes new and removed edges at once.
     #[schemars(schema_with = "schema::counter_interval")]
     pub counter_interval: Duration,
-    /// How long an edge is shown after its last connection ended.
+    /// Time for which an edge stays listed after its last connection ended.
     #[schemars(schema_with = "schema::retention")]
     pub retention: Duration,
-    /// Whether agents read the answers that name servers give to the node's sockets over UDP, to name addresses outside
-    /// of the cluster. Only names of addresses that are called leave a node. Agents without eBPF read none.
+    /// Whether agents read answers of name servers over UDP, to name external addresses. Only names of called addresses leave
+    /// a node. Agents without eBPF read none.
     pub dns_names: bool,
-    /// How many addresses outside of the cluster one workload has edges of their own with in each direction, the busiest;
-    /// all others share the peer `OtherExternal`. Groups and DNS names do not count.
+    /// Maximum number of external addresses that have edges of their own, for each workload and direction: the busiest. All
+    /// others share the peer `OtherExternal`. Groups and DNS names do not count.
     #[schemars(range(min = 1, max = 500))]
     pub max_external_peers: u32,
-    /// Names for addresses outside of the cluster. Of several ranges that an address is in, the narrowest counts, then the
-    /// first group. Addresses of pods, Services and nodes keep their names.
+    /// Names for external addresses and DNS names. An address range takes precedence over a DNS name, the narrowest range over
+    /// wider ones, an exact name over a pattern, a longer pattern over a shorter one, and then the first group over others.
+    /// Addresses of pods, Services and nodes keep their names.
     #[schemars(schema_with = "schema::external_groups")]
     pub external_groups: Vec<ExternalGroup>,
 }
@@ -159,7 +174,9 @@ pub struct TopologySettings {
 impl Default for TopologySettings {
     fn default() -> Self {
         Self {
+            namespace_selector: LabelSelector::default(),
             max_edges: 100,
+            pods: 5,
             counter_interval: std::time::Duration::from_secs(30).into(),
             retention: std::time::Duration::from_hours(1).into(),
             dns_names: true,
@@ -169,28 +186,35 @@ impl Default for TopologySettings {
     }
 }
 
-/// Ranges of addresses outside of the cluster, and what they are called.
+/// A name for external addresses and DNS names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::group_has_members()))]
 pub struct ExternalGroup {
-    /// What Topology objects call these addresses.
+    /// Name of the group in Topology objects.
     #[schemars(schema_with = "schema::external_group_name")]
     pub name: String,
-    /// The ranges, in CIDR notation: `203.0.113.0/24`, `2001:db8::/32`, or `192.0.2.7/32` for a single address.
+    /// Address ranges in CIDR notation: `203.0.113.0/24`, `2001:db8::/32`, or `192.0.2.7/32` for a single address.
     #[schemars(schema_with = "schema::cidrs")]
+    #[serde(default)]
     pub cidrs: Vec<String>,
+    /// DNS names in lower case: `api.example.com`, or `*.example.com` for all names below `example.com`. They apply where an
+    /// agent has read the answer of the name server (see `dnsNames` of `spec.topology`).
+    #[schemars(schema_with = "schema::dns_names")]
+    #[serde(default)]
+    pub dns_names: Vec<String>,
 }
 
-/// The agents' pods.
+/// Settings of the agents' pods.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AgentSpec {
-    /// What the agents' container asks for and may use.
+    /// Resources of the agents' container.
     pub resources: AgentResources,
-    /// Taints that the agents tolerate. By default all: an agent runs on every node that is probed.
+    /// Taints that the agents tolerate; all by default, so that an agent runs on every selected node.
     #[schemars(schema_with = "schema::tolerations")]
     pub tolerations: Vec<Toleration>,
-    /// The agents' PriorityClass. Empty: the cluster's default.
+    /// PriorityClass of the agents; an empty name means the cluster's default.
     #[schemars(length(max = 253))]
     pub priority_class_name: String,
 }
@@ -202,25 +226,25 @@ impl Default for AgentSpec {
     }
 }
 
-/// What the agents' container asks for and may use.
+/// Resources of the agents' container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = schema::requests_within_limits()))]
 pub struct AgentResources {
-    /// What is set aside for the agent on its node.
+    /// Resources that the scheduler reserves for the agent.
     pub requests: ResourceRequests,
-    /// What the agent may use at most.
+    /// Resources that the agent may use at most.
     pub limits: ResourceLimits,
 }
 
-/// What is set aside for the agent on its node.
+/// Resources that the scheduler reserves for the agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ResourceRequests {
     /// CPU, in cores.
     #[schemars(schema_with = "schema::quantity")]
     pub cpu: Quantity,
-    /// Memory, in bytes; eBPF maps included.
+    /// Memory, in bytes, including eBPF maps.
     #[schemars(schema_with = "schema::quantity")]
     pub memory: Quantity,
 }
@@ -231,11 +255,11 @@ impl Default for ResourceRequests {
     }
 }
 
-/// What the agent may use at most.
+/// Resources that the agent may use at most.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ResourceLimits {
-    /// CPU, in cores. None by default: an agent that is slowed down loses sight.
+    /// CPU, in cores. There is no limit by default: a throttled agent loses events.
     #[schemars(schema_with = "schema::quantity")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Quantity>,
@@ -251,12 +275,12 @@ impl Default for ResourceLimits {
     }
 }
 
-/// What a ScopeProbe has come to. Its size does not depend on the cluster's.
+/// State of a ScopeProbe. Its size is bounded, however large the cluster is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = schema::signed_integers)]
 pub struct ScopeProbeStatus {
-    /// The generation of the `spec` that the status speaks of.
+    /// Generation of the `spec` that the status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Ready`: every selected node has an agent that reports, from eBPF or from the fallback. `Reconciling`: agents are
@@ -265,9 +289,9 @@ pub struct ScopeProbeStatus {
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// The nodes of this probe, by what their agents do.
+    /// Numbers of nodes, by the state of their agents.
     pub nodes: NodeCounts,
-    /// How large the topology is.
+    /// Size of the topology.
     pub topology: TopologyTotals,
     /// Counted share of the connections and failed attempts of the last hour on all nodes, in percent, rounded down; `-`
     /// before the first report. Computed as the NodeProbes' `coverage`, from the sums over all nodes: a node without an
@@ -280,53 +304,53 @@ pub struct ScopeProbeStatus {
     /// The same since the NodeProbes were made.
     #[schemars(length(max = 16))]
     pub coverage_total: String,
-    /// Which namespaces talk to which, those with the most edges first; at most 50.
+    /// Pairs of namespaces with edges between them, those with the most edges first; at most 50.
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<NamespaceEdge>,
-    /// How many pairs of namespaces are not listed in `namespaces`.
+    /// Number of pairs that are not listed in `namespaces`.
     pub omitted_namespaces: u64,
 }
 
-/// Nodes by what their agents do.
+/// Numbers of nodes, by the state of their agents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeCounts {
-    /// Nodes that belong to this probe.
+    /// Nodes that belong to this ScopeProbe.
     pub total: u64,
     /// Nodes whose agent reports from eBPF.
     pub ebpf: u64,
     /// Nodes whose agent reports from the fallback.
     pub fallback: u64,
-    /// Nodes whose agent reports that it sees nothing; their NodeProbes say why.
+    /// Nodes whose agent reports that it cannot capture; the NodeProbes give the reasons.
     pub unsupported: u64,
-    /// Nodes without an agent that reports now.
+    /// Nodes whose agent does not report now, or that have none.
     pub not_reporting: u64,
 }
 
-/// How large a topology is.
+/// Size of a topology.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TopologyTotals {
     /// Workloads that have at least one edge.
     pub workloads: u64,
-    /// Edges: client, server, Service and port.
+    /// Edges: client, server, Service port, port and protocol.
     pub edges: u64,
-    /// Edges that did not fit into the Topology objects of their workloads.
+    /// Entries of edges that did not fit into the Topology objects of their workloads.
     pub omitted_edges: u64,
 }
 
-/// That workloads of one namespace call workloads of another.
+/// Edges from the workloads of one namespace to those of another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NamespaceEdge {
-    /// The clients' namespace; `(node)` for host processes, `(api-server)` for the cluster's API server, `(external)` for
-    /// the outside, `(unknown)` otherwise.
+    /// Namespace of the clients; `(node)` for nodes and host processes, `(api-server)` for the API server, `(external)` for
+    /// external peers, `(unknown)` otherwise.
     #[schemars(length(max = 63))]
     pub from: String,
-    /// The servers' namespace, in the same way.
+    /// Namespace of the servers; the same words as in `from` for other peers.
     #[schemars(length(max = 63))]
     pub to: String,
-    /// How many edges.
+    /// Number of edges.
     pub edges: u64,
 }

@@ -5,7 +5,10 @@
 
 mod adjacency;
 mod budget;
+mod byte_budget;
+mod checkpoint;
 mod desired;
+mod edge_id;
 mod existing;
 mod external;
 #[cfg(test)]
@@ -14,8 +17,11 @@ mod labels;
 mod name;
 mod noise;
 mod object;
+mod peer;
 mod restore;
 mod schedule;
+mod shown_edge;
+mod structure;
 mod summary;
 mod writer;
 
@@ -170,6 +176,7 @@ impl Publisher {
                         Again::One(key) => self.compare(&key),
                         // A picture without what there was before would be less than that.
                         Again::All => {
+                            inputs.names.note_api_versions(self.existing.all().flat_map(restore::references));
                             let before = self.existing.all().flat_map(restore::edges).collect();
                             self.builder.restore(before, SystemTime::now()).await;
                             build_at = Some(Instant::now());
@@ -198,6 +205,10 @@ impl Publisher {
                 () = at(build_at), if self.existing.is_listed() => {
                     let began = Instant::now();
                     self.picture = self.builder.build(&self.settings, SystemTime::now()).await;
+                    let existing = &self.existing;
+                    self.picture.settle_names(|key, desired| {
+                        existing.get(key).is_some_and(|known| existing::is_owned(known, desired))
+                    });
                     inputs.overview.send_if_modified(|known| {
                         let changed = *known != self.picture.overview;
                         known.clone_from(&self.picture.overview);
@@ -243,7 +254,7 @@ impl Publisher {
         let future = if let Some(desired) = self.picture.desired.get(key) {
             let mut desired = desired.clone();
             let status = known.as_ref().and_then(|known| known.status.as_ref());
-            object::keep_transition_times(&mut desired.status, status, Timestamp::now());
+            structure::keep(&mut desired.status, status, Timestamp::now());
             let existence = match known.as_ref().filter(|known| existing::is_owned(known, &desired)) {
                 _ if is_malformed => Existence::Malformed,
                 Some(known) => Existence::Owned(known.uid()),
@@ -328,10 +339,10 @@ impl Publisher {
         };
         match (difference, desired) {
             (Some(Urgency::Noise), Some(desired)) => {
-                let totals = desired.status.totals;
-                let resting = self.resting.entry(key.clone()).or_insert((totals, now));
-                if resting.0 != totals {
-                    *resting = (totals, now);
+                let totals = &desired.status.totals;
+                let resting = self.resting.entry(key.clone()).or_insert_with(|| (totals.clone(), now));
+                if resting.0 != *totals {
+                    *resting = (totals.clone(), now);
                 }
                 let rest = noise::rest(&desired.status, self.settings.counter_interval, self.scan_interval);
                 self.schedule.plan_at_rest(key, resting.1, rest);

@@ -1,13 +1,18 @@
 //! Follows the cluster's own objects, so that addresses and cgroups get names.
 
+mod api_versions;
 mod app;
 mod catalog;
+mod listed;
+mod namespaces;
 mod nodes;
 mod owners;
 mod pods;
+mod profile;
 mod referenced;
 mod services;
 mod steps;
+mod workload_facts;
 
 use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
@@ -18,7 +23,7 @@ use futures::{StreamExt, future::ready, stream};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
-    core::v1::{Node, Pod, Service},
+    core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{Client, core::PartialObjectMeta};
@@ -28,6 +33,7 @@ use topology::{external::ExternalGroups, ledger::Ledger};
 pub use self::{
     app::AppLabels,
     catalog::{Catalog, OwnerIdentity},
+    workload_facts::WorkloadFacts,
 };
 use self::{catalog::Change, steps::steps};
 use crate::{collector::Accounts, guarded_watch::watch as watch_all};
@@ -88,6 +94,14 @@ impl Names {
         }
     }
 
+    /// Notes by which API versions an earlier operator has referred to kinds.
+    pub fn note_api_versions<'a>(&self, references: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        for (api_version, kind) in references {
+            catalog.note_api_version(api_version, kind);
+        }
+    }
+
     /// Forgets what has been gone for `retention`.
     pub fn forget_removed(&self, now: SystemTime, retention: Duration) {
         self.catalog.write().unwrap_or_else(PoisonError::into_inner).forget_removed(now, retention);
@@ -117,10 +131,11 @@ pub async fn run(client: Client, names: Names, accounts: Accounts) {
         steps("services", watch_all::<Service>(&client), services::service, Change::Service),
         steps("endpointslices", watch_all::<EndpointSlice>(&client), services::slice, Change::Slice),
         steps("nodes", watch_all::<Node>(&client), nodes::facts, Change::Node),
+        steps("namespaces", watch_all::<PartialObjectMeta<Namespace>>(&client), namespaces::facts, Change::Namespace),
         owners::<ReplicaSet>(&client),
-        owners::<Deployment>(&client),
-        owners::<StatefulSet>(&client),
-        owners::<DaemonSet>(&client),
+        selecting_owners::<Deployment>(&client),
+        selecting_owners::<StatefulSet>(&client),
+        selecting_owners::<DaemonSet>(&client),
         owners::<Job>(&client),
         owners::<CronJob>(&client),
     ];
@@ -154,6 +169,20 @@ where
 {
     let watched = watch_all::<PartialObjectMeta<K>>(client);
     steps(K::KIND, watched, owners::facts::<K>, |step| Change::Owner(K::KIND, K::API_VERSION, step))
+}
+
+/// Owners of these kinds have an immutable selector of their pods, which is needed, too.
+fn selecting_owners<K>(client: &Client) -> stream::BoxStream<'static, Change>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + k8s_openapi::Resource
+        + Clone
+        + std::fmt::Debug
+        + Send
+        + 'static,
+{
+    let watched = watch_all::<owners::Selecting<K>>(client);
+    steps(K::KIND, watched, owners::selecting_facts::<K>, |step| Change::Owner(K::KIND, K::API_VERSION, step))
 }
 
 #[cfg(test)]
@@ -233,14 +262,15 @@ mod tests {
             own("other", controller("batch.example.com/v1", "Job", "report")),
         ]);
         let workload_of = |uid: &str| catalog.directory().pod(uid).expect("it is known").workload.clone();
-        let named = |kind: &str, name: &str| Workload {
+        let named = |kind: &str, name: &str, group: &str| Workload {
             namespace: "shop".to_owned(),
             kind: kind.to_owned(),
             name: name.to_owned(),
+            group: group.to_owned(),
         };
-        assert_eq!(workload_of("ours"), named("CronJob", "nightly"));
-        assert_eq!(workload_of("other"), named("Job", "report"));
-        let owner = catalog.owner_identity(&named("CronJob", "nightly")).expect("it exists");
+        assert_eq!(workload_of("ours"), named("CronJob", "nightly", "batch"));
+        assert_eq!(workload_of("other"), named("Job", "report", "batch.example.com"));
+        let owner = catalog.owner_identity(&named("CronJob", "nightly", "batch")).expect("it exists");
         assert_eq!((owner.api_version.as_str(), owner.uid.as_str()), ("batch/v1", "cron"));
     }
 }

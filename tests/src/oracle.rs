@@ -19,10 +19,10 @@ pub struct EdgeName {
     pub client: Workload,
     /// The server.
     pub server: Workload,
-    /// The Service's name, where one was dialled.
-    pub service: Option<String>,
-    /// The port at which the server listens, or would have to.
-    pub port: u16,
+    /// Name and port of the Service, if one was called.
+    pub service: Option<(String, u16)>,
+    /// Port at which the server listens, or would have to. `None` if the server is unknown.
+    pub port: Option<u16>,
 }
 
 /// Pod and container; no container if nothing listened.

@@ -23,7 +23,8 @@ use traffic::protocol::Connect;
 /// The node with an agent; pods come and go on the other one.
 const SEEN: &str = "node-1";
 const UNSEEN: &str = "node-2";
-const SPEC: &str = "{nodeSelector: {kubernetes.io/hostname: node-1}, topology: {counterInterval: 1s, maxEdges: 500}}";
+const SPEC: &str =
+    "{nodeSelector: {kubernetes.io/hostname: node-1}, topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 const PORT: u16 = 8080;
 /// Pods that come and go at a time.
 const AT_A_TIME: usize = 4;
@@ -90,8 +91,8 @@ impl Stage<'_> {
         let mut shown = Shown::default();
         let both = [(&status.egress, &mut shown.called), (&status.ingress, &mut shown.calls)];
         for (edges, named) in both {
-            for edge in edges.iter().filter(|edge| edge.port == PORT) {
-                if edge.peer.kind == "Pod" {
+            for edge in edges.iter().filter(|edge| edge.port == Some(PORT)) {
+                if edge.peer.kind.as_deref() == Some("Pod") {
                     *named.entry(edge.peer.name.clone().unwrap_or_default()).or_default() += edge.opened;
                 } else {
                     shown.nameless += edge.opened;

@@ -12,7 +12,7 @@ use scopeprobe_tests::{
 use traffic::protocol::{Behaviour, Close, Closer, Command, Connect, End, Exchange};
 
 /// Counters are written this often, so that the test need not wait.
-const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
+const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 
 /// Returns the client's part of a conversation with this server.
 fn conversation(port: &Port, turn: usize) -> (u64, u64, End) {

@@ -18,7 +18,7 @@ use scopeprobe_tests::{
 use traffic::protocol::{Behaviour, Connect, End, Outcome};
 
 /// Counters are written this often, so that the test need not wait.
-const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
+const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 /// Connections of each of the eight clients, made four at a time.
 const EACH: u64 = 8_000;
 /// Attempts of each that are refused.

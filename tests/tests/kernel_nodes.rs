@@ -168,8 +168,8 @@ impl Pods {
             for server in self.0.iter().filter(|server| server.name != client.name) {
                 let counts = call(client, server, through_service).await?;
                 let workload = |pod: &Pod| ("Pod".to_owned(), pod.name.clone());
-                let service = through_service.then(|| server.name.clone());
-                let name = EdgeName { client: workload(client), server: workload(server), service, port: PORT };
+                let service = through_service.then(|| (server.name.clone(), server.service.port()));
+                let name = EdgeName { client: workload(client), server: workload(server), service, port: Some(PORT) };
                 edges.insert(name, counts);
             }
         }

@@ -17,7 +17,7 @@ use scopeprobe_tests::{
 use traffic::protocol::{Behaviour, Connect, End};
 
 /// The smallest table there may be.
-const SPEC: &str = "{capture: {maxFlows: 64}, topology: {counterInterval: 1s, maxEdges: 500}}";
+const SPEC: &str = "{capture: {maxFlows: 64}, topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 /// So many looks have to bring nothing new before an account counts as settled.
 const STILL: u32 = 30;
 
@@ -100,7 +100,7 @@ async fn assert_oracles_agree(cluster: &Cluster, fleet: &Fleet) -> Result<()> {
 }
 
 /// By client, server and port: where one end of a connection is lost, the Service may be as well.
-fn without_services(edges: &Edges) -> BTreeMap<(Workload, Workload, u16), EdgeCounts> {
+fn without_services(edges: &Edges) -> BTreeMap<(Workload, Workload, Option<u16>), EdgeCounts> {
     let mut sums: BTreeMap<_, EdgeCounts> = BTreeMap::new();
     for (name, counts) in edges {
         let sum = sums.entry((name.client.clone(), name.server.clone(), name.port)).or_default();

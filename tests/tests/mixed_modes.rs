@@ -15,7 +15,7 @@ use traffic::protocol::{Close, Command, Connect, End, Exchange};
 
 /// The node without eBPF.
 const LOOKED_AT: &str = "node-1";
-const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}, capture: {fallback: {cpuBudget: 500m}},
+const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}, capture: {fallback: {cpuBudget: 500m}},
   modeOverrides: [{nodeSelector: {kubernetes.io/hostname: node-1}, mode: Fallback}]}";
 
 /// Two connections of each client to each of four servers, in both ways and families.

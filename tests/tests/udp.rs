@@ -28,7 +28,7 @@ spec:
 type Counts = BTreeMap<Option<String>, (u64, u64, u64)>;
 
 fn counted(edges: &[TopologyEdge], peer: &str) -> Counts {
-    let udp = edges.iter().filter(|edge| edge.protocol == TransportProtocol::Udp && edge.port == PORTS.1);
+    let udp = edges.iter().filter(|edge| edge.protocol == TransportProtocol::Udp && edge.port == Some(PORTS.1));
     let of_peer = udp.filter(|edge| edge.peer.name.as_deref() == Some(peer));
     let counts = of_peer.map(|edge| {
         let service = edge.service.as_ref().map(|service| service.name.clone());

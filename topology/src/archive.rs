@@ -12,7 +12,7 @@ mod parts;
 use std::{
     borrow::Cow,
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     time::{Duration, SystemTime},
 };
 
@@ -24,7 +24,7 @@ use crate::{
     activity, count,
     counts::Counts,
     directory::Directory,
-    edge::{Edge, EdgeCounters, EdgeKey, Seen},
+    edge::{Edge, EdgeCounters, EdgeKey, Seen, Times},
     graph::{self, Forgotten, Graph, Known, Options, Outside},
     ledger::Ledger,
 };
@@ -41,17 +41,18 @@ pub struct Published {
 /// History to add to the graph of the ledger's flows.
 #[derive(Clone, Debug, Default)]
 pub struct Archive {
-    /// Counters of flows that the ledger has let go of.
+    /// History of flows that the ledger has evicted.
     retired: HashMap<EdgeKey, Retired>,
     before: Option<Before>,
     /// External addresses with edges of their own.
     outside: Outside,
 }
 
-/// Counts of an edge from flows that the ledger has dropped.
+/// Counts and times of an edge from flows that the ledger has dropped.
 #[derive(Clone, Copy, Debug, Default)]
 struct Retired {
     counters: EdgeCounters,
+    times: Option<Times>,
     /// Connections that clients' agents had counted. Servers that still do tell nothing new.
     by_clients: u64,
 }
@@ -77,20 +78,17 @@ impl Archive {
     }
 
     /// Takes over what an earlier operator has published, once: later calls do nothing. Of an edge that is there twice,
-    /// as its two ends see it, the newer account is taken.
+    /// as its two ends see it, the newer account is taken, with the endpoints of both.
     pub fn restore(&mut self, published: impl IntoIterator<Item = Published>, now: SystemTime) {
         if self.before.is_some() {
             return;
         }
         let mut edges: HashMap<EdgeKey, Published> = HashMap::new();
         for one in published {
-            let progress = |counters: &EdgeCounters| {
-                (counters.opened.saturating_add(counters.failed), counters.bytes_sent, counters.bytes_received)
-            };
-            let known = edges.get(&one.edge.key);
-            if known.is_none_or(|known| progress(&known.edge.counters) < progress(&one.edge.counters)) {
-                self.outside.note(&one.edge.key);
-                edges.insert(one.edge.key.clone(), one);
+            self.outside.note(&one.edge.key);
+            match edges.entry(one.edge.key.clone()) {
+                Entry::Vacant(vacant) => _ = vacant.insert(one),
+                Entry::Occupied(mut known) => known.get_mut().join(one),
             }
         }
         self.before = Some(Before { restored_at: now, settled: false, edges, under_a_name: HashMap::new() });
@@ -124,6 +122,7 @@ impl Archive {
             for (key, retired) in &self.retired {
                 if let Some(edge) = parts.edge(key, &graph.outside, directory) {
                     edge.counters.add(&retired.counters);
+                    edge.times = Times::of_both(edge.times, retired.times);
                 }
             }
         }
@@ -190,10 +189,28 @@ impl Archive {
                 let by_servers = edge.from_servers.opened.saturating_sub(stays.from_servers.opened);
                 let retired = self.retired.entry(edge.key).or_default();
                 retired.counters.add(&gone);
+                retired.times = Times::of_both(retired.times, edge.times);
                 retired.by_clients = count::add(retired.by_clients, gone.opened.saturating_sub(by_servers));
             }
         }
         retired
+    }
+}
+
+impl Published {
+    /// Takes in the same edge as its other end has published it. The newer account counts; each has endpoints of its own,
+    /// and either may know more of what agents no longer know.
+    fn join(&mut self, other: Self) {
+        let progress = |published: &Self| {
+            let counters = &published.edge.counters;
+            (counters.opened.saturating_add(counters.failed), counters.bytes_sent, counters.bytes_received)
+        };
+        let (mut newer, older) =
+            if progress(self) < progress(&other) { (other, self.clone()) } else { (self.clone(), other) };
+        Counts::of(&newer.edge).with_endpoints_of(&Counts::of(&older.edge)).write_to(&mut newer.edge);
+        newer.earlier = newer.earlier.at_least(&older.earlier);
+        newer.edge.times = Times::of_both(newer.edge.times, older.edge.times);
+        *self = newer;
     }
 }
 
@@ -259,6 +276,7 @@ impl Before {
                 (earlier, least) = (earlier.of_endpoints_in(&now), least.of_endpoints_in(&now));
             }
             now.plus(&earlier).at_least(&least).write_to(edge);
+            edge.times = Times::of_both(edge.times, published.edge.times);
             edge.knows_retransmits |= published.edge.knows_retransmits;
             edge.rtt = edge.rtt.or(published.edge.rtt);
             if edge.seen != published.edge.seen {
@@ -289,6 +307,7 @@ impl Before {
         for published in missing.iter().filter(|published| is_named_yet(&published.edge.key, directory)) {
             if let Some(whole) = parts.edge(&published.edge.key, &graph.outside, directory) {
                 whole.counters.add(&published.earlier.counters);
+                whole.times = Times::of_both(whole.times, published.edge.times);
                 continue;
             }
             let mut edge = published.edge.clone();
@@ -308,6 +327,7 @@ impl Before {
                 Some(whole) => {
                     Counts::of(whole).plus(&Counts::of(&edge)).write_to(whole);
                     whole.addresses = count::add(whole.addresses, edge.addresses);
+                    whole.times = Times::of_both(whole.times, edge.times);
                 }
                 None => _ = gone.insert(edge.key.clone(), edge),
             }

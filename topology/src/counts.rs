@@ -59,6 +59,14 @@ impl Counts {
         self.merged(other, counters, u64::max)
     }
 
+    /// With the endpoints of both; the greater count of each.
+    ///
+    /// Invariant: the edge's own counters stay.
+    #[must_use]
+    pub fn with_endpoints_of(&self, other: &Self) -> Self {
+        self.merged(other, self.counters, u64::max)
+    }
+
     /// Without the endpoints that `other` does not have.
     ///
     /// Invariant: no count grows.

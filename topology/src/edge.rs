@@ -1,12 +1,12 @@
 //! An edge of the graph: all conversations between one client and one server at one port, through one Service or none.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     count,
-    entity::{ServiceRef, Workload},
+    entity::{ServicePortRef, ServiceRef, Workload},
     flow::{Methods, Protocol},
     rtt::RttBucket,
 };
@@ -73,10 +73,10 @@ pub struct EdgeKey {
     pub client: Peer,
     /// The server.
     pub server: Peer,
-    /// The Service that the client dialled, if it did.
-    pub service: Option<ServiceRef>,
-    /// The port at which the server listens; where the server is not known, the port that the client dialled.
-    pub port: u16,
+    /// Service and port that the client asked for, if it called a Service.
+    pub service: Option<ServicePortRef>,
+    /// Port at which the server listens. `None` if it is not known, or if the edge stands for several ports.
+    pub port: Option<u16>,
     /// Transport protocol at that port.
     #[serde(default)]
     pub protocol: Protocol,
@@ -212,6 +212,38 @@ impl EdgeCounters {
     }
 }
 
+/// When the conversations of an edge happened, by the operator's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Times {
+    /// Nothing of it is known to have happened before.
+    pub first_seen: SystemTime,
+    /// Time of the last change; the present while a connection is open.
+    pub last_seen: SystemTime,
+    /// Time of the last failed attempt, as far as one was reported; not before that attempt.
+    pub last_failed: Option<SystemTime>,
+}
+
+impl Times {
+    /// Times of both together.
+    ///
+    /// Invariant: the result covers both.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        Self {
+            first_seen: self.first_seen.min(other.first_seen),
+            last_seen: self.last_seen.max(other.last_seen),
+            last_failed: self.last_failed.max(other.last_failed),
+        }
+    }
+
+    /// Times of both together, as far as either is known.
+    #[must_use]
+    pub fn of_both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        one.zip(other).map(|(one, other)| one.with(&other)).or(one).or(other)
+    }
+}
+
 /// One pod's or process's part in an edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -258,6 +290,9 @@ pub struct Edge {
     pub key: EdgeKey,
     /// Counters of the edge.
     pub counters: EdgeCounters,
+    /// When; `None` where it is not known.
+    #[serde(default)]
+    pub times: Option<Times>,
     /// The part of it that servers have counted and no client.
     pub from_servers: EdgeCounters,
     /// The client's pods and containers, sorted by name.

@@ -21,6 +21,8 @@ pub struct Workload {
     pub kind: String,
     /// Name of the object.
     pub name: String,
+    /// API group of `kind`; empty for the core group.
+    pub group: String,
 }
 
 /// A Service, by name.
@@ -31,6 +33,16 @@ pub struct ServiceRef {
     pub namespace: String,
     /// Name of the Service.
     pub name: String,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePortRef {
+    /// The Service.
+    pub service: ServiceRef,
+    /// `spec.ports[].port`.
+    pub port: u16,
 }
 
 /// Properties of a pod, from its object.

@@ -1,4 +1,4 @@
-//! Names that a person has given to ranges of addresses outside of the cluster.
+//! Names that a person has given to addresses and DNS names outside of the cluster.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -7,18 +7,22 @@ use std::{
 
 use crate::entity::Network;
 
-/// A name and the ranges of addresses that it stands for.
+/// A name, with the ranges of addresses and the DNS names that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalGroup {
-    /// The name.
+    /// Name of the group.
     pub name: String,
-    /// Its ranges.
+    /// Ranges of addresses.
     pub networks: Vec<Network>,
+    /// DNS names, and patterns of them: `*.example.com` stands for all names below `example.com`.
+    pub dns_names: Vec<String>,
 }
 
-/// Maps addresses to group names. The narrowest range of an address wins; for equal ranges, the first group.
+/// Maps addresses and DNS names to group names. The narrowest range of an address wins. An exact DNS name precedes
+/// patterns, of which the longest wins. Among equals, the first group wins.
 ///
-/// A look-up takes as many steps as there are different lengths of prefixes, however many ranges there are.
+/// A look-up takes as many steps as there are different lengths of prefixes, or labels in the name, however many groups
+/// there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExternalGroups {
     names: Vec<String>,
@@ -26,6 +30,10 @@ pub struct ExternalGroups {
     by_network: HashMap<Network, usize>,
     /// All lengths of prefixes that there are.
     prefixes: BTreeSet<u8>,
+    /// Places in `names` by exact DNS name.
+    by_dns_name: HashMap<String, usize>,
+    /// Places in `names` by the part of a pattern after `*.`.
+    by_dns_suffix: HashMap<String, usize>,
 }
 
 impl ExternalGroups {
@@ -40,6 +48,13 @@ impl ExternalGroups {
                 all.prefixes.insert(network.prefix);
                 all.by_network.entry(network.trimmed()).or_insert(index);
             }
+            for pattern in group.dns_names {
+                let pattern = pattern.to_ascii_lowercase();
+                match pattern.strip_prefix("*.") {
+                    Some(suffix) => all.by_dns_suffix.entry(suffix.to_owned()).or_insert(index),
+                    None => all.by_dns_name.entry(pattern).or_insert(index),
+                };
+            }
         }
         all
     }
@@ -53,6 +68,29 @@ impl ExternalGroups {
         let mut networks = longest_first.filter_map(|prefix| Network::new(ip, *prefix));
         let found = networks.find_map(|network| self.by_network.get(&network.trimmed()))?;
         self.names.get(*found).map(String::as_str)
+    }
+
+    /// Returns the group of a DNS name, regardless of the address behind it.
+    ///
+    /// Invariant: [`Self::has`] is true of the name.
+    #[must_use]
+    pub fn of_dns_name(&self, name: &str) -> Option<&str> {
+        if self.by_dns_name.is_empty() && self.by_dns_suffix.is_empty() {
+            return None;
+        }
+        let name = name.to_ascii_lowercase();
+        let suffixes = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+        let mut by_suffix = suffixes.filter_map(|suffix| self.by_dns_suffix.get(suffix));
+        let found = self.by_dns_name.get(&name).or_else(|| by_suffix.next())?;
+        self.names.get(*found).map(String::as_str)
+    }
+
+    /// Returns the group of all of these DNS names, if they share one.
+    #[must_use]
+    pub fn of_dns_names(&self, names: &[String]) -> Option<&str> {
+        let (first, others) = names.split_first()?;
+        let group = self.of_dns_name(first)?;
+        others.iter().all(|other| self.of_dns_name(other) == Some(group)).then_some(group)
     }
 
     /// Returns whether a group of this name exists.
@@ -72,6 +110,7 @@ mod tests {
         ExternalGroup {
             name: name.to_owned(),
             networks: networks.iter().map(|text| Network::parse(text).expect("a range")).collect(),
+            dns_names: Vec::new(),
         }
     }
 
@@ -95,6 +134,33 @@ mod tests {
         assert_eq!(ExternalGroups::default().of(ip("192.0.2.9")), None);
     }
 
+    #[test]
+    fn exact_dns_name_precedes_longest_pattern_and_first_group() {
+        let group = |name: &str, dns_names: &[&str]| ExternalGroup {
+            name: name.to_owned(),
+            networks: Vec::new(),
+            dns_names: dns_names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let groups = ExternalGroups::new([
+            group("cloud", &["*.example.com", "*.example.net"]),
+            group("storage", &["*.s3.example.com", "*.example.net"]),
+            group("api", &["api.s3.example.com", "Mixed.Example.org"]),
+        ]);
+        let of = |name: &str| groups.of_dns_name(name);
+        assert_eq!(of("api.s3.example.com"), Some("api"));
+        assert_eq!(of("a.b.s3.example.com"), Some("storage"));
+        assert_eq!(of("S3.example.com"), Some("cloud"));
+        assert_eq!(of("a.example.net"), Some("cloud"));
+        assert_eq!(of("mixed.example.org"), Some("api"));
+        assert_eq!([of("example.com"), of("notexample.com"), of("com"), of("")], [None; 4]);
+        let several = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            groups.of_dns_names(&names).map(str::to_owned)
+        };
+        assert_eq!(several(&["a.example.com", "b.example.com"]), Some("cloud".to_owned()));
+        assert_eq!([several(&["a.example.com", "a.example.org"]), several(&[])], [None, None]);
+    }
+
     /// Few leading bits, so that ranges meet.
     fn network() -> impl Strategy<Value = Network> {
         let address = prop_oneof![
@@ -115,7 +181,7 @@ mod tests {
             let groups: Vec<ExternalGroup> = groups
                 .into_iter()
                 .enumerate()
-                .map(|(number, networks)| ExternalGroup { name: number.to_string(), networks })
+                .map(|(number, networks)| ExternalGroup { name: number.to_string(), networks, dns_names: Vec::new() })
                 .collect();
             let ranges = groups.iter().flat_map(|group| group.networks.iter().map(|network| (network, &group.name)));
             let containing = ranges.filter(|(network, _)| network.contains(address.address));

@@ -66,6 +66,8 @@ pub struct FlowView<'a> {
     pub changed: SystemTime,
     /// Time of its first report.
     pub reported: SystemTime,
+    /// Upper bound of the time of the last failed attempt; `None` if none was reported.
+    pub last_failed: Option<SystemTime>,
     /// Times at which its connections were opened and its attempts failed, oldest first. Their sum is at most `totals`;
     /// the difference is older.
     pub parts: &'a [Part],
@@ -140,6 +142,7 @@ impl NodeAccount {
             first_seen: flow.first_seen,
             changed: flow.changed,
             reported: flow.reported_at,
+            last_failed: flow.last_failed,
             parts: flow.history.parts(),
             heard: self.heard,
         }

@@ -72,7 +72,12 @@ fn pod(name: &str, node: &str, ip: IpAddr, from_ms: u64) -> Pod {
         host_network: false,
         ips: vec![ip],
         ended: false,
-        workload: Workload { namespace: "shop".to_owned(), kind: "Pod".to_owned(), name: name.to_owned() },
+        workload: Workload {
+            namespace: "shop".to_owned(),
+            kind: "Pod".to_owned(),
+            name: name.to_owned(),
+            group: String::new(),
+        },
         containers: [(format!("id-{name}"), "main".to_owned())].into(),
         life: Life { created: cut, started: cut, ran: cut, ..Life::default() },
     }

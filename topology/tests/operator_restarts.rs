@@ -14,7 +14,9 @@ use scopeprobe_topology::{
     archive::{Archive, Published},
     directory::Directory,
     edge::{EdgeCounters, EdgeKey, Peer},
-    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{
+        Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServicePortRef, ServiceRef, Workload,
+    },
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{Graph, Options},
     ledger::{Epoch, Ledger},
@@ -29,7 +31,12 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn workload(name: &str) -> Workload {
-    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: name.to_owned() }
+    Workload {
+        namespace: "shop".to_owned(),
+        kind: "Deployment".to_owned(),
+        name: name.to_owned(),
+        group: "apps".to_owned(),
+    }
 }
 
 /// The client's pod, by how many there were before.
@@ -75,14 +82,23 @@ fn directory(generation: u8) -> Directory {
 }
 
 fn edge(through_service: bool) -> EdgeKey {
-    let service = through_service.then(|| ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() });
+    let name = || ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() };
+    let service = through_service.then(|| ServicePortRef { service: name(), port: 80 });
     EdgeKey {
         client: Peer::Workload(workload("web")),
         server: Peer::Workload(workload("db")),
         service,
-        port: PORT,
+        port: Some(PORT),
         protocol: Protocol::Tcp,
     }
+}
+
+/// An edge as the objects of its two ends tell it: each has its own pods.
+fn sides(published: &Published) -> [Published; 2] {
+    let [mut by_client, mut by_server] = [published.clone(), published.clone()];
+    (by_client.edge.servers, by_client.earlier.servers) = (Vec::new(), Vec::new());
+    (by_server.edge.clients, by_server.earlier.clients) = (Vec::new(), Vec::new());
+    [by_client, by_server]
 }
 
 #[derive(Clone, Debug)]
@@ -280,9 +296,9 @@ impl World {
         self.directory = directory(self.generation);
         self.ledger = Ledger::new();
         self.archive = Archive::new();
-        let published = self.published.edges.iter().map(|edge| Published {
-            edge: edge.clone(),
-            earlier: self.published.earlier.get(&edge.key).cloned().unwrap_or_default(),
+        let published = self.published.edges.iter().flat_map(|edge| {
+            let earlier = self.published.earlier.get(&edge.key).cloned().unwrap_or_default();
+            sides(&Published { edge: edge.clone(), earlier })
         });
         self.archive.restore(published, self.now);
         self.report();

@@ -68,7 +68,12 @@ fn directory() -> Directory {
 }
 
 fn workload() -> Workload {
-    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: "web".to_owned() }
+    Workload {
+        namespace: "shop".to_owned(),
+        kind: "Deployment".to_owned(),
+        name: "web".to_owned(),
+        group: "apps".to_owned(),
+    }
 }
 
 fn kubernetes(directory: &mut Directory, backends: &[(&str, u16)]) {
@@ -113,16 +118,16 @@ fn the_api_server_is_known_by_its_service_and_by_its_addresses() {
         let mut edges = graph_of(&directory, flows, 10).edges;
         let edge = edges.pop().expect("an edge");
         assert_eq!(edges, []);
-        (edge.key.server, edge.key.service.map(|service| service.name), edge.key.port)
+        (edge.key.server, edge.key.service.map(|of| (of.service.name, of.port)), edge.key.port)
     };
-    let through_service = Some("kubernetes".to_owned());
-    assert_eq!(only(&called("10.96.0.1", 443)), (Peer::ApiServer, through_service, 6443));
-    assert_eq!(only(&called("192.0.2.1", 6443)), (Peer::ApiServer, None, 6443));
-    assert_eq!(only(&called("172.18.0.2", 6443)), (Peer::ApiServer, None, 6443), "at a node's address");
+    let through_service = Some(("kubernetes".to_owned(), 443));
+    assert_eq!(only(&called("10.96.0.1", 443)), (Peer::ApiServer, through_service, Some(6443)));
+    assert_eq!(only(&called("192.0.2.1", 6443)), (Peer::ApiServer, None, Some(6443)));
+    assert_eq!(only(&called("172.18.0.2", 6443)), (Peer::ApiServer, None, Some(6443)), "at a node's address");
     let node = Peer::Node { node: "node-2".to_owned() };
     let other = Peer::External { ip: ip("192.0.2.1") };
-    assert_eq!(only(&called("192.0.2.1", 443)), (other, None, 443), "it does not listen there");
-    assert_eq!(only(&called("172.18.0.2", 10250)), (node, None, 10250), "not all of a node is the API server");
+    assert_eq!(only(&called("192.0.2.1", 443)), (other, None, Some(443)), "it does not listen there");
+    assert_eq!(only(&called("172.18.0.2", 10250)), (node, None, Some(10250)), "not all of a node is the API server");
 }
 
 #[test]
@@ -140,7 +145,12 @@ fn the_api_server_calls_from_its_address_if_that_is_no_nodes() {
 fn a_static_pod_that_is_seen_to_answer_is_that_pod() {
     let mut directory = directory();
     kubernetes(&mut directory, &[("172.18.0.1", 6443)]);
-    let workload = Workload { namespace: "kube-system".to_owned(), kind: "Pod".to_owned(), name: "api".to_owned() };
+    let workload = Workload {
+        namespace: "kube-system".to_owned(),
+        kind: "Pod".to_owned(),
+        name: "api".to_owned(),
+        group: String::new(),
+    };
     let pod = Pod {
         uid: "api".to_owned(),
         namespace: "kube-system".to_owned(),
@@ -173,8 +183,8 @@ fn external_groups_name_only_external_peers() {
     let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|text| Network::parse(text)).collect();
     let partner = Network::parse("203.0.113.0/25").into_iter().collect();
     directory.name_external_groups(ExternalGroups::new([
-        ExternalGroup { name: "world".to_owned(), networks: everything },
-        ExternalGroup { name: "partner".to_owned(), networks: partner },
+        ExternalGroup { name: "world".to_owned(), networks: everything, dns_names: Vec::new() },
+        ExternalGroup { name: "partner".to_owned(), networks: partner, dns_names: Vec::new() },
     ]));
     let server = |remote: &str| graph_of(&directory, &called(remote, 443), 1).edges.pop().expect("an edge").key.server;
     let group = |name: &str| Peer::ExternalGroup { name: name.to_owned() };
@@ -218,7 +228,11 @@ fn a_dns_name_is_told_from_an_address_that_several_lead_to() {
     assert_eq!(shown(&directory, 0), [name, (Peer::OtherExternal, 1, Vec::new())]);
     // A person's word counts more.
     let networks = Network::parse("203.0.113.0/24").into_iter().collect();
-    directory.name_external_groups(ExternalGroups::new([ExternalGroup { name: "partner".to_owned(), networks }]));
+    directory.name_external_groups(ExternalGroups::new([ExternalGroup {
+        name: "partner".to_owned(),
+        networks,
+        dns_names: Vec::new(),
+    }]));
     assert_eq!(shown(&directory, 1), [(Peer::ExternalGroup { name: "partner".to_owned() }, 3, Vec::new())]);
 }
 
@@ -239,7 +253,7 @@ fn a_client_that_calls_many_ports_of_many_addresses_does_not_make_many_edges() {
     let flows: Flows = (0..60).flat_map(calls).collect();
     let graph = graph_of(&directory(), &flows, 10);
     let others: Vec<&Edge> = graph.edges.iter().filter(|edge| edge.key.server == Peer::OtherExternal).collect();
-    assert_eq!(others.iter().map(|edge| (edge.key.port, edge.addresses)).collect::<Vec<_>>(), [(0, 50)]);
+    assert_eq!(others.iter().map(|edge| (edge.key.port, edge.addresses)).collect::<Vec<_>>(), [(None, 50)]);
     assert_eq!(graph.edges.iter().map(|edge| edge.counters.opened).sum::<u64>(), 60 * 50);
 }
 
@@ -358,16 +372,15 @@ proptest! {
             let class = |ip: &IpAddr| activity::class(busy[ip]);
             let hidden: BTreeSet<IpAddr> = busy.keys().filter(|ip| !shown.contains(*ip)).copied().collect();
             prop_assert!(shown.iter().map(class).min() >= hidden.iter().map(class).max() || hidden.is_empty());
-            let mut behind: BTreeMap<u16, BTreeSet<IpAddr>> = BTreeMap::new();
-            for (of, ip, port) in flows.keys().filter(|(of, ip, _)| *of == role && hidden.contains(ip)) {
-                let port = if *of == role { *port } else { 0 };
-                behind.entry(port).or_default().insert(*ip);
+            let mut behind: BTreeMap<Option<u16>, BTreeSet<IpAddr>> = BTreeMap::new();
+            for (_, ip, port) in flows.keys().filter(|(of, ip, _)| *of == role && hidden.contains(ip)) {
+                behind.entry(Some(*port)).or_default().insert(*ip);
             }
             if behind.len() > limit {
-                behind = [(0, hidden)].into();
+                behind = [(None, hidden)].into();
             }
-            let wanted: Vec<(u16, u64)> = behind.iter().map(|(port, ips)| (*port, ips.len() as u64)).collect();
-            let found: Vec<(u16, u64)> = shared(&graph, role).map(|edge| (edge.key.port, edge.addresses)).collect();
+            let wanted: Vec<(Option<u16>, u64)> = behind.iter().map(|(port, ips)| (*port, ips.len() as u64)).collect();
+            let found: Vec<(Option<u16>, u64)> = shared(&graph, role).map(|edge| (edge.key.port, edge.addresses)).collect();
             prop_assert_eq!(found, wanted);
         }
     }

@@ -122,7 +122,12 @@ fn told(stays: &[Stay], ahead_ms: u64) -> (Vec<Truth>, Directory) {
             host_network: false,
             ips: vec![IP],
             ended: false,
-            workload: Workload { namespace: "shop".to_owned(), kind: "Pod".to_owned(), name: format!("pod-{number}") },
+            workload: Workload {
+                namespace: "shop".to_owned(),
+                kind: "Pod".to_owned(),
+                name: format!("pod-{number}"),
+                group: String::new(),
+            },
             containers: [].into(),
             life,
         };
@@ -262,7 +267,12 @@ fn pod(name: &str, life: Life) -> Pod {
         host_network: false,
         ips: vec![IP, IP6],
         ended: false,
-        workload: Workload { namespace: "shop".to_owned(), kind: "Pod".to_owned(), name: name.to_owned() },
+        workload: Workload {
+            namespace: "shop".to_owned(),
+            kind: "Pod".to_owned(),
+            name: name.to_owned(),
+            group: String::new(),
+        },
         containers: [].into(),
         life,
     }

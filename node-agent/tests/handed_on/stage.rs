@@ -213,7 +213,7 @@ impl Place {
             host_network: false,
             ips: vec![self.ip],
             ended: false,
-            workload: Workload { namespace: "lab".to_owned(), kind: "Pod".to_owned(), name },
+            workload: Workload { namespace: "lab".to_owned(), kind: "Pod".to_owned(), name, group: String::new() },
             containers: [(container_id(number), "main".to_owned())].into(),
             life: Life { created: began, started: began, ran: began, ..Life::default() },
         }

@@ -35,17 +35,8 @@ pub(super) fn by_workload(graph: &Graph) -> BTreeMap<&Workload, Edges<'_>> {
     workloads
 }
 
-/// The size of the topology, if each object lists at most `max_edges` edges in each direction.
-pub(super) fn overview(
-    graph: &Graph,
-    workloads: &BTreeMap<&Workload, Edges<'_>>,
-    max_edges: usize,
-) -> TopologyOverview {
-    let left_out = |edges: &[&Edge]| {
-        let can_be_written = edges.iter().filter(|edge| edge.counters.is_exact()).count();
-        edges.len() - can_be_written.min(max_edges)
-    };
-    let omitted = |edges: &Edges<'_>| left_out(&edges.egress) + left_out(&edges.ingress);
+/// Returns the size of the topology, without what its objects leave out.
+pub(super) fn overview(graph: &Graph, workloads: &BTreeMap<&Workload, Edges<'_>>) -> TopologyOverview {
     let mut pairs: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for edge in &graph.edges {
         *pairs.entry((namespace(&edge.key.client), namespace(&edge.key.server))).or_default() += 1;
@@ -53,11 +44,7 @@ pub(super) fn overview(
     let mut pairs: Vec<((&str, &str), u64)> = pairs.into_iter().collect();
     pairs.sort_by_key(|(pair, edges)| (std::cmp::Reverse(*edges), *pair));
     TopologyOverview {
-        totals: TopologyTotals {
-            workloads: workloads.len() as u64,
-            edges: graph.edges.len() as u64,
-            omitted_edges: workloads.values().map(omitted).sum::<usize>() as u64,
-        },
+        totals: TopologyTotals { workloads: workloads.len() as u64, edges: graph.edges.len() as u64, omitted_edges: 0 },
         omitted_namespaces: pairs.len().saturating_sub(MAX_NAMESPACE_EDGES) as u64,
         namespaces: pairs
             .into_iter()

@@ -6,14 +6,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use kube::core::{Selector, SelectorExt as _};
 use topology::{
     archive::{Archive, Published},
+    entity::Workload,
     graph::{Graph, Options},
     ledger::Ledger,
 };
 
 use super::{
-    adjacency, object,
+    adjacency,
+    object::{self, Limits, World},
     writer::{Desired, Key},
 };
 use crate::{
@@ -29,8 +32,10 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Everything that is to be published at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Picture {
-    /// The objects of all workloads that exist and have edges.
+    /// The objects of all workloads that exist, have edges and are in a selected namespace.
     pub desired: HashMap<Key, Desired>,
+    /// Objects that would have the same name, of the same kind in several API groups.
+    pub contested: HashMap<Key, Vec<Desired>>,
     pub overview: TopologyOverview,
     /// Number of flows from which it was computed.
     pub flows: usize,
@@ -60,14 +65,15 @@ impl Builder {
     pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> Picture {
         let options =
             Options { now, settle: SETTLE, retention: settings.retention, max_external: settings.max_external };
-        let max_edges = settings.max_edges;
+        let limits = Limits { edges: settings.max_edges, pods: settings.max_pods };
+        let namespaces = settings.namespaces.clone();
         let all_named = *self.names.complete().borrow();
         self.away(move |ledger, catalog, archive| {
             if all_named && all_nodes_reported(ledger, catalog) {
                 archive.settle(ledger, catalog.directory(), now);
             }
             let graph = archive.build(ledger, catalog.directory(), &options);
-            picture(&graph, ledger, catalog, max_edges, now)
+            picture(&graph, ledger, catalog, limits, &namespaces, now)
         })
         .await
         .unwrap_or_default()
@@ -104,26 +110,78 @@ impl Builder {
     }
 }
 
-fn picture(graph: &Graph, ledger: &Ledger, catalog: &Catalog, max_edges: usize, now: SystemTime) -> Picture {
+fn picture(
+    graph: &Graph,
+    ledger: &Ledger,
+    catalog: &Catalog,
+    limits: Limits,
+    namespaces: &Selector,
+    now: SystemTime,
+) -> Picture {
     let workloads = adjacency::by_workload(graph);
-    let overview = adjacency::overview(graph, &workloads, max_edges);
-    let mut desired = HashMap::with_capacity(workloads.len());
-    for (workload, edges) in workloads {
+    let mut overview = adjacency::overview(graph, &workloads);
+    let world = World { catalog, earlier: &graph.earlier, limits };
+    let mut names = ObjectNames::with_capacity(workloads.len());
+    for (workload, edges) in workloads.iter().filter(|(workload, _)| is_selected(namespaces, workload, catalog)) {
         // The workload may be gone; its object goes with it.
         let Some(owner) = catalog.owner_identity(workload) else { continue };
         let silent: BTreeSet<&str> =
             catalog.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node, now)).collect();
-        let app = catalog.app_of(workload);
-        let mut status = object::status(workload, &edges, &graph.earlier, &silent, max_edges);
-        status.workload = object::workload(workload, &app);
-        desired.insert(Key::of(workload), Desired { workload: workload.clone(), owner, app, status });
+        let facts = catalog.facts_of(workload);
+        let status = object::status(workload, &facts, edges, &silent, &world);
+        overview.totals.omitted_edges += status.omitted.egress + status.omitted.ingress;
+        names.add(Desired { workload: (*workload).clone(), owner, app: facts.app, status });
     }
     Picture {
-        desired,
+        desired: names.desired,
+        contested: names.contested,
         overview,
         flows: ledger.flows().count(),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, catalog),
+    }
+}
+
+/// Whether the workload's namespace is selected. One whose labels are unknown is not, unless all are.
+fn is_selected(namespaces: &Selector, workload: &Workload, catalog: &Catalog) -> bool {
+    namespaces.selects_all()
+        || catalog.labels_of_namespace(&workload.namespace).is_some_and(|labels| namespaces.matches(labels))
+}
+
+/// Objects by name, and those whose name is not decided.
+struct ObjectNames {
+    desired: HashMap<Key, Desired>,
+    contested: HashMap<Key, Vec<Desired>>,
+}
+
+impl ObjectNames {
+    fn with_capacity(capacity: usize) -> Self {
+        Self { desired: HashMap::with_capacity(capacity), contested: HashMap::new() }
+    }
+
+    fn add(&mut self, desired: Desired) {
+        let key = Key::of(&desired.workload);
+        if let Some(contested) = self.contested.get_mut(&key) {
+            contested.push(desired);
+        } else if let Some(other) = self.desired.remove(&key) {
+            self.contested.insert(key, vec![other, desired]);
+        } else {
+            self.desired.insert(key, desired);
+        }
+    }
+}
+
+impl Picture {
+    /// Decides who gets a contested name: the workload whose object has it already, else the one of the first group in
+    /// alphabetical order. The others have their group in the name.
+    pub(super) fn settle_names(&mut self, is_owned: impl Fn(&Key, &Desired) -> bool) {
+        for (key, mut contested) in self.contested.drain() {
+            contested.sort_by(|one, other| one.workload.group.cmp(&other.workload.group));
+            let winner = contested.iter().position(|desired| is_owned(&key, desired)).unwrap_or(0);
+            let winner = contested.swap_remove(winner);
+            self.desired.extend(contested.into_iter().map(|desired| (Key::with_group(&desired.workload), desired)));
+            self.desired.insert(key, winner);
+        }
     }
 }
 

@@ -7,8 +7,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, runtime::watcher::Event};
 
 use super::{
-    labels, noise, object,
+    labels, noise,
     schedule::Urgency,
+    structure,
     writer::{Desired, Key},
 };
 use crate::guarded::{Guarded, Malformed};
@@ -169,11 +170,15 @@ pub(super) fn difference(known: Option<&Topology>, desired: Option<&Desired>) ->
         return Some(Urgency::Structure);
     }
     let mut wanted = desired.status.clone();
-    object::keep_transition_times(&mut wanted, Some(status), Timestamp::UNIX_EPOCH);
-    if wanted == *status {
+    structure::keep(&mut wanted, Some(status), Timestamp::UNIX_EPOCH);
+    structure::ignore_last_seen(&mut wanted, status);
+    let checkpoint = std::mem::replace(&mut wanted.checkpoint, status.checkpoint.clone());
+    let is_only_checkpoint = wanted == *status;
+    wanted.checkpoint = checkpoint;
+    if is_only_checkpoint && noise::is_checkpoint_kept(status, &wanted) {
         return None;
     }
-    if object::structure(&wanted) != object::structure(status) {
+    if structure::structure(&wanted) != structure::structure(status) {
         return Some(Urgency::Structure);
     }
     Some(if noise::is_noise(status, &wanted) { Urgency::Noise } else { Urgency::Counters })

@@ -1,4 +1,4 @@
-//! The names that people give to addresses outside of the cluster, as the graph uses them.
+//! Names that people give to external addresses and DNS names, as the graph uses them.
 
 use topology::{
     entity::Network,
@@ -18,5 +18,6 @@ pub(super) fn groups(spec: &[crds::ExternalGroup]) -> ExternalGroups {
     ExternalGroups::new(spec.iter().map(|group| ExternalGroup {
         name: group.name.clone(),
         networks: group.cidrs.iter().filter_map(|cidr| network(group, cidr)).collect(),
+        dns_names: group.dns_names.clone(),
     }))
 }

@@ -1,22 +1,56 @@
 //! Tells changes of counters that are worth a write from those that can wait until nothing changes any more.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use crds::{EarlierCounts, EdgePod, TopologyEdge, TopologyStatus, Totals};
+use crds::{EdgePod, PeerType, TopologyEdge, TopologyStatus, Totals};
+use topology::{counts::Counts, edge::EdgeCounters};
+
+use super::{checkpoint, edge_id::EdgeId};
 
 /// A change of less than one part in so many is no news by itself.
 const PRECISION: u64 = 100;
 
-/// Returns whether no counter differs by 1 % or more, and none became or left 0. Both must be equal except for
-/// counters, as [`super::object::structure`] defines.
+/// Returns whether no counter differs by 1 % or more, none became or left 0, and no attempt failed in another minute.
+/// Both must be equal except for counters, as [`super::structure::structure`] defines.
 pub(super) fn is_noise(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
     let said = |status: &TopologyStatus| -> Vec<String> {
         status.conditions.iter().map(|condition| condition.message.clone()).collect()
     };
     said(known) == said(wanted)
+        && known.totals.last_failed == wanted.totals.last_failed
         && totals(&known.totals).into_iter().zip(totals(&wanted.totals)).all(is_close)
         && all_close(&known.egress, &wanted.egress, edges_are_close)
         && all_close(&known.ingress, &wanted.ingress, edges_are_close)
+        && is_checkpoint_close(known, wanted)
+}
+
+/// Whether the checkpoints do not differ in what this object alone has to keep: counters of edges on which the workload is
+/// the client, or whose client is no workload. The object of another client keeps the others', so that a rollout of
+/// clients does not rewrite their server's object.
+pub(super) fn is_checkpoint_kept(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
+    known.checkpoint == wanted.checkpoint || own_checkpoint(known, wanted).all(|(known, wanted)| known == wanted)
+}
+
+fn is_checkpoint_close(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
+    let close = |(known, wanted): ([u64; 5], [u64; 5])| known.into_iter().zip(wanted).all(is_close);
+    known.checkpoint == wanted.checkpoint || own_checkpoint(known, wanted).all(close)
+}
+
+/// Counters of both checkpoints that this object has to keep, edge by edge.
+fn own_checkpoint(known: &TopologyStatus, wanted: &TopologyStatus) -> impl Iterator<Item = ([u64; 5], [u64; 5])> {
+    let read = |status: &TopologyStatus| status.checkpoint.as_deref().map(checkpoint::decode).unwrap_or_default();
+    let (before, after) = (read(known), read(wanted));
+    let others = |edge: &&TopologyEdge| edge.peer.type_ != PeerType::Workload;
+    let own = wanted.egress.iter().chain(wanted.ingress.iter().filter(others));
+    let ids: Vec<EdgeId> = own.filter_map(|edge| EdgeId::parse(&edge.id)).collect();
+    ids.into_iter().map(move |id| (counters_at(&before, id), counters_at(&after, id)))
+}
+
+/// Without retransmits, which are a server's as well and go with its pods.
+fn counters_at(checkpoint: &HashMap<EdgeId, Counts>, id: EdgeId) -> [u64; 5] {
+    let counters = checkpoint.get(&id).map(|counts| counts.counters).unwrap_or_default();
+    let EdgeCounters { opened, failed, bytes_sent, bytes_received, without_bytes, .. } = counters;
+    [opened, failed, bytes_sent, bytes_received, without_bytes]
 }
 
 /// For how long nothing has to change until what is left to be written is. Bytes of open connections are at rest when two
@@ -39,16 +73,15 @@ fn totals(totals: &Totals) -> [u64; 6] {
 
 fn edges_are_close(known: &TopologyEdge, wanted: &TopologyEdge) -> bool {
     // Of too many edges, others may be listed.
-    (&known.peer, &known.service, known.port, known.protocol)
-        == (&wanted.peer, &wanted.service, wanted.port, wanted.protocol)
+    known.id == wanted.id
+        && known.last_failed == wanted.last_failed
+        && known.omitted_pods == wanted.omitted_pods
         && known.bytes_sent.is_some() == wanted.bytes_sent.is_some()
         && known.bytes_received.is_some() == wanted.bytes_received.is_some()
         && known.retransmits.is_some() == wanted.retransmits.is_some()
         && known.rtt_microseconds.is_some() == wanted.rtt_microseconds.is_some()
         && edge(known).into_iter().zip(edge(wanted)).all(is_close)
-        && earlier(known).into_iter().zip(earlier(wanted)).all(is_close)
         && all_close(&known.pods, &wanted.pods, pods_are_close)
-        && all_close(&known.peer_pods, &wanted.peer_pods, pods_are_close)
 }
 
 fn edge(edge: &TopologyEdge) -> [u64; 8] {
@@ -64,14 +97,8 @@ fn edge(edge: &TopologyEdge) -> [u64; 8] {
     ]
 }
 
-fn earlier(edge: &TopologyEdge) -> [u64; 6] {
-    let EarlierCounts { opened, failed, bytes_sent, bytes_received, without_bytes, retransmits } =
-        edge.earlier.unwrap_or_default();
-    [opened, failed, bytes_sent, bytes_received, without_bytes, retransmits]
-}
-
 fn pods_are_close(known: &EdgePod, wanted: &EdgePod) -> bool {
-    let counts = |pod: &EdgePod| [pod.opened, pod.failed, pod.earlier_opened, pod.earlier_failed];
+    let counts = |pod: &EdgePod| [pod.opened, pod.failed];
     (&known.pod, &known.container) == (&wanted.pod, &wanted.container)
         && counts(known).into_iter().zip(counts(wanted)).all(is_close)
 }
@@ -79,18 +106,19 @@ fn pods_are_close(known: &EdgePod, wanted: &EdgePod) -> bool {
 #[cfg(test)]
 mod tests {
     use crds::{Summary, TopologyPeer};
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
     use super::*;
 
     fn status(opened: u64, active: u64, bytes: u64) -> TopologyStatus {
         let edge = TopologyEdge {
-            peer: TopologyPeer { kind: "Node".to_owned(), name: Some("n".to_owned()), ..TopologyPeer::default() },
+            peer: TopologyPeer { type_: PeerType::Node, name: Some("n".to_owned()), ..TopologyPeer::default() },
             opened,
             active,
             bytes_sent: Some(bytes),
             ..serde_json::from_value(serde_json::json!({
-                "peer": {"kind": ""}, "port": 80, "opened": 0, "active": 0, "failed": 0, "seen": "Both",
-                "identity": "Ip", "methods": [], "direction": "Observed",
+                "id": "0000000000000001", "peer": {"type": "Node"}, "port": 80, "opened": 0, "active": 0, "failed": 0,
+                "seen": "Both", "identity": "IP", "methods": [], "direction": "Observed",
             }))
             .expect("it is an edge")
         };
@@ -116,11 +144,46 @@ mod tests {
     #[test]
     fn what_another_edge_says_is_no_noise() {
         let (known, mut other) = (status(1000, 10, 50_000), status(1000, 10, 50_000));
-        other.egress[0].port = 81;
+        other.egress[0].id = "0000000000000002".to_owned();
         assert!(!is_noise(&known, &other));
         other = status(1000, 10, 50_000);
         other.egress[0].pods.push(EdgePod::default());
         assert!(!is_noise(&known, &other));
+    }
+
+    #[test]
+    fn a_failure_is_news() {
+        let (known, mut other) = (status(1000, 10, 50_000), status(1000, 10, 50_000));
+        other.egress[0].last_failed = Some(Time(Timestamp::UNIX_EPOCH));
+        assert!(!is_noise(&known, &other));
+    }
+
+    fn with_checkpoint(mut status: TopologyStatus, opened: u64, retransmits: u64) -> TopologyStatus {
+        let counters = EdgeCounters { opened, retransmits, ..EdgeCounters::default() };
+        let counts = Counts { counters, ..Counts::default() };
+        status.checkpoint = checkpoint::encode([(EdgeId(1), &counts)].into_iter());
+        status
+    }
+
+    /// The same edge as egress, as ingress from a node, and as ingress from a workload.
+    #[test]
+    fn a_percent_of_the_checkpoint_is_news_to_the_object_that_keeps_it() {
+        let egress = || status(1000, 10, 50_000);
+        let ingress = |type_: PeerType| {
+            let mut status = egress();
+            status.ingress = std::mem::take(&mut status.egress);
+            status.ingress[0].peer.type_ = type_;
+            status
+        };
+        for kept in [egress(), ingress(PeerType::Node)] {
+            let with = |opened: u64| with_checkpoint(kept.clone(), opened, 0);
+            assert!(is_noise(&with(500), &with(504)) && !is_checkpoint_kept(&with(500), &with(504)));
+            assert!(!is_noise(&with(500), &with(505)));
+            assert!(!is_noise(&kept, &with(1)) && !is_checkpoint_kept(&kept, &with(1)));
+            assert!(is_checkpoint_kept(&with(500), &with_checkpoint(kept.clone(), 500, 7)));
+        }
+        let with = |opened: u64| with_checkpoint(ingress(PeerType::Workload), opened, 0);
+        assert!(is_noise(&with(500), &with(900)) && is_checkpoint_kept(&with(500), &with(900)));
     }
 
     /// A connection that says a few bytes now and then is written ever more rarely.

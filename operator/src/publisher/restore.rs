@@ -1,18 +1,35 @@
 //! Reads back what an earlier operator has published, as edges. Pure.
 
-use crds::{
-    CaptureMethod, DirectionSource, EarlierCounts, EdgePod, IdentitySource, SeenEnds, Topology, TopologyEdge,
-    TopologyPeer,
-};
+use std::{collections::HashMap, time::SystemTime};
+
+use crds::{CaptureMethod, DirectionSource, IdentitySource, SeenEnds, Topology, TopologyEdge};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use topology::{
     archive::Published,
     count,
     counts::Counts,
-    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer, Seen},
-    entity::{ServiceRef, Workload},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer, Seen, Times},
+    entity::{ServicePortRef, ServiceRef, Workload},
     rtt::RttBucket,
 };
+
+use super::{
+    checkpoint,
+    edge_id::EdgeId,
+    peer::{self, group},
+};
+
+/// API versions and kinds that an object names.
+pub(super) fn references(topology: &Topology) -> impl Iterator<Item = (&str, &str)> {
+    let status = topology.status.iter();
+    status.flat_map(|status| {
+        let own = (status.workload.api_version.as_str(), status.workload.kind.as_str());
+        let peers = status.egress.iter().chain(&status.ingress).map(|edge| &edge.peer);
+        let peers = peers.filter_map(|peer| peer.api_version.as_deref().zip(peer.kind.as_deref()));
+        peers.chain([own]).filter(|(api_version, _)| !api_version.is_empty())
+    })
+}
 
 /// The edges of an object, both ways. Those that make no sense are left out.
 pub(super) fn edges(topology: &Topology) -> Vec<Published> {
@@ -21,17 +38,21 @@ pub(super) fn edges(topology: &Topology) -> Vec<Published> {
         namespace: topology.namespace().unwrap_or_default(),
         kind: status.workload.kind.clone(),
         name: status.workload.name.clone(),
+        group: group(&status.workload.api_version).to_owned(),
     });
-    let outgoing = status.egress.iter().filter_map(|edge| published(edge, own.clone(), true));
-    let incoming = status.ingress.iter().filter_map(|edge| published(edge, own.clone(), false));
+    let earlier = status.checkpoint.as_deref().map(checkpoint::decode).unwrap_or_default();
+    let outgoing = status.egress.iter().filter_map(|edge| published(edge, &own, true, &earlier));
+    let incoming = status.ingress.iter().filter_map(|edge| published(edge, &own, false, &earlier));
     outgoing.chain(incoming).collect()
 }
 
-fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published> {
-    let other = peer(edge)?;
+fn published(edge: &TopologyEdge, own: &Peer, outgoing: bool, earlier: &HashMap<EdgeId, Counts>) -> Option<Published> {
+    let (own, other) = (own.clone(), peer::read(&edge.peer)?);
     let service = edge.service.as_ref();
-    let service =
-        service.map(|service| ServiceRef { namespace: service.namespace.clone(), name: service.name.clone() });
+    let service = service.map(|of| ServicePortRef {
+        service: ServiceRef { namespace: of.namespace.clone(), name: of.name.clone() },
+        port: of.port,
+    });
     let seen = seen(edge.seen);
     let other_identity = match edge.identity {
         IdentitySource::Cgroup => Identity::Cgroup,
@@ -45,26 +66,19 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
     } else {
         (other, own, other_identity, certain(seen != Seen::Client))
     };
-    let all = EarlierCounts {
-        opened: edge.opened,
-        failed: edge.failed,
-        bytes_sent: edge.bytes_sent.unwrap_or_default(),
-        bytes_received: edge.bytes_received.unwrap_or_default(),
-        without_bytes: edge.without_bytes,
-        retransmits: edge.retransmits.unwrap_or_default(),
-    };
-    let whole = |pod: &EdgePod| (pod.opened, pod.failed);
-    let earlier = |pod: &EdgePod| (pod.earlier_opened, pod.earlier_failed);
-    let Counts { counters, clients, servers } = counts(edge, &all, whole, outgoing);
+    let Counts { counters, clients, servers } = counts(edge, outgoing);
     let inferred = match edge.direction {
         DirectionSource::Observed => 0,
         DirectionSource::Inferred => count::add(counters.opened, counters.failed),
     };
     let counters = EdgeCounters { inferred, ..counters };
     let from_servers = if seen == Seen::Server { counters } else { EdgeCounters::default() };
+    let key = EdgeKey { client, server, service, port: edge.port, protocol: edge.protocol.into() };
     Some(Published {
+        earlier: earlier.get(&EdgeId::of(&key)).map(|earlier| own_part(earlier, outgoing)).unwrap_or_default(),
         edge: Edge {
-            key: EdgeKey { client, server, service, port: edge.port, protocol: edge.protocol.into() },
+            key,
+            times: times(edge),
             counters: EdgeCounters { active: edge.active, ..counters },
             from_servers,
             clients,
@@ -78,30 +92,47 @@ fn published(edge: &TopologyEdge, own: Peer, outgoing: bool) -> Option<Published
             knows_retransmits: edge.retransmits.is_some(),
             rtt: edge.rtt_microseconds.and_then(RttBucket::with_bound),
         },
-        earlier: counts(edge, &edge.earlier.unwrap_or_default(), earlier, outgoing),
     })
 }
 
-/// From the client's point of view.
-fn counts(edge: &TopologyEdge, of: &EarlierCounts, parts: impl Fn(&EdgePod) -> (u64, u64), outgoing: bool) -> Counts {
-    let endpoints = |pods: &[EdgePod]| -> Vec<Endpoint> {
-        let ends = pods.iter().map(|pod| {
-            let (opened, failed) = parts(pod);
-            Endpoint { pod: pod.pod.clone(), container: pod.container.clone(), opened, failed }
-        });
-        ends.collect()
-    };
-    let (own, others) = (endpoints(&edge.pods), endpoints(&edge.peer_pods));
-    let (clients, servers) = if outgoing { (own, others) } else { (others, own) };
-    let (bytes_sent, bytes_received) =
-        if outgoing { (of.bytes_sent, of.bytes_received) } else { (of.bytes_received, of.bytes_sent) };
+fn times(edge: &TopologyEdge) -> Option<Times> {
+    let time = |time: &Option<Time>| time.as_ref().map(|time| SystemTime::from(time.0));
+    let first_seen = time(&edge.first_seen)?;
+    // It is rounded down.
+    let last_seen = time(&edge.last_seen).unwrap_or(first_seen).max(first_seen);
+    Some(Times { first_seen, last_seen, last_failed: time(&edge.last_failed) })
+}
+
+/// Of an edge from a workload to itself, an object has the parts of both ends.
+fn own_part(earlier: &Counts, outgoing: bool) -> Counts {
+    let mut own = earlier.clone();
+    if outgoing {
+        own.servers.clear();
+    } else {
+        own.clients.clear();
+    }
+    own
+}
+
+/// From the client's point of view, with the parts of the object's own end.
+fn counts(edge: &TopologyEdge, outgoing: bool) -> Counts {
+    let own = edge.pods.iter().map(|pod| Endpoint {
+        pod: pod.pod.clone(),
+        container: pod.container.clone(),
+        opened: pod.opened,
+        failed: pod.failed,
+    });
+    let own: Vec<Endpoint> = own.collect();
+    let (clients, servers) = if outgoing { (own, Vec::new()) } else { (Vec::new(), own) };
+    let (own_sent, own_received) = (edge.bytes_sent.unwrap_or_default(), edge.bytes_received.unwrap_or_default());
+    let (bytes_sent, bytes_received) = if outgoing { (own_sent, own_received) } else { (own_received, own_sent) };
     let counters = EdgeCounters {
-        opened: of.opened,
-        failed: of.failed,
+        opened: edge.opened,
+        failed: edge.failed,
         bytes_sent,
         bytes_received,
-        without_bytes: of.without_bytes,
-        retransmits: of.retransmits,
+        without_bytes: edge.without_bytes,
+        retransmits: edge.retransmits.unwrap_or_default(),
         ..EdgeCounters::default()
     };
     Counts { counters, clients, servers }
@@ -115,41 +146,24 @@ fn seen(seen: SeenEnds) -> Seen {
     }
 }
 
-fn peer(edge: &TopologyEdge) -> Option<Peer> {
-    let TopologyPeer { kind, namespace, name, node, ip } = edge.peer.clone();
-    let dialled = edge.service.as_ref();
-    Some(match (kind.as_str(), namespace, name, node, ip) {
-        ("External", None, None, None, Some(ip)) => Peer::External { ip: ip.parse().ok()? },
-        ("External", None, Some(name), None, None) => Peer::ExternalName { name },
-        ("ExternalGroup", None, Some(name), None, None) => Peer::ExternalGroup { name },
-        ("ApiServer", None, Some(_), None, None) => Peer::ApiServer,
-        ("OtherExternal", None, None, None, None) => Peer::OtherExternal,
-        ("Node", None, Some(node), None, None) => Peer::Node { node },
-        ("HostProcess", None, Some(name), Some(node), None) => Peer::HostProcess { node, name },
-        ("UnknownPod", None, Some(uid), None, None) => Peer::UnknownPod { uid },
-        ("UnknownPod", None, None, None, Some(ip)) => Peer::SomePod { ip: ip.parse().ok()? },
-        // A workload may be of a kind of this name, too.
-        ("Service", Some(namespace), Some(name), None, None)
-            if dialled.is_some_and(|service| service.namespace == namespace && service.name == name) =>
-        {
-            Peer::Service(ServiceRef { namespace, name })
-        }
-        (_, Some(namespace), Some(name), None, None) => Peer::Workload(Workload { namespace, kind, name }),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeSet, HashMap};
+    use std::{collections::BTreeSet, time::Duration};
 
     use topology::flow::{Methods, Protocol};
 
-    use super::{super::object, *};
-    use crate::publisher::adjacency;
+    use super::*;
+    use crate::{
+        publisher::{
+            adjacency,
+            object::{self, Limits, World},
+        },
+        watches::Catalog,
+    };
 
     fn workload(kind: &str, name: &str) -> Workload {
-        Workload { namespace: "shop".to_owned(), kind: kind.to_owned(), name: name.to_owned() }
+        let (namespace, group) = ("shop".to_owned(), "apps".to_owned());
+        Workload { namespace, kind: kind.to_owned(), name: name.to_owned(), group }
     }
 
     fn ends(pod: &str, opened: u64, failed: u64) -> Vec<Endpoint> {
@@ -157,7 +171,16 @@ mod tests {
     }
 
     fn edge(client: Peer, server: Peer, service: Option<&str>, seen: Seen) -> Edge {
-        let service = service.map(|name| ServiceRef { namespace: "shop".to_owned(), name: name.to_owned() });
+        let name = |name: &str| ServiceRef { namespace: "shop".to_owned(), name: name.to_owned() };
+        let service = service.map(|of| ServicePortRef { service: name(of), port: 80 });
+        let port = (!matches!(server, Peer::Service(_))).then_some(5432);
+        // To the hour, and to the minute.
+        let time = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let times = Times {
+            first_seen: time(1_000_000_003),
+            last_seen: time(1_000_000_800),
+            last_failed: Some(time(1_000_000_740)),
+        };
         let counters = EdgeCounters {
             opened: 9,
             active: 2,
@@ -175,6 +198,7 @@ mod tests {
         };
         Edge {
             counters,
+            times: Some(times),
             from_servers: if seen == Seen::Server {
                 EdgeCounters { active: 0, ..counters }
             } else {
@@ -185,7 +209,7 @@ mod tests {
             seen,
             client_identity: certain(seen != Seen::Server),
             server_identity: certain(seen != Seen::Client),
-            key: EdgeKey { client, server, service, port: 5432, protocol: Protocol::Tcp },
+            key: EdgeKey { client, server, service, port, protocol: Protocol::Tcp },
             methods: Methods::EBPF.union(Methods::CONNTRACK),
             dns_names: Vec::new(),
             addresses: 0,
@@ -196,6 +220,18 @@ mod tests {
 
     fn over_udp(edge: Edge) -> Edge {
         Edge { key: EdgeKey { protocol: Protocol::Udp, ..edge.key }, ..edge }
+    }
+
+    /// Each end's object tells its own side.
+    fn sides(edge: &Edge, earlier: &Counts) -> Vec<Published> {
+        let whole = || Published { edge: edge.clone(), earlier: earlier.clone() };
+        let (mut by_client, mut by_server) = (whole(), whole());
+        (by_client.edge.servers, by_client.earlier.servers) = (Vec::new(), Vec::new());
+        (by_server.edge.clients, by_server.earlier.clients) = (Vec::new(), Vec::new());
+        let is_workload = |peer: &Peer| matches!(peer, Peer::Workload(_));
+        let of_client = is_workload(&edge.key.client).then_some(by_client);
+        let of_server = is_workload(&edge.key.server).then_some(by_server);
+        of_client.into_iter().chain(of_server).collect()
     }
 
     #[test]
@@ -209,6 +245,7 @@ mod tests {
         let graph = topology::graph::Graph {
             edges: vec![
                 edge(web.clone(), db.clone(), None, Seen::Both),
+                edge(web.clone(), web.clone(), Some("web"), Seen::Both),
                 edge(web.clone(), db.clone(), Some("db"), Seen::Both),
                 over_udp(edge(web.clone(), db.clone(), Some("db"), Seen::Both)),
                 edge(web.clone(), Peer::Service(service), Some("db"), Seen::Client),
@@ -243,19 +280,23 @@ mod tests {
             servers: edge.servers.iter().flat_map(|_| ends("db-1", 3, 0)).collect(),
         };
         let all: HashMap<EdgeKey, Counts> = graph.edges.iter().map(|edge| (edge.key.clone(), earlier(edge))).collect();
-        let mut wanted: Vec<Published> =
-            graph.edges.iter().map(|edge| Published { edge: edge.clone(), earlier: earlier(edge) }).collect();
-        wanted.sort_by(|one, other| one.edge.key.cmp(&other.edge.key));
+        let mut wanted: Vec<Published> = graph.edges.iter().flat_map(|edge| sides(edge, &earlier(edge))).collect();
+        let by_key_and_side = |one: &Published, other: &Published| {
+            (&one.edge.key, one.edge.clients.is_empty()).cmp(&(&other.edge.key, other.edge.clients.is_empty()))
+        };
+        wanted.sort_by(by_key_and_side);
 
+        let catalog = Catalog::default();
+        let world = World { catalog: &catalog, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
         let mut found = Vec::new();
         for (workload, edges) in adjacency::by_workload(&graph) {
             let mut topology = Topology::new("t", crds::TopologySpec::default());
             topology.metadata.namespace = Some("shop".to_owned());
-            topology.status = Some(object::status(workload, &edges, &all, &BTreeSet::new(), 500));
+            let facts = catalog.facts_of(workload);
+            topology.status = Some(object::status(workload, &facts, &edges, &BTreeSet::new(), &world));
             found.extend(super::edges(&topology));
         }
-        found.sort_by(|one, other| one.edge.key.cmp(&other.edge.key));
-        found.dedup();
+        found.sort_by(by_key_and_side);
         assert_eq!(found, wanted);
     }
 }

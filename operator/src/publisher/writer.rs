@@ -1,6 +1,6 @@
 //! Reads and writes Topology objects.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use crds::{Topology, TopologyStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
@@ -12,7 +12,10 @@ use kube::{
 use serde_json::json;
 use topology::entity::Workload;
 
-use super::{labels, name::name};
+use super::{
+    labels,
+    name::{name, name_with_group},
+};
 use crate::{
     guarded::Guarded,
     watches::{AppLabels, OwnerIdentity},
@@ -34,6 +37,11 @@ impl Key {
     pub(super) fn of(workload: &Workload) -> Self {
         Self { namespace: workload.namespace.clone(), name: name(workload) }
     }
+
+    /// Where it is if a workload of another group has the other name.
+    pub(super) fn with_group(workload: &Workload) -> Self {
+        Self { namespace: workload.namespace.clone(), name: name_with_group(workload) }
+    }
 }
 
 /// A Topology as it is to be.
@@ -41,7 +49,7 @@ impl Key {
 pub(super) struct Desired {
     pub workload: Workload,
     pub owner: OwnerIdentity,
-    pub app: Arc<AppLabels>,
+    pub app: AppLabels,
     pub status: TopologyStatus,
 }
 
@@ -195,7 +203,7 @@ pub async fn clear(client: &Client) -> Result<(), kube::Error> {
         let page = Api::<Topology>::all(client.clone()).list_metadata(&params).await?;
         for topology in page.items {
             let key = Key { namespace: topology.namespace().unwrap_or_default(), name: topology.name_any() };
-            match within(clear_one(client, &key, &topology.metadata)).await {
+            match within(Box::pin(clear_one(client, &key, &topology.metadata))).await {
                 Ok(()) => {}
                 Err(WriteError::Api(error)) => failed = Some(error),
                 Err(error) => {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    hash::Hash,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -10,17 +9,22 @@ use std::{
 use topology::{
     clock::NodeClock,
     directory::Directory,
-    entity::{Node, Pod, ServiceRef, Workload},
+    entity::{Node, Pod, ServicePortRef, ServiceRef, Workload},
     external::ExternalGroups,
+    flow::Protocol,
 };
 
 use super::{
-    app::{AppLabels, AppOfPod},
+    api_versions::ApiVersions,
+    listed::Listed,
+    namespaces::{NamespaceFacts, Namespaces},
     owners::{self, OwnerFacts, Owners, Reference},
     pods::PodFacts,
+    profile::{PodProfile, Profile, Profiles},
     referenced::Referenced,
     services::{self, ServiceFacts, SliceFacts},
     steps::Step,
+    workload_facts::{self, WorkloadFacts},
 };
 
 /// A change of one of the kinds.
@@ -34,6 +38,8 @@ pub enum Change {
     Slice(Step<SliceFacts>),
     /// Of a node.
     Node(Step<Node>),
+    /// Of a Namespace.
+    Namespace(Step<NamespaceFacts>),
     /// Of an owner of this kind and API version.
     Owner(&'static str, &'static str, Step<OwnerFacts>),
 }
@@ -47,8 +53,8 @@ pub struct OwnerIdentity {
     pub uid: String,
 }
 
-/// How many kinds are followed: six of owners, pods, Services, `EndpointSlices`, nodes.
-const KINDS: usize = 10;
+/// Number of kinds that are followed: six of owners, pods, Services, `EndpointSlices`, nodes, Namespaces.
+const KINDS: usize = 11;
 
 /// All names, and the workloads they lead to.
 #[derive(Debug, Default)]
@@ -60,10 +66,13 @@ pub struct Catalog {
     /// Pods (by UID) by each owner of their chain: they change when the owner does.
     pods_below: HashMap<Workload, HashSet<String>>,
     referenced: Referenced,
-    /// Application labels of existing pods, by UID.
-    apps: HashMap<String, AppOfPod>,
-    /// Last application labels of workloads without pods.
-    last_apps: HashMap<Workload, Arc<AppLabels>>,
+    /// Profiles of existing pods, by UID.
+    profiles: HashMap<String, PodProfile>,
+    /// Last profiles of workloads without pods.
+    last_profiles: HashMap<Workload, Arc<Profile>>,
+    shared_profiles: Profiles,
+    api_versions: ApiVersions,
+    namespaces: Namespaces,
     services: HashMap<ServiceRef, ServiceFacts>,
     slices: HashMap<ServiceRef, BTreeMap<String, SliceFacts>>,
     slice_services: HashMap<ServiceRef, ServiceRef>,
@@ -74,44 +83,6 @@ pub struct Catalog {
     listed_owners: HashMap<&'static str, Listed<Workload>>,
     complete: HashSet<&'static str>,
     gone_nodes: Vec<String>,
-}
-
-/// Existing objects, and those that the current list has named.
-#[derive(Debug)]
-struct Listed<K> {
-    known: HashSet<K>,
-    listing: Option<HashSet<K>>,
-}
-
-impl<K> Default for Listed<K> {
-    fn default() -> Self {
-        Self { known: HashSet::new(), listing: None }
-    }
-}
-
-impl<K: Clone + Eq + Hash> Listed<K> {
-    fn begin(&mut self) {
-        self.listing = Some(HashSet::new());
-    }
-
-    fn upsert(&mut self, key: K) {
-        if let Some(listing) = &mut self.listing {
-            listing.insert(key.clone());
-        }
-        self.known.insert(key);
-    }
-
-    fn remove(&mut self, key: &K) {
-        self.known.remove(key);
-    }
-
-    /// Returns the objects that existed and were not listed.
-    fn complete(&mut self) -> Vec<K> {
-        let Some(listing) = self.listing.take() else { return Vec::new() };
-        let gone = self.known.difference(&listing).cloned().collect();
-        self.known = listing;
-        gone
-    }
 }
 
 impl Catalog {
@@ -130,14 +101,42 @@ impl Catalog {
         self.referenced.identity(workload).cloned()
     }
 
-    /// Returns the application labels of a workload's newest pod, also during a rollout; if no pod exists, those of the
-    /// last one.
+    /// Returns the facts of a workload by its pods, the newest first. If no pod exists, those of the last one count.
     #[must_use]
-    pub fn app_of(&self, workload: &Workload) -> Arc<AppLabels> {
-        let apps = self.pods_of(workload).filter_map(|uid| Some((self.apps.get(uid)?, uid)));
-        let newest = apps.max_by_key(|(app, uid)| (app.created, *uid));
-        let last = || self.last_apps.get(workload);
-        newest.map(|(app, _)| &app.labels).or_else(last).cloned().unwrap_or_default()
+    pub fn facts_of(&self, workload: &Workload) -> WorkloadFacts {
+        let pods = self.pods_of(workload).filter_map(|uid| Some((self.profiles.get(uid)?, uid)));
+        let mut pods: Vec<(&PodProfile, &String)> = pods.collect();
+        pods.sort_unstable_by(|(one, uid), (other, other_uid)| (other.created, other_uid).cmp(&(one.created, uid)));
+        let mut profiles: Vec<&Arc<Profile>> = pods.into_iter().map(|(pod, _)| &pod.profile).collect();
+        profiles.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        if profiles.is_empty() {
+            profiles.extend(self.last_profiles.get(workload));
+        }
+        let selector = self.owners.existing(workload).and_then(|owner| owner.selector.as_deref());
+        workload_facts::of(self.api_version_of(workload), selector, profiles.into_iter().map(Arc::as_ref))
+    }
+
+    /// Returns the API version of a workload's kind.
+    #[must_use]
+    pub fn api_version_of(&self, workload: &Workload) -> String {
+        self.api_versions.of(workload)
+    }
+
+    /// Returns the name of a Service's port; `None` where there is none.
+    #[must_use]
+    pub fn port_name(&self, of: &ServicePortRef, protocol: Protocol) -> Option<&str> {
+        self.services.get(&of.service)?.port_name(of.port, protocol)
+    }
+
+    /// Returns the labels of a Namespace; `None` if it is not known.
+    #[must_use]
+    pub fn labels_of_namespace(&self, name: &str) -> Option<&BTreeMap<String, String>> {
+        self.namespaces.labels_of(name)
+    }
+
+    /// Notes by which API version an earlier operator has referred to a kind.
+    pub(super) fn note_api_version(&mut self, api_version: &str, kind: &str) {
+        self.api_versions.note(api_version, kind);
     }
 
     /// By UID.
@@ -176,8 +175,9 @@ impl Catalog {
         self.directory.forget_removed(now, retention);
         self.owners.forget_removed(|removed| now.duration_since(removed).unwrap_or_default() >= retention);
         let (owners, referenced) = (&self.owners, &self.referenced);
-        self.last_apps
+        self.last_profiles
             .retain(|workload, _| owners.existing(workload).is_some() || referenced.identity(workload).is_some());
+        self.shared_profiles.drop_unused();
     }
 
     /// Returns whether a name changed.
@@ -187,6 +187,7 @@ impl Catalog {
             Change::Service(step) => self.apply_service(step, now),
             Change::Slice(step) => self.apply_slice(step, now),
             Change::Node(step) => self.apply_node(step),
+            Change::Namespace(step) => self.apply_namespace(step),
             Change::Owner(kind, api_version, step) => self.apply_owner(kind, api_version, step, now),
         }
     }
@@ -217,11 +218,12 @@ impl Catalog {
     }
 
     fn upsert_pod(&mut self, facts: PodFacts, now: SystemTime) -> bool {
-        let PodFacts { pod, controller, node_uid, app } = facts;
+        let PodFacts { pod, controller, node_uid, mut profile } = facts;
         let uid = pod.uid.clone();
-        let has_other_labels = self.apps.get(&uid) != Some(&app);
-        self.apps.insert(uid.clone(), app);
-        let is_news = self.place_pod(pod, controller, now) || has_other_labels;
+        profile.profile = self.shared_profiles.shared(&profile.profile);
+        let has_other_profile = self.profiles.get(&uid) != Some(&profile);
+        self.profiles.insert(uid.clone(), profile);
+        let is_news = self.place_pod(pod, controller, now) || has_other_profile;
         node_uid.is_some_and(|node_uid| self.directory.name_static_pod(&uid, &node_uid)) || is_news
     }
 
@@ -246,11 +248,13 @@ impl Catalog {
         workload: &mut Workload,
     ) -> Vec<Workload> {
         let Some(controller) = controller else {
+            self.api_versions.note("v1", &workload.kind);
             let identity = OwnerIdentity { api_version: "v1".to_owned(), uid: uid.to_owned() };
             self.referenced.note(workload.clone(), identity, uid);
             return Vec::new();
         };
         let (topmost, reference) = self.owners.topmost(namespace, controller);
+        self.api_versions.note(&reference.api_version, &reference.kind);
         if !self.owners.watches(&reference) {
             let identity = OwnerIdentity { api_version: reference.api_version, uid: reference.uid };
             self.referenced.note(topmost.clone(), identity, uid);
@@ -261,10 +265,10 @@ impl Catalog {
     }
 
     fn remove_pod(&mut self, uid: &str, now: SystemTime) -> bool {
-        if let Some((app, pod)) = self.apps.remove(uid).zip(self.directory.pod(uid)) {
+        if let Some((last, pod)) = self.profiles.remove(uid).zip(self.directory.pod(uid)) {
             let workload = pod.workload.clone();
-            if !self.pods_of(&workload).any(|other| self.apps.contains_key(other)) {
-                self.last_apps.insert(workload, app.labels);
+            if !self.pods_of(&workload).any(|other| self.profiles.contains_key(other)) {
+                self.last_profiles.insert(workload, last.profile);
             }
         }
         let controller = self.controllers.remove(uid);
@@ -290,11 +294,7 @@ impl Catalog {
         step: Step<OwnerFacts>,
         now: SystemTime,
     ) -> bool {
-        let named = |facts: &OwnerFacts| Workload {
-            namespace: facts.namespace.clone(),
-            kind: kind.to_owned(),
-            name: facts.name.clone(),
-        };
+        let named = |facts: &OwnerFacts| facts.workload(kind);
         let listed = self.listed_owners.entry(kind).or_default();
         match step {
             Step::Begin => {
@@ -437,6 +437,13 @@ impl Catalog {
                 gone.into_iter().fold(true, |_, name| self.remove_node(name))
             }
         }
+    }
+
+    fn apply_namespace(&mut self, step: Step<NamespaceFacts>) -> bool {
+        if matches!(step, Step::Complete) {
+            self.complete.insert("Namespace");
+        }
+        self.namespaces.apply(step)
     }
 
     fn remove_node(&mut self, name: String) -> bool {

@@ -1,9 +1,10 @@
 //! Follows controller references up from a pod to what a person deployed.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{borrow::Cow, collections::HashMap, marker::PhantomData, sync::Arc, time::SystemTime};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::core::PartialObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use kube::{Resource, core::PartialObjectMeta};
+use serde::Deserialize;
 use topology::entity::Workload;
 
 /// The longest chain of owners that is followed: Pod → Job → CronJob and one more.
@@ -39,24 +40,93 @@ impl Reference {
 }
 
 /// An owner, as far as it matters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct OwnerFacts {
     pub(super) namespace: String,
     pub(super) api_version: String,
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) controller: Option<Reference>,
+    /// `spec.selector`, of the kinds whose objects keep it for life.
+    pub(super) selector: Option<Arc<LabelSelector>>,
+}
+
+/// The `spec.selector` of a workload.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct SelectorSpec {
+    selector: Option<LabelSelector>,
+}
+
+/// Metadata and selector of an object of the kind `K`: a Deployment, StatefulSet or DaemonSet.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound = "")]
+pub(super) struct Selecting<K> {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: SelectorSpec,
+    #[serde(skip)]
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: Resource> Resource for Selecting<K> {
+    type DynamicType = K::DynamicType;
+    type Scope = K::Scope;
+
+    fn kind(of: &K::DynamicType) -> Cow<'_, str> {
+        K::kind(of)
+    }
+
+    fn group(of: &K::DynamicType) -> Cow<'_, str> {
+        K::group(of)
+    }
+
+    fn version(of: &K::DynamicType) -> Cow<'_, str> {
+        K::version(of)
+    }
+
+    fn plural(of: &K::DynamicType) -> Cow<'_, str> {
+        K::plural(of)
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
 }
 
 pub(super) fn facts<K: k8s_openapi::Resource>(object: PartialObjectMeta<K>) -> Option<OwnerFacts> {
-    let controller = Reference::controller_of(&object.metadata);
+    of_metadata(object.metadata, K::API_VERSION, None)
+}
+
+pub(super) fn selecting_facts<K: k8s_openapi::Resource>(object: Selecting<K>) -> Option<OwnerFacts> {
+    of_metadata(object.metadata, K::API_VERSION, object.spec.selector.map(Arc::new))
+}
+
+fn of_metadata(metadata: ObjectMeta, api_version: &str, selector: Option<Arc<LabelSelector>>) -> Option<OwnerFacts> {
+    let controller = Reference::controller_of(&metadata);
     Some(OwnerFacts {
-        namespace: object.metadata.namespace?,
-        api_version: K::API_VERSION.to_owned(),
-        name: object.metadata.name?,
-        uid: object.metadata.uid?,
+        namespace: metadata.namespace?,
+        api_version: api_version.to_owned(),
+        name: metadata.name?,
+        uid: metadata.uid?,
         controller,
+        selector,
     })
+}
+
+impl OwnerFacts {
+    /// Returns the workload that an object of this kind is.
+    pub(super) fn workload(&self, kind: &str) -> Workload {
+        Workload {
+            namespace: self.namespace.clone(),
+            kind: kind.to_owned(),
+            name: self.name.clone(),
+            group: group(&self.api_version).to_owned(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -86,7 +156,7 @@ impl Owners {
 
     /// Returns whether the owner's place in the chain changed.
     pub(super) fn upsert(&mut self, kind: &str, facts: OwnerFacts) -> bool {
-        let workload = Workload { namespace: facts.namespace.clone(), kind: kind.to_owned(), name: facts.name.clone() };
+        let workload = facts.workload(kind);
         let news = self.known.get(&workload).is_none_or(|known| known.removed.is_some() || known.facts != facts);
         self.known.insert(workload, Known { facts, removed: None });
         news
@@ -135,5 +205,10 @@ pub(super) fn group(api_version: &str) -> &str {
 }
 
 pub(super) fn workload(namespace: &str, reference: &Reference) -> Workload {
-    Workload { namespace: namespace.to_owned(), kind: reference.kind.clone(), name: reference.name.clone() }
+    Workload {
+        namespace: namespace.to_owned(),
+        kind: reference.kind.clone(),
+        name: reference.name.clone(),
+        group: group(&reference.api_version).to_owned(),
+    }
 }

@@ -11,7 +11,10 @@ use k8s_openapi::{
 };
 use topology::entity::{Life, Pod, Workload};
 
-use super::{app::AppOfPod, owners::Reference};
+use super::{
+    owners::Reference,
+    profile::{PodProfile, Profile},
+};
 
 /// A pod, and who controls it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +24,8 @@ pub struct PodFacts {
     pub(super) controller: Option<Reference>,
     /// Of a static pod: the UID that its node knows it by, also as part of its cgroup's name.
     pub(super) node_uid: Option<String>,
-    /// Application labels.
-    pub(super) app: AppOfPod,
+    /// Properties that it shares with other pods of its workload.
+    pub(super) profile: PodProfile,
 }
 
 /// Annotation of a static pod: a hash of the pod's manifest.
@@ -32,15 +35,23 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
     // A static pod is owned by its node, which is nothing that a person deployed.
     let controller = Reference::controller_of(&object.metadata).filter(|owner| owner.kind != "Node");
     let life = life(&object.metadata, object.status.as_ref());
-    let app = AppOfPod::of(&object.metadata);
+    let spec = object.spec.unwrap_or_default();
+    let profile = PodProfile {
+        created: object.metadata.creation_timestamp.as_ref().map(|time| time.0),
+        profile: Profile::of(&object.metadata, &spec).into(),
+    };
     let node_uid = object.metadata.annotations.and_then(|mut annotations| annotations.remove(MANIFEST_HASH));
     let namespace = object.metadata.namespace?;
     let name = object.metadata.name?;
-    let spec = object.spec.unwrap_or_default();
     let status = object.status.unwrap_or_default();
     let pod = Pod {
         uid: object.metadata.uid?,
-        workload: Workload { namespace: namespace.clone(), kind: "Pod".to_owned(), name: name.clone() },
+        workload: Workload {
+            namespace: namespace.clone(),
+            kind: "Pod".to_owned(),
+            name: name.clone(),
+            group: String::new(),
+        },
         namespace,
         name,
         node: spec.node_name.unwrap_or_default(),
@@ -50,7 +61,7 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
         containers: containers(&status),
         life,
     };
-    Some(PodFacts { pod, controller, node_uid, app })
+    Some(PodFacts { pod, controller, node_uid, profile })
 }
 
 fn life(metadata: &ObjectMeta, status: Option<&PodStatus>) -> Life {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use topology::entity::Workload;
 
-use super::{OwnerIdentity, owners::group};
+use super::OwnerIdentity;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -35,13 +35,9 @@ impl Referenced {
         }
     }
 
-    /// Returns the owner of a workload's object. Of one kind in several API groups, it is the first one while it has
-    /// pods, so that the object does not change its owner with each pod. Within a group it is the last one, which was
-    /// recreated under its name.
+    /// Returns the owner of a workload's object: the one that came last, as it was recreated under its name.
     pub(super) fn identity(&self, workload: &Workload) -> Option<&OwnerIdentity> {
-        let meant = self.workloads.get(workload)?;
-        let first = group(&meant.first()?.0.api_version);
-        meant.iter().map(|(identity, _)| identity).rfind(|identity| group(&identity.api_version) == first)
+        self.workloads.get(workload)?.last().map(|(identity, _)| identity)
     }
 
     pub(super) fn pods(&self, workload: &Workload) -> impl Iterator<Item = &String> {
@@ -58,22 +54,26 @@ mod tests {
     }
 
     #[test]
-    fn an_object_does_not_change_hands_between_groups_and_follows_one_that_was_made_again() {
-        let workload = Workload { namespace: "shop".to_owned(), kind: "Job".to_owned(), name: "sums".to_owned() };
+    fn an_object_follows_one_that_was_made_again() {
+        let workload = Workload {
+            namespace: "shop".to_owned(),
+            kind: "Job".to_owned(),
+            name: "sums".to_owned(),
+            group: "a.io".to_owned(),
+        };
         let mut referenced = Referenced::default();
         let uid = |referenced: &Referenced| referenced.identity(&workload).map(|identity| identity.uid.clone());
         referenced.note(workload.clone(), identity("a.io/v1", "1"), "pod-1");
-        referenced.note(workload.clone(), identity("b.io/v1", "2"), "pod-2");
-        referenced.note(workload.clone(), identity("a.io/v1", "1"), "pod-3");
+        referenced.note(workload.clone(), identity("a.io/v1", "1"), "pod-2");
         assert_eq!(uid(&referenced).as_deref(), Some("1"));
-        referenced.note(workload.clone(), identity("a.io/v1beta1", "3"), "pod-4");
+        referenced.note(workload.clone(), identity("a.io/v1beta1", "3"), "pod-3");
         assert_eq!(uid(&referenced).as_deref(), Some("3"));
-        assert_eq!(referenced.pods(&workload).count(), 4);
-        for pod in ["pod-1", "pod-3", "pod-4"] {
+        assert_eq!(referenced.pods(&workload).count(), 3);
+        referenced.forget(&workload, "pod-3");
+        assert_eq!(uid(&referenced).as_deref(), Some("1"));
+        for pod in ["pod-1", "pod-2"] {
             referenced.forget(&workload, pod);
         }
-        assert_eq!(uid(&referenced).as_deref(), Some("2"));
-        referenced.forget(&workload, "pod-2");
         assert_eq!(uid(&referenced), None);
     }
 }

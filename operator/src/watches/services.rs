@@ -27,6 +27,14 @@ struct PortFacts {
     node_port: Option<u16>,
 }
 
+impl ServiceFacts {
+    /// Returns the name of a port; `None` where the Service has no such port, or the port no name.
+    pub(super) fn port_name(&self, number: u16, protocol: Protocol) -> Option<&str> {
+        let port = self.ports.iter().find(|port| (port.port, port.protocol) == (number, protocol))?;
+        Some(port.name.as_str()).filter(|name| !name.is_empty())
+    }
+}
+
 /// An EndpointSlice: backends by the name of the Service's port and its protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceFacts {

@@ -90,7 +90,8 @@ async fn arrival(
         if object.name_any() == "pod-client" {
             let now = SystemTime::now();
             for edge in object.status.map(|status| status.egress).unwrap_or_default() {
-                arrivals.entry(edge.port).or_insert(now);
+                // Directly called: the port is the server's.
+                arrivals.entry(edge.port.unwrap_or_default()).or_insert(now);
             }
         }
     }

@@ -18,7 +18,7 @@ struct Target<'a> {
     server: &'a super::Workload,
     /// The pod, where it was dialled directly.
     pod: Option<&'a Member>,
-    service: Option<String>,
+    service: Option<(String, u16)>,
     /// The server's own port.
     port: u16,
 }
@@ -86,9 +86,11 @@ fn add_up(fleet: &Fleet, reports: &BTreeMap<Endpoint, Report>) -> Result<Edges> 
             let through_service = opened.checked_sub(directly).ok_or_else(|| {
                 Error::Unexpected(format!("{endpoint:?} accepted {opened} of {directly} direct connections at {port}"))
             })?;
-            for (count, service) in [(directly, None), (through_service, Some(server.workload.1.clone()))] {
-                let name = EdgeName { client: client.workload.clone(), server: server.workload.clone(), service, port };
+            for (count, service) in [(directly, None), (through_service, Some(service_port(port)))] {
+                let service = service.map(|port| (server.workload.1.clone(), port));
+                let (client, server) = (client.workload.clone(), server.workload.clone());
                 if count > 0 {
+                    let name = EdgeName { client, server, service, port: Some(port) };
                     *edges.entry(name).or_default().servers.entry(endpoint.clone()).or_default() += count;
                 }
             }
@@ -102,7 +104,7 @@ fn add_client(edges: &mut Edges, client: &Member, endpoint: &Endpoint, target: &
         client: client.workload.clone(),
         server: target.server.clone(),
         service: target.service.clone(),
-        port: target.port,
+        port: Some(target.port),
     };
     let edge = edges.entry(name).or_default();
     edge.opened += row.opened;
@@ -125,8 +127,17 @@ fn resolve(fleet: &Fleet, target: SocketAddr) -> Result<Target<'_>> {
     let service = fleet.services.iter().find(|(_, ips)| ips.contains(&target.ip()));
     let (workload, _) =
         service.ok_or_else(|| Error::Unexpected(format!("{target} is neither a pod nor a Service of the fleet")))?;
-    let leads_to = ports().map(|port| (port.service, port.server)).into_iter().chain([CLOSED]);
-    let port = leads_to.into_iter().find(|(service, _)| *service == target.port()).map(|(_, server)| server);
+    let port = leads_to().find(|(service, _)| *service == target.port()).map(|(_, server)| server);
     let port = port.ok_or_else(|| Error::Unexpected(format!("{target} is no port of the fleet's Services")))?;
-    Ok(Target { server: workload, pod: None, service: Some(workload.1.clone()), port })
+    Ok(Target { server: workload, pod: None, service: Some((workload.1.clone(), target.port())), port })
+}
+
+/// Ports of the fleet's Services, each with the port to which it leads.
+fn leads_to() -> impl Iterator<Item = (u16, u16)> {
+    ports().map(|port| (port.service, port.server)).into_iter().chain([CLOSED])
+}
+
+/// Returns the Service's port that leads to a server's port; 0 if none does.
+fn service_port(server: u16) -> u16 {
+    leads_to().find(|(_, port)| *port == server).map(|(service, _)| service).unwrap_or_default()
 }

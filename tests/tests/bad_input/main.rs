@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod case;
 mod constraints;
 #[cfg(feature = "cluster-tests")]
 mod edges;
@@ -10,3 +11,4 @@ mod node;
 #[cfg(feature = "cluster-tests")]
 mod report;
 mod spec;
+mod topology_spec;

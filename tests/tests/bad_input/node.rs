@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crds::{Mode, NodeProbe, NodeProbeStatus, ScopeProbe};
+use crds::{Mode, NodeProbe, NodeProbeStatus, PeerType, ScopeProbe};
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
     core::v1::{EnvVar, Pod, Toleration},
@@ -68,10 +68,10 @@ async fn processes_in_cgroups_of_unknown_shape_are_shown_by_their_command() -> R
     }
     for (_, _, shown) in STRANGERS {
         edges::eventually_shown(&namespace, "pod-server", &format!("the host process {shown:?}"), |edge| {
-            edge.peer.kind == "HostProcess"
+            edge.peer.type_ == PeerType::HostProcess
                 && edge.peer.node.as_deref() == Some("node-1")
                 && edge.peer.name.as_deref() == Some(shown)
-                && (edge.port, edge.opened, edge.active) == (port, 1, 1)
+                && (edge.port, edge.opened, edge.active) == (Some(port), 1, 1)
         })
         .await?;
     }
@@ -85,7 +85,7 @@ async fn processes_in_cgroups_of_unknown_shape_are_shown_by_their_command() -> R
 async fn assert_shown(namespace: &Namespace, target: SocketAddr) -> Result<()> {
     namespace.traffic("client", "main").connect(Connect { count: 3, ..Connect::to(target) }).await?;
     edges::eventually_shown(namespace, "pod-server", "the pod `client`", |edge| {
-        edge.peer.kind == "Pod" && edge.peer.name.as_deref() == Some("client") && edge.opened == 3
+        edge.peer.kind.as_deref() == Some("Pod") && edge.peer.name.as_deref() == Some("client") && edge.opened == 3
     })
     .await
 }

@@ -221,7 +221,7 @@ async fn assert_reports_come_through(namespace: &Namespace, connections: u64) ->
     let target = SocketAddr::new(namespace.pod_ips("server").await?[0], port);
     client.connect(Connect { count: connections, send: 3, receive: 3, ..Connect::to(target) }).await?;
     edges::eventually_shown(namespace, "pod-server", &format!("an edge to port {port}"), |edge| {
-        edge.port == port && edge.opened == connections && edge.peer.name.as_deref() == Some("client")
+        edge.port == Some(port) && edge.opened == connections && edge.peer.name.as_deref() == Some("client")
     })
     .await
 }

@@ -12,28 +12,10 @@ use kube::{
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
 use serde_json::{Value, json};
 
-use crate::constraints;
-
-/// One way to break the schema.
-struct Case {
-    /// Broken constraint, as [`constraints::of`] names it.
-    breaks: &'static str,
-    spec: Value,
-    /// Field that the API server must name.
-    field: &'static str,
-    /// Message of the API server; for a rule, the rule's message.
-    says: &'static str,
-}
-
-fn case(breaks: &'static str, spec: Value, field: &'static str, says: &'static str) -> Case {
-    Case { breaks, spec, field, says }
-}
-
-/// A case for a rule, whose message has to come.
-fn rule(breaks: &'static str, spec: Value, field: &'static str) -> Case {
-    let says = breaks.split_once(" rule: ").map_or(breaks, |(_, message)| message);
-    Case { breaks, spec, field, says }
-}
+use crate::{
+    case::{Case, case, rule},
+    constraints, topology_spec,
+};
 
 fn durations() -> Vec<Case> {
     let report = "spec.capture.reportInterval";
@@ -118,16 +100,16 @@ fn nodes() -> Vec<Case> {
             "spec.mode enum",
             json!({"mode": "Magic"}),
             "spec.mode",
-            "supported values: \"Auto\", \"Ebpf\", \"Fallback\"",
+            "supported values: \"Auto\", \"EBPF\", \"Fallback\"",
         ),
     ]
 }
 
 fn overrides() -> Vec<Case> {
     let keys = "spec.modeOverrides[].nodeSelector rule: every key of nodeSelector has to be a label's name, for example kubernetes.io/os";
-    let of = |selector: Value| json!({"modeOverrides": [{"nodeSelector": selector, "mode": "Ebpf"}]});
+    let of = |selector: Value| json!({"modeOverrides": [{"nodeSelector": selector, "mode": "EBPF"}]});
     let many: serde_json::Map<_, _> = (0..17).map(|number| (format!("key-{number}"), json!("x"))).collect();
-    let good = json!({"nodeSelector": {"pool": "a"}, "mode": "Ebpf"});
+    let good = json!({"nodeSelector": {"pool": "a"}, "mode": "EBPF"});
     let selector = "spec.modeOverrides[0].nodeSelector";
     vec![
         rule(
@@ -165,7 +147,7 @@ fn overrides() -> Vec<Case> {
             "spec.modeOverrides[].mode enum",
             json!({"modeOverrides": [{"nodeSelector": {"pool": "a"}, "mode": "Magic"}]}),
             "spec.modeOverrides[0].mode",
-            "supported values: \"Auto\", \"Ebpf\", \"Fallback\"",
+            "supported values: \"Auto\", \"EBPF\", \"Fallback\"",
         ),
         case(
             "spec.modeOverrides maxItems",
@@ -181,7 +163,7 @@ fn overrides() -> Vec<Case> {
         ),
         case(
             "spec.modeOverrides[].nodeSelector required",
-            json!({"modeOverrides": [{"mode": "Ebpf"}]}),
+            json!({"modeOverrides": [{"mode": "EBPF"}]}),
             "spec.modeOverrides[0].nodeSelector",
             "Required value",
         ),
@@ -207,7 +189,10 @@ fn budgets() -> Vec<Case> {
 fn amounts() -> Vec<Case> {
     let flows = |number: i64| json!({"capture": {"maxFlows": number}});
     let edges = |number: i64| json!({"topology": {"maxEdges": number}});
+    let pods = |number: i64| json!({"topology": {"pods": number}});
     vec![
+        case("spec.topology.pods minimum", pods(-1), "spec.topology.pods", "should be greater than or equal to 0"),
+        case("spec.topology.pods maximum", pods(11), "spec.topology.pods", "should be less than or equal to 10"),
         case(
             "spec.capture.maxFlows minimum",
             flows(63),
@@ -239,70 +224,6 @@ fn amounts() -> Vec<Case> {
             "should be less than or equal to 500",
         ),
     ]
-}
-
-fn outside() -> Vec<Case> {
-    let groups = |groups: Value| json!({"topology": {"externalGroups": groups}});
-    let named = |name: &str| groups(json!([{"name": name, "cidrs": ["192.0.2.0/24"]}]));
-    let of = |cidr: &str| groups(json!([{"name": "a", "cidrs": [cidr]}]));
-    let good = |number: usize| json!({"name": format!("group-{number}"), "cidrs": ["192.0.2.0/24"]});
-    let name_rule = "spec.topology.externalGroups[].name rule: a group's name has to be lower-case letters, digits and dashes, with a letter or digit at both ends, for example payments";
-    let cidr_rule = "spec.topology.externalGroups[].cidrs[] rule: has to be a range of addresses in CIDR notation, for example 203.0.113.0/24 or 2001:db8::/32; a single address ends with /32 or, for IPv6, /128";
-    let (first, name, cidr) = (
-        "spec.topology.externalGroups[0].cidrs",
-        "spec.topology.externalGroups[0].name",
-        "spec.topology.externalGroups[0].cidrs[0]",
-    );
-    let peers = |number: i64| json!({"topology": {"maxExternalPeers": number}});
-    let mut cases = vec![
-        rule(
-            "spec.topology.externalGroups[].cidrs rule: a group has to have at least one range in cidrs, for example 203.0.113.0/24",
-            groups(json!([{"name": "a", "cidrs": []}])),
-            first,
-        ),
-        case("spec.topology.externalGroups[].name maxLength", named(&"x".repeat(64)), name, "may not be more than 63"),
-        case(
-            "spec.topology.externalGroups[].cidrs[] maxLength",
-            of(&format!("{}/32", "1".repeat(47))),
-            cidr,
-            "may not be more than 49",
-        ),
-        case(
-            "spec.topology.externalGroups[].cidrs maxItems",
-            groups(json!([{"name": "a", "cidrs": vec!["192.0.2.0/24"; 65]}])),
-            first,
-            "must have at most 64 items",
-        ),
-        case(
-            "spec.topology.externalGroups maxItems",
-            groups(json!((0..65).map(good).collect::<Vec<_>>())),
-            "spec.topology.externalGroups",
-            "must have at most 64 items",
-        ),
-        case(
-            "spec.topology.externalGroups[].name required",
-            groups(json!([{"cidrs": ["192.0.2.0/24"]}])),
-            name,
-            "Required value",
-        ),
-        case("spec.topology.externalGroups[].cidrs required", groups(json!([{"name": "a"}])), first, "Required value"),
-        case(
-            "spec.topology.maxExternalPeers minimum",
-            peers(0),
-            "spec.topology.maxExternalPeers",
-            "should be greater than or equal to 1",
-        ),
-        case(
-            "spec.topology.maxExternalPeers maximum",
-            peers(501),
-            "spec.topology.maxExternalPeers",
-            "should be less than or equal to 500",
-        ),
-    ];
-    cases.extend(["", "Payments", "-a", "a-", "a.b", "a b"].map(|wrong| rule(name_rule, named(wrong), name)));
-    let no_ranges = ["", "192.0.2.1", "192.0.2.0/33", "192.0.2/24", "2001:db8::/129", "example.com/24", "192.0.2.0/+8"];
-    cases.extend(no_ranges.map(|wrong| rule(cidr_rule, of(wrong), cidr)));
-    cases
 }
 
 fn resources() -> Vec<Case> {
@@ -397,10 +318,20 @@ fn pods() -> Vec<Case> {
 const NAME_RULE: &str = " rule: a ScopeProbe's name has to be at most 40 lower-case letters, digits and dashes: it becomes a label's value and a part of DaemonSets' names";
 
 fn cases() -> Vec<Case> {
-    [durations(), nodes(), overrides(), amounts(), budgets(), outside(), resources(), pods()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        durations(),
+        nodes(),
+        overrides(),
+        amounts(),
+        budgets(),
+        topology_spec::outside(),
+        topology_spec::namespaces(),
+        resources(),
+        pods(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Returns valid values at the bounds, so that no case above is refused for another reason.
@@ -428,6 +359,21 @@ fn good() -> Vec<Value> {
         json!({"topology": {"maxExternalPeers": 500, "externalGroups": (0..64)
             .map(|number| json!({"name": format!("group-{number}"), "cidrs": vec!["203.0.113.0/24"; 64]}))
             .collect::<Vec<_>>()}}),
+        json!({"topology": {"pods": 0, "externalGroups": [
+            {"name": "names", "dnsNames": ["example.com", "*.example.com", "*.com", "a-b.c--d.example.org", "_spf.example.net", "3com.example"]},
+            {"name": "both", "cidrs": ["192.0.2.0/24"], "dnsNames": vec![[vec!["a"; 126].join("."), "b".to_owned()].join("."); 64]},
+        ]}}),
+        json!({"topology": {"pods": 10, "namespaceSelector": {
+            "matchLabels": {"kubernetes.io/metadata.name": "shop", "team": ""},
+            "matchExpressions": vec![
+                json!({"key": "a", "operator": "In", "values": vec!["x".repeat(63); 32]}),
+                json!({"key": "example.com/b", "operator": "NotIn", "values": [""]}),
+                json!({"key": "c", "operator": "Exists"}),
+                json!({"key": "d", "operator": "DoesNotExist", "values": []}),
+            ],
+        }}}),
+        json!({"topology": {"namespaceSelector": {}, "externalGroups": []}}),
+        json!({"topology": {"namespaceSelector": null, "pods": null}}),
         // What a template without values leaves behind.
         json!({"mode": null, "modeOverrides": null, "nodeSelector": null, "capture": null, "topology": null, "agent": null}),
         json!({"capture": {"fallback": null}}),

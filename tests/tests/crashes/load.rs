@@ -70,7 +70,7 @@ impl<'a> Load<'a> {
     /// Connections that are shown at the servers' port of the load.
     async fn shown(&self) -> Result<u64> {
         let (edges, _) = observed::edges(&self.fleet.namespace).await?;
-        Ok(edges.iter().filter(|(name, _)| name.port == ports()[1].server).map(|(_, edge)| edge.opened).sum())
+        Ok(edges.iter().filter(|(name, _)| name.port == Some(ports()[1].server)).map(|(_, edge)| edge.opened).sum())
     }
 
     async fn shown_beyond(&self, number: u64) -> Result<()> {

@@ -20,7 +20,7 @@ use self::{
 };
 
 /// Counters are written this often, so that the test need not wait.
-const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
+const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 /// The node whose agent crashes.
 const VICTIM: &str = "node-1";
 /// Number of times that a capture is killed, unless `SCOPEPROBE_CRASHES_KILLS` sets another. Each fourth time, its next

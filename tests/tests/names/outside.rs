@@ -58,16 +58,15 @@ pub async fn test(cluster: &Cluster) -> Result<()> {
     print_case("calls to the outside: group, address, API server", &called, &edges(&status.egress));
     print_case("calls from the outside: group, busiest addresses, the rest", &calling, &edges(&status.ingress));
     assert!(status.egress.iter().all(|edge| edge.identity == IdentitySource::Ip), "{:#?}", status.egress);
-    assert_eq!(status.summary.from, "partner (external), +3 more");
-    assert_eq!(status.summary.to, "kubernetes-api:6443, +2 more");
+    assert_eq!(status.summary.from, "partner→8080 (external), +3 more");
+    assert_eq!(status.summary.to, "partner:9000 (external), +2 more");
     own_services(cluster, &namespace).await
 }
 
 /// The pod calls hosts outside of the cluster.
 async fn call_out(web: &Traffic, host: &OutsideHost) -> Result<Edges> {
     let mut expected = Edges::new();
-    for (address, count, kind, name) in [(PARTNER, 3, "ExternalGroup", "partner"), (STRANGER, 2, "External", STRANGER)]
-    {
+    for (address, count, kind, name) in [(PARTNER, 3, "ExternalGroup", "partner"), (STRANGER, 2, "IP", STRANGER)] {
         host.echo((ip(address), PORT)).await?;
         let target = SocketAddr::new(ip(address), PORT);
         let outcome = web.connect(Connect { count, send: 10, receive: 10, ..Connect::to(target) }).await?;
@@ -85,7 +84,7 @@ async fn call_api_server(cluster: &Cluster, web: &Traffic) -> Result<Edges> {
     let address = service.spec.and_then(|spec| spec.cluster_ip).unwrap_or_default();
     let outcome = web.connect(Connect { count: 2, ..Connect::to(SocketAddr::new(ip(&address), 443)) }).await?;
     assert_eq!(outcome.opened, 2, "{outcome:?}");
-    Ok([edge("ApiServer", "kubernetes", Some("kubernetes"), 6443, 2, 0)].into())
+    Ok([edge("APIServer", "", Some(("kubernetes", 443)), 6443, 2, 0)].into())
 }
 
 /// Hosts outside of the cluster call the pod: more of them than are to be shown each.
@@ -102,8 +101,8 @@ async fn call_in(namespace: &Namespace, web: &Traffic, host: &OutsideHost) -> Re
     web.served(all, 0).await?;
     Ok([
         edge("ExternalGroup", "partner", None, 8080, 4, 0),
-        edge("External", "198.18.6.4", None, 8080, 40, 0),
-        edge("External", "198.18.6.5", None, 8080, 80, 0),
+        edge("IP", "198.18.6.4", None, 8080, 40, 0),
+        edge("IP", "198.18.6.5", None, 8080, 80, 0),
         edge("OtherExternal", "", None, 8080, 5 + 10 + 20, 3),
     ]
     .into())
@@ -121,7 +120,7 @@ async fn own_services(cluster: &Cluster, namespace: &Namespace) -> Result<()> {
         let names: Vec<_> = edges(&ingress).into_keys().map(|(kind, name, ..)| (kind, name)).collect();
         let known = |name: &str| ingress.iter().find(|edge| edge.peer.name.as_deref() == Some(name));
         let by_cgroup = known("kubelet.service").is_some_and(|edge| edge.identity == IdentitySource::Cgroup);
-        let wanted = [("ApiServer", "kubernetes"), ("HostProcess", "node-1/kubelet.service")];
+        let wanted = [("APIServer", ""), ("HostProcess", "node-1/kubelet.service")];
         let wanted = wanted.map(|(kind, name)| (kind.to_owned(), name.to_owned())).to_vec();
         difference(&names, &wanted).or_else(|| (!by_cgroup).then(|| format!("{ingress:#?}")))
     })

@@ -2,17 +2,20 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use crds::Topology;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams},
 };
-use scopeprobe_tests::{Cluster, Error, Result, eventually, namespace::Namespace, oracle::cases::Case};
+use scopeprobe_tests::{
+    Cluster, Error, Result, eventually,
+    namespace::Namespace,
+    oracle::{Edges, Endpoint, Workload, cases::Case, observed},
+};
 use serde_json::json;
 use traffic::protocol::Connect;
 
-use crate::shown::{difference, pods, topology};
+use crate::shown::difference;
 
 const PORT: u16 = 9000;
 /// A kind as Argo's.
@@ -40,17 +43,22 @@ pub async fn test(cluster: &Cluster) -> Result<()> {
     expected.extend(containers_of_every_kind(&namespace, at).await?);
     expected.extend(a_brief_pod(&namespace, at).await?);
     expected.extend(a_rollout(&namespace, at).await?);
-    let all: u64 = expected.values().flat_map(|pods| pods.values()).sum();
+    let all: u64 = expected.values().map(|caller| caller.opened).sum();
     server.served(all, 0).await?;
-    let shown = topology(&namespace, "pod-server", |it| difference(&callers(it), &expected)).await?;
+    let shown = eventually("the server's callers to be shown as they called", async || {
+        let (_, by_servers) = observed::edges(&namespace).await.map_err(|error| error.to_string())?;
+        let callers = callers(by_servers);
+        difference(&callers, &expected).map_or(Ok(callers), Err)
+    })
+    .await?;
     println!(
         "{}",
         Case::of(
             "init, sidecar, ephemeral containers; a pod gone at once; a foreign owner",
             &expected,
-            &callers(&shown),
-            |parts| parts.values().sum::<u64>(),
-            BTreeMap::clone,
+            &shown,
+            |caller| caller.opened,
+            |caller| caller.parts.clone(),
         )
     );
     let labels = "app.kubernetes.io/part-of=shops,app.kubernetes.io/version=3.1";
@@ -59,18 +67,25 @@ pub async fn test(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["delete", "crd", "rollouts.names.example.com", "--wait=false"]).await.map(|_| ())
 }
 
-/// Kind and name: connections by pod and container.
-type Callers = BTreeMap<(String, String), BTreeMap<(String, String), u64>>;
+/// Connections of a caller: all of them, and those by pod and container that its own object lists.
+#[derive(Clone, Debug, PartialEq)]
+struct Caller {
+    opened: u64,
+    parts: BTreeMap<Endpoint, u64>,
+}
 
-fn callers(topology: &Topology) -> Callers {
-    let ingress = topology.status.clone().unwrap_or_default().ingress;
-    let callers = ingress.into_iter().filter(|edge| edge.port == PORT);
-    callers.map(|edge| ((edge.peer.kind, edge.peer.name.unwrap_or_default()), pods(&edge.peer_pods))).collect()
+/// Callers by kind and name.
+type Callers = BTreeMap<Workload, Caller>;
+
+fn callers(by_servers: Edges) -> Callers {
+    let of_server = by_servers.into_iter().filter(|(name, _)| name.server.1 == "server" && name.port == Some(PORT));
+    of_server.map(|(name, counts)| (name.client, Caller { opened: counts.opened, parts: counts.clients })).collect()
 }
 
 fn caller(kind: &str, name: &str, parts: &[(&str, &str, u64)]) -> Callers {
+    let opened = parts.iter().map(|(_, _, opened)| opened).sum();
     let parts = parts.iter().map(|(pod, container, opened)| (((*pod).to_owned(), (*container).to_owned()), *opened));
-    [((kind.to_owned(), name.to_owned()), parts.collect())].into()
+    [((kind.to_owned(), name.to_owned()), Caller { opened, parts: parts.collect() })].into()
 }
 
 /// A container that calls the server so often, and ends.
@@ -126,7 +141,12 @@ async fn a_brief_pod(namespace: &Namespace, at: IpAddr) -> Result<Callers> {
     .await?;
     let at_once = DeleteParams::default().grace_period(0);
     api.delete("brief", &at_once).await.map_err(Error::api("delete the brief pod"))?;
-    Ok(caller("Pod", "brief", &[("brief", "main", 4)]))
+    // Its own object, which listed its container, is gone with it.
+    let mut callers = caller("Pod", "brief", &[("brief", "main", 4)]);
+    for caller in callers.values_mut() {
+        caller.parts.clear();
+    }
+    Ok(callers)
 }
 
 /// A pod of a ReplicaSet whose owner is of a kind that only its own operator knows.

@@ -64,9 +64,9 @@ const CALLS: [(&str, u64, &[&str]); 5] = [
 
 /// Returns the expected edges. Those to the name server are UDP, which [`edges`] omits.
 fn expected(port: u16, names_are_read: bool) -> Edges {
-    let plain = |address: &str, count| edge("External", address, None, port, count, 0);
+    let plain = |address: &str, count| edge("IP", address, None, port, count, 0);
     let shop = if names_are_read {
-        vec![edge("External", "shop.example", None, port, 5, 0)]
+        vec![edge("DNSName", "shop.example", None, port, 5, 0)]
     } else {
         vec![plain(SHOP[0], 3), plain(SHOP[1], 2)]
     };

@@ -2,34 +2,40 @@
 
 use std::collections::BTreeMap;
 
-use crds::{EdgePod, Topology, TopologyEdge};
-use scopeprobe_tests::{Result, eventually, namespace::Namespace, oracle::cases::Case};
+use crds::{Topology, TopologyEdge};
+use scopeprobe_tests::{
+    Result, eventually,
+    namespace::Namespace,
+    oracle::{cases::Case, observed},
+};
 
-/// Kind and name (or address) of the peer, the Service if one was dialled, and the port.
-pub type Name = (String, String, Option<String>, u16);
+/// Kind and name (or address) of the peer, the Service's name and port if one was called, and the server's port.
+pub type Name = (String, String, Option<(String, u16)>, Option<u16>);
 /// Number of connections, and number of addresses without an edge of their own.
 pub type Counts = (u64, u64);
 pub type Edges = BTreeMap<Name, Counts>;
 
 /// An edge of [`Edges`].
-pub fn edge(kind: &str, name: &str, service: Option<&str>, port: u16, opened: u64, addresses: u64) -> (Name, Counts) {
-    ((kind.to_owned(), name.to_owned(), service.map(str::to_owned), port), (opened, addresses))
+pub fn edge(
+    kind: &str,
+    name: &str,
+    service: Option<(&str, u16)>,
+    port: u16,
+    opened: u64,
+    addresses: u64,
+) -> (Name, Counts) {
+    let service = service.map(|(name, port)| (name.to_owned(), port));
+    ((kind.to_owned(), name.to_owned(), service, Some(port)), (opened, addresses))
 }
 
 pub fn edges(edges: &[TopologyEdge]) -> Edges {
     let of = |edge: &TopologyEdge| {
         let peer = &edge.peer;
-        let name = peer.name.clone().or_else(|| peer.ip.clone()).unwrap_or_default();
+        let (kind, name) = observed::peer_name(peer);
         let node = peer.node.as_ref().map(|node| format!("{node}/")).unwrap_or_default();
-        let service = edge.service.as_ref().map(|service| service.name.clone());
-        ((peer.kind.clone(), format!("{node}{name}"), service, edge.port), (edge.opened, edge.addresses))
+        ((kind, format!("{node}{name}"), observed::service_name(edge), edge.port), (edge.opened, edge.addresses))
     };
     edges.iter().map(of).collect()
-}
-
-/// Connections by pod and container.
-pub fn pods(pods: &[EdgePod]) -> BTreeMap<(String, String), u64> {
-    pods.iter().map(|pod| ((pod.pod.clone(), pod.container.clone()), pod.opened)).collect()
 }
 
 /// Waits until a Topology says what it should; returns it.

@@ -9,8 +9,9 @@ use crds::{Topology, TopologyStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config, ResourceExt as _,
-    api::{DeleteParams, ListParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams},
     config::{KubeConfigOptions, Kubeconfig},
+    core::Selector,
 };
 use operator::{
     collector::Accounts,
@@ -20,7 +21,7 @@ use operator::{
     publisher::{self, Inputs},
     watches::{self, Names},
 };
-use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest};
+use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
 use tokio::{sync::watch, task::JoinSet};
 use topology::{
     entity::CgroupOwner,
@@ -29,14 +30,14 @@ use topology::{
 };
 
 pub const NAMESPACE: &str = "shop";
-const NODE: &str = "node-1";
-const EPOCH: Epoch = Epoch([1; 16]);
+pub const NODE: &str = "node-1";
+pub const EPOCH: Epoch = Epoch([1; 16]);
 
 pub struct Lab {
     pub control_plane: ControlPlane,
     pub settings: watch::Sender<Option<PublishSettings>>,
     pub metrics: Metrics,
-    accounts: Accounts,
+    pub accounts: Accounts,
     tasks: JoinSet<()>,
 }
 
@@ -57,7 +58,9 @@ impl Lab {
         );
         manifest::apply(client, "", &world).await?;
         let settings = PublishSettings {
+            namespaces: Selector::default(),
             max_edges: 100,
+            max_pods: 5,
             counter_interval: Duration::from_secs(1),
             retention: Duration::from_hours(1),
             max_external: 50,
@@ -136,6 +139,16 @@ impl Lab {
         self.uid_of(name).await
     }
 
+    /// The publisher's settings from now on.
+    pub fn set(&self, change: impl FnOnce(&mut PublishSettings)) {
+        self.settings.send_modify(|settings| change(settings.as_mut().expect("it is set")));
+    }
+
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let variables = [("KUBECONFIG", self.control_plane.kubeconfig())];
+        place::run(&place::tool("kubectl"), arguments.iter().copied(), &variables).await
+    }
+
     pub async fn uid_of(&self, pod: &str) -> Result<String> {
         let found = self.pods().get(pod).await.map_err(Error::api(format!("read the pod {pod}")))?;
         Ok(found.uid().unwrap_or_default())
@@ -158,7 +171,7 @@ impl Lab {
         self.pods().delete(name, &at_once).await.map(|_| ()).map_err(Error::api(format!("delete the pod {name}")))
     }
 
-    fn pods(&self) -> Api<Pod> {
+    pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.control_plane.client.clone(), NAMESPACE)
     }
 
@@ -182,13 +195,17 @@ impl Lab {
             let counters = FlowCounters { opened: *opened, closed: *opened, ..FlowCounters::default() };
             ledger.apply(NODE, EPOCH, key, &counters, now).expect("there is one epoch");
         }
-        // Complete: what an earlier publisher has left may be changed.
-        if !ledger.is_complete(NODE) {
-            drop(ledger);
-            return self.complete().await;
-        }
         drop(ledger);
-        self.accounts.mark_changed();
+        self.flush().await;
+    }
+
+    /// Publishes what was reported. The first report is complete: what an earlier publisher has left may be changed.
+    pub async fn flush(&self) {
+        if self.accounts.ledger().lock().await.is_complete(NODE) {
+            self.accounts.mark_changed();
+        } else {
+            self.complete().await;
+        }
     }
 
     /// All that was reported so far is all that there is.
@@ -217,6 +234,16 @@ impl Lab {
         .await
     }
 
+    /// The name of an object that is cut because it is too long.
+    pub async fn only_name_that_begins_with(&self, prefix: &str) -> Result<String> {
+        eventually(&format!("an object whose name begins with {prefix}"), async || {
+            let all = self.topologies().list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+            let names: Vec<String> = all.iter().map(kube::ResourceExt::name_any).collect();
+            names.iter().find(|name| name.starts_with(prefix)).cloned().ok_or(format!("{names:?}"))
+        })
+        .await
+    }
+
     pub async fn absent(&self, name: &str) -> Result<()> {
         eventually(&format!("the Topology {name} to go"), async || match self.topologies().get_opt(name).await {
             Ok(None) => Ok(()),
@@ -224,6 +251,11 @@ impl Lab {
             Err(error) => Err(error.to_string()),
         })
         .await
+    }
+
+    /// Topologies as they are, whether they decode or not.
+    pub fn raw(&self) -> Api<DynamicObject> {
+        Api::namespaced_with(self.control_plane.client.clone(), NAMESPACE, &ApiResource::erase::<Topology>(&()))
     }
 
     pub fn writes(&self, result: &'static str) -> u64 {

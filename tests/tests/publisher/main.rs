@@ -2,13 +2,23 @@
 //! server, without nodes.
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod budget;
+mod checkpoint;
+mod columns;
+mod earlier_version;
+mod edges;
 mod lab;
 mod labels;
 mod malformed;
+mod namespaces;
 mod noise;
 mod numbers;
 mod outside;
 mod owners;
+mod peers;
+mod shop;
+mod times;
+mod workloads;
 
 use crds::Topology;
 use kube::ResourceExt as _;
@@ -144,19 +154,29 @@ async fn names_of_every_kind_and_length_become_objects() -> Result<()> {
     let first = lab.pod("two", Some(("a.example.com/v1", "Job", "sums"))).await?;
     lab.report(&of_long, &[(1, 1)]).await;
     lab.report(&first, &[(1, 2)]).await;
-    lab.topology("job-sums", |it| opened(it) == 2).await?;
+    lab.topology("job.a.example.com-sums", |it| opened(it) == 2).await?;
     let second = lab.pod("three", Some(("b.example.com/v1", "Job", "sums"))).await?;
     lab.report(&second, &[(1, 4)]).await;
-    // Of the same kind and name in two groups: one object, which stays with the one that came first.
-    let topology = lab.topology("job-sums", |it| opened(it) == 6).await?;
+    // Of the same kind and name in two groups, each has its own object.
+    let topology = lab.topology("job.b.example.com-sums", |it| opened(it) == 4).await?;
+    assert_eq!(owner_uids(&topology), ["b.example.com/v1-sums"]);
+    let topology = lab.topology("job.a.example.com-sums", |it| opened(it) == 2).await?;
     assert_eq!(owner_uids(&topology), ["a.example.com/v1-sums"]);
 
-    let cut = eventually("the object of the long name", async || {
-        let all = lab.topologies().list(&kube::api::ListParams::default()).await.map_err(|error| error.to_string())?;
-        let names: Vec<String> = all.iter().map(kube::ResourceExt::name_any).collect();
-        names.iter().find(|name| name.starts_with("virtualmachine-aaa")).cloned().ok_or(format!("{names:?}"))
-    })
-    .await?;
+    // Where Kubernetes itself has no such kind, the first one has the short name, and keeps it.
+    let (first, second) = (("b.example.com/v1", "Shop", "web"), ("a.example.com/v1", "Shop", "web"));
+    let first = lab.pod("four", Some(first)).await?;
+    lab.report(&first, &[(1, 8)]).await;
+    lab.topology("shop-web", |it| opened(it) == 8).await?;
+    let second = lab.pod("five", Some(second)).await?;
+    lab.report(&second, &[(1, 16)]).await;
+    lab.report(&first, &[(1, 32)]).await;
+    let topology = lab.topology("shop.a.example.com-web", |it| opened(it) == 16).await?;
+    assert_eq!(status(&topology).workload.api_version, "a.example.com/v1");
+    let topology = lab.topology("shop-web", |it| opened(it) == 32).await?;
+    assert_eq!(owner_uids(&topology), ["b.example.com/v1-web"]);
+
+    let cut = lab.only_name_that_begins_with("virtualmachine-aaa").await?;
     assert!(cut.len() <= 253, "{cut}");
     let topology = lab.topology(&cut, |it| opened(it) == 1).await?;
     assert_eq!(status(&topology).workload.name, long);

@@ -1,24 +1,18 @@
 //! A Topology that does not decode costs only itself, and is written anew.
 
-use crds::Topology;
 use kube::{
-    Api, ResourceExt as _,
-    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
+    ResourceExt as _,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
 };
 use scopeprobe_tests::{Error, Result};
 use serde_json::json;
 
 use crate::{
     has_condition,
-    lab::{Lab, NAMESPACE, opened, owner_uids},
+    lab::{Lab, opened, owner_uids},
 };
 
 impl Lab {
-    /// Topologies as they are, whether they decode or not.
-    fn raw(&self) -> Api<DynamicObject> {
-        Api::namespaced_with(self.control_plane.client.clone(), NAMESPACE, &ApiResource::erase::<Topology>(&()))
-    }
-
     /// Adds a condition whose time passes the API server's checks and is none.
     async fn poison(&self, name: &str) -> Result<()> {
         let by = PatchParams { field_manager: Some("somebody".to_owned()), ..PatchParams::default() };

@@ -93,7 +93,7 @@ async fn each_node_gets_the_agents_that_its_kernel_allows() -> Result<()> {
         }
         for (name, kind) in &linux {
             let fallback = kind.agents == Some("fallback");
-            let mode = if fallback { "Fallback" } else { "Ebpf" };
+            let mode = if fallback { "Fallback" } else { "EBPF" };
             let reason = if fallback { kind.reason } else { "Supported" };
             let line = page.lines().find(|line| line.starts_with(&format!("{name} "))).ok_or("no line")?;
             let words: Vec<_> = line.split_whitespace().collect();
@@ -166,7 +166,7 @@ async fn what_changes_moves_exactly_the_nodes_concerned() -> Result<()> {
     assert_eq!(written(&before, &labelled), set(["node-004", "node-005", "node-008"]));
     let spec = json!({"modeOverrides": [
         {"nodeSelector": {"pool": "edge"}, "mode": "Fallback"},
-        {"nodeSelector": {"pool": "edge"}, "mode": "Ebpf"},
+        {"nodeSelector": {"pool": "edge"}, "mode": "EBPF"},
     ]});
     lab.probe(&spec).await?;
     for node in &pool {
@@ -254,7 +254,7 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     ];
     assert_eq!(history, expected);
     let told = ["SupportedBySockOps", "BtfMissing", "BtfMissingBySockDiagAndConntrack"];
-    events(&lab, &node, &["CaptureEbpf", "CaptureUnsupported", "CaptureFallback"], &told).await?;
+    events(&lab, &node, &["CaptureEBPF", "CaptureUnsupported", "CaptureFallback"], &told).await?;
     settle(&lab, &spec, 1).await?;
     let moved = lab.versions().await?;
     assert_eq!(written(&before, &moved), set([&node]));

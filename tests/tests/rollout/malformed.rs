@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::{NodeProbe, ScopeProbe};
+use crds::{Mode, NodeProbe, ScopeProbe};
 use k8s_openapi::{
     api::apps::v1::DaemonSet,
     apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps},
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     by_kernel, fleet,
-    lab::{IMAGE, Lab, NAMESPACE, PROBE},
+    lab::{IMAGE, Lab, NAMESPACE, PROBE, works},
     rolled_out_fleet,
 };
 
@@ -112,10 +112,48 @@ async fn malformed_status_of_scope_probe_is_written_anew_and_moves_no_node() -> 
     Ok(())
 }
 
+/// The mode was written in other letters before `v1alpha1` had its lasting shape.
+#[tokio::test]
+async fn node_probe_of_the_earlier_shape_is_written_anew() -> Result<()> {
+    let (mut lab, _) = rolled_out_fleet().await?;
+    lab.all_node_probes_are_there().await?;
+    let kernel = "6.1.0-37-amd64";
+    let node = fleet::with_kernel(kernel);
+    lab.report(&node, works("ebpf", kernel));
+    let before = lab.node_probe(&node, |status| status.mode == Some(Mode::Ebpf)).await?;
+    lab.stop_operator().await;
+    take_any(&lab, "nodeprobes.scopeprobe.io", "status").await?;
+    let earlier = Patch::Merge(json!({"status": {"mode": "Ebpf", "history": [{"mode": "Ebpf"}]}}));
+    let raw = lab.raw::<NodeProbe>();
+    eventually("the API server to take any status", async || {
+        let patched = raw.patch_status(&node, &PatchParams::default(), &earlier).await;
+        patched.map_err(|error| error.to_string())
+    })
+    .await?;
+    let written = async |what: &str, is_it: &dyn Fn(&Value) -> bool| {
+        eventually(what, async || {
+            let status = raw.get(&node).await.map_err(|error| error.to_string())?.data["status"].clone();
+            if is_it(&status) { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await
+    };
+    written("the earlier mode to be there", &|status| status["mode"] == "Ebpf").await?;
+    lab.start_operator(IMAGE).await?;
+    lab.report(&node, works("ebpf", kernel));
+    written("the mode to be written anew", &|status| status["mode"] == "EBPF" && !status.to_string().contains("Ebpf"))
+        .await?;
+    lab.node_probe(&node, |status| status.choice == before.choice).await?;
+    lab.all_node_probes_are_there().await
+}
+
 /// From now on the API server takes any `spec`, as one of another version would.
 async fn take_any_spec(lab: &Lab) -> Result<()> {
+    take_any(lab, "scopeprobes.scopeprobe.io", "spec").await
+}
+
+async fn take_any(lab: &Lab, kind: &str, property: &str) -> Result<()> {
     let kinds: Api<CustomResourceDefinition> = Api::all(lab.client());
-    let mut kind = kinds.get("scopeprobes.scopeprobe.io").await.map_err(Error::api("read the kind"))?;
+    let mut kind = kinds.get(kind).await.map_err(Error::api("read the kind"))?;
     let schema = kind.spec.versions[0].schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
     let properties = schema.and_then(|schema| schema.properties.as_mut()).expect("it has a schema");
     let any = JSONSchemaProps {
@@ -123,7 +161,7 @@ async fn take_any_spec(lab: &Lab) -> Result<()> {
         x_kubernetes_preserve_unknown_fields: Some(true),
         ..JSONSchemaProps::default()
     };
-    properties.insert("spec".to_owned(), any);
+    properties.insert(property.to_owned(), any);
     let name = kind.name_any();
     kinds.replace(&name, &PostParams::default(), &kind).await.map_err(Error::api("change the kind"))?;
     Ok(())

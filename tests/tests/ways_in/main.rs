@@ -16,10 +16,10 @@ use one_agent::Tracking;
 use scopeprobe_tests::{Cluster, Result, cluster::Shape, eventually, oracle::observed};
 use stage::Stage;
 
-const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
+const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 /// Duration of connections that scans every two seconds must observe.
 const LOOKED_AT: Duration = Duration::from_secs(5);
-const MIXED: &str = "{topology: {counterInterval: 1s, maxEdges: 500}, capture: {fallback: {cpuBudget: 500m}},
+const MIXED: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}, capture: {fallback: {cpuBudget: 500m}},
   modeOverrides: [{nodeSelector: {kubernetes.io/hostname: node-1}, mode: Fallback}]}";
 
 #[tokio::test]

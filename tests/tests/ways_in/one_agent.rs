@@ -6,7 +6,7 @@ use crds::{IdentitySource, SeenEnds as Seen, Topology};
 use kube::{Api, api::ListParams};
 use scopeprobe_tests::{
     Error, Result,
-    oracle::{EdgeName, Edges, Workload},
+    oracle::{EdgeName, Edges, Workload, observed},
 };
 
 use crate::{
@@ -27,7 +27,7 @@ pub enum Tracking {
 pub fn spec(tracking: Tracking) -> String {
     let mode =
         if tracking == Tracking::Heard { "mode: Fallback, capture: {fallback: {cpuBudget: 500m}}, " } else { "" };
-    let topology = "{counterInterval: 1s, maxEdges: 500}";
+    let topology = "{counterInterval: 1s, maxEdges: 500, pods: 10}";
     format!("{{{mode}nodeSelector: {{kubernetes.io/hostname: {NODE}}}, topology: {topology}}}")
 }
 
@@ -65,7 +65,7 @@ fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, S
         // No agent observed which of the Service's backends answered.
         (true, false) => {
             let server = ("Service".to_owned(), case.way.name.to_owned());
-            Some((EdgeName { server, port: case.service_port, ..name.clone() }, Seen::Client))
+            Some((EdgeName { server, port: None, ..name.clone() }, Seen::Client))
         }
         // The server does not know which way its client came.
         (false, true) => Some((EdgeName { service: None, ..name.clone() }, Seen::Server)),
@@ -93,12 +93,13 @@ pub async fn shown(stage: &Stage) -> Result<BTreeMap<EdgeName, Sight>> {
         let both_ways = [(&status.egress, false), (&status.ingress, true)];
         for (edge, ingress) in both_ways.into_iter().flat_map(|(list, ingress)| list.iter().map(move |e| (e, ingress)))
         {
-            if stage.leads().contains(&edge.port) {
+            let service = observed::service_name(edge);
+            let ports = edge.port.into_iter().chain(service.iter().map(|(_, port)| *port));
+            if ports.into_iter().any(|port| stage.leads().contains(&port)) {
                 continue;
             }
-            let peer = (edge.peer.kind.clone(), edge.peer.name.clone().or(edge.peer.ip.clone()).unwrap_or_default());
+            let peer = observed::peer_name(&edge.peer);
             let (client, server) = if ingress { (peer, own.clone()) } else { (own.clone(), peer) };
-            let service = edge.service.as_ref().map(|service| service.name.clone());
             let name = EdgeName { client, server, service, port: edge.port };
             let (ours, theirs) = (edge.bytes_sent.unwrap_or_default(), edge.bytes_received.unwrap_or_default());
             let (sent, received) = if ingress { (theirs, ours) } else { (ours, theirs) };

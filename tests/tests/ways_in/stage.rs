@@ -223,8 +223,8 @@ fn edges(case: &Case, served: &BTreeMap<(&'static str, u16), Served>) -> Edges {
         let name = EdgeName {
             client: workload(case.client),
             server: workload(server),
-            service: case.service().map(str::to_owned),
-            port: *port,
+            service: case.service().map(|name| (name.to_owned(), case.service_port)),
+            port: Some(*port),
         };
         let counts = EdgeCounts {
             opened: served.opened,

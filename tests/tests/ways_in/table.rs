@@ -33,10 +33,11 @@ impl Table {
         }
         for (side, shown) in [("client", by_clients), ("server", by_servers)] {
             let of_a_case = |name: &EdgeName| happened.iter().any(|(_, edges)| edges.contains_key(name));
-            for (name, counts) in shown.iter().filter(|(name, _)| !leads.contains(&name.port)) {
+            for (name, counts) in shown.iter().filter(|(name, _)| !is_lead(name, leads)) {
                 table.shown += 1;
                 if !of_a_case(name) {
-                    let way = happened.iter().find(|(case, _)| case.port == name.port).map(|(case, _)| case.way.name);
+                    let way =
+                        happened.iter().find(|(case, _)| Some(case.port) == name.port).map(|(case, _)| case.way.name);
                     let row = table.rows.iter_mut().find(|row| Some(row.name.as_str()) == way);
                     row.into_iter().for_each(cases::Case::add_invented);
                     table.invented.push(format!("did not happen, at the {side}: {name:?} {counts:?}"));
@@ -65,6 +66,10 @@ impl Table {
     pub fn is_perfect(&self) -> bool {
         self.wrong.is_empty() && self.invented.is_empty()
     }
+}
+
+fn is_lead(name: &EdgeName, leads: &BTreeSet<u16>) -> bool {
+    name.port.iter().chain(name.service.iter().map(|(_, port)| port)).any(|port| leads.contains(port))
 }
 
 impl fmt::Display for Table {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::{
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Peer},
-    entity::ServiceRef,
+    entity::ServicePortRef,
     flow::Protocol,
     graph::Graph,
 };
@@ -16,9 +16,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Nameless {
     /// By server and port, where the client has no name.
-    clients: HashMap<(Peer, u16, Protocol), EdgeCounters>,
+    clients: HashMap<(Peer, Option<u16>, Protocol), EdgeCounters>,
     /// By client, Service and port, where the server has none.
-    servers: HashMap<(Peer, Option<ServiceRef>, u16, Protocol), EdgeCounters>,
+    servers: HashMap<(Peer, Option<ServicePortRef>, Option<u16>, Protocol), EdgeCounters>,
 }
 
 impl Nameless {
@@ -59,11 +59,11 @@ impl Nameless {
     }
 }
 
-fn of_server(key: &EdgeKey) -> (Peer, u16, Protocol) {
+fn of_server(key: &EdgeKey) -> (Peer, Option<u16>, Protocol) {
     (key.server.clone(), key.port, key.protocol)
 }
 
-fn of_client(key: &EdgeKey) -> (Peer, Option<ServiceRef>, u16, Protocol) {
+fn of_client(key: &EdgeKey) -> (Peer, Option<ServicePortRef>, Option<u16>, Protocol) {
     (key.client.clone(), key.service.clone(), key.port, key.protocol)
 }
 

@@ -33,17 +33,20 @@ impl<'a> Parts<'a> {
             return self.exactly(&whole);
         }
         // The shared edges may be one for all ports.
-        self.exactly(&EdgeKey { port: 0, service: None, ..whole })
+        self.exactly(&EdgeKey { port: None, service: None, ..whole })
     }
 }
 
-/// The same edge with the name of the group that its address is in.
+/// The same edge with the name of the group that its address or DNS name is in.
 fn in_group(key: &EdgeKey, directory: &Directory) -> Option<EdgeKey> {
-    let named = |peer: &Peer| match peer {
-        Peer::External { ip } => {
-            directory.external_groups().of(*ip).map(|name| Peer::ExternalGroup { name: name.to_owned() })
-        }
-        _ => None,
+    let groups = directory.external_groups();
+    let named = |peer: &Peer| {
+        let group = match peer {
+            Peer::External { ip } => groups.of(*ip),
+            Peer::ExternalName { name } => groups.of_dns_name(name),
+            _ => None,
+        };
+        group.map(|name| Peer::ExternalGroup { name: name.to_owned() })
     };
     match (named(&key.client), named(&key.server)) {
         (Some(client), _) => Some(EdgeKey { client, ..key.clone() }),

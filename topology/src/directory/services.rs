@@ -37,6 +37,8 @@ struct ServiceRecord {
 pub struct Dialled<'a> {
     /// The Service.
     pub service: &'a ServiceRef,
+    /// Port of the Service, also if a node port was called.
+    pub port: u16,
     /// Current and recent backends, sorted, without duplicates.
     pub backends: Vec<&'a Backend>,
 }
@@ -173,7 +175,7 @@ impl ServiceRecord {
         let mut backends: Vec<&Backend> = port.backends.iter().chain(former).collect();
         backends.sort_unstable();
         backends.dedup();
-        Some(Dialled { service: &self.service.name, backends })
+        Some(Dialled { service: &self.service.name, port: port.port, backends })
     }
 }
 

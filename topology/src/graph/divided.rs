@@ -56,7 +56,7 @@ impl<'a> Join<'a> {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(server_end),
             service: Some(candidates.service),
-            port,
+            port: Some(port),
             protocol: source.tuple.protocol,
         };
         self.sinks[found.sink].explain(source, key, taken.opened);
@@ -88,12 +88,12 @@ impl<'a> Join<'a> {
         if left == EdgeCounters::default() {
             return;
         }
-        let server = self.ends.service(candidates.service);
+        let server = self.ends.service(candidates.service.service);
         let key = Key {
             client: self.ends.peer_of(source.end),
             server,
             service: Some(candidates.service),
-            port: source.tuple.port,
+            port: None,
             protocol: source.tuple.protocol,
         };
         self.add_from_client(source, key, &left);

@@ -9,19 +9,26 @@ use super::{
 };
 use crate::{
     count,
-    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, MAX_DNS_NAMES, Peer, Seen},
-    entity::ServiceRef,
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, MAX_DNS_NAMES, Peer, Seen, Times},
+    entity::{ServicePortRef, ServiceRef},
     flow::{Methods, Protocol},
     rtt::RttHistogram,
 };
+
+/// A Service's port, by reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ServiceKey<'a> {
+    pub service: &'a ServiceRef,
+    pub port: u16,
+}
 
 /// An edge's key, by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key<'a> {
     pub client: PeerId,
     pub server: PeerId,
-    pub service: Option<&'a ServiceRef>,
-    pub port: u16,
+    pub service: Option<ServiceKey<'a>>,
+    pub port: Option<u16>,
     pub protocol: Protocol,
 }
 
@@ -54,6 +61,7 @@ pub(super) struct Sum<'a> {
     pub live: bool,
     /// Capture methods of its conversations.
     pub methods: Methods,
+    times: Option<Times>,
     knows_retransmits: bool,
     rtt_by_clients: RttHistogram,
     rtt_by_servers: RttHistogram,
@@ -70,7 +78,7 @@ impl Sum<'_> {
 
     /// Adds the client's measurements if its flow leads to one server only.
     pub(super) fn add_measured_by_client(&mut self, measured: &Measured) {
-        self.knows_retransmits |= measured.knows_retransmits;
+        self.add_measured_by_client_of_many(measured);
         self.rtt_by_clients = self.rtt_by_clients.plus(&measured.rtt);
     }
 
@@ -78,10 +86,11 @@ impl Sum<'_> {
     /// edge's.
     pub(super) fn add_measured_by_client_of_many(&mut self, measured: &Measured) {
         self.knows_retransmits |= measured.knows_retransmits;
+        self.times = Times::of_both(self.times, Some(measured.times));
     }
 
     pub(super) fn add_measured_by_server(&mut self, measured: &Measured) {
-        self.knows_retransmits |= measured.knows_retransmits;
+        self.add_measured_by_client_of_many(measured);
         self.rtt_by_servers = self.rtt_by_servers.plus(&measured.rtt);
     }
 
@@ -116,6 +125,7 @@ impl Sum<'_> {
         self.add_methods(other.methods);
         self.client_tracked |= other.client_tracked;
         self.server_tracked |= other.server_tracked;
+        self.times = Times::of_both(self.times, other.times);
         self.knows_retransmits |= other.knows_retransmits;
         self.rtt_by_clients = self.rtt_by_clients.plus(&other.rtt_by_clients);
         self.rtt_by_servers = self.rtt_by_servers.plus(&other.rtt_by_servers);
@@ -185,11 +195,16 @@ fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Ends<'_>) -> Edge {
         key: EdgeKey {
             client: ends.peer(key.client).clone(),
             server: ends.peer(key.server).clone(),
-            service: key.service.cloned(),
+            service: key.service.map(|key| ServicePortRef { service: key.service.clone(), port: key.port }),
             port: key.port,
             protocol: key.protocol,
         },
         counters: sum.counters,
+        times: sum.times.map(|times| Times {
+            // The flow of a client may lead to others, too, where its attempts have failed.
+            last_failed: times.last_failed.filter(|_| sum.counters.failed > 0),
+            ..times
+        }),
         from_servers: sum.from_servers,
         clients: endpoints(&sum.clients, ends),
         servers: endpoints(&sum.servers, ends),

@@ -41,6 +41,7 @@ enum EndKey<'a> {
     External { ip: IpAddr },
     SomePod { ip: IpAddr },
     ExternalName { name: &'a str },
+    ExternalGroup { name: &'a str },
     OtherExternal,
 }
 
@@ -224,6 +225,11 @@ impl<'a> Ends<'a> {
     /// Returns the external peer behind a DNS name.
     pub(super) fn external_name(&mut self, name: &'a str) -> EndId {
         self.known_by(EndKey::ExternalName { name }, Identity::Ip, || Peer::ExternalName { name: name.to_owned() })
+    }
+
+    /// A group of addresses and DNS names outside of the cluster.
+    pub(super) fn external_group(&mut self, name: &'a str) -> EndId {
+        self.known_by(EndKey::ExternalGroup { name }, Identity::Ip, || Peer::ExternalGroup { name: name.to_owned() })
     }
 
     /// All addresses outside of the cluster that have no edges of their own.

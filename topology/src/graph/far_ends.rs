@@ -4,13 +4,13 @@
 use std::net::IpAddr;
 
 use super::{
-    edges::Key,
+    edges::{Key, ServiceKey},
     ends::PeerId,
     handed_on::window,
     join::{Candidates, Join},
     observed::{Fresh, Sink, Source, Span},
 };
-use crate::{count, directory::Owner, edge::EdgeCounters, entity::ServiceRef};
+use crate::{count, directory::Owner, edge::EdgeCounters};
 
 impl<'a> Join<'a> {
     /// Assigns connections to the backends that conntrack reported where no agent observes them, out of those that no
@@ -18,7 +18,7 @@ impl<'a> Join<'a> {
     pub(super) fn divide_by_far_ends(
         &mut self,
         source: &Source<'a>,
-        service: Option<&'a ServiceRef>,
+        service: Option<ServiceKey<'a>>,
         left: &mut EdgeCounters,
     ) {
         let window = window(source.parts, source.span);
@@ -34,7 +34,7 @@ impl<'a> Join<'a> {
                 client: self.ends.peer_of(source.end),
                 server: self.ends.peer_of(end),
                 service,
-                port: far.port,
+                port: Some(far.port),
                 protocol: source.tuple.protocol,
             };
             self.add_from_client(source, key, &share);
@@ -80,7 +80,7 @@ impl<'a> Join<'a> {
             let server: PeerId = self.ends.peer_of(sink.end);
             self.add_part_from_server(sink, client, &share, live);
             let (port, protocol) = (sink.tuple.port, sink.tuple.protocol);
-            let key = Key { client: self.ends.peer_of(client), server, service: None, port, protocol };
+            let key = Key { client: self.ends.peer_of(client), server, service: None, port: Some(port), protocol };
             self.sums.at(key).client_tracked = true;
         }
     }

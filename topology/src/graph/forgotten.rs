@@ -19,8 +19,9 @@ impl Forgotten {
     ///
     /// Invariant: what was there stays.
     pub fn add(&mut self, edge: &EdgeKey, opened: u64) {
-        if opened > 0 {
-            let between = (edge.client.clone(), edge.server.clone(), edge.port, edge.protocol);
+        // A server counts at its own port. An edge without a port has no known server.
+        if let Some(port) = edge.port.filter(|_| opened > 0) {
+            let between = (edge.client.clone(), edge.server.clone(), port, edge.protocol);
             let known = self.connections.entry(between).or_default();
             *known = count::add(*known, opened);
         }

@@ -259,14 +259,14 @@ impl<'a> Join<'a> {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(sink.end),
             service: None,
-            port: source.tuple.port,
+            port: Some(source.tuple.port),
             protocol: source.tuple.protocol,
         };
         sink.explain(source, key, share.opened);
         let sum = self.sums.at(key);
         sum.counters.add(share);
         sum.add_methods(source.methods.union(sink.methods));
-        sum.add_measured_by_client_of_many(&source.measured);
+        sum.add_measured_by_client_of_many(&source.measured.within(span, share.active > 0));
         sum.add_measured_by_server(&sink.measured);
         sum.live |= live;
         sum.both_seen = true;
@@ -286,24 +286,35 @@ impl<'a> Join<'a> {
         }
         let dialled = (source.tuple.server, source.tuple.port, source.tuple.protocol);
         let end = self.ends.server_of(dialled, owner);
-        // An address outside of the cluster is called by the DNS name that led to it, if it was one.
-        let end = match (self.ends.peer(self.ends.peer_of(end)), source.names) {
-            (Peer::External { .. }, [name]) => self.ends.external_name(name),
+        let end = match self.ends.peer(self.ends.peer_of(end)) {
+            Peer::External { .. } => self.named_external(source.names).unwrap_or(end),
             _ => end,
         };
         let key = Key {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(end),
             service: None,
-            port: source.tuple.port,
+            port: Some(source.tuple.port),
             protocol: source.tuple.protocol,
         };
         let live = self.is_live(source.live, span, share);
-        self.add_part_from_client(source, key, share, live);
+        let is_all = *share == source.counters;
+        let measured = if is_all { source.measured } else { source.measured.within(span, share.active > 0) };
+        self.add_part_from_client(source, key, share, &measured, live);
         let sum = self.sums.at(key);
         sum.add_server(end, share.opened, share.failed);
         if source.names.len() > 1 {
             sum.dns_names.extend(source.names);
+        }
+    }
+
+    /// An external address by the DNS names that led to it: their group, or the name if it is one.
+    fn named_external(&mut self, names: &'a [String]) -> Option<EndId> {
+        let directory = self.directory;
+        match (directory.external_groups().of_dns_names(names), names) {
+            (Some(group), _) => Some(self.ends.external_group(group)),
+            (None, [name]) => Some(self.ends.external_name(name)),
+            (None, _) => None,
         }
     }
 

@@ -15,19 +15,18 @@ use std::{
 use super::{
     Forgotten, Graph, Options,
     calls::{Call, Way},
-    edges::{Key, Sums},
+    edges::{Key, ServiceKey, Sums},
     ends::{EndId, Ends, PeerId},
     handed_on::share_out,
     matching::Found,
     nodes::Nodes,
-    observed::{Fresh, Sink, Source, Tuple, sink, source},
+    observed::{Fresh, Measured, Sink, Source, Tuple, sink, source},
     outside::Choice,
 };
 use crate::{
     count,
     directory::{Dialled, Directory},
     edge::EdgeCounters,
-    entity::ServiceRef,
     flow::{FlowTotals, Protocol, Role},
     ledger::{FlowView, Ledger},
 };
@@ -35,7 +34,7 @@ use crate::{
 /// Possible targets of a Service's port.
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
-    pub(super) service: &'a ServiceRef,
+    pub(super) service: ServiceKey<'a>,
     /// Backends, with the pods that they are or were, if known.
     pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
     /// The one workload and port, if there is only one.
@@ -56,7 +55,7 @@ pub(super) struct Join<'a> {
     pub(super) sinks: Vec<Sink<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
-    candidates: HashMap<(IpAddr, u16, Protocol, &'a ServiceRef), Rc<Candidates<'a>>>,
+    candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: Forgotten,
     pub(super) unsettled: u64,
@@ -192,7 +191,7 @@ impl<'a> Join<'a> {
         for (number, Found { sink: index, opened, .. }) in (1..).zip(found.iter().copied()) {
             let is_last = number == found.len();
             let server = self.ends.peer_of(self.sinks[index].end);
-            let key = Key { client, server, service: None, port, protocol };
+            let key = Key { client, server, service: None, port: Some(port), protocol };
             let sink = &mut self.sinks[index];
             let took = sink.take_of(opened, source);
             let taken = took.counters;
@@ -248,7 +247,7 @@ impl<'a> Join<'a> {
             client: self.ends.peer_of(source.end),
             server: self.ends.peer_of(server_end),
             service: None,
-            port: source.tuple.port,
+            port: Some(source.tuple.port),
             protocol: source.tuple.protocol,
         };
         self.add_from_client(source, key, &source.counters);
@@ -268,7 +267,7 @@ impl<'a> Join<'a> {
     }
 
     pub(super) fn add_from_client(&mut self, source: &Source<'a>, key: Key<'a>, counters: &EdgeCounters) {
-        self.add_part_from_client(source, key, counters, source.live);
+        self.add_part_from_client(source, key, counters, &source.measured, source.live);
     }
 
     pub(super) fn add_part_from_client(
@@ -276,6 +275,7 @@ impl<'a> Join<'a> {
         source: &Source<'a>,
         key: Key<'a>,
         counters: &EdgeCounters,
+        measured: &Measured,
         live: bool,
     ) {
         let sum = self.sums.at(key);
@@ -283,7 +283,7 @@ impl<'a> Join<'a> {
         sum.live |= live;
         sum.client_seen = true;
         sum.add_methods(source.methods);
-        sum.add_measured_by_client(&source.measured);
+        sum.add_measured_by_client(measured);
         sum.add_client(source.end, counters.opened, counters.failed);
     }
 
@@ -312,7 +312,7 @@ impl<'a> Join<'a> {
     pub(super) fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
         let Tuple { server, port, protocol, .. } = source.tuple;
         let dialled = self.directory.service_at(server, (port, protocol), source.at)?;
-        let key = (server, port, protocol, dialled.service);
+        let key = (server, port, protocol, ServiceKey { service: dialled.service, port: dialled.port });
         if let Some(known) = self.candidates.get(&key) {
             return Some(Rc::clone(known));
         }
@@ -341,7 +341,7 @@ impl<'a> Join<'a> {
             peers.insert((self.ends.peer_of(end), backend.port));
         }
         Candidates {
-            service: dialled.service,
+            service: ServiceKey { service: dialled.service, port: dialled.port },
             backends,
             only: if peers.len() == 1 { peers.into_iter().next() } else { None },
             observed,

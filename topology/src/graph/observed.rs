@@ -8,7 +8,7 @@ use std::{
 use super::{Options, edges::Key, ends::EndId};
 use crate::{
     count,
-    edge::EdgeCounters,
+    edge::{EdgeCounters, Times},
     far_end::FarEnds,
     flow::{FlowTotals, Methods, Protocol},
     history::{Counted, Part},
@@ -85,16 +85,33 @@ impl Fresh {
     }
 }
 
-/// TCP measurements at one end.
+/// TCP measurements at one end, and their times.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
     pub(super) knows_retransmits: bool,
     pub(super) rtt: RttHistogram,
+    pub(super) times: Times,
 }
 
 impl Measured {
-    fn of(totals: &FlowTotals) -> Self {
-        Self { knows_retransmits: totals.retransmits.is_some(), rtt: totals.rtt }
+    fn of(flow: &FlowView<'_>, totals: &FlowTotals, options: &Options) -> Self {
+        let times = Times {
+            first_seen: flow.first_seen,
+            last_seen: known_until(flow, options).max(flow.first_seen),
+            last_failed: flow.last_failed,
+        };
+        Self { knows_retransmits: totals.retransmits.is_some(), rtt: totals.rtt, times }
+    }
+
+    /// Measurements of the connections that were opened within a time, of which some `are_open` now or none.
+    pub(super) fn within(&self, span: Span, are_open: bool) -> Self {
+        let Times { first_seen, last_seen, last_failed } = self.times;
+        let times = Times {
+            first_seen: first_seen.max(span.from),
+            last_seen: if are_open { last_seen } else { last_seen.min(span.until) },
+            last_failed: last_failed.map(|failed| failed.min(span.until)),
+        };
+        Self { times, ..*self }
     }
 }
 
@@ -262,7 +279,7 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
         at: resolved_at(flow, options),
         live: is_live(flow, options),
         methods: totals.methods,
-        measured: Measured::of(&totals),
+        measured: Measured::of(flow, &totals, options),
         far_ends: flow.far_ends,
     }
 }
@@ -301,7 +318,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         parts: flow.parts.iter().map(as_the_client_would_count).collect(),
         live: is_live(flow, options),
         methods: totals.methods,
-        measured: Measured::of(&totals),
+        measured: Measured::of(flow, &totals, options),
         far_ends: flow.far_ends,
     }
 }

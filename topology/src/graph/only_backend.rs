@@ -86,7 +86,7 @@ impl<'a> Join<'a> {
             client: self.ends.peer_of(source.end),
             server,
             service: Some(candidates.service),
-            port,
+            port: Some(port),
             protocol: source.tuple.protocol,
         })
     }

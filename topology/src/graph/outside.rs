@@ -8,13 +8,12 @@ use std::{
 };
 
 use super::{
-    edges::{Key, Sum},
+    edges::{Key, ServiceKey, Sum},
     ends::{Ends, PeerId},
 };
 use crate::{
     activity,
     edge::{EdgeKey, Peer},
-    entity::ServiceRef,
     flow::Protocol,
 };
 
@@ -197,7 +196,7 @@ fn choose(
 }
 
 /// Ports of each protocol, with the Service through which they are reached.
-type Ports<'k> = HashSet<(Option<&'k ServiceRef>, u16, Protocol)>;
+type Ports<'k> = HashSet<(Option<ServiceKey<'k>>, Option<u16>, Protocol)>;
 /// Edges, and how many addresses are behind those that are shared.
 type Shared<'a> = (HashMap<Key<'a>, Sum<'a>>, HashMap<Key<'a>, u64>);
 
@@ -227,7 +226,7 @@ fn share<'a>(
             Way::In => Key { client: other, ..key },
         };
         if several_ports.contains(&(outer.inner, outer.way)) {
-            (whole.port, whole.service) = (0, None);
+            (whole.port, whole.service) = (None, None);
         }
         match outer.way {
             Way::Out => sum.merge_servers_to(other_end),

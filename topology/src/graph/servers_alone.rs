@@ -142,7 +142,7 @@ impl<'a> Join<'a> {
             client: self.ends.peer_of(client_end),
             server: self.ends.peer_of(sink.end),
             service: None,
-            port: sink.tuple.port,
+            port: Some(sink.tuple.port),
             protocol: sink.tuple.protocol,
         };
         let sum = self.sums.at(key);

@@ -29,6 +29,8 @@ pub(super) struct Account {
     pub(super) remote_names: Vec<String>,
     pub(super) far_ends: FarEnds,
     pub(super) reported_at: SystemTime,
+    /// Upper bound of the time of the last failed attempt; `None` if none was reported.
+    pub(super) last_failed: Option<SystemTime>,
     /// Time up to which changes were reported.
     pub(super) told: SystemTime,
     pub(super) history: History,
@@ -58,6 +60,7 @@ impl Account {
             first_seen: sighting.first(),
             changed: sighting.changed(),
             reported_at: sighting.received(),
+            last_failed: None,
             told: SystemTime::UNIX_EPOCH,
             history: History::default(),
             displaced: None,
@@ -192,6 +195,9 @@ impl Account {
             self.changed = self.changed.max(sighting.changed());
             let since = sighting.news().max(self.told);
             self.history.add(since, sighting.changed(), &Counted::between(&before, &after));
+        }
+        if after.failed > before.failed {
+            self.last_failed = self.last_failed.max(Some(sighting.changed()));
         }
         self.first_seen = self.first_seen.min(sighting.first());
         self.told = self.told.max(sighting.changed());

@@ -10,7 +10,9 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     directory::Directory,
     edge::{EdgeCounters, EdgeKey, Peer},
-    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{
+        Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServicePortRef, ServiceRef, Workload,
+    },
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
@@ -191,7 +193,12 @@ fn target_port(service: usize) -> u16 {
 }
 
 fn workload(workload: usize) -> Workload {
-    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: format!("workload-{workload}") }
+    Workload {
+        namespace: "shop".to_owned(),
+        kind: "Deployment".to_owned(),
+        name: format!("workload-{workload}"),
+        group: "apps".to_owned(),
+    }
 }
 
 fn service_ref(service: usize) -> ServiceRef {
@@ -285,13 +292,13 @@ impl Cluster {
                 ..EdgeCounters::default()
             };
             let failed = EdgeCounters { failed: it.failed, ..EdgeCounters::default() };
-            let service = it.service.map(service_ref);
+            let service = it.service.map(|of| ServicePortRef { service: service_ref(of), port: SERVICE_PORT });
             let (client, server) = (of(it.client), of(it.server));
-            let direct = EdgeKey { client, server, service, port: it.port, protocol: it.protocol };
+            let direct = EdgeKey { client, server, service, port: Some(it.port), protocol: it.protocol };
             // Which backend it was is not known then.
             let to_service = it.service.map(|service| EdgeKey {
                 server: Peer::Service(service_ref(service)),
-                port: SERVICE_PORT,
+                port: None,
                 ..direct.clone()
             });
             let is_split = it.service.is_some_and(|service| self.is_split(service));

@@ -87,7 +87,7 @@ proptest! {
     fn servers_have_what_they_have_counted(world in world(0.0, 1.0)) {
         let world = world.keep_addresses();
         let graph = check_all(&world)?;
-        let mut shown: BTreeMap<(Peer, u16), u64> = BTreeMap::new();
+        let mut shown: BTreeMap<(Peer, Option<u16>), u64> = BTreeMap::new();
         for edge in &graph.edges {
             *shown.entry((edge.key.server.clone(), edge.key.port)).or_default() += edge.counters.opened;
         }

@@ -11,7 +11,9 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     directory::Directory,
     edge::Peer,
-    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{
+        Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServicePortRef, ServiceRef, Workload,
+    },
     far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{self, Graph, Options},
@@ -110,7 +112,7 @@ pub fn world(lost: f64, observed: f64) -> impl Strategy<Value = World> {
 }
 
 /// Numbers of calls by client and Service.
-pub type ByClient = BTreeMap<(Peer, Option<ServiceRef>), u64>;
+pub type ByClient = BTreeMap<(Peer, Option<ServicePortRef>), u64>;
 
 /// Reports of agents up to some time.
 #[derive(Clone, Debug, Default)]
@@ -118,7 +120,7 @@ pub struct Told {
     /// Counts of clients' agents.
     pub by_clients: ByClient,
     /// Counts of servers' agents by workload and port.
-    pub by_servers: BTreeMap<(Peer, u16), u64>,
+    pub by_servers: BTreeMap<(Peer, Option<u16>), u64>,
     /// Connections of which at least one end has been told.
     pub happened: u64,
     /// Connections, counted at each end that was told, that have not waited for long.
@@ -132,7 +134,7 @@ struct Happened<'a> {
     server: Party,
     /// Address and port that the client dialled.
     dialled: (IpAddr, u16),
-    service: Option<ServiceRef>,
+    service: Option<ServicePortRef>,
     port: u16,
 }
 
@@ -163,7 +165,12 @@ fn octet(number: usize) -> u8 {
 }
 
 fn workload(kind: &str, number: usize) -> Workload {
-    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: format!("{kind}-{number}") }
+    let (namespace, group) = ("shop".to_owned(), "apps".to_owned());
+    Workload { namespace, kind: "Deployment".to_owned(), name: format!("{kind}-{number}"), group }
+}
+
+fn service_port_ref(number: usize) -> ServicePortRef {
+    ServicePortRef { service: service_ref(number), port: SERVICE_PORT }
 }
 
 fn service_ref(number: usize) -> ServiceRef {
@@ -257,7 +264,7 @@ impl World {
             };
             let server = party(&server);
             let dialled = service.map_or((server.ip, port), |service| (service_ip(service), SERVICE_PORT));
-            Some(Happened { call, client, server, dialled, service: service.map(service_ref), port })
+            Some(Happened { call, client, server, dialled, service: service.map(service_port_ref), port })
         })
     }
 
@@ -293,7 +300,7 @@ impl World {
                     *told.by_clients.entry((happened.client.peer.clone(), happened.service.clone())).or_default() +=
                         opened;
                 } else {
-                    *told.by_servers.entry((happened.server.peer.clone(), happened.port)).or_default() += opened;
+                    *told.by_servers.entry((happened.server.peer.clone(), Some(happened.port))).or_default() += opened;
                 }
             }
             told.happened += if was_told { opened } else { 0 };

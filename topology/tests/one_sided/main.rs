@@ -4,6 +4,7 @@
 
 mod measured;
 mod shared;
+mod times;
 mod tracked;
 mod translated;
 mod world;
@@ -30,7 +31,7 @@ fn a_servers_report_waits_for_the_clients() {
     // The client's report says that it went through the Service.
     let mut joined = World { ledger: world.ledger.clone(), directory: world.directory.clone() };
     joined.flow("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), 3, at(11));
-    assert_eq!(edges(&joined.graph(at(11))), ["web -> db:5432 via db 3+0"]);
+    assert_eq!(edges(&joined.graph(at(11))), ["web -> db:5432 via db:80 3+0"]);
     // It does not come: what the server has seen is all there is.
     let late = world.graph(at(12));
     assert_eq!(edges(&late), ["web -> db:5432 3+0"]);
@@ -57,7 +58,7 @@ fn a_services_port_leads_elsewhere_for_each_protocol() {
         world.report("web", FlowKey { protocol, ..key }, &counters, at(0));
     }
     let shown = world.graph(at(60));
-    assert_eq!(edges(&shown), ["web -> db:5353 via dns 3+0", "web -> other:5353/UDP via dns 3+0"]);
+    assert_eq!(edges(&shown), ["web -> db:5353 via dns:53 3+0", "web -> other:5353/UDP via dns:53 3+0"]);
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn attempts_at_a_service_without_backends_stay_with_the_service() {
     world.service(None, &[]);
     let failed = FlowCounters { failed: 4, ..FlowCounters::default() };
     world.counters("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), &failed, at(0));
-    assert_eq!(edges(&world.graph(at(60))), ["web -> service db:80 via db 0+4"]);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> service db via db:80 0+4"]);
 }
 
 #[test]
@@ -140,7 +141,7 @@ fn an_address_that_another_service_gets_is_not_the_former_clients_way_to_it() {
         world.directory.upsert_service(service("latter", "other-db", "10.244.2.3"), at(100));
         world.flow("other-db", Role::Server, ("10.244.2.3", "172.18.0.1", 5432), 3, at(110));
         let shown = edges(&world.graph(at(120)));
-        let expected = ["web -> db:5432 via former 3+0", "node-1 -> other-db:5432 3+0"];
+        let expected = ["web -> db:5432 via former:80 3+0", "node-1 -> other-db:5432 3+0"];
         assert_eq!(shown, expected, "removed at {removed}");
     }
 }
@@ -174,14 +175,14 @@ fn an_agent_that_has_fallen_silent_is_not_waited_for() {
     world.ledger.hear("node-2", at(1));
     // The other three went to the other node, which may yet tell of them.
     let waiting = world.graph(at(60));
-    assert_eq!((edges(&waiting), waiting.unsettled), (vec!["web -> cache:5432 via db 2+0".to_owned()], 3));
-    let alone = ["web -> cache:5432 via db 2+0", "web -> service db:80 via db 3+0"];
+    assert_eq!((edges(&waiting), waiting.unsettled), (vec!["web -> cache:5432 via db:80 2+0".to_owned()], 3));
+    let alone = ["web -> cache:5432 via db:80 2+0", "web -> service db via db:80 3+0"];
     assert_eq!(edges(&world.graph(at(71))), alone);
     // It says something, and nothing of them: they are not to come.
     world.ledger.hear("node-2", at(72));
     assert_eq!(edges(&world.graph(at(73))), alone);
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 3, at(72));
-    assert_eq!(edges(&world.graph(at(73))), ["web -> cache:5432 via db 2+0", "web -> db:5432 via db 3+0"]);
+    assert_eq!(edges(&world.graph(at(73))), ["web -> cache:5432 via db:80 2+0", "web -> db:5432 via db:80 3+0"]);
 }
 
 #[test]
@@ -266,10 +267,10 @@ fn what_a_server_still_counts_of_a_client_that_was_let_go_of_is_not_counted_agai
         let options = Options { now: at(seconds), settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
         edges(&archive.build(&world.ledger, &world.directory, &options))
     };
-    assert_eq!(shown(&mut archive, &world, 903), ["web -> db:5432 via db 151+0"]);
+    assert_eq!(shown(&mut archive, &world, 903), ["web -> db:5432 via db:80 151+0"]);
     // It comes back and counts from zero, and its server goes on.
     counts(&mut world, "web", "10.244.1.2", [5, 105], 910);
-    assert_eq!(shown(&mut archive, &world, 920), ["web -> db:5432 via db 156+0"]);
+    assert_eq!(shown(&mut archive, &world, 920), ["web -> db:5432 via db:80 156+0"]);
 }
 
 #[test]
@@ -303,5 +304,5 @@ fn what_becomes_known_as_a_clients_is_not_shown_as_it_was_published_as_well() {
     world.flow("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), 1, at(61));
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 2, at(61));
     let options = Options { now: at(70), ..options };
-    assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), ["web -> db:5432 via db 2+0"]);
+    assert_eq!(edges(&archive.build(&world.ledger, &world.directory, &options)), ["web -> db:5432 via db:80 2+0"]);
 }

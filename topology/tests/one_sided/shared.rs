@@ -56,10 +56,10 @@ fn where_counts_fit_in_one_way_only_each_edge_is_exact() {
         world.counts([10, 10], [4, 9, 7], 0);
         let [by, other] = if swapped { ["second", "first"] } else { ["first", "second"] };
         let mut expected = [
-            format!("web -> one:5432 via {by} 4+0"),
-            format!("web -> three:5432 via {other} 7+0"),
-            format!("web -> two:5432 via {by} 6+0"),
-            format!("web -> two:5432 via {other} 3+0"),
+            format!("web -> one:5432 via {by}:80 4+0"),
+            format!("web -> three:5432 via {other}:80 7+0"),
+            format!("web -> two:5432 via {by}:80 6+0"),
+            format!("web -> two:5432 via {other}:80 3+0"),
         ];
         expected[2..].sort_by_key(|edge| edge.contains("second"));
         let graph = world.graph(at(60));
@@ -74,10 +74,10 @@ fn where_counts_leave_a_choice_the_division_is_a_guess() {
     world.counts([10, 20], [18, 12, 0], 0);
     let graph = world.graph(at(60));
     let expected = [
-        "web -> one:5432 via first 6+0",
-        "web -> one:5432 via second 12+0",
-        "web -> two:5432 via first 4+0",
-        "web -> two:5432 via second 8+0",
+        "web -> one:5432 via first:80 6+0",
+        "web -> one:5432 via second:80 12+0",
+        "web -> two:5432 via first:80 4+0",
+        "web -> two:5432 via second:80 8+0",
     ];
     assert_eq!(edges(&graph), expected);
     assert!(graph.edges.iter().all(|edge| edge.server_identity == Identity::Ip));
@@ -89,7 +89,7 @@ fn what_no_server_has_counted_waits_and_is_the_services_then() {
     world.counts([10, 7], [4, 6, 7], 0);
     world.flow("web", Role::Client, FIRST, 13, at(30));
     let [one, two, three] =
-        ["web -> one:5432 via first 4+0", "web -> two:5432 via first 6+0", "web -> three:5432 via second 7+0"];
+        ["web -> one:5432 via first:80 4+0", "web -> two:5432 via first:80 6+0", "web -> three:5432 via second:80 7+0"];
     let early = world.graph(at(31));
     assert_eq!(
         (edges(&early), early.unsettled, early.settles_at),
@@ -97,13 +97,13 @@ fn what_no_server_has_counted_waits_and_is_the_services_then() {
     );
     let late = world.graph(at(32));
     assert_eq!(late.unsettled, 0);
-    assert_eq!(edges(&late), [one, three, two, "web -> service first:80 via first 3+0"]);
+    assert_eq!(edges(&late), [one, three, two, "web -> service first via first:80 3+0"]);
     let at_service = &late.edges[3];
     assert_eq!((at_service.seen, at_service.server_identity), (Seen::Client, Identity::Ip));
     assert!(late.edges[..3].iter().all(|edge| edge.server_identity == Identity::Cgroup));
     // The server's report comes late.
     world.flow("one", Role::Server, SEEN[0].1, 7, at(33));
-    assert_eq!(edges(&world.graph(at(60))), ["web -> one:5432 via first 7+0", three, two]);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> one:5432 via first:80 7+0", three, two]);
 }
 
 #[test]
@@ -125,9 +125,9 @@ fn what_a_clients_agent_has_not_counted_waits_and_is_on_the_edge_then() {
     world.flow("db", Role::Server, seen, 5, at(0));
     world.flow("db", Role::Server, seen, 8, at(30));
     let early = world.graph(at(31));
-    assert_eq!((edges(&early), early.unsettled), (vec!["web -> db:5432 via db 5+0".to_owned()], 3));
+    assert_eq!((edges(&early), early.unsettled), (vec!["web -> db:5432 via db:80 5+0".to_owned()], 3));
     let late = world.graph(at(32));
-    assert_eq!((edges(&late), late.unsettled), (vec!["web -> db:5432 via db 8+0".to_owned()], 0));
+    assert_eq!((edges(&late), late.unsettled), (vec!["web -> db:5432 via db:80 8+0".to_owned()], 0));
     assert_eq!((late.edges[0].from_servers.opened, late.edges[0].seen), (3, Seen::Both));
     // It has only come late.
     world.flow("web", Role::Client, dialled, 8, at(33));
@@ -181,6 +181,6 @@ fn a_call_through_a_service_keeps_its_server_where_the_address_is_handed_on() {
     world.flow("web", Role::Client, (caller, address, 5432), 1, at(30));
     world.flow("new", Role::Server, (address, caller, 5432), 1, at(30));
     let graph = world.graph(at(60));
-    assert_eq!(edges(&graph), ["web -> new:5432 1+0", "web -> old:5432 via db 1+0"]);
+    assert_eq!(edges(&graph), ["web -> new:5432 1+0", "web -> old:5432 via db:80 1+0"]);
     assert_eq!(graph.unsettled, 0);
 }

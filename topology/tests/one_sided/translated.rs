@@ -16,7 +16,7 @@ fn a_node_port_leads_to_its_service_and_is_not_counted_twice() {
     world.flow("web", Role::Client, ("10.244.1.2", "172.18.0.2", 30_080), 7, at(0));
     // The server sees the bridge's address instead of the pod's.
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 7, at(0));
-    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db 7+0"]);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db:80 7+0"]);
 }
 
 #[test]
@@ -30,16 +30,16 @@ fn a_bridge_that_only_the_agent_knows_is_the_nodes() {
     world.flow("web", Role::Client, ("10.244.1.2", "172.18.0.2", 30_080), 7, at(0));
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 7, at(0));
     let unknown = edges(&world.graph(at(60)));
-    assert_eq!(unknown, ["web -> db:5432 via db 7+0", "10.244.2.1 -> db:5432 7+0"]);
+    assert_eq!(unknown, ["web -> db:5432 via db:80 7+0", "10.244.2.1 -> db:5432 7+0"]);
     // An address that all nodes have names none of them.
     for (node, addresses) in [("node-1", vec![ip("172.17.0.1")]), ("node-2", vec![ip("172.17.0.1"), ip("10.244.2.1")])]
     {
         assert_eq!(world.ledger.set_node_addresses(node, EPOCH, &addresses), Ok(true));
         assert_eq!(world.ledger.set_node_addresses(node, EPOCH, &addresses), Ok(false));
     }
-    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db 7+0"]);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db:80 7+0"]);
     world.flow("db", Role::Server, ("10.244.2.2", "172.17.0.1", 5432), 3, at(0));
-    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db 7+0", "172.17.0.1 -> db:5432 3+0"]);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db:80 7+0", "172.17.0.1 -> db:5432 3+0"]);
 }
 
 #[test]
@@ -59,10 +59,10 @@ fn a_nodes_own_calls_through_a_service_are_seen_with_its_address_and_with_its_br
     world.flow("db-too", Role::Server, ("10.244.1.3", "172.18.0.2", 5432), 4, at(0));
     // The backend on the same node.
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 3, at(0));
-    assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db 7+0"]);
+    assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db:80 7+0"]);
     // Another node's bridge is not its own, and connections beyond its count are another client's.
     world.flow("db-too", Role::Server, ("10.244.1.3", "10.244.1.1", 5432), 2, at(0));
-    assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db 7+0", "node-1 -> db:5432 2+0"]);
+    assert_eq!(edges(&world.graph(at(60))), ["node-2/monitor -> db:5432 via db:80 7+0", "node-1 -> db:5432 2+0"]);
 }
 
 /// Observed ends, the server's identity, and the connections of its pods.
@@ -81,7 +81,7 @@ fn a_client_that_has_the_services_address_is_seen_with_its_nodes() {
     world.flow("monitor", Role::Client, ("10.96.0.5", "10.96.0.5", 80), 7, at(0));
     world.flow("db", Role::Server, ("10.244.2.2", "172.18.0.2", 5432), 7, at(0));
     let graph = world.graph(at(60));
-    assert_eq!(edges(&graph), ["node-2/monitor -> db:5432 via db 7+0"]);
+    assert_eq!(edges(&graph), ["node-2/monitor -> db:5432 via db:80 7+0"]);
     assert_eq!(ends(&graph), [(Seen::Both, Identity::Cgroup, vec![("db".to_owned(), 7)])]);
 }
 
@@ -94,7 +94,7 @@ fn which_of_a_workloads_pods_answered_is_a_guess_where_the_clients_address_was_r
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 3, at(0));
     world.flow("db-too", Role::Server, ("10.244.1.3", "172.18.0.2", 5432), 2, at(0));
     let graph = world.graph(at(60));
-    assert_eq!(edges(&graph), ["web -> db:5432 via db 5+0"]);
+    assert_eq!(edges(&graph), ["web -> db:5432 via db:80 5+0"]);
     let pods = vec![("db".to_owned(), 3), ("db-too".to_owned(), 2)];
     assert_eq!(ends(&graph), [(Seen::Both, Identity::Ip, pods)]);
 }
@@ -108,7 +108,7 @@ fn edge_names_no_pod_if_an_unobserved_backend_may_have_answered() {
     world.flow("web", Role::Client, ("10.244.1.2", "172.18.0.2", 30_080), 5, at(0));
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 5, at(0));
     let graph = world.graph(at(60));
-    assert_eq!(edges(&graph), ["web -> db:5432 via db 5+0"]);
+    assert_eq!(edges(&graph), ["web -> db:5432 via db:80 5+0"]);
     assert_eq!(ends(&graph), [(Seen::Client, Identity::Ip, Vec::new())]);
 }
 
@@ -122,6 +122,6 @@ fn what_comes_from_outside_through_a_node_is_not_taken_for_a_clients_that_was_mi
         let counters = FlowCounters { opened: 5, closed: 5, methods: Methods::SOCK_DIAG, ..FlowCounters::default() };
         world.counters("web", Role::Client, ("10.244.1.2", "172.18.0.2", 30_080), &counters, at(0));
         world.flow("db", Role::Server, ("10.244.2.2", "10.244.2.1", 5432), 105, at(0));
-        assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db 5+0", "node-2 -> db:5432 100+0"]);
+        assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db:80 5+0", "node-2 -> db:5432 100+0"]);
     }
 }

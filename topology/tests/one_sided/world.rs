@@ -27,7 +27,12 @@ pub fn ip(text: &str) -> IpAddr {
 }
 
 pub fn workload(name: &str) -> Workload {
-    Workload { namespace: "shop".to_owned(), kind: "Deployment".to_owned(), name: name.to_owned() }
+    Workload {
+        namespace: "shop".to_owned(),
+        kind: "Deployment".to_owned(),
+        name: name.to_owned(),
+        group: "apps".to_owned(),
+    }
 }
 
 pub fn pod(name: &str, node: &str, address: &str) -> Pod {
@@ -158,11 +163,13 @@ pub fn edges(graph: &Graph) -> Vec<String> {
         .iter()
         .map(|edge| {
             let key = &edge.key;
-            let via = key.service.as_ref().map(|service| format!(" via {}", service.name)).unwrap_or_default();
+            let via =
+                key.service.as_ref().map(|of| format!(" via {}:{}", of.service.name, of.port)).unwrap_or_default();
             let counters = &edge.counters;
             let (client, server) = (name(&key.client), name(&key.server));
             let protocol = if key.protocol == Protocol::Udp { "/UDP" } else { "" };
-            format!("{client} -> {server}:{}{protocol}{via} {}+{}", key.port, counters.opened, counters.failed)
+            let port = key.port.map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{client} -> {server}{port}{protocol}{via} {}+{}", counters.opened, counters.failed)
         })
         .collect()
 }
