@@ -1,13 +1,13 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels test test-kernels test-handed-on fuzz lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels check test test-long test-kernels test-handed-on fuzz lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## install what is missing: Debian packages, the cluster's programs and Helm (compiled into the cache)
-	scripts/setup all
+	scripts/setup all test
 
 build: ## build everything
 	cargo build --workspace --locked
@@ -21,22 +21,26 @@ demo: ## a two-node cluster, a sample shop and its topology, live until Ctrl-C (
 demo-kernels: ## the same on four nodes with kernels from 5.10 to 7.x, one without BTF, one locked down (ONCE=1 too)
 	scripts/demo kernels
 
-test: ## all tests; needs root, for the cluster
+check: ## lints, unit tests and generated files; no root, no Go, no cluster; 2 to 5 minutes once dependencies are compiled
+	scripts/check
+
+test: ## all that has to pass before a change lands, on two clusters and two more kernels; needs root
 	scripts/test
 
+test-long: ## the longer forms of the tests, on all kernels; needs root, hours
+	scripts/test-long
+
 test-kernels: ## the agent's tests on kernels 5.10, 6.1, 6.12 and 7.x in QEMU guests, then clusters of such nodes, one with IPVS
-	scripts/kernels test
-	scripts/kernels nodes
-	scripts/ways-in ipvs
+	scripts/test-long kernels nodes ipvs
 
 test-handed-on: ## 200 addresses that pods hand on within milliseconds, for three minutes under load; needs root
-	SCOPEPROBE_HANDED_ON_SECONDS=180 cargo test --locked --package scopeprobe-agent --test handed_on -- --nocapture
+	scripts/test-long reuse
 
 fuzz: ## what reads other programs' words, with ten million inputs each (CASES=n: another number)
 	scripts/fuzz
 
 lint: fmt deny ## formatting, clippy, licences and sources of dependencies
-	cargo clippy --workspace --all-targets --locked -- --deny warnings
+	. tests/features.sh && cargo clippy --workspace --all-targets --features "$$TEST_FEATURES" --locked -- --deny warnings
 
 fmt:
 	cargo fmt --all --check

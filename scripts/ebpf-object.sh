@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Rebuilds the committed object of node-agent-ebpf, and the note beside it that says what it was built from and by.
 #   scripts/ebpf-object.sh           rebuilds both
-#   scripts/ebpf-object.sh --check   rebuilds elsewhere and compares byte for byte; skips, with a word, where the
-#                                    toolchain is missing or another one than that of the committed object
+#   scripts/ebpf-object.sh --check   rebuilds elsewhere and compares byte for byte; skips where the toolchain is missing
+#                                    or another one than that of the committed object, unless SCOPEPROBE_REQUIRE forbids it
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
 object=node-agent/ebpf-object/scopeprobe.o
 note=node-agent/ebpf-object/scopeprobe.txt
+# shellcheck source=tests/steps.sh
+. tests/steps.sh
 say() { echo "ebpf-object: $*" >&2; }
 
 # The same files in the same order as node-agent/ebpf_sources.rs.
@@ -42,7 +44,7 @@ build() { # TARGET-FOLDER -> path of the object
 }
 
 if ! scripts/ebpf-toolchain.sh --check; then
-  [ "${1:-}" = --check ] && { say "skipped: not compared"; exit 0; }
+  [ "${1:-}" = --check ] && { skip ebpf-toolchain "the committed object is not compared with its sources: scripts/ebpf-toolchain.sh"; exit 0; }
   exit 1
 fi
 
@@ -52,8 +54,8 @@ if [ "${1:-}" = --check ]; then
     exit 1
   fi
   if [ "$(grep -v '^sources ' $note)" != "$(toolchain)" ]; then
-    say "skipped: the committed object was built by another toolchain:"
     diff <(grep -v '^sources ' $note) <(toolchain) >&2 || true
+    skip ebpf-toolchain "another toolchain than this machine's built the committed object"
     exit 0
   fi
   scratch=$(mktemp -d)

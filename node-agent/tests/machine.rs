@@ -1,5 +1,5 @@
 //! The program on this machine's kernel: `check`, `watch` and `run` against connections that the test makes and counts
-//! itself. Needs root and cgroup v2; says so and passes where it has neither.
+//! itself. Needs root and cgroup v2.
 //!
 //! The test's own cgroups are the node: the rest of the machine is not in the picture.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -21,6 +21,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, geteuid},
 };
+use prerequisites::{Prerequisite, skip};
 use report::v1alpha1::{self as wire, AgentReport, identity::Owner};
 use scopeprobe_agent::capture::find_cgroup_root;
 use serde_json::Value;
@@ -49,11 +50,11 @@ impl Node {
     fn new(name: &str) -> Option<Self> {
         let alone = IN_CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(mount) = find_cgroup_root(Path::new("/sys/fs/cgroup")) else {
-            println!("skipped: no cgroup v2 here");
+            skip(Prerequisite::CgroupV2, "no cgroup v2 here");
             return None;
         };
         if !geteuid().is_root() {
-            println!("skipped: not root");
+            skip(Prerequisite::Root, "not root");
             return None;
         }
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
@@ -220,7 +221,7 @@ fn check_tells_of_each_way_to_attach_and_can_be_told_which() {
     let output = node.agent("check").args(["-o", "json"]).output().unwrap();
     let verdict = json(&output.stdout);
     if verdict["mode"] != "Ebpf" {
-        println!("skipped: {verdict:#}");
+        skip(Prerequisite::Ebpf, &verdict["reason"].to_string());
         return;
     }
     assert_eq!(verdict["attach"], "SockOps");
@@ -458,15 +459,4 @@ fn run_goes_on_where_nothing_can_be_captured() {
         assert!(!capture.message.is_empty());
         assert!(agent.end(Signal::SIGTERM).success());
     }
-}
-
-#[test]
-fn plain_text_is_refused_without_the_flag() {
-    let output = Command::new(AGENT)
-        .args(["run", "--node-name", "n", "--operator", "http://127.0.0.1:1", "--http-listen", "127.0.0.1:0"])
-        .output()
-        .unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("--insecure-plaintext"), "{error}");
 }

@@ -83,6 +83,8 @@ pub struct Inputs {
     pub names: Names,
     /// Receiver of the topology's size.
     pub overview: watch::Sender<TopologyOverview>,
+    /// Time between two scans of open connections by an agent.
+    pub scan_interval: Duration,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -121,6 +123,7 @@ struct Publisher {
     budget: Budget,
     writing: FuturesUnordered<BoxFuture<'static, (Key, Result<Written, WriteError>)>>,
     started: Instant,
+    scan_interval: Duration,
     metrics: Metrics,
 }
 
@@ -138,6 +141,7 @@ impl Publisher {
             budget: Budget::new(WRITES_PER_SECOND, WRITE_BURST, now),
             writing: FuturesUnordered::new(),
             started: now,
+            scan_interval: inputs.scan_interval,
             metrics: inputs.metrics.clone(),
         }
     }
@@ -329,7 +333,7 @@ impl Publisher {
                 if resting.0 != totals {
                     *resting = (totals, now);
                 }
-                let rest = noise::rest(&desired.status, self.settings.counter_interval);
+                let rest = noise::rest(&desired.status, self.settings.counter_interval, self.scan_interval);
                 self.schedule.plan_at_rest(key, resting.1, rest);
                 return;
             }

@@ -192,6 +192,7 @@ impl Parts {
             cluster: cluster.clone(),
             applied: Applied::default(),
             outcomes: outcomes.clone(),
+            resync: settings.resync(),
             metrics: metrics.clone(),
         };
         let context = Arc::new(context);
@@ -209,6 +210,7 @@ impl Parts {
             accounts,
             names,
             overview: overview_sender,
+            scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(watching.clone(), inputs));
@@ -220,6 +222,7 @@ impl Parts {
             namespace: settings.namespace.clone(),
             cluster: cluster.clone(),
             observations: observations.clone(),
+            interval: settings.resync(),
         };
         parts.endless.spawn(while_held(lease.holds(), move || sweep.clone().run()));
         let events = Events::new(requesting.clone(), &settings.identity);

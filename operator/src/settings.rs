@@ -1,6 +1,6 @@
 //! Settings from the command line and the environment.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
@@ -51,6 +51,9 @@ pub struct Settings {
     /// Address that serves /livez, /readyz and /metrics.
     #[arg(long, env = "SCOPEPROBE_HTTP_LISTEN", default_value = "[::]:8080")]
     pub http_listen: SocketAddr,
+    /// Time between two comparisons of everything with its desired state, without any change.
+    #[arg(long, env = "SCOPEPROBE_RESYNC_INTERVAL", default_value = "5m", value_parser = resync)]
+    pub resync_interval: SignedDuration,
     /// Settings of agents.
     #[command(flatten)]
     pub agents: AgentSettings,
@@ -81,6 +84,9 @@ pub struct AgentSettings {
     /// attempt doubles it, up to a day; a jitter of up to a quarter spreads the nodes.
     #[arg(long, env = "SCOPEPROBE_EBPF_RETRY", default_value = "1h", value_parser = retry)]
     pub ebpf_retry: SignedDuration,
+    /// Time between two scans of open connections by an agent, which read their bytes.
+    #[arg(long, env = "SCOPEPROBE_AGENT_SCAN_INTERVAL", default_value = "30s", value_parser = scan)]
+    pub agent_scan_interval: SignedDuration,
     /// Let signals break the agents' captures on purpose; for tests.
     #[arg(long, env = "SCOPEPROBE_AGENT_DEBUG_SIGNALS", hide = true)]
     pub agent_debug_signals: bool,
@@ -88,9 +94,30 @@ pub struct AgentSettings {
 
 /// Reads a duration between a minute and a day.
 fn retry(text: &str) -> Result<SignedDuration, String> {
+    between(text, SignedDuration::from_mins(1), LONGEST_RETRY, "1m and 24h")
+}
+
+impl Settings {
+    /// [`Settings::resync_interval`], which is bounded above zero.
+    #[must_use]
+    pub fn resync(&self) -> Duration {
+        self.resync_interval.unsigned_abs()
+    }
+}
+
+/// Reads a duration between 10 seconds and an hour.
+fn resync(text: &str) -> Result<SignedDuration, String> {
+    between(text, SignedDuration::from_secs(10), SignedDuration::from_hours(1), "10s and 1h")
+}
+
+/// Reads a duration between a second and five minutes.
+fn scan(text: &str) -> Result<SignedDuration, String> {
+    between(text, SignedDuration::from_secs(1), SignedDuration::from_mins(5), "1s and 5m")
+}
+
+fn between(text: &str, least: SignedDuration, most: SignedDuration, words: &str) -> Result<SignedDuration, String> {
     let duration: SignedDuration = text.parse().map_err(|error| format!("{error}; write a duration such as 1h"))?;
-    let bounds = SignedDuration::from_mins(1)..=LONGEST_RETRY;
-    if bounds.contains(&duration) { Ok(duration) } else { Err("it has to be between 1m and 24h".to_owned()) }
+    if (least..=most).contains(&duration) { Ok(duration) } else { Err(format!("it has to be between {words}")) }
 }
 
 #[cfg(test)]
@@ -104,6 +131,18 @@ mod tests {
         assert_eq!(retry("24h"), Ok(SignedDuration::from_hours(24)));
         for wrong in ["59s", "25h", "-1h", "", "soon", "10"] {
             assert!(retry(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn intervals_are_bounded() {
+        assert_eq!(resync("5m"), Ok(SignedDuration::from_mins(5)));
+        assert_eq!(scan("30s"), Ok(SignedDuration::from_secs(30)));
+        for wrong in ["9s", "61m", "-10s", ""] {
+            assert!(resync(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["999ms", "301s", "-1s", ""] {
+            assert!(scan(wrong).is_err(), "{wrong}");
         }
     }
 }

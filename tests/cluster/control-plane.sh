@@ -17,6 +17,7 @@ X
 }
 
 start_apiserver() {
+  # shellcheck disable=SC2054 # commas are parts of values
   local flags=(
     --etcd-servers=http://127.0.0.1:2379
     --bind-address=0.0.0.0 --secure-port=6443 --advertise-address="$CONTROL_V4"

@@ -17,6 +17,7 @@ image_archives() {
 image_inputs() {
   local kernel
   for kernel in $(all_kernels); do cat "$(kernel_folder "$kernel")/locked"; done
+  # shellcheck disable=SC2046
   stat --format='%n %s %Y' $(image_archives) "$BIN"/{kubelet,kube-proxy,containerd,ctr} "$CLUSTER_SCRIPTS"/guest-*
 }
 

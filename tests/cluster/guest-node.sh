@@ -43,7 +43,7 @@ start_guest() {
 
 # pack_node I OF-N VARIANT: this node's own files, each where it is on this machine
 pack_node() {
-  local i=$1 root file result
+  local i=$1 root file
   root=$(mktemp -d -p "$STATE")
   for file in "$STATE/node-$i"/*.{toml,yaml} "$STATE/node-$i/resolv.conf" "$PKI/ca.crt" "$PKI/kubelet-$i".{crt,key} "$STATE/node-$i.kubeconfig" \
     "$STATE/proxy.kubeconfig"; do

@@ -41,8 +41,13 @@ route_to_pods() {
 # Prints a port of the machine's loopback without a listener, from 16443 on.
 free_port() {
   local port
+  # Clusters that start at the same time do not take the same port: nothing listens there until an API server is up.
+  exec 6> "$CACHE/clusters/ports.lock"
+  flock 6
   for port in $(seq 16443 16643); do
-    [ -n "$(ss -Hltn "sport = :$port")" ] || { echo "$port"; return; }
+    [ -z "$(ss -Hltn "sport = :$port")" ] && ! grep -qsx "$port" "$CACHE"/clusters/*/port || continue
+    echo "$port" | tee "$STATE/port"
+    return
   done
   fail "no free port between 16443 and 16643 for the API server"
 }

@@ -13,7 +13,7 @@ write_node_config() {
 write_cni_config() {
   local v4 v6
   v4=$(pods_v4 "$1") v6=$(pods_v6 "$1")
-  local last_v4= last_v6=
+  local last_v4='' last_v6=''
   if [ -n "${POD_ADDRESSES-}" ]; then
     last_v4=", \"rangeEnd\": \"${v4%0/*}$((POD_ADDRESSES + 1))\""
     last_v6=", \"rangeEnd\": \"${v6%/*}$(printf %x $((POD_ADDRESSES + 1)))\""

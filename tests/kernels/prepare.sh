@@ -53,7 +53,7 @@ unpack() {
   /sbin/depmod --basedir "$tree" "$release" 2>/dev/null || :
   echo "$release" > "$tree/release"
   echo "$1" > "$tree/locked"
-  rm -rf "$2" "$tree"/usr/share "$tree/boot"
+  rm -rf "$2" "${tree:?}/usr/share" "${tree:?}/boot"
   mv "$tree" "$2"
 }
 

@@ -1,5 +1,7 @@
 # shellcheck shell=bash
 # What is run in the guests, and what has to come of it.
+# shellcheck source=tests/features.sh
+. "$KERNEL_SCRIPTS/../features.sh"
 
 # The agent's tests that need nothing but a kernel.
 SUITE="capture_kernel fallback_kernel"
@@ -24,11 +26,24 @@ capabilities_of() {
     grep . || fail "docs/privileges.md names no capability of the mode $1"
 }
 
+# required_of KERNEL: the prerequisites that a guest must meet (tests/prerequisites), each but those its kernel lacks
+required_of() {
+  local lacks=two-processors
+  case $1 in
+    5.10) lacks+=" socket-listing classic-tracepoint skipped-runs" ;;
+    6.1) lacks+=" skipped-runs" ;;
+  esac
+  printf all
+  # shellcheck disable=SC2086
+  printf ',-%s' $lacks
+}
+
 # suite_script KERNEL QUICK: what a guest runs; it ends with a failure where one of its parts does
 suite_script() {
   local program skip='' word
   [ -z "$2" ] || for word in $LONG_TESTS; do skip+=" --skip $word"; done
   echo 'export SCOPEPROBE_LAB_STORM=400'
+  echo "export SCOPEPROBE_REQUIRE=$(required_of "$1")"
   echo 'code=0'
   echo '/tests/scopeprobe-agent check || code=1'
   for program in $SUITE; do
@@ -44,6 +59,7 @@ suite_script() {
 }
 
 # conditions_script [no-ipv6]
+# shellcheck disable=SC2120 # scripts/kernels gives the argument
 conditions_script() {
   echo 'echo "guest-tests: begin conditions root"'
   echo "/guest-conditions ${1-} || code=1"
@@ -55,8 +71,8 @@ conditions_script() {
 build_suite() {
   local test arguments=()
   for test in $SUITE $COMPARISON; do arguments+=(--test "$test"); done
-  cargo build --quiet --locked --workspace --bin scopeprobe-agent
-  cargo test --locked --workspace "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
+  # Builds the agent as well, with the features of the tests: `cargo build` would compile its dependencies again.
+  cargo test --locked --workspace --features "$TEST_FEATURES" "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
     { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
   sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/cargo.log"
   echo "${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/debug/scopeprobe-agent"

@@ -1,6 +1,6 @@
 //! The chart, installed with Helm once per cluster.
 
-use std::{fs, path::Path};
+use std::{env, fs, path::Path};
 
 use crate::{Cluster, Error, Result, place};
 
@@ -9,15 +9,37 @@ pub const RELEASE: &str = "scopeprobe";
 /// The namespace of operator and agents.
 pub const NAMESPACE: &str = "scopeprobe-system";
 
+/// The operator's intervals in tests: what a cluster repeats every few minutes happens several times in a test, and no
+/// test waits for what agents read twice a minute.
+const INTERVALS: [(&str, &str); 2] = [("SCOPEPROBE_AGENT_SCAN_INTERVAL", "2s"), ("SCOPEPROBE_RESYNC_INTERVAL", "10s")];
+
+/// Variable that leaves the intervals as the chart has them.
+const SHIPPED_INTERVALS: &str = "SCOPEPROBE_TEST_SHIPPED_INTERVALS";
+
 impl Cluster {
-    /// Installs the chart, or brings what is installed up to date; waits until the operator is ready. `values` are
-    /// those of `helm --set`. Where the images have changed since, what runs is uninstalled first.
+    /// Installs the chart with the tests' intervals, or brings what is installed up to date; waits until the operator is
+    /// ready. `values` are those of `helm --set`. Where the images have changed since, what runs is uninstalled first.
     ///
     /// # Errors
     /// Helm's, with what it printed.
     pub async fn install_chart(&self, values: &[&str]) -> Result<()> {
+        if env::var_os(SHIPPED_INTERVALS).is_some() {
+            return self.install_chart_as_shipped(values).await;
+        }
+        let intervals = INTERVALS.iter().enumerate().flat_map(|(index, (name, value))| {
+            let variable = format!("operator.extraEnv[{index}]");
+            [format!("{variable}.name={name}"), format!("{variable}.value={value}")]
+        });
+        let all: Vec<String> = intervals.chain(values.iter().map(|value| (*value).to_owned())).collect();
+        self.install_chart_as_shipped(&all.iter().map(String::as_str).collect::<Vec<_>>()).await
+    }
+
+    /// As [`Cluster::install_chart`], with the intervals that the chart has.
+    ///
+    /// # Errors
+    /// Helm's, with what it printed.
+    pub async fn install_chart_as_shipped(&self, values: &[&str]) -> Result<()> {
         place::run(&place::script("setup"), ["helm"], &[]).await?;
-        let _one_at_a_time = self.lock("chart").await?;
         let images = self.state().ok().and_then(|state| fs::read_to_string(state.join("images")).ok());
         let record = self.state().ok().map(|state| state.join("chart-images"));
         let installed = record.as_ref().and_then(|record| fs::read_to_string(record).ok());

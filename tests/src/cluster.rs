@@ -1,4 +1,4 @@
-//! The cluster that all tests of a run share.
+//! The clusters of a test run.
 
 use std::{
     env,
@@ -6,6 +6,7 @@ use std::{
     fs,
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
     time::UNIX_EPOCH,
 };
 
@@ -17,11 +18,56 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::{Error, Result, audit::Audit, place};
 
-/// The name of the cluster that the tests start, unless `CLUSTER` names another.
+/// The name of the usual cluster, unless `CLUSTER` names another. The other ones' names begin with it.
 const NAME: &str = "scopeprobe-test";
 
-/// The name of the cluster whose nodes are virtual machines.
-const NAME_OF_KERNELS: &str = "scopeprobe-kernels";
+/// What a test needs of its cluster. There is one cluster of each shape, which all tests share, one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Two nodes; kube-proxy uses nftables.
+    Usual,
+    /// Two nodes with 12 addresses each for their pods, so that pods soon reuse them; kube-proxy uses iptables.
+    FewAddresses,
+    /// Two virtual machines; kube-proxy uses IPVS.
+    Ipvs,
+    /// Four virtual machines, each with another kernel.
+    Kernels,
+}
+
+impl Shape {
+    /// The end of the cluster's name.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Usual => "",
+            Self::FewAddresses => "-few-addresses",
+            Self::Ipvs => "-ipvs",
+            Self::Kernels => "-kernels",
+        }
+    }
+
+    /// The nodes, as `scripts/cluster up` takes them.
+    const fn nodes(self) -> &'static [&'static str] {
+        match self {
+            Self::Usual | Self::FewAddresses => &["2"],
+            Self::Ipvs => &["6.12", "7.x"],
+            Self::Kernels => &["kernels"],
+        }
+    }
+
+    /// The variables of `scripts/cluster` that differ from its usual ones.
+    const fn variables(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Usual | Self::Kernels => &[],
+            Self::FewAddresses => &[("PROXY_MODE", "iptables"), ("POD_ADDRESSES", "12")],
+            Self::Ipvs => &[("PROXY_MODE", "ipvs")],
+        }
+    }
+
+    /// Whether the nodes are virtual machines, which have the images of `dist/` from the start.
+    const fn is_virtual(self) -> bool {
+        matches!(self, Self::Ipvs | Self::Kernels)
+    }
+}
 
 /// A cluster with the project's images in its nodes.
 #[derive(Clone)]
@@ -30,44 +76,42 @@ pub struct Cluster {
     pub client: Client,
     kubeconfig: PathBuf,
     own: Option<String>,
+    /// Held as long as the test goes on: nextest's groups let one test at a time use a cluster, other runners do not.
+    _turn: Arc<Flock<File>>,
 }
 
 impl Cluster {
-    /// Returns the cluster of `KUBECONFIG` as it is. Otherwise starts our own with two nodes if needed, and leaves it
-    /// running for the next test (`CLUSTER=scopeprobe-test scripts/cluster down` ends it). Changed image archives of
-    /// `dist/` are loaded into our own. `CLUSTER_NODES` chooses other nodes, as arguments of `scripts/cluster up`.
+    /// The cluster that `KUBECONFIG` leads to, as it is; otherwise our own of the usual shape.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started or reached.
+    /// See [`Cluster::of`].
     pub async fn shared() -> Result<Self> {
-        let value = |name: &str, usual: &str| env::var(name).unwrap_or_else(|_| usual.to_owned());
-        Self::started(value("CLUSTER", NAME), &value("CLUSTER_NODES", "2")).await
+        if let Some(kubeconfig) = env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
+            return Self::connect(kubeconfig.into(), None, lock("other.tests.lock").await?).await;
+        }
+        Self::of(Shape::Usual).await
     }
 
-    /// The same with virtual machines as nodes, each with another kernel (`scripts/cluster up kernels`), which have the
-    /// image archives of `dist/` from the start.
+    /// Our own cluster of this shape, started where it does not run yet and left running for the next test
+    /// (`CLUSTER=scopeprobe-test scripts/cluster down` ends the usual one). The image archives of `dist/` are loaded into
+    /// its nodes where they have changed. Waits for other tests that use it.
     ///
     /// # Errors
     /// Returns an error if it cannot be started or reached.
-    pub async fn of_kernels() -> Result<Self> {
-        Self::started(NAME_OF_KERNELS.to_owned(), "kernels").await
-    }
-
-    async fn started(name: String, nodes: &str) -> Result<Self> {
-        if let Some(kubeconfig) = env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
-            return Self::connect(kubeconfig.into(), None).await;
-        }
-        let _one_at_a_time = lock(&format!("{name}.tests.lock")).await?;
-        let up = ["up"].into_iter().chain(nodes.split_whitespace());
-        place::run(&place::script("cluster"), up, &[("CLUSTER", Path::new(&name))]).await?;
-        let are_machines = nodes.parse::<u32>().is_err();
-        if !are_machines {
+    pub async fn of(shape: Shape) -> Result<Self> {
+        let name = env::var("CLUSTER").unwrap_or_else(|_| NAME.to_owned()) + shape.suffix();
+        let turn = lock(&format!("{name}.tests.lock")).await?;
+        let up = ["up"].iter().chain(shape.nodes());
+        let variables = shape.variables().iter().map(|(variable, value)| (*variable, Path::new(*value)));
+        let variables: Vec<_> = variables.chain([("CLUSTER", Path::new(&name))]).collect();
+        place::run(&place::script("cluster"), up, &variables).await?;
+        if !shape.is_virtual() {
             load_images(&name).await?;
         }
-        Self::connect(state(&name).join("admin.kubeconfig"), Some(name)).await
+        Self::connect(state(&name).join("admin.kubeconfig"), Some(name), turn).await
     }
 
-    async fn connect(kubeconfig: PathBuf, own: Option<String>) -> Result<Self> {
+    async fn connect(kubeconfig: PathBuf, own: Option<String>, turn: Flock<File>) -> Result<Self> {
         let unusable = |problem: String| {
             Error::Unexpected(format!("cannot use the kubeconfig {}: {problem}", kubeconfig.display()))
         };
@@ -77,7 +121,7 @@ impl Cluster {
             .map_err(|error| unusable(error.to_string()))?;
         let client = Client::try_from(config).map_err(|error| unusable(error.to_string()))?;
         client.apiserver_version().await.map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { client, kubeconfig, own })
+        Ok(Self { client, kubeconfig, own, _turn: Arc::new(turn) })
     }
 
     /// The administrator's kubeconfig.
@@ -123,15 +167,6 @@ impl Cluster {
         self.own.as_deref().ok_or_else(|| {
             Error::Unexpected("this needs the tests' own cluster; KUBECONFIG names another: unset it".to_owned())
         })
-    }
-
-    /// Lets one test process at a time do something once per cluster.
-    ///
-    /// # Errors
-    /// Returns an error if the lock file cannot be created.
-    pub async fn lock(&self, name: &str) -> Result<Flock<File>> {
-        let cluster = self.own.as_deref().unwrap_or("other");
-        lock(&format!("{cluster}.{name}.lock")).await
     }
 }
 

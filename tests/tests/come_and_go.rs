@@ -1,7 +1,7 @@
 //! Tests pod churn with reused addresses on a node without an agent: only ownership over time identifies the pods. No
 //! edge names a pod for more connections than the programs counted.
 //!
-//! For a cluster whose nodes have few addresses for pods, which come round soon: `scripts/come-and-go`.
+//! On a cluster whose nodes have few addresses for pods, so that pods soon reuse them.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -16,7 +16,7 @@ use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
 use scopeprobe_tests::{
-    Cluster, Error, Result, eventually, namespace::Namespace, oracle::cases::Case, traffic_pod::Traffic,
+    Cluster, Error, Result, cluster::Shape, eventually, namespace::Namespace, oracle::cases::Case, traffic_pod::Traffic,
 };
 use traffic::protocol::Connect;
 
@@ -133,10 +133,8 @@ impl Shown {
 }
 
 #[tokio::test]
-#[ignore = "needs a cluster with few addresses for pods: scripts/come-and-go"]
 async fn no_edge_names_a_pod_that_did_not_own_the_address_then() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
+    let cluster = Cluster::of(Shape::FewAddresses).await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     cluster.probe_some(SPEC, &[SEEN], Mode::Ebpf).await?;
@@ -177,7 +175,7 @@ async fn no_edge_names_a_pod_that_did_not_own_the_address_then() -> Result<()> {
         "{}",
         Case::of("pods that come and go with the same addresses", &happened, &seen, |opened| *opened, |_| ())
     );
-    assert!(again > 0, "no address came round: this says nothing; use scripts/come-and-go");
+    assert!(again > 0, "no address came round: this says nothing; use the cluster of few addresses");
     assert!(shown.total() - shown.nameless > shown.nameless, "a map without names says nothing");
     Ok(())
 }

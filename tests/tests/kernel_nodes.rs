@@ -8,7 +8,9 @@ use crds::Mode;
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::{Api, ResourceExt as _, api::ListParams};
 use scopeprobe_tests::{
-    Cluster, Error, Result, eventually, manifest,
+    Cluster, Error, Result,
+    cluster::Shape,
+    eventually, manifest,
     namespace::Namespace,
     oracle::{EdgeCounts, EdgeName, Edges, agreement, differences, observed},
     traffic_pod::Traffic,
@@ -55,7 +57,7 @@ const SHORT: (u64, u64) = (40, 30);
 #[tokio::test]
 #[ignore = "needs a cluster of virtual machines: scripts/kernels nodes"]
 async fn every_node_captures_as_its_kernel_allows_and_all_pods_are_shown_as_it_happened() -> Result<()> {
-    let cluster = Cluster::of_kernels().await?;
+    let cluster = Cluster::of(Shape::Kernels).await?;
     kernels_are_as_expected(&cluster).await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;

@@ -181,7 +181,6 @@ async fn assert_said(cluster: &Cluster) -> Result<()> {
 #[tokio::test]
 async fn what_does_not_fit_is_counted_to_the_connection_and_said() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     let fleet = Fleet::launch(cluster.namespace("losses").await?).await?;

@@ -82,7 +82,6 @@ fn status_of(probes: &[NodeProbe], node: &str) -> crds::NodeProbeStatus {
 #[tokio::test]
 async fn what_lasts_is_exact_whichever_end_is_seen_in_which_way() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     let fleet = Fleet::launch(cluster.namespace("mixed").await?).await?;

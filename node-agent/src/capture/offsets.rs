@@ -84,6 +84,7 @@ fn listing(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
 
 #[cfg(test)]
 mod tests {
+    use prerequisites::{Prerequisite, skip};
     use proptest::prelude::*;
 
     use super::*;
@@ -145,7 +146,7 @@ mod tests {
     #[test]
     fn the_running_kernel_is_understood() {
         let Ok(bytes) = std::fs::read("/sys/kernel/btf/vmlinux") else {
-            println!("skipped: this kernel has no BTF");
+            skip(Prerequisite::Btf, "this kernel has no BTF");
             return;
         };
         let found = find(&Btf::parse(&bytes).unwrap()).unwrap();

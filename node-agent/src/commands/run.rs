@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{CaptureArguments, duration};
 use crate::{
+    capture::Settings,
     endpoints::{self, ReportMetrics},
     epoch,
     observation::{Observation, Shared},
@@ -48,6 +49,9 @@ pub struct Arguments {
     /// The longest time from a change to its report. New flows are reported at once.
     #[arg(long, env = "SCOPEPROBE_REPORT_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     report_interval: Duration,
+    /// Time between two scans of open connections, which read their bytes.
+    #[arg(long, env = "SCOPEPROBE_SCAN_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    scan_interval: Duration,
     /// Time for which idle flows of a removed container are kept.
     #[arg(long, env = "SCOPEPROBE_RETENTION", value_name = "DURATION", default_value = "1h", value_parser = duration)]
     retention: Duration,
@@ -127,10 +131,11 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn observer(arguments: &Arguments, observation: &Shared, changed: &Arc<Notify>) -> io::Result<Observer> {
-    let (capture, without) = (arguments.capture.clone(), arguments.capture.clone());
+    let (capture, without, look_every) =
+        (arguments.capture.clone(), arguments.capture.clone(), arguments.scan_interval);
     let mut captures = match arguments.mode {
         Mode::Ebpf => Captures {
-            preferred: supervision::ebpf(move || capture.settings()),
+            preferred: supervision::ebpf(move || Ok(Settings { look_every, ..capture.settings()? })),
             stand_in: Some(supervision::stand_in(move || without.fallback_settings())),
         },
         Mode::Fallback => {

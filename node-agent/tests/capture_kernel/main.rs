@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use crowds::more_old_connections_than_can_be_watched_are_counted;
 use lab::{Watched, can_list, key, list_or_skip, node_or_skip, obey, storm_size, with_methods, without_measures};
 use measures::what_tcp_has_measured_is_what_the_sockets_say;
+use prerequisites::{Prerequisite, skip};
 use restarts::{
     connections_that_no_agent_saw_have_their_role_or_say_that_it_is_a_guess,
     preexisting_attempts_are_counted_on_success_and_failure,
@@ -44,7 +45,7 @@ macro_rules! by_each_way_to_attach {
         mod classic {
             $(#[test] fn $test() {
                 match super::lab::no_classic_tracepoint() {
-                    Some(reason) => println!("skipped: {reason}"),
+                    Some(reason) => prerequisites::skip(prerequisites::Prerequisite::ClassicTracepoint, &reason),
                     None => super::$test(super::Attach::Tracepoint),
                 }
             })+
@@ -545,7 +546,7 @@ fn a_server_that_listens_for_mptcp_is_a_server(attach: Attach) {
     let node = node_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let Ok(port) = server.tell("listen-mptcp l").parse::<u16>() else {
-        println!("skipped: this kernel has no MPTCP");
+        skip(Prerequisite::Mptcp, "this kernel has no MPTCP");
         return;
     };
     client.tell(&format!("connect old 127.0.0.1:{port}"));

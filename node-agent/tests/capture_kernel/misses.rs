@@ -1,6 +1,7 @@
 //! The second choice and the third: what they miss, and that they say so.
 
 use kernel_support::KernelFeature;
+use prerequisites::{Prerequisite, skip};
 use scopeprobe_agent::capture::{Attach, Losses, Settings};
 use topology::flow::{FlowCounters, Role};
 
@@ -43,9 +44,12 @@ fn what_the_btf_tracepoint_misses_is_counted_as_lost() {
 #[test]
 fn what_the_classic_tracepoint_misses_is_counted_as_lost() {
     if let Some(reason) = lab::no_classic_tracepoint() {
-        println!("skipped: {reason}");
+        skip(Prerequisite::ClassicTracepoint, &reason);
     } else if !lab::kernel_has(KernelFeature::ClassicTracepointMissCount) {
-        println!("skipped: this kernel does not count what it skips of a classic tracepoint's program");
+        skip(
+            Prerequisite::SkippedRuns,
+            "this kernel does not count the skipped runs of a classic tracepoint's program",
+        );
     } else {
         what_a_tracepoint_misses_is_counted_as_lost(Attach::Tracepoint);
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use kernel_support::KernelFeature;
+use prerequisites::{Prerequisite, skip};
 use scopeprobe_agent::capture::{
     Attach, Capture, Feature, Reason, Refusal, Settings, find_cgroup_root, probe, start_ebpf,
 };
@@ -217,7 +218,7 @@ fn locked_memory_before_5_11() {
     assert!(output.contains("capabilities: false Some(CapabilityMissing) this process lacks SYS_RESOURCE"), "{output}");
     let output = probed_with("+bpf,+perfmon,+net_admin,+sys_resource", &release);
     if output.starts_with("setpriv:") {
-        println!("skipped in part: these tests may not give SYS_RESOURCE, as they do not have it");
+        skip(Prerequisite::SysResource, "these tests may not grant SYS_RESOURCE, as they do not have it");
         return;
     }
     assert!(output.contains("capabilities: true"), "{output}");

@@ -3,8 +3,7 @@
 //! their addresses are known. Each connection of an edge between two pods must be one that these two made, by their own
 //! counts.
 //!
-//! `SCOPEPROBE_HANDED_ON_SECONDS=180 cargo test -p scopeprobe-agent --test handed_on -- --nocapture` goes on for three
-//! minutes and prints what it found.
+//! `scripts/test-long reuse` goes on for three minutes and prints what it found.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
 
 #[allow(dead_code, unused_imports, unused_macros, reason = "shared with the tests of the captures")]

@@ -16,6 +16,7 @@ use figures::{Figures, Table};
 use lab::{Node, node_or_skip, obey, routed::Routed, storm_size};
 use methods::{Method, all, by_ebpf};
 use oracle::Oracle;
+use prerequisites::{Prerequisite, skip};
 use witness::Witness;
 
 /// Not a test: what [`lab::Process`] starts.
@@ -42,7 +43,7 @@ fn long_and_short_connections_by_every_method_with_steering() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let node = node_or_skip!();
     if has_one_processor() {
-        println!("skipped: with one processor there is nowhere to steer to");
+        skip(Prerequisite::TwoProcessors, "with one processor there is nowhere to steer to");
         return;
     }
     between_pods(&node, true);
@@ -53,7 +54,7 @@ fn connections_at_full_speed_by_each_way_to_attach_with_steering() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let node = node_or_skip!();
     if has_one_processor() {
-        println!("skipped: with one processor there is nowhere to steer to");
+        skip(Prerequisite::TwoProcessors, "with one processor there is nowhere to steer to");
         return;
     }
     let mut storm = node.process_in_own_netns("storm", true);
@@ -88,7 +89,13 @@ fn compare(methods: &[Method], node: &Node, host_pid: u32, steering: bool, make:
     }
     for (method, witness) in witnesses {
         match witness.map(Witness::testimony) {
-            Err(reason) => table.absent(method.name, &reason),
+            Err(reason) => {
+                table.absent(method.name, &reason);
+                match method.prerequisite {
+                    Some(prerequisite) => skip(prerequisite, &format!("{}: {reason}", method.name)),
+                    None => complaints.push(format!("{} cannot be had: {reason}", method.name)),
+                }
+            }
             Ok(testimony) => {
                 let figures = Figures::new(&oracle, &testimony);
                 table.row(method.name, &figures);

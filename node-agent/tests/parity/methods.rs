@@ -1,6 +1,7 @@
 //! The ways of seeing, each with exactly what its agent may do.
 
 use kernel_support::KernelFeature;
+use prerequisites::Prerequisite;
 use scopeprobe_agent::capture::Attach;
 
 use crate::lab::{kernel_has, no_classic_tracepoint};
@@ -33,6 +34,8 @@ pub struct Method {
     pub how: How,
     pub capabilities: String,
     pub promise: Promise,
+    /// What it takes that a machine may lack.
+    pub prerequisite: Option<Prerequisite>,
     /// Why it cannot be had, where that is known before it is tried.
     pub absent: Option<String>,
 }
@@ -45,6 +48,7 @@ pub fn all() -> Vec<Method> {
         how: How::Fallback,
         capabilities: String::from(capabilities),
         promise,
+        prerequisite: None,
         absent: None,
     };
     methods.push(fallback(
@@ -61,20 +65,21 @@ pub fn all() -> Vec<Method> {
 /// Each way to attach.
 pub fn by_ebpf() -> Vec<Method> {
     let memory = if kernel_has(KernelFeature::CgroupAccountedMaps) { "" } else { ",SYS_RESOURCE" };
-    let ebpf = |attach: Attach, more: &str, promise, absent| Method {
+    let ebpf = |attach: Attach, more: &str, promise, prerequisite, absent| Method {
         name: attach.as_str(),
         how: How::Ebpf(attach),
         capabilities: format!("BPF,PERFMON{more}{memory}"),
         promise,
+        prerequisite: Some(prerequisite),
         absent,
     };
     // Before 6.7 the kernel does not count what a classic tracepoint's program misses, and before 5.12 it cannot list
     // processes and sockets, as it takes to compare with what namespaces count.
     let counted = if kernel_has(KernelFeature::SocketIterators) { Promise::AllButLost } else { Promise::OnlyTruth };
     vec![
-        ebpf(Attach::SockOps, ",NET_ADMIN", Promise::All, None),
-        ebpf(Attach::TpBtf, "", Promise::AllButLost, None),
+        ebpf(Attach::SockOps, ",NET_ADMIN", Promise::All, Prerequisite::Ebpf, None),
+        ebpf(Attach::TpBtf, "", Promise::AllButLost, Prerequisite::Ebpf, None),
         // Debian's kernels want SYS_ADMIN for it.
-        ebpf(Attach::Tracepoint, ",SYS_ADMIN", counted, no_classic_tracepoint()),
+        ebpf(Attach::Tracepoint, ",SYS_ADMIN", counted, Prerequisite::ClassicTracepoint, no_classic_tracepoint()),
     ]
 }

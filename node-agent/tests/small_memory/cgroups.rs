@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::unistd::geteuid;
+use prerequisites::{Prerequisite, skip};
 use scopeprobe_agent::capture::find_cgroup_root;
 
 /// Names of files.
@@ -40,11 +41,11 @@ impl Machine {
     pub fn new(memory: u64) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !geteuid().is_root() {
-            println!("skipped: not root");
+            skip(Prerequisite::Root, "limiting memory needs root");
             return None;
         }
         let Ok(mount) = find_cgroup_root(Path::new("/sys/fs/cgroup")) else {
-            println!("skipped: no cgroup v2 here");
+            skip(Prerequisite::CgroupV2, "no cgroup v2 hierarchy is mounted");
             return None;
         };
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

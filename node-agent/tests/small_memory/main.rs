@@ -1,5 +1,5 @@
 //! The agent in the memory that its DaemonSet gives it, on a node that talks to a million addresses: it lives, and every
-//! connection is counted as seen or as lost. Needs root and cgroups; says so and passes where it has neither.
+//! connection is counted as seen or as lost. Needs root and cgroup v2.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cgroups;

@@ -6,8 +6,6 @@ use crds::{EarlierCounts, EdgePod, TopologyEdge, TopologyStatus, Totals};
 
 /// A change of less than one part in so many is no news by itself.
 const PRECISION: u64 = 100;
-/// Agents look at the bytes of open connections about every 30 s: they are at rest when two looks have shown the same.
-const OPEN_REST: Duration = Duration::from_secs(45);
 
 /// Returns whether no counter differs by 1 % or more, and none became or left 0. Both must be equal except for
 /// counters, as [`super::object::structure`] defines.
@@ -21,9 +19,10 @@ pub(super) fn is_noise(known: &TopologyStatus, wanted: &TopologyStatus) -> bool 
         && all_close(&known.ingress, &wanted.ingress, edges_are_close)
 }
 
-/// For how long nothing has to change until what is left to be written is.
-pub(super) fn rest(wanted: &TopologyStatus, counter_interval: Duration) -> Duration {
-    if wanted.totals.active > 0 { counter_interval.max(OPEN_REST) } else { counter_interval }
+/// For how long nothing has to change until what is left to be written is. Bytes of open connections are at rest when two
+/// scans of the agents have shown the same.
+pub(super) fn rest(wanted: &TopologyStatus, counter_interval: Duration, scan_interval: Duration) -> Duration {
+    if wanted.totals.active > 0 { counter_interval.max(scan_interval * 3 / 2) } else { counter_interval }
 }
 
 fn is_close((known, wanted): (u64, u64)) -> bool {
@@ -141,8 +140,9 @@ mod tests {
     #[test]
     fn open_connections_are_at_rest_when_two_looks_have_shown_the_same() {
         let (second, hour) = (Duration::from_secs(1), Duration::from_hours(1));
-        assert_eq!(rest(&status(5, 0, 9), second), second);
-        assert_eq!(rest(&status(5, 1, 9), second), OPEN_REST);
-        assert_eq!(rest(&status(5, 1, 9), hour), hour);
+        let scan = Duration::from_secs(30);
+        assert_eq!(rest(&status(5, 0, 9), second, scan), second);
+        assert_eq!(rest(&status(5, 1, 9), second, scan), Duration::from_secs(45));
+        assert_eq!(rest(&status(5, 1, 9), hour, scan), hour);
     }
 }

@@ -190,6 +190,7 @@ fn arguments(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         format!("--cgroup-root={CGROUP_MOUNT}"),
         format!("--max-flows={}", capture.max_flows),
         format!("--report-interval={}ms", std::time::Duration::from(capture.report_interval).as_millis()),
+        format!("--scan-interval={}ms", template.settings.agent_scan_interval.as_millis()),
         format!("--dns-names={}", probe.spec.topology.dns_names),
         // Also for eBPF: its agents fall back, as far as they may, while their capture is started again.
         format!("--fallback-cpu-budget={budget}"),
@@ -250,6 +251,7 @@ mod tests {
             agent_pull_secrets: Vec::new(),
             agent_service_account: "agent".to_owned(),
             ebpf_retry: jiff::SignedDuration::from_hours(1),
+            agent_scan_interval: jiff::SignedDuration::from_secs(30),
             agent_debug_signals: false,
         };
         let owner = OwnerReference { kind: "Deployment".to_owned(), uid: "u1".to_owned(), ..OwnerReference::default() };

@@ -31,8 +31,6 @@ use crate::{
     status::conditions::some_of,
 };
 
-/// Interval of a full reconciliation without a change.
-const RESYNC: Duration = Duration::from_mins(5);
 /// Changes that come together are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
@@ -54,6 +52,8 @@ pub struct Context {
     pub applied: Applied,
     /// Receiver of each rollout's result.
     pub outcomes: Outcomes,
+    /// Interval of a full reconciliation without a change.
+    pub resync: Duration,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -142,7 +142,7 @@ async fn reconcile(probe: Arc<DeserializeGuard<ScopeProbe>>, context: Arc<Contex
     context.outcomes.set(&name, Outcome { generation, problem, progress });
     match result {
         // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
-        Err(RolloutError::Invalid(_) | RolloutError::LabelsTaken(_)) | Ok(_) => Ok(Action::requeue(RESYNC)),
+        Err(RolloutError::Invalid(_) | RolloutError::LabelsTaken(_)) | Ok(_) => Ok(Action::requeue(context.resync)),
         Err(error) => Err(error),
     }
 }

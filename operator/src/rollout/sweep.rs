@@ -13,8 +13,6 @@ use super::{
 };
 use crate::{cluster_state::ClusterState, observation::Observations, publisher};
 
-/// Interval of a run without a change.
-const INTERVAL: Duration = Duration::from_mins(5);
 /// Delay to collect more changes, or after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -29,6 +27,8 @@ pub struct Sweep {
     pub cluster: Arc<ClusterState>,
     /// Reports of agents.
     pub observations: Observations,
+    /// Interval of a run without a change.
+    pub interval: Duration,
 }
 
 impl Sweep {
@@ -45,7 +45,7 @@ impl Sweep {
                 }
             } else {
                 is_failing = false;
-                let _ = tokio::time::timeout(INTERVAL, changes.changed()).await;
+                let _ = tokio::time::timeout(self.interval, changes.changed()).await;
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -30,7 +30,7 @@ const REST: Duration = Duration::from_millis(700);
 async fn main() -> anyhow::Result<()> {
     let tries = env::var("TRIES").ok().map_or(Ok(TRIES), |text| text.parse()).context("TRIES is a number of ports")?;
     let cluster = Cluster::shared().await?;
-    cluster.install_chart(&[]).await?;
+    cluster.install_chart_as_shipped(&[]).await?;
     cluster.probe("{topology: {maxEdges: 500}}").await?;
     let namespace = cluster.namespace("latency").await?;
     let server = namespace.traffic_pod("server", Some("node-1"), &["main"]).await?.remove(0);

@@ -3,10 +3,10 @@
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod constraints;
+#[cfg(feature = "cluster-tests")]
 mod edges;
+#[cfg(feature = "cluster-tests")]
 mod node;
+#[cfg(feature = "cluster-tests")]
 mod report;
 mod spec;
-
-/// One at a time of those tests that change what all of the cluster share.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

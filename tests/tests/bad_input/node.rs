@@ -16,7 +16,7 @@ use scopeprobe_tests::{
 };
 use traffic::protocol::Connect;
 
-use crate::{ALONE, edges};
+use crate::edges;
 
 /// A cgroup that no kubelet and no systemd would make, with a process in it that calls the server and says nothing.
 /// What is in it when it begins says where it is; it ends with its standard input.
@@ -55,7 +55,6 @@ async fn on_node(cluster: &Cluster, script: &str, arguments: &[&str]) -> Result<
 
 #[tokio::test]
 async fn processes_in_cgroups_of_unknown_shape_are_shown_by_their_command() -> Result<()> {
-    let _alone = ALONE.lock().await;
     let cluster = Cluster::shared().await?;
     cluster.install_chart(&[]).await?;
     cluster.probe("{topology: {counterInterval: 1s}}").await?;
@@ -129,7 +128,6 @@ async fn node_status(cluster: &Cluster, node: &str) -> Result<NodeProbeStatus, S
 
 #[tokio::test]
 async fn a_kernel_without_btf_is_told_and_the_other_node_goes_on() -> Result<()> {
-    let _alone = ALONE.lock().await;
     let cluster = Cluster::shared().await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;

@@ -15,7 +15,7 @@ use tokio::{
 use tonic::{Code, Status, transport::Channel};
 use traffic::protocol::Connect;
 
-use crate::{ALONE, edges};
+use crate::edges;
 
 /// A node that the cluster hasn't got: no real agent is disturbed by what is said in its name.
 const STRANGER: &str = "stranger";
@@ -228,7 +228,6 @@ async fn assert_reports_come_through(namespace: &Namespace, connections: u64) ->
 
 #[tokio::test]
 async fn nonsense_is_refused_with_its_field_and_the_agents_go_on() -> Result<()> {
-    let _alone = ALONE.lock().await;
     let cluster = Cluster::shared().await?;
     cluster.install_chart(&[]).await?;
     cluster.probe("{topology: {counterInterval: 1s}}").await?;

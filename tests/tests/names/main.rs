@@ -17,7 +17,6 @@ const SPEC: &str = "{topology: {counterInterval: 1s, maxExternalPeers: 2, extern
 #[tokio::test]
 async fn the_outside_and_the_clusters_own_services_have_their_names() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
     probe(&cluster, SPEC).await?;
     outside::test(&cluster).await
 }
@@ -25,7 +24,6 @@ async fn the_outside_and_the_clusters_own_services_have_their_names() -> Result<
 #[tokio::test]
 async fn every_container_and_every_owner_has_its_name() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
     probe(&cluster, SPEC).await?;
     parts::test(&cluster).await
 }
@@ -33,7 +31,6 @@ async fn every_container_and_every_owner_has_its_name() -> Result<()> {
 #[tokio::test]
 async fn the_outside_is_called_by_the_name_that_led_there_unless_names_are_not_to_be_read() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
     for (namespace, port, names_are_read) in [("resolved", 9001, true), ("unresolved", 9002, false)] {
         let spec = format!(
             "{{topology: {{counterInterval: 1s, dnsNames: {names_are_read}, externalGroups: [

@@ -83,6 +83,7 @@ impl Lab {
             accounts: self.accounts.clone(),
             names,
             overview: watch::Sender::new(TopologyOverview::default()),
+            scan_interval: Duration::from_secs(30),
             metrics: self.metrics.clone(),
         };
         self.tasks.spawn(publisher::run(client.clone(), inputs));

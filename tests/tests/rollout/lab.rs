@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crds::{MODE_LABEL, Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe};
@@ -124,6 +124,7 @@ impl Lab {
             cluster: Arc::clone(&cluster),
             applied: Applied::default(),
             outcomes: outcomes.clone(),
+            resync: Duration::from_mins(5),
             metrics: self.metrics.clone(),
         });
         self.parts.spawn(controller::run(context, async {
@@ -137,6 +138,7 @@ impl Lab {
             namespace: NAMESPACE.to_owned(),
             cluster: Arc::clone(&cluster),
             observations: self.observations.clone(),
+            interval: Duration::from_mins(5),
         };
         self.parts.spawn(sweep.run());
         let writer = Writer {

@@ -1,8 +1,7 @@
 //! Every way in: directly, through each kind of Service and policy, from pods and from nodes, to pods and to nodes, in
 //! both address families. Each conversation is one edge, with the right name at both ends and the right counts. Where
 //! one node's agent is missing, what the other one sees is shown, and says that it is known from one end.
-//!
-//! The cluster determines the proxy: `PROXY_MODE=iptables scripts/cluster up`.
+//! The usual cluster's proxy uses nftables; the same ways lead through iptables and IPVS on clusters of other shapes.
 #![forbid(unsafe_code)]
 
 mod one_agent;
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 use crds::Mode;
 use one_agent::Tracking;
-use scopeprobe_tests::{Cluster, Result, eventually, oracle::observed};
+use scopeprobe_tests::{Cluster, Result, cluster::Shape, eventually, oracle::observed};
 use stage::Stage;
 
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500}}";
@@ -25,18 +24,33 @@ const MIXED: &str = "{topology: {counterInterval: 1s, maxEdges: 500}, capture: {
 
 #[tokio::test]
 async fn each_way_in_is_one_edge_with_the_right_names_and_counts() -> Result<()> {
-    every_way("ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
+    every_way(Cluster::shared().await?, "ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
+}
+
+#[tokio::test]
+async fn each_way_in_is_one_edge_with_iptables() -> Result<()> {
+    every_way(Cluster::of(Shape::FewAddresses).await?, "iptables-ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster of virtual machines: scripts/ways-in ipvs"]
+async fn each_way_in_is_one_edge_with_ipvs() -> Result<()> {
+    every_way(Cluster::of(Shape::Ipvs).await?, "ipvs-ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
 }
 
 #[tokio::test]
 async fn each_way_in_is_one_edge_where_one_node_has_no_ebpf() -> Result<()> {
     let mode = |node: &str| if node == "node-1" { Mode::Fallback } else { Mode::Ebpf };
-    every_way("mixed-ways", MIXED, LOOKED_AT, mode).await
+    every_way(Cluster::shared().await?, "mixed-ways", MIXED, LOOKED_AT, mode).await
 }
 
-async fn every_way(what: &str, spec: &str, lasting: Duration, mode: impl Fn(&str) -> Mode) -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
+async fn every_way(
+    cluster: Cluster,
+    what: &str,
+    spec: &str,
+    lasting: Duration,
+    mode: impl Fn(&str) -> Mode,
+) -> Result<()> {
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     cluster.probe_as(spec, mode).await?;
@@ -66,7 +80,6 @@ async fn with_one_agent_missing_connection_tracking_of_the_others_node_tells_who
 
 async fn with_one_agent_missing(what: &str, tracking: Tracking, mode: Mode, lasting: Duration) -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let _probe = cluster.lock("probe").await?;
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     // Both have an agent first: what is missing later was there.

@@ -23,6 +23,7 @@ use std::{
 
 use kernel_support::{KernelFeature, Release};
 use nix::sys::resource::{Resource, setrlimit};
+use prerequisites::{Prerequisite, skip};
 use scopeprobe_agent::capture::{Attach, Settings, find_cgroup_root};
 use topology::flow::{FlowKey, Protocol, Role};
 
@@ -31,12 +32,19 @@ pub use self::{
     watched::{Watched, with_methods, without_measures},
 };
 
-/// Why the tests cannot run here, if so.
-pub fn unsuitable() -> Option<String> {
+/// Whether the tests can run here; records a skip where they cannot.
+pub fn is_suitable() -> bool {
     if !nix::unistd::geteuid().is_root() {
-        return Some(String::from("not root"));
+        skip(Prerequisite::Root, "not root");
+        return false;
     }
-    find_cgroup_root(Path::new("/sys/fs/cgroup")).err().map(|refusal| refusal.to_string())
+    match find_cgroup_root(Path::new("/sys/fs/cgroup")) {
+        Ok(_) => true,
+        Err(refusal) => {
+            skip(Prerequisite::CgroupV2, &refusal.to_string());
+            false
+        }
+    }
 }
 
 /// Release of the running kernel.
@@ -81,27 +89,22 @@ pub fn all_processors() -> String {
 macro_rules! list_or_skip {
     () => {
         if !$crate::lab::can_list() {
-            println!("skipped: this kernel cannot list the open sockets");
+            prerequisites::skip(prerequisites::Prerequisite::SocketListing, "this kernel cannot list the open sockets");
             return;
         }
     };
 }
 pub(crate) use list_or_skip;
 
-/// `let Some(node) = Node::new() else { return }`, with the reason printed.
+/// A new node; ends the test where this machine allows none.
 macro_rules! node_or_skip {
-    () => {
-        match $crate::lab::unsuitable() {
-            Some(reason) => {
-                println!("skipped: {reason}");
-                return;
-            }
-            None => {
-                $crate::lab::capabilities::limit();
-                $crate::lab::Node::new()
-            }
+    () => {{
+        if !$crate::lab::is_suitable() {
+            return;
         }
-    };
+        $crate::lab::capabilities::limit();
+        $crate::lab::Node::new()
+    }};
 }
 pub(crate) use node_or_skip;
 
