@@ -21,7 +21,7 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// With another connection.
+    /// Adds another connection.
     pub(super) fn add(&mut self, traffic: Traffic, rtt: Option<RttBucket>) {
         self.traffic = self.traffic.plus(traffic);
         if let Some(rtt) = rtt {
@@ -38,16 +38,16 @@ struct Account {
     failed: u64,
     preexisting: u64,
     preexisting_traffic: Traffic,
-    /// Of connections that have ended.
+    /// Traffic of ended connections.
     closed_traffic: Traffic,
     closed_rtt: RttHistogram,
-    /// Of those that are open; never of more than there are.
+    /// Round-trip times of open connections; never more than there are.
     open_rtt: RttHistogram,
-    /// Connections whose end was not seen.
+    /// Connections whose end was not observed.
     without_bytes: u64,
-    /// Connections, and conversations of datagrams, of which it is a guess who began them.
+    /// Connections and UDP conversations whose direction is inferred.
     inferred: u64,
-    /// The most that was ever known, which never decreases; at least `closed_traffic`.
+    /// Maximum of the known traffic, which never decreases; at least `closed_traffic`.
     traffic: Traffic,
 }
 
@@ -133,7 +133,7 @@ impl Account {
         }
     }
 
-    /// Connections that are open; 0 where a loss has made `closed` run ahead.
+    /// Returns the number of open connections; 0 if a loss made `closed` exceed the others.
     fn open(&self) -> u64 {
         (self.opened + self.preexisting).saturating_sub(self.closed)
     }
@@ -168,7 +168,7 @@ impl Known {
 #[derive(Debug, Default)]
 struct Stored {
     account: PackedNumbers,
-    /// It is in [`Accounts::changed`].
+    /// True if it is in [`Accounts::changed`].
     has_changed: bool,
 }
 
@@ -177,21 +177,21 @@ struct Stored {
 pub(super) struct Accounts {
     known: Known,
     flows: IndexMap<FlowKey, Stored>,
-    /// Each once; flows that have been removed since may be among them.
+    /// Changed flows, each once; removed flows may be among them.
     changed: Vec<FlowKey>,
     seen: u64,
     closes_unseen: u64,
-    /// Connections and failed attempts of keys that are no flow's.
+    /// Connections and failed attempts of keys that belong to no flow.
     nameless: (u64, u64),
 }
 
 impl Accounts {
-    /// Without any flow.
+    /// Returns accounts without any flow.
     pub(super) fn new(known: Known) -> Self {
         Self { known, flows: IndexMap::new(), changed: Vec::new(), seen: 0, closes_unseen: 0, nameless: (0, 0) }
     }
 
-    /// Adds what a flow's slot has counted since it was read last.
+    /// Adds the counts of a flow's slot since the last reading.
     pub(super) fn add(&mut self, key: FlowKey, since: &FlowStats, nothing_lost: bool) {
         if public_key(&key).is_none() {
             self.nameless.0 += u64::from(since.opened);
@@ -226,8 +226,7 @@ impl Accounts {
         self.seen += u64::from(since.opened) + u64::from(since.failed);
     }
 
-    /// A connection that was open when the capture began, what it had transferred when it was first seen, and whether
-    /// its role is a guess.
+    /// Adds a preexisting connection with its traffic at the first listing. `is_inferred`: whether its role is inferred.
     pub(super) fn add_preexisting(&mut self, key: FlowKey, traffic: Traffic, is_inferred: bool) {
         self.change(key, |account| {
             account.preexisting += 1;
@@ -236,7 +235,7 @@ impl Accounts {
         });
     }
 
-    /// A connection that is gone without its end having been seen, and what it had transferred when last seen.
+    /// Adds the unobserved end of a connection, with its last known traffic.
     pub(super) fn add_unseen_close(&mut self, key: FlowKey, traffic: Traffic) {
         self.change(key, |account| {
             account.closed += 1;
@@ -246,7 +245,7 @@ impl Accounts {
         self.closes_unseen += 1;
     }
 
-    /// A connection that is gone without its end having been seen, one among those of its flow.
+    /// Adds the unobserved end of one of the flow's connections, with unknown traffic.
     pub(super) fn add_unseen_close_of_unknown_bytes(&mut self, key: FlowKey) {
         self.add_unseen_close(key, Traffic::default());
         self.change(key, |account| {
@@ -256,7 +255,7 @@ impl Accounts {
         });
     }
 
-    /// An attempt that has failed without that having been seen.
+    /// Adds the unobserved failure of an attempt.
     pub(super) fn add_unseen_failure(&mut self, key: FlowKey) {
         self.change(key, |account| account.failed += 1);
         self.seen += 1;
@@ -286,7 +285,7 @@ impl Accounts {
         self.flows.swap_remove(key);
     }
 
-    /// Connections opened and attempts failed.
+    /// Returns the number of opened connections and failed attempts.
     pub(super) fn seen(&self) -> u64 {
         self.seen
     }
@@ -295,12 +294,12 @@ impl Accounts {
         self.closes_unseen
     }
 
-    /// Connections opened and attempts failed of keys that are no flow's: they are lost.
+    /// Returns opened connections and failed attempts of keys that belong to no flow: they are lost.
     pub(super) fn nameless(&self) -> (u64, u64) {
         self.nameless
     }
 
-    /// Up to `most` flows that differ from what was reported last, which they then do no more.
+    /// Returns up to `most` flows that changed since their last report, and marks them as reported.
     pub(super) fn report(&mut self, most: usize) -> Changes {
         let mut flows = Vec::with_capacity(self.changed.len().min(most));
         while flows.len() < most
@@ -316,7 +315,7 @@ impl Accounts {
         Changes { flows, are_partial: !self.changed.is_empty() }
     }
 
-    /// Returns memory that is not needed any more.
+    /// Frees memory that is not needed any more.
     fn shrink(&mut self) {
         if is_worth_shrinking(self.flows.capacity(), self.flows.len()) {
             self.flows.shrink_to(2 * self.flows.len());

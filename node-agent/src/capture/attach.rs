@@ -1,4 +1,4 @@
-//! The ways in which programs can be told of connections.
+//! Attach types: the kernel hooks by which the programs observe connections.
 
 use std::fmt;
 
@@ -16,10 +16,10 @@ pub enum Attach {
 }
 
 impl Attach {
-    /// From the best to the last resort.
+    /// All attach types, the preferred one first.
     pub const ALL: [Self; 3] = [Self::SockOps, Self::TpBtf, Self::Tracepoint];
 
-    /// The word of the API.
+    /// Returns the name in the API.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

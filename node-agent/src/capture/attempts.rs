@@ -1,5 +1,5 @@
-//! Attempts to connect that were under way when the capture began, and that no agent has seen begin: they carry no callback
-//! flags. One that succeeds gets them then; the failure of one is seen by what sees the end of old connections.
+//! Attempts that were in progress when the capture began, and whose beginning no agent observed: they carry no callback
+//! flags. A successful one gets them then. A failure is detected like the end of an old connection.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use super::{
     listing::{Attempt, Listing},
 };
 
-/// Those that are under way, by cookie, with the flow of their client.
+/// Attempts in progress, by cookie, with the flow of their client.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     under_way: HashMap<u64, FlowKey>,
@@ -21,7 +21,7 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Those of the first listing. Where changes of state are followed, all failures are seen.
+    /// Returns the attempts of the first listing; none if sockets are tracked, because all failures are then observed.
     pub(super) fn of(kernel: &Kernel, listing: &Listing) -> Self {
         let is_old = |(_, attempt): &(&u64, &Attempt)| !kernel.follows() && !attempt.has_callbacks;
         let under_way =
@@ -33,20 +33,20 @@ impl Attempts {
         self.under_way.is_empty()
     }
 
-    /// Attempts that did not fit into the kernel's table: what came of them is not known.
+    /// Returns the number of attempts that did not fit into the kernel's table: their results are unknown.
     pub(super) fn unwatched(&self) -> u64 {
         self.unwatched
     }
 
-    /// Has the kernel count their failures.
+    /// Enters seeds, so that the kernel program counts their failures.
     pub(super) fn enter(&mut self, kernel: &mut Kernel) {
         let before = self.under_way.len();
         self.under_way.retain(|cookie, flow| kernel.seeds.insert(cookie, *flow, 0).is_ok());
         self.unwatched += (before - self.under_way.len()) as u64;
     }
 
-    /// Leaves out what is not under way any more: it was established, and `noted` where that was during the first look;
-    /// or its failure was counted, or missed.
+    /// Removes attempts that are no longer in progress. They were established (and `noted` during the first listings), or
+    /// their failure was counted or missed.
     pub(super) fn look(
         &mut self,
         kernel: &mut Kernel,

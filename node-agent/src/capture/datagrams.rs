@@ -1,4 +1,4 @@
-//! The counting of datagrams: an addition that a kernel may refuse without harm to the rest.
+//! Counts datagrams. If the kernel refuses these programs, the rest of the capture works without them.
 
 use std::{
     collections::VecDeque,
@@ -24,7 +24,7 @@ use crate::names::Answer;
 /// Names in the object.
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
     [("datagrams_out", CgroupSkbAttachType::Egress), ("datagrams_in", CgroupSkbAttachType::Ingress)];
-/// See [`PROGRAMS`]: they know what was dialled where it is translated on the way.
+/// Names of the programs that record original destinations of translated datagrams.
 const DIALLED: [&str; 2] = ["dialled_v4", "dialled_v6"];
 
 /// Interval between recorded counts of conversations. It also prolongs the time for which a conversation counts as
@@ -37,17 +37,17 @@ pub(super) struct Datagrams {
     answers: RingBuf<MapData>,
     attached: Instant,
     settle: Duration,
-    /// For how long a conversation is remembered.
+    /// Time for which a conversation is kept.
     memory: Duration,
-    /// So many may begin within that time without any of them being forgotten before its time: the kernel forgets those
-    /// that have been silent for longest roughly, not exactly.
+    /// Number of conversations that may begin within that time without an early eviction. The kernel evicts the least
+    /// recently used ones only approximately.
     room: u64,
     /// Times and numbers of conversations that began, the oldest one `memory` ago.
     notes: VecDeque<(Instant, u64)>,
 }
 
 impl Datagrams {
-    /// Loads and attaches the programs, and says what does not work of it.
+    /// Loads and attaches the programs, and adds a degradation for each missing feature.
     pub(super) fn attach(
         programs: &mut Ebpf,
         settings: &Settings,
@@ -99,7 +99,7 @@ impl Datagrams {
         answers
     }
 
-    /// Tells the programs from which number on one that seems to begin may be one that is only not remembered.
+    /// Sets the number from which on a conversation that seems to begin may be an evicted one.
     pub(super) fn judge(&mut self, now: Instant) -> Result<(), MapError> {
         let age = now.saturating_duration_since(self.attached);
         if age < self.settle {
@@ -122,7 +122,7 @@ fn begun_before(notes: &mut VecDeque<(Instant, u64)>, then: Option<Instant>) -> 
     notes.front().map_or(0, |(_, begun)| *begun)
 }
 
-/// The cgroup and the message of an [`AnswerRecord`], which ends where its message does.
+/// Returns the cgroup and the message of an [`AnswerRecord`], which ends with its message.
 fn record(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (cgroup, rest) = bytes.split_first_chunk()?;
     let (length, _) = rest.split_first_chunk()?;

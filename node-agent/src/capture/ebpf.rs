@@ -1,4 +1,4 @@
-//! The capture by eBPF, put together.
+//! Capture by eBPF: combines the programs, the listings and the accounts.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,14 +27,14 @@ use super::{
 };
 use crate::names::Answer;
 
-/// After a look that found flows in motion, the next one comes this soon, then twice as late each time.
+/// Time until the next listing after one that found changing flows; it doubles each time.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Slots that have counted nothing for so long may be lent to other flows, where slots grow scarce, or very scarce.
 const IDLE_SCARCE: Duration = Duration::from_secs(30);
 const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
 
-/// No number, so that a message does not change with each.
+/// Message about lost DNS answers. It contains no number, so that it does not change with each of them.
 const NAMES_LOST: &str =
     "some answers of name servers came faster than they could be read: the peers that they led to are shown by address";
 
@@ -56,25 +56,25 @@ pub struct EbpfCapture {
     followed: Followed,
     /// UDP programs, if the kernel accepts them.
     datagrams: Option<Datagrams>,
-    /// Of name servers, that did not fit into the ring buffer, so far.
+    /// Number of DNS answers that did not fit into the ring buffer so far.
     lost_answers: u64,
     /// SNMP audit, if a tracepoint is used.
     uncounted: Option<Uncounted>,
-    /// The most that was said to be missing so far.
+    /// Maximum of the missing connections that were reported so far.
     said_missing: u64,
-    /// Time at which what is reported was collected.
+    /// Time at which the reported changes were collected.
     collected_at: Instant,
-    /// Not all of that has been reported.
+    /// True if some of these changes are not reported yet.
     has_rest: bool,
     look_every: Duration,
     next_look: Instant,
     retry: Duration,
 }
 
-/// Loads, attaches and tries the programs, and looks at what is open.
+/// Loads, attaches and tests the programs, and finds preexisting connections.
 ///
 /// # Errors
-/// The first thing that this machine lacks.
+/// Returns the first requirement that this machine does not meet.
 pub fn start_ebpf(settings: &Settings) -> Result<EbpfCapture, Refusal> {
     prepare(settings, &mut Vec::new())
 }
@@ -125,13 +125,12 @@ impl EbpfCapture {
         self.kernel.counters.slots().saturating_sub(self.slots.used())
     }
 
-    /// Makes the next [`Capture::read`] look at every open socket, so that the bytes of open connections are up to
-    /// date.
+    /// Makes the next [`Capture::read`] list all open sockets, so that the bytes of open connections are up to date.
     pub fn look_again(&mut self) {
         self.next_look = Instant::now();
     }
 
-    /// Finds the connections from before.
+    /// Finds preexisting connections.
     pub(super) fn first_look(&mut self) -> Result<(), CaptureError> {
         if self.kernel.can_list() {
             self.existing.first_look(&mut self.kernel, &mut self.accounts)?;
@@ -168,7 +167,7 @@ impl EbpfCapture {
         Ok(ended)
     }
 
-    /// Everything that is due.
+    /// Collects everything that is due.
     fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
         self.collect(now)?;
         self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
@@ -197,7 +196,7 @@ impl EbpfCapture {
             uncounted.settle(&listing.dialling);
         }
         let all_still = self.weigh(&listing, &ended);
-        // No more than a hundredth of the time goes into looking, however many sockets there are.
+        // Listings take at most a hundredth of the time, for any number of sockets.
         let soonest = 100 * (now - begun);
         self.next_look = now + if all_still { self.look_every } else { self.retry.max(soonest).min(self.look_every) };
         self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.look_every) };
@@ -214,8 +213,8 @@ impl EbpfCapture {
         self.uncounted.as_mut().map_or(Ok(()), |uncounted| uncounted.ask(&mut self.kernel))
     }
 
-    /// Adds up what is open, but for flows of which a connection may have ended since the listing began: it would count
-    /// twice. Returns whether there were none.
+    /// Sums the values of open connections. Leaves out flows of which a connection may have ended since the listing began,
+    /// because it would count twice. Returns whether there were none.
     fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
         let mut open: HashMap<FlowKey, Open> = HashMap::new();
         // One that is not accounted for may be one that has just ended.

@@ -29,8 +29,8 @@ use super::{
     traffic::Traffic,
 };
 
-/// Pause between two listings of the first look, and before its notes are read. Connections that are being established
-/// or counted are done by then.
+/// Pause between the two first listings, and before the programs' notes are read. Connections that are being established
+/// or counted are complete by then.
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// A connection without callbacks.
@@ -40,27 +40,27 @@ struct Seed {
     traffic: Traffic,
     /// True if the kernel has an entry of it.
     is_watched: bool,
-    /// The first of the looks since then that did not show it.
+    /// Time of the first listing that lacks it, if all later ones lack it, too.
     missed_since: Option<Instant>,
 }
 
-/// The connections that are older than any agent.
+/// Connections that are older than any agent.
 #[derive(Debug)]
 pub(super) struct Existing {
     /// See [`Settings::gone_after`](super::Settings::gone_after).
     gone_after: Duration,
     seeds: HashMap<u64, Seed>,
     attempts: Attempts,
-    /// Without callbacks at the last look, and not yet taken for old.
+    /// Connections without callbacks in the last listing that do not count as old yet.
     suspects: HashMap<u64, Connection>,
-    /// Connections of which it is not known whether their opening was counted.
+    /// Number of connections whose opening may or may not have been counted.
     undecided: u64,
     /// Connections that did not fit into the kernel's table.
     unwatched: u64,
 }
 
 impl Existing {
-    /// Without any connection.
+    /// Returns a value without any connection.
     pub(super) fn new(gone_after: Duration) -> Self {
         Self {
             gone_after,
@@ -77,22 +77,22 @@ impl Existing {
         self.seeds.contains_key(&cookie)
     }
 
-    /// Connections that are open and were left out, for the notes of what was counted did not have room for all.
+    /// Returns the number of open connections that were left out, because the notes of counted ones had no room for all.
     pub(super) fn undecided(&self) -> u64 {
         self.undecided
     }
 
-    /// Connections of which the end is noticed late, for want of room.
+    /// Returns the number of connections whose end is noticed late, for lack of room.
     pub(super) fn unwatched(&self) -> u64 {
         self.unwatched
     }
 
-    /// Attempts of which it is not known what came of them, for want of room.
+    /// Returns the number of attempts with an unknown result, for lack of room.
     pub(super) fn lost_attempts(&self) -> u64 {
         self.attempts.unwatched()
     }
 
-    /// The first look, while the kernel notes what it counts. Ends these notes.
+    /// Processes the first listings, while the programs note the connections that they count. Ends these notes.
     pub(super) fn first_look(&mut self, kernel: &mut Kernel, accounts: &mut Accounts) -> Result<(), CaptureError> {
         let mut listing = list(kernel)?;
         let mut old = select(&listing, |_, found| found.end == End::Unseen);
@@ -100,7 +100,7 @@ impl Existing {
         if !old.is_empty() || !self.attempts.is_empty() {
             watch(kernel, true)?;
             thread::sleep(SETTLE);
-            // Again: one that was just being established has got its flags meanwhile.
+            // Listed again: a connection that was just being established has got its flags meanwhile.
             let settled = list(kernel)?.connections;
             old.retain(|cookie, found| {
                 settled.get(cookie).is_none_or(|now| (now.end, now.flow) == (found.end, found.flow))
@@ -122,7 +122,7 @@ impl Existing {
         Ok(())
     }
 
-    /// An old connection without callbacks, which was there before it was entered, and is or is not there after.
+    /// Counts an old connection without callbacks. It was listed before its seed was entered; it may have ended since.
     fn settle(
         &mut self,
         kernel: &mut Kernel,
@@ -142,9 +142,9 @@ impl Existing {
         Ok(())
     }
 
-    /// Connections that an earlier agent has seen open: what the programs of this one have counted is noted.
+    /// Finds connections whose opening an earlier agent observed, by the notes of this agent's programs.
     fn find_earlier(&mut self, kernel: &Kernel, accounts: &mut Accounts, listing: &Listing, noted: &Noted) {
-        // A followed socket was followed from its opening on.
+        // A tracked socket was tracked from its opening on.
         if kernel.follows() {
             return;
         }
@@ -159,7 +159,7 @@ impl Existing {
         }
     }
 
-    /// A later look: connections that had been hidden (not accepted yet) come up, others are gone.
+    /// Processes a later listing: connections that were hidden (not accepted yet) appear, others are gone.
     pub(super) fn look(
         &mut self,
         kernel: &mut Kernel,
@@ -191,7 +191,7 @@ impl Existing {
         Ok(())
     }
 
-    /// Has the kernel count the end of this connection; returns whether there was room.
+    /// Enters a seed, so that the kernel program counts the end of this connection. Returns whether there was room.
     fn enter(&mut self, kernel: &mut Kernel, cookie: u64, found: &Connection) -> bool {
         let entered = kernel.seeds.insert(cookie, found.flow, 0);
         if let Err(error) = &entered {
@@ -207,8 +207,8 @@ impl Existing {
         self.seeds.insert(cookie, Seed { flow: found.flow, traffic: found.traffic, is_watched, missed_since: None });
     }
 
-    /// A seed whose socket is not listed: its end was counted by the kernel; or no process holds it but it has not
-    /// ended yet; or its end was missed.
+    /// Handles seeds whose socket is not listed: the kernel program counted its end, or no process holds it but it has not
+    /// ended yet, or its end was missed.
     fn find_gone(
         &mut self,
         kernel: &mut Kernel,
@@ -242,7 +242,7 @@ fn select(listing: &Listing, is_meant: impl Fn(u64, &Connection) -> bool) -> Has
     meant.map(|(cookie, found)| (*cookie, *found)).collect()
 }
 
-/// Counts of the first look.
+/// Notes of the programs during the first listings.
 #[derive(Debug)]
 pub(super) struct Noted {
     /// Sockets whose opening or end was counted.
@@ -251,12 +251,12 @@ pub(super) struct Noted {
     is_complete: bool,
 }
 
-/// Ends the notes of the first look, and reads them.
+/// Ends the notes of the first listings, and reads them.
 pub(super) fn end_first_look(kernel: &mut Kernel) -> Result<Noted, CaptureError> {
     let what = "ending the first look at the open connections";
     kernel.set_first_look(false).map_err(|error| failed(what, error))?;
     thread::sleep(SETTLE);
-    // Again: a program may have found just then that there was no room.
+    // Set again: a program may have found just then that there was no room.
     kernel.set_first_look(false).map_err(|error| failed(what, error))?;
     let cookies = kernel.take_notes().map_err(|error| failed(what, error))?;
     let lost = kernel.lost(Loss::Recent).map_err(|error| failed(what, error))?;
@@ -266,13 +266,13 @@ pub(super) fn end_first_look(kernel: &mut Kernel) -> Result<Noted, CaptureError>
     Ok(Noted { cookies, is_complete: lost == 0 })
 }
 
-/// Takes an entry back; returns whether the kernel had taken it.
+/// Removes an entry. Returns whether the kernel program had removed it already.
 pub(super) fn remove_seed(kernel: &mut Kernel, cookie: u64) -> Result<bool, CaptureError> {
     was_taken(kernel.seeds.remove(&cookie))
         .map_err(|error| failed("removing the note of a connection from before", error))
 }
 
-/// A listing of what is open now.
+/// Returns a listing of the open sockets.
 pub(super) fn list(kernel: &mut Kernel) -> Result<Listing, CaptureError> {
     let follows = kernel.follows();
     let file = kernel.list().map_err(|error| failed("beginning to list the open sockets", error))?;

@@ -21,7 +21,7 @@ use super::{
     tasks,
 };
 
-/// Namespaces without processes that are remembered, as processes may come back to them.
+/// Maximum number of namespaces without processes that are kept, because processes may return to them.
 const MOST_EMPTY: usize = 4096;
 
 /// Beginnings of connections, from both ends' sides.
@@ -29,7 +29,7 @@ const MOST_EMPTY: usize = 4096;
 pub(super) struct Begun {
     /// Attempts, with any result.
     pub(super) clients: u64,
-    /// Connections that came in.
+    /// Accepted connections.
     pub(super) servers: u64,
 }
 
@@ -64,16 +64,16 @@ struct Account {
 }
 
 impl Account {
-    /// The namespace says that it has counted so much.
+    /// Records the namespace's own counts.
     fn hear(&mut self, said: Begun) {
         if said.clients < self.said.clients || said.servers < self.said.servers {
-            // Another namespace by the same number.
+            // Another namespace with the same inode number.
             self.base = [Begun::default(), self.counted];
         }
         self.said = said;
     }
 
-    /// By what is counted now, while so many attempts are under way.
+    /// Compares with the present counts, while the given number of attempts is in progress.
     fn settle(&mut self, under_way: u64) {
         let counted = self.counted.since(self.base[1]);
         let known = Begun { clients: counted.clients + under_way, ..counted };
@@ -81,31 +81,31 @@ impl Account {
     }
 }
 
-/// A namespace that can be asked.
+/// Namespace with readable counters.
 #[derive(Debug)]
 struct Asked {
     netns: u32,
     counter: TcpCounter,
 }
 
-/// All namespaces that are the node's alone.
+/// All namespaces that only processes of this node use.
 #[derive(Debug)]
 pub(super) struct Uncounted {
     processes: Processes,
     cgroups: Cgroups,
-    /// By what `/proc` calls a namespace, which may not be its number.
+    /// Namespaces by their name in `/proc`, which may not be their inode number.
     asked: HashMap<u32, Asked>,
     accounts: HashMap<u32, Account>,
-    /// Namespaces that were not the node's alone when they were met, by name: what others did there is in their counts.
+    /// Namespaces that others used, too, when they were found, by name: their counts contain the others' connections.
     shared: HashSet<u32>,
-    /// Those that were there at the start have been asked.
+    /// True if the counters of all namespaces at the start were read.
     has_begun: bool,
-    /// Of namespaces that are forgotten.
+    /// Missing connections of dropped namespaces.
     missing_elsewhere: u64,
 }
 
 impl Uncounted {
-    /// Of the processes below the settings' cgroup root; `None` where the kernel does not tell enough of them.
+    /// Opens the audit for the processes below the settings' cgroup root; `None` if the kernel does not report enough.
     pub(super) fn open(settings: &Settings, kernel: &Kernel) -> io::Result<Option<Self>> {
         if !kernel.can_list_tasks() || !tasks::are_known_by_number(&settings.proc) {
             return Ok(None);
@@ -121,7 +121,7 @@ impl Uncounted {
         }))
     }
 
-    /// A flow's programs have counted this since they were read last. Namespaces count connections only.
+    /// Adds the programs' counts of a flow since the last reading. Namespaces count TCP connections only.
     pub(super) fn count(&mut self, key: &FlowKey, since: &FlowStats) {
         if key.protocol() != Protocol::Tcp {
             return;
@@ -134,7 +134,8 @@ impl Uncounted {
         }
     }
 
-    /// Asks all namespaces. To be called before the sockets are listed and after that the programs' counts are read.
+    /// Reads the counters of all namespaces. Must be called before the sockets are listed; the programs' counts are read
+    /// after that.
     pub(super) fn ask(&mut self, kernel: &mut Kernel) -> Result<(), CaptureError> {
         let namespaces =
             self.processes.scan(&mut self.cgroups).map_err(|error| failed("listing the processes", error))?;
@@ -185,7 +186,7 @@ impl Uncounted {
         self.missing_elsewhere += gone.map(|(_, account)| account.missing).sum::<u64>();
     }
 
-    /// Compares what namespaces have said with what is counted. `under_way`: attempts by namespace, listed in between.
+    /// Compares the namespaces' counts with the programs' counts. `under_way`: attempts by namespace, listed in between.
     pub(super) fn settle(&mut self, under_way: &HashMap<u32, u64>) {
         for Asked { netns, .. } in self.asked.values() {
             if let Some(account) = self.accounts.get_mut(netns) {
@@ -194,13 +195,13 @@ impl Uncounted {
         }
     }
 
-    /// Connections and attempts that are missing, at least; those included that are missing for other known reasons.
+    /// Returns a lower bound of missing connections and attempts, those with other known reasons included.
     pub(super) fn missing(&self) -> u64 {
         self.accounts.values().map(|account| account.missing).sum::<u64>() + self.missing_elsewhere
     }
 }
 
-/// Its number, if all of its processes that are listed agree.
+/// Returns the namespace's inode number, if all of its listed processes agree.
 fn number_of(namespace: &Namespace, numbers: &HashMap<u32, u32>) -> Option<u32> {
     let mut listed = namespace.pids.iter().filter_map(|pid| numbers.get(pid).copied());
     let first = listed.next()?;

@@ -1,4 +1,4 @@
-//! The counters of each flow, put together from what is known of its connections.
+//! Counters of each flow, computed from its connections.
 
 use indexmap::IndexMap;
 use topology::{
@@ -13,7 +13,7 @@ use crate::{memory::is_worth_shrinking, packed::PackedCounters};
 #[derive(Debug, Default)]
 struct Account {
     counters: PackedCounters,
-    /// It is in [`Accounts::changed`].
+    /// True if it is in [`Accounts::changed`].
     has_changed: bool,
     far_ends: Vec<(FarEnd, u64)>,
 }
@@ -23,7 +23,7 @@ impl Account {
         (&self.counters).into()
     }
 
-    /// Returns whether that makes it one of those that have changed.
+    /// Changes the counters. Returns whether the account is newly changed.
     fn change(&mut self, change: impl FnOnce(&mut FlowCounters)) -> bool {
         let before = self.counters();
         let mut counters = before;
@@ -46,11 +46,11 @@ pub(super) struct Evidence {
     pub(super) without_bytes: bool,
 }
 
-/// All flows, up to a number: what belongs to more is lost, and counted.
+/// Accounts of all flows, up to a maximum: connections of further flows are counted as lost.
 #[derive(Debug)]
 pub(super) struct Accounts {
     flows: IndexMap<FlowKey, Account>,
-    /// Each once.
+    /// Changed flows, each once.
     changed: Vec<FlowKey>,
     most: usize,
     lost: Losses,
@@ -63,7 +63,7 @@ impl Accounts {
         Self { flows: IndexMap::new(), changed: Vec::new(), most, lost: Losses::default(), seen: 0, new_flows: false }
     }
 
-    /// A connection was established. Whether it has an account, which it needs for what follows.
+    /// Counts an established connection. Returns whether it has an account, which later calls require.
     pub(super) fn open(&mut self, key: FlowKey, evidence: Evidence) -> bool {
         let fits = self.change(key, |counters| {
             counters.opened += 1;
@@ -77,7 +77,7 @@ impl Accounts {
         fits
     }
 
-    /// A connection was there when the capture began. See [`Accounts::open`].
+    /// Counts a preexisting connection. See [`Accounts::open`].
     pub(super) fn find(&mut self, key: FlowKey, bytes: Traffic, evidence: Evidence) -> bool {
         let fits = self.change(key, |counters| {
             counters.preexisting += 1;
@@ -90,7 +90,7 @@ impl Accounts {
         fits
     }
 
-    /// An attempt came to nothing.
+    /// Counts a failed attempt.
     pub(super) fn fail(&mut self, key: FlowKey, evidence: Evidence) {
         let fits = self.change(key, |counters| {
             counters.failed += 1;
@@ -103,7 +103,7 @@ impl Accounts {
         }
     }
 
-    /// An open connection has transferred more.
+    /// Counts further bytes of an open connection.
     pub(super) fn transfer(&mut self, key: FlowKey, more: Traffic) {
         if more == Traffic::default() {
             return;
@@ -136,7 +136,7 @@ impl Accounts {
         });
     }
 
-    /// A connection that has ended had transferred so much more than was known then.
+    /// Counts bytes of an ended connection that were unknown at its end.
     pub(super) fn transfer_late(&mut self, key: FlowKey, more: Traffic) {
         self.change_known(key, |counters| {
             counters.bytes_sent += more.sent;
@@ -144,8 +144,7 @@ impl Accounts {
         });
     }
 
-    /// A connection that has transferred so much, as far as is known, has ended. `without_bytes`: only now it is known
-    /// that not all of it is known.
+    /// Counts the end of a connection with its known bytes. `without_bytes`: its end has revealed that some are unknown.
     pub(super) fn close(&mut self, key: FlowKey, bytes: Traffic, without_bytes: bool) {
         self.change_known(key, |counters| {
             counters.closed += 1;
@@ -156,8 +155,7 @@ impl Accounts {
         });
     }
 
-    /// A connection that has just been counted really led there, or came from there. Beyond [`MAX_FAR_ENDS`] that is
-    /// not told.
+    /// Counts the NAT peer of a connection that has just been counted. Further ones than [`MAX_FAR_ENDS`] are not stored.
     pub(super) fn lead(&mut self, key: FlowKey, far_end: Option<FarEnd>) {
         let (Some(far_end), Some(account)) = (far_end, self.flows.get_mut(&key)) else { return };
         let is_known = account.far_ends.iter_mut().find(|(end, _)| *end == far_end);
@@ -173,12 +171,12 @@ impl Accounts {
         self.flows.get(key).map(|account| account.far_ends.as_slice()).filter(|far_ends| !far_ends.is_empty())
     }
 
-    /// The connections of this flow were seen in this way, too.
+    /// Adds methods by which this flow's connections were observed.
     pub(super) fn see(&mut self, key: FlowKey, methods: Methods) {
         self.change_known(key, |counters| counters.methods = counters.methods.union(methods));
     }
 
-    /// Up to `most` flows that differ from what was reported last, which they then do no more.
+    /// Returns up to `most` flows that changed since their last report, and marks them as reported.
     pub(super) fn report(&mut self, most: usize) -> Changes {
         let mut flows = Vec::with_capacity(self.changed.len().min(most));
         while flows.len() < most
@@ -199,7 +197,7 @@ impl Accounts {
         Changes { flows, are_partial: !self.changed.is_empty() }
     }
 
-    /// Drops a flow that has nothing open and nothing that was not reported.
+    /// Drops a flow without open connections and unreported changes.
     pub(super) fn forget(&mut self, key: &FlowKey) -> bool {
         let at_rest = |account: &Account| !account.has_changed && account.counters().active() == 0;
         if !self.flows.get(key).is_none_or(at_rest) {
@@ -219,7 +217,7 @@ impl Accounts {
         self.lost
     }
 
-    /// Connections opened and attempts failed.
+    /// Returns the number of opened connections and failed attempts.
     pub(super) fn seen(&self) -> u64 {
         self.seen
     }

@@ -20,20 +20,20 @@ use super::{
     unseen::{Unseen, payload},
 };
 
-/// Ports from here on are chosen by the kernel for those who ask for none (`ip_local_port_range`'s default).
+/// First port that the kernel chooses for sockets without a requested port (default of `ip_local_port_range`).
 const EPHEMERAL: u16 = 32_768;
 
-/// Connections of conntrack's that are remembered at least, however few flows are.
+/// Minimum size of the table of conntrack entries, for any number of flows.
 const LEAST_TRACKS: usize = 1024;
 
-/// All of them.
+/// State of all connections.
 #[derive(Debug)]
 pub(super) struct Connections {
     spaces: HashMap<u32, Space>,
     tracks: Tracks,
     pub(super) accounts: Accounts,
     owners: HashMap<IpAddr, Option<u32>>,
-    /// The namespace whose conntrack is listened to: its loopback is its own.
+    /// Namespace whose conntrack events are received: its loopback is its own.
     conntrack_at: Option<u32>,
     clock: u64,
     missed_by_gone: Missed,
@@ -88,7 +88,7 @@ impl Connections {
         }
     }
 
-    /// Takes in what conntrack says; `at_start` for entries that were there when the capture began.
+    /// Processes a message of conntrack; `at_start` for entries that existed when the capture began.
     pub(super) fn track(&mut self, entry: &Entry, at_start: bool) {
         self.clock += 1;
         let (owners, here) = (&self.owners, self.conntrack_at);
@@ -107,19 +107,19 @@ impl Connections {
         self.tracks.begin_list();
     }
 
-    /// The list has ended; entries that a complete one lacks are gone. What is heard from here on may be older, until it is
-    /// [caught up](Self::caught_up) with.
+    /// Ends the list. Entries that a complete list lacks are gone. Following messages may be older than the list, until
+    /// [`Self::caught_up`].
     pub(super) fn end_list(&mut self, is_complete: bool) {
         self.clock += 1;
         self.tracks.end_list(is_complete, self.clock);
     }
 
-    /// Everything is heard that had been said when it was last listed.
+    /// Records that all messages from before the end of the latest list were received.
     pub(super) fn caught_up(&mut self) {
         self.tracks.caught_up();
     }
 
-    /// Namespaces at which a look would decide something.
+    /// Returns the namespaces whose scan would decide something.
     pub(super) fn to_look_at(&self) -> HashSet<u32> {
         self.tracks.to_look_at()
     }
@@ -129,7 +129,7 @@ impl Connections {
         self.tracks.len()
     }
 
-    /// Connections of conntrack's for which there was no room.
+    /// Returns the number of conntrack entries for which there was no room.
     pub(super) fn untracked(&self) -> u64 {
         self.tracks.refused()
     }
@@ -144,7 +144,7 @@ impl Connections {
         })
     }
 
-    /// Takes in a look. Everything that conntrack has said before it ended must have been taken in.
+    /// Processes a scan. All messages that conntrack sent before the end of the scan must have been processed.
     pub(super) fn look(&mut self, look: &Look<'_>) {
         let (owners, here) = (&self.owners, self.conntrack_at);
         self.tracks.find_homes(false, |ends| home(owners, here, ends));
@@ -227,7 +227,7 @@ impl Connections {
         known
     }
 
-    /// Takes in what a socket has transferred.
+    /// Counts the bytes that a socket has transferred.
     fn weigh(&mut self, known: &mut Known, socket: &Socket) {
         if let (Phase::Open, Some(bytes)) = (known.phase, socket.bytes) {
             let bytes = bytes.max(known.bytes);
@@ -240,7 +240,7 @@ impl Connections {
         known.state = socket.state;
     }
 
-    /// Sockets that no look has shown before.
+    /// Counts sockets that no scan has shown before.
     fn begin(
         &mut self,
         space: &mut Space,
@@ -248,7 +248,7 @@ impl Connections {
         new: &[(&Socket, u64)],
         lately_gone: &HashMap<SocketId, FlowKey>,
     ) {
-        // Connections that the namespace has accepted since the last look and that no listener explains.
+        // Connections that the namespace has accepted since the last scan and that no listener explains.
         let accepted =
             look.counts.map(|[_, after]| after.passive_opens.saturating_sub(space.counted.earlier.passive_opens));
         let explained = new.iter().filter(|(socket, _)| space.listens(socket.ends.local).is_some()).count() as u64;
@@ -301,7 +301,7 @@ impl Connections {
     /// or began since, have failed.
     fn end(&mut self, space: &mut Space, look: &Look<'_>, ends: Endpoints, known: Known, all_failed: bool) {
         match known.phase {
-            // Of an attempt, conntrack tells what came of it.
+            // Conntrack reports the result of an attempt.
             Phase::Over | Phase::Attempt(_, true) => {}
             Phase::Attempt(looks, false) => {
                 let evidence = Evidence { methods: look.methods, inferred: false, without_bytes: true };
@@ -352,18 +352,18 @@ impl Connections {
         (if looks_like_a_server { Role::Server } else { Role::Client }, true)
     }
 
-    /// Decides about connections that conntrack knows and that no look has shown.
+    /// Decides about conntrack entries of connections that no scan has shown.
     pub(super) fn settle(&mut self) {
         let (owners, here) = (&self.owners, self.conntrack_at);
         self.tracks.find_homes(true, |ends| home(owners, here, ends));
         self.tracks.settle(self.clock, &mut Unseen { spaces: &mut self.spaces, accounts: &mut self.accounts });
-        // A look that begins from here on comes after it, also where nothing is heard in between.
+        // A scan that begins from here on is later, also without a message in between.
         self.clock += 1;
         let spaces = &self.spaces;
         self.tracks.forget(|netns| spaces.get(&netns).map_or(u64::MAX, |space| space.looked.unwrap_or(0)));
     }
 
-    /// A namespace without processes: what was open there is over.
+    /// Ends all connections of a namespace without processes.
     pub(super) fn leave(&mut self, netns: u32) {
         let Some(mut space) = self.spaces.remove(&netns) else { return };
         for known in std::mem::take(&mut space.sockets).into_values() {
@@ -372,7 +372,7 @@ impl Connections {
             }
         }
         space.looked = Some(u64::MAX);
-        // A last time, for what only conntrack has seen.
+        // A last time, for connections that only conntrack has reported.
         self.spaces.insert(netns, space);
         self.settle();
         if let Some(space) = self.spaces.remove(&netns) {
@@ -390,13 +390,13 @@ impl Connections {
         })
     }
 
-    /// Compares with what the namespace has counted itself.
+    /// Compares the counts with the namespace's own counters.
     fn compare(&self, space: &mut Space, look: &Look<'_>) {
         let Some([before, after]) = look.counts else { return };
         let counted = &mut space.counted;
         counted.earlier = before;
         let base = *counted.base.get_or_insert(if look.finds_old { after } else { TcpCounts::default() });
-        // Where others share the namespace, the rest may be theirs.
+        // In a shared namespace, the difference may belong to others.
         if look.whose.is_none() {
             return;
         }

@@ -12,7 +12,7 @@ const NEW: u16 = 1 << 8;
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
 
-/// `NLM_F_CREATE`: tells the first message of an entry from those of its changes.
+/// `NLM_F_CREATE`: distinguishes the first message of an entry from those of its changes.
 const CREATED: u16 = 0x400;
 
 /// `struct nfgenmsg`.

@@ -1,10 +1,10 @@
-//! Entries of connection tracking, as far as they are known. Pure.
+//! Entries of connection tracking, as far as they were reported. Pure.
 
 use topology::flow::FlowKey;
 
 use super::conntrack_message::{Carried, Direction};
 
-/// An entry of conntrack's: the kernel makes its number of where the entry is stored, so it needs the addresses.
+/// Identity of a conntrack entry: the kernel derives the ID from the entry's memory address, so it needs the addresses.
 pub(super) type Name = (u32, Direction);
 
 /// Connection that a conntrack entry describes.
@@ -12,8 +12,8 @@ pub(super) type Name = (u32, Direction);
 pub(super) enum Current {
     /// A track, by number.
     Track(u64),
-    /// A connection that has ended and is counted, but for its bytes, which the kernel tells when it drops the entry: for
-    /// the flows of the client's and the server's side, if for any.
+    /// A connection that has ended and is counted except for its bytes, which the kernel reports when it drops the entry.
+    /// Contains the flows of the client's and the server's side, if any.
     Counted(Option<Box<[Option<FlowKey>; 2]>>),
 }
 
@@ -23,18 +23,18 @@ impl Current {
     }
 }
 
-/// An entry that exists.
+/// Existing entry.
 #[derive(Clone, Debug)]
 pub(super) struct KnownEntry {
     pub(super) current: Current,
-    /// The list that has shown it last, if what is heard is not certainly newer.
+    /// Last list that contained it, if further messages are not certainly newer.
     pub(super) listed: u32,
 }
 
-/// The bytes of a connection whose end was counted long ago.
+/// Bytes of a connection whose end was counted before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LateBytes {
-    /// Those of the client's and of the server's side that it counts for.
+    /// Flows of the client's and of the server's side for which it counts.
     pub(super) flows: [Option<FlowKey>; 2],
     pub(super) carried: [Carried; 2],
 }
@@ -42,11 +42,11 @@ pub(super) struct LateBytes {
 /// Source of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// They are heard as things happen.
+    /// Events, received as they happen.
     #[default]
     Live,
-    /// They are of a list, and newer than all that was heard.
+    /// A list, newer than all received events.
     Listing,
-    /// They are heard again, and may be older than the list.
+    /// Events after a list, which may be older than the list.
     Behind,
 }

@@ -1,4 +1,4 @@
-//! The node's processes: in which network namespaces they are, and in which cgroups.
+//! The node's processes, with their network namespaces and cgroups.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,32 +9,32 @@ use std::{
 
 use super::{cgroups::Cgroups, proc_net::read_small};
 
-/// A process is read again so many times while it is young: a container's first process moves to its namespace and its
-/// cgroup after it was made.
+/// Number of scans in which a new process is read again: a container's first process moves to its namespace and its
+/// cgroup after its creation.
 const YOUNG: u8 = 3;
 
-/// Others are read again every so many scans: numbers are used again.
+/// Number of scans after which other processes are read again, because PIDs are reused.
 const AGAIN: u32 = 16;
 
 #[derive(Clone, Copy, Debug)]
 struct Process {
-    /// The number of a file below `/proc/<pid>/net`, of which each namespace has its own: anybody may ask for that one.
+    /// Inode of a file below `/proc/<pid>/net`, of which each namespace has its own. It is readable without privileges.
     file: u32,
-    /// The namespace's number, where we may ask for it.
+    /// Inode of the namespace, if it is readable.
     netns: Option<u32>,
-    /// `None`: not one of the node's.
+    /// Cgroup; `None` if it is not one of the node's.
     cgroup: Option<u64>,
-    /// Holds a pod's namespaces and has no connections.
+    /// True if it is a pause process: it holds a pod's namespaces and has no connections.
     is_pause: bool,
     scans: u8,
 }
 
-/// A network namespace with processes of the node's.
+/// Network namespace with processes of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::capture) struct Namespace {
-    /// The oldest first, as far as numbers tell.
+    /// Its processes by PID, so that the oldest is usually first.
     pub(in crate::capture) pids: Vec<u32>,
-    /// The cgroups of those processes that can have connections.
+    /// Cgroups of the processes that can have connections.
     pub(super) cgroups: BTreeSet<u64>,
     /// True if it also contains processes that are not the node's.
     pub(in crate::capture) is_shared: bool,
@@ -55,22 +55,22 @@ impl Processes {
         Self { proc: proc.to_path_buf(), known: HashMap::new(), names: HashMap::new(), scans: 0 }
     }
 
-    /// The directory of a process.
+    /// Returns the directory of a process.
     pub(in crate::capture) fn directory(&self, pid: u32) -> PathBuf {
         self.proc.join(pid.to_string())
     }
 
-    /// The cgroup of a process that was there at the latest scan.
+    /// Returns the cgroup of a process that existed at the latest scan.
     pub(super) fn cgroup(&self, pid: u32) -> Option<u64> {
         self.known.get(&pid)?.cgroup
     }
 
-    /// The network namespace of a process that was there at the latest scan.
+    /// Returns the network namespace of a process that existed at the latest scan.
     pub(super) fn netns(&self, pid: u32) -> Option<u32> {
         self.names.get(&self.known.get(&pid)?.file).copied()
     }
 
-    /// The namespaces of the node's processes.
+    /// Returns the namespaces of the node's processes.
     pub(in crate::capture) fn scan(&mut self, cgroups: &mut Cgroups) -> io::Result<HashMap<u32, Namespace>> {
         self.scans = self.scans.wrapping_add(1);
         let mut pids = Vec::with_capacity(self.known.len() + 64);
@@ -94,7 +94,7 @@ impl Processes {
         Ok(self.namespaces(&pids))
     }
 
-    /// A namespace is known by its number, if one of its processes lets us ask for it.
+    /// Finds the inodes of namespaces, by those of their processes that grant access.
     fn name_namespaces(&mut self, pids: &[u32]) {
         let mut names = HashMap::<u32, Option<u32>>::new();
         for process in pids.iter().filter_map(|pid| self.known.get(pid)) {
@@ -134,7 +134,7 @@ impl Processes {
         namespaces
     }
 
-    /// `None` for one that is gone, or as good as.
+    /// Reads a process; `None` if it has ended or is a zombie.
     fn read(&self, pid: u32, scans: u8, cgroups: &mut Cgroups) -> Option<Process> {
         let directory = self.directory(pid);
         let number = |path: &str| u32::try_from(fs::metadata(directory.join(path)).ok()?.ino()).ok();

@@ -16,12 +16,12 @@ pub(super) struct Endpoints {
     pub(super) remote: Endpoint,
 }
 
-/// Tells a socket from a later one between the same endpoints: its cookie, or the number of its inode.
+/// Distinguishes a socket from a later one between the same endpoints: its cookie, or its inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct SocketId(pub(super) u64);
 
 impl SocketId {
-    /// A socket that no process holds any more, where only its inode tells it from others.
+    /// ID of a socket that no process holds any more, if sockets are distinguished only by their inodes.
     pub(super) const NOBODYS: Self = Self(0);
 }
 
@@ -32,11 +32,11 @@ pub(super) struct Socket {
     pub(super) ends: Endpoints,
     /// See [`node_agent_common::state`].
     pub(super) state: u8,
-    /// The id of the cgroup it was made in, where the kernel says so.
+    /// ID of the cgroup in which it was created, if the kernel reports it.
     pub(super) cgroup: Option<u64>,
-    /// Payload and what was sent again so far, where the kernel says so.
+    /// Payload and retransmissions so far, if the kernel reports them.
     pub(super) bytes: Option<Traffic>,
-    /// Its smoothed round-trip time, where the kernel says so and has measured one.
+    /// Its smoothed round-trip time, if the kernel has measured and reports one.
     pub(super) rtt: Option<RttBucket>,
     /// True if no more payload can follow.
     pub(super) is_final: bool,
@@ -45,7 +45,7 @@ pub(super) struct Socket {
 /// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Listener {
-    /// `None`: at any.
+    /// Its address; `None` for any.
     pub(super) address: Option<IpAddr>,
     pub(super) port: u16,
     /// See [`Socket::cgroup`].
@@ -54,7 +54,7 @@ pub(super) struct Listener {
     pub(super) inode: Option<u64>,
 }
 
-/// Everything that one look at a namespace showed.
+/// Result of one scan of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Dump {
     pub(super) sockets: Vec<Socket>,

@@ -18,22 +18,22 @@ use super::{
 };
 use crate::memory::is_worth_shrinking;
 
-/// Ends of connections that are remembered in each namespace, see [`Space::ended`].
+/// Maximum number of ended connections that are kept for each namespace, see [`Space::ended`].
 const REMEMBERED: usize = 1024;
 
-/// A look at one namespace.
+/// Scan of one namespace.
 pub(super) struct Look<'a> {
     pub(super) netns: u32,
     pub(super) dump: &'a Dump,
     /// Method of the scan.
     pub(super) methods: Methods,
-    /// The number of the latest message of conntrack's that was taken in before the look began.
+    /// Number of the latest conntrack message that was processed before the scan began.
     pub(super) began: u64,
-    /// The namespace was there when the capture began, and this is the first look at it.
+    /// True if the namespace existed when the capture began and this is its first scan.
     pub(super) finds_old: bool,
     /// Default owner of the namespace's connections; `None` if several share it.
     pub(super) whose: Option<u64>,
-    /// Tells the node's own cgroups.
+    /// Returns whether a cgroup is one of the node's.
     pub(super) is_ours: &'a dyn Fn(u64) -> bool,
     /// The namespace's counters before and after the scan.
     pub(super) counts: Option<[TcpCounts; 2]>,
@@ -42,21 +42,21 @@ pub(super) struct Look<'a> {
 /// State of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It tries to connect. How many looks have shown it, and whether conntrack will tell what comes of it.
+    /// It tries to connect: number of scans that have shown it, and whether conntrack will report the result.
     Attempt(u32, bool),
     Open,
     /// Its end has been counted already, or it has no account.
     Over,
 }
 
-/// A socket that a look has shown.
+/// Socket that a scan has shown.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) id: SocketId,
     pub(super) key: FlowKey,
     pub(super) phase: Phase,
     pub(super) bytes: Traffic,
-    /// As the latest look has shown it.
+    /// Round-trip time in the latest scan.
     pub(super) rtt: Option<RttBucket>,
     pub(super) state: u8,
     /// True if these are all bytes that it will transfer.
@@ -65,7 +65,7 @@ pub(super) struct Known {
     pub(super) tracked: bool,
     /// True if it already counts as one with unknown payload.
     pub(super) without_bytes: bool,
-    /// The latest look that has shown it, see [`Space::looks`].
+    /// Latest scan that has shown it, see [`Space::looks`].
     pub(super) shown: u32,
 }
 
@@ -80,15 +80,15 @@ pub(super) struct Listening {
 #[derive(Debug, Default)]
 pub(super) struct Space {
     pub(super) sockets: HashMap<Endpoints, Known>,
-    /// By port.
+    /// Listening sockets by port.
     pub(super) listeners: HashMap<u16, Vec<Listening>>,
-    /// Of connections that have ended and that conntrack had not told of: it may still, from a list.
+    /// Ended connections that conntrack had not reported: a later list may still contain them.
     pub(super) ended: VecDeque<Endpoints>,
-    /// Counted as gone by the latest look.
+    /// Sockets that the latest scan counted as gone.
     pub(super) lately_gone: HashMap<SocketId, FlowKey>,
-    /// Counts the looks, from 1.
+    /// Number of scans, from 1.
     pub(super) looks: u32,
-    /// See [`Look::began`]; of the latest look.
+    /// [`Look::began`] of the latest scan.
     pub(super) looked: Option<u64>,
     pub(super) whose: Option<u64>,
     pub(super) addresses: Vec<IpAddr>,
@@ -100,7 +100,7 @@ pub(super) struct Space {
 pub(super) struct Counted {
     /// The namespace's own counts when counting began.
     pub(super) base: Option<TcpCounts>,
-    /// Before the latest look.
+    /// The namespace's own counts before the latest scan.
     pub(super) earlier: TcpCounts,
     pub(super) clients: u64,
     pub(super) servers: u64,
@@ -108,7 +108,7 @@ pub(super) struct Counted {
     pub(super) missed: Missed,
 }
 
-/// Connections and attempts that a namespace has counted and that nothing has shown.
+/// Connections and attempts that a namespace has counted and that no scan or event has shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Missed {
     pub(super) opened: u64,
@@ -134,12 +134,12 @@ impl Space {
         }
     }
 
-    /// Notes what the present look shows of a socket.
+    /// Stores a socket of the present scan.
     pub(super) fn insert(&mut self, ends: Endpoints, known: Known) {
         self.sockets.insert(ends, Known { shown: self.looks, ..known });
     }
 
-    /// Takes out the sockets that the present look has not shown.
+    /// Removes and returns the sockets that the present scan has not shown.
     pub(super) fn take_unshown(&mut self) -> Vec<(Endpoints, Known)> {
         let looks = self.looks;
         let unshown = self.sockets.extract_if(|_, known| known.shown != looks).collect();
@@ -181,7 +181,7 @@ impl Known {
         }
     }
 
-    /// Conntrack has counted it, for this flow, and maybe its end.
+    /// Records that a track has counted it for this flow, and whether it has counted its end.
     pub(super) fn adopted(&mut self, by: FlowKey, over: bool) {
         self.key = by;
         self.phase = if over { Phase::Over } else { Phase::Open };
@@ -193,7 +193,8 @@ impl Known {
         !self.is_final && !self.without_bytes
     }
 
-    /// A socket that waits to be accepted, or that its process has closed, has no number in `/proc`.
+    /// Returns whether it is the socket with this ID. A socket that waits to be accepted, or that its process has closed,
+    /// has no inode in `/proc`.
     pub(super) fn is(&self, id: SocketId) -> bool {
         self.id == id || id == SocketId::NOBODYS || self.id == SocketId::NOBODYS
     }

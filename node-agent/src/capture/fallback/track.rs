@@ -1,4 +1,4 @@
-//! One connection, or attempt, as conntrack tells of it. Pure.
+//! One connection or attempt, as conntrack reports it. Pure.
 
 use topology::{
     far_end::FarEnd,
@@ -14,13 +14,13 @@ use super::{
 /// State of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
-    /// Not decided; how often it was not known where it is.
+    /// Not decided; number of failed look-ups of its namespace.
     Waiting(u8),
     /// A socket counts.
     Socket,
-    /// The track counts, for the flow of this cgroup; whether a socket has been found since.
+    /// The track counts, for the flow of this cgroup. True if a socket was found since.
     Counted(u64, bool),
-    /// Side without an owner: of another node, or from before.
+    /// Side without an owner: of another node, or preexisting.
     Nobodys,
 }
 
@@ -30,9 +30,9 @@ pub(super) enum End {
     Open,
     /// The connection has ended.
     Ended,
-    /// Conntrack has dropped it: nothing came, or it was told to.
+    /// Conntrack has dropped it after a timeout or on request.
     Dropped,
-    /// It was found missing after events were lost.
+    /// It was missing in a list after events were lost.
     Unheard,
 }
 
@@ -42,32 +42,32 @@ pub(super) struct Track {
     pub(super) id: u32,
     pub(super) original: Direction,
     pub(super) reply: Direction,
-    /// The network namespaces of the client's and the server's side.
+    /// Network namespaces of the client's and the server's side.
     pub(super) spaces: [Option<u32>; 2],
     pub(super) sides: [Side; 2],
     /// True if the end of each side was counted.
     pub(super) closed: [bool; 2],
     /// True if it is over and everything is counted.
     pub(super) finished: bool,
-    /// The cgroup of the socket that was seen attempting, if one was.
+    /// Cgroup of the socket whose attempt was observed, if one was.
     pub(super) attempted_by: Option<u64>,
-    /// Time at which the handshake was known to be complete.
+    /// Time of the report that the handshake was complete.
     pub(super) established: Option<u64>,
-    /// Time at which it was known to be over.
+    /// Time of the report that it was over.
     pub(super) over: Option<u64>,
     pub(super) end: End,
-    /// Something was said of it that may have been older than what was known.
+    /// True if a message about it may have been older than its state.
     pub(super) unheard: bool,
-    /// It was there when the capture began.
+    /// True if it existed when the capture began.
     pub(super) old: bool,
-    /// Time at which it became known, and whether by its first packet; otherwise it may be older.
+    /// Time of its first report, and whether that was of its first packet; otherwise it may be older.
     pub(super) begun: (u64, bool),
     pub(super) carried: Option<[Carried; 2]>,
 }
 
 impl Track {
-    /// Of an entry that was heard of for the first time at `begun.0`; see `begun`. `at_start`: the capture began with
-    /// it.
+    /// Returns the track of an entry that was first reported at `begun.0`; see `begun`. `at_start`: it existed when the
+    /// capture began.
     pub(super) fn new(entry: &Entry, begun: (u64, bool), at_start: bool) -> Self {
         Self {
             id: entry.id,
@@ -118,7 +118,7 @@ impl Track {
         self.spaces[role as usize]
     }
 
-    /// The flow for which a side counts that is in the cgroup.
+    /// Returns the flow for which a side in this cgroup counts.
     pub(super) fn flow(&self, role: Role, cgroup: u64) -> Option<FlowKey> {
         self.space(role).map(|netns| key(netns, cgroup, role, &self.ends(role)))
     }
@@ -157,7 +157,7 @@ impl Track {
         !self.begun.1
     }
 
-    /// The flows for which it was counted without its bytes.
+    /// Returns the flows for which it was counted without its bytes.
     pub(super) fn without_bytes(&self) -> [Option<FlowKey>; 2] {
         [Role::Client, Role::Server].map(|role| match self.side(role) {
             Side::Counted(cgroup, false) if self.carried.is_none() && !self.has_failed() => self.flow(role, cgroup),

@@ -21,49 +21,48 @@ use super::{
 };
 use crate::memory::is_worth_shrinking;
 
-/// A side whose address no namespace has after so many attempts is not of this node.
+/// Number of look-ups after which a side whose address no namespace has belongs to another node.
 const LOOK_UPS: u8 = 8;
 
-/// Entries that are known at a time at most, for each track: the kernel keeps them for up to two minutes after their
-/// connection's end.
+/// Maximum number of entries for each track: the kernel keeps entries for up to two minutes after their connection's end.
 const MOST_ENTRIES: usize = 4;
 
 /// Conntrack entry of a socket that was observed for the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Match {
     pub(super) role: Role,
-    /// The flow for which the track has counted it, and whether it has counted its end, too.
+    /// Flow for which the track has counted it, and whether it has counted its end, too.
     pub(super) counted: Option<(FlowKey, bool)>,
-    /// It was there when the capture began.
+    /// True if it existed when the capture began.
     pub(super) old: bool,
     /// Real address of the other side, if the socket observes another one.
     pub(super) far_end: Option<FarEnd>,
 }
 
-/// Counts what no look has shown.
+/// Counts connections that no scan has shown.
 pub(super) trait Settling {
     /// Decides the state of a waiting side.
     fn decide(&mut self, track: &Track, role: Role) -> Side;
 
-    /// A side that was counted is over.
+    /// Counts the end of a side that was counted.
     fn close(&mut self, key: FlowKey, track: &Track, role: Role);
 }
 
-/// All of them.
+/// Tracks of all connections.
 #[derive(Debug)]
 pub(super) struct Tracks {
-    /// The most that are remembered at a time; those that are over and counted make half of that at most.
+    /// Maximum number of tracks; those that are over and counted are at most half of it.
     most: usize,
-    /// By number of our own, as an entry of conntrack's can begin anew.
+    /// Tracks by a serial number, because conntrack can reuse an entry.
     by_number: IndexMap<u64, Track>,
     next: u64,
     /// Entries that exist.
     current: IndexMap<Name, KnownEntry>,
-    /// Sides by where they are.
+    /// Sides by namespace and addresses.
     at: IndexMap<(u32, Endpoints), SmallVec<[u64; 2]>>,
-    /// With a side that waits, or over and not counted as such.
+    /// Tracks with a waiting side, or with an end that was not counted yet.
     undecided: BTreeSet<u64>,
-    /// With a side that waits to know where it is.
+    /// Tracks with a side whose namespace is unknown.
     homeless: BTreeSet<u64>,
     finished: VecDeque<(u64, u64)>,
     stage: Stage,
@@ -73,13 +72,13 @@ pub(super) struct Tracks {
     dropped: Vec<Name>,
     /// Connections for which there was no room.
     refused: u64,
-    /// There are entries that have been heard of and are not known any more. One whose first packet was not told of may be
-    /// one of them, and is left to what the namespaces count themselves.
+    /// True if reported entries were dropped for lack of room. A later entry without a report of its first packet may be
+    /// one of them, so only the namespaces' own counters count it.
     is_strict: bool,
 }
 
 impl Tracks {
-    /// With room for so many.
+    /// Returns an empty set with room for so many tracks.
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,
@@ -98,8 +97,8 @@ impl Tracks {
         }
     }
 
-    /// Takes in what conntrack says; `now` counts up with each message. `at_start`: the entry is of the list that the
-    /// capture begins with. `home` is where an address is. Returns what is now known of a connection that has ended before.
+    /// Processes a message of conntrack; `now` increases with each message. `at_start`: the entry is in the first list.
+    /// `home` returns the namespace of an address. Returns late bytes of a connection that has ended before.
     pub(super) fn take(
         &mut self,
         entry: &Entry,
@@ -162,7 +161,7 @@ impl Tracks {
         counted.zip(entry.carried).map(|(flows, carried)| LateBytes { flows, carried })
     }
 
-    /// The list that has shown this track of an entry.
+    /// Returns the list that contained this track of an entry.
     fn listed_in(&self, name: &Name, serial: u64) -> u32 {
         let known = self.current.get(name).filter(|known| known.current == Current::Track(serial));
         known.map_or(0, |known| known.listed)
@@ -176,7 +175,7 @@ impl Tracks {
         }
     }
 
-    /// Makes room for another entry. Of those that are counted, the bytes then stay unknown.
+    /// Makes room for another entry. The bytes of dropped entries that are counted stay unknown.
     fn make_room(&mut self) {
         if self.current.len() >= MOST_ENTRIES * self.most {
             self.current.retain(|_, known| matches!(known.current, Current::Track(_)));
@@ -190,7 +189,7 @@ impl Tracks {
         self.is_strict = true;
     }
 
-    /// Connections for which there was no room.
+    /// Returns the number of connections for which there was no room.
     pub(super) fn refused(&self) -> u64 {
         self.refused
     }
@@ -218,7 +217,7 @@ impl Tracks {
         serial
     }
 
-    /// Finds the namespaces of sides again, as far as they are not known; whether that counts as an attempt.
+    /// Looks up the unknown namespaces of sides. `counts`: whether this counts as an attempt.
     pub(super) fn find_homes(&mut self, counts: bool, home: impl Fn(&Endpoints) -> Option<u32>) {
         for serial in self.homeless.clone() {
             self.settle_in(serial, counts, &home);
@@ -258,7 +257,7 @@ impl Tracks {
         self.lists += 1;
     }
 
-    /// That was the list. Entries that it does not have are gone, if it is complete.
+    /// Ends the list. If it is complete, entries that it lacks are gone.
     pub(super) fn end_list(&mut self, is_complete: bool, now: u64) {
         self.stage = Stage::Behind;
         if !is_complete {
@@ -276,7 +275,7 @@ impl Tracks {
         }
     }
 
-    /// Everything is heard that had been said when it was last listed.
+    /// Records that all messages from before the end of the latest list were received.
     pub(super) fn caught_up(&mut self) {
         if self.stage == Stage::Live {
             return;
@@ -299,7 +298,8 @@ impl Tracks {
         }
     }
 
-    /// A socket was seen for the first time, by a look that began then: the latest track that can be its own.
+    /// Returns the latest track that can belong to a socket, which a scan has shown for the first time. `began`: the
+    /// beginning of that scan.
     pub(super) fn claim(&mut self, space: u32, ends: &Endpoints, is_closing: bool, began: u64) -> Option<Match> {
         let serials = self.at.get(&(space, *ends))?;
         let role_of = |track: &Track| {
@@ -307,7 +307,7 @@ impl Tracks {
                 .into_iter()
                 .find(|role| track.spaces[*role as usize] == Some(space) && track.ends(*role) == *ends)
         };
-        // A socket that has not begun to end has no track that had ended when the look began.
+        // The track of an open socket had not ended when the scan began.
         let possible =
             |track: &Track| track.over.is_none_or(|over| over > began) || track.end != End::Ended || is_closing;
         let find = |wanted: fn(Side) -> bool| {
@@ -331,8 +331,8 @@ impl Tracks {
         Some(Match { role, counted, old: track.old, far_end: track.far_end(role) })
     }
 
-    /// A look that began then has shown a socket again: tracks that are its own have nothing to count. `is_tracked`: it
-    /// has one already, so that only one that conntrack has begun in the middle is its own.
+    /// Records that a scan has shown a socket again: its tracks have nothing to count. `began`: the beginning of that
+    /// scan. `is_tracked`: it has a track already, so only one that conntrack began in the middle can also be its own.
     pub(super) fn confirm(&mut self, space: u32, ends: &Endpoints, is_tracked: bool, closes: bool, began: u64) -> bool {
         let mut found = false;
         for serial in self.at.get(&(space, *ends)).into_iter().flatten() {
@@ -356,7 +356,7 @@ impl Tracks {
         found
     }
 
-    /// A socket was seen attempting. Whether a track will tell what comes of it.
+    /// Records an attempt of a socket. Returns whether a track will report its result.
     pub(super) fn note_attempt(&mut self, space: u32, ends: &Endpoints, cgroup: Option<u64>) -> bool {
         let Some(serial) = self.at.get(&(space, *ends)).and_then(|serials| serials.last()) else { return false };
         let Some(track) = self.by_number.get_mut(serial) else { return false };
@@ -380,7 +380,7 @@ impl Tracks {
         }
     }
 
-    /// The namespaces at which a look would decide something.
+    /// Returns the namespaces whose scan would decide something.
     pub(super) fn to_look_at(&self) -> HashSet<u32> {
         let tracks = self.undecided.iter().filter_map(|serial| self.by_number.get(serial));
         let known = tracks.filter(|track| track.established.is_some() || track.over.is_some());
@@ -417,7 +417,7 @@ impl Tracks {
                 continue;
             }
             for role in [Role::Client, Role::Server] {
-                // Where a socket has been found since, its end counts.
+                // If a socket was found since, its end counts.
                 if let Side::Counted(cgroup, false) = track.side(role)
                     && !track.has_failed()
                     && let Some(flow) = track.flow(role, cgroup)
@@ -431,7 +431,7 @@ impl Tracks {
         }
     }
 
-    /// Lets go of what is over and counted, once every look that could show a rest of it has come.
+    /// Drops tracks that are over and counted, after the last scan that could show their sockets.
     pub(super) fn forget(&mut self, looked: impl Fn(u32) -> u64) {
         let mut kept = VecDeque::new();
         while let Some((serial, at)) = self.finished.pop_front() {
@@ -447,7 +447,7 @@ impl Tracks {
         self.shrink();
     }
 
-    /// Returns memory that was needed at the peak alone.
+    /// Frees memory that was needed only at the peak.
     fn shrink(&mut self) {
         macro_rules! shrink {
             ($($table:ident),*) => { $(
@@ -462,7 +462,7 @@ impl Tracks {
     fn remove(&mut self, serial: u64) {
         let Some(track) = self.by_number.swap_remove(&serial) else { return };
         self.homeless.remove(&serial);
-        // What the kernel still says of the entry is known.
+        // Later messages of the kernel about the entry belong to this connection.
         let name = (track.id, track.original);
         let known = self.current.get_mut(&name).filter(|known| known.current == Current::Track(serial));
         if let Some(known) = known {

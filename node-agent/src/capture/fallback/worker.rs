@@ -1,4 +1,4 @@
-//! The thread that looks: passes over the network namespaces, and what conntrack says in between.
+//! Thread of the capture: scans the network namespaces, and receives conntrack events in between.
 
 use std::{
     collections::HashMap,
@@ -25,12 +25,12 @@ use super::{
 /// Maximum time for which events wait to be read.
 const LISTEN_EVERY: Duration = Duration::from_millis(100);
 
-/// A thread so far behind its budget stops listening, too: events are lost then, and counted.
+/// Excess over the budget at which the thread also stops receiving events. Lost events are counted.
 const DEEP_IN_DEBT: Duration = Duration::from_secs(5);
 
-/// A namespace's addresses are read again every so many passes, and in its first ones: they come after the namespace.
+/// Number of scans after which a namespace's addresses are read again.
 const ADDRESSES_EVERY: u32 = 16;
-/// See [`ADDRESSES_EVERY`].
+/// Number of first scans that all read the addresses: they are assigned after the namespace is created.
 const YOUNG: u32 = 4;
 
 /// State of the thread.
@@ -45,7 +45,7 @@ pub(super) struct Worker {
     buffer: Buffer,
     pace: Pace,
     passes: u64,
-    /// To be told after the first pass.
+    /// Notified after the first scan.
     first_pass: Option<SyncSender<()>>,
 }
 
@@ -94,7 +94,7 @@ impl Worker {
         Ok(())
     }
 
-    /// One look at everything that can have changed.
+    /// Scans everything that can have changed.
     fn pass(&mut self) -> io::Result<()> {
         self.listen()?;
         let namespaces = self.processes.scan(&mut self.cgroups)?;
@@ -127,7 +127,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Namespaces without processes: a last look, then they are over.
+    /// Scans namespaces without processes a last time, and removes them.
     fn leave_others(&mut self, namespaces: &HashMap<u32, Namespace>) -> io::Result<()> {
         let gone: Vec<u32> = self.sources.keys().filter(|netns| !namespaces.contains_key(netns)).copied().collect();
         for netns in gone {
@@ -139,7 +139,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Makes a namespace known.
+    /// Records a namespace with its addresses and default owner.
     fn meet(&mut self, netns: u32, namespace: &Namespace) {
         if !self.sources.contains_key(&netns) {
             let is_old = self.passes == 0;
@@ -219,7 +219,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes in everything that conntrack has said.
+    /// Processes all messages of conntrack.
     fn listen(&mut self) -> io::Result<()> {
         let Some(conntrack) = &mut self.conntrack else { return Ok(()) };
         loop {
@@ -261,7 +261,7 @@ impl Worker {
         }
     }
 
-    /// Waits for the next pass, and listens.
+    /// Receives events until the next scan.
     fn rest(&mut self, until: Instant) -> io::Result<()> {
         self.pay()?;
         loop {
