@@ -92,9 +92,9 @@ impl Stage {
             last.0 + last.1 == truth + untold && last.2 + untold >= last.0
         })
         .await;
-        let (seen, lost, told) = last;
-        println!("{truth} made; {seen} seen, {lost} lost, {told} told, {untold} left before they were told");
-        assert!(told <= seen && told + lost >= truth);
+        let (seen, dropped, reported) = last;
+        println!("{truth} made; {seen} seen, {dropped} lost, {reported} told, {untold} left before they were told");
+        assert!(reported <= seen && reported + dropped >= truth);
         println!("peak: {} MiB", machine.memory_peak() >> 20);
         assert_eq!(machine.kills(), 0);
     }
