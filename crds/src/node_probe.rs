@@ -74,10 +74,10 @@ pub struct NodeProbeStatus {
     /// Capture mode of the agent; absent before its first report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// Why this mode: `Supported`, `KernelTooOld`, `KnownBadKernel`, `Lockdown`, `BtfMissing`, `CapabilityMissing`,
-    /// `CgroupV2Missing`, `LoadFailed`, `AttachFailed`, `SelfTestFailed`, `CaptureFailed`, `ForcedByProbe` (`spec.mode`),
-    /// `ForcedByOverride` (`spec.modeOverrides`); `NoReportYet` before the agent's first report; `Unknown` where the agent
-    /// is of another version and gives a reason that the operator does not know: see `message`.
+    /// Reason for this mode: `Supported`, `KernelTooOld`, `KnownBadKernel`, `Lockdown`, `BtfMissing`, `CapabilityMissing`,
+    /// `CgroupV2Missing`, `LoadFailed`, `AttachFailed`, `SelfTestFailed`, `CaptureFailed`, `ForcedByProbe` (`spec.mode`) or
+    /// `ForcedByOverride` (`spec.modeOverrides`). `NoReportYet` before the agent's first report. `Unknown` for a reason of
+    /// an agent of another version that the operator does not know: see `message`.
     #[schemars(length(max = 64))]
     pub reason: String,
     /// Human-readable explanation of `reason`: the failed step, the error, and how to fix it.
@@ -265,8 +265,8 @@ pub struct EarlierEpochs {
     pub losses: Losses,
 }
 
-/// Time without a capture: before the first agent of the node, later than a minute after the NodeProbe was made; from an
-/// agent's last report to the attach of the next one; and while an agent is silent for more than a minute.
+/// Time without a capture. It counts from one minute after the NodeProbe was created until the first agent attaches. Later,
+/// it counts from an agent's last report until the next one attaches, and while an agent is silent for over a minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Unobserved {

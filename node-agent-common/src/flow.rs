@@ -24,7 +24,7 @@ pub struct FlowKey {
     port: u16,
     /// A [`Role`], and [`UDP`] where it is that.
     role: u8,
-    /// 4 or 6: of the addresses, whatever the socket's own family is.
+    /// Version of the addresses, 4 or 6, independent of the socket's own family.
     family: u8,
     local: [u8; 16],
     remote: [u8; 16],

@@ -27,7 +27,7 @@ pub const DOMAIN: u16 = 53;
 /// Of a message (RFC 1035, 4.1.1).
 const HEADER: u32 = 12;
 const MOST: u32 = AnswerRecord::MOST as u32;
-/// Nobody is woken: the agent reads when it has something else to read.
+/// Wakes no reader: the agent reads when it has something else to read.
 const BPF_RB_NO_WAKEUP: u64 = 1;
 
 /// Passes on a datagram to a socket of this cgroup, of which the payload begins at `offset`, if it says anything.

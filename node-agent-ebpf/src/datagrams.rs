@@ -29,7 +29,7 @@ const UDP: u8 = 17;
 const UDP_HEADER: u32 = 8;
 /// Of `socket(2)`.
 const SOCK_DGRAM: u32 = 2;
-/// Of `if_packet.h`: what came to this machine or to nobody else; the others are for several at once.
+/// Values of `if_packet.h` for unicast packets; the others are for broadcast and multicast.
 const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 
@@ -69,7 +69,7 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
         && dialled != remote
         && packet.is_tracked()
     {
-        // Somebody has translated the address that was dialled, and maybe the socket's own.
+        // NAT has replaced the original destination, and maybe the socket's own address.
         remote = dialled;
         local.address = socket.bound_to(header.family).unwrap_or(local.address);
     }
@@ -184,7 +184,7 @@ impl Packet {
         unsafe { Self::read(&raw const (*self.0).pkt_type) }
     }
 
-    /// The header, if it is one of UDP. Behind IPv6's extension headers nobody looks.
+    /// Returns the UDP header, if it is one. Does not parse extension headers of IPv6.
     #[inline(always)]
     fn header(self) -> Option<Header> {
         const V4: usize = 20;

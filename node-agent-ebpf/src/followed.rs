@@ -1,7 +1,7 @@
-//! The sockets that are followed from change to change of their state, where no callbacks tell of them.
+//! Tracked sockets: an entry per socket where callbacks are unavailable.
 //!
-//! An entry is made when a socket begins to dial or is established, and whoever removes it counts the socket's end. A
-//! missed end leaves an entry behind: found when the memory is used again, or by the agent.
+//! A program adds an entry when a socket begins to connect or is established. The one that removes it counts the socket's
+//! end. A missed end leaves an entry behind; a program finds it when the memory is used again, or the agent does.
 
 use aya_ebpf::{macros::map, maps::HashMap};
 use node_agent_common::{FollowedSocket, Origin, Role, callback};
@@ -9,7 +9,7 @@ use node_agent_common::{FollowedSocket, Origin, Role, callback};
 use crate::socket::TcpSocket;
 
 /// By the kernel's address. The agent sets the size: 1 where nothing is followed. Allocated beforehand: quicker, and
-/// safe in whatever the tracepoint interrupts.
+/// safe in any context that the tracepoint interrupts.
 #[map(name = "FOLLOWED")]
 static FOLLOWED: HashMap<u64, FollowedSocket> = HashMap::with_max_entries(65_536, 0);
 

@@ -1,5 +1,5 @@
-//! Lists the TCP sockets of all tasks of the reader's pid namespace, whatever their network namespace, and what else
-//! listens on the internet protocols.
+//! Lists the TCP sockets of all tasks of the reader's pid namespace, in all network namespaces, and the other listening
+//! sockets of the internet protocols.
 
 use aya_ebpf::{
     bindings::seq_file,

@@ -64,7 +64,7 @@ fn ended(call: Call) {
     let shown = Role::shown(flags, socket.origin());
     let role = shown.unwrap_or(Role::guessed(flags));
     if before == state::SYN_SENT || before == state::SYN_RECV && matches!(role, Role::Client) {
-        // An attempt from before the capture may have got callbacks from somebody else since.
+        // Another program may have requested callbacks for an attempt from before the capture.
         let _ = existing::take_seed(socket.cookie());
         // The flags stay: the socket may dial again while no agent is there.
         return count(&socket.flow(Role::Client), Event::Failed);
@@ -73,7 +73,7 @@ fn ended(call: Call) {
     call.set_flags(u32::from(callback::counted(flags)));
     let cookie = socket.cookie();
     if cookie != 0 {
-        // Somebody else has asked for the callbacks of a connection that is older than any agent.
+        // Another program requested callbacks for a connection that is older than any agent.
         if let Some(key) = existing::take_seed(cookie) {
             return count(&key, Event::closed(socket));
         }

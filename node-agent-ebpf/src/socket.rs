@@ -116,7 +116,7 @@ impl<A: Access> TcpSocket<A> {
         self.cgroup().follow(offset!(cgroup_kn)).load(offset!(kernfs_id))
     }
 
-    /// 0 where nobody has asked for it yet.
+    /// Returns the socket's cookie; 0 if it was never requested.
     #[inline(always)]
     pub fn cookie(self) -> u64 {
         self.0.load(offset!(sock_cookie))

@@ -184,7 +184,7 @@ fn opens<A: Access>(socket: TcpSocket<A>, role: Role, copy: Copy) {
     if followed::set(socket.address(), &note(flow, client_port, 1)) {
         count(&flow, Event::Opened);
     } else if copy == Copy::First {
-        // Nobody will know it when it ends.
+        // No entry will identify it when it ends.
         lose(Loss::Opened);
         lose(Loss::Closed);
     }

@@ -1,5 +1,5 @@
-//! Whatever numbers agents report, each object can be written: its integers are those of the API, and an edge with greater
-//! ones takes no other with it.
+//! Tests extreme numbers: the API server accepts each object, and an edge with a greater number than the API can hold costs
+//! only itself.
 
 use std::{
     collections::BTreeSet,

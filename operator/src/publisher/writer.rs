@@ -125,7 +125,7 @@ pub(super) async fn write(
     .await
 }
 
-/// Takes the status away, whoever wrote it, so that the object decodes again. Deletes the object where that does not help.
+/// Removes the status of any field manager, so that the object decodes again. Deletes the object if that does not help.
 async fn reset(client: &Client, key: &Key) -> Result<Written, WriteError> {
     let api: Api<Guarded<Topology>> = Api::namespaced(client.clone(), &key.namespace);
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
@@ -137,7 +137,7 @@ async fn reset(client: &Client, key: &Key) -> Result<Written, WriteError> {
     }
 }
 
-/// Deletes the object, unless somebody wrote to it meanwhile.
+/// Deletes the object, unless another client wrote to it meanwhile.
 async fn delete(client: &Client, key: &Key, known: &ObjectMeta) -> Result<Written, WriteError> {
     // The answer may be the object, which may not decode.
     let api: Api<PartialObjectMeta<Topology>> = Api::namespaced(client.clone(), &key.namespace);

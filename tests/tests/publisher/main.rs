@@ -54,7 +54,7 @@ async fn of_too_many_edges_the_busiest_are_listed_and_the_rest_is_counted() -> R
 }
 
 #[tokio::test]
-async fn what_others_have_written_stays_and_what_nobody_has_goes_with_the_workload() -> Result<()> {
+async fn publisher_keeps_what_other_managers_wrote_and_deletes_the_rest_with_the_workload() -> Result<()> {
     let mut lab = Lab::new().await?;
     let expected = "{apiVersion: scopeprobe.io/v1alpha1, kind: Topology, metadata: {name: pod-expected, labels: {team: a}, \
                     annotations: {note: ours}}, spec: {}}";
@@ -76,7 +76,7 @@ async fn what_others_have_written_stays_and_what_nobody_has_goes_with_the_worklo
     // Another field manager's word about what was observed doesn't stand.
     let wrong = serde_json::json!({"status": {"totals": {"opened": 77}}});
     let merge = kube::api::Patch::Merge(wrong);
-    let by = kube::api::PatchParams { field_manager: Some("somebody".to_owned()), ..Default::default() };
+    let by = kube::api::PatchParams { field_manager: Some("another-manager".to_owned()), ..Default::default() };
     lab.topologies().patch_status("pod-expected", &by, &merge).await.expect("the administrator may");
     lab.topology("pod-expected", |it| opened(it) == 2).await?;
     assert_eq!(lab.writes("failed"), 0);

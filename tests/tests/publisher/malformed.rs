@@ -15,7 +15,7 @@ use crate::{
 impl Lab {
     /// Adds a condition whose time passes the API server's checks and is none.
     async fn poison(&self, name: &str) -> Result<()> {
-        let by = PatchParams { field_manager: Some("somebody".to_owned()), ..PatchParams::default() };
+        let by = PatchParams { field_manager: Some("another-manager".to_owned()), ..PatchParams::default() };
         let patch = Patch::Merge(json!({"status": {"conditions": [{
             "type": "X", "status": "True", "reason": "X", "message": "",
             "lastTransitionTime": "2026-01-01T00:00:00+99:99",
@@ -29,7 +29,7 @@ impl Lab {
 async fn malformed_topology_stops_no_other_and_is_written_anew() -> Result<()> {
     let mut lab = Lab::new().await?;
     let (web, other) = (lab.pod("web", None).await?, lab.pod("other", None).await?);
-    // Of no workload: nobody would write it anew.
+    // Without a workload, so that the operator would not write it again.
     let stray = json!({"apiVersion": "scopeprobe.io/v1alpha1", "kind": "Topology", "metadata": {"name": "pod-gone"}, "spec": {}});
     let stray: DynamicObject = serde_json::from_value(stray).expect("an object");
     let by = PostParams { field_manager: Some("scopeprobe-topology".to_owned()), ..PostParams::default() };
@@ -99,6 +99,6 @@ async fn malformed_topologies_are_cleared_as_others_are() -> Result<()> {
     let left = lab.raw().get("pod-theirs").await.map_err(Error::api("read what is left"))?;
     assert!(left.labels().contains_key("team"), "{left:?}");
     assert!(left.data["status"].is_null(), "what was observed is gone: {left:?}");
-    // Somebody else wrote to it, but to nothing that is left.
+    // Another manager wrote to it, but only to the status, which was removed.
     lab.absent("pod-web").await
 }

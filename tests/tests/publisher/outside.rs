@@ -111,7 +111,7 @@ async fn dns_names_have_groups_as_addresses_have() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_publisher_that_begins_anew_counts_nobody_twice() -> Result<()> {
+async fn restarted_publisher_counts_no_external_peer_twice() -> Result<()> {
     let mut lab = Lab::new().await?;
     lab.settings.send_modify(|settings| settings.as_mut().expect("it is set").max_external = 1);
     lab.publish_as_administrator();

@@ -85,7 +85,7 @@ spec:
 }
 
 #[tokio::test]
-async fn pods_belong_to_what_people_deploy_whoever_made_that_kind() -> Result<()> {
+async fn pods_belong_to_their_topmost_owner_of_any_kind() -> Result<()> {
     let template = "{selector: {matchLabels: {a: b}}, serviceName: s, template: {metadata: {labels: {a: b}}, \
                     spec: {containers: [{name: main, image: none}]}}}";
     let replicas = ("apps", "ReplicaSet", "replicasets");

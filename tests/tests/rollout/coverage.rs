@@ -27,7 +27,7 @@ async fn lab_of_two(counter_interval: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Waits until whatever was due before this has been written: so has then a change of another node's structure.
+/// Waits until all writes that were due are done, by the structural change of another node.
 async fn written(lab: &Lab, turn: usize) -> Result<()> {
     let other = fleet::with_kernel(OTHER);
     lab.report(&other, |observation| {

@@ -83,7 +83,7 @@ pub const KINDS: [Kind; 50] = [
     modern("Raspberry Pi OS", "6.12.34+rpt-rpi-2712"),
     modern("Docker Desktop", "6.6.87.2-microsoft-standard-WSL2"),
     modern("Arch Linux", "7.0.0-rc3-arch1-1"),
-    linux("A board of somebody's own", "my-kernel", "ebpf", "KernelUnknown"),
+    linux("A board with a kernel of its own", "my-kernel", "ebpf", "KernelUnknown"),
     linux("Nothing is known", "", "ebpf", "KernelUnknown"),
     other("windows", "Windows Server 2022 Datacenter", "10.0.20348.4052"),
     other("windows", "Windows Server 2019 Datacenter", "10.0.17763.7678"),

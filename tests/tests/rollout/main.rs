@@ -315,7 +315,7 @@ async fn events(lab: &Lab, node: &str, reasons: &[&str], actions: &[&str]) -> Re
 }
 
 #[tokio::test]
-async fn a_label_that_somebody_else_has_set_is_said_and_not_overwritten() -> Result<()> {
+async fn rollout_reports_foreign_label_and_keeps_it() -> Result<()> {
     let (lab, mut labels) = rolled_out_fleet().await?;
     let node = fleet::with_kernel("6.1.0-37-amd64");
     let moved = fleet::with_kernel("5.4.0-216-generic");

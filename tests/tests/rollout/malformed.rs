@@ -34,7 +34,7 @@ impl Lab {
     }
 
     async fn poison<K: Resource<DynamicType = ()>>(&self, name: &str) -> Result<()> {
-        let by = PatchParams { field_manager: Some("somebody".to_owned()), ..PatchParams::default() };
+        let by = PatchParams { field_manager: Some("another-manager".to_owned()), ..PatchParams::default() };
         let patched = self.raw::<K>().patch_status(name, &by, &Patch::Merge(poison())).await;
         patched.map(|_| ()).map_err(Error::api(format!("poison {name}")))
     }

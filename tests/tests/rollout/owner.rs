@@ -1,4 +1,4 @@
-//! The agents' DaemonSets go with the operator's Deployment, whoever deletes that.
+//! Tests that the agents' DaemonSets are deleted with the operator's Deployment.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use kube::{
