@@ -21,7 +21,7 @@ const KINDS: [&str; 8] = [
 ];
 
 /// Every value of the chart that leads to other text, alone.
-const VALUES: [&[&str]; 18] = [
+const VALUES: [&[&str]; 19] = [
     &[],
     &["image.tag=1.2.3", "image.pullPolicy=Never"],
     &["image.repository=registry.example:5000/scopeprobe/operator"],
@@ -36,6 +36,7 @@ const VALUES: [&[&str]; 18] = [
     &["crds.enabled=false"],
     &["crds.keep=false"],
     &["operator.log=info\\,kube=debug"],
+    &["operator.extraEnv[0].name=SCOPEPROBE_RESYNC_INTERVAL", "operator.extraEnv[0].value=10s"],
     &["operator.resources=null"],
     &["operator.nodeSelector.a\\.example/b=c"],
     &["operator.tolerations[0].operator=Exists"],
