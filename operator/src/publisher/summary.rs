@@ -197,8 +197,8 @@ mod tests {
         assert_eq!(to_line(&[called(&server, Some(("apples", 80)), Some(50051))]), "apples:80");
         assert_eq!(to_line(&[called(&server, None, Some(50051))]), "apples-v2:50051");
         let service = ServiceRef { namespace: "shop".to_owned(), name: "apples".to_owned() };
-        let nobody = called(&Peer::Service(service), Some(("apples", 80)), None);
-        assert_eq!(to_line(&[nobody, called(&server, Some(("apples", 80)), Some(50051))]), "apples:80");
+        let unanswered = called(&Peer::Service(service), Some(("apples", 80)), None);
+        assert_eq!(to_line(&[unanswered, called(&server, Some(("apples", 80)), Some(50051))]), "apples:80");
         assert_eq!(to_line(&[called(&Peer::ApiServer, Some(("kubernetes", 443)), Some(6443))]), "kubernetes-api:443");
         let clients = [workload("web", "ui"), workload("shop", "cart")];
         assert_eq!(from_line(&clients, Some(50051)), "cart→50051, web/ui→50051");

@@ -39,7 +39,7 @@ impl Lab {
         let mut edge = edge(&topology);
         change(&mut edge);
         let patch = Patch::Merge(json!({"status": {"egress": [edge]}}));
-        let by = PatchParams { field_manager: Some("somebody".to_owned()), ..PatchParams::default() };
+        let by = PatchParams { field_manager: Some("another".to_owned()), ..PatchParams::default() };
         let patched = self.topologies().patch_status(name, &by, &patch).await;
         Ok(patched.map_err(Error::api("change a Topology"))?.resource_version())
     }
