@@ -191,6 +191,7 @@ impl Connections {
             self.end(&mut space, look, ends, known, all_failed);
         }
         self.begin(&mut space, look, &new, &gone);
+        self.tracks.scanned(look.netns);
         space.looked = Some(look.began);
         self.compare(&mut space, look);
         self.spaces.insert(look.netns, space);
@@ -266,6 +267,12 @@ impl Connections {
                 continue;
             }
             let claimed = self.tracks.claim(look.netns, &ends, is_closing(socket.state), look.began);
+            if claimed.is_none() && is_closing(socket.state) && self.tracks.may_have_counted(look.netns) {
+                // The namespace's own counters tell whether it is missing.
+                let key = key(look.netns, *cgroup, Role::Server, &ends);
+                space.insert(ends, Known::new(socket, key, Phase::Over));
+                continue;
+            }
             let (role, inferred) = match claimed {
                 Some(found) => (found.role, false),
                 None => self.role(space, look.netns, &ends, all_others_are_clients),

@@ -75,6 +75,8 @@ pub(super) struct Tracks {
     /// True if reported entries were dropped for lack of room. A later entry without a report of its first packet may be
     /// one of them, so only the namespaces' own counters count it.
     is_strict: bool,
+    /// Namespaces of tracks that were dropped for lack of room before the scan that could still show their sockets.
+    unscanned: HashSet<u32>,
 }
 
 impl Tracks {
@@ -94,6 +96,7 @@ impl Tracks {
             dropped: Vec::new(),
             refused: 0,
             is_strict: false,
+            unscanned: HashSet::new(),
         }
     }
 
@@ -431,13 +434,14 @@ impl Tracks {
         }
     }
 
-    /// Drops tracks that are over and counted, after the last scan that could show their sockets.
+    /// Drops tracks that are over and counted, after the last scan that could show their sockets; earlier for lack of room.
     pub(super) fn forget(&mut self, looked: impl Fn(u32) -> u64) {
         let mut kept = VecDeque::new();
         while let Some((serial, at)) = self.finished.pop_front() {
             let Some(track) = self.by_number.get(&serial) else { continue };
-            let seen = track.spaces.iter().flatten().all(|space| looked(*space) > at);
-            if seen || kept.len() + self.finished.len() >= self.most / 2 {
+            let mut unscanned = track.spaces.iter().flatten().filter(|space| looked(**space) <= at).peekable();
+            if unscanned.peek().is_none() || kept.len() + self.finished.len() >= self.most / 2 {
+                self.unscanned.extend(unscanned);
                 self.remove(serial);
             } else {
                 kept.push_back((serial, at));
@@ -445,6 +449,17 @@ impl Tracks {
         }
         self.finished = kept;
         self.shrink();
+    }
+
+    /// Returns whether a closing socket that a scan of this namespace shows for the first time may have been counted by a
+    /// track that was dropped since the scan before.
+    pub(super) fn may_have_counted(&self, space: u32) -> bool {
+        self.unscanned.contains(&space)
+    }
+
+    /// Records that a scan has shown all sockets of this namespace.
+    pub(super) fn scanned(&mut self, space: u32) {
+        self.unscanned.remove(&space);
     }
 
     /// Frees memory that was needed only at the peak.
