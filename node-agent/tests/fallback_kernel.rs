@@ -38,8 +38,8 @@ fn obedient_process() {
     }
 }
 
-/// Conditions are waited for this long.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Time limit for a condition: several of the 30 s after which a quiet namespace is scanned again.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// A capture, and all that it has said so far.
 struct Watched {
