@@ -183,6 +183,7 @@ fn structure(mut object: Value) -> Value {
     if let Some(status) = object["status"].as_object_mut() {
         // Counters over time: written with the others, and never alone.
         status.remove("coverageRecord");
+        status.remove("checkpoint");
     }
     strip(&mut object["status"]);
     object
@@ -196,6 +197,9 @@ fn strip(value: &mut Value) {
                 if fields.get(counter).is_some_and(Value::is_number) {
                     fields.remove(counter);
                 }
+            }
+            for time in ["lastSeen", "lastFailed"] {
+                fields.remove(time);
             }
             fields.values_mut().for_each(strip);
         }

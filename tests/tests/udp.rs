@@ -128,7 +128,7 @@ async fn datagrams_between_pods_are_shown_exactly() -> Result<()> {
             "{edge:#?}"
         );
     }
-    assert_eq!(status.summary.to, "server:5353/UDP");
+    assert_eq!(status.summary.to, "server:5353/UDP, echo:53/UDP", "the Service has its own name, and DNS comes last");
     Ok(())
 }
 
