@@ -251,21 +251,13 @@ pub fn group_has_members() -> Value {
 
 /// Up to 64 DNS names or patterns.
 pub fn dns_names(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "array",
-        "maxItems": 64,
-        "x-kubernetes-list-type": "atomic",
-        "items": {
-            "type": "string",
-            "maxLength": 253,
-            "x-kubernetes-validations": [{
-                "rule": "self.matches('^([*][.])?[a-z0-9_]+(-+[a-z0-9_]+)*([.][a-z0-9_]+(-+[a-z0-9_]+)*)*$') \
-                         && !self.matches('^[0-9.]+$')",
-                "message": "has to be a DNS name in lower case, for example api.example.com, or *.example.com for all names below it",
-                "reason": "FieldValueInvalid",
-            }],
-        },
-    })
+    let rule = "self.matches('^([*][.])?[a-z0-9_]+(-+[a-z0-9_]+)*([.][a-z0-9_]+(-+[a-z0-9_]+)*)*$') \
+                && !self.matches('^[0-9.]+$')";
+    checked_strings(
+        253,
+        rule,
+        "has to be a DNS name in lower case, for example api.example.com, or *.example.com for all names below it",
+    )
 }
 
 /// Selector of namespaces by their labels.
@@ -340,18 +332,23 @@ fn is_label_name(text: &str) -> String {
 
 /// Up to 64 ranges of addresses.
 pub fn cidrs(_: &mut SchemaGenerator) -> Schema {
+    checked_strings(
+        43,
+        &is_cidr(),
+        "has to be a range of addresses in CIDR notation, for example 203.0.113.0/24 or 2001:db8::/32; a single address ends with /32 or, for IPv6, /128",
+    )
+}
+
+/// Up to 64 strings, each of which follows a rule.
+fn checked_strings(max_length: u32, rule: &str, message: &str) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": 64,
         "x-kubernetes-list-type": "atomic",
         "items": {
             "type": "string",
-            "maxLength": 43,
-            "x-kubernetes-validations": [{
-                "rule": is_cidr(),
-                "message": "has to be a range of addresses in CIDR notation, for example 203.0.113.0/24 or 2001:db8::/32; a single address ends with /32 or, for IPv6, /128",
-                "reason": "FieldValueInvalid",
-            }],
+            "maxLength": max_length,
+            "x-kubernetes-validations": [{"rule": rule, "message": message, "reason": "FieldValueInvalid"}],
         },
     })
 }
