@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt, future, stream};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{
     Api, Client, ResourceExt,
-    core::{DeserializeGuard, PartialObjectMeta},
+    core::PartialObjectMeta,
     runtime::{
         controller::{Action, Config, Controller},
         reflector::ObjectRef,
@@ -27,7 +27,7 @@ use super::{
     validate::{self, Invalid},
 };
 use crate::{
-    cluster_state::ClusterState, guarded_watch::backoff, metrics::Metrics, settings::AgentSettings,
+    cluster_state::ClusterState, guarded::Guarded, guarded_watch::backoff, metrics::Metrics, settings::AgentSettings,
     status::conditions::some_of,
 };
 
@@ -101,7 +101,7 @@ impl RolloutError {
 pub async fn run(context: Arc<Context>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
     let agents = watcher::Config::default().labels(&format!("app.kubernetes.io/name={AGENT_APP}"));
     let daemon_sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(context.watching.clone(), &context.namespace);
-    Controller::new(Api::<DeserializeGuard<ScopeProbe>>::all(context.watching.clone()), watcher::Config::default())
+    Controller::new(Api::<Guarded<ScopeProbe>>::all(context.watching.clone()), watcher::Config::default())
         .watches(daemon_sets, agents, |daemon_set| scope_probe_of(&daemon_set))
         .reconcile_all_on(changes(&context.cluster))
         .trigger_backoff(backoff())
@@ -113,7 +113,7 @@ pub async fn run(context: Arc<Context>, shutdown: impl Future<Output = ()> + Sen
 }
 
 /// Finds the ScopeProbe by label: it is not the DaemonSet's owner.
-fn scope_probe_of(daemon_set: &PartialObjectMeta<DaemonSet>) -> Option<ObjectRef<DeserializeGuard<ScopeProbe>>> {
+fn scope_probe_of(daemon_set: &PartialObjectMeta<DaemonSet>) -> Option<ObjectRef<Guarded<ScopeProbe>>> {
     daemon_set.labels().get(PROBE_LABEL).map(|name| ObjectRef::new(name))
 }
 
@@ -123,7 +123,7 @@ fn changes(cluster: &ClusterState) -> impl Stream<Item = ()> + Send + use<> {
     })
 }
 
-async fn reconcile(probe: Arc<DeserializeGuard<ScopeProbe>>, context: Arc<Context>) -> Result<Action, RolloutError> {
+async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Result<Action, RolloutError> {
     let Ok(probe) = &probe.0 else {
         // Said in the log by the watch; there is nothing to do until it is changed.
         return Ok(Action::await_change());
@@ -187,7 +187,7 @@ fn has_labels(node: &NodeFacts, wanted: &std::collections::BTreeMap<String, Stri
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller passes them so")]
 /// Between 5 s and 10 s, so that ScopeProbes that failed together don't stay together.
-fn retry(probe: Arc<DeserializeGuard<ScopeProbe>>, error: &RolloutError, context: Arc<Context>) -> Action {
+fn retry(probe: Arc<Guarded<ScopeProbe>>, error: &RolloutError, context: Arc<Context>) -> Action {
     context.metrics.reconcile_failures.inc();
     let name = probe.name_any();
     tracing::warn!(probe = name, %error, "rollout failed, trying again");
