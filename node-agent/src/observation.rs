@@ -9,8 +9,8 @@ use std::{
 
 use kernel_support::Reason;
 use topology::{
-    far_end::FarEnd,
     flow::{FlowKey, Role},
+    nat_peer::NatPeer,
 };
 
 use crate::{
@@ -34,7 +34,7 @@ pub struct Observation {
     /// The flows of this epoch.
     pub flows: FlowStore,
     /// NAT peers of flows, if known.
-    far_ends: HashMap<FlowKey, Vec<(FarEnd, u64)>>,
+    nat_peers: HashMap<FlowKey, Vec<(NatPeer, u64)>>,
     /// The node's own addresses.
     pub node_addresses: BTreeSet<IpAddr>,
     /// Attribution; `None` until the node's cgroups were read.
@@ -115,7 +115,7 @@ impl Observation {
                 asks_for_fallback: false,
             },
             flows: FlowStore::new(bounds),
-            far_ends: HashMap::new(),
+            nat_peers: HashMap::new(),
             node_addresses: BTreeSet::new(),
             attribution: None,
             names: Names::default(),
@@ -145,7 +145,7 @@ impl Observation {
     pub fn begin_epoch(&mut self, epoch: Epoch, description: &Description) {
         (self.epoch, self.origin) = (epoch, epoch);
         self.flows.clear();
-        self.far_ends.clear();
+        self.nat_peers.clear();
         self.described = message(description);
         let running = description.attached_at.elapsed().unwrap_or_default();
         let attached_instant = Instant::now().checked_sub(running);
@@ -215,7 +215,7 @@ impl Observation {
         for (cgroup, answer) in &reading.answers {
             self.names.learn(*cgroup, answer, now);
         }
-        self.far_ends.extend(reading.far_ends);
+        self.nat_peers.extend(reading.nat_peers);
         for (key, counters) in reading.flows {
             changed |= self.flows.record(key, counters, now);
             if key.role == Role::Client && !self.names.is_empty() && !self.flows.has_names(&key) {
@@ -231,8 +231,8 @@ impl Observation {
 
     /// Returns the NAT peers of a flow; empty if none is known.
     #[must_use]
-    pub fn far_ends(&self, key: &FlowKey) -> &[(FarEnd, u64)] {
-        self.far_ends.get(key).map_or(&[], Vec::as_slice)
+    pub fn nat_peers(&self, key: &FlowKey) -> &[(NatPeer, u64)] {
+        self.nat_peers.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// Returns the flows that the capture should drop, because they are too old or too many.
@@ -244,17 +244,17 @@ impl Observation {
 
     /// Removes flows that the capture has dropped.
     pub fn drop_flows(&mut self, keys: &[FlowKey], now: Instant) {
-        let Self { flows, far_ends, attribution: Some(attribution), .. } = self else { return };
+        let Self { flows, nat_peers, attribution: Some(attribution), .. } = self else { return };
         flows.drop_flows(keys, now, |cgroup| attribution.is_live(cgroup));
-        far_ends.retain(|key, _| flows.get(key).is_some());
+        nat_peers.retain(|key, _| flows.get(key).is_some());
         let needed = flows.cgroups();
         attribution.forget_dead(now, |cgroup| needed.contains(&cgroup));
     }
 
     /// Frees memory that was needed only at the peak number of flows. Returns whether there was any.
     pub fn shrink(&mut self) -> bool {
-        if is_worth_shrinking(self.far_ends.capacity(), self.far_ends.len()) {
-            self.far_ends.shrink_to(2 * self.far_ends.len());
+        if is_worth_shrinking(self.nat_peers.capacity(), self.nat_peers.len()) {
+            self.nat_peers.shrink_to(2 * self.nat_peers.len());
         }
         self.flows.shrink()
     }

@@ -116,7 +116,7 @@ impl Capture for Sabotaged {
         }
         let reading = self.inner.read()?;
         self.first_read.get_or_insert_with(Instant::now);
-        self.last = Reading { flows: Vec::new(), far_ends: Vec::new(), answers: Vec::new(), ..reading };
+        self.last = Reading { flows: Vec::new(), nat_peers: Vec::new(), answers: Vec::new(), ..reading };
         Ok(reading)
     }
 

@@ -25,8 +25,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 use topology::{
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Role},
+    nat_peer::NatPeer,
 };
 
 /// Not a test: what [`lab::Process`] starts.
@@ -45,7 +45,7 @@ const PATIENCE: Duration = Duration::from_mins(3);
 struct Watched {
     capture: FallbackCapture,
     flows: BTreeMap<FlowKey, FlowCounters>,
-    far_ends: BTreeMap<FlowKey, Vec<(FarEnd, u64)>>,
+    nat_peers: BTreeMap<FlowKey, Vec<(NatPeer, u64)>>,
     losses: Losses,
     seen: u64,
 }
@@ -53,8 +53,8 @@ struct Watched {
 impl Watched {
     fn start(settings: &FallbackSettings) -> Self {
         let capture = start_fallback(settings).unwrap();
-        let (flows, far_ends) = (BTreeMap::new(), BTreeMap::new());
-        let mut watched = Self { capture, flows, far_ends, losses: Losses::default(), seen: 0 };
+        let (flows, nat_peers) = (BTreeMap::new(), BTreeMap::new());
+        let mut watched = Self { capture, flows, nat_peers, losses: Losses::default(), seen: 0 };
         watched.wait_for_passes(1);
         watched
     }
@@ -62,7 +62,7 @@ impl Watched {
     fn read(&mut self) {
         let reading = self.capture.read().unwrap();
         take_in(&mut self.flows, reading.flows);
-        self.far_ends.extend(reading.far_ends);
+        self.nat_peers.extend(reading.nat_peers);
         (self.losses, self.seen) = (reading.losses, reading.seen);
     }
 
@@ -275,7 +275,7 @@ fn conntrack_tells_where_connections_really_led() {
     let mut lab = Routed::new(&node, ["one", "two"]);
     let mut watched = Watched::start(&settings_of(&lab, &node));
     let [client, server] = &mut lab.pods;
-    let (mut expected, mut far_ends) = (BTreeMap::new(), BTreeMap::new());
+    let (mut expected, mut nat_peers) = (BTreeMap::new(), BTreeMap::new());
     for (service, seen_client, port) in [(SERVICE, PODS[0], 8080), (HIDING, "10.201.2.1", 8081)] {
         server.listen(service, &format!("{}:{port}", PODS[1]));
         // Short ones, which no look shows, and one that lasts.
@@ -287,14 +287,14 @@ fn conntrack_tells_where_connections_really_led() {
         let ours = key(client, Role::Client, PODS[0], service, 80);
         let theirs = key(server, Role::Server, PODS[1], seen_client, port);
         expected.extend([(ours, (21, 20, 0, 0, 0)), (theirs, (21, 20, 0, 0, 0))]);
-        let end = |ip: &str, port| vec![(FarEnd { ip: ip.parse().unwrap(), port }, 21)];
-        far_ends.insert(ours, end(PODS[1], port));
+        let end = |ip: &str, port| vec![(NatPeer { ip: ip.parse().unwrap(), port }, 21)];
+        nat_peers.insert(ours, end(PODS[1], port));
         if service == HIDING {
-            far_ends.insert(theirs, end(PODS[0], 0));
+            nat_peers.insert(theirs, end(PODS[0], 0));
         }
     }
     watched.expect(&expected, counts);
-    assert_eq!(watched.far_ends, far_ends);
+    assert_eq!(watched.nat_peers, nat_peers);
 }
 
 #[test]

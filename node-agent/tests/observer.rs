@@ -57,7 +57,7 @@ impl Capture for Scripted {
         }
         match self.readings.lock().unwrap().pop_front() {
             Some(Ok(reading)) => {
-                self.last = Reading { flows: Vec::new(), far_ends: Vec::new(), answers: Vec::new(), ..reading };
+                self.last = Reading { flows: Vec::new(), nat_peers: Vec::new(), answers: Vec::new(), ..reading };
                 Ok(reading)
             }
             Some(Err(why)) => Err(CaptureError { attempted: "reading".into(), source: why.into() }),

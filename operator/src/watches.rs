@@ -146,7 +146,7 @@ pub async fn run(client: Client, names: Names, accounts: Accounts) {
             let accounts = accounts.clone();
             async move {
                 for node in gone {
-                    if accounts.ledger().lock().await.end_node(&node, SystemTime::now()) {
+                    if accounts.ledger().lock().await.remove_node(&node, SystemTime::now()) {
                         accounts.mark_changed();
                     }
                 }

@@ -27,8 +27,8 @@ pub const MAX_REMOTE_NAMES: usize = 4;
 /// The longest of these names, in bytes: the longest that DNS allows (RFC 1035, 2.3.4), as text.
 pub const MAX_REMOTE_NAME_BYTES: usize = 253;
 
-/// The most far ends that one flow may have.
-pub const MAX_FAR_ENDS: usize = 16;
+/// The most NAT peers that one flow may have.
+pub const MAX_NAT_PEERS: usize = 16;
 
 /// The longest `CaptureState.message`, in bytes.
 pub const MAX_CAPTURE_MESSAGE_BYTES: usize = 1024;

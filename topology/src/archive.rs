@@ -6,8 +6,8 @@
 //! whole. It is never less than what was published, and only where agents have begun anew while no operator ran can
 //! it be less than the truth.
 
-mod nameless;
-mod parts;
+mod expired_pods;
+mod merged_externals;
 
 use std::{
     borrow::Cow,
@@ -17,15 +17,15 @@ use std::{
 };
 
 use self::{
-    nameless::Nameless,
-    parts::{Parts, is_named_yet, is_shared},
+    expired_pods::ExpiredPods,
+    merged_externals::{Parts, is_named_yet, is_shared},
 };
 use crate::{
     activity, count,
     counts::Counts,
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Seen, Times},
-    graph::{self, Forgotten, Graph, Known, Options, Outside},
+    graph::{self, EvictedFlows, Graph, Known, Options, Outside},
     ledger::Ledger,
 };
 
@@ -101,7 +101,7 @@ impl Archive {
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
         let known_before = self.known_before();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
-        let known = graph::build_knowing(ledger, directory, &everything(now), &known_before);
+        let known = graph::build_with(ledger, directory, &everything(now), &known_before);
         let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
         for (key, published) in &mut before.edges {
             let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
@@ -116,7 +116,7 @@ impl Archive {
     /// Invariants: it changes nothing, and the same input makes the same graph, each edge once.
     #[must_use]
     pub fn build(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-        let mut graph = graph::build_knowing(ledger, directory, options, &self.known_before());
+        let mut graph = graph::build_with(ledger, directory, options, &self.known_before());
         if !self.retired.is_empty() {
             let mut parts = Parts::of(&mut graph.edges);
             for (key, retired) in &self.retired {
@@ -147,7 +147,7 @@ impl Archive {
     }
 
     /// With what clients' agents have counted of flows that the ledger has let go of.
-    fn forgotten(&self, mut forgotten: Forgotten) -> Forgotten {
+    fn forgotten(&self, mut forgotten: EvictedFlows) -> EvictedFlows {
         for (key, retired) in &self.retired {
             forgotten.add(key, retired.by_clients);
         }
@@ -170,10 +170,10 @@ impl Archive {
         }
         // The difference is what went.
         let options = everything(now);
-        let known = Known { forgotten: self.forgotten(Forgotten::default()), ..Known::default() };
-        let before = graph::build_knowing(ledger, directory, &options, &known);
+        let known = Known { forgotten: self.forgotten(EvictedFlows::default()), ..Known::default() };
+        let before = graph::build_with(ledger, directory, &options, &known);
         let retired = ledger.retire(now, retention);
-        let after: HashMap<EdgeKey, Edge> = graph::build_knowing(ledger, directory, &options, &known)
+        let after: HashMap<EdgeKey, Edge> = graph::build_with(ledger, directory, &options, &known)
             .edges
             .into_iter()
             .map(|edge| (edge.key.clone(), edge))
@@ -227,8 +227,8 @@ impl Before {
     }
 
     /// Returns connections that servers may still count although the clients' agents evicted them.
-    fn forgotten(&self) -> Forgotten {
-        let mut forgotten = Forgotten::default();
+    fn forgotten(&self) -> EvictedFlows {
+        let mut forgotten = EvictedFlows::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
             forgotten.add(&published.edge.key, self.unknown_to_agents(published).opened);
         }
@@ -242,20 +242,20 @@ impl Before {
     }
 
     fn find_under_a_name(&self, graph: &Graph, directory: &Directory) -> HashMap<EdgeKey, EdgeCounters> {
-        let mut nameless = Nameless::new(self.edges.values().map(|it| (&it.edge.key, self.unknown_to_agents(it))));
+        let mut expired = ExpiredPods::new(self.edges.values().map(|it| (&it.edge.key, self.unknown_to_agents(it))));
         let found = graph.edges.iter().map(|edge| {
             let published = self.edges.get(&edge.key);
             let published = published.map(|it| it.edge.counters.without(&it.earlier.counters)).unwrap_or_default();
-            (edge.key.clone(), nameless.under_a_name(edge, &published, directory))
+            (edge.key.clone(), expired.under_a_name(edge, &published, directory))
         });
         found.filter(|(_, counters)| *counters != EdgeCounters::default()).collect()
     }
 
     fn add_to(&self, graph: &mut Graph, directory: &Directory, options: &Options) {
         if self.settled {
-            nameless::leave(graph, &self.under_a_name);
+            expired_pods::leave(graph, &self.under_a_name);
         } else {
-            nameless::leave(graph, &self.find_under_a_name(graph, directory));
+            expired_pods::leave(graph, &self.find_under_a_name(graph, directory));
         }
         let recent = self.is_recent(options.now, options.retention);
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
@@ -350,7 +350,7 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
         present.to_mut().forget_removed(now, Duration::ZERO);
     }
     let known = Known { outside: graph.outside.clone(), is_outside_fixed: true, ..Known::default() };
-    let anew = graph::build_anew(ledger, &present, &everything(now), &known);
+    let anew = graph::build_from_agents(ledger, &present, &everything(now), &known);
     let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
     let of = |edge: &Edge| {
         let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();

@@ -3,31 +3,31 @@
 //! The result depends on what was observed and not on the order of the reports. Counters come from the client's end
 //! where it was seen, else from the server's; no connection is counted on two edges.
 
+mod address_reuse;
 mod calls;
-mod divided;
 mod edges;
-mod ends;
-mod far_ends;
-mod forgotten;
-mod handed_on;
+mod endpoints;
+mod evicted_flows;
+mod external_peers;
 mod join;
 mod matching;
+mod multiple_backends;
+mod nat_peers;
 mod nodes;
 mod observed;
-mod only_backend;
-mod outside;
-mod servers_alone;
-mod translated;
+mod rewritten_source;
+mod single_backend;
+mod unmatched_servers;
 
 use std::{
     collections::HashMap,
     time::{Duration, SystemTime},
 };
 
-use self::outside::Choice;
+use self::external_peers::Choice;
 pub use self::{
-    forgotten::Forgotten,
-    outside::{Outside, Way},
+    evicted_flows::EvictedFlows,
+    external_peers::{Outside, Way},
 };
 use crate::{
     counts::Counts,
@@ -79,14 +79,14 @@ pub struct Graph {
 /// one edge.
 #[must_use]
 pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-    build_knowing(ledger, directory, options, &Known::default())
+    build_with(ledger, directory, options, &Known::default())
 }
 
 /// State from before.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Flows that clients' agents evicted: counts of servers for them are not new.
-    pub forgotten: Forgotten,
+    pub forgotten: EvictedFlows,
     /// External addresses that had edges of their own; they are preferred over others.
     pub outside: Outside,
     /// Exactly those, where others had none.
@@ -101,7 +101,7 @@ impl Known {
 
 /// The same with what is known from before.
 #[must_use]
-pub fn build_knowing(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
+pub fn build_with(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
     join(ledger.flows(), ledger, directory, options, known)
 }
 
@@ -109,7 +109,7 @@ pub fn build_knowing(ledger: &Ledger, directory: &Directory, options: &Options, 
 ///
 /// Invariants: those of [`build`].
 #[must_use]
-pub fn build_anew(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
+pub fn build_from_agents(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
     let flows = ledger.flows().map(|flow| FlowView { totals: flow.anew, ..flow });
     join(flows, ledger, directory, options, known)
 }

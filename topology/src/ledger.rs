@@ -18,9 +18,9 @@ use self::{account::Account, epochs::Epochs};
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
-    far_end::{FarEnd, FarEnds},
     flow::{FlowCounters, FlowKey, FlowTotals},
     history::Part,
+    nat_peer::{NatPeer, NatPeers},
     sighting::Sighting,
 };
 
@@ -55,7 +55,7 @@ pub struct FlowView<'a> {
     /// DNS names that led the client to the remote address, as observed by the agent: at most [`MAX_REMOTE_NAMES`].
     pub remote_names: &'a [String],
     /// NAT peers of its connections, as far as conntrack reported them.
-    pub far_ends: &'a FarEnds,
+    pub nat_peers: &'a NatPeers,
     /// Its account.
     pub totals: FlowTotals,
     /// Part that the agent would report to an operator without any state.
@@ -71,7 +71,7 @@ pub struct FlowView<'a> {
     /// Times at which its connections were opened and its attempts failed, oldest first. Their sum is at most `totals`;
     /// the difference is older.
     pub parts: &'a [Part],
-    /// Time of the agent's last message, as recorded by [`Ledger::hear`].
+    /// Time of the agent's last message, as recorded by [`Ledger::record_heartbeat`].
     pub heard: Option<SystemTime>,
 }
 
@@ -136,7 +136,7 @@ impl NodeAccount {
             owner: owner.map(Arc::as_ref),
             key,
             remote_names: &flow.remote_names,
-            far_ends: &flow.far_ends,
+            nat_peers: &flow.nat_peers,
             totals: flow.totals(),
             anew,
             first_seen: flow.first_seen,
@@ -352,7 +352,7 @@ impl Ledger {
     ///
     /// # Errors
     /// Returns an error if the epoch was replaced by another one.
-    pub fn name_remote(
+    pub fn set_remote_names(
         &mut self,
         node: &str,
         epoch: Epoch,
@@ -374,15 +374,15 @@ impl Ledger {
     ///
     /// # Errors
     /// Returns an error if the epoch was replaced by another one.
-    pub fn lead_to(
+    pub fn record_nat_peers(
         &mut self,
         node: &str,
         epoch: Epoch,
         key: &FlowKey,
-        far_ends: &[(FarEnd, u64)],
+        nat_peers: &[(NatPeer, u64)],
     ) -> Result<bool, LateEpoch> {
         let Some(flow) = self.current(node, epoch)?.flows.get_mut(key) else { return Ok(false) };
-        Ok(flow.far_ends.take_in(far_ends))
+        Ok(flow.nat_peers.take_in(nat_peers))
     }
 
     /// Begins a snapshot: all flows of the node are reported until [`Self::end_snapshot`]. An unfinished snapshot is
@@ -420,7 +420,7 @@ impl Ledger {
     /// Ends all flows of a deleted node. Returns whether any was active.
     ///
     /// Invariant: none of its connections is open afterwards; no other count changes.
-    pub fn end_node(&mut self, node: &str, now: SystemTime) -> bool {
+    pub fn remove_node(&mut self, node: &str, now: SystemTime) -> bool {
         let Some(account) = self.nodes.get_mut(node) else { return false };
         account.gone = true;
         let mut changed = false;
@@ -475,14 +475,14 @@ impl Ledger {
 
     /// Records the time of a message from the node's agent, a heartbeat included. Does nothing for a node that has never
     /// reported. Times may come in any order; the latest one counts.
-    pub fn hear(&mut self, node: &str, now: SystemTime) {
+    pub fn record_heartbeat(&mut self, node: &str, now: SystemTime) {
         if let Some(account) = self.nodes.get_mut(node) {
             account.heard = account.heard.max(Some(now));
             account.forget_displaced(now);
         }
     }
 
-    /// Returns the time of the last message from the node's agent, as noted with [`Self::hear`].
+    /// Returns the time of the last message from the node's agent, as noted with [`Self::record_heartbeat`].
     #[must_use]
     pub fn heard(&self, node: &str) -> Option<SystemTime> {
         self.nodes.get(node).and_then(|account| account.heard)

@@ -37,7 +37,7 @@ fn names_stay_with_their_flow_until_others_are_known() {
     let mut ledger = Ledger::new();
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
     let name = |ledger: &mut Ledger, epoch, of: &[&str]| {
-        ledger.name_remote(NODE, Epoch([epoch; 16]), &key(1), &names(of)).expect("the present epoch")
+        ledger.set_remote_names(NODE, Epoch([epoch; 16]), &key(1), &names(of)).expect("the present epoch")
     };
     let known = |ledger: &Ledger| ledger.flows().next().map(|flow| flow.remote_names.to_vec()).unwrap_or_default();
     assert!(!name(&mut ledger, 1, &["a.example"]), "the flow is not known yet");
@@ -48,7 +48,10 @@ fn names_stay_with_their_flow_until_others_are_known() {
     assert_eq!(known(&ledger), ["a.example"]);
     assert!(name(&mut ledger, 2, &["1", "2", "3", "4", "5"]));
     assert_eq!(known(&ledger), ["1", "2", "3", "4"]);
-    assert!(ledger.name_remote(NODE, Epoch([1; 16]), &key(1), &names(&["a.example"])).is_err(), "that epoch is over");
+    assert!(
+        ledger.set_remote_names(NODE, Epoch([1; 16]), &key(1), &names(&["a.example"])).is_err(),
+        "that epoch is over"
+    );
 }
 
 #[derive(Clone, Debug)]
@@ -302,7 +305,7 @@ fn an_agent_that_goes_on_after_its_node_seemed_gone_is_not_counted_again() {
     let mut ledger = Ledger::new();
     let epoch = Epoch([1; 16]);
     ledger.apply(NODE, epoch, key(1), &opened(3, 1), at(0)).unwrap();
-    ledger.end_node(NODE, at(1));
+    ledger.remove_node(NODE, at(1));
     ledger.apply(NODE, epoch, key(1), &opened(4, 1), at(2)).unwrap();
     assert!(ledger.observes(NODE, at(0)));
     assert_eq!(totals(&ledger), FlowTotals { opened: 4, active: 3, ..FlowTotals::default() });
@@ -348,7 +351,7 @@ fn a_node_that_is_gone_has_no_open_connections() {
     let mut ledger = Ledger::new();
     ledger.apply(NODE, Epoch([1; 16]), key(1), &opened(2, 0), at(0)).unwrap();
     assert!(ledger.observes(NODE, at(0)));
-    assert!(ledger.end_node(NODE, at(1)));
+    assert!(ledger.remove_node(NODE, at(1)));
     assert!(!ledger.observes(NODE, at(0)));
     assert_eq!(totals(&ledger), FlowTotals { opened: 2, ..FlowTotals::default() });
     ledger.retire(at(100), Duration::from_secs(10));

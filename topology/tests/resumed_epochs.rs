@@ -9,9 +9,9 @@ use std::{
 
 use proptest::prelude::*;
 use scopeprobe_topology::{
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, FlowTotals, Protocol, Role},
     ledger::{Epoch, Ledger, RESUMABLE},
+    nat_peer::NatPeer,
 };
 
 const NODE: &str = "node-1";
@@ -29,8 +29,8 @@ fn key() -> FlowKey {
     }
 }
 
-fn far_end() -> FarEnd {
-    FarEnd { ip: IpAddr::from([10, 0, 0, 9]), port: 80 }
+fn nat_peer() -> NatPeer {
+    NatPeer { ip: IpAddr::from([10, 0, 0, 9]), port: 80 }
 }
 
 fn at(seconds: u64) -> SystemTime {
@@ -127,13 +127,13 @@ impl World {
         let counters = FlowCounters { open_bytes_sent: open, open_retransmits: open, ..agent.counters };
         let epoch = Epoch([agent.epoch; 16]);
         self.ledger.resume(NODE, epoch, Epoch([agent.origin; 16])).expect("a new epoch, or the present one");
-        self.ledger.hear(NODE, at(1));
+        self.ledger.record_heartbeat(NODE, at(1));
         self.ledger.begin_snapshot(NODE, epoch).expect("the present epoch");
         // A flow that the agent has let go of is not in the snapshot.
         if counters.opened + counters.preexisting + counters.failed > 0 {
             self.ledger.apply(NODE, epoch, key(), &counters, at(1)).expect("the present epoch");
             self.agents[which].has_reported_flows = true;
-            self.ledger.lead_to(NODE, epoch, &key(), &[(far_end(), agent.led)]).expect("the present epoch");
+            self.ledger.record_nat_peers(NODE, epoch, &key(), &[(nat_peer(), agent.led)]).expect("the present epoch");
         }
         self.ledger.end_snapshot(NODE, epoch, at(1)).expect("the present epoch");
         for (other, agent) in self.agents.iter_mut().enumerate() {
@@ -198,7 +198,7 @@ impl World {
     }
 
     fn led(&self) -> u64 {
-        self.ledger.flows().flat_map(|flow| flow.far_ends.iter()).map(|(_, count)| count).sum()
+        self.ledger.flows().flat_map(|flow| flow.nat_peers.iter()).map(|(_, count)| count).sum()
     }
 }
 
@@ -261,8 +261,8 @@ fn agent_that_comes_back_late_counts_nothing_twice() {
     };
     apply(&mut ledger, 1, 1, 10);
     ledger.enter(NODE, epoch(9)).expect("a new epoch");
-    ledger.hear(NODE, at(1));
-    ledger.hear(NODE, at(1) + RESUMABLE);
+    ledger.record_heartbeat(NODE, at(1));
+    ledger.record_heartbeat(NODE, at(1) + RESUMABLE);
     let opened = |ledger: &Ledger| ledger.flows().map(|flow| flow.totals.opened).sum::<u64>();
     apply(&mut ledger, 2, 1, 15);
     assert_eq!(opened(&ledger), 15, "nothing came before the first epoch");

@@ -308,11 +308,11 @@ impl Capture for EbpfCapture {
         let answers = self.answers()?;
         let losses = self.losses()?;
         // Addresses are translated in the node's network namespace, which this capture does not see.
-        let far_ends = Vec::new();
+        let nat_peers = Vec::new();
         let Changes { flows, are_partial } = self.accounts.report(MAX_FLOWS_PER_READING);
         self.has_rest = are_partial;
         let (seen, complete_until) = (self.accounts.seen(), Some(self.collected_at));
-        Ok(Reading { flows, far_ends, answers, losses, seen, complete_until, is_partial: are_partial })
+        Ok(Reading { flows, nat_peers, answers, losses, seen, complete_until, is_partial: are_partial })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

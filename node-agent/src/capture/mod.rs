@@ -19,8 +19,8 @@ use std::{
 };
 
 use topology::{
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey},
+    nat_peer::NatPeer,
 };
 
 use crate::{budget::Shortage, names::Answer};
@@ -176,7 +176,7 @@ pub struct Reading {
     /// Flows that have changed since the last reading, each once.
     pub flows: Vec<(FlowKey, FlowCounters)>,
     /// NAT peers of these flows that conntrack reported, with all counts since the capture began.
-    pub far_ends: Vec<(FlowKey, Vec<(FarEnd, u64)>)>,
+    pub nat_peers: Vec<(FlowKey, Vec<(NatPeer, u64)>)>,
     /// DNS responses since the last reading, with the cgroup of the receiving socket. Responses that led to a flow's
     /// remote address come with this reading or before it.
     pub answers: Vec<(u64, Answer)>,

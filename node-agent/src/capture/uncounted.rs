@@ -65,7 +65,7 @@ struct Account {
 
 impl Account {
     /// Records the namespace's own counts.
-    fn hear(&mut self, said: Begun) {
+    fn record_heartbeat(&mut self, said: Begun) {
         if said.clients < self.said.clients || said.servers < self.said.servers {
             // Another namespace with the same inode number.
             self.base = [Begun::default(), self.counted];
@@ -156,7 +156,7 @@ impl Uncounted {
         }
         for asked in self.asked.values() {
             if let (Ok(said), Some(account)) = (asked.counter.read(), self.accounts.get_mut(&asked.netns)) {
-                account.hear(said.into());
+                account.record_heartbeat(said.into());
             }
         }
         self.has_begun = true;
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn what_is_neither_counted_nor_under_way_is_missing() {
         let mut account = Account { base: [begun(100, 50), begun(7, 0)], ..Account::default() };
-        account.hear(begun(110, 55));
+        account.record_heartbeat(begun(110, 55));
         account.counted = begun(7 + 6, 5);
         account.settle(4);
         assert_eq!(account.missing, 0);
@@ -229,7 +229,7 @@ mod tests {
         account.counted = begun(7 + 20, 3);
         account.settle(0);
         assert_eq!(account.missing, 3, "2 servers are fewer");
-        account.hear(begun(110, 60));
+        account.record_heartbeat(begun(110, 60));
         account.settle(0);
         assert_eq!(account.missing, 7);
     }
@@ -237,10 +237,10 @@ mod tests {
     #[test]
     fn a_namespace_that_counts_backwards_is_another_one() {
         let mut account = Account { base: [begun(100, 0), begun(0, 0)], ..Account::default() };
-        account.hear(begun(110, 0));
+        account.record_heartbeat(begun(110, 0));
         account.counted = begun(10, 0);
         account.settle(0);
-        account.hear(begun(3, 0));
+        account.record_heartbeat(begun(3, 0));
         account.counted = begun(12, 0);
         account.settle(0);
         assert_eq!(account.missing, 1);

@@ -112,7 +112,7 @@ impl Session {
                 .iter()
                 .map(|(key, counters)| {
                     let (names, ages) = (observation.flows.names(key), ages(&observation.flows, key, now));
-                    to_wire::flow(key, counters, names, ages, observation.far_ends(key))
+                    to_wire::flow(key, counters, names, ages, observation.nat_peers(key))
                 })
                 .collect(),
             node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),

@@ -10,8 +10,8 @@ use std::{
 use report::{MAX_CAPTURE_MESSAGE_BYTES, MAX_HOST_PROCESS_NAME_BYTES, v1alpha1 as wire};
 use topology::{
     entity::CgroupOwner,
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Protocol, Role},
+    nat_peer::NatPeer,
     plural::counted,
     sighting::Ages,
 };
@@ -70,7 +70,7 @@ pub fn flow(
     counters: &FlowCounters,
     remote_names: &[Arc<str>],
     ages: Ages,
-    far_ends: &[(FarEnd, u64)],
+    nat_peers: &[(NatPeer, u64)],
 ) -> wire::Flow {
     let role = match key.role {
         Role::Client => wire::Role::Client,
@@ -89,7 +89,7 @@ pub fn flow(
         }
         .into(),
         remote_names: remote_names.iter().map(ToString::to_string).collect(),
-        far_ends: far_ends.iter().map(far_end).collect(),
+        nat_peers: nat_peers.iter().map(nat_peer).collect(),
         run: counters.run,
         first_seen_age_ms: millis(ages.first()),
         news_age_ms: millis(ages.news()),
@@ -117,8 +117,8 @@ pub fn flow(
     }
 }
 
-fn far_end((end, opened): &(FarEnd, u64)) -> wire::FarEnd {
-    wire::FarEnd { ip: octets(end.ip), port: end.port.into(), opened: *opened }
+fn nat_peer((end, opened): &(NatPeer, u64)) -> wire::NatPeer {
+    wire::NatPeer { ip: octets(end.ip), port: end.port.into(), opened: *opened }
 }
 
 fn message(state: &CaptureState) -> Cow<'_, str> {

@@ -123,7 +123,7 @@ impl Operator {
     fn take_in(&mut self, message: &AgentReport, made: SystemTime) {
         let (epoch, now) = (Epoch(message.epoch.clone().try_into().unwrap()), SystemTime::now());
         self.ledger.enter(NODE, epoch).unwrap();
-        self.ledger.hear(NODE, now);
+        self.ledger.record_heartbeat(NODE, now);
         if message.begins_snapshot {
             self.ledger.begin_snapshot(NODE, epoch).unwrap();
         }

@@ -205,8 +205,8 @@ fn decode_node_addresses(addresses: &[Vec<u8>]) -> Result<Vec<IpAddr>, Invalid> 
 #[cfg(test)]
 mod tests {
     use topology::{
-        far_end::FarEnd,
         flow::{FlowCounters, FlowKey, Protocol, Role},
+        nat_peer::NatPeer,
         rtt::RttHistogram,
         sighting::Ages,
     };
@@ -247,7 +247,7 @@ mod tests {
                 run: 2,
                 protocol: wire::Protocol::Udp.into(),
                 remote_names: vec!["example.com".to_owned()],
-                far_ends: vec![wire::FarEnd { ip: vec![10, 0, 0, 7], port: 0, opened: 2 }],
+                nat_peers: vec![wire::NatPeer { ip: vec![10, 0, 0, 7], port: 0, opened: 2 }],
                 first_seen_age_ms: 9_000,
                 news_age_ms: 2_000,
                 changed_age_ms: 500,
@@ -280,8 +280,8 @@ mod tests {
         };
         let [first, news, changed] = [9_000, 2_000, 500].map(Duration::from_millis);
         let (ages, remote_names) = (Ages::of(first, news, changed), vec!["example.com".to_owned()]);
-        let far_ends = vec![(FarEnd { ip: "10.0.0.7".parse().expect("an address"), port: 0 }, 2)];
-        assert_eq!(report.flows, [Flow { key, counters, ages, remote_names, far_ends }]);
+        let nat_peers = vec![(NatPeer { ip: "10.0.0.7".parse().expect("an address"), port: 0 }, 2)];
+        assert_eq!(report.flows, [Flow { key, counters, ages, remote_names, nat_peers }]);
         assert_eq!(report.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
         assert_eq!((report.capture.mode, report.capture.reason), (Mode::Ebpf, Reason::Supported));
@@ -338,10 +338,10 @@ mod tests {
             ("flows[0].counters.open_retransmits", |message| counters(message).open_retransmits = 1),
             ("flows[0].counters.preexisting_retransmits", |message| counters(message).preexisting_retransmits = 1),
             ("flows[0].counters.rtt", |message| counters(message).rtt = vec![0; 15]),
-            ("flows[0].far_ends", |message| message.flows[0].far_ends = vec![wire::FarEnd::default(); 17]),
-            ("flows[0].far_ends[0].ip", |message| message.flows[0].far_ends[0].ip.clear()),
-            ("flows[0].far_ends[0].port", |message| message.flows[0].far_ends[0].port = 80),
-            ("flows[0].far_ends[0].opened", |message| message.flows[0].far_ends[0].opened = u64::MAX),
+            ("flows[0].nat_peers", |message| message.flows[0].nat_peers = vec![wire::NatPeer::default(); 17]),
+            ("flows[0].nat_peers[0].ip", |message| message.flows[0].nat_peers[0].ip.clear()),
+            ("flows[0].nat_peers[0].port", |message| message.flows[0].nat_peers[0].port = 80),
+            ("flows[0].nat_peers[0].opened", |message| message.flows[0].nat_peers[0].opened = u64::MAX),
             ("flows[0].first_seen_age_ms", |message| message.flows[0].first_seen_age_ms = u64::MAX),
             ("flows[0].news_age_ms", |message| message.flows[0].news_age_ms = 9_001),
             ("flows[0].changed_age_ms", |message| message.flows[0].changed_age_ms = 2_001),

@@ -117,7 +117,7 @@ fn apply(
 ) -> Result<(bool, SystemTime), LateEpoch> {
     let (node, epoch) = (report.node.as_str(), report.epoch);
     ledger.resume(node, epoch, report.origin)?;
-    ledger.hear(node, now);
+    ledger.record_heartbeat(node, now);
     if first {
         ledger.begin_stream(node);
     }
@@ -129,10 +129,10 @@ fn apply(
         changed |= ledger.identify(node, epoch, *cgroup_id, owner.clone())?;
     }
     let sent = report.sent.map_or(now, |sent| ledger.observe_clock(node, sent, now));
-    for Flow { key, counters, ages, remote_names, far_ends } in &report.flows {
+    for Flow { key, counters, ages, remote_names, nat_peers } in &report.flows {
         changed |= ledger.apply(node, epoch, *key, counters, Sighting::new(ages, sent, now))?;
-        changed |= ledger.name_remote(node, epoch, key, remote_names)?;
-        changed |= ledger.lead_to(node, epoch, key, far_ends)?;
+        changed |= ledger.set_remote_names(node, epoch, key, remote_names)?;
+        changed |= ledger.record_nat_peers(node, epoch, key, nat_peers)?;
     }
     if report.ends_snapshot {
         changed |= ledger.end_snapshot(node, epoch, now)?;
@@ -293,7 +293,7 @@ mod tests {
                 counters,
                 ages: topology::sighting::Ages::default(),
                 remote_names: Vec::new(),
-                far_ends: Vec::new(),
+                nat_peers: Vec::new(),
             }
         };
         let send = async |report: Report| {

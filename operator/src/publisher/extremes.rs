@@ -16,10 +16,10 @@ use topology::{
     directory::Directory,
     edge::Edge,
     entity::{Backend, CgroupOwner, Life, Pod, Service, ServicePort, ServiceRef, Workload},
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{Graph, Options},
     ledger::{Epoch, Ledger},
+    nat_peer::NatPeer,
     rtt::{RttBucket, RttHistogram},
 };
 
@@ -186,7 +186,7 @@ impl Operator {
         Epoch([self.epochs[on]; 16])
     }
 
-    fn report(&mut self, pod: usize, key: FlowKey, counters: &FlowCounters, far_end: Option<(FarEnd, u64)>) {
+    fn report(&mut self, pod: usize, key: FlowKey, counters: &FlowCounters, nat_peer: Option<(NatPeer, u64)>) {
         let (_, on, address) = PODS[pod];
         let (node, epoch) = (node(on), self.epoch(on));
         let owner =
@@ -195,7 +195,7 @@ impl Operator {
             .ledger
             .identify(&node, epoch, key.cgroup_id, owner)
             .and_then(|_| self.ledger.apply(&node, epoch, key, counters, self.now))
-            .and_then(|_| self.ledger.lead_to(&node, epoch, &key, far_end.as_slice()));
+            .and_then(|_| self.ledger.record_nat_peers(&node, epoch, &key, nat_peer.as_slice()));
         assert!(taken.is_ok(), "the epoch is the present one");
     }
 
@@ -218,9 +218,9 @@ impl Operator {
                     port,
                     protocol: Protocol::Tcp,
                 };
-                let far_end = (FarEnd { ip: to, port: 8080 }, *tracked);
+                let nat_peer = (NatPeer { ip: to, port: 8080 }, *tracked);
                 if ends.0 {
-                    self.report(*client, key(*client, Role::Client, from, remote, port), counters, Some(far_end));
+                    self.report(*client, key(*client, Role::Client, from, remote, port), counters, Some(nat_peer));
                 }
                 if ends.1 {
                     self.report(*server, key(*server, Role::Server, to, from, 8080), counters, None);

@@ -124,7 +124,7 @@ impl Lab {
         ledger.apply(NODE, EPOCH, key, counters, SystemTime::now()).expect("there is one epoch");
         if !names.is_empty() {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            ledger.name_remote(NODE, EPOCH, &key, &names).expect("there is one epoch");
+            ledger.set_remote_names(NODE, EPOCH, &key, &names).expect("there is one epoch");
         }
     }
 

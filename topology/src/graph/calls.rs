@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{
     join::{Candidates, Join},
     matching::{Count, Found, Matching, Plan},
-    observed::{Fresh, Source},
+    observed::{ClientFlow, Fresh},
 };
 
 /// Path from a client to its servers, most certain first: that leaves less to guess.
@@ -34,34 +34,34 @@ impl Way<'_> {
 /// A client's flow with the servers' flows that may be its other end, best first.
 #[derive(Debug)]
 pub(super) struct Call<'s, 'a> {
-    pub(super) source: &'s Source<'a>,
+    pub(super) client_flow: &'s ClientFlow<'a>,
     pub(super) way: Way<'a>,
-    sinks: Vec<usize>,
+    server_flows: Vec<usize>,
 }
 
 impl<'a> Join<'a> {
     /// All clients' flows of which servers' flows, or backends, can be the other end; those of which none can are named by
     /// the address that they called.
-    pub(super) fn calls<'s>(&mut self, sources: &'s [Source<'a>]) -> Vec<Call<'s, 'a>> {
-        let handed_on = self.handed_on(sources);
+    pub(super) fn calls<'s>(&mut self, client_flows: &'s [ClientFlow<'a>]) -> Vec<Call<'s, 'a>> {
+        let address_reuse = self.address_reuse(client_flows);
         let mut calls = Vec::new();
-        for source in sources {
-            if let Some(range) = self.by_tuple(&source.tuple) {
-                let (way, sinks) = if handed_on.contains(&source.tuple) {
-                    (Way::HandedOn, self.nearest_first(source, range.collect()))
+        for client_flow in client_flows {
+            if let Some(range) = self.by_tuple(&client_flow.tuple) {
+                let (way, server_flows) = if address_reuse.contains(&client_flow.tuple) {
+                    (Way::HandedOn, self.nearest_first(client_flow, range.collect()))
                 } else {
-                    (Way::Direct, self.in_time(source, range.collect()))
+                    (Way::Direct, self.in_time(client_flow, range.collect()))
                 };
-                calls.push(Call { source, way, sinks });
+                calls.push(Call { client_flow, way, server_flows });
                 continue;
             }
-            let Some(candidates) = self.candidates_of(source) else {
-                self.join_by_address(source);
+            let Some(candidates) = self.candidates_of(client_flow) else {
+                self.join_by_address(client_flow);
                 continue;
             };
-            let sinks = self.in_time(source, self.sinks_of(source, &candidates));
+            let server_flows = self.in_time(client_flow, self.server_flows_of(client_flow, &candidates));
             let way = if candidates.only.is_some() { Way::ToOne(candidates) } else { Way::ToMany(candidates) };
-            calls.push(Call { source, way, sinks });
+            calls.push(Call { client_flow, way, server_flows });
         }
         // Stable: among those that are as certain the ledger's order.
         calls.sort_by_key(|call| call.way.rank());
@@ -70,11 +70,13 @@ impl<'a> Join<'a> {
 
     /// Divides the connections of each call among servers' flows.
     pub(super) fn match_calls(&self, calls: &[Call<'_, 'a>]) -> Vec<Vec<Found>> {
-        let wanted = calls.iter().map(|call| count(call.source, call.source.counters.opened));
-        let found: Vec<&[usize]> = calls.iter().map(|call| call.sinks.as_slice()).collect();
+        let wanted = calls.iter().map(|call| count(call.client_flow, call.client_flow.counters.opened));
+        let found: Vec<&[usize]> = calls.iter().map(|call| call.server_flows.as_slice()).collect();
         let direct = calls.iter().take_while(|call| call.way.rank() == 0).count();
         self.match_up(wanted.collect(), &found, |matching| {
-            matching.plan(direct, |sink| (self.ends.peer_of(self.sinks[sink].end), self.sinks[sink].tuple.port))
+            matching.plan(direct, |server_flow| {
+                (self.ends.peer_of(self.server_flows[server_flow].end), self.server_flows[server_flow].tuple.port)
+            })
         })
     }
 
@@ -82,7 +84,7 @@ impl<'a> Join<'a> {
     /// found for it.
     pub(super) fn match_rest<'s>(
         &self,
-        rest: impl ExactSizeIterator<Item = (&'s Source<'a>, u64)>,
+        rest: impl ExactSizeIterator<Item = (&'s ClientFlow<'a>, u64)>,
         found: &[Vec<usize>],
     ) -> Vec<Vec<Found>>
     where
@@ -90,7 +92,7 @@ impl<'a> Join<'a> {
     {
         let plan = Plan::greedy(rest.len());
         let found: Vec<&[usize]> = found.iter().map(Vec::as_slice).collect();
-        self.match_up(rest.map(|(source, left)| count(source, left)).collect(), &found, |_| plan)
+        self.match_up(rest.map(|(client_flow, left)| count(client_flow, left)).collect(), &found, |_| plan)
     }
 
     fn match_up(
@@ -100,27 +102,32 @@ impl<'a> Join<'a> {
         plan: impl FnOnce(&mut Matching) -> Plan,
     ) -> Vec<Vec<Found>> {
         let mut matching = Matching::new(wanted);
-        for (source, sinks) in found.iter().enumerate() {
-            for index in *sinks {
-                let sink = &self.sinks[*index];
-                matching.add(source, *index, || Count::new(sink.left.opened, sink.fresh.opened));
+        for (client_flow, server_flows) in found.iter().enumerate() {
+            for index in *server_flows {
+                let server_flow = &self.server_flows[*index];
+                matching.add(client_flow, *index, || Count::new(server_flow.left.opened, server_flow.fresh.opened));
             }
         }
         let plan = plan(&mut matching);
         matching.divide(&plan);
-        (0..found.len()).map(|source| matching.found(source)).collect()
+        (0..found.len()).map(|client_flow| matching.found(client_flow)).collect()
     }
 
     /// Returns how many of a client's connections must wait for servers' reports. These are connections that no server
     /// has counted, and that were opened after its backends' agents reported last, or shortly before.
-    pub(super) fn wait_for_backends(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, left: u64) -> u64 {
+    pub(super) fn wait_for_backends(
+        &mut self,
+        client_flow: &ClientFlow<'a>,
+        candidates: &Candidates<'a>,
+        left: u64,
+    ) -> u64 {
         let spoken = candidates.heard.map_or(self.options.now, |heard| heard.min(self.options.now));
         let settled = spoken.checked_sub(self.options.settle).unwrap_or(std::time::SystemTime::UNIX_EPOCH);
-        let fresh = Fresh::of(source.counters.opened, source.first_seen, source.parts, settled);
+        let fresh = Fresh::of(client_flow.counters.opened, client_flow.first_seen, client_flow.parts, settled);
         self.wait(left, &fresh)
     }
 }
 
-fn count(source: &Source<'_>, left: u64) -> Count {
-    Count::new(left, source.fresh.opened)
+fn count(client_flow: &ClientFlow<'_>, left: u64) -> Count {
+    Count::new(left, client_flow.fresh.opened)
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
-    ends::{EndId, Ends, PeerId},
+    endpoints::{EndpointId, Endpoints, PeerId},
+    external_peers::{self, Choice, Collapsed, Outside},
     observed::Measured,
-    outside::{self, Choice, Collapsed, Outside},
 };
 use crate::{
     count,
@@ -67,8 +67,8 @@ pub(super) struct Sum<'a> {
     rtt_by_servers: RttHistogram,
     /// DNS names that led to the server's address, where there were several.
     pub dns_names: BTreeSet<&'a String>,
-    clients: BTreeMap<EndId, Part>,
-    servers: BTreeMap<EndId, Part>,
+    clients: BTreeMap<EndpointId, Part>,
+    servers: BTreeMap<EndpointId, Part>,
 }
 
 impl Sum<'_> {
@@ -94,21 +94,21 @@ impl Sum<'_> {
         self.rtt_by_servers = self.rtt_by_servers.plus(&measured.rtt);
     }
 
-    pub(super) fn add_client(&mut self, end: EndId, opened: u64, failed: u64) {
+    pub(super) fn add_client(&mut self, end: EndpointId, opened: u64, failed: u64) {
         add(&mut self.clients, end, opened, failed);
     }
 
-    pub(super) fn add_server(&mut self, end: EndId, opened: u64, failed: u64) {
+    pub(super) fn add_server(&mut self, end: EndpointId, opened: u64, failed: u64) {
         add(&mut self.servers, end, opened, failed);
     }
 
     /// All that the servers have done is done by this one.
-    pub(super) fn merge_servers_to(&mut self, end: EndId) {
+    pub(super) fn merge_servers_to(&mut self, end: EndpointId) {
         merge_to(&mut self.servers, end);
     }
 
     /// All that the clients have done is done by this one.
-    pub(super) fn merge_clients_to(&mut self, end: EndId) {
+    pub(super) fn merge_clients_to(&mut self, end: EndpointId) {
         merge_to(&mut self.clients, end);
     }
 
@@ -146,13 +146,13 @@ impl Sum<'_> {
     }
 }
 
-fn add(parts: &mut BTreeMap<EndId, Part>, end: EndId, opened: u64, failed: u64) {
+fn add(parts: &mut BTreeMap<EndpointId, Part>, end: EndpointId, opened: u64, failed: u64) {
     let part = parts.entry(end).or_default();
     part.opened = count::add(part.opened, opened);
     part.failed = count::add(part.failed, failed);
 }
 
-fn merge_to(parts: &mut BTreeMap<EndId, Part>, end: EndId) {
+fn merge_to(parts: &mut BTreeMap<EndpointId, Part>, end: EndpointId) {
     for (_, part) in std::mem::take(parts) {
         add(parts, end, part.opened, part.failed);
     }
@@ -170,9 +170,9 @@ impl<'a> Sums<'a> {
     }
 
     /// The edges that live, by key, and which addresses of the outside have edges of their own.
-    pub(super) fn into_edges(mut self, ends: &mut Ends<'a>, choice: Choice<'_>) -> (Vec<Edge>, Outside) {
+    pub(super) fn into_edges(mut self, ends: &mut Endpoints<'a>, choice: Choice<'_>) -> (Vec<Edge>, Outside) {
         self.sums.retain(|_, sum| sum.live && sum.counters != EdgeCounters::default());
-        let Collapsed { sums, outside, addresses } = outside::collapse(self.sums, ends, choice);
+        let Collapsed { sums, outside, addresses } = external_peers::collapse(self.sums, ends, choice);
         let count = |key| addresses.get(&key).copied().unwrap_or_default();
         let mut edges: Vec<Edge> =
             sums.into_iter().map(|(key, sum)| Edge { addresses: count(key), ..edge(key, &sum, ends) }).collect();
@@ -181,8 +181,8 @@ impl<'a> Sums<'a> {
     }
 }
 
-fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Ends<'_>) -> Edge {
-    let identity = |certain: bool, tracked: bool, parts: &BTreeMap<EndId, Part>| {
+fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
+    let identity = |certain: bool, tracked: bool, parts: &BTreeMap<EndpointId, Part>| {
         let best = parts.keys().map(|end| ends.end(*end).identity).min();
         match (certain, tracked) {
             (true, _) => best.unwrap_or(Identity::Cgroup),
@@ -227,7 +227,7 @@ fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Ends<'_>) -> Edge {
 }
 
 /// By name; what has the same name is added up.
-fn endpoints(parts: &BTreeMap<EndId, Part>, ends: &Ends<'_>) -> Vec<Endpoint> {
+fn endpoints(parts: &BTreeMap<EndpointId, Part>, ends: &Endpoints<'_>) -> Vec<Endpoint> {
     let mut by_name: BTreeMap<(&str, &str), Part> = BTreeMap::new();
     for (id, part) in parts {
         let end = ends.end(*id);

@@ -13,15 +13,15 @@ use std::{
 };
 
 use super::{
-    Forgotten, Graph, Options,
+    EvictedFlows, Graph, Options,
+    address_reuse::share_out,
     calls::{Call, Way},
     edges::{Key, ServiceKey, Sums},
-    ends::{EndId, Ends, PeerId},
-    handed_on::share_out,
+    endpoints::{EndpointId, Endpoints, PeerId},
+    external_peers::Choice,
     matching::Found,
     nodes::Nodes,
-    observed::{Fresh, Measured, Sink, Source, Tuple, sink, source},
-    outside::Choice,
+    observed::{ClientFlow, Fresh, Measured, ServerFlow, Tuple, client_flow, server_flow},
 };
 use crate::{
     count,
@@ -49,15 +49,15 @@ pub(super) struct Join<'a> {
     pub(super) directory: &'a Directory,
     pub(super) ledger: &'a Ledger,
     pub(super) options: Options,
-    pub(super) ends: Ends<'a>,
-    sources: Vec<Source<'a>>,
+    pub(super) ends: Endpoints<'a>,
+    client_flows: Vec<ClientFlow<'a>>,
     /// By tuple, so that those of one tuple and those of one client are neighbours.
-    pub(super) sinks: Vec<Sink<'a>>,
+    pub(super) server_flows: Vec<ServerFlow<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
-    pub(super) forgotten: Forgotten,
+    pub(super) forgotten: EvictedFlows,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
 }
@@ -68,34 +68,34 @@ impl<'a> Join<'a> {
         ledger: &'a Ledger,
         directory: &'a Directory,
         options: &Options,
-        forgotten: Forgotten,
+        forgotten: EvictedFlows,
     ) -> Self {
-        let mut ends = Ends::new(directory, Nodes::new(ledger, directory));
-        let (mut sources, mut sinks) = (Vec::new(), Vec::new());
+        let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory));
+        let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
         for flow in flows.filter(|flow| flow.totals != FlowTotals::default()) {
             let end = ends.by_cgroup(flow.node, flow.owner);
             match flow.key.role {
-                Role::Client => sources.push(source(&flow, end, options)),
+                Role::Client => client_flows.push(client_flow(&flow, end, options)),
                 Role::Server => {
                     if !flow.key.local.is_loopback() {
                         let at = (flow.key.local, flow.key.port, flow.key.protocol);
                         ends.note_listener(at, end, flow.changed);
                     }
-                    sinks.push(sink(&flow, end, options));
+                    server_flows.push(server_flow(&flow, end, options));
                 }
             }
         }
         // Stable: within a tuple the ledger's order, which does not depend on the reports' order.
-        sinks.sort_by_key(|sink| (sink.tuple.client, sink.tuple));
-        let by_tuple = ranges(&sinks, |sink| sink.tuple);
-        let by_client = ranges(&sinks, |sink| sink.tuple.client);
+        server_flows.sort_by_key(|server_flow| (server_flow.tuple.client, server_flow.tuple));
+        let by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
+        let by_client = ranges(&server_flows, |server_flow| server_flow.tuple.client);
         Self {
             directory,
             ledger,
             options: *options,
             ends,
-            sources,
-            sinks,
+            client_flows,
+            server_flows,
             by_tuple,
             by_client,
             candidates: HashMap::new(),
@@ -108,41 +108,41 @@ impl<'a> Join<'a> {
 
     /// Runs the passes, most certain first, so that less is left to inference.
     pub(super) fn join(&mut self) {
-        let sources = std::mem::take(&mut self.sources);
-        if sources.iter().any(|source| source.counters.without_bytes > 0) {
-            self.count_ways(&sources);
+        let client_flows = std::mem::take(&mut self.client_flows);
+        if client_flows.iter().any(|client_flow| client_flow.counters.without_bytes > 0) {
+            self.count_ways(&client_flows);
         }
-        let calls = self.calls(&sources);
+        let calls = self.calls(&client_flows);
         let matched = self.match_calls(&calls);
-        let mut handed_on: BTreeMap<Tuple<'a>, Vec<(&Source<'a>, Vec<Found>)>> = BTreeMap::new();
+        let mut address_reuse: BTreeMap<Tuple<'a>, Vec<(&ClientFlow<'a>, Vec<Found>)>> = BTreeMap::new();
         let (mut unmatched, mut undivided) = (Vec::new(), Vec::new());
-        for (Call { source, way, .. }, found) in calls.into_iter().zip(matched) {
+        for (Call { client_flow, way, .. }, found) in calls.into_iter().zip(matched) {
             match way {
-                Way::HandedOn => handed_on.entry(source.tuple).or_default().push((source, found)),
-                Way::Direct => self.join_direct(source, &found),
+                Way::HandedOn => address_reuse.entry(client_flow.tuple).or_default().push((client_flow, found)),
+                Way::Direct => self.join_direct(client_flow, &found),
                 Way::ToOne(candidates) => {
-                    let left = self.join_only_backend(source, &candidates, &found);
-                    unmatched.push((source, candidates, left));
+                    let left = self.join_single_backend(client_flow, &candidates, &found);
+                    unmatched.push((client_flow, candidates, left));
                 }
                 Way::ToMany(candidates) => {
-                    let left = self.divide(source, &candidates, &found);
-                    undivided.push((source, candidates, left));
+                    let left = self.divide(client_flow, &candidates, &found);
+                    undivided.push((client_flow, candidates, left));
                 }
             }
         }
-        for (tuple, sources) in handed_on {
-            let sinks: Vec<usize> = self.by_tuple(&tuple).into_iter().flatten().collect();
-            self.join_handed_on(&sources, &sinks);
+        for (tuple, client_flows) in address_reuse {
+            let server_flows: Vec<usize> = self.by_tuple(&tuple).into_iter().flatten().collect();
+            self.join_reused_address(&client_flows, &server_flows);
         }
         self.join_translated(&mut unmatched, &mut undivided);
-        for (source, candidates, left) in &unmatched {
-            self.name_far_ends(source, candidates, *left);
+        for (client_flow, candidates, left) in &unmatched {
+            self.name_nat_peers(client_flow, candidates, *left);
         }
-        for (source, candidates, mut left) in undivided {
-            self.divide_by_far_ends(source, Some(candidates.service), &mut left);
-            self.leave_at_service(source, &candidates, left);
+        for (client_flow, candidates, mut left) in undivided {
+            self.divide_by_nat_peers(client_flow, Some(candidates.service), &mut left);
+            self.leave_at_service(client_flow, &candidates, left);
         }
-        self.join_servers_alone();
+        self.join_unmatched_servers();
     }
 
     /// The servers' flows between the same addresses at the same port.
@@ -152,25 +152,26 @@ impl<'a> Join<'a> {
 
     /// Between which addresses there are clients' flows to one that has had several owners meanwhile, where servers'
     /// flows are the other end.
-    pub(super) fn handed_on(&self, sources: &[Source<'a>]) -> HashSet<Tuple<'a>> {
-        let is_handed_on = |source: &&Source<'a>| {
-            let sinks = self.by_tuple(&source.tuple);
-            sinks.is_some_and(|sinks| self.is_handed_on(source, &sinks.collect::<Vec<_>>()))
+    pub(super) fn address_reuse(&self, client_flows: &[ClientFlow<'a>]) -> HashSet<Tuple<'a>> {
+        let is_address_reused = |client_flow: &&ClientFlow<'a>| {
+            let server_flows = self.by_tuple(&client_flow.tuple);
+            server_flows
+                .is_some_and(|server_flows| self.is_address_reused(client_flow, &server_flows.collect::<Vec<_>>()))
         };
-        sources.iter().filter(is_handed_on).map(|source| source.tuple).collect()
+        client_flows.iter().filter(is_address_reused).map(|client_flow| client_flow.tuple).collect()
     }
 
     /// Counts the ways that lead to each server flow; bytes of a server are certain only if there is one.
-    fn count_ways(&mut self, sources: &[Source<'a>]) {
-        for source in sources {
-            let sinks = match self.by_tuple.get(&source.tuple).cloned() {
+    fn count_ways(&mut self, client_flows: &[ClientFlow<'a>]) {
+        for client_flow in client_flows {
+            let server_flows = match self.by_tuple.get(&client_flow.tuple).cloned() {
                 Some(range) => range.collect(),
-                None => {
-                    self.candidates_of(source).map_or_else(Vec::new, |candidates| self.sinks_of(source, &candidates))
-                }
+                None => self
+                    .candidates_of(client_flow)
+                    .map_or_else(Vec::new, |candidates| self.server_flows_of(client_flow, &candidates)),
             };
-            for index in sinks {
-                self.sinks[index].ways += 1;
+            for index in server_flows {
+                self.server_flows[index].ways += 1;
             }
         }
     }
@@ -181,21 +182,21 @@ impl<'a> Join<'a> {
     }
 
     /// Both ends see the same addresses.
-    fn join_direct(&mut self, source: &Source<'a>, found: &[Found]) {
-        let client = self.ends.peer_of(source.end);
-        let Tuple { port, protocol, .. } = source.tuple;
-        let mut rest = source.counters;
-        let ends = || found.iter().map(|found| self.sinks[found.sink].end);
+    fn join_direct(&mut self, client_flow: &ClientFlow<'a>, found: &[Found]) {
+        let client = self.ends.peer_of(client_flow.end);
+        let Tuple { port, protocol, .. } = client_flow.tuple;
+        let mut rest = client_flow.counters;
+        let ends = || found.iter().map(|found| self.server_flows[found.server_flow].end);
         let several = ends().zip(ends().skip(1)).any(|(one, next)| self.ends.peer_of(one) != self.ends.peer_of(next));
         let sole_end = ends().zip(ends().skip(1)).all(|(one, next)| one == next);
-        for (number, Found { sink: index, opened, .. }) in (1..).zip(found.iter().copied()) {
+        for (number, Found { server_flow: index, opened, .. }) in (1..).zip(found.iter().copied()) {
             let is_last = number == found.len();
-            let server = self.ends.peer_of(self.sinks[index].end);
+            let server = self.ends.peer_of(self.server_flows[index].end);
             let key = Key { client, server, service: None, port: Some(port), protocol };
-            let sink = &mut self.sinks[index];
-            let took = sink.take_of(opened, source);
+            let server_flow = &mut self.server_flows[index];
+            let took = server_flow.take_of(opened, client_flow);
             let taken = took.counters;
-            sink.explain(source, key, taken.opened);
+            server_flow.explain(client_flow, key, taken.opened);
             // With several workloads behind one address (one after the other), the servers' counts divide.
             let share = if is_last {
                 rest
@@ -206,58 +207,58 @@ impl<'a> Join<'a> {
             };
             rest = rest.without(&share);
             let share = took.complete(&share);
-            let failed = if sole_end && is_last { source.counters.failed } else { 0 };
+            let failed = if sole_end && is_last { client_flow.counters.failed } else { 0 };
             let sum = self.sums.at(key);
             sum.counters.add(&share);
             sum.counters.add_retransmits_of(&taken);
-            sum.add_methods(source.methods.union(sink.methods));
+            sum.add_methods(client_flow.methods.union(server_flow.methods));
             if several {
-                sum.add_measured_by_client_of_many(&source.measured);
+                sum.add_measured_by_client_of_many(&client_flow.measured);
             } else if is_last {
-                sum.add_measured_by_client(&source.measured);
+                sum.add_measured_by_client(&client_flow.measured);
             }
-            sum.add_measured_by_server(&sink.measured);
-            sum.live |= source.live;
+            sum.add_measured_by_server(&server_flow.measured);
+            sum.live |= client_flow.live;
             sum.both_seen = true;
             sum.server_certain = true;
-            sum.add_server(sink.end, taken.opened, failed);
+            sum.add_server(server_flow.end, taken.opened, failed);
             if share != EdgeCounters::default() {
-                sum.add_client(source.end, share.opened, share.failed);
+                sum.add_client(client_flow.end, share.opened, share.failed);
             }
         }
     }
 
     /// The server was not seen: it is who has the address.
-    pub(super) fn join_by_address(&mut self, source: &Source<'a>) {
-        if source.tuple.scope.is_none() {
-            let mut left = source.counters;
-            self.divide_by_far_ends(source, None, &mut left);
+    pub(super) fn join_by_address(&mut self, client_flow: &ClientFlow<'a>) {
+        if client_flow.tuple.scope.is_none() {
+            let mut left = client_flow.counters;
+            self.divide_by_nat_peers(client_flow, None, &mut left);
             if left == EdgeCounters::default() {
                 return;
             }
-            let groups = self.groups_of(source);
+            let groups = self.groups_of(client_flow);
             let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
             for (group, share) in groups.iter().zip(share_out(&left, &counted)) {
-                self.add_by_owner(source, &group.owner, &share, group.span);
+                self.add_by_owner(client_flow, &group.owner, &share, group.span);
             }
             return;
         }
-        let server_end = self.own_loopback(source.node, source.end);
+        let server_end = self.own_loopback(client_flow.node, client_flow.end);
         let key = Key {
-            client: self.ends.peer_of(source.end),
+            client: self.ends.peer_of(client_flow.end),
             server: self.ends.peer_of(server_end),
             service: None,
-            port: Some(source.tuple.port),
-            protocol: source.tuple.protocol,
+            port: Some(client_flow.tuple.port),
+            protocol: client_flow.tuple.protocol,
         };
-        self.add_from_client(source, key, &source.counters);
+        self.add_from_client(client_flow, key, &client_flow.counters);
         let sum = self.sums.at(key);
         sum.server_certain = true;
-        sum.add_server(server_end, source.counters.opened, source.counters.failed);
+        sum.add_server(server_end, client_flow.counters.opened, client_flow.counters.failed);
     }
 
     /// Returns the endpoint that answers at a loopback address of the network namespace of `end`.
-    pub(super) fn own_loopback(&mut self, node: &'a str, end: EndId) -> EndId {
+    pub(super) fn own_loopback(&mut self, node: &'a str, end: EndpointId) -> EndpointId {
         let directory = self.directory;
         let pod = self.ends.end(end).pod_uid.and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
         match pod {
@@ -266,13 +267,13 @@ impl<'a> Join<'a> {
         }
     }
 
-    pub(super) fn add_from_client(&mut self, source: &Source<'a>, key: Key<'a>, counters: &EdgeCounters) {
-        self.add_part_from_client(source, key, counters, &source.measured, source.live);
+    pub(super) fn add_from_client(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, counters: &EdgeCounters) {
+        self.add_part_from_client(client_flow, key, counters, &client_flow.measured, client_flow.live);
     }
 
     pub(super) fn add_part_from_client(
         &mut self,
-        source: &Source<'a>,
+        client_flow: &ClientFlow<'a>,
         key: Key<'a>,
         counters: &EdgeCounters,
         measured: &Measured,
@@ -282,9 +283,9 @@ impl<'a> Join<'a> {
         sum.counters.add(counters);
         sum.live |= live;
         sum.client_seen = true;
-        sum.add_methods(source.methods);
+        sum.add_methods(client_flow.methods);
         sum.add_measured_by_client(measured);
-        sum.add_client(source.end, counters.opened, counters.failed);
+        sum.add_client(client_flow.end, counters.opened, counters.failed);
     }
 
     /// Returns whether an item first reported at that time has to wait; records until when.
@@ -309,9 +310,9 @@ impl<'a> Join<'a> {
     }
 
     /// Returns the possible targets of a client flow, if it called a Service with backends.
-    pub(super) fn candidates_of(&mut self, source: &Source<'a>) -> Option<Rc<Candidates<'a>>> {
-        let Tuple { server, port, protocol, .. } = source.tuple;
-        let dialled = self.directory.service_at(server, (port, protocol), source.at)?;
+    pub(super) fn candidates_of(&mut self, client_flow: &ClientFlow<'a>) -> Option<Rc<Candidates<'a>>> {
+        let Tuple { server, port, protocol, .. } = client_flow.tuple;
+        let dialled = self.directory.service_at(server, (port, protocol), client_flow.at)?;
         let key = (server, port, protocol, ServiceKey { service: dialled.service, port: dialled.port });
         if let Some(known) = self.candidates.get(&key) {
             return Some(Rc::clone(known));
@@ -352,39 +353,41 @@ impl<'a> Join<'a> {
     /// Of servers' flows, those that a client's can be the other end of by their times, best first: addresses are used
     /// again. Reports can be late, so one that does not fit is dropped only for another with the same addresses that
     /// does.
-    pub(super) fn in_time(&self, source: &Source<'a>, mut sinks: Vec<usize>) -> Vec<usize> {
-        if sinks.len() < 2 {
-            return sinks;
+    pub(super) fn in_time(&self, client_flow: &ClientFlow<'a>, mut server_flows: Vec<usize>) -> Vec<usize> {
+        if server_flows.len() < 2 {
+            return server_flows;
         }
-        let gap = |index: usize| source.span.gap(&self.sinks[index].span);
+        let gap = |index: usize| client_flow.span.gap(&self.server_flows[index].span);
         let fits = |index: usize| gap(index) <= self.options.settle;
         let fitting: HashSet<Tuple<'a>> =
-            sinks.iter().filter(|index| fits(**index)).map(|index| self.sinks[*index].tuple).collect();
-        sinks.retain(|index| fits(*index) || !fitting.contains(&self.sinks[*index].tuple));
-        sinks.sort_by_key(|index| (gap(*index), *index));
-        sinks
+            server_flows.iter().filter(|index| fits(**index)).map(|index| self.server_flows[*index].tuple).collect();
+        server_flows.retain(|index| fits(*index) || !fitting.contains(&self.server_flows[*index].tuple));
+        server_flows.sort_by_key(|index| (gap(*index), *index));
+        server_flows
     }
 
     /// Returns whether a server flow is a backend's: at its address, and not of another pod that held the address
     /// before or after.
     pub(super) fn is_backend(&self, index: usize, candidates: &Candidates<'_>) -> bool {
-        let sink = &self.sinks[index];
-        let Some(pods) = candidates.backends.get(&(sink.tuple.server, sink.tuple.port)) else { return false };
-        self.ends.end(sink.end).pod_uid.is_none_or(|uid| pods.iter().any(|pod| pod.is_none_or(|pod| pod == uid)))
+        let server_flow = &self.server_flows[index];
+        let Some(pods) = candidates.backends.get(&(server_flow.tuple.server, server_flow.tuple.port)) else {
+            return false;
+        };
+        self.ends.end(server_flow.end).pod_uid.is_none_or(|uid| pods.iter().any(|pod| pod.is_none_or(|pod| pod == uid)))
     }
 
     /// The servers' flows that saw the client's address and belong to the Service's backends, in order.
-    pub(super) fn sinks_of(&self, source: &Source<'a>, candidates: &Candidates<'a>) -> Vec<usize> {
-        let client = source.tuple.client;
+    pub(super) fn server_flows_of(&self, client_flow: &ClientFlow<'a>, candidates: &Candidates<'a>) -> Vec<usize> {
+        let client = client_flow.tuple.client;
         let Some(of_client) = self.by_client.get(&client) else { return Vec::new() };
         let of_service = |index: &usize| {
-            let tuple = &self.sinks[*index].tuple;
-            tuple.scope.is_none() && tuple.protocol == source.tuple.protocol && self.is_backend(*index, candidates)
+            let tuple = &self.server_flows[*index].tuple;
+            tuple.scope.is_none() && tuple.protocol == client_flow.tuple.protocol && self.is_backend(*index, candidates)
         };
         if of_client.len() <= candidates.backends.len() {
             return of_client.clone().filter(of_service).collect();
         }
-        let protocol = source.tuple.protocol;
+        let protocol = client_flow.tuple.protocol;
         let tuple =
             |(server, port): &(IpAddr, u16)| Tuple { scope: None, client, server: *server, port: *port, protocol };
         let mut found: Vec<usize> = candidates

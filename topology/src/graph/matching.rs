@@ -25,16 +25,16 @@ impl Count {
 /// Connections that a client's flow shares with a server's.
 #[derive(Clone, Copy, Debug)]
 struct Cell {
-    source: usize,
-    /// By its place among `sinks`.
-    sink: usize,
+    client_flow: usize,
+    /// By its place among `server_flows`.
+    server_flow: usize,
     amount: u64,
     is_contested: bool,
 }
 
 /// A server's flow that may be the other end of some clients' flows.
 #[derive(Debug)]
-struct Sink {
+struct ServerFlow {
     /// The number by which it was added.
     index: usize,
     offered: Count,
@@ -46,7 +46,7 @@ struct Sink {
 /// A server's flow that may be the other end of a client's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found {
-    pub(super) sink: usize,
+    pub(super) server_flow: usize,
     /// So many of its connections are the client's.
     pub(super) opened: u64,
     /// Other clients' flows compete for the same servers, and the counts leave a choice, or do not fit together.
@@ -59,11 +59,11 @@ pub(super) struct Matching {
     wanted: Vec<Count>,
     /// Rest of each client's flow without another end.
     left: Vec<u64>,
-    sinks: Vec<Sink>,
-    /// By the number by which a server's flow was added, its place among `sinks`.
+    server_flows: Vec<ServerFlow>,
+    /// By the number by which a server's flow was added, its place among `server_flows`.
     places: HashMap<usize, usize>,
     cells: Vec<Cell>,
-    of_source: Vec<Vec<usize>>,
+    of_client_flow: Vec<Vec<usize>>,
 }
 
 /// In which order clients' flows choose.
@@ -79,8 +79,8 @@ pub(super) struct Plan {
 
 impl Plan {
     /// All of so many clients' flows take what fits, in order.
-    pub(super) fn greedy(sources: usize) -> Self {
-        Self { greedy: (0..sources).collect(), ..Self::default() }
+    pub(super) fn greedy(client_flows: usize) -> Self {
+        Self { greedy: (0..client_flows).collect(), ..Self::default() }
     }
 }
 
@@ -89,8 +89,8 @@ impl Matching {
     pub(super) fn new(wanted: Vec<Count>) -> Self {
         Self {
             left: vec![0; wanted.len()],
-            of_source: vec![Vec::new(); wanted.len()],
-            sinks: Vec::new(),
+            of_client_flow: vec![Vec::new(); wanted.len()],
+            server_flows: Vec::new(),
             places: HashMap::new(),
             cells: Vec::new(),
             wanted,
@@ -98,14 +98,14 @@ impl Matching {
     }
 
     /// A server's flow, by any number, may be the other end of a client's; for each client's flow, the best come first.
-    pub(super) fn add(&mut self, source: usize, index: usize, offered: impl FnOnce() -> Count) {
-        let sink = *self.places.entry(index).or_insert_with(|| {
-            self.sinks.push(Sink { index, offered: offered(), free: 0, cells: Vec::new() });
-            self.sinks.len() - 1
+    pub(super) fn add(&mut self, client_flow: usize, index: usize, offered: impl FnOnce() -> Count) {
+        let server_flow = *self.places.entry(index).or_insert_with(|| {
+            self.server_flows.push(ServerFlow { index, offered: offered(), free: 0, cells: Vec::new() });
+            self.server_flows.len() - 1
         });
-        self.of_source[source].push(self.cells.len());
-        self.sinks[sink].cells.push(self.cells.len());
-        self.cells.push(Cell { source, sink, amount: 0, is_contested: false });
+        self.of_client_flow[client_flow].push(self.cells.len());
+        self.server_flows[server_flow].cells.push(self.cells.len());
+        self.cells.push(Cell { client_flow, server_flow, amount: 0, is_contested: false });
     }
 
     /// The first `greedy` flows take what fits. Of the others, those that leave no choice come first: servers that only
@@ -113,17 +113,20 @@ impl Matching {
     /// one server.
     pub(super) fn plan<S: Copy + Ord>(&mut self, greedy: usize, server_of: impl Fn(usize) -> S) -> Plan {
         let mut pairs: BTreeMap<(usize, S), Vec<usize>> = BTreeMap::new();
-        for (index, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.source >= greedy) {
-            pairs.entry((cell.source, server_of(self.sinks[cell.sink].index))).or_default().push(index);
+        for (index, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.client_flow >= greedy) {
+            pairs
+                .entry((cell.client_flow, server_of(self.server_flows[cell.server_flow].index)))
+                .or_default()
+                .push(index);
         }
         let forced = peel(pairs.keys().copied());
         let forced = forced.into_iter().filter_map(|pair| pairs.remove(&pair)).collect();
         let mut contested: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for ((source, _), cells) in pairs {
+        for ((client_flow, _), cells) in pairs {
             for cell in &cells {
                 self.cells[*cell].is_contested = true;
             }
-            contested.entry(source).or_default().extend(cells);
+            contested.entry(client_flow).or_default().extend(cells);
         }
         Plan { greedy: (0..greedy).collect(), forced, contested: contested.into_values().collect() }
     }
@@ -134,12 +137,12 @@ impl Matching {
         for (left, wanted) in self.left.iter_mut().zip(&self.wanted) {
             *left = wanted.settled;
         }
-        for sink in &mut self.sinks {
-            sink.free = sink.offered.settled;
+        for server_flow in &mut self.server_flows {
+            server_flow.free = server_flow.offered.settled;
         }
         self.round(plan);
-        for sink in &mut self.sinks {
-            sink.free += sink.offered.fresh;
+        for server_flow in &mut self.server_flows {
+            server_flow.free += server_flow.offered.fresh;
         }
         self.round(plan);
         for (left, wanted) in self.left.iter_mut().zip(&self.wanted) {
@@ -150,17 +153,17 @@ impl Matching {
     }
 
     /// The servers' flows that were added for a client's, in this order.
-    pub(super) fn found(&self, source: usize) -> Vec<Found> {
+    pub(super) fn found(&self, client_flow: usize) -> Vec<Found> {
         let found = |cell: &usize| {
-            let Cell { sink, amount, is_contested, .. } = self.cells[*cell];
-            Found { sink: self.sinks[sink].index, opened: amount, is_contested }
+            let Cell { server_flow, amount, is_contested, .. } = self.cells[*cell];
+            Found { server_flow: self.server_flows[server_flow].index, opened: amount, is_contested }
         };
-        self.of_source[source].iter().map(found).collect()
+        self.of_client_flow[client_flow].iter().map(found).collect()
     }
 
     fn round(&mut self, plan: &Plan) {
-        for source in &plan.greedy {
-            for cell in self.of_source[*source].clone() {
+        for client_flow in &plan.greedy {
+            for cell in self.of_client_flow[*client_flow].clone() {
                 self.take(cell, u64::MAX);
             }
         }
@@ -174,15 +177,17 @@ impl Matching {
     /// Marks flows as guesses if an end counted more than the others explain, or will once all reports are there: one
     /// of several flows lost connections on the way, and nothing shows which.
     fn mark_misfits(&mut self) {
-        let sources = (0..self.left.len()).filter(|source| self.left[*source] > self.wanted[*source].fresh);
-        let sinks = self.sinks.iter().filter(|sink| sink.free > sink.offered.fresh);
-        let of_sinks = sinks.flat_map(|sink| &sink.cells).map(|cell| self.cells[*cell].source);
-        let misfits: BTreeSet<usize> = sources.chain(of_sinks).collect();
+        let client_flows =
+            (0..self.left.len()).filter(|client_flow| self.left[*client_flow] > self.wanted[*client_flow].fresh);
+        let server_flows = self.server_flows.iter().filter(|server_flow| server_flow.free > server_flow.offered.fresh);
+        let of_server_flows =
+            server_flows.flat_map(|server_flow| &server_flow.cells).map(|cell| self.cells[*cell].client_flow);
+        let misfits: BTreeSet<usize> = client_flows.chain(of_server_flows).collect();
         let mut seen: HashSet<usize> = HashSet::new();
-        for source in misfits {
-            let together = self.together(source, &mut seen);
+        for client_flow in misfits {
+            let together = self.together(client_flow, &mut seen);
             if together.len() > 1 {
-                for cell in together.iter().flat_map(|source| &self.of_source[*source]) {
+                for cell in together.iter().flat_map(|client_flow| &self.of_client_flow[*client_flow]) {
                     self.cells[*cell].is_contested = true;
                 }
             }
@@ -190,15 +195,16 @@ impl Matching {
     }
 
     /// A client's flow and all that share servers with it, directly or by others; none if it was seen.
-    fn together(&self, source: usize, seen: &mut HashSet<usize>) -> Vec<usize> {
-        let mut together: Vec<usize> = Some(source).filter(|source| seen.insert(*source)).into_iter().collect();
+    fn together(&self, client_flow: usize, seen: &mut HashSet<usize>) -> Vec<usize> {
+        let mut together: Vec<usize> =
+            Some(client_flow).filter(|client_flow| seen.insert(*client_flow)).into_iter().collect();
         let mut at = 0;
-        let mut sinks: HashSet<usize> = HashSet::new();
-        while let Some(source) = together.get(at).copied() {
+        let mut server_flows: HashSet<usize> = HashSet::new();
+        while let Some(client_flow) = together.get(at).copied() {
             at += 1;
-            for sink in self.of_source[source].iter().map(|cell| self.cells[*cell].sink) {
-                if sinks.insert(sink) {
-                    let others = self.sinks[sink].cells.iter().map(|cell| self.cells[*cell].source);
+            for server_flow in self.of_client_flow[client_flow].iter().map(|cell| self.cells[*cell].server_flow) {
+                if server_flows.insert(server_flow) {
+                    let others = self.server_flows[server_flow].cells.iter().map(|cell| self.cells[*cell].client_flow);
                     together.extend(others.filter(|other| seen.insert(*other)));
                 }
             }
@@ -207,11 +213,11 @@ impl Matching {
     }
 
     fn take(&mut self, cell: usize, most: u64) {
-        let Cell { source, sink, amount, .. } = &mut self.cells[cell];
-        let free = &mut self.sinks[*sink].free;
-        let taken = most.min(self.left[*source]).min(*free);
+        let Cell { client_flow, server_flow, amount, .. } = &mut self.cells[cell];
+        let free = &mut self.server_flows[*server_flow].free;
+        let taken = most.min(self.left[*client_flow]).min(*free);
         *amount += taken;
-        self.left[*source] -= taken;
+        self.left[*client_flow] -= taken;
         *free -= taken;
     }
 
@@ -219,9 +225,9 @@ impl Matching {
     fn share(&mut self, contested: &[Vec<usize>]) {
         let mut shares = Vec::new();
         for cells in contested {
-            let offered = |cell: &usize| u128::from(self.sinks[self.cells[*cell].sink].free);
+            let offered = |cell: &usize| u128::from(self.server_flows[self.cells[*cell].server_flow].free);
             let all: u128 = cells.iter().map(offered).sum();
-            let wanted = cells.first().map_or(0, |cell| u128::from(self.left[self.cells[*cell].source]));
+            let wanted = cells.first().map_or(0, |cell| u128::from(self.left[self.cells[*cell].client_flow]));
             // Both are below 2^64, and no cell offers more than all do.
             let part = |cell: &usize| (wanted * offered(cell)).checked_div(all).unwrap_or(0);
             shares.extend(cells.iter().map(|cell| (*cell, u64::try_from(part(cell)).unwrap_or(u64::MAX))));
@@ -235,10 +241,10 @@ impl Matching {
     fn augment(&mut self) {
         // From these no server is to be had any more.
         let mut exhausted: HashSet<usize> = HashSet::new();
-        for source in 0..self.left.len() {
-            while self.left[source] > 0 {
-                match self.path(source, &mut exhausted) {
-                    Some(path) => self.follow(source, &path),
+        for client_flow in 0..self.left.len() {
+            while self.left[client_flow] > 0 {
+                match self.path(client_flow, &mut exhausted) {
+                    Some(path) => self.follow(client_flow, &path),
                     None => break,
                 }
             }
@@ -246,24 +252,24 @@ impl Matching {
     }
 
     /// The shortest way to a server with something to offer: cells to take, and between them cells to give back.
-    fn path(&self, source: usize, exhausted: &mut HashSet<usize>) -> Option<Vec<usize>> {
-        let mut queue = VecDeque::from([source]);
-        // By which cell a server was reached, and by which its source was.
+    fn path(&self, client_flow: usize, exhausted: &mut HashSet<usize>) -> Option<Vec<usize>> {
+        let mut queue = VecDeque::from([client_flow]);
+        // By which cell a server was reached, and by which its client flow was.
         let mut reached: HashMap<usize, usize> = HashMap::new();
         let mut given_back: HashMap<usize, usize> = HashMap::new();
         while let Some(from) = queue.pop_front() {
-            for taking in &self.of_source[from] {
-                let sink = self.cells[*taking].sink;
-                if exhausted.contains(&sink) || reached.contains_key(&sink) {
+            for taking in &self.of_client_flow[from] {
+                let server_flow = self.cells[*taking].server_flow;
+                if exhausted.contains(&server_flow) || reached.contains_key(&server_flow) {
                     continue;
                 }
-                reached.insert(sink, *taking);
-                if self.sinks[sink].free > 0 {
-                    return Some(self.back(sink, &reached, &given_back));
+                reached.insert(server_flow, *taking);
+                if self.server_flows[server_flow].free > 0 {
+                    return Some(self.back(server_flow, &reached, &given_back));
                 }
-                for giving in &self.sinks[sink].cells {
-                    let Cell { source: other, amount, .. } = self.cells[*giving];
-                    if amount > 0 && other != source && !given_back.contains_key(&other) {
+                for giving in &self.server_flows[server_flow].cells {
+                    let Cell { client_flow: other, amount, .. } = self.cells[*giving];
+                    if amount > 0 && other != client_flow && !given_back.contains_key(&other) {
                         given_back.insert(other, *giving);
                         queue.push_back(other);
                     }
@@ -274,59 +280,68 @@ impl Matching {
         None
     }
 
-    /// The way from the source to this server: taking, giving back, taking and so on.
-    fn back(&self, sink: usize, reached: &HashMap<usize, usize>, given_back: &HashMap<usize, usize>) -> Vec<usize> {
+    /// The way from the client flow to this server: taking, giving back, taking and so on.
+    fn back(
+        &self,
+        server_flow: usize,
+        reached: &HashMap<usize, usize>,
+        given_back: &HashMap<usize, usize>,
+    ) -> Vec<usize> {
         let mut path = Vec::new();
-        let mut at = sink;
+        let mut at = server_flow;
         while let Some(taking) = reached.get(&at) {
             path.push(*taking);
-            let Some(giving) = given_back.get(&self.cells[*taking].source) else { break };
+            let Some(giving) = given_back.get(&self.cells[*taking].client_flow) else { break };
             path.push(*giving);
-            at = self.cells[*giving].sink;
+            at = self.cells[*giving].server_flow;
         }
         path.reverse();
         path
     }
 
-    fn follow(&mut self, source: usize, path: &[usize]) {
+    fn follow(&mut self, client_flow: usize, path: &[usize]) {
         let Some(last) = path.last() else { return };
-        let end = self.cells[*last].sink;
+        let end = self.cells[*last].server_flow;
         let giving = path.iter().skip(1).step_by(2).map(|cell| self.cells[*cell].amount);
-        let most = giving.chain([self.left[source], self.sinks[end].free]).min().unwrap_or(0);
+        let most = giving.chain([self.left[client_flow], self.server_flows[end].free]).min().unwrap_or(0);
         for (step, cell) in path.iter().enumerate() {
             let amount = &mut self.cells[*cell].amount;
             if step % 2 == 0 { *amount += most } else { *amount -= most }
         }
-        self.left[source] -= most;
-        self.sinks[end].free -= most;
+        self.left[client_flow] -= most;
+        self.server_flows[end].free -= most;
     }
 }
 
-/// Pairs of a source and a server that leave no choice, in an order in which they can be decided.
+/// Pairs of a client flow and a server that leave no choice, in an order in which they can be decided.
 ///
-/// In each pair, the server or the source is in no other remaining pair.
+/// In each pair, the server or the client flow is in no other remaining pair.
 fn peel<S: Copy + Ord>(pairs: impl Iterator<Item = (usize, S)>) -> Vec<(usize, S)> {
     let mut servers: BTreeMap<usize, BTreeSet<S>> = BTreeMap::new();
-    let mut sources: BTreeMap<S, BTreeSet<usize>> = BTreeMap::new();
-    for (source, server) in pairs {
-        servers.entry(source).or_default().insert(server);
-        sources.entry(server).or_default().insert(source);
+    let mut client_flows: BTreeMap<S, BTreeSet<usize>> = BTreeMap::new();
+    for (client_flow, server) in pairs {
+        servers.entry(client_flow).or_default().insert(server);
+        client_flows.entry(server).or_default().insert(client_flow);
     }
     let only = |set: &BTreeSet<usize>| set.first().copied().filter(|_| set.len() == 1);
-    let mut due: VecDeque<(usize, S)> = sources.iter().filter_map(|(server, of)| Some((only(of)?, *server))).collect();
+    let mut due: VecDeque<(usize, S)> =
+        client_flows.iter().filter_map(|(server, of)| Some((only(of)?, *server))).collect();
     due.extend(
-        servers.iter().filter(|(_, to)| to.len() == 1).flat_map(|(source, to)| to.iter().map(|it| (*source, *it))),
+        servers
+            .iter()
+            .filter(|(_, to)| to.len() == 1)
+            .flat_map(|(client_flow, to)| to.iter().map(|it| (*client_flow, *it))),
     );
     let mut forced = Vec::new();
-    while let Some((source, server)) = due.pop_front() {
-        let (Some(to), Some(of)) = (servers.get_mut(&source), sources.get_mut(&server)) else { continue };
+    while let Some((client_flow, server)) = due.pop_front() {
+        let (Some(to), Some(of)) = (servers.get_mut(&client_flow), client_flows.get_mut(&server)) else { continue };
         if !to.remove(&server) {
             continue;
         }
-        of.remove(&source);
-        forced.push((source, server));
+        of.remove(&client_flow);
+        forced.push((client_flow, server));
         if let (Some(next), 1) = (to.first(), to.len()) {
-            due.push_back((source, *next));
+            due.push_back((client_flow, *next));
         }
         if let (Some(next), 1) = (of.first(), of.len()) {
             due.push_back((*next, server));
@@ -345,16 +360,18 @@ mod tests {
     /// has how many of which, and whether that is contested.
     fn divided(wanted: &[u64], offered: &[u64], cells: &[(usize, usize)], greedy: usize) -> Vec<(usize, Found)> {
         let mut matching = Matching::new(wanted.iter().map(|count| Count::new(*count, 0)).collect());
-        for (source, sink) in cells {
-            matching.add(*source, *sink, || Count::new(offered[*sink], 0));
+        for (client_flow, server_flow) in cells {
+            matching.add(*client_flow, *server_flow, || Count::new(offered[*server_flow], 0));
         }
-        let plan = matching.plan(greedy, |sink| sink);
+        let plan = matching.plan(greedy, |server_flow| server_flow);
         matching.divide(&plan);
-        (0..wanted.len()).flat_map(|source| matching.found(source).into_iter().map(move |it| (source, it))).collect()
+        (0..wanted.len())
+            .flat_map(|client_flow| matching.found(client_flow).into_iter().map(move |it| (client_flow, it)))
+            .collect()
     }
 
     fn amounts(found: &[(usize, Found)]) -> Vec<(usize, usize, u64, bool)> {
-        found.iter().map(|(source, it)| (*source, it.sink, it.opened, it.is_contested)).collect()
+        found.iter().map(|(client_flow, it)| (*client_flow, it.server_flow, it.opened, it.is_contested)).collect()
     }
 
     #[test]
@@ -363,9 +380,15 @@ mod tests {
         let cells = [(0, 1), (0, 2), (1, 0), (1, 1)];
         let exact = [(0, 1, 3, false), (0, 2, 7, false), (1, 0, 4, false), (1, 1, 6, false)];
         assert_eq!(amounts(&divided(&[10, 10], &[4, 9, 7], &cells, 0)), exact);
-        let exact = exact.map(|(source, sink, opened, _)| (source, sink, opened));
+        let exact = exact.map(|(client_flow, server_flow, opened, _)| (client_flow, server_flow, opened));
         let greedy = amounts(&divided(&[10, 10], &[4, 9, 7], &cells, 2));
-        assert_eq!(greedy.iter().map(|(source, sink, opened, _)| (*source, *sink, *opened)).collect::<Vec<_>>(), exact);
+        assert_eq!(
+            greedy
+                .iter()
+                .map(|(client_flow, server_flow, opened, _)| (*client_flow, *server_flow, *opened))
+                .collect::<Vec<_>>(),
+            exact
+        );
     }
 
     #[test]
@@ -378,11 +401,12 @@ mod tests {
     #[test]
     fn settled_connections_choose_before_fresh_ones() {
         let mut matching = Matching::new(vec![Count::new(5, 5), Count::new(3, 0)]);
-        for source in 0..2 {
-            matching.add(source, 0, || Count::new(4, 1));
+        for client_flow in 0..2 {
+            matching.add(client_flow, 0, || Count::new(4, 1));
         }
         matching.divide(&Plan::greedy(2));
-        let found: Vec<u64> = (0..2).flat_map(|source| matching.found(source)).map(|found| found.opened).collect();
+        let found: Vec<u64> =
+            (0..2).flat_map(|client_flow| matching.found(client_flow)).map(|found| found.opened).collect();
         assert_eq!(found, [1, 3]);
     }
 
@@ -402,9 +426,11 @@ mod tests {
 
     fn counts() -> impl Strategy<Value = Counts> {
         let count = || prop_oneof![4 => 0..20_u64, 1 => any::<u64>().prop_map(|count| count / 8)];
-        (1..6_usize, 1..6_usize).prop_flat_map(move |(sources, sinks)| {
-            let cells = prop::collection::btree_set((0..sources, 0..sinks), 0..=sources * sinks);
-            let (wanted, offered) = (prop::collection::vec(count(), sources), prop::collection::vec(count(), sinks));
+        (1..6_usize, 1..6_usize).prop_flat_map(move |(client_flows, server_flows)| {
+            let cells =
+                prop::collection::btree_set((0..client_flows, 0..server_flows), 0..=client_flows * server_flows);
+            let (wanted, offered) =
+                (prop::collection::vec(count(), client_flows), prop::collection::vec(count(), server_flows));
             (wanted, offered, cells.prop_map(|cells| cells.into_iter().collect()))
         })
     }
@@ -415,19 +441,19 @@ mod tests {
         fn as_much_is_matched_as_can_be((wanted, offered, cells) in counts(), greedy in 0..3_usize) {
             let found = divided(&wanted, &offered, &cells, greedy.min(wanted.len()));
             let cut = |set: usize| {
-                let is_in = |source: usize| set >> source & 1 == 1;
+                let is_in = |client_flow: usize| set >> client_flow & 1 == 1;
                 let others: u64 = (0..wanted.len()).filter(|it| !is_in(*it)).map(|it| wanted[it]).sum();
-                let reaches = |sink: &usize| cells.iter().any(|(source, to)| to == sink && is_in(*source));
-                others + (0..offered.len()).filter(reaches).map(|sink| offered[sink]).sum::<u64>()
+                let reaches = |server_flow: &usize| cells.iter().any(|(client_flow, to)| to == server_flow && is_in(*client_flow));
+                others + (0..offered.len()).filter(reaches).map(|server_flow| offered[server_flow]).sum::<u64>()
             };
             let all: u64 = found.iter().map(|(_, it)| it.opened).sum();
             prop_assert_eq!(Some(all), (0..1 << wanted.len()).map(cut).min());
-            for (source, wanted) in wanted.iter().enumerate() {
-                let has: u64 = found.iter().filter(|(of, _)| *of == source).map(|(_, it)| it.opened).sum();
+            for (client_flow, wanted) in wanted.iter().enumerate() {
+                let has: u64 = found.iter().filter(|(of, _)| *of == client_flow).map(|(_, it)| it.opened).sum();
                 prop_assert!(has <= *wanted);
             }
-            for (sink, offered) in offered.iter().enumerate() {
-                let given: u64 = found.iter().filter(|(_, it)| it.sink == sink).map(|(_, it)| it.opened).sum();
+            for (server_flow, offered) in offered.iter().enumerate() {
+                let given: u64 = found.iter().filter(|(_, it)| it.server_flow == server_flow).map(|(_, it)| it.opened).sum();
                 prop_assert!(given <= *offered);
             }
         }
@@ -436,14 +462,14 @@ mod tests {
         #[test]
         fn what_leaves_no_choice_is_what_happened((_, _, cells) in counts(), opened in prop::collection::vec(0..20_u64, 25)) {
             let happened: Vec<(usize, usize, u64)> =
-                cells.iter().zip(opened).map(|((source, sink), opened)| (*source, *sink, opened)).collect();
+                cells.iter().zip(opened).map(|((client_flow, server_flow), opened)| (*client_flow, *server_flow, opened)).collect();
             let by = |index: usize, of: &dyn Fn(&(usize, usize, u64)) -> usize| {
                 happened.iter().filter(|it| of(it) == index).map(|(_, _, opened)| opened).sum::<u64>()
             };
-            let wanted: Vec<u64> = (0..5).map(|source| by(source, &|it| it.0)).collect();
-            let offered: Vec<u64> = (0..5).map(|sink| by(sink, &|it| it.1)).collect();
-            for (source, found) in divided(&wanted, &offered, &cells, 0) {
-                let truly = happened.iter().find(|(of, sink, _)| (*of, *sink) == (source, found.sink));
+            let wanted: Vec<u64> = (0..5).map(|client_flow| by(client_flow, &|it| it.0)).collect();
+            let offered: Vec<u64> = (0..5).map(|server_flow| by(server_flow, &|it| it.1)).collect();
+            for (client_flow, found) in divided(&wanted, &offered, &cells, 0) {
+                let truly = happened.iter().find(|(of, server_flow, _)| (*of, *server_flow) == (client_flow, found.server_flow));
                 prop_assert!(found.is_contested || truly.is_some_and(|(_, _, opened)| *opened == found.opened));
             }
         }

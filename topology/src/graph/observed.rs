@@ -1,18 +1,18 @@
-//! Flows as the two roles that they have in the joining: a client's is a source, a server's a sink.
+//! Flows as the two roles that they have in the joining: a client's is a client flow, a server's a server flow.
 
 use std::{
     net::IpAddr,
     time::{Duration, SystemTime},
 };
 
-use super::{Options, edges::Key, ends::EndId};
+use super::{Options, edges::Key, endpoints::EndpointId};
 use crate::{
     count,
     edge::{EdgeCounters, Times},
-    far_end::FarEnds,
     flow::{FlowTotals, Methods, Protocol},
     history::{Counted, Part},
     ledger::{FlowView, is_silent},
+    nat_peer::NatPeers,
     rtt::RttHistogram,
 };
 
@@ -117,9 +117,9 @@ impl Measured {
 
 /// A client's flow.
 #[derive(Debug)]
-pub(super) struct Source<'a> {
+pub(super) struct ClientFlow<'a> {
     pub(super) node: &'a str,
-    pub(super) end: EndId,
+    pub(super) end: EndpointId,
     pub(super) tuple: Tuple<'a>,
     /// DNS names that led to the server's address.
     pub(super) names: &'a [String],
@@ -134,14 +134,14 @@ pub(super) struct Source<'a> {
     pub(super) live: bool,
     pub(super) methods: Methods,
     pub(super) measured: Measured,
-    pub(super) far_ends: &'a FarEnds,
+    pub(super) nat_peers: &'a NatPeers,
 }
 
 /// A client's flow that is the other end of a server's: who it is, on which edge.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Explanation<'a> {
     pub(super) key: Key<'a>,
-    pub(super) client: EndId,
+    pub(super) client: EndpointId,
     /// Its agent looks now and then: what the server has counted beyond it may be all there will ever be.
     pub(super) sampled: bool,
     /// The server has seen another address than the client's: what it has counted beyond may be others', too.
@@ -152,16 +152,16 @@ pub(super) struct Explanation<'a> {
 
 /// A server's flow.
 #[derive(Debug)]
-pub(super) struct Sink<'a> {
+pub(super) struct ServerFlow<'a> {
     pub(super) node: &'a str,
-    pub(super) end: EndId,
+    pub(super) end: EndpointId,
     pub(super) tuple: Tuple<'a>,
     /// As the client would count.
     pub(super) counters: EdgeCounters,
     /// Counters that no client flow explains yet.
     pub(super) left: EdgeCounters,
     /// Counts that were taken, with their owners, if known.
-    pub(super) taken: Vec<(Option<EndId>, Counted)>,
+    pub(super) taken: Vec<(Option<EndpointId>, Counted)>,
     /// Number of client flows that may lead here, where it matters.
     pub(super) ways: usize,
     /// A client's flow has been found, even if it does not count as much.
@@ -176,17 +176,17 @@ pub(super) struct Sink<'a> {
     pub(super) live: bool,
     pub(super) methods: Methods,
     pub(super) measured: Measured,
-    pub(super) far_ends: &'a FarEnds,
+    pub(super) nat_peers: &'a NatPeers,
 }
 
-impl<'a> Sink<'a> {
+impl<'a> ServerFlow<'a> {
     /// A client's flow on this edge is the other end of so many connections.
-    pub(super) fn explain(&mut self, source: &Source<'a>, key: Key<'a>, opened: u64) {
+    pub(super) fn explain(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, opened: u64) {
         self.explanations.push(Explanation {
             key,
-            client: source.end,
-            sampled: source.methods.is_sampled(),
-            translated: source.tuple.client != self.tuple.client,
+            client: client_flow.end,
+            sampled: client_flow.methods.is_sampled(),
+            translated: client_flow.tuple.client != self.tuple.client,
             opened,
         });
     }
@@ -198,7 +198,7 @@ impl<'a> Sink<'a> {
     }
 
     /// Takes so many connections out of what is left, which are this client's.
-    pub(super) fn take(&mut self, opened: u64, client: Option<EndId>) -> Taken {
+    pub(super) fn take(&mut self, opened: u64, client: Option<EndpointId>) -> Taken {
         self.take_as(opened, client, None)
     }
 
@@ -211,12 +211,12 @@ impl<'a> Sink<'a> {
 
     /// Takes so many of the connections that a client has counted. Where others are among what is left (another way
     /// from the same client to the same server), what is theirs shows as far as the client knows its own.
-    pub(super) fn take_of(&mut self, opened: u64, source: &Source<'a>) -> Taken {
-        let known = Some(&source.counters).filter(|client| client.without_bytes == 0);
-        self.take_as(opened, Some(source.end), known)
+    pub(super) fn take_of(&mut self, opened: u64, client_flow: &ClientFlow<'a>) -> Taken {
+        let known = Some(&client_flow.counters).filter(|client| client.without_bytes == 0);
+        self.take_as(opened, Some(client_flow.end), known)
     }
 
-    fn take_as(&mut self, opened: u64, client: Option<EndId>, known: Option<&EdgeCounters>) -> Taken {
+    fn take_as(&mut self, opened: u64, client: Option<EndpointId>, known: Option<&EdgeCounters>) -> Taken {
         let mut counters = self.left.share(opened);
         if let Some(known) = known.filter(|known| known.opened == counters.opened && counters.opened < self.left.opened)
         {
@@ -249,9 +249,9 @@ impl Taken {
     }
 }
 
-pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Source<'a> {
+pub(super) fn client_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Options) -> ClientFlow<'a> {
     let totals = flow.totals;
-    Source {
+    ClientFlow {
         node: flow.node,
         end,
         tuple: Tuple {
@@ -280,11 +280,11 @@ pub(super) fn source<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> 
         live: is_live(flow, options),
         methods: totals.methods,
         measured: Measured::of(flow, &totals, options),
-        far_ends: flow.far_ends,
+        nat_peers: flow.nat_peers,
     }
 }
 
-pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Sink<'a> {
+pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Options) -> ServerFlow<'a> {
     let totals = flow.totals;
     let counters = EdgeCounters {
         opened: totals.opened,
@@ -296,7 +296,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         inferred: totals.inferred,
         retransmits: totals.retransmits.unwrap_or_default(),
     };
-    Sink {
+    ServerFlow {
         node: flow.node,
         end,
         tuple: Tuple {
@@ -319,7 +319,7 @@ pub(super) fn sink<'a>(flow: &FlowView<'a>, end: EndId, options: &Options) -> Si
         live: is_live(flow, options),
         methods: totals.methods,
         measured: Measured::of(flow, &totals, options),
-        far_ends: flow.far_ends,
+        nat_peers: flow.nat_peers,
     }
 }
 

@@ -8,9 +8,9 @@ use self::displaced::Displaced;
 use super::Epoch;
 use crate::{
     count,
-    far_end::FarEnds,
     flow::{FlowCounters, FlowTotals},
     history::{Counted, History},
+    nat_peer::NatPeers,
     rtt::RttHistogram,
     sighting::Sighting,
 };
@@ -27,7 +27,7 @@ pub(super) struct Account {
     pub(super) first_seen: SystemTime,
     pub(super) changed: SystemTime,
     pub(super) remote_names: Vec<String>,
-    pub(super) far_ends: FarEnds,
+    pub(super) nat_peers: NatPeers,
     pub(super) reported_at: SystemTime,
     /// Upper bound of the time of the last failed attempt; `None` if none was reported.
     pub(super) last_failed: Option<SystemTime>,
@@ -56,7 +56,7 @@ impl Account {
             reported: false,
             over: false,
             remote_names: Vec::new(),
-            far_ends: FarEnds::default(),
+            nat_peers: NatPeers::default(),
             first_seen: sighting.first(),
             changed: sighting.changed(),
             reported_at: sighting.received(),
@@ -160,7 +160,7 @@ impl Account {
         };
         self.current = FlowCounters::default();
         self.reported = false;
-        self.far_ends.begin_anew();
+        self.nat_peers.begin_anew();
     }
 
     /// Returns whether the ledger may drop the account.

@@ -14,10 +14,10 @@ use scopeprobe_topology::{
     entity::{
         Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServicePortRef, ServiceRef, Workload,
     },
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
+    nat_peer::NatPeer,
     sighting::{Ages, Sighting},
 };
 
@@ -357,10 +357,10 @@ impl World {
                 if let Some((look_ms, due_ms)) = self.told_at(&happened, by_client) {
                     let (key, node) = flow(&happened, by_client);
                     let end = if by_client { &happened.client } else { &happened.server };
-                    let far_end = (by_client && self.tracks && happened.service.is_some())
-                        .then_some(FarEnd { ip: happened.server.ip, port: happened.port });
+                    let nat_peer = (by_client && self.tracks && happened.service.is_some())
+                        .then_some(NatPeer { ip: happened.server.ip, port: happened.port });
                     let (owner, opened) = (end.owner.clone(), happened.call.opened);
-                    reports.push((due_ms, look_ms, Report { node, key, owner, opened, far_end }));
+                    reports.push((due_ms, look_ms, Report { node, key, owner, opened, nat_peer }));
                 }
             }
         }
@@ -369,13 +369,13 @@ impl World {
         let mut ledger = Ledger::new();
         for number in (0..NODES).filter(|number| self.agents[*number].is_some()) {
             ledger.enter(&node(number), EPOCH).expect("there is one epoch");
-            ledger.hear(&node(number), at(look_after(now_ms, number) - PERIOD_MS));
+            ledger.record_heartbeat(&node(number), at(look_after(now_ms, number) - PERIOD_MS));
         }
         let mut flows: BTreeMap<(FlowKey, usize), Counted> = BTreeMap::new();
         for (due_ms, look_ms, report) in reports.into_iter().filter(|(due_ms, ..)| *due_ms <= now_ms) {
-            let Report { node: number, key, owner, opened, far_end } = report;
+            let Report { node: number, key, owner, opened, nat_peer } = report;
             let before_ms = look_ms - PERIOD_MS;
-            let (counters, first_ms, far_ends) =
+            let (counters, first_ms, nat_peers) =
                 flows.entry((key, number)).or_insert((FlowCounters::default(), before_ms, BTreeMap::new()));
             let sampled = self.agents[number] == Some(true);
             counters.opened += opened;
@@ -385,15 +385,15 @@ impl World {
             let age = |ms: u64| Duration::from_millis(look_ms - ms.min(look_ms));
             let ages = Ages::of(age(*first_ms), age(before_ms), Duration::ZERO);
             let sighting = Sighting::new(&ages, at(look_ms), at(due_ms));
-            if let Some(far_end) = far_end {
-                *far_ends.entry(far_end).or_default() += opened;
+            if let Some(nat_peer) = nat_peer {
+                *nat_peers.entry(nat_peer).or_default() += opened;
             }
-            let far_ends: Vec<(FarEnd, u64)> = far_ends.iter().map(|(end, count)| (*end, *count)).collect();
+            let nat_peers: Vec<(NatPeer, u64)> = nat_peers.iter().map(|(end, count)| (*end, *count)).collect();
             let node = node(number);
             let applied = ledger
                 .identify(&node, EPOCH, key.cgroup_id, owner)
                 .and_then(|_| ledger.apply(&node, EPOCH, key, counters, sighting))
-                .and_then(|_| ledger.lead_to(&node, EPOCH, &key, &far_ends));
+                .and_then(|_| ledger.record_nat_peers(&node, EPOCH, &key, &nat_peers));
             assert!(applied.is_ok(), "there is only one epoch");
         }
         ledger
@@ -425,7 +425,7 @@ impl World {
 }
 
 /// Counts of a flow, the look before its first call, and the NAT peers of its connections.
-type Counted = (FlowCounters, u64, BTreeMap<FarEnd, u64>);
+type Counted = (FlowCounters, u64, BTreeMap<NatPeer, u64>);
 
 /// Report of a call.
 struct Report {
@@ -433,7 +433,7 @@ struct Report {
     key: FlowKey,
     owner: CgroupOwner,
     opened: u64,
-    far_end: Option<FarEnd>,
+    nat_peer: Option<NatPeer>,
 }
 
 /// The flow that a call is a part of, at one of its ends, with that end's node.

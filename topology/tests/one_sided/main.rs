@@ -3,10 +3,10 @@
 #![expect(clippy::expect_used, reason = "a test")]
 
 mod measured;
+mod nat_peers;
+mod rewritten_source;
 mod shared;
 mod times;
-mod tracked;
-mod translated;
 mod world;
 
 use scopeprobe_topology::{
@@ -171,15 +171,15 @@ fn an_agent_that_has_fallen_silent_is_not_waited_for() {
     );
     world.flow("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), 5, at(0));
     world.flow("cache", Role::Server, ("10.244.1.3", "10.244.1.2", 5432), 2, at(0));
-    world.ledger.hear("node-1", at(70));
-    world.ledger.hear("node-2", at(1));
+    world.ledger.record_heartbeat("node-1", at(70));
+    world.ledger.record_heartbeat("node-2", at(1));
     // The other three went to the other node, which may yet tell of them.
     let waiting = world.graph(at(60));
     assert_eq!((edges(&waiting), waiting.unsettled), (vec!["web -> cache:5432 via db:80 2+0".to_owned()], 3));
     let alone = ["web -> cache:5432 via db:80 2+0", "web -> service db via db:80 3+0"];
     assert_eq!(edges(&world.graph(at(71))), alone);
     // It says something, and nothing of them: they are not to come.
-    world.ledger.hear("node-2", at(72));
+    world.ledger.record_heartbeat("node-2", at(72));
     assert_eq!(edges(&world.graph(at(73))), alone);
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 3, at(72));
     assert_eq!(edges(&world.graph(at(73))), ["web -> cache:5432 via db:80 2+0", "web -> db:5432 via db:80 3+0"]);
@@ -190,7 +190,7 @@ fn graph_drops_edge_of_silent_agent_after_retention() {
     let mut world = World::new();
     let open = FlowCounters { opened: 1, ..FlowCounters::default() };
     world.counters("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), &open, at(0));
-    world.ledger.hear("node-1", at(1_000));
+    world.ledger.record_heartbeat("node-1", at(1_000));
     assert_eq!(edges(&world.graph(at(1_030))), ["web -> db:5432 1+0"]);
     assert_eq!(edges(&world.graph(at(1_599))), ["web -> db:5432 1+0"]);
     assert_eq!(edges(&world.graph(at(1_600))), [] as [&str; 0]);

@@ -158,9 +158,12 @@ fn what_connection_tracking_knows_is_shown_although_the_client_goes_on() {
     for second in 0..60 {
         world.flow("web", Role::Client, dialled, 2 * (second + 1), at(second));
     }
-    let far_ends = ["10.244.3.2", "10.244.3.3"]
-        .map(|address| (scopeprobe_topology::far_end::FarEnd { ip: ip(address), port: 5432 }, 60));
-    world.ledger.lead_to("node-1", EPOCH, &key("web", Role::Client, dialled), &far_ends).expect("the present epoch");
+    let nat_peers = ["10.244.3.2", "10.244.3.3"]
+        .map(|address| (scopeprobe_topology::nat_peer::NatPeer { ip: ip(address), port: 5432 }, 60));
+    world
+        .ledger
+        .record_nat_peers("node-1", EPOCH, &key("web", Role::Client, dialled), &nat_peers)
+        .expect("the present epoch");
     let graph = world.graph(at(59));
     let shown: u64 = graph.edges.iter().map(|edge| edge.counters.opened).sum();
     assert_eq!(shown + graph.unsettled, 120);

@@ -76,7 +76,7 @@ fn times_survive_flows_that_are_retired_and_an_operators_restart() {
     world.report("web", going_on, &FlowCounters { opened: 1, ..FlowCounters::default() }, at(20));
     world.ledger.end_snapshot("node-1", EPOCH, at(20)).expect("the present epoch");
     let much_later = at(20) + 2 * RETENTION;
-    world.ledger.hear("node-1", much_later);
+    world.ledger.record_heartbeat("node-1", much_later);
     let retired = archive.retire(&mut world.ledger, &world.directory, much_later, RETENTION);
     assert_eq!(retired, 1);
     let graph = archive.build(&world.ledger, &world.directory, &options(much_later));

@@ -2,8 +2,8 @@
 
 use indexmap::IndexMap;
 use topology::{
-    far_end::{FarEnd, MAX_FAR_ENDS},
     flow::{FlowCounters, FlowKey, Methods},
+    nat_peer::{MAX_NAT_PEERS, NatPeer},
     rtt::RttBucket,
 };
 
@@ -15,7 +15,7 @@ struct Account {
     counters: PackedCounters,
     /// True if it is in [`Accounts::changed`].
     has_changed: bool,
-    far_ends: Vec<(FarEnd, u64)>,
+    nat_peers: Vec<(NatPeer, u64)>,
 }
 
 impl Account {
@@ -155,20 +155,20 @@ impl Accounts {
         });
     }
 
-    /// Counts the NAT peer of a connection that has just been counted. Further ones than [`MAX_FAR_ENDS`] are not stored.
-    pub(super) fn lead(&mut self, key: FlowKey, far_end: Option<FarEnd>) {
-        let (Some(far_end), Some(account)) = (far_end, self.flows.get_mut(&key)) else { return };
-        let is_known = account.far_ends.iter_mut().find(|(end, _)| *end == far_end);
+    /// Counts the NAT peer of a connection that has just been counted. Further ones than [`MAX_NAT_PEERS`] are not stored.
+    pub(super) fn lead(&mut self, key: FlowKey, nat_peer: Option<NatPeer>) {
+        let (Some(nat_peer), Some(account)) = (nat_peer, self.flows.get_mut(&key)) else { return };
+        let is_known = account.nat_peers.iter_mut().find(|(end, _)| *end == nat_peer);
         if let Some((_, count)) = is_known {
             *count += 1;
-        } else if account.far_ends.len() < MAX_FAR_ENDS {
-            account.far_ends.push((far_end, 1));
+        } else if account.nat_peers.len() < MAX_NAT_PEERS {
+            account.nat_peers.push((nat_peer, 1));
         }
     }
 
     /// Returns the NAT peers of the flow's connections, if any are known.
-    pub(super) fn far_ends(&self, key: &FlowKey) -> Option<&[(FarEnd, u64)]> {
-        self.flows.get(key).map(|account| account.far_ends.as_slice()).filter(|far_ends| !far_ends.is_empty())
+    pub(super) fn nat_peers(&self, key: &FlowKey) -> Option<&[(NatPeer, u64)]> {
+        self.flows.get(key).map(|account| account.nat_peers.as_slice()).filter(|nat_peers| !nat_peers.is_empty())
     }
 
     /// Adds methods by which this flow's connections were observed.
@@ -301,17 +301,17 @@ mod tests {
     }
 
     #[test]
-    fn no_more_far_ends_are_told_than_the_report_has_room_for() {
+    fn no_more_nat_peers_are_told_than_the_report_has_room_for() {
         let mut accounts = Accounts::new(8);
         accounts.open(key(1), SEEN);
-        assert_eq!(accounts.far_ends(&key(1)), None);
-        let far_end = |last| Some(FarEnd { ip: std::net::IpAddr::from([10, 0, 0, last]), port: 80 });
+        assert_eq!(accounts.nat_peers(&key(1)), None);
+        let nat_peer = |last| Some(NatPeer { ip: std::net::IpAddr::from([10, 0, 0, last]), port: 80 });
         for last in (0..20).chain([3, 19]) {
-            accounts.lead(key(1), far_end(last));
+            accounts.lead(key(1), nat_peer(last));
         }
-        let known = accounts.far_ends(&key(1)).unwrap();
-        assert_eq!((known.len(), known[3].1), (MAX_FAR_ENDS, 2));
-        assert_eq!(MAX_FAR_ENDS, ::report::MAX_FAR_ENDS);
+        let known = accounts.nat_peers(&key(1)).unwrap();
+        assert_eq!((known.len(), known[3].1), (MAX_NAT_PEERS, 2));
+        assert_eq!(MAX_NAT_PEERS, ::report::MAX_NAT_PEERS);
     }
 
     #[test]

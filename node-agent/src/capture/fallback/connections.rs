@@ -214,7 +214,7 @@ impl Connections {
                 known.without_bytes = socket.bytes.is_none();
                 let evidence = Evidence { methods, inferred: false, without_bytes: known.without_bytes };
                 let fits = self.accounts.open(known.key, evidence);
-                self.accounts.lead(known.key, claimed.and_then(|found| found.far_end));
+                self.accounts.lead(known.key, claimed.and_then(|found| found.nat_peer));
                 space.counted.count(Role::Client);
                 known.phase = if fits { Phase::Open } else { Phase::Over };
             }
@@ -295,7 +295,7 @@ impl Connections {
                 space.counted.count(role);
                 self.accounts.open(key, evidence)
             };
-            self.accounts.lead(key, claimed.and_then(|found| found.far_end));
+            self.accounts.lead(key, claimed.and_then(|found| found.nat_peer));
             let mut known = Known::new(socket, key, if fits { Phase::Open } else { Phase::Over });
             known.without_bytes = evidence.without_bytes;
             known.tracked = claimed.is_some();

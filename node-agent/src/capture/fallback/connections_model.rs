@@ -9,8 +9,8 @@ use std::{
 use node_agent_common::state;
 use proptest::prelude::*;
 use topology::{
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Role},
+    nat_peer::NatPeer,
     rtt::RttBucket,
 };
 
@@ -254,7 +254,7 @@ impl Observer {
         Self { kernel: Kernel::new(), connections, flows: HashMap::new() }
     }
 
-    fn hear(&mut self) {
+    fn record_heartbeat(&mut self) {
         for entry in self.kernel.events.drain(..) {
             self.connections.track(&entry, false);
         }
@@ -264,7 +264,7 @@ impl Observer {
     fn act(&mut self, action: Action) {
         match action {
             Action::Step(line, choice) => self.kernel.step(line.into(), choice),
-            Action::Hear => self.hear(),
+            Action::Hear => self.record_heartbeat(),
             Action::Overflow(late) => {
                 let most = self.kernel.events_of_one_life();
                 let lost = self.kernel.events.len() - usize::from(late) % (most + 1);
@@ -277,11 +277,11 @@ impl Observer {
                 self.connections.end_list(true);
             }
             Action::Settle => {
-                self.hear();
+                self.record_heartbeat();
                 self.connections.settle();
             }
             Action::Look(at_client, during, after) => {
-                self.hear();
+                self.record_heartbeat();
                 let began = self.connections.now();
                 if let Some((line, choice)) = during {
                     self.kernel.step(line.into(), choice);
@@ -291,7 +291,7 @@ impl Observer {
                 if let Some((line, choice)) = after {
                     self.kernel.step(line.into(), choice);
                 }
-                self.hear();
+                self.record_heartbeat();
                 let (netns, whose) = if at_client { CLIENT } else { SERVER };
                 self.connections.look(&Look {
                     netns,
@@ -357,8 +357,8 @@ proptest! {
         prop_assert!(keys_are_right, "{:?}", observer.flows);
         // The client sees the Service; the server sees the client as it is.
         for (key, counters) in &observer.flows {
-            let known = observer.connections.accounts.far_ends(key);
-            let backend = [(FarEnd { ip: BACKEND.0, port: BACKEND.1 }, counters.opened)];
+            let known = observer.connections.accounts.nat_peers(key);
+            let backend = [(NatPeer { ip: BACKEND.0, port: BACKEND.1 }, counters.opened)];
             let expected = (key.role == Role::Client && counters.opened > 0).then_some(backend.as_slice());
             prop_assert_eq!(known, expected, "{:?}", key);
         }

@@ -306,7 +306,7 @@ impl Capture for FallbackCapture {
         let accounts = &mut state.connections.accounts;
         let lost = accounts.lost();
         let (Changes { flows, are_partial }, seen) = (accounts.report(MAX_FLOWS_PER_READING), accounts.seen());
-        let far_ends = flows.iter().filter_map(|(key, _)| Some((*key, accounts.far_ends(key)?.to_vec()))).collect();
+        let nat_peers = flows.iter().filter_map(|(key, _)| Some((*key, accounts.nat_peers(key)?.to_vec()))).collect();
         let losses = Losses {
             opened: lost.opened + missed.opened,
             failed: lost.failed + missed.failed,
@@ -322,7 +322,7 @@ impl Capture for FallbackCapture {
             self.description.lack(Feature::ConntrackEvents, CROWDED);
         }
         let is_partial = are_partial;
-        Ok(Reading { flows, far_ends, losses, seen, complete_until, is_partial, ..Reading::default() })
+        Ok(Reading { flows, nat_peers, losses, seen, complete_until, is_partial, ..Reading::default() })
     }
 
     fn first_sights(&self) -> Option<BorrowedFd<'_>> {

@@ -1,8 +1,8 @@
 //! One connection or attempt, as conntrack reports it. Pure.
 
 use topology::{
-    far_end::FarEnd,
     flow::{FlowKey, Role},
+    nat_peer::NatPeer,
 };
 
 use super::{
@@ -97,15 +97,15 @@ impl Track {
     }
 
     /// Returns the real address of the other side, if this side observes another one.
-    pub(super) fn far_end(&self, role: Role) -> Option<FarEnd> {
+    pub(super) fn nat_peer(&self, role: Role) -> Option<NatPeer> {
         match role {
             Role::Client => {
                 let (ip, port) = self.reply.from;
-                (self.reply.from != self.original.to).then_some(FarEnd { ip, port })
+                (self.reply.from != self.original.to).then_some(NatPeer { ip, port })
             }
             Role::Server => {
                 let ip = self.original.from.0;
-                (ip != self.reply.to.0).then_some(FarEnd { ip, port: 0 })
+                (ip != self.reply.to.0).then_some(NatPeer { ip, port: 0 })
             }
         }
     }

@@ -9,8 +9,8 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 use topology::{
-    far_end::FarEnd,
     flow::{FlowKey, Role},
+    nat_peer::NatPeer,
 };
 
 use super::{
@@ -36,7 +36,7 @@ pub(super) struct Match {
     /// True if it existed when the capture began.
     pub(super) old: bool,
     /// Real address of the other side, if the socket observes another one.
-    pub(super) far_end: Option<FarEnd>,
+    pub(super) nat_peer: Option<NatPeer>,
 }
 
 /// Counts connections that no scan has shown.
@@ -331,7 +331,7 @@ impl Tracks {
             *side = Side::Socket;
             None
         };
-        Some(Match { role, counted, old: track.old, far_end: track.far_end(role) })
+        Some(Match { role, counted, old: track.old, nat_peer: track.nat_peer(role) })
     }
 
     /// Records that a scan has shown a socket again: its tracks have nothing to count. `began`: the beginning of that

@@ -62,7 +62,7 @@ impl Settling for Unseen<'_> {
         if !self.accounts.open(key, evidence) {
             return Side::Nobodys;
         }
-        self.accounts.lead(key, track.far_end(role));
+        self.accounts.lead(key, track.nat_peer(role));
         Side::Counted(cgroup, false)
     }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use report::{MAX_FAR_ENDS, MAX_REMOTE_NAME_BYTES, MAX_REMOTE_NAMES, v1alpha1 as wire};
+use report::{MAX_NAT_PEERS, MAX_REMOTE_NAME_BYTES, MAX_REMOTE_NAMES, v1alpha1 as wire};
 use topology::{
-    far_end::FarEnd,
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
+    nat_peer::NatPeer,
     rtt::{RttBucket, RttHistogram},
     sighting::Ages,
 };
@@ -24,7 +24,7 @@ pub(in crate::collector) struct Flow {
     /// Names that have led to its remote address.
     pub remote_names: Vec<String>,
     /// NAT peers of its connections.
-    pub far_ends: Vec<(FarEnd, u64)>,
+    pub nat_peers: Vec<(NatPeer, u64)>,
 }
 
 pub(super) fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invalid> {
@@ -55,16 +55,16 @@ pub(super) fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invali
         key: FlowKey { cgroup_id: flow.cgroup_id, netns: flow.netns, role, local, remote, port, protocol },
         counters: FlowCounters { run: flow.run, ..decode_counters(&field("counters"), counters)? },
         ages: decode_ages(&flow, field)?,
-        far_ends: decode_far_ends(&field("far_ends"), role, &flow.far_ends)?,
+        nat_peers: decode_nat_peers(&field("nat_peers"), role, &flow.nat_peers)?,
         remote_names: decode_remote_names(&field("remote_names"), flow.remote_names)?,
     })
 }
 
-fn decode_far_ends(field: &str, role: Role, ends: &[wire::FarEnd]) -> Result<Vec<(FarEnd, u64)>, Invalid> {
-    if ends.len() > MAX_FAR_ENDS {
-        return Err(invalid(field, format!("are {}; at most {MAX_FAR_ENDS}", ends.len())));
+fn decode_nat_peers(field: &str, role: Role, ends: &[wire::NatPeer]) -> Result<Vec<(NatPeer, u64)>, Invalid> {
+    if ends.len() > MAX_NAT_PEERS {
+        return Err(invalid(field, format!("are {}; at most {MAX_NAT_PEERS}", ends.len())));
     }
-    let decode = |(index, end): (usize, &wire::FarEnd)| {
+    let decode = |(index, end): (usize, &wire::NatPeer)| {
         let field = |name: &str| format!("{field}[{index}].{name}");
         let ip = decode_ip(&end.ip).map_err(|problem| invalid(field("ip"), problem))?;
         let port = u16::try_from(end.port).ok().filter(|port| (*port == 0) == (role == Role::Server));
@@ -72,7 +72,7 @@ fn decode_far_ends(field: &str, role: Role, ends: &[wire::FarEnd]) -> Result<Vec
             invalid(field("port"), format!("{} is not between 1 and 65535, or not 0 for a client", end.port))
         })?;
         countable(&field("opened"), end.opened)?;
-        Ok((FarEnd { ip, port }, end.opened))
+        Ok((NatPeer { ip, port }, end.opened))
     };
     ends.iter().enumerate().map(decode).collect()
 }

@@ -1,7 +1,7 @@
 //! Accounts as an ended epoch has left them: its agent may still run, and go on counting under a new epoch.
 
 use super::{Account, Base, FlowCounters, FlowTotals};
-use crate::{far_end::FarEnds, ledger::Epoch};
+use crate::{ledger::Epoch, nat_peer::NatPeers};
 
 /// Counts that the last epoch of an origin had of a flow when an epoch of another origin began.
 #[derive(Clone, Debug)]
@@ -10,7 +10,7 @@ pub(super) struct Displaced {
     base: Base,
     current: FlowCounters,
     over: bool,
-    far_ends: FarEnds,
+    nat_peers: NatPeers,
     /// The same of one other origin.
     earlier: Option<Box<Self>>,
 }
@@ -33,7 +33,7 @@ impl Account {
                 base: self.base,
                 current: self.current,
                 over: self.over,
-                far_ends: self.far_ends.clone(),
+                nat_peers: self.nat_peers.clone(),
                 earlier,
             }));
         }
@@ -55,7 +55,7 @@ impl Account {
         }
         let Some(mut kept) = kept else {
             (self.base, self.current) = (Base::default(), FlowCounters::default());
-            self.far_ends.resume(&FarEnds::default());
+            self.nat_peers.resume(&NatPeers::default());
             return;
         };
         if let Some(earlier) = kept.earlier.take() {
@@ -63,7 +63,7 @@ impl Account {
         }
         (self.base, self.current, self.over) = (kept.base, kept.current, kept.over);
         self.reported = true;
-        self.far_ends.resume(&kept.far_ends);
+        self.nat_peers.resume(&kept.nat_peers);
     }
 
     /// Raises what earlier epochs have counted, so that no count is less than in `shown`.

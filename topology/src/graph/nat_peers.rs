@@ -4,40 +4,40 @@
 use std::net::IpAddr;
 
 use super::{
+    address_reuse::window,
     edges::{Key, ServiceKey},
-    ends::PeerId,
-    handed_on::window,
+    endpoints::PeerId,
     join::{Candidates, Join},
-    observed::{Fresh, Sink, Source, Span},
+    observed::{ClientFlow, Fresh, ServerFlow, Span},
 };
 use crate::{count, directory::Owner, edge::EdgeCounters};
 
 impl<'a> Join<'a> {
     /// Assigns connections to the backends that conntrack reported where no agent observes them, out of those that no
     /// server flow explains. `service` is `None` if the client called no known Service.
-    pub(super) fn divide_by_far_ends(
+    pub(super) fn divide_by_nat_peers(
         &mut self,
-        source: &Source<'a>,
+        client_flow: &ClientFlow<'a>,
         service: Option<ServiceKey<'a>>,
         left: &mut EdgeCounters,
     ) {
-        let window = window(source.parts, source.span);
-        let mut fresh = Fresh::of_parts(source.parts, self.options.settled());
-        for (far, count) in source.far_ends.iter() {
+        let window = window(client_flow.parts, client_flow.span);
+        let mut fresh = Fresh::of_parts(client_flow.parts, self.options.settled());
+        for (far, count) in client_flow.nat_peers.iter() {
             let opened = count.min(left.opened);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
             let share = left.share(opened);
             *left = left.without(&share);
             let Some(share) = self.settled_share(&owner, &share, &mut fresh) else { continue };
-            let end = self.ends.server_of((far.ip, far.port, source.tuple.protocol), &owner);
+            let end = self.ends.server_of((far.ip, far.port, client_flow.tuple.protocol), &owner);
             let key = Key {
-                client: self.ends.peer_of(source.end),
+                client: self.ends.peer_of(client_flow.end),
                 server: self.ends.peer_of(end),
                 service,
                 port: Some(far.port),
-                protocol: source.tuple.protocol,
+                protocol: client_flow.tuple.protocol,
             };
-            self.add_from_client(source, key, &share);
+            self.add_from_client(client_flow, key, &share);
             let sum = self.sums.at(key);
             sum.server_tracked = true;
             sum.add_server(end, share.opened, 0);
@@ -46,14 +46,19 @@ impl<'a> Join<'a> {
 
     /// Names the pods of the only candidate workload that a client reached where no agent observes them, for
     /// connections that no server flow explains.
-    pub(super) fn name_far_ends(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, mut unexplained: u64) {
-        let Some(key) = self.key_of_only(source, candidates) else { return };
-        let window = window(source.parts, source.span);
-        let mut fresh = Fresh::of_parts(source.parts, self.options.settled());
-        for (far, count) in source.far_ends.iter() {
+    pub(super) fn name_nat_peers(
+        &mut self,
+        client_flow: &ClientFlow<'a>,
+        candidates: &Candidates<'a>,
+        mut unexplained: u64,
+    ) {
+        let Some(key) = self.key_of_only(client_flow, candidates) else { return };
+        let window = window(client_flow.parts, client_flow.span);
+        let mut fresh = Fresh::of_parts(client_flow.parts, self.options.settled());
+        for (far, count) in client_flow.nat_peers.iter() {
             let opened = count.min(unexplained);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
-            let end = self.ends.server_of((far.ip, far.port, source.tuple.protocol), &owner);
+            let end = self.ends.server_of((far.ip, far.port, client_flow.tuple.protocol), &owner);
             if self.ends.peer_of(end) == key.server {
                 unexplained -= opened;
                 let named = opened - self.wait_for_names(&owner, opened, &mut fresh);
@@ -67,19 +72,19 @@ impl<'a> Join<'a> {
     }
 
     /// Names clients behind a rewritten address, for servers' connections where no agent observes these clients.
-    pub(super) fn divide_by_callers(&mut self, sink: &mut Sink<'a>) {
-        let window = window(&sink.parts, sink.span);
-        let mut fresh = Fresh::of_parts(&sink.parts, self.options.settled());
-        for (far, count) in sink.far_ends.iter() {
-            let opened = count.min(sink.left.opened);
+    pub(super) fn divide_by_callers(&mut self, server_flow: &mut ServerFlow<'a>) {
+        let window = window(&server_flow.parts, server_flow.span);
+        let mut fresh = Fresh::of_parts(&server_flow.parts, self.options.settled());
+        for (far, count) in server_flow.nat_peers.iter() {
+            let opened = count.min(server_flow.left.opened);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
-            let share = sink.take(opened, None).counters;
+            let share = server_flow.take(opened, None).counters;
             let Some(share) = self.settled_share(&owner, &share, &mut fresh) else { continue };
             let client = self.ends.client_of(far.ip, &owner);
-            let live = self.is_live(sink.live, sink.span, &share);
-            let server: PeerId = self.ends.peer_of(sink.end);
-            self.add_part_from_server(sink, client, &share, live);
-            let (port, protocol) = (sink.tuple.port, sink.tuple.protocol);
+            let live = self.is_live(server_flow.live, server_flow.span, &share);
+            let server: PeerId = self.ends.peer_of(server_flow.end);
+            self.add_part_from_server(server_flow, client, &share, live);
+            let (port, protocol) = (server_flow.tuple.port, server_flow.tuple.protocol);
             let key = Key { client: self.ends.peer_of(client), server, service: None, port: Some(port), protocol };
             self.sums.at(key).client_tracked = true;
         }

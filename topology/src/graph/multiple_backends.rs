@@ -4,17 +4,22 @@ use super::{
     edges::Key,
     join::{Candidates, Join},
     matching::Found,
-    observed::Source,
+    observed::ClientFlow,
 };
 use crate::edge::EdgeCounters;
 
 impl<'a> Join<'a> {
     /// The servers' counts say who got how much. Returns what they leave.
-    pub(super) fn divide(&mut self, source: &Source<'a>, candidates: &Candidates<'a>, found: &[Found]) -> EdgeCounters {
-        let mut left = source.counters;
+    pub(super) fn divide(
+        &mut self,
+        client_flow: &ClientFlow<'a>,
+        candidates: &Candidates<'a>,
+        found: &[Found],
+    ) -> EdgeCounters {
+        let mut left = client_flow.counters;
         for found in found {
             // Where the counts leave a choice, how much is whose is a guess.
-            self.divide_to(source, candidates, found, &mut left, !found.is_contested);
+            self.divide_to(client_flow, candidates, found, &mut left, !found.is_contested);
         }
         left
     }
@@ -22,7 +27,7 @@ impl<'a> Join<'a> {
     /// Gives a backend as much of what is left of a client's flow as was found to be its.
     pub(super) fn divide_to(
         &mut self,
-        source: &Source<'a>,
+        client_flow: &ClientFlow<'a>,
         candidates: &Candidates<'a>,
         found: &Found,
         left: &mut EdgeCounters,
@@ -31,8 +36,8 @@ impl<'a> Join<'a> {
         if found.opened == 0 {
             return;
         }
-        let sink = &mut self.sinks[found.sink];
-        let took = sink.take(found.opened, Some(source.end));
+        let server_flow = &mut self.server_flows[found.server_flow];
+        let took = server_flow.take(found.opened, Some(client_flow.end));
         let taken = took.counters;
         let share = if taken.opened == left.opened {
             // The two ends' bytes differ by what is on its way; the client's are the ones that count.
@@ -51,25 +56,26 @@ impl<'a> Join<'a> {
         };
         *left = left.without(&share);
         let share = took.complete(&share);
-        let (server_end, port, methods, measured) = (sink.end, sink.tuple.port, sink.methods, sink.measured);
+        let (server_end, port, methods, measured) =
+            (server_flow.end, server_flow.tuple.port, server_flow.methods, server_flow.measured);
         let key = Key {
-            client: self.ends.peer_of(source.end),
+            client: self.ends.peer_of(client_flow.end),
             server: self.ends.peer_of(server_end),
             service: Some(candidates.service),
             port: Some(port),
-            protocol: source.tuple.protocol,
+            protocol: client_flow.tuple.protocol,
         };
-        self.sinks[found.sink].explain(source, key, taken.opened);
+        self.server_flows[found.server_flow].explain(client_flow, key, taken.opened);
         let sum = self.sums.at(key);
         sum.counters.add(&share);
         sum.counters.add_retransmits_of(&taken);
-        sum.add_methods(source.methods.union(methods));
-        sum.add_measured_by_client_of_many(&source.measured);
+        sum.add_methods(client_flow.methods.union(methods));
+        sum.add_measured_by_client_of_many(&client_flow.measured);
         sum.add_measured_by_server(&measured);
-        sum.live |= source.live;
+        sum.live |= client_flow.live;
         sum.both_seen = true;
         sum.server_certain |= certain;
-        sum.add_client(source.end, share.opened, 0);
+        sum.add_client(client_flow.end, share.opened, 0);
         sum.add_server(server_end, share.opened, 0);
     }
 
@@ -77,12 +83,12 @@ impl<'a> Join<'a> {
     /// Servers' reports of the newest connections may still arrive; otherwise the Service is all that is known.
     pub(super) fn leave_at_service(
         &mut self,
-        source: &Source<'a>,
+        client_flow: &ClientFlow<'a>,
         candidates: &Candidates<'a>,
         mut left: EdgeCounters,
     ) {
         if candidates.observed && left.opened > 0 {
-            let waiting = self.wait_for_backends(source, candidates, left.opened);
+            let waiting = self.wait_for_backends(client_flow, candidates, left.opened);
             left = left.without(&left.share(waiting));
         }
         if left == EdgeCounters::default() {
@@ -90,12 +96,12 @@ impl<'a> Join<'a> {
         }
         let server = self.ends.service(candidates.service.service);
         let key = Key {
-            client: self.ends.peer_of(source.end),
+            client: self.ends.peer_of(client_flow.end),
             server,
             service: Some(candidates.service),
             port: None,
-            protocol: source.tuple.protocol,
+            protocol: client_flow.tuple.protocol,
         };
-        self.add_from_client(source, key, &left);
+        self.add_from_client(client_flow, key, &left);
     }
 }

@@ -10,11 +10,11 @@ use crate::{
 
 /// Connections by client, server and the server's port, through any Service.
 #[derive(Clone, Debug, Default)]
-pub struct Forgotten {
+pub struct EvictedFlows {
     connections: HashMap<(Peer, Peer, u16, Protocol), u64>,
 }
 
-impl Forgotten {
+impl EvictedFlows {
     /// Adds connections of an edge.
     ///
     /// Invariant: what was there stays.

@@ -2,20 +2,20 @@
 
 use scopeprobe_topology::{
     edge::{Edge, Endpoint, Identity, Peer, Seen},
-    far_end::FarEnd,
     flow::Role,
     graph::Graph,
+    nat_peer::NatPeer,
 };
 
 use crate::world::{EPOCH, World, at, ip, key, workload};
 
 impl World {
     /// Records conntrack entries of a flow's node.
-    fn lead(&mut self, who: &str, role: Role, addresses: (&str, &str, u16), far_ends: &[(&str, u16, u64)]) {
+    fn lead(&mut self, who: &str, role: Role, addresses: (&str, &str, u16), nat_peers: &[(&str, u16, u64)]) {
         let node = self.directory.pod(&format!("uid-{who}")).expect("the pod is known").node.clone();
-        let far_ends: Vec<(FarEnd, u64)> =
-            far_ends.iter().map(|(address, port, count)| (FarEnd { ip: ip(address), port: *port }, *count)).collect();
-        self.ledger.lead_to(&node, EPOCH, &key(who, role, addresses), &far_ends).expect("the present epoch");
+        let nat_peers: Vec<(NatPeer, u64)> =
+            nat_peers.iter().map(|(address, port, count)| (NatPeer { ip: ip(address), port: *port }, *count)).collect();
+        self.ledger.record_nat_peers(&node, EPOCH, &key(who, role, addresses), &nat_peers).expect("the present epoch");
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     edges::{Key, ServiceKey, Sum},
-    ends::{Ends, PeerId},
+    endpoints::{Endpoints, PeerId},
 };
 use crate::{
     activity,
@@ -114,7 +114,11 @@ pub(super) struct Collapsed<'a> {
 }
 
 /// Has addresses share edges where there are too many. All sums stay what they are.
-pub(super) fn collapse<'a>(sums: HashMap<Key<'a>, Sum<'a>>, ends: &mut Ends<'a>, choice: Choice<'_>) -> Collapsed<'a> {
+pub(super) fn collapse<'a>(
+    sums: HashMap<Key<'a>, Sum<'a>>,
+    ends: &mut Endpoints<'a>,
+    choice: Choice<'_>,
+) -> Collapsed<'a> {
     let mut groups: HashMap<(PeerId, Way), HashMap<PeerId, u64>> = HashMap::new();
     for (key, sum) in &sums {
         if let Some(outer) = Outer::of(key, ends) {
@@ -151,7 +155,7 @@ struct Outer {
 }
 
 impl Outer {
-    fn of(key: &Key<'_>, ends: &Ends<'_>) -> Option<Self> {
+    fn of(key: &Key<'_>, ends: &Endpoints<'_>) -> Option<Self> {
         let (client, server) = (key.client, key.server);
         if address(server, ends).is_some() {
             Some(Self { inner: client, way: Way::Out, peer: server })
@@ -161,7 +165,7 @@ impl Outer {
     }
 }
 
-fn address(peer: PeerId, ends: &Ends<'_>) -> Option<IpAddr> {
+fn address(peer: PeerId, ends: &Endpoints<'_>) -> Option<IpAddr> {
     match ends.peer(peer) {
         Peer::External { ip } => Some(*ip),
         _ => None,
@@ -172,7 +176,7 @@ fn choose(
     addresses: &HashMap<PeerId, u64>,
     choice: Choice<'_>,
     known_as: &(Peer, Way),
-    ends: &Ends<'_>,
+    ends: &Endpoints<'_>,
 ) -> HashSet<PeerId> {
     let before = choice.before.by_peer.get(known_as);
     let was_shown =
@@ -202,7 +206,7 @@ type Shared<'a> = (HashMap<Key<'a>, Sum<'a>>, HashMap<Key<'a>, u64>);
 
 fn share<'a>(
     sums: HashMap<Key<'a>, Sum<'a>>,
-    ends: &mut Ends<'a>,
+    ends: &mut Endpoints<'a>,
     kept: &HashMap<(PeerId, Way), HashSet<PeerId>>,
     limit: usize,
 ) -> Shared<'a> {

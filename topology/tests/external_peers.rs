@@ -216,7 +216,7 @@ fn a_dns_name_is_told_from_an_address_that_several_lead_to() {
     ]) {
         let (role, remote, port) = (*role, *remote, *port);
         let key = FlowKey { cgroup_id: 7, netns: 4, role, local: ip(WEB), remote, port, protocol: Protocol::Tcp };
-        ledger.name_remote(NODE, Epoch([1; 16]), &key, &names).expect("the present epoch");
+        ledger.set_remote_names(NODE, Epoch([1; 16]), &key, &names).expect("the present epoch");
     }
     let shown = |directory: &Directory, limit: usize| -> Vec<(Peer, u64, Vec<String>)> {
         let edges = graph::build(&ledger, directory, &options(limit)).edges;

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 use crate::count;
 
 /// Maximum number of NAT peers of one flow; further ones are not stored.
-pub const MAX_FAR_ENDS: usize = 16;
+pub const MAX_NAT_PEERS: usize = 16;
 
 /// NAT peer: the other end of connections, which this end observes under another address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FarEnd {
+pub struct NatPeer {
     /// The server's own address, or the client's.
     pub ip: IpAddr,
     /// The port at which the server listens; 0 for a client.
@@ -21,18 +21,18 @@ pub struct FarEnd {
 /// Counts only grow. A connection that was open when an epoch ended counts again in the next one, so the sum can exceed
 /// the flow's connections. The sum is less if not all connections were tracked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FarEnds {
+pub struct NatPeers {
     /// Connections in earlier epochs and in this one.
-    counts: BTreeMap<FarEnd, (u64, u64)>,
+    counts: BTreeMap<NatPeer, (u64, u64)>,
 }
 
-impl FarEnds {
+impl NatPeers {
     /// Merges an agent's report, which may be older than the stored counts. Returns whether anything changed. Of more
-    /// than [`MAX_FAR_ENDS`], the first ones stay.
-    pub fn take_in(&mut self, told: &[(FarEnd, u64)]) -> bool {
+    /// than [`MAX_NAT_PEERS`], the first ones stay.
+    pub fn take_in(&mut self, told: &[(NatPeer, u64)]) -> bool {
         let mut is_news = false;
         for (end, count) in told {
-            if self.counts.len() >= MAX_FAR_ENDS && !self.counts.contains_key(end) {
+            if self.counts.len() >= MAX_NAT_PEERS && !self.counts.contains_key(end) {
                 continue;
             }
             let (_, current) = self.counts.entry(*end).or_default();
@@ -61,7 +61,7 @@ impl FarEnds {
     }
 
     /// Returns the NAT peers with their numbers of connections, by address.
-    pub fn iter(&self) -> impl Iterator<Item = (FarEnd, u64)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (NatPeer, u64)> + '_ {
         self.counts.iter().map(|(end, (before, current))| (*end, count::add(*before, *current)))
     }
 }
@@ -70,13 +70,13 @@ impl FarEnds {
 mod tests {
     use super::*;
 
-    fn end(last: u8) -> FarEnd {
-        FarEnd { ip: IpAddr::from([10, 0, 0, last]), port: 80 }
+    fn end(last: u8) -> NatPeer {
+        NatPeer { ip: IpAddr::from([10, 0, 0, last]), port: 80 }
     }
 
     #[test]
     fn counts_grow_over_epochs_and_repeating_changes_nothing() {
-        let mut ends = FarEnds::default();
+        let mut ends = NatPeers::default();
         assert!(ends.take_in(&[(end(1), 3), (end(2), 1)]));
         assert!(!ends.take_in(&[(end(1), 2), (end(2), 1)]), "an older report");
         ends.begin_anew();
@@ -86,10 +86,10 @@ mod tests {
 
     #[test]
     fn no_more_are_remembered_than_there_is_room_for() {
-        let mut ends = FarEnds::default();
-        let many: Vec<(FarEnd, u64)> = (0..40).map(|last| (end(last), 1)).collect();
+        let mut ends = NatPeers::default();
+        let many: Vec<(NatPeer, u64)> = (0..40).map(|last| (end(last), 1)).collect();
         ends.take_in(&many);
-        assert_eq!(ends.iter().count(), MAX_FAR_ENDS);
+        assert_eq!(ends.iter().count(), MAX_NAT_PEERS);
         assert!(ends.take_in(&[(end(0), 2)]) && !ends.take_in(&[(end(39), 2)]));
     }
 }

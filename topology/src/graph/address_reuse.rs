@@ -8,10 +8,10 @@ use std::{
 
 use super::{
     edges::Key,
-    ends::EndId,
+    endpoints::EndpointId,
     join::Join,
     matching::Found,
-    observed::{Sink, Source, Span, counted},
+    observed::{ClientFlow, ServerFlow, Span, counted},
 };
 use crate::{
     count,
@@ -26,7 +26,7 @@ const INEXACT: Duration = Duration::from_millis(500);
 /// Connections of a client's flow that are a server's.
 #[derive(Clone, Copy, Debug)]
 struct Match {
-    sink: usize,
+    server_flow: usize,
     counted: Counted,
     /// The server's.
     retransmits: u64,
@@ -110,80 +110,103 @@ pub(super) fn share_out(counters: &EdgeCounters, parts: &[Counted]) -> Vec<EdgeC
 impl<'a> Join<'a> {
     /// Returns whether the server's address had several owners, so that these server flows are not simply the other
     /// end.
-    pub(super) fn is_handed_on(&self, source: &Source<'a>, sinks: &[usize]) -> bool {
-        let ip = source.tuple.server;
-        if source.tuple.scope.is_some() || !self.directory.is_pods_address(ip) {
+    pub(super) fn is_address_reused(&self, client_flow: &ClientFlow<'a>, server_flows: &[usize]) -> bool {
+        let ip = client_flow.tuple.server;
+        if client_flow.tuple.scope.is_some() || !self.directory.is_pods_address(ip) {
             return false;
         }
-        let pod_of = |index: &usize| self.ends.end(self.sinks[*index].end).pod_uid;
-        let Some(first) = sinks.first().map(pod_of) else { return false };
-        let owner = self.directory.owner_between(ip, source.span.from, source.span.until);
-        sinks.iter().any(|index| pod_of(index) != first)
+        let pod_of = |index: &usize| self.ends.end(self.server_flows[*index].end).pod_uid;
+        let Some(first) = server_flows.first().map(pod_of) else { return false };
+        let owner = self.directory.owner_between(ip, client_flow.span.from, client_flow.span.until);
+        server_flows.iter().any(|index| pod_of(index) != first)
             || first.is_some() && owner.pod().map(|pod| pod.uid.as_str()) != first
     }
 
     /// Servers' flows between the same two addresses as a client's, those of its time first.
-    pub(super) fn nearest_first(&self, source: &Source<'a>, mut sinks: Vec<usize>) -> Vec<usize> {
-        let time = self.time_of_source(source);
-        sinks.sort_by_key(|index| (time.gap(&self.time_of_sink(&self.sinks[*index])), *index));
-        sinks
+    pub(super) fn nearest_first(&self, client_flow: &ClientFlow<'a>, mut server_flows: Vec<usize>) -> Vec<usize> {
+        let time = self.time_of_client_flow(client_flow);
+        server_flows.sort_by_key(|index| (time.gap(&self.time_of_server_flow(&self.server_flows[*index])), *index));
+        server_flows
     }
 
     /// Joins all client flows and all server flows between the same two addresses at the same port.
     ///
     /// The connections that were found of each server are of these clients. Other clients may have called the server
     /// through Services. This function assigns the connections to their owners.
-    pub(super) fn join_handed_on(&mut self, sources: &[(&Source<'a>, Vec<Found>)], sinks: &[usize]) {
-        let found = |sink: &usize| {
-            let of_all = sources.iter().flat_map(|(_, found)| found).filter(|found| found.sink == *sink);
+    pub(super) fn join_reused_address(
+        &mut self,
+        client_flows: &[(&ClientFlow<'a>, Vec<Found>)],
+        server_flows: &[usize],
+    ) {
+        let found = |server_flow: &usize| {
+            let of_all =
+                client_flows.iter().flat_map(|(_, found)| found).filter(|found| found.server_flow == *server_flow);
             of_all.fold(0, |sum, found| count::add(sum, found.opened))
         };
-        let offered = sinks.iter().map(found).collect();
-        let sources: Vec<&Source<'a>> = sources.iter().map(|(source, _)| *source).collect();
-        let matched = self.match_in_time(&sources, sinks, offered);
-        for (source, matched) in sources.iter().zip(matched) {
-            self.join_by_counts_and_times(source, &matched);
+        let offered = server_flows.iter().map(found).collect();
+        let client_flows: Vec<&ClientFlow<'a>> = client_flows.iter().map(|(client_flow, _)| *client_flow).collect();
+        let matched = self.match_in_time(&client_flows, server_flows, offered);
+        for (client_flow, matched) in client_flows.iter().zip(matched) {
+            self.join_by_counts_and_times(client_flow, &matched);
         }
     }
 
     /// Matches connections of client flows with those that server flows have to offer, where only one assignment fits:
     /// pairs of which one side has no other counterpart at its time. The rest is taken from the server flows without an
     /// owner, so that it adds no edge of its own.
-    fn match_in_time(&mut self, sources: &[&Source<'a>], sinks: &[usize], mut offered: Vec<u64>) -> Vec<Vec<Match>> {
-        let times: Vec<Span> = sinks.iter().map(|index| self.time_of_sink(&self.sinks[*index])).collect();
-        let times_of_sources: Vec<Span> = sources.iter().map(|source| self.time_of_source(source)).collect();
-        let is_in_time = |source: usize, sink: usize| times_of_sources[source].gap(&times[sink]) <= INEXACT;
-        let mut wanted: Vec<u64> = sources.iter().map(|source| source.counters.opened).collect();
-        let mut matched: Vec<Vec<Match>> = vec![Vec::new(); sources.len()];
-        let mut take = |source: usize, sink: usize, wanted: &mut [u64], offered: &mut [u64]| {
-            let most = wanted[source].min(offered[sink]);
-            let taken = self.sinks[sinks[sink]].take(most, Some(sources[source].end)).counters;
-            wanted[source] -= taken.opened;
-            offered[sink] -= taken.opened;
+    fn match_in_time(
+        &mut self,
+        client_flows: &[&ClientFlow<'a>],
+        server_flows: &[usize],
+        mut offered: Vec<u64>,
+    ) -> Vec<Vec<Match>> {
+        let times: Vec<Span> =
+            server_flows.iter().map(|index| self.time_of_server_flow(&self.server_flows[*index])).collect();
+        let times_of_client_flows: Vec<Span> =
+            client_flows.iter().map(|client_flow| self.time_of_client_flow(client_flow)).collect();
+        let is_in_time = |client_flow: usize, server_flow: usize| {
+            times_of_client_flows[client_flow].gap(&times[server_flow]) <= INEXACT
+        };
+        let mut wanted: Vec<u64> = client_flows.iter().map(|client_flow| client_flow.counters.opened).collect();
+        let mut matched: Vec<Vec<Match>> = vec![Vec::new(); client_flows.len()];
+        let mut take = |client_flow: usize, server_flow: usize, wanted: &mut [u64], offered: &mut [u64]| {
+            let most = wanted[client_flow].min(offered[server_flow]);
+            let taken =
+                self.server_flows[server_flows[server_flow]].take(most, Some(client_flows[client_flow].end)).counters;
+            wanted[client_flow] -= taken.opened;
+            offered[server_flow] -= taken.opened;
             taken
         };
         loop {
-            let fits = |source: usize, sink: usize| wanted[source] > 0 && offered[sink] > 0 && is_in_time(source, sink);
+            let fits = |client_flow: usize, server_flow: usize| {
+                wanted[client_flow] > 0 && offered[server_flow] > 0 && is_in_time(client_flow, server_flow)
+            };
             let only = |of: usize, all: usize, fits: &dyn Fn(usize) -> bool| {
                 let mut fitting = (0..all).filter(|other| fits(*other));
                 fitting.next().filter(|_| fitting.next().is_none()).map(|other| (of, other))
             };
-            let by_sink = (0..sinks.len())
-                .find_map(|sink| only(sink, sources.len(), &|source| fits(source, sink)))
-                .map(|(sink, source)| (source, sink));
-            let by_source =
-                || (0..sources.len()).find_map(|source| only(source, sinks.len(), &|sink| fits(source, sink)));
-            let Some((source, sink)) = by_sink.or_else(by_source) else { break };
-            let taken = take(source, sink, &mut wanted, &mut offered);
+            let by_server_flow = (0..server_flows.len())
+                .find_map(|server_flow| {
+                    only(server_flow, client_flows.len(), &|client_flow| fits(client_flow, server_flow))
+                })
+                .map(|(server_flow, client_flow)| (client_flow, server_flow));
+            let by_client_flow = || {
+                (0..client_flows.len()).find_map(|client_flow| {
+                    only(client_flow, server_flows.len(), &|server_flow| fits(client_flow, server_flow))
+                })
+            };
+            let Some((client_flow, server_flow)) = by_server_flow.or_else(by_client_flow) else { break };
+            let taken = take(client_flow, server_flow, &mut wanted, &mut offered);
             let (counted, retransmits) = (counted(&taken), taken.retransmits);
-            matched[source].push(Match { sink: sinks[sink], counted, retransmits });
+            matched[client_flow].push(Match { server_flow: server_flows[server_flow], counted, retransmits });
         }
         // Times can be off; that both ends have the same two addresses cannot.
         for at_any_time in [false, true] {
-            for (source, sink) in (0..sources.len()).flat_map(|source| (0..sinks.len()).map(move |sink| (source, sink)))
+            for (client_flow, server_flow) in (0..client_flows.len())
+                .flat_map(|client_flow| (0..server_flows.len()).map(move |server_flow| (client_flow, server_flow)))
             {
-                if at_any_time || is_in_time(source, sink) {
-                    take(source, sink, &mut wanted, &mut offered);
+                if at_any_time || is_in_time(client_flow, server_flow) {
+                    take(client_flow, server_flow, &mut wanted, &mut offered);
                 }
             }
         }
@@ -191,15 +214,15 @@ impl<'a> Join<'a> {
     }
 
     /// No flow goes on for longer than the pod whose it is has its address.
-    fn time_of_sink(&self, sink: &Sink<'a>) -> Span {
-        self.within_pods_time(sink.end, sink.tuple.server, sink.span)
+    fn time_of_server_flow(&self, server_flow: &ServerFlow<'a>) -> Span {
+        self.within_pods_time(server_flow.end, server_flow.tuple.server, server_flow.span)
     }
 
-    fn time_of_source(&self, source: &Source<'a>) -> Span {
-        self.within_pods_time(source.end, source.tuple.client, source.span)
+    fn time_of_client_flow(&self, client_flow: &ClientFlow<'a>) -> Span {
+        self.within_pods_time(client_flow.end, client_flow.tuple.client, client_flow.span)
     }
 
-    fn within_pods_time(&self, end: EndId, ip: IpAddr, span: Span) -> Span {
+    fn within_pods_time(&self, end: EndpointId, ip: IpAddr, span: Span) -> Span {
         let time = self.ends.end(end).pod_uid.and_then(|uid| self.directory.time_with(uid, ip));
         let Some((begins, ends)) = time else { return span };
         let from = span.from.max(begins);
@@ -208,75 +231,82 @@ impl<'a> Join<'a> {
     }
 
     /// Assigns the servers' counts of a flow to the servers, and the rest to the owners of the address at that time.
-    fn join_by_counts_and_times(&mut self, source: &Source<'a>, matched: &[Match]) {
-        let mut groups = self.groups_of(source);
+    fn join_by_counts_and_times(&mut self, client_flow: &ClientFlow<'a>, matched: &[Match]) {
+        let mut groups = self.groups_of(client_flow);
         let mut whose: Vec<(Span, Counted, Option<usize>, Option<Owner<'a>>)> = Vec::new();
-        for Match { sink: index, counted, .. } in matched {
-            let sink = &self.sinks[*index];
-            take_from(&mut groups, self.ends.end(sink.end).pod_uid, counted);
-            whose.push((sink.span, *counted, Some(*index), None));
+        for Match { server_flow: index, counted, .. } in matched {
+            let server_flow = &self.server_flows[*index];
+            take_from(&mut groups, self.ends.end(server_flow.end).pod_uid, counted);
+            whose.push((server_flow.span, *counted, Some(*index), None));
         }
         let left = groups.into_iter().filter(|group| (group.counted.opened, group.counted.failed) != (0, 0));
         whose.extend(left.map(|group| (group.span, group.counted, None, Some(group.owner))));
         whose.sort_by_key(|(span, _, index, _)| (span.until, *index));
-        let shares = share_out(&source.counters, &whose.iter().map(|(_, counted, ..)| *counted).collect::<Vec<_>>());
-        for ((span, _, sink, owner), mut share) in whose.into_iter().zip(shares) {
-            match (sink, owner) {
+        let shares =
+            share_out(&client_flow.counters, &whose.iter().map(|(_, counted, ..)| *counted).collect::<Vec<_>>());
+        for ((span, _, server_flow, owner), mut share) in whose.into_iter().zip(shares) {
+            match (server_flow, owner) {
                 (Some(index), _) => {
-                    for servers in matched.iter().filter(|it| it.sink == index) {
+                    for servers in matched.iter().filter(|it| it.server_flow == index) {
                         share.retransmits = count::add(share.retransmits, servers.retransmits);
                     }
-                    self.add_both(source, index, &share, span);
+                    self.add_both(client_flow, index, &share, span);
                 }
-                (None, Some(owner)) => self.add_by_owner(source, &owner, &share, span),
+                (None, Some(owner)) => self.add_by_owner(client_flow, &owner, &share, span),
                 (None, None) => {}
             }
         }
     }
 
     /// A client's flow by who had the server's address.
-    pub(super) fn groups_of(&self, source: &Source<'a>) -> Vec<Group<'a>> {
-        let (ip, settled) = (source.tuple.server, self.options.settled());
-        by_owner(self.directory, ip, source.parts, source.span, &source.counters, settled)
+    pub(super) fn groups_of(&self, client_flow: &ClientFlow<'a>) -> Vec<Group<'a>> {
+        let (ip, settled) = (client_flow.tuple.server, self.options.settled());
+        by_owner(self.directory, ip, client_flow.parts, client_flow.span, &client_flow.counters, settled)
     }
 
     /// Groups the rest of a server's flow by the owner of the client's address.
-    pub(super) fn groups_of_rest(&self, sink: &Sink<'a>) -> Vec<Group<'a>> {
-        let (ip, settled) = (sink.tuple.client, self.options.settled());
-        let mut groups = by_owner(self.directory, ip, &sink.parts, sink.span, &sink.left, settled);
+    pub(super) fn groups_of_rest(&self, server_flow: &ServerFlow<'a>) -> Vec<Group<'a>> {
+        let (ip, settled) = (server_flow.tuple.client, self.options.settled());
+        let mut groups = by_owner(self.directory, ip, &server_flow.parts, server_flow.span, &server_flow.left, settled);
         if groups.len() > 1 {
-            for (client, counted) in &sink.taken {
+            for (client, counted) in &server_flow.taken {
                 take_from(&mut groups, client.and_then(|client| self.ends.end(client).pod_uid), counted);
             }
         }
         groups
     }
 
-    fn add_both(&mut self, source: &Source<'a>, index: usize, share: &EdgeCounters, span: Span) {
-        let live = self.is_live(source.live, span, share);
-        let sink = &mut self.sinks[index];
+    fn add_both(&mut self, client_flow: &ClientFlow<'a>, index: usize, share: &EdgeCounters, span: Span) {
+        let live = self.is_live(client_flow.live, span, share);
+        let server_flow = &mut self.server_flows[index];
         let key = Key {
-            client: self.ends.peer_of(source.end),
-            server: self.ends.peer_of(sink.end),
+            client: self.ends.peer_of(client_flow.end),
+            server: self.ends.peer_of(server_flow.end),
             service: None,
-            port: Some(source.tuple.port),
-            protocol: source.tuple.protocol,
+            port: Some(client_flow.tuple.port),
+            protocol: client_flow.tuple.protocol,
         };
-        sink.explain(source, key, share.opened);
+        server_flow.explain(client_flow, key, share.opened);
         let sum = self.sums.at(key);
         sum.counters.add(share);
-        sum.add_methods(source.methods.union(sink.methods));
-        sum.add_measured_by_client_of_many(&source.measured.within(span, share.active > 0));
-        sum.add_measured_by_server(&sink.measured);
+        sum.add_methods(client_flow.methods.union(server_flow.methods));
+        sum.add_measured_by_client_of_many(&client_flow.measured.within(span, share.active > 0));
+        sum.add_measured_by_server(&server_flow.measured);
         sum.live |= live;
         sum.both_seen = true;
         sum.server_certain = true;
-        sum.add_client(source.end, share.opened, share.failed);
-        sum.add_server(sink.end, share.opened, share.failed);
+        sum.add_client(client_flow.end, share.opened, share.failed);
+        sum.add_server(server_flow.end, share.opened, share.failed);
     }
 
     /// Adds a part of a client flow without a server flow to the owner of the address, or to an unknown pod.
-    pub(super) fn add_by_owner(&mut self, source: &Source<'a>, owner: &Owner<'a>, share: &EdgeCounters, span: Span) {
+    pub(super) fn add_by_owner(
+        &mut self,
+        client_flow: &ClientFlow<'a>,
+        owner: &Owner<'a>,
+        share: &EdgeCounters,
+        span: Span,
+    ) {
         if *share == EdgeCounters::default() {
             return;
         }
@@ -284,32 +314,32 @@ impl<'a> Join<'a> {
             self.unsettled = count::add(self.unsettled, share.opened);
             return;
         }
-        let dialled = (source.tuple.server, source.tuple.port, source.tuple.protocol);
+        let dialled = (client_flow.tuple.server, client_flow.tuple.port, client_flow.tuple.protocol);
         let end = self.ends.server_of(dialled, owner);
         let end = match self.ends.peer(self.ends.peer_of(end)) {
-            Peer::External { .. } => self.named_external(source.names).unwrap_or(end),
+            Peer::External { .. } => self.named_external(client_flow.names).unwrap_or(end),
             _ => end,
         };
         let key = Key {
-            client: self.ends.peer_of(source.end),
+            client: self.ends.peer_of(client_flow.end),
             server: self.ends.peer_of(end),
             service: None,
-            port: Some(source.tuple.port),
-            protocol: source.tuple.protocol,
+            port: Some(client_flow.tuple.port),
+            protocol: client_flow.tuple.protocol,
         };
-        let live = self.is_live(source.live, span, share);
-        let is_all = *share == source.counters;
-        let measured = if is_all { source.measured } else { source.measured.within(span, share.active > 0) };
-        self.add_part_from_client(source, key, share, &measured, live);
+        let live = self.is_live(client_flow.live, span, share);
+        let is_all = *share == client_flow.counters;
+        let measured = if is_all { client_flow.measured } else { client_flow.measured.within(span, share.active > 0) };
+        self.add_part_from_client(client_flow, key, share, &measured, live);
         let sum = self.sums.at(key);
         sum.add_server(end, share.opened, share.failed);
-        if source.names.len() > 1 {
-            sum.dns_names.extend(source.names);
+        if client_flow.names.len() > 1 {
+            sum.dns_names.extend(client_flow.names);
         }
     }
 
     /// An external address by the DNS names that led to it: their group, or the name if it is one.
-    fn named_external(&mut self, names: &'a [String]) -> Option<EndId> {
+    fn named_external(&mut self, names: &'a [String]) -> Option<EndpointId> {
         let directory = self.directory;
         match (directory.external_groups().of_dns_names(names), names) {
             (Some(group), _) => Some(self.ends.external_group(group)),

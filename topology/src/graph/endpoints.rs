@@ -17,7 +17,7 @@ use crate::{
 /// A peer, by number.
 pub(super) type PeerId = u32;
 /// An end, by number.
-pub(super) type EndId = u32;
+pub(super) type EndpointId = u32;
 
 /// A container, a process or an address at one end of flows.
 #[derive(Debug)]
@@ -47,19 +47,19 @@ enum EndKey<'a> {
 
 /// All ends and peers met so far.
 #[derive(Debug)]
-pub(super) struct Ends<'a> {
+pub(super) struct Endpoints<'a> {
     directory: &'a Directory,
     pub(super) nodes: Nodes<'a>,
     api_servers: BTreeSet<(IpAddr, u16)>,
     peers: Vec<Peer>,
     peer_ids: HashMap<Peer, PeerId>,
     list: Vec<End<'a>>,
-    end_ids: HashMap<EndKey<'a>, EndId>,
+    end_ids: HashMap<EndKey<'a>, EndpointId>,
     /// With the time of the latest news of it.
-    listeners: HashMap<(IpAddr, u16, Protocol), (SystemTime, EndId)>,
+    listeners: HashMap<(IpAddr, u16, Protocol), (SystemTime, EndpointId)>,
 }
 
-impl<'a> Ends<'a> {
+impl<'a> Endpoints<'a> {
     pub(super) fn new(directory: &'a Directory, nodes: Nodes<'a>) -> Self {
         Self {
             directory,
@@ -73,7 +73,7 @@ impl<'a> Ends<'a> {
         }
     }
 
-    pub(super) fn end(&self, id: EndId) -> &End<'a> {
+    pub(super) fn end(&self, id: EndpointId) -> &End<'a> {
         &self.list[id as usize]
     }
 
@@ -81,12 +81,12 @@ impl<'a> Ends<'a> {
         &self.peers[id as usize]
     }
 
-    pub(super) fn peer_of(&self, end: EndId) -> PeerId {
+    pub(super) fn peer_of(&self, end: EndpointId) -> PeerId {
         self.end(end).peer
     }
 
     /// Returns the endpoint that owns a cgroup.
-    pub(super) fn by_cgroup(&mut self, node: &'a str, owner: Option<&'a CgroupOwner>) -> EndId {
+    pub(super) fn by_cgroup(&mut self, node: &'a str, owner: Option<&'a CgroupOwner>) -> EndpointId {
         let key = match owner {
             Some(owner) => EndKey::Cgroup { node, owner },
             None => EndKey::UnknownCgroup { node },
@@ -120,7 +120,7 @@ impl<'a> Ends<'a> {
     }
 
     /// Notes which end was seen to listen at an address, with the latest news of it: of several, the last one counts.
-    pub(super) fn note_listener(&mut self, at: (IpAddr, u16, Protocol), end: EndId, changed: SystemTime) {
+    pub(super) fn note_listener(&mut self, at: (IpAddr, u16, Protocol), end: EndpointId, changed: SystemTime) {
         let latest = self.listeners.entry(at).or_insert((changed, end));
         if changed >= latest.0 {
             *latest = (changed, end);
@@ -128,7 +128,7 @@ impl<'a> Ends<'a> {
     }
 
     /// Returns the server at the original destination, by the owner of the address at that time.
-    pub(super) fn server_of(&mut self, dialled: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndId {
+    pub(super) fn server_of(&mut self, dialled: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndpointId {
         let (ip, port, protocol) = dialled;
         let listener = self.listeners.get(&dialled).map(|(_, end)| *end);
         match (owner, listener) {
@@ -146,13 +146,13 @@ impl<'a> Ends<'a> {
     }
 
     /// Returns the server at an address at one moment.
-    pub(super) fn server_at(&mut self, dialled: (IpAddr, u16, Protocol), at: SystemTime) -> EndId {
+    pub(super) fn server_at(&mut self, dialled: (IpAddr, u16, Protocol), at: SystemTime) -> EndpointId {
         let owner = self.directory.owner_between(dialled.0, at, at);
         self.server_of(dialled, &owner)
     }
 
     /// Returns the client at the address that a server observed, by the owner of the address at that time.
-    pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>) -> EndId {
+    pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>) -> EndpointId {
         match owner {
             Owner::Pod(pod) => self.pod_address(pod),
             Owner::NoPod if self.is_api_servers(ip) => self.api_server(),
@@ -162,16 +162,16 @@ impl<'a> Ends<'a> {
     }
 
     /// A pod by its address, its container unknown.
-    pub(super) fn pod_address(&mut self, pod: &'a Pod) -> EndId {
+    pub(super) fn pod_address(&mut self, pod: &'a Pod) -> EndpointId {
         self.pod_known_by(EndKey::PodAddress { uid: &pod.uid }, pod, Identity::Ip)
     }
 
     /// A pod by its network namespace, its container unknown.
-    pub(super) fn pod_netns(&mut self, pod: &'a Pod) -> EndId {
+    pub(super) fn pod_netns(&mut self, pod: &'a Pod) -> EndpointId {
         self.pod_known_by(EndKey::PodNetns { uid: &pod.uid }, pod, Identity::Netns)
     }
 
-    fn pod_known_by(&mut self, key: EndKey<'a>, pod: &'a Pod, identity: Identity) -> EndId {
+    fn pod_known_by(&mut self, key: EndKey<'a>, pod: &'a Pod, identity: Identity) -> EndpointId {
         if let Some(id) = self.end_ids.get(&key) {
             return *id;
         }
@@ -180,7 +180,7 @@ impl<'a> Ends<'a> {
         id
     }
 
-    fn outside_address(&mut self, ip: IpAddr) -> EndId {
+    fn outside_address(&mut self, ip: IpAddr) -> EndpointId {
         match self.nodes.at(ip) {
             Some(At::Node(node)) => self.node_address(node),
             Some(At::PodNetwork) => self.some_pod(ip),
@@ -189,18 +189,18 @@ impl<'a> Ends<'a> {
     }
 
     /// Returns an unknown pod: an address that some pod held is never external, regardless of external groups.
-    fn a_pods_address(&mut self, ip: IpAddr) -> EndId {
+    fn a_pods_address(&mut self, ip: IpAddr) -> EndpointId {
         match self.nodes.at(ip) {
             Some(At::Node(node)) => self.node_address(node),
             Some(At::PodNetwork) | None => self.some_pod(ip),
         }
     }
 
-    fn node_address(&mut self, node: &'a str) -> EndId {
+    fn node_address(&mut self, node: &'a str) -> EndpointId {
         self.known_by(EndKey::NodeAddress { node }, Identity::Ip, || Peer::Node { node: node.to_owned() })
     }
 
-    fn external(&mut self, ip: IpAddr) -> EndId {
+    fn external(&mut self, ip: IpAddr) -> EndpointId {
         let directory = self.directory;
         self.known_by(EndKey::External { ip }, Identity::Ip, || match directory.external_groups().of(ip) {
             Some(name) => Peer::ExternalGroup { name: name.to_owned() },
@@ -208,7 +208,7 @@ impl<'a> Ends<'a> {
         })
     }
 
-    fn some_pod(&mut self, ip: IpAddr) -> EndId {
+    fn some_pod(&mut self, ip: IpAddr) -> EndpointId {
         self.known_by(EndKey::SomePod { ip }, Identity::Ip, || Peer::SomePod { ip })
     }
 
@@ -218,32 +218,32 @@ impl<'a> Ends<'a> {
         self.api_servers.iter().any(|(known, _)| *known == ip) && self.nodes.of(ip).is_none()
     }
 
-    fn api_server(&mut self) -> EndId {
+    fn api_server(&mut self) -> EndpointId {
         self.known_by(EndKey::ApiServer, Identity::Ip, || Peer::ApiServer)
     }
 
     /// Returns the external peer behind a DNS name.
-    pub(super) fn external_name(&mut self, name: &'a str) -> EndId {
+    pub(super) fn external_name(&mut self, name: &'a str) -> EndpointId {
         self.known_by(EndKey::ExternalName { name }, Identity::Ip, || Peer::ExternalName { name: name.to_owned() })
     }
 
     /// A group of addresses and DNS names outside of the cluster.
-    pub(super) fn external_group(&mut self, name: &'a str) -> EndId {
+    pub(super) fn external_group(&mut self, name: &'a str) -> EndpointId {
         self.known_by(EndKey::ExternalGroup { name }, Identity::Ip, || Peer::ExternalGroup { name: name.to_owned() })
     }
 
     /// All addresses outside of the cluster that have no edges of their own.
-    pub(super) fn other_external(&mut self) -> EndId {
+    pub(super) fn other_external(&mut self) -> EndpointId {
         self.known_by(EndKey::OtherExternal, Identity::Ip, || Peer::OtherExternal)
     }
 
     /// The node itself: what answers at a loopback address outside of pods.
-    pub(super) fn node_netns(&mut self, node: &'a str) -> EndId {
+    pub(super) fn node_netns(&mut self, node: &'a str) -> EndpointId {
         self.known_by(EndKey::NodeNetns { node }, Identity::Netns, || Peer::Node { node: node.to_owned() })
     }
 
     /// Returns an endpoint that is not a pod, creating it once.
-    fn known_by(&mut self, key: EndKey<'a>, identity: Identity, peer: impl FnOnce() -> Peer) -> EndId {
+    fn known_by(&mut self, key: EndKey<'a>, identity: Identity, peer: impl FnOnce() -> Peer) -> EndpointId {
         if let Some(id) = self.end_ids.get(&key) {
             return *id;
         }
@@ -257,12 +257,12 @@ impl<'a> Ends<'a> {
         self.intern(Peer::Service(service.clone()))
     }
 
-    fn pod_end(&mut self, pod: &'a Pod, container: &'a str, identity: Identity) -> EndId {
+    fn pod_end(&mut self, pod: &'a Pod, container: &'a str, identity: Identity) -> EndpointId {
         let peer = self.intern(Peer::Workload(pod.workload.clone()));
         self.push(End { peer, pod_uid: Some(&pod.uid), pod: &pod.name, container, identity })
     }
 
-    fn outside_of_pods(&mut self, peer: Peer, identity: Identity) -> EndId {
+    fn outside_of_pods(&mut self, peer: Peer, identity: Identity) -> EndpointId {
         let peer = self.intern(peer);
         self.push(End { peer, pod_uid: None, pod: "", container: "", identity })
     }
@@ -279,8 +279,8 @@ impl<'a> Ends<'a> {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "4 billion ends do not fit into memory")]
-    fn push(&mut self, end: End<'a>) -> EndId {
+    fn push(&mut self, end: End<'a>) -> EndpointId {
         self.list.push(end);
-        (self.list.len() - 1) as EndId
+        (self.list.len() - 1) as EndpointId
     }
 }

@@ -14,25 +14,25 @@ use crate::{
 /// Counters that were published under a name, are not reported under it any more, and were not found without a name
 /// yet.
 #[derive(Debug, Default)]
-pub(super) struct Nameless {
+pub(super) struct ExpiredPods {
     /// By server and port, where the client has no name.
     clients: HashMap<(Peer, Option<u16>, Protocol), EdgeCounters>,
     /// By client, Service and port, where the server has none.
     servers: HashMap<(Peer, Option<ServicePortRef>, Option<u16>, Protocol), EdgeCounters>,
 }
 
-impl Nameless {
+impl ExpiredPods {
     pub(super) fn new<'a>(unknown: impl Iterator<Item = (&'a EdgeKey, &'a EdgeCounters)>) -> Self {
-        let mut nameless = Self::default();
+        let mut expired = Self::default();
         for (key, counters) in unknown.filter(|(_, counters)| counters.opened > 0 || counters.failed > 0) {
             if !is_address(&key.client) {
-                nameless.clients.entry(of_server(key)).or_default().add(counters);
+                expired.clients.entry(of_server(key)).or_default().add(counters);
             }
             if !is_address(&key.server) {
-                nameless.servers.entry(of_client(key)).or_default().add(counters);
+                expired.servers.entry(of_client(key)).or_default().add(counters);
             }
         }
-        nameless
+        expired
     }
 
     /// Returns how much of an unnamed edge belongs to a named edge, apart from counts that agents were known to report

@@ -1,0 +1,127 @@
+//! Servers' flows in which the client's address has been replaced by another one on the way.
+
+use std::{collections::HashMap, net::IpAddr, rc::Rc, time::Duration};
+
+use super::{
+    join::{Candidates, Join},
+    observed::{ClientFlow, ServerFlow},
+};
+use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol};
+
+/// A client's flow through a Service, and what of it no server's flow matches.
+type Rest<'s, 'a, T> = (&'s ClientFlow<'a>, Rc<Candidates<'a>>, T);
+
+/// Maximum time between the reports of two ends that do not share an address.
+const FAR: Duration = Duration::from_mins(1);
+
+/// Behind whose address a client can be hidden from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RewrittenSource {
+    /// It dialled a Service and reached its own pod: the connection leaves the pod and comes back with another address.
+    Hairpin,
+    /// A node's or its bridge's, if no backend has seen the client's own address, or if that is the node's, too.
+    Masquerade,
+}
+
+/// Server flows whose client address may stand for another client: a node's or its bridge's.
+pub(super) struct RewrittenSources {
+    by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>>,
+}
+
+impl RewrittenSources {
+    pub(super) fn new(server_flows: &[ServerFlow<'_>], directory: &Directory) -> Self {
+        let mut by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>> = HashMap::new();
+        for (index, server_flow) in server_flows.iter().enumerate() {
+            let own = server_flow.tuple.client == server_flow.tuple.server;
+            if server_flow.tuple.scope.is_none()
+                && server_flow.left.opened > 0
+                && (own || !directory.is_pods_address(server_flow.tuple.client))
+            {
+                by_server
+                    .entry((server_flow.tuple.server, server_flow.tuple.port, server_flow.tuple.protocol))
+                    .or_default()
+                    .push(index);
+            }
+        }
+        Self { by_server }
+    }
+
+    /// Returns the server flows that the rest of a client flow may have reached.
+    pub(super) fn server_flows_of(
+        &self,
+        join: &Join<'_>,
+        client_flow: &ClientFlow<'_>,
+        candidates: &Candidates<'_>,
+        left: u64,
+        by: RewrittenSource,
+    ) -> Vec<usize> {
+        let none_matched = left == client_flow.counters.opened;
+        // What calls from a node's own address is seen with that by some backends, and with its bridge's by those beside it.
+        let at_node = join.ends.nodes.of(client_flow.tuple.client);
+        if left == 0
+            || self.by_server.is_empty()
+            || (by == RewrittenSource::Masquerade && !none_matched && at_node.is_none())
+        {
+            return Vec::new();
+        }
+        let own_pod = join.ends.end(client_flow.end).pod_uid;
+        let mut found: Vec<usize> = candidates
+            .backends
+            .keys()
+            .filter_map(|(ip, port)| self.by_server.get(&(*ip, *port, client_flow.tuple.protocol)))
+            .flatten()
+            .copied()
+            .filter(|index| join.is_backend(*index, candidates))
+            .filter(|index| {
+                let server_flow = &join.server_flows[*index];
+                let fits = match by {
+                    RewrittenSource::Hairpin => own_pod.is_some() && join.ends.end(server_flow.end).pod_uid == own_pod,
+                    RewrittenSource::Masquerade => {
+                        let behind = join.ends.nodes.of(server_flow.tuple.client);
+                        behind.is_some() && (none_matched || behind == at_node)
+                    }
+                };
+                // With other addresses than the client's, only the time tells.
+                let in_time = client_flow.span.gap(&server_flow.span) <= FAR;
+                fits && in_time && server_flow.tuple.client.is_ipv4() == client_flow.tuple.client.is_ipv4()
+            })
+            .collect();
+        found.sort_unstable();
+        join.in_time(client_flow, found)
+    }
+}
+
+impl<'a> Join<'a> {
+    /// Joins the rests of both sides if servers saw other addresses than their clients'. Matches flows through Services
+    /// that lead to one workload, then those that lead to several.
+    pub(super) fn join_translated(
+        &mut self,
+        to_one: &mut [Rest<'_, 'a, u64>],
+        to_many: &mut [Rest<'_, 'a, EdgeCounters>],
+    ) {
+        let translated = RewrittenSources::new(&self.server_flows, self.directory);
+        if translated.by_server.is_empty() {
+            return;
+        }
+        for by in [RewrittenSource::Hairpin, RewrittenSource::Masquerade] {
+            let rest: Vec<(&ClientFlow<'a>, &Candidates<'a>, u64)> =
+                (to_one.iter().map(|(client_flow, to, left)| (*client_flow, &**to, *left)))
+                    .chain(to_many.iter().map(|(client_flow, to, left)| (*client_flow, &**to, left.opened)))
+                    .collect();
+            let found: Vec<Vec<usize>> = rest
+                .iter()
+                .map(|(client_flow, to, left)| translated.server_flows_of(self, client_flow, to, *left, by))
+                .collect();
+            let mut matched =
+                self.match_rest(rest.iter().map(|(client_flow, _, left)| (*client_flow, *left)), &found).into_iter();
+            for ((client_flow, candidates, left), found) in to_one.iter_mut().zip(&mut matched) {
+                self.note_translated(client_flow, candidates, &found, left, by);
+            }
+            for ((client_flow, candidates, left), found) in to_many.iter_mut().zip(&mut matched) {
+                for found in found {
+                    self.divide_to(client_flow, candidates, &found, left, by == RewrittenSource::Hairpin);
+                }
+            }
+        }
+    }
+}

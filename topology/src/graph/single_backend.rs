@@ -1,0 +1,94 @@
+//! A client dialled a Service that leads to one workload at one port: whichever pod answered, the edge is known.
+
+use super::{
+    edges::Key,
+    join::{Candidates, Join},
+    matching::Found,
+    observed::ClientFlow,
+    rewritten_source::RewrittenSource,
+};
+
+impl<'a> Join<'a> {
+    /// Joins a flow with the only workload and port behind a Service, regardless of the backend. Returns the counters
+    /// without a server flow.
+    pub(super) fn join_single_backend(
+        &mut self,
+        client_flow: &ClientFlow<'a>,
+        candidates: &Candidates<'a>,
+        found: &[Found],
+    ) -> u64 {
+        let mut left = client_flow.counters.opened;
+        let Some(key) = self.key_of_only(client_flow, candidates) else { return left };
+        self.add_from_client(client_flow, key, &client_flow.counters);
+        for found in found {
+            left -= self.note_backend(client_flow, key, found, true);
+        }
+        left
+    }
+
+    /// A backend has seen (a part of) a flow whose edge is known already. `certain`: whether it can have been no other.
+    /// Returns how many connections.
+    fn note_backend(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, found: &Found, certain: bool) -> u64 {
+        let server_flow = &mut self.server_flows[found.server_flow];
+        let took = server_flow.take_of(found.opened, client_flow);
+        let taken = took.counters;
+        server_flow.explain(client_flow, key, taken.opened);
+        let sum = self.sums.at(key);
+        if taken.opened == client_flow.counters.opened {
+            let known = took.complete(&client_flow.counters);
+            sum.counters = sum.counters.without(&client_flow.counters);
+            sum.counters.add(&known);
+        }
+        sum.counters.add_retransmits_of(&taken);
+        sum.add_methods(server_flow.methods);
+        sum.add_measured_by_server(&server_flow.measured);
+        sum.both_seen = true;
+        sum.server_certain |= certain;
+        sum.add_server(server_flow.end, taken.opened, 0);
+        taken.opened
+    }
+
+    /// Backends of the only workload have seen (parts of) a flow with another address than the client's.
+    pub(super) fn note_translated(
+        &mut self,
+        client_flow: &ClientFlow<'a>,
+        candidates: &Candidates<'a>,
+        found: &[Found],
+        left: &mut u64,
+        by: RewrittenSource,
+    ) {
+        let Some(key) = self.key_of_only(client_flow, candidates) else { return };
+        let is_hairpin = by == RewrittenSource::Hairpin;
+        let one_end =
+            found.iter().all(|it| self.server_flows[it.server_flow].end == self.server_flows[found[0].server_flow].end);
+        for found in found {
+            *left -= if is_hairpin || candidates.observed {
+                self.note_backend(client_flow, key, found, is_hairpin || one_end)
+            } else {
+                self.take_uncertain(client_flow, key, found)
+            };
+        }
+    }
+
+    /// Takes a backend's counts of a flow that another, unobserved backend may also have served, so that they add no
+    /// other edge. Returns the number of connections.
+    fn take_uncertain(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, found: &Found) -> u64 {
+        let server_flow = &mut self.server_flows[found.server_flow];
+        let taken = server_flow.take(found.opened, Some(client_flow.end)).counters;
+        let sum = self.sums.at(key);
+        sum.counters.add_retransmits_of(&taken);
+        sum.add_measured_by_server(&server_flow.measured);
+        taken.opened
+    }
+
+    pub(super) fn key_of_only(&self, client_flow: &ClientFlow<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
+        let (server, port) = candidates.only?;
+        Some(Key {
+            client: self.ends.peer_of(client_flow.end),
+            server,
+            service: Some(candidates.service),
+            port: Some(port),
+            protocol: client_flow.tuple.protocol,
+        })
+    }
+}

@@ -1,0 +1,170 @@
+//! Counts of servers that no client flow explains: the client's report is still due, or only its address is known.
+
+use super::{
+    address_reuse::share_out,
+    edges::Key,
+    endpoints::EndpointId,
+    join::Join,
+    observed::{Explanation, ServerFlow},
+};
+use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
+
+impl<'a> Join<'a> {
+    /// Adds what no client flow explains, from the servers' side only.
+    pub(super) fn join_unmatched_servers(&mut self) {
+        let mut server_flows = std::mem::take(&mut self.server_flows);
+        for server_flow in &mut server_flows {
+            self.take_forgotten(server_flow);
+            if !server_flow.explained {
+                if self.is_client_observed(server_flow) && self.waits(server_flow.first_seen) {
+                    self.unsettled = count::add(self.unsettled, server_flow.left.opened);
+                    continue;
+                }
+            } else if server_flow.left.opened == 0 || !self.has_rest(server_flow) {
+                continue;
+            }
+            self.divide_by_callers(server_flow);
+            self.add_from_server(server_flow);
+        }
+    }
+
+    /// Returns whether there is more than clients' flows explain, apart from what has to wait, which is taken.
+    fn has_rest(&mut self, server_flow: &mut ServerFlow<'a>) -> bool {
+        let by = server_flow.explanation().copied();
+        if by.is_some_and(|by| by.sampled && !by.translated) {
+            // The client's agent looks now and then, and has missed it.
+            return true;
+        }
+        let shared_address =
+            server_flow.tuple.scope.is_none() && !self.directory.is_pods_address(server_flow.tuple.client);
+        // An address that others use too (a node's) may stand for them; a small rest is more likely to come.
+        let is_others = shared_address
+            && by.is_none_or(|by| !by.sampled)
+            && server_flow.left.opened > server_flow.counters.opened / 8;
+        if is_others {
+            return true;
+        }
+        if server_flow.tuple.protocol == Protocol::Udp {
+            // Both ends tell conversations apart in their own ways; where the client is seen, its count is the one.
+            return false;
+        }
+        // What is missing are the newest ones, of which the client's report may be on its way.
+        let waiting = self.wait(server_flow.left.opened, &server_flow.fresh);
+        server_flow.leave(waiting, self.options.settled());
+        server_flow.left.opened > 0
+    }
+
+    /// The edge of a client's flow that explains a part of what the server has counted, if that client is this owner:
+    /// the rest of the owner's is there, too.
+    fn edge_of(&self, server_flow: &ServerFlow<'a>, owner: &Owner<'a>) -> Option<Explanation<'a>> {
+        let is_owners = |by: &&Explanation<'a>| match owner {
+            Owner::Pod(pod) => self.ends.end(by.client).pod_uid == Some(pod.uid.as_str()),
+            Owner::NoPod => by.sampled && !by.translated,
+            Owner::Contested | Owner::Unknown => false,
+        };
+        let mut owners = server_flow.explanations.iter().rev().filter(is_owners);
+        owners.clone().find(|by| by.opened > 0).or_else(|| owners.next()).copied()
+    }
+
+    /// The client's agent has not counted what the server has counted beyond it.
+    fn add_surplus(&mut self, server_flow: &ServerFlow<'a>, by: &Explanation<'a>, part: &EdgeCounters, live: bool) {
+        let sum = self.sums.at(by.key);
+        sum.counters.add(part);
+        sum.from_servers.add(part);
+        sum.live |= live;
+        sum.add_client(by.client, part.opened, part.failed);
+        sum.add_server(server_flow.end, part.opened, part.failed);
+    }
+
+    /// Removes connections that the client's agent evicted; an edge already has them.
+    fn take_forgotten(&mut self, server_flow: &mut ServerFlow<'a>) {
+        if self.forgotten.is_empty() || server_flow.left.opened == 0 {
+            return;
+        }
+        let client_end = self.client_of(server_flow);
+        let (client, server) = (self.ends.peer_of(client_end), self.ends.peer_of(server_flow.end));
+        let (client, server) = (self.ends.peer(client), self.ends.peer(server));
+        let at = (server_flow.tuple.port, server_flow.tuple.protocol);
+        let taken = self.forgotten.take(client, server, at, server_flow.left.opened);
+        if taken > 0 {
+            server_flow.take(taken, Some(client_end));
+        }
+    }
+
+    /// Returns a server's client, by its address.
+    fn client_of(&mut self, server_flow: &ServerFlow<'a>) -> EndpointId {
+        if server_flow.tuple.scope.is_some() {
+            self.own_loopback(server_flow.node, server_flow.end)
+        } else {
+            let owner =
+                self.directory.owner_between(server_flow.tuple.client, server_flow.span.from, server_flow.span.until);
+            self.ends.client_of(server_flow.tuple.client, &owner)
+        }
+    }
+
+    fn is_client_observed(&self, server_flow: &ServerFlow<'a>) -> bool {
+        if server_flow.tuple.scope.is_some() {
+            return true;
+        }
+        let pods =
+            self.directory.possible_owners(server_flow.tuple.client, server_flow.span.from, server_flow.span.until);
+        let node = pods.last().map(|pod| pod.node.as_str()).or_else(|| self.ends.nodes.of(server_flow.tuple.client));
+        node.is_some_and(|node| self.ledger.observes(node, self.options.now))
+    }
+
+    fn add_from_server(&mut self, server_flow: &ServerFlow<'a>) {
+        if server_flow.tuple.scope.is_some() {
+            if let Some(by) = server_flow.explanation().copied() {
+                return self.add_surplus(server_flow, &by, &server_flow.left, server_flow.live);
+            }
+            let client = self.own_loopback(server_flow.node, server_flow.end);
+            return self.add_part_from_server(server_flow, client, &server_flow.left, server_flow.live);
+        }
+        let ip = server_flow.tuple.client;
+        let groups = self.groups_of_rest(server_flow);
+        let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
+        for (group, share) in groups.iter().zip(share_out(&server_flow.left, &counted)) {
+            if share == EdgeCounters::default() {
+                continue;
+            }
+            let live = self.is_live(server_flow.live, group.span, &share);
+            if let Some(by) = self.edge_of(server_flow, &group.owner) {
+                self.add_surplus(server_flow, &by, &share, live);
+                continue;
+            }
+            if group.owner.may_change() && self.waits(group.span.until) {
+                self.unsettled = count::add(self.unsettled, share.opened);
+                continue;
+            }
+            let client = self.ends.client_of(ip, &group.owner);
+            self.add_part_from_server(server_flow, client, &share, live);
+        }
+    }
+
+    pub(super) fn add_part_from_server(
+        &mut self,
+        server_flow: &ServerFlow<'a>,
+        client_end: EndpointId,
+        part: &EdgeCounters,
+        live: bool,
+    ) {
+        let key = Key {
+            client: self.ends.peer_of(client_end),
+            server: self.ends.peer_of(server_flow.end),
+            service: None,
+            port: Some(server_flow.tuple.port),
+            protocol: server_flow.tuple.protocol,
+        };
+        let sum = self.sums.at(key);
+        sum.counters.add(part);
+        sum.from_servers.add(part);
+        sum.live |= live;
+        sum.server_seen = true;
+        sum.client_certain |= server_flow.tuple.scope.is_some();
+        sum.server_certain = true;
+        sum.add_methods(server_flow.methods);
+        sum.add_measured_by_server(&server_flow.measured);
+        sum.add_client(client_end, part.opened, part.failed);
+        sum.add_server(server_flow.end, part.opened, part.failed);
+    }
+}
