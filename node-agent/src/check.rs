@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
+    arguments::CaptureArguments,
     capture::{self, Attach, Finding, Reason},
-    commands::CaptureArguments,
 };
 
 /// The exit code where only the fallback is possible.
@@ -20,16 +20,16 @@ pub const NOTHING: u8 = 4;
 
 /// Options of `check`.
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub struct CheckArguments {
     /// Output format.
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: CheckOutput,
     #[command(flatten)]
     capture: CaptureArguments,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
+enum CheckOutput {
     Text,
     Json,
 }
@@ -43,12 +43,12 @@ struct Verdict<'a> {
     /// Attach type that the agent would use; absent if none works.
     #[serde(skip_serializing_if = "Option::is_none")]
     attach: Option<&'static str>,
-    findings: Vec<Line<'a>>,
+    findings: Vec<CheckLine<'a>>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<'a> {
+struct CheckLine<'a> {
     /// The way to attach that it is about; absent where all need it.
     #[serde(skip_serializing_if = "Option::is_none")]
     attach: Option<&'static str>,
@@ -63,14 +63,14 @@ struct Line<'a> {
 ///
 /// # Errors
 /// If the result can't be printed.
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let ebpf = capture::probe(&arguments.capture.settings_to_probe());
     let fallback = capture::probe_fallback(&arguments.capture.fallback_settings_to_probe());
     let verdict = verdict(&ebpf, &fallback);
     let mut out = io::stdout().lock();
     match arguments.output {
-        Output::Text => out.write_all(text(&verdict).as_bytes())?,
-        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&verdict)?)?,
+        CheckOutput::Text => out.write_all(text(&verdict).as_bytes())?,
+        CheckOutput::Json => writeln!(out, "{}", serde_json::to_string_pretty(&verdict)?)?,
     }
     Ok(match verdict.mode {
         "Ebpf" => ExitCode::SUCCESS,
@@ -89,7 +89,7 @@ fn verdict<'a>(findings: &'a [Finding], fallback: &'a [Finding]) -> Verdict<'a> 
     let common = reason_of(None);
     let attach = tried.clone().find(|attach| common.is_none() && reason_of(Some(*attach)).is_none());
     let reason = common.or_else(|| tried.clone().find_map(|attach| reason_of(Some(attach))));
-    let line = |finding: &'a Finding, of: Option<&'static str>| Line {
+    let line = |finding: &'a Finding, of: Option<&'static str>| CheckLine {
         attach: of,
         what: finding.what,
         ok: finding.ok,
@@ -113,7 +113,7 @@ fn verdict<'a>(findings: &'a [Finding], fallback: &'a [Finding]) -> Verdict<'a> 
 
 fn text(verdict: &Verdict<'_>) -> String {
     use std::fmt::Write as _;
-    let name = |line: &Line<'_>| match line.attach {
+    let name = |line: &CheckLine<'_>| match line.attach {
         Some(attach) => format!("{attach}: {}", line.what),
         None => String::from(line.what),
     };

@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 use tokio::net::TcpListener;
 
-use crate::{capture::Mode, observation::Shared};
+use crate::{capture::Mode, observation::SharedObservation};
 
 /// Metrics of the reports.
 #[derive(Clone, Debug, Default)]
@@ -45,17 +45,17 @@ impl ReportMetrics {
 
 /// Collector that reads the observation at each request, so that no counter is kept twice.
 #[derive(Debug)]
-struct ObservationCollector(Shared);
+struct ObservationCollector(SharedObservation);
 
 /// Serves the endpoints on a listener.
 ///
 /// # Errors
 /// If the listener fails.
-pub async fn serve(listener: TcpListener, observation: Shared, report: &ReportMetrics) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, observation: SharedObservation, report: &ReportMetrics) -> io::Result<()> {
     axum::serve(listener, router(observation, report)).await
 }
 
-fn router(observation: Shared, report: &ReportMetrics) -> Router {
+fn router(observation: SharedObservation, report: &ReportMetrics) -> Router {
     let registry = std::sync::Arc::new(registry(observation.clone(), report));
     let metrics = get(move || async move {
         let mut body = String::new();
@@ -71,14 +71,14 @@ fn router(observation: Shared, report: &ReportMetrics) -> Router {
 }
 
 /// Returns ready once a capture has started or failed. The agent is ready, too, if it reports that no capture can run.
-async fn readyz(State(observation): State<Shared>) -> (StatusCode, String) {
+async fn readyz(State(observation): State<SharedObservation>) -> (StatusCode, String) {
     let observation = observation.lock();
     let state = &observation.capture;
     let status = if state.is_decided() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{}: {}\n", state.reason, state.message))
 }
 
-fn registry(observation: Shared, report: &ReportMetrics) -> Registry {
+fn registry(observation: SharedObservation, report: &ReportMetrics) -> Registry {
     let mut registry = Registry::with_prefix("scopeprobe_agent");
     registry.register("reports_sent", "Messages that the operator has acknowledged", report.sent.clone());
     registry.register(

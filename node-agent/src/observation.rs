@@ -16,9 +16,9 @@ use topology::{
 use crate::{
     attribution::Attribution,
     capture::{Description, Losses, Mode, Reading},
-    memory::is_worth_shrinking,
+    flow_store::{Bounds, FlowStore},
+    malloc::is_worth_shrinking,
     names::Names,
-    store::{Bounds, FlowStore},
 };
 
 pub use crate::epoch::Epoch;
@@ -271,9 +271,9 @@ fn message(description: &Description) -> String {
 
 /// Observation that the tasks of one process share. Locked for short times only, never across an await.
 #[derive(Clone, Debug)]
-pub struct Shared(Arc<Mutex<Observation>>);
+pub struct SharedObservation(Arc<Mutex<Observation>>);
 
-impl Shared {
+impl SharedObservation {
     /// Shares an observation.
     #[must_use]
     pub fn new(observation: Observation) -> Self {

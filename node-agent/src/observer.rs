@@ -17,10 +17,10 @@ use crate::{
     attribution::Attribution,
     backoff::Backoff,
     capture::{Capture, CaptureError},
-    epoch, memory, node_addresses,
-    observation::{Shared, Shortfall},
+    capture_starters::{Captures, Refused, Starter},
+    epoch, malloc, node_addresses,
+    observation::{SharedObservation, Shortfall},
     readiness::Readiness,
-    supervision::{Captures, Refused, Starter},
 };
 
 /// The node's processes: the agent shares its process namespace.
@@ -54,7 +54,7 @@ pub struct Observer {
     /// Captures to start.
     pub captures: Captures,
     /// State to keep up to date.
-    pub observation: Shared,
+    pub observation: SharedObservation,
     /// Notified when the observation has changed.
     pub changed: Arc<Notify>,
     /// The longest time between two reads.
@@ -184,7 +184,7 @@ impl Observer {
     async fn start(&self, starter: &Starter) -> Result<Box<dyn Capture>, Refused> {
         let start = Arc::clone(starter);
         let outcome = tokio::task::spawn_blocking(move || start()).await;
-        memory::give_back();
+        malloc::give_back();
         outcome.unwrap_or_else(|error| {
             Err(Refused { reason: Reason::LoadFailed, message: format!("starting the capture panicked: {error}") })
         })
@@ -318,7 +318,7 @@ impl Observer {
         observation.drop_flows(&dropped, now);
         let untold = observation.flows.untold().flows - untold;
         if observation.shrink() {
-            memory::give_back();
+            malloc::give_back();
         }
         drop(observation);
         if untold > 0 {

@@ -12,9 +12,9 @@ use report::v1alpha1::{AgentReport, Flow};
 use scopeprobe_agent::{
     attribution::Attribution,
     capture::{Description, Mode, Reading},
+    flow_store::Bounds,
     observation::Observation,
     report::session::Session,
-    store::Bounds,
 };
 use topology::{
     flow::{FlowCounters, FlowKey, Protocol, Role},

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use scopeprobe_agent::store::{Bounds, FlowStore};
+use scopeprobe_agent::flow_store::{Bounds, FlowStore};
 use topology::{
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     rtt::{RttBucket, RttHistogram},

@@ -16,10 +16,10 @@ use std::{
 use kernel_support::Reason;
 use scopeprobe_agent::{
     capture::{Capture, CaptureError, Description, Mode, Reading},
-    observation::{Epoch, Observation, Shared},
+    capture_starters::{Captures, Refused, Starter},
+    flow_store::Bounds,
+    observation::{Epoch, Observation, SharedObservation},
     observer::Observer,
-    store::Bounds,
-    supervision::{Captures, Refused, Starter},
 };
 use tokio::{
     net::UnixStream,
@@ -77,7 +77,7 @@ impl Capture for Scripted {
 
 /// An observer and what it works with.
 struct Lab {
-    observation: Shared,
+    observation: SharedObservation,
     readings: Readings,
     forgotten: Arc<Mutex<Vec<FlowKey>>>,
     closing: watch::Sender<bool>,
@@ -100,7 +100,7 @@ impl Lab {
         let root = tempfile::tempdir().unwrap();
         let (readings, forgotten) = (Readings::default(), Arc::<Mutex<Vec<FlowKey>>>::default());
         let bounds = Bounds { flows: 16, retention: Duration::from_hours(1) };
-        let observation = Shared::new(Observation::new(Epoch::default(), bounds, "6.12".into()));
+        let observation = SharedObservation::new(Observation::new(Epoch::default(), bounds, "6.12".into()));
         let (closing, closes) = watch::channel(false);
         let directory: PathBuf = root.path().to_owned();
         let preferred = starter(Mode::Ebpf, refusals, Arc::clone(&readings), Arc::clone(&forgotten), sights);
@@ -284,7 +284,7 @@ async fn a_capture_that_fails_has_a_stand_in_that_asks_for_nothing() {
 /// Notes whether its epoch had begun when it was first read.
 struct Noting {
     inner: Box<dyn Capture>,
-    observation: Shared,
+    observation: SharedObservation,
     begun_at_first_read: Arc<Mutex<Vec<bool>>>,
     read: bool,
 }
@@ -316,7 +316,7 @@ impl Capture for Noting {
 async fn an_epoch_begins_with_what_is_open() {
     let (observation, begun) = {
         let bounds = Bounds { flows: 16, retention: Duration::from_hours(1) };
-        let observation = Shared::new(Observation::new(Epoch::default(), bounds, "6.12".into()));
+        let observation = SharedObservation::new(Observation::new(Epoch::default(), bounds, "6.12".into()));
         (observation, Arc::<Mutex<Vec<bool>>>::default())
     };
     let readings = Readings::default();

@@ -17,9 +17,9 @@ use scopeprobe_agent::{
     attribution::Attribution,
     capture::{Description, Mode, Reading},
     endpoints::ReportMetrics,
-    observation::{Epoch, Observation, Shared},
+    flow_store::Bounds,
+    observation::{Epoch, Observation, SharedObservation},
     report::stream::{Patience, Reporter},
-    store::Bounds,
 };
 use tokio::{
     net::TcpListener,
@@ -34,7 +34,7 @@ const GENEROUS: Duration = Duration::from_mins(1);
 
 /// A reporter, its operator, and what both share.
 struct Lab {
-    observation: Shared,
+    observation: SharedObservation,
     changed: Arc<Notify>,
     received: mpsc::UnboundedReceiver<(usize, AgentReport)>,
     answers: Arc<Semaphore>,
@@ -63,7 +63,7 @@ impl Lab {
         let mut observation = Observation::new(Epoch::default(), bounds, "6.12".into());
         observation.attribution = Some(Attribution::open(root.path()).unwrap());
         observation.begin_epoch([1; 16], &description());
-        let observation = Shared::new(observation);
+        let observation = SharedObservation::new(observation);
         let changed = Arc::new(Notify::new());
         let (closing, closes) = watch::channel(false);
         let reporter = Reporter {

@@ -12,9 +12,9 @@ use std::{
 use agent::{
     capture::{Description, Mode, Reading},
     endpoints::ReportMetrics,
-    observation::{Observation, Shared},
+    flow_store::Bounds,
+    observation::{Observation, SharedObservation},
     report::stream::{Patience, Reporter},
-    store::Bounds,
 };
 use operator::{
     collector::{self, Accounts, SILENCE},
@@ -44,7 +44,7 @@ struct World {
     accounts: Accounts,
     observations: Observations,
     operator: SocketAddr,
-    observation: Shared,
+    observation: SharedObservation,
     changed: Arc<Notify>,
     /// True counters of each flow.
     truth: FlowCounters,
@@ -65,7 +65,7 @@ impl World {
         let bounds = Bounds { flows: 1000, retention: Duration::from_hours(1) };
         let mut observation = Observation::new([0; 16], bounds, "6.12".to_owned());
         observation.begin_epoch([1; 16], &description());
-        let (observation, changed) = (Shared::new(observation), Arc::new(Notify::new()));
+        let (observation, changed) = (SharedObservation::new(observation), Arc::new(Notify::new()));
         let (closing, closes) = watch::channel(false);
         let reporter = Reporter {
             node: NODE.to_owned(),

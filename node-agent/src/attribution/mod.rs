@@ -36,11 +36,11 @@ pub struct Attributed {
 #[derive(Debug)]
 pub struct Attribution {
     tree: CgroupTree,
-    known: HashMap<u64, Known>,
+    known: HashMap<u64, OwnerCacheEntry>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct OwnerCacheEntry {
     attributed: Attributed,
     /// Time at which to retry a provisional result.
     again: Option<Instant>,
@@ -72,7 +72,7 @@ impl Attribution {
         let settled = self.known.get(&id).is_some_and(|known| known.again.is_none_or(|again| now < again));
         if !settled {
             let (attributed, provisional) = self.look_up(id, now);
-            self.known.insert(id, Known { attributed, again: provisional.then(|| now + LOOK_AGAIN) });
+            self.known.insert(id, OwnerCacheEntry { attributed, again: provisional.then(|| now + LOOK_AGAIN) });
         }
         &self.known[&id].attributed
     }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::{Reason, Refusal};
+use super::errors::Refusal;
+use kernel_support::Reason;
 
 /// Returns the cgroup v2 directory at `mount`: itself, or `unified` in it if the node runs v1 and v2 side by side
 /// (systemd's hybrid mode).

@@ -1,343 +1,39 @@
-//! Capture by eBPF: combines the programs, the listings and the accounts.
+//! Capture by eBPF. A `sock_ops` program counts in the kernel; where it cannot be attached, programs on the tracepoint
+//! `inet_sock_set_state` use the same maps. An iterator lists preexisting sockets.
+//!
+//! Start: `start` runs the `preflight` and then tries each [`Attach`](super::Attach) in turn. `programs` loads and attaches
+//! the programs with the `offsets` that `btf` found; `tracepoint` does so for the second and third choice. `load_errors`
+//! explains the kernel's errors, and `self_test` checks that connections are counted.
+//!
+//! Counting: the programs count into `counters`, by `slots`, and announce a new flow through `new_flows`. `listing` reads
+//! the open sockets. `preexisting` separates preexisting connections from counted ones, and `attempts` does so for attempts
+//! in progress. `tracked_sockets` finds the ends that a tracepoint missed, and `snmp_audit` counts what it missed otherwise.
+//! `accounts` computes the totals. `capture` combines all of them.
 
-use std::{
-    collections::{HashMap, HashSet},
-    os::fd::{AsFd, BorrowedFd},
-    time::{Duration, Instant},
-};
+mod accounts;
+mod attempts;
+mod btf;
+mod capture;
+mod counters;
+mod datagrams;
+mod keys;
+mod listing;
+mod load_errors;
+mod new_flows;
+mod object;
+mod offsets;
+mod preexisting;
+mod preflight;
+mod programs;
+mod running_kernel;
+mod self_test;
+mod slots;
+mod snmp_audit;
+mod start;
+mod table_sizes;
+mod tasks;
+mod tracepoint;
+mod tracked_sockets;
 
-use aya::maps::MapError;
-use node_agent_common::{FlowKey, FlowStats, Loss};
-use topology::flow;
-
-use super::{
-    Capture, CaptureError, Changes, Description, Feature, Finding, Losses, MAX_FLOWS_PER_READING, Reading, Refusal,
-    Settings,
-    accounts::{Accounts, Known, Open},
-    datagrams::Datagrams,
-    existing::{Existing, end_first_look, failed, list},
-    first_sights::FirstSights,
-    followed::Followed,
-    kernel::Kernel,
-    keys::kernel_key,
-    listing::{Connection, End, Listing},
-    prepare::{prepare, try_all},
-    slots::Slots,
-    uncounted::Uncounted,
-};
-use crate::names::Answer;
-
-/// Time until the next listing after one that found changing flows; it doubles each time.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Slots that have counted nothing for so long may be lent to other flows, where slots grow scarce, or very scarce.
-const IDLE_SCARCE: Duration = Duration::from_secs(30);
-const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
-
-/// Message about lost DNS answers. It contains no number, so that it does not change with each of them.
-const NAMES_LOST: &str =
-    "some answers of name servers came faster than they could be read: the peers that they led to are shown by address";
-
-/// See [`NAMES_LOST`].
-const UNWATCHED: &str = "more connections from before the start are open than the kernel has room to watch: the end of the \
-                         others will be noticed late, without their last bytes";
-/// See [`NAMES_LOST`].
-const DIALLED_LOST: &str = "the kernel had no room to remember where some datagrams were sent to: where the node translates \
-                            addresses of its own processes (to Services), these are shown with the translated ones";
-
-/// A running capture. Ends with its value.
-pub struct EbpfCapture {
-    description: Description,
-    kernel: Kernel,
-    slots: Slots,
-    first_sights: FirstSights,
-    accounts: Accounts,
-    existing: Existing,
-    followed: Followed,
-    /// UDP programs, if the kernel accepts them.
-    datagrams: Option<Datagrams>,
-    /// Number of DNS answers that did not fit into the ring buffer so far.
-    lost_answers: u64,
-    /// SNMP audit, if a tracepoint is used.
-    uncounted: Option<Uncounted>,
-    /// Maximum of the missing connections that were reported so far.
-    said_missing: u64,
-    /// Time at which the reported changes were collected.
-    collected_at: Instant,
-    /// True if some of these changes are not reported yet.
-    has_rest: bool,
-    look_every: Duration,
-    next_look: Instant,
-    retry: Duration,
-}
-
-/// Loads, attaches and tests the programs, and finds preexisting connections.
-///
-/// # Errors
-/// Returns the first requirement that this machine does not meet.
-pub fn start_ebpf(settings: &Settings) -> Result<EbpfCapture, Refusal> {
-    prepare(settings, &mut Vec::new())
-}
-
-/// Probes this machine, step by step and for each attach type, without leaving anything behind.
-#[must_use]
-pub fn probe(settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    try_all(settings, &mut findings);
-    findings
-}
-
-impl EbpfCapture {
-    pub(super) fn new(
-        description: Description,
-        kernel: Kernel,
-        slots: Slots,
-        first_sights: FirstSights,
-        datagrams: Option<Datagrams>,
-        uncounted: Option<Uncounted>,
-        settings: &Settings,
-    ) -> Self {
-        let look_every = settings.look_every;
-        let known = Known { of_open: kernel.can_list(), retransmits: description.has(Feature::Retransmits) };
-        Self {
-            description,
-            kernel,
-            slots,
-            first_sights,
-            accounts: Accounts::new(known),
-            existing: Existing::new(settings.gone_after),
-            followed: Followed::default(),
-            datagrams,
-            lost_answers: 0,
-            uncounted,
-            said_missing: 0,
-            collected_at: Instant::now(),
-            has_rest: false,
-            look_every,
-            next_look: Instant::now() + look_every,
-            retry: RETRY,
-        }
-    }
-
-    /// Returns the number of flows that the kernel can still store before it counts losses.
-    #[must_use]
-    pub fn free_slots(&self) -> u32 {
-        self.kernel.counters.slots().saturating_sub(self.slots.used())
-    }
-
-    /// Makes the next [`Capture::read`] list all open sockets, so that the bytes of open connections are up to date.
-    pub fn look_again(&mut self) {
-        self.next_look = Instant::now();
-    }
-
-    /// Finds preexisting connections.
-    pub(super) fn first_look(&mut self) -> Result<(), CaptureError> {
-        if self.kernel.can_list() {
-            self.existing.first_look(&mut self.kernel, &mut self.accounts)?;
-            self.describe_unwatched();
-        } else {
-            end_first_look(&mut self.kernel)?;
-        }
-        self.collect(Instant::now())?;
-        self.ask_namespaces()?;
-        self.next_look = Instant::now();
-        Ok(())
-    }
-
-    /// Reads what the kernel has counted. Returns the flows of which a connection has ended.
-    fn collect(&mut self, now: Instant) -> Result<HashSet<FlowKey>, CaptureError> {
-        let read = |error| failed("reading the kernel's flows", error);
-        self.first_sights.drain(&mut self.kernel, |key, slot| self.slots.assign(slot, key, now)).map_err(read)?;
-        let nothing_lost = self.kernel.lost(Loss::Opened).map_err(read)? + self.existing.undecided() == 0;
-        let mut ended = HashSet::new();
-        self.slots.collect(
-            |slot| self.kernel.counters.read(slot),
-            now,
-            |key, since| {
-                self.accounts.add(key, since, nothing_lost);
-                if let Some(uncounted) = &mut self.uncounted {
-                    uncounted.count(&key, since);
-                }
-                // An end counts in several steps: the end itself may come with the next read.
-                if *since != (FlowStats { opened: since.opened, failed: since.failed, ..FlowStats::default() }) {
-                    ended.insert(key);
-                }
-            },
-        );
-        Ok(ended)
-    }
-
-    /// Collects everything that is due.
-    fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
-        self.collect(now)?;
-        self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
-        if now >= self.next_look && self.kernel.can_list() {
-            self.look()?;
-        }
-        self.recycle(now);
-        if let Some(datagrams) = &mut self.datagrams {
-            datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
-        }
-        Ok(())
-    }
-
-    fn look(&mut self) -> Result<(), CaptureError> {
-        let begun = Instant::now();
-        self.ask_namespaces()?;
-        let listing = list(&mut self.kernel)?;
-        self.existing.look(&mut self.kernel, &mut self.accounts, &listing)?;
-        self.describe_unwatched();
-        if self.kernel.follows() {
-            self.followed.look(&mut self.kernel, &mut self.accounts, &listing)?;
-        }
-        let now = Instant::now();
-        let ended = self.collect(now)?;
-        if let Some(uncounted) = &mut self.uncounted {
-            uncounted.settle(&listing.dialling);
-        }
-        let all_still = self.weigh(&listing, &ended);
-        // Listings take at most a hundredth of the time, for any number of sockets.
-        let soonest = 100 * (now - begun);
-        self.next_look = now + if all_still { self.look_every } else { self.retry.max(soonest).min(self.look_every) };
-        self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.look_every) };
-        Ok(())
-    }
-
-    fn describe_unwatched(&mut self) {
-        if self.existing.unwatched() > 0 {
-            self.description.lack(Feature::OldCloses, UNWATCHED);
-        }
-    }
-
-    fn ask_namespaces(&mut self) -> Result<(), CaptureError> {
-        self.uncounted.as_mut().map_or(Ok(()), |uncounted| uncounted.ask(&mut self.kernel))
-    }
-
-    /// Sums the values of open connections. Leaves out flows of which a connection may have ended since the listing began,
-    /// because it would count twice. Returns whether there were none.
-    fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
-        let mut open: HashMap<FlowKey, Open> = HashMap::new();
-        // One that is not accounted for may be one that has just ended.
-        let known = |cookie, found: &Connection| found.end == End::Callbacks || self.existing.knows(cookie);
-        for (_, connection) in listing.connections.iter().filter(|(cookie, found)| known(**cookie, found)) {
-            open.entry(connection.flow).or_default().add(connection.traffic, connection.rtt);
-        }
-        let mut all_still = true;
-        for (key, open) in open {
-            if ended.contains(&key) {
-                all_still = false;
-            } else {
-                self.accounts.set_open(key, &open);
-            }
-        }
-        all_still
-    }
-
-    /// To be called after flows have been read: see [`Datagrams::answers`].
-    fn answers(&mut self) -> Result<Vec<(u64, Answer)>, CaptureError> {
-        let Some(datagrams) = &mut self.datagrams else { return Ok(Vec::new()) };
-        let answers = datagrams.answers();
-        let lost = |what| self.kernel.lost(what).map_err(|error| failed("reading the kernel's losses", error));
-        if lost(Loss::Dialled)? > 0 {
-            self.description.lack(Feature::DialledAddresses, DIALLED_LOST);
-        }
-        let lost = lost(Loss::Answer)?;
-        if lost > self.lost_answers {
-            let lost = lost - std::mem::replace(&mut self.lost_answers, lost);
-            tracing::warn!(lost, "answers of name servers did not fit into their buffer: some peers will lack a name");
-            self.description.lack(Feature::RemoteNames, NAMES_LOST);
-        }
-        Ok(answers)
-    }
-
-    fn losses(&mut self) -> Result<Losses, CaptureError> {
-        let missed_runs =
-            self.kernel.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
-        let lost = |what| self.kernel.lost(what).map_err(|error| failed("reading the kernel's losses", error));
-        let nameless = self.accounts.nameless();
-        let opened = lost(Loss::Opened)? + lost(Loss::Unreadable)? + self.existing.undecided() + nameless.0;
-        let failed = lost(Loss::Failed)? + self.existing.lost_attempts() + nameless.1;
-        let missing = self.uncounted.as_ref().map_or(0, Uncounted::missing);
-        self.said_missing = self.said_missing.max(missing.saturating_sub(opened + failed + missed_runs));
-        Ok(Losses {
-            opened: opened + self.said_missing,
-            closed: lost(Loss::Closed)?,
-            failed,
-            first_sights: self.first_sights.dropped(),
-            closes_unseen: self.accounts.closes_unseen(),
-            missed_runs,
-            ..Losses::default()
-        })
-    }
-
-    /// Takes slots from flows that have been silent, where slots grow scarce.
-    fn recycle(&mut self, now: Instant) {
-        let (used, all) = (u64::from(self.slots.used()), u64::from(self.kernel.counters.slots()));
-        let least = match used * 100 / all.max(1) {
-            0..50 => return,
-            50..90 => IDLE_SCARCE,
-            _ => IDLE_VERY_SCARCE,
-        };
-        for (slot, key) in self.slots.idle(least, now) {
-            if !self.accounts.has_open(&key) && self.kernel.slot_of.remove(&key).is_ok() {
-                self.slots.deleted(slot, now);
-            }
-        }
-    }
-
-    /// Lends out again what has come back. To be called right after `collect`.
-    fn release(&mut self, now: Instant) -> Result<(), MapError> {
-        for slot in self.slots.release(now) {
-            self.kernel.free.push(slot, 0)?;
-        }
-        Ok(())
-    }
-}
-
-impl Capture for EbpfCapture {
-    fn description(&self) -> &Description {
-        &self.description
-    }
-
-    fn read(&mut self) -> Result<Reading, CaptureError> {
-        // The rest of what was collected last comes first.
-        if !self.has_rest {
-            self.collected_at = Instant::now();
-            self.collect_all(self.collected_at)?;
-        }
-        let answers = self.answers()?;
-        let losses = self.losses()?;
-        // Addresses are translated in the node's network namespace, which this capture does not see.
-        let nat_peers = Vec::new();
-        let Changes { flows, are_partial } = self.accounts.report(MAX_FLOWS_PER_READING);
-        self.has_rest = are_partial;
-        let (seen, complete_until) = (self.accounts.seen(), Some(self.collected_at));
-        Ok(Reading { flows, nat_peers, answers, losses, seen, complete_until, is_partial: are_partial })
-    }
-
-    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.kernel.first_sights.as_fd())
-    }
-
-    fn forget(&mut self, keys: &[flow::FlowKey]) -> Vec<flow::FlowKey> {
-        let now = Instant::now();
-        let mut dropped = Vec::new();
-        for public in keys {
-            let key = kernel_key(public);
-            if !self.accounts.is_at_rest(&key) {
-                continue;
-            }
-            match self.kernel.slot_of.get(&key, 0) {
-                // It has just come back: the first sight is still to be read.
-                Ok(slot) if !self.slots.is_known(slot) => continue,
-                // What programs that have found the slot still count there opens a new account.
-                Ok(slot) if self.kernel.slot_of.remove(&key).is_ok() => self.slots.deleted(slot, now),
-                Ok(_) => continue,
-                Err(_) => {}
-            }
-            self.accounts.remove(&key);
-            dropped.push(*public);
-        }
-        dropped
-    }
-}
+pub use capture::EbpfCapture;
+pub use start::{probe, start_ebpf};

@@ -12,20 +12,19 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CaptureArguments, duration};
 use crate::{
+    arguments::{CaptureArguments, duration},
     capture::Settings,
+    capture_starters::{self, Captures},
     endpoints::{self, ReportMetrics},
-    epoch,
-    observation::{Observation, Shared},
+    epoch, fault_injection,
+    flow_store::Bounds,
+    observation::{Observation, SharedObservation},
     observer::Observer,
     report::{
         operator_url,
         stream::{Patience, Reporter},
     },
-    sabotage,
-    store::Bounds,
-    supervision::{self, Captures},
 };
 
 /// Time limit of the last reading and of the last report after SIGTERM, each.
@@ -33,7 +32,7 @@ const CLOSING_TIME: Duration = Duration::from_secs(3);
 
 /// Options of reporting.
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub struct RunArguments {
     /// The Kubernetes node's name.
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
@@ -45,7 +44,7 @@ pub struct Arguments {
     insecure_plaintext: bool,
     /// Capture mode.
     #[arg(long, env = "SCOPEPROBE_MODE", value_enum, default_value = "ebpf")]
-    mode: Mode,
+    mode: ModeArgument,
     /// The longest time from a change to its report. New flows are reported at once.
     #[arg(long, env = "SCOPEPROBE_REPORT_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     report_interval: Duration,
@@ -66,7 +65,7 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Mode {
+enum ModeArgument {
     /// Counted in the kernel.
     Ebpf,
     /// Without eBPF.
@@ -77,7 +76,7 @@ enum Mode {
 ///
 /// # Errors
 /// If the arguments don't make sense or the endpoints can't be served. Never because of the capture or the operator.
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     // One thread is enough, and its memory is one thread's.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -86,7 +85,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .block_on(serve(arguments))
 }
 
-async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+async fn serve(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     let operator = operator_url::parse(&arguments.operator, arguments.insecure_plaintext)?;
     let listener = TcpListener::bind(arguments.http_listen)
         .await
@@ -96,7 +95,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
     let bounds = Bounds { flows: arguments.capture.remembered_flows(), retention: arguments.retention };
     let first_epoch = epoch::draw().context("can't draw random bytes for the epoch")?;
-    let observation = Shared::new(Observation::new(first_epoch, bounds, kernel()));
+    let observation = SharedObservation::new(Observation::new(first_epoch, bounds, kernel()));
     let changed = Arc::new(Notify::new());
     let metrics = ReportMetrics::default();
     let (close_observer, observer_closing) = watch::channel(false);
@@ -130,21 +129,21 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn observer(arguments: &Arguments, observation: &Shared, changed: &Arc<Notify>) -> io::Result<Observer> {
+fn observer(arguments: &RunArguments, observation: &SharedObservation, changed: &Arc<Notify>) -> io::Result<Observer> {
     let (capture, without, look_every) =
         (arguments.capture.clone(), arguments.capture.clone(), arguments.scan_interval);
     let mut captures = match arguments.mode {
-        Mode::Ebpf => Captures {
-            preferred: supervision::ebpf(move || Ok(Settings { look_every, ..capture.settings()? })),
-            stand_in: Some(supervision::stand_in(move || without.fallback_settings())),
+        ModeArgument::Ebpf => Captures {
+            preferred: capture_starters::ebpf(move || Ok(Settings { look_every, ..capture.settings()? })),
+            stand_in: Some(capture_starters::stand_in(move || without.fallback_settings())),
         },
-        Mode::Fallback => {
-            Captures { preferred: supervision::fallback(move || without.fallback_settings()), stand_in: None }
+        ModeArgument::Fallback => {
+            Captures { preferred: capture_starters::fallback(move || without.fallback_settings()), stand_in: None }
         }
     };
     if arguments.debug_signals {
         tracing::warn!("signals can break the capture: --debug-signals");
-        captures.preferred = sabotage::by_signals(captures.preferred)?;
+        captures.preferred = fault_injection::by_signals(captures.preferred)?;
     }
     let capture = arguments.capture.clone();
     Ok(Observer {

@@ -34,7 +34,7 @@ impl Default for NamesBounds {
 type Key = (u64, IpAddr);
 
 #[derive(Debug)]
-struct Known {
+struct CachedName {
     /// The latest answer last.
     names: Vec<(Arc<str>, Instant)>,
     /// Its place in the order of answers.
@@ -45,7 +45,7 @@ struct Known {
 #[derive(Debug, Default)]
 pub struct Names {
     bounds: NamesBounds,
-    known: HashMap<Key, Known>,
+    known: HashMap<Key, CachedName>,
     /// By the turn of the latest answer.
     order: BTreeMap<u64, Key>,
     turn: u64,
@@ -53,7 +53,7 @@ pub struct Names {
     bytes: usize,
 }
 
-impl Known {
+impl CachedName {
     fn bytes(&self) -> usize {
         self.names.iter().map(|(name, _)| name.len()).sum()
     }
@@ -81,7 +81,7 @@ impl Names {
 
     fn note(&mut self, key: Key, name: &Arc<str>, until: Instant, now: Instant) {
         self.turn += 1;
-        let known = self.known.entry(key).or_insert_with(|| Known { names: Vec::new(), turn: 0 });
+        let known = self.known.entry(key).or_insert_with(|| CachedName { names: Vec::new(), turn: 0 });
         self.order.remove(&known.turn);
         self.order.insert(self.turn, key);
         known.turn = self.turn;
@@ -169,7 +169,7 @@ mod tests {
         let (mut names, now) = (Names::new(bounds), Instant::now());
         for number in 0..100_u8 {
             names.learn(1, &answer(&format!("{number:0100}"), &[number, number.wrapping_add(1)], 300), now);
-            let held: usize = names.known.values().map(Known::bytes).sum();
+            let held: usize = names.known.values().map(CachedName::bytes).sum();
             assert!(names.bytes == held && held <= 1000, "{held}");
         }
         assert!(!names.of(1, ip(99), now).is_empty() && names.of(1, ip(1), now).is_empty(), "the latest stay");

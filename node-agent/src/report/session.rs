@@ -15,8 +15,8 @@ use topology::{
 use super::wire as to_wire;
 use crate::{
     attribution::{Attributed, Attribution},
+    flow_store::{FlowStore, Snapshot},
     observation::{CaptureState, Epoch, Observation},
-    store::{FlowStore, Snapshot},
 };
 
 /// One stream's memory: what the operator has been told on it.
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::{
         capture::{Description, Mode, Reading},
-        store::Bounds,
+        flow_store::Bounds,
     };
 
     const BOUNDS: Bounds = Bounds { flows: 10_000, retention: Duration::from_hours(1) };

@@ -21,7 +21,7 @@ use crate::{
     backoff::Backoff,
     endpoints::ReportMetrics,
     epoch,
-    observation::{Observation, Shared},
+    observation::{Observation, SharedObservation},
 };
 
 /// Timeouts of a reporter.
@@ -110,7 +110,7 @@ pub struct Reporter {
     /// Address of the operator.
     pub operator: Uri,
     /// State to report.
-    pub observation: Shared,
+    pub observation: SharedObservation,
     /// Notified when the observation has changed.
     pub changed: Arc<Notify>,
     /// Metrics of the reports.

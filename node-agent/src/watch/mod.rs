@@ -16,13 +16,13 @@ use tokio::{
 
 use self::view::View;
 use crate::{
+    arguments::{CaptureArguments, duration},
     capture::{Refusal, Settings},
+    capture_starters::{self, Captures},
     check::NOTHING,
-    commands::{CaptureArguments, duration},
-    observation::{Epoch, Observation, Shared},
+    flow_store::Bounds,
+    observation::{Epoch, Observation, SharedObservation},
     observer::Observer,
-    store::Bounds,
-    supervision::{self, Captures},
 };
 
 pub mod rows;
@@ -37,7 +37,7 @@ const RETENTION: Duration = Duration::from_hours(1);
 
 /// Options of `watch`.
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub struct WatchArguments {
     /// Show it once and end: what is open now, and with --for what happened meanwhile.
     #[arg(long)]
     once: bool,
@@ -46,13 +46,13 @@ pub struct Arguments {
     duration: Option<Duration>,
     /// Output format; JSON is one document, without --once one a line.
     #[arg(short, long, value_enum, default_value = "table")]
-    output: Output,
+    output: WatchOutput,
     #[command(flatten)]
     capture: CaptureArguments,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+enum WatchOutput {
     Table,
     Json,
 }
@@ -61,7 +61,7 @@ enum Output {
 ///
 /// # Errors
 /// If the output can't be written.
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &WatchArguments) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -69,9 +69,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .block_on(show(arguments))
 }
 
-async fn show(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+async fn show(arguments: &WatchArguments) -> anyhow::Result<ExitCode> {
     let bounds = Bounds { flows: arguments.capture.remembered_flows(), retention: RETENTION };
-    let observation = Shared::new(Observation::new(Epoch::default(), bounds, String::new()));
+    let observation = SharedObservation::new(Observation::new(Epoch::default(), bounds, String::new()));
     let changed = Arc::new(Notify::new());
     let (close, closing) = watch::channel(false);
     let observer = tokio::spawn(observer(&arguments.capture, &observation, &changed).run(closing));
@@ -98,15 +98,15 @@ async fn show(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn observer(capture: &CaptureArguments, observation: &Shared, changed: &Arc<Notify>) -> Observer {
+fn observer(capture: &CaptureArguments, observation: &SharedObservation, changed: &Arc<Notify>) -> Observer {
     let (arguments, without) = (capture.clone(), capture.clone());
     let settings =
         move || -> Result<Settings, Refusal> { Ok(Settings { look_every: REDRAW, ..arguments.settings()? }) };
     let capture = capture.clone();
     Observer {
         captures: Captures {
-            preferred: supervision::ebpf(settings),
-            stand_in: Some(supervision::fallback(move || without.fallback_settings())),
+            preferred: capture_starters::ebpf(settings),
+            stand_in: Some(capture_starters::fallback(move || without.fallback_settings())),
         },
         observation: observation.clone(),
         changed: Arc::clone(changed),
@@ -127,17 +127,17 @@ async fn until_interrupted<T: Default>(work: impl Future<Output = T>) -> anyhow:
 }
 
 /// A picture a second on a terminal, elsewhere one when something has changed, at most one a second.
-async fn show_live(output: Output, observation: &Shared, changed: &Notify, end: Option<Instant>) {
-    let terminal = io::stdout().is_terminal() && output == Output::Table;
+async fn show_live(output: WatchOutput, observation: &SharedObservation, changed: &Notify, end: Option<Instant>) {
+    let terminal = io::stdout().is_terminal() && output == WatchOutput::Table;
     let far = Instant::now() + Duration::from_hours(24 * 365);
     let end = end.unwrap_or(far);
     loop {
         let drawn = Instant::now();
         let view = View::of(&mut observation.lock());
         let shown = match output {
-            Output::Table if terminal => redraw(&view),
-            Output::Table => write(&(table::render(&view, None) + "\n")),
-            Output::Json => json_line(&view),
+            WatchOutput::Table if terminal => redraw(&view),
+            WatchOutput::Table => write(&(table::render(&view, None) + "\n")),
+            WatchOutput::Json => json_line(&view),
         };
         // The reader is gone.
         if shown.is_err() {
@@ -153,11 +153,11 @@ async fn show_live(output: Output, observation: &Shared, changed: &Notify, end: 
     }
 }
 
-fn print_once(output: Output, observation: &Shared) -> anyhow::Result<()> {
+fn print_once(output: WatchOutput, observation: &SharedObservation) -> anyhow::Result<()> {
     let view = View::of(&mut observation.lock());
     let text = match output {
-        Output::Table => table::render(&view, None),
-        Output::Json => serde_json::to_string_pretty(&view)? + "\n",
+        WatchOutput::Table => table::render(&view, None),
+        WatchOutput::Json => serde_json::to_string_pretty(&view)? + "\n",
     };
     match write(&text) {
         // The reader closed the pipe.

@@ -14,9 +14,9 @@ use report::v1alpha1::{AgentReport, Flow, Role as WireRole, identity::Owner};
 use scopeprobe_agent::{
     attribution::Attribution,
     capture::{Attach, Capture as _, EbpfCapture, start_ebpf},
+    flow_store::Bounds,
     observation::Observation,
     report::session::Session,
-    store::Bounds,
 };
 use topology::{
     directory::Directory,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use topology::rtt::RttBucket;
 
-use super::super::traffic::Traffic;
+use crate::capture::traffic::Traffic;
 
 /// An address and a port.
 pub(super) type Endpoint = (IpAddr, u16);

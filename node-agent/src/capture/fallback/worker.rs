@@ -8,18 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::node_addresses;
-
 use super::{
-    FallbackSettings, Shared,
-    cgroups::Cgroups,
-    conntrack::Conntrack,
-    holders::Holders,
-    netlink::Buffer,
-    pace::Pace,
-    processes::{Namespace, Processes},
-    source::Source,
-    space::Look,
+    cpu_budget::CpuBudget,
+    netlink::{conntrack::Conntrack, socket::Buffer},
+    reader::Source,
+    settings::FallbackSettings,
+    shared::SharedState,
+    socket_owners::SocketOwners,
+    state::namespace::Look,
+};
+use crate::{
+    capture::proc::{
+        cgroups::Cgroups,
+        processes::{Namespace, Processes},
+    },
+    node_addresses,
 };
 
 /// Maximum time for which events wait to be read.
@@ -36,14 +39,14 @@ const YOUNG: u32 = 4;
 /// State of the thread.
 pub(super) struct Worker {
     settings: FallbackSettings,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     processes: Processes,
     cgroups: Cgroups,
-    holders: Holders,
+    holders: SocketOwners,
     sources: HashMap<u32, Source>,
     conntrack: Option<Conntrack>,
     buffer: Buffer,
-    pace: Pace,
+    pace: CpuBudget,
     passes: u64,
     /// Notified after the first scan.
     first_pass: Option<SyncSender<()>>,
@@ -52,7 +55,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(
         settings: FallbackSettings,
-        shared: Arc<Shared>,
+        shared: Arc<SharedState>,
         cgroups: Cgroups,
         conntrack: Option<Conntrack>,
         first_pass: SyncSender<()>,
@@ -60,11 +63,11 @@ impl Worker {
         Self {
             processes: Processes::new(&settings.proc),
             cgroups,
-            holders: Holders::default(),
+            holders: SocketOwners::default(),
             sources: HashMap::new(),
             conntrack,
             buffer: Buffer::new(),
-            pace: Pace::new(settings.cpu_millicores),
+            pace: CpuBudget::new(settings.cpu_millicores),
             passes: 0,
             first_pass: Some(first_pass),
             settings,

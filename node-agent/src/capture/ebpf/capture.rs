@@ -1,0 +1,331 @@
+//! Capture by eBPF: combines the programs, the listings and the accounts.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant},
+};
+
+use aya::maps::MapError;
+use node_agent_common::{FlowKey, FlowStats, Loss};
+use topology::flow;
+
+use super::{
+    accounts::{CaptureAbilities, KernelAccounts, Open},
+    datagrams::Datagrams,
+    keys::kernel_key,
+    listing::{Connection, EndObserver, Listing},
+    new_flows::NewFlows,
+    preexisting::{Preexisting, end_first_look, failed, list},
+    programs::Programs,
+    slots::Slots,
+    snmp_audit::SnmpAudit,
+    tracked_sockets::TrackedSockets,
+};
+use crate::capture::{
+    description::{Description, Feature},
+    errors::CaptureError,
+    reading::{Capture, Changes, Losses, MAX_FLOWS_PER_READING, Reading},
+    settings::Settings,
+};
+use crate::names::Answer;
+
+/// Time until the next listing after one that found changing flows; it doubles each time.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Slots that have counted nothing for so long may be lent to other flows, where slots grow scarce, or very scarce.
+const IDLE_SCARCE: Duration = Duration::from_secs(30);
+const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
+
+/// Message about lost DNS answers. It contains no number, so that it does not change with each of them.
+const NAMES_LOST: &str =
+    "some answers of name servers came faster than they could be read: the peers that they led to are shown by address";
+
+/// See [`NAMES_LOST`].
+const UNWATCHED: &str = "more connections from before the start are open than the kernel has room to watch: the end of the \
+                         others will be noticed late, without their last bytes";
+/// See [`NAMES_LOST`].
+const DIALLED_LOST: &str = "the kernel had no room to remember where some datagrams were sent to: where the node translates \
+                            addresses of its own processes (to Services), these are shown with the translated ones";
+
+/// A running capture. Ends with its value.
+pub struct EbpfCapture {
+    description: Description,
+    programs: Programs,
+    slots: Slots,
+    first_sights: NewFlows,
+    accounts: KernelAccounts,
+    preexisting: Preexisting,
+    tracked: TrackedSockets,
+    /// UDP programs, if the kernel accepts them.
+    datagrams: Option<Datagrams>,
+    /// Number of DNS answers that did not fit into the ring buffer so far.
+    lost_answers: u64,
+    /// SNMP audit, if a tracepoint is used.
+    snmp_audit: Option<SnmpAudit>,
+    /// Maximum of the missing connections that were reported so far.
+    said_missing: u64,
+    /// Time at which the reported changes were collected.
+    collected_at: Instant,
+    /// True if some of these changes are not reported yet.
+    has_rest: bool,
+    look_every: Duration,
+    next_look: Instant,
+    retry: Duration,
+}
+
+impl EbpfCapture {
+    pub(super) fn new(
+        description: Description,
+        programs: Programs,
+        slots: Slots,
+        first_sights: NewFlows,
+        datagrams: Option<Datagrams>,
+        snmp_audit: Option<SnmpAudit>,
+        settings: &Settings,
+    ) -> Self {
+        let look_every = settings.look_every;
+        let known =
+            CaptureAbilities { of_open: programs.can_list(), retransmits: description.has(Feature::Retransmits) };
+        Self {
+            description,
+            programs,
+            slots,
+            first_sights,
+            accounts: KernelAccounts::new(known),
+            preexisting: Preexisting::new(settings.gone_after),
+            tracked: TrackedSockets::default(),
+            datagrams,
+            lost_answers: 0,
+            snmp_audit,
+            said_missing: 0,
+            collected_at: Instant::now(),
+            has_rest: false,
+            look_every,
+            next_look: Instant::now() + look_every,
+            retry: RETRY,
+        }
+    }
+
+    /// Returns the number of flows that the kernel can still store before it counts losses.
+    #[must_use]
+    pub fn free_slots(&self) -> u32 {
+        self.programs.counters.slots().saturating_sub(self.slots.used())
+    }
+
+    /// Makes the next [`Capture::read`] list all open sockets, so that the bytes of open connections are up to date.
+    pub fn look_again(&mut self) {
+        self.next_look = Instant::now();
+    }
+
+    /// Finds preexisting connections.
+    pub(super) fn first_look(&mut self) -> Result<(), CaptureError> {
+        if self.programs.can_list() {
+            self.preexisting.first_look(&mut self.programs, &mut self.accounts)?;
+            self.describe_unwatched();
+        } else {
+            end_first_look(&mut self.programs)?;
+        }
+        self.collect(Instant::now())?;
+        self.ask_namespaces()?;
+        self.next_look = Instant::now();
+        Ok(())
+    }
+
+    /// Reads what the kernel has counted. Returns the flows of which a connection has ended.
+    fn collect(&mut self, now: Instant) -> Result<HashSet<FlowKey>, CaptureError> {
+        let read = |error| failed("reading the kernel's flows", error);
+        self.first_sights.drain(&mut self.programs, |key, slot| self.slots.assign(slot, key, now)).map_err(read)?;
+        let nothing_lost = self.programs.lost(Loss::Opened).map_err(read)? + self.preexisting.undecided() == 0;
+        let mut ended = HashSet::new();
+        self.slots.collect(
+            |slot| self.programs.counters.read(slot),
+            now,
+            |key, since| {
+                self.accounts.add(key, since, nothing_lost);
+                if let Some(snmp_audit) = &mut self.snmp_audit {
+                    snmp_audit.count(&key, since);
+                }
+                // An end counts in several steps: the end itself may come with the next read.
+                if *since != (FlowStats { opened: since.opened, failed: since.failed, ..FlowStats::default() }) {
+                    ended.insert(key);
+                }
+            },
+        );
+        Ok(ended)
+    }
+
+    /// Collects everything that is due.
+    fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
+        self.collect(now)?;
+        self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
+        if now >= self.next_look && self.programs.can_list() {
+            self.look()?;
+        }
+        self.recycle(now);
+        if let Some(datagrams) = &mut self.datagrams {
+            datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self) -> Result<(), CaptureError> {
+        let begun = Instant::now();
+        self.ask_namespaces()?;
+        let listing = list(&mut self.programs)?;
+        self.preexisting.look(&mut self.programs, &mut self.accounts, &listing)?;
+        self.describe_unwatched();
+        if self.programs.follows() {
+            self.tracked.look(&mut self.programs, &mut self.accounts, &listing)?;
+        }
+        let now = Instant::now();
+        let ended = self.collect(now)?;
+        if let Some(snmp_audit) = &mut self.snmp_audit {
+            snmp_audit.settle(&listing.dialling);
+        }
+        let all_still = self.weigh(&listing, &ended);
+        // Listings take at most a hundredth of the time, for any number of sockets.
+        let soonest = 100 * (now - begun);
+        self.next_look = now + if all_still { self.look_every } else { self.retry.max(soonest).min(self.look_every) };
+        self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.look_every) };
+        Ok(())
+    }
+
+    fn describe_unwatched(&mut self) {
+        if self.preexisting.unwatched() > 0 {
+            self.description.lack(Feature::OldCloses, UNWATCHED);
+        }
+    }
+
+    fn ask_namespaces(&mut self) -> Result<(), CaptureError> {
+        self.snmp_audit.as_mut().map_or(Ok(()), |snmp_audit| snmp_audit.ask(&mut self.programs))
+    }
+
+    /// Sums the values of open connections. Leaves out flows of which a connection may have ended since the listing began,
+    /// because it would count twice. Returns whether there were none.
+    fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
+        let mut open: HashMap<FlowKey, Open> = HashMap::new();
+        // One that is not accounted for may be one that has just ended.
+        let known = |cookie, found: &Connection| found.end == EndObserver::Callbacks || self.preexisting.knows(cookie);
+        for (_, connection) in listing.connections.iter().filter(|(cookie, found)| known(**cookie, found)) {
+            open.entry(connection.flow).or_default().add(connection.traffic, connection.rtt);
+        }
+        let mut all_still = true;
+        for (key, open) in open {
+            if ended.contains(&key) {
+                all_still = false;
+            } else {
+                self.accounts.set_open(key, &open);
+            }
+        }
+        all_still
+    }
+
+    /// To be called after flows have been read: see [`Datagrams::answers`].
+    fn answers(&mut self) -> Result<Vec<(u64, Answer)>, CaptureError> {
+        let Some(datagrams) = &mut self.datagrams else { return Ok(Vec::new()) };
+        let answers = datagrams.answers();
+        let lost = |what| self.programs.lost(what).map_err(|error| failed("reading the kernel's losses", error));
+        if lost(Loss::Dialled)? > 0 {
+            self.description.lack(Feature::DialledAddresses, DIALLED_LOST);
+        }
+        let lost = lost(Loss::Answer)?;
+        if lost > self.lost_answers {
+            let lost = lost - std::mem::replace(&mut self.lost_answers, lost);
+            tracing::warn!(lost, "answers of name servers did not fit into their buffer: some peers will lack a name");
+            self.description.lack(Feature::RemoteNames, NAMES_LOST);
+        }
+        Ok(answers)
+    }
+
+    fn losses(&mut self) -> Result<Losses, CaptureError> {
+        let missed_runs =
+            self.programs.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
+        let lost = |what| self.programs.lost(what).map_err(|error| failed("reading the kernel's losses", error));
+        let nameless = self.accounts.nameless();
+        let opened = lost(Loss::Opened)? + lost(Loss::Unreadable)? + self.preexisting.undecided() + nameless.0;
+        let failed = lost(Loss::Failed)? + self.preexisting.lost_attempts() + nameless.1;
+        let missing = self.snmp_audit.as_ref().map_or(0, SnmpAudit::missing);
+        self.said_missing = self.said_missing.max(missing.saturating_sub(opened + failed + missed_runs));
+        Ok(Losses {
+            opened: opened + self.said_missing,
+            closed: lost(Loss::Closed)?,
+            failed,
+            first_sights: self.first_sights.dropped(),
+            closes_unseen: self.accounts.closes_unseen(),
+            missed_runs,
+            ..Losses::default()
+        })
+    }
+
+    /// Takes slots from flows that have been silent, where slots grow scarce.
+    fn recycle(&mut self, now: Instant) {
+        let (used, all) = (u64::from(self.slots.used()), u64::from(self.programs.counters.slots()));
+        let least = match used * 100 / all.max(1) {
+            0..50 => return,
+            50..90 => IDLE_SCARCE,
+            _ => IDLE_VERY_SCARCE,
+        };
+        for (slot, key) in self.slots.idle(least, now) {
+            if !self.accounts.has_open(&key) && self.programs.slot_of.remove(&key).is_ok() {
+                self.slots.deleted(slot, now);
+            }
+        }
+    }
+
+    /// Lends out again what has come back. To be called right after `collect`.
+    fn release(&mut self, now: Instant) -> Result<(), MapError> {
+        for slot in self.slots.release(now) {
+            self.programs.free.push(slot, 0)?;
+        }
+        Ok(())
+    }
+}
+
+impl Capture for EbpfCapture {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn read(&mut self) -> Result<Reading, CaptureError> {
+        // The rest of what was collected last comes first.
+        if !self.has_rest {
+            self.collected_at = Instant::now();
+            self.collect_all(self.collected_at)?;
+        }
+        let answers = self.answers()?;
+        let losses = self.losses()?;
+        // Addresses are translated in the node's network namespace, which this capture does not see.
+        let nat_peers = Vec::new();
+        let Changes { flows, are_partial } = self.accounts.report(MAX_FLOWS_PER_READING);
+        self.has_rest = are_partial;
+        let (seen, complete_until) = (self.accounts.seen(), Some(self.collected_at));
+        Ok(Reading { flows, nat_peers, answers, losses, seen, complete_until, is_partial: are_partial })
+    }
+
+    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.programs.first_sights.as_fd())
+    }
+
+    fn forget(&mut self, keys: &[flow::FlowKey]) -> Vec<flow::FlowKey> {
+        let now = Instant::now();
+        let mut dropped = Vec::new();
+        for public in keys {
+            let key = kernel_key(public);
+            if !self.accounts.is_at_rest(&key) {
+                continue;
+            }
+            match self.programs.slot_of.get(&key, 0) {
+                // It has just come back: the first sight is still to be read.
+                Ok(slot) if !self.slots.is_known(slot) => continue,
+                // What programs that have found the slot still count there opens a new account.
+                Ok(slot) if self.programs.slot_of.remove(&key).is_ok() => self.slots.deleted(slot, now),
+                Ok(_) => continue,
+                Err(_) => {}
+            }
+            self.accounts.remove(&key);
+            dropped.push(*public);
+        }
+        dropped
+    }
+}

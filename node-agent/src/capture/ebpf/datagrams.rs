@@ -1,0 +1,188 @@
+//! Counts datagrams. If the kernel refuses these programs, the rest of the capture works without them.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, MapData, MapError, RingBuf},
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
+};
+use node_agent_common::{AnswerRecord, conversation};
+
+use super::{
+    load_errors::describe,
+    object::{program, take},
+};
+use crate::capture::{
+    description::{Degradation, Feature},
+    settings::Settings,
+};
+use crate::names::Answer;
+
+/// Names in the object.
+const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
+    [("datagrams_out", CgroupSkbAttachType::Egress), ("datagrams_in", CgroupSkbAttachType::Ingress)];
+/// Names of the programs that record original destinations of translated datagrams.
+const DIALLED: [&str; 2] = ["dialled_v4", "dialled_v6"];
+
+/// Interval between recorded counts of conversations. It also prolongs the time for which a conversation counts as
+/// inferred.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
+/// Programs that count datagrams.
+pub(super) struct Datagrams {
+    begun: Array<MapData, u64>,
+    answers: RingBuf<MapData>,
+    attached: Instant,
+    settle: Duration,
+    /// Time for which a conversation is kept.
+    memory: Duration,
+    /// Number of conversations that may begin within that time without an early eviction. The kernel evicts the least
+    /// recently used ones only approximately.
+    room: u64,
+    /// Times and numbers of conversations that began, the oldest one `memory` ago.
+    notes: VecDeque<(Instant, u64)>,
+}
+
+impl Datagrams {
+    /// Loads and attaches the programs, and adds a degradation for each missing feature.
+    pub(super) fn attach(
+        programs: &mut Ebpf,
+        settings: &Settings,
+        degradations: &mut Vec<Degradation>,
+    ) -> Option<Self> {
+        let attached = Self::attach_counting(programs, settings).map_err(|degradation| degradations.push(degradation));
+        if attached.is_ok()
+            && let Err(error) = attach_dialled(programs, &settings.cgroup_root)
+        {
+            degradations.push(Degradation {
+                feature: Feature::DialledAddresses,
+                message: format!(
+                    "the kernel refused the programs on sendmsg(): {error}. Where the node translates addresses of its own \
+                     processes (to Services), UDP of sockets that are not connected is shown with the translated ones"
+                ),
+            });
+        }
+        attached.ok()
+    }
+
+    fn attach_counting(programs: &mut Ebpf, settings: &Settings) -> Result<Self, Degradation> {
+        let refused =
+            |error: &str| Degradation { feature: Feature::Datagrams, message: format!("UDP is not counted: {error}") };
+        let begun = take(programs, "BEGUN").map_err(|refusal| refused(&refusal.message))?;
+        let answers = take(programs, "ANSWERS").map_err(|refusal| refused(&refusal.message))?;
+        attach(programs, &settings.cgroup_root).map_err(|error| {
+            let root = settings.cgroup_root.display();
+            refused(&format!("the kernel refused the programs for packets at the cgroup {root}: {error}"))
+        })?;
+        let attached = Instant::now();
+        Ok(Self {
+            begun,
+            answers,
+            attached,
+            settle: settings.conversations_settle,
+            memory: settings.conversation_silence,
+            room: u64::from(settings.max_conversations / 2),
+            notes: VecDeque::from([(attached, 0)]),
+        })
+    }
+
+    /// Returns the DNS responses since the last call. Must be called after flows were read, so that the responses that
+    /// led to their addresses are included.
+    pub(super) fn answers(&mut self) -> Vec<(u64, Answer)> {
+        let mut answers = Vec::new();
+        while let Some(item) = self.answers.next() {
+            answers.extend(record(&item).and_then(|(cgroup, message)| Some((cgroup, Answer::read(message)?))));
+        }
+        answers
+    }
+
+    /// Sets the number from which on a conversation that seems to begin may be an evicted one.
+    pub(super) fn judge(&mut self, now: Instant) -> Result<(), MapError> {
+        let age = now.saturating_duration_since(self.attached);
+        if age < self.settle {
+            return Ok(());
+        }
+        if self.notes.back().is_none_or(|(noted, _)| now.saturating_duration_since(*noted) >= NOTE_EVERY) {
+            self.notes.push_back((now, self.begun.get(&conversation::BEGUN, 0)?));
+        }
+        let certain_below = self.room + begun_before(&mut self.notes, now.checked_sub(self.memory));
+        self.begun.set(conversation::CERTAIN_BELOW, certain_below, 0)
+    }
+}
+
+/// Returns the number that had begun at that time, from the latest record that is old enough; removes records that are
+/// not needed any more.
+fn begun_before(notes: &mut VecDeque<(Instant, u64)>, then: Option<Instant>) -> u64 {
+    while notes.get(1).is_some_and(|(noted, _)| then.is_some_and(|then| then >= *noted)) {
+        notes.pop_front();
+    }
+    notes.front().map_or(0, |(_, begun)| *begun)
+}
+
+/// Returns the cgroup and the message of an [`AnswerRecord`], which ends with its message.
+fn record(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (cgroup, rest) = bytes.split_first_chunk()?;
+    let (length, _) = rest.split_first_chunk()?;
+    let message = bytes.get(AnswerRecord::HEAD..)?;
+    Some((u64::from_ne_bytes(*cgroup), message.get(..u32::from_ne_bytes(*length) as usize)?))
+}
+
+fn attach(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
+    let said = |error: &ProgramError| describe(error);
+    for (name, _) in PROGRAMS {
+        program::<CgroupSkb>(programs, name).and_then(CgroupSkb::load).map_err(|error| said(&error))?;
+    }
+    let directory = File::open(cgroup_root).map_err(|error| error.to_string())?;
+    let mut attached = Vec::new();
+    for (name, direction) in PROGRAMS {
+        let program = program::<CgroupSkb>(programs, name).map_err(|error| said(&error))?;
+        match program.attach(&directory, direction, CgroupAttachMode::Single) {
+            Ok(link) => attached.push((name, link)),
+            Err(error) => {
+                // One direction alone would tell who is who wrongly.
+                for (name, link) in attached {
+                    if let Ok(program) = self::program::<CgroupSkb>(programs, name) {
+                        let _ = program.detach(link);
+                    }
+                }
+                return Err(said(&error));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn attach_dialled(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
+    let directory = File::open(cgroup_root).map_err(|error| error.to_string())?;
+    for name in DIALLED {
+        let attach = |program: &mut CgroupSockAddr| {
+            program.load()?;
+            program.attach(&directory, CgroupAttachMode::Single).map(drop)
+        };
+        program::<CgroupSockAddr>(programs, name).and_then(attach).map_err(|error| describe(&error))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_began_within_memory_counts_against_the_room() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut notes = VecDeque::from([(at(0), 0), (at(60), 500), (at(110), 900)]);
+        assert_eq!(begun_before(&mut notes, None), 0);
+        assert_eq!(begun_before(&mut notes, Some(at(59))), 0);
+        assert_eq!(begun_before(&mut notes, Some(at(60))), 500, "noted when memory began");
+        assert_eq!(begun_before(&mut notes, Some(at(600))), 900);
+        assert_eq!(notes.len(), 1, "one is always there");
+    }
+}

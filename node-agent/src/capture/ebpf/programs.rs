@@ -1,0 +1,309 @@
+//! The programs and maps in the kernel: loading, attaching, handing out.
+
+use std::{collections::HashSet, fs::File, io, path::Path};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, RingBuf},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
+    },
+};
+use node_agent_common::{FlowKey, FollowedSocket, Loss, Offsets, look};
+
+use super::{
+    counters::Counters,
+    datagrams::Datagrams,
+    load_errors::{describe, incomplete, load_refusal},
+    object::{program, take},
+    preflight::Environment,
+    preflight::no_listing,
+    running_kernel::RunningKernel,
+    table_sizes,
+    tracepoint::Tracepoint,
+};
+use crate::capture::{
+    attach::Attach,
+    description::{Degradation, Feature},
+    errors::Refusal,
+    settings::Settings,
+};
+use kernel_support::Reason;
+
+/// The compiled programs: see build.rs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/scopeprobe.o"));
+
+/// Names in the object.
+const CONNECTIONS: &str = "connections";
+const OPEN_SOCKETS: &str = "open_sockets";
+const NAMESPACES: &str = "namespaces";
+const OLD_CLOSES: &str = "old_closes";
+
+/// Loaded and attached programs; they stay in the kernel while this value lives.
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
+pub(super) struct Programs {
+    object: Ebpf,
+    pub(super) counters: Counters,
+    pub(super) slot_of: HashMap<MapData, FlowKey, u32>,
+    pub(super) free: Queue<MapData, u32>,
+    pub(super) first_sights: RingBuf<MapData>,
+    pub(super) seeds: HashMap<MapData, u64, FlowKey>,
+    recent: HashMap<MapData, u64, u32>,
+    pub(super) followed: HashMap<MapData, u64, FollowedSocket>,
+    lost: PerCpuArray<MapData, u64>,
+    looking: Array<MapData, u32>,
+    tracepoint: Tracepoint,
+    counts_misses: bool,
+    can_list: bool,
+    can_list_tasks: bool,
+    can_see_old_closes: bool,
+    old_closes: Option<BtfTracePointLinkId>,
+}
+
+impl Programs {
+    /// Creates the maps and loads the programs that this way to attach needs; nothing runs yet.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel refuses an indispensable program.
+    pub(super) fn load(
+        settings: &Settings,
+        environment: &Environment,
+        attach: Attach,
+        degradations: &mut Vec<Degradation>,
+    ) -> Result<Self, Refusal> {
+        let follows = attach != Attach::SockOps;
+        let offsets = Offsets { followed: u32::from(follows), ..environment.offsets };
+        let silence = u64::try_from(settings.conversation_silence.as_nanos()).unwrap_or(u64::MAX);
+        let mut object = EbpfLoader::new()
+            .btf(None)
+            .override_global("OFFSETS", &offsets, true)
+            .override_global("ROOT", &environment.root, true)
+            .override_global("SILENCE", &silence, true)
+            .override_global("WANTS_ANSWERS", &u32::from(settings.dns_names), true)
+            .map_max_entries("SLOT_OF", settings.max_flows)
+            .map_max_entries("STATS", settings.max_flows)
+            .map_max_entries("FREE", settings.max_flows)
+            .map_max_entries("FIRST_SIGHTS", settings.ring_bytes)
+            .map_max_entries("CONVERSATIONS", settings.max_conversations)
+            .map_max_entries("ANSWERS", settings.answer_ring_bytes)
+            .map_max_entries("SEEDS", table_sizes::for_old_connections(settings))
+            .map_max_entries("RECENT", settings.max_noted)
+            .map_max_entries("FOLLOWED", if follows { settings.max_followed } else { 1 })
+            .load(OBJECT)
+            .map_err(|error| load_refusal("creating the maps", &error))?;
+        if !follows {
+            load_connections(&mut object)?;
+        }
+        let tracepoint = Tracepoint::load(&mut object, attach, settings, environment)?;
+        let mut programs = Self::take_maps(object, settings.max_flows)?;
+        programs.counts_misses = tracepoint.counts_misses(&environment.release);
+        programs.tracepoint = tracepoint;
+        for slot in 0..settings.max_flows {
+            programs.free.push(slot, 0).map_err(|error| load_refusal("filling the table of free slots", &error))?;
+        }
+        programs.load_optional(&settings.btf_path, attach, degradations);
+        Ok(programs)
+    }
+
+    fn take_maps(mut object: Ebpf, slots: u32) -> Result<Self, Refusal> {
+        let Some(Map::Array(stats)) = object.take_map("STATS") else { return Err(incomplete("the map STATS")) };
+        Ok(Self {
+            counters: Counters::map(stats, slots)
+                .map_err(|error| load_refusal("mapping the table of counters", &error))?,
+            slot_of: take(&mut object, "SLOT_OF")?,
+            free: take(&mut object, "FREE")?,
+            first_sights: take(&mut object, "FIRST_SIGHTS")?,
+            seeds: take(&mut object, "SEEDS")?,
+            recent: take(&mut object, "RECENT")?,
+            followed: take(&mut object, "FOLLOWED")?,
+            lost: take(&mut object, "LOST")?,
+            looking: take(&mut object, "LOOKING")?,
+            object,
+            tracepoint: Tracepoint::default(),
+            counts_misses: true,
+            can_list: false,
+            can_list_tasks: false,
+            can_see_old_closes: false,
+            old_closes: None,
+        })
+    }
+
+    /// Loads the programs without which the rest works.
+    fn load_optional(&mut self, btf_path: &Path, attach: Attach, degradations: &mut Vec<Degradation>) {
+        let btf = AyaBtf::parse_file(btf_path, Endianness::default()).map_err(|error| error.to_string());
+        let list =
+            |programs: &mut Self, btf: &AyaBtf| programs.load_open_sockets(btf).map_err(|error| describe(&error));
+        match btf.and_then(|btf| list(self, &btf).map(|()| btf)) {
+            Err(error) if degradations.iter().all(|known| known.feature != Feature::OpenSockets) => {
+                degradations.push(no_listing(&error));
+            }
+            Err(_) => {}
+            Ok(btf) => {
+                self.can_list = true;
+                // What follows every socket sees the ends of old ones, too.
+                if attach == Attach::SockOps {
+                    self.load_old_closes_if_possible(&btf, degradations);
+                } else {
+                    self.can_list_tasks = self.load_namespaces(&btf).is_ok();
+                }
+            }
+        }
+    }
+
+    fn load_old_closes_if_possible(&mut self, btf: &AyaBtf, degradations: &mut Vec<Degradation>) {
+        match self.load_old_closes(btf) {
+            Ok(()) => self.can_see_old_closes = true,
+            Err(error) => degradations.push(Degradation {
+                feature: Feature::OldCloses,
+                message: format!(
+                    "the kernel refused the program on inet_sock_set_state: {}. The end of connections that are older \
+                     than any agent of this boot will be noticed late, without their last bytes",
+                    describe(&error)
+                ),
+            }),
+        }
+    }
+
+    fn load_open_sockets(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
+        program::<Iter>(&mut self.object, OPEN_SOCKETS)?.load("task_file", btf)
+    }
+
+    fn load_namespaces(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
+        program::<Iter>(&mut self.object, NAMESPACES)?.load("task", btf)
+    }
+
+    fn load_old_closes(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
+        program::<BtfTracePoint>(&mut self.object, OLD_CLOSES)?.load("inet_sock_set_state", btf)
+    }
+
+    /// From now on everything is counted, until the value is dropped.
+    ///
+    /// # Errors
+    /// Returns an error if the cgroup or tracepoint refuses the program.
+    pub(super) fn attach(&mut self, attach: Attach, cgroup_root: &Path) -> Result<(), Refusal> {
+        match attach {
+            Attach::SockOps => self.attach_sock_ops(cgroup_root),
+            Attach::TpBtf | Attach::Tracepoint => self.tracepoint.attach(&mut self.object),
+        }
+    }
+
+    fn attach_sock_ops(&mut self, cgroup_root: &Path) -> Result<(), Refusal> {
+        let refusal = |error: &dyn std::error::Error| Refusal {
+            reason: Reason::AttachFailed,
+            message: format!(
+                "attaching to the cgroup {}: {}; look for another sock_ops program on it or above it that allows no \
+                 other (bpftool cgroup tree)",
+                cgroup_root.display(),
+                describe(error)
+            ),
+        };
+        let directory = File::open(cgroup_root).map_err(|error| refusal(&error))?;
+        let program = program::<SockOps>(&mut self.object, CONNECTIONS).map_err(|error| refusal(&error))?;
+        // A link: several may be attached to a cgroup, and this one goes with the process.
+        program.attach(directory, CgroupAttachMode::Single).map_err(|error| refusal(&error))?;
+        Ok(())
+    }
+
+    /// Counts datagrams, too, from now on until this value is dropped; where something keeps it from that, the rest goes on.
+    pub(super) fn attach_datagrams(
+        &mut self,
+        settings: &Settings,
+        degradations: &mut Vec<Degradation>,
+    ) -> Option<Datagrams> {
+        Datagrams::attach(&mut self.object, settings, degradations)
+    }
+
+    /// The sockets of which the programs have noted that they have counted them, and forgets these notes.
+    pub(super) fn take_notes(&mut self) -> Result<HashSet<u64>, MapError> {
+        let cookies = self.recent.keys().collect::<Result<HashSet<_>, _>>()?;
+        for cookie in &cookies {
+            self.recent.remove(cookie)?;
+        }
+        Ok(cookies)
+    }
+
+    /// Returns whether a tracepoint tracks sockets.
+    pub(super) fn follows(&self) -> bool {
+        self.tracepoint.is_used()
+    }
+
+    /// Returns the number of skipped runs of the tracepoint's programs; 0 if the kernel does not report it.
+    pub(super) fn missed_runs(&mut self) -> io::Result<u64> {
+        self.tracepoint.missed_runs(&mut self.object)
+    }
+
+    /// Returns whether the kernel reports skipped runs.
+    pub(super) fn counts_misses(&self) -> bool {
+        self.counts_misses
+    }
+
+    /// Returns the limitations of a capture by tracepoint.
+    pub(super) fn weakness(&self, release: &RunningKernel) -> &'static str {
+        self.tracepoint.weakness(release)
+    }
+
+    /// Returns whether open sockets can be listed.
+    pub(super) fn can_list(&self) -> bool {
+        self.can_list
+    }
+
+    /// A new listing of the open sockets, to be read to its end.
+    pub(super) fn list(&mut self) -> Result<File, ListError> {
+        self.begin_listing(OPEN_SOCKETS)
+    }
+
+    /// Returns whether tasks can be listed with their network namespaces; only if sockets are tracked.
+    pub(super) fn can_list_tasks(&self) -> bool {
+        self.can_list_tasks
+    }
+
+    /// A new listing of who is in which network namespace, to be read to its end.
+    pub(super) fn list_tasks(&mut self) -> Result<File, ListError> {
+        self.begin_listing(NAMESPACES)
+    }
+
+    fn begin_listing(&mut self, by: &'static str) -> Result<File, ListError> {
+        let iterator = program::<Iter>(&mut self.object, by)?;
+        let link = iterator.attach()?;
+        Ok(iterator.take_link(link)?.into_file()?)
+    }
+
+    /// Turns the program on that sees the end of old connections, or off: no cost where there are none.
+    pub(super) fn watch_old_closes(&mut self, on: bool) -> Result<(), ProgramError> {
+        if !self.can_see_old_closes || on == self.old_closes.is_some() {
+            return Ok(());
+        }
+        let program = program::<BtfTracePoint>(&mut self.object, OLD_CLOSES)?;
+        match self.old_closes.take() {
+            None => self.old_closes = Some(program.attach()?),
+            Some(link) => program.detach(link)?,
+        }
+        Ok(())
+    }
+
+    /// During the first look the programs note which connections they have counted.
+    pub(super) fn set_first_look(&mut self, on: bool) -> Result<(), MapError> {
+        self.looking.set(0, if on { look::NOTES_ALL } else { look::OVER }, 0)
+    }
+
+    /// Returns the number of losses of one kind.
+    pub(super) fn lost(&self, what: Loss) -> Result<u64, MapError> {
+        Ok(self.lost.get(&(what as u32), 0)?.iter().sum())
+    }
+}
+
+/// A listing that could not begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ListError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// The connections themselves.
+fn load_connections(object: &mut Ebpf) -> Result<(), Refusal> {
+    program::<SockOps>(object, CONNECTIONS)
+        .and_then(SockOps::load)
+        .map_err(|error| load_refusal("loading the sock_ops program", &error))
+}

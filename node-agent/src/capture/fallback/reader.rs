@@ -1,0 +1,115 @@
+//! One network namespace, and how it is looked at.
+
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use topology::flow::Methods;
+
+use super::{
+    netlink::{sock_diag::SockDiag, socket::Buffer},
+    proc_net,
+    socket::Dump,
+};
+use crate::capture::proc::tcp_counters::{TcpCounter, TcpCounts};
+
+/// A namespace in which nothing opens or closes is looked at this seldom, for what its connections transfer.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// Method of listing a namespace's sockets.
+#[derive(Debug)]
+enum Table {
+    SockDiag(SockDiag),
+    Procfs,
+}
+
+/// One namespace.
+#[derive(Debug)]
+pub(super) struct Source {
+    table: Table,
+    counter: Option<TcpCounter>,
+    /// Counters before the latest scan.
+    counts: Option<TcpCounts>,
+    looked: Option<Instant>,
+    /// It was there when the capture began.
+    pub(super) is_old: bool,
+    pub(super) passes: u32,
+}
+
+impl Source {
+    /// Of the namespace of these processes; by netlink where one of them lets us in.
+    pub(super) fn open(processes: &[PathBuf], is_old: bool) -> io::Result<Self> {
+        let mut table = Err(io::Error::from(io::ErrorKind::NotFound));
+        for process in processes {
+            table = match SockDiag::open_in(&process.join("ns/net")) {
+                Ok(sock_diag) => Ok(Table::SockDiag(sock_diag)),
+                // Gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => table,
+                Err(_) => Ok(Table::Procfs),
+            };
+            if matches!(table, Ok(Table::SockDiag(_))) {
+                break;
+            }
+        }
+        let counter = processes.iter().find_map(|process| TcpCounter::open(process).ok());
+        Ok(Self { table: table?, counter, counts: None, looked: None, is_old, passes: 0 })
+    }
+
+    pub(super) fn methods(&self) -> Methods {
+        match self.table {
+            Table::SockDiag(_) => Methods::SOCK_DIAG,
+            Table::Procfs => Methods::PROCFS,
+        }
+    }
+
+    /// Returns the namespace's counters so far.
+    pub(super) fn counts(&self) -> Option<TcpCounts> {
+        self.counter.as_ref()?.read().ok()
+    }
+
+    /// Returns whether this is the first scan.
+    pub(super) fn is_new(&self) -> bool {
+        self.looked.is_none()
+    }
+
+    /// Returns whether a scan can show something new.
+    pub(super) fn is_due(&self, counts: Option<TcpCounts>, now: Instant) -> bool {
+        counts.is_none() || counts != self.counts || self.looked.is_none_or(|looked| now - looked >= REFRESH)
+    }
+
+    /// Lists everything that is open, by a process of the namespace where netlink is refused.
+    pub(super) fn look(
+        &mut self,
+        counts: Option<TcpCounts>,
+        processes: impl Iterator<Item = PathBuf>,
+        buffer: &mut Buffer,
+    ) -> io::Result<Dump> {
+        let dump = match &mut self.table {
+            Table::SockDiag(sock_diag) => match sock_diag.dump(buffer) {
+                Ok(dump) => Ok(dump),
+                Err(error) => {
+                    tracing::warn!(%error, "sock_diag failed; a namespace is read from /proc from now on");
+                    self.table = Table::Procfs;
+                    by_proc(processes)
+                }
+            },
+            Table::Procfs => by_proc(processes),
+        }?;
+        self.looked = Some(Instant::now());
+        self.counts = counts;
+        Ok(dump)
+    }
+}
+
+fn by_proc(processes: impl Iterator<Item = PathBuf>) -> io::Result<Dump> {
+    let mut error = io::Error::from(io::ErrorKind::NotFound);
+    for process in processes.take(3) {
+        match proc_net::dump(&process) {
+            Ok(dump) => return Ok(dump),
+            Err(failed) => error = failed,
+        }
+    }
+    Err(error)
+}

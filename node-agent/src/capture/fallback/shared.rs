@@ -1,0 +1,60 @@
+//! State that the worker thread and the rest of the agent share.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use nix::sys::eventfd::EventFd;
+
+use super::state::connections::Connections;
+
+/// State shared between the thread and its owner.
+pub(super) struct SharedState {
+    pub(super) state: Mutex<State>,
+    pub(super) stop: AtomicBool,
+    pub(super) first_sights: EventFd,
+}
+
+/// Latest state of the capture.
+pub(super) struct State {
+    pub(super) connections: Connections,
+    pub(super) overflows: u64,
+    /// Namespaces with sockets whose process was not looked for, for want of budget.
+    pub(super) unattributed: HashSet<u32>,
+    pub(super) passes: u64,
+    /// Start of the latest complete scan, and of the one before. Conntrack events in between are settled by a later
+    /// scan.
+    pub(super) passed_from: [Option<Instant>; 2],
+    pub(super) last_pass: Duration,
+    pub(super) cost: Duration,
+    pub(super) used: Duration,
+}
+
+impl SharedState {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn announce(&self) {
+        // It fails where the reader has been told so often that the counter is full: it knows.
+        let _ = self.first_sights.write(1);
+    }
+}
+
+impl State {
+    pub(super) fn passed(&mut self, began: Instant, cost: Duration, used: Duration) {
+        self.passes += 1;
+        self.passed_from = [Some(began), self.passed_from[0]];
+        (self.last_pass, self.cost, self.used) = (began.elapsed(), cost, used);
+    }
+
+    pub(super) fn unattributed(&mut self, netns: u32, is: bool) {
+        if is {
+            self.unattributed.insert(netns);
+        } else {
+            self.unattributed.remove(&netns);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Settings of a capture by eBPF.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::attach::Attach;
+use crate::budget::Shortage;
+
+/// Settings of a capture by eBPF.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Directory of the cgroup v2 hierarchy: sockets that are created below it belong to this node.
+    /// [`find_cgroup_root`](super::find_cgroup_root) finds it below a mount point.
+    pub cgroup_root: PathBuf,
+    /// The running kernel's type information (BTF).
+    pub btf_path: PathBuf,
+    /// File with the kernel's lockdown state.
+    pub lockdown_path: PathBuf,
+    /// Mount point of the node's procfs.
+    pub proc: PathBuf,
+    /// Possible mount points of tracefs, for the classic tracepoint.
+    pub tracefs_paths: Vec<PathBuf>,
+    /// Release to assume instead of the one that the kernel reports.
+    pub release: Option<String>,
+    /// The only attach type to try; `None` for the best that works.
+    pub attach: Option<Attach>,
+    /// Maximum number of tracked sockets, for connections without callbacks; more are [`Losses`](super::Losses).
+    pub max_followed: u32,
+    /// Maximum number of preexisting connections whose end the kernel program counts. The ends of more are noticed late
+    /// and counted in [`Losses::closes_unseen`](super::Losses::closes_unseen). `None`: the number of sockets.
+    pub max_old: Option<u32>,
+    /// Time after which the end of a preexisting connection counts as missed if no process holds its socket. Before, the
+    /// socket may still send its remaining bytes.
+    pub gone_after: Duration,
+    /// Maximum number of connections noted as counted while the capture starts. If more open and close, preexisting
+    /// connections are left out and counted as [`Losses`](super::Losses).
+    pub max_noted: u32,
+    /// Maximum number of flows that the kernel counts; more are counted as [`Losses`](super::Losses).
+    pub max_flows: u32,
+    /// Reason for fewer flows than requested, if so.
+    pub shortage: Option<Shortage>,
+    /// Counts datagrams, if the kernel allows it.
+    pub datagrams: bool,
+    /// Maximum number of UDP conversations that the kernel keeps, about 140 bytes each. If there are more, some may count
+    /// twice and are marked so ([`FlowCounters::inferred`](topology::flow::FlowCounters::inferred)).
+    pub max_conversations: u32,
+    /// Time without a datagram after which a conversation is over.
+    pub conversation_silence: Duration,
+    /// Time after the attach in which a conversation may be preexisting.
+    pub conversations_settle: Duration,
+    /// Reads DNS responses; their payload leaves the kernel only then.
+    pub dns_names: bool,
+    /// Size of the ring buffer of DNS answers, in bytes: a power of two, at least a page. An answer takes about 150.
+    pub answer_ring_bytes: u32,
+    /// Size of the ring buffer of new flows, in bytes: a power of two, at least a page. A notification takes 64.
+    pub ring_bytes: u32,
+    /// Interval at which all open sockets are listed.
+    pub look_every: Duration,
+    /// Opens a test connection at the start, which must be counted. Only for roots that contain this process.
+    /// A capture that has not passed it may miss everything unnoticed.
+    pub self_test: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            btf_path: PathBuf::from("/sys/kernel/btf/vmlinux"),
+            lockdown_path: PathBuf::from("/sys/kernel/security/lockdown"),
+            proc: PathBuf::from("/proc"),
+            tracefs_paths: ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(PathBuf::from).to_vec(),
+            release: None,
+            attach: None,
+            max_followed: 65_536,
+            max_old: None,
+            gone_after: Duration::from_mins(1),
+            max_noted: 65_536,
+            max_flows: 65_536,
+            shortage: None,
+            datagrams: true,
+            max_conversations: 65_536,
+            dns_names: true,
+            answer_ring_bytes: 512 * 1024,
+            conversation_silence: Duration::from_mins(2),
+            conversations_settle: Duration::from_secs(10),
+            ring_bytes: 256 * 1024,
+            look_every: Duration::from_secs(30),
+            self_test: true,
+        }
+    }
+}
