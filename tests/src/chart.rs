@@ -53,11 +53,30 @@ impl Cluster {
         for value in values {
             arguments.extend(["--set", value]);
         }
-        self.helm(&arguments).await?;
+        if let Err(error) = self.helm(&arguments).await {
+            eprintln!("{}", self.why_not_ready().await);
+            return Err(error);
+        }
         if let (Some(record), Some(images)) = (record, images) {
             fs::write(&record, images).map_err(Error::io(format!("write {}", record.display())))?;
         }
         Ok(())
+    }
+
+    /// Returns the nodes, and the pods of operator and agents with their events: Helm reports only that time is up.
+    async fn why_not_ready(&self) -> String {
+        let mut text = String::new();
+        for arguments in [
+            ["describe", "nodes", "--show-events=false", "--kubeconfig"],
+            ["describe", "pods", "--namespace=scopeprobe-system", "--kubeconfig"],
+        ] {
+            let arguments: Vec<&str> = arguments.into_iter().chain(self.kubeconfig().to_str()).collect();
+            match place::run(&place::tool("kubectl"), &arguments, &[]).await {
+                Ok(output) => text.push_str(&output),
+                Err(error) => text.push_str(&error.to_string()),
+            }
+        }
+        text
     }
 
     /// Uninstalls the chart and waits until it is gone.
