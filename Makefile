@@ -47,7 +47,7 @@ fmt:
 
 deny:
 	scripts/setup lint
-	PATH="$${SCOPEPROBE_CACHE:-$$HOME/.cache/scopeprobe}/bin:$$PATH" cargo deny --locked check bans licenses sources
+	PATH="$${SCOPEPROBE_CACHE:-$$HOME/.cache/scopeprobe}/bin:$$PATH" cargo deny --locked check --hide-inclusion-graph bans licenses sources
 
 crds: ## write the manifests and the reference of the kinds again, after a change in crds/
 	cargo run --locked --package scopeprobe-crds --bin crdgen
