@@ -409,6 +409,27 @@ fn what_nothing_has_shown_is_counted_as_missed() {
     assert!(watched.losses.opened > 0);
 }
 
+#[test]
+fn what_happened_before_the_last_process_ended_is_counted_as_missed() {
+    let node = node_or_skip!();
+    let mut pod = node.process_in_own_netns("pod", false);
+    let port = pod.listen("l", "127.0.0.1:0");
+    let slow = FallbackSettings { interval: Duration::from_secs(3), ..settings(&node) };
+    let mut watched = Watched::start(&slow);
+    pod.begin("serve l 0 0 0");
+    pod.finish();
+    // The namespace has an owner once it was scanned.
+    watched.wait_for_passes(2);
+    assert_eq!(pod.tell(&format!("both l {port} 50")), "done");
+    drop(pod);
+    let deadline = Instant::now() + PATIENCE;
+    while watched.losses.opened + watched.seen < 100 {
+        assert!(Instant::now() < deadline, "{:?} {:?}", watched.losses, watched.flows);
+        watched.wait_for_passes(1);
+    }
+    assert_eq!(watched.losses.opened + watched.seen, 100, "both ends of each, seen or missed");
+}
+
 /// Not a test of its own: run by the one below, with few capabilities.
 #[test]
 #[ignore = "run by other tests with few capabilities"]

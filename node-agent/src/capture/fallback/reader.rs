@@ -36,6 +36,8 @@ pub(super) struct Source {
     /// It was there when the capture began.
     pub(super) is_old: bool,
     pub(super) passes: u32,
+    /// Default owner of its connections at the latest scan.
+    pub(super) owner: Option<u64>,
 }
 
 impl Source {
@@ -54,7 +56,7 @@ impl Source {
             }
         }
         let counter = processes.iter().find_map(|process| TcpCounter::open(process).ok());
-        Ok(Self { table: table?, counter, counts: None, looked: None, is_old, passes: 0 })
+        Ok(Self { table: table?, counter, counts: None, looked: None, is_old, passes: 0, owner: None })
     }
 
     pub(super) fn methods(&self) -> Methods {

@@ -175,6 +175,7 @@ impl Worker {
             return Ok(());
         }
         let finds_old = source.is_old && source.is_new();
+        let owner = self.whose(namespace);
         self.listen()?;
         let began = self.shared.lock().connections.now();
         let directories = namespace.pids.iter().map(|pid| self.processes.directory(*pid));
@@ -188,6 +189,9 @@ impl Worker {
         };
         let counts = before.zip(source.counts()).map(|(before, after)| [before, after]);
         let methods = source.methods();
+        // A namespace without processes is scanned a last time: what it has counted is still its last owner's.
+        let whose = if namespace.pids.is_empty() { source.owner } else { owner };
+        source.owner = whose;
         self.listen()?;
         if dump.sockets.iter().any(|socket| socket.cgroup.is_none()) && namespace.cgroups.len() > 1 {
             let holders = namespace
@@ -199,7 +203,6 @@ impl Worker {
             self.shared.lock().unattributed(netns, !complete);
         }
         self.cgroups.learn(dump.sockets.iter().filter_map(|socket| socket.cgroup));
-        let whose = if namespace.pids.is_empty() { None } else { self.whose(namespace) };
         let cgroups = &self.cgroups;
         self.shared.lock().connections.look(&Look {
             netns,
