@@ -30,7 +30,7 @@ capabilities_of() {
 required_of() {
   local lacks=two-processors
   case $1 in
-    5.10) lacks+=" socket-listing classic-tracepoint skipped-runs" ;;
+    5.10) lacks+=" socket-listing classic-tracepoint skipped-runs mptcp" ;;
     6.1) lacks+=" skipped-runs" ;;
   esac
   printf all
