@@ -6,6 +6,7 @@
 //! whole. It is never less than what was published, and only where agents have begun anew while no operator ran can
 //! it be less than the truth.
 
+mod estimates;
 mod expired_pods;
 mod merged_externals;
 
@@ -17,6 +18,7 @@ use std::{
 };
 
 use self::{
+    estimates::Estimates,
     expired_pods::ExpiredPods,
     merged_externals::{Parts, is_named_yet, is_shared},
 };
@@ -46,6 +48,7 @@ pub struct Archive {
     before: Option<Before>,
     /// External addresses with edges of their own.
     outside: Outside,
+    estimates: Estimates,
 }
 
 /// Counts and times of an edge from flows that the ledger has dropped.
@@ -134,6 +137,14 @@ impl Archive {
         if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
             graph.earlier = earlier(&graph, ledger, directory, options.now);
         }
+        graph
+    }
+
+    /// Makes the graph as [`Archive::build`], to be shown: estimated bytes do not shrink from one such graph to the next.
+    #[must_use]
+    pub fn build_shown(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
+        let mut graph = self.build(ledger, directory, options);
+        self.estimates.keep(&mut graph);
         graph
     }
 

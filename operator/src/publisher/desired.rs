@@ -72,7 +72,7 @@ impl Builder {
             if all_named && all_nodes_reported(ledger, catalog) {
                 archive.settle(ledger, catalog.directory(), now);
             }
-            let graph = archive.build(ledger, catalog.directory(), &options);
+            let graph = archive.build_shown(ledger, catalog.directory(), &options);
             picture(&graph, ledger, catalog, limits, &namespaces, now)
         })
         .await

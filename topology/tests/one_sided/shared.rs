@@ -1,12 +1,14 @@
 //! Services that share backends: a server does not see which of them its client dialled.
 
 use scopeprobe_topology::{
+    archive::Archive,
     edge::{Identity, Seen},
     entity::{Backend, Service, ServicePort, ServiceRef},
     flow::{FlowCounters, FlowKey, Protocol, Role},
+    graph::{Graph, Options},
 };
 
-use crate::world::{EPOCH, World, at, edges, ip, key, pod};
+use crate::world::{EPOCH, RETENTION, SETTLE, World, at, edges, ip, key, pod};
 
 const FIRST: (&str, &str, u16) = ("10.244.1.2", "10.96.0.6", 80);
 const SECOND: (&str, &str, u16) = ("10.244.1.2", "10.96.0.7", 80);
@@ -104,6 +106,42 @@ fn what_no_server_has_counted_waits_and_is_the_services_then() {
     // The server's report comes late.
     world.flow("one", Role::Server, SEEN[0].1, 7, at(33));
     assert_eq!(edges(&world.graph(at(60))), ["web -> one:5432 via first:80 7+0", three, two]);
+}
+
+#[test]
+fn estimated_bytes_do_not_shrink_from_one_shown_graph_to_the_next() {
+    let mut world = World::with_services(&[0], &[]);
+    let direct = ("10.244.1.2", "10.244.2.3", 5432);
+    // The client's agent does not know the bytes of one connection each, and has missed ten.
+    let bytes = |opened, closed, bytes_sent| FlowCounters {
+        opened,
+        closed,
+        bytes_sent,
+        without_bytes: 1,
+        ..FlowCounters::default()
+    };
+    let exactly = |opened, closed, bytes_sent| FlowCounters { without_bytes: 0, ..bytes(opened, closed, bytes_sent) };
+    world.counters("web", Role::Client, direct, &bytes(20, 20, 1900), at(0));
+    world.counters("web", Role::Client, FIRST, &bytes(30, 30, 2900), at(0));
+    world.counters("one", Role::Server, SEEN[0].1, &exactly(60, 60, 6000), at(0));
+    let mut archive = Archive::new();
+    let received = |graph: &Graph| {
+        let edge =
+            graph.edges.iter().find(|edge| edge.from_servers.opened > 0).expect("what the client's agent missed");
+        assert_eq!(edge.from_servers.opened, 10);
+        edge.counters.bytes_received
+    };
+    let mut shown = |world: &World, now| {
+        let options = Options { now, settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
+        received(&archive.build_shown(&world.ledger, &world.directory, &options))
+    };
+    let before = shown(&world, at(60));
+    assert_eq!(before, received(&world.graph(at(60))));
+    // Other connections have begun, and have sent nothing yet.
+    world.counters("web", Role::Client, direct, &bytes(50, 20, 1900), at(61));
+    world.counters("one", Role::Server, SEEN[0].1, &exactly(90, 60, 6000), at(61));
+    assert!(received(&world.graph(at(120))) < before, "the estimate itself has become less");
+    assert_eq!(shown(&world, at(120)), before);
 }
 
 #[test]
