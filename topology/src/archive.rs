@@ -160,7 +160,7 @@ impl Archive {
     /// With what clients' agents have counted of flows that the ledger has let go of.
     fn forgotten(&self, mut forgotten: EvictedFlows) -> EvictedFlows {
         for (key, retired) in &self.retired {
-            forgotten.add(key, retired.by_clients);
+            forgotten.add(key, retired.by_clients, &[]);
         }
         forgotten
     }
@@ -237,11 +237,16 @@ impl Before {
         self.edges.values().any(|published| !self.settled || published.earlier != nothing)
     }
 
-    /// Returns connections that servers may still count although the clients' agents evicted them.
+    /// Returns connections that servers' agents may still count although the clients' agents do not.
     fn forgotten(&self) -> EvictedFlows {
         let mut forgotten = EvictedFlows::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
-            forgotten.add(&published.edge.key, self.unknown_to_agents(published).opened);
+            let (unknown, servers) = if self.settled {
+                (&published.earlier.counters, &published.earlier.servers)
+            } else {
+                (&published.edge.counters, &published.edge.servers)
+            };
+            forgotten.add(&published.edge.key, unknown.opened, servers);
         }
         forgotten
     }
@@ -353,6 +358,14 @@ fn everything(now: SystemTime) -> Options {
     Options { now, settle: Duration::ZERO, retention: Duration::MAX, max_external: usize::MAX }
 }
 
+fn from_servers(edge: &Edge) -> Counts {
+    Counts {
+        counters: edge.from_servers,
+        clients: edge.clients_from_servers.clone(),
+        servers: edge.servers_from_servers.clone(),
+    }
+}
+
 /// The part of each edge that an operator would not learn from the agents if it began now.
 fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> HashMap<EdgeKey, Counts> {
     // It would not know those who are gone either.
@@ -367,8 +380,7 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
         let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();
         if let Some(anew) = anew.get(&edge.key).filter(|_| edge.seen != Seen::Server) {
             // What only servers still count of it, and did not before, is taken for what the clients' agents have forgotten.
-            let news = anew.from_servers.without(&edge.from_servers);
-            known.counters = known.counters.without(&news);
+            known = known.without(&from_servers(anew).without(&from_servers(edge)));
         }
         let mut earlier = Counts::of(edge).without(&known);
         earlier.counters.active = 0;

@@ -295,6 +295,12 @@ pub struct Edge {
     pub times: Option<Times>,
     /// The part of it that servers have counted and no client.
     pub from_servers: EdgeCounters,
+    /// The parts of `clients` in `from_servers`.
+    #[serde(default)]
+    pub clients_from_servers: Vec<Endpoint>,
+    /// The parts of `servers` in `from_servers`.
+    #[serde(default)]
+    pub servers_from_servers: Vec<Endpoint>,
     /// The client's pods and containers, sorted by name.
     pub clients: Vec<Endpoint>,
     /// The server's pods and containers, sorted by name.

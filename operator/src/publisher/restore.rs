@@ -81,6 +81,8 @@ fn published(edge: &TopologyEdge, own: &Peer, outgoing: bool, earlier: &HashMap<
             times: times(edge),
             counters: EdgeCounters { active: edge.active, ..counters },
             from_servers,
+            clients_from_servers: Vec::new(),
+            servers_from_servers: Vec::new(),
             clients,
             servers,
             seen,
@@ -204,6 +206,8 @@ mod tests {
             } else {
                 EdgeCounters::default()
             },
+            clients_from_servers: Vec::new(),
+            servers_from_servers: Vec::new(),
             clients: pods(&client, "web-1", 9, 3),
             servers: pods(&server, "db-1", 8, 0),
             seen,

@@ -69,6 +69,8 @@ pub(super) struct Sum<'a> {
     pub dns_names: BTreeSet<&'a String>,
     clients: BTreeMap<EndpointId, Part>,
     servers: BTreeMap<EndpointId, Part>,
+    clients_from_servers: BTreeMap<EndpointId, Part>,
+    servers_from_servers: BTreeMap<EndpointId, Part>,
 }
 
 impl Sum<'_> {
@@ -102,14 +104,28 @@ impl Sum<'_> {
         add(&mut self.servers, end, opened, failed);
     }
 
+    /// Adds what only a server has counted, with both ends.
+    pub(super) fn add_from_server(&mut self, client: EndpointId, server: EndpointId, part: &EdgeCounters) {
+        self.counters.add(part);
+        self.from_servers.add(part);
+        for clients in [&mut self.clients, &mut self.clients_from_servers] {
+            add(clients, client, part.opened, part.failed);
+        }
+        for servers in [&mut self.servers, &mut self.servers_from_servers] {
+            add(servers, server, part.opened, part.failed);
+        }
+    }
+
     /// All that the servers have done is done by this one.
     pub(super) fn merge_servers_to(&mut self, end: EndpointId) {
         merge_to(&mut self.servers, end);
+        merge_to(&mut self.servers_from_servers, end);
     }
 
     /// All that the clients have done is done by this one.
     pub(super) fn merge_clients_to(&mut self, end: EndpointId) {
         merge_to(&mut self.clients, end);
+        merge_to(&mut self.clients_from_servers, end);
     }
 
     /// Both together.
@@ -134,6 +150,12 @@ impl Sum<'_> {
         }
         for (end, part) in other.servers {
             self.add_server(end, part.opened, part.failed);
+        }
+        for (end, part) in other.clients_from_servers {
+            add(&mut self.clients_from_servers, end, part.opened, part.failed);
+        }
+        for (end, part) in other.servers_from_servers {
+            add(&mut self.servers_from_servers, end, part.opened, part.failed);
         }
     }
 
@@ -206,6 +228,8 @@ fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
             ..times
         }),
         from_servers: sum.from_servers,
+        clients_from_servers: endpoints(&sum.clients_from_servers, ends),
+        servers_from_servers: endpoints(&sum.servers_from_servers, ends),
         clients: endpoints(&sum.clients, ends),
         servers: endpoints(&sum.servers, ends),
         seen: sum.seen(),

@@ -69,11 +69,8 @@ impl<'a> Join<'a> {
     /// The client's agent has not counted what the server has counted beyond it.
     fn add_surplus(&mut self, server_flow: &ServerFlow<'a>, by: &Explanation<'a>, part: &EdgeCounters, live: bool) {
         let sum = self.sums.at(by.key);
-        sum.counters.add(part);
-        sum.from_servers.add(part);
+        sum.add_from_server(by.client, server_flow.end, part);
         sum.live |= live;
-        sum.add_client(by.client, part.opened, part.failed);
-        sum.add_server(server_flow.end, part.opened, part.failed);
     }
 
     /// Removes connections that the client's agent evicted; an edge already has them.
@@ -85,7 +82,8 @@ impl<'a> Join<'a> {
         let (client, server) = (self.ends.peer_of(client_end), self.ends.peer_of(server_flow.end));
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
         let at = (server_flow.tuple.port, server_flow.tuple.protocol);
-        let taken = self.forgotten.take(client, server, at, server_flow.left.opened);
+        let pod = self.ends.end(server_flow.end).pod;
+        let taken = self.forgotten.take((client, server, at), pod, server_flow.left.opened);
         if taken > 0 {
             server_flow.take(taken, Some(client_end));
         }
@@ -156,15 +154,12 @@ impl<'a> Join<'a> {
             protocol: server_flow.tuple.protocol,
         };
         let sum = self.sums.at(key);
-        sum.counters.add(part);
-        sum.from_servers.add(part);
+        sum.add_from_server(client_end, server_flow.end, part);
         sum.live |= live;
         sum.server_seen = true;
         sum.client_certain |= server_flow.tuple.scope.is_some();
         sum.server_certain = true;
         sum.add_methods(server_flow.methods);
         sum.add_measured_by_server(&server_flow.measured);
-        sum.add_client(client_end, part.opened, part.failed);
-        sum.add_server(server_flow.end, part.opened, part.failed);
     }
 }

@@ -4,6 +4,7 @@
 
 mod measured;
 mod nat_peers;
+mod next_operator;
 mod rewritten_source;
 mod shared;
 mod times;

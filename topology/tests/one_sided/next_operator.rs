@@ -1,0 +1,98 @@
+//! Counts of an agent that ended, and connections that it missed, over a restart of the operator.
+
+use std::time::SystemTime;
+
+use scopeprobe_topology::{
+    archive::{Archive, Published},
+    edge::{Edge, Endpoint},
+    entity::{CgroupOwner, Pod},
+    flow::{FlowCounters, Role},
+    graph::{Graph, Options},
+    ledger::{Epoch, Ledger},
+};
+
+use crate::world::{EPOCH, RETENTION, SETTLE, World, at, key, pod, workload};
+
+const SERVICE: (&str, &str, u16) = ("10.244.1.2", "10.96.0.5", 80);
+const SECOND: Epoch = Epoch([2; 16]);
+
+/// The client and one of the servers are on a node, the other server is on another one.
+struct Shop {
+    world: World,
+    archive: Archive,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let mut world = World::new();
+        for (name, node, address) in [("near", "node-1", "10.244.1.3"), ("far", "node-2", "10.244.2.3")] {
+            let pod = Pod { workload: workload("db"), ..pod(name, node, address) };
+            world.directory.upsert_pod(pod, at(0));
+        }
+        world.service(None, &["near", "far"]);
+        Self { world, archive: Archive::new() }
+    }
+
+    /// Reports what the client, the server beside it and the other server have counted, the first two in this epoch.
+    fn report(&mut self, epoch: Epoch, [client, near, far]: [u64; 3], now: SystemTime) {
+        let flows = [
+            ("web", Role::Client, SERVICE, "node-1", epoch, client),
+            ("near", Role::Server, ("10.244.1.3", "10.244.1.2", 5432), "node-1", epoch, near),
+            ("far", Role::Server, ("10.244.2.3", "10.244.1.2", 5432), "node-2", EPOCH, far),
+        ];
+        for (who, role, addresses, node, epoch, opened) in flows {
+            let key = key(who, role, addresses);
+            let owner = CgroupOwner::PodContainer { pod_uid: format!("uid-{who}"), container_id: format!("id-{who}") };
+            let counters = FlowCounters { opened, closed: opened, bytes_sent: opened, ..FlowCounters::default() };
+            self.world.ledger.identify(node, epoch, key.cgroup_id, owner).expect("the present epoch");
+            self.world.ledger.apply(node, epoch, key, &counters, now).expect("the present epoch");
+        }
+    }
+
+    fn graph(&mut self, now: SystemTime) -> Graph {
+        let options = Options { now, settle: SETTLE, retention: RETENTION, max_external: usize::MAX };
+        self.archive.build(&self.world.ledger, &self.world.directory, &options)
+    }
+
+    /// A new operator knows what was published, and enters the agents' present epochs.
+    fn restart_operator(&mut self, now: SystemTime) {
+        let graph = self.graph(now);
+        let published = graph.edges.iter().map(|edge| Published {
+            edge: edge.clone(),
+            earlier: graph.earlier.get(&edge.key).cloned().unwrap_or_default(),
+        });
+        self.archive = Archive::new();
+        self.archive.restore(published, now);
+        self.world.ledger = Ledger::new();
+        self.world.ledger.enter("node-1", SECOND).expect("the first epoch");
+        self.world.ledger.enter("node-2", EPOCH).expect("the first epoch");
+    }
+}
+
+fn opened(ends: &[Endpoint]) -> Vec<(&str, u64)> {
+    ends.iter().map(|end| (end.pod.as_str(), end.opened)).collect()
+}
+
+fn shown(graph: &Graph) -> (u64, Vec<(&str, u64)>, Vec<(&str, u64)>) {
+    let [Edge { counters, clients, servers, .. }] = &graph.edges[..] else { panic!("{:?}", graph.edges) };
+    (counters.opened, opened(clients), opened(servers))
+}
+
+#[test]
+fn connections_that_only_a_server_has_seen_stay_after_the_next_operator() {
+    let mut shop = Shop::new();
+    shop.report(EPOCH, [30, 10, 20], at(0));
+    // The client's agent ends, and misses five connections to the server that another agent observes.
+    shop.world.ledger.enter("node-1", SECOND).expect("another epoch");
+    shop.report(SECOND, [7, 3, 29], at(10));
+    let before = shop.graph(at(60));
+    assert_eq!(shown(&before), (42, vec![("web", 42)], vec![("far", 29), ("near", 13)]));
+
+    // Traffic has gone on since the last objects were written.
+    shop.restart_operator(at(60));
+    shop.report(SECOND, [57, 3, 79], at(61));
+    shop.archive.settle(&shop.world.ledger, &shop.world.directory, at(62));
+    assert_eq!(shown(&shop.graph(at(70))), (92, vec![("web", 92)], vec![("far", 79), ("near", 13)]));
+    shop.report(SECOND, [107, 3, 129], at(80));
+    assert_eq!(shown(&shop.graph(at(90))), (142, vec![("web", 142)], vec![("far", 129), ("near", 13)]));
+}
