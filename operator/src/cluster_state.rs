@@ -10,7 +10,6 @@ use std::{
 
 use crds::{NodeProbe, PROBE_LABEL, ScopeProbe};
 use futures::StreamExt;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Client, Resource, ResourceExt,
@@ -19,26 +18,35 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::{
-    guarded::Guarded,
-    guarded_watch::watch as watch_all,
-    rollout::{
-        assignment::{Assignments, NodeFacts, ProbeFacts, assign},
-        demotion::Demotion,
-    },
-};
+use crate::{guarded::Guarded, guarded_watch::watch as watch_all};
 
 /// A reflector's store of objects of which some may be malformed.
 type GuardedStore<K> = reflector::Store<Guarded<K>>;
+
+/// Properties of a Node that assignments and labels depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its operating system; empty while unknown.
+    pub os: String,
+    /// Its kernel's release.
+    pub kernel: String,
+    /// ID of its current boot.
+    pub boot_id: String,
+}
 
 /// ScopeProbes, Nodes and NodeProbes, as last received from the API server.
 pub struct ClusterState {
     probes: GuardedStore<ScopeProbe>,
     nodes: RwLock<BTreeMap<String, NodeFacts>>,
     node_probes: GuardedStore<NodeProbe>,
-    demotions: RwLock<BTreeMap<String, Demotion>>,
     changed: watch::Sender<()>,
-    assignments_changed: watch::Sender<()>,
+    requests_changed: watch::Sender<()>,
 }
 
 impl ClusterState {
@@ -53,9 +61,8 @@ impl ClusterState {
             probes,
             nodes: RwLock::default(),
             node_probes,
-            demotions: RwLock::default(),
             changed: watch::Sender::new(()),
-            assignments_changed: watch::Sender::new(()),
+            requests_changed: watch::Sender::new(()),
         });
         let listed = watch::Sender::new(false);
         tokio::spawn(reflect::<ScopeProbe>(client.clone(), probe_writer, Arc::clone(&state), true));
@@ -66,7 +73,6 @@ impl ClusterState {
         state.node_probes.wait_until_ready().await?;
         // The sender lives as long as the watch, which never ends by itself.
         let _ = nodes_listed.wait_for(|listed| *listed).await;
-        state.set_demotions(restored_demotions(&state.node_probes(), Timestamp::now()));
         Ok(state)
     }
 
@@ -119,47 +125,22 @@ impl ClusterState {
         probes.map(|probe| (probe.name_any(), probe)).collect()
     }
 
-    /// Returns the current assignment of nodes to ScopeProbes.
-    #[must_use]
-    pub fn assignments(&self) -> Assignments {
-        let probes: Vec<_> = self.probes().iter().map(probe_facts).collect();
-        let malformed = self.malformed_probes();
-        let nodes: Vec<_> = self.nodes().into_values().filter(|node| !is_held(node, &malformed)).collect();
-        assign(&probes, &nodes, &self.demotions())
-    }
-
-    /// Returns the nodes on which eBPF failed.
-    #[must_use]
-    pub fn demotions(&self) -> BTreeMap<String, Demotion> {
-        self.demotions.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Replaces the nodes on which eBPF failed.
-    pub fn set_demotions(&self, demotions: BTreeMap<String, Demotion>) {
-        let mut current = self.demotions.write().unwrap_or_else(PoisonError::into_inner);
-        if *current != demotions {
-            *current = demotions;
-            drop(current);
-            self.mark_changed(true);
-        }
-    }
-
     /// Returns a receiver that is notified of each relevant change. Irrelevant changes of Nodes are left out.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Returns a receiver that is notified of the same changes except those of NodeProbes, which no assignment depends on.
+    /// Returns a receiver that is notified of the same changes except those of NodeProbes, which request nothing.
     #[must_use]
-    pub fn subscribe_assignments(&self) -> watch::Receiver<()> {
-        self.assignments_changed.subscribe()
+    pub fn subscribe_requests(&self) -> watch::Receiver<()> {
+        self.requests_changed.subscribe()
     }
 
-    fn mark_changed(&self, assignments: bool) {
+    fn mark_changed(&self, are_requests: bool) {
         self.changed.send_replace(());
-        if assignments {
-            self.assignments_changed.send_replace(());
+        if are_requests {
+            self.requests_changed.send_replace(());
         }
     }
 }
@@ -175,23 +156,6 @@ where
     let all = store.state().into_iter();
     let malformed = all.filter(|object| object.0.is_err() && object.meta().deletion_timestamp.is_none());
     malformed.map(|object| (object.name_any(), object.resource_version())).collect()
-}
-
-fn probe_facts(probe: &ScopeProbe) -> ProbeFacts {
-    ProbeFacts {
-        name: probe.name_any(),
-        created: probe.creation_timestamp().map(|time| time.0),
-        node_selector: probe.spec.node_selector.clone(),
-        mode: probe.spec.mode,
-        overrides: probe.spec.mode_overrides.clone(),
-    }
-}
-
-/// Returns the demotions that an earlier operator wrote.
-fn restored_demotions(node_probes: &BTreeMap<String, NodeProbe>, now: Timestamp) -> BTreeMap<String, Demotion> {
-    let written =
-        node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.demotion.as_ref()?)));
-    written.filter_map(|(name, written)| Some((name.clone(), Demotion::restore(written, now)?))).collect()
 }
 
 fn node_facts(node: &Node) -> NodeFacts {
@@ -220,12 +184,12 @@ fn guarded_facts(node: &Guarded<Node>, known: &BTreeMap<String, NodeFacts>) -> N
     }
 }
 
-/// Keeps a store up to date with a watch. `assignments`: whether assignments of nodes depend on these objects.
+/// Keeps a store up to date with a watch. `are_requests`: whether assignments of nodes depend on these objects.
 async fn reflect<K>(
     client: Client,
     mut writer: reflector::store::Writer<Guarded<K>>,
     state: Arc<ClusterState>,
-    assignments: bool,
+    are_requests: bool,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     <K as Resource>::DynamicType: Eq + Hash + Default,
@@ -233,7 +197,7 @@ async fn reflect<K>(
     let mut stream = pin!(watch_all::<K>(&client));
     while let Some(event) = stream.next().await {
         writer.apply_watcher_event(&event);
-        state.mark_changed(assignments);
+        state.mark_changed(are_requests);
     }
 }
 

@@ -5,6 +5,7 @@
 //! ScopeProbes.
 #![forbid(unsafe_code)]
 
+pub mod cleanup;
 pub mod cluster_state;
 pub mod collector;
 pub mod coverage;
@@ -14,10 +15,13 @@ pub mod health;
 pub mod lease;
 pub mod metrics;
 pub mod observation;
+pub mod operator_deployment;
 pub mod publish_settings;
 pub mod publisher;
 pub mod rollout;
 pub mod runtime;
 pub mod settings;
+pub mod shared_ledger;
 pub mod status;
+pub mod text;
 pub mod watches;

@@ -52,8 +52,8 @@ use self::{
     writer::{Existence, Key, WriteError, Written},
 };
 use crate::{
-    collector::Accounts, guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
-    publish_settings::PublishSettings, watches::Names,
+    guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
+    publish_settings::PublishSettings, shared_ledger::Accounts, watches::Names,
 };
 
 /// Writes to the API server per second, over a long time.

@@ -17,8 +17,12 @@ use tokio::{
 };
 
 use crate::{
+    cleanup::{
+        prune::{self, Pruned},
+        sweep::Sweep,
+    },
     cluster_state::ClusterState,
-    collector::{self, Accounts},
+    collector,
     health::{self, Readiness},
     lease::Lease,
     metrics::Metrics,
@@ -26,13 +30,13 @@ use crate::{
     publisher,
     rollout::{
         applied::Applied,
+        assigner::Assigner,
         controller::{self, Context},
         demoter::Demoter,
         outcome::Outcomes,
-        prune::{self, Pruned},
-        sweep::Sweep,
     },
     settings::{Cli, Command, Settings},
+    shared_ledger::Accounts,
     status::{events::Events, restore, writer::Writer},
     watches::{self, Names},
 };
@@ -168,6 +172,7 @@ impl Parts {
     ) -> Self {
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
         let observations = restore::observations(&cluster.node_probes(), now);
+        let assigner = Arc::new(Assigner::new(cluster));
         let outcomes = Outcomes::default();
         let accounts = Accounts::default();
         let names = Names::default();
@@ -189,7 +194,7 @@ impl Parts {
             namespace: settings.namespace.clone(),
             deployment: settings.deployment.clone(),
             agents: settings.agents.clone(),
-            cluster: cluster.clone(),
+            assigner: assigner.clone(),
             applied: Applied::default(),
             outcomes: outcomes.clone(),
             resync: settings.resync(),
@@ -215,19 +220,19 @@ impl Parts {
         };
         parts.endless.spawn(publisher::run(watching.clone(), inputs));
         let demoter =
-            Demoter { cluster: cluster.clone(), observations: observations.clone(), agents: settings.agents.clone() };
+            Demoter { assigner: assigner.clone(), observations: observations.clone(), agents: settings.agents.clone() };
         parts.endless.spawn(demoter.run());
         let sweep = Sweep {
             client: requesting.clone(),
             namespace: settings.namespace.clone(),
-            cluster: cluster.clone(),
+            assigner: assigner.clone(),
             observations: observations.clone(),
             interval: settings.resync(),
         };
         parts.endless.spawn(while_held(lease.holds(), move || sweep.clone().run()));
         let events = Events::new(requesting.clone(), &settings.identity);
         let writer =
-            Writer { client: requesting.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
+            Writer { client: requesting.clone(), assigner, observations, outcomes, overview, publish, events, metrics };
         parts.endless.spawn(while_held(lease.holds(), move || writer.clone().run()));
         parts
     }

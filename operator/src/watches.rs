@@ -30,13 +30,9 @@ use kube::{Client, core::PartialObjectMeta};
 use tokio::sync::watch;
 use topology::{external::ExternalGroups, ledger::Ledger};
 
-pub use self::{
-    app::AppLabels,
-    catalog::{Catalog, OwnerIdentity},
-    workload_facts::WorkloadFacts,
-};
+pub use self::{app::AppLabels, catalog::Catalog, referenced::OwnerIdentity, workload_facts::WorkloadFacts};
 use self::{catalog::Change, steps::steps};
-use crate::{collector::Accounts, guarded_watch::watch as watch_all};
+use crate::{guarded_watch::watch as watch_all, shared_ledger::Accounts};
 
 /// Maximum number of changes applied before a notification.
 const BATCH: usize = 512;

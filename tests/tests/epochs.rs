@@ -17,8 +17,9 @@ use agent::{
     store::Bounds,
 };
 use operator::{
-    collector::{self, Accounts, SILENCE},
+    collector::{self, SILENCE},
     observation::Observations,
+    shared_ledger::Accounts,
 };
 use report::v1alpha1::{AgentReport, CaptureState, Mode as WireMode, Reason, collector_client::CollectorClient};
 use tokio::{

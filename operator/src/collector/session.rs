@@ -10,11 +10,11 @@ use tokio::sync::watch;
 use tonic::Status;
 use topology::{ledger::LateEpoch, sighting::Sighting};
 
-use super::{
-    Accounts,
-    decode::{Capture, Flow, Report},
+use super::decode::{Capture, Flow, Report};
+use crate::{
+    observation::{NodeObservation, Observations, ResumedEpoch},
+    shared_ledger::Accounts,
 };
-use crate::observation::{NodeObservation, Observations, ResumedEpoch};
 
 /// All streams that are open: one per node.
 #[derive(Clone)]

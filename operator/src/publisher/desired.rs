@@ -20,9 +20,9 @@ use super::{
     writer::{Desired, Key},
 };
 use crate::{
-    collector::Accounts,
     observation::TopologyOverview,
     publish_settings::PublishSettings,
+    shared_ledger::Accounts,
     watches::{Catalog, Names},
 };
 

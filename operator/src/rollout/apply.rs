@@ -2,18 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use crds::{MODE_LABEL, PROBE_LABEL};
+use crds::{MODE_LABEL, NodeProbe, PROBE_LABEL};
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
-    core::Status,
+    core::{PartialObjectMeta, Status},
 };
 use serde_json::json;
 
-use super::{
-    FIELD_MANAGER, NODE_FIELD_MANAGER, applied::Applied, assignment::NodeFacts, build::AGENT_APP, outcome::Progress,
-};
+use super::{FIELD_MANAGER, NODE_FIELD_MANAGER, applied::Applied, build::AGENT_APP, outcome::Progress};
+use crate::cluster_state::NodeFacts;
 
 /// Failed write.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +97,19 @@ async fn delete_daemon_set(api: &Api<DaemonSet>, namespace: &str, name: &str) ->
         Ok(_) => Ok(()),
         Err(source) if is_not_found(&source) => Ok(()),
         Err(source) => Err(ApplyError::new("delete DaemonSet", format!("{namespace}/{name}"), source)),
+    }
+}
+
+/// Deletes a NodeProbe, if it is there.
+///
+/// # Errors
+/// Returns an error if the API server refused.
+pub async fn delete_node_probe(client: &Client, name: &str) -> Result<(), ApplyError> {
+    // The answer may be the object, which may not decode.
+    match Api::<PartialObjectMeta<NodeProbe>>::all(client.clone()).delete(name, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(source) if is_not_found(&source) => Ok(()),
+        Err(source) => Err(ApplyError::new("delete NodeProbe", name, source)),
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{ModeOverride, RequestedMode};
+use crds::{ModeOverride, RequestedMode, ScopeProbe};
 use jiff::Timestamp;
+use kube::ResourceExt;
 
 use super::{
     choice::{AgentMode, Asker, ModeCause, choose},
     demotion::Demotion,
 };
+use crate::cluster_state::NodeFacts;
 
 /// Properties of a ScopeProbe that an assignment depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,28 +28,23 @@ pub struct ProbeFacts {
 }
 
 impl ProbeFacts {
+    /// Returns the properties of a ScopeProbe.
+    #[must_use]
+    pub fn of(probe: &ScopeProbe) -> Self {
+        Self {
+            name: probe.name_any(),
+            created: probe.creation_timestamp().map(|time| time.0),
+            node_selector: probe.spec.node_selector.clone(),
+            mode: probe.spec.mode,
+            overrides: probe.spec.mode_overrides.clone(),
+        }
+    }
+
     /// Returns the mode that it requests for a node, and the field that does.
     fn requested(&self, labels: &BTreeMap<String, String>) -> (RequestedMode, Asker) {
         let selecting = self.overrides.iter().find(|it| selects(&it.node_selector, labels));
         selecting.map_or((self.mode, Asker::Probe), |it| (it.mode, Asker::Override))
     }
-}
-
-/// Properties of a Node that an assignment depends on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeFacts {
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its operating system; empty while unknown.
-    pub os: String,
-    /// Its kernel's release.
-    pub kernel: String,
-    /// ID of its current boot.
-    pub boot_id: String,
 }
 
 /// Assignment of one node.

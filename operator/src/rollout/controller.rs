@@ -14,21 +14,23 @@ use kube::{
         watcher,
     },
 };
+use tokio::sync::watch;
 use topology::plural::counted;
 use tracing::Instrument;
 
 use super::{
     applied::Applied,
     apply::{self, ApplyError, Labelled},
-    assignment::{Assignments, NodeFacts},
+    assigner::Assigner,
+    assignment::Assignments,
     build::{self, AGENT_APP, AgentTemplate},
     dereference::{self, DereferenceError},
     outcome::{Outcome, Outcomes, Problem, Progress},
     validate::{self, Invalid},
 };
 use crate::{
-    cluster_state::ClusterState, guarded::Guarded, guarded_watch::backoff, metrics::Metrics, settings::AgentSettings,
-    status::conditions::some_of,
+    cluster_state::NodeFacts, guarded::Guarded, guarded_watch::backoff, metrics::Metrics, operator_deployment,
+    settings::AgentSettings, text::some_of,
 };
 
 /// Changes that come together are handled together.
@@ -46,8 +48,8 @@ pub struct Context {
     pub deployment: Option<String>,
     /// Settings of agents.
     pub agents: AgentSettings,
-    /// ScopeProbes and Nodes.
-    pub cluster: Arc<ClusterState>,
+    /// ScopeProbes, Nodes and their assignments.
+    pub assigner: Arc<Assigner>,
     /// DaemonSets that were applied.
     pub applied: Applied,
     /// Receiver of each rollout's result.
@@ -103,7 +105,7 @@ pub async fn run(context: Arc<Context>, shutdown: impl Future<Output = ()> + Sen
     let daemon_sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(context.watching.clone(), &context.namespace);
     Controller::new(Api::<Guarded<ScopeProbe>>::all(context.watching.clone()), watcher::Config::default())
         .watches(daemon_sets, agents, |daemon_set| scope_probe_of(&daemon_set))
-        .reconcile_all_on(changes(&context.cluster))
+        .reconcile_all_on(changes(&context.assigner))
         .trigger_backoff(backoff())
         .with_config(Config::default().concurrency(4).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
@@ -117,10 +119,12 @@ fn scope_probe_of(daemon_set: &PartialObjectMeta<DaemonSet>) -> Option<ObjectRef
     daemon_set.labels().get(PROBE_LABEL).map(|name| ObjectRef::new(name))
 }
 
-fn changes(cluster: &ClusterState) -> impl Stream<Item = ()> + Send + use<> {
-    stream::unfold(cluster.subscribe_assignments(), async |mut changes| {
-        changes.changed().await.ok().map(|()| ((), changes))
-    })
+/// Yields after each change of ScopeProbes, Nodes, and nodes on which eBPF failed.
+fn changes(assigner: &Assigner) -> impl Stream<Item = ()> + Send + use<> {
+    let of = |receiver: watch::Receiver<()>| {
+        stream::unfold(receiver, async |mut changes| changes.changed().await.ok().map(|()| ((), changes)))
+    };
+    stream::select(of(assigner.cluster().subscribe_requests()), of(assigner.subscribe_demotions()))
 }
 
 async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Result<Action, RolloutError> {
@@ -148,13 +152,15 @@ async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Re
 }
 
 async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<Progress, RolloutError> {
-    let assignments = context.cluster.assignments();
+    let assignments = context.assigner.assignments();
     if let Err(invalid) = validate::validate(name, &assignments) {
         apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.applied).await?;
         return Err(invalid.into());
     }
     let Context { client, namespace, agents, .. } = context;
-    let owner = dereference::owner(client, namespace, context.deployment.as_deref()).await?;
+    let owner = operator_deployment::owner(client, namespace, context.deployment.as_deref())
+        .await
+        .map_err(DereferenceError::from)?;
     let collector_url = dereference::collector_url(client, namespace, agents).await?;
     let template = AgentTemplate { namespace, collector_url: &collector_url, owner: owner.as_ref(), settings: agents };
     let modes = assignments.modes(name);
@@ -165,7 +171,7 @@ async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<P
 }
 
 async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), RolloutError> {
-    let nodes = context.cluster.nodes();
+    let nodes = context.assigner.cluster().nodes();
     let mut taken = Vec::new();
     for (node, assignment) in assignments.of(probe) {
         let Some(node) = nodes.get(node) else { continue };

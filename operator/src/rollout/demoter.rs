@@ -4,9 +4,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::demotion::{Demotion, Facts, Request, decide};
+use super::{
+    assigner::Assigner,
+    demotion::{Demotion, Facts, Request, decide},
+};
 use crate::{
-    cluster_state::ClusterState,
     observation::{NodeObservation, Observations},
     settings::AgentSettings,
 };
@@ -18,8 +20,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Dependencies of the controller.
 pub struct Demoter {
-    /// ScopeProbes and Nodes, and the store of the moved nodes.
-    pub cluster: Arc<ClusterState>,
+    /// Assignments, and the store of the moved nodes.
+    pub assigner: Arc<Assigner>,
     /// Reports of agents.
     pub observations: Observations,
     /// Settings of agents.
@@ -30,7 +32,7 @@ impl Demoter {
     /// Runs after every report, without end.
     pub async fn run(self) {
         let mut reports = self.observations.subscribe();
-        let mut changes = self.cluster.subscribe_assignments();
+        let mut changes = self.assigner.cluster().subscribe_requests();
         loop {
             // In whole seconds as in the API, so that a restored time is the same.
             let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
@@ -47,11 +49,11 @@ impl Demoter {
     }
 
     fn turn(&self, now: Timestamp) {
-        let before = self.cluster.demotions();
-        let nodes = self.cluster.nodes();
+        let before = self.assigner.demotions();
+        let nodes = self.assigner.cluster().nodes();
         let observations = self.observations.all();
         let mut after = BTreeMap::new();
-        for (name, assignment) in self.cluster.assignments().nodes {
+        for (name, assignment) in self.assigner.assignments().nodes {
             let Some(node) = nodes.get(&name) else { continue };
             let observation = observations.get(&name);
             let facts = Facts {
@@ -68,7 +70,7 @@ impl Demoter {
             tell(&name, previous, decided.as_ref());
             after.extend(decided.map(|decided| (name, decided)));
         }
-        self.cluster.set_demotions(after);
+        self.assigner.set_demotions(after);
     }
 }
 

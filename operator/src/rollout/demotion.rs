@@ -5,11 +5,11 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kernel_support::Reason;
 
+use crate::settings::LONGEST_RETRY;
+
 /// Time for which an agent must request the Fallback mode before it is moved. An agent that starts, or loses its
 /// capture for a moment, may recover.
 pub const STEADY: SignedDuration = SignedDuration::from_secs(20);
-/// Maximum time between two attempts, without jitter.
-pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
 
 /// Failed use of eBPF on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! Computes DaemonSets and node labels from ScopeProbes and Nodes: dereference → validate → assign → build → apply.
 //!
-//! Everything but `controller`, `dereference`, `apply`, `sweep`, `demoter` and `prune` is pure.
+//! Everything but `assigner`, `controller`, `dereference`, `apply` and `demoter` is pure.
 
 pub mod applied;
 pub mod apply;
+pub mod assigner;
 pub mod assignment;
 pub mod build;
 pub mod choice;
@@ -14,8 +15,6 @@ pub mod dereference;
 pub mod millicores;
 pub mod outcome;
 pub mod privileges;
-pub mod prune;
-pub mod sweep;
 pub mod validate;
 
 /// Field manager of everything that the operator applies, except node labels.

@@ -7,13 +7,14 @@ use jiff::Timestamp;
 use topology::plural::counted;
 
 use super::{
-    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements, some_of},
+    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
     coverage::{explain, percent},
 };
 use crate::{
     coverage::share::{Share, Shares},
     observation::TopologyOverview,
     rollout::outcome::Outcome,
+    text::some_of,
 };
 
 /// State of one node of a ScopeProbe.

@@ -24,14 +24,15 @@ use super::{
     scope_probe::{self, NodeState},
 };
 use crate::{
-    cluster_state::ClusterState,
+    cluster_state::NodeFacts,
     metrics::{LossLabels, Metrics},
     observation::{Observations, TopologyOverview},
     publish_settings::PublishSettings,
     rollout::{
         FIELD_MANAGER,
         apply::{ApplyError, is_not_found},
-        assignment::{Assignments, NodeFacts},
+        assigner::Assigner,
+        assignment::Assignments,
         outcome::Outcomes,
     },
 };
@@ -53,8 +54,8 @@ const ECHO: Duration = Duration::from_secs(10);
 pub struct Writer {
     /// The API server.
     pub client: Client,
-    /// ScopeProbes, Nodes and NodeProbes.
-    pub cluster: Arc<ClusterState>,
+    /// ScopeProbes, Nodes and NodeProbes, and the assignments.
+    pub assigner: Arc<Assigner>,
     /// Reports of agents.
     pub observations: Observations,
     /// Results of rollouts.
@@ -141,17 +142,19 @@ impl Writer {
         let mut node_probes = Written::default();
         let mut scope_probes = Written::default();
         let mut malformed = MalformedProbes::default();
-        let mut cluster = self.cluster.subscribe();
+        let mut cluster = self.assigner.cluster().subscribe();
+        let mut demotions = self.assigner.subscribe_demotions();
         let mut reports = self.observations.subscribe();
         let mut outcomes = self.outcomes.subscribe();
         loop {
             self.turn(&mut node_probes, &mut scope_probes).await;
-            malformed.mend(&self.client, &self.cluster.malformed_probe_versions(), now()).await;
+            malformed.mend(&self.client, &self.assigner.cluster().malformed_probe_versions(), now()).await;
             tokio::time::sleep(PAUSE).await;
             // Numbers that wait for their turn need a turn.
             let _ = tokio::time::timeout(Duration::from_secs(1), async {
                 tokio::select! {
                     _ = cluster.changed() => {}
+                    _ = demotions.changed() => {}
                     _ = reports.changed() => {}
                     _ = outcomes.changed() => {}
                     _ = self.overview.changed() => {}
@@ -163,9 +166,9 @@ impl Writer {
 
     async fn turn(&mut self, node_probes: &mut Written<NodeProbeStatus>, scope_probes: &mut Written<ScopeProbeStatus>) {
         let now = now();
-        let probes = self.cluster.probes();
+        let probes = self.assigner.cluster().probes();
         self.tell_publisher(&probes);
-        let assignments = self.cluster.assignments();
+        let assignments = self.assigner.assignments();
         let nodes = self.node_probes(&probes, &assignments, node_probes, now).await;
         self.count(&nodes);
         node_probes.statuses.retain(|name, _| nodes.contains_key(name));
@@ -179,7 +182,7 @@ impl Writer {
     fn tell_publisher(&self, probes: &[ScopeProbe]) {
         let age = |probe: &&ScopeProbe| (probe.creation_timestamp(), probe.name_any());
         let settings = probes.iter().min_by_key(age).map(|probe| PublishSettings::from(&probe.spec.topology));
-        if settings.is_none() && !self.cluster.malformed_probes().is_empty() {
+        if settings.is_none() && !self.assigner.cluster().malformed_probes().is_empty() {
             // The earlier settings stay in effect.
             return;
         }
@@ -224,11 +227,11 @@ impl Writer {
         written: &mut Written<NodeProbeStatus>,
         now: Timestamp,
     ) -> BTreeMap<String, NodeState> {
-        let there = self.cluster.node_probes();
-        let malformed = self.cluster.malformed_node_probes();
+        let there = self.assigner.cluster().node_probes();
+        let malformed = self.assigner.cluster().malformed_node_probes();
         let observations = self.observations.all();
-        let nodes = self.cluster.nodes();
-        let demotions = self.cluster.demotions();
+        let nodes = self.assigner.cluster().nodes();
+        let demotions = self.assigner.demotions();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
         let mut by_node = BTreeMap::new();
         let mut numbers = Vec::new();

@@ -21,7 +21,7 @@ use super::{
     owners::{self, OwnerFacts, Owners, Reference},
     pods::PodFacts,
     profile::{PodProfile, Profile, Profiles},
-    referenced::Referenced,
+    referenced::{OwnerIdentity, Referenced},
     services::{self, ServiceFacts, SliceFacts},
     steps::Step,
     workload_facts::{self, WorkloadFacts},
@@ -42,15 +42,6 @@ pub enum Change {
     Namespace(Step<NamespaceFacts>),
     /// Of an owner of this kind and API version.
     Owner(&'static str, &'static str, Step<OwnerFacts>),
-}
-
-/// Fields of an ownerReference to a workload.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnerIdentity {
-    /// Group and version of its kind.
-    pub api_version: String,
-    /// Its UID.
-    pub uid: String,
 }
 
 /// Number of kinds that are followed: six of owners, pods, Services, `EndpointSlices`, nodes, Namespaces.

@@ -14,11 +14,11 @@ use kube::{
     core::Selector,
 };
 use operator::{
-    collector::Accounts,
     metrics::{Metrics, WriteLabels},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
     publisher::{self, Inputs},
+    shared_ledger::Accounts,
     watches::{self, Names},
 };
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};

@@ -19,16 +19,17 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use operator::{
+    cleanup::sweep::Sweep,
     cluster_state::ClusterState,
     coverage::HOUR,
     metrics::Metrics,
     observation::{NodeObservation, Observations, TopologyOverview},
     rollout::{
         applied::Applied,
+        assigner::Assigner,
         controller::{self, Context},
         demoter::Demoter,
         outcome::Outcomes,
-        sweep::Sweep,
     },
     settings::{AgentSettings, Cli, Command},
     status::{events::Events, restore, writer::Writer},
@@ -113,6 +114,7 @@ impl Lab {
             .await
             .map_err(|error| Error::Unexpected(format!("the operator cannot watch: {error}")))?;
         self.observations = restore::observations(&cluster.node_probes(), now_ms());
+        let assigner = Arc::new(Assigner::new(cluster));
         let outcomes = Outcomes::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let context = Arc::new(Context {
@@ -121,7 +123,7 @@ impl Lab {
             namespace: NAMESPACE.to_owned(),
             deployment: self.deployment.clone(),
             agents: agents.clone(),
-            cluster: Arc::clone(&cluster),
+            assigner: Arc::clone(&assigner),
             applied: Applied::default(),
             outcomes: outcomes.clone(),
             resync: Duration::from_mins(5),
@@ -131,19 +133,19 @@ impl Lab {
             // Either way it is over.
             let _ = stopped.await;
         }));
-        let demoter = Demoter { cluster: Arc::clone(&cluster), observations: self.observations.clone(), agents };
+        let demoter = Demoter { assigner: Arc::clone(&assigner), observations: self.observations.clone(), agents };
         self.parts.spawn(demoter.run());
         let sweep = Sweep {
             client: client.clone(),
             namespace: NAMESPACE.to_owned(),
-            cluster: Arc::clone(&cluster),
+            assigner: Arc::clone(&assigner),
             observations: self.observations.clone(),
             interval: Duration::from_mins(5),
         };
         self.parts.spawn(sweep.run());
         let writer = Writer {
             client: client.clone(),
-            cluster,
+            assigner,
             observations: self.observations.clone(),
             outcomes,
             overview: watch::Sender::new(TopologyOverview::default()).subscribe(),
