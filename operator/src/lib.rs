@@ -12,6 +12,7 @@ pub mod coverage;
 pub mod guarded;
 pub mod guarded_watch;
 pub mod health;
+pub mod invalid_field;
 pub mod lease;
 pub mod metrics;
 pub mod observation;

@@ -10,7 +10,6 @@ mod checkpoint;
 mod desired;
 mod edge_id;
 mod existing;
-mod external;
 #[cfg(test)]
 mod extremes;
 mod labels;
@@ -154,7 +153,7 @@ impl Publisher {
 
     /// Until this process is no longer the leader, or nothing is to be published.
     async fn run(mut self, inputs: &mut Inputs) {
-        inputs.names.name_external_groups(external::groups(&self.settings.external_groups));
+        inputs.names.name_external_groups(self.settings.external_groups.clone());
         let mut flows = inputs.accounts.subscribe();
         let mut names = inputs.names.subscribe();
         let mut objects = watch_all::<Topology>(&self.client).boxed();
@@ -189,7 +188,7 @@ impl Publisher {
                 _ = inputs.settings.changed() => match inputs.settings.borrow_and_update().clone() {
                     Some(settings) => {
                         if settings.external_groups != self.settings.external_groups {
-                            inputs.names.name_external_groups(external::groups(&settings.external_groups));
+                            inputs.names.name_external_groups(settings.external_groups.clone());
                         }
                         self.settings = settings;
                         build_at = Some(Instant::now());

@@ -26,11 +26,11 @@ use super::{
     build::{self, AGENT_APP, AgentTemplate},
     dereference::{self, DereferenceError},
     outcome::{Outcome, Outcomes, Problem, Progress},
-    validate::{self, Invalid},
+    validate::{self, NoNodes, ValidProbe},
 };
 use crate::{
-    cluster_state::NodeFacts, guarded::Guarded, guarded_watch::backoff, metrics::Metrics, operator_deployment,
-    settings::AgentSettings, text::some_of,
+    cluster_state::NodeFacts, guarded::Guarded, guarded_watch::backoff, invalid_field::InvalidField, metrics::Metrics,
+    operator_deployment, settings::AgentSettings, text::some_of,
 };
 
 /// Changes that come together are handled together.
@@ -66,9 +66,12 @@ pub enum RolloutError {
     /// Something it needs isn't there.
     #[error(transparent)]
     Dereference(#[from] DereferenceError),
-    /// The ScopeProbe makes no sense here.
+    /// The ScopeProbe has no node.
     #[error(transparent)]
-    Invalid(#[from] Invalid),
+    NoNodes(#[from] NoNodes),
+    /// A value of the ScopeProbe is invalid.
+    #[error(transparent)]
+    InvalidSpec(#[from] InvalidField),
     /// Something could not be written.
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -91,7 +94,8 @@ impl RolloutError {
     fn problem(&self) -> Problem {
         let (reason, permanent) = match self {
             Self::Dereference(error) => (error.reason(), false),
-            Self::Invalid(invalid) => (invalid.reason(), true),
+            Self::NoNodes(reason) => (reason.reason(), true),
+            Self::InvalidSpec(_) => ("InvalidSpec", true),
             Self::Apply(_) => ("ApplyFailed", false),
             Self::LabelsTaken(_) => ("NodeLabelsTaken", true),
         };
@@ -146,28 +150,34 @@ async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Re
     context.outcomes.set(&name, Outcome { generation, problem, progress });
     match result {
         // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
-        Err(RolloutError::Invalid(_) | RolloutError::LabelsTaken(_)) | Ok(_) => Ok(Action::requeue(context.resync)),
+        Err(RolloutError::NoNodes(_) | RolloutError::InvalidSpec(_) | RolloutError::LabelsTaken(_)) | Ok(_) => {
+            Ok(Action::requeue(context.resync))
+        }
         Err(error) => Err(error),
     }
 }
 
 async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<Progress, RolloutError> {
     let assignments = context.assigner.assignments();
-    if let Err(invalid) = validate::validate(name, &assignments) {
-        apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.applied).await?;
-        return Err(invalid.into());
-    }
+    let modes = match validate::modes(name, &assignments) {
+        Ok(modes) => modes,
+        Err(no_nodes) => {
+            apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.applied).await?;
+            return Err(no_nodes.into());
+        }
+    };
+    // An invalid `spec` leaves the agents as they are.
+    let probe = ValidProbe::try_from(probe)?;
     let Context { client, namespace, agents, .. } = context;
     let owner = operator_deployment::owner(client, namespace, context.deployment.as_deref())
         .await
         .map_err(DereferenceError::from)?;
     let collector_url = dereference::collector_url(client, namespace, agents).await?;
     let template = AgentTemplate { namespace, collector_url: &collector_url, owner: owner.as_ref(), settings: agents };
-    let modes = assignments.modes(name);
-    let wanted: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(probe, mode, &template)).collect();
-    let progress = apply::daemon_sets(client, namespace, name, &wanted, &context.applied).await?;
+    let prepared: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(&probe, mode, &template)).collect();
+    let applied = apply::daemon_sets(client, namespace, name, &prepared, &context.applied).await?;
     label_nodes(name, &assignments, context).await?;
-    Ok(progress)
+    Ok(apply::progress(&applied))
 }
 
 async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), RolloutError> {

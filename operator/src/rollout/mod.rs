@@ -2,6 +2,7 @@
 //!
 //! Everything but `assigner`, `controller`, `dereference`, `apply` and `demoter` is pure.
 
+pub mod agent_options;
 pub mod applied;
 pub mod apply;
 pub mod assigner;

@@ -34,6 +34,7 @@ use crate::{
         assigner::Assigner,
         assignment::Assignments,
         outcome::Outcomes,
+        validate::ValidProbe,
     },
 };
 
@@ -181,7 +182,11 @@ impl Writer {
 
     fn tell_publisher(&self, probes: &[ScopeProbe]) {
         let age = |probe: &&ScopeProbe| (probe.creation_timestamp(), probe.name_any());
-        let settings = probes.iter().min_by_key(age).map(|probe| PublishSettings::from(&probe.spec.topology));
+        let Ok(oldest) = probes.iter().min_by_key(age).map(ValidProbe::try_from).transpose() else {
+            // The earlier settings stay in effect. The ScopeProbe's status reports the error.
+            return;
+        };
+        let settings = oldest.map(|probe| probe.publish);
         if settings.is_none() && !self.assigner.cluster().malformed_probes().is_empty() {
             // The earlier settings stay in effect.
             return;

@@ -25,6 +25,7 @@ use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place}
 use tokio::{sync::watch, task::JoinSet};
 use topology::{
     entity::CgroupOwner,
+    external::ExternalGroups,
     flow::{FlowCounters, FlowKey, Protocol, Role},
     ledger::Epoch,
 };
@@ -64,7 +65,7 @@ impl Lab {
             counter_interval: Duration::from_secs(1),
             retention: Duration::from_hours(1),
             max_external: 50,
-            external_groups: Vec::new(),
+            external_groups: ExternalGroups::default(),
         };
         Ok(Self {
             control_plane,
