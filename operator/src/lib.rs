@@ -1,12 +1,12 @@
 //! Operator: rolls out agents, receives their reports, and writes their observations as Kubernetes objects.
 //!
-//! `collector` receives reports. `topology` joins them with the cluster index that `watches` maintains. `publisher` writes
+//! `collector` receives reports. `topology` joins them with the index that `cluster` maintains. `publisher` writes
 //! the Topology objects. `rollout` chooses the agent of each node. `status` writes the results into NodeProbes and
 //! ScopeProbes.
 #![forbid(unsafe_code)]
 
 pub mod cleanup;
-pub mod cluster_state;
+pub mod cluster;
 pub mod collector;
 pub mod coverage;
 pub mod guarded;
@@ -25,4 +25,3 @@ pub mod settings;
 pub mod shared_ledger;
 pub mod status;
 pub mod text;
-pub mod watches;

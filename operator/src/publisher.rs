@@ -51,8 +51,8 @@ use self::{
     writer::{Existence, Key, WriteError, Written},
 };
 use crate::{
-    guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
-    publish_settings::PublishSettings, shared_ledger::Accounts, watches::Names,
+    cluster::Names, guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
+    publish_settings::PublishSettings, shared_ledger::Accounts,
 };
 
 /// Writes to the API server per second, over a long time.

@@ -21,7 +21,7 @@ use crate::{
         prune::{self, Pruned},
         sweep::Sweep,
     },
-    cluster_state::ClusterState,
+    cluster::{self, ClusterState, Names, WatchedCluster},
     collector,
     health::{self, Readiness},
     lease::Lease,
@@ -38,7 +38,6 @@ use crate::{
     settings::{Cli, Command, Settings},
     shared_ledger::Accounts,
     status::{events::Events, restore, writer::Writer},
-    watches::{self, Names},
 };
 
 /// Time limit for the parts to stop; below a pod's grace period of 30 s.
@@ -166,13 +165,13 @@ impl Parts {
         Clients { watching, requesting }: &Clients,
         lease: &Lease,
         metrics: Metrics,
-        cluster: Arc<ClusterState>,
+        WatchedCluster { state, node_steps }: WatchedCluster,
         listener: TcpListener,
         stopping: &watch::Receiver<bool>,
     ) -> Self {
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-        let observations = restore::observations(&cluster.node_probes(), now);
-        let assigner = Arc::new(Assigner::new(cluster));
+        let observations = restore::observations(&state.node_probes(), now);
+        let assigner = Arc::new(Assigner::new(state));
         let outcomes = Outcomes::default();
         let accounts = Accounts::default();
         let names = Names::default();
@@ -208,7 +207,7 @@ impl Parts {
             controlling.await;
             Ok(())
         });
-        parts.endless.spawn(watches::run(watching.clone(), names.clone(), accounts.clone()));
+        parts.endless.spawn(cluster::keep_index(watching.clone(), node_steps, names.clone(), accounts.clone()));
         let inputs = publisher::Inputs {
             leader: lease.holds(),
             settings: publish_settings,

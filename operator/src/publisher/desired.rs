@@ -20,10 +20,10 @@ use super::{
     writer::{Desired, Key},
 };
 use crate::{
+    cluster::{Catalog, Names},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
     shared_ledger::Accounts,
-    watches::{Catalog, Names},
 };
 
 /// Time for which a conversation with one reported end waits for the other end's report.

@@ -28,7 +28,7 @@ use super::{
     object::{self, Limits, World},
     restore,
 };
-use crate::watches::{Catalog, WorkloadFacts};
+use crate::cluster::{Catalog, WorkloadFacts};
 
 const MAX_EDGES: usize = 3;
 const SERVICE: &str = "10.96.0.1";

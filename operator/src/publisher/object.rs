@@ -30,7 +30,7 @@ use super::{
     shown_edge::{Direction, shown, to_minute},
     summary,
 };
-use crate::watches::{Catalog, WorkloadFacts};
+use crate::cluster::{Catalog, WorkloadFacts};
 
 /// Maximum number of ServiceAccounts that an object lists.
 const MAX_SERVICE_ACCOUNTS: usize = 10;

@@ -154,11 +154,11 @@ mod tests {
 
     use super::*;
     use crate::{
+        cluster::Catalog,
         publisher::{
             adjacency,
             object::{self, Limits, World},
         },
-        watches::Catalog,
     };
 
     fn workload(kind: &str, name: &str) -> Workload {

@@ -15,7 +15,7 @@ use topology::{
 };
 
 use super::{edge_id::EdgeId, peer};
-use crate::watches::Catalog;
+use crate::cluster::Catalog;
 
 /// Maximum number of containers that an edge lists.
 const MAX_CONTAINERS: usize = 10;

@@ -17,7 +17,7 @@ use super::{
     build::{AGENT_APP, PreparedDaemonSet},
     outcome::Progress,
 };
-use crate::cluster_state::NodeFacts;
+use crate::cluster::NodeFacts;
 
 /// Failed write.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use super::{
     assignment::{Assignments, ProbeFacts, assign},
     demotion::Demotion,
 };
-use crate::cluster_state::ClusterState;
+use crate::cluster::ClusterState;
 
 /// The cluster's state, and the nodes on which eBPF failed.
 pub struct Assigner {

@@ -10,7 +10,7 @@ use super::{
     choice::{AgentMode, Asker, ModeCause, choose},
     demotion::Demotion,
 };
-use crate::cluster_state::NodeFacts;
+use crate::cluster::NodeFacts;
 
 /// Properties of a ScopeProbe that an assignment depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]

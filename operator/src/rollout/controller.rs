@@ -29,7 +29,7 @@ use super::{
     validate::{self, NoNodes, ValidProbe},
 };
 use crate::{
-    cluster_state::NodeFacts, guarded::Guarded, guarded_watch::backoff, invalid_field::InvalidField, metrics::Metrics,
+    cluster::NodeFacts, guarded::Guarded, guarded_watch::backoff, invalid_field::InvalidField, metrics::Metrics,
     operator_deployment, settings::AgentSettings, text::some_of,
 };
 

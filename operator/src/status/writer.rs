@@ -24,7 +24,7 @@ use super::{
     scope_probe::{self, NodeState},
 };
 use crate::{
-    cluster_state::NodeFacts,
+    cluster::NodeFacts,
     metrics::{LossLabels, Metrics},
     observation::{Observations, TopologyOverview},
     publish_settings::PublishSettings,

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,12 +15,12 @@ use kube::{
     core::Selector,
 };
 use operator::{
+    cluster::{self, Names, Nodes},
     metrics::{Metrics, WriteLabels},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
     publisher::{self, Inputs},
     shared_ledger::Accounts,
-    watches::{self, Names},
 };
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
 use tokio::{sync::watch, task::JoinSet};
@@ -80,7 +81,8 @@ impl Lab {
     pub fn publish(&mut self, client: &Client) {
         let names = Names::default();
         let watching = self.control_plane.client.clone();
-        self.tasks.spawn(watches::run(watching, names.clone(), self.accounts.clone()));
+        let (_, node_steps) = Nodes::watch(&watching, Arc::default());
+        self.tasks.spawn(cluster::keep_index(watching, node_steps, names.clone(), self.accounts.clone()));
         let inputs = Inputs {
             leader: watch::Sender::new(true).subscribe(),
             settings: self.settings.subscribe(),

@@ -20,7 +20,7 @@ use kube::{
 };
 use operator::{
     cleanup::sweep::Sweep,
-    cluster_state::ClusterState,
+    cluster::{ClusterState, WatchedCluster},
     coverage::HOUR,
     metrics::Metrics,
     observation::{NodeObservation, Observations, TopologyOverview},
@@ -110,7 +110,7 @@ impl Lab {
         let client = self.control_plane.client.clone();
         let agents = agent_settings(image);
         self.metrics = Metrics::default();
-        let cluster = ClusterState::watch(&client)
+        let WatchedCluster { state: cluster, .. } = ClusterState::watch(&client)
             .await
             .map_err(|error| Error::Unexpected(format!("the operator cannot watch: {error}")))?;
         self.observations = restore::observations(&cluster.node_probes(), now_ms());

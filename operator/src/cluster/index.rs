@@ -44,8 +44,12 @@ pub enum Change {
     Owner(&'static str, &'static str, Step<OwnerFacts>),
 }
 
-/// Number of kinds that are followed: six of owners, pods, Services, `EndpointSlices`, nodes, Namespaces.
-const KINDS: usize = 11;
+/// Change, and the kind of which all objects are listed with it.
+#[derive(Clone, Debug)]
+pub(super) struct Update {
+    pub(super) change: Change,
+    pub(super) listed: Option<&'static str>,
+}
 
 /// All names, and the workloads they lead to.
 #[derive(Debug, Default)]
@@ -72,7 +76,8 @@ pub struct Catalog {
     listed_slices: Listed<ServiceRef>,
     listed_nodes: Listed<String>,
     listed_owners: HashMap<&'static str, Listed<Workload>>,
-    complete: HashSet<&'static str>,
+    /// Kinds without a first list; `None` before the watches began.
+    unlisted: Option<HashSet<&'static str>>,
     gone_nodes: Vec<String>,
 }
 
@@ -148,8 +153,20 @@ impl Catalog {
         self.directory.name_external_groups(groups)
     }
 
+    /// Is complete when each of these kinds has been listed.
+    pub(super) fn await_lists(&mut self, kinds: impl IntoIterator<Item = &'static str>) {
+        self.unlisted = Some(kinds.into_iter().collect());
+    }
+
+    /// Notes that all objects of a kind have been listed.
+    pub(super) fn note_list(&mut self, kind: &'static str) {
+        if let Some(unlisted) = &mut self.unlisted {
+            unlisted.remove(kind);
+        }
+    }
+
     pub(super) fn is_complete(&self) -> bool {
-        self.complete.len() == KINDS
+        self.unlisted.as_ref().is_some_and(HashSet::is_empty)
     }
 
     pub(super) fn take_gone_nodes(&mut self) -> Vec<String> {
@@ -202,7 +219,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_pods.complete();
-                self.complete.insert("Pod");
                 gone.iter().fold(true, |_, uid| self.remove_pod(uid, now))
             }
         }
@@ -309,7 +325,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = listed.complete();
-                self.complete.insert(kind);
                 for workload in gone {
                     self.owners.remove(&workload, now);
                 }
@@ -348,7 +363,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_services.complete();
-                self.complete.insert("Service");
                 gone.iter().fold(true, |_, name| self.remove_service(name, now))
             }
         }
@@ -387,7 +401,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_slices.complete();
-                self.complete.insert("EndpointSlice");
                 gone.iter().fold(true, |_, name| self.remove_slice(name, now))
             }
         }
@@ -424,16 +437,12 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_nodes.complete();
-                self.complete.insert("Node");
                 gone.into_iter().fold(true, |_, name| self.remove_node(name))
             }
         }
     }
 
     fn apply_namespace(&mut self, step: Step<NamespaceFacts>) -> bool {
-        if matches!(step, Step::Complete) {
-            self.complete.insert("Namespace");
-        }
         self.namespaces.apply(step)
     }
 
@@ -443,3 +452,6 @@ impl Catalog {
         was_there
     }
 }
+
+#[cfg(test)]
+mod tests;
