@@ -24,10 +24,10 @@ mod workload_facts;
 pub use self::{
     app::AppLabels,
     changes::ClusterChanges,
-    index::Catalog,
+    index::Index,
     nodes::{NodeFacts, NodeSteps, Nodes},
     referenced::OwnerIdentity,
-    shared_index::Names,
+    shared_index::ClusterIndex,
     state::{ClusterState, WatchedCluster},
     watches::run as keep_index,
     workload_facts::WorkloadFacts,

@@ -18,7 +18,7 @@ use tokio_stream::{
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use self::session::{Session, Sessions};
-use crate::{observation::Observations, shared_ledger::Accounts};
+use crate::{observation::Observations, shared_ledger::SharedLedger};
 
 /// Maximum size of one message on the wire.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -34,14 +34,14 @@ pub const SILENCE: Duration = Duration::from_secs(25);
 /// Returns an error if the transport fails as a whole. A failing stream affects no other stream.
 pub async fn serve(
     listener: TcpListener,
-    accounts: Accounts,
+    shared_ledger: SharedLedger,
     observations: Observations,
     silence: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     // Open streams would block a graceful shutdown: they are stopped first.
     let (stopping, stopped) = watch::channel(false);
-    let collector = Collector { sessions: Sessions::new(accounts, observations), silence, stopped };
+    let collector = Collector { sessions: Sessions::new(shared_ledger, observations), silence, stopped };
     let service = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -149,7 +149,7 @@ mod tests {
         let observations = Observations::default();
         let mut changed = observations.subscribe();
         let silence = Duration::from_millis(200);
-        let serving = serve(listener, Accounts::default(), observations.clone(), silence, std::future::pending());
+        let serving = serve(listener, SharedLedger::default(), observations.clone(), silence, std::future::pending());
         let serving = tokio::spawn(serving);
         let mut client = CollectorClient::connect(format!("http://{address}")).await.expect("it listens");
         let (messages, queue) = mpsc::channel(1);

@@ -18,10 +18,10 @@ use tokio::{
 
 use crate::{
     cleanup::{
+        garbage_collector::GarbageCollector,
         prune::{self, Pruned},
-        sweep::Sweep,
     },
-    cluster::{self, ClusterState, Names, WatchedCluster},
+    cluster::{self, ClusterIndex, ClusterState, WatchedCluster},
     collector,
     health::{self, Readiness},
     lease::Lease,
@@ -29,14 +29,14 @@ use crate::{
     observation::TopologyOverview,
     publisher,
     rollout::{
-        applied::Applied,
+        apply_cache::ApplyCache,
         assigner::Assigner,
         controller::{self, Context},
-        demoter::Demoter,
+        fallback_controller::FallbackController,
         outcome::Outcomes,
     },
     settings::{Cli, Command, Settings},
-    shared_ledger::Accounts,
+    shared_ledger::SharedLedger,
     status::{events::Events, restore, writer::Writer},
 };
 
@@ -173,15 +173,15 @@ impl Parts {
         let observations = restore::observations(&state.node_probes(), now);
         let assigner = Arc::new(Assigner::new(state));
         let outcomes = Outcomes::default();
-        let accounts = Accounts::default();
-        let names = Names::default();
+        let shared_ledger = SharedLedger::default();
+        let index = ClusterIndex::default();
         let (publish, publish_settings) = watch::channel(None);
         let (overview_sender, overview) = watch::channel(TopologyOverview::default());
         let mut parts = Self { draining: JoinSet::new(), endless: JoinSet::new() };
 
         let collecting = collector::serve(
             listener,
-            accounts.clone(),
+            shared_ledger.clone(),
             observations.clone(),
             collector::SILENCE,
             stopped(stopping.clone()),
@@ -194,7 +194,7 @@ impl Parts {
             deployment: settings.deployment.clone(),
             agents: settings.agents.clone(),
             assigner: assigner.clone(),
-            applied: Applied::default(),
+            apply_cache: ApplyCache::default(),
             outcomes: outcomes.clone(),
             resync: settings.resync(),
             metrics: metrics.clone(),
@@ -207,28 +207,31 @@ impl Parts {
             controlling.await;
             Ok(())
         });
-        parts.endless.spawn(cluster::keep_index(watching.clone(), node_steps, names.clone(), accounts.clone()));
-        let inputs = publisher::Inputs {
+        parts.endless.spawn(cluster::keep_index(watching.clone(), node_steps, index.clone(), shared_ledger.clone()));
+        let inputs = publisher::PublisherInputs {
             leader: lease.holds(),
             settings: publish_settings,
-            accounts,
-            names,
+            shared_ledger,
+            index,
             overview: overview_sender,
             scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(watching.clone(), inputs));
-        let demoter =
-            Demoter { assigner: assigner.clone(), observations: observations.clone(), agents: settings.agents.clone() };
-        parts.endless.spawn(demoter.run());
-        let sweep = Sweep {
+        let fallback_controller = FallbackController {
+            assigner: assigner.clone(),
+            observations: observations.clone(),
+            agents: settings.agents.clone(),
+        };
+        parts.endless.spawn(fallback_controller.run());
+        let garbage_collector = GarbageCollector {
             client: requesting.clone(),
             namespace: settings.namespace.clone(),
             assigner: assigner.clone(),
             observations: observations.clone(),
             interval: settings.resync(),
         };
-        parts.endless.spawn(while_held(lease.holds(), move || sweep.clone().run()));
+        parts.endless.spawn(while_held(lease.holds(), move || garbage_collector.clone().run()));
         let events = Events::new(requesting.clone(), &settings.identity);
         let writer =
             Writer { client: requesting.clone(), assigner, observations, outcomes, overview, publish, events, metrics };

@@ -7,18 +7,18 @@ use topology::ledger::Ledger;
 
 /// Account of all agents' flows. Cheap to clone; all clones share one state.
 #[derive(Clone, Debug)]
-pub struct Accounts {
+pub struct SharedLedger {
     ledger: Arc<Mutex<Ledger>>,
     changed: Arc<watch::Sender<()>>,
 }
 
-impl Default for Accounts {
+impl Default for SharedLedger {
     fn default() -> Self {
         Self { ledger: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
     }
 }
 
-impl Accounts {
+impl SharedLedger {
     /// Locks the ledger. The call may block, because the lock is held while a graph is built.
     #[must_use]
     pub fn ledger(&self) -> &Mutex<Ledger> {

@@ -53,7 +53,7 @@ pub(super) struct Update {
 
 /// All names, and the workloads they lead to.
 #[derive(Debug, Default)]
-pub struct Catalog {
+pub struct Index {
     directory: Directory,
     owners: Owners,
     /// Controller of each pod that is there, by the pod's UID.
@@ -81,7 +81,7 @@ pub struct Catalog {
     gone_nodes: Vec<String>,
 }
 
-impl Catalog {
+impl Index {
     /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Directory {

@@ -8,30 +8,30 @@ use std::{
 use tokio::sync::watch;
 use topology::{external::ExternalGroups, ledger::Ledger};
 
-use super::index::{Catalog, Update};
+use super::index::{Index, Update};
 
 /// Names and owners in the cluster. Clones share their state.
 #[derive(Clone, Debug)]
-pub struct Names {
-    catalog: Arc<RwLock<Catalog>>,
+pub struct ClusterIndex {
+    index: Arc<RwLock<Index>>,
     changed: Arc<watch::Sender<()>>,
     complete: Arc<watch::Sender<bool>>,
 }
 
-impl Default for Names {
+impl Default for ClusterIndex {
     fn default() -> Self {
         Self {
-            catalog: Arc::default(),
+            index: Arc::default(),
             changed: Arc::new(watch::Sender::new(())),
             complete: Arc::new(watch::Sender::new(false)),
         }
     }
 }
 
-impl Names {
+impl ClusterIndex {
     /// Everything that is known now. Not to be held across an await.
-    pub fn read(&self) -> RwLockReadGuard<'_, Catalog> {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    pub fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Marked as changed with every change of a name.
@@ -52,48 +52,48 @@ impl Names {
         let news: Vec<_> = ledger.clocks().filter(|(node, clock)| !known.directory().has_clock(node, clock)).collect();
         drop(known);
         if !news.is_empty() {
-            self.catalog.write().unwrap_or_else(PoisonError::into_inner).set_clocks(&news);
+            self.index.write().unwrap_or_else(PoisonError::into_inner).set_clocks(&news);
         }
     }
 
     /// Gives names to addresses outside of the cluster.
     pub fn name_external_groups(&self, groups: ExternalGroups) {
-        if self.catalog.write().unwrap_or_else(PoisonError::into_inner).name_external_groups(groups) {
+        if self.index.write().unwrap_or_else(PoisonError::into_inner).name_external_groups(groups) {
             self.changed.send_replace(());
         }
     }
 
     /// Notes by which API versions an earlier operator has referred to kinds.
     pub fn note_api_versions<'a>(&self, references: impl IntoIterator<Item = (&'a str, &'a str)>) {
-        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         for (api_version, kind) in references {
-            catalog.note_api_version(api_version, kind);
+            index.note_api_version(api_version, kind);
         }
     }
 
     /// Forgets what has been gone for `retention`.
     pub fn forget_removed(&self, now: SystemTime, retention: Duration) {
-        self.catalog.write().unwrap_or_else(PoisonError::into_inner).forget_removed(now, retention);
+        self.index.write().unwrap_or_else(PoisonError::into_inner).forget_removed(now, retention);
     }
 
     /// Waits for the first list of each of these kinds before it is complete.
     pub(super) fn await_lists(&self, kinds: impl IntoIterator<Item = &'static str>) {
-        self.catalog.write().unwrap_or_else(PoisonError::into_inner).await_lists(kinds);
+        self.index.write().unwrap_or_else(PoisonError::into_inner).await_lists(kinds);
     }
 
     /// Applies changes. Returns the nodes that are gone.
     pub(super) fn take_in(&self, updates: Vec<Update>, now: SystemTime) -> Vec<String> {
-        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         let mut is_news = false;
         for Update { change, listed } in updates {
-            is_news |= catalog.apply(change, now);
+            is_news |= index.apply(change, now);
             if let Some(kind) = listed {
-                catalog.note_list(kind);
+                index.note_list(kind);
             }
         }
-        let complete = catalog.is_complete();
-        let gone = catalog.take_gone_nodes();
-        drop(catalog);
+        let complete = index.is_complete();
+        let gone = index.take_gone_nodes();
+        drop(index);
         self.complete.send_if_modified(|known| std::mem::replace(known, complete) != complete);
         if is_news {
             self.changed.send_replace(());

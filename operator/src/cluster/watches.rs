@@ -24,10 +24,10 @@ use super::{
     namespaces,
     nodes::NodeSteps,
     owners, pods, services,
-    shared_index::Names,
+    shared_index::ClusterIndex,
     steps::{Step, steps},
 };
-use crate::{guarded_watch::watch, shared_ledger::Accounts};
+use crate::{guarded_watch::watch, shared_ledger::SharedLedger};
 
 /// Maximum number of changes applied before a notification.
 const BATCH: usize = 512;
@@ -55,18 +55,18 @@ impl KindWatch {
 }
 
 /// Keeps the index up to date until it is dropped. Failed watches are retried with growing pauses.
-pub async fn run(client: Client, nodes: NodeSteps, names: Names, accounts: Accounts) {
+pub async fn run(client: Client, nodes: NodeSteps, index: ClusterIndex, shared_ledger: SharedLedger) {
     let watches = all(&client, nodes);
-    names.await_lists(watches.iter().map(|watch| watch.kind));
+    index.await_lists(watches.iter().map(|watch| watch.kind));
     stream::select_all(watches.into_iter().map(|watch| watch.updates))
         .ready_chunks(BATCH)
         .for_each(|updates| {
-            let gone = names.take_in(updates, SystemTime::now());
-            let accounts = accounts.clone();
+            let gone = index.take_in(updates, SystemTime::now());
+            let shared_ledger = shared_ledger.clone();
             async move {
                 for node in gone {
-                    if accounts.ledger().lock().await.remove_node(&node, SystemTime::now()) {
-                        accounts.mark_changed();
+                    if shared_ledger.ledger().lock().await.remove_node(&node, SystemTime::now()) {
+                        shared_ledger.mark_changed();
                     }
                 }
                 ready(()).await;

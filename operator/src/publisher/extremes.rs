@@ -28,7 +28,7 @@ use super::{
     object::{self, Limits, World},
     restore,
 };
-use crate::cluster::{Catalog, WorkloadFacts};
+use crate::cluster::{Index, WorkloadFacts};
 
 const MAX_EDGES: usize = 3;
 const SERVICE: &str = "10.96.0.1";
@@ -258,9 +258,9 @@ impl Operator {
 
 /// The objects, with all that is to be in them.
 fn objects(graph: &Graph) -> Vec<Topology> {
-    let catalog = Catalog::default();
+    let index = Index::default();
     let limits = Limits { edges: MAX_EDGES, pods: 5 };
-    let world = World { catalog: &catalog, earlier: &graph.earlier, limits };
+    let world = World { index: &index, earlier: &graph.earlier, limits };
     let of = |(workload, edges): (&Workload, adjacency::Edges<'_>)| {
         let mut topology = Topology::new(&workload.name, TopologySpec::default());
         topology.metadata.namespace = Some(workload.namespace.clone());

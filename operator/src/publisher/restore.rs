@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::Catalog,
+        cluster::Index,
         publisher::{
             adjacency,
             object::{self, Limits, World},
@@ -286,13 +286,13 @@ mod tests {
         };
         wanted.sort_by(by_key_and_side);
 
-        let catalog = Catalog::default();
-        let world = World { catalog: &catalog, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
+        let index = Index::default();
+        let world = World { index: &index, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
         let mut found = Vec::new();
         for (workload, edges) in adjacency::by_workload(&graph) {
             let mut topology = Topology::new("t", crds::TopologySpec::default());
             topology.metadata.namespace = Some("shop".to_owned());
-            let facts = catalog.facts_of(workload);
+            let facts = index.facts_of(workload);
             topology.status = Some(object::status(workload, &facts, &edges, &BTreeSet::new(), &world));
             found.extend(super::edges(&topology));
         }

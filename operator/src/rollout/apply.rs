@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     FIELD_MANAGER, NODE_FIELD_MANAGER,
-    applied::Applied,
+    apply_cache::ApplyCache,
     build::{AGENT_APP, PreparedDaemonSet},
     outcome::Progress,
 };
@@ -54,7 +54,7 @@ pub async fn daemon_sets(
     namespace: &str,
     probe: &str,
     prepared: &[PreparedDaemonSet],
-    cache: &Applied,
+    cache: &ApplyCache,
 ) -> Result<Vec<AppliedDaemonSet>, ApplyError> {
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}={probe}");

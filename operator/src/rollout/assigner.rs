@@ -11,23 +11,23 @@ use tokio::sync::watch;
 
 use super::{
     assignment::{Assignments, ProbeFacts, assign},
-    demotion::Demotion,
+    fallback_policy::NodeFallback,
 };
 use crate::cluster::ClusterState;
 
 /// The cluster's state, and the nodes on which eBPF failed.
 pub struct Assigner {
     cluster: Arc<ClusterState>,
-    demotions: RwLock<BTreeMap<String, Demotion>>,
-    demotions_changed: watch::Sender<()>,
+    fallbacks: RwLock<BTreeMap<String, NodeFallback>>,
+    fallbacks_changed: watch::Sender<()>,
 }
 
 impl Assigner {
     /// Restores the nodes on which eBPF failed from the NodeProbes that an earlier operator wrote.
     #[must_use]
     pub fn new(cluster: Arc<ClusterState>) -> Self {
-        let demotions = RwLock::new(restored_demotions(&cluster.node_probes(), Timestamp::now()));
-        Self { cluster, demotions, demotions_changed: watch::Sender::new(()) }
+        let fallbacks = RwLock::new(restored_fallbacks(&cluster.node_probes(), Timestamp::now()));
+        Self { cluster, fallbacks, fallbacks_changed: watch::Sender::new(()) }
     }
 
     /// Returns the cluster's state.
@@ -42,35 +42,35 @@ impl Assigner {
         let probes: Vec<_> = self.cluster.probes().iter().map(ProbeFacts::of).collect();
         let held = self.cluster.held_nodes();
         let nodes: Vec<_> = self.cluster.nodes().into_values().filter(|node| !held.contains(&node.name)).collect();
-        assign(&probes, &nodes, &self.demotions())
+        assign(&probes, &nodes, &self.fallbacks())
     }
 
     /// Returns the nodes on which eBPF failed.
     #[must_use]
-    pub fn demotions(&self) -> BTreeMap<String, Demotion> {
-        self.demotions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn fallbacks(&self) -> BTreeMap<String, NodeFallback> {
+        self.fallbacks.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces the nodes on which eBPF failed.
-    pub fn set_demotions(&self, demotions: BTreeMap<String, Demotion>) {
-        let mut current = self.demotions.write().unwrap_or_else(PoisonError::into_inner);
-        if *current != demotions {
-            *current = demotions;
+    pub fn set_fallbacks(&self, fallbacks: BTreeMap<String, NodeFallback>) {
+        let mut current = self.fallbacks.write().unwrap_or_else(PoisonError::into_inner);
+        if *current != fallbacks {
+            *current = fallbacks;
             drop(current);
-            self.demotions_changed.send_replace(());
+            self.fallbacks_changed.send_replace(());
         }
     }
 
     /// Returns a receiver that is notified when the nodes on which eBPF failed change.
     #[must_use]
-    pub fn subscribe_demotions(&self) -> watch::Receiver<()> {
-        self.demotions_changed.subscribe()
+    pub fn subscribe_fallbacks(&self) -> watch::Receiver<()> {
+        self.fallbacks_changed.subscribe()
     }
 }
 
-/// Returns the demotions that an earlier operator wrote.
-fn restored_demotions(node_probes: &BTreeMap<String, NodeProbe>, now: Timestamp) -> BTreeMap<String, Demotion> {
+/// Returns the fallbacks that an earlier operator wrote.
+fn restored_fallbacks(node_probes: &BTreeMap<String, NodeProbe>, now: Timestamp) -> BTreeMap<String, NodeFallback> {
     let written =
         node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.demotion.as_ref()?)));
-    written.filter_map(|(name, written)| Some((name.clone(), Demotion::restore(written, now)?))).collect()
+    written.filter_map(|(name, written)| Some((name.clone(), NodeFallback::restore(written, now)?))).collect()
 }

@@ -18,7 +18,7 @@ use k8s_openapi::{
     },
 };
 
-use super::{choice::AgentMode, privileges, validate::ValidProbe};
+use super::{mode::AgentMode, privileges, validate::ValidProbe};
 use crate::settings::AgentSettings;
 
 /// The value of `app.kubernetes.io/name` of everything that belongs to agents.

@@ -19,8 +19,8 @@ use topology::plural::counted;
 use tracing::Instrument;
 
 use super::{
-    applied::Applied,
     apply::{self, ApplyError, Labelled},
+    apply_cache::ApplyCache,
     assigner::Assigner,
     assignment::Assignments,
     build::{self, AGENT_APP, AgentTemplate},
@@ -51,7 +51,7 @@ pub struct Context {
     /// ScopeProbes, Nodes and their assignments.
     pub assigner: Arc<Assigner>,
     /// DaemonSets that were applied.
-    pub applied: Applied,
+    pub apply_cache: ApplyCache,
     /// Receiver of each rollout's result.
     pub outcomes: Outcomes,
     /// Interval of a full reconciliation without a change.
@@ -128,7 +128,7 @@ fn changes(assigner: &Assigner) -> impl Stream<Item = ()> + Send + use<> {
     let of = |receiver: watch::Receiver<()>| {
         stream::unfold(receiver, async |mut changes| changes.changed().await.ok().map(|()| ((), changes)))
     };
-    stream::select(of(assigner.cluster().subscribe_requests()), of(assigner.subscribe_demotions()))
+    stream::select(of(assigner.cluster().subscribe_requests()), of(assigner.subscribe_fallbacks()))
 }
 
 async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Result<Action, RolloutError> {
@@ -162,7 +162,7 @@ async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<P
     let modes = match validate::modes(name, &assignments) {
         Ok(modes) => modes,
         Err(no_nodes) => {
-            apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.applied).await?;
+            apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.apply_cache).await?;
             return Err(no_nodes.into());
         }
     };
@@ -175,7 +175,7 @@ async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<P
     let collector_url = dereference::collector_url(client, namespace, agents).await?;
     let template = AgentTemplate { namespace, collector_url: &collector_url, owner: owner.as_ref(), settings: agents };
     let prepared: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(&probe, mode, &template)).collect();
-    let applied = apply::daemon_sets(client, namespace, name, &prepared, &context.applied).await?;
+    let applied = apply::daemon_sets(client, namespace, name, &prepared, &context.apply_cache).await?;
     label_nodes(name, &assignments, context).await?;
     Ok(apply::progress(&applied))
 }

@@ -1,19 +1,19 @@
 //! Computes DaemonSets and node labels from ScopeProbes and Nodes: dereference → validate → assign → build → apply.
 //!
-//! Everything but `assigner`, `controller`, `dereference`, `apply` and `demoter` is pure.
+//! Everything but `assigner`, `controller`, `dereference`, `apply` and `fallback_controller` is pure.
 
 pub mod agent_options;
-pub mod applied;
 pub mod apply;
+pub mod apply_cache;
 pub mod assigner;
 pub mod assignment;
 pub mod build;
-pub mod choice;
 pub mod controller;
-pub mod demoter;
-pub mod demotion;
 pub mod dereference;
+pub mod fallback_controller;
+pub mod fallback_policy;
 pub mod millicores;
+pub mod mode;
 pub mod outcome;
 pub mod privileges;
 pub mod validate;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crds::ScopeProbe;
 use kube::ResourceExt;
 
-use super::{agent_options::AgentOptions, assignment::Assignments, choice::AgentMode};
+use super::{agent_options::AgentOptions, assignment::Assignments, mode::AgentMode};
 use crate::{invalid_field::InvalidField, publish_settings::PublishSettings};
 
 /// Reason for which a ScopeProbe has no node. The user must change a selector.
@@ -79,7 +79,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::rollout::{assignment::Assignment, choice::ModeCause};
+    use crate::rollout::{assignment::Assignment, mode::ModeCause};
 
     #[test]
     fn a_probe_needs_a_node_of_its_own() {

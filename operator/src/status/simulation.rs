@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
-    coverage::{Facts, NodeCoverage, assess},
+    coverage::{CoverageFacts, NodeCoverage, assess},
     node_probe, restore,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     observation::NodeObservation,
     rollout::{
         assignment::Assignment,
-        choice::{AgentMode, ModeCause},
+        mode::{AgentMode, ModeCause},
     },
 };
 
@@ -227,7 +227,7 @@ impl World {
     fn coverage(&self, operator: &Operator) -> NodeCoverage {
         let settled = self.now - INTERVAL - 5_000;
         let observation = operator.observation.as_ref();
-        assess(&Facts { observation, created: Some(START), settled, now: self.now })
+        assess(&CoverageFacts { observation, created: Some(START), settled, now: self.now })
     }
 
     fn write(&mut self) {
@@ -240,10 +240,10 @@ impl World {
             mode: AgentMode::Ebpf,
             cause: ModeCause::Supported,
         };
-        let inputs = node_probe::Inputs {
+        let inputs = node_probe::NodeProbeInputs {
             assignment: &assignment,
             node_kernel: "",
-            demotion: None,
+            fallback: None,
             observation: operator.observation.as_ref(),
             coverage: &coverage,
             previous: previous.as_ref(),

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    coverage::{Facts, assess},
+    coverage::{CoverageFacts, assess},
     events::{Events, is_mode_change},
     node_probe,
     repair::{self, MalformedProbes},
@@ -72,13 +72,13 @@ pub struct Writer {
 }
 
 /// Last written statuses of one kind, by name.
-struct Written<S> {
+struct WrittenStatuses<S> {
     statuses: BTreeMap<String, (S, Instant)>,
     /// Names of the objects whose last write failed.
     failing: BTreeSet<String>,
 }
 
-impl<S> Default for Written<S> {
+impl<S> Default for WrittenStatuses<S> {
     fn default() -> Self {
         Self { statuses: BTreeMap::new(), failing: BTreeSet::new() }
     }
@@ -95,7 +95,7 @@ enum Due {
     No,
 }
 
-impl<S: PartialEq + Clone> Written<S> {
+impl<S: PartialEq + Clone> WrittenStatuses<S> {
     fn due(
         &self,
         name: &str,
@@ -140,11 +140,11 @@ impl<S: PartialEq + Clone> Written<S> {
 impl Writer {
     /// Runs after every change, without end.
     pub async fn run(mut self) {
-        let mut node_probes = Written::default();
-        let mut scope_probes = Written::default();
+        let mut node_probes = WrittenStatuses::default();
+        let mut scope_probes = WrittenStatuses::default();
         let mut malformed = MalformedProbes::default();
         let mut cluster = self.assigner.cluster().subscribe();
-        let mut demotions = self.assigner.subscribe_demotions();
+        let mut fallbacks = self.assigner.subscribe_fallbacks();
         let mut reports = self.observations.subscribe();
         let mut outcomes = self.outcomes.subscribe();
         loop {
@@ -155,7 +155,7 @@ impl Writer {
             let _ = tokio::time::timeout(Duration::from_secs(1), async {
                 tokio::select! {
                     _ = cluster.changed() => {}
-                    _ = demotions.changed() => {}
+                    _ = fallbacks.changed() => {}
                     _ = reports.changed() => {}
                     _ = outcomes.changed() => {}
                     _ = self.overview.changed() => {}
@@ -165,7 +165,11 @@ impl Writer {
         }
     }
 
-    async fn turn(&mut self, node_probes: &mut Written<NodeProbeStatus>, scope_probes: &mut Written<ScopeProbeStatus>) {
+    async fn turn(
+        &mut self,
+        node_probes: &mut WrittenStatuses<NodeProbeStatus>,
+        scope_probes: &mut WrittenStatuses<ScopeProbeStatus>,
+    ) {
         let now = now();
         let probes = self.assigner.cluster().probes();
         self.tell_publisher(&probes);
@@ -229,14 +233,14 @@ impl Writer {
         &self,
         probes: &[ScopeProbe],
         assignments: &Assignments,
-        written: &mut Written<NodeProbeStatus>,
+        written: &mut WrittenStatuses<NodeProbeStatus>,
         now: Timestamp,
     ) -> BTreeMap<String, NodeState> {
         let there = self.assigner.cluster().node_probes();
         let malformed = self.assigner.cluster().malformed_node_probes();
         let observations = self.observations.all();
         let nodes = self.assigner.cluster().nodes();
-        let demotions = self.assigner.demotions();
+        let fallbacks = self.assigner.fallbacks();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
         let mut by_node = BTreeMap::new();
         let mut numbers = Vec::new();
@@ -248,11 +252,11 @@ impl Writer {
             let interval: Duration = probe.spec.topology.counter_interval.into();
             let created = there.get(name).and_then(ResourceExt::creation_timestamp).map(|time| unix_ms(time.0));
             let settled = unix_ms(now).saturating_sub(millis(interval + PUBLISHING));
-            let coverage = assess(&Facts { observation, created, settled, now: unix_ms(now) });
-            let inputs = node_probe::Inputs {
+            let coverage = assess(&CoverageFacts { observation, created, settled, now: unix_ms(now) });
+            let inputs = node_probe::NodeProbeInputs {
                 assignment,
                 node_kernel: &node.kernel,
-                demotion: demotions.get(name),
+                fallback: fallbacks.get(name),
                 observation,
                 coverage: &coverage,
                 previous: previous.as_ref(),
@@ -285,7 +289,7 @@ impl Writer {
         node: &NodeFacts,
         status: &NodeProbeStatus,
         previous: Option<&NodeProbeStatus>,
-        written: &mut Written<NodeProbeStatus>,
+        written: &mut WrittenStatuses<NodeProbeStatus>,
     ) {
         // The watch may not have returned the repaired object yet.
         if written.statuses.get(&node.name).is_some_and(|(_, at)| at.elapsed() < ECHO) {
@@ -303,7 +307,7 @@ impl Writer {
         status: &NodeProbeStatus,
         previous: Option<&NodeProbeStatus>,
         there: Option<&NodeProbe>,
-        written: &mut Written<NodeProbeStatus>,
+        written: &mut WrittenStatuses<NodeProbeStatus>,
     ) {
         let mode_change = is_mode_change(previous, status);
         match self.apply_node_probe(node, status, there).await {
@@ -361,7 +365,7 @@ impl Writer {
         probe: &ScopeProbe,
         assignments: &Assignments,
         nodes: &BTreeMap<String, NodeState>,
-        written: &mut Written<ScopeProbeStatus>,
+        written: &mut WrittenStatuses<ScopeProbeStatus>,
         now: Timestamp,
     ) {
         let name = probe.name_any();
@@ -377,7 +381,7 @@ impl Writer {
         }
         let overview = self.overview.borrow().clone();
         let outcome = self.outcomes.get(&name);
-        let inputs = scope_probe::Inputs {
+        let inputs = scope_probe::ScopeProbeInputs {
             probe: &probe,
             outcome: outcome.as_ref(),
             nodes: &nodes,

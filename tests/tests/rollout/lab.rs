@@ -19,16 +19,16 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use operator::{
-    cleanup::sweep::Sweep,
+    cleanup::garbage_collector::GarbageCollector,
     cluster::{ClusterState, WatchedCluster},
     coverage::HOUR,
     metrics::Metrics,
     observation::{NodeObservation, Observations, TopologyOverview},
     rollout::{
-        applied::Applied,
+        apply_cache::ApplyCache,
         assigner::Assigner,
         controller::{self, Context},
-        demoter::Demoter,
+        fallback_controller::FallbackController,
         outcome::Outcomes,
     },
     settings::{AgentSettings, Cli, Command},
@@ -124,7 +124,7 @@ impl Lab {
             deployment: self.deployment.clone(),
             agents: agents.clone(),
             assigner: Arc::clone(&assigner),
-            applied: Applied::default(),
+            apply_cache: ApplyCache::default(),
             outcomes: outcomes.clone(),
             resync: Duration::from_mins(5),
             metrics: self.metrics.clone(),
@@ -133,16 +133,17 @@ impl Lab {
             // Either way it is over.
             let _ = stopped.await;
         }));
-        let demoter = Demoter { assigner: Arc::clone(&assigner), observations: self.observations.clone(), agents };
-        self.parts.spawn(demoter.run());
-        let sweep = Sweep {
+        let fallback_controller =
+            FallbackController { assigner: Arc::clone(&assigner), observations: self.observations.clone(), agents };
+        self.parts.spawn(fallback_controller.run());
+        let garbage_collector = GarbageCollector {
             client: client.clone(),
             namespace: NAMESPACE.to_owned(),
             assigner: Arc::clone(&assigner),
             observations: self.observations.clone(),
             interval: Duration::from_mins(5),
         };
-        self.parts.spawn(sweep.run());
+        self.parts.spawn(garbage_collector.run());
         let writer = Writer {
             client: client.clone(),
             assigner,

@@ -30,12 +30,12 @@ fn controller(api_version: &str, kind: &str, name: &str) -> Value {
     json!([{"apiVersion": api_version, "kind": kind, "name": name, "uid": format!("{kind}-{name}"), "controller": true}])
 }
 
-fn catalog(changes: impl IntoIterator<Item = Change>) -> Catalog {
-    let mut catalog = Catalog::default();
+fn index(changes: impl IntoIterator<Item = Change>) -> Index {
+    let mut index = Index::default();
     for change in changes {
-        catalog.apply(change, SystemTime::UNIX_EPOCH);
+        index.apply(change, SystemTime::UNIX_EPOCH);
     }
-    catalog
+    index
 }
 
 #[test]
@@ -45,18 +45,18 @@ fn a_static_pod_is_found_by_the_hash_that_its_node_knows() {
         "namespace": "kube-system", "name": "etcd-node-1", "uid": "u",
         "annotations": {"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash},
     });
-    let mut catalog = catalog([pod(&metadata)]);
-    let name = |catalog: &Catalog| catalog.directory().pod(hash).map(|pod| (pod.uid.clone(), pod.name.clone()));
-    assert_eq!(name(&catalog), Some(("u".to_owned(), "etcd-node-1".to_owned())));
+    let mut index = index([pod(&metadata)]);
+    let name = |index: &Index| index.directory().pod(hash).map(|pod| (pod.uid.clone(), pod.name.clone()));
+    assert_eq!(name(&index), Some(("u".to_owned(), "etcd-node-1".to_owned())));
     // Its object is made again, and the old one forgotten.
     let mut again = metadata.clone();
     again["uid"] = json!("v");
-    catalog.apply(pod(&again), SystemTime::UNIX_EPOCH);
+    index.apply(pod(&again), SystemTime::UNIX_EPOCH);
     let object = serde_json::from_value(json!({"metadata": metadata})).expect("it is a pod");
     let gone = pods::facts(object).expect("it has all that it needs");
-    catalog.apply(Change::Pod(Box::new(Step::Remove(gone))), SystemTime::UNIX_EPOCH);
-    catalog.forget_removed(SystemTime::UNIX_EPOCH, Duration::ZERO);
-    assert_eq!(name(&catalog), Some(("v".to_owned(), "etcd-node-1".to_owned())));
+    index.apply(Change::Pod(Box::new(Step::Remove(gone))), SystemTime::UNIX_EPOCH);
+    index.forget_removed(SystemTime::UNIX_EPOCH, Duration::ZERO);
+    assert_eq!(name(&index), Some(("v".to_owned(), "etcd-node-1".to_owned())));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn kinds_of_the_same_name_in_other_groups_are_not_taken_for_ours() {
         "namespace": "shop", "name": "report", "uid": "job",
         "ownerReferences": controller("batch/v1", "CronJob", "nightly"),
     });
-    let catalog = catalog([
+    let index = index([
         begins::<Job>(),
         begins::<CronJob>(),
         owner::<CronJob>(&json!({"namespace": "shop", "name": "nightly", "uid": "cron"})),
@@ -76,7 +76,7 @@ fn kinds_of_the_same_name_in_other_groups_are_not_taken_for_ours() {
         own("ours", controller("batch/v1", "Job", "report")),
         own("other", controller("batch.example.com/v1", "Job", "report")),
     ]);
-    let workload_of = |uid: &str| catalog.directory().pod(uid).expect("it is known").workload.clone();
+    let workload_of = |uid: &str| index.directory().pod(uid).expect("it is known").workload.clone();
     let named = |kind: &str, name: &str, group: &str| Workload {
         namespace: "shop".to_owned(),
         kind: kind.to_owned(),
@@ -85,21 +85,21 @@ fn kinds_of_the_same_name_in_other_groups_are_not_taken_for_ours() {
     };
     assert_eq!(workload_of("ours"), named("CronJob", "nightly", "batch"));
     assert_eq!(workload_of("other"), named("Job", "report", "batch.example.com"));
-    let owner = catalog.owner_identity(&named("CronJob", "nightly", "batch")).expect("it exists");
+    let owner = index.owner_identity(&named("CronJob", "nightly", "batch")).expect("it exists");
     assert_eq!((owner.api_version.as_str(), owner.uid.as_str()), ("batch/v1", "cron"));
 }
 
 #[test]
 fn index_is_complete_when_each_awaited_kind_is_listed() {
-    let mut catalog = Catalog::default();
-    catalog.note_list("Pod");
-    assert!(!catalog.is_complete(), "no watch has begun");
-    catalog.await_lists(["Pod", "Node"]);
-    catalog.note_list("Node");
-    catalog.note_list("Node");
-    assert!(!catalog.is_complete(), "no pod is listed");
-    catalog.note_list("Pod");
-    assert!(catalog.is_complete());
-    catalog.note_list("Pod");
-    assert!(catalog.is_complete(), "a later list changes nothing");
+    let mut index = Index::default();
+    index.note_list("Pod");
+    assert!(!index.is_complete(), "no watch has begun");
+    index.await_lists(["Pod", "Node"]);
+    index.note_list("Node");
+    index.note_list("Node");
+    assert!(!index.is_complete(), "no pod is listed");
+    index.note_list("Pod");
+    assert!(index.is_complete());
+    index.note_list("Pod");
+    assert!(index.is_complete(), "a later list changes nothing");
 }

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     assigner::Assigner,
-    demotion::{Demotion, Facts, Request, decide},
+    fallback_policy::{FallbackFacts, NodeFallback, Request, decide},
 };
 use crate::{
     observation::{NodeObservation, Observations},
@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Dependencies of the controller.
-pub struct Demoter {
+pub struct FallbackController {
     /// Assignments, and the store of the moved nodes.
     pub assigner: Arc<Assigner>,
     /// Reports of agents.
@@ -28,7 +28,7 @@ pub struct Demoter {
     pub agents: AgentSettings,
 }
 
-impl Demoter {
+impl FallbackController {
     /// Runs after every report, without end.
     pub async fn run(self) {
         let mut reports = self.observations.subscribe();
@@ -49,14 +49,14 @@ impl Demoter {
     }
 
     fn turn(&self, now: Timestamp) {
-        let before = self.assigner.demotions();
+        let before = self.assigner.fallbacks();
         let nodes = self.assigner.cluster().nodes();
         let observations = self.observations.all();
         let mut after = BTreeMap::new();
         for (name, assignment) in self.assigner.assignments().nodes {
             let Some(node) = nodes.get(&name) else { continue };
             let observation = observations.get(&name);
-            let facts = Facts {
+            let facts = FallbackFacts {
                 node: &name,
                 up_to_agent: assignment.is_up_to_agent(),
                 kernel: &node.kernel,
@@ -70,7 +70,7 @@ impl Demoter {
             tell(&name, previous, decided.as_ref());
             after.extend(decided.map(|decided| (name, decided)));
         }
-        self.assigner.set_demotions(after);
+        self.assigner.set_fallbacks(after);
     }
 }
 
@@ -89,11 +89,11 @@ fn time(unix_ms: u64) -> Timestamp {
     Timestamp::UNIX_EPOCH.checked_add(since).unwrap_or(Timestamp::MAX)
 }
 
-fn tell(node: &str, before: Option<&Demotion>, after: Option<&Demotion>) {
-    let waits = |it: Option<&Demotion>| it.is_some_and(|it| !it.retrying);
+fn tell(node: &str, before: Option<&NodeFallback>, after: Option<&NodeFallback>) {
+    let waits = |it: Option<&NodeFallback>| it.is_some_and(|it| !it.retrying);
     match (waits(before), after) {
         (false, Some(after)) if !after.retrying => {
-            let Demotion { reason, message, attempts, retry_at, .. } = after;
+            let NodeFallback { reason, message, attempts, retry_at, .. } = after;
             tracing::warn!(node, %reason, message, attempts, %retry_at, "its agent cannot use eBPF: moved to the fallback");
         }
         (true, Some(after)) if after.retrying => tracing::info!(node, after.attempts, "trying eBPF again"),

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Dependencies of the garbage collector.
 #[derive(Clone)]
-pub struct Sweep {
+pub struct GarbageCollector {
     /// The API server.
     pub client: Client,
     /// The operator's namespace.
@@ -35,7 +35,7 @@ pub struct Sweep {
     pub interval: Duration,
 }
 
-impl Sweep {
+impl GarbageCollector {
     /// Runs after every change, without end.
     pub async fn run(self) {
         let mut changes = self.assigner.cluster().subscribe();
