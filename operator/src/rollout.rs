@@ -1,4 +1,4 @@
-//! Computes DaemonSets and node labels from ScopeProbes and Nodes: dereference → validate → assign → build → apply.
+//! Computes DaemonSets and node labels from ScopeProbes and Nodes: assign → validate → dereference → build → apply.
 //!
 //! Everything but `assigner`, `controller`, `dereference`, `apply` and `fallback_controller` is pure.
 

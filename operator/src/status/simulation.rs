@@ -88,7 +88,7 @@ impl Stored {
     }
 }
 
-struct Operator {
+struct SimulatedOperator {
     observation: Option<NodeObservation>,
     stored: Stored,
     connects_at: u64,
@@ -96,7 +96,7 @@ struct Operator {
     node_probe_written: u64,
 }
 
-struct World {
+struct SimulatedWorld {
     dice: Dice,
     scenario: Scenario,
     now: u64,
@@ -104,14 +104,14 @@ struct World {
     rate: u64,
     agent: Option<Agent>,
     agent_turn: u64,
-    operator: Option<Operator>,
+    operator: Option<SimulatedOperator>,
     operator_turn: u64,
     /// State in the API server.
     topology: Stored,
     node_probe: NodeProbe,
 }
 
-impl World {
+impl SimulatedWorld {
     fn new(scenario: Scenario) -> Self {
         let dice = Dice(scenario.seed);
         let created = Timestamp::from_millisecond(i64::try_from(START).unwrap()).unwrap();
@@ -175,7 +175,7 @@ impl World {
         if self.operator.take().is_none() {
             let node_probe = serde_json::to_value(&self.node_probe).unwrap();
             let restored = restore::observation(&serde_json::from_value(node_probe).unwrap(), self.now);
-            self.operator = Some(Operator {
+            self.operator = Some(SimulatedOperator {
                 observation: restored,
                 stored: self.topology,
                 connects_at: self.now + self.dice.roll(3_000),
@@ -224,7 +224,7 @@ impl World {
         operator.stored.report(agent.epoch, agent.seen);
     }
 
-    fn coverage(&self, operator: &Operator) -> NodeCoverage {
+    fn coverage(&self, operator: &SimulatedOperator) -> NodeCoverage {
         let settled = self.now - INTERVAL - 5_000;
         let observation = operator.observation.as_ref();
         assess(&CoverageFacts { observation, created: Some(START), settled, now: self.now })
@@ -276,7 +276,7 @@ impl World {
 }
 
 fn end_of(scenario: Scenario) -> (Share, u64) {
-    let mut world = World::new(scenario);
+    let mut world = SimulatedWorld::new(scenario);
     world.run();
     world.end()
 }
