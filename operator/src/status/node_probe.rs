@@ -19,7 +19,7 @@ use crate::{
     rollout::{assignment::Assignment, fallback_policy::NodeFallback},
 };
 
-/// NodeProbeInputs of a NodeProbe's status.
+/// Inputs of a NodeProbe's status.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeProbeInputs<'a> {
     /// Assignment of the node.

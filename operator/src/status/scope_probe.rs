@@ -26,7 +26,7 @@ pub struct NodeState {
     pub shares: Shares,
 }
 
-/// ScopeProbeInputs of a ScopeProbe's status.
+/// Inputs of a ScopeProbe's status.
 pub struct ScopeProbeInputs<'a> {
     /// The ScopeProbe.
     pub probe: &'a ScopeProbe,
