@@ -4,22 +4,21 @@ mod authorize;
 mod decode;
 mod session;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use report::v1alpha1::{AgentReport, CollectorReply, collector_server};
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, mpsc, watch},
+    sync::{mpsc, watch},
 };
 use tokio_stream::{
     Stream, StreamExt,
     wrappers::{ReceiverStream, TcpListenerStream},
 };
 use tonic::{Request, Response, Status, Streaming, transport::Server};
-use topology::ledger::Ledger;
 
 use self::session::{Session, Sessions};
-use crate::observation::Observations;
+use crate::{observation::Observations, shared_ledger::SharedLedger};
 
 /// Maximum size of one message on the wire.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -28,38 +27,6 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Maximum time without a message from an agent, including the first one. Agents send a heartbeat every 10 s.
 pub const SILENCE: Duration = Duration::from_secs(25);
 
-/// Account of all agents' flows. Cheap to clone; all clones share one state.
-#[derive(Clone, Debug)]
-pub struct Accounts {
-    ledger: Arc<Mutex<Ledger>>,
-    changed: Arc<watch::Sender<()>>,
-}
-
-impl Default for Accounts {
-    fn default() -> Self {
-        Self { ledger: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
-    }
-}
-
-impl Accounts {
-    /// Locks the ledger. The call may block, because the lock is held while a graph is built.
-    #[must_use]
-    pub fn ledger(&self) -> &Mutex<Ledger> {
-        &self.ledger
-    }
-
-    /// Notifies receivers that a flow has changed.
-    pub fn mark_changed(&self) {
-        self.changed.send_replace(());
-    }
-
-    /// Returns a receiver that is notified of each change of a flow.
-    #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
-    }
-}
-
 /// Serves the agents that connect to `listener` until `stop` is done, which ends all streams. A stream also ends after
 /// `silence` without a message. Agents reconnect.
 ///
@@ -67,14 +34,14 @@ impl Accounts {
 /// Returns an error if the transport fails as a whole. A failing stream affects no other stream.
 pub async fn serve(
     listener: TcpListener,
-    accounts: Accounts,
+    shared_ledger: SharedLedger,
     observations: Observations,
     silence: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     // Open streams would block a graceful shutdown: they are stopped first.
     let (stopping, stopped) = watch::channel(false);
-    let collector = Collector { sessions: Sessions::new(accounts, observations), silence, stopped };
+    let collector = Collector { sessions: Sessions::new(shared_ledger, observations), silence, stopped };
     let service = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -182,7 +149,7 @@ mod tests {
         let observations = Observations::default();
         let mut changed = observations.subscribe();
         let silence = Duration::from_millis(200);
-        let serving = serve(listener, Accounts::default(), observations.clone(), silence, std::future::pending());
+        let serving = serve(listener, SharedLedger::default(), observations.clone(), silence, std::future::pending());
         let serving = tokio::spawn(serving);
         let mut client = CollectorClient::connect(format!("http://{address}")).await.expect("it listens");
         let (messages, queue) = mpsc::channel(1);

@@ -161,14 +161,14 @@ fn is_malformed(error: &watcher::Error) -> bool {
 }
 
 /// Namespace and name.
-type Key = (String, String);
+type ObjectKey = (String, String);
 
 /// Objects that do not decode, with the error of each, so that each is logged once.
 #[derive(Default)]
 struct MalformedObjects {
-    known: BTreeMap<Key, String>,
+    known: BTreeMap<ObjectKey, String>,
     /// Malformed objects of the list in progress.
-    listed: Option<BTreeMap<Key, String>>,
+    listed: Option<BTreeMap<ObjectKey, String>>,
 }
 
 impl MalformedObjects {
@@ -201,7 +201,7 @@ impl MalformedObjects {
     }
 }
 
-fn key(metadata: &ObjectMeta) -> Key {
+fn key(metadata: &ObjectMeta) -> ObjectKey {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 

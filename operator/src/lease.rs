@@ -18,7 +18,7 @@ use self::candidate::{Candidate, Decision};
 use crate::{
     guarded_watch::{backoff, with_cause},
     metrics::Metrics,
-    rollout::dereference::{self, DereferenceError},
+    operator_deployment::{self, OwnerError},
     settings::Settings,
 };
 
@@ -47,7 +47,7 @@ pub enum LeaseError {
     },
     /// The lease has no owner with which it would be deleted.
     #[error(transparent)]
-    Owner(#[from] DereferenceError),
+    Owner(#[from] OwnerError),
 }
 
 /// Permission of this operator to write.
@@ -192,7 +192,7 @@ impl Lease {
     /// Adds the owner with which the lease is garbage-collected.
     async fn owned(&self, mut lease: Object) -> Result<Object, LeaseError> {
         let Settings { namespace, lease_name, deployment, .. } = &self.settings;
-        let owner = dereference::owner(&self.client, namespace, deployment.as_deref()).await?;
+        let owner = operator_deployment::owner(&self.client, namespace, deployment.as_deref()).await?;
         lease.metadata.name = Some(lease_name.clone());
         lease.metadata.owner_references = owner.map(|owner| vec![owner]);
         Ok(lease)

@@ -1,23 +1,27 @@
 //! Operator: rolls out agents, receives their reports, and writes their observations as Kubernetes objects.
 //!
-//! `collector` receives reports. `topology` joins them with the cluster index that `watches` maintains. `publisher` writes
+//! `collector` receives reports. `topology` joins them with the index that `cluster` maintains. `publisher` writes
 //! the Topology objects. `rollout` chooses the agent of each node. `status` writes the results into NodeProbes and
 //! ScopeProbes.
 #![forbid(unsafe_code)]
 
-pub mod cluster_state;
+pub mod cleanup;
+pub mod cluster;
 pub mod collector;
 pub mod coverage;
 pub mod guarded;
 pub mod guarded_watch;
 pub mod health;
+pub mod invalid_field;
 pub mod lease;
 pub mod metrics;
 pub mod observation;
+pub mod operator_deployment;
 pub mod publish_settings;
 pub mod publisher;
 pub mod rollout;
 pub mod runtime;
 pub mod settings;
+pub mod shared_ledger;
 pub mod status;
-pub mod watches;
+pub mod text;

@@ -9,8 +9,6 @@ mod byte_budget;
 mod checkpoint;
 mod desired;
 mod edge_id;
-mod existing;
-mod external;
 #[cfg(test)]
 mod extremes;
 mod labels;
@@ -18,6 +16,7 @@ mod name;
 mod noise;
 mod object;
 mod peer;
+mod published;
 mod restore;
 mod schedule;
 mod shown_edge;
@@ -46,14 +45,14 @@ use topology::archive::Archive;
 pub use self::writer::clear;
 use self::{
     budget::Budget,
-    desired::{Builder, Picture},
-    existing::{Again, Existing},
+    desired::{Builder, DesiredState},
+    published::{PublishedObjects, Recheck},
     schedule::{Schedule, Urgency},
     writer::{Existence, Key, WriteError, Written},
 };
 use crate::{
-    collector::Accounts, guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
-    publish_settings::PublishSettings, watches::Names,
+    cluster::ClusterIndex, guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
+    publish_settings::PublishSettings, shared_ledger::SharedLedger,
 };
 
 /// Writes to the API server per second, over a long time.
@@ -78,15 +77,15 @@ const HOUSEKEEPING: Duration = Duration::from_mins(1);
 const KIND: &str = "Topology";
 
 /// Inputs of the publisher.
-pub struct Inputs {
+pub struct PublisherInputs {
     /// True if this process may write.
     pub leader: watch::Receiver<bool>,
     /// Settings; `None` without a ScopeProbe, which publishes nothing.
     pub settings: watch::Receiver<Option<PublishSettings>>,
     /// The flows.
-    pub accounts: Accounts,
-    /// The names.
-    pub names: Names,
+    pub shared_ledger: SharedLedger,
+    /// Index of the cluster's objects.
+    pub index: ClusterIndex,
     /// Receiver of the topology's size.
     pub overview: watch::Sender<TopologyOverview>,
     /// Time between two scans of open connections by an agent.
@@ -96,8 +95,8 @@ pub struct Inputs {
 }
 
 /// Publishes until it is dropped.
-pub async fn run(client: Client, mut inputs: Inputs) {
-    let mut complete = inputs.names.complete();
+pub async fn run(client: Client, mut inputs: PublisherInputs) {
+    let mut complete = inputs.index.complete();
     if tokio::time::timeout(NAMES_TIMEOUT, complete.wait_for(|complete| *complete)).await.is_err() {
         tracing::warn!("not all objects could be listed; publishing with the names that are known");
     }
@@ -121,8 +120,8 @@ struct Publisher {
     client: Client,
     settings: PublishSettings,
     builder: Builder,
-    picture: Picture,
-    existing: Existing,
+    desired_state: DesiredState,
+    published: PublishedObjects,
     schedule: Schedule<Key>,
     /// Of objects that differ by noise: their sums, and since when they have been so.
     resting: HashMap<Key, (Totals, Instant)>,
@@ -134,14 +133,14 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(client: Client, inputs: &Inputs, settings: PublishSettings, archive: &Arc<Mutex<Archive>>) -> Self {
+    fn new(client: Client, inputs: &PublisherInputs, settings: PublishSettings, archive: &Arc<Mutex<Archive>>) -> Self {
         let now = Instant::now();
         Self {
             client,
             settings,
-            builder: Builder::new(inputs.accounts.clone(), inputs.names.clone(), Arc::clone(archive)),
-            picture: Picture::default(),
-            existing: Existing::default(),
+            builder: Builder::new(inputs.shared_ledger.clone(), inputs.index.clone(), Arc::clone(archive)),
+            desired_state: DesiredState::default(),
+            published: PublishedObjects::default(),
             schedule: Schedule::new(),
             resting: HashMap::new(),
             budget: Budget::new(WRITES_PER_SECOND, WRITE_BURST, now),
@@ -153,10 +152,10 @@ impl Publisher {
     }
 
     /// Until this process is no longer the leader, or nothing is to be published.
-    async fn run(mut self, inputs: &mut Inputs) {
-        inputs.names.name_external_groups(external::groups(&self.settings.external_groups));
-        let mut flows = inputs.accounts.subscribe();
-        let mut names = inputs.names.subscribe();
+    async fn run(mut self, inputs: &mut PublisherInputs) {
+        inputs.index.name_external_groups(self.settings.external_groups.clone());
+        let mut flows = inputs.shared_ledger.subscribe();
+        let mut index = inputs.index.subscribe();
         let mut objects = watch_all::<Topology>(&self.client).boxed();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let mut build_at = Some(Instant::now());
@@ -171,13 +170,13 @@ impl Publisher {
             let next_write = self.next_write();
             tokio::select! {
                 event = objects.next() => match event {
-                    Some(event) => match self.existing.apply(event) {
-                        Again::Nothing => {}
-                        Again::One(key) => self.compare(&key),
-                        // A picture without what there was before would be less than that.
-                        Again::All => {
-                            inputs.names.note_api_versions(self.existing.all().flat_map(restore::references));
-                            let before = self.existing.all().flat_map(restore::edges).collect();
+                    Some(event) => match self.published.apply(event) {
+                        Recheck::Nothing => {}
+                        Recheck::One(key) => self.compare(&key),
+                        // A state without the published edges would be less than that.
+                        Recheck::All => {
+                            inputs.index.note_api_versions(self.published.all().flat_map(restore::references));
+                            let before = self.published.all().flat_map(restore::edges).collect();
                             self.builder.restore(before, SystemTime::now()).await;
                             build_at = Some(Instant::now());
                         }
@@ -189,7 +188,7 @@ impl Publisher {
                 _ = inputs.settings.changed() => match inputs.settings.borrow_and_update().clone() {
                     Some(settings) => {
                         if settings.external_groups != self.settings.external_groups {
-                            inputs.names.name_external_groups(external::groups(&settings.external_groups));
+                            inputs.index.name_external_groups(settings.external_groups.clone());
                         }
                         self.settings = settings;
                         build_at = Some(Instant::now());
@@ -197,27 +196,27 @@ impl Publisher {
                     None => return,
                 },
                 Ok(()) = flows.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
-                Ok(()) = names.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
+                Ok(()) = index.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
                 _ = housekeeping.tick() => {
                     self.builder.forget_removed(SystemTime::now(), self.settings.retention).await;
                     build_at = Some(earlier(build_at, Instant::now()));
                 }
-                () = at(build_at), if self.existing.is_listed() => {
+                () = at(build_at), if self.published.is_listed() => {
                     let began = Instant::now();
-                    self.picture = self.builder.build(&self.settings, SystemTime::now()).await;
-                    let existing = &self.existing;
-                    self.picture.settle_names(|key, desired| {
-                        existing.get(key).is_some_and(|known| existing::is_owned(known, desired))
+                    self.desired_state = self.builder.build(&self.settings, SystemTime::now()).await;
+                    let published = &self.published;
+                    self.desired_state.settle_names(|key, desired| {
+                        published.get(key).is_some_and(|known| published::is_owned(known, desired))
                     });
                     inputs.overview.send_if_modified(|known| {
-                        let changed = *known != self.picture.overview;
-                        known.clone_from(&self.picture.overview);
+                        let changed = *known != self.desired_state.overview;
+                        known.clone_from(&self.desired_state.overview);
                         changed
                     });
-                    self.metrics.flows.set(i64::try_from(self.picture.flows).unwrap_or(i64::MAX));
+                    self.metrics.flows.set(i64::try_from(self.desired_state.flows).unwrap_or(i64::MAX));
                     self.compare_all();
                     (built, last_build) = (Some(Instant::now()), began.elapsed());
-                    build_at = self.picture.settles_in.map(|wait| began + wait.max(COALESCE));
+                    build_at = self.desired_state.settles_in.map(|wait| began + wait.max(COALESCE));
                 }
                 () = at(warm_at) => {
                     warm_at = None;
@@ -229,7 +228,7 @@ impl Publisher {
     }
 
     fn next_write(&self) -> Option<Instant> {
-        if !self.existing.is_listed() || self.writing.len() >= PARALLEL_WRITES {
+        if !self.published.is_listed() || self.writing.len() >= PARALLEL_WRITES {
             return None;
         }
         let next = self.schedule.next()?;
@@ -248,14 +247,14 @@ impl Publisher {
 
     fn write(&mut self, key: &Key) -> Option<BoxFuture<'static, (Key, Result<Written, WriteError>)>> {
         let client = self.client.clone();
-        let known = self.existing.get(key).cloned();
-        let is_malformed = self.existing.is_malformed(key);
+        let known = self.published.get(key).cloned();
+        let is_malformed = self.published.is_malformed(key);
         let owned_key = key.clone();
-        let future = if let Some(desired) = self.picture.desired.get(key) {
+        let future = if let Some(desired) = self.desired_state.desired.get(key) {
             let mut desired = desired.clone();
             let status = known.as_ref().and_then(|known| known.status.as_ref());
             structure::keep(&mut desired.status, status, Timestamp::now());
-            let existence = match known.as_ref().filter(|known| existing::is_owned(known, &desired)) {
+            let existence = match known.as_ref().filter(|known| published::is_owned(known, &desired)) {
                 _ if is_malformed => Existence::Malformed,
                 Some(known) => Existence::Owned(known.uid()),
                 None => Existence::None,
@@ -274,14 +273,14 @@ impl Publisher {
             }
             .boxed()
         };
-        self.existing.begin_write(key);
+        self.published.begin_write(key);
         Some(future)
     }
 
     fn conclude(&mut self, key: &Key, result: Result<Written, WriteError>) {
         let now = Instant::now();
-        self.existing.end_write(key);
-        let is_wanted = self.picture.desired.contains_key(key);
+        self.published.end_write(key);
+        let is_wanted = self.desired_state.desired.contains_key(key);
         let outcome = match &result {
             Ok(Written::Gone) if is_wanted => "gone",
             Ok(_) => "done",
@@ -290,11 +289,11 @@ impl Publisher {
         self.metrics.write(KIND, outcome);
         match result {
             Ok(Written::Is(topology)) => {
-                self.existing.upsert(*topology);
+                self.published.upsert(*topology);
                 self.schedule.written(key, now);
             }
             Ok(Written::Gone) => {
-                self.existing.remove(key);
+                self.published.remove(key);
                 // Deleted on purpose, or by another client in between; it is then created again, but not in a loop.
                 if is_wanted {
                     self.schedule.failed(key, now);
@@ -315,8 +314,8 @@ impl Publisher {
     }
 
     fn compare_all(&mut self) {
-        let gone = self.existing.keys().filter(|key| !self.picture.desired.contains_key(key));
-        let keys: Vec<Key> = self.picture.desired.keys().chain(gone).cloned().collect();
+        let gone = self.published.keys().filter(|key| !self.desired_state.desired.contains_key(key));
+        let keys: Vec<Key> = self.desired_state.desired.keys().chain(gone).cloned().collect();
         for key in keys {
             self.compare(&key);
         }
@@ -324,18 +323,18 @@ impl Publisher {
 
     /// Plans a write of the object if it is not what it should be.
     fn compare(&mut self, key: &Key) {
-        if !self.existing.is_listed() || self.existing.is_being_written(key) {
+        if !self.published.is_listed() || self.published.is_being_written(key) {
             return;
         }
-        let known = self.existing.get(key);
-        if known.is_some() && self.existing.is_from_before(key) && !self.is_warm() {
+        let known = self.published.get(key);
+        if known.is_some() && self.published.is_from_before(key) && !self.is_warm() {
             return;
         }
-        let (desired, now) = (self.picture.desired.get(key), Instant::now());
-        let difference = if self.existing.is_malformed(key) {
+        let (desired, now) = (self.desired_state.desired.get(key), Instant::now());
+        let difference = if self.published.is_malformed(key) {
             Some(Urgency::Structure)
         } else {
-            existing::difference(known, desired)
+            published::difference(known, desired)
         };
         match (difference, desired) {
             (Some(Urgency::Noise), Some(desired)) => {
@@ -358,7 +357,7 @@ impl Publisher {
     }
 
     fn is_warm(&self) -> bool {
-        self.picture.all_nodes_reported || self.started.elapsed() >= WARM_UP
+        self.desired_state.all_nodes_reported || self.started.elapsed() >= WARM_UP
     }
 }
 

@@ -17,24 +17,27 @@ use tokio::{
 };
 
 use crate::{
-    cluster_state::ClusterState,
-    collector::{self, Accounts},
+    cleanup::{
+        garbage_collector::GarbageCollector,
+        prune::{self, Pruned},
+    },
+    cluster::{self, ClusterIndex, ClusterState, WatchedCluster},
+    collector,
     health::{self, Readiness},
     lease::Lease,
     metrics::Metrics,
     observation::TopologyOverview,
     publisher,
     rollout::{
-        applied::Applied,
+        apply_cache::ApplyCache,
+        assigner::Assigner,
         controller::{self, Context},
-        demoter::Demoter,
+        fallback_controller::FallbackController,
         outcome::Outcomes,
-        prune::{self, Pruned},
-        sweep::Sweep,
     },
     settings::{Cli, Command, Settings},
+    shared_ledger::SharedLedger,
     status::{events::Events, restore, writer::Writer},
-    watches::{self, Names},
 };
 
 /// Time limit for the parts to stop; below a pod's grace period of 30 s.
@@ -162,22 +165,23 @@ impl Parts {
         Clients { watching, requesting }: &Clients,
         lease: &Lease,
         metrics: Metrics,
-        cluster: Arc<ClusterState>,
+        WatchedCluster { state, node_steps }: WatchedCluster,
         listener: TcpListener,
         stopping: &watch::Receiver<bool>,
     ) -> Self {
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-        let observations = restore::observations(&cluster.node_probes(), now);
+        let observations = restore::observations(&state.node_probes(), now);
+        let assigner = Arc::new(Assigner::new(state));
         let outcomes = Outcomes::default();
-        let accounts = Accounts::default();
-        let names = Names::default();
+        let shared_ledger = SharedLedger::default();
+        let index = ClusterIndex::default();
         let (publish, publish_settings) = watch::channel(None);
         let (overview_sender, overview) = watch::channel(TopologyOverview::default());
         let mut parts = Self { draining: JoinSet::new(), endless: JoinSet::new() };
 
         let collecting = collector::serve(
             listener,
-            accounts.clone(),
+            shared_ledger.clone(),
             observations.clone(),
             collector::SILENCE,
             stopped(stopping.clone()),
@@ -189,8 +193,8 @@ impl Parts {
             namespace: settings.namespace.clone(),
             deployment: settings.deployment.clone(),
             agents: settings.agents.clone(),
-            cluster: cluster.clone(),
-            applied: Applied::default(),
+            assigner: assigner.clone(),
+            apply_cache: ApplyCache::default(),
             outcomes: outcomes.clone(),
             resync: settings.resync(),
             metrics: metrics.clone(),
@@ -203,31 +207,34 @@ impl Parts {
             controlling.await;
             Ok(())
         });
-        parts.endless.spawn(watches::run(watching.clone(), names.clone(), accounts.clone()));
-        let inputs = publisher::Inputs {
+        parts.endless.spawn(cluster::keep_index(watching.clone(), node_steps, index.clone(), shared_ledger.clone()));
+        let inputs = publisher::PublisherInputs {
             leader: lease.holds(),
             settings: publish_settings,
-            accounts,
-            names,
+            shared_ledger,
+            index,
             overview: overview_sender,
             scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(watching.clone(), inputs));
-        let demoter =
-            Demoter { cluster: cluster.clone(), observations: observations.clone(), agents: settings.agents.clone() };
-        parts.endless.spawn(demoter.run());
-        let sweep = Sweep {
+        let fallback_controller = FallbackController {
+            assigner: assigner.clone(),
+            observations: observations.clone(),
+            agents: settings.agents.clone(),
+        };
+        parts.endless.spawn(fallback_controller.run());
+        let garbage_collector = GarbageCollector {
             client: requesting.clone(),
             namespace: settings.namespace.clone(),
-            cluster: cluster.clone(),
+            assigner: assigner.clone(),
             observations: observations.clone(),
             interval: settings.resync(),
         };
-        parts.endless.spawn(while_held(lease.holds(), move || sweep.clone().run()));
+        parts.endless.spawn(while_held(lease.holds(), move || garbage_collector.clone().run()));
         let events = Events::new(requesting.clone(), &settings.identity);
         let writer =
-            Writer { client: requesting.clone(), cluster, observations, outcomes, overview, publish, events, metrics };
+            Writer { client: requesting.clone(), assigner, observations, outcomes, overview, publish, events, metrics };
         parts.endless.spawn(while_held(lease.holds(), move || writer.clone().run()));
         parts
     }

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
-use crate::rollout::demotion::LONGEST_RETRY;
+/// Maximum time between two attempts to use eBPF on a node, without jitter.
+pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
 
 /// Rolls ScopeProbe's agents out, collects what they see and writes it as Kubernetes objects.
 #[derive(Debug, Parser)]

@@ -17,8 +17,9 @@ use agent::{
     report::stream::{Patience, Reporter},
 };
 use operator::{
-    collector::{self, Accounts, SILENCE},
+    collector::{self, SILENCE},
     observation::Observations,
+    shared_ledger::SharedLedger,
 };
 use report::v1alpha1::{AgentReport, CaptureState, Mode as WireMode, Reason, collector_client::CollectorClient};
 use tokio::{
@@ -41,7 +42,7 @@ fn key(port: u16) -> FlowKey {
 
 /// An agent whose capture counts what the test makes up, and its operator.
 struct World {
-    accounts: Accounts,
+    shared_ledger: SharedLedger,
     observations: Observations,
     operator: SocketAddr,
     observation: SharedObservation,
@@ -58,9 +59,9 @@ impl World {
     async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
         let operator = listener.local_addr().expect("it is bound");
-        let (accounts, observations) = (Accounts::default(), Observations::default());
+        let (shared_ledger, observations) = (SharedLedger::default(), Observations::default());
         let serving =
-            collector::serve(listener, accounts.clone(), observations.clone(), SILENCE, std::future::pending());
+            collector::serve(listener, shared_ledger.clone(), observations.clone(), SILENCE, std::future::pending());
         tokio::spawn(serving);
         let bounds = Bounds { flows: 1000, retention: Duration::from_hours(1) };
         let mut observation = Observation::new([0; 16], bounds, "6.12".to_owned());
@@ -81,7 +82,7 @@ impl World {
         };
         tokio::spawn(reporter.run(closes));
         let truth = FlowCounters::default();
-        Self { accounts, observations, operator, observation, changed, truth, foreign: 0, _closing: closing }
+        Self { shared_ledger, observations, operator, observation, changed, truth, foreign: 0, _closing: closing }
     }
 
     /// Opens and closes connections in each flow and sends bytes over them; the capture counts it.
@@ -122,7 +123,7 @@ impl World {
 
     /// Returns the operator's counts: connections, open ones and bytes of each flow, and connections seen on the node.
     async fn known(&self) -> (Vec<(u64, u64, u64)>, u64) {
-        let ledger = self.accounts.ledger().lock().await;
+        let ledger = self.shared_ledger.ledger().lock().await;
         let flows = ledger.flows().map(|flow| (flow.totals.opened, flow.totals.active, flow.totals.bytes_sent));
         (flows.collect(), self.observations.get(NODE).unwrap_or_default().total_seen())
     }

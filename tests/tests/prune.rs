@@ -10,7 +10,7 @@ use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams},
 };
-use operator::rollout::prune::{self, Pruned};
+use operator::cleanup::prune::{self, Pruned};
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest};
 
 /// Objects that an operator leaves behind, and a Topology to which a user wrote.

@@ -10,23 +10,23 @@ use tokio::sync::watch;
 use tonic::Status;
 use topology::{ledger::LateEpoch, sighting::Sighting};
 
-use super::{
-    Accounts,
-    decode::{Capture, Flow, Report},
+use super::decode::{Capture, Flow, Report};
+use crate::{
+    observation::{NodeObservation, Observations, ResumedEpoch},
+    shared_ledger::SharedLedger,
 };
-use crate::observation::{NodeObservation, Observations, ResumedEpoch};
 
 /// All streams that are open: one per node.
 #[derive(Clone)]
 pub(super) struct Sessions {
-    accounts: Accounts,
+    shared_ledger: SharedLedger,
     observations: Observations,
     open: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
 }
 
 impl Sessions {
-    pub(super) fn new(accounts: Accounts, observations: Observations) -> Self {
-        Self { accounts, observations, open: Arc::default() }
+    pub(super) fn new(shared_ledger: SharedLedger, observations: Observations) -> Self {
+        Self { shared_ledger, observations, open: Arc::default() }
     }
 }
 
@@ -64,8 +64,8 @@ impl Session {
         self.check_order(&report)?;
         // Before waiting for the ledger: ages are relative to the message.
         let now = SystemTime::now();
-        let accounts = self.sessions.accounts.clone();
-        let mut ledger = accounts.ledger().lock().await;
+        let shared_ledger = self.sessions.shared_ledger.clone();
+        let mut ledger = shared_ledger.ledger().lock().await;
         if !self.has_place() {
             return Err(Status::aborted("another stream of the same node has taken this one's place"));
         }
@@ -76,7 +76,7 @@ impl Session {
         self.expected += 1;
         self.sessions.observations.update(&self.node, |node| observe(node, &report, sent, now));
         if changed {
-            accounts.mark_changed();
+            shared_ledger.mark_changed();
         }
         Ok(report.sequence)
     }
@@ -258,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_second_stream_takes_the_place_of_the_first() {
-        let sessions = Sessions::new(Accounts::default(), Observations::default());
+        let sessions = Sessions::new(SharedLedger::default(), Observations::default());
         let mut first = Session::open(sessions.clone(), &report(1, 1, 1)).expect("it begins a snapshot");
         first.take_in(report(1, 1, 1)).await.expect("the message is in order");
         let mut second = Session::open(sessions.clone(), &report(1, 1, 1)).expect("it begins a snapshot");
@@ -275,7 +275,7 @@ mod tests {
 
     #[tokio::test]
     async fn agent_whose_epoch_was_ended_goes_on_under_a_new_one() {
-        let sessions = Sessions::new(Accounts::default(), Observations::default());
+        let sessions = Sessions::new(SharedLedger::default(), Observations::default());
         let flow = |opened| {
             let ip = std::net::IpAddr::from([10, 0, 0, 1]);
             let (role, protocol) = (topology::flow::Role::Client, topology::flow::Protocol::Tcp);
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "as report.proto says");
         let origin = topology::ledger::Epoch([1; 16]);
         send(Report { flows: vec![flow(7)], origin, ..report(2, 1, 7) }).await.expect("a new epoch");
-        let ledger = sessions.accounts.ledger().lock().await;
+        let ledger = sessions.shared_ledger.ledger().lock().await;
         assert_eq!(ledger.flows().map(|flow| (flow.totals.opened, flow.totals.active)).collect::<Vec<_>>(), [(7, 7)]);
         let node = sessions.observations.get("n").expect("it has reported");
         // Each of the two has lost one, by its own word.
@@ -320,7 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_out_of_order_is_refused() {
-        let sessions = Sessions::new(Accounts::default(), Observations::default());
+        let sessions = Sessions::new(SharedLedger::default(), Observations::default());
         let mut no_snapshot = report(1, 1, 1);
         no_snapshot.begins_snapshot = false;
         assert!(Session::open(sessions.clone(), &no_snapshot).is_err());

@@ -1,4 +1,4 @@
-//! Makes the picture that is to be published: the graph, as objects.
+//! Computes the objects that are to be published, from the graph.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,10 +20,10 @@ use super::{
     writer::{Desired, Key},
 };
 use crate::{
-    collector::Accounts,
+    cluster::{ClusterIndex, Index},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
-    watches::{Catalog, Names},
+    shared_ledger::SharedLedger,
 };
 
 /// Time for which a conversation with one reported end waits for the other end's report.
@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// Everything that is to be published at one moment.
 #[derive(Debug, Default)]
-pub(super) struct Picture {
+pub(super) struct DesiredState {
     /// The objects of all workloads that exist, have edges and are in a selected namespace.
     pub desired: HashMap<Key, Desired>,
     /// Objects that would have the same name, of the same kind in several API groups.
@@ -45,16 +45,16 @@ pub(super) struct Picture {
     pub all_nodes_reported: bool,
 }
 
-/// Makes pictures, away from the threads that answer.
+/// Computes desired states, away from the threads that answer.
 pub(super) struct Builder {
-    accounts: Accounts,
-    names: Names,
+    shared_ledger: SharedLedger,
+    index: ClusterIndex,
     archive: Arc<Mutex<Archive>>,
 }
 
 impl Builder {
-    pub(super) fn new(accounts: Accounts, names: Names, archive: Arc<Mutex<Archive>>) -> Self {
-        Self { accounts, names, archive }
+    pub(super) fn new(shared_ledger: SharedLedger, index: ClusterIndex, archive: Arc<Mutex<Archive>>) -> Self {
+        Self { shared_ledger, index, archive }
     }
 
     /// Takes over what an earlier operator has published; only the first time in a process's life.
@@ -62,18 +62,18 @@ impl Builder {
         self.away(move |_, _, archive| archive.restore(published, now)).await;
     }
 
-    pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> Picture {
+    pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> DesiredState {
         let options =
             Options { now, settle: SETTLE, retention: settings.retention, max_external: settings.max_external };
         let limits = Limits { edges: settings.max_edges, pods: settings.max_pods };
         let namespaces = settings.namespaces.clone();
-        let all_named = *self.names.complete().borrow();
-        self.away(move |ledger, catalog, archive| {
-            if all_named && all_nodes_reported(ledger, catalog) {
-                archive.settle(ledger, catalog.directory(), now);
+        let all_named = *self.index.complete().borrow();
+        self.away(move |ledger, index, archive| {
+            if all_named && all_nodes_reported(ledger, index) {
+                archive.settle(ledger, index.directory(), now);
             }
-            let graph = archive.build_shown(ledger, catalog.directory(), &options);
-            picture(&graph, ledger, catalog, limits, &namespaces, now)
+            let graph = archive.build_shown(ledger, index.directory(), &options);
+            desired_state(&graph, ledger, index, limits, &namespaces, now)
         })
         .await
         .unwrap_or_default()
@@ -82,27 +82,28 @@ impl Builder {
     /// Flows are forgotten when their edge's time is over, names a while after the flows.
     pub(super) async fn forget_removed(&self, now: SystemTime, retention: Duration) {
         let retired = self
-            .away(move |ledger, catalog, archive| {
-                let directory = catalog.directory();
+            .away(move |ledger, index, archive| {
+                let directory = index.directory();
                 ledger.condense(|flow, one, next| directory.are_one(flow.remote, one, next, now));
                 archive.retire(ledger, directory, now, retention)
             })
             .await;
         tracing::debug!(?retired, "forgot flows that are over");
-        self.names.forget_removed(now, retention * 2);
+        self.index.forget_removed(now, retention * 2);
     }
 
     /// None if the work panicked, which has been logged then.
     async fn away<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Ledger, &Catalog, &mut Archive) -> T + Send + 'static,
+        work: impl FnOnce(&mut Ledger, &Index, &mut Archive) -> T + Send + 'static,
     ) -> Option<T> {
-        let (accounts, names, archive) = (self.accounts.clone(), self.names.clone(), Arc::clone(&self.archive));
+        let (shared_ledger, index, archive) =
+            (self.shared_ledger.clone(), self.index.clone(), Arc::clone(&self.archive));
         tokio::task::spawn_blocking(move || {
-            let mut ledger = accounts.ledger().blocking_lock();
-            names.set_clocks(&ledger);
+            let mut ledger = shared_ledger.ledger().blocking_lock();
+            index.set_clocks(&ledger);
             let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
-            work(&mut ledger, &names.read(), &mut archive)
+            work(&mut ledger, &index.read(), &mut archive)
         })
         .await
         .inspect_err(|error| tracing::error!(%error, "making the graph failed"))
@@ -110,42 +111,42 @@ impl Builder {
     }
 }
 
-fn picture(
+fn desired_state(
     graph: &Graph,
     ledger: &Ledger,
-    catalog: &Catalog,
+    index: &Index,
     limits: Limits,
     namespaces: &Selector,
     now: SystemTime,
-) -> Picture {
+) -> DesiredState {
     let workloads = adjacency::by_workload(graph);
     let mut overview = adjacency::overview(graph, &workloads);
-    let world = World { catalog, earlier: &graph.earlier, limits };
+    let world = World { index, earlier: &graph.earlier, limits };
     let mut names = ObjectNames::with_capacity(workloads.len());
-    for (workload, edges) in workloads.iter().filter(|(workload, _)| is_selected(namespaces, workload, catalog)) {
+    for (workload, edges) in workloads.iter().filter(|(workload, _)| is_selected(namespaces, workload, index)) {
         // The workload may be gone; its object goes with it.
-        let Some(owner) = catalog.owner_identity(workload) else { continue };
+        let Some(owner) = index.owner_identity(workload) else { continue };
         let silent: BTreeSet<&str> =
-            catalog.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node, now)).collect();
-        let facts = catalog.facts_of(workload);
+            index.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node, now)).collect();
+        let facts = index.facts_of(workload);
         let status = object::status(workload, &facts, edges, &silent, &world);
         overview.totals.omitted_edges += status.omitted.egress + status.omitted.ingress;
         names.add(Desired { workload: (*workload).clone(), owner, app: facts.app, status });
     }
-    Picture {
+    DesiredState {
         desired: names.desired,
         contested: names.contested,
         overview,
         flows: ledger.flows().count(),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
-        all_nodes_reported: all_nodes_reported(ledger, catalog),
+        all_nodes_reported: all_nodes_reported(ledger, index),
     }
 }
 
 /// Whether the workload's namespace is selected. One whose labels are unknown is not, unless all are.
-fn is_selected(namespaces: &Selector, workload: &Workload, catalog: &Catalog) -> bool {
+fn is_selected(namespaces: &Selector, workload: &Workload, index: &Index) -> bool {
     namespaces.selects_all()
-        || catalog.labels_of_namespace(&workload.namespace).is_some_and(|labels| namespaces.matches(labels))
+        || index.labels_of_namespace(&workload.namespace).is_some_and(|labels| namespaces.matches(labels))
 }
 
 /// Objects by name, and those whose name is not decided.
@@ -171,7 +172,7 @@ impl ObjectNames {
     }
 }
 
-impl Picture {
+impl DesiredState {
     /// Decides who gets a contested name: the workload whose object has it already, else the one of the first group in
     /// alphabetical order. The others have their group in the name.
     pub(super) fn settle_names(&mut self, is_owned: impl Fn(&Key, &Desired) -> bool) {
@@ -185,7 +186,7 @@ impl Picture {
     }
 }
 
-fn all_nodes_reported(ledger: &Ledger, catalog: &Catalog) -> bool {
-    let mut nodes = catalog.directory().nodes().peekable();
+fn all_nodes_reported(ledger: &Ledger, index: &Index) -> bool {
+    let mut nodes = index.directory().nodes().peekable();
     nodes.peek().is_some() && nodes.all(|node| ledger.is_complete(&node.name))
 }

@@ -28,7 +28,7 @@ use super::{
     object::{self, Limits, World},
     restore,
 };
-use crate::watches::{Catalog, WorkloadFacts};
+use crate::cluster::{Index, WorkloadFacts};
 
 const MAX_EDGES: usize = 3;
 const SERVICE: &str = "10.96.0.1";
@@ -43,7 +43,7 @@ const PODS: [(&str, usize, &str); 6] = [
 ];
 
 #[derive(Clone, Debug)]
-enum Step {
+enum SimulationStep {
     /// A flow between two of the pods, at one of its ends or at both, through the Service or not; or to the outside.
     Report {
         client: usize,
@@ -105,11 +105,11 @@ fn counters() -> impl Strategy<Value = FlowCounters> {
     )
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = SimulationStep> {
     let way = prop_oneof![Just(Way::Direct), Just(Way::Service), (0..5_u8).prop_map(Way::Outside)];
     let ends = any::<(bool, bool)>();
     let report = (0..PODS.len(), 0..PODS.len(), ends, way, counters(), count()).prop_map(
-        |(client, server, ends, way, counters, tracked)| Step::Report {
+        |(client, server, ends, way, counters, tracked)| SimulationStep::Report {
             client,
             server,
             ends,
@@ -120,9 +120,9 @@ fn step() -> impl Strategy<Value = Step> {
     );
     prop_oneof![
         12 => report,
-        1 => (0..2_usize).prop_map(Step::NewEpoch),
-        1 => Just(Step::Retire),
-        1 => Just(Step::RestartOperator),
+        1 => (0..2_usize).prop_map(SimulationStep::NewEpoch),
+        1 => Just(SimulationStep::Retire),
+        1 => Just(SimulationStep::RestartOperator),
     ]
 }
 
@@ -199,10 +199,10 @@ impl Operator {
         assert!(taken.is_ok(), "the epoch is the present one");
     }
 
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &SimulationStep) {
         self.now += Duration::from_secs(1);
         match step {
-            Step::Report { client, server, ends, way, counters, tracked } => {
+            SimulationStep::Report { client, server, ends, way, counters, tracked } => {
                 let (from, to) = (ip(PODS[*client].2), ip(PODS[*server].2));
                 let (remote, port) = match way {
                     Way::Direct => (to, 8080),
@@ -226,8 +226,8 @@ impl Operator {
                     self.report(*server, key(*server, Role::Server, to, from, 8080), counters, None);
                 }
             }
-            Step::NewEpoch(on) => self.epochs[*on] = self.epochs[*on].wrapping_add(1),
-            Step::Retire => {
+            SimulationStep::NewEpoch(on) => self.epochs[*on] = self.epochs[*on].wrapping_add(1),
+            SimulationStep::Retire => {
                 for on in 0..2 {
                     let (node, epoch) = (node(on), self.epoch(on));
                     let begun = self.ledger.begin_snapshot(&node, epoch);
@@ -235,7 +235,7 @@ impl Operator {
                 }
                 self.archive.retire(&mut self.ledger, &self.directory, self.now, Duration::ZERO);
             }
-            Step::RestartOperator => {
+            SimulationStep::RestartOperator => {
                 let published = self.published();
                 self.ledger = Ledger::new();
                 self.archive = Archive::new();
@@ -258,9 +258,9 @@ impl Operator {
 
 /// The objects, with all that is to be in them.
 fn objects(graph: &Graph) -> Vec<Topology> {
-    let catalog = Catalog::default();
+    let index = Index::default();
     let limits = Limits { edges: MAX_EDGES, pods: 5 };
-    let world = World { catalog: &catalog, earlier: &graph.earlier, limits };
+    let world = World { index: &index, earlier: &graph.earlier, limits };
     let of = |(workload, edges): (&Workload, adjacency::Edges<'_>)| {
         let mut topology = Topology::new(&workload.name, TopologySpec::default());
         topology.metadata.namespace = Some(workload.namespace.clone());

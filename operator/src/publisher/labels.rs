@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crds::Topology;
 use kube::ResourceExt;
 
-use crate::watches::AppLabels;
+use crate::cluster::AppLabels;
 
 /// Field manager of the labels. It differs from the manager of the rest, which forces its fields.
 pub(super) const FIELD_MANAGER: &str = "scopeprobe-labels";

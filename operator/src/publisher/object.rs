@@ -30,7 +30,7 @@ use super::{
     shown_edge::{Direction, shown, to_minute},
     summary,
 };
-use crate::watches::{Catalog, WorkloadFacts};
+use crate::cluster::{Index, WorkloadFacts};
 
 /// Maximum number of ServiceAccounts that an object lists.
 const MAX_SERVICE_ACCOUNTS: usize = 10;
@@ -54,7 +54,7 @@ pub(super) struct Limits {
 /// Everything that an object shows beside its own edges.
 #[derive(Clone, Copy)]
 pub(super) struct World<'a> {
-    pub catalog: &'a Catalog,
+    pub index: &'a Index,
     /// Part of the edges' counters that agents no longer report.
     pub earlier: &'a HashMap<EdgeKey, Counts>,
     pub limits: Limits,
@@ -70,8 +70,8 @@ pub(super) fn status(
 ) -> TopologyStatus {
     let workload_ref = workload_ref(workload, facts);
     let exact = Edges { egress: exact(&edges.egress), ingress: exact(&edges.ingress) };
-    let mut egress = Listed::new(&exact.egress, Direction::Egress, world);
-    let mut ingress = Listed::new(&exact.ingress, Direction::Ingress, world);
+    let mut egress = ListedEdges::new(&exact.egress, Direction::Egress, world);
+    let mut ingress = ListedEdges::new(&exact.ingress, Direction::Ingress, world);
     let checkpoint = egress.checkpoint(&ingress, world.earlier);
     let bytes = byte_budget::for_edges(&workload_ref, checkpoint.as_deref());
     let (fitting_out, fitting_in) = byte_budget::fitting(&egress.bounds(), &ingress.bounds(), bytes);
@@ -117,11 +117,11 @@ fn exact<'a>(edges: &[&'a Edge]) -> Vec<&'a Edge> {
 }
 
 /// The listed edges of one direction, by importance.
-struct Listed<'a> {
+struct ListedEdges<'a> {
     ranked: Vec<(&'a Edge, TopologyEdge)>,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> ListedEdges<'a> {
     fn new(edges: &[&'a Edge], direction: Direction, world: &World<'_>) -> Self {
         let Limits { edges: max_edges, pods: max_pods } = world.limits;
         let mut ranked = edges.to_vec();
@@ -133,9 +133,7 @@ impl<'a> Listed<'a> {
             (Reverse(connections), Reverse(activity::class(bytes)), &edge.key)
         });
         ranked.truncate(max_edges);
-        Self {
-            ranked: ranked.into_iter().map(|edge| (edge, shown(edge, direction, world.catalog, max_pods))).collect(),
-        }
+        Self { ranked: ranked.into_iter().map(|edge| (edge, shown(edge, direction, world.index, max_pods))).collect() }
     }
 
     fn bounds(&self) -> Vec<usize> {

@@ -156,11 +156,11 @@ mod tests {
 
     use super::*;
     use crate::{
+        cluster::Index,
         publisher::{
             adjacency,
             object::{self, Limits, World},
         },
-        watches::Catalog,
     };
 
     fn workload(kind: &str, name: &str) -> Workload {
@@ -290,13 +290,13 @@ mod tests {
         };
         wanted.sort_by(by_key_and_side);
 
-        let catalog = Catalog::default();
-        let world = World { catalog: &catalog, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
+        let index = Index::default();
+        let world = World { index: &index, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
         let mut found = Vec::new();
         for (workload, edges) in adjacency::by_workload(&graph) {
             let mut topology = Topology::new("t", crds::TopologySpec::default());
             topology.metadata.namespace = Some("shop".to_owned());
-            let facts = catalog.facts_of(workload);
+            let facts = index.facts_of(workload);
             topology.status = Some(object::status(workload, &facts, &edges, &BTreeSet::new(), &world));
             found.extend(super::edges(&topology));
         }

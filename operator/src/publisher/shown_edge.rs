@@ -15,7 +15,7 @@ use topology::{
 };
 
 use super::{edge_id::EdgeId, peer};
-use crate::watches::Catalog;
+use crate::cluster::Index;
 
 /// Maximum number of containers that an edge lists.
 const MAX_CONTAINERS: usize = 10;
@@ -56,7 +56,7 @@ impl Direction {
 }
 
 /// Returns an edge as the end of this direction sees it, with at most `max_pods` of that end's pods.
-pub(super) fn shown(edge: &Edge, direction: Direction, catalog: &Catalog, max_pods: usize) -> TopologyEdge {
+pub(super) fn shown(edge: &Edge, direction: Direction, index: &Index, max_pods: usize) -> TopologyEdge {
     let (peer, identity) = direction.peer(edge);
     let own = direction.own(edge);
     let (pods, omitted_pods) = pods(own, max_pods);
@@ -65,12 +65,12 @@ pub(super) fn shown(edge: &Edge, direction: Direction, catalog: &Catalog, max_po
         namespace: of.service.namespace.clone(),
         name: of.service.name.clone(),
         port: of.port,
-        port_name: catalog.port_name(of, edge.key.protocol).map(str::to_owned),
+        port_name: index.port_name(of, edge.key.protocol).map(str::to_owned),
     });
     let times = edge.times;
     TopologyEdge {
         id: EdgeId::of(&edge.key).to_string(),
-        peer: peer::written(peer, |workload| catalog.api_version_of(workload)),
+        peer: peer::written(peer, |workload| index.api_version_of(workload)),
         service,
         port: edge.key.port,
         protocol: edge.key.protocol.into(),

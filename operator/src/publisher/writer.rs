@@ -17,8 +17,8 @@ use super::{
     name::{name, name_with_group},
 };
 use crate::{
+    cluster::{AppLabels, OwnerIdentity},
     guarded::Guarded,
-    watches::{AppLabels, OwnerIdentity},
 };
 
 /// Field manager for server-side apply.

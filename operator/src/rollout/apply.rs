@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use crds::{MODE_LABEL, PROBE_LABEL};
+use crds::{MODE_LABEL, NodeProbe, PROBE_LABEL};
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
-    core::Status,
+    core::{PartialObjectMeta, Status},
 };
 use serde_json::json;
 
 use super::{
-    FIELD_MANAGER, NODE_FIELD_MANAGER, applied::Applied, assignment::NodeFacts, build::AGENT_APP, outcome::Progress,
+    FIELD_MANAGER, NODE_FIELD_MANAGER,
+    apply_cache::ApplyCache,
+    build::{AGENT_APP, PreparedDaemonSet},
+    outcome::Progress,
 };
+use crate::cluster::NodeFacts;
 
 /// Failed write.
 #[derive(Debug, thiserror::Error)]
@@ -49,33 +53,33 @@ pub async fn daemon_sets(
     client: &Client,
     namespace: &str,
     probe: &str,
-    wanted: &[DaemonSet],
-    applied: &Applied,
-) -> Result<Progress, ApplyError> {
+    prepared: &[PreparedDaemonSet],
+    cache: &ApplyCache,
+) -> Result<Vec<AppliedDaemonSet>, ApplyError> {
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}={probe}");
     let there = api.list(&ListParams::default().labels(&selector)).await;
     let there = there.map_err(|source| ApplyError::new("list DaemonSets of", namespace, source))?.items;
     let there: BTreeMap<_, _> = there.into_iter().map(|daemon_set| (daemon_set.name_any(), daemon_set)).collect();
-    let mut progress = Progress { observed: true, ..Progress::default() };
-    for daemon_set in wanted {
-        let name = daemon_set.name_any();
-        if let Some(there) = there.get(&name).filter(|there| applied.is_current(daemon_set, there)) {
-            add(&mut progress, there);
+    let mut applied = Vec::with_capacity(prepared.len());
+    for wanted in prepared.iter().map(PreparedDaemonSet::object) {
+        let name = wanted.name_any();
+        if let Some(there) = there.get(&name).filter(|there| cache.is_current(wanted, there)) {
+            applied.push(AppliedDaemonSet(there.clone()));
             continue;
         }
         let made = api
-            .patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(daemon_set))
+            .patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(wanted))
             .await
             .map_err(|source| ApplyError::new("apply DaemonSet", format!("{namespace}/{name}"), source))?;
-        applied.note(daemon_set, &made);
-        add(&mut progress, &made);
+        cache.note(wanted, &made);
+        applied.push(AppliedDaemonSet(made));
     }
-    for name in there.into_keys().filter(|name| !wanted.iter().any(|wanted| wanted.name_any() == *name)) {
-        applied.forget(&name);
+    for name in there.into_keys().filter(|name| !prepared.iter().any(|it| it.object().name_any() == *name)) {
+        cache.forget(&name);
         delete_daemon_set(&api, namespace, &name).await?;
     }
-    Ok(progress)
+    Ok(applied)
 }
 
 /// Deletes the DaemonSets of a selection.
@@ -101,16 +105,39 @@ async fn delete_daemon_set(api: &Api<DaemonSet>, namespace: &str, name: &str) ->
     }
 }
 
-fn add(progress: &mut Progress, daemon_set: &DaemonSet) {
+/// Deletes a NodeProbe, if it is there.
+///
+/// # Errors
+/// Returns an error if the API server refused.
+pub async fn delete_node_probe(client: &Client, name: &str) -> Result<(), ApplyError> {
+    // The answer may be the object, which may not decode.
+    match Api::<PartialObjectMeta<NodeProbe>>::all(client.clone()).delete(name, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(source) if is_not_found(&source) => Ok(()),
+        Err(source) => Err(ApplyError::new("delete NodeProbe", name, source)),
+    }
+}
+
+/// DaemonSet as the API server returned it after it was applied. Only this module makes one.
+#[derive(Clone, Debug)]
+pub struct AppliedDaemonSet(DaemonSet);
+
+/// Returns the progress of applied DaemonSets, by their own status.
+#[must_use]
+pub fn progress(applied: &[AppliedDaemonSet]) -> Progress {
     let number = |number: i32| u64::try_from(number).unwrap_or_default();
-    let Some(status) = &daemon_set.status else {
-        progress.observed = false;
-        return;
-    };
-    progress.observed &= status.observed_generation == daemon_set.metadata.generation;
-    progress.desired += number(status.desired_number_scheduled);
-    let updated = number(status.updated_number_scheduled.unwrap_or_default());
-    progress.available += updated.min(number(status.number_available.unwrap_or_default()));
+    let mut progress = Progress { observed: true, ..Progress::default() };
+    for AppliedDaemonSet(daemon_set) in applied {
+        let Some(status) = &daemon_set.status else {
+            progress.observed = false;
+            continue;
+        };
+        progress.observed &= status.observed_generation == daemon_set.metadata.generation;
+        progress.desired += number(status.desired_number_scheduled);
+        let updated = number(status.updated_number_scheduled.unwrap_or_default());
+        progress.available += updated.min(number(status.number_available.unwrap_or_default()));
+    }
+    progress
 }
 
 /// Result of labeling a node.

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{ModeOverride, RequestedMode};
+use crds::{ModeOverride, RequestedMode, ScopeProbe};
 use jiff::Timestamp;
+use kube::ResourceExt;
 
 use super::{
-    choice::{AgentMode, Asker, ModeCause, choose},
-    demotion::Demotion,
+    fallback_policy::NodeFallback,
+    mode::{AgentMode, Asker, ModeCause, choose},
 };
+use crate::cluster::NodeFacts;
 
 /// Properties of a ScopeProbe that an assignment depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,28 +28,23 @@ pub struct ProbeFacts {
 }
 
 impl ProbeFacts {
+    /// Returns the properties of a ScopeProbe.
+    #[must_use]
+    pub fn of(probe: &ScopeProbe) -> Self {
+        Self {
+            name: probe.name_any(),
+            created: probe.creation_timestamp().map(|time| time.0),
+            node_selector: probe.spec.node_selector.clone(),
+            mode: probe.spec.mode,
+            overrides: probe.spec.mode_overrides.clone(),
+        }
+    }
+
     /// Returns the mode that it requests for a node, and the field that does.
     fn requested(&self, labels: &BTreeMap<String, String>) -> (RequestedMode, Asker) {
         let selecting = self.overrides.iter().find(|it| selects(&it.node_selector, labels));
         selecting.map_or((self.mode, Asker::Probe), |it| (it.mode, Asker::Override))
     }
-}
-
-/// Properties of a Node that an assignment depends on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeFacts {
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its operating system; empty while unknown.
-    pub os: String,
-    /// Its kernel's release.
-    pub kernel: String,
-    /// ID of its current boot.
-    pub boot_id: String,
 }
 
 /// Assignment of one node.
@@ -70,7 +67,7 @@ impl Assignment {
     pub fn is_up_to_agent(&self) -> bool {
         self.requested == RequestedMode::Auto
             && match &self.cause {
-                ModeCause::Supported | ModeCause::KernelUnknown | ModeCause::Demoted(_) => true,
+                ModeCause::Supported | ModeCause::KernelUnknown | ModeCause::EbpfFailed(_) => true,
                 ModeCause::UnfitKernel(_) | ModeCause::Forced(_) => false,
             }
     }
@@ -99,9 +96,9 @@ impl Assignments {
 }
 
 /// Assigns every Linux node to the oldest ScopeProbe that selects it; of several created in the same second, to the first
-/// by name. `demotions` are nodes on which eBPF failed.
+/// by name. `fallbacks` are nodes on which eBPF failed.
 #[must_use]
-pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], demotions: &BTreeMap<String, Demotion>) -> Assignments {
+pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], fallbacks: &BTreeMap<String, NodeFallback>) -> Assignments {
     let mut by_age: Vec<_> = probes.iter().collect();
     by_age.sort_by_key(|probe| (probe.created.unwrap_or(Timestamp::MAX), &probe.name));
     let mut assignments = Assignments::default();
@@ -109,7 +106,7 @@ pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], demotions: &BTreeMap<S
         let mut selecting = by_age.iter().filter(|probe| selects(&probe.node_selector, &node.labels));
         let Some(winner) = selecting.next() else { continue };
         let (requested, asker) = winner.requested(&node.labels);
-        let (mode, cause) = choose(requested, asker, &node.kernel, demotions.get(&node.name));
+        let (mode, cause) = choose(requested, asker, &node.kernel, fallbacks.get(&node.name));
         let assignment = Assignment { probe: winner.name.clone(), requested, mode, cause };
         assignments.nodes.insert(node.name.clone(), assignment);
         for other in selecting {

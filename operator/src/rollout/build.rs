@@ -2,25 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use crds::{MODE_LABEL, PROBE_LABEL, ScopeProbe};
+use crds::{MODE_LABEL, PROBE_LABEL};
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet},
         core::v1::{
             AppArmorProfile, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
             HostPathVolumeSource, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec,
-            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+            PodTemplateSpec, Probe, SeccompProfile, SecurityContext, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
-        api::resource::Quantity,
         apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
         util::intstr::IntOrString,
     },
 };
-use kube::ResourceExt;
 
-use super::{choice::AgentMode, millicores, privileges};
+use super::{mode::AgentMode, privileges, validate::ValidProbe};
 use crate::settings::AgentSettings;
 
 /// The value of `app.kubernetes.io/name` of everything that belongs to agents.
@@ -29,8 +27,6 @@ pub const AGENT_APP: &str = "scopeprobe-agent";
 const HTTP_PORT: i32 = 9464;
 /// Mount path of the node's cgroup hierarchies in the agent's container.
 const CGROUP_MOUNT: &str = "/host/sys/fs/cgroup";
-/// CPU budget of the Fallback mode, in thousandths of a core: minimum, maximum, default.
-const CPU_BUDGET: (u32, u32, u32) = (5, 2000, 50);
 
 /// Common properties of all agents of one operator.
 #[derive(Clone, Debug)]
@@ -51,18 +47,29 @@ pub fn name(probe: &str, mode: AgentMode) -> String {
     format!("scopeprobe-{probe}-{}", mode.as_str())
 }
 
-/// The DaemonSet, complete.
+/// DaemonSet as it should be. It has no status, so that no progress can be read from it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreparedDaemonSet(DaemonSet);
+
+impl PreparedDaemonSet {
+    /// Returns the object to apply.
+    #[must_use]
+    pub fn object(&self) -> &DaemonSet {
+        &self.0
+    }
+}
+
+/// Returns the DaemonSet of a ScopeProbe's agents in one mode.
 #[must_use]
-pub fn daemon_set(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> DaemonSet {
-    let probe_name = probe.name_any();
-    let selector = selector(&probe_name, mode);
+pub fn daemon_set(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> PreparedDaemonSet {
+    let selector = selector(&probe.name, mode);
     let mut labels = selector.clone();
     labels.insert("app.kubernetes.io/component".to_owned(), "agent".to_owned());
     labels.insert("app.kubernetes.io/part-of".to_owned(), "scopeprobe".to_owned());
     labels.insert("app.kubernetes.io/managed-by".to_owned(), "scopeprobe-operator".to_owned());
-    DaemonSet {
+    PreparedDaemonSet(DaemonSet {
         metadata: ObjectMeta {
-            name: Some(name(&probe_name, mode)),
+            name: Some(name(&probe.name, mode)),
             namespace: Some(template.namespace.to_owned()),
             labels: Some(labels.clone()),
             owner_references: template.owner.map(|owner| vec![owner.clone()]),
@@ -72,7 +79,7 @@ pub fn daemon_set(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<
             selector: LabelSelector { match_labels: Some(selector), match_expressions: None },
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
-                spec: Some(pod(probe, &probe_name, mode, template)),
+                spec: Some(pod(probe, mode, template)),
             },
             update_strategy: Some(DaemonSetUpdateStrategy {
                 type_: Some("RollingUpdate".to_owned()),
@@ -84,7 +91,7 @@ pub fn daemon_set(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<
             ..DaemonSetSpec::default()
         }),
         status: None,
-    }
+    })
 }
 
 fn selector(probe: &str, mode: AgentMode) -> BTreeMap<String, String> {
@@ -99,14 +106,13 @@ pub fn node_labels(probe: &str, mode: AgentMode) -> BTreeMap<String, String> {
     [(PROBE_LABEL, probe), (MODE_LABEL, mode.as_str())].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
-fn pod(probe: &ScopeProbe, probe_name: &str, mode: AgentMode, template: &AgentTemplate<'_>) -> PodSpec {
-    let spec = &probe.spec.agent;
+fn pod(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> PodSpec {
     let secrets = template.settings.agent_pull_secrets.iter();
     let secrets: Vec<_> = secrets.map(|name| LocalObjectReference { name: name.clone() }).collect();
     PodSpec {
-        node_selector: Some(node_labels(probe_name, mode)),
-        tolerations: Some(spec.tolerations.clone()),
-        priority_class_name: Some(spec.priority_class_name.clone()).filter(|name| !name.is_empty()),
+        node_selector: Some(node_labels(&probe.name, mode)),
+        tolerations: Some(probe.agents.tolerations.clone()),
+        priority_class_name: probe.agents.priority_class.clone(),
         service_account_name: Some(template.settings.agent_service_account.clone()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -132,7 +138,7 @@ fn pod(probe: &ScopeProbe, probe_name: &str, mode: AgentMode, template: &AgentTe
     }
 }
 
-fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Container {
+fn container(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Container {
     Container {
         name: "agent".to_owned(),
         image: Some(template.settings.agent_image.clone()),
@@ -156,7 +162,7 @@ fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         liveness_probe: Some(http_probe("/livez", 10)),
         // Ready also where nothing can be captured: that is the node's state and stands in its NodeProbe.
         readiness_probe: Some(http_probe("/readyz", 5)),
-        resources: Some(resources(probe)),
+        resources: Some(probe.agents.resources.clone()),
         security_context: Some(SecurityContext {
             run_as_user: Some(0),
             privileged: Some(false),
@@ -177,10 +183,8 @@ fn container(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
     }
 }
 
-fn arguments(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Vec<String> {
-    let capture = &probe.spec.capture;
-    let (least, most, default) = CPU_BUDGET;
-    let budget = millicores::within(&capture.fallback.cpu_budget, least, most, default);
+fn arguments(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Vec<String> {
+    let options = &probe.agents;
     let mut arguments = vec![
         "run".to_owned(),
         "--node-name=$(NODE_NAME)".to_owned(),
@@ -188,12 +192,12 @@ fn arguments(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         "--insecure-plaintext".to_owned(),
         format!("--mode={}", mode.flag()),
         format!("--cgroup-root={CGROUP_MOUNT}"),
-        format!("--max-flows={}", capture.max_flows),
-        format!("--report-interval={}ms", std::time::Duration::from(capture.report_interval).as_millis()),
+        format!("--max-flows={}", options.max_flows),
+        format!("--report-interval={}ms", options.report_interval.as_millis()),
         format!("--scan-interval={}ms", template.settings.agent_scan_interval.as_millis()),
-        format!("--dns-names={}", probe.spec.topology.dns_names),
+        format!("--dns-names={}", options.dns_names),
         // Also for eBPF: its agents fall back, as far as they may, while their capture is started again.
-        format!("--fallback-cpu-budget={budget}"),
+        format!("--fallback-cpu-budget={}", options.fallback_millicores),
     ];
     if template.settings.agent_debug_signals {
         arguments.push("--debug-signals".to_owned());
@@ -203,19 +207,6 @@ fn arguments(probe: &ScopeProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
 
 fn capabilities(mode: AgentMode) -> Vec<String> {
     privileges::capabilities(mode).iter().map(|capability| capability.name.to_owned()).collect()
-}
-
-fn resources(probe: &ScopeProbe) -> ResourceRequirements {
-    let resources = &probe.spec.agent.resources;
-    let list = |cpu: Option<&Quantity>, memory: &Quantity| -> BTreeMap<String, Quantity> {
-        let cpu = cpu.map(|cpu| ("cpu".to_owned(), cpu.clone()));
-        cpu.into_iter().chain([("memory".to_owned(), memory.clone())]).collect()
-    };
-    ResourceRequirements {
-        requests: Some(list(Some(&resources.requests.cpu), &resources.requests.memory)),
-        limits: Some(list(resources.limits.cpu.as_ref(), &resources.limits.memory)),
-        claims: None,
-    }
 }
 
 fn http_probe(path: &str, period_seconds: i32) -> Probe {
@@ -239,10 +230,9 @@ mod tests {
     use super::*;
 
     fn built(spec: &Value, mode: AgentMode) -> Value {
-        let probe: ScopeProbe = serde_json::from_value(json!({
-            "metadata": {"name": "cluster", "uid": "p1"}, "spec": spec
-        }))
-        .unwrap();
+        let probe = json!({"metadata": {"name": "cluster", "uid": "p1"}, "spec": spec});
+        let probe: crds::ScopeProbe = serde_json::from_value(probe).unwrap();
+        let probe = ValidProbe::try_from(&probe).unwrap();
         let settings = AgentSettings {
             collector_service: String::new(),
             collector_url: None,
@@ -261,7 +251,7 @@ mod tests {
             owner: Some(&owner),
             settings: &settings,
         };
-        serde_json::to_value(daemon_set(&probe, mode, &template)).unwrap()
+        serde_json::to_value(daemon_set(&probe, mode, &template).object()).unwrap()
     }
 
     fn container(daemon_set: &Value) -> &Value {

@@ -14,21 +14,23 @@ use kube::{
         watcher,
     },
 };
+use tokio::sync::watch;
 use topology::plural::counted;
 use tracing::Instrument;
 
 use super::{
-    applied::Applied,
     apply::{self, ApplyError, Labelled},
-    assignment::{Assignments, NodeFacts},
+    apply_cache::ApplyCache,
+    assigner::Assigner,
+    assignment::Assignments,
     build::{self, AGENT_APP, AgentTemplate},
     dereference::{self, DereferenceError},
     outcome::{Outcome, Outcomes, Problem, Progress},
-    validate::{self, Invalid},
+    validate::{self, NoNodes, ValidProbe},
 };
 use crate::{
-    cluster_state::ClusterState, guarded::Guarded, guarded_watch::backoff, metrics::Metrics, settings::AgentSettings,
-    status::conditions::some_of,
+    cluster::NodeFacts, guarded::Guarded, guarded_watch::backoff, invalid_field::InvalidField, metrics::Metrics,
+    operator_deployment, settings::AgentSettings, text::some_of,
 };
 
 /// Changes that come together are handled together.
@@ -46,10 +48,10 @@ pub struct Context {
     pub deployment: Option<String>,
     /// Settings of agents.
     pub agents: AgentSettings,
-    /// ScopeProbes and Nodes.
-    pub cluster: Arc<ClusterState>,
+    /// ScopeProbes, Nodes and their assignments.
+    pub assigner: Arc<Assigner>,
     /// DaemonSets that were applied.
-    pub applied: Applied,
+    pub apply_cache: ApplyCache,
     /// Receiver of each rollout's result.
     pub outcomes: Outcomes,
     /// Interval of a full reconciliation without a change.
@@ -64,9 +66,12 @@ pub enum RolloutError {
     /// Something it needs isn't there.
     #[error(transparent)]
     Dereference(#[from] DereferenceError),
-    /// The ScopeProbe makes no sense here.
+    /// The ScopeProbe has no node.
     #[error(transparent)]
-    Invalid(#[from] Invalid),
+    NoNodes(#[from] NoNodes),
+    /// A value of the ScopeProbe is invalid.
+    #[error(transparent)]
+    InvalidSpec(#[from] InvalidField),
     /// Something could not be written.
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -89,7 +94,8 @@ impl RolloutError {
     fn problem(&self) -> Problem {
         let (reason, permanent) = match self {
             Self::Dereference(error) => (error.reason(), false),
-            Self::Invalid(invalid) => (invalid.reason(), true),
+            Self::NoNodes(reason) => (reason.reason(), true),
+            Self::InvalidSpec(_) => ("InvalidSpec", true),
             Self::Apply(_) => ("ApplyFailed", false),
             Self::LabelsTaken(_) => ("NodeLabelsTaken", true),
         };
@@ -103,7 +109,7 @@ pub async fn run(context: Arc<Context>, shutdown: impl Future<Output = ()> + Sen
     let daemon_sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(context.watching.clone(), &context.namespace);
     Controller::new(Api::<Guarded<ScopeProbe>>::all(context.watching.clone()), watcher::Config::default())
         .watches(daemon_sets, agents, |daemon_set| scope_probe_of(&daemon_set))
-        .reconcile_all_on(changes(&context.cluster))
+        .reconcile_all_on(changes(&context.assigner))
         .trigger_backoff(backoff())
         .with_config(Config::default().concurrency(4).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
@@ -117,10 +123,12 @@ fn scope_probe_of(daemon_set: &PartialObjectMeta<DaemonSet>) -> Option<ObjectRef
     daemon_set.labels().get(PROBE_LABEL).map(|name| ObjectRef::new(name))
 }
 
-fn changes(cluster: &ClusterState) -> impl Stream<Item = ()> + Send + use<> {
-    stream::unfold(cluster.subscribe_assignments(), async |mut changes| {
-        changes.changed().await.ok().map(|()| ((), changes))
-    })
+/// Yields after each change of ScopeProbes, Nodes, and nodes on which eBPF failed.
+fn changes(assigner: &Assigner) -> impl Stream<Item = ()> + Send + use<> {
+    let of = |receiver: watch::Receiver<()>| {
+        stream::unfold(receiver, async |mut changes| changes.changed().await.ok().map(|()| ((), changes)))
+    };
+    stream::select(of(assigner.cluster().subscribe_requests()), of(assigner.subscribe_fallbacks()))
 }
 
 async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Result<Action, RolloutError> {
@@ -142,30 +150,38 @@ async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Re
     context.outcomes.set(&name, Outcome { generation, problem, progress });
     match result {
         // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
-        Err(RolloutError::Invalid(_) | RolloutError::LabelsTaken(_)) | Ok(_) => Ok(Action::requeue(context.resync)),
+        Err(RolloutError::NoNodes(_) | RolloutError::InvalidSpec(_) | RolloutError::LabelsTaken(_)) | Ok(_) => {
+            Ok(Action::requeue(context.resync))
+        }
         Err(error) => Err(error),
     }
 }
 
 async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<Progress, RolloutError> {
-    let assignments = context.cluster.assignments();
-    if let Err(invalid) = validate::validate(name, &assignments) {
-        apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.applied).await?;
-        return Err(invalid.into());
-    }
+    let assignments = context.assigner.assignments();
+    let modes = match validate::modes(name, &assignments) {
+        Ok(modes) => modes,
+        Err(no_nodes) => {
+            apply::daemon_sets(&context.client, &context.namespace, name, &[], &context.apply_cache).await?;
+            return Err(no_nodes.into());
+        }
+    };
+    // An invalid `spec` leaves the agents as they are.
+    let probe = ValidProbe::try_from(probe)?;
     let Context { client, namespace, agents, .. } = context;
-    let owner = dereference::owner(client, namespace, context.deployment.as_deref()).await?;
+    let owner = operator_deployment::owner(client, namespace, context.deployment.as_deref())
+        .await
+        .map_err(DereferenceError::from)?;
     let collector_url = dereference::collector_url(client, namespace, agents).await?;
     let template = AgentTemplate { namespace, collector_url: &collector_url, owner: owner.as_ref(), settings: agents };
-    let modes = assignments.modes(name);
-    let wanted: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(probe, mode, &template)).collect();
-    let progress = apply::daemon_sets(client, namespace, name, &wanted, &context.applied).await?;
+    let prepared: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(&probe, mode, &template)).collect();
+    let applied = apply::daemon_sets(client, namespace, name, &prepared, &context.apply_cache).await?;
     label_nodes(name, &assignments, context).await?;
-    Ok(progress)
+    Ok(apply::progress(&applied))
 }
 
 async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), RolloutError> {
-    let nodes = context.cluster.nodes();
+    let nodes = context.assigner.cluster().nodes();
     let mut taken = Vec::new();
     for (node, assignment) in assignments.of(probe) {
         let Some(node) = nodes.get(node) else { continue };

@@ -1,14 +1,11 @@
-//! Reads the objects that a rollout depends on: the Service that agents connect to, and the owner of the DaemonSets.
+//! Reads the Service that agents connect to.
 
 use std::net::IpAddr;
 
-use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Service},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
-use kube::{Api, Client, Resource, core::PartialObjectMeta};
+use k8s_openapi::api::core::v1::Service;
+use kube::{Api, Client};
 
-use crate::settings::AgentSettings;
+use crate::{operator_deployment::OwnerError, settings::AgentSettings};
 
 /// Error of an object that a rollout depends on.
 #[derive(Debug, thiserror::Error)]
@@ -41,26 +38,9 @@ pub enum DereferenceError {
         /// The Service's name.
         name: String,
     },
-    /// The API server did not return the operator's Deployment.
-    #[error("cannot read Deployment {namespace}/{name}, which owns the agents: {source}")]
-    ReadOwner {
-        /// The operator's namespace.
-        namespace: String,
-        /// The Deployment's name.
-        name: String,
-        /// The client's error.
-        source: Box<kube::Error>,
-    },
-    /// The operator's Deployment is gone or being deleted.
-    #[error(
-        "Deployment {namespace}/{name} of the operator is gone or being deleted, so agents would have no owner: install the chart again, or name another Deployment with --deployment"
-    )]
-    NoOwner {
-        /// The operator's namespace.
-        namespace: String,
-        /// The Deployment's name.
-        name: String,
-    },
+    /// The DaemonSets would have no owner.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
 }
 
 impl DereferenceError {
@@ -69,45 +49,9 @@ impl DereferenceError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Read { .. } | Self::Missing { .. } | Self::NoAddress { .. } => "CollectorUnreachable",
-            Self::ReadOwner { .. } | Self::NoOwner { .. } => "OperatorDeploymentMissing",
+            Self::Owner(_) => "OperatorDeploymentMissing",
         }
     }
-}
-
-/// Returns the reference by which objects of the operator's namespace are garbage-collected with its Deployment; `None`
-/// if the operator has no Deployment.
-///
-/// # Errors
-/// Returns an error if the Deployment cannot be read, does not exist or is being deleted.
-pub async fn owner(
-    client: &Client,
-    namespace: &str,
-    deployment: Option<&str>,
-) -> Result<Option<OwnerReference>, DereferenceError> {
-    let Some(name) = deployment else { return Ok(None) };
-    let (namespace, name) = (namespace.to_owned(), name.to_owned());
-    match Api::<Deployment>::namespaced(client.clone(), &namespace).get_metadata_opt(&name).await {
-        Ok(found) => match found.as_ref().and_then(owner_reference) {
-            Some(owner) => Ok(Some(owner)),
-            None => Err(DereferenceError::NoOwner { namespace, name }),
-        },
-        Err(source) => Err(DereferenceError::ReadOwner { namespace, name, source: Box::new(source) }),
-    }
-}
-
-/// Returns a reference that is neither a controller's nor blocking: the Deployment's controller ignores such objects.
-fn owner_reference(deployment: &PartialObjectMeta<Deployment>) -> Option<OwnerReference> {
-    let metadata = deployment.meta();
-    if metadata.deletion_timestamp.is_some() {
-        return None;
-    }
-    Some(OwnerReference {
-        api_version: Deployment::api_version(&()).into_owned(),
-        kind: Deployment::kind(&()).into_owned(),
-        name: metadata.name.clone()?,
-        uid: metadata.uid.clone()?,
-        ..OwnerReference::default()
-    })
 }
 
 /// Returns the URL that agents connect to. It contains an address and no name, so that agents need no cluster DNS.
@@ -157,16 +101,6 @@ mod tests {
     fn addresses_of_both_families() {
         assert_eq!(url_of(&service("10.96.0.7", "collector")).as_deref(), Some("http://10.96.0.7:9463"));
         assert_eq!(url_of(&service("fd96::7", "collector")).as_deref(), Some("http://[fd96::7]:9463"));
-    }
-
-    #[test]
-    fn owner_reference_needs_deployment_that_stays() {
-        let deployment = |metadata| serde_json::from_value(json!({"metadata": metadata})).unwrap();
-        let there = owner_reference(&deployment(json!({"name": "operator", "uid": "u"}))).unwrap();
-        assert_eq!((there.api_version.as_str(), there.kind.as_str()), ("apps/v1", "Deployment"));
-        assert_eq!((there.name.as_str(), there.uid.as_str(), there.controller), ("operator", "u", None));
-        let going = json!({"name": "operator", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"});
-        assert_eq!(owner_reference(&deployment(going)), None);
     }
 
     #[test]

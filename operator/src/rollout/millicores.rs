@@ -1,5 +1,7 @@
 //! Amounts of CPU as thousandths of a core.
 
+use std::ops::RangeInclusive;
+
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// All suffixes of an amount and what they multiply it by; longer ones first where one ends with another.
@@ -21,13 +23,17 @@ const SUFFIXES: [(&str, f64); 15] = [
     ("E", 1e18),
 ];
 
-/// The amount within bounds, rounded up; the default where it is none, which the schema doesn't let by.
+/// Smallest difference that counts. Noise in the last digits must not make 50m into 51.
+const PRECISION: f64 = 1e-6;
+
+/// Returns the amount, rounded up; `None` if it is no amount or out of bounds.
 #[must_use]
-pub fn within(quantity: &Quantity, least: u32, most: u32, default: u32) -> u32 {
-    let Some(cores) = cores(&quantity.0) else { return default };
-    // Noise in the last digits must not make 50m into 51.
-    let millicores = (cores * 1000.0 - 1e-6).ceil();
-    (least..most).find(|candidate| f64::from(*candidate) >= millicores).unwrap_or(most)
+pub fn within(quantity: &Quantity, bounds: RangeInclusive<u32>) -> Option<u32> {
+    let millicores = cores(&quantity.0)? * 1000.0;
+    if millicores < f64::from(*bounds.start()) - PRECISION {
+        return None;
+    }
+    bounds.into_iter().find(|candidate| f64::from(*candidate) >= millicores - PRECISION)
 }
 
 fn cores(text: &str) -> Option<f64> {
@@ -55,17 +61,16 @@ mod tests {
             ("5m", 5),
             ("5.1m", 6),
             ("0.0501", 51),
-            // Not let by the schema.
-            ("1m", 5),
-            ("3", 2000),
-            ("1E", 2000),
-            ("-1", 50),
-            ("", 50),
-            ("inf", 50),
-            ("lots", 50),
         ];
         for (text, expected) in cases {
-            assert_eq!(within(&Quantity(text.to_owned()), 5, 2000, 50), expected, "{text:?}");
+            assert_eq!(within(&Quantity(text.to_owned()), 5..=2000), Some(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn amounts_out_of_bounds_are_none() {
+        for text in ["1m", "4.9m", "2.001", "3", "1E", "-1", "", "inf", "lots"] {
+            assert_eq!(within(&Quantity(text.to_owned()), 5..=2000), None, "{text:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Privileges of the agents of each mode, with the operation that needs each. docs/privileges.md has the same.
 
-use super::choice::AgentMode;
+use super::mode::AgentMode;
 
 /// A capability, without `CAP_`, and what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

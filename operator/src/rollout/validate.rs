@@ -1,12 +1,16 @@
-//! Validates what the schema cannot: whether a ScopeProbe's values make sense in this cluster. Pure.
+//! Validates a ScopeProbe: its values, and whether it has nodes in this cluster. Pure.
 
 use std::collections::BTreeSet;
 
-use super::assignment::Assignments;
+use crds::ScopeProbe;
+use kube::ResourceExt;
 
-/// Invalid value that the user must change.
+use super::{agent_options::AgentOptions, assignment::Assignments, mode::AgentMode};
+use crate::{invalid_field::InvalidField, publish_settings::PublishSettings};
+
+/// Reason for which a ScopeProbe has no node. The user must change a selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum NoNodes {
     /// No node matches.
     #[error("spec.nodeSelector selects no Linux node: compare it with `kubectl get nodes --show-labels`")]
     NoNodeSelected,
@@ -18,7 +22,7 @@ pub enum Invalid {
     },
 }
 
-impl Invalid {
+impl NoNodes {
     /// The same as one word.
     #[must_use]
     pub fn reason(&self) -> &'static str {
@@ -29,19 +33,43 @@ impl Invalid {
     }
 }
 
-/// Checks that a ScopeProbe has nodes.
+/// A ScopeProbe whose `spec` was read into the types of its consumers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidProbe {
+    /// Its name.
+    pub name: String,
+    /// Options of its agents.
+    pub agents: AgentOptions,
+    /// Settings of the publisher, which apply if it is the oldest ScopeProbe.
+    pub publish: PublishSettings,
+}
+
+impl TryFrom<&ScopeProbe> for ValidProbe {
+    type Error = InvalidField;
+
+    fn try_from(probe: &ScopeProbe) -> Result<Self, InvalidField> {
+        Ok(Self {
+            name: probe.name_any(),
+            agents: AgentOptions::try_from(&probe.spec)?,
+            publish: PublishSettings::try_from(&probe.spec.topology)?,
+        })
+    }
+}
+
+/// Returns the modes of a ScopeProbe's nodes: at least one.
 ///
 /// # Errors
-/// Why it has none, and what a person has to change.
-pub fn validate(probe: &str, assignments: &Assignments) -> Result<(), Invalid> {
-    if assignments.of(probe).next().is_some() {
-        return Ok(());
+/// Returns the reason for which the ScopeProbe has no node.
+pub fn modes(probe: &str, assignments: &Assignments) -> Result<BTreeSet<AgentMode>, NoNodes> {
+    let modes = assignments.modes(probe);
+    if !modes.is_empty() {
+        return Ok(modes);
     }
     match assignments.taken.get(probe) {
-        None => Err(Invalid::NoNodeSelected),
+        None => Err(NoNodes::NoNodeSelected),
         Some(taken) => {
             let owners: BTreeSet<_> = taken.values().map(String::as_str).collect();
-            Err(Invalid::AllNodesTaken { owners: owners.into_iter().collect::<Vec<_>>().join(", ") })
+            Err(NoNodes::AllNodesTaken { owners: owners.into_iter().collect::<Vec<_>>().join(", ") })
         }
     }
 }
@@ -51,19 +79,16 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::rollout::{
-        assignment::Assignment,
-        choice::{AgentMode, ModeCause},
-    };
+    use crate::rollout::{assignment::Assignment, mode::ModeCause};
 
     #[test]
     fn a_probe_needs_a_node_of_its_own() {
         let mut assignments = Assignments::default();
-        assert_eq!(validate("p", &assignments), Err(Invalid::NoNodeSelected));
+        assert_eq!(modes("p", &assignments), Err(NoNodes::NoNodeSelected));
 
         let taken = [("n1", "b"), ("n2", "a"), ("n3", "b")].map(|(node, owner)| (node.to_owned(), owner.to_owned()));
         assignments.taken.insert("p".to_owned(), BTreeMap::from(taken));
-        assert_eq!(validate("p", &assignments), Err(Invalid::AllNodesTaken { owners: "a, b".to_owned() }));
+        assert_eq!(modes("p", &assignments), Err(NoNodes::AllNodesTaken { owners: "a, b".to_owned() }));
 
         let own = Assignment {
             probe: "p".to_owned(),
@@ -72,6 +97,6 @@ mod tests {
             cause: ModeCause::Supported,
         };
         assignments.nodes.insert("n4".to_owned(), own);
-        assert_eq!(validate("p", &assignments), Ok(()));
+        assert_eq!(modes("p", &assignments), Ok([AgentMode::Ebpf].into()));
     }
 }

@@ -94,17 +94,6 @@ pub fn truncated(mut message: String) -> String {
     message
 }
 
-/// Returns at most five names, and the number of further ones.
-#[must_use]
-pub fn some_of(names: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
 /// Returns whether two lists are equal, apart from times and growing numbers in the message of `CaptureComplete`.
 #[must_use]
 pub fn same_statements(one: &[Condition], other: &[Condition]) -> bool {
@@ -138,12 +127,5 @@ mod tests {
         assert!(message.len() <= MAX_MESSAGE);
         assert!(message.ends_with("ü…"));
         assert_eq!(truncated("short".to_owned()), "short");
-    }
-
-    #[test]
-    fn some_names_stand_for_many() {
-        let names: Vec<_> = (1..=7).map(|number| format!("n{number}")).collect();
-        assert_eq!(some_of(&names[..2]), "n1, n2");
-        assert_eq!(some_of(&names), "n1, n2, n3, n4, n5 and 2 more");
     }
 }

@@ -28,7 +28,7 @@ pub struct NodeCoverage {
 
 /// Inputs of the assessment.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub struct CoverageFacts<'a> {
     /// Report of its agent.
     pub observation: Option<&'a NodeObservation>,
     /// Time at which its NodeProbe was made; none if it is not there yet.
@@ -41,7 +41,7 @@ pub struct Facts<'a> {
 
 /// A node's coverage.
 #[must_use]
-pub fn assess(facts: &Facts<'_>) -> NodeCoverage {
+pub fn assess(facts: &CoverageFacts<'_>) -> NodeCoverage {
     let account = facts.observation.and_then(|it| it.coverage.as_ref());
     let blind_until = blind_until(facts.observation, facts.now);
     let due = facts.created.map(|created| created.saturating_add(GRACE));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     fn hour(observation: Option<&NodeObservation>, created: u64, now: u64) -> Share {
-        let facts = Facts { observation, created: Some(created), settled: now, now };
+        let facts = CoverageFacts { observation, created: Some(created), settled: now, now };
         assess(&facts).shares.last_hour
     }
 

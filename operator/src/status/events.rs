@@ -6,7 +6,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::rollout::choice::AgentMode;
+use crate::rollout::mode::AgentMode;
 
 /// Recorder of mode changes.
 #[derive(Clone)]
@@ -87,9 +87,9 @@ mod tests {
         assert!(!is_alarming(&status(Mode::Ebpf, "ebpf")));
         assert!(!is_alarming(&status(Mode::Fallback, "fallback")), "as the kernel or a person wants it");
         assert!(is_alarming(&status(Mode::Fallback, "ebpf")), "while the capture is started again");
-        let demoted =
+        let in_fallback =
             NodeProbeStatus { demotion: Some(crds::Demotion::default()), ..status(Mode::Fallback, "fallback") };
-        assert!(is_alarming(&demoted));
+        assert!(is_alarming(&in_fallback));
         assert!(is_alarming(&status(Mode::Unsupported, "fallback")));
     }
 

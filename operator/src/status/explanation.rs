@@ -8,7 +8,7 @@ use crate::{
     observation::NodeObservation,
     rollout::{
         assignment::Assignment,
-        choice::{AgentMode, ModeCause},
+        mode::{AgentMode, ModeCause},
     },
 };
 
@@ -69,7 +69,7 @@ mod tests {
     use crds::RequestedMode;
 
     use super::*;
-    use crate::rollout::choice::{Asker, choose};
+    use crate::rollout::mode::{Asker, choose};
 
     fn said(mode: Mode, reason: Reason) -> NodeObservation {
         NodeObservation { mode: Some(mode), reason, message: "as found".to_owned(), ..NodeObservation::default() }
@@ -95,7 +95,7 @@ mod tests {
             (unfit("4.4.0-121-generic"), Reason::KnownBadKernel),
             (ModeCause::Forced(Asker::Probe), Reason::ForcedByProbe),
             (ModeCause::Forced(Asker::Override), Reason::ForcedByOverride),
-            (ModeCause::Demoted(Reason::BtfMissing), Reason::BtfMissing),
+            (ModeCause::EbpfFailed(Reason::BtfMissing), Reason::BtfMissing),
         ] {
             assert_eq!(reason(&told, &given(AgentMode::Fallback, cause)), expected);
         }

@@ -16,18 +16,18 @@ use super::{
 use crate::{
     coverage::share::{Share, Shares},
     observation::NodeObservation,
-    rollout::{assignment::Assignment, demotion::Demotion},
+    rollout::{assignment::Assignment, fallback_policy::NodeFallback},
 };
 
 /// Inputs of a NodeProbe's status.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
+pub struct NodeProbeInputs<'a> {
     /// Assignment of the node.
     pub assignment: &'a Assignment,
     /// The kernel that the Node names.
     pub node_kernel: &'a str,
     /// Failed use of eBPF.
-    pub demotion: Option<&'a Demotion>,
+    pub fallback: Option<&'a NodeFallback>,
     /// Report of its agent.
     pub observation: Option<&'a NodeObservation>,
     /// Counted share of what happened.
@@ -38,8 +38,8 @@ pub struct Inputs<'a> {
 
 /// Returns the status of one node's NodeProbe.
 #[must_use]
-pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
-    let Inputs { assignment, previous, coverage, .. } = *inputs;
+pub fn desired(inputs: &NodeProbeInputs<'_>, now: Timestamp) -> NodeProbeStatus {
+    let NodeProbeInputs { assignment, previous, coverage, .. } = *inputs;
     let empty = NodeObservation::default();
     let observation = inputs.observation.unwrap_or(&empty);
     // A node that never had an agent says so; its time alone is nothing to be written.
@@ -60,7 +60,7 @@ pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> NodeProbeStatus {
         attach: observation.attach.clone(),
         kernel: if observation.mode.is_some() { observation.kernel.clone() } else { inputs.node_kernel.to_owned() },
         since: same.and_then(|previous| previous.since.clone()).or(Some(Time(now))),
-        demotion: inputs.demotion.map(Demotion::to_status),
+        demotion: inputs.fallback.map(NodeFallback::to_status),
         history: match observation.mode {
             None => history,
             Some(mode) => {
@@ -195,8 +195,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        rollout::choice::{AgentMode, Asker, ModeCause, choose},
-        status::coverage::{Facts, assess},
+        rollout::mode::{AgentMode, Asker, ModeCause, choose},
+        status::coverage::{CoverageFacts, assess},
     };
 
     fn at(second: i64) -> Timestamp {
@@ -246,11 +246,11 @@ mod tests {
         second: i64,
     ) -> NodeProbeStatus {
         let assignment = assignment(ModeCause::Supported);
-        let coverage = assess(&Facts { observation, created: Some(0), settled: now, now });
-        let inputs = Inputs {
+        let coverage = assess(&CoverageFacts { observation, created: Some(0), settled: now, now });
+        let inputs = NodeProbeInputs {
             assignment: &assignment,
             node_kernel: "6.12.0",
-            demotion: None,
+            fallback: None,
             observation,
             coverage: &coverage,
             previous,
@@ -436,10 +436,10 @@ mod tests {
     fn what_was_chosen_is_shown_before_anybody_reports() {
         let (mode, cause) = choose(RequestedMode::Auto, Asker::Probe, "4.19.0", None);
         let assignment = Assignment { mode, ..assignment(cause) };
-        let inputs = Inputs {
+        let inputs = NodeProbeInputs {
             assignment: &assignment,
             node_kernel: "4.19.0",
-            demotion: None,
+            fallback: None,
             observation: None,
             coverage: &NodeCoverage::default(),
             previous: None,

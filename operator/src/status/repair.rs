@@ -17,8 +17,7 @@ use crate::{
     guarded::Guarded,
     rollout::{
         FIELD_MANAGER,
-        apply::{ApplyError, is_not_found},
-        sweep::delete_node_probe,
+        apply::{ApplyError, delete_node_probe, is_not_found},
     },
 };
 

@@ -140,10 +140,10 @@ mod tests {
         coverage::share::Shares,
         rollout::{
             assignment::Assignment,
-            choice::{AgentMode, ModeCause},
+            mode::{AgentMode, ModeCause},
         },
         status::{
-            coverage::{Facts, assess},
+            coverage::{CoverageFacts, assess},
             node_probe,
         },
     };
@@ -175,11 +175,11 @@ mod tests {
             mode: AgentMode::Ebpf,
             cause: ModeCause::Supported,
         };
-        let coverage = assess(&Facts { observation: Some(&node), created: Some(0), settled, now: NOW });
-        let inputs = node_probe::Inputs {
+        let coverage = assess(&CoverageFacts { observation: Some(&node), created: Some(0), settled, now: NOW });
+        let inputs = node_probe::NodeProbeInputs {
             assignment: &assignment,
             node_kernel: "",
-            demotion: None,
+            fallback: None,
             observation: Some(&node),
             coverage: &coverage,
             previous: None,
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn shares(node: &NodeObservation) -> Shares {
-        assess(&Facts { observation: Some(node), created: Some(0), settled: NOW, now: NOW }).shares
+        assess(&CoverageFacts { observation: Some(node), created: Some(0), settled: NOW, now: NOW }).shares
     }
 
     #[test]

@@ -7,13 +7,14 @@ use jiff::Timestamp;
 use topology::plural::counted;
 
 use super::{
-    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements, some_of},
+    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
     coverage::{explain, percent},
 };
 use crate::{
     coverage::share::{Share, Shares},
     observation::TopologyOverview,
     rollout::outcome::Outcome,
+    text::some_of,
 };
 
 /// State of one node of a ScopeProbe.
@@ -26,7 +27,7 @@ pub struct NodeState {
 }
 
 /// Inputs of a ScopeProbe's status.
-pub struct Inputs<'a> {
+pub struct ScopeProbeInputs<'a> {
     /// The ScopeProbe.
     pub probe: &'a ScopeProbe,
     /// Result of its last rollout.
@@ -43,7 +44,7 @@ pub struct Inputs<'a> {
 
 /// Returns the status of one ScopeProbe.
 #[must_use]
-pub fn desired(inputs: &Inputs<'_>, now: Timestamp) -> ScopeProbeStatus {
+pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatus {
     let previous = inputs.probe.status.as_ref();
     let nodes = count(inputs.nodes);
     let sums = Sums::of(inputs.nodes);
@@ -173,7 +174,7 @@ fn on(nodes: &[String]) -> String {
 }
 
 /// Returns `Ready`, `Reconciling` and `Stalled`. At most one of them is true.
-fn kstatus(inputs: &Inputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
+fn kstatus(inputs: &ScopeProbeInputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
     let generation = inputs.probe.metadata.generation.unwrap_or_default();
     let Some(outcome) = inputs.outcome.filter(|outcome| outcome.generation == generation) else {
         return in_progress("Observing", "the newest spec has not been rolled out yet".to_owned());
@@ -288,11 +289,11 @@ mod tests {
         observation::NodeObservation,
         rollout::{
             assignment::Assignment,
-            choice::{AgentMode, ModeCause},
+            mode::{AgentMode, ModeCause},
             outcome::{Problem, Progress},
         },
         status::{
-            coverage::{Facts, assess},
+            coverage::{CoverageFacts, assess},
             node_probe,
         },
     };
@@ -317,12 +318,12 @@ mod tests {
             mode: AgentMode::Ebpf,
             cause: ModeCause::Supported,
         };
-        let facts = Facts { observation: Some(&observation), created: Some(0), settled: NOW, now: NOW };
+        let facts = CoverageFacts { observation: Some(&observation), created: Some(0), settled: NOW, now: NOW };
         let coverage = assess(&facts);
-        let inputs = node_probe::Inputs {
+        let inputs = node_probe::NodeProbeInputs {
             assignment: &assignment,
             node_kernel: "",
-            demotion: None,
+            fallback: None,
             observation: Some(&observation),
             coverage: &coverage,
             previous: None,
@@ -348,8 +349,14 @@ mod tests {
         let nodes = nodes.iter().map(|(name, node)| ((*name).to_owned(), node.clone())).collect();
         let overview = TopologyOverview::default();
         let moving = moving.iter().map(|name| (*name).to_owned()).collect();
-        let inputs =
-            Inputs { probe: &probe, outcome, nodes: &nodes, moving: &moving, taken: None, overview: &overview };
+        let inputs = ScopeProbeInputs {
+            probe: &probe,
+            outcome,
+            nodes: &nodes,
+            moving: &moving,
+            taken: None,
+            overview: &overview,
+        };
         desired(&inputs, at(1))
     }
 
@@ -399,7 +406,7 @@ mod tests {
     }
 
     fn assess_without_agent() -> Shares {
-        assess(&Facts { observation: None, created: Some(0), settled: NOW, now: NOW }).shares
+        assess(&CoverageFacts { observation: None, created: Some(0), settled: NOW, now: NOW }).shares
     }
 
     #[test]

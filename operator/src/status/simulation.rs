@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
-    coverage::{Facts, NodeCoverage, assess},
+    coverage::{CoverageFacts, NodeCoverage, assess},
     node_probe, restore,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     observation::NodeObservation,
     rollout::{
         assignment::Assignment,
-        choice::{AgentMode, ModeCause},
+        mode::{AgentMode, ModeCause},
     },
 };
 
@@ -88,7 +88,7 @@ impl Stored {
     }
 }
 
-struct Operator {
+struct SimulatedOperator {
     observation: Option<NodeObservation>,
     stored: Stored,
     connects_at: u64,
@@ -96,7 +96,7 @@ struct Operator {
     node_probe_written: u64,
 }
 
-struct World {
+struct SimulatedWorld {
     dice: Dice,
     scenario: Scenario,
     now: u64,
@@ -104,14 +104,14 @@ struct World {
     rate: u64,
     agent: Option<Agent>,
     agent_turn: u64,
-    operator: Option<Operator>,
+    operator: Option<SimulatedOperator>,
     operator_turn: u64,
     /// State in the API server.
     topology: Stored,
     node_probe: NodeProbe,
 }
 
-impl World {
+impl SimulatedWorld {
     fn new(scenario: Scenario) -> Self {
         let dice = Dice(scenario.seed);
         let created = Timestamp::from_millisecond(i64::try_from(START).unwrap()).unwrap();
@@ -175,7 +175,7 @@ impl World {
         if self.operator.take().is_none() {
             let node_probe = serde_json::to_value(&self.node_probe).unwrap();
             let restored = restore::observation(&serde_json::from_value(node_probe).unwrap(), self.now);
-            self.operator = Some(Operator {
+            self.operator = Some(SimulatedOperator {
                 observation: restored,
                 stored: self.topology,
                 connects_at: self.now + self.dice.roll(3_000),
@@ -224,10 +224,10 @@ impl World {
         operator.stored.report(agent.epoch, agent.seen);
     }
 
-    fn coverage(&self, operator: &Operator) -> NodeCoverage {
+    fn coverage(&self, operator: &SimulatedOperator) -> NodeCoverage {
         let settled = self.now - INTERVAL - 5_000;
         let observation = operator.observation.as_ref();
-        assess(&Facts { observation, created: Some(START), settled, now: self.now })
+        assess(&CoverageFacts { observation, created: Some(START), settled, now: self.now })
     }
 
     fn write(&mut self) {
@@ -240,10 +240,10 @@ impl World {
             mode: AgentMode::Ebpf,
             cause: ModeCause::Supported,
         };
-        let inputs = node_probe::Inputs {
+        let inputs = node_probe::NodeProbeInputs {
             assignment: &assignment,
             node_kernel: "",
-            demotion: None,
+            fallback: None,
             observation: operator.observation.as_ref(),
             coverage: &coverage,
             previous: previous.as_ref(),
@@ -276,7 +276,7 @@ impl World {
 }
 
 fn end_of(scenario: Scenario) -> (Share, u64) {
-    let mut world = World::new(scenario);
+    let mut world = SimulatedWorld::new(scenario);
     world.run();
     world.end()
 }

@@ -17,22 +17,24 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    coverage::{Facts, assess},
+    coverage::{CoverageFacts, assess},
     events::{Events, is_mode_change},
     node_probe,
     repair::{self, MalformedProbes},
     scope_probe::{self, NodeState},
 };
 use crate::{
-    cluster_state::ClusterState,
+    cluster::NodeFacts,
     metrics::{LossLabels, Metrics},
     observation::{Observations, TopologyOverview},
     publish_settings::PublishSettings,
     rollout::{
         FIELD_MANAGER,
         apply::{ApplyError, is_not_found},
-        assignment::{Assignments, NodeFacts},
+        assigner::Assigner,
+        assignment::Assignments,
         outcome::Outcomes,
+        validate::ValidProbe,
     },
 };
 
@@ -53,8 +55,8 @@ const ECHO: Duration = Duration::from_secs(10);
 pub struct Writer {
     /// The API server.
     pub client: Client,
-    /// ScopeProbes, Nodes and NodeProbes.
-    pub cluster: Arc<ClusterState>,
+    /// ScopeProbes, Nodes and NodeProbes, and the assignments.
+    pub assigner: Arc<Assigner>,
     /// Reports of agents.
     pub observations: Observations,
     /// Results of rollouts.
@@ -70,13 +72,13 @@ pub struct Writer {
 }
 
 /// Last written statuses of one kind, by name.
-struct Written<S> {
+struct WrittenStatuses<S> {
     statuses: BTreeMap<String, (S, Instant)>,
     /// Names of the objects whose last write failed.
     failing: BTreeSet<String>,
 }
 
-impl<S> Default for Written<S> {
+impl<S> Default for WrittenStatuses<S> {
     fn default() -> Self {
         Self { statuses: BTreeMap::new(), failing: BTreeSet::new() }
     }
@@ -93,7 +95,7 @@ enum Due {
     No,
 }
 
-impl<S: PartialEq + Clone> Written<S> {
+impl<S: PartialEq + Clone> WrittenStatuses<S> {
     fn due(
         &self,
         name: &str,
@@ -138,20 +140,22 @@ impl<S: PartialEq + Clone> Written<S> {
 impl Writer {
     /// Runs after every change, without end.
     pub async fn run(mut self) {
-        let mut node_probes = Written::default();
-        let mut scope_probes = Written::default();
+        let mut node_probes = WrittenStatuses::default();
+        let mut scope_probes = WrittenStatuses::default();
         let mut malformed = MalformedProbes::default();
-        let mut cluster = self.cluster.subscribe();
+        let mut cluster = self.assigner.cluster().subscribe();
+        let mut fallbacks = self.assigner.subscribe_fallbacks();
         let mut reports = self.observations.subscribe();
         let mut outcomes = self.outcomes.subscribe();
         loop {
             self.turn(&mut node_probes, &mut scope_probes).await;
-            malformed.mend(&self.client, &self.cluster.malformed_probe_versions(), now()).await;
+            malformed.mend(&self.client, &self.assigner.cluster().malformed_probe_versions(), now()).await;
             tokio::time::sleep(PAUSE).await;
             // Numbers that wait for their turn need a turn.
             let _ = tokio::time::timeout(Duration::from_secs(1), async {
                 tokio::select! {
                     _ = cluster.changed() => {}
+                    _ = fallbacks.changed() => {}
                     _ = reports.changed() => {}
                     _ = outcomes.changed() => {}
                     _ = self.overview.changed() => {}
@@ -161,11 +165,15 @@ impl Writer {
         }
     }
 
-    async fn turn(&mut self, node_probes: &mut Written<NodeProbeStatus>, scope_probes: &mut Written<ScopeProbeStatus>) {
+    async fn turn(
+        &mut self,
+        node_probes: &mut WrittenStatuses<NodeProbeStatus>,
+        scope_probes: &mut WrittenStatuses<ScopeProbeStatus>,
+    ) {
         let now = now();
-        let probes = self.cluster.probes();
+        let probes = self.assigner.cluster().probes();
         self.tell_publisher(&probes);
-        let assignments = self.cluster.assignments();
+        let assignments = self.assigner.assignments();
         let nodes = self.node_probes(&probes, &assignments, node_probes, now).await;
         self.count(&nodes);
         node_probes.statuses.retain(|name, _| nodes.contains_key(name));
@@ -178,8 +186,12 @@ impl Writer {
 
     fn tell_publisher(&self, probes: &[ScopeProbe]) {
         let age = |probe: &&ScopeProbe| (probe.creation_timestamp(), probe.name_any());
-        let settings = probes.iter().min_by_key(age).map(|probe| PublishSettings::from(&probe.spec.topology));
-        if settings.is_none() && !self.cluster.malformed_probes().is_empty() {
+        let Ok(oldest) = probes.iter().min_by_key(age).map(ValidProbe::try_from).transpose() else {
+            // The earlier settings stay in effect. The ScopeProbe's status reports the error.
+            return;
+        };
+        let settings = oldest.map(|probe| probe.publish);
+        if settings.is_none() && !self.assigner.cluster().malformed_probes().is_empty() {
             // The earlier settings stay in effect.
             return;
         }
@@ -221,14 +233,14 @@ impl Writer {
         &self,
         probes: &[ScopeProbe],
         assignments: &Assignments,
-        written: &mut Written<NodeProbeStatus>,
+        written: &mut WrittenStatuses<NodeProbeStatus>,
         now: Timestamp,
     ) -> BTreeMap<String, NodeState> {
-        let there = self.cluster.node_probes();
-        let malformed = self.cluster.malformed_node_probes();
+        let there = self.assigner.cluster().node_probes();
+        let malformed = self.assigner.cluster().malformed_node_probes();
         let observations = self.observations.all();
-        let nodes = self.cluster.nodes();
-        let demotions = self.cluster.demotions();
+        let nodes = self.assigner.cluster().nodes();
+        let fallbacks = self.assigner.fallbacks();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
         let mut by_node = BTreeMap::new();
         let mut numbers = Vec::new();
@@ -240,11 +252,11 @@ impl Writer {
             let interval: Duration = probe.spec.topology.counter_interval.into();
             let created = there.get(name).and_then(ResourceExt::creation_timestamp).map(|time| unix_ms(time.0));
             let settled = unix_ms(now).saturating_sub(millis(interval + PUBLISHING));
-            let coverage = assess(&Facts { observation, created, settled, now: unix_ms(now) });
-            let inputs = node_probe::Inputs {
+            let coverage = assess(&CoverageFacts { observation, created, settled, now: unix_ms(now) });
+            let inputs = node_probe::NodeProbeInputs {
                 assignment,
                 node_kernel: &node.kernel,
-                demotion: demotions.get(name),
+                fallback: fallbacks.get(name),
                 observation,
                 coverage: &coverage,
                 previous: previous.as_ref(),
@@ -277,7 +289,7 @@ impl Writer {
         node: &NodeFacts,
         status: &NodeProbeStatus,
         previous: Option<&NodeProbeStatus>,
-        written: &mut Written<NodeProbeStatus>,
+        written: &mut WrittenStatuses<NodeProbeStatus>,
     ) {
         // The watch may not have returned the repaired object yet.
         if written.statuses.get(&node.name).is_some_and(|(_, at)| at.elapsed() < ECHO) {
@@ -295,7 +307,7 @@ impl Writer {
         status: &NodeProbeStatus,
         previous: Option<&NodeProbeStatus>,
         there: Option<&NodeProbe>,
-        written: &mut Written<NodeProbeStatus>,
+        written: &mut WrittenStatuses<NodeProbeStatus>,
     ) {
         let mode_change = is_mode_change(previous, status);
         match self.apply_node_probe(node, status, there).await {
@@ -353,7 +365,7 @@ impl Writer {
         probe: &ScopeProbe,
         assignments: &Assignments,
         nodes: &BTreeMap<String, NodeState>,
-        written: &mut Written<ScopeProbeStatus>,
+        written: &mut WrittenStatuses<ScopeProbeStatus>,
         now: Timestamp,
     ) {
         let name = probe.name_any();
@@ -369,7 +381,7 @@ impl Writer {
         }
         let overview = self.overview.borrow().clone();
         let outcome = self.outcomes.get(&name);
-        let inputs = scope_probe::Inputs {
+        let inputs = scope_probe::ScopeProbeInputs {
             probe: &probe,
             outcome: outcome.as_ref(),
             nodes: &nodes,

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,17 +15,18 @@ use kube::{
     core::Selector,
 };
 use operator::{
-    collector::Accounts,
+    cluster::{self, ClusterIndex, Nodes},
     metrics::{Metrics, WriteLabels},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
-    publisher::{self, Inputs},
-    watches::{self, Names},
+    publisher::{self, PublisherInputs},
+    shared_ledger::SharedLedger,
 };
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
 use tokio::{sync::watch, task::JoinSet};
 use topology::{
     entity::CgroupOwner,
+    external::ExternalGroups,
     flow::{FlowCounters, FlowKey, Protocol, Role},
     ledger::Epoch,
 };
@@ -37,7 +39,7 @@ pub struct Lab {
     pub control_plane: ControlPlane,
     pub settings: watch::Sender<Option<PublishSettings>>,
     pub metrics: Metrics,
-    pub accounts: Accounts,
+    pub shared_ledger: SharedLedger,
     tasks: JoinSet<()>,
 }
 
@@ -64,27 +66,28 @@ impl Lab {
             counter_interval: Duration::from_secs(1),
             retention: Duration::from_hours(1),
             max_external: 50,
-            external_groups: Vec::new(),
+            external_groups: ExternalGroups::default(),
         };
         Ok(Self {
             control_plane,
             settings: watch::Sender::new(Some(settings)),
             metrics: Metrics::default(),
-            accounts: Accounts::default(),
+            shared_ledger: SharedLedger::default(),
             tasks: JoinSet::new(),
         })
     }
 
     /// Publishes from now on, as this client may.
     pub fn publish(&mut self, client: &Client) {
-        let names = Names::default();
+        let index = ClusterIndex::default();
         let watching = self.control_plane.client.clone();
-        self.tasks.spawn(watches::run(watching, names.clone(), self.accounts.clone()));
-        let inputs = Inputs {
+        let (_, node_steps) = Nodes::watch(&watching, Arc::default());
+        self.tasks.spawn(cluster::keep_index(watching, node_steps, index.clone(), self.shared_ledger.clone()));
+        let inputs = PublisherInputs {
             leader: watch::Sender::new(true).subscribe(),
             settings: self.settings.subscribe(),
-            accounts: self.accounts.clone(),
-            names,
+            shared_ledger: self.shared_ledger.clone(),
+            index,
             overview: watch::Sender::new(TopologyOverview::default()),
             scan_interval: Duration::from_secs(30),
             metrics: self.metrics.clone(),
@@ -163,7 +166,7 @@ impl Lab {
     /// An operator's end: the next one begins with what is published.
     pub async fn restart(&mut self) {
         self.tasks.shutdown().await;
-        self.accounts = Accounts::default();
+        self.shared_ledger = SharedLedger::default();
     }
 
     pub async fn delete_pod(&self, name: &str) -> Result<()> {
@@ -178,7 +181,7 @@ impl Lab {
     /// The agent reports what a pod has opened to peers outside of the cluster, each known by a number.
     pub async fn report(&self, pod_uid: &str, opened: &[(u8, u64)]) {
         let now = SystemTime::now();
-        let mut ledger = self.accounts.ledger().lock().await;
+        let mut ledger = self.shared_ledger.ledger().lock().await;
         let owner = CgroupOwner::PodContainer { pod_uid: pod_uid.to_owned(), container_id: String::new() };
         let cgroup_id = pod_uid.bytes().fold(7, |id: u64, byte| id.wrapping_mul(31).wrapping_add(byte.into()));
         ledger.identify(NODE, EPOCH, cgroup_id, owner).expect("there is one epoch");
@@ -201,8 +204,8 @@ impl Lab {
 
     /// Publishes what was reported. The first report is complete: what an earlier publisher has left may be changed.
     pub async fn flush(&self) {
-        if self.accounts.ledger().lock().await.is_complete(NODE) {
-            self.accounts.mark_changed();
+        if self.shared_ledger.ledger().lock().await.is_complete(NODE) {
+            self.shared_ledger.mark_changed();
         } else {
             self.complete().await;
         }
@@ -210,7 +213,7 @@ impl Lab {
 
     /// All that was reported so far is all that there is.
     async fn complete(&self) {
-        let mut ledger = self.accounts.ledger().lock().await;
+        let mut ledger = self.shared_ledger.ledger().lock().await;
         let all: Vec<FlowKey> = ledger.flows().map(|flow| *flow.key).collect();
         ledger.begin_snapshot(NODE, EPOCH).expect("there is one epoch");
         for key in all {
@@ -218,7 +221,7 @@ impl Lab {
         }
         ledger.end_snapshot(NODE, EPOCH, SystemTime::now()).expect("there is one epoch");
         drop(ledger);
-        self.accounts.mark_changed();
+        self.shared_ledger.mark_changed();
     }
 
     pub fn topologies(&self) -> Api<Topology> {

@@ -1,9 +1,10 @@
 //! Peers outside of the cluster, as objects.
 
 use crds::{ExternalGroup, Topology, TopologyEdge};
+use operator::publish_settings::external_groups;
 use scopeprobe_tests::{Result, oracle::observed};
 
-use topology::flow::Role;
+use topology::{external::ExternalGroups, flow::Role};
 
 use crate::{
     lab::{Lab, opened, status},
@@ -35,11 +36,12 @@ async fn few_addresses_are_shown_others_are_counted_and_groups_have_names() -> R
     assert_eq!((opened(&topology), status(&topology).omitted.egress), (150, 0));
     assert_eq!(status(&topology).summary.to, "192.0.2.2:443 (external), +2 more");
 
-    let groups = vec![
+    let groups = external_groups(&[
         ExternalGroup { name: "examples".to_owned(), cidrs: vec!["192.0.2.0/29".to_owned()], dns_names: Vec::new() },
         ExternalGroup { name: "partner".to_owned(), cidrs: vec!["192.0.2.2/32".to_owned()], dns_names: Vec::new() },
         ExternalGroup { name: "elsewhere".to_owned(), cidrs: vec!["2001:db8::/32".to_owned()], dns_names: Vec::new() },
-    ];
+    ])
+    .expect("they are ranges");
     lab.settings.send_modify(|settings| settings.as_mut().expect("it is set").external_groups = groups);
     let named = [row("ExternalGroup", "examples", 100, 0), row("ExternalGroup", "partner", 50, 0)];
     let topology = lab.topology("pod-scanner", |it| egress(it) == named).await?;
@@ -47,7 +49,8 @@ async fn few_addresses_are_shown_others_are_counted_and_groups_have_names() -> R
     assert_eq!(status(&topology).summary.to, "examples:443 (external), +1 more");
 
     // A publisher that begins anew takes over what was there under other names, once.
-    lab.settings.send_modify(|settings| settings.as_mut().expect("it is set").external_groups.clear());
+    lab.settings
+        .send_modify(|settings| settings.as_mut().expect("it is set").external_groups = ExternalGroups::default());
     lab.topology("pod-scanner", |it| egress(it) == busiest).await?;
     assert_eq!(lab.writes("failed"), 0);
     Ok(())
@@ -63,12 +66,13 @@ async fn dns_names_have_groups_as_addresses_have() -> Result<()> {
         dns_names: dns_names.iter().map(|name| (*name).to_owned()).collect(),
     };
     lab.set(|settings| {
-        settings.external_groups = vec![
+        settings.external_groups = external_groups(&[
             group("cloud", &["*.example.com"], &[]),
             group("storage", &["*.s3.example.com"], &[]),
             group("login", &["login.s3.example.com"], &[]),
             group("office", &[], &["192.0.2.5/32"]),
-        ];
+        ])
+        .expect("they are ranges");
     });
     let web = lab.run("web", None, &[], "10.244.0.2").await?;
     lab.publish_as_administrator();
@@ -104,7 +108,7 @@ async fn dns_names_have_groups_as_addresses_have() -> Result<()> {
     wanted.sort();
     lab.topology("pod-web", |it| sorted(it) == wanted).await?;
     // Without groups, the names remain.
-    lab.set(|settings| settings.external_groups.clear());
+    lab.set(|settings| settings.external_groups = ExternalGroups::default());
     let plain = lab.topology("pod-web", |it| egress(it).contains(&row("DNSName", "api.example.com", 1, 0))).await?;
     assert_eq!(opened(&plain), 127);
     Ok(())

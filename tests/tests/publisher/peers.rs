@@ -8,6 +8,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
+use operator::publish_settings::external_groups;
 use scopeprobe_tests::{Error, Result};
 use serde_json::{Value, json};
 use topology::{entity::CgroupOwner, flow::Role};
@@ -64,11 +65,12 @@ async fn with_a_peer_of_each_type() -> Result<(Lab, Value)> {
     lab.give_node_addresses().await?;
     lab.set(|settings| {
         settings.max_external = 1;
-        settings.external_groups = vec![ExternalGroup {
+        settings.external_groups = external_groups(&[ExternalGroup {
             name: "partner".to_owned(),
             cidrs: vec!["198.51.100.0/24".to_owned()],
             ..ExternalGroup::default()
-        }];
+        }])
+        .expect("it is a range");
     });
     let web = lab.run("web", None, &[], "10.244.0.2").await?;
     let db = lab.run("db-1", Some(("example.com/v2", "Shop", "db")), &[], "10.244.0.3").await?;

@@ -116,7 +116,7 @@ impl Lab {
         counters: &FlowCounters,
         names: &[&str],
     ) {
-        let mut ledger = self.accounts.ledger().lock().await;
+        let mut ledger = self.shared_ledger.ledger().lock().await;
         let cgroup_id =
             format!("{owner:?}").bytes().fold(7, |id: u64, byte| id.wrapping_mul(31).wrapping_add(byte.into()));
         let key = FlowKey { cgroup_id, netns: 1, role, local, remote, port, protocol: Protocol::Tcp };

@@ -19,16 +19,17 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use operator::{
-    cluster_state::ClusterState,
+    cleanup::garbage_collector::GarbageCollector,
+    cluster::{ClusterState, WatchedCluster},
     coverage::HOUR,
     metrics::Metrics,
     observation::{NodeObservation, Observations, TopologyOverview},
     rollout::{
-        applied::Applied,
+        apply_cache::ApplyCache,
+        assigner::Assigner,
         controller::{self, Context},
-        demoter::Demoter,
+        fallback_controller::FallbackController,
         outcome::Outcomes,
-        sweep::Sweep,
     },
     settings::{AgentSettings, Cli, Command},
     status::{events::Events, restore, writer::Writer},
@@ -109,10 +110,11 @@ impl Lab {
         let client = self.control_plane.client.clone();
         let agents = agent_settings(image);
         self.metrics = Metrics::default();
-        let cluster = ClusterState::watch(&client)
+        let WatchedCluster { state: cluster, .. } = ClusterState::watch(&client)
             .await
             .map_err(|error| Error::Unexpected(format!("the operator cannot watch: {error}")))?;
         self.observations = restore::observations(&cluster.node_probes(), now_ms());
+        let assigner = Arc::new(Assigner::new(cluster));
         let outcomes = Outcomes::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let context = Arc::new(Context {
@@ -121,8 +123,8 @@ impl Lab {
             namespace: NAMESPACE.to_owned(),
             deployment: self.deployment.clone(),
             agents: agents.clone(),
-            cluster: Arc::clone(&cluster),
-            applied: Applied::default(),
+            assigner: Arc::clone(&assigner),
+            apply_cache: ApplyCache::default(),
             outcomes: outcomes.clone(),
             resync: Duration::from_mins(5),
             metrics: self.metrics.clone(),
@@ -131,19 +133,20 @@ impl Lab {
             // Either way it is over.
             let _ = stopped.await;
         }));
-        let demoter = Demoter { cluster: Arc::clone(&cluster), observations: self.observations.clone(), agents };
-        self.parts.spawn(demoter.run());
-        let sweep = Sweep {
+        let fallback_controller =
+            FallbackController { assigner: Arc::clone(&assigner), observations: self.observations.clone(), agents };
+        self.parts.spawn(fallback_controller.run());
+        let garbage_collector = GarbageCollector {
             client: client.clone(),
             namespace: NAMESPACE.to_owned(),
-            cluster: Arc::clone(&cluster),
+            assigner: Arc::clone(&assigner),
             observations: self.observations.clone(),
             interval: Duration::from_mins(5),
         };
-        self.parts.spawn(sweep.run());
+        self.parts.spawn(garbage_collector.run());
         let writer = Writer {
             client: client.clone(),
-            cluster,
+            assigner,
             observations: self.observations.clone(),
             outcomes,
             overview: watch::Sender::new(TopologyOverview::default()).subscribe(),

@@ -216,3 +216,28 @@ async fn malformed_spec_says_so_and_leaves_its_nodes_as_they_are() -> Result<()>
     })
     .await
 }
+
+#[tokio::test]
+async fn invalid_spec_is_reported_and_leaves_agents_unchanged() -> Result<()> {
+    let (lab, labels) = rolled_out_fleet().await?;
+    lab.all_node_probes_are_there().await?;
+    let before = lab.made().await?;
+    take_any_spec(&lab).await?;
+    let wrong = Patch::Merge(json!({"spec": {"topology": {"externalGroups": [{"name": "office", "cidrs": ["all"]}]}}}));
+    eventually("the API server to take any spec", async || {
+        let patched = lab.raw::<ScopeProbe>().patch(PROBE, &PatchParams::default(), &wrong).await;
+        patched.map_err(|error| error.to_string())
+    })
+    .await?;
+    eventually("the ScopeProbe to report the value", async || {
+        let ready = lab.condition("Ready").await?;
+        let right = ready.reason == "InvalidSpec" && ready.message.contains("externalGroups[office].cidrs");
+        if right { Ok(()) } else { Err(format!("{ready:?}")) }
+    })
+    .await?;
+    let stalled = lab.condition("Stalled").await.map_err(Error::Unexpected)?;
+    assert_eq!(stalled.status, "True");
+    lab.labelled(&labels).await?;
+    assert_eq!(lab.made().await?, before, "nothing was removed, made anew or changed");
+    Ok(())
+}

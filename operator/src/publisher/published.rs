@@ -16,7 +16,7 @@ use crate::guarded::{Guarded, Malformed};
 
 /// Objects to check again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Again {
+pub(super) enum Recheck {
     Nothing,
     One(Key),
     All,
@@ -24,7 +24,7 @@ pub(super) enum Again {
 
 /// The objects, as last seen or written.
 #[derive(Debug, Default)]
-pub(super) struct Existing {
+pub(super) struct PublishedObjects {
     objects: HashMap<Key, Topology>,
     /// Those of them that do not decode as a whole: of these, what does is known.
     malformed: HashSet<Key>,
@@ -35,13 +35,13 @@ pub(super) struct Existing {
     being_written: HashSet<Key>,
 }
 
-impl Existing {
+impl PublishedObjects {
     /// Takes in what the watch says.
-    pub(super) fn apply(&mut self, event: Event<Guarded<Topology>>) -> Again {
+    pub(super) fn apply(&mut self, event: Event<Guarded<Topology>>) -> Recheck {
         match event {
             Event::Init => {
                 self.listing = Some(HashSet::new());
-                Again::Nothing
+                Recheck::Nothing
             }
             Event::InitApply(topology) => {
                 let key = key(&topology);
@@ -53,7 +53,7 @@ impl Existing {
                     self.from_before.insert(key);
                 }
                 self.upsert_newer(topology);
-                Again::Nothing
+                Recheck::Nothing
             }
             Event::InitDone => {
                 let listing = self.listing.take().unwrap_or_default();
@@ -61,17 +61,17 @@ impl Existing {
                 self.malformed.retain(|key| listing.contains(key));
                 self.listed = true;
                 // Also those that should be there and are not.
-                Again::All
+                Recheck::All
             }
             Event::Apply(topology) => {
                 let key = key(&topology);
                 self.upsert_newer(topology);
-                Again::One(key)
+                Recheck::One(key)
             }
             Event::Delete(topology) => {
                 let key = key(&topology);
                 self.remove(&key);
-                Again::One(key)
+                Recheck::One(key)
             }
         }
     }

@@ -5,15 +5,15 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kernel_support::Reason;
 
+use crate::settings::LONGEST_RETRY;
+
 /// Time for which an agent must request the Fallback mode before it is moved. An agent that starts, or loses its
 /// capture for a moment, may recover.
 pub const STEADY: SignedDuration = SignedDuration::from_secs(20);
-/// Maximum time between two attempts, without jitter.
-pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
 
 /// Failed use of eBPF on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Demotion {
+pub struct NodeFallback {
     /// Reason of the failure.
     pub reason: Reason,
     /// Human-readable explanation of `reason`.
@@ -49,7 +49,7 @@ pub struct Request<'a> {
 
 /// Inputs of a decision about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts<'a> {
+pub struct FallbackFacts<'a> {
     /// Its name.
     pub node: &'a str,
     /// True if the agent decides: no mode was requested, and the kernel is not too old.
@@ -69,22 +69,24 @@ pub struct Facts<'a> {
 /// Returns the new state of a node; `retry` is the time until the second attempt.
 #[must_use]
 pub fn decide(
-    previous: Option<&Demotion>,
-    facts: &Facts<'_>,
+    previous: Option<&NodeFallback>,
+    facts: &FallbackFacts<'_>,
     retry: SignedDuration,
     now: Timestamp,
-) -> Option<Demotion> {
+) -> Option<NodeFallback> {
     if !facts.up_to_agent {
         return None;
     }
     let previous = previous.filter(|previous| previous.still_speaks_for(facts));
     match previous {
-        Some(waiting) if !waiting.retrying => Some(Demotion { retrying: now >= waiting.retry_at, ..waiting.clone() }),
+        Some(waiting) if !waiting.retrying => {
+            Some(NodeFallback { retrying: now >= waiting.retry_at, ..waiting.clone() })
+        }
         Some(_) if facts.sees_by_ebpf => None,
         other => steady(facts.request.as_ref())
             .map(|request| {
                 let attempts = other.map_or(0, |other| other.attempts).saturating_add(1);
-                demoted(facts, request, attempts, retry, now)
+                moved(facts, request, attempts, retry, now)
             })
             .or_else(|| other.cloned()),
     }
@@ -94,9 +96,15 @@ fn steady<'a, 'b>(request: Option<&'a Request<'b>>) -> Option<&'a Request<'b>> {
     request.filter(|request| request.last.duration_since(request.since) >= STEADY)
 }
 
-fn demoted(facts: &Facts<'_>, request: &Request<'_>, attempts: u32, retry: SignedDuration, now: Timestamp) -> Demotion {
+fn moved(
+    facts: &FallbackFacts<'_>,
+    request: &Request<'_>,
+    attempts: u32,
+    retry: SignedDuration,
+    now: Timestamp,
+) -> NodeFallback {
     let wait = wait(facts.node, attempts, retry);
-    Demotion {
+    NodeFallback {
         reason: request.reason,
         message: request.message.to_owned(),
         kernel: facts.kernel.to_owned(),
@@ -122,9 +130,9 @@ fn wait(node: &str, attempts: u32, retry: SignedDuration) -> SignedDuration {
     SignedDuration::from_secs(wait.as_secs() + wait.as_secs() * spread / 1024)
 }
 
-impl Demotion {
+impl NodeFallback {
     /// Returns whether nothing changed that could have made eBPF possible.
-    fn still_speaks_for(&self, facts: &Facts<'_>) -> bool {
+    fn still_speaks_for(&self, facts: &FallbackFacts<'_>) -> bool {
         (self.kernel.as_str(), self.boot_id.as_str(), self.image.as_str()) == (facts.kernel, facts.boot_id, facts.image)
     }
 
@@ -174,8 +182,8 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn facts() -> Facts<'static> {
-        Facts {
+    fn facts() -> FallbackFacts<'static> {
+        FallbackFacts {
             node: "node-1",
             up_to_agent: true,
             kernel: "6.1.0",
@@ -186,16 +194,16 @@ mod tests {
         }
     }
 
-    fn asking(since: i64, last: i64) -> Facts<'static> {
+    fn asking(since: i64, last: i64) -> FallbackFacts<'static> {
         let request = Request { reason: Reason::BtfMissing, message: "no BTF", since: at(since), last: at(last) };
-        Facts { request: Some(request), ..facts() }
+        FallbackFacts { request: Some(request), ..facts() }
     }
 
-    fn first() -> Demotion {
+    fn first() -> NodeFallback {
         decide(None, &asking(0, 20), HOUR, at(20)).unwrap()
     }
 
-    fn retrying() -> Demotion {
+    fn retrying() -> NodeFallback {
         decide(Some(&first()), &facts(), HOUR, first().retry_at).unwrap()
     }
 
@@ -203,36 +211,36 @@ mod tests {
     fn who_asks_long_enough_is_moved() {
         assert_eq!(decide(None, &facts(), HOUR, at(100)), None);
         assert_eq!(decide(None, &asking(0, 19), HOUR, at(1000)), None, "what it says is what counts");
-        let demotion = first();
-        assert_eq!((demotion.reason, demotion.message.as_str()), (Reason::BtfMissing, "no BTF"));
-        assert_eq!((demotion.since, demotion.attempts, demotion.retrying), (at(20), 1, false));
-        let wait = demotion.retry_at.duration_since(at(20));
+        let fallback = first();
+        assert_eq!((fallback.reason, fallback.message.as_str()), (Reason::BtfMissing, "no BTF"));
+        assert_eq!((fallback.since, fallback.attempts, fallback.retrying), (at(20), 1, false));
+        let wait = fallback.retry_at.duration_since(at(20));
         assert!(wait >= HOUR && wait <= SignedDuration::from_mins(75), "{wait}");
     }
 
     #[test]
     fn a_node_stays_until_its_time_has_come() {
-        let demotion = first();
-        let before = demotion.retry_at - SignedDuration::from_secs(1);
+        let fallback = first();
+        let before = fallback.retry_at - SignedDuration::from_secs(1);
         // The old agent may go on asking until it is stopped.
         for facts in [facts(), asking(0, 3600)] {
-            assert_eq!(decide(Some(&demotion), &facts, HOUR, before), Some(demotion.clone()));
+            assert_eq!(decide(Some(&fallback), &facts, HOUR, before), Some(fallback.clone()));
         }
-        assert_eq!(retrying(), Demotion { retrying: true, ..demotion });
+        assert_eq!(retrying(), NodeFallback { retrying: true, ..fallback });
     }
 
     #[test]
     fn each_attempt_in_vain_doubles_the_wait() {
-        let mut demotion = first();
+        let mut fallback = first();
         let mut waits = Vec::new();
         for attempt in 2..40 {
-            let begin = demotion.retry_at;
-            let tried = decide(Some(&demotion), &facts(), HOUR, begin).unwrap();
+            let begin = fallback.retry_at;
+            let tried = decide(Some(&fallback), &facts(), HOUR, begin).unwrap();
             let asks = begin + STEADY;
             let asking = asking(begin.as_second(), asks.as_second());
-            demotion = decide(Some(&tried), &asking, HOUR, asks).unwrap();
-            assert_eq!((demotion.attempts, demotion.retrying), (attempt, false));
-            waits.push(demotion.retry_at.duration_since(asks).as_secs());
+            fallback = decide(Some(&tried), &asking, HOUR, asks).unwrap();
+            assert_eq!((fallback.attempts, fallback.retrying), (attempt, false));
+            waits.push(fallback.retry_at.duration_since(asks).as_secs());
         }
         for (at, wait) in waits[..4].iter().enumerate() {
             let doubled = 3600 << (at + 1);
@@ -243,13 +251,13 @@ mod tests {
 
     #[test]
     fn success_ends_it_and_so_does_anything_new() {
-        let seen = Facts { sees_by_ebpf: true, ..facts() };
+        let seen = FallbackFacts { sees_by_ebpf: true, ..facts() };
         assert_eq!(decide(Some(&retrying()), &seen, HOUR, at(9999)), None);
         for changed in [
-            Facts { kernel: "6.2.0", ..facts() },
-            Facts { boot_id: "another", ..facts() },
-            Facts { image: "agent:2", ..facts() },
-            Facts { up_to_agent: false, ..facts() },
+            FallbackFacts { kernel: "6.2.0", ..facts() },
+            FallbackFacts { boot_id: "another", ..facts() },
+            FallbackFacts { image: "agent:2", ..facts() },
+            FallbackFacts { up_to_agent: false, ..facts() },
         ] {
             assert_eq!(decide(Some(&first()), &changed, HOUR, at(21)), None, "{changed:?}");
         }
@@ -271,11 +279,11 @@ mod tests {
 
     #[test]
     fn what_was_written_comes_back() {
-        let demotion = first();
-        let written = demotion.to_status();
-        assert_eq!(Demotion::restore(&written, at(21)), Some(demotion.clone()));
-        assert_eq!(Demotion::restore(&written, demotion.retry_at), Some(retrying()));
-        assert_eq!(Demotion::restore(&crds::Demotion::default(), at(21)), None);
+        let fallback = first();
+        let written = fallback.to_status();
+        assert_eq!(NodeFallback::restore(&written, at(21)), Some(fallback.clone()));
+        assert_eq!(NodeFallback::restore(&written, fallback.retry_at), Some(retrying()));
+        assert_eq!(NodeFallback::restore(&crds::Demotion::default(), at(21)), None);
     }
 
     /// Generates moments of decisions: how long the agent has asked, whether it captures, whether the node rebooted,
@@ -287,8 +295,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn demotion_has_a_reason_and_ends(moments in moments()) {
-            let (mut demotion, mut now, mut boots) = (None::<Demotion>, at(1_000_000), 0);
+        fn fallback_has_a_reason_and_ends(moments in moments()) {
+            let (mut fallback, mut now, mut boots) = (None::<NodeFallback>, at(1_000_000), 0);
             for (asked_for, sees_by_ebpf, booted, seconds) in moments {
                 now += SignedDuration::from_secs(seconds);
                 boots += u32::from(booted);
@@ -300,21 +308,21 @@ mod tests {
                     last: now,
                 });
                 let steady = asked_for.is_some_and(|asked_for| asked_for >= 20);
-                let facts = Facts { boot_id: &boot_id, request, sees_by_ebpf, ..facts() };
-                let after = decide(demotion.as_ref(), &facts, HOUR, now);
-                let waits = |it: &Option<Demotion>| it.as_ref().is_some_and(|it| !it.retrying);
+                let facts = FallbackFacts { boot_id: &boot_id, request, sees_by_ebpf, ..facts() };
+                let after = decide(fallback.as_ref(), &facts, HOUR, now);
+                let waits = |it: &Option<NodeFallback>| it.as_ref().is_some_and(|it| !it.retrying);
                 match &after {
                     Some(after) if !after.retrying => {
                         let moved = after.since == now;
-                        prop_assert!(moved || demotion.as_ref() == Some(after), "it waits as it did");
+                        prop_assert!(moved || fallback.as_ref() == Some(after), "it waits as it did");
                         prop_assert!(!moved || steady, "no agent requested it");
                         prop_assert!(now < after.retry_at, "its time has come");
                         let wait = after.retry_at.duration_since(after.since);
                         prop_assert!((HOUR..=SignedDuration::from_hours(30)).contains(&wait), "{wait}");
                     }
-                    _ => prop_assert!(!waits(&demotion) || booted || demotion.iter().all(|it| now >= it.retry_at)),
+                    _ => prop_assert!(!waits(&fallback) || booted || fallback.iter().all(|it| now >= it.retry_at)),
                 }
-                demotion = after;
+                fallback = after;
             }
         }
     }

@@ -130,7 +130,7 @@ impl OwnerFacts {
 }
 
 #[derive(Clone, Debug)]
-struct Known {
+struct KnownOwner {
     facts: OwnerFacts,
     removed: Option<SystemTime>,
 }
@@ -138,7 +138,7 @@ struct Known {
 /// All owners of the kinds that are watched.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Owners {
-    known: HashMap<Workload, Known>,
+    known: HashMap<Workload, KnownOwner>,
     /// API groups by kind.
     watched: HashMap<&'static str, &'static str>,
 }
@@ -158,7 +158,7 @@ impl Owners {
     pub(super) fn upsert(&mut self, kind: &str, facts: OwnerFacts) -> bool {
         let workload = facts.workload(kind);
         let news = self.known.get(&workload).is_none_or(|known| known.removed.is_some() || known.facts != facts);
-        self.known.insert(workload, Known { facts, removed: None });
+        self.known.insert(workload, KnownOwner { facts, removed: None });
         news
     }
 

@@ -5,7 +5,14 @@ use std::collections::{HashMap, HashSet};
 
 use topology::entity::Workload;
 
-use super::OwnerIdentity;
+/// Fields of an ownerReference to a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerIdentity {
+    /// Group and version of its kind.
+    pub api_version: String,
+    /// Its UID.
+    pub uid: String,
+}
 
 /// All of them.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crds::RequestedMode;
 use kernel_support::{MapMemory, Reason, UnfitKernel, Verdict};
 
-use super::demotion::Demotion;
+use super::fallback_policy::NodeFallback;
 
 /// DaemonSet of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,7 +63,7 @@ pub enum ModeCause {
     /// The ScopeProbe requests this mode.
     Forced(Asker),
     /// An agent failed to use eBPF, with its reason.
-    Demoted(Reason),
+    EbpfFailed(Reason),
 }
 
 impl ModeCause {
@@ -76,7 +76,7 @@ impl ModeCause {
             Self::KernelUnknown => Reason::KernelUnknown,
             Self::Forced(Asker::Probe) => Reason::ForcedByProbe,
             Self::Forced(Asker::Override) => Reason::ForcedByOverride,
-            Self::Demoted(reason) => *reason,
+            Self::EbpfFailed(reason) => *reason,
         }
     }
 
@@ -87,7 +87,7 @@ impl ModeCause {
             Self::Supported | Self::KernelUnknown => return None,
             Self::UnfitKernel(unfit) => format!("{unfit}; using Fallback mode").into(),
             Self::Forced(_) => self.reason().sentence().into(),
-            Self::Demoted(reason) => {
+            Self::EbpfFailed(reason) => {
                 format!("eBPF was tried on this node and cannot be used ({reason}): see status.demotion").into()
             }
         })
@@ -100,7 +100,7 @@ pub fn choose(
     requested: RequestedMode,
     asker: Asker,
     kernel: &str,
-    demotion: Option<&Demotion>,
+    fallback: Option<&NodeFallback>,
 ) -> (AgentMode, ModeCause) {
     if requested == RequestedMode::Fallback {
         return (AgentMode::Fallback, ModeCause::Forced(asker));
@@ -117,9 +117,9 @@ pub fn choose(
     if requested == RequestedMode::Ebpf {
         return (with_ebpf, ModeCause::Forced(asker));
     }
-    match (verdict, demotion.filter(|demotion| !demotion.retrying)) {
+    match (verdict, fallback.filter(|fallback| !fallback.retrying)) {
         (Verdict::Unfit(unfit), _) => (AgentMode::Fallback, ModeCause::UnfitKernel(unfit)),
-        (_, Some(demotion)) => (AgentMode::Fallback, ModeCause::Demoted(demotion.reason)),
+        (_, Some(fallback)) => (AgentMode::Fallback, ModeCause::EbpfFailed(fallback.reason)),
         (Verdict::Unknown(_), None) => (with_ebpf, ModeCause::KernelUnknown),
         (Verdict::Fit(_), None) => (with_ebpf, ModeCause::Supported),
     }
@@ -135,8 +135,8 @@ mod tests {
 
     const PANICS: &str = "4.4.0-121-generic";
 
-    fn chosen(requested: RequestedMode, kernel: &str, demotion: Option<&Demotion>) -> (AgentMode, Reason) {
-        let (mode, cause) = choose(requested, Asker::Probe, kernel, demotion);
+    fn chosen(requested: RequestedMode, kernel: &str, fallback: Option<&NodeFallback>) -> (AgentMode, Reason) {
+        let (mode, cause) = choose(requested, Asker::Probe, kernel, fallback);
         (mode, cause.reason())
     }
 
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn choice_follows_agents_request_unless_a_mode_is_requested() {
-        let demotion = |retrying| Demotion {
+        let fallback = |retrying| NodeFallback {
             reason: Reason::BtfMissing,
             message: String::new(),
             kernel: "6.1.0".to_owned(),
@@ -196,10 +196,10 @@ mod tests {
             retry_at: Timestamp::UNIX_EPOCH,
             retrying,
         };
-        let (demoted, retrying) = (demotion(false), demotion(true));
-        assert_eq!(chosen(Auto, "6.1.0", Some(&demoted)), is(AgentMode::Fallback, Reason::BtfMissing));
+        let (waiting, retrying) = (fallback(false), fallback(true));
+        assert_eq!(chosen(Auto, "6.1.0", Some(&waiting)), is(AgentMode::Fallback, Reason::BtfMissing));
         assert_eq!(chosen(Auto, "6.1.0", Some(&retrying)), is(AgentMode::Ebpf, Reason::Supported));
-        assert_eq!(chosen(Ebpf, "6.1.0", Some(&demoted)), is(AgentMode::Ebpf, Reason::ForcedByProbe));
+        assert_eq!(chosen(Ebpf, "6.1.0", Some(&waiting)), is(AgentMode::Ebpf, Reason::ForcedByProbe));
     }
 
     #[test]

@@ -16,12 +16,13 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::{
-    apply::{self, ApplyError, is_not_found},
-    build::AGENT_APP,
-    sweep::delete_node_probe,
+use crate::{
+    publisher,
+    rollout::{
+        apply::{self, ApplyError, is_not_found},
+        build::AGENT_APP,
+    },
 };
-use crate::publisher;
 
 /// The value of `app.kubernetes.io/name` of every operator's Deployment.
 const OPERATOR_APP: &str = "scopeprobe-operator";
@@ -106,7 +107,7 @@ async fn everything(client: &Client) -> Result<(), ApplyError> {
     }
     let node_probes = Api::<NodeProbe>::all(client.clone()).list_metadata(&ListParams::default()).await;
     for node_probe in all(node_probes, "NodeProbes")? {
-        delete_node_probe(client, &node_probe.name_any()).await?;
+        apply::delete_node_probe(client, &node_probe.name_any()).await?;
     }
     match publisher::clear(client).await {
         Ok(()) => Ok(()),

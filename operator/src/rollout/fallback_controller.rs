@@ -4,9 +4,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::demotion::{Demotion, Facts, Request, decide};
+use super::{
+    assigner::Assigner,
+    fallback_policy::{FallbackFacts, NodeFallback, Request, decide},
+};
 use crate::{
-    cluster_state::ClusterState,
     observation::{NodeObservation, Observations},
     settings::AgentSettings,
 };
@@ -17,20 +19,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Dependencies of the controller.
-pub struct Demoter {
-    /// ScopeProbes and Nodes, and the store of the moved nodes.
-    pub cluster: Arc<ClusterState>,
+pub struct FallbackController {
+    /// Assignments, and the store of the moved nodes.
+    pub assigner: Arc<Assigner>,
     /// Reports of agents.
     pub observations: Observations,
     /// Settings of agents.
     pub agents: AgentSettings,
 }
 
-impl Demoter {
+impl FallbackController {
     /// Runs after every report, without end.
     pub async fn run(self) {
         let mut reports = self.observations.subscribe();
-        let mut changes = self.cluster.subscribe_assignments();
+        let mut changes = self.assigner.cluster().subscribe_requests();
         loop {
             // In whole seconds as in the API, so that a restored time is the same.
             let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
@@ -47,14 +49,14 @@ impl Demoter {
     }
 
     fn turn(&self, now: Timestamp) {
-        let before = self.cluster.demotions();
-        let nodes = self.cluster.nodes();
+        let before = self.assigner.fallbacks();
+        let nodes = self.assigner.cluster().nodes();
         let observations = self.observations.all();
         let mut after = BTreeMap::new();
-        for (name, assignment) in self.cluster.assignments().nodes {
+        for (name, assignment) in self.assigner.assignments().nodes {
             let Some(node) = nodes.get(&name) else { continue };
             let observation = observations.get(&name);
-            let facts = Facts {
+            let facts = FallbackFacts {
                 node: &name,
                 up_to_agent: assignment.is_up_to_agent(),
                 kernel: &node.kernel,
@@ -68,7 +70,7 @@ impl Demoter {
             tell(&name, previous, decided.as_ref());
             after.extend(decided.map(|decided| (name, decided)));
         }
-        self.cluster.set_demotions(after);
+        self.assigner.set_fallbacks(after);
     }
 }
 
@@ -87,11 +89,11 @@ fn time(unix_ms: u64) -> Timestamp {
     Timestamp::UNIX_EPOCH.checked_add(since).unwrap_or(Timestamp::MAX)
 }
 
-fn tell(node: &str, before: Option<&Demotion>, after: Option<&Demotion>) {
-    let waits = |it: Option<&Demotion>| it.is_some_and(|it| !it.retrying);
+fn tell(node: &str, before: Option<&NodeFallback>, after: Option<&NodeFallback>) {
+    let waits = |it: Option<&NodeFallback>| it.is_some_and(|it| !it.retrying);
     match (waits(before), after) {
         (false, Some(after)) if !after.retrying => {
-            let Demotion { reason, message, attempts, retry_at, .. } = after;
+            let NodeFallback { reason, message, attempts, retry_at, .. } = after;
             tracing::warn!(node, %reason, message, attempts, %retry_at, "its agent cannot use eBPF: moved to the fallback");
         }
         (true, Some(after)) if after.retrying => tracing::info!(node, after.attempts, "trying eBPF again"),

@@ -3,38 +3,42 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use crds::{MODE_LABEL, NodeProbe, PROBE_LABEL};
+use crds::{MODE_LABEL, PROBE_LABEL};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::{Api, Client, ResourceExt, api::DeleteParams, core::PartialObjectMeta};
+use kube::{Api, Client, ResourceExt};
 
-use super::{
-    apply::{self, ApplyError, is_not_found},
-    build::AGENT_APP,
+use crate::{
+    observation::Observations,
+    publisher,
+    rollout::{
+        apply::{self, ApplyError},
+        assigner::Assigner,
+        build::AGENT_APP,
+    },
 };
-use crate::{cluster_state::ClusterState, observation::Observations, publisher};
 
 /// Delay to collect more changes, or after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Dependencies of the garbage collector.
 #[derive(Clone)]
-pub struct Sweep {
+pub struct GarbageCollector {
     /// The API server.
     pub client: Client,
     /// The operator's namespace.
     pub namespace: String,
-    /// ScopeProbes, Nodes and NodeProbes.
-    pub cluster: Arc<ClusterState>,
+    /// ScopeProbes, Nodes and NodeProbes, and the assignments.
+    pub assigner: Arc<Assigner>,
     /// Reports of agents.
     pub observations: Observations,
     /// Interval of a run without a change.
     pub interval: Duration,
 }
 
-impl Sweep {
+impl GarbageCollector {
     /// Runs after every change, without end.
     pub async fn run(self) {
-        let mut changes = self.cluster.subscribe();
+        let mut changes = self.assigner.cluster().subscribe();
         let (mut swept_for, mut is_failing) = (None, false);
         loop {
             if let Err(error) = self.once(&mut swept_for).await {
@@ -53,7 +57,8 @@ impl Sweep {
 
     /// `swept_for`: the ScopeProbes whose DaemonSets alone are left.
     async fn once(&self, swept_for: &mut Option<BTreeSet<String>>) -> Result<(), ApplyError> {
-        let Self { client, cluster, observations, .. } = self;
+        let Self { client, assigner, observations, .. } = self;
+        let cluster = assigner.cluster();
         // A ScopeProbe that does not decode asks for something, though it is not known for what.
         let malformed = cluster.malformed_probes();
         let well_formed = cluster.probes().iter().map(ResourceExt::name_any).collect();
@@ -62,7 +67,7 @@ impl Sweep {
             self.delete_daemon_sets_of_others(&probes).await?;
             *swept_for = Some(probes);
         }
-        let mut wanted: BTreeSet<String> = cluster.assignments().nodes.into_keys().collect();
+        let mut wanted: BTreeSet<String> = assigner.assignments().nodes.into_keys().collect();
         wanted.extend(cluster.held_nodes());
         let nodes = cluster.nodes();
         for node in nodes.values().filter(|node| !wanted.contains(&node.name)) {
@@ -72,7 +77,7 @@ impl Sweep {
             }
         }
         for name in cluster.node_probes().into_keys().filter(|name| !wanted.contains(name)) {
-            delete_node_probe(client, &name).await?;
+            apply::delete_node_probe(client, &name).await?;
         }
         if cluster.probes().is_empty() && cluster.malformed_probes().is_empty() {
             publisher::clear(client).await.map_err(|source| ApplyError::new("clear", "Topologies", source))?;
@@ -92,18 +97,5 @@ impl Sweep {
             selector = format!("{selector},{PROBE_LABEL} notin ({names})");
         }
         apply::delete_daemon_sets(&api, &self.namespace, &selector).await
-    }
-}
-
-/// Deletes a NodeProbe, if it is there.
-///
-/// # Errors
-/// Returns an error if the API server refused.
-pub async fn delete_node_probe(client: &Client, name: &str) -> Result<(), ApplyError> {
-    // The answer may be the object, which may not decode.
-    match Api::<PartialObjectMeta<NodeProbe>>::all(client.clone()).delete(name, &DeleteParams::default()).await {
-        Ok(_) => Ok(()),
-        Err(source) if is_not_found(&source) => Ok(()),
-        Err(source) => Err(ApplyError::new("delete NodeProbe", name, source)),
     }
 }

@@ -1,21 +1,21 @@
-//! Computes DaemonSets and node labels from ScopeProbes and Nodes: dereference → validate → assign → build → apply.
+//! Computes DaemonSets and node labels from ScopeProbes and Nodes: assign → validate → dereference → build → apply.
 //!
-//! Everything but `controller`, `dereference`, `apply`, `sweep`, `demoter` and `prune` is pure.
+//! Everything but `assigner`, `controller`, `dereference`, `apply` and `fallback_controller` is pure.
 
-pub mod applied;
+pub mod agent_options;
 pub mod apply;
+pub mod apply_cache;
+pub mod assigner;
 pub mod assignment;
 pub mod build;
-pub mod choice;
 pub mod controller;
-pub mod demoter;
-pub mod demotion;
 pub mod dereference;
+pub mod fallback_controller;
+pub mod fallback_policy;
 pub mod millicores;
+pub mod mode;
 pub mod outcome;
 pub mod privileges;
-pub mod prune;
-pub mod sweep;
 pub mod validate;
 
 /// Field manager of everything that the operator applies, except node labels.

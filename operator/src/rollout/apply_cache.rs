@@ -10,7 +10,7 @@ use kube::ResourceExt;
 
 /// Applied DaemonSets, and the API server's result. It is not persisted: a new process applies everything once.
 #[derive(Debug, Default)]
-pub struct Applied {
+pub struct ApplyCache {
     by_name: Mutex<HashMap<String, Record>>,
 }
 
@@ -21,7 +21,7 @@ struct Record {
     generation: Option<i64>,
 }
 
-impl Applied {
+impl ApplyCache {
     /// Returns whether applying `wanted` would change nothing. The generation reveals changes of the spec by other
     /// clients.
     #[must_use]
@@ -71,7 +71,7 @@ mod tests {
     fn what_was_applied_and_left_alone_is_current() {
         let wanted = daemon_set(&json!({}), "one");
         let made = daemon_set(&json!({"uid": "u", "generation": 3}), "one");
-        let applied = Applied::default();
+        let applied = ApplyCache::default();
         assert!(!applied.is_current(&wanted, &made), "nothing has been applied yet");
         applied.note(&wanted, &made);
         let seen = daemon_set(&json!({"uid": "u", "generation": 3, "labels": {"a": "b", "of": "others"}}), "one");
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn what_anybody_has_changed_is_not_current() {
         let wanted = daemon_set(&json!({}), "one");
-        let applied = Applied::default();
+        let applied = ApplyCache::default();
         applied.note(&wanted, &daemon_set(&json!({"uid": "u", "generation": 3}), "one"));
         for changed in [
             json!({"uid": "u", "generation": 4}),

@@ -21,7 +21,7 @@ use super::{
     owners::{self, OwnerFacts, Owners, Reference},
     pods::PodFacts,
     profile::{PodProfile, Profile, Profiles},
-    referenced::Referenced,
+    referenced::{OwnerIdentity, Referenced},
     services::{self, ServiceFacts, SliceFacts},
     steps::Step,
     workload_facts::{self, WorkloadFacts},
@@ -44,21 +44,16 @@ pub enum Change {
     Owner(&'static str, &'static str, Step<OwnerFacts>),
 }
 
-/// Fields of an ownerReference to a workload.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnerIdentity {
-    /// Group and version of its kind.
-    pub api_version: String,
-    /// Its UID.
-    pub uid: String,
+/// Change, and the kind of which all objects are listed with it.
+#[derive(Clone, Debug)]
+pub(super) struct Update {
+    pub(super) change: Change,
+    pub(super) listed: Option<&'static str>,
 }
-
-/// Number of kinds that are followed: six of owners, pods, Services, `EndpointSlices`, nodes, Namespaces.
-const KINDS: usize = 11;
 
 /// All names, and the workloads they lead to.
 #[derive(Debug, Default)]
-pub struct Catalog {
+pub struct Index {
     directory: Directory,
     owners: Owners,
     /// Controller of each pod that is there, by the pod's UID.
@@ -81,11 +76,12 @@ pub struct Catalog {
     listed_slices: Listed<ServiceRef>,
     listed_nodes: Listed<String>,
     listed_owners: HashMap<&'static str, Listed<Workload>>,
-    complete: HashSet<&'static str>,
+    /// Kinds without a first list; `None` before the watches began.
+    unlisted: Option<HashSet<&'static str>>,
     gone_nodes: Vec<String>,
 }
 
-impl Catalog {
+impl Index {
     /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Directory {
@@ -157,8 +153,20 @@ impl Catalog {
         self.directory.name_external_groups(groups)
     }
 
+    /// Is complete when each of these kinds has been listed.
+    pub(super) fn await_lists(&mut self, kinds: impl IntoIterator<Item = &'static str>) {
+        self.unlisted = Some(kinds.into_iter().collect());
+    }
+
+    /// Notes that all objects of a kind have been listed.
+    pub(super) fn note_list(&mut self, kind: &'static str) {
+        if let Some(unlisted) = &mut self.unlisted {
+            unlisted.remove(kind);
+        }
+    }
+
     pub(super) fn is_complete(&self) -> bool {
-        self.complete.len() == KINDS
+        self.unlisted.as_ref().is_some_and(HashSet::is_empty)
     }
 
     pub(super) fn take_gone_nodes(&mut self) -> Vec<String> {
@@ -211,7 +219,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_pods.complete();
-                self.complete.insert("Pod");
                 gone.iter().fold(true, |_, uid| self.remove_pod(uid, now))
             }
         }
@@ -318,7 +325,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = listed.complete();
-                self.complete.insert(kind);
                 for workload in gone {
                     self.owners.remove(&workload, now);
                 }
@@ -357,7 +363,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_services.complete();
-                self.complete.insert("Service");
                 gone.iter().fold(true, |_, name| self.remove_service(name, now))
             }
         }
@@ -396,7 +401,6 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_slices.complete();
-                self.complete.insert("EndpointSlice");
                 gone.iter().fold(true, |_, name| self.remove_slice(name, now))
             }
         }
@@ -433,16 +437,12 @@ impl Catalog {
             }
             Step::Complete => {
                 let gone = self.listed_nodes.complete();
-                self.complete.insert("Node");
                 gone.into_iter().fold(true, |_, name| self.remove_node(name))
             }
         }
     }
 
     fn apply_namespace(&mut self, step: Step<NamespaceFacts>) -> bool {
-        if matches!(step, Step::Complete) {
-            self.complete.insert("Namespace");
-        }
         self.namespaces.apply(step)
     }
 
@@ -452,3 +452,6 @@ impl Catalog {
         was_there
     }
 }
+
+#[cfg(test)]
+mod tests;

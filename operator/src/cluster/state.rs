@@ -1,0 +1,151 @@
+//! State of ScopeProbes, Nodes and NodeProbes, kept up to date by watches.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    hash::Hash,
+    pin::pin,
+    sync::Arc,
+};
+
+use crds::{NodeProbe, PROBE_LABEL, ScopeProbe};
+use futures::StreamExt;
+use kube::{Client, Resource, ResourceExt, runtime::reflector};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::{
+    changes::ClusterChanges,
+    nodes::{NodeFacts, NodeSteps, Nodes},
+};
+use crate::{guarded::Guarded, guarded_watch::watch as watch_all};
+
+/// A reflector's store of objects of which some may be malformed.
+type GuardedStore<K> = reflector::Store<Guarded<K>>;
+
+/// ScopeProbes, Nodes and NodeProbes, as last received from the API server.
+pub struct ClusterState {
+    probes: GuardedStore<ScopeProbe>,
+    nodes: Arc<Nodes>,
+    node_probes: GuardedStore<NodeProbe>,
+    changes: Arc<ClusterChanges>,
+}
+
+/// The cluster's state, and what the index needs of the same watches.
+pub struct WatchedCluster {
+    /// ScopeProbes, Nodes and NodeProbes.
+    pub state: Arc<ClusterState>,
+    /// Changes of the Nodes' addresses.
+    pub node_steps: NodeSteps,
+}
+
+impl ClusterState {
+    /// Starts the watches, and waits until everything has been listed once. The watches end with the process.
+    ///
+    /// # Errors
+    /// Returns an error if a watch ended before its first list, which happens on shutdown only.
+    pub async fn watch(client: &Client) -> Result<WatchedCluster, reflector::store::WriterDropped> {
+        let (probes, probe_writer) = reflector::store();
+        let (node_probes, node_probe_writer) = reflector::store();
+        let changes = Arc::<ClusterChanges>::default();
+        let (nodes, node_steps) = Nodes::watch(client, Arc::clone(&changes));
+        let state = Arc::new(Self { probes, nodes, node_probes, changes: Arc::clone(&changes) });
+        let probes_changed = Arc::clone(&changes);
+        tokio::spawn(reflect::<ScopeProbe>(client.clone(), probe_writer, move || probes_changed.mark_requests()));
+        tokio::spawn(reflect::<NodeProbe>(client.clone(), node_probe_writer, move || changes.mark()));
+        state.probes.wait_until_ready().await?;
+        state.node_probes.wait_until_ready().await?;
+        state.nodes.wait_until_listed().await;
+        Ok(WatchedCluster { state, node_steps })
+    }
+
+    /// Returns all well-formed ScopeProbes that are not being deleted.
+    #[must_use]
+    pub fn probes(&self) -> Vec<ScopeProbe> {
+        let valid = self.probes.state().into_iter().filter_map(|probe| probe.0.as_ref().ok().cloned());
+        valid.filter(|probe| probe.metadata.deletion_timestamp.is_none()).collect()
+    }
+
+    /// Returns the names of ScopeProbes that do not decode. The operator leaves their objects unchanged until they decode.
+    #[must_use]
+    pub fn malformed_probes(&self) -> BTreeSet<String> {
+        self.malformed_probe_versions().into_keys().collect()
+    }
+
+    /// Returns the ScopeProbes that do not decode, with the version of each.
+    #[must_use]
+    pub fn malformed_probe_versions(&self) -> BTreeMap<String, Option<String>> {
+        malformed(&self.probes)
+    }
+
+    /// Returns the nodes with agents of a malformed ScopeProbe. They keep their agents until it decodes again.
+    #[must_use]
+    pub fn held_nodes(&self) -> BTreeSet<String> {
+        let malformed = self.malformed_probes();
+        let held = self.nodes().into_values().filter(|node| is_held(node, &malformed));
+        held.map(|node| node.name).collect()
+    }
+
+    /// Returns the names of NodeProbes that do not decode and must be rewritten.
+    #[must_use]
+    pub fn malformed_node_probes(&self) -> BTreeSet<String> {
+        malformed(&self.node_probes).into_keys().collect()
+    }
+
+    /// Returns all Nodes.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeMap<String, NodeFacts> {
+        self.nodes.all()
+    }
+
+    /// Returns all NodeProbes, by name. A malformed one contains the fields that decode; its status will be rewritten.
+    #[must_use]
+    pub fn node_probes(&self) -> BTreeMap<String, NodeProbe> {
+        let probes = self.node_probes.state().into_iter().filter_map(|probe| match &probe.0 {
+            Ok(probe) => Some(probe.clone()),
+            Err(malformed) => malformed.clone().into_rest(),
+        });
+        probes.map(|probe| (probe.name_any(), probe)).collect()
+    }
+
+    /// Returns a receiver that is notified of each relevant change. Irrelevant changes of Nodes are left out.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Returns a receiver that is notified of the same changes except those of NodeProbes, which request nothing.
+    #[must_use]
+    pub fn subscribe_requests(&self) -> watch::Receiver<()> {
+        self.changes.subscribe_requests()
+    }
+}
+
+fn is_held(node: &NodeFacts, malformed: &BTreeSet<String>) -> bool {
+    node.labels.get(PROBE_LABEL).is_some_and(|probe| malformed.contains(probe))
+}
+
+fn malformed<K>(store: &GuardedStore<K>) -> BTreeMap<String, Option<String>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let all = store.state().into_iter();
+    let malformed = all.filter(|object| object.0.is_err() && object.meta().deletion_timestamp.is_none());
+    malformed.map(|object| (object.name_any(), object.resource_version())).collect()
+}
+
+/// Keeps a store up to date with a watch.
+async fn reflect<K>(
+    client: Client,
+    mut writer: reflector::store::Writer<Guarded<K>>,
+    mark_changed: impl Fn() + Send + 'static,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    <K as Resource>::DynamicType: Eq + Hash + Default,
+{
+    let mut stream = pin!(watch_all::<K>(&client));
+    while let Some(event) = stream.next().await {
+        writer.apply_watcher_event(&event);
+        mark_changed();
+    }
+}
