@@ -24,7 +24,7 @@ demo-kernels: ## the same on four nodes with kernels from 5.10 to 7.x, one witho
 check: ## lints, unit tests and generated files; no root, no Go, no cluster; 2 to 5 minutes once dependencies are compiled
 	scripts/check
 
-test: ## all that has to pass before a change lands, on two clusters and two more kernels; needs root
+test: ## all that has to pass before a change lands, on two clusters and two kernels; needs root
 	scripts/test
 
 test-long: ## the longer forms of the tests, on all kernels; needs root, hours

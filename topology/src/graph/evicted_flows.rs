@@ -60,9 +60,9 @@ impl EvictedFlows {
         let Some(Evicted { by_pod, others }) = self.connections.get_mut(&between) else { return 0 };
         let mut taken = 0;
         for left in by_pod.get_mut(pod).into_iter().chain([others]) {
-            let part = (counted - taken).min(*left);
-            *left -= part;
-            taken += part;
+            let count = (counted - taken).min(*left);
+            *left -= count;
+            taken += count;
         }
         taken
     }
