@@ -69,11 +69,13 @@ impl Shop {
     }
 }
 
-fn opened(ends: &[Endpoint]) -> Vec<(&str, u64)> {
+type Opened<'a> = Vec<(&'a str, u64)>;
+
+fn opened(ends: &[Endpoint]) -> Opened<'_> {
     ends.iter().map(|end| (end.pod.as_str(), end.opened)).collect()
 }
 
-fn shown(graph: &Graph) -> (u64, Vec<(&str, u64)>, Vec<(&str, u64)>) {
+fn shown(graph: &Graph) -> (u64, Opened<'_>, Opened<'_>) {
     let [Edge { counters, clients, servers, .. }] = &graph.edges[..] else { panic!("{:?}", graph.edges) };
     (counters.opened, opened(clients), opened(servers))
 }
