@@ -1,5 +1,5 @@
-//! Bytes of edges that are an estimate: a server does not see which of a client's ways to it a connection took, so that
-//! what a client's agent missed has a share of the server's bytes.
+//! Bytes of edges that are an estimate. A server does not see through which Service a connection came. What a client's
+//! agent missed therefore has a share of the server's bytes.
 
 use std::collections::HashMap;
 
