@@ -76,6 +76,15 @@ impl Watched {
         self.read();
     }
 
+    /// Reads until a hundred ends of connections are seen or missed.
+    fn wait_for_both_ends_of_fifty(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.losses.opened + self.seen < 100 {
+            assert!(Instant::now() < deadline, "{:?} {:?}", self.losses, self.flows);
+            self.wait_for_passes(1);
+        }
+    }
+
     /// Reads until it knows exactly this, of these fields, or for a minute; and a while longer, so that it stays.
     fn expect<T: PartialEq + std::fmt::Debug>(&mut self, expected: &BTreeMap<FlowKey, T>, of: fn(&FlowCounters) -> T) {
         let deadline = Instant::now() + PATIENCE;
@@ -399,11 +408,7 @@ fn what_nothing_has_shown_is_counted_as_missed() {
     pod.begin("serve l 0 0 0");
     pod.finish();
     assert_eq!(pod.tell(&format!("both l {port} 50")), "done");
-    let deadline = Instant::now() + PATIENCE;
-    while watched.losses.opened + watched.seen < 100 {
-        assert!(Instant::now() < deadline, "{:?} {:?}", watched.losses, watched.flows);
-        watched.wait_for_passes(1);
-    }
+    watched.wait_for_both_ends_of_fifty();
     watched.wait_for_passes(1);
     assert_eq!(watched.losses.opened + watched.seen, 100, "both ends of each, seen or missed");
     assert!(watched.losses.opened > 0);
@@ -422,11 +427,7 @@ fn what_happened_before_the_last_process_ended_is_counted_as_missed() {
     watched.wait_for_passes(2);
     assert_eq!(pod.tell(&format!("both l {port} 50")), "done");
     drop(pod);
-    let deadline = Instant::now() + PATIENCE;
-    while watched.losses.opened + watched.seen < 100 {
-        assert!(Instant::now() < deadline, "{:?} {:?}", watched.losses, watched.flows);
-        watched.wait_for_passes(1);
-    }
+    watched.wait_for_both_ends_of_fifty();
     assert_eq!(watched.losses.opened + watched.seen, 100, "both ends of each, seen or missed");
 }
 

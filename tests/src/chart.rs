@@ -65,16 +65,10 @@ impl Cluster {
 
     /// Returns the nodes, and the pods of operator and agents with their events: Helm reports only that time is up.
     async fn why_not_ready(&self) -> String {
+        let namespace = format!("--namespace={NAMESPACE}");
         let mut text = String::new();
-        for arguments in [
-            ["describe", "nodes", "--show-events=false", "--kubeconfig"],
-            ["describe", "pods", "--namespace=scopeprobe-system", "--kubeconfig"],
-        ] {
-            let arguments: Vec<&str> = arguments.into_iter().chain(self.kubeconfig().to_str()).collect();
-            match place::run(&place::tool("kubectl"), &arguments, &[]).await {
-                Ok(output) => text.push_str(&output),
-                Err(error) => text.push_str(&error.to_string()),
-            }
+        for arguments in [["describe", "nodes", "--show-events=false"], ["describe", "pods", &namespace]] {
+            text += &self.kubectl(&arguments).await.unwrap_or_else(|error| error.to_string());
         }
         text
     }
