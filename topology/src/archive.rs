@@ -241,12 +241,8 @@ impl Before {
     fn forgotten(&self) -> EvictedFlows {
         let mut forgotten = EvictedFlows::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
-            let (unknown, servers) = if self.settled {
-                (&published.earlier.counters, &published.earlier.servers)
-            } else {
-                (&published.edge.counters, &published.edge.servers)
-            };
-            forgotten.add(&published.edge.key, unknown.opened, servers);
+            let servers = if self.settled { &published.earlier.servers } else { &published.edge.servers };
+            forgotten.add(&published.edge.key, self.unknown_to_agents(published).opened, servers);
         }
         forgotten
     }

@@ -145,18 +145,10 @@ impl Sum<'_> {
         self.knows_retransmits |= other.knows_retransmits;
         self.rtt_by_clients = self.rtt_by_clients.plus(&other.rtt_by_clients);
         self.rtt_by_servers = self.rtt_by_servers.plus(&other.rtt_by_servers);
-        for (end, part) in other.clients {
-            self.add_client(end, part.opened, part.failed);
-        }
-        for (end, part) in other.servers {
-            self.add_server(end, part.opened, part.failed);
-        }
-        for (end, part) in other.clients_from_servers {
-            add(&mut self.clients_from_servers, end, part.opened, part.failed);
-        }
-        for (end, part) in other.servers_from_servers {
-            add(&mut self.servers_from_servers, end, part.opened, part.failed);
-        }
+        merge(&mut self.clients, other.clients);
+        merge(&mut self.servers, other.servers);
+        merge(&mut self.clients_from_servers, other.clients_from_servers);
+        merge(&mut self.servers_from_servers, other.servers_from_servers);
     }
 
     fn seen(&self) -> Seen {
@@ -172,6 +164,12 @@ fn add(parts: &mut BTreeMap<EndpointId, Part>, end: EndpointId, opened: u64, fai
     let part = parts.entry(end).or_default();
     part.opened = count::add(part.opened, opened);
     part.failed = count::add(part.failed, failed);
+}
+
+fn merge(parts: &mut BTreeMap<EndpointId, Part>, others: BTreeMap<EndpointId, Part>) {
+    for (end, part) in others {
+        add(parts, end, part.opened, part.failed);
+    }
 }
 
 fn merge_to(parts: &mut BTreeMap<EndpointId, Part>, end: EndpointId) {
