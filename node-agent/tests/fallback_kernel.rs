@@ -193,6 +193,31 @@ fn connections_that_last_are_known_over_every_kind_of_address() {
 }
 
 #[test]
+fn listeners_that_open_during_a_scan_explain_their_connections() {
+    const ROUNDS: u64 = 200;
+    let node = node_or_skip!();
+    let mut pod = node.process_in_own_netns("pod", false);
+    // A scan of many sockets takes a while, and scans follow each other at once.
+    pod.listen("crowd", "127.0.0.1:0");
+    pod.tell("crowd crowd 4000");
+    let mut watched = Watched::start(&FallbackSettings { interval: Duration::ZERO, ..settings(&node) });
+    let from_before: Vec<_> = watched.flows.keys().copied().collect();
+    for number in 0..ROUNDS {
+        let port = pod.listen(&format!("l{number}"), "127.0.0.1:0");
+        assert_eq!(pod.tell(&format!("connect c{number} 127.0.0.1:{port}")), "done");
+        assert_eq!(pod.tell(&format!("accept a{number} l{number}")), "done");
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while watched.seen < 2 * ROUNDS {
+        assert!(Instant::now() < deadline, "{} {:?}", watched.seen, watched.losses);
+        watched.wait_for_passes(1);
+    }
+    let inferred: Vec<_> =
+        watched.flows.iter().filter(|(key, of)| of.inferred > 0 && !from_before.contains(key)).collect();
+    assert_eq!(inferred, [], "of {} flows", watched.flows.len());
+}
+
+#[test]
 fn connections_from_before_are_told_by_their_listeners() {
     let node = node_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));

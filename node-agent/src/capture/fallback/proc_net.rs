@@ -13,24 +13,38 @@ use super::socket::{Dump, Endpoint, Endpoints, Listener, Socket, SocketId};
 
 /// Everything that is open in the namespace of the process with this directory.
 pub(super) fn dump(process: &Path) -> io::Result<Dump> {
-    let mut dump = Dump::default();
-    read_table(&process.join("net/tcp"), &mut dump)?;
-    match read_table(&process.join("net/tcp6"), &mut dump) {
+    read_tables(process, |_| false)
+}
+
+/// Everything that listens in the namespace of the process with this directory.
+pub(super) fn listeners(process: &Path) -> io::Result<Vec<Listener>> {
+    // A table lists its listeners first.
+    Ok(read_tables(process, |dump| !dump.sockets.is_empty())?.listeners)
+}
+
+/// Reads both tables, each until `is_enough`.
+fn read_tables(process: &Path, is_enough: impl Fn(&Dump) -> bool) -> io::Result<Dump> {
+    let mut dump = read_table(&process.join("net/tcp"), &is_enough)?;
+    match read_table(&process.join("net/tcp6"), &is_enough) {
         // Without IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        other => other?,
+        other => {
+            let Dump { sockets, listeners } = other?;
+            dump.sockets.extend(sockets);
+            dump.listeners.extend(listeners);
+        }
     }
     Ok(dump)
 }
 
-fn read_table(path: &Path, dump: &mut Dump) -> io::Result<()> {
+fn read_table(path: &Path, is_enough: impl Fn(&Dump) -> bool) -> io::Result<Dump> {
     let mut reader = BufReader::with_capacity(64 * 1024, File::open(path)?);
-    let mut line = Vec::with_capacity(256);
-    while reader.read_until(b'\n', &mut line)? != 0 {
-        take(&line, dump);
+    let (mut line, mut dump) = (Vec::with_capacity(256), Dump::default());
+    while reader.read_until(b'\n', &mut line)? != 0 && !is_enough(&dump) {
+        take(&line, &mut dump);
         line.clear();
     }
-    Ok(())
+    Ok(dump)
 }
 
 /// `  1: 0100007F:1F90 0200007F:C350 01 …:… …:… … uid timeout inode …`
@@ -118,6 +132,7 @@ mod tests {
         assert_eq!(listeners, [(None, 8080, Some(4001)), (Some(v6), 80, Some(4004))]);
         fs::remove_file(process.path().join("net/tcp6")).unwrap();
         assert_eq!(dump(process.path()).unwrap().sockets.len(), 1, "IPv6 may be off");
+        assert_eq!(listeners(process.path()).unwrap(), found.listeners[..1]);
     }
 
     proptest! {

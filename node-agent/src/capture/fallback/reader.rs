@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use topology::flow::Methods;
 use super::{
     netlink::{sock_diag::SockDiag, socket::Buffer},
     proc_net,
-    socket::Dump,
+    socket::{Dump, Listener},
 };
 use crate::capture::proc::tcp_counters::{TcpCounter, TcpCounts};
 
@@ -85,31 +85,52 @@ impl Source {
     pub(super) fn look(
         &mut self,
         counts: Option<TcpCounts>,
-        processes: impl Iterator<Item = PathBuf>,
+        processes: impl Iterator<Item = PathBuf> + Clone,
         buffer: &mut Buffer,
     ) -> io::Result<Dump> {
-        let dump = match &mut self.table {
+        let mut dump = match &mut self.table {
             Table::SockDiag(sock_diag) => match sock_diag.dump(buffer) {
                 Ok(dump) => Ok(dump),
                 Err(error) => {
                     tracing::warn!(%error, "sock_diag failed; a namespace is read from /proc from now on");
                     self.table = Table::Procfs;
-                    by_proc(processes)
+                    by_proc(processes.clone(), proc_net::dump)
                 }
             },
-            Table::Procfs => by_proc(processes),
+            Table::Procfs => by_proc(processes.clone(), proc_net::dump),
         }?;
+        // The kernel lists listeners first: one that opened after that is not among them, but its connections may be.
+        if counts.is_none() || self.counts() != counts {
+            match self.listeners(processes, buffer) {
+                Ok(listeners) => dump.add_listeners(listeners),
+                // The roles of connections without a known listener are marked as inferred.
+                Err(error) => tracing::debug!(%error, "can't list the listeners of a network namespace again"),
+            }
+        }
         self.looked = Some(Instant::now());
         self.counts = counts;
         Ok(dump)
     }
+
+    /// Lists the listening sockets alone.
+    fn listeners(
+        &mut self,
+        processes: impl Iterator<Item = PathBuf>,
+        buffer: &mut Buffer,
+    ) -> io::Result<Vec<Listener>> {
+        match &mut self.table {
+            Table::SockDiag(sock_diag) => sock_diag.listeners(buffer),
+            Table::Procfs => by_proc(processes, proc_net::listeners),
+        }
+    }
 }
 
-fn by_proc(processes: impl Iterator<Item = PathBuf>) -> io::Result<Dump> {
+/// Reads by the first process that is still there.
+fn by_proc<T>(processes: impl Iterator<Item = PathBuf>, read: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let mut error = io::Error::from(io::ErrorKind::NotFound);
     for process in processes.take(3) {
-        match proc_net::dump(&process) {
-            Ok(dump) => return Ok(dump),
+        match read(&process) {
+            Ok(found) => return Ok(found),
             Err(failed) => error = failed,
         }
     }

@@ -1,6 +1,6 @@
 //! Sockets of one network namespace, as a scan by any method shows them.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use topology::rtt::RttBucket;
 
@@ -59,4 +59,12 @@ pub(super) struct Listener {
 pub(super) struct Dump {
     pub(super) sockets: Vec<Socket>,
     pub(super) listeners: Vec<Listener>,
+}
+
+impl Dump {
+    /// Adds the listeners that it lacks.
+    pub(super) fn add_listeners(&mut self, others: Vec<Listener>) {
+        let known: HashSet<_> = self.listeners.iter().copied().collect();
+        self.listeners.extend(others.into_iter().filter(|listener| !known.contains(listener)));
+    }
 }

@@ -47,8 +47,10 @@ const STATES: u32 = 1 << state::ESTABLISHED
     | 1 << state::FIN_WAIT2
     | 1 << state::CLOSE_WAIT
     | 1 << state::LAST_ACK
-    | 1 << state::LISTEN
+    | LISTENING
     | 1 << state::CLOSING;
+/// Without others, the kernel does not walk through its table of connections.
+const LISTENING: u32 = 1 << state::LISTEN;
 
 /// Asks one network namespace.
 #[derive(Debug)]
@@ -63,11 +65,20 @@ impl SockDiag {
         Ok(Self { netlink: Netlink::open_in(namespace, SockProtocol::NetlinkSockDiag, 0)?, both_families: true })
     }
 
-    /// Everything that is open now.
+    /// Lists everything that is open.
     pub(in crate::capture::fallback) fn dump(&mut self, buffer: &mut Buffer) -> io::Result<Dump> {
+        self.list(STATES, buffer)
+    }
+
+    /// Lists what listens.
+    pub(in crate::capture::fallback) fn listeners(&mut self, buffer: &mut Buffer) -> io::Result<Vec<Listener>> {
+        Ok(self.list(LISTENING, buffer)?.listeners)
+    }
+
+    fn list(&mut self, states: u32, buffer: &mut Buffer) -> io::Result<Dump> {
         let mut dump = Dump::default();
         if self.both_families {
-            match self.netlink.dump(&request_for_both(), buffer, |body| take(body, &mut dump)) {
+            match self.netlink.dump(&request_for_both(states), buffer, |body| take(body, &mut dump)) {
                 Ok(_) => return Ok(dump),
                 // A kernel that has dropped the older request.
                 Err(error) if [Errno::EINVAL, Errno::ENOENT, Errno::EOPNOTSUPP].contains(&errno(&error)) => {
@@ -77,8 +88,8 @@ impl SockDiag {
                 Err(error) => return Err(error),
             }
         }
-        self.netlink.dump(&request_for(AF_INET), buffer, |body| take(body, &mut dump))?;
-        match self.netlink.dump(&request_for(AF_INET6), buffer, |body| take(body, &mut dump)) {
+        self.netlink.dump(&request_for(AF_INET, states), buffer, |body| take(body, &mut dump))?;
+        match self.netlink.dump(&request_for(AF_INET6, states), buffer, |body| take(body, &mut dump)) {
             // Without IPv6.
             Err(error) if errno(&error) == Errno::ENOENT => {}
             other => drop(other?),
@@ -92,18 +103,18 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 /// `struct inet_diag_req`.
-fn request_for_both() -> Vec<u8> {
+fn request_for_both(states: u32) -> Vec<u8> {
     let mut body = vec![AF_INET, 0, 0, WITH_TCP_INFO];
     body.extend([0; SOCKET_ID]);
-    body.extend(STATES.to_ne_bytes());
+    body.extend(states.to_ne_bytes());
     body.extend([0; 4]);
     dump_request(BOTH_FAMILIES, &body)
 }
 
 /// `struct inet_diag_req_v2`.
-fn request_for(family: u8) -> Vec<u8> {
+fn request_for(family: u8, states: u32) -> Vec<u8> {
     let mut body = vec![family, IPPROTO_TCP, WITH_TCP_INFO, 0];
-    body.extend(STATES.to_ne_bytes());
+    body.extend(states.to_ne_bytes());
     body.extend([0; SOCKET_ID]);
     dump_request(BY_FAMILY, &body)
 }
