@@ -9,6 +9,7 @@
 mod estimates;
 mod expired_pods;
 mod merged_externals;
+mod server_only;
 
 use std::{
     borrow::Cow,
@@ -104,7 +105,9 @@ impl Archive {
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
         let known_before = self.known_before();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
-        let known = graph::build_with(ledger, directory, &everything(now), &known_before);
+        let mut known = graph::build_with(ledger, directory, &everything(now), &known_before);
+        server_only::add_published(&mut known.edges, before.edges.values().map(|published| &published.edge));
+        server_only::return_published(&mut known.edges, before.published_of_known());
         let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
         for (key, published) in &mut before.edges {
             let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
@@ -269,6 +272,7 @@ impl Before {
         } else {
             expired_pods::leave(graph, &self.find_under_a_name(graph, directory));
         }
+        server_only::return_published(&mut graph.edges, self.published_of_known());
         let recent = self.is_recent(options.now, options.retention);
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
         for edge in &mut graph.edges {
@@ -309,6 +313,12 @@ impl Before {
             });
             self.add_missing(graph, directory, options.max_external, &missing);
         }
+    }
+
+    /// Returns the published edges with the number of their connections, without those that agents no longer know.
+    fn published_of_known(&self) -> impl Iterator<Item = (&Edge, u64)> {
+        let published = self.edges.values().filter(|published| !is_shared(&published.edge.key));
+        published.map(|it| (&it.edge, it.edge.counters.opened.saturating_sub(it.earlier.counters.opened)))
     }
 
     /// Edges of which no agent knows anything more. Of those that are (a part of) others now, only what agents do not know
@@ -354,14 +364,6 @@ fn everything(now: SystemTime) -> Options {
     Options { now, settle: Duration::ZERO, retention: Duration::MAX, max_external: usize::MAX }
 }
 
-fn from_servers(edge: &Edge) -> Counts {
-    Counts {
-        counters: edge.from_servers,
-        clients: edge.clients_from_servers.clone(),
-        servers: edge.servers_from_servers.clone(),
-    }
-}
-
 /// The part of each edge that an operator would not learn from the agents if it began now.
 fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> HashMap<EdgeKey, Counts> {
     // It would not know those who are gone either.
@@ -376,7 +378,7 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
         let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();
         if let Some(anew) = anew.get(&edge.key).filter(|_| edge.seen != Seen::Server) {
             // What only servers still count of it, and did not before, is taken for what the clients' agents have forgotten.
-            known = known.without(&from_servers(anew).without(&from_servers(edge)));
+            known = known.without(&server_only::part_of(anew).without(&server_only::part_of(edge)));
         }
         let mut earlier = Counts::of(edge).without(&known);
         earlier.counters.active = 0;

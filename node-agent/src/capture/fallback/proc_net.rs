@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(listeners, [(None, 8080, Some(4001)), (Some(v6), 80, Some(4004))]);
         fs::remove_file(process.path().join("net/tcp6")).unwrap();
         assert_eq!(dump(process.path()).unwrap().sockets.len(), 1, "IPv6 may be off");
-        assert_eq!(listeners(process.path()).unwrap(), found.listeners[..1]);
+        assert_eq!(super::listeners(process.path()).unwrap(), found.listeners[..1]);
     }
 
     proptest! {
