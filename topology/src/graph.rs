@@ -5,18 +5,23 @@
 
 mod address_reuse;
 mod calls;
+mod candidates;
 mod edges;
 mod endpoints;
 mod evicted_flows;
 mod external_peers;
 mod join;
+mod key;
 mod matching;
 mod multiple_backends;
 mod nat_peers;
 mod nodes;
 mod observed;
+mod path;
 mod rewritten_source;
+mod shares;
 mod single_backend;
+mod sums;
 mod unmatched_servers;
 
 use std::{
@@ -27,7 +32,7 @@ use std::{
 use self::external_peers::Choice;
 pub use self::{
     evicted_flows::EvictedFlows,
-    external_peers::{Outside, Way},
+    external_peers::{Direction, Outside},
 };
 use crate::{
     counts::Counts,

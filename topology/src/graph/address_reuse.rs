@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
-    edges::Key,
     endpoints::EndpointId,
     join::Join,
+    key::Key,
     matching::Found,
     observed::{ClientFlow, ServerFlow, Span, counted},
+    shares::share_out,
 };
 use crate::{
     count,
@@ -78,33 +79,6 @@ pub(super) fn by_owner<'a>(
 pub(super) fn window(parts: &[Part], span: Span) -> Span {
     let whole = parts.iter().copied().reduce(|one, next| one.with(&next));
     whole.map_or(span, |whole| Span { from: whole.since, until: whole.until })
-}
-
-/// Shares counters out to those who have counted so much, oldest first; what is left over is the oldest one's. The sum is
-/// what there was.
-pub(super) fn share_out(counters: &EdgeCounters, parts: &[Counted]) -> Vec<EdgeCounters> {
-    let mut left = *counters;
-    let mut shares = Vec::with_capacity(parts.len());
-    for (older, part) in parts.iter().enumerate().rev() {
-        let (opened, failed) = (part.opened.min(left.opened), part.failed.min(left.failed));
-        let is_all = (opened, failed) == (left.opened, left.failed);
-        let share = if older == 0 || is_all {
-            left
-        } else {
-            EdgeCounters {
-                failed,
-                // What is open was opened last.
-                active: left.active.min(opened),
-                bytes_sent: part.bytes_sent.min(left.bytes_sent),
-                bytes_received: part.bytes_received.min(left.bytes_received),
-                ..left.share(opened)
-            }
-        };
-        left = left.without(&share);
-        shares.push(share);
-    }
-    shares.reverse();
-    shares
 }
 
 impl<'a> Join<'a> {

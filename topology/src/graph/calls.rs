@@ -1,43 +1,12 @@
 //! Matches clients' flows with the servers' flows that may be their other ends, and divides their connections.
 
-use std::rc::Rc;
-
 use super::{
-    join::{Candidates, Join},
+    candidates::Candidates,
+    join::Join,
     matching::{Count, Found, Matching, Plan},
     observed::{ClientFlow, Fresh},
+    path::{Call, Path},
 };
-
-/// Path from a client to its servers, most certain first: that leaves less to guess.
-#[derive(Clone, Debug)]
-pub(super) enum Way<'a> {
-    /// Both ends see the same addresses, of which one has had several owners.
-    HandedOn,
-    /// Both ends see the same addresses.
-    Direct,
-    /// Through a Service that leads to one workload at one port.
-    ToOne(Rc<Candidates<'a>>),
-    /// Through a Service that leads to several.
-    ToMany(Rc<Candidates<'a>>),
-}
-
-impl Way<'_> {
-    fn rank(&self) -> usize {
-        match self {
-            Self::HandedOn | Self::Direct => 0,
-            Self::ToOne(_) => 1,
-            Self::ToMany(_) => 2,
-        }
-    }
-}
-
-/// A client's flow with the servers' flows that may be its other end, best first.
-#[derive(Debug)]
-pub(super) struct Call<'s, 'a> {
-    pub(super) client_flow: &'s ClientFlow<'a>,
-    pub(super) way: Way<'a>,
-    server_flows: Vec<usize>,
-}
 
 impl<'a> Join<'a> {
     /// All clients' flows of which servers' flows, or backends, can be the other end; those of which none can are named by
@@ -47,12 +16,12 @@ impl<'a> Join<'a> {
         let mut calls = Vec::new();
         for client_flow in client_flows {
             if let Some(range) = self.by_tuple(&client_flow.tuple) {
-                let (way, server_flows) = if address_reuse.contains(&client_flow.tuple) {
-                    (Way::HandedOn, self.nearest_first(client_flow, range.collect()))
+                let (path, server_flows) = if address_reuse.contains(&client_flow.tuple) {
+                    (Path::AddressReuse, self.nearest_first(client_flow, range.collect()))
                 } else {
-                    (Way::Direct, self.in_time(client_flow, range.collect()))
+                    (Path::Direct, self.in_time(client_flow, range.collect()))
                 };
-                calls.push(Call { client_flow, way, server_flows });
+                calls.push(Call { client_flow, path, server_flows });
                 continue;
             }
             let Some(candidates) = self.candidates_of(client_flow) else {
@@ -60,11 +29,11 @@ impl<'a> Join<'a> {
                 continue;
             };
             let server_flows = self.in_time(client_flow, self.server_flows_of(client_flow, &candidates));
-            let way = if candidates.only.is_some() { Way::ToOne(candidates) } else { Way::ToMany(candidates) };
-            calls.push(Call { client_flow, way, server_flows });
+            let path = if candidates.only.is_some() { Path::ToOne(candidates) } else { Path::ToMany(candidates) };
+            calls.push(Call { client_flow, path, server_flows });
         }
         // Stable: among those that are as certain the ledger's order.
-        calls.sort_by_key(|call| call.way.rank());
+        calls.sort_by_key(|call| call.path.rank());
         calls
     }
 
@@ -72,7 +41,7 @@ impl<'a> Join<'a> {
     pub(super) fn match_calls(&self, calls: &[Call<'_, 'a>]) -> Vec<Vec<Found>> {
         let wanted = calls.iter().map(|call| count(call.client_flow, call.client_flow.counters.opened));
         let found: Vec<&[usize]> = calls.iter().map(|call| call.server_flows.as_slice()).collect();
-        let direct = calls.iter().take_while(|call| call.way.rank() == 0).count();
+        let direct = calls.iter().take_while(|call| call.path.rank() == 0).count();
         self.match_up(wanted.collect(), &found, |matching| {
             matching.plan(direct, |server_flow| {
                 (self.ends.peer_of(self.server_flows[server_flow].end), self.server_flows[server_flow].tuple.port)

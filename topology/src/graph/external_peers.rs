@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    edges::{Key, ServiceKey, Sum},
     endpoints::{Endpoints, PeerId},
+    key::{Key, ServiceKey},
+    sums::Sum,
 };
 use crate::{
     activity,
@@ -23,7 +24,7 @@ const LEAD: u32 = activity::STEPS_PER_DOUBLING;
 
 /// In which direction the outside is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Way {
+pub enum Direction {
     /// It is called.
     Out,
     /// It calls.
@@ -33,7 +34,7 @@ pub enum Way {
 /// External addresses with edges of their own, for each peer and direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outside {
-    by_peer: HashMap<(Peer, Way), Shown>,
+    by_peer: HashMap<(Peer, Direction), Shown>,
 }
 
 /// One peer's addresses in one direction.
@@ -47,8 +48,10 @@ struct Shown {
 impl Outside {
     /// Notes that an edge has been shown.
     pub(crate) fn note(&mut self, key: &EdgeKey) {
-        for (peer, way, other) in [(&key.client, Way::Out, &key.server), (&key.server, Way::In, &key.client)] {
-            let shown = || (peer.clone(), way);
+        for (peer, direction, other) in
+            [(&key.client, Direction::Out, &key.server), (&key.server, Direction::In, &key.client)]
+        {
+            let shown = || (peer.clone(), direction);
             match other {
                 Peer::External { ip } => _ = self.by_peer.entry(shown()).or_default().addresses.insert(*ip),
                 Peer::OtherExternal => self.by_peer.entry(shown()).or_default().others = true,
@@ -82,13 +85,13 @@ impl Outside {
 
 /// Of an edge with an address outside of the cluster: the other end and the direction, the address, and the edge that
 /// it would share with others.
-fn with_address(key: &EdgeKey) -> Option<((Peer, Way), IpAddr, EdgeKey)> {
+fn with_address(key: &EdgeKey) -> Option<((Peer, Direction), IpAddr, EdgeKey)> {
     match (&key.client, &key.server) {
         (client, Peer::External { ip }) => {
-            Some(((client.clone(), Way::Out), *ip, EdgeKey { server: Peer::OtherExternal, ..key.clone() }))
+            Some(((client.clone(), Direction::Out), *ip, EdgeKey { server: Peer::OtherExternal, ..key.clone() }))
         }
         (Peer::External { ip }, server) => {
-            Some(((server.clone(), Way::In), *ip, EdgeKey { client: Peer::OtherExternal, ..key.clone() }))
+            Some(((server.clone(), Direction::In), *ip, EdgeKey { client: Peer::OtherExternal, ..key.clone() }))
         }
         _ => None,
     }
@@ -119,24 +122,24 @@ pub(super) fn collapse<'a>(
     ends: &mut Endpoints<'a>,
     choice: Choice<'_>,
 ) -> Collapsed<'a> {
-    let mut groups: HashMap<(PeerId, Way), HashMap<PeerId, u64>> = HashMap::new();
+    let mut groups: HashMap<(PeerId, Direction), HashMap<PeerId, u64>> = HashMap::new();
     for (key, sum) in &sums {
         if let Some(outer) = Outer::of(key, ends) {
             let busy = sum.counters.opened.saturating_add(sum.counters.failed);
-            let known = groups.entry((outer.inner, outer.way)).or_default().entry(outer.peer).or_default();
+            let known = groups.entry((outer.inner, outer.direction)).or_default().entry(outer.peer).or_default();
             *known = known.saturating_add(busy);
         }
     }
     let mut outside = Outside::default();
-    let mut kept: HashMap<(PeerId, Way), HashSet<PeerId>> = HashMap::new();
-    for ((inner, way), addresses) in groups {
-        let known_as = (ends.peer(inner).clone(), way);
+    let mut kept: HashMap<(PeerId, Direction), HashSet<PeerId>> = HashMap::new();
+    for ((inner, direction), addresses) in groups {
+        let known_as = (ends.peer(inner).clone(), direction);
         let chosen = choose(&addresses, choice, &known_as, ends);
         let others = chosen.len() < addresses.len();
         let shown = chosen.iter().filter_map(|peer| address(*peer, ends)).collect();
         outside.by_peer.insert(known_as, Shown { addresses: shown, others });
         if others {
-            kept.insert((inner, way), chosen);
+            kept.insert((inner, direction), chosen);
         }
     }
     if kept.is_empty() {
@@ -150,7 +153,7 @@ pub(super) fn collapse<'a>(
 struct Outer {
     /// The other end.
     inner: PeerId,
-    way: Way,
+    direction: Direction,
     peer: PeerId,
 }
 
@@ -158,9 +161,9 @@ impl Outer {
     fn of(key: &Key<'_>, ends: &Endpoints<'_>) -> Option<Self> {
         let (client, server) = (key.client, key.server);
         if address(server, ends).is_some() {
-            Some(Self { inner: client, way: Way::Out, peer: server })
+            Some(Self { inner: client, direction: Direction::Out, peer: server })
         } else {
-            address(client, ends).map(|_| Self { inner: server, way: Way::In, peer: client })
+            address(client, ends).map(|_| Self { inner: server, direction: Direction::In, peer: client })
         }
     }
 }
@@ -175,7 +178,7 @@ fn address(peer: PeerId, ends: &Endpoints<'_>) -> Option<IpAddr> {
 fn choose(
     addresses: &HashMap<PeerId, u64>,
     choice: Choice<'_>,
-    known_as: &(Peer, Way),
+    known_as: &(Peer, Direction),
     ends: &Endpoints<'_>,
 ) -> HashSet<PeerId> {
     let before = choice.before.by_peer.get(known_as);
@@ -207,14 +210,14 @@ type Shared<'a> = (HashMap<Key<'a>, Sum<'a>>, HashMap<Key<'a>, u64>);
 fn share<'a>(
     sums: HashMap<Key<'a>, Sum<'a>>,
     ends: &mut Endpoints<'a>,
-    kept: &HashMap<(PeerId, Way), HashSet<PeerId>>,
+    kept: &HashMap<(PeerId, Direction), HashSet<PeerId>>,
     limit: usize,
 ) -> Shared<'a> {
     let other_end = ends.other_external();
     let other = ends.peer_of(other_end);
     let shares = |key: &Key<'a>| {
         let outer = Outer::of(key, ends)?;
-        let kept = kept.get(&(outer.inner, outer.way))?;
+        let kept = kept.get(&(outer.inner, outer.direction))?;
         (!kept.contains(&outer.peer)).then_some(outer)
     };
     let several_ports = with_too_many_ports(sums.keys().filter_map(|key| Some((shares(key)?, key))), limit);
@@ -225,16 +228,16 @@ fn share<'a>(
             left.insert(key, sum);
             continue;
         };
-        let mut whole = match outer.way {
-            Way::Out => Key { server: other, ..key },
-            Way::In => Key { client: other, ..key },
+        let mut whole = match outer.direction {
+            Direction::Out => Key { server: other, ..key },
+            Direction::In => Key { client: other, ..key },
         };
-        if several_ports.contains(&(outer.inner, outer.way)) {
+        if several_ports.contains(&(outer.inner, outer.direction)) {
             (whole.port, whole.service) = (None, None);
         }
-        match outer.way {
-            Way::Out => sum.merge_servers_to(other_end),
-            Way::In => sum.merge_clients_to(other_end),
+        match outer.direction {
+            Direction::Out => sum.merge_servers_to(other_end),
+            Direction::In => sum.merge_clients_to(other_end),
         }
         left.entry(whole).or_default().merge(sum);
         behind.entry(whole).or_default().insert(outer.peer);
@@ -247,13 +250,13 @@ fn share<'a>(
 fn with_too_many_ports<'a, 'k>(
     sharing: impl Iterator<Item = (Outer, &'k Key<'a>)>,
     limit: usize,
-) -> HashSet<(PeerId, Way)>
+) -> HashSet<(PeerId, Direction)>
 where
     'a: 'k,
 {
-    let mut ports: HashMap<(PeerId, Way), Ports<'_>> = HashMap::new();
+    let mut ports: HashMap<(PeerId, Direction), Ports<'_>> = HashMap::new();
     for (outer, key) in sharing {
-        ports.entry((outer.inner, outer.way)).or_default().insert((key.service, key.port, key.protocol));
+        ports.entry((outer.inner, outer.direction)).or_default().insert((key.service, key.port, key.protocol));
     }
     ports.into_iter().filter(|(_, ports)| ports.len() > limit).map(|(of, _)| of).collect()
 }

@@ -14,14 +14,17 @@ use std::{
 
 use super::{
     EvictedFlows, Graph, Options,
-    address_reuse::share_out,
-    calls::{Call, Way},
-    edges::{Key, ServiceKey, Sums},
+    candidates::Candidates,
+    edges::edges,
     endpoints::{EndpointId, Endpoints, PeerId},
     external_peers::Choice,
+    key::{Key, ServiceKey},
     matching::Found,
     nodes::Nodes,
     observed::{ClientFlow, Fresh, Measured, ServerFlow, Tuple, client_flow, server_flow},
+    path::{Call, Path},
+    shares::share_out,
+    sums::Sums,
 };
 use crate::{
     count,
@@ -30,20 +33,6 @@ use crate::{
     flow::{FlowTotals, Protocol, Role},
     ledger::{FlowView, Ledger},
 };
-
-/// Possible targets of a Service's port.
-#[derive(Debug)]
-pub(super) struct Candidates<'a> {
-    pub(super) service: ServiceKey<'a>,
-    /// Backends, with the pods that they are or were, if known.
-    pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
-    /// The one workload and port, if there is only one.
-    pub(super) only: Option<(PeerId, u16)>,
-    /// True if all backends are on nodes that report.
-    pub(super) observed: bool,
-    /// Latest time by which all of their agents had reported, if noted.
-    pub(super) heard: Option<SystemTime>,
-}
 
 pub(super) struct Join<'a> {
     pub(super) directory: &'a Directory,
@@ -116,15 +105,15 @@ impl<'a> Join<'a> {
         let matched = self.match_calls(&calls);
         let mut address_reuse: BTreeMap<Tuple<'a>, Vec<(&ClientFlow<'a>, Vec<Found>)>> = BTreeMap::new();
         let (mut unmatched, mut undivided) = (Vec::new(), Vec::new());
-        for (Call { client_flow, way, .. }, found) in calls.into_iter().zip(matched) {
-            match way {
-                Way::HandedOn => address_reuse.entry(client_flow.tuple).or_default().push((client_flow, found)),
-                Way::Direct => self.join_direct(client_flow, &found),
-                Way::ToOne(candidates) => {
+        for (Call { client_flow, path, .. }, found) in calls.into_iter().zip(matched) {
+            match path {
+                Path::AddressReuse => address_reuse.entry(client_flow.tuple).or_default().push((client_flow, found)),
+                Path::Direct => self.join_direct(client_flow, &found),
+                Path::ToOne(candidates) => {
                     let left = self.join_single_backend(client_flow, &candidates, &found);
                     unmatched.push((client_flow, candidates, left));
                 }
-                Way::ToMany(candidates) => {
+                Path::ToMany(candidates) => {
                     let left = self.divide(client_flow, &candidates, &found);
                     undivided.push((client_flow, candidates, left));
                 }
@@ -177,7 +166,7 @@ impl<'a> Join<'a> {
     }
 
     pub(super) fn finish(mut self, choice: Choice<'_>) -> Graph {
-        let (edges, outside) = self.sums.into_edges(&mut self.ends, choice);
+        let (edges, outside) = edges(self.sums, &mut self.ends, choice);
         Graph { edges, outside, unsettled: self.unsettled, settles_at: self.settles_at, earlier: HashMap::new() }
     }
 

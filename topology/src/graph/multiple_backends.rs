@@ -1,11 +1,6 @@
 //! A client dialled a Service that may lead to several workloads: the servers' counts divide its flow.
 
-use super::{
-    edges::Key,
-    join::{Candidates, Join},
-    matching::Found,
-    observed::ClientFlow,
-};
+use super::{candidates::Candidates, join::Join, key::Key, matching::Found, observed::ClientFlow};
 use crate::edge::EdgeCounters;
 
 impl<'a> Join<'a> {

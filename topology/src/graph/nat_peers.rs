@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use super::{
     address_reuse::window,
-    edges::{Key, ServiceKey},
+    candidates::Candidates,
     endpoints::PeerId,
-    join::{Candidates, Join},
+    join::Join,
+    key::{Key, ServiceKey},
     observed::{ClientFlow, Fresh, ServerFlow, Span},
 };
 use crate::{count, directory::Owner, edge::EdgeCounters};

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Options, edges::Key, endpoints::EndpointId};
+use super::{Options, endpoints::EndpointId, key::Key};
 use crate::{
     count,
     edge::{EdgeCounters, Times},

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, net::IpAddr, rc::Rc, time::Duration};
 
 use super::{
-    join::{Candidates, Join},
+    candidates::Candidates,
+    join::Join,
     observed::{ClientFlow, ServerFlow},
 };
 use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol};

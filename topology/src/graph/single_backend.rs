@@ -1,10 +1,7 @@
 //! A client dialled a Service that leads to one workload at one port: whichever pod answered, the edge is known.
 
 use super::{
-    edges::Key,
-    join::{Candidates, Join},
-    matching::Found,
-    observed::ClientFlow,
+    candidates::Candidates, join::Join, key::Key, matching::Found, observed::ClientFlow,
     rewritten_source::RewrittenSource,
 };
 

@@ -1,11 +1,11 @@
 //! Counts of servers that no client flow explains: the client's report is still due, or only its address is known.
 
 use super::{
-    address_reuse::share_out,
-    edges::Key,
     endpoints::EndpointId,
     join::Join,
+    key::Key,
     observed::{Explanation, ServerFlow},
+    shares::share_out,
 };
 use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
 
