@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels check test test-long test-kernels test-handed-on fuzz lint fmt deny crds ebpf bench-fallback bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels check test test-long test-kernels test-handed-on fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,6 +51,9 @@ deny:
 
 crds: ## write the manifests and the reference of the kinds again, after a change in crds/
 	cargo run --locked --package scopeprobe-crds --bin crdgen
+
+generated: crds ## the same, and the tables of docs/privileges.md, after a change in operator/src/rollout/privileges.rs
+	. tests/features.sh && SCOPEPROBE_WRITE_GENERATED=1 cargo test --quiet --workspace --lib --features "$$TEST_FEATURES" --locked page_of_privileges
 
 ebpf: ## build the programs for the kernel and the committed object again, after a change in node-agent-ebpf/
 	scripts/ebpf-object.sh

@@ -1,4 +1,5 @@
-//! Privileges of the agents of each mode, with the operation that needs each. docs/privileges.md has the same.
+//! Privileges of the agents of each mode, with the operation that needs each. The tables of docs/privileges.md follow
+//! from it.
 
 use super::mode::AgentMode;
 
@@ -7,27 +8,42 @@ use super::mode::AgentMode;
 pub struct Capability {
     /// As a container's `securityContext` writes it.
     pub name: &'static str,
-    /// The operation that needs it.
+    /// Operation that needs it, in Markdown.
     pub operation: &'static str,
 }
 
-const BPF: Capability = Capability { name: "BPF", operation: "making eBPF maps and loading programs" };
-const PERFMON: Capability =
-    Capability { name: "PERFMON", operation: "reading fields of kernel objects by pointer in eBPF programs" };
-const CGROUP_PROGRAMS: Capability =
-    Capability { name: "NET_ADMIN", operation: "loading a sock_ops program and attaching it to a cgroup" };
+const BPF: Capability = Capability {
+    name: "BPF",
+    operation: "`bpf(2)`: creating maps and loading programs (Linux ≥ 5.8; older kernels need `CAP_SYS_ADMIN` for that)",
+};
+const PERFMON: Capability = Capability {
+    name: "PERFMON",
+    operation: "reading kernel objects by pointer in the programs: `bpf_skc_to_tcp_sock`, the iterators, and \
+                `bpf_probe_read_kernel` for the network namespace of a UDP socket",
+};
+const CGROUP_PROGRAMS: Capability = Capability {
+    name: "NET_ADMIN",
+    operation: "loading the `sock_ops` program, which counts TCP, and those that count UDP (`cgroup_skb`, `sendmsg`), and \
+                attaching them to a cgroup",
+};
 const LOCKED_MEMORY: Capability = Capability {
     name: "SYS_RESOURCE",
-    operation: "raising the limit of locked memory, as which kernels below 5.11 count eBPF maps",
+    operation: "raising `RLIMIT_MEMLOCK`: kernels before 5.11 count eBPF maps as locked memory",
 };
-const CONNTRACK: Capability =
-    Capability { name: "NET_ADMIN", operation: "hearing of connections by conntrack's events, with a large buffer" };
-const OTHERS_NAMESPACES: Capability =
-    Capability { name: "SYS_PTRACE", operation: "opening /proc/<pid>/ns/net and /proc/<pid>/fd of other processes" };
-const ENTER_NAMESPACES: Capability =
-    Capability { name: "SYS_ADMIN", operation: "entering network namespaces (setns) to list their sockets" };
+const CONNTRACK: Capability = Capability {
+    name: "NET_ADMIN",
+    operation: "receiving conntrack events by netlink, with a receive buffer above the system's limit",
+};
+const OTHERS_NAMESPACES: Capability = Capability {
+    name: "SYS_PTRACE",
+    operation: "opening `/proc/<pid>/ns/net` and `/proc/<pid>/fd` of other processes",
+};
+const ENTER_NAMESPACES: Capability = Capability {
+    name: "SYS_ADMIN",
+    operation: "`setns(2)`: entering the pods' network namespaces to list their sockets (`sock_diag`)",
+};
 const OTHERS_FILES: Capability =
-    Capability { name: "DAC_READ_SEARCH", operation: "reading /proc/<pid>/fd of processes of other users" };
+    Capability { name: "DAC_READ_SEARCH", operation: "reading `/proc/<pid>/fd` of processes of other users" };
 
 /// The least that a mode works with.
 #[must_use]
@@ -48,21 +64,44 @@ pub fn needs_no_apparmor(mode: AgentMode) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{env, fmt::Write as _, fs, path::Path};
+
     use super::*;
 
-    #[test]
-    fn the_docs_name_each_capability_where_it_is_given() {
-        let page = include_str!("../../../docs/privileges.md");
+    /// Variable that makes the test write the page.
+    const UPDATE: &str = "SCOPEPROBE_WRITE_GENERATED";
+
+    /// Returns the rows of a mode's capabilities.
+    fn rows(mode: AgentMode) -> String {
+        capabilities(mode).iter().fold(String::new(), |mut rows, Capability { name, operation }| {
+            let _ = writeln!(rows, "| `CAP_{name}` | {operation} |");
+            rows
+        })
+    }
+
+    /// Returns the page with the rows of all modes written anew, each below the heading with its mode.
+    fn with_rows_of_each_mode(page: &str) -> String {
+        let mut sections: Vec<String> = page.split("\n## ").map(str::to_owned).collect();
         for mode in AgentMode::ALL {
             let heading = format!("(DaemonSet of mode `{}`)", mode.as_str());
-            let section = page.split("\n## ").find(|section| section.contains(&heading));
-            let section = section.unwrap_or_else(|| panic!("no section {heading}"));
-            for capability in capabilities(mode) {
-                let row = format!("| `CAP_{}` |", capability.name);
-                assert!(section.contains(&row), "{heading} has no row {row}");
-            }
-            let rows = section.lines().filter(|line| line.starts_with("| `CAP_")).count();
-            assert_eq!(rows, capabilities(mode).len(), "{heading} names what is not given");
+            let section = sections.iter_mut().find(|section| section.contains(&heading));
+            let section = section.unwrap_or_else(|| panic!("docs/privileges.md has no section {heading}"));
+            let (before, table) = section.split_once("|---|---|\n").expect("the section begins with a table");
+            let others: String = table.split_inclusive('\n').filter(|line| !line.starts_with("| `CAP_")).collect();
+            *section = format!("{before}|---|---|\n{}{others}", rows(mode));
+        }
+        sections.join("\n## ")
+    }
+
+    #[test]
+    fn page_of_privileges_has_the_capabilities_of_each_mode() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/privileges.md");
+        let page = fs::read_to_string(&path).expect("the page can be read");
+        let generated = with_rows_of_each_mode(&page);
+        if env::var_os(UPDATE).is_some() {
+            fs::write(&path, &generated).expect("the page can be written");
+        } else {
+            assert!(page == generated, "docs/privileges.md differs from the code: run `make generated`");
         }
     }
 }
