@@ -25,7 +25,7 @@ const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 const VICTIM: &str = "node-1";
 /// Number of times that a capture is killed, unless `SCOPEPROBE_CRASHES_KILLS` sets another. Each fourth time, its next
 /// start is refused.
-const KILLS: u32 = 8;
+const KILLS: u32 = 5;
 
 fn kills() -> u32 {
     std::env::var("SCOPEPROBE_CRASHES_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS)
