@@ -224,10 +224,10 @@ async fn settle(versions: &[&Versions]) -> Result<()> {
     .await
 }
 
-/// All versions of the objects of a namespace, a line each, to find out what has changed.
-fn versions_in(topologies: &Versions, namespace: &str) -> String {
-    let of = |name: &String| name.starts_with(&format!("{namespace}/"));
-    let here = topologies.taken().into_iter().filter(|(name, _)| of(name));
+/// All versions of the objects whose names begin so, a line each, to find out what has changed.
+fn versions_of(objects: &Versions, prefix: &str) -> String {
+    let of = |name: &String| name.starts_with(prefix);
+    let here = objects.taken().into_iter().filter(|(name, _)| of(name));
     let lines = here
         .flat_map(|(name, versions)| versions.into_iter().map(move |version| format!("{name}: {}", version["status"])));
     lines.collect::<Vec<_>>().join("\n")
@@ -280,9 +280,10 @@ async fn operator_writes_only_counters_without_new_peers() -> Result<()> {
 
     let writes = audit.writes_since(mark, |write| write.user == OPERATOR)?;
     let wrong: Vec<_> = writes.iter().filter(|write| !is_counters(write)).collect();
-    assert!(wrong.is_empty(), "writes of more than counters: {wrong:#?}");
+    let of_probe = || versions_of(&probes, "");
+    assert!(wrong.is_empty(), "writes of more than counters: {wrong:#?}\n{}", of_probe());
     let in_silence: Vec<_> = writes.iter().filter(|write| write.namespace == silent.name).collect();
-    let written = || versions_in(&topologies, &silent.name);
+    let written = || versions_of(&topologies, &format!("{}/", silent.name));
     assert!(in_silence.is_empty(), "writes where nothing happens: {in_silence:#?}\n{}", written());
     let here: Vec<_> =
         writes.iter().filter(|write| write.namespace == chart::NAMESPACE && write.resource == "leases").collect();
