@@ -7,8 +7,11 @@
 SUITE="capture_kernel fallback_kernel"
 # All captures side by side, each of which takes its own capabilities; half a minute, so not part of --quick.
 COMPARISON=parity
-# What takes longest there, left out by --quick: it is the way to attach that --quick is about, not each case.
+# Left out by --quick: what takes longest there, as it is the way to attach that --quick is about, not each case ...
 LONG_TESTS="in_a_storm slots_come_back tp_btf:: misses:: refusals:: a_hundred_short"
+# ... and what the agent's own memory decides, or conntrack, which is the same on all kernels.
+LONG_TESTS+=" forgotten_flows more_conversations silent_for_long many_clients captures_of_a_node a_node_without_ipv6"
+LONG_TESTS+=" bytes_that_conntrack what_happened_before what_nothing_has"
 
 # mode_of PROGRAM KERNEL: the mode of the DaemonSet whose agent does what the program tests
 mode_of() {
