@@ -62,6 +62,11 @@ check_shell() {
   shell_scripts | xargs shellcheck --external-sources --severity=warning
 }
 
+check_spelling() {
+  command -v codespell > /dev/null || { skip codespell "codespell is not installed: apt-get install codespell"; return; }
+  git ls-files -z -- ':!*.lock' ':!*.o' ':!LICENSE' | xargs --null codespell --ignore-words-list crate,crates
+}
+
 # Every tracked script, by its name or its first line.
 shell_scripts() {
   local file first
@@ -82,5 +87,6 @@ lint() {
   step "formatting" cargo fmt --all --check
   step "clippy" cargo clippy --workspace --all-targets --features "$TEST_FEATURES" --locked -- --deny warnings
   step "shellcheck" check_shell
+  step "spelling" check_spelling
   step "chart" check_chart
 }

@@ -13,7 +13,7 @@ const REQUIRE: &str = "SCOPEPROBE_REQUIRE";
 const SKIPPED: &str = "SCOPEPROBE_SKIPPED";
 
 /// Prerequisites that scripts alone have (`skip` in `tests/steps.sh` and `scripts/ebpf-object.sh`).
-const OF_SCRIPTS: [&str; 4] = ["ebpf-toolchain", "helm", "other-kernels", "shellcheck"];
+const OF_SCRIPTS: [&str; 5] = ["codespell", "ebpf-toolchain", "helm", "other-kernels", "shellcheck"];
 
 /// Property of a machine that some tests depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
