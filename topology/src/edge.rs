@@ -86,7 +86,7 @@ pub struct EdgeKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EdgeCounters {
-    /// Connections established, those included that were open when an agent first looked.
+    /// Connections that were established, including preexisting ones.
     pub opened: u64,
     /// Of these, open now.
     pub active: u64,
@@ -108,26 +108,35 @@ pub struct EdgeCounters {
 }
 
 impl EdgeCounters {
+    /// All counts, in one order: what holds for each of them follows from this list.
+    fn counts_mut(&mut self) -> [&mut u64; 8] {
+        let Self { opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits } = self;
+        [opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits]
+    }
+
+    fn counts(mut self) -> [u64; 8] {
+        self.counts_mut().map(|count| *count)
+    }
+
+    /// Returns the counts of both, combined one by one.
+    fn with_each(mut self, other: &Self, combine: fn(u64, u64) -> u64) -> Self {
+        for (count, other) in self.counts_mut().into_iter().zip(other.counts()) {
+            *count = combine(*count, other);
+        }
+        self
+    }
+
     /// Adds another conversation's counters.
     ///
     /// Invariant: no count becomes less, if none is beyond [`count::MAX_COUNT`], which stands for all beyond it.
     pub fn add(&mut self, other: &Self) {
-        self.opened = count::add(self.opened, other.opened);
-        self.active = count::add(self.active, other.active);
-        self.failed = count::add(self.failed, other.failed);
-        self.bytes_sent = count::add(self.bytes_sent, other.bytes_sent);
-        self.bytes_received = count::add(self.bytes_received, other.bytes_received);
-        self.without_bytes = count::add(self.without_bytes, other.without_bytes);
-        self.inferred = count::add(self.inferred, other.inferred);
-        self.retransmits = count::add(self.retransmits, other.retransmits);
+        *self = self.with_each(other, count::add);
     }
 
     /// Returns whether all counts are what was counted: one that has come to [`count::MAX_COUNT`] may be less.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        let Self { opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits } = *self;
-        let all = [opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits];
-        all.into_iter().all(|count| count < count::MAX_COUNT)
+        self.counts().into_iter().all(|count| count < count::MAX_COUNT)
     }
 
     /// Adds what the other end had to send again of the same connections.
@@ -142,31 +151,13 @@ impl EdgeCounters {
     /// Invariant: no count is less than in either.
     #[must_use]
     pub fn at_least(&self, other: &Self) -> Self {
-        Self {
-            opened: self.opened.max(other.opened),
-            active: self.active.max(other.active),
-            failed: self.failed.max(other.failed),
-            bytes_sent: self.bytes_sent.max(other.bytes_sent),
-            bytes_received: self.bytes_received.max(other.bytes_received),
-            without_bytes: self.without_bytes.max(other.without_bytes),
-            inferred: self.inferred.max(other.inferred),
-            retransmits: self.retransmits.max(other.retransmits),
-        }
+        self.with_each(other, u64::max)
     }
 
     /// Returns the difference to `other`, at least 0.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
-        Self {
-            opened: self.opened.saturating_sub(other.opened),
-            active: self.active.saturating_sub(other.active),
-            failed: self.failed.saturating_sub(other.failed),
-            bytes_sent: self.bytes_sent.saturating_sub(other.bytes_sent),
-            bytes_received: self.bytes_received.saturating_sub(other.bytes_received),
-            without_bytes: self.without_bytes.saturating_sub(other.without_bytes),
-            inferred: self.inferred.saturating_sub(other.inferred),
-            retransmits: self.retransmits.saturating_sub(other.retransmits),
-        }
+        self.with_each(other, u64::saturating_sub)
     }
 
     /// The same connections; where the bytes of some are not known, with those that `other` knows, who counted them, or
@@ -199,16 +190,9 @@ impl EdgeCounters {
         let part = |count: u64| {
             u64::try_from(u128::from(count) * u128::from(opened) / u128::from(self.opened)).unwrap_or(count)
         };
-        Self {
-            opened,
-            active: part(self.active),
-            failed: 0,
-            bytes_sent: part(self.bytes_sent),
-            bytes_received: part(self.bytes_received),
-            without_bytes: part(self.without_bytes),
-            inferred: part(self.inferred),
-            retransmits: part(self.retransmits),
-        }
+        let mut share = *self;
+        share.counts_mut().into_iter().for_each(|count| *count = part(*count));
+        Self { failed: 0, ..share }
     }
 }
 

@@ -182,33 +182,66 @@ impl FlowCounters {
         count::bounded(self.opened.saturating_add(self.preexisting).saturating_sub(self.closed))
     }
 
+    /// Counts that only grow within a run, and those of open connections, which shrink when connections close: what
+    /// holds for each of them follows from these lists.
+    fn counts_mut(&mut self) -> ([&mut u64; 11], [&mut u64; 4]) {
+        let Self {
+            run: _,
+            opened,
+            closed,
+            failed,
+            preexisting,
+            bytes_sent,
+            bytes_received,
+            preexisting_bytes_sent,
+            preexisting_bytes_received,
+            open_bytes_sent,
+            open_bytes_received,
+            methods: _,
+            inferred,
+            without_bytes,
+            open_without_bytes,
+            retransmits: _,
+            preexisting_retransmits,
+            open_retransmits,
+            rtt: _,
+        } = self;
+        let growing = [
+            opened,
+            closed,
+            failed,
+            preexisting,
+            bytes_sent,
+            bytes_received,
+            preexisting_bytes_sent,
+            preexisting_bytes_received,
+            inferred,
+            without_bytes,
+            preexisting_retransmits,
+        ];
+        (growing, [open_bytes_sent, open_bytes_received, open_without_bytes, open_retransmits])
+    }
+
+    /// Returns the counters with each growing count combined with that of `other`.
+    fn with_each_growing(mut self, mut other: Self, combine: fn(u64, u64) -> u64) -> Self {
+        let (growing, others) = (self.counts_mut().0, other.counts_mut().0);
+        for (count, other) in growing.into_iter().zip(others) {
+            *count = combine(*count, *other);
+        }
+        self
+    }
+
     /// Returns the counters with each count limited to [`count::MAX_COUNT`].
     ///
     /// Invariant: a part of another count does not exceed that count.
     #[must_use]
     pub fn bounded(&self) -> Self {
-        use count::bounded;
-        Self {
-            run: self.run,
-            opened: bounded(self.opened),
-            closed: bounded(self.closed),
-            failed: bounded(self.failed),
-            preexisting: bounded(self.preexisting),
-            bytes_sent: bounded(self.bytes_sent),
-            bytes_received: bounded(self.bytes_received),
-            preexisting_bytes_sent: bounded(self.preexisting_bytes_sent),
-            preexisting_bytes_received: bounded(self.preexisting_bytes_received),
-            open_bytes_sent: bounded(self.open_bytes_sent),
-            open_bytes_received: bounded(self.open_bytes_received),
-            methods: self.methods,
-            inferred: bounded(self.inferred),
-            without_bytes: bounded(self.without_bytes),
-            open_without_bytes: bounded(self.open_without_bytes),
-            retransmits: self.retransmits.map(bounded),
-            preexisting_retransmits: bounded(self.preexisting_retransmits),
-            open_retransmits: bounded(self.open_retransmits),
-            rtt: self.rtt,
+        let mut bounded = Self { retransmits: self.retransmits.map(count::bounded), ..*self };
+        let (growing, open) = bounded.counts_mut();
+        for count in growing.into_iter().chain(open) {
+            *count = count::bounded(*count);
         }
+        bounded
     }
 
     /// Merges another report of the same flow, epoch and run, which may be older, newer or the same.
@@ -218,27 +251,12 @@ impl FlowCounters {
     ///
     /// Invariant: the order and repetition of reports with growing counters make no difference.
     pub fn merge(&mut self, other: &Self) {
-        let newer = if other.progress() >= self.progress() { *other } else { *self };
+        let (newer, older) = if other.progress() >= self.progress() { (*other, *self) } else { (*self, *other) };
         *self = Self {
             run: self.run.max(other.run),
-            opened: self.opened.max(other.opened),
-            closed: self.closed.max(other.closed),
-            failed: self.failed.max(other.failed),
-            preexisting: self.preexisting.max(other.preexisting),
-            bytes_sent: self.bytes_sent.max(other.bytes_sent),
-            bytes_received: self.bytes_received.max(other.bytes_received),
-            preexisting_bytes_sent: self.preexisting_bytes_sent.max(other.preexisting_bytes_sent),
-            preexisting_bytes_received: self.preexisting_bytes_received.max(other.preexisting_bytes_received),
-            open_bytes_sent: newer.open_bytes_sent,
-            open_bytes_received: newer.open_bytes_received,
             methods: self.methods.union(other.methods),
-            inferred: self.inferred.max(other.inferred),
-            without_bytes: self.without_bytes.max(other.without_bytes),
-            open_without_bytes: newer.open_without_bytes,
             retransmits: self.retransmits.max(other.retransmits),
-            preexisting_retransmits: self.preexisting_retransmits.max(other.preexisting_retransmits),
-            open_retransmits: newer.open_retransmits,
-            rtt: newer.rtt,
+            ..newer.with_each_growing(older, u64::max)
         };
     }
 
@@ -247,27 +265,13 @@ impl FlowCounters {
     /// Invariant: no count is less than in either, except those of open connections.
     #[must_use]
     pub fn followed_by(&self, later: &Self) -> Self {
+        // Nothing was open in between: what is open is the later one's.
         Self {
             run: self.run,
-            opened: count::add(self.opened, later.opened),
-            closed: count::add(self.closed, later.closed),
-            failed: count::add(self.failed, later.failed),
-            preexisting: count::add(self.preexisting, later.preexisting),
-            bytes_sent: count::add(self.bytes_sent, later.bytes_sent),
-            bytes_received: count::add(self.bytes_received, later.bytes_received),
-            preexisting_bytes_sent: count::add(self.preexisting_bytes_sent, later.preexisting_bytes_sent),
-            preexisting_bytes_received: count::add(self.preexisting_bytes_received, later.preexisting_bytes_received),
-            // Nothing was open in between.
-            open_bytes_sent: later.open_bytes_sent,
-            open_bytes_received: later.open_bytes_received,
             methods: self.methods.union(later.methods),
-            inferred: count::add(self.inferred, later.inferred),
-            without_bytes: count::add(self.without_bytes, later.without_bytes),
-            open_without_bytes: later.open_without_bytes,
             retransmits: sum(self.retransmits, later.retransmits),
-            preexisting_retransmits: count::add(self.preexisting_retransmits, later.preexisting_retransmits),
-            open_retransmits: later.open_retransmits,
             rtt: self.rtt.plus(&later.rtt),
+            ..later.with_each_growing(*self, count::add)
         }
     }
 
