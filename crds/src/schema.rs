@@ -1,4 +1,4 @@
-//! What Kubernetes asks of a schema and the Rust types don't say by themselves.
+//! Parts of the kinds' schemas that the Rust types cannot express: limits, list types and CEL rules.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::{Schema, SchemaGenerator, json_schema, transform::transform_subschemas};
@@ -9,8 +9,8 @@ use crate::{
     ModeChange, ModeOverride,
 };
 
-/// Kubernetes knows `int32` and `int64` only and warns about everything else. Unsigned numbers become the next wider
-/// signed one; their `minimum` of 0 stays.
+/// Replaces the integer formats that Kubernetes warns about: it has `int32` and `int64` only. Unsigned formats become
+/// signed ones; their `minimum` of 0 stays.
 pub fn signed_integers(schema: &mut Schema) {
     let signed = match schema.get("format").and_then(Value::as_str) {
         Some("uint8" | "uint16" | "int16") => Some("int32"),
@@ -23,7 +23,7 @@ pub fn signed_integers(schema: &mut Schema) {
     transform_subschemas(&mut signed_integers, schema);
 }
 
-/// At most 16 conditions, one per type.
+/// Schema of at most 16 conditions, one per type.
 pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -34,8 +34,8 @@ pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A duration as Go writes it, between two bounds. The shape is a rule and not a `pattern`, so that the message says
-/// what to write.
+/// Schema of a duration in Go's format, between two bounds. A CEL rule checks the format: unlike a `pattern`, it has a
+/// message that explains the format.
 fn duration(field: &str, min: &str, max: &str, example: &str) -> Schema {
     let message = format!("{field} has to be a duration between {min} and {max}, for example {example}");
     let rule = format!(
@@ -48,10 +48,11 @@ fn duration(field: &str, min: &str, max: &str, example: &str) -> Schema {
     })
 }
 
-/// A CEL string. Nothing that matches is too long for CEL to read.
+/// Regular expression of a duration, as a CEL string. CEL can parse every duration that matches.
 const DURATION_PATTERN: &str = r"'^([0-9]{1,9}([.][0-9]{1,9})?m?s|[0-9]{1,6}([.][0-9]{1,9})?[mh])+$'";
 
-/// A rule that compares two durations, left to the rules of each where one of them isn't one.
+/// Returns a CEL rule: the field `longer` is at least the field `shorter`. It holds if either is not a duration, since
+/// that field's own rule reports the error.
 pub fn not_below(longer: &str, shorter: &str) -> String {
     format!(
         "!self.{longer}.matches({DURATION_PATTERN}) || !self.{shorter}.matches({DURATION_PATTERN}) \
@@ -59,7 +60,7 @@ pub fn not_below(longer: &str, shorter: &str) -> String {
     )
 }
 
-/// That a request is not above its limit.
+/// Returns the rules of a container's `resources`: no request exceeds its limit.
 pub fn requests_within_limits() -> Value {
     let rule = |resource: &str| {
         format!(
@@ -75,26 +76,26 @@ pub fn requests_within_limits() -> Value {
     ])
 }
 
-/// See `CaptureSpec::report_interval`.
+/// Schema of `CaptureSpec::report_interval`.
 pub fn report_interval(_: &mut SchemaGenerator) -> Schema {
     duration("reportInterval", "200ms", "60s", "1s")
 }
 
-/// See `TopologySettings::counter_interval`.
+/// Schema of `TopologySettings::counter_interval`.
 pub fn counter_interval(_: &mut SchemaGenerator) -> Schema {
     duration("counterInterval", "1s", "1h", "30s")
 }
 
-/// See `TopologySettings::retention`.
+/// Schema of `TopologySettings::retention`.
 pub fn retention(_: &mut SchemaGenerator) -> Schema {
     duration("retention", "1m", "168h", "1h")
 }
 
-/// An amount of CPU or memory, as in a container's `resources`.
+/// Schema of an amount of CPU or memory, as in a container's `resources`.
 pub fn quantity(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
-        // kube would say true, and a null that is kept cannot be read.
+        // kube's default is true, but the Rust type cannot decode a null.
         "nullable": false,
         "maxLength": 32,
         "x-kubernetes-validations": [{
@@ -105,7 +106,7 @@ pub fn quantity(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// What the fallback may use of the CPU.
+/// Schema of the CPU budget of Fallback mode.
 pub fn cpu_budget(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
@@ -120,7 +121,7 @@ pub fn cpu_budget(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// At most 32 overrides.
+/// Schema of at most 32 overrides.
 pub fn mode_overrides(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -130,7 +131,7 @@ pub fn mode_overrides(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// That an override is not meant for all nodes.
+/// Returns the rule of an override: its `nodeSelector` is not empty.
 pub fn selects_something() -> Value {
     json!([{
         "rule": "size(self.nodeSelector) > 0",
@@ -167,7 +168,7 @@ pub fn peer_rules() -> Value {
     ])
 }
 
-/// Labels that pods have, as the API server has validated them.
+/// Schema of pod labels. The API server has validated them in the workload.
 pub fn match_labels(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
@@ -176,7 +177,7 @@ pub fn match_labels(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Requirements of a label selector, as the API server has validated them.
+/// Schema of a label selector's requirements. The API server has validated them in the workload.
 pub fn requirements(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -204,7 +205,7 @@ pub fn requirements(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// At most 64 groups, each name once.
+/// Schema of at most 64 groups, each name once.
 pub fn external_groups(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -215,7 +216,7 @@ pub fn external_groups(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// See `ExternalGroup::name`.
+/// Schema of `ExternalGroup::name`.
 pub fn external_group_name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
@@ -232,7 +233,7 @@ pub fn external_group_name(_: &mut SchemaGenerator) -> Schema {
 fn is_cidr() -> String {
     let byte = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
     let v4 = format!("({byte}[.]){{3}}{byte}/(3[0-2]|[12]?[0-9])");
-    // So many parts before `::`, and after it at most as many as are left.
+    // `before` parts before `::`, and at most `7 - before` parts after it.
     let part = "[0-9a-f]{1,4}";
     let shortened = (1..=6).map(|before| format!("({part}:){{1,{before}}}(:{part}){{1,{}}}", 7 - before));
     let whole = [format!("({part}:){{7}}{part}"), format!("({part}:){{1,7}}:"), format!(":((:{part}){{1,7}}|:)")];
@@ -240,7 +241,7 @@ fn is_cidr() -> String {
     format!("self.matches('(?i)^({v4}|({v6})/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))$')")
 }
 
-/// At least one range of addresses or DNS name in a group.
+/// Returns the rule of a group: it has at least one range of addresses or DNS name.
 pub fn group_has_members() -> Value {
     json!([{
         "rule": "size(self.cidrs) + size(self.dnsNames) > 0",
@@ -249,7 +250,7 @@ pub fn group_has_members() -> Value {
     }])
 }
 
-/// Up to 64 DNS names or patterns.
+/// Schema of up to 64 DNS names or patterns.
 pub fn dns_names(_: &mut SchemaGenerator) -> Schema {
     let rule = "self.matches('^([*][.])?[a-z0-9_]+(-+[a-z0-9_]+)*([.][a-z0-9_]+(-+[a-z0-9_]+)*)*$') \
                 && !self.matches('^[0-9.]+$')";
@@ -260,7 +261,7 @@ pub fn dns_names(_: &mut SchemaGenerator) -> Schema {
     )
 }
 
-/// Selector of namespaces by their labels.
+/// Schema of a selector of namespaces by their labels.
 pub fn namespace_selector(_: &mut SchemaGenerator) -> Schema {
     let key_message = "has to be a label's name, for example kubernetes.io/metadata.name";
     let value = json!({"type": "string", "maxLength": 63, "pattern": LABEL_VALUE_PATTERN});
@@ -330,7 +331,7 @@ fn is_label_name(text: &str) -> String {
     )
 }
 
-/// Up to 64 ranges of addresses.
+/// Schema of up to 64 ranges of addresses.
 pub fn cidrs(_: &mut SchemaGenerator) -> Schema {
     checked_strings(
         43,
@@ -339,7 +340,7 @@ pub fn cidrs(_: &mut SchemaGenerator) -> Schema {
     )
 }
 
-/// Up to 64 strings, each of which follows a rule.
+/// Schema of up to 64 strings, each of which satisfies a rule.
 fn checked_strings(max_length: u32, rule: &str, message: &str) -> Schema {
     json_schema!({
         "type": "array",
@@ -353,7 +354,7 @@ fn checked_strings(max_length: u32, rule: &str, message: &str) -> Schema {
     })
 }
 
-/// At most ten changes, the newest last.
+/// Schema of at most ten changes, the newest last.
 pub fn history(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -363,7 +364,7 @@ pub fn history(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// At most 128 periods, oldest first.
+/// Schema of at most 128 periods, oldest first.
 pub fn periods(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -373,7 +374,7 @@ pub fn periods(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Labels that a node has to have.
+/// Schema of the labels that select nodes.
 pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
@@ -388,7 +389,7 @@ pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
             "message": "every key of nodeSelector has to be a label's name, for example kubernetes.io/os",
             "reason": "FieldValueInvalid",
         }, {
-            // What is chosen by a label that follows from the choice would never come to rest.
+            // The operator sets these labels on the nodes that it selects, so selecting by them would be circular.
             "rule": "self.all(key, !key.startsWith('scopeprobe.io/'))",
             "message": "nodeSelector cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label",
             "reason": "FieldValueInvalid",
@@ -396,7 +397,7 @@ pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// At most 16 tolerations.
+/// Schema of at most 16 tolerations.
 pub fn tolerations(_: &mut SchemaGenerator) -> Schema {
     let text = |description: &str| json!({"type": "string", "maxLength": 317, "description": description});
     let choice =

@@ -1,4 +1,4 @@
-//! Peer of an edge: a union whose `type` says which fields it has.
+//! Peer of an edge: a union. The field `type` determines which of the other fields are set.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,7 @@ use tar::{Builder, EntryType};
 
 use crate::layer::append;
 
-/// Makes the archive of an image with one layer.
+/// Returns the archive of an image with one layer.
 pub fn write(name: &str, entrypoint: &str, layer: &[u8]) -> io::Result<Vec<u8>> {
     let layer_digest = sha256(layer);
     let configuration = json!({
@@ -31,7 +31,8 @@ pub fn write(name: &str, entrypoint: &str, layer: &[u8]) -> io::Result<Vec<u8>> 
     tar.into_inner()
 }
 
-/// This machine's, by Go's name for it: the programs in the image were built here.
+/// Returns this machine's architecture by the name that image configurations use, which is Go's. The programs in the
+/// image were built on this machine.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -26,7 +26,7 @@ struct Arguments {
     files: Vec<Content>,
 }
 
-/// One file of the image and where its bytes come from.
+/// One file of the image, and the local file that it is copied from.
 #[derive(Clone)]
 struct Content {
     path: String,

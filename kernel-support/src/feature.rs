@@ -1,4 +1,4 @@
-//! Kernel features by the version that brought them, with Red Hat's backports.
+//! Kernel features by the version that introduced them, with Red Hat's backports.
 
 use crate::release::Release;
 
@@ -39,11 +39,11 @@ impl KernelFeature {
             // whose RHCOS 410.84 is RHEL 8.4. RHEL 8.3 (build 240) has none
             // (https://github.com/grafana/beyla/pull/1175). Nothing is known of the builds between the two.
             //
-            // The agent probes everything else that it needs. If something is missing, the node gets the fallback
-            // within a minute, and eBPF is tried again after an hour at the earliest: no loop. A node that starts
-            // with the fallback never tries eBPF, so that a wrong "too old" would last.
+            // A wrong "new enough" is corrected: the agent probes everything that it needs. If something is missing,
+            // the operator moves the node to Fallback mode within a minute, and retries eBPF after an hour at the
+            // earliest. A wrong "too old" would be permanent: an agent in Fallback mode never tries eBPF.
             Self::RingBuffer => Since { version: (5, 8), rhel_8: Some(Rhel8 { minor: 4, build: 305 }) },
-            // RHEL 8 counts as without it: at worst the agent has SYS_RESOURCE without a need.
+            // RHEL 8 counts as lacking it. If that is wrong, the agent only has SYS_RESOURCE without needing it.
             Self::CgroupAccountedMaps => Since { version: (5, 11), rhel_8: None },
             Self::SocketIterators => Since { version: (5, 12), rhel_8: None },
             Self::ClassicTracepointMapUpdates => Since { version: (6, 1), rhel_8: None },

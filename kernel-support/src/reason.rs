@@ -1,8 +1,8 @@
-//! Reasons why a node is captured as it is: the words of the API.
+//! Reasons of a node's capture mode, and the words that the API shows for them.
 
 use std::fmt;
 
-/// Reason why a node is captured as it is, or not at all.
+/// Reason of a node's capture mode, or of the lack of a capture.
 ///
 /// Agents report reasons, the operator adds those of its own choice, and NodeProbes show them. The words of
 /// [`Reason::as_str`] never change.
@@ -10,7 +10,7 @@ use std::fmt;
 pub enum Reason {
     /// The agent runs the capture that it was started for.
     Supported,
-    /// The agent has not finished its first attempt yet. No report holds this.
+    /// The agent has not finished its first attempt yet. No report contains this reason.
     Starting,
     /// No agent of the node has reported yet.
     #[default]
@@ -23,7 +23,7 @@ pub enum Reason {
     KernelUnknown,
     /// The kernel is locked down against what the programs do.
     Lockdown,
-    /// The kernel does not describe its own types.
+    /// The kernel has no BTF, the description of its own types.
     BtfMissing,
     /// The agent may not load or attach programs.
     CapabilityMissing,
@@ -41,7 +41,7 @@ pub enum Reason {
     ForcedByProbe,
     /// One of `spec.modeOverrides` of the ScopeProbe asks for the mode.
     ForcedByOverride,
-    /// Another program has given a reason that this one does not know.
+    /// A program of another version reported a reason that is not in this list.
     Unknown,
 }
 
@@ -67,7 +67,7 @@ impl Reason {
         Self::Unknown,
     ];
 
-    /// Word of the API.
+    /// Returns the word that the API shows.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -91,13 +91,13 @@ impl Reason {
         }
     }
 
-    /// Reads a word of the API. A word of another version is [`Reason::Unknown`].
+    /// Parses a word of the API. An unknown word, for example of another version, becomes [`Reason::Unknown`].
     #[must_use]
     pub fn from_word(word: &str) -> Self {
         Self::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Self::Unknown)
     }
 
-    /// Sentence for people: the fact, and what to do about it.
+    /// Returns a sentence for the reader of a status: the fact, and what to do about it.
     #[must_use]
     pub const fn sentence(self) -> &'static str {
         match self {

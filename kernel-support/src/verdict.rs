@@ -1,4 +1,4 @@
-//! Judgement of a kernel by its release, before anything is tried.
+//! Judges a kernel by its release, before the agent tries to load a program.
 
 use crate::{
     feature::KernelFeature,
@@ -7,7 +7,7 @@ use crate::{
     release::{ParseReleaseError, Release},
 };
 
-/// Expectation of whether a kernel can run the eBPF capture.
+/// Expected ability of a kernel to run the eBPF capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The kernel is recent enough.
@@ -47,7 +47,7 @@ pub enum UnfitKernel {
 }
 
 impl UnfitKernel {
-    /// Word of the API.
+    /// Returns the reason that the API shows.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {
@@ -72,8 +72,8 @@ impl Release {
     /// Judges whether a kernel of this release can run the eBPF capture.
     ///
     /// # Errors
-    /// If the kernel lacks what every program needs, or is known to crash. A version is a bad judge: nothing else is
-    /// turned away by it.
+    /// If the kernel lacks a feature that every program needs, or is known to crash. The release decides nothing else,
+    /// because distributions backport features.
     pub fn judge(&self) -> Result<MapMemory, UnfitKernel> {
         if let Some(bug) = KernelBug::of(self) {
             return Err(UnfitKernel::KnownBad { release: self.clone(), bug });

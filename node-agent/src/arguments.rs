@@ -99,7 +99,7 @@ impl CaptureArguments {
         }
     }
 
-    /// The settings even where the cgroup root is not to be found: what uses them finds out and says so.
+    /// Returns the settings, also if the cgroup root is not found: the capture reports that error.
     #[must_use]
     pub fn settings_to_probe(&self) -> Settings {
         Settings { cgroup_root: self.root_to_probe(), ..self.settings_without_root() }

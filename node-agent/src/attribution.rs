@@ -19,16 +19,16 @@ pub mod processes;
 pub mod shape;
 pub mod tree;
 
-/// A cgroup that has no path yet is looked for again after this time, and one that only its processes can name and
-/// that had none.
+/// Time after which the agent retries the attribution of a cgroup without a path, or of one that only its processes can
+/// identify and that had none.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Owner of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributed {
-    /// The path below the node's cgroup v2 root; empty where the cgroup was gone before its path was seen.
+    /// Path below the node's cgroup v2 root; empty if the cgroup was removed before the agent read its path.
     pub path: String,
-    /// Its owner; for a cgroup without a path a host process whose name says so.
+    /// Owner of the cgroup; without a path, a host process with a name for that case.
     pub owner: CgroupOwner,
 }
 

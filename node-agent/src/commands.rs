@@ -28,7 +28,7 @@ enum Command {
     Run(run::RunArguments),
 }
 
-/// Reads the command line and does what it says.
+/// Parses the command line and executes the command.
 ///
 /// # Errors
 /// Returns a human-readable error if the command failed.

@@ -56,7 +56,7 @@ pub struct Untold {
     pub failed: u64,
 }
 
-/// The flows. A table of a hundred thousand takes 150 bytes for each.
+/// Flows of this epoch. A store of 100,000 flows takes about 150 bytes for each.
 #[derive(Debug)]
 pub struct FlowStore {
     flows: IndexMap<FlowKey, FlowEntry>,
@@ -127,8 +127,8 @@ impl FlowStore {
         }
     }
 
-    /// Sets the lower bound of the time of following events: earlier ones were recorded. Before the first call, the
-    /// bound is the time of recording.
+    /// Sets the lower bound of the time of the events that are recorded next: all earlier events are recorded already.
+    /// Before the first call, the bound is the time of recording.
     pub fn looked(&mut self, before: Instant) {
         self.looked = Some(before);
     }

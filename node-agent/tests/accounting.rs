@@ -220,7 +220,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
 
-    /// Nothing is counted twice, ever; and in the end what is missing is no more than what is said to be lost.
+    /// Nothing is counted twice. In the end, no more connections are missing than are reported as lost.
     #[test]
     fn the_ledger_knows_the_truth_in_the_end(most_flows in prop_oneof![Just(6usize), Just(100)], steps in steps()) {
         let mut world = World::new(most_flows);

@@ -41,7 +41,7 @@ fn obedient_process() {
 /// Time limit for a condition: several of the 30 s after which a quiet namespace is scanned again.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-/// A capture, and all that it has said so far.
+/// A capture, and all its results so far.
 struct Watched {
     capture: FallbackCapture,
     flows: BTreeMap<FlowKey, FlowCounters>,
@@ -312,7 +312,7 @@ fn conntrack_tells_where_connections_really_led() {
     let (mut expected, mut nat_peers) = (BTreeMap::new(), BTreeMap::new());
     for (service, seen_client, port) in [(SERVICE, PODS[0], 8080), (HIDING, "10.201.2.1", 8081)] {
         server.listen(service, &format!("{}:{port}", PODS[1]));
-        // Short ones, which no look shows, and one that lasts.
+        // Short connections, which no scan shows, and a long one.
         server.begin(&format!("serve {service} 20 10 20"));
         assert_eq!(client.tell(&format!("call-slowly {service}:80 20")), "done");
         assert_eq!(server.finish(), "done");

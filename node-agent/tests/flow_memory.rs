@@ -1,4 +1,4 @@
-//! Memory that the agent's flows take, by an allocator that counts.
+//! Tests the memory that the agent's flows take, with an allocator that counts bytes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
@@ -50,7 +50,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// As many as fill a table: what is reserved beyond that takes no memory before it is used, but would count here.
+/// Number of flows that fills a hash table exactly. The allocator would count reserved room, which takes no memory
+/// before it is used.
 const FLOWS: u32 = 131_072 / 8 * 7;
 
 fn key(number: u32) -> FlowKey {
@@ -75,7 +76,7 @@ fn counters(number: u32) -> FlowCounters {
     }
 }
 
-/// One test, as other threads' memory would count, too.
+/// The only test of this binary: the allocator would also count the memory of other tests' threads.
 #[test]
 fn flows_take_few_bytes_and_return_them_after_a_peak() {
     let now = Instant::now();

@@ -1,4 +1,4 @@
-//! The observer with a capture that does what the test says.
+//! Tests the observer with a capture that the test controls.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{

@@ -61,12 +61,12 @@ const WRITES_PER_SECOND: u32 = 20;
 const WRITE_BURST: u32 = 60;
 /// Writes under way at a time.
 const PARALLEL_WRITES: usize = 8;
-/// Changes that come this close together are looked at together.
+/// Debounce of changes: one graph is built for all changes within this time.
 const COALESCE: Duration = Duration::from_millis(50);
-/// Of the time, making graphs takes at most one part in so many.
+/// Building graphs takes at most this fraction of the time: one part in `BUILD_SHARE`.
 const BUILD_SHARE: u32 = 5;
-/// After a start, objects from before stay untouched for so long, unless all nodes have reported earlier: what they
-/// say is better than what a part of the nodes says.
+/// Time after a start for which published objects stay unchanged, unless all nodes have reported earlier. A graph of
+/// some nodes would be worse than the published one.
 const WARM_UP: Duration = Duration::from_secs(20);
 /// Time to wait for the first list of everything that has a name.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(30);

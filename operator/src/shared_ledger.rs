@@ -1,4 +1,5 @@
-//! The ledger as the tasks of the operator share it: the collector writes, the publisher reads.
+//! The ledger as the tasks of the operator share it. The collector applies reports. The publisher reads it, and evicts
+//! expired flows.
 
 use std::sync::Arc;
 

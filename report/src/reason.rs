@@ -1,11 +1,11 @@
-//! Reasons as the wire writes them.
+//! Converts reasons to and from the wire format.
 
 use kernel_support::Reason;
 
 use crate::v1alpha1 as wire;
 
 impl From<Reason> for wire::Reason {
-    /// Reasons that no agent reports become unspecified.
+    /// Converts a reason. Reasons that no agent reports become unspecified.
     fn from(reason: Reason) -> Self {
         match reason {
             Reason::Supported => Self::Supported,
@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    /// `CgroupV2Missing` → `REASON_CGROUP_V2_MISSING`.
+    /// Returns the wire's name of a word: `CgroupV2Missing` → `REASON_CGROUP_V2_MISSING`.
     fn wire_name(word: &str) -> String {
         word.chars().fold(String::from("REASON"), |name, letter| {
             let separator = if letter.is_ascii_uppercase() { "_" } else { "" };

@@ -5,7 +5,7 @@ use std::io;
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Each says what was attempted, on what, and what came of it.
+/// Error of a step: the attempt, its object, and the outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A request to the API server.

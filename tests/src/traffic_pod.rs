@@ -153,7 +153,7 @@ impl Traffic {
         self.outcome(&Command::Connect(Connect { background: false, ..plan })).await
     }
 
-    /// Has a command carried out that comes to an outcome.
+    /// Executes a command that has an outcome, and returns it.
     ///
     /// # Errors
     /// See [`Traffic::ask`].

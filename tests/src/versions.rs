@@ -51,7 +51,7 @@ impl Versions {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The latest version of each object, looked at in a certain way.
+    /// Returns the latest version of each object, converted by `look`.
     #[must_use]
     pub fn latest(&self, look: impl Fn(Value) -> Value) -> BTreeMap<String, Value> {
         let latest = |(name, versions): (&String, &Vec<Value>)| Some((name.clone(), look(versions.last()?.clone())));

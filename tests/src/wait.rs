@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Long enough for a slow machine under load: a test that waits so long has failed.
 const SECONDS: u64 = 180;
 
-/// Looks again and again until `look` finds what it looks for; its error says what it saw instead.
+/// Repeats `look` until it returns a result. Its error describes the state that it found instead.
 ///
 /// # Errors
 /// [`Error::TimedOut`] after three minutes, or after `SCOPEPROBE_TEST_TIMEOUT` seconds.

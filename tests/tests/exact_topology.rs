@@ -26,7 +26,7 @@ fn conversation(port: &Port, turn: usize) -> (u64, u64, End) {
     }
 }
 
-/// 50 connections that are open before an agent looks, with bytes on them.
+/// Opens 50 connections before an agent starts, and transfers bytes on them.
 async fn open_before_the_start(fleet: &Fleet) -> Result<()> {
     let opened = fleet
         .each_client(async |client, own, program| {

@@ -71,7 +71,7 @@ async fn storm(fleet: &Fleet, client: (&Member, &Traffic), way: Way, port: &Port
     Ok(outcome)
 }
 
-/// Every node's agent says that it has missed nothing at all.
+/// Asserts that every node's agent reports no loss.
 async fn assert_nothing_lost(cluster: &Cluster) -> Result<()> {
     for probe in cluster.node_probes().await? {
         let status = probe.status.clone().unwrap_or_default();

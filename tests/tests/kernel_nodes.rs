@@ -63,15 +63,15 @@ async fn every_node_captures_as_its_kernel_allows_and_all_pods_are_shown_as_it_h
     cluster.unprobe().await?;
     let namespace = cluster.namespace("kernels").await?;
     let pods = Pods::launch(&namespace).await?;
-    // Before anybody looks, and closed by then: they are in no count.
+    // These connections are closed before an agent starts, so no count contains them.
     pods.reach_services().await?;
     manifest::apply(&cluster.client, "", PROBE).await?;
     every_node_says_which_mode_and_why(&cluster).await?;
 
-    // The client's kernel on node-1 tells a connection's bytes when it ends; the servers' tell them before.
+    // The client's kernel on node-1 reports a connection's bytes when it ends; the servers' kernels report them before.
     let mut edges = pods.talk(false).await?;
     shown(&namespace, "held ones open", &edges, |_| true).await?;
-    // Where the same client reaches the same server in two ways, the servers cannot tell which bytes are whose.
+    // If a client reaches a server by two paths, the server's bytes cannot be assigned to one of them.
     edges.extend(pods.talk(true).await?);
     let client_knows = |name: &EdgeName| name.client.1 != pod_on(&NODES[0]);
     shown(&namespace, "held ones open, by Services too", &edges, client_knows).await?;
@@ -159,9 +159,8 @@ impl Pods {
         Ok(())
     }
 
-    /// Each calls all others, at their own addresses or at their Services'; says what came of it, by the clients' own
-    /// counts. Connections that last are everybody's; short ones are made where both ends capture in the kernel, which
-    /// misses none.
+    /// Each pod calls all others, at their own addresses or through Services. Returns the edges by the clients' own
+    /// counts. All pods make long connections. Only pairs with eBPF at both ends, which misses none, make short ones.
     async fn talk(&self, through_service: bool) -> Result<Edges> {
         let mut edges = Edges::new();
         for client in &self.0 {

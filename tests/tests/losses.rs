@@ -1,4 +1,4 @@
-//! A table of flows that is far too small: what does not fit is counted, to the connection, and said.
+//! Tests a table of flows that is far too small: every connection that does not fit is counted and reported as lost.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -16,9 +16,9 @@ use scopeprobe_tests::{
 };
 use traffic::protocol::{Behaviour, Connect, End};
 
-/// The smallest table there may be.
+/// Settings with the smallest table that the API allows.
 const SPEC: &str = "{capture: {maxFlows: 64}, topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
-/// So many looks have to bring nothing new before an account counts as settled.
+/// Number of successive reads without a change after which an account counts as settled.
 const STILL: u32 = 30;
 
 /// Returns, for each node, connections and failed attempts of its kernel, less those that its NodeProbe reports as seen
@@ -35,7 +35,7 @@ async fn unaccounted(cluster: &Cluster) -> Result<BTreeMap<String, i128>> {
     Ok(nodes)
 }
 
-/// The least that many looks find: in some of them everything has been reported.
+/// Returns the minimum of many reads: for some of them, everything was reported.
 async fn before_the_agents(cluster: &Cluster) -> Result<BTreeMap<String, i128>> {
     let mut least = unaccounted(cluster).await?;
     let mut still = 0;
@@ -159,7 +159,7 @@ fn assert_declared(probe: &NodeProbe) {
     assert!(complete.message.contains(&numbers), "{node}: {}", complete.message);
 }
 
-/// The condition of the ScopeProbe says how much was lost, and where.
+/// Asserts that the ScopeProbe's condition reports the number of lost connections and their nodes.
 async fn assert_said(cluster: &Cluster) -> Result<()> {
     eventually("the ScopeProbe to say how much was lost", async || {
         let probes = cluster.node_probes().await.map_err(|error| error.to_string())?;

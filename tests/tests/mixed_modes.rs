@@ -57,7 +57,7 @@ async fn be_refused(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-/// Each edge says by which eyes it was seen.
+/// Asserts that each edge reports the methods of its observation.
 async fn edges_say_how_they_are_known(fleet: &Fleet) -> Result<()> {
     let api: Api<Topology> = fleet.namespace.api();
     let all = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?;

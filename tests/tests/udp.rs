@@ -24,7 +24,7 @@ spec:
   - {name: connections, port: 53, targetPort: 5353, protocol: TCP}
 ";
 
-/// Conversations, bytes sent, bytes received, by the Service that was dialled, if one was.
+/// Conversations, bytes sent and bytes received, by the Service that was called, if any.
 type Counts = BTreeMap<Option<String>, (u64, u64, u64)>;
 
 fn counted(edges: &[TopologyEdge], peer: &str) -> Counts {

@@ -1,10 +1,10 @@
 //! Published history that the ledger does not have: evicted flows, and the objects of an earlier operator. Both are
 //! added to the edges that they belong to.
 //!
-//! An operator that begins knows what agents still count, and what its predecessor has published. How much of the
-//! latter agents no longer know, each edge says itself ([`Graph::earlier`]); that and what agents count now is the
-//! whole. It is never less than what was published, and only where agents have begun anew while no operator ran can
-//! it be less than the truth.
+//! A new operator has two sources: the agents' current counters, and the objects that its predecessor published. Each
+//! object stores the part of its counters that agents no longer report ([`Graph::earlier`]). An edge's counters are the
+//! sum of that part and the agents' counters. They are never less than what was published. They are less than the truth
+//! only if agents restarted while no operator ran.
 
 mod estimates;
 mod expired_pods;
@@ -37,7 +37,7 @@ use crate::{
 pub struct Published {
     /// The edge.
     pub edge: Edge,
-    /// The part of it that agents no longer knew.
+    /// Part of it that agents no longer reported.
     pub earlier: Counts,
 }
 
@@ -57,7 +57,7 @@ pub struct Archive {
 struct Retired {
     counters: EdgeCounters,
     times: Option<Times>,
-    /// Connections that clients' agents had counted. Servers that still do tell nothing new.
+    /// Connections that clients' agents counted. If servers' agents still report them, they are not new.
     by_clients: u64,
 }
 
@@ -65,7 +65,7 @@ struct Retired {
 #[derive(Clone, Debug)]
 struct Before {
     restored_at: SystemTime,
-    /// All agents have been heard since, so that `earlier` is what none of them knows.
+    /// True if all agents have reported since: `earlier` is then the part that none of them reports.
     settled: bool,
     edges: HashMap<EdgeKey, Published>,
     /// Counters on edges with an unnamed end that were published under a name.
@@ -73,16 +73,16 @@ struct Before {
 }
 
 impl Archive {
-    /// Holds nothing.
+    /// Returns an empty archive.
     ///
-    /// Invariant: without anything restored or retired, [`Self::build`] makes what [`graph::build`] makes.
+    /// Invariant: while nothing is restored or retired, [`Self::build`] returns the same graph as [`graph::build`].
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes over what an earlier operator has published, once: later calls do nothing. Of an edge that is there twice,
-    /// as its two ends see it, the newer account is taken, with the endpoints of both.
+    /// Restores the edges that an earlier operator published; later calls do nothing. If the objects of both ends have
+    /// an edge, the newer account is used, with the endpoints of both.
     pub fn restore(&mut self, published: impl IntoIterator<Item = Published>, now: SystemTime) {
         if self.before.is_some() {
             return;
@@ -98,8 +98,8 @@ impl Archive {
         self.before = Some(Before { restored_at: now, settled: false, edges, under_a_name: HashMap::new() });
     }
 
-    /// To be called when all agents have told all that they know: what was published and is not in it is what they no
-    /// longer know.
+    /// Computes the part of each published edge that agents no longer report: the published counters minus theirs. To
+    /// be called when all agents have reported everything.
     ///
     /// Invariant: later calls change nothing, nor does any if nothing was restored.
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
@@ -160,7 +160,7 @@ impl Archive {
         }
     }
 
-    /// With what clients' agents have counted of flows that the ledger has let go of.
+    /// Adds the connections that clients' agents counted in flows that the ledger has evicted.
     fn forgotten(&self, mut forgotten: EvictedFlows) -> EvictedFlows {
         for (key, retired) in &self.retired {
             forgotten.add(key, retired.by_clients, &[]);

@@ -31,7 +31,7 @@ struct World {
     stays: Vec<(u64, u64)>,
     /// Clients and times of their calls, in milliseconds from the start.
     calls: Vec<(usize, u64)>,
-    /// The agents look so often.
+    /// Interval between two readings of an agent.
     period_ms: u64,
     /// True if the servers' node has an agent.
     servers_seen: bool,
@@ -83,7 +83,7 @@ fn pod(name: &str, node: &str, ip: IpAddr, from_ms: u64) -> Pod {
     }
 }
 
-/// Agent, owner of the sockets, flow.
+/// Node of the agent, owner of the sockets, flow.
 type Flow = (&'static str, String, FlowKey);
 
 /// Report of one agent on one flow at one time.
@@ -98,7 +98,7 @@ struct Report {
 }
 
 impl World {
-    /// The servers' times, both ends included.
+    /// Returns the range of time for which each server holds the address; both bounds are included.
     fn servers(&self) -> Vec<(u64, u64)> {
         let mut free_ms = BEGIN_MS;
         self.stays
@@ -115,7 +115,7 @@ impl World {
         self.servers().iter().position(|(from_ms, until_ms)| (*from_ms..=*until_ms).contains(&ms))
     }
 
-    /// Connections by client and server.
+    /// Returns the number of connections by client and server.
     fn truth(&self) -> BTreeMap<(String, String), u64> {
         let mut truth = BTreeMap::new();
         for (client, ms) in &self.calls {
@@ -191,7 +191,7 @@ impl World {
         reports
     }
 
-    /// The graph after all reports, each of which comes so late, and some of them twice.
+    /// Returns the graph after all reports. In turn, they are late by `late_ms`, and arrive twice if `twice` is true.
     fn graph(&self, late_ms: &[u64], twice: &[bool]) -> Graph {
         let mut coming: Vec<(u64, Report)> = Vec::new();
         let mut last: BTreeMap<&str, u64> = BTreeMap::new();
@@ -212,7 +212,7 @@ impl World {
                 pod_uid: format!("uid-{}", report.owner),
                 container_id: format!("id-{}", report.owner),
             };
-            // Its ages are as of when it was made.
+            // Ages refer to the time at which the report was made.
             let sighting = Sighting::new(&report.ages, at(report.look_ms), at(due));
             let applied = ledger
                 .identify(report.node, EPOCH, report.key.cgroup_id, owner)
@@ -244,7 +244,7 @@ fn name(peer: &Peer) -> Option<&str> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
 
-    /// No pod is named that did not answer, as often as is said, and every connection is on one edge.
+    /// No edge between two pods has more connections than they made, and every connection is on one edge.
     #[test]
     fn who_is_named_has_answered(
         world in world(),
@@ -265,7 +265,7 @@ proptest! {
         prop_assert_eq!(opened + graph.unsettled, truth.values().sum::<u64>());
         let failed: u64 = graph.edges.iter().map(|edge| edge.counters.failed).sum();
         prop_assert_eq!(failed, world.calls.len() as u64 - truth.values().sum::<u64>());
-        // What both ends have seen leaves no choice where the servers come and go slowly.
+        // If servers change slowly, the counts of both ends leave one assignment only.
         if world.servers_seen && world.stays.iter().all(|(lasts_ms, gap_ms)| *lasts_ms > 15_000 && *gap_ms > 6_000) {
             let named: u64 = graph
                 .edges

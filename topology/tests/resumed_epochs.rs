@@ -60,7 +60,7 @@ enum Step {
     Report(usize),
     /// Another program without any flows reports for the node, once or more often.
     Stranger(u8),
-    /// The agent lets go of its flow if nothing is open, all of it having been reported.
+    /// The agent evicts its flow if it has no open connection and is fully reported.
     LetGo(usize),
 }
 
@@ -129,7 +129,7 @@ impl World {
         self.ledger.resume(NODE, epoch, Epoch([agent.origin; 16])).expect("a new epoch, or the present one");
         self.ledger.record_heartbeat(NODE, at(1));
         self.ledger.begin_snapshot(NODE, epoch).expect("the present epoch");
-        // A flow that the agent has let go of is not in the snapshot.
+        // The snapshot does not contain a flow that the agent has evicted.
         if counters.opened + counters.preexisting + counters.failed > 0 {
             self.ledger.apply(NODE, epoch, key(), &counters, at(1)).expect("the present epoch");
             self.agents[which].has_reported_flows = true;

@@ -23,10 +23,12 @@ pub struct Settings {
     pub release: Option<String>,
     /// The only attach type to try; `None` for the best that works.
     pub attach: Option<Attach>,
-    /// Maximum number of tracked sockets, for connections without callbacks; more are [`Losses`](super::Losses).
+    /// Maximum number of tracked sockets, for connections without callbacks. Connections beyond it are counted as
+    /// [`Losses`](super::Losses).
     pub max_followed: u32,
-    /// Maximum number of preexisting connections whose end the kernel program counts. The ends of more are noticed late
-    /// and counted in [`Losses::closes_unseen`](super::Losses::closes_unseen). `None`: the number of sockets.
+    /// Maximum number of preexisting connections whose end the kernel program counts; `None` for the number of sockets.
+    /// The agent notices further ends late and counts them in
+    /// [`Losses::closes_unseen`](super::Losses::closes_unseen).
     pub max_old: Option<u32>,
     /// Time after which the end of a preexisting connection counts as missed if no process holds its socket. Before, the
     /// socket may still send its remaining bytes.
@@ -34,9 +36,10 @@ pub struct Settings {
     /// Maximum number of connections noted as counted while the capture starts. If more open and close, preexisting
     /// connections are left out and counted as [`Losses`](super::Losses).
     pub max_noted: u32,
-    /// Maximum number of flows that the kernel counts; more are counted as [`Losses`](super::Losses).
+    /// Maximum number of flows that the kernel counts. Connections of further flows are counted as
+    /// [`Losses`](super::Losses).
     pub max_flows: u32,
-    /// Reason for fewer flows than requested, if so.
+    /// Reason for which `max_flows` is lower than requested; `None` if it is not.
     pub shortage: Option<Shortage>,
     /// Counts datagrams, if the kernel allows it.
     pub datagrams: bool,
@@ -49,14 +52,16 @@ pub struct Settings {
     pub conversations_settle: Duration,
     /// Reads DNS responses; their payload leaves the kernel only then.
     pub dns_names: bool,
-    /// Size of the ring buffer of DNS answers, in bytes: a power of two, at least a page. An answer takes about 150.
+    /// Size of the ring buffer of DNS responses, in bytes: a power of two, at least a page. A response takes about 150
+    /// bytes.
     pub answer_ring_bytes: u32,
-    /// Size of the ring buffer of new flows, in bytes: a power of two, at least a page. A notification takes 64.
+    /// Size of the ring buffer of new flows, in bytes: a power of two, at least a page. A notification takes 64
+    /// bytes.
     pub ring_bytes: u32,
     /// Interval at which all open sockets are listed.
     pub look_every: Duration,
-    /// Opens a test connection at the start, which must be counted. Only for roots that contain this process.
-    /// A capture that has not passed it may miss everything unnoticed.
+    /// Runs the self-test at the start. It requires a cgroup root that contains this process. Without it, a capture
+    /// that counts nothing at all goes unnoticed.
     pub self_test: bool,
 }
 

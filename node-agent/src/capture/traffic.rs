@@ -5,7 +5,7 @@
 pub(super) struct Traffic {
     pub(super) sent: u64,
     pub(super) received: u64,
-    /// 0 where connection tracking tells the payload, which does not know.
+    /// Retransmitted segments; 0 if the payload comes from conntrack, which does not count them.
     pub(super) retransmits: u64,
 }
 

@@ -123,7 +123,7 @@ async fn serve(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         served = endpoints => served.context("the HTTP endpoints panicked")?.context("the HTTP endpoints failed")?,
     }
     tracing::info!("closing");
-    // In this order: the last report tells what the last read has brought.
+    // In this order: the last report contains the results of the last reading.
     close(close_observer, observer, "read").await;
     close(close_reporter, reporter, "report").await;
     Ok(ExitCode::SUCCESS)

@@ -10,26 +10,26 @@ use crate::packed::PackedCounters;
 /// One flow.
 #[derive(Debug)]
 pub(super) struct FlowEntry {
-    /// Of the whole run.
+    /// Counters of the whole run.
     pub(super) counters: PackedCounters,
     pub(super) rare: Option<Box<Rare>>,
-    /// Nothing of it had happened then.
+    /// Lower bound of the time of the flow's first event.
     pub(super) before_first: Moment,
-    /// Nothing had happened then of what the operator does not know yet; of no meaning while it knows everything.
+    /// Lower bound of the time of unacknowledged changes; without meaning in [`State::Known`].
     pub(super) before_news: Moment,
-    /// The last change was found then.
+    /// Time at which the last change was found.
     pub(super) changed: Moment,
     pub(super) state: State,
-    /// The capture has dropped it and seen nothing of it since.
+    /// True if the capture dropped the flow and has not counted it since.
     pub(super) is_dropped: bool,
 }
 
 /// Data that few flows have.
 #[derive(Debug, Default)]
 pub(super) struct Rare {
-    /// The part of the counters that the capture has dropped.
+    /// Counters that the flow had when the capture dropped it.
     pub(super) dropped: Option<FlowCounters>,
-    /// Names that have led to the remote address.
+    /// DNS names that resolved to the remote address.
     pub(super) names: Box<[Arc<str>]>,
 }
 
@@ -46,7 +46,7 @@ impl FlowEntry {
         self.names().iter().map(|name| name.len()).sum()
     }
 
-    /// Without open connections, and not dropped yet.
+    /// Returns whether the flow has no open connection and was not dropped yet.
     pub(super) fn is_quiet(&self) -> bool {
         !self.is_dropped && self.counters().active() == 0
     }
@@ -55,10 +55,10 @@ impl FlowEntry {
 /// State of the operator's copy of a flow's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// They stand in the queue of news.
+    /// The counters changed; the flow is in the queue of changes.
     News,
-    /// They are on their way.
+    /// The counters were sent, but are not acknowledged yet.
     Underway,
-    /// It has acknowledged them.
+    /// The operator has acknowledged the counters.
     Known,
 }

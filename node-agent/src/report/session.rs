@@ -19,7 +19,7 @@ use crate::{
     observation::{CaptureState, Epoch, Observation},
 };
 
-/// One stream's memory: what the operator has been told on it.
+/// State of one stream: the facts that were reported on it.
 #[derive(Debug)]
 pub struct Session {
     node: String,
@@ -28,11 +28,11 @@ pub struct Session {
     epoch: Option<Epoch>,
     /// Remaining flows of the current snapshot.
     snapshot: Option<Snapshot>,
-    /// The flows of the last message, which is acknowledged when the next one is asked for.
+    /// Flows of the last message, which is acknowledged when the operator requests the next one.
     under_way: Vec<(FlowKey, FlowCounters)>,
-    /// The capture's state as it was told last.
+    /// The capture's state as it was reported last.
     capture: Option<CaptureState>,
-    /// The node's addresses as they were told last.
+    /// The node's addresses as they were reported last.
     node_addresses: BTreeSet<IpAddr>,
     identities: HashMap<u64, Attributed>,
 }
@@ -132,7 +132,7 @@ impl Session {
         }
     }
 
-    /// The owners of these flows, as far as they haven't been told.
+    /// Returns the owners of these flows that were not reported on this stream yet.
     fn introductions(
         &mut self,
         flows: &[(FlowKey, FlowCounters)],
@@ -150,7 +150,7 @@ impl Session {
         identities
     }
 
-    /// The owners that were told on this stream and have become better known since.
+    /// Returns the owners that were reported on this stream and are known more precisely since.
     fn corrections(&mut self, attribution: &mut Attribution, now: Instant) -> Vec<wire::Identity> {
         let mut identities = Vec::new();
         self.identities.retain(|id, _| attribution.is_known(*id));

@@ -38,9 +38,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Everything that happened is shown.
 const RETENTION: Duration = Duration::from_hours(1);
 
-/// Between two looks of the agent.
+/// Interval between two readings of the agent.
 const LOOK: Duration = Duration::from_millis(200);
-/// Between two rounds of letting go of what is old.
+/// Interval at which old flows are evicted.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
 /// An agent's message, and when it was made.
@@ -169,7 +169,7 @@ impl Operator {
         graph::build(&self.ledger, &self.directory, &options)
     }
 
-    /// The graph once everything has been told, and nothing waits any more.
+    /// Returns the graph when everything was reported and no connection waits for its other end.
     pub fn settled(&mut self, truth: &Truth) -> Graph {
         let deadline = Instant::now() + Duration::from_mins(1);
         loop {

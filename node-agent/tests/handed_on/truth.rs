@@ -43,7 +43,7 @@ pub struct Truth {
 const CLOSE: Duration = Duration::from_millis(20);
 
 impl Truth {
-    /// Adds what a pod has said at its end.
+    /// Adds the counts that a pod reported at its end.
     pub fn take(&mut self, client: &str, words: &str) {
         let at = |ms: &str| SystemTime::UNIX_EPOCH + Duration::from_millis(ms.parse().unwrap());
         for word in words.split(' ').filter(|word| !word.is_empty()) {

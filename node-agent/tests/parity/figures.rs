@@ -50,7 +50,7 @@ impl fmt::Display for Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bytes {
     Exact,
-    /// Not all, and each edge that lacks some says so.
+    /// Some bytes are missing, and each edge without all bytes is marked.
     Marked,
     Wrong,
 }

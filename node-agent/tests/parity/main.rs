@@ -74,7 +74,7 @@ fn between_pods(node: &Node, steering: bool) {
     compare(&all(), node, lab.host.pid(), steering, || oracle::between_pods(&mut lab.pods));
 }
 
-/// Makes the workload while all methods look, and prints and judges what each has seen.
+/// Runs the workload while all methods capture it; then prints and checks the results of each.
 fn compare(methods: &[Method], node: &Node, host_pid: u32, steering: bool, make: impl FnOnce() -> Oracle) {
     let witnesses: Vec<_> =
         methods.iter().map(|method| (method, Witness::start(method, node.root(), host_pid))).collect();

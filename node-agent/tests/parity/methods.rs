@@ -17,7 +17,7 @@ pub enum How {
 pub enum Promise {
     /// Everything.
     All,
-    /// Everything but what is said to be lost.
+    /// Everything except the reported losses.
     AllButLost,
     /// Nothing but what was.
     OnlyTruth,

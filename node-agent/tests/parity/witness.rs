@@ -1,4 +1,4 @@
-//! A capture that looks while connections are made, on a thread that may do nothing but what its agent may.
+//! Runs a capture while connections are made, on a thread with only the capabilities of its agent.
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +38,7 @@ pub struct Testimony {
 }
 
 impl Witness {
-    /// Begins to look at what is made below this root.
+    /// Starts the capture for cgroups below this root.
     ///
     /// # Errors
     /// Why this method cannot be had here.
@@ -85,7 +85,7 @@ impl Witness {
     }
 }
 
-/// As in production, but that a look at the open sockets is not waited for.
+/// Starts a capture as in production, but with frequent listings of the open sockets.
 fn open(how: How, cgroup_root: PathBuf, host_pid: u32) -> Result<Box<dyn Capture>, Refusal> {
     match how {
         How::Ebpf(attach) => {

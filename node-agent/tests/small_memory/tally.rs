@@ -1,4 +1,4 @@
-//! An operator's account in little memory: how many connections it was told of.
+//! Counts the connections that agents report, with little memory.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! Removes what belongs to no ScopeProbe any more. There are no finalizers: this looks at what is there and at what
-//! should be, so that a ScopeProbe that was deleted while no operator ran leaves nothing behind either.
+//! Removes objects and labels of deleted ScopeProbes. There are no finalizers: the garbage collector compares the
+//! existing objects with the desired ones. It also finds those of a ScopeProbe that was deleted while no operator ran.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -88,7 +88,7 @@ impl GarbageCollector {
         Ok(())
     }
 
-    /// They go with their ScopeProbe by the garbage collector, unless that was told to leave them as orphans.
+    /// Deletes the DaemonSets of deleted ScopeProbes. Kubernetes does not: the operator's Deployment owns them.
     async fn delete_daemon_sets_of_others(&self, probes: &BTreeSet<String>) -> Result<(), ApplyError> {
         let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}");

@@ -1,4 +1,4 @@
-//! Everything that is known of the cluster's objects, kept true step by step.
+//! Cluster index: the state of the cluster's objects, updated by each event of a watch.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -213,7 +213,7 @@ impl Index {
             Step::Remove(facts) => {
                 let uid = facts.pod.uid.clone();
                 self.listed_pods.remove(&uid);
-                // Its last state says when it finished.
+                // Its last state has the time at which it finished.
                 self.directory.note_life(&uid, facts.pod.life, facts.pod.ended, now);
                 self.remove_pod(&uid, now)
             }

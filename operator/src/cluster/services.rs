@@ -122,7 +122,7 @@ pub(super) fn join<'a>(facts: &ServiceFacts, slices: &(impl Iterator<Item = &'a 
     }
 }
 
-/// TCP where nothing is said; `None` for what is not observed (SCTP).
+/// Returns the protocol of a Service port; TCP by default, and `None` for those that agents do not observe (SCTP).
 fn protocol(named: Option<&str>) -> Option<Protocol> {
     match named {
         None | Some("TCP") => Some(Protocol::Tcp),

@@ -29,12 +29,12 @@ impl Default for ClusterIndex {
 }
 
 impl ClusterIndex {
-    /// Everything that is known now. Not to be held across an await.
+    /// Locks the index for reading. The guard must not be held across an await.
     pub fn read(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marked as changed with every change of a name.
+    /// Returns a receiver that is notified of each change of a name.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -46,7 +46,7 @@ impl ClusterIndex {
         self.complete.subscribe()
     }
 
-    /// Takes over what is known of the nodes' clocks.
+    /// Copies the offsets of the nodes' clocks from the ledger.
     pub fn set_clocks(&self, ledger: &Ledger) {
         let known = self.read();
         let news: Vec<_> = ledger.clocks().filter(|(node, clock)| !known.directory().has_clock(node, clock)).collect();
@@ -71,7 +71,7 @@ impl ClusterIndex {
         }
     }
 
-    /// Forgets what has been gone for `retention`.
+    /// Removes the objects that were deleted at least `retention` ago.
     pub fn forget_removed(&self, now: SystemTime, retention: Duration) {
         self.index.write().unwrap_or_else(PoisonError::into_inner).forget_removed(now, retention);
     }

@@ -1,4 +1,4 @@
-//! Computes the objects that are to be published, from the graph.
+//! Computes the desired state from the graph: the objects that the operator wants to exist.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -57,7 +57,7 @@ impl Builder {
         Self { shared_ledger, index, archive }
     }
 
-    /// Takes over what an earlier operator has published; only the first time in a process's life.
+    /// Restores the edges that an earlier operator published. Only the first call of a process has an effect.
     pub(super) async fn restore(&self, published: Vec<Published>, now: SystemTime) {
         self.away(move |_, _, archive| archive.restore(published, now)).await;
     }
@@ -79,7 +79,7 @@ impl Builder {
         .unwrap_or_default()
     }
 
-    /// Flows are forgotten when their edge's time is over, names a while after the flows.
+    /// Evicts the flows of expired edges, and later the names of their ends.
     pub(super) async fn forget_removed(&self, now: SystemTime, retention: Duration) {
         let retired = self
             .away(move |ledger, index, archive| {
@@ -92,7 +92,8 @@ impl Builder {
         self.index.forget_removed(now, retention * 2);
     }
 
-    /// None if the work panicked, which has been logged then.
+    /// Runs work on a thread for blocking tasks, with the ledger and the index locked. Returns `None` if it panicked,
+    /// after logging that.
     async fn away<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Ledger, &Index, &mut Archive) -> T + Send + 'static,

@@ -1,4 +1,4 @@
-//! Tells changes of counters that are worth a write from those that can wait until nothing changes any more.
+//! Separates changes of counters that are worth a write from those that can wait until quiescence.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -186,7 +186,7 @@ mod tests {
         assert!(is_noise(&with(500), &with(900)) && is_checkpoint_kept(&with(500), &with(900)));
     }
 
-    /// A connection that says a few bytes now and then is written ever more rarely.
+    /// A connection that sends a few bytes from time to time is written more and more rarely.
     #[test]
     fn steady_traffic_is_written_as_often_as_its_counters_grow_by_a_percent() {
         let mut written = status(1, 1, 100);

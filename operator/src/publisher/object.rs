@@ -51,7 +51,7 @@ pub(super) struct Limits {
     pub pods: usize,
 }
 
-/// Everything that an object shows beside its own edges.
+/// Inputs of an object beside its own edges.
 #[derive(Clone, Copy)]
 pub(super) struct World<'a> {
     pub index: &'a Index,
@@ -105,13 +105,13 @@ pub(super) fn status(
 /// Numbers of edges that are not listed, and why.
 struct Omissions {
     all: OmittedEdges,
-    /// Those whose counters the API cannot hold.
+    /// Edges with counters that the API cannot hold.
     too_large: OmittedEdges,
-    /// No edge was left out to save bytes.
+    /// True if no edge was omitted to save bytes.
     all_fit: bool,
 }
 
-/// Returns the edges of which all counters can be written: one that has reached the greatest number may stand for more.
+/// Returns the edges with counters that the API can hold. A counter at the maximum may stand for a greater number.
 fn exact<'a>(edges: &[&'a Edge]) -> Vec<&'a Edge> {
     edges.iter().copied().filter(|edge| edge.counters.is_exact()).collect()
 }
@@ -128,7 +128,7 @@ impl<'a> ListedEdges<'a> {
         ranked.sort_by_key(|edge| {
             let counters = &edge.counters;
             let bytes = counters.bytes_sent.saturating_add(counters.bytes_received);
-            // Coarsely, or two that are about as busy would take each other's place all the time.
+            // Classes, not counts: otherwise two about equally busy edges would displace each other repeatedly.
             let connections = activity::class(counters.opened.saturating_add(counters.failed));
             (Reverse(connections), Reverse(activity::class(bytes)), &edge.key)
         });
@@ -147,13 +147,13 @@ impl<'a> ListedEdges<'a> {
         is_all
     }
 
-    /// In the order of the graph: by peer.
+    /// Returns the listed edges in the order of the graph: by peer.
     fn into_edges(mut self) -> Vec<TopologyEdge> {
         self.ranked.sort_by_key(|(edge, _)| &edge.key);
         self.ranked.into_iter().map(|(_, shown)| shown).collect()
     }
 
-    /// The checkpoint of these egress edges and of ingress edges: each with its own end's parts.
+    /// Returns the checkpoint of these egress edges and of `ingress`. Each edge has the endpoints of its own end only.
     fn checkpoint(&self, ingress: &Self, earlier: &HashMap<EdgeKey, Counts>) -> Option<String> {
         let mut kept: Vec<(EdgeId, Counts)> = Vec::new();
         for (list, direction) in [(self, Direction::Egress), (ingress, Direction::Ingress)] {
@@ -163,7 +163,7 @@ impl<'a> ListedEdges<'a> {
                 let is_loop = edge.key.client == edge.key.server;
                 let counts = match direction {
                     Direction::Egress if is_loop => earlier.clone(),
-                    // It is in the list of egress edges, too.
+                    // The list of egress edges contains it as well.
                     Direction::Ingress if is_loop => continue,
                     Direction::Egress => Counts { counters, clients: earlier.clients.clone(), servers: Vec::new() },
                     Direction::Ingress => Counts { counters, clients: Vec::new(), servers: earlier.servers.clone() },
@@ -191,7 +191,7 @@ fn workload_ref(workload: &Workload, facts: &WorkloadFacts) -> WorkloadRef {
     }
 }
 
-/// A selector that does not fit is left out: a part of it would select more pods.
+/// Returns a selector if it is within the object's limits, and otherwise nothing: a part of it would select more pods.
 fn bounded(selector: LabelSelector) -> Option<PodSelector> {
     let match_labels = selector.match_labels.unwrap_or_default();
     let match_expressions = selector.match_expressions.unwrap_or_default();

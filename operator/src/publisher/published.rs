@@ -1,4 +1,4 @@
-//! The Topology objects that are there, and how they differ from what they should be.
+//! The published Topology objects, and their differences from the desired ones.
 
 use std::collections::{HashMap, HashSet};
 
@@ -36,7 +36,7 @@ pub(super) struct PublishedObjects {
 }
 
 impl PublishedObjects {
-    /// Takes in what the watch says.
+    /// Applies an event of the watch.
     pub(super) fn apply(&mut self, event: Event<Guarded<Topology>>) -> Recheck {
         match event {
             Event::Init => {

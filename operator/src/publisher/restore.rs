@@ -226,7 +226,7 @@ mod tests {
         Edge { key: EdgeKey { protocol: Protocol::Udp, ..edge.key }, ..edge }
     }
 
-    /// Each end's object tells its own side.
+    /// Returns the edge as the objects of both ends publish it: each has the endpoints of its own side.
     fn sides(edge: &Edge, earlier: &Counts) -> Vec<Published> {
         let whole = || Published { edge: edge.clone(), earlier: earlier.clone() };
         let (mut by_client, mut by_server) = (whole(), whole());

@@ -1,4 +1,4 @@
-//! Differences between an object as it is and as it is to be: which parts are structure, and which are kept.
+//! Compares a published object with the desired one: which parts are structure, and which are kept.
 
 use std::collections::HashMap;
 

@@ -23,7 +23,7 @@ use crate::{
 
 /// Field manager for server-side apply.
 const FIELD_MANAGER: &str = "scopeprobe-topology";
-/// A write that takes longer is given up and tried again.
+/// Time limit of a write, which is then aborted and retried.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Key of a Topology.

@@ -1,4 +1,4 @@
-//! The operator's program, with ports of its own.
+//! Runs the operator as a process, on free ports.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -21,7 +21,7 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Starts it with a short lease. It is killed when dropped.
+    /// Starts the operator with a short lease. Dropping this kills it.
     pub fn start(control_plane: &ControlPlane, identity: &str) -> Result<Self> {
         let [http, collector] = free_addresses()?;
         let child = Command::new(env!("CARGO_BIN_EXE_scopeprobe-operator"))
@@ -38,7 +38,7 @@ impl Operator {
         Ok(Self { child, http, collector })
     }
 
-    /// Returns the address of its collector.
+    /// Returns the address of the operator's collector.
     pub fn collector(&self) -> SocketAddr {
         self.collector
     }
@@ -51,7 +51,7 @@ impl Operator {
         }
     }
 
-    /// Waits until it is not ready, with a message in which this stands.
+    /// Waits until the operator reports that it is not ready, with a message that contains `text`.
     pub async fn waits_for(&mut self, text: &str) -> Result<()> {
         self.answers(&format!("the operator to wait for `{text}`"), |answer| {
             answer.starts_with("HTTP/1.1 503") && answer.contains(text)
@@ -82,7 +82,7 @@ impl Operator {
         place::run("kill".as_ref(), ["-s", name, &pid], &[]).await.map(|_| ())
     }
 
-    /// Waits for its end; whether that was a good one.
+    /// Waits until the process ends. Returns whether it succeeded.
     pub async fn end(&mut self) -> Result<bool> {
         let child = &mut self.child;
         let status = eventually("the operator to end", async || {
@@ -101,7 +101,7 @@ async fn readyz(address: SocketAddr) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// Both are held until both are known, so that they differ.
+/// Returns two free addresses. Both listeners are open at the same time, so that the addresses differ.
 fn free_addresses() -> Result<[SocketAddr; 2]> {
     let attempt = || Error::io("find a free port on the loopback");
     let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(attempt());

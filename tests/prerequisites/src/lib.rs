@@ -58,7 +58,7 @@ impl Prerequisite {
         Self::OwnCluster,
     ];
 
-    /// Its name in `SCOPEPROBE_REQUIRE`.
+    /// Returns the name in `SCOPEPROBE_REQUIRE`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -102,7 +102,7 @@ pub fn skip(missing: Prerequisite, reason: &str) {
     }
 }
 
-/// The name that nextest gave the test, or its thread's, which libtest names after it.
+/// Returns the test's name from nextest. Under libtest, it is the name of the thread.
 fn test_name() -> String {
     env::var("NEXTEST_TEST_NAME")
         .ok()
@@ -110,7 +110,7 @@ fn test_name() -> String {
         .unwrap_or_else(|| String::from("unnamed test"))
 }
 
-/// Whether the list of names requires a prerequisite. Unknown names are errors: a typo must not allow a skip.
+/// Returns whether the list of names requires a prerequisite. Unknown names are errors: a typo must not allow a skip.
 fn requires(list: &str, wanted: Prerequisite) -> Result<bool, String> {
     let mut is_required = false;
     for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {

@@ -19,7 +19,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Nothing of it has been looked at yet.
+    /// Returns a case without results.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }

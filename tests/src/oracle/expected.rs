@@ -16,7 +16,7 @@ use crate::{Error, Result, eventually};
 /// Destination of a client's target.
 struct Target<'a> {
     server: &'a super::Workload,
-    /// The pod, where it was dialled directly.
+    /// The pod, if the client called its address.
     pod: Option<&'a Member>,
     service: Option<(String, u16)>,
     /// The server's own port.

@@ -17,7 +17,7 @@ use traffic::protocol::Connect;
 
 use crate::edges;
 
-/// A node that the cluster hasn't got: no real agent is disturbed by what is said in its name.
+/// Name of a node that does not exist, so that reports under it disturb no real agent.
 const STRANGER: &str = "stranger";
 /// Port at which the operator accepts reports.
 const PORT: u16 = 9463;

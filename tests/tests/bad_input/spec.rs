@@ -1,4 +1,4 @@
-//! ScopeProbes that break a rule or a bound: each is refused, with a message that says what to change.
+//! Tests ScopeProbes that break a rule or a bound: the API server rejects each, with a message that names the remedy.
 
 use std::{collections::BTreeSet, fs};
 
@@ -450,7 +450,7 @@ fn each_rule_and_each_bound_has_a_case() {
     assert!(without.is_empty() && stale.is_empty(), "without a case: {without:#?}\nof no rule any more: {stale:#?}");
 }
 
-/// A note about rules that were not looked at is no refusal of its own.
+/// Returns whether a message is only a note that other rules were not checked.
 fn is_note(message: &str) -> bool {
     message.contains("some validation rules were not checked")
 }

@@ -8,7 +8,7 @@ use scopeprobe_tests::{
 };
 use tokio::time::sleep;
 
-/// Between two looks.
+/// Pause between two reads.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Looks at the objects again and again while `action` goes on: no edge vanishes, and no count becomes less.

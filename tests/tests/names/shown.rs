@@ -38,7 +38,7 @@ pub fn edges(edges: &[TopologyEdge]) -> Edges {
     edges.iter().map(of).collect()
 }
 
-/// Waits until a Topology says what it should; returns it.
+/// Waits until a Topology has the expected content, and returns it.
 pub async fn topology(
     namespace: &Namespace,
     name: &str,

@@ -13,7 +13,7 @@ const LIMIT: usize = 256 * 1024;
 const EDGES: u16 = 500;
 const PODS: usize = 10;
 
-/// A name of 253 characters.
+/// Returns a name of 253 characters.
 fn long(prefix: &str) -> String {
     let parts = [prefix, &"a".repeat(62 - prefix.len()), &"b".repeat(63), &"c".repeat(63), &"d".repeat(62)];
     let name = format!("{}{}.{}.{}.{}", parts[0], parts[1], parts[2], parts[3], parts[4]);

@@ -44,7 +44,7 @@ spec:
         Api::namespaced_with(self.control_plane.client.clone(), NAMESPACE, &kind)
     }
 
-    /// Makes an object with this controller, and says how others refer to it.
+    /// Creates an object with this controller. Returns the reference to it.
     async fn owner(
         &self,
         (group, kind, plural): (&str, &str, &str),
@@ -75,7 +75,7 @@ spec:
         Ok(())
     }
 
-    /// The Topology says so, and is owned by exactly this one.
+    /// Asserts that the Topology has this number of connections, and this owner only.
     async fn is_of(&self, topology: &str, connections: u64, owner: &str) -> Result<()> {
         let found = self.topology(topology, |it| opened(it) == connections).await?;
         let uids = owner_uids(&found);

@@ -46,7 +46,7 @@ use crate::fleet::{self, Kind};
 pub const NAMESPACE: &str = "scopeprobe-system";
 /// The name of the one ScopeProbe.
 pub const PROBE: &str = "fleet";
-/// Of the agents, until something else is said.
+/// Image of the agents, until a test sets another.
 pub const IMAGE: &str = "registry.example/agent:1";
 
 pub struct Lab {
@@ -165,7 +165,7 @@ impl Lab {
         self.parts.shutdown().await;
     }
 
-    /// An agent reports; what it says is made up.
+    /// Simulates a report of an agent.
     pub fn report(&self, node: &str, change: impl FnOnce(&mut NodeObservation)) {
         self.observations.update(node, |observation| {
             observation.connected = true;
@@ -185,7 +185,7 @@ impl Lab {
         });
     }
 
-    /// The same with the times that the test says.
+    /// Simulates a report with times that the test sets.
     pub fn observe(&self, node: &str, change: impl FnOnce(&mut NodeObservation)) {
         self.observations.update(node, |observation| {
             observation.connected = true;

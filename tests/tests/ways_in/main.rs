@@ -1,7 +1,8 @@
-//! Every way in: directly, through each kind of Service and policy, from pods and from nodes, to pods and to nodes, in
-//! both address families. Each conversation is one edge, with the right name at both ends and the right counts. Where
-//! one node's agent is missing, what the other one sees is shown, and says that it is known from one end.
-//! The usual cluster's proxy uses nftables; the same ways lead through iptables and IPVS on clusters of other shapes.
+//! Tests every access path: directly, through each kind of Service and policy, from pods and from nodes, to pods and to
+//! nodes, in both address families. Each conversation is one edge, with the right names at both ends and the right
+//! counts. If one node has no agent, the edges that the other agent observes are published with one observed end.
+//!
+//! kube-proxy uses nftables on the shared cluster; other clusters test the same paths with iptables and IPVS.
 #![forbid(unsafe_code)]
 
 mod one_agent;

@@ -67,7 +67,7 @@ fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, S
             let server = ("Service".to_owned(), case.way.name.to_owned());
             Some((EdgeName { server, port: None, ..name.clone() }, Seen::Client))
         }
-        // The server does not know which way its client came.
+        // A server does not observe which Service its client called.
         (false, true) => Some((EdgeName { service: None, ..name.clone() }, Seen::Server)),
         (false, false) => None,
     }
@@ -82,7 +82,7 @@ pub async fn known_by_tracking(stage: &Stage) -> Result<BTreeSet<String>> {
     Ok(tracked.filter_map(|edge| edge.peer.name.clone()).collect())
 }
 
-/// The edges that are shown, but for those that only ask whether a way leads anywhere yet.
+/// Returns the published edges, without those of the readiness probes ([`Stage::leads`]).
 pub async fn shown(stage: &Stage) -> Result<BTreeMap<EdgeName, Sight>> {
     let api: Api<Topology> = stage.namespace.api();
     let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;

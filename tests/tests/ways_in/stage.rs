@@ -1,4 +1,4 @@
-//! The pods and Services that the ways lead through, and what really happened between them.
+//! Pods and Services of the access paths, and the connections that really happened between them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -105,7 +105,7 @@ impl Stage {
         self.namespace.traffic(pod, "main")
     }
 
-    /// The ports at which clients only ask whether a way leads anywhere yet.
+    /// Returns the ports of the readiness probes: before the test, clients connect to them until the path works.
     pub fn leads(&self) -> BTreeSet<u16> {
         let node_ports = self.services.values().filter_map(|doors| doors.node_ports.get(&LEADS.service).copied());
         node_ports.chain([LEADS.service, LEADS.server]).collect()

@@ -10,7 +10,7 @@ use crate::stage::{BACKENDS, HOST_CLIENT, HOST_SERVER, Stage, node_of};
 /// Number of connections per case: IPv4, IPv6.
 pub const CONNECTIONS: [(bool, u64); 2] = [(false, 6), (true, 5)];
 
-/// A port of every Service that only tells whether it leads anywhere yet.
+/// Port of every Service for readiness probes: tests connect to it until the Service works.
 pub struct Leads {
     pub service: u16,
     pub server: u16,
@@ -34,7 +34,7 @@ pub enum Door {
     ExternalIp,
 }
 
-/// A way in.
+/// An access path.
 #[derive(Clone, Copy, Debug)]
 pub struct Way {
     pub name: &'static str,
@@ -116,7 +116,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// The Service that is dialled.
+    /// The Service that the client calls.
     pub fn service(&self) -> Option<&'static str> {
         (self.way.door != Door::Direct).then_some(self.way.name)
     }

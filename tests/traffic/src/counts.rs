@@ -14,9 +14,9 @@ use crate::protocol::{ClientCounts, Failures, Outcome, Report, ServerCounts};
 /// Counters of one target, of one port and peer, or of one run.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// `connect()` or `accept()` succeeded.
+    /// Successful calls of `connect()` or `accept()`.
     pub opened: AtomicU64,
-    /// `close()` was called.
+    /// Calls of `close()`.
     pub closed: AtomicU64,
     /// See [`Failures`].
     pub refused: AtomicU64,
@@ -30,9 +30,9 @@ pub struct Tally {
     pub not_attempted: AtomicU64,
     /// See [`Outcome::broken`].
     pub broken: AtomicU64,
-    /// Payload that `write()` took.
+    /// Payload that `write()` accepted, in bytes.
     pub sent: AtomicU64,
-    /// Payload that `read()` gave.
+    /// Payload that `read()` returned, in bytes.
     pub received: AtomicU64,
 }
 
@@ -46,14 +46,14 @@ impl Tally {
         }
     }
 
-    // `closed` first: read the other way round, a connection that opens and closes in between would count below zero.
+    // Reads `closed` first: otherwise a connection that opens and closes in between would make the difference negative.
     fn opened_and_open(&self) -> (u64, u64) {
         let closed = self.closed.load(Relaxed);
         let opened = self.opened.load(Relaxed);
         (opened, opened.saturating_sub(closed))
     }
 
-    /// This tally as a run's outcome, without its time and first error.
+    /// Returns this tally as a run's outcome, without its time and first error.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         Outcome {
@@ -70,7 +70,7 @@ impl Tally {
     }
 }
 
-/// The tallies that one connection counts in: its target's or peer's, and its run's where it is of one.
+/// Tallies that count one connection: that of its target or peer, and that of its run, if it has one.
 #[derive(Clone, Debug)]
 pub struct Tallies {
     lasting: Arc<Tally>,
@@ -78,7 +78,7 @@ pub struct Tallies {
 }
 
 impl Tallies {
-    /// Counts `n` more in one counter of each.
+    /// Adds `n` to one counter of each tally.
     pub fn add(&self, counter: impl Fn(&Tally) -> &AtomicU64, n: u64) {
         counter(&self.lasting).fetch_add(n, Relaxed);
         if let Some(run) = &self.run {
@@ -86,7 +86,7 @@ impl Tallies {
         }
     }
 
-    /// The same target or peer, counted in another run.
+    /// Returns the tallies of the same target or peer in another run.
     #[must_use]
     pub fn in_run(&self, run: &Arc<Tally>) -> Self {
         Self { lasting: Arc::clone(&self.lasting), run: Some(Arc::clone(run)) }
@@ -116,7 +116,7 @@ impl Counts {
         Tallies { lasting: Arc::clone(servers.entry((port, peer.to_canonical())).or_default()), run: None }
     }
 
-    /// All counts, as they are now.
+    /// Returns the current counts.
     pub fn report(&self) -> Report {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -29,7 +29,7 @@ struct Going {
 }
 
 impl Runs {
-    /// Begins a run; it is to look at the flag now and then and end when that is set.
+    /// Starts a run on a thread of its own. The run polls the flag, and ends when it is set.
     ///
     /// # Errors
     /// Returns an error if no thread can be created.
@@ -44,7 +44,8 @@ impl Runs {
         Ok(number)
     }
 
-    /// Waits for a run, and tells it to stop first where `stop` is set. None where there is no such run, or not any more.
+    /// Waits for the result of a run; if `stop` is true, stops it first. Returns `None` if there is no such run, or its
+    /// result was collected before.
     pub fn finish(&self, run: Run, stop: bool) -> Option<Outcome> {
         let going = self.going.lock().unwrap_or_else(PoisonError::into_inner).remove(&run)?;
         going.stopped.store(stop, Relaxed);
@@ -52,17 +53,17 @@ impl Runs {
     }
 }
 
-/// Keeps the first of many errors.
+/// First of many errors.
 #[derive(Debug, Default)]
 pub struct FirstError(OnceLock<String>);
 
 impl FirstError {
-    /// Keeps this one if it is the first.
+    /// Stores an error if it is the first.
     pub fn set(&self, error: impl FnOnce() -> String) {
         self.0.get_or_init(error);
     }
 
-    /// The first error, if any.
+    /// Returns the first error, if any.
     #[must_use]
     pub fn take(self) -> Option<String> {
         self.0.into_inner()

@@ -1,4 +1,4 @@
-//! Commands are read as they were written, and what is none is refused with a word about why.
+//! Tests the parser of commands: it reads every command that is written, and rejects other input with an explanation.
 
 use std::{net::SocketAddr, sync::Arc};
 

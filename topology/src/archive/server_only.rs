@@ -1,5 +1,5 @@
-//! Connections that only servers' agents have counted. On which of the edges between the same workloads they are shown
-//! is a guess that other connections may change; it does not change for connections that were published.
+//! Connections that only servers' agents counted. The choice among the edges between the same workloads is a guess, and
+//! other connections may change it. Connections that were published stay on their edge.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use crate::{
     flow::Protocol,
 };
 
-/// Client, server, and the server's port, through any Service.
+/// Client, server, the server's port and the protocol, through any Service.
 type Between = (Peer, Peer, Option<u16>, Protocol);
 
 fn between(edge: &Edge) -> Between {
@@ -26,10 +26,10 @@ pub(super) fn part_of(edge: &Edge) -> Counts {
     }
 }
 
-/// Moves such connections to the edges that otherwise have fewer than were published. `published`: edges and the number
-/// of their connections, without those that agents no longer know.
+/// Moves such connections to the edges that otherwise have fewer than were published. `published` has the edges and
+/// their numbers of connections, without those that agents no longer report.
 ///
-/// Invariants: the sum over all edges stays, and no edge comes to have less than was published by it.
+/// Invariants: the sum over all edges does not change, and no edge falls below its published number by the move.
 pub(super) fn return_published<'a>(edges: &mut [Edge], published: impl Iterator<Item = (&'a Edge, u64)>) {
     let mut sources: HashMap<Between, Vec<usize>> = HashMap::new();
     for (index, edge) in edges.iter().enumerate().filter(|(_, edge)| edge.from_servers.opened > 0) {
@@ -63,7 +63,7 @@ pub(super) fn return_published<'a>(edges: &mut [Edge], published: impl Iterator<
     }
 }
 
-/// Adds the published edges that are not there, with nothing on them.
+/// Adds the published edges that are missing, with counters of 0.
 pub(super) fn add_published<'a>(edges: &mut Vec<Edge>, published: impl Iterator<Item = &'a Edge>) {
     let known: HashSet<EdgeKey> = edges.iter().map(|edge| edge.key.clone()).collect();
     let empty = |edge: &Edge| {
@@ -98,7 +98,7 @@ fn write_part(edge: &mut Edge, part: Counts) {
         (part.counters, part.clients, part.servers);
 }
 
-/// Returns as many connections of the first endpoints.
+/// Returns the first endpoints, up to `opened` connections in total.
 fn first(endpoints: &[Endpoint], opened: u64) -> Vec<Endpoint> {
     let mut left = opened;
     let mut part = |endpoint: &Endpoint| {

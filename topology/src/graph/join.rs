@@ -291,7 +291,7 @@ impl<'a> Join<'a> {
     pub(super) fn wait(&mut self, opened: u64, fresh: &Fresh) -> u64 {
         let waiting = opened.min(fresh.opened);
         if waiting > 0 && !fresh.since.is_some_and(|since| self.waits(since)) {
-            // An agent has to be heard, whenever that may be.
+            // The wait ends with an agent's report, which may come at any time.
             self.waits(self.options.now);
         }
         self.unsettled = count::add(self.unsettled, waiting);

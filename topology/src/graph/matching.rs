@@ -108,9 +108,9 @@ impl Matching {
         self.cells.push(Cell { client_flow, server_flow, amount: 0, is_contested: false });
     }
 
-    /// The first `greedy` flows take what fits. Of the others, those that leave no choice come first: servers that only
-    /// one of them reaches, then flows that reach only one server, and so on. `server_of` tells which servers' flows are
-    /// one server.
+    /// Plans the assignment. The first `greedy` flows take as much as fits. Of the others, those that leave no choice
+    /// come first: servers that only one of them reaches, then flows that reach only one server, and so on. `server_of`
+    /// returns the server of a server's flow.
     pub(super) fn plan<S: Copy + Ord>(&mut self, greedy: usize, server_of: impl Fn(usize) -> S) -> Plan {
         let mut pairs: BTreeMap<(usize, S), Vec<usize>> = BTreeMap::new();
         for (index, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.client_flow >= greedy) {

@@ -1,4 +1,4 @@
-//! A client dialled a Service that may lead to several workloads: the servers' counts divide its flow.
+//! Joins calls of a Service that may lead to several workloads: the servers' counts divide the client's flow.
 
 use super::{candidates::Candidates, join::Join, key::Key, matching::Found, observed::ClientFlow};
 use crate::edge::EdgeCounters;

@@ -142,7 +142,7 @@ pub(super) struct ClientFlow<'a> {
 pub(super) struct Explanation<'a> {
     pub(super) key: Key<'a>,
     pub(super) client: EndpointId,
-    /// Its agent looks now and then: what the server has counted beyond it may be all there will ever be.
+    /// True if the client's agent scans at intervals: it may never report the server's additional connections.
     pub(super) sampled: bool,
     /// The server has seen another address than the client's: what it has counted beyond may be others', too.
     pub(super) translated: bool,
@@ -351,13 +351,13 @@ pub(super) fn is_live(flow: &FlowView<'_>, options: &Options) -> bool {
         || options.now.duration_since(known_until(flow, options)).unwrap_or_default() < options.retention
 }
 
-/// Connections are open, by the word of an agent that still reports.
+/// Returns whether connections are open according to an agent that still reports.
 fn goes_on(flow: &FlowView<'_>, options: &Options) -> bool {
     flow.totals.active > 0 && !is_silent(flow.heard, options.now)
 }
 
-/// Until when anything is known of a flow: now while it goes on, else until its last change or, with open connections,
-/// the last word of its agent.
+/// Returns the time up to which a flow was observed: now while it goes on, otherwise its last change or, with open
+/// connections, its agent's last message.
 fn known_until(flow: &FlowView<'_>, options: &Options) -> SystemTime {
     if goes_on(flow, options) {
         return options.now;

@@ -15,10 +15,10 @@ type Rest<'s, 'a, T> = (&'s ClientFlow<'a>, Rc<Candidates<'a>>, T);
 /// Maximum time between the reports of two ends that do not share an address.
 const FAR: Duration = Duration::from_mins(1);
 
-/// Behind whose address a client can be hidden from the server.
+/// Reason for which the server observes another address than the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RewrittenSource {
-    /// It dialled a Service and reached its own pod: the connection leaves the pod and comes back with another address.
+    /// The client called a Service and reached its own pod: the connection returns to the pod with another address.
     Hairpin,
     /// A node's or its bridge's, if no backend has seen the client's own address, or if that is the node's, too.
     Masquerade,
@@ -82,7 +82,7 @@ impl RewrittenSources {
                         behind.is_some() && (none_matched || behind == at_node)
                     }
                 };
-                // With other addresses than the client's, only the time tells.
+                // The addresses differ from the client's, so only the time can exclude a flow.
                 let in_time = client_flow.span.gap(&server_flow.span) <= FAR;
                 fits && in_time && server_flow.tuple.client.is_ipv4() == client_flow.tuple.client.is_ipv4()
             })

@@ -1,4 +1,4 @@
-//! A client dialled a Service that leads to one workload at one port: whichever pod answered, the edge is known.
+//! Joins calls of a Service that leads to one workload at one port: whichever pod answered, the edge is known.
 
 use super::{
     candidates::Candidates, join::Join, key::Key, matching::Found, observed::ClientFlow,

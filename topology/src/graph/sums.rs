@@ -30,7 +30,7 @@ pub(super) struct Sum<'a> {
     pub server_seen: bool,
     /// No agent saw the client, and yet it is certain: by the server's own network namespace.
     pub client_certain: bool,
-    /// At least one of the conversations tells the server for certain.
+    /// True if at least one of the conversations identifies the server for certain.
     pub server_certain: bool,
     /// The client, or the server, of at least one of them is known by connection tracking.
     pub client_tracked: bool,

@@ -32,7 +32,7 @@ impl<'a> Join<'a> {
     fn has_rest(&mut self, server_flow: &mut ServerFlow<'a>) -> bool {
         let by = server_flow.explanation().copied();
         if by.is_some_and(|by| by.sampled && !by.translated) {
-            // The client's agent looks now and then, and has missed it.
+            // The client's agent scans at intervals, and has missed it.
             return true;
         }
         let shared_address =
@@ -45,7 +45,7 @@ impl<'a> Join<'a> {
             return true;
         }
         if server_flow.tuple.protocol == Protocol::Udp {
-            // Both ends tell conversations apart in their own ways; where the client is seen, its count is the one.
+            // Both ends delimit UDP conversations differently; if the client was observed, its count applies.
             return false;
         }
         // What is missing are the newest ones, of which the client's report may be on its way.

@@ -1,4 +1,4 @@
-//! One flow's account: what earlier epochs have counted, and what the present one says.
+//! Account of one flow: the counts of earlier epochs and the report of the current one.
 
 mod displaced;
 
@@ -15,14 +15,14 @@ use crate::{
     sighting::Sighting,
 };
 
-/// `base` is what earlier epochs have counted, `current` what this one says.
+/// Account of one flow. `base` has the counts of earlier epochs, `current` those of this one.
 #[derive(Clone, Debug)]
 pub(super) struct Account {
     pub(super) base: Base,
     pub(super) current: FlowCounters,
-    /// This epoch has reported the flow.
+    /// True if this epoch has reported the flow.
     pub(super) reported: bool,
-    /// The agent knows the flow no more.
+    /// True if the agent no longer has the flow.
     pub(super) over: bool,
     pub(super) first_seen: SystemTime,
     pub(super) changed: SystemTime,
@@ -34,7 +34,7 @@ pub(super) struct Account {
     /// Time up to which changes were reported.
     pub(super) told: SystemTime,
     pub(super) history: History,
-    /// As epochs of other origins have left it: theirs may resume.
+    /// Counts of epochs of other origins, whose counters may resume.
     displaced: Option<Box<Displaced>>,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Base {
     open_bytes_sent: u64,
     open_bytes_received: u64,
     open_retransmits: u64,
-    /// Of the connections that were open at its end, those whose bytes were not known.
+    /// Connections that were open at the end of the last epoch and whose bytes were unknown.
     open_without_bytes: u64,
 }
 
@@ -101,7 +101,7 @@ impl Account {
             methods: base.totals.methods.union(current.methods),
             inferred: count::add(base.totals.inferred, current.inferred),
             without_bytes: {
-                // Bytes count from a connection's beginning: who sees it whole now knows what was not known then.
+                // Bytes count from a connection's start: an epoch with all of them also has those unknown before.
                 let unknown = count::add(current.without_bytes, current.open_without_bytes);
                 let seen_whole = current.preexisting.saturating_sub(unknown);
                 let left = base.totals.without_bytes.saturating_sub(seen_whole.min(base.open_without_bytes));
@@ -140,13 +140,13 @@ impl Account {
         }
     }
 
-    /// Makes what is counted so far the base of counters that begin anew.
+    /// Makes the totals the base of counters that start from zero.
     pub(super) fn roll_over(&mut self) {
         let totals = self.totals();
         let open = |base: u64, current: u64| match (self.over, self.reported) {
             (true, _) => 0,
-            // An epoch that did not know the bytes of what is open leaves what was known before: less may be told apart
-            // later, never more.
+            // If this epoch did not have the bytes of all open connections, the greater number stays: totals may then
+            // fall short of the truth, but never exceed it.
             (false, true) if self.current.without_bytes.max(self.current.open_without_bytes) > 0 => current.max(base),
             (false, true) => current,
             (false, false) => base,
@@ -168,7 +168,8 @@ impl Account {
         self.over && self.displaced.is_none() && now.duration_since(self.changed).unwrap_or_default() >= retention
     }
 
-    /// Takes in counters. `resumed` is the origin of an epoch that goes on from earlier ones.
+    /// Applies reported counters. `resumed` is the origin of an epoch that continues earlier ones. Returns whether the
+    /// totals changed.
     pub(super) fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting, resumed: Option<Epoch>) -> bool {
         if self.reported && counters.run < self.current.run {
             return false;
@@ -179,7 +180,7 @@ impl Account {
             self.restore(origin);
         }
         if self.reported && counters.run > self.current.run {
-            // The agent had let go of it, with nothing open; what comes now has begun at zero.
+            // The agent had evicted the flow without open connections; its new counters started from zero.
             self.over = true;
             self.roll_over();
         }

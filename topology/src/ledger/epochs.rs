@@ -7,7 +7,7 @@ use super::{Epoch, LateEpoch};
 /// Number of ended epochs that are remembered in order to recognise their late messages.
 const REMEMBERED: usize = 64;
 
-/// An epoch, and the one in which its counters began: itself, unless it goes on from an earlier one.
+/// An epoch and its origin: the epoch in which its counters began, itself unless it continues an earlier one.
 #[derive(Clone, Copy, Debug)]
 struct KnownEpoch {
     epoch: Epoch,
@@ -34,12 +34,12 @@ impl Epochs {
         self.current.epoch == epoch
     }
 
-    /// The epoch in which the current counters began.
+    /// Returns the origin of the current epoch.
     pub(super) fn origin(&self) -> Epoch {
         self.current.origin
     }
 
-    /// The origin of the current epoch, if its counters go on from those of an epoch that another one has replaced.
+    /// Returns the origin of the current epoch if its counters continue those of a replaced epoch.
     pub(super) fn resumed(&self) -> Option<Epoch> {
         self.is_resumed.then_some(self.current.origin)
     }

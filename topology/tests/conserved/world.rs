@@ -22,7 +22,7 @@ use scopeprobe_topology::{
 };
 
 pub const SETTLE_MS: u64 = 2_000;
-/// The agents look so often.
+/// Interval between two readings of an agent.
 pub const PERIOD_MS: u64 = 1_000;
 /// The longest time that a report takes.
 pub const LATE_MS: u64 = 300;
@@ -45,7 +45,7 @@ pub const LAST_CALL_MS: u64 = 40_000;
 
 #[derive(Clone, Debug)]
 pub struct World {
-    /// Agents of each node, if any: true for one that looks now and then.
+    /// Agents of each node, if any: true for one that scans at intervals.
     agents: [Option<bool>; NODES],
     /// True if connection tracking reports the NAT peers to clients' agents.
     tracks: bool,
@@ -121,9 +121,9 @@ pub struct Told {
     pub by_clients: ByClient,
     /// Counts of servers' agents by workload and port.
     pub by_servers: BTreeMap<(Peer, Option<u16>), u64>,
-    /// Connections of which at least one end has been told.
+    /// Connections of which at least one end was reported.
     pub happened: u64,
-    /// Connections, counted at each end that was told, that have not waited for long.
+    /// Connections reported shortly before, counted at each reported end.
     pub young: u64,
 }
 
@@ -132,7 +132,7 @@ struct Happened<'a> {
     call: &'a Call,
     client: Party,
     server: Party,
-    /// Address and port that the client dialled.
+    /// Original destination: the address and port that the client called.
     dialled: (IpAddr, u16),
     service: Option<ServicePortRef>,
     port: u16,
@@ -213,7 +213,7 @@ fn process(number: usize) -> Party {
     Party { node: 0, ip: node_ip(0), peer, owner: CgroupOwner::HostProcess { name }, cgroup_id: number as u64 }
 }
 
-/// Returns the time of the next look on a node.
+/// Returns the time of the next reading on a node.
 fn look_after(ms: u64, node: usize) -> u64 {
     let phase = 230 * node as u64;
     (ms + PERIOD_MS - phase).div_ceil(PERIOD_MS) * PERIOD_MS + phase
@@ -268,7 +268,7 @@ impl World {
         })
     }
 
-    /// Returns the time at which a node's agent reports a call, and the look that found it, if any.
+    /// Returns the time of the reading that finds a call, and the time at which the node's agent reports it, if any.
     fn told_at(&self, happened: &Happened<'_>, by_client: bool) -> Option<(u64, u64)> {
         let (end, lost) =
             if by_client { (&happened.client, happened.call.lost.0) } else { (&happened.server, happened.call.lost.1) };
@@ -277,7 +277,7 @@ impl World {
         Some((look_ms, look_ms + (happened.call.ms * 7 + end.node as u64) % LATE_MS))
     }
 
-    /// Everything that has been told by then.
+    /// Returns everything that was reported by then.
     pub fn told(&self, now_ms: u64) -> Told {
         let mut told = Told::default();
         // A flow that is new has to wait as a whole.
@@ -424,7 +424,7 @@ impl World {
     }
 }
 
-/// Counts of a flow, the look before its first call, and the NAT peers of its connections.
+/// Counts of a flow, the time of the reading before its first call, and the NAT peers of its connections.
 type Counted = (FlowCounters, u64, BTreeMap<NatPeer, u64>);
 
 /// Report of a call.

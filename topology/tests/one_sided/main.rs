@@ -212,7 +212,7 @@ fn a_pod_that_is_gone_keeps_its_name_until_another_has_its_address() {
     assert!(world.directory.pod("uid-db").is_none());
 }
 
-/// Neither the node's nor outside of the cluster: what is known is said, and no more.
+/// The address is neither the node's nor external: the peer is an unknown pod.
 #[test]
 fn an_address_of_a_pods_network_is_some_pods_where_it_is_not_known_whose() {
     let mut world = World::new();

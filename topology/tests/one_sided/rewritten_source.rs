@@ -73,7 +73,8 @@ fn ends(graph: &Graph) -> Vec<Ends> {
     graph.edges.iter().map(|edge| (edge.seen, edge.server_identity, pods(edge))).collect()
 }
 
-/// kube-proxy's IPVS gives each node all Services' addresses: what a node's own process dials is what it calls from, too.
+/// In IPVS mode, kube-proxy gives each node the addresses of all Services. A process of the node that calls a Service
+/// therefore has the Service's address as its source.
 #[test]
 fn a_client_that_has_the_services_address_is_seen_with_its_nodes() {
     let mut world = World::new();
@@ -112,7 +113,7 @@ fn edge_names_no_pod_if_an_unobserved_backend_may_have_answered() {
     assert_eq!(ends(&graph), [(Seen::Client, Identity::Ip, Vec::new())]);
 }
 
-/// An agent that looks now and then misses connections; but those of others come with the same address.
+/// An agent that scans at intervals misses connections, but other clients may have the same address.
 #[test]
 fn what_comes_from_outside_through_a_node_is_not_taken_for_a_clients_that_was_missed() {
     for backends in [&["db"][..], &["db", "replica"]] {

@@ -1,4 +1,4 @@
-//! Services that share backends: a server does not see which of them its client dialled.
+//! Tests Services that share backends: a server does not observe which of them its client called.
 
 use scopeprobe_topology::{
     archive::Archive,
@@ -172,7 +172,7 @@ fn what_a_clients_agent_has_not_counted_waits_and_is_on_the_edge_then() {
     assert_eq!(world.graph(at(60)).edges[0].from_servers.opened, 0);
 }
 
-/// Both ends tell conversations apart in their own ways.
+/// Both ends delimit UDP conversations differently.
 #[test]
 fn over_udp_the_clients_count_is_the_one() {
     let mut world = World::new();
@@ -187,7 +187,7 @@ fn over_udp_the_clients_count_is_the_one() {
     assert_eq!((edges(&graph), graph.unsettled), (vec!["web -> db:5432/UDP 5+0".to_owned()], 0));
 }
 
-/// Connection tracking tells of a client that never rests; only its newest connections wait for names.
+/// Conntrack reports a client that calls without pause: only its newest connections wait for names.
 #[test]
 fn what_connection_tracking_knows_is_shown_although_the_client_goes_on() {
     let mut world = World::with_a_dark_node();

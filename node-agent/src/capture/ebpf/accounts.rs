@@ -219,7 +219,7 @@ impl KernelAccounts {
                 account.inferred += u64::from(since.inferred);
             }
             if nothing_lost && account.closed > account.opened + account.preexisting {
-                // It ended, was never seen to open, and no look had shown it (it waited to be accepted): it is an old one.
+                // Neither its opening nor a listing was observed (it waited for `accept()`): it is preexisting.
                 account.preexisting = account.closed - account.opened;
             }
         });
@@ -512,7 +512,7 @@ mod tests {
         accounts.add(key(), &FlowStats { opened: 2, ..FlowStats::default() }, true);
         accounts.set_open(key(), &Open { rtt: rtt(&[0, 1, 1]), ..with_open(1) });
         assert_eq!(now(&mut accounts).rtt, rtt(&[0, 1, 1]));
-        // It has become another one since the look.
+        // The connection moved to another bucket since the listing.
         accounts.add(key(), &ended_in(3), true);
         assert_eq!(now(&mut accounts).rtt.connections(), 2);
         accounts.set_open(key(), &Open { rtt: rtt(&[1]), ..with_open(1) });

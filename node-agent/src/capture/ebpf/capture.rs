@@ -33,7 +33,7 @@ use crate::names::Answer;
 /// Time until the next listing after one that found changing flows; it doubles each time.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Slots that have counted nothing for so long may be lent to other flows, where slots grow scarce, or very scarce.
+/// Idle time after which a slot may be assigned to another flow, if slots are scarce or very scarce.
 const IDLE_SCARCE: Duration = Duration::from_secs(30);
 const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
 

@@ -145,7 +145,7 @@ fn attach(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
         match program.attach(&directory, direction, CgroupAttachMode::Single) {
             Ok(link) => attached.push((name, link)),
             Err(error) => {
-                // One direction alone would tell who is who wrongly.
+                // With one direction alone, the roles of client and server would be wrong.
                 for (name, link) in attached {
                     if let Ok(program) = self::program::<CgroupSkb>(programs, name) {
                         let _ = program.detach(link);

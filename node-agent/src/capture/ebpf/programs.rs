@@ -281,7 +281,7 @@ impl Programs {
         Ok(())
     }
 
-    /// During the first look the programs note which connections they have counted.
+    /// Starts or ends the first listing. During it, the programs note which connections they have counted.
     pub(super) fn set_first_look(&mut self, on: bool) -> Result<(), MapError> {
         self.looking.set(0, if on { look::NOTES_ALL } else { look::OVER }, 0)
     }

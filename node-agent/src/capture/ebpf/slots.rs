@@ -17,15 +17,15 @@ const GRACE: Duration = Duration::from_secs(5);
 /// State of a slot.
 #[derive(Debug, Default)]
 enum Slot {
-    /// It has never been lent.
+    /// Never assigned to a flow.
     #[default]
     New,
-    /// It may be lent; its counters.
+    /// May be assigned to a flow; with its counters.
     Free(PackedNumbers),
     Lent(Box<Loan>),
 }
 
-/// A slot that is lent.
+/// Assignment of a slot to a flow.
 #[derive(Debug)]
 struct Loan {
     /// Flow of the slot; `None` for a slot without a flow: the self-test's.
@@ -43,7 +43,7 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// The kernel has lent this slot to this flow.
+    /// Records that the kernel assigned this slot to this flow.
     pub(super) fn assign(&mut self, slot: u32, key: FlowKey, now: Instant) {
         let index = slot as usize;
         if self.slots.len() <= index {

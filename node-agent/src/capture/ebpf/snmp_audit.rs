@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(account.missing, 0);
         account.settle(1);
         assert_eq!(account.missing, 3);
-        // More clients than were heard of do not make up for servers.
+        // More counted clients than the namespace opened do not compensate for missing servers.
         account.counted = begun(7 + 20, 3);
         account.settle(0);
         assert_eq!(account.missing, 3, "2 servers are fewer");

@@ -7,7 +7,7 @@ use crate::capture::settings::Settings;
 /// Default if the kernel does not report it.
 const USUAL: u32 = 65_536;
 
-/// For what comes up between the count and the end of the first look.
+/// Room for sockets that are created between the count and the end of the first listing.
 const SPARE: u32 = 1024;
 
 /// Tables grow with what is in them; the room alone takes 16 bytes an entry.

@@ -55,7 +55,7 @@ impl Tracepoint {
                     let found = program::<BtfTracePoint>(programs, copy).map_err(|error| refusal(&error))?;
                     found.load(NAME, &btf).map_err(|error| refusal(&error))?;
                     loaded.push(copy);
-                    // A kernel that tells of no misses has none: there a program may interrupt itself.
+                    // A kernel without a count of misses has none: there a program may interrupt itself.
                     if missed(found.fd()).ok().flatten().is_none() {
                         break;
                     }

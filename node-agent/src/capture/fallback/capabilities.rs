@@ -63,7 +63,7 @@ impl Abilities {
         })
     }
 
-    /// The word for what is looked with.
+    /// Returns the attach type that the API shows for these methods.
     pub(super) fn attach(&self) -> &'static str {
         match (self.sock_diag, self.conntrack.is_some()) {
             (true, true) => "SockDiag+Conntrack",
@@ -159,7 +159,8 @@ fn sockets_by_netlink(settings: &FallbackSettings) -> io::Result<Dump> {
     SockDiag::open_in(&host_namespace(settings))?.dump(&mut Buffer::new())
 }
 
-/// Sockets without a cgroup come from kernels before 5.9; a namespace without sockets says nothing.
+/// Returns whether all listed sockets have a cgroup, as since Linux 5.9. It is also true for a namespace without
+/// sockets.
 fn has_cgroups(dump: &Dump) -> bool {
     let of = dump.sockets.iter().map(|socket| socket.cgroup);
     of.chain(dump.listeners.iter().map(|listener| listener.cgroup)).all(|cgroup| cgroup.is_some())

@@ -61,8 +61,8 @@ pub struct Passes {
     pub in_all: Duration,
 }
 
-/// Begins to look, and returns when everything has been looked at once, for which there is no budget: about a second of
-/// CPU for 20,000 sockets in 2,000 processes.
+/// Starts the capture, and returns after the first complete scan. The CPU budget does not apply to that scan: it takes
+/// about a second of CPU for 20,000 sockets in 2,000 processes.
 ///
 /// # Errors
 /// Returns an error if the node's processes or cgroups are unreadable.

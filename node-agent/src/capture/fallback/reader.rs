@@ -1,4 +1,4 @@
-//! One network namespace, and how it is looked at.
+//! Scans the sockets of one network namespace.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::capture::proc::tcp_counters::{TcpCounter, TcpCounts};
 
-/// A namespace in which nothing opens or closes is looked at this seldom, for what its connections transfer.
+/// Interval between scans of a namespace in which nothing opens or closes: these update bytes only.
 const REFRESH: Duration = Duration::from_secs(30);
 
 /// Method of listing a namespace's sockets.

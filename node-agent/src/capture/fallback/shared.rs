@@ -21,7 +21,7 @@ pub(super) struct SharedState {
 pub(super) struct State {
     pub(super) connections: Connections,
     pub(super) overflows: u64,
-    /// Namespaces with sockets whose process was not looked for, for want of budget.
+    /// Namespaces with sockets whose processes were not searched, because the CPU budget was exhausted.
     pub(super) unattributed: HashSet<u32>,
     pub(super) passes: u64,
     /// Start of the latest complete scan, and of the one before. Conntrack events in between are settled by a later
@@ -38,7 +38,7 @@ impl SharedState {
     }
 
     pub(super) fn announce(&self) {
-        // It fails where the reader has been told so often that the counter is full: it knows.
+        // A write fails only if the counter is at its maximum: the reader is then notified already.
         let _ = self.first_sights.write(1);
     }
 }

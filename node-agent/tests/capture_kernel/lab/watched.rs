@@ -1,4 +1,4 @@
-//! A capture by eBPF and all that it has said, against what is expected.
+//! Compares all results of a capture by eBPF with the expected ones.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use topology::{
 
 use super::can_list;
 
-/// Adds what a capture has said to what it had said before; nothing may go backwards.
+/// Adds a capture's new results to the earlier ones, and asserts that no counter decreases.
 pub fn take_in(flows: &mut BTreeMap<FlowKey, FlowCounters>, news: Vec<(FlowKey, FlowCounters)>) {
     for (key, now) in news {
         let before = flows.insert(key, now).unwrap_or_default();
@@ -32,7 +32,7 @@ pub fn take_in(flows: &mut BTreeMap<FlowKey, FlowCounters>, news: Vec<(FlowKey, 
     }
 }
 
-/// A capture, and all that it has said so far.
+/// A capture, and all its results so far.
 pub struct Watched {
     pub capture: EbpfCapture,
     pub flows: BTreeMap<FlowKey, FlowCounters>,
@@ -58,7 +58,7 @@ impl Watched {
         Ok(Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0, answers: Vec::new() })
     }
 
-    /// Reads and looks until this is so, or for two minutes.
+    /// Reads the capture until the condition holds, at most for two minutes.
     pub fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_mins(2);
         while !is_so(self) {

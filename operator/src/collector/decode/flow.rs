@@ -15,7 +15,7 @@ use super::field::{Invalid, at_most, countable, decode_ip, invalid};
 /// No agent runs for longer: ten years.
 const MAX_AGE: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// A flow as its agent tells of it.
+/// A flow as its agent reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::collector) struct Flow {
     pub key: FlowKey,

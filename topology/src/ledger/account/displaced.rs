@@ -1,9 +1,9 @@
-//! Accounts as an ended epoch has left them: its agent may still run, and go on counting under a new epoch.
+//! Accounts of an ended epoch. Its agent may still run, and continue to count under a new epoch.
 
 use super::{Account, Base, FlowCounters, FlowTotals};
 use crate::{ledger::Epoch, nat_peer::NatPeers};
 
-/// Counts that the last epoch of an origin had of a flow when an epoch of another origin began.
+/// Counts of a flow by the last epoch of an origin, at the time at which an epoch of another origin began.
 #[derive(Clone, Debug)]
 pub(super) struct Displaced {
     origin: Epoch,
@@ -16,7 +16,7 @@ pub(super) struct Displaced {
 }
 
 impl Displaced {
-    /// The latest of another origin, without those before it.
+    /// Returns the latest counts of another origin, without those before it.
     fn of_other_origin(mut self: Box<Self>, origin: Epoch) -> Option<Box<Self>> {
         let earlier = self.earlier.take();
         if self.origin == origin { earlier } else { Some(self) }
@@ -24,7 +24,7 @@ impl Displaced {
 }
 
 impl Account {
-    /// An epoch begins that does not go on from the one of this origin: keeps what that one has counted.
+    /// Stores the counts of this origin's epoch, since an epoch of another origin begins.
     pub(in crate::ledger) fn displace(&mut self, origin: Epoch) {
         if self.reported {
             let earlier = self.displaced.take().and_then(|displaced| displaced.of_other_origin(origin));
@@ -44,8 +44,8 @@ impl Account {
         self.displaced = None;
     }
 
-    /// Goes back to what epochs of this origin have counted, whose counters go on. Where that is not known, all that they
-    /// have counted is to be reported again, and nothing that others have counted is taken for more than the same.
+    /// Restores the counts of this origin's epochs, since their counters continue. If they are not stored, the account
+    /// starts from zero: the agent reports all of them again.
     pub(super) fn restore(&mut self, origin: Epoch) {
         let mut kept = self.displaced.take();
         if kept.as_ref().is_some_and(|kept| kept.origin != origin) {
@@ -66,7 +66,7 @@ impl Account {
         self.nat_peers.resume(&kept.nat_peers);
     }
 
-    /// Raises what earlier epochs have counted, so that no count is less than in `shown`.
+    /// Raises the counts of earlier epochs, so that no total is less than in `shown`.
     pub(super) fn raise(&mut self, shown: &FlowTotals) {
         let now = self.totals();
         let base = &mut self.base.totals;

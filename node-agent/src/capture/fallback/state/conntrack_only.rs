@@ -1,4 +1,4 @@
-//! Connections that only conntrack has seen: when it is certain that no look will show them, they count. Pure.
+//! Connections that only conntrack has observed. They count when it is certain that no scan will show them. Pure.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -41,7 +41,7 @@ impl Settling for ConntrackOnly<'_> {
             Role::Server if track.has_failed() => None,
             Role::Server => match namespace.listens(ends.local) {
                 Some(listening) => listening.cgroup,
-                // The listener may be newer than the last look.
+                // The listener may be newer than the last scan.
                 None if !looked_since(since) => return undecided,
                 None => namespace.whose,
             },
