@@ -1,16 +1,16 @@
-//! Answers of name servers.
+//! DNS responses.
 
 use crate::plain_data;
 
-/// One message, as it came to a socket. In the ring buffer it ends where the message does.
+/// One DNS message that a socket received. The record in the ring buffer ends with the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct AnswerRecord {
-    /// The id of the cgroup of the socket.
+    /// ID of the socket's cgroup.
     pub cgroup: u64,
     /// Number of bytes in `message`.
     pub length: u32,
-    /// Number of bytes that the message had.
+    /// Number of bytes of the whole message.
     pub whole: u32,
     /// The message, or its beginning.
     pub message: [u8; Self::MOST],
@@ -21,7 +21,7 @@ plain_data!(AnswerRecord);
 impl AnswerRecord {
     /// Bytes before `message`.
     pub const HEAD: usize = 8 + 4 + 4;
-    /// The longest message that comes whole, in bytes: a power of two. Name servers do not send datagrams as long as this
-    /// (RFC 9715).
+    /// Maximum size of a message that is copied whole, in bytes: a power of two. DNS servers do not send datagrams of
+    /// this size (RFC 9715).
     pub const MOST: usize = 2048;
 }

@@ -6,23 +6,23 @@ use crate::{Role, plain_data};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Protocol {
-    /// Connections.
+    /// TCP connections.
     Tcp = 0,
-    /// Conversations of datagrams.
+    /// UDP conversations.
     Udp = 1,
 }
 
-/// In [`FlowKey`], beside the role.
+/// Bit of the field `role` of a [`FlowKey`] that marks UDP.
 const UDP: u8 = 0x10;
 
-/// Key under which connections are counted together. Every value of the same flow has the same bytes.
+/// Key of a flow. Equal keys have equal bytes, as a map of the kernel requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FlowKey {
     cgroup: u64,
     netns: u32,
     port: u16,
-    /// A [`Role`], and [`UDP`] where it is that.
+    /// A [`Role`], with the bit [`UDP`] for that protocol.
     role: u8,
     /// Version of the addresses, 4 or 6, independent of the socket's own family.
     family: u8,
@@ -33,11 +33,11 @@ const _: () = assert!(size_of::<FlowKey>() == 8 + 4 + 2 + 1 + 1 + 16 + 16);
 plain_data!(FlowKey);
 
 impl FlowKey {
-    /// No flow.
+    /// Key of no flow.
     pub const NONE: Self = Self { cgroup: 0, netns: 0, port: 0, role: 0, family: 0, local: [0; 16], remote: [0; 16] };
 
-    /// A flow's key from a socket's fields: addresses in network order, IPv4 ones as IPv4-mapped; the server's port as
-    /// this end sees it, as a number.
+    /// Returns the key for a socket's fields: addresses in network order, IPv4 as IPv4-mapped; the service port as this
+    /// end observes it, as a number.
     #[inline]
     #[must_use]
     pub const fn new(cgroup: u64, netns: u32, role: Role, port: u16, local: [u8; 16], remote: [u8; 16]) -> Self {
@@ -45,32 +45,32 @@ impl FlowKey {
         Self { cgroup, netns, port, role: role as u8, family, local, remote }
     }
 
-    /// The same, of datagrams.
+    /// Returns the same key for UDP.
     #[inline]
     #[must_use]
     pub const fn over_udp(self) -> Self {
         Self { role: self.role | UDP, ..self }
     }
 
-    /// The id of the cgroup that the socket was made in.
+    /// Returns the ID of the cgroup in which the socket was created.
     #[must_use]
     pub const fn cgroup(&self) -> u64 {
         self.cgroup
     }
 
-    /// The inode number of the socket's network namespace.
+    /// Returns the inode number of the socket's network namespace.
     #[must_use]
     pub const fn netns(&self) -> u32 {
         self.netns
     }
 
-    /// The server's port as this end sees it.
+    /// Returns the service port as this end observes it.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns the role; `None` for bytes that none of our programs wrote.
+    /// Returns the role; `None` if the bytes are not a role.
     #[must_use]
     pub const fn role(&self) -> Option<Role> {
         match self.role & !UDP {
@@ -86,54 +86,55 @@ impl FlowKey {
         if self.role & UDP == 0 { Protocol::Tcp } else { Protocol::Udp }
     }
 
-    /// This end's address, IPv4 ones as IPv4-mapped.
+    /// Returns this end's address, IPv4 as IPv4-mapped.
     #[must_use]
     pub const fn local(&self) -> [u8; 16] {
         self.local
     }
 
-    /// The other end's address as this end sees it, IPv4 ones as IPv4-mapped.
+    /// Returns the other end's address as this end observes it, IPv4 as IPv4-mapped.
     #[must_use]
     pub const fn remote(&self) -> [u8; 16] {
         self.remote
     }
 }
 
-/// `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), as two words: no loop for the kernel's verifier to follow.
+/// Returns whether an address is IPv4-mapped: `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2). It avoids a loop, which the
+/// kernel's verifier would have to follow.
 #[inline]
 const fn is_mapped(address: &[u8; 16]) -> bool {
     let word = u128::from_be_bytes(*address);
     word >> 32 == 0xffff
 }
 
-/// A slot of the table of counters. They only grow, whichever flow the slot is lent to. Those of 32 bits begin again at 0
-/// after their greatest value: the agent reads them so often that this happens once at most in between. Each slot of a
-/// table of 65,536 takes memory whether it is lent or not.
+/// Slot: one row of counters. Counters only grow, also when the agent assigns the slot to another flow. Counters of 32
+/// bits wrap around; the agent reads them so often that this happens at most once between two readings. Each slot takes
+/// memory, assigned or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowStats {
-    /// Payload that ended connections had sent, without retransmissions.
+    /// Payload that ended connections sent, in bytes, without retransmissions.
     pub sent: u64,
-    /// Payload that ended connections had received.
+    /// Payload that ended connections received, in bytes.
     pub received: u64,
     /// Connections established.
     pub opened: u32,
     /// Connections ended.
     pub closed: u32,
-    /// Attempts that came to nothing.
+    /// Failed attempts.
     pub failed: u32,
-    /// Of the ended connections, those that ended during the agent's first look and had not been counted as opened.
+    /// Ended connections that ended during the agent's first listing and were not counted as opened.
     pub older: u32,
-    /// Of the ended connections, those whose end was not seen, nor their payload: their sockets' memory was found in
-    /// use by others.
+    /// Ended connections with an unobserved end and unknown payload: a program found the memory of their sockets in use
+    /// by others.
     pub unseen: u32,
-    /// Segments that ended connections had sent again.
+    /// Segments that ended connections retransmitted.
     pub retransmits: u32,
-    /// Ended connections by their smoothed round-trip time when they ended: see [`rtt_bucket`]. Those that had measured
-    /// none are in no bucket.
+    /// Ended connections by their last smoothed round-trip time: see [`rtt_bucket`]. Connections without a measured
+    /// time are in no bucket.
     pub rtt: [u32; RTT_BUCKETS],
-    /// Those whose role is a guess: of `opened`, conversations of datagrams that may be older; of `closed`, connections whose
-    /// sockets did not show it.
+    /// Connections with a guessed role: UDP conversations of `opened` that may be preexisting, and TCP connections of
+    /// `closed` whose sockets did not show a role.
     pub inferred: u32,
     /// Always 0.
     pub reserved: u32,
@@ -144,8 +145,8 @@ plain_data!(FlowStats);
 /// Number of buckets for round-trip times.
 pub const RTT_BUCKETS: usize = 14;
 
-/// The bucket of a round-trip time: 0 below 64 µs, each of the following reaches twice as far as the one before, and the
-/// last one has 262.144 ms and more.
+/// Returns the bucket of a round-trip time: 0 below 64 µs. The bound of each following bucket is twice that of the one
+/// before. The last bucket has 262.144 ms and more.
 #[inline]
 #[must_use]
 pub const fn rtt_bucket(microseconds: u32) -> usize {
@@ -153,13 +154,13 @@ pub const fn rtt_bucket(microseconds: u32) -> usize {
     if bits < RTT_BUCKETS { bits } else { RTT_BUCKETS - 1 }
 }
 
-/// Told through the ring buffer when a flow gets its slot.
+/// Notification of a new flow, sent through the ring buffer when a flow gets its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FirstSight {
-    /// The flow.
+    /// Key of the flow.
     pub key: FlowKey,
-    /// Its place in the table of counters.
+    /// Index of the flow's slot.
     pub slot: u32,
     /// Always 0.
     pub reserved: u32,
@@ -171,21 +172,21 @@ plain_data!(FirstSight);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Loss {
-    /// Connections established, no slot for their flow.
+    /// Established connections of flows without a slot.
     Opened = 0,
-    /// Connections ended, no slot for their flow.
+    /// Ended connections of flows without a slot.
     Closed = 1,
-    /// Attempts that came to nothing, no slot for their flow.
+    /// Failed attempts of flows without a slot.
     Failed = 2,
-    /// Flows that got a slot, no room in the ring buffer to say so.
+    /// Notifications of new flows without room in the ring buffer.
     FirstSight = 3,
-    /// Connections established or ended during the first look that could not be noted.
+    /// Connections established or ended during the first listing, without room for their note.
     Recent = 4,
-    /// Sockets that the kernel would not show as TCP sockets, so that nothing is known of them.
+    /// Sockets that the kernel did not show as TCP sockets, so that no program could read them.
     Unreadable = 5,
-    /// Answers of name servers, no room in the ring buffer to pass them on.
+    /// DNS responses without room in the ring buffer.
     Answer = 6,
-    /// Addresses that UDP was sent to, no room to remember them until the datagram leaves.
+    /// Original destinations of UDP datagrams without room to store them until the datagram leaves.
     Dialled = 7,
 }
 

@@ -1,5 +1,5 @@
-//! Data that the kernel's programs and the agent exchange: fixed layouts of integers and byte arrays, in the machine's
-//! byte order, without padding. Neither side knows more of the other.
+//! Data that the kernel programs and the agent exchange: fixed layouts of integers and byte arrays, in the machine's
+//! byte order, without padding. The two sides share nothing else.
 #![no_std]
 
 mod answer;

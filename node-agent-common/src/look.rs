@@ -1,8 +1,8 @@
-//! The first look at the open sockets, while which the programs note what they count.
+//! Phases of the first listing of open sockets. During it, the programs note the connections that they count.
 
-/// It is over, or has not begun.
+/// The listing has ended, or not begun.
 pub const OVER: u32 = 0;
-/// Every opening and every end is noted.
+/// The programs note every opening and every end.
 pub const NOTES_ALL: u32 = 1;
-/// Some were not, for want of room: what has no note may have been counted.
+/// Some notes are missing, for lack of room: a connection without a note may have been counted.
 pub const LACKS_NOTES: u32 = 2;

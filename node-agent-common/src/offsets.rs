@@ -32,9 +32,9 @@ pub struct Offsets {
     pub tcp_bytes_received: u32,
     pub tcp_bytes_retrans: u32,
     pub tcp_callback_flags: u32,
-    /// 0 where this kernel does not tell.
+    /// 0 if this kernel lacks the field.
     pub tcp_total_retrans: u32,
-    /// 0 where this kernel does not tell.
+    /// 0 if this kernel lacks the field.
     pub tcp_srtt_us: u32,
     pub socket_sk: u32,
     pub task_tgid: u32,
@@ -43,12 +43,12 @@ pub struct Offsets {
     /// `SOCK_DONE` of `enum sock_flags`: the bit of `sk_flags` that is set when a FIN has been received.
     pub done_bit: u32,
     pub sock_backlog: u32,
-    /// 0 where this kernel does not tell.
+    /// 0 if this kernel lacks the field.
     pub bind_bucket: u32,
     pub bucket_reuse: u32,
-    /// Not an offset: 1 where sockets outside of the node's cgroups exist and have to be told apart.
+    /// Not an offset: 1 if sockets outside of the node's cgroups exist and have to be excluded.
     pub scoped: u32,
-    /// Not an offset: 1 where sockets have no callbacks, but are followed from change to change of their state.
+    /// Not an offset: 1 if sockets have no callbacks, but are tracked by their state changes.
     pub followed: u32,
 }
 const _: () = assert!(size_of::<Offsets>() == 35 * 4);

@@ -1,31 +1,32 @@
-//! Roles of sockets, and the evidence for them.
+//! Roles of sockets, and their determination from the kernel's structures and callback flags.
 
 use crate::callback;
 
-/// End of a connection that a socket is.
+/// Role of a socket: the end of the connection that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Role {
-    /// It called `connect()`.
+    /// The socket called `connect()`.
     Client = 1,
-    /// It came out of a listening socket.
+    /// A listening socket accepted it.
     Server = 2,
 }
 
-/// Origin of a socket by the kernel's own structures, which show it for most sockets, whether an agent saw them or not.
+/// Origin of a socket according to the kernel's structures. Most sockets show it, also if no agent observed their
+/// start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Origin {
-    /// Neither of the others: it was bound before `connect()`, or its listener has no room for waiting connections.
+    /// Unknown: the socket was bound before `connect()`, or its listener has a backlog of 0.
     Unknown = 0,
-    /// Its port was chosen by `connect()`.
+    /// `connect()` chose the port.
     Connect = 1,
-    /// It has a listener's room for waiting connections: it came out of one, or is one.
+    /// The socket has a backlog: it is a listener, or inherited the backlog from one.
     Listener = 2,
 }
 
 impl Origin {
-    /// From a record's byte.
+    /// Converts a record's byte.
     #[must_use]
     pub const fn of(byte: u8) -> Self {
         match byte {
@@ -35,7 +36,7 @@ impl Origin {
         }
     }
 
-    /// The origin of a socket whose role is known.
+    /// Returns the origin of a socket whose role is known.
     #[inline]
     #[must_use]
     pub const fn of_role(role: Role) -> Self {
@@ -47,8 +48,8 @@ impl Origin {
 }
 
 impl Role {
-    /// The role that a socket shows; `None` where it shows none. The kernel's own word counts more than callback flags,
-    /// which other programs may set, too.
+    /// Returns the role of a socket; `None` if neither its origin nor its flags determine it. The origin takes
+    /// precedence over callback flags, which other programs may set as well.
     #[inline]
     #[must_use]
     pub const fn shown(callbacks: u8, origin: Origin) -> Option<Self> {
@@ -65,7 +66,7 @@ impl Role {
         }
     }
 
-    /// A guess at the role of a socket with callbacks that shows none.
+    /// Guesses the role of a socket with callbacks for which [`Role::shown`] returns none.
     #[inline]
     #[must_use]
     pub const fn guessed(callbacks: u8) -> Self {

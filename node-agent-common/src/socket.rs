@@ -1,4 +1,4 @@
-//! Open sockets, as the iterator over all tasks' files lists them.
+//! Records of open sockets and of tracked sockets; states and callback flags of sockets.
 
 use crate::{FlowKey, plain_data};
 
@@ -6,21 +6,21 @@ use crate::{FlowKey, plain_data};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketRecord {
-    /// The id of the cgroup that the socket was made in.
+    /// ID of the cgroup in which the socket was created.
     pub cgroup: u64,
-    /// The socket's own number, never used again.
+    /// Socket cookie: a number that the kernel never reuses.
     pub cookie: u64,
     /// Payload sent so far, without retransmissions.
     pub sent: u64,
     /// Payload received so far.
     pub received: u64,
-    /// Segments sent again so far.
+    /// Segments retransmitted so far.
     pub retransmits: u32,
-    /// Its smoothed round-trip time, in microseconds; 0 where none was measured.
+    /// Smoothed round-trip time, in microseconds; 0 if none was measured.
     pub srtt: u32,
-    /// The inode number of its network namespace.
+    /// Inode number of the socket's network namespace.
     pub netns: u32,
-    /// The process, as the initial pid namespace numbers it.
+    /// Process ID in the initial PID namespace.
     pub pid: u32,
     /// The local port, as a number.
     pub local_port: u16,
@@ -30,31 +30,31 @@ pub struct SocketRecord {
     pub state: u8,
     /// See [`callback`].
     pub callbacks: u8,
-    /// 1 where the cgroup is below the node's root.
+    /// 1 if the cgroup is below the node's root.
     pub own: u8,
     /// See [`crate::Origin`].
     pub origin: u8,
-    /// The kernel's address of it, which another socket may have after it.
+    /// Kernel address of the socket. After its end, another socket may have the address.
     pub address: u64,
-    /// In network order, IPv4 addresses as IPv4-mapped (the unspecified one of an IPv6 socket is `::`).
+    /// Local address in network order, IPv4 as IPv4-mapped (the unspecified address of an IPv6 socket is `::`).
     pub local: [u8; 16],
-    /// As `local`.
+    /// Remote address, in the format of `local`.
     pub remote: [u8; 16],
 }
 const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 4 * 4 + 2 * 2 + 4 + 8 + 2 * 16);
 plain_data!(SocketRecord);
 
-/// A socket that is followed from change to change of its state, because it has no callbacks.
+/// Tracked socket: an entry that programs keep from state change to state change, because the socket has no callbacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FollowedSocket {
-    /// Its flow; all zeros until it is established.
+    /// Flow of the connection; all zeros until it is established.
     pub flow: FlowKey,
-    /// Time of the note by the kernel's clock. Together with the address it identifies the socket.
+    /// Time of the entry by the kernel's clock. Together with the address it identifies the socket.
     pub since: u64,
-    /// The port of the end that dialled, as a number.
+    /// The client's port, as a number.
     pub client_port: u16,
-    /// 1 when it is established; 0 while it dials.
+    /// 1 if the connection is established; 0 during the handshake.
     pub established: u16,
     /// Always 0.
     pub reserved: u32,
@@ -78,19 +78,19 @@ pub mod state {
     pub const CLOSING: u8 = 11;
 }
 
-/// A socket's callback flags (`BPF_SOCK_OPS_*_CB_FLAG` of `include/uapi/linux/bpf.h`), which tell us more than they are
-/// made for: they live and die with the socket, and outlive the agent that has set them.
+/// Callback flags of a socket (`BPF_SOCK_OPS_*_CB_FLAG` of `include/uapi/linux/bpf.h`). They also store the socket's
+/// role: the flags exist as long as the socket, and remain when the agent that set them ends.
 pub mod callback {
     use crate::Role;
 
-    /// The program is called at each change of state: the socket's end will be counted.
+    /// Calls the program at each state change. It marks a socket whose end will be counted.
     pub const STATE: u8 = 4;
-    /// The program is called at each retransmission: the mark of a client, from its first SYN on.
+    /// Calls the program at each retransmission. It marks a client, from its first SYN on.
     pub const CLIENT: u8 = 2;
-    /// The program is called at each timeout of a retransmission: the mark of a server.
+    /// Calls the program at each retransmission timeout. It marks a server.
     pub const SERVER: u8 = 1;
 
-    /// The flags of a socket of this role, from the moment at which the role is known.
+    /// Returns the flags of a socket whose role is known.
     #[inline]
     #[must_use]
     pub const fn of(role: Role) -> u8 {
@@ -100,15 +100,16 @@ pub mod callback {
         }
     }
 
-    /// Returns whether the end of the socket's connection was counted: a mark remains, and no event follows. A socket
-    /// that is used again without any agent keeps this.
+    /// Returns whether the end of the socket's connection was counted: a role's mark remains, but no callback follows.
+    /// A socket that is reused while no agent runs keeps the mark.
     #[inline]
     #[must_use]
     pub const fn is_counted(flags: u8) -> bool {
         flags & STATE == 0 && flags & (CLIENT | SERVER) != 0
     }
 
-    /// The flags of a socket whose end is counted now. The marks stay, for a second program that is called after this one.
+    /// Returns the flags of a socket whose end is counted now. The role's mark stays, for a second program that is
+    /// called afterwards.
     #[inline]
     #[must_use]
     pub const fn counted(flags: u8) -> u8 {

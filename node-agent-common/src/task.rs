@@ -1,4 +1,4 @@
-//! Tasks, as the iterator over them lists them.
+//! Records of the iterator over tasks.
 
 use crate::plain_data;
 
@@ -6,9 +6,9 @@ use crate::plain_data;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TaskRecord {
-    /// The process, as the initial pid namespace numbers it.
+    /// Process ID in the initial PID namespace.
     pub pid: u32,
-    /// The inode number of its network namespace; 0 for one that exits.
+    /// Inode number of its network namespace; 0 for a task that exits.
     pub netns: u32,
 }
 const _: () = assert!(size_of::<TaskRecord>() == 2 * 4);

@@ -1,4 +1,4 @@
-//! Passes answers of name servers on to the agent: what they say leads a client to the addresses that it calls next.
+//! Passes DNS responses to the agent: clients get the addresses that they call next from them.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -30,7 +30,8 @@ const MOST: u32 = AnswerRecord::MOST as u32;
 /// Wakes no reader: the agent reads when it has something else to read.
 const BPF_RB_NO_WAKEUP: u64 = 1;
 
-/// Passes on a datagram to a socket of this cgroup, of which the payload begins at `offset`, if it says anything.
+/// Passes a datagram for a socket of this cgroup to the agent if it is a DNS response with answers. Its payload begins
+/// at `offset`.
 #[inline(always)]
 pub fn pass_on(packet: *mut __sk_buff, offset: u32, payload: u64, cgroup: u64) {
     // SAFETY: a static that is frozen before the program is loaded.

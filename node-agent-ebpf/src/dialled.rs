@@ -1,6 +1,6 @@
-//! Whom unconnected sockets have sent to, before anybody translated the address: packets show it afterwards only.
+//! Original destinations of datagrams from unconnected sockets. Packets show only the translated address.
 //!
-//! Called when UDP is sent with an address, just before the packet passes `datagrams`, by the same task.
+//! The kernel calls these programs when a task sends UDP with an address, just before the packet passes `datagrams`.
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
@@ -21,7 +21,7 @@ pub struct End {
     pub port: u16,
 }
 
-/// By the sockets' cookies: where each has sent to last.
+/// Last original destination of each socket, by its cookie.
 #[map(name = "DIALLED")]
 static DIALLED: LruHashMap<u64, End> = LruHashMap::with_max_entries(4096, 0);
 

@@ -1,4 +1,4 @@
-//! Open sockets that were counted when the agent lists them for the first time.
+//! Preexisting connections: notes of the first listing, and flows of connections without callbacks.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -12,7 +12,7 @@ use crate::flows::lose;
 /// See [`look`].
 #[map(name = "LOOKING")]
 static LOOKING: Array<u32> = Array::with_max_entries(1, 0);
-/// Cookies of sockets whose opening or end was counted during the first look. The agent sets the size.
+/// Cookies of sockets whose opening or end was counted during the first listing. The agent sets the size.
 #[map(name = "RECENT")]
 static RECENT: HashMap<u64, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 /// Cookies of connections that are older than any agent, hence without callbacks, and their flows. Written by the
@@ -67,7 +67,7 @@ fn lack_note() {
     }
 }
 
-/// The flow of an old connection, for the one who counts its end.
+/// Removes and returns the flow of a preexisting connection. The caller counts its end.
 #[inline(always)]
 pub fn take_seed(cookie: u64) -> Option<FlowKey> {
     // SAFETY: seeds are written once; a copy of one that is removed meanwhile is not used.

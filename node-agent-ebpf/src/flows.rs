@@ -1,6 +1,6 @@
 //! The table of flows: a key has a slot, a slot has counters.
 //!
-//! Slots come from the agent through `FREE` and never go back by themselves. What finds no slot is counted in `LOST`.
+//! The agent provides slots through `FREE` and reclaims them. Events of flows without a slot are counted in `LOST`.
 
 use core::hint::black_box;
 
@@ -156,7 +156,7 @@ fn known_slot(key: &FlowKey) -> Option<u32> {
     SLOT_OF.get_ptr(key).map(|slot| unsafe { *slot })
 }
 
-/// Tells the agent of a flow that got its slot.
+/// Notifies the agent of a flow that got its slot.
 #[inline(always)]
 fn announce(key: &FlowKey, slot: u32) {
     let sight = FirstSight { key: *key, slot, reserved: 0 };

@@ -1,13 +1,13 @@
 //! ScopeProbe's programs for the kernel: they count TCP connections and conversations over UDP by flow, and list the open
 //! sockets.
 //!
-//! [`sock_ops`] is called at the milestones of each connection of the node and counts into [`flows`]; where it cannot
-//! be attached, [`state_changes`] does what can be done from a tracepoint. [`datagrams`] is called for each packet and counts UDP by [`conversations`];
-//! [`dialled`] knows whom they
-//! were sent to; [`answers`] passes on what name servers say. The iterator [`open_sockets`] shows what was
-//! there before, [`namespaces`] who is in which network namespace; [`old_closes`] sees the end of connections that are
-//! older than any agent. Fields of the kernel's structures are read by [`socket`] at the [`offsets`] of the running
-//! kernel. Which programs are loaded is the agent's choice: what is in the object and is not loaded costs nothing.
+//! The kernel calls [`sock_ops`] when a connection of the node starts, opens or ends; it counts into [`flows`]. Where
+//! it cannot be attached, [`state_changes`] counts from a tracepoint. [`datagrams`] runs for each packet and counts UDP
+//! [`conversations`]. [`dialled`] records the original destinations of datagrams, and [`answers`] passes DNS responses
+//! to the agent. The iterator [`open_sockets`] lists preexisting connections, and [`namespaces`] lists the network
+//! namespaces of tasks. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
+//! kernel's structures at the [`offsets`] of the running kernel. The agent chooses the programs to load; the others
+//! cost nothing.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]

@@ -1,5 +1,5 @@
-//! Lists in which network namespace each task of the reader's pid namespace is: what `/proc/<pid>/ns/net` says to those
-//! only who may trace the process.
+//! Lists the network namespace of each task of the reader's PID namespace. `/proc/<pid>/ns/net` has it as well, but
+//! only for processes that may trace the task.
 
 use aya_ebpf::{bindings::seq_file, cty::c_void, helpers::generated::bpf_seq_write};
 use node_agent_common::TaskRecord;

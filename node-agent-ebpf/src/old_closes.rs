@@ -1,6 +1,6 @@
-//! Sees the end of connections, and of attempts, that are older than any agent: they carry no callback flags.
+//! Counts the end of preexisting connections and attempts without callback flags, which are older than any agent.
 //!
-//! A tracepoint misses what happens while a softirq interrupts it; what it misses the agent finds gone at its next look.
+//! A tracepoint misses events while a softirq interrupts it. The agent finds those ends at its next listing.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use node_agent_common::state;

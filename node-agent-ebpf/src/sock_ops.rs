@@ -1,10 +1,11 @@
 //! Called by TCP for the sockets of the node's cgroups at the milestones of each connection.
 //!
-//! Which end a socket is has to be known when it closes, maybe to another agent than the one that saw it open. It lives in
-//! the socket's own callback flags, which die with it: see [`callback`]. A client has its mark from `connect()` on, for the
-//! handshake may be completed while no agent is there.
-//! While a connection lives, flags are only added, for others may use them too: this very program may be attached twice,
-//! for a node and for the machine that it runs on. `reply` is never written: it would steer TCP.
+//! A program needs the role of a socket when it closes, possibly under another agent than the one that observed its
+//! start. The role is stored in the socket's callback flags, which exist as long as the socket: see [`callback`]. A
+//! client is marked from `connect()` on, because its handshake may complete while no agent runs.
+//!
+//! While a connection is open, the program only adds flags, since other programs may use them too: this program may be
+//! attached twice, for a node and for the machine on which it runs. It never writes `reply`, which would change TCP.
 
 use aya_ebpf::{
     bindings::{

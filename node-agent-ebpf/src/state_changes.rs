@@ -1,5 +1,5 @@
-//! Second choice, where `sock_ops` cannot be attached: the tracepoint `inet_sock_set_state`, which tells of every change
-//! of state of every socket of the machine.
+//! Second choice, where `sock_ops` cannot be attached: the tracepoint `inet_sock_set_state`, which reports every state
+//! change of every socket of the machine.
 //!
 //! A tracepoint's program is skipped while it runs on the same CPU, which happens when a softirq interrupts it. The
 //! kernel counts how often (not everywhere). A second copy of the program catches most of what the first one misses:
