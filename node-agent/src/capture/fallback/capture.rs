@@ -38,7 +38,7 @@ const LONGEST_PASS: Duration = Duration::from_secs(2);
 
 /// No number, so that a message does not change with each.
 const CROWDED: &str = "more connections were tracked at a time than there is room for (half of maxFlows): of them, those that \
-                       no look at the sockets has shown are counted as lost where their network namespace is one pod's, and \
+                       no scan of the sockets has shown are counted as lost where their network namespace is one pod's, and \
                        missing elsewhere. Raise spec.capture.maxFlows";
 
 /// A running capture. Ends with its value.
@@ -97,15 +97,15 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
     };
     description.note_shortage(settings.shortage);
     let (settings, for_thread) = (settings.clone(), Arc::clone(&shared));
-    let (first_pass, has_looked) = mpsc::sync_channel(1);
+    let (first_pass, first_scan) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()
         .name("fallback".into())
         // Made in the thread: the budget is of its CPU.
         .spawn(move || Worker::new(settings, for_thread, abilities.cgroups, abilities.conntrack, first_pass).run())
-        .map_err(|error| failed("starting the thread that looks", &error))?;
+        .map_err(|error| failed("starting the scanning thread", &error))?;
     // Without a word, it has ended.
-    if has_looked.recv().is_err() {
-        return Err(failed("looking for the first time", &why_it_ended(thread)));
+    if first_scan.recv().is_err() {
+        return Err(failed("scanning for the first time", &why_it_ended(thread)));
     }
     Ok(FallbackCapture { description, shared, thread: Some(thread) })
 }
@@ -120,7 +120,7 @@ pub fn probe_fallback(settings: &FallbackSettings) -> Vec<Finding> {
             attach: None,
             what: "fallback",
             ok: false,
-            detail: "looking at what is possible panicked".into(),
+            detail: "checking the capabilities panicked".into(),
             refusal: Some(Reason::LoadFailed),
         }]
     })
@@ -172,7 +172,7 @@ impl FallbackCapture {
             self.description.degradations.push(Degradation {
                 feature: Feature::SocketOwners,
                 message: format!(
-                    "in {}, sockets belong to the pod as a whole, as there was no budget to look for their processes. \
+                    "in {}, sockets belong to the pod as a whole, as there was no budget to search for their processes. \
                      Raise spec.capture.fallback.cpuBudget",
                     counted(unattributed, "network namespace")
                 ),
@@ -190,7 +190,7 @@ fn why_it_ended(thread: JoinHandle<io::Result<()>>) -> CaptureError {
 }
 
 fn failure(source: io::Error) -> CaptureError {
-    CaptureError { attempted: "looking at the open sockets".into(), source: Box::new(source) }
+    CaptureError { attempted: "scanning the open sockets".into(), source: Box::new(source) }
 }
 
 impl Capture for FallbackCapture {

@@ -94,21 +94,21 @@ mod tests {
 
     #[test]
     fn what_a_start_costs_is_not_waited_for() {
-        let mut pace = CpuBudget::new(1);
+        let mut budget = CpuBudget::new(1);
         let mut sum = 0_u64;
-        while pace.debt() < seconds(30.0) {
+        while budget.debt() < seconds(30.0) {
             sum = std::hint::black_box(sum + 1);
         }
-        pace.forgive();
-        assert!(pace.debt() < seconds(30.0) && pace.used() > seconds(0.04), "{sum}");
+        budget.forgive();
+        assert!(budget.debt() < seconds(30.0) && budget.used() > seconds(0.04), "{sum}");
     }
 
     #[test]
     fn work_is_counted() {
-        let pace = CpuBudget::new(50);
-        let before = pace.used();
+        let budget = CpuBudget::new(50);
+        let before = budget.used();
         let mut sum = 0_u64;
-        while pace.used() < before + Duration::from_millis(1) {
+        while budget.used() < before + Duration::from_millis(1) {
             sum = std::hint::black_box(sum + 1);
         }
         assert!(sum > 0);

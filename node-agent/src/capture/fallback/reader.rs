@@ -32,7 +32,7 @@ pub(super) struct Source {
     counter: Option<TcpCounter>,
     /// Counters before the latest scan.
     counts: Option<TcpCounts>,
-    looked: Option<Instant>,
+    scanned_at: Option<Instant>,
     /// It was there when the capture began.
     pub(super) is_old: bool,
     pub(super) passes: u32,
@@ -56,7 +56,7 @@ impl Source {
             }
         }
         let counter = processes.iter().find_map(|process| TcpCounter::open(process).ok());
-        Ok(Self { table: table?, counter, counts: None, looked: None, is_old, passes: 0, owner: None })
+        Ok(Self { table: table?, counter, counts: None, scanned_at: None, is_old, passes: 0, owner: None })
     }
 
     pub(super) fn methods(&self) -> Methods {
@@ -73,16 +73,18 @@ impl Source {
 
     /// Returns whether this is the first scan.
     pub(super) fn is_new(&self) -> bool {
-        self.looked.is_none()
+        self.scanned_at.is_none()
     }
 
     /// Returns whether a scan can show something new.
     pub(super) fn is_due(&self, counts: Option<TcpCounts>, now: Instant) -> bool {
-        counts.is_none() || counts != self.counts || self.looked.is_none_or(|looked| now - looked >= REFRESH)
+        counts.is_none()
+            || counts != self.counts
+            || self.scanned_at.is_none_or(|scanned_at| now - scanned_at >= REFRESH)
     }
 
     /// Lists everything that is open, by a process of the namespace where netlink is refused.
-    pub(super) fn look(
+    pub(super) fn scan(
         &mut self,
         counts: Option<TcpCounts>,
         processes: impl Iterator<Item = PathBuf> + Clone,
@@ -107,7 +109,7 @@ impl Source {
                 Err(error) => tracing::debug!(%error, "can't list the listeners of a network namespace again"),
             }
         }
-        self.looked = Some(Instant::now());
+        self.scanned_at = Some(Instant::now());
         self.counts = counts;
         Ok(dump)
     }

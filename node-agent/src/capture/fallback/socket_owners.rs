@@ -107,11 +107,11 @@ mod tests {
             sockets: vec![socket(100, 5), socket(101, 6), socket(0, 80)],
             listeners: vec![Listener { address: None, port: 80, cgroup: None, inode: Some(102) }],
         };
-        let mut holders = SocketOwners::default();
+        let mut socket_owners = SocketOwners::default();
         let processes = || [(process.path().to_path_buf(), 9)].into_iter();
-        assert!(!holders.fill(1, &mut dump, processes(), || false), "no budget for it");
+        assert!(!socket_owners.fill(1, &mut dump, processes(), || false), "no budget for it");
         assert!(dump.sockets.iter().all(|socket| socket.cgroup.is_none()));
-        assert!(holders.fill(1, &mut dump, processes(), || true));
+        assert!(socket_owners.fill(1, &mut dump, processes(), || true));
         let found: Vec<_> = dump.sockets.iter().map(|socket| socket.cgroup).collect();
         // The last one waits to be accepted.
         assert_eq!((found, dump.listeners[0].cgroup), (vec![Some(9), None, Some(9)], Some(9)));

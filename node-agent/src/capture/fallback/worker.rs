@@ -15,7 +15,7 @@ use super::{
     settings::FallbackSettings,
     shared::SharedState,
     socket_owners::SocketOwners,
-    state::namespace::Look,
+    state::namespace::Scan,
 };
 use crate::{
     capture::proc::{
@@ -34,7 +34,7 @@ const DEEP_IN_DEBT: Duration = Duration::from_secs(5);
 /// Number of scans after which a namespace's addresses are read again.
 const ADDRESSES_EVERY: u32 = 16;
 /// Number of first scans that all read the addresses: they are assigned after the namespace is created.
-const YOUNG: u32 = 4;
+const FIRST_SCANS: u32 = 4;
 
 /// State of the thread.
 pub(super) struct Worker {
@@ -42,11 +42,11 @@ pub(super) struct Worker {
     shared: Arc<SharedState>,
     processes: Processes,
     cgroups: Cgroups,
-    holders: SocketOwners,
+    socket_owners: SocketOwners,
     sources: HashMap<u32, Source>,
     conntrack: Option<Conntrack>,
     buffer: Buffer,
-    pace: CpuBudget,
+    budget: CpuBudget,
     passes: u64,
     /// Notified after the first scan.
     first_pass: Option<SyncSender<()>>,
@@ -63,11 +63,11 @@ impl Worker {
         Self {
             processes: Processes::new(&settings.proc),
             cgroups,
-            holders: SocketOwners::default(),
+            socket_owners: SocketOwners::default(),
             sources: HashMap::new(),
             conntrack,
             buffer: Buffer::new(),
-            pace: CpuBudget::new(settings.cpu_millicores),
+            budget: CpuBudget::new(settings.cpu_millicores),
             passes: 0,
             first_pass: Some(first_pass),
             settings,
@@ -82,17 +82,17 @@ impl Worker {
     pub(super) fn run(mut self) -> io::Result<()> {
         self.listen_from_the_start()?;
         while !self.shared.stop.load(Ordering::Relaxed) {
-            let (began, used) = (Instant::now(), self.pace.used());
+            let (began, used) = (Instant::now(), self.budget.used());
             self.pass()?;
             self.passes += 1;
             if let Some(first_pass) = self.first_pass.take() {
-                self.pace.forgive();
+                self.budget.forgive();
                 // The receiver is gone if the starter gave up.
                 let _ = first_pass.send(());
             }
-            let cost = self.pace.used().saturating_sub(used);
+            let cost = self.budget.used().saturating_sub(used);
             self.rest(began + self.settings.interval)?;
-            self.shared.lock().passed(began, cost, self.pace.used());
+            self.shared.lock().passed(began, cost, self.budget.used());
         }
         Ok(())
     }
@@ -106,11 +106,11 @@ impl Worker {
             self.shared.lock().connections.listen_to_conntrack_of(host);
         }
         for (netns, namespace) in &namespaces {
-            self.meet(*netns, namespace);
+            self.record_namespace(*netns, namespace);
         }
-        let wanted = self.shared.lock().connections.to_look_at();
+        let wanted = self.shared.lock().connections.namespaces_to_scan();
         for (netns, namespace) in &namespaces {
-            self.look_if_due(*netns, namespace, wanted.contains(netns))?;
+            self.scan_if_due(*netns, namespace, wanted.contains(netns))?;
             // No reading is published before the first scan is complete.
             if self.passes > 0 {
                 self.pay()?;
@@ -134,16 +134,16 @@ impl Worker {
     fn leave_others(&mut self, namespaces: &HashMap<u32, Namespace>) -> io::Result<()> {
         let gone: Vec<u32> = self.sources.keys().filter(|netns| !namespaces.contains_key(netns)).copied().collect();
         for netns in gone {
-            self.look_if_due(netns, &Namespace::default(), false)?;
+            self.scan_if_due(netns, &Namespace::default(), false)?;
             self.sources.remove(&netns);
-            self.holders.leave(netns);
+            self.socket_owners.leave(netns);
             self.shared.lock().connections.leave(netns);
         }
         Ok(())
     }
 
     /// Records a namespace with its addresses and default owner.
-    fn meet(&mut self, netns: u32, namespace: &Namespace) {
+    fn record_namespace(&mut self, netns: u32, namespace: &Namespace) {
         if !self.sources.contains_key(&netns) {
             let is_old = self.passes == 0;
             // A process may have ended since it was found, or deny access.
@@ -153,21 +153,21 @@ impl Worker {
         }
         let Some(source) = self.sources.get_mut(&netns) else { return };
         source.passes += 1;
-        if source.passes > YOUNG && source.passes % ADDRESSES_EVERY != 0 {
+        if source.passes > FIRST_SCANS && source.passes % ADDRESSES_EVERY != 0 {
             return;
         }
         let Some(pid) = namespace.pids.first() else { return };
         let addresses = node_addresses::of(&self.processes.directory(*pid)).into_iter().collect();
-        let whose = self.whose(namespace);
-        self.shared.lock().connections.meet(netns, whose, addresses);
+        let default_owner = self.default_owner(namespace);
+        self.shared.lock().connections.record_namespace(netns, default_owner, addresses);
     }
 
     /// Returns the default owner of the namespace's connections: its only container, or the common ancestor of all.
-    fn whose(&self, namespace: &Namespace) -> Option<u64> {
+    fn default_owner(&self, namespace: &Namespace) -> Option<u64> {
         if namespace.is_shared { None } else { self.cgroups.common(namespace.cgroups.iter().copied()) }
     }
 
-    fn look_if_due(&mut self, netns: u32, namespace: &Namespace, wanted: bool) -> io::Result<()> {
+    fn scan_if_due(&mut self, netns: u32, namespace: &Namespace, wanted: bool) -> io::Result<()> {
         let Some(source) = self.sources.get_mut(&netns) else { return Ok(()) };
         let before = source.counts();
         let in_motion = || self.shared.lock().connections.is_in_motion(netns);
@@ -175,12 +175,12 @@ impl Worker {
             return Ok(());
         }
         let finds_old = source.is_old && source.is_new();
-        let owner = self.whose(namespace);
+        let owner = self.default_owner(namespace);
         self.listen()?;
         let began = self.shared.lock().connections.now();
         let directories = namespace.pids.iter().map(|pid| self.processes.directory(*pid));
         let Some(source) = self.sources.get_mut(&netns) else { return Ok(()) };
-        let mut dump = match source.look(before, directories, &mut self.buffer) {
+        let mut dump = match source.scan(before, directories, &mut self.buffer) {
             Ok(dump) => dump,
             Err(error) => {
                 tracing::debug!(%error, netns, "can't look at a network namespace");
@@ -190,27 +190,28 @@ impl Worker {
         let counts = before.zip(source.counts()).map(|(before, after)| [before, after]);
         let methods = source.methods();
         // A namespace without processes is scanned a last time: what it has counted is still its last owner's.
-        let whose = if namespace.pids.is_empty() { source.owner } else { owner };
-        source.owner = whose;
+        let default_owner = if namespace.pids.is_empty() { source.owner } else { owner };
+        source.owner = default_owner;
         self.listen()?;
         if dump.sockets.iter().any(|socket| socket.cgroup.is_none()) && namespace.cgroups.len() > 1 {
-            let holders = namespace
+            let socket_owners = namespace
                 .pids
                 .iter()
                 .filter_map(|pid| Some((self.processes.directory(*pid), self.processes.cgroup(*pid)?)));
-            let (pace, is_first) = (&mut self.pace, self.passes == 0);
-            let complete = self.holders.fill(netns, &mut dump, holders, || is_first || pace.debt().is_zero());
+            let (budget, is_first) = (&mut self.budget, self.passes == 0);
+            let complete =
+                self.socket_owners.fill(netns, &mut dump, socket_owners, || is_first || budget.debt().is_zero());
             self.shared.lock().unattributed(netns, !complete);
         }
         self.cgroups.learn(dump.sockets.iter().filter_map(|socket| socket.cgroup));
         let cgroups = &self.cgroups;
-        self.shared.lock().connections.look(&Look {
+        self.shared.lock().connections.scan(&Scan {
             netns,
             dump: &dump,
             methods,
             began,
             finds_old,
-            whose,
+            default_owner,
             is_ours: &|cgroup| cgroups.is_ours(cgroup),
             counts,
         });
@@ -256,7 +257,7 @@ impl Worker {
     /// Waits until the budget is kept.
     fn pay(&mut self) -> io::Result<()> {
         loop {
-            let debt = self.pace.debt();
+            let debt = self.budget.debt();
             if debt.is_zero() || self.shared.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }

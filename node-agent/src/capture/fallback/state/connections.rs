@@ -13,7 +13,7 @@ use super::{
     conntrack_only::{ConntrackOnly, payload},
     conntrack_table::ConntrackTable,
     entries::LateBytes,
-    namespace::{KnownSocket, Look, Missed, NamespaceState, Phase, is_closing, key},
+    namespace::{KnownSocket, Missed, NamespaceState, Phase, Scan, is_closing, key},
 };
 use crate::capture::{
     fallback::{
@@ -60,7 +60,7 @@ impl Connections {
         }
     }
 
-    /// See [`Look::began`].
+    /// See [`Scan::began`].
     pub(in crate::capture::fallback) fn now(&self) -> u64 {
         self.clock
     }
@@ -71,9 +71,14 @@ impl Connections {
 
     /// Records the addresses of a namespace, and the default owner of its connections. An address of several namespaces
     /// belongs to none.
-    pub(in crate::capture::fallback) fn meet(&mut self, netns: u32, whose: Option<u64>, addresses: Vec<IpAddr>) {
+    pub(in crate::capture::fallback) fn record_namespace(
+        &mut self,
+        netns: u32,
+        default_owner: Option<u64>,
+        addresses: Vec<IpAddr>,
+    ) {
         let namespace = self.namespaces.entry(netns).or_default();
-        namespace.whose = whose;
+        namespace.default_owner = default_owner;
         if namespace.addresses != addresses {
             namespace.addresses = addresses;
             self.find_owners();
@@ -124,8 +129,8 @@ impl Connections {
     }
 
     /// Returns the namespaces whose scan would decide something.
-    pub(in crate::capture::fallback) fn to_look_at(&self) -> HashSet<u32> {
-        self.tracks.to_look_at()
+    pub(in crate::capture::fallback) fn namespaces_to_scan(&self) -> HashSet<u32> {
+        self.tracks.namespaces_to_scan()
     }
 
     /// Returns the number of conntrack entries that are remembered.
@@ -149,33 +154,33 @@ impl Connections {
     }
 
     /// Processes a scan. All messages that conntrack sent before the end of the scan must have been processed.
-    pub(in crate::capture::fallback) fn look(&mut self, look: &Look<'_>) {
+    pub(in crate::capture::fallback) fn scan(&mut self, scan: &Scan<'_>) {
         let (owners, here) = (&self.owners, self.conntrack_at);
         self.tracks.find_homes(false, |ends| home(owners, here, ends));
-        let mut namespace = self.namespaces.remove(&look.netns).unwrap_or_default();
-        namespace.whose = look.whose;
-        namespace.take_listeners(look);
-        namespace.looks += 1;
+        let mut namespace = self.namespaces.remove(&scan.netns).unwrap_or_default();
+        namespace.default_owner = scan.default_owner;
+        namespace.take_listeners(scan);
+        namespace.scans += 1;
         let (mut new, mut shown_new) = (Vec::new(), HashSet::new());
-        for socket in &look.dump.sockets {
+        for socket in &scan.dump.sockets {
             let known = namespace.sockets.get(&socket.ends).copied();
             // A table that is read in parts may show a socket twice.
-            if known.is_some_and(|known| known.shown == namespace.looks) || shown_new.contains(&socket.ends) {
+            if known.is_some_and(|known| known.shown == namespace.scans) || shown_new.contains(&socket.ends) {
                 continue;
             }
-            let Some(cgroup) = socket.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup)) else {
-                self.tracks.disown(look.netns, &socket.ends);
+            let Some(cgroup) = socket.cgroup.or(scan.default_owner).filter(|cgroup| (scan.is_ours)(*cgroup)) else {
+                self.tracks.disown(scan.netns, &socket.ends);
                 continue;
             };
             match known {
                 Some(known) if known.is(socket.id) => {
-                    let known = self.go_on(&mut namespace, look, known, socket);
+                    let known = self.go_on(&mut namespace, scan, known, socket);
                     namespace.insert(socket.ends, known);
                 }
                 replaced => {
                     if let Some(replaced) = replaced {
                         namespace.sockets.remove(&socket.ends);
-                        self.end(&mut namespace, look, socket.ends, replaced, false);
+                        self.end(&mut namespace, scan, socket.ends, replaced, false);
                     }
                     new.push((socket, cgroup));
                     shown_new.insert(socket.ends);
@@ -186,37 +191,37 @@ impl Connections {
         let gone = std::mem::take(&mut namespace.lately_gone);
         let over = namespace.take_unshown();
         let attempts = over.iter().filter(|(_, known)| matches!(known.phase, Phase::Attempt(_, false))).count() as u64;
-        let all_failed = look.counts.is_some_and(|[_, after]| {
+        let all_failed = scan.counts.is_some_and(|[_, after]| {
             let before = namespace.counted.earlier;
             let begun = after.active_opens.saturating_sub(before.active_opens) + attempts;
             after.attempt_fails.saturating_sub(before.attempt_fails) >= begun
         });
         for (ends, known) in over {
-            self.end(&mut namespace, look, ends, known, all_failed);
+            self.end(&mut namespace, scan, ends, known, all_failed);
         }
-        self.begin(&mut namespace, look, &new, &gone);
-        self.tracks.scanned(look.netns);
-        namespace.looked = Some(look.began);
-        self.compare(&mut namespace, look);
-        self.namespaces.insert(look.netns, namespace);
+        self.begin(&mut namespace, scan, &new, &gone);
+        self.tracks.scanned(scan.netns);
+        namespace.scanned_at = Some(scan.began);
+        self.compare(&mut namespace, scan);
+        self.namespaces.insert(scan.netns, namespace);
     }
 
     fn go_on(
         &mut self,
         namespace: &mut NamespaceState,
-        look: &Look<'_>,
+        scan: &Scan<'_>,
         mut known: KnownSocket,
         socket: &Socket,
     ) -> KnownSocket {
-        if let Phase::Attempt(looks, tracked) = known.phase {
+        if let Phase::Attempt(scans, tracked) = known.phase {
             if socket.state == state::SYN_SENT {
-                let tracked = tracked || self.tracks.note_attempt(look.netns, &socket.ends, socket.cgroup);
-                known.phase = Phase::Attempt(looks + 1, tracked);
+                let tracked = tracked || self.tracks.note_attempt(scan.netns, &socket.ends, socket.cgroup);
+                known.phase = Phase::Attempt(scans + 1, tracked);
                 return known;
             }
-            let claimed = self.tracks.claim(look.netns, &socket.ends, is_closing(socket.state), look.began);
+            let claimed = self.tracks.claim(scan.netns, &socket.ends, is_closing(socket.state), scan.began);
             known.tracked = claimed.is_some();
-            let methods = if claimed.is_some() { look.methods.union(Methods::CONNTRACK) } else { look.methods };
+            let methods = if claimed.is_some() { scan.methods.union(Methods::CONNTRACK) } else { scan.methods };
             if let Some((counted_for, over)) = claimed.and_then(|found| found.counted) {
                 known.adopted(counted_for, over);
                 self.accounts.see(counted_for, methods);
@@ -228,7 +233,7 @@ impl Connections {
                 namespace.counted.count(Role::Client);
                 known.phase = if fits { Phase::Open } else { Phase::Over };
             }
-        } else if self.tracks.confirm(look.netns, &socket.ends, known.tracked, is_closing(socket.state), look.began) {
+        } else if self.tracks.confirm(scan.netns, &socket.ends, known.tracked, is_closing(socket.state), scan.began) {
             known.tracked = true;
         }
         if socket.id != SocketId::NOBODYS {
@@ -255,20 +260,20 @@ impl Connections {
     fn begin(
         &mut self,
         namespace: &mut NamespaceState,
-        look: &Look<'_>,
+        scan: &Scan<'_>,
         new: &[(&Socket, u64)],
         lately_gone: &HashMap<SocketId, FlowKey>,
     ) {
         // Connections that the namespace has accepted since the last scan and that no listener explains.
         let accepted =
-            look.counts.map(|[_, after]| after.passive_opens.saturating_sub(namespace.counted.earlier.passive_opens));
+            scan.counts.map(|[_, after]| after.passive_opens.saturating_sub(namespace.counted.earlier.passive_opens));
         let explained = new.iter().filter(|(socket, _)| namespace.listens(socket.ends.local).is_some()).count() as u64;
-        let all_others_are_clients = !look.finds_old && accepted.is_some_and(|accepted| accepted <= explained);
+        let all_others_are_clients = !scan.finds_old && accepted.is_some_and(|accepted| accepted <= explained);
         for (socket, cgroup) in new {
             let ends = socket.ends;
             if socket.state == state::SYN_SENT {
-                let tracked = self.tracks.note_attempt(look.netns, &ends, Some(*cgroup));
-                let key = key(look.netns, *cgroup, Role::Client, &ends);
+                let tracked = self.tracks.note_attempt(scan.netns, &ends, Some(*cgroup));
+                let key = key(scan.netns, *cgroup, Role::Client, &ends);
                 namespace.insert(ends, KnownSocket::new(socket, key, Phase::Attempt(1, tracked)));
                 continue;
             }
@@ -276,18 +281,18 @@ impl Connections {
                 namespace.insert(ends, KnownSocket::new(socket, *key, Phase::Over));
                 continue;
             }
-            let claimed = self.tracks.claim(look.netns, &ends, is_closing(socket.state), look.began);
-            if claimed.is_none() && is_closing(socket.state) && self.tracks.may_have_counted(look.netns) {
+            let claimed = self.tracks.claim(scan.netns, &ends, is_closing(socket.state), scan.began);
+            if claimed.is_none() && is_closing(socket.state) && self.tracks.may_have_counted(scan.netns) {
                 // The namespace's own counters tell whether it is missing.
-                let key = key(look.netns, *cgroup, Role::Server, &ends);
+                let key = key(scan.netns, *cgroup, Role::Server, &ends);
                 namespace.insert(ends, KnownSocket::new(socket, key, Phase::Over));
                 continue;
             }
             let (role, inferred) = match claimed {
                 Some(found) => (found.role, false),
-                None => self.role(namespace, look.netns, &ends, all_others_are_clients),
+                None => self.role(namespace, scan.netns, &ends, all_others_are_clients),
             };
-            let methods = if claimed.is_some() { look.methods.union(Methods::CONNTRACK) } else { look.methods };
+            let methods = if claimed.is_some() { scan.methods.union(Methods::CONNTRACK) } else { scan.methods };
             if let Some((counted_for, over)) = claimed.and_then(|found| found.counted) {
                 self.accounts.see(counted_for, methods);
                 let mut known = KnownSocket::new(socket, counted_for, Phase::Open);
@@ -296,10 +301,10 @@ impl Connections {
                 namespace.insert(ends, known);
                 continue;
             }
-            let key = key(look.netns, *cgroup, role, &ends);
+            let key = key(scan.netns, *cgroup, role, &ends);
             let evidence = Evidence { methods, inferred, without_bytes: socket.bytes.is_none() };
             let bytes = socket.bytes.unwrap_or_default();
-            let fits = if look.finds_old && claimed.is_none_or(|found| found.old) {
+            let fits = if scan.finds_old && claimed.is_none_or(|found| found.old) {
                 self.accounts.find(key, bytes, evidence)
             } else {
                 namespace.counted.count(role);
@@ -319,7 +324,7 @@ impl Connections {
     fn end(
         &mut self,
         namespace: &mut NamespaceState,
-        look: &Look<'_>,
+        scan: &Scan<'_>,
         ends: Endpoints,
         known: KnownSocket,
         all_failed: bool,
@@ -327,18 +332,18 @@ impl Connections {
         match known.phase {
             // Conntrack reports the result of an attempt.
             Phase::Over | Phase::Attempt(_, true) => {}
-            Phase::Attempt(looks, false) => {
-                let evidence = Evidence { methods: look.methods, inferred: false, without_bytes: true };
-                let failures = look.counts.map_or(0, |[_, after]| {
+            Phase::Attempt(scans, false) => {
+                let evidence = Evidence { methods: scan.methods, inferred: false, without_bytes: true };
+                let failures = scan.counts.map_or(0, |[_, after]| {
                     after.attempt_fails.saturating_sub(namespace.counted.earlier.attempt_fails)
                 });
                 // Unobserved end. A socket that waited for two scans was not answered. Otherwise the namespace's
                 // counters decide; if some attempts failed and others did not, it counts as missing.
-                if looks == 1 && failures > 0 && !all_failed {
+                if scans == 1 && failures > 0 && !all_failed {
                     return;
                 }
                 namespace.counted.count(Role::Client);
-                if looks > 1 || failures > 0 || look.counts.is_none() {
+                if scans > 1 || failures > 0 || scan.counts.is_none() {
                     namespace.counted.failed += 1;
                     self.accounts.fail(known.key, evidence);
                 } else if self.accounts.open(known.key, evidence) {
@@ -393,7 +398,8 @@ impl Connections {
         // A scan that begins from here on is later, also without a message in between.
         self.clock += 1;
         let namespaces = &self.namespaces;
-        self.tracks.forget(|netns| namespaces.get(&netns).map_or(u64::MAX, |namespace| namespace.looked.unwrap_or(0)));
+        self.tracks
+            .forget(|netns| namespaces.get(&netns).map_or(u64::MAX, |namespace| namespace.scanned_at.unwrap_or(0)));
     }
 
     /// Ends all connections of a namespace without processes.
@@ -404,7 +410,7 @@ impl Connections {
                 self.accounts.close(known.key, known.bytes, known.ends_unknown());
             }
         }
-        namespace.looked = Some(u64::MAX);
+        namespace.scanned_at = Some(u64::MAX);
         // A last time, for connections that only conntrack has reported.
         self.namespaces.insert(netns, namespace);
         self.settle();
@@ -423,13 +429,13 @@ impl Connections {
     }
 
     /// Compares the counts with the namespace's own counters.
-    fn compare(&self, namespace: &mut NamespaceState, look: &Look<'_>) {
-        let Some([before, after]) = look.counts else { return };
+    fn compare(&self, namespace: &mut NamespaceState, scan: &Scan<'_>) {
+        let Some([before, after]) = scan.counts else { return };
         let counted = &mut namespace.counted;
         counted.earlier = before;
-        let base = *counted.base.get_or_insert(if look.finds_old { after } else { TcpCounts::default() });
+        let base = *counted.base.get_or_insert(if scan.finds_old { after } else { TcpCounts::default() });
         // In a shared namespace, the difference may belong to others.
-        if look.whose.is_none() {
+        if scan.default_owner.is_none() {
             return;
         }
         let attempts =
@@ -439,8 +445,8 @@ impl Connections {
         if clients + servers == 0 {
             return;
         }
-        let clients = clients.saturating_sub(self.tracks.waiting(look.netns, Role::Client));
-        let servers = servers.saturating_sub(self.tracks.waiting(look.netns, Role::Server));
+        let clients = clients.saturating_sub(self.tracks.waiting(scan.netns, Role::Client));
+        let servers = servers.saturating_sub(self.tracks.waiting(scan.netns, Role::Server));
         let fails = before.attempt_fails.saturating_sub(base.attempt_fails).saturating_sub(counted.failed);
         let failed = clients.min(fails);
         counted.missed.failed = counted.missed.failed.max(failed);

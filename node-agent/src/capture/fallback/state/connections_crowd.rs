@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use topology::flow::Methods;
 
-use super::{connections::Connections, namespace::Look};
+use super::{connections::Connections, namespace::Scan};
 use crate::capture::{
     fallback::{
         netlink::conntrack_message::{Change, ConntrackMessage, Direction, tcp_state},
@@ -40,21 +40,21 @@ fn entry(number: u32, change: Change, state: Option<u8>) -> ConntrackMessage {
 
 fn connections() -> Connections {
     let mut connections = Connections::with_room(10, TRACKS);
-    connections.meet(NETNS, Some(CGROUP), vec![IpAddr::from([10, 0, 0, 1])]);
-    look(&mut connections, 0);
+    connections.record_namespace(NETNS, Some(CGROUP), vec![IpAddr::from([10, 0, 0, 1])]);
+    scan(&mut connections, 0);
     connections
 }
 
 /// A look that shows no socket of a namespace that has opened so many connections.
-fn look(connections: &mut Connections, opened: u32) {
+fn scan(connections: &mut Connections, opened: u32) {
     let counts = TcpCounts { active_opens: opened.into(), ..TcpCounts::default() };
-    connections.look(&Look {
+    connections.scan(&Scan {
         netns: NETNS,
         dump: &Dump::default(),
         methods: Methods::SOCK_DIAG,
         began: connections.now(),
         finds_old: opened == 0,
-        whose: Some(CGROUP),
+        default_owner: Some(CGROUP),
         is_ours: &|_| true,
         counts: Some([counts, counts]),
     });
@@ -78,7 +78,7 @@ fn tables_stay_bounded_and_what_finds_no_room_is_counted_as_missed() {
     }
     // Until it is certain that the servers are not of this node.
     for _ in 0..12 {
-        look(&mut connections, CONNECTIONS);
+        scan(&mut connections, CONNECTIONS);
     }
     assert_eq!(connections.accounts.seen(), TRACKS as u64);
     assert_eq!(connections.accounts.seen() + connections.missed().opened, u64::from(CONNECTIONS), "exact");
@@ -88,7 +88,7 @@ fn tables_stay_bounded_and_what_finds_no_room_is_counted_as_missed() {
     connections.track(&entry(CONNECTIONS, Change::New, Some(tcp_state::SYN_SENT)), false);
     connections.track(&entry(CONNECTIONS, Change::Is, Some(tcp_state::ESTABLISHED)), false);
     connections.track(&entry(CONNECTIONS, Change::Gone, None), false);
-    look(&mut connections, CONNECTIONS + 1);
+    scan(&mut connections, CONNECTIONS + 1);
     assert_eq!(connections.accounts.seen(), TRACKS as u64 + 1);
 }
 
@@ -101,8 +101,8 @@ fn connections_that_end_make_room() {
         connections.track(&entry(number, Change::Is, Some(tcp_state::ESTABLISHED)), false);
         connections.track(&entry(number, Change::Is, Some(tcp_state::TIME_WAIT)), false);
         if number % 100 == 99 {
-            look(&mut connections, number + 1);
-            look(&mut connections, number + 1);
+            scan(&mut connections, number + 1);
+            scan(&mut connections, number + 1);
         }
     }
     assert_eq!(connections.untracked() + connections.accounts.seen(), u64::from(CONNECTIONS));

@@ -14,7 +14,7 @@ use topology::{
     rtt::RttBucket,
 };
 
-use super::{connections::Connections, namespace::Look};
+use super::{connections::Connections, namespace::Scan};
 use crate::capture::{
     fallback::{
         netlink::conntrack_message::{Change, ConntrackMessage, Direction, tcp_state},
@@ -228,7 +228,7 @@ enum Action {
     /// which knew better.
     Overflow(u8),
     /// A look, and what happens after it began and after it ended.
-    Look(bool, Option<(u8, u8)>, Option<(u8, u8)>),
+    Scan(bool, Option<(u8, u8)>, Option<(u8, u8)>),
     Settle,
 }
 
@@ -238,7 +238,7 @@ fn action(overflows: u32) -> impl Strategy<Value = Action> {
         6 => step().prop_map(|(line, choice)| Action::Step(line, choice)),
         1 => Just(Action::Hear),
         2 => (any::<bool>(), prop::option::of(step()), prop::option::of(step()))
-            .prop_map(|(client, during, after)| Action::Look(client, during, after)),
+            .prop_map(|(client, during, after)| Action::Scan(client, during, after)),
         1 => Just(Action::Settle),
         overflows => any::<u8>().prop_map(Action::Overflow),
     ]
@@ -256,8 +256,8 @@ impl Observer {
     }
 
     fn with(mut connections: Connections) -> Self {
-        connections.meet(CLIENT.0, Some(CLIENT.1), vec![client_at(0).0]);
-        connections.meet(SERVER.0, Some(SERVER.1), vec![BACKEND.0]);
+        connections.record_namespace(CLIENT.0, Some(CLIENT.1), vec![client_at(0).0]);
+        connections.record_namespace(SERVER.0, Some(SERVER.1), vec![BACKEND.0]);
         Self { kernel: Kernel::new(), connections, flows: HashMap::new() }
     }
 
@@ -287,7 +287,7 @@ impl Observer {
                 self.record_heartbeat();
                 self.connections.settle();
             }
-            Action::Look(at_client, during, after) => {
+            Action::Scan(at_client, during, after) => {
                 self.record_heartbeat();
                 let began = self.connections.now();
                 if let Some((line, choice)) = during {
@@ -299,14 +299,14 @@ impl Observer {
                     self.kernel.step(line.into(), choice);
                 }
                 self.record_heartbeat();
-                let (netns, whose) = if at_client { CLIENT } else { SERVER };
-                self.connections.look(&Look {
+                let (netns, default_owner) = if at_client { CLIENT } else { SERVER };
+                self.connections.scan(&Scan {
                     netns,
                     dump: &dump,
                     methods: Methods::SOCK_DIAG,
                     began,
                     finds_old: false,
-                    whose: Some(whose),
+                    default_owner: Some(default_owner),
                     is_ours: &|_| true,
                     counts: None,
                 });
@@ -329,7 +329,7 @@ impl Observer {
             self.act(Action::Step(line, 3));
         }
         for at_client in [true, false, true, false] {
-            self.act(Action::Look(at_client, None, None));
+            self.act(Action::Scan(at_client, None, None));
             self.act(Action::Settle);
         }
     }

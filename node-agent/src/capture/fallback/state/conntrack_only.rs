@@ -24,29 +24,29 @@ impl Settling for ConntrackOnly<'_> {
         let Some(netns) = track.namespace(role) else { return undecided };
         let Some(namespace) = self.namespaces.get_mut(&netns) else { return Side::Nobodys };
         let ends = track.ends(role);
-        let looked_since = |when: u64| namespace.looked.is_some_and(|looked| looked >= when);
+        let scanned_since = |when: u64| namespace.scanned_at.is_some_and(|scanned_at| scanned_at >= when);
         if track.is_old() {
             // Its socket, if it has one here, has been shown.
-            return if namespace.looked.is_some() { Side::Nobodys } else { undecided };
+            return if namespace.scanned_at.is_some() { Side::Nobodys } else { undecided };
         }
         if track.is_unknown() || track.may_be_older() && namespace.ended.contains(&ends) {
             return Side::Nobodys;
         }
         let Some(since) = track.established.or(track.over) else { return undecided };
-        if track.over.is_none() && !looked_since(since) {
+        if track.over.is_none() && !scanned_since(since) {
             return undecided;
         }
         let cgroup = match role {
-            Role::Client => track.attempted_by.or(namespace.whose),
+            Role::Client => track.attempted_by.or(namespace.default_owner),
             Role::Server if track.has_failed() => None,
             Role::Server => match namespace.listens(ends.local) {
                 Some(listening) => listening.cgroup,
                 // The listener may be newer than the last scan.
-                None if !looked_since(since) => return undecided,
-                None => namespace.whose,
+                None if !scanned_since(since) => return undecided,
+                None => namespace.default_owner,
             },
         };
-        if namespace.looked.is_none() {
+        if namespace.scanned_at.is_none() {
             return undecided;
         }
         let Some(cgroup) = cgroup else { return Side::Nobodys };

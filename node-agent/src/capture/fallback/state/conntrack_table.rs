@@ -407,7 +407,7 @@ impl ConntrackTable {
     }
 
     /// Returns the namespaces whose scan would decide something.
-    pub(in crate::capture::fallback) fn to_look_at(&self) -> HashSet<u32> {
+    pub(in crate::capture::fallback) fn namespaces_to_scan(&self) -> HashSet<u32> {
         let tracks = self.undecided.iter().filter_map(|serial| self.by_number.get(serial));
         let known = tracks.filter(|track| track.established.is_some() || track.over.is_some());
         let waiting = |track: &ConntrackEntry, role| {
@@ -460,12 +460,12 @@ impl ConntrackTable {
     }
 
     /// Drops tracks that are over and counted, after the last scan that could show their sockets; earlier for lack of room.
-    pub(in crate::capture::fallback) fn forget(&mut self, looked: impl Fn(u32) -> u64) {
+    pub(in crate::capture::fallback) fn forget(&mut self, scanned_at: impl Fn(u32) -> u64) {
         let mut kept = VecDeque::new();
         while let Some((serial, at)) = self.finished.pop_front() {
             let Some(track) = self.by_number.get(&serial) else { continue };
             let mut unscanned =
-                track.namespaces.iter().flatten().filter(|namespace| looked(**namespace) <= at).peekable();
+                track.namespaces.iter().flatten().filter(|namespace| scanned_at(**namespace) <= at).peekable();
             if unscanned.peek().is_none() || kept.len() + self.finished.len() >= self.most / 2 {
                 self.unscanned.extend(unscanned);
                 self.remove(serial);

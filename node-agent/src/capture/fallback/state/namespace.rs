@@ -22,7 +22,7 @@ use crate::malloc::is_worth_shrinking;
 const REMEMBERED: usize = 1024;
 
 /// Scan of one namespace.
-pub(in crate::capture::fallback) struct Look<'a> {
+pub(in crate::capture::fallback) struct Scan<'a> {
     pub(in crate::capture::fallback) netns: u32,
     pub(in crate::capture::fallback) dump: &'a Dump,
     /// Method of the scan.
@@ -32,7 +32,7 @@ pub(in crate::capture::fallback) struct Look<'a> {
     /// True if the namespace existed when the capture began and this is its first scan.
     pub(in crate::capture::fallback) finds_old: bool,
     /// Default owner of the namespace's connections; `None` if several share it.
-    pub(in crate::capture::fallback) whose: Option<u64>,
+    pub(in crate::capture::fallback) default_owner: Option<u64>,
     /// Returns whether a cgroup is one of the node's.
     pub(in crate::capture::fallback) is_ours: &'a dyn Fn(u64) -> bool,
     /// The namespace's counters before and after the scan.
@@ -65,7 +65,7 @@ pub(in crate::capture::fallback) struct KnownSocket {
     pub(in crate::capture::fallback) tracked: bool,
     /// True if it already counts as one with unknown payload.
     pub(in crate::capture::fallback) without_bytes: bool,
-    /// Latest scan that has shown it, see [`NamespaceState::looks`].
+    /// Latest scan that has shown it, see [`NamespaceState::scans`].
     pub(in crate::capture::fallback) shown: u32,
 }
 
@@ -87,10 +87,10 @@ pub(in crate::capture::fallback) struct NamespaceState {
     /// Sockets that the latest scan counted as gone.
     pub(in crate::capture::fallback) lately_gone: HashMap<SocketId, FlowKey>,
     /// Number of scans, from 1.
-    pub(in crate::capture::fallback) looks: u32,
-    /// [`Look::began`] of the latest scan.
-    pub(in crate::capture::fallback) looked: Option<u64>,
-    pub(in crate::capture::fallback) whose: Option<u64>,
+    pub(in crate::capture::fallback) scans: u32,
+    /// [`Scan::began`] of the latest scan.
+    pub(in crate::capture::fallback) scanned_at: Option<u64>,
+    pub(in crate::capture::fallback) default_owner: Option<u64>,
     pub(in crate::capture::fallback) addresses: Vec<IpAddr>,
     pub(in crate::capture::fallback) counted: Counted,
 }
@@ -125,10 +125,10 @@ impl Counted {
 }
 
 impl NamespaceState {
-    pub(in crate::capture::fallback) fn take_listeners(&mut self, look: &Look<'_>) {
+    pub(in crate::capture::fallback) fn take_listeners(&mut self, scan: &Scan<'_>) {
         self.listeners.clear();
-        for listener in &look.dump.listeners {
-            let cgroup = listener.cgroup.or(look.whose).filter(|cgroup| (look.is_ours)(*cgroup));
+        for listener in &scan.dump.listeners {
+            let cgroup = listener.cgroup.or(scan.default_owner).filter(|cgroup| (scan.is_ours)(*cgroup));
             let at = Listening { address: listener.address, cgroup };
             self.listeners.entry(listener.port).or_default().push(at);
         }
@@ -136,13 +136,13 @@ impl NamespaceState {
 
     /// Stores a socket of the present scan.
     pub(in crate::capture::fallback) fn insert(&mut self, ends: Endpoints, known: KnownSocket) {
-        self.sockets.insert(ends, KnownSocket { shown: self.looks, ..known });
+        self.sockets.insert(ends, KnownSocket { shown: self.scans, ..known });
     }
 
     /// Removes and returns the sockets that the present scan has not shown.
     pub(in crate::capture::fallback) fn take_unshown(&mut self) -> Vec<(Endpoints, KnownSocket)> {
-        let looks = self.looks;
-        let unshown = self.sockets.extract_if(|_, known| known.shown != looks).collect();
+        let scans = self.scans;
+        let unshown = self.sockets.extract_if(|_, known| known.shown != scans).collect();
         if is_worth_shrinking(self.sockets.capacity(), self.sockets.len()) {
             self.sockets.shrink_to(2 * self.sockets.len());
         }
