@@ -26,6 +26,7 @@ mod preexisting;
 mod preflight;
 mod programs;
 mod running_kernel;
+mod seeds;
 mod self_test;
 mod slots;
 mod snmp_audit;

@@ -21,3 +21,11 @@ pub struct CaptureError {
     /// Cause of the failure.
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
+
+/// Returns the error of an operation that failed.
+pub(in crate::capture) fn failed(
+    attempted: &str,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> CaptureError {
+    CaptureError { attempted: String::from(attempted), source: Box::new(source) }
+}

@@ -8,8 +8,8 @@ use node_agent_common::FlowKey;
 use super::{
     accounts::KernelAccounts,
     listing::{Attempt, Listing},
-    preexisting::remove_seed,
     programs::Programs,
+    seeds::remove_seed,
 };
 use crate::capture::errors::CaptureError;
 

@@ -16,7 +16,7 @@ use super::{
     keys::kernel_key,
     listing::{Connection, EndObserver, Listing},
     new_flows::NewFlows,
-    preexisting::{Preexisting, end_first_look, failed, list},
+    preexisting::{Preexisting, end_first_look, list},
     programs::Programs,
     slots::Slots,
     snmp_audit::SnmpAudit,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::capture::{
     description::{Description, Feature},
-    errors::CaptureError,
+    errors::{CaptureError, failed},
     reading::{Capture, Changes, Losses, MAX_FLOWS_PER_READING, Reading},
     settings::Settings,
 };

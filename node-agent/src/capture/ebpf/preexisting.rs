@@ -25,8 +25,12 @@ use super::{
     listing::{Connection, EndObserver, Listing},
     load_errors::describe,
     programs::Programs,
+    seeds::remove_seed,
 };
-use crate::capture::{errors::CaptureError, traffic::Traffic};
+use crate::capture::{
+    errors::{CaptureError, failed},
+    traffic::Traffic,
+};
 
 /// Pause between the two first listings, and before the programs' notes are read. Connections that are being established
 /// or counted are complete by then.
@@ -271,12 +275,6 @@ pub(super) fn end_first_look(programs: &mut Programs) -> Result<Noted, CaptureEr
     Ok(Noted { cookies, is_complete: lost == 0 })
 }
 
-/// Removes an entry. Returns whether the kernel program had removed it already.
-pub(super) fn remove_seed(programs: &mut Programs, cookie: u64) -> Result<bool, CaptureError> {
-    was_taken(programs.seeds.remove(&cookie))
-        .map_err(|error| failed("removing the note of a connection from before", error))
-}
-
 /// Returns a listing of the open sockets.
 pub(super) fn list(programs: &mut Programs) -> Result<Listing, CaptureError> {
     let follows = programs.follows();
@@ -286,24 +284,4 @@ pub(super) fn list(programs: &mut Programs) -> Result<Listing, CaptureError> {
 
 fn watch(programs: &mut Programs, on: bool) -> Result<(), CaptureError> {
     programs.watch_old_closes(on).map_err(|error| failed("watching for the end of old connections", error))
-}
-
-/// Returns whether the kernel had taken an entry before it was removed here.
-pub(super) fn was_taken(removed: Result<(), MapError>) -> Result<bool, MapError> {
-    match removed {
-        Ok(()) => Ok(false),
-        Err(MapError::KeyNotFound) => Ok(true),
-        Err(error) => {
-            if let MapError::SyscallError(call) = &error
-                && call.io_error.kind() == std::io::ErrorKind::NotFound
-            {
-                return Ok(true);
-            }
-            Err(error)
-        }
-    }
-}
-
-pub(super) fn failed(attempted: &str, source: impl std::error::Error + Send + Sync + 'static) -> CaptureError {
-    CaptureError { attempted: String::from(attempted), source: Box::new(source) }
 }

@@ -13,9 +13,9 @@ use std::{
 
 use node_agent_common::{FlowKey, FlowStats, Protocol, Role};
 
-use super::{preexisting::failed, programs::Programs, tasks};
+use super::{programs::Programs, tasks};
 use crate::capture::{
-    errors::CaptureError,
+    errors::{CaptureError, failed},
     proc::{
         cgroups::Cgroups,
         processes::{Namespace, Processes},

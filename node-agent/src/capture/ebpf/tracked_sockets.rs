@@ -10,13 +10,8 @@ use std::{
 
 use node_agent_common::FollowedSocket;
 
-use super::{
-    accounts::KernelAccounts,
-    listing::Listing,
-    preexisting::{failed, was_taken},
-    programs::Programs,
-};
-use crate::capture::errors::CaptureError;
+use super::{accounts::KernelAccounts, listing::Listing, programs::Programs, seeds::was_taken};
+use crate::capture::errors::{CaptureError, failed};
 
 /// Unlisted for so long, it is taken for gone.
 const PATIENCE: Duration = Duration::from_mins(1);
