@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels check test test-long test-kernels test-handed-on fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-handed-on fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,10 +15,10 @@ build: ## build everything
 images: ## write dist/*.tar: container images of the static release programs, without a container engine
 	scripts/images operator agent traffic
 
-demo: ## a two-node cluster, a sample shop and its topology, live until Ctrl-C (ONCE=1: print once and end)
+demo: ## a sample shop and its topology, until Ctrl-C (ONCE=1: print once), on KUBECONFIG's cluster, else on a new one
 	scripts/demo
 
-demo-kernels: ## the same on four nodes with kernels from 5.10 to 7.x, one without BTF, one locked down (ONCE=1 too)
+demo-kernels: ## the same on a new cluster of four nodes with kernels from 5.10 to 7.x, one without BTF, one locked down (ONCE=1 too)
 	scripts/demo kernels
 
 check: ## lints, unit tests and generated files; no root, no Go, no cluster; 2 to 5 minutes once dependencies are compiled
@@ -51,6 +51,9 @@ deny:
 
 crds: ## write the manifests and the reference of the kinds again, after a change in crds/
 	cargo run --locked --package scopeprobe-crds --bin crdgen
+
+manifest: ## write deploy/scopeprobe.yaml again, after a change in charts/
+	scripts/manifest
 
 generated: crds ## the same, and the tables of docs/privileges.md, after a change in operator/src/rollout/privileges.rs
 	. tests/features.sh && SCOPEPROBE_WRITE_GENERATED=1 cargo test --quiet --workspace --lib --features "$$TEST_FEATURES" --locked page_of_privileges

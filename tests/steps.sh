@@ -81,6 +81,7 @@ check_chart() {
   helm=$(PATH=$BIN:$PATH command -v helm) || { skip helm "the chart is not rendered: Helm is not installed (\`scripts/setup helm\` builds it)"; return; }
   "$helm" lint --quiet charts/scopeprobe
   "$helm" template scopeprobe charts/scopeprobe --namespace scopeprobe-system > /dev/null
+  scripts/manifest --check
 }
 
 lint() {
