@@ -149,7 +149,7 @@ pub fn peer_rules() -> Value {
             "a peer of type Workload has apiVersion and kind, and no other peer has them",
         ),
         rule(
-            "has(self.namespace) == (self.type in ['Workload', 'Service'])",
+            "has(self.__namespace__) == (self.type in ['Workload', 'Service'])",
             "a peer of type Workload or Service has a namespace, and no other peer has one",
         ),
         rule(
