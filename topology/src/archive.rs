@@ -45,8 +45,8 @@ pub struct Published {
 #[derive(Clone, Debug, Default)]
 pub struct Archive {
     /// History of flows that the ledger has evicted.
-    retired: HashMap<EdgeKey, Retired>,
-    before: Option<Before>,
+    retired: HashMap<EdgeKey, EvictedCounts>,
+    before: Option<PublishedHistory>,
     /// External addresses with edges of their own.
     outside: Outside,
     estimates: Estimates,
@@ -54,7 +54,7 @@ pub struct Archive {
 
 /// Counts and times of an edge from flows that the ledger has dropped.
 #[derive(Clone, Copy, Debug, Default)]
-struct Retired {
+struct EvictedCounts {
     counters: EdgeCounters,
     times: Option<Times>,
     /// Connections that clients' agents counted. If servers' agents still report them, they are not new.
@@ -63,7 +63,7 @@ struct Retired {
 
 /// An earlier operator's account.
 #[derive(Clone, Debug)]
-struct Before {
+struct PublishedHistory {
     restored_at: SystemTime,
     /// True if all agents have reported since: `earlier` is then the part that none of them reports.
     settled: bool,
@@ -95,7 +95,7 @@ impl Archive {
                 Entry::Occupied(mut known) => known.get_mut().join(one),
             }
         }
-        self.before = Some(Before { restored_at: now, settled: false, edges, under_a_name: HashMap::new() });
+        self.before = Some(PublishedHistory { restored_at: now, settled: false, edges, under_a_name: HashMap::new() });
     }
 
     /// Computes the part of each published edge that agents no longer report: the published counters minus theirs. To
@@ -106,8 +106,10 @@ impl Archive {
         let known_before = self.known_before();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
         let mut known = graph::build_with(ledger, directory, &everything(now), &known_before);
-        server_only::add_published(&mut known.edges, before.edges.values().map(|published| &published.edge));
-        server_only::return_published(&mut known.edges, before.published_of_known());
+        // On an edge that agents report, such connections may be new ones, which the client's agent has yet to report.
+        let published = before.edges.values().map(|published| &published.edge);
+        let unreported = server_only::add_published(&mut known.edges, published);
+        server_only::return_published(&mut known.edges, before.published_of_known(), |key| unreported.contains(key));
         let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
         for (key, published) in &mut before.edges {
             let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
@@ -136,7 +138,7 @@ impl Archive {
             before.add_to(&mut graph, directory, options);
         }
         self.outside.clone_from(&graph.outside);
-        let inherits = self.before.as_ref().is_some_and(Before::is_needed);
+        let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
         if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
             graph.earlier = earlier(&graph, ledger, directory, options.now);
         }
@@ -153,7 +155,7 @@ impl Archive {
 
     fn known_before(&self) -> Known {
         Known {
-            forgotten: self.forgotten(self.before.as_ref().map(Before::forgotten).unwrap_or_default()),
+            forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
             is_outside_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
@@ -228,7 +230,7 @@ impl Published {
     }
 }
 
-impl Before {
+impl PublishedHistory {
     /// Returns whether an edge that no agent reports any more is still within `retention`.
     fn is_recent(&self, now: SystemTime, retention: Duration) -> bool {
         now.duration_since(self.restored_at).unwrap_or_default() < retention
@@ -272,7 +274,7 @@ impl Before {
         } else {
             expired_pods::leave(graph, &self.find_under_a_name(graph, directory));
         }
-        server_only::return_published(&mut graph.edges, self.published_of_known());
+        server_only::return_published(&mut graph.edges, self.published_of_known(), |_| true);
         let recent = self.is_recent(options.now, options.retention);
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
         for edge in &mut graph.edges {

@@ -27,10 +27,15 @@ pub(super) fn part_of(edge: &Edge) -> Counts {
 }
 
 /// Moves such connections to the edges that otherwise have fewer than were published. `published` has the edges and
-/// their numbers of connections, without those that agents no longer report.
+/// their numbers of connections, without those that agents no longer report; only edges that are `to_fill` get any.
 ///
 /// Invariants: the sum over all edges does not change, and no edge falls below its published number by the move.
-pub(super) fn return_published<'a>(edges: &mut [Edge], published: impl Iterator<Item = (&'a Edge, u64)>) {
+pub(super) fn return_published<'a>(
+    edges: &mut [Edge],
+    published: impl Iterator<Item = (&'a Edge, u64)>,
+    to_fill: impl Fn(&EdgeKey) -> bool,
+) {
+    // All indices are those of `edges`, whose length stays.
     let mut sources: HashMap<Between, Vec<usize>> = HashMap::new();
     for (index, edge) in edges.iter().enumerate().filter(|(_, edge)| edge.from_servers.opened > 0) {
         sources.entry(between(edge)).or_default().push(index);
@@ -43,6 +48,7 @@ pub(super) fn return_published<'a>(edges: &mut [Edge], published: impl Iterator<
         edges.iter().enumerate().map(|(index, edge)| (edge.key.clone(), index)).collect();
     let mut short: Vec<(usize, u64)> = published
         .iter()
+        .filter(|(key, _)| to_fill(key))
         .filter_map(|(key, least)| {
             let place = *places.get(*key)?;
             let missing = least.saturating_sub(edges[place].counters.opened);
@@ -63,8 +69,8 @@ pub(super) fn return_published<'a>(edges: &mut [Edge], published: impl Iterator<
     }
 }
 
-/// Adds the published edges that are missing, with counters of 0.
-pub(super) fn add_published<'a>(edges: &mut Vec<Edge>, published: impl Iterator<Item = &'a Edge>) {
+/// Adds the published edges that are missing, with counters of 0, and returns their keys.
+pub(super) fn add_published<'a>(edges: &mut Vec<Edge>, published: impl Iterator<Item = &'a Edge>) -> HashSet<EdgeKey> {
     let known: HashSet<EdgeKey> = edges.iter().map(|edge| edge.key.clone()).collect();
     let empty = |edge: &Edge| {
         let mut edge = edge.clone();
@@ -72,7 +78,10 @@ pub(super) fn add_published<'a>(edges: &mut Vec<Edge>, published: impl Iterator<
         write_part(&mut edge, Counts::default());
         edge
     };
-    edges.extend(published.filter(|edge| !known.contains(&edge.key)).map(empty));
+    let missing: Vec<Edge> = published.filter(|edge| !known.contains(&edge.key)).map(empty).collect();
+    let keys = missing.iter().map(|edge| edge.key.clone()).collect();
+    edges.extend(missing);
+    keys
 }
 
 fn take(edge: &mut Edge, opened: u64) -> Counts {
