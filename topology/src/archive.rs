@@ -105,11 +105,7 @@ impl Archive {
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
         let known_before = self.known_before();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
-        let mut known = graph::build_with(ledger, directory, &everything(now), &known_before);
-        // On an edge that agents report, such connections may be new ones, which the client's agent has yet to report.
-        let published = before.edges.values().map(|published| &published.edge);
-        let unreported = server_only::add_published(&mut known.edges, published);
-        server_only::return_published(&mut known.edges, before.published_of_known(), |key| unreported.contains(key));
+        let known = graph::build_with(ledger, directory, &everything(now), &known_before);
         let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
         for (key, published) in &mut before.edges {
             let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
@@ -274,7 +270,6 @@ impl PublishedHistory {
         } else {
             expired_pods::leave(graph, &self.find_under_a_name(graph, directory));
         }
-        server_only::return_published(&mut graph.edges, self.published_of_known(), |_| true);
         let recent = self.is_recent(options.now, options.retention);
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
         for edge in &mut graph.edges {
@@ -315,12 +310,6 @@ impl PublishedHistory {
             });
             self.add_missing(graph, directory, options.max_external, &missing);
         }
-    }
-
-    /// Returns the published edges with the number of their connections, without those that agents no longer know.
-    fn published_of_known(&self) -> impl Iterator<Item = (&Edge, u64)> {
-        let published = self.edges.values().filter(|published| !is_shared(&published.edge.key));
-        published.map(|it| (&it.edge, it.edge.counters.opened.saturating_sub(it.earlier.counters.opened)))
     }
 
     /// Edges of which no agent knows anything more. Of those that are (a part of) others now, only what agents do not know
