@@ -73,7 +73,7 @@ impl CaptureArguments {
             attach: self.attach,
             max_flows: budget.flows,
             max_conversations: budget.conversations,
-            max_followed: budget.conversations,
+            max_tracked_sockets: budget.conversations,
             shortage: budget.shortage,
             self_test: !self.skip_self_test,
             dns_names: self.dns_names,

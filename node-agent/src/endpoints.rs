@@ -127,7 +127,7 @@ impl Collector for ObservationCollector {
             (
                 "connections_untold",
                 "Of lost_opened and lost_failed, at most as many as these flows had counted unreported",
-                observation.flows.untold().opened + observation.flows.untold().failed,
+                observation.flows.evicted_unreported().opened + observation.flows.evicted_unreported().failed,
             ),
             ("flows_unnamed", "Flows for whose peers' names there was no room", observation.flows.unnamed()),
         ] {

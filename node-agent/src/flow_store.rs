@@ -18,7 +18,7 @@ use topology::flow::{FlowCounters, FlowKey};
 
 use self::{
     clock::Clock,
-    entry::{FlowEntry, State},
+    entry::{FlowEntry, ReportState},
 };
 use crate::malloc::is_worth_shrinking;
 
@@ -47,7 +47,7 @@ const MANY_STALE: usize = 4096;
 
 /// Flows that were evicted unreported, for lack of room: upper bound of what is missing in the operator's account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Untold {
+pub struct EvictedUnreported {
     /// Flows.
     pub flows: u64,
     /// Their connections.
@@ -75,7 +75,7 @@ pub struct FlowStore {
     /// Number of flows that the capture has dropped and that stay until the operator has acknowledged them.
     leaving: usize,
     evicted: u64,
-    untold: Untold,
+    evicted_unreported: EvictedUnreported,
     name_bytes: usize,
     unnamed: u64,
 }
@@ -121,7 +121,7 @@ impl FlowStore {
             left: 0,
             leaving: 0,
             evicted: 0,
-            untold: Untold::default(),
+            evicted_unreported: EvictedUnreported::default(),
             name_bytes: 0,
             unnamed: 0,
         }
@@ -154,7 +154,7 @@ impl FlowStore {
                 }
                 entry.counters = (&counters).into();
                 entry.changed = now;
-                if entry.state == State::Known {
+                if entry.state == ReportState::Acknowledged {
                     entry.before_news = before;
                 }
                 entry
@@ -166,11 +166,11 @@ impl FlowStore {
                 before_first: before,
                 before_news: before,
                 changed: now,
-                state: State::Known,
+                state: ReportState::Acknowledged,
             }),
         };
-        if entry.state != State::News {
-            entry.state = State::News;
+        if entry.state != ReportState::Changed {
+            entry.state = ReportState::Changed;
             self.news.push_back(key);
         }
         true
@@ -199,8 +199,8 @@ impl FlowStore {
         }
         self.name_bytes = bytes;
         entry.rare.get_or_insert_default().names = names.into();
-        if entry.state != State::News {
-            entry.state = State::News;
+        if entry.state != ReportState::Changed {
+            entry.state = ReportState::Changed;
             self.news.push_back(*key);
         }
         true
@@ -248,8 +248,8 @@ impl FlowStore {
             && let Some(key) = self.news.pop_front()
         {
             // A flow that was removed and added again is in the queue twice: the second entry is no change.
-            if let Some(entry) = self.flows.get_mut(&key).filter(|entry| entry.state == State::News) {
-                entry.state = State::Underway;
+            if let Some(entry) = self.flows.get_mut(&key).filter(|entry| entry.state == ReportState::Changed) {
+                entry.state = ReportState::Sent;
                 taken.push((key, entry.counters()));
             }
         }
@@ -262,7 +262,7 @@ impl FlowStore {
         self.stale_news = 0;
         self.left = 0;
         for entry in self.flows.values_mut() {
-            entry.state = State::Underway;
+            entry.state = ReportState::Sent;
         }
         Snapshot { rest: self.flows.len() }
     }
@@ -285,8 +285,8 @@ impl FlowStore {
     pub fn acknowledge(&mut self, told: &[(FlowKey, FlowCounters)]) {
         for (key, counters) in told {
             let Some(entry) = self.flows.get_mut(key) else { continue };
-            if entry.state == State::Underway && entry.counters() == *counters {
-                entry.state = State::Known;
+            if entry.state == ReportState::Sent && entry.counters() == *counters {
+                entry.state = ReportState::Acknowledged;
                 if entry.is_dropped {
                     self.remove(key);
                 }
@@ -299,7 +299,7 @@ impl FlowStore {
         self.begin_snapshot();
         let mut dropped = Vec::new();
         for (key, entry) in &mut self.flows {
-            entry.state = State::Known;
+            entry.state = ReportState::Acknowledged;
             if entry.is_dropped {
                 dropped.push(*key);
             }
@@ -327,7 +327,7 @@ impl FlowStore {
             .map(|(index, (key, entry))| {
                 let is_over = self.is_over(key, entry, now, &is_live);
                 over += usize::from(is_over);
-                ((!is_over, is_live(key.cgroup_id), entry.state != State::Known, entry.changed), index)
+                ((!is_over, is_live(key.cgroup_id), entry.state != ReportState::Acknowledged, entry.changed), index)
             })
             .collect();
         let wanted = over.max(self.staying().saturating_sub(keep));
@@ -346,13 +346,13 @@ impl FlowStore {
             self.evicted += u64::from(!self.is_over(key, entry, now, &is_live));
             let Some(entry) = self.flows.get_mut(key) else { continue };
             self.leaving += usize::from(!std::mem::replace(&mut entry.is_dropped, true));
-            if entry.state == State::Known {
+            if entry.state == ReportState::Acknowledged {
                 self.remove(key);
             }
         }
         let surplus = self.flows.len().saturating_sub(self.bounds.flows);
         if surplus > 0 {
-            self.remove_untold(surplus);
+            self.evict_unreported(surplus);
         }
     }
 
@@ -391,8 +391,8 @@ impl FlowStore {
 
     /// Returns what was removed before the operator acknowledged it.
     #[must_use]
-    pub fn untold(&self) -> Untold {
-        self.untold
+    pub fn evicted_unreported(&self) -> EvictedUnreported {
+        self.evicted_unreported
     }
 
     /// Returns the number of flows.
@@ -431,13 +431,13 @@ impl FlowStore {
         if let Some(entry) = self.flows.swap_remove(key) {
             self.name_bytes -= entry.name_bytes();
             self.leaving -= usize::from(entry.is_dropped);
-            self.stale_news += usize::from(entry.state == State::News);
+            self.stale_news += usize::from(entry.state == ReportState::Changed);
             self.run += 1;
             self.left += 1;
         }
     }
 
-    fn remove_untold(&mut self, surplus: usize) {
+    fn evict_unreported(&mut self, surplus: usize) {
         let entries = self.flows.values().enumerate();
         let mut by_age: Vec<_> =
             entries.filter(|(_, entry)| entry.is_dropped).map(|(index, entry)| (entry.changed, index)).collect();
@@ -448,9 +448,9 @@ impl FlowStore {
         let oldest = by_age.into_iter().filter_map(|(_, index)| self.flows.get_index(index));
         let oldest: Vec<_> = oldest.map(|(key, entry)| (*key, entry.counters())).collect();
         for (key, counters) in oldest {
-            self.untold.flows += 1;
-            self.untold.opened += counters.opened + counters.preexisting;
-            self.untold.failed += counters.failed;
+            self.evicted_unreported.flows += 1;
+            self.evicted_unreported.opened += counters.opened + counters.preexisting;
+            self.evicted_unreported.failed += counters.failed;
             self.remove(&key);
         }
     }
@@ -459,15 +459,15 @@ impl FlowStore {
     fn drop_stale_news(&mut self) {
         let mut news = std::mem::take(&mut self.news);
         news.retain(|key| {
-            let entry = self.flows.get_mut(key).filter(|entry| entry.state == State::News);
+            let entry = self.flows.get_mut(key).filter(|entry| entry.state == ReportState::Changed);
             entry.is_some_and(|entry| {
-                entry.state = State::Underway;
+                entry.state = ReportState::Sent;
                 true
             })
         });
         for key in &news {
             if let Some(entry) = self.flows.get_mut(key) {
-                entry.state = State::News;
+                entry.state = ReportState::Changed;
             }
         }
         self.news = news;

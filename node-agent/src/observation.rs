@@ -196,15 +196,15 @@ impl Observation {
 
     /// Merges a reading of the capture. Returns whether anything has changed.
     pub fn absorb(&mut self, reading: Reading, now: Instant) -> bool {
-        let untold = self.flows.untold();
+        let evicted_unreported = self.flows.evicted_unreported();
         let losses = Losses {
-            opened: reading.losses.opened + untold.opened,
-            failed: reading.losses.failed + untold.failed,
+            opened: reading.losses.opened + evicted_unreported.opened,
+            failed: reading.losses.failed + evicted_unreported.failed,
             ..reading.losses
         };
         let mut changed = self.capture.losses != losses || self.capture.seen != reading.seen;
         self.capture.losses = losses;
-        self.capture.untold_flows = untold.flows;
+        self.capture.untold_flows = evicted_unreported.flows;
         self.capture.seen = reading.seen;
         if let Some(before) = self.complete_until {
             self.flows.looked(before);

@@ -314,15 +314,18 @@ impl Observer {
         drop(observation);
         let dropped = if dispensable.is_empty() { dispensable } else { capture.forget(&dispensable) };
         let mut observation = self.observation.lock();
-        let untold = observation.flows.untold().flows;
+        let evicted_unreported = observation.flows.evicted_unreported().flows;
         observation.drop_flows(&dropped, now);
-        let untold = observation.flows.untold().flows - untold;
+        let evicted_unreported = observation.flows.evicted_unreported().flows - evicted_unreported;
         if observation.shrink() {
             malloc::give_back();
         }
         drop(observation);
-        if untold > 0 {
-            tracing::warn!(flows = untold, "flows had to leave before they could be reported; raise --max-flows");
+        if evicted_unreported > 0 {
+            tracing::warn!(
+                flows = evicted_unreported,
+                "flows had to leave before they could be reported; raise --max-flows"
+            );
         }
     }
 }

@@ -101,7 +101,7 @@ async fn show(arguments: &WatchArguments) -> anyhow::Result<ExitCode> {
 fn observer(capture: &CaptureArguments, observation: &SharedObservation, changed: &Arc<Notify>) -> Observer {
     let (arguments, without) = (capture.clone(), capture.clone());
     let settings =
-        move || -> Result<Settings, Refusal> { Ok(Settings { look_every: REDRAW, ..arguments.settings()? }) };
+        move || -> Result<Settings, Refusal> { Ok(Settings { listing_interval: REDRAW, ..arguments.settings()? }) };
     let capture = capture.clone();
     Observer {
         captures: Captures {

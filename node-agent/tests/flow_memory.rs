@@ -102,7 +102,7 @@ fn flows_take_few_bytes_and_return_them_after_a_peak() {
     let all_but_one: Vec<_> = (1..FLOWS).map(key).collect();
     store.drop_flows(&all_but_one, now, |_| true);
     drop(all_but_one);
-    assert_eq!((store.len(), store.untold().flows), (1, 0));
+    assert_eq!((store.len(), store.evicted_unreported().flows), (1, 0));
     assert!(store.shrink(), "a table of one flow is small");
     let left = IN_USE.load(Ordering::Relaxed) - before;
     println!("{left} bytes for one flow after the peak");

@@ -14,7 +14,7 @@ pub use self::services::Dialled;
 use self::services::Services;
 use crate::{
     clock::NodeClock,
-    entity::{Life, Node, Pod, Service, ServiceRef},
+    entity::{Node, Pod, PodLifetime, Service, ServiceRef},
     external::ExternalGroups,
     flow::Protocol,
     history::Part,
@@ -146,7 +146,7 @@ impl Directory {
     /// Records the lifetime that a pod's object last reported, and whether the pod ended. Ignores unknown pods.
     ///
     /// Invariant: no name changes.
-    pub fn note_life(&mut self, uid: &str, life: Life, ended: bool, now: SystemTime) {
+    pub fn note_life(&mut self, uid: &str, life: PodLifetime, ended: bool, now: SystemTime) {
         if let Some(record) = self.pods.get_mut(uid) {
             (record.pod.life, record.pod.ended) = (life, ended);
             self.ownership.observe(&record.pod, now);

@@ -67,13 +67,13 @@ pub struct Pod {
     /// Container id (without the runtime's prefix) → container name; init and ephemeral containers too.
     pub containers: BTreeMap<String, String>,
     /// Lifetime, from its object.
-    pub life: Life,
+    pub life: PodLifetime,
 }
 
 /// Lifetime of a pod, from its object. Times have a resolution of one second: an event may have happened up to a second
 /// later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Life {
+pub struct PodLifetime {
     /// `metadata.creationTimestamp`, by the API server's clock: it had no address before.
     pub created: Option<SystemTime>,
     /// `status.startTime`, by its node's clock: the kubelet knew of it, and it had no address before.

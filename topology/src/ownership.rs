@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     clock::NodeClock,
-    entity::{Life, Pod},
+    entity::{Pod, PodLifetime},
 };
 
 /// Resolution of times in objects, which are truncated to whole seconds.
@@ -50,7 +50,7 @@ pub struct Ownership {
 struct Claim {
     pod: String,
     node: String,
-    life: Life,
+    life: PodLifetime,
     /// Time at which the pod was first observed with the address.
     known: SystemTime,
     /// Time at which its end was first observed.
@@ -236,7 +236,7 @@ impl Claim {
     fn observe(&mut self, pod: &Pod, now: SystemTime) {
         self.known = self.known.min(now);
         self.node.clone_from(&pod.node);
-        self.life = Life {
+        self.life = PodLifetime {
             created: pod.life.created.or(self.life.created),
             started: pod.life.started.or(self.life.started),
             // A later version of the object may lack the container that ran first.
@@ -251,7 +251,7 @@ impl Claim {
     }
 
     fn range(&self, clock: &NodeClock) -> Range<'_> {
-        let Life { created, started, ran, deleted, finished } = self.life;
+        let PodLifetime { created, started, ran, deleted, finished } = self.life;
         let of_node = |time: SystemTime| clock.to_operator(time);
         let latest = ran.map_or(self.known, |ran| self.known.min(of_node(ran) + CUT));
         let earliest = started.map(of_node).or(created).unwrap_or(self.known).min(latest);

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     directory::Directory,
     edge::Peer,
-    entity::{CgroupOwner, Life, Pod, Workload},
+    entity::{CgroupOwner, Pod, PodLifetime, Workload},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
@@ -79,7 +79,7 @@ fn pod(name: &str, node: &str, ip: IpAddr, from_ms: u64) -> Pod {
             group: String::new(),
         },
         containers: [(format!("id-{name}"), "main".to_owned())].into(),
-        life: Life { created: cut, started: cut, ran: cut, ..Life::default() },
+        life: PodLifetime { created: cut, started: cut, ran: cut, ..PodLifetime::default() },
     }
 }
 
@@ -135,7 +135,7 @@ impl World {
         for (number, (from_ms, until_ms)) in self.servers().into_iter().enumerate() {
             let pod = pod(&format!("server-{number}"), "node-2", SERVER, from_ms);
             directory.upsert_pod(pod.clone(), at(from_ms + 300));
-            let life = Life { finished: Some(at(until_ms / 1000 * 1000)), ..pod.life };
+            let life = PodLifetime { finished: Some(at(until_ms / 1000 * 1000)), ..pod.life };
             directory.note_life(&pod.uid, life, false, at(until_ms + 300));
             directory.remove_pod(&pod.uid, at(until_ms + 300));
         }

@@ -14,7 +14,7 @@ use scopeprobe_topology::{
     archive::{Archive, Published},
     directory::Directory,
     edge::{Edge, EdgeCounters, Identity, Peer},
-    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
     external::{ExternalGroup, ExternalGroups},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
@@ -61,7 +61,7 @@ fn directory() -> Directory {
         ended: false,
         workload: workload(),
         containers: [("id".to_owned(), "main".to_owned())].into(),
-        life: Life::default(),
+        life: PodLifetime::default(),
     };
     directory.upsert_pod(pod, SystemTime::UNIX_EPOCH);
     directory
@@ -161,7 +161,7 @@ fn a_static_pod_that_is_seen_to_answer_is_that_pod() {
         ended: false,
         workload: workload.clone(),
         containers: [("api-id".to_owned(), "api".to_owned())].into(),
-        life: Life::default(),
+        life: PodLifetime::default(),
     };
     directory.upsert_pod(pod, SystemTime::UNIX_EPOCH);
     let mut ledger = Ledger::new();

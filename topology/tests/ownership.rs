@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     clock::NodeClock,
     directory::{Directory, Owner},
-    entity::{Life, Pod, Workload},
+    entity::{Pod, PodLifetime, Workload},
 };
 
 /// The same pod's other address.
@@ -107,7 +107,7 @@ fn told(stays: &[Stay], ahead_ms: u64) -> (Vec<Truth>, Directory) {
         free_ms = until_ms + 1;
         truth.push(Truth { from_ms, until_ms, end_is_told: !matches!(stay.end, End::Missed) });
         let by_node = |ms: u64| Some(cut(ms + ahead_ms));
-        let life = Life {
+        let life = PodLifetime {
             created: Some(cut(from_ms - stay.lead_ms)),
             started: by_node(from_ms - stay.lead_ms),
             ran: by_node(from_ms + stay.lag_ms).filter(|_| stay.tells_ran),
@@ -142,19 +142,19 @@ fn told(stays: &[Stay], ahead_ms: u64) -> (Vec<Truth>, Directory) {
         let finished = |tells_when: bool| by_node(until_ms).filter(|_| tells_when);
         match stay.end {
             End::Finished { tells_when } => {
-                let life = Life { finished: finished(tells_when), ..life };
+                let life = PodLifetime { finished: finished(tells_when), ..life };
                 tell(late(until_ms), Event::Upsert, &Pod { ended: true, life, ..pod });
             }
             End::Deleted { grace_ms, tells_when } => {
                 let asked_ms = until_ms - grace_ms.min(stay.life_ms);
-                let life = Life { deleted: Some(cut(asked_ms)), ..life };
+                let life = PodLifetime { deleted: Some(cut(asked_ms)), ..life };
                 tell(late(asked_ms), Event::Upsert, &Pod { life, ..pod.clone() });
-                let life = Life { finished: finished(tells_when), ..life };
+                let life = PodLifetime { finished: finished(tells_when), ..life };
                 tell(late(until_ms), Event::Remove, &Pod { life, ..pod });
             }
             End::Forced { runs_on_ms } => {
                 let asked_ms = until_ms - runs_on_ms.min(stay.life_ms);
-                let life = Life { deleted: Some(cut(asked_ms)), ..life };
+                let life = PodLifetime { deleted: Some(cut(asked_ms)), ..life };
                 tell(late(asked_ms), Event::Remove, &Pod { life, ..pod });
             }
             End::Missed => {}
@@ -173,7 +173,7 @@ fn told(stays: &[Stay], ahead_ms: u64) -> (Vec<Truth>, Directory) {
                 directory.upsert_pod(pod, at(ms));
             }
             Event::Remove(pod) => {
-                directory.upsert_pod(Pod { life: Life { finished: None, ..pod.life }, ..pod.clone() }, at(ms));
+                directory.upsert_pod(Pod { life: PodLifetime { finished: None, ..pod.life }, ..pod.clone() }, at(ms));
                 directory.note_life(&pod.uid, pod.life, pod.ended, at(ms));
                 directory.remove_pod(&pod.uid, at(ms));
             }
@@ -258,7 +258,7 @@ proptest! {
     }
 }
 
-fn pod(name: &str, life: Life) -> Pod {
+fn pod(name: &str, life: PodLifetime) -> Pod {
     Pod {
         uid: format!("uid-{name}"),
         namespace: "shop".to_owned(),
@@ -285,9 +285,9 @@ fn owner(directory: &Directory, since: u64, until: u64) -> Option<&str> {
 #[test]
 fn a_pod_that_has_finished_has_no_address_any_more_in_either_family() {
     let mut directory = Directory::new();
-    let life = Life { started: Some(cut(1_000_000)), ran: Some(cut(1_001_000)), ..Life::default() };
+    let life = PodLifetime { started: Some(cut(1_000_000)), ran: Some(cut(1_001_000)), ..PodLifetime::default() };
     directory.upsert_pod(pod("job", life), at(1_001_500));
-    let ended = Life { finished: Some(cut(1_030_000)), ..life };
+    let ended = PodLifetime { finished: Some(cut(1_030_000)), ..life };
     directory.upsert_pod(Pod { ended: true, ..pod("job", ended) }, at(1_033_000));
     for ip in [IP, IP6] {
         let owner = |ms| directory.owner_of(ip, at(ms)).map(|pod| pod.name.as_str());
@@ -298,17 +298,17 @@ fn a_pod_that_has_finished_has_no_address_any_more_in_either_family() {
 #[test]
 fn a_pod_in_its_nodes_network_and_one_without_an_address_own_none() {
     let mut directory = Directory::new();
-    directory.upsert_pod(Pod { host_network: true, ..pod("proxy", Life::default()) }, at(0));
-    directory.upsert_pod(Pod { ips: Vec::new(), ..pod("pending", Life::default()) }, at(0));
+    directory.upsert_pod(Pod { host_network: true, ..pod("proxy", PodLifetime::default()) }, at(0));
+    directory.upsert_pod(Pod { ips: Vec::new(), ..pod("pending", PodLifetime::default()) }, at(0));
     assert!(matches!(directory.owner_between(IP, at(0), at(1)), Owner::NoPod));
-    directory.upsert_pod(pod("pending", Life::default()), at(9_000));
+    directory.upsert_pod(pod("pending", PodLifetime::default()), at(9_000));
     assert_eq!(owner(&directory, 9_000, 9_500), Some("pending"));
 }
 
 #[test]
 fn a_delete_that_was_missed_ends_where_the_next_pod_begins() {
     let mut directory = Directory::new();
-    let life = |ms| Life { started: Some(cut(ms)), ran: Some(cut(ms + 1000)), ..Life::default() };
+    let life = |ms| PodLifetime { started: Some(cut(ms)), ran: Some(cut(ms + 1000)), ..PodLifetime::default() };
     directory.upsert_pod(pod("former", life(1_000_000)), at(1_002_000));
     directory.upsert_pod(pod("latter", life(1_060_000)), at(1_062_500));
     assert_eq!(owner(&directory, 1_040_000, 1_045_000), Some("former"));
@@ -323,8 +323,8 @@ fn a_delete_that_was_missed_ends_where_the_next_pod_begins() {
 #[test]
 fn the_same_pod_made_anew_is_known_by_its_name() {
     let mut directory = Directory::new();
-    directory.upsert_pod(pod("web-0", Life::default()), at(1_000_000));
+    directory.upsert_pod(pod("web-0", PodLifetime::default()), at(1_000_000));
     directory.remove_pod("uid-web-0", at(1_020_000));
-    directory.upsert_pod(Pod { uid: "another".to_owned(), ..pod("web-0", Life::default()) }, at(1_021_000));
+    directory.upsert_pod(Pod { uid: "another".to_owned(), ..pod("web-0", PodLifetime::default()) }, at(1_021_000));
     assert_eq!(owner(&directory, 1_019_000, 1_023_000), Some("web-0"));
 }

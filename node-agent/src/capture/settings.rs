@@ -25,17 +25,17 @@ pub struct Settings {
     pub attach: Option<Attach>,
     /// Maximum number of tracked sockets, for connections without callbacks. Connections beyond it are counted as
     /// [`Losses`](super::Losses).
-    pub max_followed: u32,
+    pub max_tracked_sockets: u32,
     /// Maximum number of preexisting connections whose end the kernel program counts; `None` for the number of sockets.
     /// The agent notices further ends late and counts them in
     /// [`Losses::closes_unseen`](super::Losses::closes_unseen).
-    pub max_old: Option<u32>,
+    pub max_preexisting: Option<u32>,
     /// Time after which the end of a preexisting connection counts as missed if no process holds its socket. Before, the
     /// socket may still send its remaining bytes.
     pub gone_after: Duration,
     /// Maximum number of connections noted as counted while the capture starts. If more open and close, preexisting
     /// connections are left out and counted as [`Losses`](super::Losses).
-    pub max_noted: u32,
+    pub max_start_notes: u32,
     /// Maximum number of flows that the kernel counts. Connections of further flows are counted as
     /// [`Losses`](super::Losses).
     pub max_flows: u32,
@@ -59,7 +59,7 @@ pub struct Settings {
     /// bytes.
     pub ring_bytes: u32,
     /// Interval at which all open sockets are listed.
-    pub look_every: Duration,
+    pub listing_interval: Duration,
     /// Runs the self-test at the start. It requires a cgroup root that contains this process. Without it, a capture
     /// that counts nothing at all goes unnoticed.
     pub self_test: bool,
@@ -75,10 +75,10 @@ impl Default for Settings {
             tracefs_paths: ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(PathBuf::from).to_vec(),
             release: None,
             attach: None,
-            max_followed: 65_536,
-            max_old: None,
+            max_tracked_sockets: 65_536,
+            max_preexisting: None,
             gone_after: Duration::from_mins(1),
-            max_noted: 65_536,
+            max_start_notes: 65_536,
             max_flows: 65_536,
             shortage: None,
             datagrams: true,
@@ -88,7 +88,7 @@ impl Default for Settings {
             conversation_silence: Duration::from_mins(2),
             conversations_settle: Duration::from_secs(10),
             ring_bytes: 256 * 1024,
-            look_every: Duration::from_secs(30),
+            listing_interval: Duration::from_secs(30),
             self_test: true,
         }
     }

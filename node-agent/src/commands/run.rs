@@ -130,11 +130,11 @@ async fn serve(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn observer(arguments: &RunArguments, observation: &SharedObservation, changed: &Arc<Notify>) -> io::Result<Observer> {
-    let (capture, without, look_every) =
+    let (capture, without, listing_interval) =
         (arguments.capture.clone(), arguments.capture.clone(), arguments.scan_interval);
     let mut captures = match arguments.mode {
         ModeArgument::Ebpf => Captures {
-            preferred: capture_starters::ebpf(move || Ok(Settings { look_every, ..capture.settings()? })),
+            preferred: capture_starters::ebpf(move || Ok(Settings { listing_interval, ..capture.settings()? })),
             stand_in: Some(capture_starters::stand_in(move || without.fallback_settings())),
         },
         ModeArgument::Fallback => {

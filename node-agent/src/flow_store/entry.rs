@@ -15,11 +15,11 @@ pub(super) struct FlowEntry {
     pub(super) rare: Option<Box<Rare>>,
     /// Lower bound of the time of the flow's first event.
     pub(super) before_first: Moment,
-    /// Lower bound of the time of unacknowledged changes; without meaning in [`State::Known`].
+    /// Lower bound of the time of unacknowledged changes; without meaning in [`ReportState::Acknowledged`].
     pub(super) before_news: Moment,
     /// Time at which the last change was found.
     pub(super) changed: Moment,
-    pub(super) state: State,
+    pub(super) state: ReportState,
     /// True if the capture dropped the flow and has not counted it since.
     pub(super) is_dropped: bool,
 }
@@ -54,11 +54,11 @@ impl FlowEntry {
 
 /// State of the operator's copy of a flow's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ReportState {
     /// The counters changed; the flow is in the queue of changes.
-    News,
+    Changed,
     /// The counters were sent, but are not acknowledged yet.
-    Underway,
+    Sent,
     /// The operator has acknowledged the counters.
-    Known,
+    Acknowledged,
 }

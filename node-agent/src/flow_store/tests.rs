@@ -97,7 +97,7 @@ fn where_it_is_crowded_the_least_worth_leave_and_are_counted() {
     assert_eq!(expire(&mut store, at(4), |id| id == 1), [key(2, 4)], "of a dead cgroup, although youngest");
     store.record(key(1, 5), counters(1, 1), at(5));
     assert_eq!(expire(&mut store, at(6), |_| true), [key(1, 2)], "oldest of the quiet ones");
-    assert_eq!((store.len(), store.evicted(), store.untold()), (3, 2, Untold::default()));
+    assert_eq!((store.len(), store.evicted(), store.evicted_unreported()), (3, 2, EvictedUnreported::default()));
     assert!(store.get(&key(1, 1)).is_some(), "an open connection stays");
 }
 
@@ -130,7 +130,7 @@ fn where_there_is_no_room_for_what_is_untold_it_is_counted_as_lost() {
     }
     expire(&mut store, start, |_| true);
     assert_eq!(store.len(), 4);
-    assert_eq!(store.untold(), Untold { flows: 2, opened: 6, failed: 4 });
+    assert_eq!(store.evicted_unreported(), EvictedUnreported { flows: 2, opened: 6, failed: 4 });
     assert!(store.get(&key(1, 0)).is_none() && store.get(&key(1, 5)).is_some(), "the oldest leave");
 }
 

@@ -125,10 +125,10 @@ fn message(state: &CaptureState) -> Cow<'_, str> {
     match state.untold_flows {
         0 => Cow::Borrowed(&state.message),
         // First, so that it is never what is cut off.
-        untold => Cow::Owned(format!(
+        evicted_unreported => Cow::Owned(format!(
             "{} left the agent's memory before they could be reported: at most what is counted as lost of \
              their connections is missing (raise maxFlows); {}",
-            counted(untold, "flow"),
+            counted(evicted_unreported, "flow"),
             state.message
         )),
     }

@@ -77,9 +77,9 @@ pub fn more_old_connections_than_can_be_watched_are_counted(attach: Attach) {
     let keys = ends(&mut crowd, port);
     crowd.tell(&format!("crowd l {OLD}"));
     let settings = Settings {
-        max_old: Some(ROOM),
+        max_preexisting: Some(ROOM),
         gone_after: Duration::from_secs(1),
-        look_every: Duration::from_millis(100),
+        listing_interval: Duration::from_millis(100),
         ..node.settings(attach)
     };
     let mut watched = Watched::start(&settings);
@@ -117,7 +117,7 @@ fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
     server.begin("serve l 1000000 10 20");
     client.begin(&format!("call-slowly 127.0.0.1:{busy} 1000000"));
     // Two that come while the capture starts are too many.
-    let settings = Settings { max_noted: 1, ..node.settings(Attach::SockOps) };
+    let settings = Settings { max_start_notes: 1, ..node.settings(Attach::SockOps) };
     let mut starts = (0..100).map(|_| {
         let mut watched = Watched::start(&settings);
         watched.read();

@@ -316,12 +316,12 @@ fn nothing_is_missed_at_full_speed_where_softirqs_come_from_another_cpu() {
     storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {times} 20 30"));
     for _ in 0..50 {
         // Looking meanwhile must not disturb the counts.
-        watched.capture.look_again();
+        watched.capture.list_again();
         watched.read();
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert_eq!(storm.finish(), "done");
-    watched.capture.look_again();
+    watched.capture.list_again();
     watched.read();
     let netns = storm.netns();
     let ports: std::collections::BTreeSet<u16> = watched.flows.keys().map(|key| key.port).collect();
@@ -504,7 +504,7 @@ fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves()
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(2);
     let at_rest = |counters: &FlowCounters| counters.active() == 0;
     while watched.flows.len() < 8 || !watched.flows.values().all(at_rest) {
-        watched.capture.look_again();
+        watched.capture.list_again();
         watched.read();
         assert!(std::time::Instant::now() < deadline, "{:?}", watched.flows);
         std::thread::sleep(std::time::Duration::from_millis(100));

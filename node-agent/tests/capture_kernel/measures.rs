@@ -58,7 +58,7 @@ pub fn what_tcp_has_measured_is_what_the_sockets_say(attach: Attach) {
 fn expect(watched: &mut Watched, keys: [FlowKey; 2], measured: [Measured; 2], (opened, active): (u64, u64)) {
     let deadline = Instant::now() + Duration::from_mins(1);
     loop {
-        watched.capture.look_again();
+        watched.capture.list_again();
         watched.read();
         let found = keys.map(|key| watched.flows.get(&key).copied().unwrap_or_default());
         let wanted = measured.map(|end| (opened, active, Some(end.retransmits), end.rtt));

@@ -59,7 +59,7 @@ fn what_the_classic_tracepoint_misses_is_counted_as_lost() {
 #[test]
 fn connections_that_find_no_room_to_be_followed_are_counted() {
     let node = node_or_skip!();
-    let mut watched = Watched::start(&Settings { max_followed: 4, ..node.settings(Attach::TpBtf) });
+    let mut watched = Watched::start(&Settings { max_tracked_sockets: 4, ..node.settings(Attach::TpBtf) });
     let mut client = node.process("client");
     let port = client.listen("l", "127.0.0.1:0");
     for name in ["a", "b", "c", "d", "e"] {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use topology::entity::{Life, Pod, Workload};
+use topology::entity::{Pod, PodLifetime, Workload};
 
 use super::{
     lab::{Node, Process},
@@ -31,7 +31,7 @@ const LATEST_MS: u64 = 1_500;
 /// Event of the cluster's API.
 pub enum Event {
     Is(Box<Pod>),
-    Gone { uid: String, life: Life },
+    Gone { uid: String, life: PodLifetime },
 }
 
 /// Events of the API, each due at a time.
@@ -215,7 +215,7 @@ impl Place {
             ended: false,
             workload: Workload { namespace: "lab".to_owned(), kind: "Pod".to_owned(), name, group: String::new() },
             containers: [(container_id(number), "main".to_owned())].into(),
-            life: Life { created: began, started: began, ran: began, ..Life::default() },
+            life: PodLifetime { created: began, started: began, ran: began, ..PodLifetime::default() },
         }
     }
 }

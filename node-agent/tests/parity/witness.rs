@@ -89,10 +89,15 @@ impl Witness {
 fn open(how: How, cgroup_root: PathBuf, host_pid: u32) -> Result<Box<dyn Capture>, Refusal> {
     match how {
         How::Ebpf(attach) => {
-            let look_every = Duration::from_secs(1);
+            let listing_interval = Duration::from_secs(1);
             // No process of the test's own is below the root.
-            let settings =
-                Settings { cgroup_root, self_test: false, attach: Some(attach), look_every, ..Settings::default() };
+            let settings = Settings {
+                cgroup_root,
+                self_test: false,
+                attach: Some(attach),
+                listing_interval,
+                ..Settings::default()
+            };
             Ok(Box::new(start_ebpf(&settings)?))
         }
         How::Fallback => {

@@ -81,19 +81,21 @@ impl Stage {
         let Truth { udp, tcp } = traffic::make(&self.machine, plan).await;
         let truth = 2 * (udp + tcp);
         assert_eq!(truth, 2 * u64::from(plan.conversations + plan.connections + plan.held));
-        let (mut untold, mut last) = (0, (0, 0, 0));
+        let (mut evicted_unreported, mut last) = (0, (0, 0, 0));
         let Self { machine, agent, tally, http } = self;
         until("all is accounted for", || {
             let ended = agent.0.try_wait().unwrap();
             assert!(ended.is_none(), "the agent ended: {} kills for want of memory", machine.kills());
-            untold = metric(*http, "connections_untold_total").unwrap_or(untold);
+            evicted_unreported = metric(*http, "connections_untold_total").unwrap_or(evicted_unreported);
             let counts = tally.lock();
             last = (counts.seen(), counts.lost(), counts.told());
-            last.0 + last.1 == truth + untold && last.2 + untold >= last.0
+            last.0 + last.1 == truth + evicted_unreported && last.2 + evicted_unreported >= last.0
         })
         .await;
         let (seen, dropped, reported) = last;
-        println!("{truth} made; {seen} seen, {dropped} lost, {reported} told, {untold} left before they were told");
+        println!(
+            "{truth} made; {seen} seen, {dropped} lost, {reported} told, {evicted_unreported} evicted before they were reported"
+        );
         assert!(reported <= seen && reported + dropped >= truth);
         println!("peak: {} MiB", machine.memory_peak() >> 20);
         assert_eq!(machine.kills(), 0);

@@ -9,7 +9,7 @@ use k8s_openapi::{
     api::core::v1::{ContainerState, ContainerStatus, Pod as Object, PodStatus},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use topology::entity::{Life, Pod, Workload};
+use topology::entity::{Pod, PodLifetime, Workload};
 
 use super::{
     owners::Reference,
@@ -64,10 +64,10 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
     Some(PodFacts { pod, controller, node_uid, profile })
 }
 
-fn life(metadata: &ObjectMeta, status: Option<&PodStatus>) -> Life {
+fn life(metadata: &ObjectMeta, status: Option<&PodStatus>) -> PodLifetime {
     let grace = metadata.deletion_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     let deleted = metadata.deletion_timestamp.as_ref().map(time);
-    Life {
+    PodLifetime {
         created: metadata.creation_timestamp.as_ref().map(time),
         started: status.and_then(|status| status.start_time.as_ref()).map(time),
         ran: status.and_then(ran),

@@ -16,7 +16,7 @@ use topology::{
 
 use super::{
     adjacency,
-    object::{self, Limits, World},
+    object::{self, Limits, ObjectInputs},
     writer::{Desired, Key},
 };
 use crate::{
@@ -122,7 +122,7 @@ fn desired_state(
 ) -> DesiredState {
     let workloads = adjacency::by_workload(graph);
     let mut overview = adjacency::overview(graph, &workloads);
-    let world = World { index, earlier: &graph.earlier, limits };
+    let world = ObjectInputs { index, earlier: &graph.earlier, limits };
     let mut names = ObjectNames::with_capacity(workloads.len());
     for (workload, edges) in workloads.iter().filter(|(workload, _)| is_selected(namespaces, workload, index)) {
         // The workload may be gone; its object goes with it.

@@ -15,7 +15,7 @@ use topology::{
     count::MAX_COUNT,
     directory::Directory,
     edge::Edge,
-    entity::{Backend, CgroupOwner, Life, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{Backend, CgroupOwner, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{Graph, Options},
     ledger::{Epoch, Ledger},
@@ -25,7 +25,7 @@ use topology::{
 
 use super::{
     adjacency,
-    object::{self, Limits, World},
+    object::{self, Limits, ObjectInputs},
     restore,
 };
 use crate::cluster::{Index, WorkloadFacts};
@@ -152,7 +152,7 @@ fn directory(now: SystemTime) -> Directory {
             ended: false,
             workload: workload(of),
             containers: [(format!("id-{address}"), "main".to_owned())].into(),
-            life: Life::default(),
+            life: PodLifetime::default(),
         };
         directory.upsert_pod(pod, now);
     }
@@ -260,7 +260,7 @@ impl Operator {
 fn objects(graph: &Graph) -> Vec<Topology> {
     let index = Index::default();
     let limits = Limits { edges: MAX_EDGES, pods: 5 };
-    let world = World { index: &index, earlier: &graph.earlier, limits };
+    let world = ObjectInputs { index: &index, earlier: &graph.earlier, limits };
     let of = |(workload, edges): (&Workload, adjacency::Edges<'_>)| {
         let mut topology = Topology::new(&workload.name, TopologySpec::default());
         topology.metadata.namespace = Some(workload.namespace.clone());

@@ -53,7 +53,7 @@ pub(super) struct Limits {
 
 /// Inputs of an object beside its own edges.
 #[derive(Clone, Copy)]
-pub(super) struct World<'a> {
+pub(super) struct ObjectInputs<'a> {
     pub index: &'a Index,
     /// Part of the edges' counters that agents no longer report.
     pub earlier: &'a HashMap<EdgeKey, Counts>,
@@ -66,7 +66,7 @@ pub(super) fn status(
     facts: &WorkloadFacts,
     edges: &Edges<'_>,
     silent: &BTreeSet<&str>,
-    world: &World<'_>,
+    world: &ObjectInputs<'_>,
 ) -> TopologyStatus {
     let workload_ref = workload_ref(workload, facts);
     let exact = Edges { egress: exact(&edges.egress), ingress: exact(&edges.ingress) };
@@ -122,7 +122,7 @@ struct ListedEdges<'a> {
 }
 
 impl<'a> ListedEdges<'a> {
-    fn new(edges: &[&'a Edge], direction: Direction, world: &World<'_>) -> Self {
+    fn new(edges: &[&'a Edge], direction: Direction, world: &ObjectInputs<'_>) -> Self {
         let Limits { edges: max_edges, pods: max_pods } = world.limits;
         let mut ranked = edges.to_vec();
         ranked.sort_by_key(|edge| {

@@ -159,7 +159,7 @@ mod tests {
         cluster::Index,
         publisher::{
             adjacency,
-            object::{self, Limits, World},
+            object::{self, Limits, ObjectInputs},
         },
     };
 
@@ -291,7 +291,7 @@ mod tests {
         wanted.sort_by(by_key_and_side);
 
         let index = Index::default();
-        let world = World { index: &index, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
+        let world = ObjectInputs { index: &index, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
         let mut found = Vec::new();
         for (workload, edges) in adjacency::by_workload(&graph) {
             let mut topology = Topology::new("t", crds::TopologySpec::default());

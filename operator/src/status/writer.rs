@@ -172,7 +172,7 @@ impl Writer {
     ) {
         let now = now();
         let probes = self.assigner.cluster().probes();
-        self.tell_publisher(&probes);
+        self.notify_publisher(&probes);
         let assignments = self.assigner.assignments();
         let nodes = self.node_probes(&probes, &assignments, node_probes, now).await;
         self.count(&nodes);
@@ -184,7 +184,7 @@ impl Writer {
         }
     }
 
-    fn tell_publisher(&self, probes: &[ScopeProbe]) {
+    fn notify_publisher(&self, probes: &[ScopeProbe]) {
         let age = |probe: &&ScopeProbe| (probe.creation_timestamp(), probe.name_any());
         let Ok(oldest) = probes.iter().min_by_key(age).map(ValidProbe::try_from).transpose() else {
             // The earlier settings stay in effect. The ScopeProbe's status reports the error.

@@ -426,10 +426,20 @@ async fn refusal(probes: &Api<DynamicObject>, name: &str, spec: &Value) -> Vec<(
         Err(kube::Error::Api(status)) => {
             assert_eq!(status.code, 422, "{spec}: refused for another reason than its contents: {status:?}");
             let causes = status.details.map(|details| details.causes).unwrap_or_default();
-            causes.into_iter().map(|cause| (cause.field, cause.message)).collect()
+            causes.into_iter().map(|cause| (cause.field, in_newest_words(&cause.message))).collect()
         }
         Err(error) => panic!("{spec}: {error}"),
     }
+}
+
+/// Returns a message in the words of Kubernetes 1.37. In those of 1.30, a rule's message has the type of the value, and
+/// a text is longer, not more, than a bound.
+fn in_newest_words(message: &str) -> String {
+    let without_type = ["object", "string", "array", "integer"].iter().find_map(|type_| {
+        let rule = message.strip_prefix(&format!("Invalid value: \"{type_}\": "))?;
+        Some(format!("Invalid value: {rule}"))
+    });
+    without_type.unwrap_or_else(|| message.replace("may not be longer than", "may not be more than"))
 }
 
 fn committed_constraints() -> BTreeSet<String> {

@@ -9,7 +9,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use operator::publish_settings::external_groups;
-use scopeprobe_tests::{Error, Result};
+use scopeprobe_tests::{Error, Result, eventually};
 use serde_json::{Value, json};
 use topology::{entity::CgroupOwner, flow::Role};
 
@@ -187,7 +187,11 @@ async fn spec_of_a_topology_has_no_fields() -> Result<()> {
     lab.apply(expecting).await?;
     let kept = lab.raw().get("pod-x").await.map_err(Error::api("read the Topology"))?;
     assert_eq!(kept.data["spec"], json!({}), "the API server keeps no field");
-    let explained = lab.kubectl(&["explain", "topology.spec"]).await?;
+    // An API server publishes the schema of a new kind after a while.
+    let explained = eventually("the kind to be explained", async || {
+        lab.kubectl(&["explain", "topology.spec"]).await.map_err(|error| error.to_string())
+    })
+    .await?;
     assert!(!explained.contains("FIELDS"), "{explained}");
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::{
     endpoints::{EndpointId, Endpoints},
     external_peers::{self, Choice, Collapsed, Outside},
     key::Key,
-    sums::{Part, Sum, Sums},
+    sums::{EndpointSum, Sum, Sums},
 };
 use crate::{
     count,
@@ -26,7 +26,7 @@ pub(super) fn edges<'a>(mut sums: Sums<'a>, ends: &mut Endpoints<'a>, choice: Ch
 }
 
 fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
-    let identity = |certain: bool, tracked: bool, parts: &BTreeMap<EndpointId, Part>| {
+    let identity = |certain: bool, tracked: bool, parts: &BTreeMap<EndpointId, EndpointSum>| {
         let best = parts.keys().map(|end| ends.end(*end).identity).min();
         match (certain, tracked) {
             (true, _) => best.unwrap_or(Identity::Cgroup),
@@ -73,8 +73,8 @@ fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
 }
 
 /// By name; what has the same name is added up.
-fn endpoints(parts: &BTreeMap<EndpointId, Part>, ends: &Endpoints<'_>) -> Vec<Endpoint> {
-    let mut by_name: BTreeMap<(&str, &str), Part> = BTreeMap::new();
+fn endpoints(parts: &BTreeMap<EndpointId, EndpointSum>, ends: &Endpoints<'_>) -> Vec<Endpoint> {
+    let mut by_name: BTreeMap<(&str, &str), EndpointSum> = BTreeMap::new();
     for (id, part) in parts {
         let end = ends.end(*id);
         let named = by_name.entry((end.pod, end.container)).or_default();

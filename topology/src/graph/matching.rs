@@ -34,7 +34,7 @@ struct Cell {
 
 /// A server's flow that may be the other end of some clients' flows.
 #[derive(Debug)]
-struct ServerFlow {
+struct Offer {
     /// The number by which it was added.
     index: usize,
     offered: Count,
@@ -59,7 +59,7 @@ pub(super) struct Matching {
     wanted: Vec<Count>,
     /// Rest of each client's flow without another end.
     left: Vec<u64>,
-    server_flows: Vec<ServerFlow>,
+    server_flows: Vec<Offer>,
     /// By the number by which a server's flow was added, its place among `server_flows`.
     places: HashMap<usize, usize>,
     cells: Vec<Cell>,
@@ -100,7 +100,7 @@ impl Matching {
     /// A server's flow, by any number, may be the other end of a client's; for each client's flow, the best come first.
     pub(super) fn add(&mut self, client_flow: usize, index: usize, offered: impl FnOnce() -> Count) {
         let server_flow = *self.places.entry(index).or_insert_with(|| {
-            self.server_flows.push(ServerFlow { index, offered: offered(), free: 0, cells: Vec::new() });
+            self.server_flows.push(Offer { index, offered: offered(), free: 0, cells: Vec::new() });
             self.server_flows.len() - 1
         });
         self.of_client_flow[client_flow].push(self.cells.len());

@@ -12,7 +12,7 @@ use crate::{
 
 /// Connections and failed attempts of one endpoint.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Part {
+pub(super) struct EndpointSum {
     pub(super) opened: u64,
     pub(super) failed: u64,
 }
@@ -45,10 +45,10 @@ pub(super) struct Sum<'a> {
     pub(super) rtt_by_servers: RttHistogram,
     /// DNS names that led to the server's address, where there were several.
     pub dns_names: BTreeSet<&'a String>,
-    pub(super) clients: BTreeMap<EndpointId, Part>,
-    pub(super) servers: BTreeMap<EndpointId, Part>,
-    pub(super) clients_from_servers: BTreeMap<EndpointId, Part>,
-    pub(super) servers_from_servers: BTreeMap<EndpointId, Part>,
+    pub(super) clients: BTreeMap<EndpointId, EndpointSum>,
+    pub(super) servers: BTreeMap<EndpointId, EndpointSum>,
+    pub(super) clients_from_servers: BTreeMap<EndpointId, EndpointSum>,
+    pub(super) servers_from_servers: BTreeMap<EndpointId, EndpointSum>,
 }
 
 impl Sum<'_> {
@@ -139,19 +139,19 @@ impl Sum<'_> {
     }
 }
 
-fn add(parts: &mut BTreeMap<EndpointId, Part>, end: EndpointId, opened: u64, failed: u64) {
+fn add(parts: &mut BTreeMap<EndpointId, EndpointSum>, end: EndpointId, opened: u64, failed: u64) {
     let part = parts.entry(end).or_default();
     part.opened = count::add(part.opened, opened);
     part.failed = count::add(part.failed, failed);
 }
 
-fn merge(parts: &mut BTreeMap<EndpointId, Part>, others: BTreeMap<EndpointId, Part>) {
+fn merge(parts: &mut BTreeMap<EndpointId, EndpointSum>, others: BTreeMap<EndpointId, EndpointSum>) {
     for (end, part) in others {
         add(parts, end, part.opened, part.failed);
     }
 }
 
-fn merge_to(parts: &mut BTreeMap<EndpointId, Part>, end: EndpointId) {
+fn merge_to(parts: &mut BTreeMap<EndpointId, EndpointSum>, end: EndpointId) {
     for (_, part) in std::mem::take(parts) {
         add(parts, end, part.opened, part.failed);
     }

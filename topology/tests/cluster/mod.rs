@@ -11,7 +11,8 @@ use scopeprobe_topology::{
     directory::Directory,
     edge::{EdgeCounters, EdgeKey, Peer},
     entity::{
-        Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServicePortRef, ServiceRef, Workload,
+        Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServicePortRef, ServiceRef,
+        Workload,
     },
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
@@ -436,7 +437,7 @@ impl Cluster {
                     containers: (0..2)
                         .map(|container| (format!("{pod}-{container}"), format!("container-{container}")))
                         .collect(),
-                    life: Life::default(),
+                    life: PodLifetime::default(),
                 },
                 now(),
             );

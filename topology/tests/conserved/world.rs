@@ -12,7 +12,8 @@ use scopeprobe_topology::{
     directory::Directory,
     edge::Peer,
     entity::{
-        Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServicePortRef, ServiceRef, Workload,
+        Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServicePortRef, ServiceRef,
+        Workload,
     },
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{self, Graph, Options},
@@ -196,7 +197,7 @@ fn pod(kind: &str, place: usize, number: usize, of: usize) -> Pod {
         ended: false,
         workload: workload(kind, of),
         containers: [(format!("id-{name}"), "main".to_owned())].into(),
-        life: Life::default(),
+        life: PodLifetime::default(),
     }
 }
 

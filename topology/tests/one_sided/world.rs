@@ -8,7 +8,7 @@ use std::{
 use scopeprobe_topology::{
     directory::Directory,
     edge::Peer,
-    entity::{Backend, CgroupOwner, Life, Network, Node, Pod, Service, ServicePort, ServiceRef, Workload},
+    entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
     ledger::{Epoch, Ledger},
@@ -46,7 +46,7 @@ pub fn pod(name: &str, node: &str, address: &str) -> Pod {
         ended: false,
         workload: workload(name),
         containers: [(format!("id-{name}"), "app".to_owned())].into(),
-        life: Life::default(),
+        life: PodLifetime::default(),
     }
 }
 

@@ -69,7 +69,7 @@ pub struct EbpfCapture {
     collected_at: Instant,
     /// True if some of these changes are not reported yet.
     has_rest: bool,
-    look_every: Duration,
+    listing_interval: Duration,
     next_look: Instant,
     retry: Duration,
 }
@@ -84,7 +84,7 @@ impl EbpfCapture {
         snmp_audit: Option<SnmpAudit>,
         settings: &Settings,
     ) -> Self {
-        let look_every = settings.look_every;
+        let listing_interval = settings.listing_interval;
         let known =
             CaptureAbilities { of_open: programs.can_list(), retransmits: description.has(Feature::Retransmits) };
         Self {
@@ -101,8 +101,8 @@ impl EbpfCapture {
             said_missing: 0,
             collected_at: Instant::now(),
             has_rest: false,
-            look_every,
-            next_look: Instant::now() + look_every,
+            listing_interval,
+            next_look: Instant::now() + listing_interval,
             retry: RETRY,
         }
     }
@@ -114,7 +114,7 @@ impl EbpfCapture {
     }
 
     /// Makes the next [`Capture::read`] list all open sockets, so that the bytes of open connections are up to date.
-    pub fn look_again(&mut self) {
+    pub fn list_again(&mut self) {
         self.next_look = Instant::now();
     }
 
@@ -186,8 +186,9 @@ impl EbpfCapture {
         let all_still = self.weigh(&listing, &ended);
         // Listings take at most a hundredth of the time, for any number of sockets.
         let soonest = 100 * (now - begun);
-        self.next_look = now + if all_still { self.look_every } else { self.retry.max(soonest).min(self.look_every) };
-        self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.look_every) };
+        self.next_look =
+            now + if all_still { self.listing_interval } else { self.retry.max(soonest).min(self.listing_interval) };
+        self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.listing_interval) };
         Ok(())
     }
 

@@ -72,7 +72,7 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("the BPF_PROG_LOAD syscall returned Invalid argument (os error 22). Verifier output: {log}")]
-    struct Refused {
+    struct Rejected {
         log: &'static str,
     }
 
@@ -80,7 +80,7 @@ mod tests {
     fn a_verifiers_verdict_is_found_in_its_log() {
         let log = "0: R1=ctx() R10=fp0\n0: (79) r6 = *(u64 *)(r1 +0)\n1: (85) call unknown#162\ninvalid func \
                    unknown#162\nverification time 320 usec\nstack depth 0\nprocessed 7 insns (limit 1000000)\n\n";
-        let text = describe(&Refused { log });
+        let text = describe(&Rejected { log });
         assert_eq!(text, "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22). invalid func unknown#162");
     }
 

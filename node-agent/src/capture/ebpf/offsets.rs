@@ -5,7 +5,7 @@ use node_agent_common::Offsets;
 use super::btf::{Btf, BtfError};
 
 /// All offsets; those that only the optional programs read may be missing.
-pub(super) struct Found {
+pub(super) struct KernelOffsets {
     pub(super) offsets: Offsets,
     /// Why the open sockets cannot be listed.
     pub(super) no_listing: Option<BtfError>,
@@ -19,7 +19,7 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// The first field without which nothing can be counted.
-pub(super) fn find(btf: &Btf<'_>) -> Result<Found, BtfError> {
+pub(super) fn find(btf: &Btf<'_>) -> Result<KernelOffsets, BtfError> {
     let mut offsets = Offsets {
         sock_family: btf.offset("sock", "__sk_common.skc_family", 2)?,
         sock_state: btf.offset("sock", "__sk_common.skc_state", 1)?,
@@ -53,7 +53,7 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<Found, BtfError> {
     let no_listing = listing(btf, &mut offsets).err();
     let no_retransmits = set(&mut offsets.tcp_total_retrans, btf.offset("tcp_sock", "total_retrans", 4)).err();
     let no_rtt = set(&mut offsets.tcp_srtt_us, btf.offset("tcp_sock", "srtt_us", 4)).err();
-    Ok(Found { offsets, no_listing, no_retransmits, no_rtt })
+    Ok(KernelOffsets { offsets, no_listing, no_retransmits, no_rtt })
 }
 
 fn set(offset: &mut u32, found: Result<u32, BtfError>) -> Result<(), BtfError> {

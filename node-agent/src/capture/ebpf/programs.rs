@@ -87,8 +87,8 @@ impl Programs {
             .map_max_entries("CONVERSATIONS", settings.max_conversations)
             .map_max_entries("ANSWERS", settings.answer_ring_bytes)
             .map_max_entries("SEEDS", table_sizes::for_old_connections(settings))
-            .map_max_entries("RECENT", settings.max_noted)
-            .map_max_entries("FOLLOWED", if follows { settings.max_followed } else { 1 })
+            .map_max_entries("RECENT", settings.max_start_notes)
+            .map_max_entries("FOLLOWED", if follows { settings.max_tracked_sockets } else { 1 })
             .load(OBJECT)
             .map_err(|error| load_refusal("creating the maps", &error))?;
         if !follows {

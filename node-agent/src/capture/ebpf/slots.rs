@@ -22,12 +22,12 @@ enum Slot {
     New,
     /// May be assigned to a flow; with its counters.
     Free(PackedNumbers),
-    Lent(Box<Loan>),
+    Assigned(Box<Assignment>),
 }
 
 /// Assignment of a slot to a flow.
 #[derive(Debug)]
-struct Loan {
+struct Assignment {
     /// Flow of the slot; `None` for a slot without a flow: the self-test's.
     key: Option<FlowKey>,
     last: FlowStats,
@@ -52,15 +52,16 @@ impl Slots {
         let last = match &self.slots[index] {
             Slot::New => FlowStats::default(),
             Slot::Free(counters) => unpack(counters),
-            Slot::Lent(_) => return,
+            Slot::Assigned(_) => return,
         };
         self.used += 1;
-        self.slots[index] = Slot::Lent(Box::new(Loan { key: Some(key), last, changed_at: now, deleted_at: None }));
+        self.slots[index] =
+            Slot::Assigned(Box::new(Assignment { key: Some(key), last, changed_at: now, deleted_at: None }));
     }
 
     /// Returns whether the flow of this slot is known.
     pub(super) fn is_known(&self, slot: u32) -> bool {
-        matches!(self.slots.get(slot as usize), Some(Slot::Lent(_)))
+        matches!(self.slots.get(slot as usize), Some(Slot::Assigned(_)))
     }
 
     /// Slots in use.
@@ -76,7 +77,7 @@ impl Slots {
         mut take: impl FnMut(FlowKey, &FlowStats),
     ) {
         for (index, slot) in (0_u32..).zip(&mut self.slots) {
-            let Slot::Lent(loan) = slot else { continue };
+            let Slot::Assigned(loan) = slot else { continue };
             let current = read(index);
             if current == loan.last {
                 continue;
@@ -95,7 +96,7 @@ impl Slots {
         (0_u32..)
             .zip(&self.slots)
             .filter_map(|(index, slot)| {
-                let Slot::Lent(loan) = slot else { return None };
+                let Slot::Assigned(loan) = slot else { return None };
                 let idle = loan.deleted_at.is_none() && now.saturating_duration_since(loan.changed_at) >= least;
                 idle.then_some((index, loan.key?))
             })
@@ -104,14 +105,14 @@ impl Slots {
 
     /// The flow's key has been deleted from the kernel's index.
     pub(super) fn deleted(&mut self, slot: u32, now: Instant) {
-        if let Some(Slot::Lent(loan)) = self.slots.get_mut(slot as usize) {
+        if let Some(Slot::Assigned(loan)) = self.slots.get_mut(slot as usize) {
             loan.deleted_at = Some(now);
         }
     }
 
     /// Detaches a slot whose key was deleted from its flow: later counts are ignored.
     pub(super) fn disown(&mut self, slot: u32, now: Instant) {
-        if let Some(Slot::Lent(loan)) = self.slots.get_mut(slot as usize) {
+        if let Some(Slot::Assigned(loan)) = self.slots.get_mut(slot as usize) {
             loan.key = None;
             loan.deleted_at = Some(now);
         }
@@ -121,7 +122,7 @@ impl Slots {
     pub(super) fn release(&mut self, now: Instant) -> Vec<u32> {
         let mut released = Vec::new();
         for (index, slot) in (0_u32..).zip(&mut self.slots) {
-            let Slot::Lent(loan) = slot else { continue };
+            let Slot::Assigned(loan) = slot else { continue };
             if loan.deleted_at.is_some_and(|at| now.saturating_duration_since(at) >= GRACE) {
                 *slot = Slot::Free(pack(&loan.last));
                 self.used -= 1;

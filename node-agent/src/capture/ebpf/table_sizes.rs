@@ -15,7 +15,7 @@ const MOST: u32 = 1 << 20;
 
 /// Returns how many preexisting connections can be watched for their end: more than there are sockets.
 pub(super) fn for_old_connections(settings: &Settings) -> u32 {
-    settings.max_old.unwrap_or_else(|| {
+    settings.max_preexisting.unwrap_or_else(|| {
         let sockets = fs::read_to_string(settings.proc.join("net/sockstat")).ok();
         sockets.and_then(|text| tcp_sockets(&text)).map_or(USUAL, room_for)
     })

@@ -23,7 +23,7 @@ use topology::{flow::FlowKey, plural::counted};
 use super::{
     capabilities::{self, Abilities},
     settings::FallbackSettings,
-    shared::{SharedState, State},
+    shared::{FallbackState, SharedState},
     state::connections::Connections,
     worker::Worker,
 };
@@ -75,7 +75,7 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
     let first_sights = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|error| failed("making the descriptor that tells of new flows", &error))?;
     let shared = Arc::new(SharedState {
-        state: Mutex::new(State {
+        state: Mutex::new(FallbackState {
             connections: Connections::new(settings.max_flows),
             overflows: 0,
             unattributed: HashSet::new(),

@@ -12,13 +12,13 @@ use super::state::connections::Connections;
 
 /// State shared between the thread and its owner.
 pub(super) struct SharedState {
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<FallbackState>,
     pub(super) stop: AtomicBool,
     pub(super) first_sights: EventFd,
 }
 
 /// Latest state of the capture.
-pub(super) struct State {
+pub(super) struct FallbackState {
     pub(super) connections: Connections,
     pub(super) overflows: u64,
     /// Namespaces with sockets whose processes were not searched, because the CPU budget was exhausted.
@@ -33,7 +33,7 @@ pub(super) struct State {
 }
 
 impl SharedState {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, FallbackState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -43,7 +43,7 @@ impl SharedState {
     }
 }
 
-impl State {
+impl FallbackState {
     pub(super) fn passed(&mut self, began: Instant, cost: Duration, used: Duration) {
         self.passes += 1;
         self.passed_from = [Some(began), self.passed_from[0]];

@@ -54,7 +54,11 @@ impl Watched {
         assert_eq!(description.has(Feature::OpenSockets), can_list(), "{:?}", description.degradations);
         let by_sock_ops = settings.attach == Some(Attach::SockOps);
         assert_eq!(description.has(Feature::EveryEvent), by_sock_ops, "{:?}", description.degradations);
-        assert!(description.has(Feature::OldCloses) || settings.max_old.is_some(), "{:?}", description.degradations);
+        assert!(
+            description.has(Feature::OldCloses) || settings.max_preexisting.is_some(),
+            "{:?}",
+            description.degradations
+        );
         Ok(Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0, answers: Vec::new() })
     }
 
@@ -63,7 +67,7 @@ impl Watched {
         let deadline = Instant::now() + Duration::from_mins(2);
         while !is_so(self) {
             assert!(Instant::now() < deadline, "{what}: {:?} {:?}", self.losses, self.flows);
-            self.capture.look_again();
+            self.capture.list_again();
             self.read();
             thread::sleep(Duration::from_millis(50));
         }
@@ -99,7 +103,7 @@ impl Watched {
         const SETTLED: Duration = Duration::from_secs(5);
         let began = Instant::now();
         loop {
-            self.capture.look_again();
+            self.capture.list_again();
             self.read();
             if self.is(expected) {
                 let seen = expected.values().map(|counters| counters.opened + counters.failed).sum::<u64>();

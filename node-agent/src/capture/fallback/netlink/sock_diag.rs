@@ -121,20 +121,20 @@ fn request_for(family: u8, states: u32) -> Vec<u8> {
 
 fn take(body: &[u8], dump: &mut Dump) {
     match parse(body) {
-        Some(Found::Socket(socket)) => dump.sockets.push(socket),
-        Some(Found::Listener(listener)) => dump.listeners.push(listener),
+        Some(DiagEntry::Socket(socket)) => dump.sockets.push(socket),
+        Some(DiagEntry::Listener(listener)) => dump.listeners.push(listener),
         None => {}
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+enum DiagEntry {
     Socket(Socket),
     Listener(Listener),
 }
 
 /// One `struct inet_diag_msg` and its attributes.
-fn parse(body: &[u8]) -> Option<Found> {
+fn parse(body: &[u8]) -> Option<DiagEntry> {
     let &[family, state, ..] = body else { return None };
     let port = |at| body.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
     let (local_port, remote_port) = (port(4)?, port(6)?);
@@ -154,9 +154,9 @@ fn parse(body: &[u8]) -> Option<Found> {
     }
     if state == state::LISTEN {
         let address = (!local.is_unspecified()).then_some(local);
-        return Some(Found::Listener(Listener { address, port: local_port, cgroup, inode: None }));
+        return Some(DiagEntry::Listener(Listener { address, port: local_port, cgroup, inode: None }));
     }
-    Some(Found::Socket(Socket {
+    Some(DiagEntry::Socket(Socket {
         id: SocketId(cookie),
         ends: Endpoints { local: (local, local_port), remote: (remote, remote_port) },
         state,
@@ -251,7 +251,7 @@ mod tests {
 
     fn socket(body: &[u8]) -> Socket {
         match parse(body) {
-            Some(Found::Socket(socket)) => socket,
+            Some(DiagEntry::Socket(socket)) => socket,
             other => panic!("{other:?}"),
         }
     }
@@ -281,7 +281,7 @@ mod tests {
             let listener = parse(&answer(family, state::LISTEN, (80, 0), [any, any], &[]));
             assert_eq!(
                 listener,
-                Some(Found::Listener(Listener { address: None, port: 80, cgroup: None, inode: None }))
+                Some(DiagEntry::Listener(Listener { address: None, port: 80, cgroup: None, inode: None }))
             );
         }
     }

@@ -37,7 +37,7 @@ const BACKEND: Endpoint = (IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), 808
 
 /// One port of the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MessageOrigin {
+enum Stage {
     Idle,
     Attempting,
     Established,
@@ -50,7 +50,7 @@ enum MessageOrigin {
 #[derive(Debug)]
 struct Line {
     port: u16,
-    stage: MessageOrigin,
+    stage: Stage,
     cookies: [u64; 2],
     /// Of the entry that conntrack still has.
     entry: Option<u32>,
@@ -71,14 +71,8 @@ struct Kernel {
 
 impl Kernel {
     fn new() -> Self {
-        let line = |port| Line {
-            port,
-            stage: MessageOrigin::Idle,
-            cookies: [0; 2],
-            entry: None,
-            state: (0, false),
-            reopens: false,
-        };
+        let line =
+            |port| Line { port, stage: Stage::Idle, cookies: [0; 2], entry: None, state: (0, false), reopens: false };
         Self { lines: PORTS.map(line).into(), events: VecDeque::new(), next: 1, opened: 0, failed: 0 }
     }
 
@@ -131,36 +125,36 @@ impl Kernel {
 
     fn step(&mut self, line: usize, choice: u8) {
         match (self.lines[line].stage, choice % 4) {
-            (MessageOrigin::Idle, 3) => self.expire(line),
-            (MessageOrigin::Idle, _) => self.attempt(line),
-            (MessageOrigin::Attempting, 0) => {
+            (Stage::Idle, 3) => self.expire(line),
+            (Stage::Idle, _) => self.attempt(line),
+            (Stage::Attempting, 0) => {
                 self.tell(line, Change::Is, Some(tcp_state::CLOSE));
-                self.lines[line].stage = MessageOrigin::Idle;
+                self.lines[line].stage = Stage::Idle;
                 self.failed += 1;
             }
-            (MessageOrigin::Attempting, _) => {
+            (Stage::Attempting, _) => {
                 self.tell(line, Change::Is, Some(tcp_state::SYN_RECEIVED));
                 self.tell(line, Change::Is, Some(tcp_state::ESTABLISHED));
                 let cookie = u64::from(self.number());
                 self.lines[line].cookies[1] = cookie;
-                self.lines[line].stage = MessageOrigin::Established;
+                self.lines[line].stage = Stage::Established;
                 self.opened += 1;
             }
-            (MessageOrigin::Established, 0) => {
+            (Stage::Established, 0) => {
                 // The client resets.
                 self.tell(line, Change::Is, Some(tcp_state::CLOSE));
-                self.lines[line].stage = MessageOrigin::Idle;
+                self.lines[line].stage = Stage::Idle;
                 self.lines[line].reopens = true;
             }
-            (MessageOrigin::Established, _) => {
+            (Stage::Established, _) => {
                 self.tell(line, Change::Is, Some(4));
-                self.lines[line].stage = MessageOrigin::HalfClosed;
+                self.lines[line].stage = Stage::HalfClosed;
             }
-            (MessageOrigin::HalfClosed, _) => {
+            (Stage::HalfClosed, _) => {
                 self.tell(line, Change::Is, Some(tcp_state::TIME_WAIT));
-                self.lines[line].stage = MessageOrigin::Lingering;
+                self.lines[line].stage = Stage::Lingering;
             }
-            (MessageOrigin::Lingering, _) => self.lines[line].stage = MessageOrigin::Idle,
+            (Stage::Lingering, _) => self.lines[line].stage = Stage::Idle,
         }
     }
 
@@ -176,7 +170,7 @@ impl Kernel {
         self.lines[line].reopens = false;
         let cookie = u64::from(self.number());
         self.lines[line].cookies[0] = cookie;
-        self.lines[line].stage = MessageOrigin::Attempting;
+        self.lines[line].stage = Stage::Attempting;
     }
 
     fn expire(&mut self, line: usize) {
@@ -188,11 +182,11 @@ impl Kernel {
         let mut dump = Dump::default();
         for line in &self.lines {
             let state = match (role, line.stage) {
-                (Role::Client, MessageOrigin::Attempting) => state::SYN_SENT,
-                (_, MessageOrigin::Established) => state::ESTABLISHED,
-                (Role::Client, MessageOrigin::HalfClosed) => state::FIN_WAIT2,
-                (Role::Server, MessageOrigin::HalfClosed) => state::CLOSE_WAIT,
-                (Role::Server, MessageOrigin::Lingering) => state::LAST_ACK,
+                (Role::Client, Stage::Attempting) => state::SYN_SENT,
+                (_, Stage::Established) => state::ESTABLISHED,
+                (Role::Client, Stage::HalfClosed) => state::FIN_WAIT2,
+                (Role::Server, Stage::HalfClosed) => state::CLOSE_WAIT,
+                (Role::Server, Stage::Lingering) => state::LAST_ACK,
                 _ => continue,
             };
             let client = client_at(line.port);
@@ -244,13 +238,13 @@ fn action(overflows: u32) -> impl Strategy<Value = Action> {
     ]
 }
 
-struct Observer {
+struct Harness {
     kernel: Kernel,
     connections: Connections,
     flows: HashMap<FlowKey, FlowCounters>,
 }
 
-impl Observer {
+impl Harness {
     fn new() -> Self {
         Self::with(Connections::new(1000))
     }
@@ -323,7 +317,7 @@ impl Observer {
     /// Lets everything end and be seen.
     fn finish(&mut self) {
         for line in 0..2 {
-            while self.kernel.lines[usize::from(line)].stage != MessageOrigin::Idle {
+            while self.kernel.lines[usize::from(line)].stage != Stage::Idle {
                 self.act(Action::Step(line, 1));
             }
             self.act(Action::Step(line, 3));
@@ -346,7 +340,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
     #[test]
     fn each_end_of_each_connection_counts_once(actions in prop::collection::vec(action(0), 0..60)) {
-        let mut observer = Observer::new();
+        let mut observer = Harness::new();
         for action in actions {
             observer.act(action);
         }
@@ -377,7 +371,7 @@ proptest! {
         actions in prop::collection::vec(action(1), 0..60),
         most_tracks in 1_usize..4,
     ) {
-        let mut observer = Observer::with(Connections::with_room(1000, most_tracks));
+        let mut observer = Harness::with(Connections::with_room(1000, most_tracks));
         for action in actions {
             observer.act(action);
             prop_assert!(observer.connections.tracked() <= most_tracks);
@@ -396,7 +390,7 @@ proptest! {
     /// Lost events may hide connections, but never add any.
     #[test]
     fn nothing_counts_twice_where_events_were_lost(actions in prop::collection::vec(action(1), 0..60)) {
-        let mut observer = Observer::new();
+        let mut observer = Harness::new();
         for action in actions {
             observer.act(action);
         }
