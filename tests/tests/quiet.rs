@@ -280,8 +280,7 @@ async fn operator_writes_only_counters_without_new_peers() -> Result<()> {
 
     let writes = audit.writes_since(mark, |write| write.user == OPERATOR)?;
     let wrong: Vec<_> = writes.iter().filter(|write| !is_counters(write)).collect();
-    let of_probe = || versions_of(&probes, "");
-    assert!(wrong.is_empty(), "writes of more than counters: {wrong:#?}\n{}", of_probe());
+    assert!(wrong.is_empty(), "writes of more than counters: {wrong:#?}\n{}", versions_of(&probes, ""));
     let in_silence: Vec<_> = writes.iter().filter(|write| write.namespace == silent.name).collect();
     let written = || versions_of(&topologies, &format!("{}/", silent.name));
     assert!(in_silence.is_empty(), "writes where nothing happens: {in_silence:#?}\n{}", written());

@@ -9,7 +9,6 @@
 mod estimates;
 mod expired_pods;
 mod merged_externals;
-mod server_only;
 
 use std::{
     borrow::Cow,
@@ -369,7 +368,7 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
         let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();
         if let Some(anew) = anew.get(&edge.key).filter(|_| edge.seen != Seen::Server) {
             // What only servers still count of it, and did not before, is taken for what the clients' agents have forgotten.
-            known = known.without(&server_only::part_of(anew).without(&server_only::part_of(edge)));
+            known = known.without(&Counts::from_servers(anew).without(&Counts::from_servers(edge)));
         }
         let mut earlier = Counts::of(edge).without(&known);
         earlier.counters.active = 0;

@@ -25,6 +25,16 @@ impl Counts {
         Self { counters: edge.counters, clients: edge.clients.clone(), servers: edge.servers.clone() }
     }
 
+    /// Returns the part of an edge that only servers' agents have counted.
+    #[must_use]
+    pub fn from_servers(edge: &Edge) -> Self {
+        Self {
+            counters: edge.from_servers,
+            clients: edge.clients_from_servers.clone(),
+            servers: edge.servers_from_servers.clone(),
+        }
+    }
+
     /// Makes these an edge's.
     pub fn write_to(self, edge: &mut Edge) {
         (edge.counters, edge.clients, edge.servers) = (self.counters, self.clients, self.servers);

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::capture::{
     description::{Degradation, Description, Feature, Finding, Mode},
-    errors::{CaptureError, Refusal},
+    errors::{self, CaptureError, Refusal},
     reading::{Capture, Changes, Losses, MAX_FLOWS_PER_READING, Reading},
 };
 
@@ -190,7 +190,7 @@ fn why_it_ended(thread: JoinHandle<io::Result<()>>) -> CaptureError {
 }
 
 fn failure(source: io::Error) -> CaptureError {
-    CaptureError { attempted: "scanning the open sockets".into(), source: Box::new(source) }
+    errors::failed("scanning the open sockets", source)
 }
 
 impl Capture for FallbackCapture {
