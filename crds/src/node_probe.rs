@@ -96,7 +96,7 @@ pub struct NodeProbeStatus {
     /// Cause of the node's move from eBPF to the fallback, and time of the next attempt. Absent where eBPF works or has not
     /// been tried.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub demotion: Option<Demotion>,
+    pub fallback: Option<NodeFallback>,
     /// Last changes of `mode`, `reason` and `attach`, newest last; at most 10.
     #[schemars(schema_with = "schema::history")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -149,7 +149,7 @@ pub struct Choice {
     #[schemars(length(max = 63))]
     pub agents: String,
     /// Reason of the assignment: `Supported`, `KernelUnknown`, `KernelTooOld`, `KnownBadKernel`, `ForcedByProbe`,
-    /// `ForcedByOverride`, or the reason of `demotion`.
+    /// `ForcedByOverride`, or the reason of `fallback`.
     #[schemars(length(max = 64))]
     pub reason: String,
 }
@@ -157,7 +157,7 @@ pub struct Choice {
 /// Move of a node from eBPF to the fallback, because its agent could not use eBPF.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Demotion {
+pub struct NodeFallback {
     /// Reason that the agent reported.
     #[schemars(length(max = 64))]
     pub reason: String,
@@ -214,7 +214,7 @@ pub struct Losses {
     /// Attempts that failed while the flow table was full; in the fallback, as for `opened`.
     pub failed: u64,
     /// Notifications of new flows that were dropped. The next scan found these flows, so that nothing is missing.
-    pub first_sights: u64,
+    pub new_flow_notifications: u64,
     /// Preexisting connections whose end was not observed; their last bytes are missing.
     pub closes_unseen: u64,
     /// Overflows of the queue of connection tracking's events; short-lived connections may be missing.
@@ -247,7 +247,7 @@ impl Losses {
             opened: make(self.opened, other.opened),
             closed: make(self.closed, other.closed),
             failed: make(self.failed, other.failed),
-            first_sights: make(self.first_sights, other.first_sights),
+            new_flow_notifications: make(self.new_flow_notifications, other.new_flow_notifications),
             closes_unseen: make(self.closes_unseen, other.closes_unseen),
             event_overflows: make(self.event_overflows, other.event_overflows),
             missed_runs: make(self.missed_runs, other.missed_runs),

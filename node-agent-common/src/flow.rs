@@ -157,7 +157,7 @@ pub const fn rtt_bucket(microseconds: u32) -> usize {
 /// Notification of a new flow, sent through the ring buffer when a flow gets its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct FirstSight {
+pub struct NewFlow {
     /// Key of the flow.
     pub key: FlowKey,
     /// Index of the flow's slot.
@@ -165,8 +165,8 @@ pub struct FirstSight {
     /// Always 0.
     pub reserved: u32,
 }
-const _: () = assert!(size_of::<FirstSight>() == size_of::<FlowKey>() + 4 + 4);
-plain_data!(FirstSight);
+const _: () = assert!(size_of::<NewFlow>() == size_of::<FlowKey>() + 4 + 4);
+plain_data!(NewFlow);
 
 /// Losses, as indices of a per-CPU array of counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ pub enum Loss {
     /// Failed attempts of flows without a slot.
     Failed = 2,
     /// Notifications of new flows without room in the ring buffer.
-    FirstSight = 3,
+    NewFlow = 3,
     /// Connections established or ended during the first listing, without room for their note.
     Recent = 4,
     /// Sockets that the kernel did not show as TCP sockets, so that no program could read them.
@@ -187,7 +187,7 @@ pub enum Loss {
     /// DNS responses without room in the ring buffer.
     Answer = 6,
     /// Original destinations of UDP datagrams without room to store them until the datagram leaves.
-    Dialled = 7,
+    OriginalDestination = 7,
 }
 
 impl Loss {

@@ -5,17 +5,17 @@
 mod answer;
 pub mod conversation;
 mod flow;
-pub mod look;
+pub mod listing_phase;
 mod offsets;
 mod role;
 mod socket;
 mod task;
 
 pub use answer::AnswerRecord;
-pub use flow::{FirstSight, FlowKey, FlowStats, Loss, Protocol, RTT_BUCKETS, rtt_bucket};
+pub use flow::{FlowKey, FlowStats, Loss, NewFlow, Protocol, RTT_BUCKETS, rtt_bucket};
 pub use offsets::Offsets;
 pub use role::{Origin, Role};
-pub use socket::{FollowedSocket, SocketRecord, callback, state};
+pub use socket::{SocketRecord, TrackedSocket, callback, state};
 pub use task::TaskRecord;
 
 /// Marks a layout as plain data for aya, which copies it as bytes to and from maps.

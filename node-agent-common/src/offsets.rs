@@ -49,7 +49,7 @@ pub struct Offsets {
     /// Not an offset: 1 if sockets outside of the node's cgroups exist and have to be excluded.
     pub scoped: u32,
     /// Not an offset: 1 if sockets have no callbacks, but are tracked by their state changes.
-    pub followed: u32,
+    pub tracks_sockets: u32,
 }
 const _: () = assert!(size_of::<Offsets>() == 35 * 4);
 plain_data!(Offsets);

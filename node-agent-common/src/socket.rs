@@ -47,7 +47,7 @@ plain_data!(SocketRecord);
 /// Tracked socket: an entry that programs keep from state change to state change, because the socket has no callbacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct FollowedSocket {
+pub struct TrackedSocket {
     /// Flow of the connection; all zeros until it is established.
     pub flow: FlowKey,
     /// Time of the entry by the kernel's clock. Together with the address it identifies the socket.
@@ -59,8 +59,8 @@ pub struct FollowedSocket {
     /// Always 0.
     pub reserved: u32,
 }
-const _: () = assert!(size_of::<FollowedSocket>() == size_of::<FlowKey>() + 8 + 2 + 2 + 4);
-plain_data!(FollowedSocket);
+const _: () = assert!(size_of::<TrackedSocket>() == size_of::<FlowKey>() + 8 + 2 + 2 + 4);
+plain_data!(TrackedSocket);
 
 /// States of a TCP socket (`include/net/tcp_states.h`).
 #[expect(missing_docs, reason = "the names are TCP's own (RFC 9293) or the kernel's")]

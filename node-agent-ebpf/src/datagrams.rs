@@ -2,7 +2,7 @@
 //!
 //! For a TCP packet it reads one byte. It sees whole datagrams: before fragmentation, after reassembly. If the network
 //! namespace applies NAT (the node's own does so for addresses of Services), sent datagrams are already translated. The
-//! original destination is that of the connected socket, or the one that [`dialled`] noted.
+//! original destination is that of the connected socket, or the one that [`original_destinations`] noted.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
@@ -18,10 +18,10 @@ use node_agent_common::{FlowKey, Loss, Role};
 use crate::{
     answers,
     conversations::{self, Beginning, Conversation, Name},
-    dialled::{self, End},
     flows::{Event, count, lose},
     memory::{Pointer, Probing, load},
     offsets::offset,
+    original_destinations::{self, End},
     socket::{joined, mapped},
 };
 
@@ -65,12 +65,12 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
     };
     let cookie = packet.cookie();
     if direction == Direction::Out
-        && let Some(dialled) = socket.connected_to(header.family).or_else(|| dialled::of(cookie))
-        && dialled != remote
+        && let Some(original) = socket.connected_to(header.family).or_else(|| original_destinations::of(cookie))
+        && original != remote
         && packet.is_tracked()
     {
         // NAT has replaced the original destination, and maybe the socket's own address.
-        remote = dialled;
+        remote = original;
         local.address = socket.bound_to(header.family).unwrap_or(local.address);
     }
     let is_to_several = direction == Direction::In && !matches!(packet.kind(), PACKET_HOST | PACKET_OTHERHOST);

@@ -5,13 +5,13 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use node_agent_common::{FlowKey, Loss, look};
+use node_agent_common::{FlowKey, Loss, listing_phase};
 
 use crate::flows::lose;
 
-/// See [`look`].
-#[map(name = "LOOKING")]
-static LOOKING: Array<u32> = Array::with_max_entries(1, 0);
+/// See [`listing_phase`].
+#[map(name = "LISTING_PHASE")]
+static LISTING_PHASE: Array<u32> = Array::with_max_entries(1, 0);
 /// Cookies of sockets whose opening or end was counted during the first listing. The agent sets the size.
 #[map(name = "RECENT")]
 static RECENT: HashMap<u64, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
@@ -23,12 +23,12 @@ static SEEDS: HashMap<u64, FlowKey> = HashMap::with_max_entries(65_536, BPF_F_NO
 #[inline(always)]
 fn phase() -> u32 {
     // SAFETY: an array's value.
-    LOOKING.get_ptr(0).map_or(look::OVER, |phase| unsafe { core::ptr::read_volatile(phase) })
+    LISTING_PHASE.get_ptr(0).map_or(listing_phase::OVER, |phase| unsafe { core::ptr::read_volatile(phase) })
 }
 
 #[inline(always)]
 pub fn is_first_look() -> bool {
-    phase() != look::OVER
+    phase() != listing_phase::OVER
 }
 
 /// Notes that this socket's opening has been counted.
@@ -43,7 +43,7 @@ pub fn note_opening(cookie: u64) {
 /// listing, before it was counted. Notes it, so that the agent does not count it as well.
 #[inline(always)]
 pub fn is_older(cookie: u64) -> bool {
-    if phase() != look::NOTES_ALL {
+    if phase() != listing_phase::NOTES_ALL {
         return false;
     }
     // Without a cookie no listing has shown it.
@@ -59,11 +59,11 @@ pub fn is_older(cookie: u64) -> bool {
 #[inline(always)]
 fn lack_note() {
     lose(Loss::Recent);
-    if let Some(phase) = LOOKING.get_ptr_mut(0)
+    if let Some(phase) = LISTING_PHASE.get_ptr_mut(0)
         && is_first_look()
     {
         // SAFETY: an array's value.
-        unsafe { core::ptr::write_volatile(phase, look::LACKS_NOTES) };
+        unsafe { core::ptr::write_volatile(phase, listing_phase::LACKS_NOTES) };
     }
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, Queue, RingBuf},
 };
-use node_agent_common::{FirstSight, FlowKey, FlowStats, Loss, RTT_BUCKETS, rtt_bucket};
+use node_agent_common::{FlowKey, FlowStats, Loss, NewFlow, RTT_BUCKETS, rtt_bucket};
 
 use crate::{memory::Access, socket::TcpSocket};
 
@@ -22,8 +22,8 @@ static SLOT_OF: HashMap<FlowKey, u32> = HashMap::with_max_entries(SLOTS, BPF_F_N
 static STATS: Array<FlowStats> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
 #[map(name = "FREE")]
 static FREE: Queue<u32> = Queue::with_max_entries(SLOTS, 0);
-#[map(name = "FIRST_SIGHTS")]
-static FIRST_SIGHTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+#[map(name = "NEW_FLOWS")]
+static NEW_FLOWS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map(name = "LOST")]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::COUNT, 0);
 
@@ -50,9 +50,16 @@ pub enum Event {
     Gone,
     /// A conversation of datagrams has begun, by one with this payload. It counts as closed at once: nothing tells its
     /// end.
-    Conversation { sent: u64, received: u64, inferred: bool },
+    Conversation {
+        sent: u64,
+        received: u64,
+        inferred: bool,
+    },
     /// A conversation of datagrams goes on.
-    Datagram { sent: u64, received: u64 },
+    Datagram {
+        sent: u64,
+        received: u64,
+    },
 }
 
 impl Event {
@@ -159,9 +166,9 @@ fn known_slot(key: &FlowKey) -> Option<u32> {
 /// Notifies the agent of a flow that got its slot.
 #[inline(always)]
 fn announce(key: &FlowKey, slot: u32) {
-    let sight = FirstSight { key: *key, slot, reserved: 0 };
-    if FIRST_SIGHTS.output::<FirstSight>(sight, 0).is_err() {
-        lose(Loss::FirstSight);
+    let sight = NewFlow { key: *key, slot, reserved: 0 };
+    if NEW_FLOWS.output::<NewFlow>(sight, 0).is_err() {
+        lose(Loss::NewFlow);
     }
 }
 

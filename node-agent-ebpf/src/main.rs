@@ -3,7 +3,7 @@
 //!
 //! The kernel calls [`sock_ops`] when a connection of the node starts, opens or ends; it counts into [`flows`]. Where
 //! it cannot be attached, [`state_changes`] counts from a tracepoint. [`datagrams`] runs for each packet and counts UDP
-//! [`conversations`]. [`dialled`] records the original destinations of datagrams, and [`answers`] passes DNS responses
+//! [`conversations`]. [`original_destinations`] records the original destinations of datagrams, and [`answers`] passes DNS responses
 //! to the agent. The iterator [`open_sockets`] lists preexisting connections, and [`namespaces`] lists the network
 //! namespaces of tasks. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
 //! kernel's structures at the [`offsets`] of the running kernel. The agent chooses the programs to load; the others
@@ -16,19 +16,19 @@
 mod answers;
 mod conversations;
 mod datagrams;
-mod dialled;
 mod existing;
 mod flows;
-mod followed;
 mod memory;
 mod namespaces;
 mod offsets;
 mod old_closes;
 mod open_sockets;
+mod original_destinations;
 mod scope;
 mod sock_ops;
 mod socket;
 mod state_changes;
+mod tracked_sockets;
 
 /// The kernel's helpers for reading sockets ask for a licence compatible with its own.
 #[unsafe(link_section = "license")]

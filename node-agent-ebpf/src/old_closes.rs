@@ -22,7 +22,7 @@ pub fn old_closes(context: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn ended(context: &BtfTracePointContext) -> Option<()> {
     let socket = TcpSocket::from_sock(KernelPointer::new(context.arg(0))?)?;
-    // Only sockets that the agent has looked at have a cookie, or few others: the rest costs no look-up.
+    // Only sockets that the agent has scanned have a cookie, or few others: the rest costs no look-up.
     let cookie = socket.cookie();
     if cookie == 0 {
         return None;

@@ -9,10 +9,10 @@ use aya_ebpf::{
 use node_agent_common::{Origin, SocketRecord, state};
 
 use crate::{
-    followed,
     offsets::offset,
     scope::is_own,
     socket::{KernelPointer, TcpSocket},
+    tracked_sockets,
 };
 
 /// `struct bpf_iter__task_file`.
@@ -88,11 +88,15 @@ fn show(context: *const TaskFile) -> Option<()> {
     Some(())
 }
 
-/// Returns the callbacks that will see the socket's end, and its origin. If state changes are followed from outside,
+/// Returns the callbacks that will see the socket's end, and its origin. If sockets are tracked from outside,
 /// the note of the socket counts as such a callback.
 #[inline(always)]
 fn callbacks(socket: TcpSocket) -> (u8, Origin) {
-    if offset!(followed) == 0 { (socket.callbacks(), socket.origin()) } else { followed::as_callbacks(socket) }
+    if offset!(tracks_sockets) == 0 {
+        (socket.callbacks(), socket.origin())
+    } else {
+        tracked_sockets::as_callbacks(socket)
+    }
 }
 
 /// The cookie of a socket, drawn now if it had none: what a socket is known by as long as it lives.

@@ -39,7 +39,7 @@ pub fn connections(context: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn opened(call: Call, role: Role) {
-    // Noted before anything else shows that the connection is established, so that a look never takes it for an old one.
+    // Noted before anything else shows that the connection is established, so that a scan never takes it for an old one.
     if existing::is_first_look() {
         existing::note_opening(call.cookie());
     }
@@ -70,7 +70,7 @@ fn ended(call: Call) {
         // The flags stay: the socket may dial again while no agent is there.
         return count(&socket.flow(Role::Client), Event::Failed);
     }
-    // Marked before it is counted, so that a look never adds the bytes of an open socket to those of its end.
+    // Marked before it is counted, so that a scan never adds the bytes of an open socket to those of its end.
     call.set_flags(u32::from(callback::counted(flags)));
     let cookie = socket.cookie();
     if cookie != 0 {

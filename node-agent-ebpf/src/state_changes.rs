@@ -11,15 +11,15 @@ use aya_ebpf::{
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
-use node_agent_common::{FlowKey, FollowedSocket, Loss, Role, state};
+use node_agent_common::{FlowKey, Loss, Role, TrackedSocket, state};
 
 use crate::{
     existing,
     flows::{Event, count, lose},
-    followed,
     memory::{Access, Pointer, Probing},
     scope::is_own,
     socket::{KernelPointer, TcpSocket},
+    tracked_sockets,
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -133,22 +133,22 @@ fn follow<A: Access>(socket: TcpSocket<A>, change: Change, copy: Copy) {
 /// Noted for the second copy alone: so it can tell whether the first one has counted a failure.
 #[inline(always)]
 fn dials<A: Access>(socket: TcpSocket<A>) {
-    let entry = followed::get(socket.address());
+    let entry = tracked_sockets::get(socket.address());
     if let Some(entry) = entry {
         missed_end(&entry);
     }
     if is_own(socket.cgroup()) {
-        followed::set(socket.address(), &note(FlowKey::NONE, 0, 0));
+        tracked_sockets::set(socket.address(), &note(FlowKey::NONE, 0, 0));
     } else if entry.is_some() {
-        followed::remove(socket.address());
+        tracked_sockets::remove(socket.address());
     }
 }
 
 #[inline(always)]
 fn fails<A: Access>(socket: TcpSocket<A>, copy: Copy) {
-    match followed::get(socket.address()) {
+    match tracked_sockets::get(socket.address()) {
         Some(entry) => {
-            followed::remove(socket.address());
+            tracked_sockets::remove(socket.address());
             missed_end(&entry);
         }
         None if copy == Copy::Second => return,
@@ -166,7 +166,7 @@ fn opens<A: Access>(socket: TcpSocket<A>, role: Role, copy: Copy) {
         Role::Client => socket.local_port(),
         Role::Server => socket.remote_port(),
     };
-    let entry = followed::get(socket.address());
+    let entry = tracked_sockets::get(socket.address());
     if let Some(entry) = entry {
         // The first copy has just counted it; or that one missed it, as both had missed the end of another connection
         // in the same memory.
@@ -177,11 +177,11 @@ fn opens<A: Access>(socket: TcpSocket<A>, role: Role, copy: Copy) {
     }
     if !is_own(socket.cgroup()) {
         if entry.is_some() {
-            followed::remove(socket.address());
+            tracked_sockets::remove(socket.address());
         }
         return;
     }
-    if followed::set(socket.address(), &note(flow, client_port, 1)) {
+    if tracked_sockets::set(socket.address(), &note(flow, client_port, 1)) {
         count(&flow, Event::Opened);
     } else if copy == Copy::First {
         // No entry will identify it when it ends.
@@ -192,9 +192,9 @@ fn opens<A: Access>(socket: TcpSocket<A>, role: Role, copy: Copy) {
 
 #[inline(always)]
 fn ends<A: Access>(socket: TcpSocket<A>) {
-    let entry = followed::get(socket.address());
+    let entry = tracked_sockets::get(socket.address());
     if let Some(entry) = entry {
-        if !followed::remove(socket.address()) {
+        if !tracked_sockets::remove(socket.address()) {
             return;
         }
         if entry.established == 1 {
@@ -210,7 +210,7 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
         return count(&flow, Event::closed(socket));
     }
     if entry.is_some() && is_own(socket.cgroup()) {
-        // It dialled and came to be established, which was missed.
+        // It called and came to be established, which was missed.
         let flow = socket.flow(Role::Client);
         count(&flow, Event::Opened);
         count(&flow, Event::closed(socket));
@@ -219,7 +219,7 @@ fn ends<A: Access>(socket: TcpSocket<A>) {
 
 /// The memory of a connection is in use again, and its end was not seen.
 #[inline(always)]
-fn missed_end(entry: &FollowedSocket) {
+fn missed_end(entry: &TrackedSocket) {
     if entry.established == 1 {
         count(&entry.flow, Event::Gone);
     }
@@ -228,7 +228,7 @@ fn missed_end(entry: &FollowedSocket) {
 /// Returns whether an entry is this socket's own, and not that of an earlier socket at the same address. Compares what
 /// a socket still has when it ends: its local port may be released by then.
 #[inline(always)]
-fn is_of<A: Access>(entry: &FollowedSocket, socket: TcpSocket<A>) -> bool {
+fn is_of<A: Access>(entry: &TrackedSocket, socket: TcpSocket<A>) -> bool {
     let remote_port = match entry.flow.role() {
         Some(Role::Client) => entry.flow.port(),
         _ => entry.client_port,
@@ -237,8 +237,8 @@ fn is_of<A: Access>(entry: &FollowedSocket, socket: TcpSocket<A>) -> bool {
 }
 
 #[inline(always)]
-fn note(flow: FlowKey, client_port: u16, established: u16) -> FollowedSocket {
+fn note(flow: FlowKey, client_port: u16, established: u16) -> TrackedSocket {
     // SAFETY: the helper has no arguments.
     let since = unsafe { bpf_ktime_get_ns() };
-    FollowedSocket { flow, since, client_port, established, reserved: 0 }
+    TrackedSocket { flow, since, client_port, established, reserved: 0 }
 }

@@ -120,8 +120,8 @@ impl Capture for Sabotaged {
         Ok(reading)
     }
 
-    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.first_sights()
+    fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.new_flow_notifications()
     }
 
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {
@@ -148,7 +148,7 @@ mod tests {
             Ok(Reading { seen: self.1, ..Reading::default() })
         }
 
-        fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+        fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>> {
             None
         }
 

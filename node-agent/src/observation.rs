@@ -69,7 +69,7 @@ pub struct CaptureState {
     /// Connections opened and attempts failed, in this epoch.
     pub seen: u64,
     /// Flows that were evicted for lack of room before all of their counters were reported; included in the losses.
-    pub untold_flows: u64,
+    pub unreported_flows: u64,
     /// True if the requested capture is impossible on this node, so that the agent asks for the rights of the Fallback
     /// mode.
     pub asks_for_fallback: bool,
@@ -111,7 +111,7 @@ impl Observation {
                 attached_instant: None,
                 losses: Losses::default(),
                 seen: 0,
-                untold_flows: 0,
+                unreported_flows: 0,
                 asks_for_fallback: false,
             },
             flows: FlowStore::new(bounds),
@@ -160,7 +160,7 @@ impl Observation {
             attached_instant,
             losses: Losses::default(),
             seen: 0,
-            untold_flows: 0,
+            unreported_flows: 0,
             asks_for_fallback: false,
         };
     }
@@ -204,7 +204,7 @@ impl Observation {
         };
         let mut changed = self.capture.losses != losses || self.capture.seen != reading.seen;
         self.capture.losses = losses;
-        self.capture.untold_flows = evicted_unreported.flows;
+        self.capture.unreported_flows = evicted_unreported.flows;
         self.capture.seen = reading.seen;
         if let Some(before) = self.complete_until {
             self.flows.looked(before);

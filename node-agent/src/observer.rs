@@ -238,7 +238,7 @@ impl Observer {
         until: Option<Instant>,
         closing: &mut watch::Receiver<bool>,
     ) -> Ended {
-        let first_sights = Readiness::of(capture.first_sights());
+        let new_flow_notifications = Readiness::of(capture.new_flow_notifications());
         let births = Readiness::of(self.observation.lock().attribution.as_ref().and_then(Attribution::births));
         let mut failures = 0;
         let mut read_at = Instant::now() + self.interval;
@@ -247,7 +247,7 @@ impl Observer {
         loop {
             let closes = tokio::select! {
                 () = sleep_until(read_at) => false,
-                () = first_sights.ready(), if !sighted => {
+                () = new_flow_notifications.ready(), if !sighted => {
                     sighted = true;
                     let last_read = read_at.checked_sub(self.interval).unwrap_or(read_at);
                     read_at = read_at.min((Instant::now() + GATHER).max(last_read + READ_GAP));

@@ -65,7 +65,7 @@ impl Capture for Scripted {
         }
     }
 
-    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
+    fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>> {
         self.sights.as_ref().map(AsFd::as_fd)
     }
 
@@ -240,7 +240,7 @@ async fn too_many_flows_leave_the_capture_too() {
     let observation = lab.observation.lock();
     let (kept, forgotten) = (observation.flows.len() as u64, lab.forgotten.lock().unwrap().len() as u64);
     assert!(kept <= 16, "{kept}");
-    assert_eq!((observation.capture.losses.opened, observation.capture.untold_flows), (40 - kept, 40 - kept));
+    assert_eq!((observation.capture.losses.opened, observation.capture.unreported_flows), (40 - kept, 40 - kept));
     assert!(forgotten >= 40 - kept, "{forgotten}");
 }
 
@@ -302,8 +302,8 @@ impl Capture for Noting {
         self.inner.read()
     }
 
-    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.first_sights()
+    fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.new_flow_notifications()
     }
 
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {

@@ -24,7 +24,7 @@ pub struct WriteLabels {
 /// Labels of a loss.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct LossLabels {
-    /// `opened`, `closed`, `failed`, `first_sights`, `closes_unseen`, `event_overflows` or `missed_runs`.
+    /// `opened`, `closed`, `failed`, `new_flow_notifications`, `closes_unseen`, `event_overflows` or `missed_runs`.
     pub kind: &'static str,
 }
 

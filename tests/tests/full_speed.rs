@@ -76,7 +76,7 @@ async fn assert_nothing_lost(cluster: &Cluster) -> Result<()> {
     for probe in cluster.node_probes().await? {
         let status = probe.status.clone().unwrap_or_default();
         // What came with the next read instead of at once was not missed.
-        let losses = Losses { first_sights: 0, ..status.losses };
+        let losses = Losses { new_flow_notifications: 0, ..status.losses };
         let seen = (losses, status.lost, status.unobserved, status.coverage.as_str());
         assert_eq!(seen, (Losses::default(), 0, Unobserved::default(), "100%"), "{}", probe.name_any());
     }

@@ -79,7 +79,7 @@ pub enum Feature {
     RemoteNames,
     /// Original destinations of datagrams that a process of the node's own network sends from an unconnected socket, if
     /// the node translates the address.
-    DialledAddresses,
+    OriginalDestinations,
     /// Every opening and every end: attach types other than the first choice may miss some.
     EveryEvent,
     /// Sockets by netlink, with their bytes.

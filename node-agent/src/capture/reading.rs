@@ -16,14 +16,14 @@ pub trait Capture: Send {
     fn description(&self) -> &Description;
 
     /// Returns the flows whose counters have changed since the last call, with their counters since the capture began.
-    /// These are absolute values that never decrease, except `open_bytes_*`. Drains [`Capture::first_sights`].
+    /// These are absolute values that never decrease, except `open_bytes_*`. Drains [`Capture::new_flow_notifications`].
     ///
     /// # Errors
     /// Returns an error if the kernel refuses to return counters. The next call may succeed and then returns all changes.
     fn read(&mut self) -> Result<Reading, CaptureError>;
 
     /// Returns a descriptor that becomes readable on a new flow; `None` if this capture has no such notification.
-    fn first_sights(&self) -> Option<BorrowedFd<'_>>;
+    fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>>;
 
     /// Drops those of these flows that have no open connection and have not changed since the last reading. Returns the
     /// dropped flows. Their counters restart at zero if they return.
@@ -71,7 +71,7 @@ pub struct Losses {
     /// Failed attempts while the flow table was full.
     pub failed: u64,
     /// Notifications of new flows that did not fit into the ring buffer; the next reading contained these flows.
-    pub first_sights: u64,
+    pub new_flow_notifications: u64,
     /// Preexisting connections whose end was not observed: their last bytes are missing.
     pub closes_unseen: u64,
     /// Overflows of the queue of conntrack events; the open entries were listed again after each.

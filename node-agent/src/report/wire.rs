@@ -122,7 +122,7 @@ fn nat_peer((end, opened): &(NatPeer, u64)) -> wire::NatPeer {
 }
 
 fn message(state: &CaptureState) -> Cow<'_, str> {
-    match state.untold_flows {
+    match state.unreported_flows {
         0 => Cow::Borrowed(&state.message),
         // First, so that it is never what is cut off.
         evicted_unreported => Cow::Owned(format!(
@@ -139,7 +139,7 @@ fn losses(losses: &Losses) -> wire::Losses {
         opened: losses.opened,
         closed: losses.closed,
         failed: losses.failed,
-        first_sights: losses.first_sights,
+        new_flow_notifications: losses.new_flow_notifications,
         closes_unseen: losses.closes_unseen,
         event_overflows: losses.event_overflows,
         missed_runs: losses.missed_runs,

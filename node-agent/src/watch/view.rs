@@ -105,7 +105,7 @@ mod tests {
             opened,
             failed,
             closed: 5,
-            first_sights: 5,
+            new_flow_notifications: 5,
             closes_unseen: 5,
             ..Losses::default()
         };

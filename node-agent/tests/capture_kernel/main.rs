@@ -402,7 +402,7 @@ fn a_node_without_ipv6_is_captured_as_any_other() {
 }
 
 #[test]
-fn a_first_sight_wakes_the_reader() {
+fn new_flow_wakes_the_reader() {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let node = node_or_skip!();
     let mut watched = node.capture(Attach::SockOps);
@@ -411,7 +411,7 @@ fn a_first_sight_wakes_the_reader() {
     client.listen("l", "127.0.0.1:0");
     let port = client.listen("l", "127.0.0.1:0");
     client.tell(&format!("connect c 127.0.0.1:{port}"));
-    let sights = watched.capture.first_sights().unwrap();
+    let sights = watched.capture.new_flow_notifications().unwrap();
     let ready = poll(&mut [PollFd::new(sights, PollFlags::POLLIN)], PollTimeout::from(30_000_u16)).unwrap();
     assert_eq!(ready, 1);
 }

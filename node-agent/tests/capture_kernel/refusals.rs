@@ -112,7 +112,7 @@ fn assert_second_choice(degradations: &[scopeprobe_agent::capture::Degradation],
     let degradation = degradations.iter().find(|degradation| degradation.feature == Feature::EveryEvent).unwrap();
     assert!(degradation.message.contains("sock_ops was refused"), "{degradation:?}");
     assert!(degradation.message.contains(why), "{degradation:?}");
-    assert!(degradation.message.contains("followed by the BTF tracepoint"), "{degradation:?}");
+    assert!(degradation.message.contains("tracked by the BTF tracepoint"), "{degradation:?}");
 }
 
 #[test]

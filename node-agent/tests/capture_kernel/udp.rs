@@ -43,7 +43,7 @@ fn watch(settings: &Settings) -> Watched {
     let mut watched = Watched::start(settings);
     let degradations = &watched.capture.description().degradations;
     assert!(watched.capture.description().has(Feature::Datagrams), "{degradations:?}");
-    assert!(watched.capture.description().has(Feature::DialledAddresses), "{degradations:?}");
+    assert!(watched.capture.description().has(Feature::OriginalDestinations), "{degradations:?}");
     watched.read();
     watched
 }

@@ -322,7 +322,7 @@ mod tests {
     fn losses_stay_where_they_happened() {
         let mut account = began();
         observe(&mut account, b"1", 2..100);
-        let losses = Losses { opened: 7, closed: 1, first_sights: 9, ..Losses::default() };
+        let losses = Losses { opened: 7, closed: 1, new_flow_notifications: 9, ..Losses::default() };
         let total = Counts { seen: 1_000, losses };
         account.report(&CaptureReport { total, ..report(b"1", 0, 100 * SECOND, 0) });
         for second in 101..9_000 {
@@ -330,7 +330,7 @@ mod tests {
         }
         let lossy: Vec<_> = account.periods(None).into_iter().filter(|period| !period.is_complete()).collect();
         let [lossy] = &lossy[..] else { panic!("{lossy:?}") };
-        let counted = Losses { first_sights: 0, ..losses };
+        let counted = Losses { new_flow_notifications: 0, ..losses };
         assert_eq!(lossy.shortfall.as_ref().unwrap().losses, counted);
         assert!(lossy.from <= 99 * SECOND && lossy.to >= 100 * SECOND && lossy.length() <= HOUR, "{lossy:?}");
     }

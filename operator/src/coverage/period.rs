@@ -72,7 +72,7 @@ impl Period {
     #[must_use]
     pub fn observed(from: UnixMs, to: UnixMs, counts: &Counts, sampled: bool) -> Self {
         // Flows that came with a later read are not missing, and closes count bytes: neither makes a count incomplete.
-        let losses = Losses { first_sights: 0, closes_unseen: 0, ..counts.losses };
+        let losses = Losses { new_flow_notifications: 0, closes_unseen: 0, ..counts.losses };
         Self::new(from, to, counts.seen, Shortfall { losses, sampled, ..Shortfall::default() })
     }
 

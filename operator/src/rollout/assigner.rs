@@ -71,6 +71,6 @@ impl Assigner {
 /// Returns the fallbacks that an earlier operator wrote.
 fn restored_fallbacks(node_probes: &BTreeMap<String, NodeProbe>, now: Timestamp) -> BTreeMap<String, NodeFallback> {
     let written =
-        node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.demotion.as_ref()?)));
+        node_probes.iter().filter_map(|(name, probe)| Some((name, probe.status.as_ref()?.fallback.as_ref()?)));
     written.filter_map(|(name, written)| Some((name.clone(), NodeFallback::restore(written, now)?))).collect()
 }

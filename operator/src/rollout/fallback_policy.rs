@@ -138,8 +138,8 @@ impl NodeFallback {
 
     /// Returns the state as a NodeProbe contains it.
     #[must_use]
-    pub fn to_status(&self) -> crds::Demotion {
-        crds::Demotion {
+    pub fn to_status(&self) -> crds::NodeFallback {
+        crds::NodeFallback {
             reason: self.reason.to_string(),
             message: self.message.clone(),
             kernel: self.kernel.clone(),
@@ -153,7 +153,7 @@ impl NodeFallback {
 
     /// Returns the state that an earlier operator wrote; `None` without times.
     #[must_use]
-    pub fn restore(written: &crds::Demotion, now: Timestamp) -> Option<Self> {
+    pub fn restore(written: &crds::NodeFallback, now: Timestamp) -> Option<Self> {
         let (since, retry_at) = (written.since.as_ref()?.0, written.retry_at.as_ref()?.0);
         Some(Self {
             reason: Reason::from_word(&written.reason),
@@ -283,7 +283,7 @@ mod tests {
         let written = fallback.to_status();
         assert_eq!(NodeFallback::restore(&written, at(21)), Some(fallback.clone()));
         assert_eq!(NodeFallback::restore(&written, fallback.retry_at), Some(retrying()));
-        assert_eq!(NodeFallback::restore(&crds::Demotion::default(), at(21)), None);
+        assert_eq!(NodeFallback::restore(&crds::NodeFallback::default(), at(21)), None);
     }
 
     /// Generates moments of decisions: how long the agent has asked, whether it captures, whether the node rebooted,

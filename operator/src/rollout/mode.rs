@@ -88,7 +88,7 @@ impl ModeCause {
             Self::UnfitKernel(unfit) => format!("{unfit}; using Fallback mode").into(),
             Self::Forced(_) => self.reason().sentence().into(),
             Self::EbpfFailed(reason) => {
-                format!("eBPF was tried on this node and cannot be used ({reason}): see status.demotion").into()
+                format!("eBPF was tried on this node and cannot be used ({reason}): see status.fallback").into()
             }
         })
     }

@@ -51,7 +51,7 @@ fn action(status: &NodeProbeStatus) -> String {
 fn is_alarming(status: &NodeProbeStatus) -> bool {
     match status.mode {
         None | Some(Mode::Ebpf) => false,
-        Some(Mode::Fallback) => status.demotion.is_some() || status.choice.agents != AgentMode::Fallback.as_str(),
+        Some(Mode::Fallback) => status.fallback.is_some() || status.choice.agents != AgentMode::Fallback.as_str(),
         Some(Mode::Unsupported) => true,
     }
 }
@@ -88,7 +88,7 @@ mod tests {
         assert!(!is_alarming(&status(Mode::Fallback, "fallback")), "as the kernel or a person wants it");
         assert!(is_alarming(&status(Mode::Fallback, "ebpf")), "while the capture is started again");
         let in_fallback =
-            NodeProbeStatus { demotion: Some(crds::Demotion::default()), ..status(Mode::Fallback, "fallback") };
+            NodeProbeStatus { fallback: Some(crds::NodeFallback::default()), ..status(Mode::Fallback, "fallback") };
         assert!(is_alarming(&in_fallback));
         assert!(is_alarming(&status(Mode::Unsupported, "fallback")));
     }

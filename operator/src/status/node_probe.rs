@@ -60,7 +60,7 @@ pub fn desired(inputs: &NodeProbeInputs<'_>, now: Timestamp) -> NodeProbeStatus 
         attach: observation.attach.clone(),
         kernel: if observation.mode.is_some() { observation.kernel.clone() } else { inputs.node_kernel.to_owned() },
         since: same.and_then(|previous| previous.since.clone()).or(Some(Time(now))),
-        demotion: inputs.fallback.map(NodeFallback::to_status),
+        fallback: inputs.fallback.map(NodeFallback::to_status),
         history: match observation.mode {
             None => history,
             Some(mode) => {
@@ -312,16 +312,16 @@ mod tests {
                 opened: many,
                 closed: many,
                 failed: many,
-                first_sights: many,
+                new_flow_notifications: many,
                 closes_unseen: many,
                 event_overflows: many,
                 missed_runs: many,
             };
             node.note_capture(attached, MAX_COUNT);
             let status = status(Some(&node), None, 1);
-            let Losses { opened, closed, failed, first_sights, closes_unseen, event_overflows, missed_runs } =
+            let Losses { opened, closed, failed, new_flow_notifications, closes_unseen, event_overflows, missed_runs } =
                 status.losses;
-            let sums = [opened, closed, failed, first_sights, closes_unseen, event_overflows, missed_runs];
+            let sums = [opened, closed, failed, new_flow_notifications, closes_unseen, event_overflows, missed_runs];
             assert_eq!(sums, [MAX_COUNT; 7]);
             assert_eq!((status.lost, status.seen), (MAX_COUNT, MAX_COUNT));
             assert!(status.earlier.seen <= MAX_COUNT && status.unobserved.seconds <= MAX_COUNT);

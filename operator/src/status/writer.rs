@@ -214,7 +214,7 @@ impl Writer {
         set("opened", sum(|losses| losses.opened));
         set("closed", sum(|losses| losses.closed));
         set("failed", sum(|losses| losses.failed));
-        set("first_sights", sum(|losses| losses.first_sights));
+        set("new_flow_notifications", sum(|losses| losses.new_flow_notifications));
         set("closes_unseen", sum(|losses| losses.closes_unseen));
         set("event_overflows", sum(|losses| losses.event_overflows));
         set("missed_runs", sum(|losses| losses.missed_runs));

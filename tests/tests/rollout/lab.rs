@@ -291,7 +291,7 @@ impl Lab {
     /// Lets the time pass until eBPF is tried again on a node; no operator may run.
     pub async fn retry_is_due(&self, node: &str) -> Result<()> {
         let api: Api<NodeProbe> = Api::all(self.client());
-        let patch = Patch::Merge(json!({"status": {"demotion": {"retryAt": "2026-01-01T00:00:00Z"}}}));
+        let patch = Patch::Merge(json!({"status": {"fallback": {"retryAt": "2026-01-01T00:00:00Z"}}}));
         let patched = api.patch_status(node, &PatchParams::default(), &patch).await;
         patched.map(|_| ()).map_err(Error::api(format!("change the NodeProbe {node}")))
     }

@@ -240,11 +240,11 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     lab.report(&node, works("fallback", KERNEL));
     let status = lab.node_probe(&node, |status| status.mode == Some(Mode::Fallback)).await?;
     assert_eq!((status.reason.as_str(), status.choice.reason.as_str()), ("BtfMissing", "BtfMissing"));
-    let demotion = status.demotion.clone().expect("it was moved");
-    assert_eq!((demotion.reason.as_str(), demotion.kernel.as_str(), demotion.attempts), ("BtfMissing", KERNEL, 1));
-    assert_eq!((demotion.boot_id.as_str(), demotion.image.as_str()), ("first", IMAGE));
-    assert!(demotion.message.contains("/sys/kernel/btf/vmlinux"), "{demotion:?}");
-    let (since, retry) = (demotion.since.expect("a time").0, demotion.retry_at.expect("a time").0);
+    let fallback = status.fallback.clone().expect("it was moved");
+    assert_eq!((fallback.reason.as_str(), fallback.kernel.as_str(), fallback.attempts), ("BtfMissing", KERNEL, 1));
+    assert_eq!((fallback.boot_id.as_str(), fallback.image.as_str()), ("first", IMAGE));
+    assert!(fallback.message.contains("/sys/kernel/btf/vmlinux"), "{fallback:?}");
+    let (since, retry) = (fallback.since.expect("a time").0, fallback.retry_at.expect("a time").0);
     assert!((3600..=4500).contains(&retry.duration_since(since).as_secs()), "{since} {retry}");
     let history: Vec<_> = status.history.iter().map(|it| (it.mode, it.reason.as_str(), it.attach.as_str())).collect();
     let expected = [
@@ -264,7 +264,7 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     lab.start_operator(IMAGE).await?;
     settle(&lab, &spec, 2).await?;
     assert_eq!(written(&moved, &lab.versions().await?), set([]));
-    lab.node_probe(&node, |status| status.demotion.as_ref().is_some_and(|it| it.attempts == 1)).await?;
+    lab.node_probe(&node, |status| status.fallback.as_ref().is_some_and(|it| it.attempts == 1)).await?;
 
     // When the time has come, eBPF is retried and fails: the next delay is doubled.
     lab.stop_operator().await;
@@ -276,9 +276,9 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     labels.insert(node.clone(), Some("fallback".to_owned()));
     lab.labelled(&labels).await?;
     lab.report(&node, works("fallback", KERNEL));
-    let status = lab.node_probe(&node, |it| it.demotion.as_ref().is_some_and(|it| it.attempts == 2)).await?;
-    let demotion = status.demotion.expect("it was moved again");
-    let wait = demotion.retry_at.expect("a time").0.duration_since(demotion.since.expect("a time").0);
+    let status = lab.node_probe(&node, |it| it.fallback.as_ref().is_some_and(|it| it.attempts == 2)).await?;
+    let fallback = status.fallback.expect("it was moved again");
+    let wait = fallback.retry_at.expect("a time").0.duration_since(fallback.since.expect("a time").0);
     assert!((7200..=9000).contains(&wait.as_secs()), "{wait}");
 
     // After a boot eBPF is tried again at once.
@@ -289,7 +289,7 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     asks(&lab, &node, KERNEL, 25);
     labels.insert(node.clone(), Some("fallback".to_owned()));
     lab.labelled(&labels).await?;
-    lab.node_probe(&node, |status| status.demotion.as_ref().is_some_and(|it| it.boot_id == "second")).await?;
+    lab.node_probe(&node, |status| status.fallback.as_ref().is_some_and(|it| it.boot_id == "second")).await?;
 
     // And with other agents.
     lab.stop_operator().await;
@@ -297,7 +297,7 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
     labels.insert(node.clone(), Some("ebpf".to_owned()));
     lab.labelled(&labels).await?;
     lab.report(&node, works("ebpf", KERNEL));
-    let status = lab.node_probe(&node, |status| status.mode == Some(Mode::Ebpf) && status.demotion.is_none()).await?;
+    let status = lab.node_probe(&node, |status| status.mode == Some(Mode::Ebpf) && status.fallback.is_none()).await?;
     assert!(status.sampled && status.coverage != "100%", "a part of what it has seen is from the fallback: {status:?}");
     Ok(())
 }

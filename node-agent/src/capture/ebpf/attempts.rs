@@ -47,7 +47,7 @@ impl Attempts {
 
     /// Removes attempts that are no longer in progress. They were established (and `noted` during the first listings), or
     /// their failure was counted or missed.
-    pub(super) fn look(
+    pub(super) fn scan(
         &mut self,
         programs: &mut Programs,
         accounts: &mut KernelAccounts,

@@ -45,7 +45,7 @@ const NAMES_LOST: &str =
 const UNWATCHED: &str = "more connections from before the start are open than the kernel has room to watch: the end of the \
                          others will be noticed late, without their last bytes";
 /// See [`NAMES_LOST`].
-const DIALLED_LOST: &str = "the kernel had no room to remember where some datagrams were sent to: where the node translates \
+const ORIGINAL_DESTINATION_LOST: &str = "the kernel had no room to remember where some datagrams were sent to: where the node translates \
                             addresses of its own processes (to Services), these are shown with the translated ones";
 
 /// A running capture. Ends with its value.
@@ -53,7 +53,7 @@ pub struct EbpfCapture {
     description: Description,
     programs: Programs,
     slots: Slots,
-    first_sights: NewFlows,
+    new_flow_notifications: NewFlows,
     accounts: KernelAccounts,
     preexisting: Preexisting,
     tracked: TrackedSockets,
@@ -79,7 +79,7 @@ impl EbpfCapture {
         description: Description,
         programs: Programs,
         slots: Slots,
-        first_sights: NewFlows,
+        new_flow_notifications: NewFlows,
         datagrams: Option<Datagrams>,
         snmp_audit: Option<SnmpAudit>,
         settings: &Settings,
@@ -91,7 +91,7 @@ impl EbpfCapture {
             description,
             programs,
             slots,
-            first_sights,
+            new_flow_notifications,
             accounts: KernelAccounts::new(known),
             preexisting: Preexisting::new(settings.gone_after),
             tracked: TrackedSockets::default(),
@@ -135,7 +135,9 @@ impl EbpfCapture {
     /// Reads what the kernel has counted. Returns the flows of which a connection has ended.
     fn collect(&mut self, now: Instant) -> Result<HashSet<FlowKey>, CaptureError> {
         let read = |error| failed("reading the kernel's flows", error);
-        self.first_sights.drain(&mut self.programs, |key, slot| self.slots.assign(slot, key, now)).map_err(read)?;
+        self.new_flow_notifications
+            .drain(&mut self.programs, |key, slot| self.slots.assign(slot, key, now))
+            .map_err(read)?;
         let nothing_lost = self.programs.lost(Loss::Opened).map_err(read)? + self.preexisting.undecided() == 0;
         let mut ended = HashSet::new();
         self.slots.collect(
@@ -160,7 +162,7 @@ impl EbpfCapture {
         self.collect(now)?;
         self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
         if now >= self.next_look && self.programs.can_list() {
-            self.look()?;
+            self.scan()?;
         }
         self.recycle(now);
         if let Some(datagrams) = &mut self.datagrams {
@@ -169,14 +171,14 @@ impl EbpfCapture {
         Ok(())
     }
 
-    fn look(&mut self) -> Result<(), CaptureError> {
+    fn scan(&mut self) -> Result<(), CaptureError> {
         let begun = Instant::now();
         self.ask_namespaces()?;
         let listing = list(&mut self.programs)?;
-        self.preexisting.look(&mut self.programs, &mut self.accounts, &listing)?;
+        self.preexisting.scan(&mut self.programs, &mut self.accounts, &listing)?;
         self.describe_unwatched();
         if self.programs.follows() {
-            self.tracked.look(&mut self.programs, &mut self.accounts, &listing)?;
+            self.tracked.scan(&mut self.programs, &mut self.accounts, &listing)?;
         }
         let now = Instant::now();
         let ended = self.collect(now)?;
@@ -227,8 +229,8 @@ impl EbpfCapture {
         let Some(datagrams) = &mut self.datagrams else { return Ok(Vec::new()) };
         let answers = datagrams.answers();
         let lost = |what| self.programs.lost(what).map_err(|error| failed("reading the kernel's losses", error));
-        if lost(Loss::Dialled)? > 0 {
-            self.description.lack(Feature::DialledAddresses, DIALLED_LOST);
+        if lost(Loss::OriginalDestination)? > 0 {
+            self.description.lack(Feature::OriginalDestinations, ORIGINAL_DESTINATION_LOST);
         }
         let lost = lost(Loss::Answer)?;
         if lost > self.lost_answers {
@@ -252,7 +254,7 @@ impl EbpfCapture {
             opened: opened + self.said_missing,
             closed: lost(Loss::Closed)?,
             failed,
-            first_sights: self.first_sights.dropped(),
+            new_flow_notifications: self.new_flow_notifications.dropped(),
             closes_unseen: self.accounts.closes_unseen(),
             missed_runs,
             ..Losses::default()
@@ -304,8 +306,8 @@ impl Capture for EbpfCapture {
         Ok(Reading { flows, nat_peers, answers, losses, seen, complete_until, is_partial: are_partial })
     }
 
-    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.programs.first_sights.as_fd())
+    fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.programs.new_flow_notifications.as_fd())
     }
 
     fn forget(&mut self, keys: &[flow::FlowKey]) -> Vec<flow::FlowKey> {
@@ -317,7 +319,7 @@ impl Capture for EbpfCapture {
                 continue;
             }
             match self.programs.slot_of.get(&key, 0) {
-                // It has just come back: the first sight is still to be read.
+                // It has just come back: the new flow is still to be read.
                 Ok(slot) if !self.slots.is_known(slot) => continue,
                 // What programs that have found the slot still count there opens a new account.
                 Ok(slot) if self.programs.slot_of.remove(&key).is_ok() => self.slots.deleted(slot, now),

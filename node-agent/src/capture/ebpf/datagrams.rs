@@ -28,7 +28,7 @@ use crate::names::Answer;
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
     [("datagrams_out", CgroupSkbAttachType::Egress), ("datagrams_in", CgroupSkbAttachType::Ingress)];
 /// Names of the programs that record original destinations of translated datagrams.
-const DIALLED: [&str; 2] = ["dialled_v4", "dialled_v6"];
+const ORIGINAL_DESTS: [&str; 2] = ["original_dest_v4", "original_dest_v6"];
 
 /// Interval between recorded counts of conversations. It also prolongs the time for which a conversation counts as
 /// inferred.
@@ -58,10 +58,10 @@ impl Datagrams {
     ) -> Option<Self> {
         let attached = Self::attach_counting(programs, settings).map_err(|degradation| degradations.push(degradation));
         if attached.is_ok()
-            && let Err(error) = attach_dialled(programs, &settings.cgroup_root)
+            && let Err(error) = attach_original_destinations(programs, &settings.cgroup_root)
         {
             degradations.push(Degradation {
-                feature: Feature::DialledAddresses,
+                feature: Feature::OriginalDestinations,
                 message: format!(
                     "the kernel refused the programs on sendmsg(): {error}. Where the node translates addresses of its own \
                      processes (to Services), UDP of sockets that are not connected is shown with the translated ones"
@@ -158,9 +158,9 @@ fn attach(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn attach_dialled(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
+fn attach_original_destinations(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
     let directory = File::open(cgroup_root).map_err(|error| error.to_string())?;
-    for name in DIALLED {
+    for name in ORIGINAL_DESTS {
         let attach = |program: &mut CgroupSockAddr| {
             program.load()?;
             program.attach(&directory, CgroupAttachMode::Single).map(drop)

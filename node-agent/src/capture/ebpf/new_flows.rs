@@ -1,7 +1,7 @@
 //! Slots of new flows: reported by the ring buffer, and looked up if it was full.
 
 use aya::maps::MapError;
-use node_agent_common::{FirstSight, FlowKey, Loss};
+use node_agent_common::{FlowKey, Loss, NewFlow};
 
 use super::programs::Programs;
 
@@ -22,11 +22,11 @@ impl NewFlows {
         mut tell: impl FnMut(FlowKey, u32),
     ) -> Result<(), MapError> {
         // Looked at first: what is dropped after this is found by the next call.
-        let dropped = programs.lost(Loss::FirstSight)?;
-        while let Some(item) = programs.first_sights.next() {
+        let dropped = programs.lost(Loss::NewFlow)?;
+        while let Some(item) = programs.new_flow_notifications.next() {
             if let Some(bytes) = item.first_chunk() {
-                let sight = first_sight(bytes);
-                tell(sight.key, sight.slot);
+                let new_flow = parse_new_flow(bytes);
+                tell(new_flow.key, new_flow.slot);
             }
         }
         if dropped != self.dropped {
@@ -46,7 +46,7 @@ impl NewFlows {
 }
 
 #[expect(unsafe_code, reason = "the kernel's record as it comes")]
-fn first_sight(bytes: &[u8; size_of::<FirstSight>()]) -> FirstSight {
+fn parse_new_flow(bytes: &[u8; size_of::<NewFlow>()]) -> NewFlow {
     // SAFETY: plain data of exactly this size, for which any bytes are a value; read without asking for alignment.
-    unsafe { bytes.as_ptr().cast::<FirstSight>().read_unaligned() }
+    unsafe { bytes.as_ptr().cast::<NewFlow>().read_unaligned() }
 }

@@ -124,7 +124,7 @@ impl Preexisting {
             }
         }
         let noted = end_first_look(programs)?;
-        self.attempts.look(programs, accounts, &listing, &noted.cookies)?;
+        self.attempts.scan(programs, accounts, &listing, &noted.cookies)?;
         self.find_earlier(programs, accounts, &listing, &noted);
         Ok(())
     }
@@ -168,13 +168,13 @@ impl Preexisting {
     }
 
     /// Processes a later listing: connections that were hidden (not accepted yet) appear, others are gone.
-    pub(super) fn look(
+    pub(super) fn scan(
         &mut self,
         programs: &mut Programs,
         accounts: &mut KernelAccounts,
         listing: &Listing,
     ) -> Result<(), CaptureError> {
-        self.attempts.look(programs, accounts, listing, &HashSet::new())?;
+        self.attempts.scan(programs, accounts, listing, &HashSet::new())?;
         self.find_late(programs, accounts, listing)?;
         self.find_gone(programs, accounts, listing)?;
         watch(programs, !self.seeds.is_empty() || !self.attempts.is_empty())
@@ -262,7 +262,7 @@ pub(super) struct Noted {
 
 /// Ends the notes of the first listings, and reads them.
 pub(super) fn end_first_look(programs: &mut Programs) -> Result<Noted, CaptureError> {
-    let what = "ending the first look at the open connections";
+    let what = "ending the first scan at the open connections";
     programs.set_first_look(false).map_err(|error| failed(what, error))?;
     thread::sleep(SETTLE);
     // Set again: a program may have found just then that there was no room.
@@ -270,7 +270,7 @@ pub(super) fn end_first_look(programs: &mut Programs) -> Result<Noted, CaptureEr
     let cookies = programs.take_notes().map_err(|error| failed(what, error))?;
     let lost = programs.lost(Loss::Recent).map_err(|error| failed(what, error))?;
     if lost > 0 {
-        tracing::warn!(lost, "more connections came and went during the first look than could be noted");
+        tracing::warn!(lost, "more connections came and went during the first scan than could be noted");
     }
     Ok(Noted { cookies, is_complete: lost == 0 })
 }

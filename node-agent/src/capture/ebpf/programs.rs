@@ -9,7 +9,7 @@ use aya::{
         BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
     },
 };
-use node_agent_common::{FlowKey, FollowedSocket, Loss, Offsets, look};
+use node_agent_common::{FlowKey, Loss, Offsets, TrackedSocket, listing_phase};
 
 use super::{
     counters::Counters,
@@ -46,12 +46,12 @@ pub(super) struct Programs {
     pub(super) counters: Counters,
     pub(super) slot_of: HashMap<MapData, FlowKey, u32>,
     pub(super) free: Queue<MapData, u32>,
-    pub(super) first_sights: RingBuf<MapData>,
+    pub(super) new_flow_notifications: RingBuf<MapData>,
     pub(super) seeds: HashMap<MapData, u64, FlowKey>,
     recent: HashMap<MapData, u64, u32>,
-    pub(super) followed: HashMap<MapData, u64, FollowedSocket>,
+    pub(super) tracked_sockets: HashMap<MapData, u64, TrackedSocket>,
     lost: PerCpuArray<MapData, u64>,
-    looking: Array<MapData, u32>,
+    listing_phase: Array<MapData, u32>,
     tracepoint: Tracepoint,
     counts_misses: bool,
     can_list: bool,
@@ -72,7 +72,7 @@ impl Programs {
         degradations: &mut Vec<Degradation>,
     ) -> Result<Self, Refusal> {
         let follows = attach != Attach::SockOps;
-        let offsets = Offsets { followed: u32::from(follows), ..environment.offsets };
+        let offsets = Offsets { tracks_sockets: u32::from(follows), ..environment.offsets };
         let silence = u64::try_from(settings.conversation_silence.as_nanos()).unwrap_or(u64::MAX);
         let mut object = EbpfLoader::new()
             .btf(None)
@@ -83,12 +83,12 @@ impl Programs {
             .map_max_entries("SLOT_OF", settings.max_flows)
             .map_max_entries("STATS", settings.max_flows)
             .map_max_entries("FREE", settings.max_flows)
-            .map_max_entries("FIRST_SIGHTS", settings.ring_bytes)
+            .map_max_entries("NEW_FLOWS", settings.ring_bytes)
             .map_max_entries("CONVERSATIONS", settings.max_conversations)
             .map_max_entries("ANSWERS", settings.answer_ring_bytes)
             .map_max_entries("SEEDS", table_sizes::for_old_connections(settings))
             .map_max_entries("RECENT", settings.max_start_notes)
-            .map_max_entries("FOLLOWED", if follows { settings.max_tracked_sockets } else { 1 })
+            .map_max_entries("TRACKED_SOCKETS", if follows { settings.max_tracked_sockets } else { 1 })
             .load(OBJECT)
             .map_err(|error| load_refusal("creating the maps", &error))?;
         if !follows {
@@ -112,12 +112,12 @@ impl Programs {
                 .map_err(|error| load_refusal("mapping the table of counters", &error))?,
             slot_of: take(&mut object, "SLOT_OF")?,
             free: take(&mut object, "FREE")?,
-            first_sights: take(&mut object, "FIRST_SIGHTS")?,
+            new_flow_notifications: take(&mut object, "NEW_FLOWS")?,
             seeds: take(&mut object, "SEEDS")?,
             recent: take(&mut object, "RECENT")?,
-            followed: take(&mut object, "FOLLOWED")?,
+            tracked_sockets: take(&mut object, "TRACKED_SOCKETS")?,
             lost: take(&mut object, "LOST")?,
-            looking: take(&mut object, "LOOKING")?,
+            listing_phase: take(&mut object, "LISTING_PHASE")?,
             object,
             tracepoint: Tracepoint::default(),
             counts_misses: true,
@@ -283,7 +283,7 @@ impl Programs {
 
     /// Starts or ends the first listing. During it, the programs note which connections they have counted.
     pub(super) fn set_first_look(&mut self, on: bool) -> Result<(), MapError> {
-        self.looking.set(0, if on { look::NOTES_ALL } else { look::OVER }, 0)
+        self.listing_phase.set(0, if on { listing_phase::NOTES_ALL } else { listing_phase::OVER }, 0)
     }
 
     /// Returns the number of losses of one kind.

@@ -27,13 +27,13 @@ const ATTEMPTS: u32 = 3;
 pub(super) fn run(
     attach: Attach,
     programs: &mut Programs,
-    first_sights: &mut NewFlows,
+    new_flow_notifications: &mut NewFlows,
     slots: &mut Slots,
 ) -> Result<(), Refusal> {
     let attempts = if attach == Attach::SockOps { 1 } else { ATTEMPTS };
     let mut tested = Ok(());
     for _ in 0..attempts {
-        tested = attempt(attach, programs, first_sights, slots);
+        tested = attempt(attach, programs, new_flow_notifications, slots);
         if tested.is_ok() {
             break;
         }
@@ -44,7 +44,7 @@ pub(super) fn run(
 fn attempt(
     attach: Attach,
     programs: &mut Programs,
-    first_sights: &mut NewFlows,
+    new_flow_notifications: &mut NewFlows,
     slots: &mut Slots,
 ) -> Result<(), Refusal> {
     let netns = netns().map_err(|error| refusal(&format!("finding the own network namespace: {error}")))?;
@@ -53,7 +53,7 @@ fn attempt(
     let mut ends: [Option<(FlowKey, u32)>; 2] = [None, None];
     loop {
         let now = Instant::now();
-        first_sights
+        new_flow_notifications
             .drain(programs, |key, slot| {
                 if let Some(role) = own_end(&key, netns, port) {
                     ends[usize::from(role == Role::Server)] = Some((key, slot));

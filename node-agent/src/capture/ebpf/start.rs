@@ -100,15 +100,21 @@ fn start(
         let attached = programs.attach_datagrams(settings, &mut degradations);
         note_optional(findings, attach, "UDP", Feature::Datagrams, &degradations);
         if attached.is_some() {
-            note_optional(findings, attach, "UDP as dialled", Feature::DialledAddresses, &degradations);
+            note_optional(
+                findings,
+                attach,
+                "original destinations of UDP",
+                Feature::OriginalDestinations,
+                &degradations,
+            );
         }
         attached
     } else {
         None
     };
-    let (mut slots, mut first_sights) = (Slots::default(), NewFlows::default());
+    let (mut slots, mut new_flow_notifications) = (Slots::default(), NewFlows::default());
     if settings.self_test {
-        let tested = self_test::run(attach, &mut programs, &mut first_sights, &mut slots);
+        let tested = self_test::run(attach, &mut programs, &mut new_flow_notifications, &mut slots);
         note(findings, Some(attach), "self-test", tested, |()| {
             String::from("a connection of the agent's own was counted exactly")
         })?;
@@ -125,7 +131,8 @@ fn start(
         reason: Reason::LoadFailed,
         message: format!("reading the cgroups below {}: {error}", settings.cgroup_root.display()),
     })?;
-    let mut capture = EbpfCapture::new(description, programs, slots, first_sights, datagrams, snmp_audit, settings);
+    let mut capture =
+        EbpfCapture::new(description, programs, slots, new_flow_notifications, datagrams, snmp_audit, settings);
     capture.first_look().map_err(|error| Refusal {
         reason: Reason::LoadFailed,
         message: format!("looking at what is open: {error}"),
@@ -153,7 +160,7 @@ fn weakness(
     refused: &[(Attach, Refusal)],
 ) -> Degradation {
     let mut parts: Vec<_> = refused.iter().map(|(other, refusal)| format!("{other} was refused ({refusal})")).collect();
-    parts.push(format!("connections are followed by {attach}: {}", programs.weakness(&environment.release)));
+    parts.push(format!("connections are tracked by {attach}: {}", programs.weakness(&environment.release)));
     Degradation { feature: Feature::EveryEvent, message: parts.join("; ") }
 }
 

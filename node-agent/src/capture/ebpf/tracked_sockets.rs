@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use node_agent_common::FollowedSocket;
+use node_agent_common::TrackedSocket;
 
 use super::{accounts::KernelAccounts, listing::Listing, programs::Programs, seeds::was_taken};
 use crate::capture::errors::{CaptureError, failed};
@@ -26,8 +26,8 @@ pub(super) struct TrackedSockets {
 }
 
 impl TrackedSockets {
-    /// Compares what is followed with what is there.
-    pub(super) fn look(
+    /// Compares the tracked sockets with the open sockets.
+    pub(super) fn scan(
         &mut self,
         programs: &mut Programs,
         accounts: &mut KernelAccounts,
@@ -40,12 +40,12 @@ impl TrackedSockets {
         }
         let most = if counted { missed } else { u64::MAX };
         let mut sockets = Vec::new();
-        for entry in &programs.followed {
-            sockets.push(entry.map_err(|error| failed("reading which sockets are followed", error))?);
+        for entry in &programs.tracked_sockets {
+            sockets.push(entry.map_err(|error| failed("reading which sockets are tracked", error))?);
         }
         let is_present = |address| listing.is_present(address);
         for (address, socket) in self.find_gone(sockets, is_present, most, Instant::now()) {
-            let taken = was_taken(programs.followed.remove(&address))
+            let taken = was_taken(programs.tracked_sockets.remove(&address))
                 .map_err(|error| failed("letting go of a socket whose end was missed", error))?;
             if !taken && socket.established == 1 {
                 accounts.add_unseen_close_of_unknown_bytes(socket.flow);
@@ -55,14 +55,14 @@ impl TrackedSockets {
         Ok(())
     }
 
-    /// Those that have been missing for long, of all that are followed; never more than `most` in all.
+    /// Those that have been missing for long, of all that are tracked; never more than `most` in all.
     fn find_gone(
         &mut self,
-        sockets: Vec<(u64, FollowedSocket)>,
+        sockets: Vec<(u64, TrackedSocket)>,
         is_present: impl Fn(u64) -> bool,
         most: u64,
         now: Instant,
-    ) -> Vec<(u64, FollowedSocket)> {
+    ) -> Vec<(u64, TrackedSocket)> {
         let before = std::mem::take(&mut self.absent);
         let mut gone = Vec::new();
         for (address, socket) in sockets {
@@ -87,39 +87,39 @@ mod tests {
 
     use super::*;
 
-    fn socket(address: u64, since: u64) -> (u64, FollowedSocket) {
-        (address, FollowedSocket { flow: FlowKey::NONE, since, client_port: 1, established: 1, reserved: 0 })
+    fn socket(address: u64, since: u64) -> (u64, TrackedSocket) {
+        (address, TrackedSocket { flow: FlowKey::NONE, since, client_port: 1, established: 1, reserved: 0 })
     }
 
-    fn gone(followed: &mut TrackedSockets, sockets: &[(u64, FollowedSocket)], most: u64, now: Instant) -> Vec<u64> {
-        let found = followed.find_gone(sockets.to_vec(), |address| address == 1, most, now);
+    fn gone(tracked: &mut TrackedSockets, sockets: &[(u64, TrackedSocket)], most: u64, now: Instant) -> Vec<u64> {
+        let found = tracked.find_gone(sockets.to_vec(), |address| address == 1, most, now);
         found.into_iter().map(|(address, _)| address).collect()
     }
 
     #[test]
     fn a_socket_is_gone_when_it_has_been_missing_for_long() {
-        let (mut followed, start) = (TrackedSockets::default(), Instant::now());
+        let (mut tracked, start) = (TrackedSockets::default(), Instant::now());
         let sockets = [socket(1, 10), socket(2, 20)];
-        assert_eq!(gone(&mut followed, &sockets, 9, start), Vec::<u64>::new());
-        assert_eq!(gone(&mut followed, &sockets, 9, start + PATIENCE / 2), Vec::<u64>::new());
-        assert_eq!(gone(&mut followed, &sockets, 9, start + PATIENCE), [2]);
+        assert_eq!(gone(&mut tracked, &sockets, 9, start), Vec::<u64>::new());
+        assert_eq!(gone(&mut tracked, &sockets, 9, start + PATIENCE / 2), Vec::<u64>::new());
+        assert_eq!(gone(&mut tracked, &sockets, 9, start + PATIENCE), [2]);
     }
 
     #[test]
     fn another_socket_in_the_same_place_is_another_one() {
-        let (mut followed, start) = (TrackedSockets::default(), Instant::now());
-        assert_eq!(gone(&mut followed, &[socket(2, 20)], 9, start), Vec::<u64>::new());
-        assert_eq!(gone(&mut followed, &[socket(2, 21)], 9, start + PATIENCE), Vec::<u64>::new());
-        assert_eq!(gone(&mut followed, &[socket(2, 21)], 9, start + 2 * PATIENCE), [2]);
+        let (mut tracked, start) = (TrackedSockets::default(), Instant::now());
+        assert_eq!(gone(&mut tracked, &[socket(2, 20)], 9, start), Vec::<u64>::new());
+        assert_eq!(gone(&mut tracked, &[socket(2, 21)], 9, start + PATIENCE), Vec::<u64>::new());
+        assert_eq!(gone(&mut tracked, &[socket(2, 21)], 9, start + 2 * PATIENCE), [2]);
     }
 
     #[test]
     fn no_more_are_gone_than_runs_were_skipped() {
-        let (mut followed, start) = (TrackedSockets::default(), Instant::now());
+        let (mut tracked, start) = (TrackedSockets::default(), Instant::now());
         let sockets = [socket(2, 20), socket(3, 30), socket(4, 40)];
-        assert_eq!(gone(&mut followed, &sockets, 2, start), Vec::<u64>::new());
-        assert_eq!(gone(&mut followed, &sockets, 2, start + PATIENCE), [2, 3]);
-        assert_eq!(gone(&mut followed, &sockets[2..], 2, start + PATIENCE), Vec::<u64>::new());
-        assert_eq!(gone(&mut followed, &sockets[2..], 3, start + PATIENCE), [4]);
+        assert_eq!(gone(&mut tracked, &sockets, 2, start), Vec::<u64>::new());
+        assert_eq!(gone(&mut tracked, &sockets, 2, start + PATIENCE), [2, 3]);
+        assert_eq!(gone(&mut tracked, &sockets[2..], 2, start + PATIENCE), Vec::<u64>::new());
+        assert_eq!(gone(&mut tracked, &sockets[2..], 3, start + PATIENCE), [4]);
     }
 }

@@ -72,7 +72,7 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
         reason: Reason::LoadFailed,
         message: format!("{what}: {error}"),
     };
-    let first_sights = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+    let new_flow_notifications = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|error| failed("making the descriptor that tells of new flows", &error))?;
     let shared = Arc::new(SharedState {
         state: Mutex::new(FallbackState {
@@ -86,7 +86,7 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
             used: Duration::ZERO,
         }),
         stop: AtomicBool::new(false),
-        first_sights,
+        new_flow_notifications,
     });
     let mut description = Description {
         mode: Mode::Fallback,
@@ -200,7 +200,7 @@ impl Capture for FallbackCapture {
 
     fn read(&mut self) -> Result<Reading, CaptureError> {
         // Read first: later events notify again.
-        let _ = self.shared.first_sights.read();
+        let _ = self.shared.new_flow_notifications.read();
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
@@ -231,8 +231,8 @@ impl Capture for FallbackCapture {
         Ok(Reading { flows, nat_peers, losses, seen, complete_until, is_partial, ..Reading::default() })
     }
 
-    fn first_sights(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.shared.first_sights.as_fd())
+    fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.shared.new_flow_notifications.as_fd())
     }
 
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey> {

@@ -14,7 +14,7 @@ use super::state::connections::Connections;
 pub(super) struct SharedState {
     pub(super) state: Mutex<FallbackState>,
     pub(super) stop: AtomicBool,
-    pub(super) first_sights: EventFd,
+    pub(super) new_flow_notifications: EventFd,
 }
 
 /// Latest state of the capture.
@@ -39,7 +39,7 @@ impl SharedState {
 
     pub(super) fn announce(&self) {
         // A write fails only if the counter is at its maximum: the reader is then notified already.
-        let _ = self.first_sights.write(1);
+        let _ = self.new_flow_notifications.write(1);
     }
 }
 

@@ -183,7 +183,7 @@ impl Worker {
         let mut dump = match source.scan(before, directories, &mut self.buffer) {
             Ok(dump) => dump,
             Err(error) => {
-                tracing::debug!(%error, netns, "can't look at a network namespace");
+                tracing::debug!(%error, netns, "cannot scan a network namespace");
                 return Ok(());
             }
         };

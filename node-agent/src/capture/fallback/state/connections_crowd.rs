@@ -45,7 +45,7 @@ fn connections() -> Connections {
     connections
 }
 
-/// A look that shows no socket of a namespace that has opened so many connections.
+/// A scan that shows no socket of a namespace that has opened so many connections.
 fn scan(connections: &mut Connections, opened: u32) {
     let counts = TcpCounts { active_opens: opened.into(), ..TcpCounts::default() };
     connections.scan(&Scan {

@@ -221,7 +221,7 @@ enum Action {
     /// A part of what is to be heard is lost, and noticed as such; so many of the latest events are heard after the list,
     /// which knew better.
     Overflow(u8),
-    /// A look, and what happens after it began and after it ended.
+    /// A scan, and what happens after it began and after it ended.
     Scan(bool, Option<(u8, u8)>, Option<(u8, u8)>),
     Settle,
 }

@@ -14,7 +14,7 @@ use crate::capture::fallback::{
 /// State of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::capture::fallback) enum Side {
-    /// Not decided; number of failed look-ups of its namespace.
+    /// Not decided; number of failed lookups of its namespace.
     Waiting(u8),
     /// A socket counts.
     Socket,

@@ -23,7 +23,7 @@ use crate::capture::fallback::{
 };
 use crate::malloc::is_worth_shrinking;
 
-/// Number of look-ups after which a side whose address no namespace has belongs to another node.
+/// Number of lookups after which a side whose address no namespace has belongs to another node.
 const LOOK_UPS: u8 = 8;
 
 /// Maximum number of entries for each track: the kernel keeps entries for up to two minutes after their connection's end.

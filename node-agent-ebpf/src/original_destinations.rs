@@ -22,20 +22,20 @@ pub struct End {
 }
 
 /// Last original destination of each socket, by its cookie.
-#[map(name = "DIALLED")]
-static DIALLED: LruHashMap<u64, End> = LruHashMap::with_max_entries(4096, 0);
+#[map(name = "ORIGINAL_DESTS")]
+static ORIGINAL_DESTS: LruHashMap<u64, End> = LruHashMap::with_max_entries(4096, 0);
 
 const PASS: i32 = 1;
 
 #[cgroup_sock_addr(sendmsg4)]
-pub fn dialled_v4(context: SockAddrContext) -> i32 {
+pub fn original_dest_v4(context: SockAddrContext) -> i32 {
     let call = context.sock_addr;
     note(call, mapped(load!("u32", call, bpf_sock_addr, user_ip4) as u32));
     PASS
 }
 
 #[cgroup_sock_addr(sendmsg6)]
-pub fn dialled_v6(context: SockAddrContext) -> i32 {
+pub fn original_dest_v6(context: SockAddrContext) -> i32 {
     let call = context.sock_addr;
     let words = [
         load!("u32", call, bpf_sock_addr, user_ip6),
@@ -53,8 +53,8 @@ fn note(call: *mut bpf_sock_addr, address: [u8; 16]) {
     // SAFETY: the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(call.cast()) };
     // Where there is no memory, the address is the packet's.
-    if DIALLED.insert(cookie, End { address, port }, 0).is_err() {
-        lose(Loss::Dialled);
+    if ORIGINAL_DESTS.insert(cookie, End { address, port }, 0).is_err() {
+        lose(Loss::OriginalDestination);
     }
 }
 
@@ -62,5 +62,5 @@ fn note(call: *mut bpf_sock_addr, address: [u8; 16]) {
 #[inline(always)]
 pub fn of(cookie: u64) -> Option<End> {
     // SAFETY: a value of the map, which stays readable while the program runs.
-    DIALLED.get_ptr(cookie).map(|end| unsafe { core::ptr::read_volatile(end) })
+    ORIGINAL_DESTS.get_ptr(cookie).map(|end| unsafe { core::ptr::read_volatile(end) })
 }
