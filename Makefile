@@ -50,13 +50,13 @@ deny:
 	PATH="$${SCOPEPROBE_CACHE:-$$HOME/.cache/scopeprobe}/bin:$$PATH" cargo deny --locked check --hide-inclusion-graph bans licenses sources
 
 crds: ## write the manifests and the reference of the kinds again, after a change in crds/
-	cargo run --locked --package scopeprobe-crds --bin crdgen
+	. tests/features.sh && SCOPEPROBE_WRITE_GENERATED=1 cargo test --quiet --workspace --locked --features "$$TEST_FEATURES" --test drift
 
 manifest: ## write deploy/scopeprobe.yaml again, after a change in charts/
 	scripts/manifest
 
-generated: crds ## the same, and the tables of docs/privileges.md, after a change in operator/src/rollout/privileges.rs
-	. tests/features.sh && SCOPEPROBE_WRITE_GENERATED=1 cargo test --quiet --workspace --lib --features "$$TEST_FEATURES" --locked page_of_privileges
+generated: crds ## the same, and what follows from operator/src/rollout/privileges.rs
+	. tests/features.sh && SCOPEPROBE_WRITE_GENERATED=1 cargo test --quiet --workspace --locked --features "$$TEST_FEATURES" --lib rollout::privileges::
 
 ebpf: ## build the programs for the kernel and the committed object again, after a change in node-agent-ebpf/
 	scripts/ebpf-object.sh
