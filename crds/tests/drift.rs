@@ -1,6 +1,6 @@
 //! Files that are generated from the types are as committed. `make crds` makes these tests write them.
 
-use std::{collections::BTreeSet, env, fs, path::Path};
+use std::{collections::BTreeSet, env, fs, io, path::Path};
 
 use scopeprobe_crds::{manifests, reference};
 
@@ -11,14 +11,13 @@ fn root() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn compare(path: &Path, generated: &str) {
+fn compare(path: &Path, generated: &str) -> io::Result<()> {
     if env::var_os(WRITE).is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, generated).unwrap();
-    } else {
-        let committed = fs::read_to_string(path).unwrap_or_default();
-        assert!(committed == generated, "{} is stale: run `make crds` and commit the files", path.display());
+        return fs::write(path, generated);
     }
+    let committed = fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == generated, "{} is stale: run `make crds` and commit the files", path.display());
+    Ok(())
 }
 
 #[test]
@@ -26,7 +25,7 @@ fn manifests_are_up_to_date() {
     let directory = root().join(manifests::DIRECTORY);
     let generated = manifests::files().unwrap();
     for (name, contents) in &generated {
-        compare(&directory.join(name), contents);
+        compare(&directory.join(name), contents).unwrap();
     }
     let names: BTreeSet<_> = generated.into_iter().map(|(name, _)| name).collect();
     let files: BTreeSet<_> =
@@ -36,5 +35,5 @@ fn manifests_are_up_to_date() {
 
 #[test]
 fn the_reference_is_up_to_date() {
-    compare(&root().join(reference::PATH), &reference::markdown().unwrap());
+    compare(&root().join(reference::PATH), &reference::markdown().unwrap()).unwrap();
 }
