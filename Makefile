@@ -13,7 +13,7 @@ build: ## build everything
 	cargo build --workspace --locked
 
 images: ## write dist/*.tar: container images of the static release programs, without a container engine
-	scripts/images operator agent traffic
+	cargo xtask images
 
 demo: ## a sample shop and its topology, until Ctrl-C (ONCE=1: print once), on KUBECONFIG's cluster, else on a new one
 	scripts/demo
@@ -50,16 +50,16 @@ deny:
 	PATH="$${SCOPEPROBE_CACHE:-$$HOME/.cache/scopeprobe}/bin:$$PATH" cargo deny --locked check --hide-inclusion-graph bans licenses sources
 
 crds: ## write the manifests and the reference of the kinds again, after a change in crds/
-	cargo run --locked --package scopeprobe-crds --bin crdgen
+	cargo xtask crds
 
 manifest: ## write deploy/scopeprobe.yaml again, after a change in charts/
 	scripts/manifest
 
-generated: crds ## the same, and the tables of docs/privileges.md, after a change in operator/src/rollout/privileges.rs
-	. tests/features.sh && SCOPEPROBE_WRITE_GENERATED=1 cargo test --quiet --workspace --lib --features "$$TEST_FEATURES" --locked page_of_privileges
+generated: ## the same, and what follows from operator/src/rollout/privileges.rs
+	cargo xtask generated
 
 ebpf: ## build the programs for the kernel and the committed object again, after a change in node-agent-ebpf/
-	scripts/ebpf-object.sh
+	cargo xtask ebpf-object
 
 bench-latency: images ## how long a new edge takes from connect() to the Topology object
 	cargo run --locked --package scopeprobe-tests --bin bench-latency

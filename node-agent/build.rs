@@ -1,12 +1,15 @@
 //! Puts the programs for the kernel where the agent includes them: built from source where the toolchain is, the
 //! committed object elsewhere. `SCOPEPROBE_EBPF` decides otherwise: `source`, `committed`, or `auto` (the default).
 
+mod ebpf_sources;
+
 use std::{
-    env,
+    env, fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-include!("ebpf_sources.rs");
+use ebpf_sources::{ebpf_sources, hash_of_ebpf_sources};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -39,7 +42,7 @@ fn is_current(package: &Path) -> Outcome<bool> {
     let noted = note.lines().find_map(|line| line.strip_prefix("sources "));
     let current = noted == Some(&hash_of_ebpf_sources(&package.join(".."))?);
     if !current {
-        println!("cargo::warning=the committed eBPF object is older than its sources: run scripts/ebpf-object.sh");
+        println!("cargo::warning=the committed eBPF object is older than its sources: run `cargo xtask ebpf-object`");
     }
     Ok(current)
 }

@@ -1,5 +1,5 @@
-// What the programs for the kernel are built from, and its hash: included by build.rs and by the test that compares it
-// with what the committed object was built from.
+//! The sources of the programs for the kernel, and their hash. A module of build.rs, of the test of the committed object,
+//! and of `cargo xtask ebpf-object`: all three share the file by its path, and a build script needs no further crate.
 
 use std::{
     fs, io,
@@ -8,8 +8,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-/// Relative to the workspace, sorted. The same as in scripts/ebpf-object.sh.
-fn ebpf_sources(workspace: &Path) -> io::Result<Vec<PathBuf>> {
+/// Returns the sources, relative to the workspace and sorted.
+pub fn ebpf_sources(workspace: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = [
         "node-agent-common/Cargo.toml",
         "node-agent-ebpf/.cargo/config.toml",
@@ -20,16 +20,27 @@ fn ebpf_sources(workspace: &Path) -> io::Result<Vec<PathBuf>> {
     .map(PathBuf::from)
     .to_vec();
     for directory in ["node-agent-common/src", "node-agent-ebpf/src"] {
-        for entry in fs::read_dir(workspace.join(directory))? {
-            files.push(Path::new(directory).join(entry?.file_name()));
-        }
+        add_files(workspace, Path::new(directory), &mut files)?;
     }
     files.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(files)
 }
 
-/// The hash over names and contents.
-fn hash_of_ebpf_sources(workspace: &Path) -> io::Result<String> {
+fn add_files(workspace: &Path, directory: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(workspace.join(directory))? {
+        let entry = entry?;
+        let path = directory.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            add_files(workspace, &path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the hash over names and contents.
+pub fn hash_of_ebpf_sources(workspace: &Path) -> io::Result<String> {
     let mut all = String::new();
     for file in ebpf_sources(workspace)? {
         let hash = hex(&Sha256::digest(fs::read(workspace.join(&file))?));

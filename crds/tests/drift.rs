@@ -1,13 +1,23 @@
-//! What is generated from the types is what is committed.
+//! Files that are generated from the types are as committed. `make crds` makes these tests write them.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, env, fs, io, path::Path};
 
 use scopeprobe_crds::{manifests, reference};
 
-const HOW: &str = "is stale: run `cargo run -p scopeprobe-crds --bin crdgen` and commit what it writes";
+/// Variable that makes the tests write the files.
+const WRITE: &str = "SCOPEPROBE_WRITE_GENERATED";
 
 fn root() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn compare(path: &Path, generated: &str) -> io::Result<()> {
+    if env::var_os(WRITE).is_some() {
+        return fs::write(path, generated);
+    }
+    let committed = fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == generated, "{} is stale: run `make crds` and commit the files", path.display());
+    Ok(())
 }
 
 #[test]
@@ -15,9 +25,7 @@ fn manifests_are_up_to_date() {
     let directory = root().join(manifests::DIRECTORY);
     let generated = manifests::files().unwrap();
     for (name, contents) in &generated {
-        let path = directory.join(name);
-        let committed = fs::read_to_string(&path).unwrap_or_default();
-        assert!(committed == *contents, "{} {HOW}", path.display());
+        compare(&directory.join(name), contents).unwrap();
     }
     let names: BTreeSet<_> = generated.into_iter().map(|(name, _)| name).collect();
     let files: BTreeSet<_> =
@@ -27,6 +35,5 @@ fn manifests_are_up_to_date() {
 
 #[test]
 fn the_reference_is_up_to_date() {
-    let committed = fs::read_to_string(root().join(reference::PATH)).unwrap_or_default();
-    assert!(committed == reference::markdown().unwrap(), "{} {HOW}", reference::PATH);
+    compare(&root().join(reference::PATH), &reference::markdown().unwrap()).unwrap();
 }

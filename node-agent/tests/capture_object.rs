@@ -1,6 +1,11 @@
 //! The committed object of the programs for the kernel is that of the committed sources.
 
-include!("../ebpf_sources.rs");
+#[path = "../ebpf_sources.rs"]
+mod ebpf_sources;
+
+use std::{fs, path::Path};
+
+use ebpf_sources::hash_of_ebpf_sources;
 
 #[test]
 fn the_committed_object_is_as_new_as_its_sources() {
@@ -8,7 +13,7 @@ fn the_committed_object_is_as_new_as_its_sources() {
     let note = fs::read_to_string(package.join("ebpf-object/scopeprobe.txt")).unwrap();
     let noted = note.lines().find_map(|line| line.strip_prefix("sources ")).unwrap();
     let current = hash_of_ebpf_sources(&package.join("..")).unwrap();
-    assert_eq!(noted, current, "run scripts/ebpf-object.sh and commit what it writes");
+    assert_eq!(noted, current, "run `cargo xtask ebpf-object` and commit the files that it writes");
 }
 
 /// Nothing of the machine that built it: only so can another one build the same.

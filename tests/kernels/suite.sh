@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What is run in the guests, and what has to come of it.
+# What is run in the guests. `cargo xtask kernel-report` judges the results.
 # shellcheck source=tests/features.sh
 . "$KERNEL_SCRIPTS/../features.sh"
 
@@ -22,11 +22,9 @@ mode_of() {
   esac
 }
 
-# capabilities_of MODE: as docs/privileges.md names them, of which a test of the operator's sees to it that it is right
+# capabilities_of MODE: those of its DaemonSet; the operator's code generates the file
 capabilities_of() {
-  awk -v mode="(DaemonSet of mode \`$1\`)" '/^## / {inside = index($0, mode)} inside && /^\| `CAP_/ {
-    sub(/^\| `CAP_/, ""); sub(/`.*/, ""); if (!seen[$0]++) {printf "%s%s", comma, $0; comma = ","}}' "$KERNEL_SCRIPTS/../../docs/privileges.md" |
-    grep . || fail "docs/privileges.md names no capability of the mode $1"
+  sed -n "s/^$1 //p" "$KERNEL_SCRIPTS/capabilities.txt" | grep . || fail "tests/kernels/capabilities.txt has no mode $1"
 }
 
 # required_of KERNEL: the prerequisites that a guest must meet (tests/prerequisites), each but those its kernel lacks
@@ -79,24 +77,4 @@ build_suite() {
     { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
   sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/cargo.log"
   echo "${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/debug/scopeprobe-agent"
-}
-
-# comparison CONSOLE...: what the captures of all guests have seen of the same workload, as one table
-comparison() {
-  awk 'sub(/^parity: /, "") && !seen[$0]++ { if (!lines++) print "\nside by side"; print }' "$@"
-}
-
-# judge GUEST...: prints the tables and, for each guest that failed, the end of its console; fails where one did
-judge() {
-  local guest code=0
-  (cd "$WORK" && awk -f "$KERNEL_SCRIPTS/table.awk" "${@/%/.console}" && comparison "${@/%/.console}")
-  echo
-  for guest in "$@"; do
-    case $(exit_code "$guest") in
-      0) echo "$guest: passed ($(sed -n 's/^guest: ready after .* with //p' "$WORK/$guest.console"), $(cat "$WORK/$guest.seconds") s)" ;;
-      '') code=1; tail -n 30 "$WORK/$guest.console"; echo "$guest: FAILED: the guest did not come to its end; above is its last output" ;;
-      *) code=1; sed -n '/^failures:$/,$p' "$WORK/$guest.console"; echo "$guest: FAILED; above is what it said" ;;
-    esac
-  done
-  return "$code"
 }

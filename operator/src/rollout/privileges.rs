@@ -1,5 +1,5 @@
-//! Privileges of the agents of each mode, with the operation that needs each. The tables of docs/privileges.md follow
-//! from it.
+//! Privileges of the agents of each mode, with the operation that needs each. The tables of docs/privileges.md and the
+//! capabilities of the agent's tests on other kernels (tests/kernels) follow from it.
 
 use super::mode::AgentMode;
 
@@ -68,8 +68,20 @@ mod tests {
 
     use super::*;
 
-    /// Variable that makes the test write the page.
-    const UPDATE: &str = "SCOPEPROBE_WRITE_GENERATED";
+    /// Variable that makes the tests write the files.
+    const WRITE: &str = "SCOPEPROBE_WRITE_GENERATED";
+
+    /// Compares a file with its generated content, which follows from the content that it has.
+    fn compare(path: &str, generate: impl FnOnce(&str) -> String) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+        let committed = fs::read_to_string(&file).expect("the file can be read");
+        let generated = generate(&committed);
+        if env::var_os(WRITE).is_some() {
+            fs::write(&file, &generated).expect("the file can be written");
+        } else {
+            assert!(committed == generated, "{path} differs from the code: run `make generated`");
+        }
+    }
 
     /// Returns the rows of a mode's capabilities.
     fn rows(mode: AgentMode) -> String {
@@ -95,13 +107,16 @@ mod tests {
 
     #[test]
     fn page_of_privileges_has_the_capabilities_of_each_mode() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/privileges.md");
-        let page = fs::read_to_string(&path).expect("the page can be read");
-        let generated = with_rows_of_each_mode(&page);
-        if env::var_os(UPDATE).is_some() {
-            fs::write(&path, &generated).expect("the page can be written");
-        } else {
-            assert!(page == generated, "docs/privileges.md differs from the code: run `make generated`");
+        compare("docs/privileges.md", with_rows_of_each_mode);
+    }
+
+    #[test]
+    fn kernel_guests_have_the_capabilities_of_each_mode() {
+        let mut lines = String::from("# Capabilities of each mode's DaemonSet. Written by `make generated`.\n");
+        for mode in AgentMode::ALL {
+            let names: Vec<_> = capabilities(mode).iter().map(|capability| capability.name).collect();
+            let _ = writeln!(lines, "{} {}", mode.as_str(), names.join(","));
         }
+        compare("tests/kernels/capabilities.txt", |_| lines);
     }
 }

@@ -3,6 +3,7 @@
 //! A test that cannot run calls [`skip`] and returns. `SCOPEPROBE_REQUIRE` names the prerequisites that must be met:
 //! lacking one of them fails the test. `all` names every prerequisite; `-NAME` excludes one, as in `all,-mptcp` for a
 //! kernel without MPTCP. `SCOPEPROBE_SKIPPED` is the file that collects the skipped tests, one line each.
+//! Other programs call [`record_skipped`].
 #![forbid(unsafe_code)]
 
 use std::{env, fmt, fs::OpenOptions, io::Write as _, thread};
@@ -12,8 +13,8 @@ const REQUIRE: &str = "SCOPEPROBE_REQUIRE";
 /// Variable that names the file of skipped tests.
 const SKIPPED: &str = "SCOPEPROBE_SKIPPED";
 
-/// Prerequisites that scripts alone have (`skip` in `tests/steps.sh` and `scripts/ebpf-object.sh`).
-const OF_SCRIPTS: [&str; 5] = ["codespell", "ebpf-toolchain", "helm", "other-kernels", "shellcheck"];
+/// Prerequisites that scripts alone have (`skip` in `tests/steps.sh`).
+const OF_SCRIPTS: [&str; 4] = ["codespell", "helm", "other-kernels", "shellcheck"];
 
 /// Property of a machine that some tests depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +41,13 @@ pub enum Prerequisite {
     SysResource,
     /// The cluster is our own: its audit log is readable.
     OwnCluster,
+    /// The toolchain of the eBPF programs is installed, in the version that built the committed object.
+    EbpfToolchain,
 }
 
 impl Prerequisite {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Root,
         Self::CgroupV2,
         Self::Btf,
@@ -56,6 +59,7 @@ impl Prerequisite {
         Self::TwoProcessors,
         Self::SysResource,
         Self::OwnCluster,
+        Self::EbpfToolchain,
     ];
 
     /// Returns the name in `SCOPEPROBE_REQUIRE`.
@@ -73,6 +77,7 @@ impl Prerequisite {
             Self::TwoProcessors => "two-processors",
             Self::SysResource => "sys-resource",
             Self::OwnCluster => "own-cluster",
+            Self::EbpfToolchain => "ebpf-toolchain",
         }
     }
 }
@@ -88,19 +93,43 @@ impl fmt::Display for Prerequisite {
 /// # Panics
 /// If `SCOPEPROBE_REQUIRE` requires the prerequisite, or is malformed; if the record cannot be written.
 pub fn skip(missing: Prerequisite, reason: &str) {
+    record_skipped(&test_name(), missing, reason).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Records that a part of a program is skipped.
+///
+/// # Errors
+/// If `SCOPEPROBE_REQUIRE` requires the prerequisite, or is malformed; if the record cannot be written.
+pub fn record_skipped(program: &str, missing: Prerequisite, reason: &str) -> Result<(), SkipError> {
     let required = env::var(REQUIRE).unwrap_or_default();
-    let is_required = requires(&required, missing).unwrap_or_else(|problem| panic!("{REQUIRE}={required}: {problem}"));
-    assert!(!is_required, "{REQUIRE}={required} requires {missing}, but this machine lacks it: {reason}");
-    let test = test_name();
-    println!("skipped: {reason} ({missing})");
-    if let Some(file) = env::var_os(SKIPPED).filter(|file| !file.is_empty()) {
-        let line = format!("{test}: {reason} ({missing})\n");
-        // One write: lines of parallel processes do not mix.
-        let opened = OpenOptions::new().create(true).append(true).open(&file);
-        let written = opened.and_then(|mut file| file.write_all(line.as_bytes()));
-        assert!(written.is_ok(), "cannot record a skipped test in {}: {written:?}", file.display());
+    match requires(&required, missing) {
+        Err(problem) => return Err(SkipError(format!("{REQUIRE}={required}: {problem}"))),
+        Ok(true) => {
+            let message = format!("{REQUIRE}={required} requires {missing}, but this machine lacks it: {reason}");
+            return Err(SkipError(message));
+        }
+        Ok(false) => println!("skipped: {reason} ({missing})"),
+    }
+    let Some(file) = env::var_os(SKIPPED).filter(|file| !file.is_empty()) else { return Ok(()) };
+    let line = format!("{program}: {reason} ({missing})\n");
+    // One write: lines of parallel processes do not mix.
+    let opened = OpenOptions::new().create(true).append(true).open(&file);
+    opened
+        .and_then(|mut file| file.write_all(line.as_bytes()))
+        .map_err(|error| SkipError(format!("cannot record a skipped test in {}: {error}", file.display())))
+}
+
+/// Refusal to skip, as a message.
+#[derive(Debug)]
+pub struct SkipError(String);
+
+impl fmt::Display for SkipError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
+
+impl std::error::Error for SkipError {}
 
 /// Returns the test's name from nextest. Under libtest, it is the name of the thread.
 fn test_name() -> String {

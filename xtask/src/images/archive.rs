@@ -6,7 +6,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType};
 
-use crate::layer::append;
+use super::layer::append;
 
 /// Returns the archive of an image with one layer.
 pub fn write(name: &str, entrypoint: &str, layer: &[u8]) -> io::Result<Vec<u8>> {
@@ -59,7 +59,7 @@ mod tests {
 
     fn example() -> Vec<u8> {
         let files = BTreeMap::from([("program".to_owned(), b"content".to_vec())]);
-        write("example/program:1", "/program", &crate::layer::write(&files).unwrap()).unwrap()
+        write("example/program:1", "/program", &crate::images::layer::write(&files).unwrap()).unwrap()
     }
 
     fn entries(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
