@@ -70,8 +70,8 @@ fn read(bytes: &mut impl Iterator<Item = u8>) -> u64 {
     number
 }
 
-/// Numbers of [`FlowCounters`] beside the histogram.
-const PLAIN: usize = 18;
+/// Numbers of [`FlowCounters`] beside the histogram: its counts, and methods, run and retransmits.
+const PLAIN: usize = FlowCounters::GROWING + FlowCounters::OPEN + 3;
 
 /// A flow's counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,28 +79,16 @@ pub struct PackedCounters(PackedNumbers);
 
 impl From<&FlowCounters> for PackedCounters {
     fn from(counters: &FlowCounters) -> Self {
-        let plain: [u64; PLAIN] = [
-            counters.opened,
-            counters.closed,
-            counters.bytes_sent,
-            counters.bytes_received,
+        let others = [
             u64::from(counters.methods.bits()) << 1 | u64::from(counters.retransmits.is_some()),
             counters.run,
-            counters.failed,
             counters.retransmits.unwrap_or_default(),
-            counters.open_bytes_sent,
-            counters.open_bytes_received,
-            counters.open_retransmits,
-            counters.without_bytes,
-            counters.open_without_bytes,
-            counters.inferred,
-            counters.preexisting,
-            counters.preexisting_bytes_sent,
-            counters.preexisting_bytes_received,
-            counters.preexisting_retransmits,
         ];
+        let mut counters = *counters;
+        let (growing, open) = counters.counts_mut();
+        let plain = growing.into_iter().chain(open).map(|count| *count).chain(others);
         let mut numbers = [0; PLAIN + RttBucket::COUNT];
-        numbers[..PLAIN].copy_from_slice(&plain);
+        numbers.iter_mut().zip(plain).for_each(|(number, plain)| *number = plain);
         pack_histogram(&counters.rtt, &mut numbers[PLAIN..]);
         Self(PackedNumbers::pack(&numbers))
     }
@@ -112,26 +100,16 @@ impl From<&PackedCounters> for FlowCounters {
         let mut plain = numbers.iter().copied();
         let mut next = || plain.next().unwrap_or_default();
         // In the order in which they were packed.
-        let mut counters =
-            Self { opened: next(), closed: next(), bytes_sent: next(), bytes_received: next(), ..Self::default() };
+        let mut counters = Self { rtt: unpack_histogram(&numbers[PLAIN..]), ..Self::default() };
+        let (growing, open) = counters.counts_mut();
+        growing.into_iter().chain(open).for_each(|count| *count = next());
         let methods = next();
         let knows_retransmits = methods & 1 == 1;
-        // The bits come from a set.
-        counters.methods = u32::try_from(methods >> 1).ok().and_then(Methods::from_bits).unwrap_or_default();
-        (counters.run, counters.failed) = (next(), next());
-        counters.retransmits = Some(next()).filter(|_| knows_retransmits);
         Self {
-            open_bytes_sent: next(),
-            open_bytes_received: next(),
-            open_retransmits: next(),
-            without_bytes: next(),
-            open_without_bytes: next(),
-            inferred: next(),
-            preexisting: next(),
-            preexisting_bytes_sent: next(),
-            preexisting_bytes_received: next(),
-            preexisting_retransmits: next(),
-            rtt: unpack_histogram(&numbers[PLAIN..]),
+            // The bits come from a set.
+            methods: u32::try_from(methods >> 1).ok().and_then(Methods::from_bits).unwrap_or_default(),
+            run: next(),
+            retransmits: Some(next()).filter(|_| knows_retransmits),
             ..counters
         }
     }

@@ -1,5 +1,7 @@
 //! A flow: all connections of one cgroup in one role between two addresses at one service port, and its counters.
 
+mod counts;
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -180,46 +182,6 @@ impl FlowCounters {
     #[must_use]
     pub fn active(&self) -> u64 {
         count::bounded(self.opened.saturating_add(self.preexisting).saturating_sub(self.closed))
-    }
-
-    /// Counts that only grow within a run, and those of open connections, which shrink when connections close: what
-    /// holds for each of them follows from these lists.
-    fn counts_mut(&mut self) -> ([&mut u64; 11], [&mut u64; 4]) {
-        let Self {
-            run: _,
-            opened,
-            closed,
-            failed,
-            preexisting,
-            bytes_sent,
-            bytes_received,
-            preexisting_bytes_sent,
-            preexisting_bytes_received,
-            open_bytes_sent,
-            open_bytes_received,
-            methods: _,
-            inferred,
-            without_bytes,
-            open_without_bytes,
-            retransmits: _,
-            preexisting_retransmits,
-            open_retransmits,
-            rtt: _,
-        } = self;
-        let growing = [
-            opened,
-            closed,
-            failed,
-            preexisting,
-            bytes_sent,
-            bytes_received,
-            preexisting_bytes_sent,
-            preexisting_bytes_received,
-            inferred,
-            without_bytes,
-            preexisting_retransmits,
-        ];
-        (growing, [open_bytes_sent, open_bytes_received, open_without_bytes, open_retransmits])
     }
 
     /// Returns the counters with each growing count combined with that of `other`.

@@ -14,6 +14,7 @@ use topology::{
     nat_peer::NatPeer,
     plural::counted,
     sighting::Ages,
+    with_flow_counts,
 };
 
 use crate::{
@@ -94,27 +95,23 @@ pub fn flow(
         first_seen_age_ms: millis(ages.first()),
         news_age_ms: millis(ages.news()),
         changed_age_ms: millis(ages.changed()),
-        counters: Some(wire::Counters {
-            opened: counters.opened,
-            closed: counters.closed,
-            failed: counters.failed,
-            preexisting: counters.preexisting,
-            bytes_sent: counters.bytes_sent,
-            bytes_received: counters.bytes_received,
-            preexisting_bytes_sent: counters.preexisting_bytes_sent,
-            preexisting_bytes_received: counters.preexisting_bytes_received,
-            open_bytes_sent: counters.open_bytes_sent,
-            open_bytes_received: counters.open_bytes_received,
-            methods: counters.methods.bits(),
-            inferred: counters.inferred,
-            without_bytes: counters.without_bytes,
-            open_without_bytes: counters.open_without_bytes,
-            retransmits: counters.retransmits,
-            preexisting_retransmits: counters.preexisting_retransmits,
-            open_retransmits: counters.open_retransmits,
-            rtt: counters.rtt.counts().to_vec(),
-        }),
+        counters: Some(wire_counters(counters)),
     }
+}
+
+fn wire_counters(counters: &FlowCounters) -> wire::Counters {
+    macro_rules! encode {
+        ({ $($growing:ident)* } { $($open:ident)* } $parts:tt) => {
+            wire::Counters {
+                $($growing: counters.$growing,)*
+                $($open: counters.$open,)*
+                methods: counters.methods.bits(),
+                retransmits: counters.retransmits,
+                rtt: counters.rtt.counts().to_vec(),
+            }
+        };
+    }
+    with_flow_counts!(encode)
 }
 
 fn nat_peer((end, opened): &(NatPeer, u64)) -> wire::NatPeer {

@@ -8,6 +8,7 @@ use topology::{
     nat_peer::NatPeer,
     rtt::{RttBucket, RttHistogram},
     sighting::Ages,
+    with_flow_counts,
 };
 
 use super::field::{Invalid, at_most, countable, decode_ip, invalid};
@@ -116,62 +117,43 @@ fn decode_ages(flow: &wire::Flow, field: impl Fn(&str) -> String) -> Result<Ages
 
 /// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
 fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounters, Invalid> {
-    let retransmits = counters.retransmits.unwrap_or_default();
-    let all = [
-        ("opened", counters.opened),
-        ("closed", counters.closed),
-        ("failed", counters.failed),
-        ("preexisting", counters.preexisting),
-        ("bytes_sent", counters.bytes_sent),
-        ("bytes_received", counters.bytes_received),
-        ("inferred", counters.inferred),
-        ("without_bytes", counters.without_bytes),
-        ("open_without_bytes", counters.open_without_bytes),
-        ("retransmits", retransmits),
-    ];
-    for (name, count) in all {
-        countable(&format!("{field}.{name}"), count)?;
+    macro_rules! decode {
+        ({ $($growing:ident)* } { $($open:ident)* } { $($part:ident: $whole:ident,)* }) => {{
+            $(countable(&format!("{field}.{}", stringify!($growing)), counters.$growing)?;)*
+            $(countable(&format!("{field}.{}", stringify!($open)), counters.$open)?;)*
+            $(part_of(field, stringify!($part), counters.$part, counters.$whole.into())?;)*
+            FlowCounters {
+                $($growing: counters.$growing,)*
+                $($open: counters.$open,)*
+                run: 0,
+                methods: methods(field, counters.methods)?,
+                retransmits: counters.retransmits,
+                rtt: rtt(field, &counters.rtt)?,
+            }
+        }};
     }
-    let parts = [
-        ("preexisting_bytes_sent", counters.preexisting_bytes_sent, counters.bytes_sent),
-        ("preexisting_bytes_received", counters.preexisting_bytes_received, counters.bytes_received),
-        ("open_bytes_sent", counters.open_bytes_sent, counters.bytes_sent),
-        ("open_bytes_received", counters.open_bytes_received, counters.bytes_received),
-        ("preexisting_retransmits", counters.preexisting_retransmits, retransmits),
-        ("open_retransmits", counters.open_retransmits, retransmits),
-    ];
-    for (name, part, whole) in parts {
-        if part > whole {
-            return Err(invalid(
-                format!("{field}.{name}"),
-                format!("{part} is more than the {whole} that it is a part of"),
-            ));
-        }
+    countable(&format!("{field}.retransmits"), counters.retransmits.unwrap_or_default())?;
+    Ok(with_flow_counts!(decode))
+}
+
+/// Checks that a count is at most the one that it is a part of; an unknown one is 0.
+fn part_of(field: &str, name: &str, part: u64, whole: Option<u64>) -> Result<(), Invalid> {
+    let whole = whole.unwrap_or_default();
+    if part > whole {
+        let problem = format!("{part} is more than the {whole} that it is a part of");
+        return Err(invalid(format!("{field}.{name}"), problem));
     }
-    Ok(FlowCounters {
-        run: 0,
-        opened: counters.opened,
-        closed: counters.closed,
-        failed: counters.failed,
-        preexisting: counters.preexisting,
-        bytes_sent: counters.bytes_sent,
-        bytes_received: counters.bytes_received,
-        preexisting_bytes_sent: counters.preexisting_bytes_sent,
-        preexisting_bytes_received: counters.preexisting_bytes_received,
-        open_bytes_sent: counters.open_bytes_sent,
-        open_bytes_received: counters.open_bytes_received,
-        methods: Methods::from_bits(counters.methods).ok_or_else(|| {
-            invalid(format!("{field}.methods"), format!("{} has bits that mean nothing here", counters.methods))
-        })?,
-        inferred: counters.inferred,
-        without_bytes: counters.without_bytes,
-        open_without_bytes: counters.open_without_bytes,
-        retransmits: counters.retransmits,
-        preexisting_retransmits: counters.preexisting_retransmits,
-        open_retransmits: counters.open_retransmits,
-        rtt: RttHistogram::from_counts(&counters.rtt).ok_or_else(|| {
-            let problem = format!("has {} buckets; at most {}", counters.rtt.len(), RttBucket::COUNT);
-            invalid(format!("{field}.rtt"), problem)
-        })?,
+    Ok(())
+}
+
+fn methods(field: &str, bits: u32) -> Result<Methods, Invalid> {
+    Methods::from_bits(bits)
+        .ok_or_else(|| invalid(format!("{field}.methods"), format!("{bits} has bits that mean nothing here")))
+}
+
+fn rtt(field: &str, counts: &[u32]) -> Result<RttHistogram, Invalid> {
+    RttHistogram::from_counts(counts).ok_or_else(|| {
+        let problem = format!("has {} buckets; at most {}", counts.len(), RttBucket::COUNT);
+        invalid(format!("{field}.rtt"), problem)
     })
 }
