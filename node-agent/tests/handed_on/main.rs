@@ -30,10 +30,8 @@ const LOOK_AT_GRAPH: Duration = Duration::from_secs(10);
 /// Not a test: what [`lab::Process`] starts.
 #[test]
 #[ignore = "the process that other tests start"]
-fn obedient_process() {
-    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
-        player::play();
-    }
+fn scripted_process() {
+    player::run_pods();
 }
 
 fn lasting() -> Duration {

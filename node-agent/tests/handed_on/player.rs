@@ -1,13 +1,15 @@
-//! Process at one address: one pod after the other. Each responds with its name, calls others, and counts the
-//! responses.
+//! Scripted process at one address: it is one pod after the other. Each pod answers clients with its name, calls other
+//! pods, and counts the answers.
 
 use std::{
-    collections::BTreeMap,
-    io::{self, BufRead as _, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd as _,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, SystemTime},
 };
 
@@ -15,59 +17,92 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::EventFd,
 };
+use traffic::script::{
+    self,
+    pod::{PodAnswer, PodCalls, PodCommand, PodScript, UnansweredCall},
+};
 
-/// At which every pod listens.
+/// Port at which every pod listens.
 pub const PORT: u16 = 8080;
-/// A pod's name, as it goes over the wire.
+/// Length of a pod's name, as it is sent over a connection.
 const NAME: usize = 16;
 
-/// Reads `be <name> <milliseconds between calls> <number> <addresses>` from standard input until `end`. The answer to
-/// that lists all calls: `<name>=<times>` for responses, `<address>/<since>/<until>` (milliseconds since 1970) for each
-/// call that was neither answered nor refused.
-pub fn play() {
-    let mut lines = io::stdin().lock().lines();
-    while let Some(Ok(line)) = lines.next() {
-        if line == "netns" {
-            println!("@ there");
-            continue;
-        }
-        let words: Vec<&str> = line.split(' ').collect();
-        let ["be", name, pause, number, targets] = words[..] else { panic!("{line:?}") };
-        let (stop, over) = (EventFd::new().unwrap(), AtomicBool::new(false));
-        // In the cgroup in which this process is by now.
-        let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        println!("@ ready");
-        let pause = Duration::from_millis(pause.parse().unwrap());
-        let targets: Vec<IpAddr> = targets.split(',').map(|target| target.parse().unwrap()).collect();
-        let calls = thread::scope(|scope| {
-            scope.spawn(|| answer(&listener, name, &stop));
-            let calling = scope.spawn(|| call(pause, number.parse().unwrap(), &targets, &over));
-            assert_eq!(lines.next().unwrap().unwrap(), "end");
-            over.store(true, Ordering::Relaxed);
-            calling.thread().unpark();
-            let calls = calling.join().unwrap();
-            stop.write(1).unwrap();
-            calls
-        });
-        drop(listener);
-        println!("@ {}", calls.join(" "));
+/// Executes commands until standard input ends, where a test started this process.
+pub fn run_pods() {
+    if script::is_scripted() {
+        let mut running = None;
+        script::execute_stdin(|command| execute(&mut running, command)).unwrap();
     }
 }
 
-fn padded(name: &str) -> [u8; NAME] {
+fn execute(running: &mut Option<RunningPod>, command: PodCommand) -> io::Result<PodAnswer> {
+    match command {
+        PodCommand::Ping => Ok(PodAnswer::Done),
+        PodCommand::Start(pod) => {
+            if running.is_some() {
+                return Err(io::Error::other("another pod is running"));
+            }
+            *running = Some(RunningPod::start(pod)?);
+            Ok(PodAnswer::Done)
+        }
+        PodCommand::Stop => {
+            let pod = running.take().ok_or_else(|| io::Error::other("no pod is running"))?;
+            pod.stop().map(PodAnswer::Calls)
+        }
+    }
+}
+
+/// Pod with a server and a client.
+struct RunningPod {
+    stop_server: Arc<EventFd>,
+    stop_client: Arc<AtomicBool>,
+    server: JoinHandle<()>,
+    client: JoinHandle<PodCalls>,
+}
+
+impl RunningPod {
+    fn start(pod: PodScript) -> io::Result<Self> {
+        let (stop_server, stop_client) = (Arc::new(EventFd::new()?), Arc::new(AtomicBool::new(false)));
+        // In the cgroup in which this process is by now.
+        let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+        listener.set_nonblocking(true)?;
+        let (stop, name) = (Arc::clone(&stop_server), padded(&pod.name)?);
+        let server = thread::spawn(move || answer(&listener, &name, &stop));
+        let stop = Arc::clone(&stop_client);
+        let client = thread::spawn(move || call(&pod, &stop));
+        Ok(Self { stop_server, stop_client, server, client })
+    }
+
+    /// Stops the client first, then the server, which closes its listener.
+    fn stop(self) -> io::Result<PodCalls> {
+        self.stop_client.store(true, Ordering::Relaxed);
+        self.client.thread().unpark();
+        let calls = join(self.client);
+        self.stop_server.write(1)?;
+        join(self.server);
+        Ok(calls)
+    }
+}
+
+/// Returns a thread's result. A panic of the thread goes on in this one, with its text.
+fn join<T>(thread: JoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn padded(name: &str) -> io::Result<[u8; NAME]> {
     let mut bytes = [b' '; NAME];
-    bytes[..name.len()].copy_from_slice(name.as_bytes());
-    bytes
+    let start = bytes.get_mut(..name.len()).ok_or_else(|| io::Error::other(format!("{name} has over {NAME} bytes")))?;
+    start.copy_from_slice(name.as_bytes());
+    Ok(bytes)
 }
 
 /// Answers each accepted connection, including those that wait at the end.
-fn answer(listener: &TcpListener, name: &str, stop: &EventFd) {
+fn answer(listener: &TcpListener, name: &[u8; NAME], stop: &EventFd) {
     loop {
         while let Ok((mut stream, _)) = listener.accept() {
             // On the listener's terms otherwise.
             stream.set_nonblocking(false).unwrap();
-            let _ = stream.write_all(&padded(name));
+            let _ = stream.write_all(name);
         }
         let mut ready =
             [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
@@ -78,23 +113,23 @@ fn answer(listener: &TcpListener, name: &str, stop: &EventFd) {
     }
 }
 
-fn call(pause: Duration, number: u64, targets: &[IpAddr], over: &AtomicBool) -> Vec<String> {
-    let (mut answered, mut unanswered) = (BTreeMap::<String, u64>::new(), Vec::new());
-    let mut state = number | 1;
-    while !over.load(Ordering::Relaxed) {
+fn call(pod: &PodScript, stop: &AtomicBool) -> PodCalls {
+    let mut calls = PodCalls::default();
+    let mut state = pod.seed | 1;
+    while !stop.load(Ordering::Relaxed) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let target = targets[usize::try_from(state >> 33).unwrap() % targets.len()];
-        let since = unix_ms();
+        let target = pod.targets[usize::try_from(state >> 33).unwrap() % pod.targets.len()];
+        let since_unix_ms = unix_ms();
         let connected = TcpStream::connect_timeout(&SocketAddr::new(target, PORT), Duration::from_secs(2));
         match connected.and_then(ask) {
-            Ok(server) => *answered.entry(server).or_default() += 1,
+            Ok(server) => *calls.answered.entry(server).or_default() += 1,
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
             // It may have been established: a late check finds a connection that was reset meanwhile.
-            Err(_) => unanswered.push(format!("{target}/{since}/{}", unix_ms())),
+            Err(_) => calls.unanswered.push(UnansweredCall { target, since_unix_ms, until_unix_ms: unix_ms() }),
         }
-        thread::park_timeout(pause);
+        thread::park_timeout(Duration::from_millis(pod.pause_ms));
     }
-    answered.into_iter().map(|(server, times)| format!("{server}={times}")).chain(unanswered).collect()
+    calls
 }
 
 fn ask(mut stream: TcpStream) -> io::Result<String> {
