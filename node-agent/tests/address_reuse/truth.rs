@@ -123,7 +123,7 @@ impl Truth {
         let median = gaps.get(gaps.len() / 2).copied().unwrap_or_default();
         let failed: u64 = graph.edges.iter().map(|edge| edge.counters.failed).sum();
         let mut text = format!(
-            "{} pods at {} addresses, handed on within {median:?} (median); {} connections unanswered, {failed} attempts failed\n",
+            "{} pods at {} addresses, reused within {median:?} (median); {} connections unanswered, {failed} attempts failed\n",
             self.pods.len(),
             self.pods.values().map(|pod| pod.ip).collect::<std::collections::HashSet<_>>().len(),
             self.unanswered.len()
@@ -143,7 +143,7 @@ fn is_named(client: &Peer, server: &Peer) -> bool {
 fn name(peer: &Peer) -> Option<String> {
     match peer {
         Peer::Workload(workload) => Some(workload.name.clone()),
-        Peer::UnknownPod { uid } => Some(super::stage::name_of(uid)),
+        Peer::UnknownPod { uid } => Some(super::testbed::name_of(uid)),
         _ => None,
     }
 }

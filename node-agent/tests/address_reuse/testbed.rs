@@ -68,7 +68,7 @@ struct Place {
     observed: bool,
 }
 
-pub struct Stage {
+pub struct Testbed {
     places: Vec<Place>,
     _router: Process,
 }
@@ -91,9 +91,9 @@ fn container_id(number: u64) -> String {
     format!("{number:064x}")
 }
 
-impl Stage {
+impl Testbed {
     /// Every other address is on the node with an agent.
-    pub fn set(node: &Node, elsewhere: &Node, addresses: usize) -> Self {
+    pub fn new(node: &Node, elsewhere: &Node, addresses: usize) -> Self {
         let mut router = node.process_in_own_netns("router", false);
         ping(&mut router);
         router.in_netns("sysctl -qw net.ipv4.ip_forward=1");
@@ -126,20 +126,20 @@ impl Stage {
     }
 
     /// Runs pods for this duration, while `watch` receives the events of the API.
-    pub fn play(mut self, lasting: Duration, watch: impl FnOnce(&Events)) -> Truth {
+    pub fn run(mut self, lasting: Duration, watch: impl FnOnce(&Events)) -> Truth {
         let (events, numbers, truth) = (Events::default(), AtomicU64::new(1), Mutex::new(Truth::default()));
         let end = Instant::now() + lasting;
         let places = &mut self.places;
         let all = places.len();
         thread::scope(|scope| {
             let (events, numbers, truth) = (&events, &numbers, &truth);
-            let playing: Vec<_> = places
+            let running: Vec<_> = places
                 .iter_mut()
                 .enumerate()
                 .map(|(index, place)| scope.spawn(move || place.host_pods(index, all, end, numbers, events, truth)))
                 .collect();
             scope.spawn(move || {
-                for one in playing {
+                for one in running {
                     one.join().unwrap();
                 }
                 events.over.store(true, Ordering::Relaxed);
