@@ -305,7 +305,7 @@ fn conntrack_tells_where_connections_really_led() {
     let [client, server] = &mut lab.pods;
     let (mut expected, mut nat_peers) = (BTreeMap::new(), BTreeMap::new());
     for (service, seen_client, port) in [(SERVICE, PODS[0], 8080), (HIDING, "10.201.2.1", 8081)] {
-        server.listen(service, &format!("{}:{port}", PODS[1]));
+        server.listen(service, format_args!("{}:{port}", PODS[1]));
         // Short connections, which no scan shows, and a long one.
         server.begin_serve(service, short(20, 10, 20));
         client.call_slowly(format_args!("{service}:80"), 20);

@@ -1,5 +1,6 @@
 //! Tests the protocol of scripted processes: every command and answer is read as it was written, and errors reach the
 //! test with their text.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
     collections::BTreeSet,
@@ -131,7 +132,7 @@ fn step_answers(parts: &Parts) -> Vec<StepAnswer> {
         StepAnswer::Done,
         StepAnswer::Port(parts.size),
         StepAnswer::Number(parts.numbers[0]),
-        StepAnswer::Connected(parts.size % 2 == 0),
+        StepAnswer::Connected(parts.size.is_multiple_of(2)),
         StepAnswer::Counts { counts: parts.numbers.to_vec(), milliseconds: parts.numbers[1] },
         StepAnswer::Measured { rtt_us: parts.small, retransmits: parts.small },
     ]
