@@ -48,9 +48,10 @@ pub fn bytes_are_payload_in_every_order_of_closing(attach: Attach) {
     let exchange = [(true, Send(300)), (false, Receive(300)), (false, Send(500)), (true, Receive(500))];
     for (order, actions, there, back) in orders {
         println!("{order}");
-        let port = server.listen("l", "127.0.0.1:0");
+        // All listeners stay open, so that the kernel gives each a port of its own.
+        let port = server.listen(order, "127.0.0.1:0");
         client.connect("c", format_args!("127.0.0.1:{port}"));
-        server.accept("s", "l");
+        server.accept("s", order);
         for (at_client, action) in exchange.iter().chain(actions) {
             let (process, stream) = if *at_client { (&mut client, "c") } else { (&mut server, "s") };
             process.act(stream, *action);
