@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-handed-on fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-address-reuse fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,7 +33,7 @@ test-long: ## the longer forms of the tests, on all kernels; needs root, hours
 test-kernels: ## the agent's tests on kernels 5.10, 6.1, 6.12 and 7.x in QEMU guests, then clusters of such nodes, one with IPVS
 	scripts/test-long kernels nodes ipvs
 
-test-handed-on: ## 200 addresses that pods hand on within milliseconds, for three minutes under load; needs root
+test-address-reuse: ## 200 addresses that pods reuse within milliseconds, for three minutes under load; needs root
 	scripts/test-long reuse
 
 fuzz: ## what reads other programs' words, with ten million inputs each (CASES=n: another number)

@@ -15,9 +15,9 @@ use std::{
 use lab::{
     Node, key,
     measures::{self, Measured},
-    node_or_skip, obey,
+    node_or_skip,
     routed::Routed,
-    run_with_capabilities,
+    run_scripted_process, run_with_capabilities, short,
     watched::take_in,
 };
 use scopeprobe_agent::capture::{Capture, FallbackCapture, FallbackSettings, Losses, probe_fallback, start_fallback};
@@ -32,10 +32,8 @@ use topology::{
 /// Not a test: what [`lab::Process`] starts.
 #[test]
 #[ignore = "the process that other tests start"]
-fn obedient_process() {
-    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
-        obey();
-    }
+fn scripted_process() {
+    run_scripted_process();
 }
 
 /// Time limit for a condition: several of the 30 s after which a quiet namespace is scanned again.
@@ -135,18 +133,15 @@ fn what_tcp_has_measured_is_what_the_sockets_say() {
     let mut all = [Measured::default(); 2];
     for (number, name) in (1..).zip(["prompt", "late", "clients-again", "servers-again", "silent"]) {
         measures::open(&mut client, &mut server, port, name);
-        let now = [
-            all[0].add(&client.tell(&format!("measured {name}"))),
-            all[1].add(&server.tell(&format!("measured {name}"))),
-        ];
+        let now = [all[0].add(client.measure(name)), all[1].add(server.measure(name))];
         let expected = |closed, open: [u64; 2]| {
             let end = |at: usize| (keys[at], (closed, Some(all[at].retransmits), open[at], all[at].rtt));
             BTreeMap::from([end(0), end(1)])
         };
         watched.expect(&expected(number - 1, now.map(|end| end.retransmits)), measured);
         // At once and without an acknowledgement that would be measured, too.
-        client.tell(&format!("reset {name}"));
-        server.tell(&format!("close {name}"));
+        client.reset(name);
+        server.close(name);
         watched.expect(&expected(number, [0, 0]), measured);
     }
     assert!(all[0].retransmits >= 2 && all[1].retransmits >= 1, "{all:?}");
@@ -165,15 +160,15 @@ fn connections_that_last_are_known_over_every_kind_of_address() {
         ("[::ffff:127.0.0.1]:0", "[::ffff:127.0.0.1]", "127.0.0.1"),
     ];
     for (number, (listen, dial, shown)) in cases.into_iter().enumerate() {
-        let port = server.listen(&format!("l{number}"), listen);
+        let port = server.listen(format_args!("l{number}"), listen);
         for name in ["a", "b"] {
-            assert_eq!(client.tell(&format!("connect {name}{number} {dial}:{port}")), "done");
-            assert_eq!(server.tell(&format!("accept {name}{number} l{number}")), "done");
+            client.connect(format_args!("{name}{number}"), format_args!("{dial}:{port}"));
+            server.accept(format_args!("{name}{number}"), format_args!("l{number}"));
         }
-        assert_eq!(client.tell(&format!("send a{number} 1000")), "done");
-        assert_eq!(server.tell(&format!("receive a{number} 1000")), "done");
-        assert_eq!(server.tell(&format!("send a{number} 70")), "done");
-        assert_eq!(client.tell(&format!("receive a{number} 70")), "done");
+        client.send_bytes(format_args!("a{number}"), 1000);
+        server.receive_bytes(format_args!("a{number}"), 1000);
+        server.send_bytes(format_args!("a{number}"), 70);
+        client.receive_bytes(format_args!("a{number}"), 70);
         expected.insert(key(&mut client, Role::Client, shown, shown, port), (1000, 70));
         expected.insert(key(&mut server, Role::Server, shown, shown, port), (70, 1000));
     }
@@ -183,9 +178,9 @@ fn connections_that_last_are_known_over_every_kind_of_address() {
     watched.expect(&expected.iter().map(|(key, both)| (*key, bytes(*both))).collect(), open_bytes);
     for number in 0..cases.len() {
         for name in ["a", "b"] {
-            client.tell(&format!("close {name}{number}"));
-            server.tell(&format!("end {name}{number}"));
-            server.tell(&format!("close {name}{number}"));
+            client.close(format_args!("{name}{number}"));
+            server.await_end(format_args!("{name}{number}"));
+            server.close(format_args!("{name}{number}"));
         }
     }
     watched.expect(&expected.keys().map(|key| (*key, (2, 2, 0, 0, 0))).collect(), counts);
@@ -199,13 +194,13 @@ fn listeners_that_open_during_a_scan_explain_their_connections() {
     let mut pod = node.process_in_own_netns("pod", false);
     // A scan of many sockets takes a while, and scans follow each other at once.
     pod.listen("crowd", "127.0.0.1:0");
-    pod.tell("crowd crowd 4000");
+    pod.open_pairs("crowd", 4000);
     let mut watched = Watched::start(&FallbackSettings { interval: Duration::ZERO, ..settings(&node) });
     let from_before: Vec<_> = watched.flows.keys().copied().collect();
     for number in 0..ROUNDS {
-        let port = pod.listen(&format!("l{number}"), "127.0.0.1:0");
-        assert_eq!(pod.tell(&format!("connect c{number} 127.0.0.1:{port}")), "done");
-        assert_eq!(pod.tell(&format!("accept a{number} l{number}")), "done");
+        let port = pod.listen(format_args!("l{number}"), "127.0.0.1:0");
+        pod.connect(format_args!("c{number}"), format_args!("127.0.0.1:{port}"));
+        pod.accept(format_args!("a{number}"), format_args!("l{number}"));
     }
     let deadline = Instant::now() + PATIENCE;
     while watched.seen < 2 * ROUNDS {
@@ -224,21 +219,21 @@ fn connections_from_before_are_told_by_their_listeners() {
     let port = server.listen("l", "0.0.0.0:0");
     let lonely = server.listen("gone", "127.0.0.1:0");
     for (name, listener, port) in [("a", "l", port), ("b", "l", port), ("c", "gone", lonely)] {
-        client.tell(&format!("connect {name} 127.0.0.1:{port}"));
-        server.tell(&format!("accept {name} {listener}"));
-        client.tell(&format!("send {name} 100"));
-        server.tell(&format!("receive {name} 100"));
+        client.connect(name, format_args!("127.0.0.1:{port}"));
+        server.accept(name, listener);
+        client.send_bytes(name, 100);
+        server.receive_bytes(name, 100);
     }
     // Held by two processes and two descriptors, it is still one connection.
-    client.tell("share a");
-    server.tell("unlisten gone");
+    client.share("a");
+    server.unlisten("gone");
     let ends = [
         key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
         key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
     ];
     let mut watched = Watched::start(&settings(&node));
-    client.tell(&format!("connect d 127.0.0.1:{port}"));
-    server.tell("accept d l");
+    client.connect("d", format_args!("127.0.0.1:{port}"));
+    server.accept("d", "l");
     let deadline = Instant::now() + PATIENCE;
     let known = |watched: &Watched| ends.map(|end| watched.flows.get(&end).map_or((0, 0, 0, 0, 0), counts));
     while known(&watched) != [(1, 0, 0, 2, 0); 2] {
@@ -251,11 +246,11 @@ fn connections_from_before_are_told_by_their_listeners() {
     let guessed: Vec<_> = watched.flows.iter().filter(|(key, _)| !ends.contains(key)).collect();
     assert_eq!(guessed.len(), 2, "{guessed:?}");
     assert!(guessed.iter().all(|(_, of)| (of.preexisting, of.inferred) == (1, 1)), "{guessed:?}");
-    client.tell("unshare a");
+    client.unshare("a");
     for name in ["a", "b", "d"] {
-        client.tell(&format!("close {name}"));
-        server.tell(&format!("end {name}"));
-        server.tell(&format!("close {name}"));
+        client.close(name);
+        server.await_end(name);
+        server.close(name);
     }
     while known(&watched) != [(1, 3, 0, 2, 0); 2] {
         assert!(Instant::now() < deadline, "{:?}", watched.flows);
@@ -284,17 +279,16 @@ fn short_connections_between_pods_are_known_by_conntrack() {
         let port = server.listen("l", listen);
         let (dial, dialled) =
             if dial == SERVICE { (format!("{dial}:80"), 80) } else { (format!("{dial}:{port}"), port) };
-        server.begin("serve l 20 10 20");
-        assert_eq!(client.tell(&format!("call-slowly {dial} 20")), "done");
-        assert_eq!(server.finish(), "done");
+        server.begin_serve("l", short(20, 10, 20));
+        client.call_slowly(dial, 20);
+        server.finish();
         expected.insert(key(client, Role::Client, local[0], remote, dialled), (20, 20, 0, 0, 0));
         expected.insert(key(server, Role::Server, local[1], local[0], port), (20, 20, 0, 0, 0));
     };
     call("0.0.0.0:0", PODS[1], PODS, PODS[1]);
     call("[::]:0", "[fd02::2]", PODS_V6, PODS_V6[1]);
     call("10.201.2.2:8080", SERVICE, PODS, SERVICE);
-    let refused = client.tell("refused 10.201.2.2:9 7");
-    assert_eq!(refused, "done");
+    client.fail_to_connect("10.201.2.2:9", 7);
     expected.insert(key(client, Role::Client, PODS[0], PODS[1], 9), (0, 0, 7, 0, 0));
     watched.expect(&expected, counts);
     assert_eq!(watched.losses, Losses::default());
@@ -311,13 +305,13 @@ fn conntrack_tells_where_connections_really_led() {
     let [client, server] = &mut lab.pods;
     let (mut expected, mut nat_peers) = (BTreeMap::new(), BTreeMap::new());
     for (service, seen_client, port) in [(SERVICE, PODS[0], 8080), (HIDING, "10.201.2.1", 8081)] {
-        server.listen(service, &format!("{}:{port}", PODS[1]));
+        server.listen(service, format_args!("{}:{port}", PODS[1]));
         // Short connections, which no scan shows, and a long one.
-        server.begin(&format!("serve {service} 20 10 20"));
-        assert_eq!(client.tell(&format!("call-slowly {service}:80 20")), "done");
-        assert_eq!(server.finish(), "done");
-        client.tell(&format!("connect {service} {service}:80"));
-        server.tell(&format!("accept {service} {service}"));
+        server.begin_serve(service, short(20, 10, 20));
+        client.call_slowly(format_args!("{service}:80"), 20);
+        server.finish();
+        client.connect(service, format_args!("{service}:80"));
+        server.accept(service, service);
         let ours = key(client, Role::Client, PODS[0], service, 80);
         let theirs = key(server, Role::Server, PODS[1], seen_client, port);
         expected.extend([(ours, (21, 20, 0, 0, 0)), (theirs, (21, 20, 0, 0, 0))]);
@@ -342,14 +336,14 @@ fn edges_of_a_hundred_short_connections_a_second_are_known_beside_long_ones() {
     let [client, server] = &mut lab.pods;
     let mut expected = BTreeMap::new();
     for number in 0..EDGES {
-        let port = server.listen(&format!("l{number}"), "0.0.0.0:0");
-        client.begin(&format!("call-slowly {}:{port} 5", PODS[1]));
-        assert_eq!(server.tell(&format!("serve l{number} 5 10 20")), "done");
-        assert_eq!(client.finish(), "done");
+        let port = server.listen(format_args!("l{number}"), "0.0.0.0:0");
+        client.begin_call_slowly(format_args!("{}:{port}", PODS[1]), 5);
+        server.serve(format_args!("l{number}"), short(5, 10, 20));
+        client.finish();
         let mut counts = (5, 5, 0, 0, 0);
         if number % 8 == 0 {
-            client.tell(&format!("connect c{number} {}:{port}", PODS[1]));
-            server.tell(&format!("accept c{number} l{number}"));
+            client.connect(format_args!("c{number}"), format_args!("{}:{port}", PODS[1]));
+            server.accept(format_args!("c{number}"), format_args!("l{number}"));
             counts.0 += 1;
         }
         expected.insert(key(client, Role::Client, PODS[0], PODS[1], port), counts);
@@ -373,12 +367,12 @@ fn bytes_that_conntrack_counts_are_a_lower_bound() {
     let mut watched = Watched::start(&settings);
     let [client, server] = &mut lab.pods;
     let port = server.listen("l", "0.0.0.0:0");
-    server.begin(&format!("serve l {CALLS} {request} {answer}"));
-    assert_eq!(client.tell(&format!("call {}:{port} {CALLS} {request} {answer}", PODS[1])), "done");
-    assert_eq!(server.finish(), "done");
+    server.begin_serve("l", short(CALLS, request, answer));
+    client.call(format_args!("{}:{port}", PODS[1]), short(CALLS, request, answer));
+    server.finish();
     let ends = [
-        (key(client, Role::Client, PODS[0], PODS[1], port), request, answer),
-        (key(server, Role::Server, PODS[1], PODS[0], port), answer, request),
+        (key(client, Role::Client, PODS[0], PODS[1], port), request as u64, answer as u64),
+        (key(server, Role::Server, PODS[1], PODS[0], port), answer as u64, request as u64),
     ];
     watched.expect(&ends.iter().map(|(key, ..)| (*key, (CALLS, CALLS, 0, 0, 0))).collect(), counts);
     let deadline = Instant::now() + PATIENCE;
@@ -408,11 +402,11 @@ fn events_that_do_not_fit_into_the_queue_are_counted_and_made_up_for_by_a_list()
     let mut watched = Watched::start(&settings);
     let [client, server] = &mut lab.pods;
     let port = server.listen("l", "0.0.0.0:0");
-    client.tell(&format!("connect c {}:{port}", PODS[1]));
-    server.tell("accept c l");
-    server.begin(&format!("serve l {CALLS} 10 20"));
-    assert_eq!(client.tell(&format!("call {}:{port} {CALLS} 10 20", PODS[1])), "done");
-    assert_eq!(server.finish(), "done");
+    client.connect("c", format_args!("{}:{port}", PODS[1]));
+    server.accept("c", "l");
+    server.begin_serve("l", short(CALLS, 10, 20));
+    client.call(format_args!("{}:{port}", PODS[1]), short(CALLS, 10, 20));
+    server.finish();
     let expected = BTreeMap::from([
         (key(client, Role::Client, PODS[0], PODS[1], port), (CALLS + 1, CALLS, 0, 0, 0)),
         (key(server, Role::Server, PODS[1], PODS[0], port), (CALLS + 1, CALLS, 0, 0, 0)),
@@ -430,9 +424,9 @@ fn what_nothing_has_shown_is_counted_as_missed() {
     // Nothing tracks connections within a pod; between two looks fifty come and go.
     let slow = FallbackSettings { interval: Duration::from_secs(3), ..settings(&node) };
     let mut watched = Watched::start(&slow);
-    pod.begin("serve l 0 0 0");
+    pod.begin_serve("l", short(0, 0, 0));
     pod.finish();
-    assert_eq!(pod.tell(&format!("both l {port} 50")), "done");
+    pod.call_itself("l", port, 50);
     watched.wait_for_both_ends_of_fifty();
     watched.wait_for_passes(1);
     assert_eq!(watched.losses.opened + watched.seen, 100, "both ends of each, seen or missed");
@@ -446,11 +440,11 @@ fn what_happened_before_the_last_process_ended_is_counted_as_missed() {
     let port = pod.listen("l", "127.0.0.1:0");
     let slow = FallbackSettings { interval: Duration::from_secs(3), ..settings(&node) };
     let mut watched = Watched::start(&slow);
-    pod.begin("serve l 0 0 0");
+    pod.begin_serve("l", short(0, 0, 0));
     pod.finish();
     // The namespace has an owner once it was scanned.
     watched.wait_for_passes(2);
-    assert_eq!(pod.tell(&format!("both l {port} 50")), "done");
+    pod.call_itself("l", port, 50);
     drop(pod);
     watched.wait_for_both_ends_of_fifty();
     assert_eq!(watched.losses.opened + watched.seen, 100, "both ends of each, seen or missed");
@@ -503,10 +497,10 @@ fn every_capability_that_is_missing_costs_its_own_ability_only() {
     server.netns();
     let mut client = node.process_beside("client", &server);
     let port = server.listen("l", "127.0.0.1:0");
-    client.tell(&format!("connect c 127.0.0.1:{port}"));
-    server.tell("accept c l");
-    client.tell("send c 300");
-    server.tell("receive c 300");
+    client.connect("c", format_args!("127.0.0.1:{port}"));
+    server.accept("c", "l");
+    client.send_bytes("c", 300);
+    server.receive_bytes("c", 300);
     let root = node.root().to_path_buf();
     let root_id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&root).unwrap());
     let look = |capabilities, more: &[(&str, &str)]| {

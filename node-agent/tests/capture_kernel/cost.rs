@@ -7,6 +7,7 @@ use scopeprobe_agent::capture::{Attach, Settings};
 use crate::lab::{
     Node, Watched, node_or_skip,
     routed::{Routed, addresses},
+    short,
 };
 
 const PAIRS: usize = 15;
@@ -28,21 +29,21 @@ fn measure(node: &Node, lab: &mut Routed<2>, datagrams: bool) -> [f64; 2] {
     let port = server.listen("l", "0.0.0.0:0");
     let target = format!("{}:{port}", addresses(1)[0]);
     let before = used(node.root());
-    server.begin(&format!("serve l {CONNECTIONS} 100 1000"));
-    assert_eq!(client.tell(&format!("call {target} {CONNECTIONS} 100 1000")), "done");
+    server.begin_serve("l", short(CONNECTIONS, 100, 1000));
+    client.call(&target, short(CONNECTIONS, 100, 1000));
     server.finish();
     let between = used(node.root());
-    client.tell(&format!("connect c {target}"));
-    server.tell("accept s l");
+    client.connect("c", &target);
+    server.accept("s", "l");
     let begun = used(node.root());
     for _ in 0..MEGABYTES / 100 {
-        server.begin("receive s 100000000");
-        client.tell("send c 100000000");
+        server.begin_receive_bytes("s", 100_000_000);
+        client.send_bytes("c", 100_000_000);
         server.finish();
     }
     let ended = used(node.root());
-    client.tell("close c");
-    server.tell("close s");
+    client.close("c");
+    server.close("s");
     #[expect(clippy::cast_precision_loss, reason = "a measurement")]
     let per = |microseconds: u64, of: u64| microseconds as f64 / of as f64;
     [per(between - before, CONNECTIONS), per(ended - begun, MEGABYTES) * 1000.0]

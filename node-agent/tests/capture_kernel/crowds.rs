@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use scopeprobe_agent::capture::{Attach, Capture, Feature, Losses, Settings};
 use topology::flow::{FlowCounters, FlowKey, Role};
 
-use crate::lab::{Process, Watched, key, list_or_skip, node_or_skip, storm_size};
+use crate::lab::{Process, Watched, key, list_or_skip, node_or_skip, short, storm_size};
 
 /// The flows of a crowd at one listener, both ends of whose connections are in one process.
 fn ends(process: &mut Process, port: u16) -> [FlowKey; 2] {
@@ -31,13 +31,13 @@ fn a_node_with_very_many_sockets_is_captured_exactly() {
     let keys: Vec<_> = crowds.iter_mut().zip(&ports).map(|(crowd, port)| ends(crowd, *port)).collect();
     let (new_keys, old_keys) = keys.split_last().unwrap();
     for crowd in &mut crowds[..PROCESSES] {
-        assert_eq!(crowd.tell(&format!("crowd l {old}")), "done");
+        crowd.open_pairs("l", old);
     }
     let before = |preexisting| FlowCounters { preexisting, ..FlowCounters::default() };
     let mut expected = all(&old_keys.concat(), before(old));
     let mut watched = node.capture(Attach::SockOps);
     watched.expect(&expected);
-    assert_eq!(crowds[PROCESSES].tell(&format!("crowd l {earlier}")), "done");
+    crowds[PROCESSES].open_pairs("l", earlier);
     expected.extend(all(new_keys, FlowCounters { opened: earlier, ..FlowCounters::default() }));
     watched.expect(&expected);
     watched.assert_nothing_lost();
@@ -48,7 +48,7 @@ fn a_node_with_very_many_sockets_is_captured_exactly() {
     expected.extend(all(new_keys, before(earlier)));
     watched.expect(&expected);
     for crowd in &mut crowds {
-        assert_eq!(crowd.tell("disperse"), "done");
+        crowd.close_pairs();
     }
     let is_over = |counters: &FlowCounters| counters.closed >= counters.preexisting;
     watched.until("all ends", |watched| watched.flows.values().all(is_over));
@@ -75,7 +75,7 @@ pub fn more_old_connections_than_can_be_watched_are_counted(attach: Attach) {
     let mut crowd = node.process("crowd");
     let port = crowd.listen("l", "127.0.0.1:0");
     let keys = ends(&mut crowd, port);
-    crowd.tell(&format!("crowd l {OLD}"));
+    crowd.open_pairs("l", OLD);
     let settings = Settings {
         max_preexisting: Some(ROOM),
         gone_after: Duration::from_secs(1),
@@ -86,15 +86,15 @@ pub fn more_old_connections_than_can_be_watched_are_counted(attach: Attach) {
     let description = watched.capture.description();
     assert!(!description.has(Feature::OldCloses), "{:?}", description.degradations);
     watched.expect(&all(&keys, FlowCounters { preexisting: OLD, ..FlowCounters::default() }));
-    crowd.tell("disperse");
+    crowd.close_pairs();
     watched.until("all ends", |watched| watched.sum(|counters| counters.closed) == 2 * OLD);
     let unseen = 2 * OLD - u64::from(ROOM);
     assert_eq!(watched.losses.closes_unseen, unseen);
     assert_eq!(watched.sum(|counters| counters.without_bytes), unseen);
     assert_eq!(watched.sum(|counters| counters.preexisting), 2 * OLD);
     // There is nothing more to come.
-    crowd.tell("crowd l 5");
-    crowd.tell("disperse");
+    crowd.open_pairs("l", 5);
+    crowd.close_pairs();
     watched.until("new ones", |watched| watched.sum(|counters| counters.closed) == 2 * (OLD + 5));
     assert_eq!(watched.sum(|counters| counters.opened), 2 * 5);
 }
@@ -110,12 +110,12 @@ fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
     let port = crowd.listen("l", "127.0.0.1:0");
     let keys = ends(&mut crowd, port);
     let early = node.capture(Attach::SockOps);
-    crowd.tell(&format!("crowd l {OLD}"));
+    crowd.open_pairs("l", OLD);
     drop(early);
     let (mut client, mut server) = (node.process("caller"), node.process("called"));
     let busy = server.listen("l", "127.0.0.1:0");
-    server.begin("serve l 1000000 10 20");
-    client.begin(&format!("call-slowly 127.0.0.1:{busy} 1000000"));
+    server.begin_serve("l", short(1_000_000, 10, 20));
+    client.begin_call_slowly(format_args!("127.0.0.1:{busy}"), 1_000_000);
     // Two that come while the capture starts are too many.
     let settings = Settings { max_start_notes: 1, ..node.settings(Attach::SockOps) };
     let mut starts = (0..100).map(|_| {
@@ -127,7 +127,7 @@ fn what_cannot_be_noted_at_the_start_is_counted_as_lost() {
     drop((client, server));
     assert!(watched.losses.opened >= 2 * OLD, "{:?}", watched.losses);
     assert!(keys.iter().all(|key| !watched.flows.contains_key(key)), "{:?}", watched.flows);
-    crowd.tell("disperse");
+    crowd.close_pairs();
     let closed = |watched: &Watched| {
         keys.iter().all(|key| watched.flows.get(key).is_some_and(|counters| counters.closed == OLD))
     };

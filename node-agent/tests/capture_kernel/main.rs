@@ -1,6 +1,7 @@
 //! The capture on the running kernel: every count against that of the processes which made the connections.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod closing;
 mod cost;
 mod crowds;
 #[allow(dead_code, reason = "shared with the tests of the fallback")]
@@ -13,8 +14,12 @@ mod udp;
 
 use std::collections::BTreeMap;
 
+use closing::bytes_are_payload_in_every_order_of_closing;
 use crowds::more_old_connections_than_can_be_watched_are_counted;
-use lab::{Watched, can_list, key, list_or_skip, node_or_skip, obey, storm_size, with_methods, without_measures};
+use lab::{
+    Watched, can_list, key, list_or_skip, node_or_skip, run_scripted_process, short, storm_size, with_methods,
+    without_measures,
+};
 use measures::what_tcp_has_measured_is_what_the_sockets_say;
 use prerequisites::{Prerequisite, skip};
 use restarts::{
@@ -27,10 +32,8 @@ use topology::flow::{FlowCounters, Role};
 /// Not a test: what [`lab::Process`] starts.
 #[test]
 #[ignore = "the process that other tests start"]
-fn obedient_process() {
-    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
-        obey();
-    }
+fn scripted_process() {
+    run_scripted_process();
 }
 
 /// The same by each way to attach that this kernel has: each name is a module of tests.
@@ -99,9 +102,9 @@ fn both_ends_of_short_connections_are_counted_over_every_kind_of_address(attach:
     ];
     for (listen, dial, shown) in cases {
         let port = server.listen("l", listen);
-        server.begin("serve l 30 1000 70000");
-        assert_eq!(client.tell(&format!("call {dial}:{port} 30 1000 70000")), "done");
-        assert_eq!(server.finish(), "done");
+        server.begin_serve("l", short(30, 1000, 70_000));
+        client.call(format_args!("{dial}:{port}"), short(30, 1000, 70_000));
+        server.finish();
         let ours = counted(30, 30, 30_000, 2_100_000);
         expected.insert(key(&mut client, Role::Client, shown, shown, port), ours);
         expected.insert(key(&mut server, Role::Server, shown, shown, port), mirrored(ours));
@@ -115,81 +118,14 @@ fn refused_attempts_are_counted_at_the_client_alone(attach: Attach) {
     let mut watched = node.capture(attach);
     let mut client = node.process("client");
     let port = client.listen("l", "127.0.0.1:0");
-    client.tell("unlisten l");
-    assert_eq!(client.tell(&format!("refused 127.0.0.1:{port} 25")), "done");
-    assert_eq!(client.tell(&format!("refused [::1]:{port} 5")), "done");
+    client.unlisten("l");
+    client.fail_to_connect(format_args!("127.0.0.1:{port}"), 25);
+    client.fail_to_connect(format_args!("[::1]:{port}"), 5);
     let failed = |failed| FlowCounters { failed, ..FlowCounters::default() };
     let expected = BTreeMap::from([
         (key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), failed(25)),
         (key(&mut client, Role::Client, "::1", "::1", port), failed(5)),
     ]);
-    watched.expect(&expected);
-}
-
-/// A command, and whether the client executes it.
-type Step = (bool, &'static str);
-
-fn bytes_are_payload_in_every_order_of_closing(attach: Attach) {
-    let node = node_or_skip!();
-    let mut watched = node.capture(attach);
-    let (mut client, mut server) = (node.process("client"), node.process("server"));
-    let mut expected = BTreeMap::new();
-    // Each: what both do after 300 bytes went there and 500 came back; what was sent in all, there and back.
-    let orders: [(&str, &[Step], u64, u64); 8] = [
-        ("client first", &[(true, "close c"), (false, "end s"), (false, "close s")], 300, 500),
-        ("server first", &[(false, "close s"), (true, "end c"), (true, "close c")], 300, 500),
-        ("client only", &[(true, "close c")], 300, 500),
-        ("client resets", &[(true, "reset c")], 300, 500),
-        ("server resets", &[(false, "reset s")], 300, 500),
-        (
-            "half closed by the client, the server goes on",
-            &[
-                (true, "shutdown c"),
-                (false, "end s"),
-                (false, "send s 4000"),
-                (true, "receive c 4000"),
-                (false, "close s"),
-                (true, "end c"),
-                (true, "close c"),
-            ],
-            300,
-            4500,
-        ),
-        (
-            "unread data, then the reader closes",
-            &[(true, "send c 700"), (false, "close s"), (true, "close c")],
-            1000,
-            500,
-        ),
-        (
-            "both at once",
-            &[(true, "shutdown c"), (false, "shutdown s"), (true, "close c"), (false, "close s")],
-            300,
-            500,
-        ),
-    ];
-    for (order, steps, there, back) in orders {
-        let port = server.listen("l", "127.0.0.1:0");
-        assert_eq!(client.tell(&format!("connect c 127.0.0.1:{port}")), "done", "{order}");
-        for (at_client, step) in [
-            (false, "accept s l"),
-            (true, "send c 300"),
-            (false, "receive s 300"),
-            (false, "send s 500"),
-            (true, "receive c 500"),
-        ]
-        .iter()
-        .chain(steps)
-        {
-            let process = if *at_client { &mut client } else { &mut server };
-            assert_eq!(process.tell(step), "done", "{order}: {step}");
-        }
-        client.tell("close c");
-        server.tell("close s");
-        let ours = counted(1, 1, there, back);
-        expected.insert(key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours);
-        expected.insert(key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours));
-    }
     watched.expect(&expected);
 }
 
@@ -199,8 +135,8 @@ fn a_long_connection_shows_its_bytes_while_it_is_open(attach: Attach) {
     let mut watched = node.capture(attach);
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let port = server.listen("l", "0.0.0.0:0");
-    client.tell(&format!("connect c 127.0.0.1:{port}"));
-    server.tell("accept s l");
+    client.connect("c", format_args!("127.0.0.1:{port}"));
+    server.accept("s", "l");
     let keys = [
         key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
         key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
@@ -209,18 +145,18 @@ fn a_long_connection_shows_its_bytes_while_it_is_open(attach: Attach) {
         watched.expect(&BTreeMap::from([(keys[0], counters), (keys[1], mirrored(counters))]));
     };
     expect(&mut watched, counted(1, 0, 0, 0));
-    client.tell("send c 12345");
-    server.tell("receive s 12345");
+    client.send_bytes("c", 12_345);
+    server.receive_bytes("s", 12_345);
     let open = FlowCounters { open_bytes_sent: 12_345, ..counted(1, 0, 12_345, 0) };
     expect(&mut watched, open);
     // Held by two processes and two descriptors, it is still one connection.
-    client.tell("share c");
+    client.share("c");
     expect(&mut watched, open);
-    client.tell("close c");
+    client.close("c");
     expect(&mut watched, open);
-    client.tell("unshare c");
-    server.tell("end s");
-    server.tell("close s");
+    client.unshare("c");
+    server.await_end("s");
+    server.close("s");
     expect(&mut watched, counted(1, 1, 12_345, 0));
 }
 
@@ -231,17 +167,17 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Atta
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let port = server.listen("l", "0.0.0.0:0");
     let open = |client: &mut lab::Process, server: &mut lab::Process, name: &str| {
-        assert_eq!(client.tell(&format!("connect {name} 127.0.0.1:{port}")), "done");
-        server.tell(&format!("accept {name} l"));
-        client.tell(&format!("send {name} 100"));
-        server.tell(&format!("receive {name} 100"));
-        server.tell(&format!("send {name} 40"));
-        client.tell(&format!("receive {name} 40"));
+        client.connect(name, format_args!("127.0.0.1:{port}"));
+        server.accept(name, "l");
+        client.send_bytes(name, 100);
+        server.receive_bytes(name, 100);
+        server.send_bytes(name, 40);
+        client.receive_bytes(name, 40);
     };
     for name in ["a", "b", "shared"] {
         open(&mut client, &mut server, name);
     }
-    client.tell("share shared");
+    client.share("shared");
     let keys = [
         key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port),
         key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
@@ -261,11 +197,11 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Atta
     };
     expect(&mut watched, before);
     open(&mut client, &mut server, "c");
-    client.tell("send a 7");
-    server.tell("receive a 7");
-    client.tell("close a");
-    server.tell("end a");
-    server.tell("close a");
+    client.send_bytes("a", 7);
+    server.receive_bytes("a", 7);
+    client.close("a");
+    server.await_end("a");
+    server.close("a");
     let later = FlowCounters {
         opened: 1,
         closed: 1,
@@ -280,12 +216,12 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Atta
     drop(watched);
 
     // Without a capture, one ends, one begins, one continues.
-    client.tell("close b");
-    server.tell("end b");
-    server.tell("close b");
+    client.close("b");
+    server.await_end("b");
+    server.close("b");
     open(&mut client, &mut server, "d");
-    client.tell("send c 50");
-    server.tell("receive c 50");
+    client.send_bytes("c", 50);
+    server.receive_bytes("c", 50);
     let mut watched = node.capture(attach);
     let again = FlowCounters {
         preexisting: 3,
@@ -296,11 +232,11 @@ fn connections_from_before_are_known_with_their_bytes_and_their_end(attach: Atta
         ..counted(0, 0, 350, 120)
     };
     expect(&mut watched, again);
-    client.tell("unshare shared");
+    client.unshare("shared");
     for name in ["shared", "c", "d"] {
-        client.tell(&format!("close {name}"));
-        server.tell(&format!("end {name}"));
-        server.tell(&format!("close {name}"));
+        client.close(name);
+        server.await_end(name);
+        server.close(name);
     }
     expect(&mut watched, FlowCounters { closed: 3, open_bytes_sent: 0, open_bytes_received: 0, ..again });
     watched.assert_nothing_lost();
@@ -313,14 +249,14 @@ fn nothing_is_missed_at_full_speed_where_softirqs_come_from_another_cpu() {
     let node = node_or_skip!();
     let mut watched = node.capture(Attach::SockOps);
     let mut storm = node.process_in_own_netns("storm", true);
-    storm.begin(&format!("storm 127.0.0.1:0 {THREADS} {times} 20 30"));
+    storm.begin_serve_and_call("127.0.0.1:0", THREADS, short(times, 20, 30), None);
     for _ in 0..50 {
         // Looking meanwhile must not disturb the counts.
         watched.capture.list_again();
         watched.read();
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    assert_eq!(storm.finish(), "done");
+    storm.finish();
     watched.capture.list_again();
     watched.read();
     let netns = storm.netns();
@@ -344,12 +280,12 @@ fn what_does_not_fit_is_counted(attach: Attach) {
     let mut made = 0_u64;
     for _ in 0..10 {
         let port = server.listen("l", "127.0.0.1:0");
-        server.begin("serve l 5 10 10");
-        client.tell(&format!("call 127.0.0.1:{port} 5 10 10"));
-        assert_eq!(server.finish(), "done");
+        server.begin_serve("l", short(5, 10, 10));
+        client.call(format_args!("127.0.0.1:{port}"), short(5, 10, 10));
+        server.finish();
         made += 2 * 5;
-        server.tell("unlisten l");
-        client.tell(&format!("refused 127.0.0.1:{port} 3"));
+        server.unlisten("l");
+        client.fail_to_connect(format_args!("127.0.0.1:{port}"), 3);
     }
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
@@ -373,12 +309,12 @@ fn nodes_on_one_kernel_see_their_own(attach: Attach) {
     let (one, two) = (node_or_skip!(), node_or_skip!());
     let (mut client, mut server) = (one.process("client"), two.process("server"));
     let port = server.listen("l", "127.0.0.1:0");
-    client.tell(&format!("connect old 127.0.0.1:{port}"));
-    server.tell("accept old l");
+    client.connect("old", format_args!("127.0.0.1:{port}"));
+    server.accept("old", "l");
     let (mut first, mut second) = (one.capture(attach), two.capture(attach));
-    server.begin("serve l 9 10 20");
-    client.tell(&format!("call 127.0.0.1:{port} 9 10 20"));
-    assert_eq!(server.finish(), "done");
+    server.begin_serve("l", short(9, 10, 20));
+    client.call(format_args!("127.0.0.1:{port}"), short(9, 10, 20));
+    server.finish();
     let ours = FlowCounters { preexisting: u64::from(can_list()), ..counted(9, 9, 90, 180) };
     first.expect(&BTreeMap::from([(key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours)]));
     second.expect(&BTreeMap::from([(key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(ours))]));
@@ -390,7 +326,7 @@ fn a_node_without_ipv6_is_captured_as_any_other() {
     for attach in [Attach::SockOps, Attach::TpBtf] {
         let mut watched = node.capture(attach);
         let (mut both, times) = (node.process_without_ipv6("both"), 20);
-        assert_eq!(both.tell(&format!("storm 127.0.0.1:0 1 {times} 20 30")), "done");
+        both.serve_and_call("127.0.0.1:0", 1, short(times, 20, 30));
         watched.read();
         let port = watched.flows.keys().next().unwrap().port;
         let ours = counted(times, times, 20 * times, 30 * times);
@@ -410,9 +346,9 @@ fn new_flow_wakes_the_reader() {
     let mut client = node.process("client");
     client.listen("l", "127.0.0.1:0");
     let port = client.listen("l", "127.0.0.1:0");
-    client.tell(&format!("connect c 127.0.0.1:{port}"));
-    let sights = watched.capture.new_flow_notifications().unwrap();
-    let ready = poll(&mut [PollFd::new(sights, PollFlags::POLLIN)], PollTimeout::from(30_000_u16)).unwrap();
+    client.connect("c", format_args!("127.0.0.1:{port}"));
+    let notifications = watched.capture.new_flow_notifications().unwrap();
+    let ready = poll(&mut [PollFd::new(notifications, PollFlags::POLLIN)], PollTimeout::from(30_000_u16)).unwrap();
     assert_eq!(ready, 1);
 }
 
@@ -425,10 +361,10 @@ fn slots_come_back_and_totals_stay(attach: Attach) {
     for round in 0..3 {
         let mut ports = Vec::new();
         for number in 0..3 {
-            let port = server.listen(&format!("l{round}{number}"), "127.0.0.1:0");
-            server.begin(&format!("serve l{round}{number} 2 10 20"));
-            client.tell(&format!("call 127.0.0.1:{port} 2 10 20"));
-            assert_eq!(server.finish(), "done");
+            let port = server.listen(format_args!("l{round}{number}"), "127.0.0.1:0");
+            server.begin_serve(format_args!("l{round}{number}"), short(2, 10, 20));
+            client.call(format_args!("127.0.0.1:{port}"), short(2, 10, 20));
+            server.finish();
             ports.push(port);
         }
         for port in ports {
@@ -454,9 +390,9 @@ fn forgotten_flows_free_their_slots_and_begin_at_zero_when_they_come_back() {
         key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port),
     ];
     let mut call = |times: u64| {
-        server.begin(&format!("serve l {times} 10 20"));
-        client.tell(&format!("call 127.0.0.1:{port} {times} 10 20"));
-        assert_eq!(server.finish(), "done");
+        server.begin_serve("l", short(times, 10, 20));
+        client.call(format_args!("127.0.0.1:{port}"), short(times, 10, 20));
+        server.finish();
         let ours = counted(times, times, 10 * times, 20 * times);
         BTreeMap::from([(ends[0], ours), (ends[1], mirrored(ours))])
     };
@@ -487,7 +423,7 @@ fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves()
     let stop = tempfile::tempdir().unwrap();
     let stop = stop.path().join("stop");
     let mut storm = node.process_in_own_netns("storm", true);
-    storm.begin(&format!("storm-until {} 127.0.0.1:0 {THREADS} 50 20 30", stop.display()));
+    storm.begin_serve_and_call("127.0.0.1:0", THREADS, short(50, 20, 30), Some(stop.clone()));
     let mut early = node.capture(Attach::SockOps);
     while early.seen < 1_000 {
         early.read();
@@ -500,7 +436,7 @@ fn a_capture_that_starts_in_a_storm_counts_nothing_twice_and_nothing_by_halves()
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     std::fs::write(&stop, "").unwrap();
-    assert_eq!(storm.finish(), "done");
+    storm.finish();
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(2);
     let at_rest = |counters: &FlowCounters| counters.active() == 0;
     while watched.flows.len() < 8 || !watched.flows.values().all(at_rest) {
@@ -532,9 +468,9 @@ fn captures_of_a_node_and_of_the_machine_around_it_do_not_disturb_each_other() {
     let mut outer = node.capture(Attach::SockOps);
     let mut inner = Watched::start(&Settings { cgroup_root: inner_root, ..node.settings(Attach::SockOps) });
     let port = server.listen("l", "127.0.0.1:0");
-    server.begin("serve l 30 100 200");
-    client.tell(&format!("call 127.0.0.1:{port} 30 100 200"));
-    assert_eq!(server.finish(), "done");
+    server.begin_serve("l", short(30, 100, 200));
+    client.call(format_args!("127.0.0.1:{port}"), short(30, 100, 200));
+    server.finish();
     let ours = counted(30, 30, 3_000, 6_000);
     let client_end = key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port);
     let server_end = key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port);
@@ -545,16 +481,16 @@ fn captures_of_a_node_and_of_the_machine_around_it_do_not_disturb_each_other() {
 fn a_server_that_listens_for_mptcp_is_a_server(attach: Attach) {
     let node = node_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));
-    let Ok(port) = server.tell("listen-mptcp l").parse::<u16>() else {
-        skip(Prerequisite::Mptcp, "this kernel has no MPTCP");
-        return;
+    let port = match server.listen_mptcp("l") {
+        Ok(port) => port,
+        Err(error) => return skip(Prerequisite::Mptcp, &format!("this kernel has no MPTCP: {error}")),
     };
-    client.tell(&format!("connect old 127.0.0.1:{port}"));
-    server.tell("accept old l");
+    client.connect("old", format_args!("127.0.0.1:{port}"));
+    server.accept("old", "l");
     let mut watched = node.capture(attach);
-    server.begin("serve l 3 10 20");
-    client.tell(&format!("call 127.0.0.1:{port} 3 10 20"));
-    assert_eq!(server.finish(), "done");
+    server.begin_serve("l", short(3, 10, 20));
+    client.call(format_args!("127.0.0.1:{port}"), short(3, 10, 20));
+    server.finish();
     let ours = FlowCounters { preexisting: u64::from(can_list()), ..counted(3, 3, 30, 60) };
     watched.expect(&BTreeMap::from([
         (key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), ours),

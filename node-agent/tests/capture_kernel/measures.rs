@@ -25,11 +25,11 @@ pub fn what_tcp_has_measured_is_what_the_sockets_say(attach: Attach) {
     let mut measured = [Measured::default(); 2];
     for name in ["prompt", "late", "clients-again", "servers-again", "silent"] {
         open(&mut client, &mut server, port, name);
-        measured[0].add(&client.tell(&format!("measured {name}")));
-        measured[1].add(&server.tell(&format!("measured {name}")));
+        measured[0].add(client.measure(name));
+        measured[1].add(server.measure(name));
         // At once and without an acknowledgement that would be measured, too.
-        client.tell(&format!("reset {name}"));
-        server.tell(&format!("close {name}"));
+        client.reset(name);
+        server.close(name);
     }
     assert!(measured[0].retransmits >= 2 && measured[1].retransmits >= 1, "{measured:?}");
     let buckets = |measured: &Measured| measured.rtt.counts().iter().filter(|count| **count > 0).count();
@@ -38,8 +38,8 @@ pub fn what_tcp_has_measured_is_what_the_sockets_say(attach: Attach) {
 
     open(&mut client, &mut server, port, "open");
     let ended = measured;
-    let ours = measured[0].add(&client.tell("measured open"));
-    let theirs = measured[1].add(&server.tell("measured open"));
+    let ours = measured[0].add(client.measure("open"));
+    let theirs = measured[1].add(server.measure("open"));
     if can_list() {
         expect(&mut watched, keys, measured, (6, 1));
         let open = keys.map(|key| watched.flows[&key].open_retransmits);
@@ -47,8 +47,8 @@ pub fn what_tcp_has_measured_is_what_the_sockets_say(attach: Attach) {
     } else {
         expect(&mut watched, keys, ended, (6, 1));
     }
-    client.tell("reset open");
-    server.tell("close open");
+    client.reset("open");
+    server.close("open");
     expect(&mut watched, keys, measured, (6, 0));
     assert_eq!(keys.map(|key| watched.flows[&key].open_retransmits), [0, 0]);
 }

@@ -5,7 +5,7 @@ use prerequisites::{Prerequisite, skip};
 use scopeprobe_agent::capture::{Attach, Losses, Settings};
 use topology::flow::{FlowCounters, Role};
 
-use crate::lab::{self, Watched, node_or_skip, storm_size};
+use crate::lab::{self, Watched, node_or_skip, short, storm_size};
 
 /// With steering, softirqs come to a processor while it runs a program, whose next run they need. Every opening and every
 /// end that is missing then was a run that the kernel counted as skipped.
@@ -15,7 +15,7 @@ fn what_a_tracepoint_misses_is_counted_as_lost(attach: Attach) {
     let node = node_or_skip!();
     let mut watched = node.capture(attach);
     let mut storm = node.process_in_own_netns("storm", true);
-    assert_eq!(storm.tell(&format!("storm 127.0.0.1:0 {THREADS} {times} 20 30")), "done");
+    storm.serve_and_call("127.0.0.1:0", THREADS, short(times, 20, 30));
     watched.read();
     let sum = |field: fn(&FlowCounters) -> u64| watched.flows.values().map(field).sum::<u64>();
     let all = 2 * THREADS * times;
@@ -63,8 +63,8 @@ fn connections_that_find_no_room_to_be_followed_are_counted() {
     let mut client = node.process("client");
     let port = client.listen("l", "127.0.0.1:0");
     for name in ["a", "b", "c", "d", "e"] {
-        client.tell(&format!("connect {name} 127.0.0.1:{port}"));
-        client.tell(&format!("accept {name}s l"));
+        client.connect(name, format_args!("127.0.0.1:{port}"));
+        client.accept(format_args!("{name}s"), "l");
     }
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     loop {

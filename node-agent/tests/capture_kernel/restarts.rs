@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use scopeprobe_agent::capture::Attach;
 use topology::flow::{FlowCounters, FlowKey, Role};
+use traffic::script::step::StreamAction;
 
 use crate::{
     counted,
-    lab::{Process, can_list, foreign, key, list_or_skip, node_or_skip},
+    lab::{Process, can_list, foreign, key, list_or_skip, node_or_skip, short, socket_address},
 };
 
 const HERE: &str = "127.0.0.1";
@@ -20,34 +21,34 @@ struct Waiting {
 impl Waiting {
     fn new(server: &mut Process) -> Self {
         let port = server.listen("l", "127.0.0.1:0");
-        assert_eq!(server.tell("turn-deaf l"), "done");
+        server.drop_syns("l");
         Self { port }
     }
 
     /// The first one's port is chosen by `connect()`, that of the others before: such sockets do not show where they come
     /// from.
     fn dial(&self, client: &mut Process, names: &[&str]) {
-        for (name, from) in names.iter().zip(std::iter::once("").chain(std::iter::repeat("127.0.0.1:0"))) {
-            assert_eq!(client.tell(&format!("dial {name} {HERE}:{} {from}", self.port)), "done");
+        for (name, from) in names.iter().zip(std::iter::once(None).chain(std::iter::repeat(Some("127.0.0.1:0")))) {
+            client.start_connect(name, format_args!("{HERE}:{}", self.port), from);
         }
     }
 
     fn let_in(client: &mut Process, server: &mut Process, names: &[&str]) {
-        assert_eq!(server.tell("hear-again l"), "done");
+        server.accept_syns("l");
         for name in names {
-            assert_eq!(client.tell(&format!("outcome {name}")), "connected");
-            assert_eq!(server.tell(&format!("accept {name} l")), "done");
+            assert!(client.await_handshake(name));
+            server.accept(name, "l");
         }
     }
 
     fn end(client: &mut Process, server: &mut Process, names: &[&str]) {
         // In the order in which they were accepted, which may be another one: an end is no peer of the other's name.
         for name in names {
-            client.tell(&format!("close {name}"));
+            client.close(name);
         }
         for name in names {
-            server.tell(&format!("end {name}"));
-            server.tell(&format!("close {name}"));
+            server.await_end(name);
+            server.close(name);
         }
     }
 
@@ -106,7 +107,7 @@ fn sockets_with_an_older_agents_flags_have_their_role_or_say_that_it_is_a_guess(
     Waiting::let_in(&mut client, &mut server, &NAMES);
     let mut watched = node.capture(Attach::SockOps);
     let keys = waiting.keys(&mut client, &mut server);
-    let bound = client.tell("port bound").parse().unwrap();
+    let bound = client.local_port("bound");
     let guessed = key(&mut client, Role::Server, HERE, HERE, bound);
     let expected = |closed: bool| {
         let all = |preexisting| before(preexisting, if closed { preexisting } else { 0 });
@@ -128,9 +129,9 @@ fn capture_keeps_direction_despite_callback_flags_of_another_program() {
     // Called after ours.
     let _foreign = foreign::flags_setter(node.root(), ALL_OF_OURS);
     let port = server.listen("l", "127.0.0.1:0");
-    server.begin("serve l 30 100 200");
-    assert_eq!(client.tell(&format!("call {HERE}:{port} 30 100 200")), "done");
-    assert_eq!(server.finish(), "done");
+    server.begin_serve("l", short(30, 100, 200));
+    client.call(format_args!("{HERE}:{port}"), short(30, 100, 200));
+    server.finish();
     let ours = counted(30, 30, 3_000, 6_000);
     watched.expect(&BTreeMap::from([
         (key(&mut client, Role::Client, HERE, HERE, port), ours),
@@ -146,24 +147,24 @@ pub fn connections_that_no_agent_saw_have_their_role_or_say_that_it_is_a_guess(a
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let mut expected = BTreeMap::new();
     for (room, from, listens) in
-        [(8, "", true), (8, "", false), (8, "127.0.0.1:0", false), (0, "", true), (0, "", false)]
+        [(8, None, true), (8, None, false), (8, Some("127.0.0.1:0"), false), (0, None, true), (0, None, false)]
     {
-        let name = format!("{room}-{}-{listens}", from.len());
-        let port: u16 = server.tell(&format!("listen-with-room {name} 127.0.0.1:0 {room}")).parse().unwrap();
-        assert_eq!(client.tell(&format!("dial {name} {HERE}:{port} {from}")), "done");
-        assert_eq!(client.tell(&format!("outcome {name}")), "connected");
-        assert_eq!(server.tell(&format!("accept {name} {name}")), "done");
+        let name = &format!("{room}-{}-{listens}", from.is_some());
+        let port = server.listen_with_backlog(name, "127.0.0.1:0", room);
+        client.start_connect(name, format_args!("{HERE}:{port}"), from);
+        assert!(client.await_handshake(name));
+        server.accept(name, name);
         if !listens {
-            server.tell(&format!("unlisten {name}"));
+            server.unlisten(name);
         }
         let guess = |is_guess| FlowCounters { inferred: u64::from(is_guess), ..before(1, 0) };
-        let is_known_client = from.is_empty();
+        let is_known_client = from.is_none();
         expected.insert(key(&mut client, Role::Client, HERE, HERE, port), guess(!is_known_client));
         let server_end = if room > 0 || listens {
             (key(&mut server, Role::Server, HERE, HERE, port), guess(false))
         } else {
             // Nothing tells it from a client whose port was chosen before.
-            let there = client.tell(&format!("port {name}")).parse().unwrap();
+            let there = client.local_port(name);
             (key(&mut server, Role::Client, HERE, HERE, there), guess(true))
         };
         expected.insert(server_end.0, server_end.1);
@@ -184,27 +185,27 @@ fn sockets_that_are_used_again_without_an_agent_are_found() {
     list_or_skip!();
     let (mut client, mut server) = (node.process("client"), node.process("server"));
     let gone = server.listen("gone", "127.0.0.1:0");
-    server.tell("unlisten gone");
+    server.unlisten("gone");
     let port = server.listen("l", "127.0.0.1:0");
     let early = node.capture(Attach::SockOps);
-    client.tell(&format!("dial failed {HERE}:{gone}"));
-    assert_eq!(client.tell("outcome failed"), "failed");
-    client.tell(&format!("connect ended {HERE}:{port}"));
-    server.tell("accept first l");
-    assert_eq!(client.tell("disconnect ended"), "done");
-    server.tell("close first");
+    client.start_connect("failed", format_args!("{HERE}:{gone}"), None);
+    assert!(!client.await_handshake("failed"));
+    client.connect("ended", format_args!("{HERE}:{port}"));
+    server.accept("first", "l");
+    client.act("ended", StreamAction::Disconnect);
+    server.close("first");
     drop(early);
     for name in ["failed", "ended"] {
-        assert_eq!(client.tell(&format!("redial {name} {HERE}:{port}")), "done");
-        assert_eq!(client.tell(&format!("outcome {name}")), "connected");
-        assert_eq!(server.tell(&format!("accept {name} l")), "done");
+        client.act(name, StreamAction::StartConnect(socket_address(format_args!("{HERE}:{port}"))));
+        assert!(client.await_handshake(name));
+        server.accept(name, "l");
     }
     let mut watched = node.capture(Attach::SockOps);
     let keys = [key(&mut client, Role::Client, HERE, HERE, port), key(&mut server, Role::Server, HERE, HERE, port)];
     watched.expect(&both(keys, before(2, 0)));
     for name in ["failed", "ended"] {
-        client.tell(&format!("close {name}"));
-        server.tell(&format!("close {name}"));
+        client.close(name);
+        server.close(name);
     }
     watched.expect(&both(keys, before(2, 2)));
     watched.assert_nothing_lost();
@@ -222,9 +223,9 @@ pub fn preexisting_attempts_are_counted_on_success_and_failure(attach: Attach) {
     hopeless.dial(&mut client, &["a", "b"]);
     hopeful.dial(&mut client, &["c", "d"]);
     let mut watched = node.capture(attach);
-    stranger.tell("unlisten l");
+    stranger.unlisten("l");
     for name in ["a", "b"] {
-        assert_eq!(client.tell(&format!("outcome {name}")), "failed");
+        assert!(!client.await_handshake(name));
     }
     Waiting::let_in(&mut client, &mut server, &["c", "d"]);
     let failed = FlowCounters { failed: 2, ..FlowCounters::default() };

@@ -9,7 +9,7 @@ use scopeprobe_agent::{
 use topology::flow::{FlowCounters, FlowKey, Protocol, Role};
 
 use crate::lab::{
-    self, Node, Process, Watched, node_or_skip,
+    self, Node, Process, Watched, node_or_skip, requests,
     routed::{Routed, addresses},
 };
 
@@ -63,14 +63,14 @@ fn both_ends_are_counted_over_every_kind_of_address() {
         ("[::]:0", "127.0.0.1", "127.0.0.1", "127.0.0.1"),
         ("[::]:0", "[::ffff:127.0.0.1]", "127.0.0.1", "127.0.0.1"),
     ];
-    for (index, (bound, asked, from, to)) in ways.into_iter().enumerate() {
-        let port: u16 = server.tell(&format!("udp-bind s{index} {bound}")).parse().unwrap();
-        server.begin(&format!("udp-serve s{index} 12 300"));
+    for (index, (bound, asked, from, to)) in (0..).zip(ways) {
+        let port = server.bind_udp(format_args!("s{index}"), bound);
+        server.begin_serve_datagrams(format_args!("s{index}"), 12, 300);
         assert_eq!(
-            client.tell(&format!("udp-ask {asked}:{port} 4 3 100 {}", 20_000 + 10 * index)),
-            (12 * 300).to_string()
+            client.call_datagrams(format_args!("{asked}:{port}"), requests(4, 3, 100, 20_000 + 10 * index)),
+            12 * 300
         );
-        assert_eq!(server.finish(), (12 * 100).to_string());
+        assert_eq!(server.finish_number(), 12 * 100);
         let of_client = counted(4, 12 * 100, 12 * 300);
         expected.insert(key(&mut client, Role::Client, from, to, port), of_client);
         expected.insert(key(&mut server, Role::Server, to, from, port), mirrored(of_client));
@@ -88,17 +88,17 @@ fn capture_counts_long_exchange_as_one_conversation_for_each_datagram_size() {
     for (family, any) in [(0, "0.0.0.0"), (1, "[::]")] {
         let (from, to) = (addresses(0)[family].clone(), addresses(1)[family].clone());
         let target = if family == 0 { to.clone() } else { format!("[{to}]") };
-        let port: u16 = server.tell(&format!("udp-bind s {any}:0")).parse().unwrap();
-        client.tell(&format!("udp-bind c {any}:0"));
-        client.tell(&format!("udp-connect c {target}:{port}"));
+        let port = server.bind_udp("s", format_args!("{any}:0"));
+        client.bind_udp("c", format_args!("{any}:0"));
+        client.connect_udp("c", format_args!("{target}:{port}"));
         let (mut sent, mut received) = (0_u64, 0_u64);
         // Empty ones, and ones in many fragments.
         for size in [0, 1, 1200, 1400, 1473, 9000, 40_000, 65_000, 0].into_iter().cycle().take(450) {
-            client.tell(&format!("udp-send c {size}"));
-            server.tell(&format!("udp-receive s {size}"));
-            server.tell(&format!("udp-answer s {}", size / 2));
-            client.tell(&format!("udp-receive c {}", size / 2));
-            (sent, received) = (sent + size, received + size / 2);
+            client.send_datagram("c", size);
+            server.receive_datagram("s", size);
+            server.respond_datagram("s", size / 2);
+            client.receive_datagram("c", size / 2);
+            (sent, received) = (sent + size as u64, received + size as u64 / 2);
         }
         let of_client = counted(1, sent, received);
         expected.insert(key(&mut client, Role::Client, &from, &to, port), of_client);
@@ -120,18 +120,18 @@ fn a_client_is_seen_with_the_address_that_it_dialled() {
          nft add rule inet lab out ip daddr 10.96.0.1 udp dport 53 dnat ip to 10.201.2.2:5353\n\
          ip route add 10.96.0.0/16 dev pod1",
     );
-    server.tell("udp-bind s 0.0.0.0:5353");
+    server.bind_udp("s", "0.0.0.0:5353");
     let mut expected = BTreeMap::new();
     // A pod's sockets and the node's, connected or not.
-    server.begin("udp-serve s 12 200");
-    assert_eq!(client.tell("udp-ask 10.96.0.1:53 4 3 50 20000"), (12 * 200).to_string());
-    assert_eq!(server.finish(), (12 * 50).to_string());
+    server.begin_serve_datagrams("s", 12, 200);
+    assert_eq!(client.call_datagrams("10.96.0.1:53", requests(4, 3, 50, 20_000)), 12 * 200);
+    assert_eq!(server.finish_number(), 12 * 50);
     let of_pod = counted(4, 12 * 50, 12 * 200);
     expected.insert(key(&mut client, Role::Client, "10.201.1.2", "10.96.0.1", 53), of_pod);
     expected.insert(key(&mut server, Role::Server, "10.201.2.2", "10.201.1.2", 5353), mirrored(of_pod));
-    server.begin("udp-serve s 12 200");
-    assert_eq!(host.tell("udp-ask 10.96.0.1:53 4 3 50 20000"), (12 * 200).to_string());
-    assert_eq!(server.finish(), (12 * 50).to_string());
+    server.begin_serve_datagrams("s", 12, 200);
+    assert_eq!(host.call_datagrams("10.96.0.1:53", requests(4, 3, 50, 20_000)), 12 * 200);
+    assert_eq!(server.finish_number(), 12 * 50);
     let of_host = counted(4, 12 * 50, 12 * 200);
     expected.insert(key(&mut host, Role::Client, "10.201.1.1", "10.96.0.1", 53), of_host);
     expected.insert(key(&mut server, Role::Server, "10.201.2.2", "10.201.1.1", 5353), mirrored(of_host));
@@ -145,18 +145,18 @@ fn many_clients_of_one_server_are_told_apart() {
     let mut watched = watch(&settings(&node));
     let mut server = alone(&node, "server");
     let mut clients: Vec<_> = (0..8).map(|number| node.process_beside(&format!("client-{number}"), &server)).collect();
-    let port: u16 = server.tell("udp-bind s 0.0.0.0:0").parse().unwrap();
-    server.begin(&format!("udp-serve s {} 10", 8 * 60 * 2));
-    for (index, client) in clients.iter_mut().enumerate() {
-        client.begin(&format!("udp-ask 127.0.0.1:{port} 60 2 30 {}", 20_000 + 100 * index));
+    let port = server.bind_udp("s", "0.0.0.0:0");
+    server.begin_serve_datagrams("s", 8 * 60 * 2, 10);
+    for (index, client) in (0..).zip(&mut clients) {
+        client.begin_call_datagrams(format_args!("127.0.0.1:{port}"), requests(60, 2, 30, 20_000 + 100 * index));
     }
     let mut expected = BTreeMap::new();
     for client in &mut clients {
-        assert_eq!(client.finish(), (60 * 2 * 10).to_string());
+        assert_eq!(client.finish_number(), 60 * 2 * 10);
         let of_client = counted(60, 60 * 2 * 30, 60 * 2 * 10);
         expected.insert(key(client, Role::Client, "127.0.0.1", "127.0.0.1", port), of_client);
     }
-    assert_eq!(server.finish(), (8 * 60 * 2 * 30).to_string());
+    assert_eq!(server.finish_number(), 8 * 60 * 2 * 30);
     let of_server = counted(8 * 60, 8 * 60 * 2 * 10, 8 * 60 * 2 * 30);
     expected.insert(key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), of_server);
     watched.expect(&expected);
@@ -170,11 +170,11 @@ fn more_conversations_than_can_be_remembered_say_that_they_may_be_older() {
     let mut watched = watch(&Settings { max_conversations: ROOM, ..settings(&node) });
     let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
-    let port: u16 = server.tell("udp-bind s 127.0.0.1:0").parse().unwrap();
+    let port = server.bind_udp("s", "127.0.0.1:0");
     let asked = 10 * u64::from(ROOM);
-    server.begin(&format!("udp-serve s {asked} 10"));
-    client.tell(&format!("udp-ask 127.0.0.1:{port} {asked} 1 30 20000"));
-    server.finish();
+    server.begin_serve_datagrams("s", asked, 10);
+    client.call_datagrams(format_args!("127.0.0.1:{port}"), requests(u16::try_from(asked).unwrap(), 1, 30, 20_000));
+    server.finish_number();
     // Both ends begin one each time, and again where one was forgotten before its answer: then it may look as if the other
     // end had begun. The first ones are certain, and none of the others claims to be.
     watched.read();
@@ -192,15 +192,15 @@ fn what_may_be_older_than_the_capture_says_so() {
     let node = node_or_skip!();
     let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
-    let port: u16 = server.tell("udp-bind s 127.0.0.1:0").parse().unwrap();
-    client.tell("udp-bind c 127.0.0.1:0");
-    client.tell(&format!("udp-send-to c 100 127.0.0.1:{port}"));
-    server.tell("udp-receive s 100");
+    let port = server.bind_udp("s", "127.0.0.1:0");
+    client.bind_udp("c", "127.0.0.1:0");
+    client.send_datagram_to("c", 100, format_args!("127.0.0.1:{port}"));
+    server.receive_datagram("s", 100);
     // The capture's first datagram is the answer: it takes the one who answers for the one who asked.
     let hour = Duration::from_hours(1);
     let mut watched = watch(&Settings { conversations_settle: hour, ..node.settings(Attach::SockOps) });
-    server.tell("udp-answer s 10");
-    client.tell("udp-receive c 10");
+    server.respond_datagram("s", 10);
+    client.receive_datagram("c", 10);
     watched.read();
     assert_eq!(watched.flows.len(), 2);
     assert!(
@@ -217,12 +217,12 @@ fn a_conversation_that_was_silent_for_long_counts_anew() {
     let mut watched = watch(&Settings { conversation_silence: silence, ..settings(&node) });
     let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
-    let port: u16 = server.tell("udp-bind s 127.0.0.1:0").parse().unwrap();
-    client.tell("udp-bind c 127.0.0.1:0");
-    client.tell(&format!("udp-connect c 127.0.0.1:{port}"));
+    let port = server.bind_udp("s", "127.0.0.1:0");
+    client.bind_udp("c", "127.0.0.1:0");
+    client.connect_udp("c", format_args!("127.0.0.1:{port}"));
     for _ in 0..2 {
-        client.tell("udp-send c 70");
-        server.tell("udp-receive s 70");
+        client.send_datagram("c", 70);
+        server.receive_datagram("s", 70);
         std::thread::sleep(silence + Duration::from_millis(200));
     }
     let of_client = counted(2, 140, 0);
@@ -239,14 +239,14 @@ fn datagrams_to_several_at_once_are_nobodys_conversation() {
     let mut watched = watch(&settings(&node));
     let mut process = alone(&node, "process");
     process.in_netns("ip route add 224.0.0.0/4 dev lo; ip -6 route add ff00::/8 dev lo table local");
-    process.tell("udp-bind a 0.0.0.0:0");
-    process.tell("udp-bind b [::]:0");
-    process.tell("udp-send-to a 10 224.0.0.251:5353");
-    process.tell("udp-send-to b 10 [ff02::fb%1]:5353");
+    process.bind_udp("a", "0.0.0.0:0");
+    process.bind_udp("b", "[::]:0");
+    process.send_datagram_to("a", 10, "224.0.0.251:5353");
+    process.send_datagram_to("b", 10, "[ff02::fb%1]:5353");
     // Something that is counted, to know that the capture has seen what came before.
-    let port: u16 = process.tell("udp-bind s 127.0.0.1:0").parse().unwrap();
-    process.tell(&format!("udp-send-to a 10 127.0.0.1:{port}"));
-    process.tell("udp-receive s 10");
+    let port = process.bind_udp("s", "127.0.0.1:0");
+    process.send_datagram_to("a", 10, format_args!("127.0.0.1:{port}"));
+    process.receive_datagram("s", 10);
     let of_client = counted(1, 10, 0);
     let expected = BTreeMap::from([
         (key(&mut process, Role::Client, "127.0.0.1", "127.0.0.1", port), of_client),
@@ -262,10 +262,10 @@ fn conversations_without_a_slot_are_counted_as_lost() {
     let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
     for number in 0..5 {
-        let port: u16 = server.tell(&format!("udp-bind s{number} 127.0.0.1:0")).parse().unwrap();
-        server.begin(&format!("udp-serve s{number} 2 10"));
-        client.tell(&format!("udp-ask 127.0.0.1:{port} 1 2 30 20000"));
-        server.finish();
+        let port = server.bind_udp(format_args!("s{number}"), "127.0.0.1:0");
+        server.begin_serve_datagrams(format_args!("s{number}"), 2, 10);
+        client.call_datagrams(format_args!("127.0.0.1:{port}"), requests(1, 2, 30, 20_000));
+        server.finish_number();
     }
     watched.read();
     let opened: u64 = watched.flows.values().map(|counters| counters.opened).sum();
@@ -275,20 +275,20 @@ fn conversations_without_a_slot_are_counted_as_lost() {
 }
 
 /// A name server's answer to a question for the address of `a.example`: 192.0.2.1, for a minute.
-const DNS_ANSWER: &str =
-    concat!("0707818000010001000000000161076578616d706c650000010001", "c00c000100010000003c0004c0000201");
+const DNS_ANSWER: &[u8] = b"\x07\x07\x81\x80\x00\x01\x00\x01\x00\x00\x00\x00\x01a\x07example\x00\x00\x01\x00\x01\
+    \xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x01";
 
 fn answers_of(watched: &mut Watched, node: &Node) -> (u64, u64) {
     let mut server = alone(node, "server");
     let mut client = node.process_beside("client", &server);
-    server.tell("udp-bind s 127.0.0.1:53");
-    server.tell("udp-bind other 127.0.0.1:54");
-    client.tell("udp-bind c 127.0.0.1:0");
+    server.bind_udp("s", "127.0.0.1:53");
+    server.bind_udp("other", "127.0.0.1:54");
+    client.bind_udp("c", "127.0.0.1:0");
     for (socket, port) in [("s", 53), ("other", 54)] {
-        client.tell(&format!("udp-send-to c 40 127.0.0.1:{port}"));
-        server.tell(&format!("udp-receive {socket} 40"));
-        server.tell(&format!("udp-answer-with {socket} {DNS_ANSWER}"));
-        client.tell("udp-receive c 43");
+        client.send_datagram_to("c", 40, format_args!("127.0.0.1:{port}"));
+        server.receive_datagram(socket, 40);
+        server.respond_datagram_with(socket, DNS_ANSWER);
+        client.receive_datagram("c", 43);
     }
     watched.read();
     (client.cgroup(), watched.flows.values().map(|counters| counters.opened).sum())
@@ -313,13 +313,13 @@ fn that_answers_did_not_fit_is_said() {
     assert!(watched.capture.description().has(Feature::RemoteNames));
     let mut server = alone(&node, "server");
     let mut client = node.process_beside("client", &server);
-    server.tell("udp-bind s 127.0.0.1:53");
-    client.tell("udp-bind c 127.0.0.1:0");
-    client.tell("udp-send-to c 40 127.0.0.1:53");
-    server.tell("udp-receive s 40");
+    server.bind_udp("s", "127.0.0.1:53");
+    client.bind_udp("c", "127.0.0.1:0");
+    client.send_datagram_to("c", 40, "127.0.0.1:53");
+    server.receive_datagram("s", 40);
     for _ in 0..200 {
-        server.tell(&format!("udp-answer-with s {DNS_ANSWER}"));
-        client.tell("udp-receive c 43");
+        server.respond_datagram_with("s", DNS_ANSWER);
+        client.receive_datagram("c", 43);
     }
     watched.read();
     assert!((1..200).contains(&watched.answers.len()), "{}", watched.answers.len());

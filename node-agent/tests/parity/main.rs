@@ -13,7 +13,7 @@ mod witness;
 use std::sync::{Mutex, PoisonError};
 
 use figures::{Figures, Table};
-use lab::{Node, node_or_skip, obey, routed::Routed, storm_size};
+use lab::{Node, node_or_skip, routed::Routed, run_scripted_process, storm_size};
 use methods::{Method, all, by_ebpf};
 use oracle::Oracle;
 use prerequisites::{Prerequisite, skip};
@@ -22,10 +22,8 @@ use witness::Witness;
 /// Not a test: what [`lab::Process`] starts.
 #[test]
 #[ignore = "the process that other tests start"]
-fn obedient_process() {
-    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
-        obey();
-    }
+fn scripted_process() {
+    run_scripted_process();
 }
 
 /// They share the machine's processors, and the rate is a part of the workload.

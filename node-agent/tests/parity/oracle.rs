@@ -1,15 +1,16 @@
 //! The connections, and how many of them there were by those who have made them.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use topology::flow::{FlowKey, Role};
+use traffic::script::step::Step;
 
-use crate::lab::{Process, key, routed::addresses};
+use crate::lab::{Process, key, routed::addresses, short as short_connections, socket_address};
 
 /// Edges, connections of each, and for how many milliseconds each lives.
-const LONG: (usize, usize, usize) = (6, 3, 2200);
+const LONG: (usize, u64, u64) = (6, 3, 2200);
 /// Edges, connections of each, and how many a second in all.
-const SHORT: (usize, usize, usize) = (40, 13, 100);
+const SHORT: (usize, u32, u32) = (40, 13, 100);
 /// Attempts that are refused.
 const REFUSED: u64 = 25;
 
@@ -42,7 +43,7 @@ pub struct Oracle {
 /// A way from a client to a listener.
 struct Way {
     listener: String,
-    dial: String,
+    dial: SocketAddr,
     /// The addresses as they are to be shown.
     client: String,
     server: String,
@@ -87,25 +88,28 @@ pub fn between_pods([long_client, long_server, short_client, short_server]: &mut
     let mut oracle = Oracle::default();
     let (edges, times, life) = LONG;
     let long = ways(long_server, edges, 0, 1);
-    long_server.begin(&format!("serve-each {times} 1000 500 0 {}", listeners(&long)));
-    long_client.begin(&format!("hold-each {times} {life} 1000 500 {}", targets(&long)));
+    let connections = short_connections(times, 1000, 500);
+    long_server.send(&Step::ServeEach { listeners: listeners(&long), connections, server_closes_every: 0 });
+    long_client.send(&Step::HoldEach { targets: targets(&long), connections, hold_ms: life });
 
     let (edges, times, rate) = SHORT;
     let short = ways(short_server, edges, 2, 3);
-    short_server.begin(&format!("serve-each {times} 10 20 3 {}", listeners(&short)));
-    short_client.begin(&format!("call-in-turns {} {rate} {}", edges * times, targets(&short)));
+    let connections = short_connections(times.into(), 10, 20);
+    short_server.send(&Step::ServeEach { listeners: listeners(&short), connections, server_closes_every: 3 });
+    let count = u32::try_from(edges).unwrap() * times;
+    short_client.send(&Step::CallInTurns { targets: targets(&short), count, rate });
 
-    let (made, milliseconds) = counts(&short_client.finish());
-    let (accepted, _) = counts(&short_server.finish());
+    let (made, milliseconds) = short_client.finish_counts();
+    let (accepted, _) = short_server.finish_counts();
     oracle.rate = a_second(made.iter().sum(), milliseconds.into());
     oracle.add_all(Kind::Short, &short, [short_client, short_server], [made, accepted], (10, 20));
-    let (made, shortest) = counts(&long_client.finish());
-    let (accepted, _) = counts(&long_server.finish());
+    let (made, shortest) = long_client.finish_counts();
+    let (accepted, _) = long_server.finish_counts();
     assert!(shortest >= 2000, "they live for two seconds at least: {shortest} ms");
     oracle.add_all(Kind::Long, &long, [long_client, long_server], [made, accepted], (1000, 500));
 
     let ([from, _], [to, _]) = (addresses(2), addresses(3));
-    assert_eq!(short_client.tell(&format!("refused {to}:9 {REFUSED}")), "done");
+    short_client.fail_to_connect(format_args!("{to}:9"), REFUSED);
     let refused = Done { kind: Kind::Refused, opened: 0, failed: REFUSED, sent: 0, received: 0 };
     oracle.edges.insert(key(short_client, Role::Client, &from, &to, 9), refused);
     oracle
@@ -116,7 +120,7 @@ pub fn storm(process: &mut Process, threads: u64, times: u64) -> Oracle {
     let names: Vec<_> = (0..threads).map(|number| format!("l{number}")).collect();
     let ports: Vec<_> = names.iter().map(|name| process.listen(name, "127.0.0.1:0")).collect();
     let begun = Instant::now();
-    assert_eq!(process.tell(&format!("storm-at {times} 20 30 {}", names.join(" "))), "done");
+    process.run(&Step::ServeAndCallAt { listeners: names, connections: short_connections(times, 20, 30) });
     let mut oracle = Oracle { rate: a_second(threads * times, begun.elapsed().as_millis()), ..Oracle::default() };
     for port in ports {
         let ends = [Role::Client, Role::Server].map(|role| key(process, role, "127.0.0.1", "127.0.0.1", port));
@@ -143,7 +147,7 @@ fn ways(server: &mut Process, count: usize, from: usize, to: usize) -> Vec<Way> 
             let port = server.listen(&listener, listen);
             Way {
                 listener,
-                dial: format!("{dial}:{port}"),
+                dial: socket_address(format_args!("{dial}:{port}")),
                 client: client.clone(),
                 server: server_address.clone(),
                 port,
@@ -152,17 +156,10 @@ fn ways(server: &mut Process, count: usize, from: usize, to: usize) -> Vec<Way> 
         .collect()
 }
 
-fn listeners(ways: &[Way]) -> String {
-    ways.iter().map(|way| way.listener.as_str()).collect::<Vec<_>>().join(" ")
+fn listeners(ways: &[Way]) -> Vec<String> {
+    ways.iter().map(|way| way.listener.clone()).collect()
 }
 
-fn targets(ways: &[Way]) -> String {
-    ways.iter().map(|way| way.dial.as_str()).collect::<Vec<_>>().join(" ")
-}
-
-/// Parses a process's counts, and the time it took.
-fn counts(answer: &str) -> (Vec<u64>, u64) {
-    let number = |word: &str| word.parse().unwrap_or_else(|_| panic!("the process said: {answer}"));
-    let (counts, milliseconds) = answer.split_once(' ').unwrap_or((answer, "0"));
-    (counts.split(',').map(number).collect(), number(milliseconds))
+fn targets(ways: &[Way]) -> Vec<SocketAddr> {
+    ways.iter().map(|way| way.dial).collect()
 }

@@ -3,10 +3,10 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cgroups;
+mod load;
 #[path = "../operator/mod.rs"]
 mod operator;
 mod tally;
-mod traffic;
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use cgroups::Machine;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tally::Tally;
 use tokio::net::TcpListener;
-use traffic::{Plan, Truth};
+use traffic::script::load::{LoadCounts, LoadPlan};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_scopeprobe-agent");
 
@@ -77,8 +77,8 @@ impl Stage {
     ///
     /// Each connection and conversation must be observed or lost at both ends. Observed ones must be reported, or counted
     /// as evicted before their report.
-    async fn account_for(&mut self, plan: Plan) {
-        let Truth { udp, tcp } = traffic::make(&self.machine, plan).await;
+    async fn account_for(&mut self, plan: LoadPlan) {
+        let LoadCounts { udp, tcp } = load::make(&self.machine, plan).await;
         let truth = 2 * (udp + tcp);
         assert_eq!(truth, 2 * u64::from(plan.conversations + plan.connections + plan.held));
         let (mut evicted_unreported, mut last) = (0, (0, 0, 0));
@@ -142,7 +142,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 async fn agent_survives_a_million_flows_in_its_default_memory() {
     let Some(mut stage) = Stage::set_up(MEMORY, &["--mode", "ebpf"]).await else { return };
     assert!(!stage.tally.lock().message().contains("flow table"), "its defaults fit");
-    stage.account_for(Plan { conversations: 420_000, connections: 80_000, held: 0 }).await;
+    stage.account_for(LoadPlan { conversations: 420_000, connections: 80_000, held: 0 }).await;
     stage.calm_down().await;
 }
 
@@ -154,7 +154,7 @@ async fn agent_in_less_memory_keeps_fewer_flows_and_says_so() {
         message.contains("flow table reduced from 65536 to 26630 flows to fit the memory limit of 64 MiB"),
         "{message}"
     );
-    stage.account_for(Plan { conversations: 90_000, connections: 10_000, held: 0 }).await;
+    stage.account_for(LoadPlan { conversations: 90_000, connections: 10_000, held: 0 }).await;
     stage.calm_down().await;
 }
 
@@ -162,15 +162,15 @@ async fn agent_in_less_memory_keeps_fewer_flows_and_says_so() {
 async fn fallback_survives_many_connections_in_its_default_memory() {
     let mode = ["--mode", "fallback", "--fallback-cpu-budget", "1000"];
     let Some(mut stage) = Stage::set_up(MEMORY, &mode).await else { return };
-    stage.account_for(Plan { conversations: 0, connections: 60_000, held: 8_000 }).await;
+    stage.account_for(LoadPlan { conversations: 0, connections: 60_000, held: 8_000 }).await;
     stage.calm_down().await;
 }
 
-/// Plays the node's processes; started by the tests.
+/// Not a test: runs the node's load; started by the tests.
 #[test]
 #[ignore = "a part of the tests above"]
 fn traffic_process() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
-    traffic::play(Path::new("/proc/self"));
+    load::run_load(Path::new("/proc/self"));
 }

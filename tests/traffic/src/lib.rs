@@ -3,6 +3,8 @@
 //! Commands come in as [`protocol::Command`] through a unix socket ([`control`]), so that control makes no TCP
 //! connection. [`client`] and [`server`] hold [`conversation`]s; what their system calls returned goes into
 //! [`counts`], and nothing else does. Names are asked for where a command says so ([`names`]), and nowhere else.
+//!
+//! [`script`] is the protocol of other processes, which tests of the agent script over pipes.
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -16,5 +18,6 @@ pub mod names;
 pub mod program;
 pub mod protocol;
 pub mod runs;
+pub mod script;
 pub mod server;
 pub mod stopwatch;

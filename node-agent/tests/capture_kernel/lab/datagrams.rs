@@ -1,97 +1,103 @@
-//! Sends and receives datagrams on command.
+//! Executes steps with UDP sockets.
 
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
-/// Nothing is lost on the way between namespaces of one machine.
+use traffic::script::step::{DatagramRequests, DatagramStep, StepAnswer};
+
+use super::scripted::{expect, unknown};
+
+/// Time limit for a datagram; none is lost between namespaces of one machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
-pub struct Datagrams {
+pub struct DatagramSockets {
     sockets: BTreeMap<String, UdpSocket>,
-    /// From whom each socket has heard last.
+    /// Source of the last datagram that each socket received.
     peers: BTreeMap<String, SocketAddr>,
 }
 
-impl Datagrams {
-    pub fn act(&mut self, what: &str, words: &[&str]) -> io::Result<String> {
-        let number = |index: usize| words[index].parse::<usize>().unwrap();
-        match what {
-            // `udp-bind NAME ADDRESS`: answers the port.
-            "bind" => {
-                let socket = bind(words[1])?;
-                let port = socket.local_addr()?.port();
-                self.sockets.insert(String::from(words[0]), socket);
-                return Ok(port.to_string());
+impl DatagramSockets {
+    pub fn execute(&mut self, step: DatagramStep) -> io::Result<StepAnswer> {
+        match step {
+            DatagramStep::Bind { socket, address } => {
+                let bound = bind(address)?;
+                let port = bound.local_addr()?.port();
+                self.sockets.insert(socket, bound);
+                return Ok(StepAnswer::Port(port));
             }
-            // `udp-connect NAME ADDRESS`
-            "connect" => self.sockets[words[0]].connect(words[1])?,
-            // `udp-send NAME BYTES`, to whom it is connected; `udp-send-to NAME BYTES ADDRESS`
-            "send" => assert_eq!(self.sockets[words[0]].send(&vec![7; number(1)])?, number(1)),
-            "send-to" => assert_eq!(self.sockets[words[0]].send_to(&vec![7; number(1)], words[2])?, number(1)),
-            // `udp-receive NAME BYTES`: one datagram, of so many bytes.
-            "receive" => {
-                let (got, peer) = self.sockets[words[0]].recv_from(&mut vec![0; 65_536])?;
-                assert_eq!(got, number(1));
-                self.peers.insert(String::from(words[0]), peer);
+            DatagramStep::Connect { socket, target } => self.socket(&socket)?.connect(target)?,
+            DatagramStep::Send { socket, bytes, target } => {
+                let (socket, payload) = (self.socket(&socket)?, vec![7; bytes]);
+                let sent = match target {
+                    Some(target) => socket.send_to(&payload, target)?,
+                    None => socket.send(&payload)?,
+                };
+                expect("bytes sent", sent, bytes)?;
             }
-            // `udp-answer NAME BYTES`: to whom it has heard from last.
-            "answer" => {
-                let peer = self.peers[words[0]];
-                assert_eq!(self.sockets[words[0]].send_to(&vec![8; number(1)], peer)?, number(1));
+            DatagramStep::Receive { socket, bytes } => {
+                let (received, peer) = self.socket(&socket)?.recv_from(&mut vec![0; 65_536])?;
+                expect("bytes received", received, bytes)?;
+                self.peers.insert(socket, peer);
             }
-            // `udp-answer-with NAME HEX`: with these very bytes.
-            "answer-with" => {
-                let peer = self.peers[words[0]];
-                let bytes =
-                    (0..words[1].len()).step_by(2).map(|at| u8::from_str_radix(&words[1][at..at + 2], 16).unwrap());
-                self.sockets[words[0]].send_to(&bytes.collect::<Vec<_>>(), peer)?;
+            DatagramStep::Respond { socket, bytes } => self.respond(&socket, &vec![8; bytes])?,
+            DatagramStep::RespondWith { socket, payload } => self.respond(&socket, &payload)?,
+            DatagramStep::Serve { socket, count, response } => {
+                return serve(self.socket(&socket)?, count, &vec![1; response]);
             }
-            "close" => drop(self.sockets.remove(words[0])),
-            // `udp-serve NAME N ANSWER`: answers so many datagrams with so many bytes each; answers what it has received.
-            "serve" => {
-                let socket = &self.sockets[words[0]];
-                let (mut asked, answer, mut bytes) = (vec![0; 65_536], vec![1; number(2)], 0);
-                for _ in 0..number(1) {
-                    let (got, peer) = socket.recv_from(&mut asked)?;
-                    bytes += got;
-                    socket.send_to(&answer, peer)?;
-                }
-                return Ok(bytes.to_string());
-            }
-            // `udp-ask ADDRESS SOCKETS TIMES REQUEST PORT`: so many sockets, one after the other, with this port and those
-            // that follow, ask so many times each, every other one connected. Answers what it has received.
-            "ask" => {
-                let (mut answer, mut bytes) = (vec![0; 65_536], 0);
-                let any = if words[0].starts_with('[') { "[::]" } else { "0.0.0.0" };
-                for turn in 0..number(1) {
-                    let socket = bind(&format!("{any}:{}", number(4) + turn))?;
-                    if turn % 2 == 0 {
-                        socket.connect(words[0])?;
-                    }
-                    for _ in 0..number(2) {
-                        let request = vec![2; number(3)];
-                        if turn % 2 == 0 {
-                            socket.send(&request)?
-                        } else {
-                            socket.send_to(&request, words[0])?
-                        };
-                        bytes += socket.recv(&mut answer)?;
-                    }
-                }
-                return Ok(bytes.to_string());
-            }
-            other => panic!("unknown command udp-{other}"),
+            DatagramStep::Call { target, requests } => return call(target, requests),
         }
-        Ok(String::from("done"))
+        Ok(StepAnswer::Done)
+    }
+
+    fn respond(&self, name: &str, payload: &[u8]) -> io::Result<()> {
+        let socket = self.socket(name)?;
+        let peer = self.peers.get(name).ok_or_else(|| io::Error::other(format!("`{name}` received nothing")))?;
+        expect("bytes sent", socket.send_to(payload, peer)?, payload.len())
+    }
+
+    fn socket(&self, name: &str) -> io::Result<&UdpSocket> {
+        self.sockets.get(name).ok_or_else(|| unknown(name))
     }
 }
 
-fn bind(address: &str) -> io::Result<UdpSocket> {
+fn serve(socket: &UdpSocket, count: u64, response: &[u8]) -> io::Result<StepAnswer> {
+    let (mut request, mut bytes) = (vec![0; 65_536], 0);
+    for _ in 0..count {
+        let (received, peer) = socket.recv_from(&mut request)?;
+        bytes += received as u64;
+        socket.send_to(response, peer)?;
+    }
+    Ok(StepAnswer::Number(bytes))
+}
+
+fn call(target: SocketAddr, requests: DatagramRequests) -> io::Result<StepAnswer> {
+    let (mut response, mut bytes) = (vec![0; 65_536], 0);
+    let any: IpAddr = if target.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let request = vec![2; requests.request];
+    for turn in 0..requests.sockets {
+        let socket = bind(SocketAddr::new(any, requests.port + turn))?;
+        let is_connected = turn % 2 == 0;
+        if is_connected {
+            socket.connect(target)?;
+        }
+        for _ in 0..requests.times {
+            if is_connected {
+                socket.send(&request)?
+            } else {
+                socket.send_to(&request, target)?
+            };
+            bytes += socket.recv(&mut response)? as u64;
+        }
+    }
+    Ok(StepAnswer::Number(bytes))
+}
+
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(address)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)

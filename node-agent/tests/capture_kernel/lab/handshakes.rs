@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use nix::{
@@ -11,55 +11,68 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket, sockopt,
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrStorage, bind, connect, listen, setsockopt,
+        socket, sockopt,
     },
 };
 
 use super::measures;
 
-/// Listens with room for so many connections that wait to be accepted; the kernel lets one more in.
-pub(super) fn listen_with_room(address: &str, room: i32) -> io::Result<TcpListener> {
-    let address = parsed(address);
+/// Listens with an accept queue of this length; the kernel admits one more.
+pub(super) fn listen_with_backlog(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     let socket = tcp_socket(address)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
-    listen(&socket, Backlog::new(room)?)?;
+    listen(&socket, Backlog::new(backlog)?)?;
     Ok(socket.into())
 }
 
-/// Begins to connect, from a port that is chosen now, or by `connect()`. Does not give up for ten minutes.
-pub(super) fn dial(address: &str, from: Option<&str>) -> io::Result<TcpStream> {
+/// Listens at 127.0.0.1 for MPTCP, which is TCP with clients that do not support it.
+#[expect(unsafe_code, reason = "nix has no MPTCP")]
+pub(super) fn listen_mptcp() -> io::Result<TcpListener> {
+    // SAFETY: no pointers; the descriptor is checked and owned right away.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_MPTCP);
+        Errno::result(fd)?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0))?;
+    listen(&socket, Backlog::new(16)?)?;
+    Ok(socket.into())
+}
+
+/// Sends a SYN, from this local address or one that `connect()` chooses. The kernel retransmits it for ten minutes.
+pub(super) fn start_connect(target: SocketAddr, local: Option<SocketAddr>) -> io::Result<TcpStream> {
     const SYNS: i32 = 12;
-    let to = parsed(address);
-    let socket = tcp_socket(to)?;
+    let socket = tcp_socket(target)?;
     measures::set(&socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, &SYNS)?;
-    if let Some(from) = from {
-        bind(socket.as_raw_fd(), &SockaddrStorage::from(parsed(from)))?;
+    if let Some(local) = local {
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
     }
     let stream = TcpStream::from(socket);
-    redial(&stream, address)?;
+    connect_again(&stream, target)?;
     Ok(stream)
 }
 
-/// Begins to connect with a socket whose connection or attempt is over.
-pub(super) fn redial(stream: &TcpStream, address: &str) -> io::Result<()> {
+/// Sends a SYN with a socket that has no connection, or no longer has one.
+pub(super) fn connect_again(stream: &TcpStream, target: SocketAddr) -> io::Result<()> {
     stream.set_nonblocking(true)?;
-    let to = SockaddrStorage::from(parsed(address));
+    let target = SockaddrStorage::from(target);
     loop {
-        match connect(stream.as_raw_fd(), &to) {
+        match connect(stream.as_raw_fd(), &target) {
             Ok(()) | Err(Errno::EINPROGRESS) => return Ok(()),
-            // The last that is heard of an attempt that has failed.
+            // Reports the end of an attempt that has failed.
             Err(Errno::ECONNABORTED) => {}
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// Waits for what comes of an attempt: `connected` or `failed`.
-pub(super) fn outcome(stream: &TcpStream) -> io::Result<String> {
+/// Waits for the end of a handshake, and returns whether it succeeded.
+pub(super) fn await_handshake(stream: &TcpStream) -> io::Result<bool> {
     let fd = std::os::fd::AsFd::as_fd(stream);
     while poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::NONE)? == 0 {}
     stream.set_nonblocking(false)?;
-    Ok(String::from(if stream.take_error()?.is_none() { "connected" } else { "failed" }))
+    Ok(stream.take_error()?.is_none())
 }
 
 /// Ends the connection; the socket can be used again.
@@ -71,10 +84,6 @@ pub(super) fn disconnect(stream: &TcpStream) -> io::Result<()> {
     let result = unsafe { libc::connect(stream.as_raw_fd(), &raw const nowhere, length) };
     Errno::result(result)?;
     Ok(())
-}
-
-fn parsed(address: &str) -> SocketAddr {
-    address.parse().unwrap()
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {

@@ -10,40 +10,40 @@ use std::{
 
 use nix::libc;
 use topology::rtt::{RttBucket, RttHistogram};
+use traffic::script::step::{StepAnswer, StreamAction};
 
 use super::Process;
 
-/// Executes a command in the process that holds the socket.
-pub(super) fn act(stream: &TcpStream, words: &[&str]) -> io::Result<String> {
-    match words[0] {
-        // `measured STREAM`
-        "measured" => return tcp_info(stream).map(|info| format!("{} {}", info.rtt, info.retransmits)),
-        // `acknowledged STREAM`: until everything that was sent is.
-        "acknowledged" => wait(|| Ok(tcp_info(stream)?.unacknowledged == 0))?,
-        // `resent STREAM N`: until so many segments were sent again.
-        "resent" => {
-            let wanted: u32 = words[2].parse().unwrap();
-            wait(|| Ok(tcp_info(stream)?.retransmits >= wanted))?;
-        }
-        // `deafen STREAM`, `hear STREAM`
-        "deafen" => deafen(stream)?,
-        "hear" => hear(stream)?,
-        // `delay STREAM`: the next acknowledgement comes late.
-        _ => set(stream, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &0)?,
-    }
-    Ok(String::from("done"))
+/// Answers the kernel's measurements of a connection.
+pub(super) fn measure(stream: &TcpStream) -> io::Result<StepAnswer> {
+    tcp_info(stream).map(|info| StepAnswer::Measured { rtt_us: info.rtt, retransmits: info.retransmits })
 }
 
-/// Has the socket drop what comes in, as if it had never come.
-pub(super) fn deafen(socket: &impl AsRawFd) -> io::Result<()> {
+/// Waits until the peer has acknowledged everything that was sent.
+pub(super) fn await_acknowledged(stream: &TcpStream) -> io::Result<()> {
+    wait("everything is acknowledged", || Ok(tcp_info(stream)?.unacknowledged == 0))
+}
+
+/// Waits until the kernel has retransmitted this number of segments.
+pub(super) fn await_retransmits(stream: &TcpStream, wanted: u32) -> io::Result<()> {
+    wait("segments are retransmitted", || Ok(tcp_info(stream)?.retransmits >= wanted))
+}
+
+/// Delays the next acknowledgement.
+pub(super) fn delay_acknowledgement(stream: &TcpStream) -> io::Result<()> {
+    set(stream, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &0)
+}
+
+/// Attaches a socket filter that drops every packet that arrives.
+pub(super) fn drop_incoming(socket: &impl AsRawFd) -> io::Result<()> {
     const DROP: libc::sock_filter = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
     let mut drop_all = [DROP];
     let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
     set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
-/// The opposite.
-pub(super) fn hear(socket: &impl AsRawFd) -> io::Result<()> {
+/// Detaches the filter of [`drop_incoming`].
+pub(super) fn accept_incoming(socket: &impl AsRawFd) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0)
 }
 
@@ -79,10 +79,12 @@ pub(super) fn set<T>(socket: &impl AsRawFd, level: i32, option: i32, value: &T) 
     Ok(())
 }
 
-fn wait(until: impl Fn() -> io::Result<bool>) -> io::Result<()> {
+fn wait(condition: &str, until: impl Fn() -> io::Result<bool>) -> io::Result<()> {
     let deadline = Instant::now() + Duration::from_mins(2);
     while !until()? {
-        assert!(Instant::now() < deadline);
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("waited 2 minutes until {condition}")));
+        }
         thread::sleep(Duration::from_millis(5));
     }
     Ok(())
@@ -96,12 +98,11 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// With what another socket says, by the answer to `measured`. Returns its own part.
-    pub fn add(&mut self, said: &str) -> Self {
-        let (rtt, retransmits) = said.split_once(' ').unwrap();
-        let mut one = Self { retransmits: retransmits.parse().unwrap(), rtt: RttHistogram::default() };
+    /// Adds the measurements of another socket, as [`Process::measure`] returns them. Returns its part.
+    pub fn add(&mut self, (rtt, retransmits): (u32, u32)) -> Self {
+        let mut one = Self { retransmits: retransmits.into(), rtt: RttHistogram::default() };
         // 0 stands for none.
-        if let Some(rtt) = Some(rtt.parse().unwrap()).filter(|rtt| *rtt > 0) {
+        if rtt > 0 {
             one.rtt.add(RttBucket::of(rtt));
         }
         *self = Self { retransmits: self.retransmits + one.retransmits, rtt: self.rtt.plus(&one.rtt) };
@@ -109,10 +110,10 @@ impl Measured {
     }
 }
 
-/// Opens a connection and lets its ends do something of which they measure something.
+/// Opens a connection and lets its ends cause the measurements that the name states.
 pub fn open(client: &mut Process, server: &mut Process, port: u16, name: &str) {
-    client.tell(&format!("connect {name} 127.0.0.1:{port}"));
-    server.tell(&format!("accept {name} l"));
+    client.connect(name, format_args!("127.0.0.1:{port}"));
+    server.accept(name, "l");
     match name {
         "prompt" => {
             pass(client, server, name, 100);
@@ -120,11 +121,11 @@ pub fn open(client: &mut Process, server: &mut Process, port: u16, name: &str) {
         }
         "late" => {
             for _ in 0..8 {
-                server.tell("delay late");
-                client.tell("send late 1");
-                client.tell("acknowledged late");
+                server.act("late", StreamAction::DelayAcknowledgement);
+                client.send_bytes("late", 1);
+                client.act("late", StreamAction::AwaitAcknowledged);
             }
-            server.tell("receive late 8");
+            server.receive_bytes("late", 8);
         }
         "clients-again" | "open" => lose_and_pass(client, server, name, 2),
         "servers-again" => lose_and_pass(server, client, name, 1),
@@ -132,20 +133,20 @@ pub fn open(client: &mut Process, server: &mut Process, port: u16, name: &str) {
         other => panic!("{other}"),
     }
     for end in [client, server] {
-        end.tell(&format!("acknowledged {name}"));
+        end.act(name, StreamAction::AwaitAcknowledged);
     }
 }
 
-fn pass(from: &mut Process, to: &mut Process, name: &str, bytes: u32) {
-    from.tell(&format!("send {name} {bytes}"));
-    to.tell(&format!("receive {name} {bytes}"));
+fn pass(from: &mut Process, to: &mut Process, name: &str, bytes: usize) {
+    from.send_bytes(name, bytes);
+    to.receive_bytes(name, bytes);
 }
 
-/// The same, where the first ones are not heard.
+/// As [`pass`], where the receiver drops the first segments.
 fn lose_and_pass(from: &mut Process, to: &mut Process, name: &str, times: u32) {
-    to.tell(&format!("deafen {name}"));
-    from.tell(&format!("send {name} 3000"));
-    from.tell(&format!("resent {name} {times}"));
-    to.tell(&format!("hear {name}"));
-    to.tell(&format!("receive {name} 3000"));
+    to.act(name, StreamAction::DropIncoming);
+    from.send_bytes(name, 3000);
+    from.act(name, StreamAction::AwaitRetransmits(times));
+    to.act(name, StreamAction::AcceptIncoming);
+    to.receive_bytes(name, 3000);
 }

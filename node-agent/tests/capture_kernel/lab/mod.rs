@@ -6,17 +6,16 @@ mod datagrams;
 pub mod foreign;
 mod handshakes;
 pub mod measures;
-mod obedience;
+mod process;
 pub mod routed;
+mod scripted;
 pub mod watched;
 mod workload;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
@@ -28,7 +27,8 @@ use scopeprobe_agent::capture::{Attach, Settings, find_cgroup_root};
 use topology::flow::{FlowKey, Protocol, Role};
 
 pub use self::{
-    obedience::obey,
+    process::{Process, requests, short, socket_address},
+    scripted::run_scripted_process,
     watched::{Watched, with_methods, without_measures},
 };
 
@@ -182,86 +182,6 @@ impl Drop for Node {
         if let Err(error) = fs::remove_dir(&self.root) {
             println!("{} stays behind: {error}", self.root.display());
         }
-    }
-}
-
-/// Scripted process: this test's own program, started again.
-pub struct Process {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    cgroup: u64,
-}
-
-impl Process {
-    fn start(cgroup: &Path, wrapper: &[&str]) -> Self {
-        let program = std::env::current_exe().unwrap();
-        let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
-        let mut child = Command::new(words.next().unwrap())
-            .args(words)
-            .args(["--exact", "obedient_process", "--ignored", "--nocapture", "--test-threads=1"])
-            .env("SCOPEPROBE_LAB_PROCESS", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
-        let input = child.stdin.take().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, input, output, cgroup: fs::metadata(cgroup).unwrap().ino() }
-    }
-
-    pub fn cgroup(&self) -> u64 {
-        self.cgroup
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// A command in this process's network namespace.
-    pub fn in_netns(&self, command: &str) {
-        let target = self.pid().to_string();
-        let status = Command::new("nsenter").args(["-t", &target, "-n", "sh", "-ec", command]).status().unwrap();
-        assert!(status.success(), "{command}");
-    }
-
-    /// Does one thing and returns what it says.
-    pub fn tell(&mut self, command: &str) -> String {
-        self.begin(command);
-        self.finish()
-    }
-
-    pub fn begin(&mut self, command: &str) {
-        writeln!(self.input, "{command}").unwrap();
-    }
-
-    pub fn finish(&mut self) -> String {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the process ended");
-            // The harness of the process prints before the first answer, on the same line.
-            if let Some(at) = line.find("@ ") {
-                return String::from(line[at + 2..].trim());
-            }
-        }
-    }
-
-    /// Listens and returns the port.
-    pub fn listen(&mut self, name: &str, address: &str) -> u16 {
-        self.tell(&format!("listen {name} {address}")).parse().unwrap()
-    }
-
-    pub fn netns(&mut self) -> u32 {
-        self.tell("netns").parse().unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -26,9 +26,9 @@ const UNSEEN: &str = "node-2";
 const SPEC: &str =
     "{nodeSelector: {kubernetes.io/hostname: node-1}, topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 const PORT: u16 = 8080;
-/// Pods that come and go at a time.
+/// Number of pods at a time.
 const AT_A_TIME: usize = 4;
-/// Default duration; `SCOPEPROBE_COME_AND_GO_SECONDS` overrides it.
+/// Default duration; `SCOPEPROBE_POD_CHURN_SECONDS` overrides it.
 const USUAL: Duration = Duration::from_mins(1);
 
 /// Real connections between the permanent pod and each other one, in both directions.
@@ -39,7 +39,7 @@ struct Truth {
     addresses: HashMap<IpAddr, Vec<String>>,
 }
 
-struct Stage<'a> {
+struct Testbed<'a> {
     namespace: &'a Namespace,
     stays: Traffic,
     stays_ip: IpAddr,
@@ -47,17 +47,17 @@ struct Stage<'a> {
 }
 
 fn lasting() -> Duration {
-    let told = std::env::var("SCOPEPROBE_COME_AND_GO_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let told = std::env::var("SCOPEPROBE_POD_CHURN_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     told.map_or(USUAL, Duration::from_secs)
 }
 
-impl Stage<'_> {
+impl Testbed<'_> {
     fn truth(&self) -> std::sync::MutexGuard<'_, Truth> {
         self.truth.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// A pod comes, is called, calls, and goes.
-    async fn come_and_go(&self, name: &str) -> Result<()> {
+    /// Starts a pod, calls it, lets it call, and deletes it.
+    async fn run_pod(&self, name: &str) -> Result<()> {
         let pod = self.namespace.traffic_pod(name, Some(UNSEEN), &["main"]).await?.remove(0);
         let ip = self.namespace.pod_ips(name).await?[0];
         self.truth().addresses.entry(ip).or_default().push(name.to_owned());
@@ -77,7 +77,7 @@ impl Stage<'_> {
             if Instant::now() >= end {
                 break;
             }
-            self.come_and_go(&format!("pod-{slot}-{turn}")).await?;
+            self.run_pod(&format!("pod-{slot}-{turn}")).await?;
         }
         Ok(())
     }
@@ -139,26 +139,26 @@ async fn no_edge_names_a_pod_that_did_not_own_the_address_then() -> Result<()> {
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     cluster.probe_some(SPEC, &[SEEN], Mode::Ebpf).await?;
-    let namespace = cluster.namespace("come-and-go").await?;
+    let namespace = cluster.namespace("pod-churn").await?;
     let stays = namespace.traffic_pod("stays", Some(SEEN), &["main"]).await?.remove(0);
     stays.echo(&format!("0.0.0.0:{PORT}")).await?;
     let stays_ip = namespace.pod_ips("stays").await?[0];
-    let stage = Stage { namespace: &namespace, stays, stays_ip, truth: Mutex::default() };
+    let testbed = Testbed { namespace: &namespace, stays, stays_ip, truth: Mutex::default() };
 
     let end = Instant::now() + lasting();
-    try_join_all((0..AT_A_TIME).map(|slot| stage.slot(slot, end))).await?;
+    try_join_all((0..AT_A_TIME).map(|slot| testbed.slot(slot, end))).await?;
 
     let shown = eventually("all connections to be on edges", async || {
-        let shown = stage.shown().await.map_err(|error| error.to_string())?;
-        match stage.compare(&shown) {
+        let shown = testbed.shown().await.map_err(|error| error.to_string())?;
+        match testbed.compare(&shown) {
             (_, 0) => Ok(shown),
             (wrong, missing) => Err(format!("{missing} are missing; wrong: {wrong:?}; {shown:?}")),
         }
     })
     .await?;
-    let (wrong, _) = stage.compare(&shown);
+    let (wrong, _) = testbed.compare(&shown);
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let truth = stage.truth();
+    let truth = testbed.truth();
     let again: usize = truth.addresses.values().map(|pods| pods.len() - 1).sum();
     println!(
         "{} pods at {} addresses, {again} times one that another pod had had; {} connections under a name, {} by address",

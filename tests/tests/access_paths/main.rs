@@ -6,16 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod one_agent;
-mod stage;
+mod paths;
 mod table;
-mod ways;
+mod testbed;
 
 use std::time::Duration;
 
 use crds::Mode;
 use one_agent::Tracking;
 use scopeprobe_tests::{Cluster, Result, cluster::Shape, eventually, oracle::observed};
-use stage::Stage;
+use testbed::Testbed;
 
 const SPEC: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
 /// Duration of connections that scans every two seconds must observe.
@@ -24,28 +24,28 @@ const MIXED: &str = "{topology: {counterInterval: 1s, maxEdges: 500, pods: 10}, 
   modeOverrides: [{nodeSelector: {kubernetes.io/hostname: node-1}, mode: Fallback}]}";
 
 #[tokio::test]
-async fn each_way_in_is_one_edge_with_the_right_names_and_counts() -> Result<()> {
-    every_way(Cluster::shared().await?, "ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
+async fn each_access_path_is_one_edge_with_the_right_names_and_counts() -> Result<()> {
+    every_path(Cluster::shared().await?, "paths", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
 }
 
 #[tokio::test]
-async fn each_way_in_is_one_edge_with_iptables() -> Result<()> {
-    every_way(Cluster::of(Shape::FewAddresses).await?, "iptables-ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
+async fn each_access_path_is_one_edge_with_iptables() -> Result<()> {
+    every_path(Cluster::of(Shape::FewAddresses).await?, "iptables-paths", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
 }
 
 #[tokio::test]
-#[ignore = "needs a cluster of virtual machines: scripts/ways-in ipvs"]
-async fn each_way_in_is_one_edge_with_ipvs() -> Result<()> {
-    every_way(Cluster::of(Shape::Ipvs).await?, "ipvs-ways", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
+#[ignore = "needs a cluster of virtual machines: scripts/access-paths ipvs"]
+async fn each_access_path_is_one_edge_with_ipvs() -> Result<()> {
+    every_path(Cluster::of(Shape::Ipvs).await?, "ipvs-paths", SPEC, Duration::ZERO, |_| Mode::Ebpf).await
 }
 
 #[tokio::test]
-async fn each_way_in_is_one_edge_where_one_node_has_no_ebpf() -> Result<()> {
+async fn each_access_path_is_one_edge_where_one_node_has_no_ebpf() -> Result<()> {
     let mode = |node: &str| if node == "node-1" { Mode::Fallback } else { Mode::Ebpf };
-    every_way(Cluster::shared().await?, "mixed-ways", MIXED, LOOKED_AT, mode).await
+    every_path(Cluster::shared().await?, "mixed-paths", MIXED, LOOKED_AT, mode).await
 }
 
-async fn every_way(
+async fn every_path(
     cluster: Cluster,
     what: &str,
     spec: &str,
@@ -55,27 +55,27 @@ async fn every_way(
     cluster.install_chart(&[]).await?;
     cluster.unprobe().await?;
     cluster.probe_as(spec, mode).await?;
-    let stage = Stage::set(cluster.namespace(what).await?, ways::ALL).await?;
-    let cases = ways::cases(ways::ALL);
-    stage.play(&cases, lasting).await?;
-    let happened = stage.happened(&cases).await?;
-    let table = eventually("each way in to be shown as it was gone", async || {
-        let shown = observed::edges(&stage.namespace).await.map_err(|error| error.to_string())?;
-        let table = table::Table::of(&happened, &stage.leads(), &shown);
+    let testbed = Testbed::new(cluster.namespace(what).await?, paths::ALL).await?;
+    let cases = paths::cases(paths::ALL);
+    testbed.connect_all(&cases, lasting).await?;
+    let happened = testbed.happened(&cases).await?;
+    let table = eventually("each access path to be shown as it was used", async || {
+        let shown = observed::edges(&testbed.namespace).await.map_err(|error| error.to_string())?;
+        let table = table::Table::of(&happened, &testbed.leads(), &shown);
         if table.is_perfect() { Ok(table) } else { Err(table.to_string()) }
     })
     .await?;
     println!("{what}\n{table}");
-    stage.strike().await
+    testbed.tear_down().await
 }
 
 #[tokio::test]
-async fn with_one_agent_missing_what_the_other_sees_is_shown_as_such() -> Result<()> {
+async fn edges_of_the_other_agent_are_published_if_one_agent_is_missing() -> Result<()> {
     with_one_agent_missing("one-agent", Tracking::Unheard, Mode::Ebpf, Duration::ZERO).await
 }
 
 #[tokio::test]
-async fn with_one_agent_missing_connection_tracking_of_the_others_node_tells_who_answered() -> Result<()> {
+async fn connection_tracking_names_the_servers_if_one_agent_is_missing() -> Result<()> {
     with_one_agent_missing("one-tracking-agent", Tracking::Heard, Mode::Fallback, LOOKED_AT).await
 }
 
@@ -86,16 +86,16 @@ async fn with_one_agent_missing(what: &str, tracking: Tracking, mode: Mode, last
     // Both have an agent first: what is missing later was there.
     cluster.probe(SPEC).await?;
     cluster.probe_some(&one_agent::spec(tracking), &[one_agent::NODE], mode).await?;
-    let stage = Stage::set(cluster.namespace(what).await?, ways::OF_ONE_AGENT).await?;
-    let cases = ways::cases(ways::OF_ONE_AGENT);
-    stage.play(&cases, lasting).await?;
-    let expected = one_agent::visible(&stage.happened(&cases).await?, tracking);
+    let testbed = Testbed::new(cluster.namespace(what).await?, paths::OF_ONE_AGENT).await?;
+    let cases = paths::cases(paths::OF_ONE_AGENT);
+    testbed.connect_all(&cases, lasting).await?;
+    let expected = one_agent::visible(&testbed.happened(&cases).await?, tracking);
     eventually("all that one agent sees to be shown", async || {
-        let shown = one_agent::shown(&stage).await.map_err(|error| error.to_string())?;
+        let shown = one_agent::shown(&testbed).await.map_err(|error| error.to_string())?;
         if shown == expected { Ok(()) } else { Err(format!("expected {expected:#?}\nshown {shown:#?}")) }
     })
     .await?;
-    let known = one_agent::known_by_tracking(&stage).await?;
+    let known = one_agent::known_by_tracking(&testbed).await?;
     assert_eq!(known.contains("backend-2"), tracking == Tracking::Heard, "{known:?}");
     assert!(!known.contains("backend-1"), "the agent has seen it: {known:?}");
     Ok(())

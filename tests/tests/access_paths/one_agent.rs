@@ -10,8 +10,8 @@ use scopeprobe_tests::{
 };
 
 use crate::{
-    stage::{Stage, node_of},
-    ways::Case,
+    paths::Case,
+    testbed::{Testbed, node_of},
 };
 
 /// The node with an agent.
@@ -59,12 +59,12 @@ fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, S
     let has_agent = |(_, pod): &Workload| node_of(pod) == NODE;
     match (has_agent(&name.client), has_agent(&name.server)) {
         (true, true) => Some((name.clone(), Seen::Both)),
-        (true, false) if case.way.servers.len() == 1 || tracking == Tracking::Heard => {
+        (true, false) if case.path.servers.len() == 1 || tracking == Tracking::Heard => {
             Some((name.clone(), Seen::Client))
         }
         // No agent observed which of the Service's backends answered.
         (true, false) => {
-            let server = ("Service".to_owned(), case.way.name.to_owned());
+            let server = ("Service".to_owned(), case.path.name.to_owned());
             Some((EdgeName { server, port: None, ..name.clone() }, Seen::Client))
         }
         // A server does not observe which Service its client called.
@@ -74,17 +74,17 @@ fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, S
 }
 
 /// Returns the servers that the clients' objects name from conntrack only, for Services with several backends.
-pub async fn known_by_tracking(stage: &Stage) -> Result<BTreeSet<String>> {
-    let api: Api<Topology> = stage.namespace.api();
+pub async fn known_by_tracking(testbed: &Testbed) -> Result<BTreeSet<String>> {
+    let api: Api<Topology> = testbed.namespace.api();
     let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;
     let edges = objects.iter().filter_map(|object| object.status.as_ref()).flat_map(|status| &status.egress);
     let tracked = edges.filter(|edge| edge.identity == IdentitySource::Conntrack);
     Ok(tracked.filter_map(|edge| edge.peer.name.clone()).collect())
 }
 
-/// Returns the published edges, without those of the readiness probes ([`Stage::leads`]).
-pub async fn shown(stage: &Stage) -> Result<BTreeMap<EdgeName, Sight>> {
-    let api: Api<Topology> = stage.namespace.api();
+/// Returns the published edges, without those of the readiness probes ([`Testbed::leads`]).
+pub async fn shown(testbed: &Testbed) -> Result<BTreeMap<EdgeName, Sight>> {
+    let api: Api<Topology> = testbed.namespace.api();
     let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;
     let mut shown = BTreeMap::new();
     for object in &objects {
@@ -95,7 +95,7 @@ pub async fn shown(stage: &Stage) -> Result<BTreeMap<EdgeName, Sight>> {
         {
             let service = observed::service_name(edge);
             let ports = edge.port.into_iter().chain(service.iter().map(|(_, port)| *port));
-            if ports.into_iter().any(|port| stage.leads().contains(&port)) {
+            if ports.into_iter().any(|port| testbed.leads().contains(&port)) {
                 continue;
             }
             let peer = observed::peer_name(&edge.peer);

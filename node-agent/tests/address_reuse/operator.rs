@@ -29,7 +29,7 @@ use topology::{
 
 use super::{
     lab::Node,
-    stage::{Event, Events},
+    testbed::{Event, Events},
     truth::Truth,
 };
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use scopeprobe_tests::oracle::{EdgeCounts, EdgeName, Edges, cases};
 
-use crate::ways::Case;
+use crate::paths::Case;
 
 /// The whole comparison.
 #[derive(Debug, Default)]
@@ -22,8 +22,8 @@ impl Table {
     pub fn of(happened: &[(Case, Edges)], leads: &BTreeSet<u16>, (by_clients, by_servers): &(Edges, Edges)) -> Self {
         let mut table = Self::default();
         for (case, edges) in happened {
-            if table.rows.last().is_none_or(|row| row.name != case.way.name) {
-                table.rows.push(cases::Case::new(case.way.name));
+            if table.rows.last().is_none_or(|row| row.name != case.path.name) {
+                table.rows.push(cases::Case::new(case.path.name));
             }
             for (name, counts) in edges {
                 for (side, shown) in [("client", by_clients), ("server", by_servers)] {
@@ -36,9 +36,9 @@ impl Table {
             for (name, counts) in shown.iter().filter(|(name, _)| !is_lead(name, leads)) {
                 table.shown += 1;
                 if !of_a_case(name) {
-                    let way =
-                        happened.iter().find(|(case, _)| Some(case.port) == name.port).map(|(case, _)| case.way.name);
-                    let row = table.rows.iter_mut().find(|row| Some(row.name.as_str()) == way);
+                    let path =
+                        happened.iter().find(|(case, _)| Some(case.port) == name.port).map(|(case, _)| case.path.name);
+                    let row = table.rows.iter_mut().find(|row| Some(row.name.as_str()) == path);
                     row.into_iter().for_each(cases::Case::add_invented);
                     table.invented.push(format!("did not happen, at the {side}: {name:?} {counts:?}"));
                 }

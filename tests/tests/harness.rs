@@ -19,9 +19,9 @@ spec:
 ";
 
 #[tokio::test]
-async fn pods_talk_across_nodes_and_count_the_same() -> Result<()> {
+async fn pods_connect_across_nodes_and_both_ends_count_the_same() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let namespace = cluster.namespace("stand").await?;
+    let namespace = cluster.namespace("harness").await?;
     let own = cluster.audit().ok();
     if own.is_none() {
         skip(Prerequisite::OwnCluster, "the audit log of another cluster is out of reach");

@@ -10,15 +10,15 @@
 #[path = "../capture_kernel/lab/mod.rs"]
 mod lab;
 mod operator;
-mod player;
-mod stage;
+mod pod_process;
+mod testbed;
 mod truth;
 
 use std::time::{Duration, Instant};
 
 use lab::node_or_skip;
 use operator::Operator;
-use stage::Stage;
+use testbed::Testbed;
 
 /// Number of addresses, each held by one pod at any time.
 const ADDRESSES: usize = 200;
@@ -30,14 +30,12 @@ const LOOK_AT_GRAPH: Duration = Duration::from_secs(10);
 /// Not a test: what [`lab::Process`] starts.
 #[test]
 #[ignore = "the process that other tests start"]
-fn obedient_process() {
-    if std::env::var_os("SCOPEPROBE_LAB_PROCESS").is_some() {
-        player::play();
-    }
+fn scripted_process() {
+    pod_process::run_pods();
 }
 
 fn lasting() -> Duration {
-    let told = std::env::var("SCOPEPROBE_HANDED_ON_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let told = std::env::var("SCOPEPROBE_ADDRESS_REUSE_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     told.map_or(USUAL, Duration::from_secs)
 }
 
@@ -45,10 +43,10 @@ fn lasting() -> Duration {
 fn no_edge_names_a_pod_that_did_not_own_the_address_then() {
     let node = node_or_skip!();
     let elsewhere = lab::Node::new();
-    let stage = Stage::set(&node, &elsewhere, ADDRESSES);
+    let testbed = Testbed::new(&node, &elsewhere, ADDRESSES);
     let mut operator = Operator::new(&node);
     let mut shown = Vec::new();
-    let truth = stage.play(lasting(), |events| {
+    let truth = testbed.run(lasting(), |events| {
         let mut graph_at = Instant::now() + Duration::from_secs(5);
         let mut housekeeping_at = graph_at;
         while !events.is_over() {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use topology::{edge::Peer, graph::Graph};
+use traffic::script::pod::PodCalls;
 
 /// A pod as it was.
 #[derive(Clone, Debug)]
@@ -44,18 +45,17 @@ const CLOSE: Duration = Duration::from_millis(20);
 
 impl Truth {
     /// Adds the counts that a pod reported at its end.
-    pub fn take(&mut self, client: &str, words: &str) {
-        let at = |ms: &str| SystemTime::UNIX_EPOCH + Duration::from_millis(ms.parse().unwrap());
-        for word in words.split(' ').filter(|word| !word.is_empty()) {
-            if let Some((server, times)) = word.split_once('=') {
-                *self.answered.entry((client.to_owned(), server.to_owned())).or_default() +=
-                    times.parse::<u64>().unwrap();
-            } else {
-                let [ip, since, until] = word.split('/').collect::<Vec<_>>()[..] else { panic!("{word:?}") };
-                let (ip, since, until) = (ip.parse().unwrap(), at(since), at(until));
-                self.unanswered.push(Unanswered { client: client.to_owned(), ip, since, until });
-            }
+    pub fn take(&mut self, client: &str, calls: PodCalls) {
+        for (server, times) in calls.answered {
+            *self.answered.entry((client.to_owned(), server)).or_default() += times;
         }
+        let at = |unix_ms| SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
+        self.unanswered.extend(calls.unanswered.into_iter().map(|call| Unanswered {
+            client: client.to_owned(),
+            ip: call.target,
+            since: at(call.since_unix_ms),
+            until: at(call.until_unix_ms),
+        }));
     }
 
     fn at_most(&self, client: &str, server: &str) -> u64 {
@@ -123,7 +123,7 @@ impl Truth {
         let median = gaps.get(gaps.len() / 2).copied().unwrap_or_default();
         let failed: u64 = graph.edges.iter().map(|edge| edge.counters.failed).sum();
         let mut text = format!(
-            "{} pods at {} addresses, handed on within {median:?} (median); {} connections unanswered, {failed} attempts failed\n",
+            "{} pods at {} addresses, reused within {median:?} (median); {} connections unanswered, {failed} attempts failed\n",
             self.pods.len(),
             self.pods.values().map(|pod| pod.ip).collect::<std::collections::HashSet<_>>().len(),
             self.unanswered.len()
@@ -143,7 +143,7 @@ fn is_named(client: &Peer, server: &Peer) -> bool {
 fn name(peer: &Peer) -> Option<String> {
     match peer {
         Peer::Workload(workload) => Some(workload.name.clone()),
-        Peer::UnknownPod { uid } => Some(super::stage::name_of(uid)),
+        Peer::UnknownPod { uid } => Some(super::testbed::name_of(uid)),
         _ => None,
     }
 }

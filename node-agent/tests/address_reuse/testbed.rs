@@ -13,6 +13,7 @@ use std::{
 };
 
 use topology::entity::{Pod, PodLifetime, Workload};
+use traffic::script::pod::{PodAnswer, PodCommand, PodScript};
 
 use super::{
     lab::{Node, Process},
@@ -67,7 +68,7 @@ struct Place {
     observed: bool,
 }
 
-pub struct Stage {
+pub struct Testbed {
     places: Vec<Place>,
     _router: Process,
 }
@@ -90,11 +91,11 @@ fn container_id(number: u64) -> String {
     format!("{number:064x}")
 }
 
-impl Stage {
+impl Testbed {
     /// Every other address is on the node with an agent.
-    pub fn set(node: &Node, elsewhere: &Node, addresses: usize) -> Self {
+    pub fn new(node: &Node, elsewhere: &Node, addresses: usize) -> Self {
         let mut router = node.process_in_own_netns("router", false);
-        router.tell("netns");
+        ping(&mut router);
         router.in_netns("sysctl -qw net.ipv4.ip_forward=1");
         let mut places: Vec<Place> = (0..addresses)
             .map(|number| {
@@ -105,7 +106,7 @@ impl Stage {
             })
             .collect();
         for (number, place) in places.iter_mut().enumerate() {
-            place.process.tell("netns");
+            ping(&mut place.process);
             let (inside, outside, ip) = (place.process.pid(), router.pid(), place.ip);
             // Point to point: a kernel knows no more than a thousand neighbours.
             router.in_netns(&format!(
@@ -125,20 +126,20 @@ impl Stage {
     }
 
     /// Runs pods for this duration, while `watch` receives the events of the API.
-    pub fn play(mut self, lasting: Duration, watch: impl FnOnce(&Events)) -> Truth {
+    pub fn run(mut self, lasting: Duration, watch: impl FnOnce(&Events)) -> Truth {
         let (events, numbers, truth) = (Events::default(), AtomicU64::new(1), Mutex::new(Truth::default()));
         let end = Instant::now() + lasting;
         let places = &mut self.places;
         let all = places.len();
         thread::scope(|scope| {
             let (events, numbers, truth) = (&events, &numbers, &truth);
-            let playing: Vec<_> = places
+            let running: Vec<_> = places
                 .iter_mut()
                 .enumerate()
                 .map(|(index, place)| scope.spawn(move || place.host_pods(index, all, end, numbers, events, truth)))
                 .collect();
             scope.spawn(move || {
-                for one in playing {
+                for one in running {
                     one.join().unwrap();
                 }
                 events.over.store(true, Ordering::Relaxed);
@@ -173,19 +174,21 @@ impl Place {
             let cgroup = self.root.join(format!("kubepods/besteffort/pod{}/{}", uid(number), container_id(number)));
             fs::create_dir_all(&cgroup).unwrap();
             fs::write(cgroup.join("cgroup.procs"), self.process.pid().to_string()).unwrap();
-            let targets: Vec<String> =
-                (0..TARGETS).map(|_| ip(usize::try_from(next(all as u64)).unwrap()).to_string()).collect();
+            let targets = (0..TARGETS).map(|_| ip(usize::try_from(next(all as u64)).unwrap())).collect();
             let from = SystemTime::now();
             let gap = freed.map(|freed| freed.elapsed());
-            let pause = PAUSE_MS / 2 + next(PAUSE_MS);
-            let ready = self.process.tell(&format!("be pod-{number} {pause} {number} {}", targets.join(",")));
-            assert_eq!(ready, "ready");
+            let pause_ms = PAUSE_MS / 2 + next(PAUSE_MS);
+            let script = PodScript { name: format!("pod-{number}"), pause_ms, seed: number, targets };
+            assert_eq!(self.process.execute::<PodAnswer>(&PodCommand::Start(script)), PodAnswer::Done);
             let mut pod = self.pod(number, from);
             let late = |ms| Duration::from_millis(ms);
             events.tell(late(next(LATEST_MS)), Event::Is(Box::new(pod.clone())));
             // Two to ten seconds.
             thread::sleep(Duration::from_millis(2_000 + next(8_000)));
-            let words = self.process.tell("end");
+            let calls = match self.process.execute(&PodCommand::Stop) {
+                PodAnswer::Calls(calls) => calls,
+                other @ PodAnswer::Done => panic!("{other:?}"),
+            };
             let until = SystemTime::now();
             freed = Some(Instant::now());
             pod.life.finished = Some(cut(until));
@@ -196,7 +199,7 @@ impl Place {
             let _ = remove_below(cgroup.parent().unwrap());
             let mut truth = truth.lock().unwrap();
             truth.gaps.extend(gap);
-            truth.take(&format!("pod-{number}"), &words);
+            truth.take(&format!("pod-{number}"), calls);
             let lived = truth::Pod { ip: self.ip, from, until, observed: self.observed };
             truth.pods.insert(format!("pod-{number}"), lived);
         }
@@ -218,6 +221,11 @@ impl Place {
             life: PodLifetime { created: began, started: began, ran: began, ..PodLifetime::default() },
         }
     }
+}
+
+/// Waits until the process has its network namespace.
+fn ping(process: &mut Process) {
+    assert_eq!(process.execute::<PodAnswer>(&PodCommand::Ping), PodAnswer::Done);
 }
 
 /// As objects write times.

@@ -21,41 +21,41 @@ use scopeprobe_tests::{
 use serde_json::{Value, json};
 use traffic::protocol::{Behaviour, Command, Connect, Listen};
 
-use crate::ways::{self, CONNECTIONS, Case, Door, LEADS, Way};
+use crate::paths::{self, AccessPath, CONNECTIONS, Case, Door, LEADS};
 
 pub const BACKENDS: [&str; 2] = ["backend-1", "backend-2"];
 pub const HOST_CLIENT: &str = "host-client";
 pub const HOST_SERVER: &str = "host-server";
 
-/// Payload of each connection, each way.
+/// Payload of each connection, in each direction.
 const BYTES: u64 = 100;
 /// Number of attempts to reach a path before the test: kube-proxy in IPVS mode alternates between servers, and
 /// configures the last one later than the first.
 const KNOCKS: u64 = 4;
 
-/// A pod of the stage.
-pub struct Player {
+/// A pod of the testbed.
+pub struct TestPod {
     pub name: &'static str,
     pub node: &'static str,
     pub host_network: bool,
 }
 
-const fn player(name: &'static str, node: &'static str, host_network: bool) -> Player {
-    Player { name, node, host_network }
+const fn test_pod(name: &'static str, node: &'static str, host_network: bool) -> TestPod {
+    TestPod { name, node, host_network }
 }
 
-pub const PODS: [Player; 6] = [
-    player("client-1", "node-1", false),
-    player("client-2", "node-2", false),
-    player("backend-1", "node-1", false),
-    player("backend-2", "node-2", false),
-    player(HOST_CLIENT, "node-1", true),
-    player(HOST_SERVER, "node-2", true),
+pub const PODS: [TestPod; 6] = [
+    test_pod("client-1", "node-1", false),
+    test_pod("client-2", "node-2", false),
+    test_pod("backend-1", "node-1", false),
+    test_pod("backend-2", "node-2", false),
+    test_pod(HOST_CLIENT, "node-1", true),
+    test_pod(HOST_SERVER, "node-2", true),
 ];
 
 /// Returns the node of a pod of the testbed; empty for another pod.
 pub fn node_of(pod: &str) -> &'static str {
-    PODS.iter().find(|player| player.name == pod).map_or("", |player| player.node)
+    PODS.iter().find(|test_pod| test_pod.name == pod).map_or("", |test_pod| test_pod.node)
 }
 
 /// Addresses of a Service.
@@ -68,7 +68,7 @@ pub struct Doors {
     pub node_ports: HashMap<u16, u16>,
 }
 
-pub struct Stage {
+pub struct Testbed {
     pub namespace: Namespace,
     /// Addresses by pod.
     pub pods: HashMap<&'static str, Vec<IpAddr>>,
@@ -78,25 +78,25 @@ pub struct Stage {
     pub nodes: BTreeMap<String, Vec<IpAddr>>,
 }
 
-impl Stage {
+impl Testbed {
     /// Makes everything, and waits until it can be used.
-    pub async fn set(namespace: Namespace, ways: &[Way]) -> Result<Self> {
+    pub async fn new(namespace: Namespace, paths: &[AccessPath]) -> Result<Self> {
         let objects: Vec<String> =
-            PODS.iter().map(pod).chain(ways::services(ways)).map(|object| object.to_string()).collect();
+            PODS.iter().map(pod).chain(paths::services(paths)).map(|object| object.to_string()).collect();
         namespace.apply(&objects.join("\n---\n")).await?;
-        balance(&namespace, ways).await?;
-        namespace.ready_pods("stage=yes", PODS.len()).await?;
+        balance(&namespace, paths).await?;
+        namespace.ready_pods("testbed=yes", PODS.len()).await?;
         let mut pods = HashMap::new();
-        for player in &PODS {
-            pods.insert(player.name, namespace.pod_ips(player.name).await?);
+        for test_pod in &PODS {
+            pods.insert(test_pod.name, namespace.pod_ips(test_pod.name).await?);
         }
         let nodes = nodes(&namespace).await?;
         let services = doors(&namespace).await?;
         Ok(Self { namespace, pods, services, nodes })
     }
 
-    /// Takes everything away that others may want: ports of nodes, addresses of Services.
-    pub async fn strike(&self) -> Result<()> {
+    /// Deletes everything that other tests may need: ports of nodes, addresses of Services.
+    pub async fn tear_down(&self) -> Result<()> {
         let all = ["-n", &self.namespace.name, "delete", "pods,services", "--all", "--wait"];
         self.namespace.cluster.kubectl(&all).await.map(|_| ())
     }
@@ -111,9 +111,9 @@ impl Stage {
         node_ports.chain([LEADS.service, LEADS.server]).collect()
     }
 
-    /// Lets every client go its ways; each connection lasts so long.
-    pub async fn play(&self, cases: &[Case], lasting: Duration) -> Result<()> {
-        let servers: BTreeSet<_> = cases.iter().flat_map(|case| case.way.servers).copied().collect();
+    /// Makes the connections of every client; each lasts this long.
+    pub async fn connect_all(&self, cases: &[Case], lasting: Duration) -> Result<()> {
+        let servers: BTreeSet<_> = cases.iter().flat_map(|case| case.path.servers).copied().collect();
         try_join_all(servers.into_iter().map(|server| self.listen(server, cases))).await?;
         let clients: BTreeSet<_> = cases.iter().map(|case| case.client).collect();
         try_join_all(clients.into_iter().map(|client| self.go(client, cases, lasting))).await?;
@@ -121,7 +121,7 @@ impl Stage {
     }
 
     async fn listen(&self, server: &str, cases: &[Case]) -> Result<()> {
-        let own = cases.iter().filter(|case| case.way.servers.contains(&server));
+        let own = cases.iter().filter(|case| case.path.servers.contains(&server));
         let ports = own.map(|case| case.port).chain([LEADS.server]);
         let listen =
             |port| Listen { address: (Ipv6Addr::UNSPECIFIED, port).into(), v6_only: false, behaviour: Behaviour::Echo };
@@ -152,17 +152,17 @@ impl Stage {
             timeout_ms: 5000,
             pause_ms: u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX),
             concurrency: if lasting.is_zero() { 1 } else { 10 },
-            ..Connect::to(ways::target(self, case, v6, case.service_port))
+            ..Connect::to(paths::target(self, case, v6, case.service_port))
         }
     }
 
-    /// Waits until the node's proxy knows the ways. A port of its own takes the attempts that fail.
+    /// Waits until the node's proxy serves the paths. A port of its own takes the attempts that fail.
     async fn lead(&self, program: &Traffic, cases: &[&Case]) -> Result<()> {
         let through_services = cases.iter().filter(|case| case.service().is_some());
         let both =
-            through_services.flat_map(|case| CONNECTIONS.map(|(v6, _)| ways::target(self, case, v6, LEADS.service)));
+            through_services.flat_map(|case| CONNECTIONS.map(|(v6, _)| paths::target(self, case, v6, LEADS.service)));
         let mut targets: Vec<_> = both.collect();
-        eventually(&format!("all ways of {program} to lead to a server"), async || {
+        eventually(&format!("all paths of {program} to lead to a server"), async || {
             let plan = |target: &SocketAddr| Connect { count: KNOCKS, timeout_ms: 1000, ..Connect::to(*target) };
             let plans: Vec<_> = targets.iter().map(|target| Command::Connect(plan(target))).collect();
             let outcomes = program.outcomes(&plans).await.map_err(|error| error.to_string())?;
@@ -240,14 +240,14 @@ fn edges(case: &Case, served: &BTreeMap<(&'static str, u16), Served>) -> Edges {
     at_port.map(edge).collect()
 }
 
-fn pod(player: &Player) -> Value {
-    let role = if BACKENDS.contains(&player.name) { "backend" } else { "other" };
+fn pod(test_pod: &TestPod) -> Value {
+    let role = if BACKENDS.contains(&test_pod.name) { "backend" } else { "other" };
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": player.name, "labels": {"app": player.name, "role": role, "stage": "yes"}},
+        "metadata": {"name": test_pod.name, "labels": {"app": test_pod.name, "role": role, "testbed": "yes"}},
         "spec": {
-            "nodeName": player.node,
-            "hostNetwork": player.host_network,
+            "nodeName": test_pod.node,
+            "hostNetwork": test_pod.host_network,
             "terminationGracePeriodSeconds": 0,
             "containers": [container("main")],
         },
@@ -255,15 +255,15 @@ fn pod(player: &Player) -> Value {
 }
 
 /// Plays the load balancer's controller: gives addresses out. They lead nowhere but into the nodes' own proxies.
-async fn balance(namespace: &Namespace, ways: &[Way]) -> Result<()> {
+async fn balance(namespace: &Namespace, paths: &[AccessPath]) -> Result<()> {
     let api: Api<Service> = namespace.api();
-    let balanced = ways.iter().filter(|way| way.door == Door::LoadBalancer);
-    for (number, way) in (1..).zip(balanced) {
+    let balanced = paths.iter().filter(|path| path.door == Door::LoadBalancer);
+    for (number, path) in (1..).zip(balanced) {
         let ingress = json!([{"ip": format!("203.0.113.{number}")}, {"ip": format!("2001:db8:1::{number}")}]);
         let patch = json!({"status": {"loadBalancer": {"ingress": ingress}}});
-        api.patch_status(way.name, &PatchParams::default(), &Patch::Merge(&patch))
+        api.patch_status(path.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await
-            .map_err(Error::api(format!("give {} an address", way.name)))?;
+            .map_err(Error::api(format!("give {} an address", path.name)))?;
     }
     Ok(())
 }
