@@ -277,12 +277,12 @@ fn short_connections_between_pods_are_known_by_conntrack() {
     let mut expected = BTreeMap::new();
     let mut call = |listen: &str, dial: &str, local: [&str; 2], remote: &str| {
         let port = server.listen("l", listen);
-        let (dial, dialled) =
+        let (dial, called) =
             if dial == SERVICE { (format!("{dial}:80"), 80) } else { (format!("{dial}:{port}"), port) };
         server.begin_serve("l", short(20, 10, 20));
         client.call_slowly(dial, 20);
         server.finish();
-        expected.insert(key(client, Role::Client, local[0], remote, dialled), (20, 20, 0, 0, 0));
+        expected.insert(key(client, Role::Client, local[0], remote, called), (20, 20, 0, 0, 0));
         expected.insert(key(server, Role::Server, local[1], local[0], port), (20, 20, 0, 0, 0));
     };
     call("0.0.0.0:0", PODS[1], PODS, PODS[1]);

@@ -42,6 +42,8 @@ impl Program {
         let log = File::options().create(true).append(true).open(&self.log).map_err(attempt())?;
         let child = Command::new(&self.path)
             .args(&self.arguments)
+            // Each test starts them anew: without garbage collection below 1 GiB, a start takes a third less CPU time.
+            .envs([("GOGC", "off"), ("GOMEMLIMIT", "1GiB")])
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(attempt())?)
             .stderr(log)

@@ -56,8 +56,8 @@ async fn pods_connect_across_nodes_and_both_ends_count_the_same() -> Result<()> 
     targets.push(SocketAddr::new(service, 80));
     let report = servers[0].served(expected + 1, 0).await?;
     assert_eq!(report.servers.iter().map(|row| row.received).sum::<u64>(), 7 * expected);
-    let dialled: Vec<_> = clients[0].report().await?.clients.iter().map(|row| row.target).collect();
-    assert!(targets.iter().all(|target| dialled.contains(target)), "{dialled:?}");
+    let called: Vec<_> = clients[0].report().await?.clients.iter().map(|row| row.target).collect();
+    assert!(targets.iter().all(|target| called.contains(target)), "{called:?}");
     if let (Some(audit), Some(mark)) = (own, mark) {
         let written = audit.writes_since(mark, |write| {
             write.namespace == namespace.name && write.resource == "services" && write.user == "admin"

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use self::services::Dialled;
+pub use self::services::CalledService;
 use self::services::Services;
 use crate::{
     clock::NodeClock,
@@ -402,7 +402,7 @@ impl Directory {
     /// address and a node port. Of several candidates, one that existed at `at` comes first, then an earlier one, then
     /// the current or latest one.
     #[must_use]
-    pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<Dialled<'_>> {
+    pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<CalledService<'_>> {
         self.services.at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port, at)
     }
 }

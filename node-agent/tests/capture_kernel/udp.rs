@@ -109,7 +109,7 @@ fn capture_counts_long_exchange_as_one_conversation_for_each_datagram_size() {
 }
 
 #[test]
-fn a_client_is_seen_with_the_address_that_it_dialled() {
+fn capture_reports_original_destination_of_client() {
     let node = node_or_skip!();
     let mut watched = watch(&settings(&node));
     let Routed { mut host, pods: [mut client, mut server] } = Routed::new(&node, ["client", "server"]);

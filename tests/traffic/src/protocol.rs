@@ -358,7 +358,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientCounts {
-    /// The address that was dialled; IPv4-mapped ones appear as IPv4.
+    /// The address that was called; IPv4-mapped ones appear as IPv4.
     pub target: SocketAddr,
     /// `connect()` succeeded.
     pub opened: u64,

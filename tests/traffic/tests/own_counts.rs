@@ -66,7 +66,7 @@ fn both_ends_count_the_same_however_a_connection_ends() {
     for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
         for (behaviour, send, receive, end) in &cases {
             let (client, server) = both_counts(address, behaviour.clone(), |at| {
-                // The wildcard address, dialled, is this machine.
+                // The wildcard address, called, is this machine.
                 Connect { count: 40, concurrency: 4, send: *send, receive: *receive, end: *end, ..Connect::to(at) }
             });
             let row = &server.servers[0];

@@ -34,7 +34,7 @@ struct ServiceRecord {
 
 /// A port of a Service that an address leads to.
 #[derive(Clone, Debug)]
-pub struct Dialled<'a> {
+pub struct CalledService<'a> {
     /// The Service.
     pub service: &'a ServiceRef,
     /// Port of the Service, also if a node port was called.
@@ -131,13 +131,13 @@ impl Services {
         is_nodes: impl FnOnce() -> bool,
         port: PortKey,
         at: SystemTime,
-    ) -> Option<Dialled<'_>> {
+    ) -> Option<CalledService<'_>> {
         if let Some(record) = self.best(self.by_address.get(&(ip, port)), at) {
-            return record.dialled(|candidate| key_of(candidate) == port);
+            return record.called(|candidate| key_of(candidate) == port);
         }
         let record = self.best(self.by_node_port.get(&port), at).filter(|_| is_nodes())?;
         let (number, protocol) = port;
-        record.dialled(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
+        record.called(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
     }
 
     fn best(&self, names: Option<&BTreeSet<ServiceRef>>, at: SystemTime) -> Option<&ServiceRecord> {
@@ -169,13 +169,13 @@ impl ServiceRecord {
         former
     }
 
-    fn dialled(&self, is_it: impl Fn(&ServicePort) -> bool) -> Option<Dialled<'_>> {
+    fn called(&self, is_it: impl Fn(&ServicePort) -> bool) -> Option<CalledService<'_>> {
         let port = self.service.ports.iter().find(|port| is_it(port))?;
         let former = self.former_backends.keys().filter(|(of, _)| *of == key_of(port)).map(|(_, backend)| backend);
         let mut backends: Vec<&Backend> = port.backends.iter().chain(former).collect();
         backends.sort_unstable();
         backends.dedup();
-        Some(Dialled { service: &self.service.name, port: port.port, backends })
+        Some(CalledService { service: &self.service.name, port: port.port, backends })
     }
 }
 

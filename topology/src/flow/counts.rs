@@ -1,7 +1,7 @@
 //! List of the counts of a flow. Their arithmetic, the wire format and the packed form in the agent follow from it.
 
-/// Calls a macro with the names of the counts of [`FlowCounters`](super::FlowCounters), in three groups: counts that only
-/// grow within a run, counts of open connections, and the whole of each count that is a part of another one.
+/// Calls a macro with the names of the counts of [`FlowCounters`](super::FlowCounters), in three groups. These are counts
+/// that only grow within a run, counts of open connections, and the whole of each count that is a part of another one.
 #[macro_export]
 macro_rules! with_flow_counts {
     ($callback:ident) => {

@@ -288,8 +288,8 @@ impl<'a> Join<'a> {
             self.unsettled = count::add(self.unsettled, share.opened);
             return;
         }
-        let dialled = (client_flow.tuple.server, client_flow.tuple.port, client_flow.tuple.protocol);
-        let end = self.ends.server_of(dialled, owner);
+        let called = (client_flow.tuple.server, client_flow.tuple.port, client_flow.tuple.protocol);
+        let end = self.ends.server_of(called, owner);
         let end = match self.ends.peer(self.ends.peer_of(end)) {
             Peer::External { .. } => self.named_external(client_flow.names).unwrap_or(end),
             _ => end,

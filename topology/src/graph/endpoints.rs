@@ -128,9 +128,9 @@ impl<'a> Endpoints<'a> {
     }
 
     /// Returns the server at the original destination, by the owner of the address at that time.
-    pub(super) fn server_of(&mut self, dialled: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndpointId {
-        let (ip, port, protocol) = dialled;
-        let listener = self.listeners.get(&dialled).map(|(_, end)| *end);
+    pub(super) fn server_of(&mut self, called: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndpointId {
+        let (ip, port, protocol) = called;
+        let listener = self.listeners.get(&called).map(|(_, end)| *end);
         match (owner, listener) {
             (Owner::Pod(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => end,
             (Owner::Pod(pod), _) => self.pod_address(pod),
@@ -146,9 +146,9 @@ impl<'a> Endpoints<'a> {
     }
 
     /// Returns the server at an address at one moment.
-    pub(super) fn server_at(&mut self, dialled: (IpAddr, u16, Protocol), at: SystemTime) -> EndpointId {
-        let owner = self.directory.owner_between(dialled.0, at, at);
-        self.server_of(dialled, &owner)
+    pub(super) fn server_at(&mut self, called: (IpAddr, u16, Protocol), at: SystemTime) -> EndpointId {
+        let owner = self.directory.owner_between(called.0, at, at);
+        self.server_of(called, &owner)
     }
 
     /// Returns the client at the address that a server observed, by the owner of the address at that time.

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     count,
-    directory::{Dialled, Directory},
+    directory::{CalledService, Directory},
     edge::EdgeCounters,
     flow::{FlowTotals, Protocol, Role},
     ledger::{FlowView, Ledger},
@@ -305,22 +305,22 @@ impl<'a> Join<'a> {
     /// Returns the possible targets of a client flow, if it called a Service with backends.
     pub(super) fn candidates_of(&mut self, client_flow: &ClientFlow<'a>) -> Option<Rc<Candidates<'a>>> {
         let Tuple { server, port, protocol, .. } = client_flow.tuple;
-        let dialled = self.directory.service_at(server, (port, protocol), client_flow.at)?;
-        let key = (server, port, protocol, ServiceKey { service: dialled.service, port: dialled.port });
+        let called = self.directory.service_at(server, (port, protocol), client_flow.at)?;
+        let key = (server, port, protocol, ServiceKey { service: called.service, port: called.port });
         if let Some(known) = self.candidates.get(&key) {
             return Some(Rc::clone(known));
         }
-        let found = Rc::new(self.resolve(&dialled, protocol));
+        let found = Rc::new(self.resolve(&called, protocol));
         self.candidates.insert(key, Rc::clone(&found));
         Some(found)
     }
 
-    fn resolve(&mut self, dialled: &Dialled<'a>, protocol: Protocol) -> Candidates<'a> {
+    fn resolve(&mut self, called: &CalledService<'a>, protocol: Protocol) -> Candidates<'a> {
         let directory = self.directory;
         let mut peers: HashSet<(PeerId, u16)> = HashSet::new();
         let (mut observed, mut heard) = (true, None);
         let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::new();
-        for backend in &dialled.backends {
+        for backend in &called.backends {
             backends.entry((backend.ip, backend.port)).or_default().push(backend.pod_uid.as_deref());
             let pod = backend.pod_uid.as_ref().and_then(|uid| directory.pod(uid));
             let (end, node) = if let Some(pod) = pod {
@@ -335,7 +335,7 @@ impl<'a> Join<'a> {
             peers.insert((self.ends.peer_of(end), backend.port));
         }
         Candidates {
-            service: ServiceKey { service: dialled.service, port: dialled.port },
+            service: ServiceKey { service: called.service, port: called.port },
             backends,
             only: if peers.len() == 1 { peers.into_iter().next() } else { None },
             observed,

@@ -313,7 +313,7 @@ impl Cluster {
                     add(key.clone(), opened);
                     add(key, failed);
                 }
-                // The server does not know what was dialled, nor does it see what failed.
+                // The server does not know what was called, nor does it see what failed.
                 Seen::Server => add(EdgeKey { service: None, ..direct }, opened),
                 Seen::Nothing => {}
             }

@@ -134,7 +134,7 @@ struct Happened<'a> {
     client: Party,
     server: Party,
     /// Original destination: the address and port that the client called.
-    dialled: (IpAddr, u16),
+    called: (IpAddr, u16),
     service: Option<ServicePortRef>,
     port: u16,
 }
@@ -264,8 +264,8 @@ impl World {
                 }
             };
             let server = party(&server);
-            let dialled = service.map_or((server.ip, port), |service| (service_ip(service), SERVICE_PORT));
-            Some(Happened { call, client, server, dialled, service: service.map(service_port_ref), port })
+            let called = service.map_or((server.ip, port), |service| (service_ip(service), SERVICE_PORT));
+            Some(Happened { call, client, server, called, service: service.map(service_port_ref), port })
         })
     }
 
@@ -441,7 +441,7 @@ struct Report {
 fn flow(happened: &Happened<'_>, by_client: bool) -> (FlowKey, usize) {
     let (client, server) = (&happened.client, &happened.server);
     let (end, role, remote, port) = if by_client {
-        (client, Role::Client, happened.dialled.0, happened.dialled.1)
+        (client, Role::Client, happened.called.0, happened.called.1)
     } else {
         (server, Role::Server, client.ip, happened.port)
     };

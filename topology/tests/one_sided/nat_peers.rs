@@ -19,14 +19,14 @@ impl World {
     }
 }
 
-const DIALLED: (&str, &str, u16) = ("10.244.1.2", "10.96.0.5", 80);
+const CALLED: (&str, &str, u16) = ("10.244.1.2", "10.96.0.5", 80);
 
 #[test]
 fn connection_tracking_knows_the_backends_that_no_agent_sees() {
     let mut world = World::with_a_dark_node();
     world.service(None, &["dark-a", "dark-b"]);
-    world.flow("web", Role::Client, DIALLED, 6, at(0));
-    world.lead("web", Role::Client, DIALLED, &[("10.244.3.2", 5432, 3), ("10.244.3.3", 5432, 2)]);
+    world.flow("web", Role::Client, CALLED, 6, at(0));
+    world.lead("web", Role::Client, CALLED, &[("10.244.3.2", 5432, 3), ("10.244.3.3", 5432, 2)]);
     let graph = world.graph(at(10));
     let known = |edge: &Edge| match &edge.key.server {
         Peer::Workload(workload) => (workload.name.clone(), edge.counters.opened, edge.server_identity),
@@ -46,8 +46,8 @@ fn connection_tracking_knows_the_backends_that_no_agent_sees() {
 fn what_an_agent_sees_is_not_taken_from_connection_tracking() {
     let mut world = World::with_a_dark_node();
     world.service(None, &["db", "dark-a"]);
-    world.flow("web", Role::Client, DIALLED, 5, at(0));
-    world.lead("web", Role::Client, DIALLED, &[("10.244.2.2", 5432, 3), ("10.244.3.2", 5432, 2)]);
+    world.flow("web", Role::Client, CALLED, 5, at(0));
+    world.lead("web", Role::Client, CALLED, &[("10.244.2.2", 5432, 3), ("10.244.3.2", 5432, 2)]);
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 1, at(0));
     let opened = |graph: &Graph| {
         let of = |edge: &Edge| (edge.counters.opened, edge.seen, edge.server_identity);
@@ -63,13 +63,13 @@ fn what_an_agent_sees_is_not_taken_from_connection_tracking() {
 fn connection_tracking_knows_the_pods_of_the_only_workload() {
     let mut world = World::with_a_dark_node();
     world.service(None, &["dark-a"]);
-    world.flow("web", Role::Client, DIALLED, 4, at(0));
+    world.flow("web", Role::Client, CALLED, 4, at(0));
     let found = |world: &World| {
         let graph = world.graph(at(10));
         (graph.edges.len(), graph.edges[0].server_identity, graph.edges[0].servers.clone())
     };
     assert_eq!(found(&world), (1, Identity::Ip, Vec::new()));
-    world.lead("web", Role::Client, DIALLED, &[("10.244.3.2", 5432, 9)]);
+    world.lead("web", Role::Client, CALLED, &[("10.244.3.2", 5432, 9)]);
     let pod = Endpoint { pod: "dark-a".to_owned(), container: String::new(), opened: 4, failed: 0 };
     assert_eq!(found(&world), (1, Identity::Conntrack, vec![pod]));
 }

@@ -40,8 +40,8 @@ impl World {
     }
 
     fn counts(&mut self, clients: [u64; 2], servers: [u64; 3], seconds: u64) {
-        for (dialled, opened) in [FIRST, SECOND].into_iter().zip(clients) {
-            self.flow("web", Role::Client, dialled, opened, at(seconds));
+        for (called, opened) in [FIRST, SECOND].into_iter().zip(clients) {
+            self.flow("web", Role::Client, called, opened, at(seconds));
         }
         for ((name, seen), opened) in SEEN.into_iter().zip(servers) {
             self.flow(name, Role::Server, seen, opened, at(seconds));
@@ -158,8 +158,8 @@ fn where_an_agent_has_missed_some_the_division_is_a_guess() {
 fn what_a_clients_agent_has_not_counted_waits_and_is_on_the_edge_then() {
     let mut world = World::new();
     world.service(None, &["db"]);
-    let (dialled, seen) = (("10.244.1.2", "10.96.0.5", 80), ("10.244.2.2", "10.244.1.2", 5432));
-    world.flow("web", Role::Client, dialled, 5, at(0));
+    let (called, seen) = (("10.244.1.2", "10.96.0.5", 80), ("10.244.2.2", "10.244.1.2", 5432));
+    world.flow("web", Role::Client, called, 5, at(0));
     world.flow("db", Role::Server, seen, 5, at(0));
     world.flow("db", Role::Server, seen, 8, at(30));
     let early = world.graph(at(31));
@@ -168,7 +168,7 @@ fn what_a_clients_agent_has_not_counted_waits_and_is_on_the_edge_then() {
     assert_eq!((edges(&late), late.unsettled), (vec!["web -> db:5432 via db:80 8+0".to_owned()], 0));
     assert_eq!((late.edges[0].from_servers.opened, late.edges[0].seen), (3, Seen::Both));
     // It has only come late.
-    world.flow("web", Role::Client, dialled, 8, at(33));
+    world.flow("web", Role::Client, called, 8, at(33));
     assert_eq!(world.graph(at(60)).edges[0].from_servers.opened, 0);
 }
 
@@ -192,15 +192,15 @@ fn over_udp_the_clients_count_is_the_one() {
 fn what_connection_tracking_knows_is_shown_although_the_client_goes_on() {
     let mut world = World::with_a_dark_node();
     world.service(None, &["dark-a", "dark-b"]);
-    let dialled = ("10.244.1.2", "10.96.0.5", 80);
+    let called = ("10.244.1.2", "10.96.0.5", 80);
     for second in 0..60 {
-        world.flow("web", Role::Client, dialled, 2 * (second + 1), at(second));
+        world.flow("web", Role::Client, called, 2 * (second + 1), at(second));
     }
     let nat_peers = ["10.244.3.2", "10.244.3.3"]
         .map(|address| (scopeprobe_topology::nat_peer::NatPeer { ip: ip(address), port: 5432 }, 60));
     world
         .ledger
-        .record_nat_peers("node-1", EPOCH, &key("web", Role::Client, dialled), &nat_peers)
+        .record_nat_peers("node-1", EPOCH, &key("web", Role::Client, called), &nat_peers)
         .expect("the present epoch");
     let graph = world.graph(at(59));
     let shown: u64 = graph.edges.iter().map(|edge| edge.counters.opened).sum();
