@@ -27,7 +27,7 @@ use crate::{
     counts::Counts,
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Seen, Times},
-    graph::{self, Graph, Known, KnownConnections, Options, Outside},
+    graph::{self, EvictedFlows, Graph, Known, Options, Outside},
     ledger::Ledger,
 };
 
@@ -107,7 +107,7 @@ impl Archive {
         let known = graph::build_with(ledger, directory, &everything(now), &known_before);
         let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
         for (key, published) in &mut before.edges {
-            let known = by_key.get(key).map(|edge| published.known_part(edge)).unwrap_or_default();
+            let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
             published.earlier = published.earlier.at_least(&Counts::of(&published.edge).without(&known));
         }
         before.settled = true;
@@ -151,15 +151,14 @@ impl Archive {
     fn known_before(&self) -> Known {
         Known {
             forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
-            counted_by_servers: self.before.as_ref().map(PublishedHistory::counted_by_servers).unwrap_or_default(),
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
-            is_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
+            is_outside_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
         }
     }
 
     /// Adds the connections that clients' agents counted in flows that the ledger has evicted.
-    fn forgotten(&self, mut forgotten: KnownConnections) -> KnownConnections {
+    fn forgotten(&self, mut forgotten: EvictedFlows) -> EvictedFlows {
         for (key, retired) in &self.retired {
             forgotten.add(key, retired.by_clients, &[]);
         }
@@ -182,7 +181,7 @@ impl Archive {
         }
         // The difference is what went.
         let options = everything(now);
-        let known = Known { forgotten: self.forgotten(KnownConnections::default()), ..Known::default() };
+        let known = Known { forgotten: self.forgotten(EvictedFlows::default()), ..Known::default() };
         let before = graph::build_with(ledger, directory, &options, &known);
         let retired = ledger.retire(now, retention);
         let after: HashMap<EdgeKey, Edge> = graph::build_with(ledger, directory, &options, &known)
@@ -224,13 +223,6 @@ impl Published {
         newer.edge.times = Times::of_both(newer.edge.times, older.edge.times);
         *self = newer;
     }
-
-    /// Returns the part of the agents' counts that may have been published. If clients' agents had counted the edge,
-    /// [`PublishedHistory::forgotten`] has taken what servers' agents count of it; the rest of their counts is new.
-    fn known_part(&self, edge: &Edge) -> Counts {
-        let all = Counts::of(edge);
-        if self.edge.seen == Seen::Server { all } else { all.without(&Counts::from_servers(edge)) }
-    }
 }
 
 impl PublishedHistory {
@@ -246,22 +238,13 @@ impl PublishedHistory {
     }
 
     /// Returns connections that servers' agents may still count although the clients' agents do not.
-    fn forgotten(&self) -> KnownConnections {
-        let mut forgotten = KnownConnections::default();
+    fn forgotten(&self) -> EvictedFlows {
+        let mut forgotten = EvictedFlows::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
             let servers = if self.settled { &published.earlier.servers } else { &published.edge.servers };
             forgotten.add(&published.edge.key, self.unknown_to_agents(published).opened, servers);
         }
         forgotten
-    }
-
-    /// Returns connections that were published as counted by servers only, without those that agents no longer know.
-    fn counted_by_servers(&self) -> KnownConnections {
-        let mut known = KnownConnections::default();
-        for Published { edge, earlier } in self.edges.values().filter(|published| published.edge.seen == Seen::Server) {
-            known.add(&edge.key, edge.counters.opened.saturating_sub(earlier.counters.opened), &[]);
-        }
-        known
     }
 
     /// Returns the part of an edge that agents do not report; until all of them reported, the part that they may not
@@ -378,7 +361,7 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
     if directory.has_removed() {
         present.to_mut().forget_removed(now, Duration::ZERO);
     }
-    let known = Known { outside: graph.outside.clone(), is_fixed: true, ..Known::default() };
+    let known = Known { outside: graph.outside.clone(), is_outside_fixed: true, ..Known::default() };
     let anew = graph::build_from_agents(ledger, &present, &everything(now), &known);
     let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
     let of = |edge: &Edge| {

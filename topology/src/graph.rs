@@ -8,10 +8,10 @@ mod calls;
 mod candidates;
 mod edges;
 mod endpoints;
+mod evicted_flows;
 mod external_peers;
 mod join;
 mod key;
-mod known_connections;
 mod matching;
 mod multiple_backends;
 mod nat_peers;
@@ -31,8 +31,8 @@ use std::{
 
 use self::external_peers::Choice;
 pub use self::{
+    evicted_flows::EvictedFlows,
     external_peers::{Direction, Outside},
-    known_connections::KnownConnections,
 };
 use crate::{
     counts::Counts,
@@ -91,20 +91,16 @@ pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Flows that clients' agents evicted: counts of servers for them are not new.
-    pub forgotten: KnownConnections,
-    /// Connections that were published on direct edges, counted by servers only. Counts that clients do not explain belong
-    /// there first, if the edge exists otherwise.
-    pub counted_by_servers: KnownConnections,
+    pub forgotten: EvictedFlows,
     /// External addresses that had edges of their own; they are preferred over others.
     pub outside: Outside,
-    /// True if nothing moves to another edge: no other external addresses have edges of their own, and what only servers
-    /// have counted stays on its edge even if nothing else is there.
-    pub is_fixed: bool,
+    /// Exactly those, where others had none.
+    pub is_outside_fixed: bool,
 }
 
 impl Known {
     fn choice(&self, options: &Options) -> Choice<'_> {
-        Choice { limit: options.max_external, before: &self.outside, fixed: self.is_fixed }
+        Choice { limit: options.max_external, before: &self.outside, fixed: self.is_outside_fixed }
     }
 }
 
@@ -130,7 +126,7 @@ fn join<'a>(
     options: &Options,
     known: &Known,
 ) -> Graph {
-    let mut join = join::Join::new(flows, ledger, directory, options, known);
+    let mut join = join::Join::new(flows, ledger, directory, options, known.forgotten.clone());
     join.join();
     join.finish(known.choice(options))
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Graph, Known, KnownConnections, Options,
+    EvictedFlows, Graph, Options,
     candidates::Candidates,
     edges::edges,
     endpoints::{EndpointId, Endpoints, PeerId},
@@ -46,9 +46,7 @@ pub(super) struct Join<'a> {
     by_client: HashMap<IpAddr, Range<usize>>,
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
-    pub(super) forgotten: KnownConnections,
-    pub(super) counted_by_servers: KnownConnections,
-    pub(super) is_fixed: bool,
+    pub(super) forgotten: EvictedFlows,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
 }
@@ -59,7 +57,7 @@ impl<'a> Join<'a> {
         ledger: &'a Ledger,
         directory: &'a Directory,
         options: &Options,
-        known: &Known,
+        forgotten: EvictedFlows,
     ) -> Self {
         let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory));
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
@@ -91,9 +89,7 @@ impl<'a> Join<'a> {
             by_client,
             candidates: HashMap::new(),
             sums: Sums::default(),
-            forgotten: known.forgotten.clone(),
-            counted_by_servers: known.counted_by_servers.clone(),
-            is_fixed: known.is_fixed,
+            forgotten,
             unsettled: 0,
             settles_at: ledger.next_silence(options.now),
         }

@@ -9,21 +9,10 @@ use super::{
 };
 use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
 
-/// Connections that a server has counted beyond a client's flow that explains others of them.
-struct Surplus<'a, 'f> {
-    server_flow: &'f ServerFlow<'a>,
-    by: Explanation<'a>,
-    /// Client by the address that the server saw.
-    client: EndpointId,
-    part: EdgeCounters,
-    live: bool,
-}
-
 impl<'a> Join<'a> {
     /// Adds what no client flow explains, from the servers' side only.
     pub(super) fn join_unmatched_servers(&mut self) {
         let mut server_flows = std::mem::take(&mut self.server_flows);
-        let mut surplus = Vec::new();
         for server_flow in &mut server_flows {
             self.take_forgotten(server_flow);
             if !server_flow.explained {
@@ -35,10 +24,7 @@ impl<'a> Join<'a> {
                 continue;
             }
             self.divide_by_callers(server_flow);
-            self.add_from_server(server_flow, &mut surplus);
-        }
-        for part in surplus {
-            self.place(part);
+            self.add_from_server(server_flow);
         }
     }
 
@@ -87,32 +73,6 @@ impl<'a> Join<'a> {
         sum.live |= live;
     }
 
-    /// Adds a surplus to the direct edge, as far as that was published with more than it has now, and otherwise to the edge
-    /// of the client's flow.
-    fn place(&mut self, Surplus { server_flow, by, client, mut part, live }: Surplus<'a, '_>) {
-        let missing = self.missing_on_direct_edge(server_flow, client).min(part.opened);
-        if missing > 0 {
-            let returned = part.share(missing);
-            part = part.without(&returned);
-            self.add_part_from_server(server_flow, client, &returned, live);
-        }
-        if part != EdgeCounters::default() {
-            self.add_surplus(server_flow, &by, &part, live);
-        }
-    }
-
-    /// Returns how many connections fewer the direct edge has than servers alone had counted when it was published.
-    fn missing_on_direct_edge(&self, server_flow: &ServerFlow<'a>, client: EndpointId) -> u64 {
-        let key = self.direct_key(server_flow, client);
-        let now = self.sums.by_key.get(&key).map(|sum| sum.counters.opened);
-        if now.is_none() && !self.is_fixed {
-            return 0;
-        }
-        let at = (server_flow.tuple.port, server_flow.tuple.protocol);
-        let published = self.counted_by_servers.between(self.ends.peer(key.client), self.ends.peer(key.server), at);
-        published.saturating_sub(now.unwrap_or_default())
-    }
-
     /// Removes connections that the client's agent evicted; an edge already has them.
     fn take_forgotten(&mut self, server_flow: &mut ServerFlow<'a>) {
         if self.forgotten.is_empty() || server_flow.left.opened == 0 {
@@ -150,7 +110,7 @@ impl<'a> Join<'a> {
         node.is_some_and(|node| self.ledger.observes(node, self.options.now))
     }
 
-    fn add_from_server<'f>(&mut self, server_flow: &'f ServerFlow<'a>, surplus: &mut Vec<Surplus<'a, 'f>>) {
+    fn add_from_server(&mut self, server_flow: &ServerFlow<'a>) {
         if server_flow.tuple.scope.is_some() {
             if let Some(by) = server_flow.explanation().copied() {
                 return self.add_surplus(server_flow, &by, &server_flow.left, server_flow.live);
@@ -167,8 +127,7 @@ impl<'a> Join<'a> {
             }
             let live = self.is_live(server_flow.live, group.span, &share);
             if let Some(by) = self.edge_of(server_flow, &group.owner) {
-                let client = self.ends.client_of(ip, &group.owner);
-                surplus.push(Surplus { server_flow, by, client, part: share, live });
+                self.add_surplus(server_flow, &by, &share, live);
                 continue;
             }
             if group.owner.may_change() && self.waits(group.span.until) {
@@ -180,17 +139,6 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Returns the key of the edge without a Service.
-    fn direct_key(&self, server_flow: &ServerFlow<'a>, client_end: EndpointId) -> Key<'a> {
-        Key {
-            client: self.ends.peer_of(client_end),
-            server: self.ends.peer_of(server_flow.end),
-            service: None,
-            port: Some(server_flow.tuple.port),
-            protocol: server_flow.tuple.protocol,
-        }
-    }
-
     pub(super) fn add_part_from_server(
         &mut self,
         server_flow: &ServerFlow<'a>,
@@ -198,7 +146,14 @@ impl<'a> Join<'a> {
         part: &EdgeCounters,
         live: bool,
     ) {
-        let sum = self.sums.at(self.direct_key(server_flow, client_end));
+        let key = Key {
+            client: self.ends.peer_of(client_end),
+            server: self.ends.peer_of(server_flow.end),
+            service: None,
+            port: Some(server_flow.tuple.port),
+            protocol: server_flow.tuple.protocol,
+        };
+        let sum = self.sums.at(key);
         sum.add_from_server(client_end, server_flow.end, part);
         sum.live |= live;
         sum.server_seen = true;

@@ -1,4 +1,4 @@
-//! Connections that are known apart from the flows: evicted by clients' agents, or published.
+//! Flows that clients' agents evicted while servers' agents may still count them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,21 +8,21 @@ use crate::{
     flow::Protocol,
 };
 
-/// Numbers of connections by client, server and the server's port, through any Service.
+/// Connections by client, server and the server's port, through any Service.
 #[derive(Clone, Debug, Default)]
-pub struct KnownConnections {
-    connections: HashMap<(Peer, Peer, u16, Protocol), Known>,
+pub struct EvictedFlows {
+    connections: HashMap<(Peer, Peer, u16, Protocol), Evicted>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Known {
+struct Evicted {
     /// By the server's pod. Other pods' counts do not contain these.
     by_pod: BTreeMap<String, u64>,
     /// Those of which the server's pod is not known.
     others: u64,
 }
 
-impl KnownConnections {
+impl EvictedFlows {
     /// Adds connections of an edge. `servers` are the parts of its servers in them, as far as known.
     ///
     /// Invariant: what was there stays.
@@ -40,22 +40,13 @@ impl KnownConnections {
         known.others = count::add(known.others, others);
     }
 
-    /// Returns whether there is none.
+    /// Returns whether nothing was evicted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }
 
-    /// Returns the number of connections between these peers at the server's port.
-    pub(super) fn between(&self, client: &Peer, server: &Peer, (port, protocol): (u16, Protocol)) -> u64 {
-        if self.connections.is_empty() {
-            return 0;
-        }
-        let known = self.connections.get(&(client.clone(), server.clone(), port, protocol));
-        known.map_or(0, |known| known.by_pod.values().fold(known.others, |sum, count| count::add(sum, *count)))
-    }
-
-    /// Takes up to `counted` of the connections to this pod and returns their number.
+    /// Takes up to `counted` evicted connections to this pod and returns their number.
     pub(super) fn take(
         &mut self,
         (client, server, (port, protocol)): (&Peer, &Peer, (u16, Protocol)),
@@ -66,7 +57,7 @@ impl KnownConnections {
             return 0;
         }
         let between = (client.clone(), server.clone(), port, protocol);
-        let Some(Known { by_pod, others }) = self.connections.get_mut(&between) else { return 0 };
+        let Some(Evicted { by_pod, others }) = self.connections.get_mut(&between) else { return 0 };
         let mut taken = 0;
         for left in by_pod.get_mut(pod).into_iter().chain([others]) {
             let count = (counted - taken).min(*left);
