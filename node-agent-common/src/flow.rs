@@ -20,36 +20,40 @@ const UDP: u8 = 0x10;
 #[repr(C)]
 pub struct FlowKey {
     cgroup: u64,
-    netns: u32,
-    port: u16,
-    /// A [`Role`], with the bit [`UDP`] for that protocol.
-    role: u8,
-    /// Version of the addresses, 4 or 6, independent of the socket's own family.
-    family: u8,
+    /// From low to high bits: network namespace (32), port (16), role (8), version of the addresses (8). One word, since
+    /// the kernel hashes words: those that were written in pieces take longer to read.
+    numbers: u64,
     local: [u8; 16],
     remote: [u8; 16],
 }
-const _: () = assert!(size_of::<FlowKey>() == 8 + 4 + 2 + 1 + 1 + 16 + 16);
+const _: () = assert!(size_of::<FlowKey>() == 8 + 8 + 16 + 16);
 plain_data!(FlowKey);
 
 impl FlowKey {
     /// Key of no flow.
-    pub const NONE: Self = Self { cgroup: 0, netns: 0, port: 0, role: 0, family: 0, local: [0; 16], remote: [0; 16] };
+    pub const NONE: Self = Self { cgroup: 0, numbers: 0, local: [0; 16], remote: [0; 16] };
+
+    const PORT: u32 = 32;
+    /// A [`Role`], with the bit [`UDP`] for that protocol.
+    const ROLE: u32 = 48;
+    /// 4 or 6, independent of the socket's own family.
+    const FAMILY: u32 = 56;
 
     /// Returns the key for a socket's fields: addresses in network order, IPv4 as IPv4-mapped; the service port as this
     /// end observes it, as a number.
     #[inline]
     #[must_use]
     pub const fn new(cgroup: u64, netns: u32, role: Role, port: u16, local: [u8; 16], remote: [u8; 16]) -> Self {
-        let family = if is_mapped(&remote) { 4 } else { 6 };
-        Self { cgroup, netns, port, role: role as u8, family, local, remote }
+        let family = if is_mapped(&remote) { 4_u64 } else { 6 };
+        let numbers = netns as u64 | (port as u64) << Self::PORT | (role as u64) << Self::ROLE | family << Self::FAMILY;
+        Self { cgroup, numbers, local, remote }
     }
 
     /// Returns the same key for UDP.
     #[inline]
     #[must_use]
     pub const fn over_udp(self) -> Self {
-        Self { role: self.role | UDP, ..self }
+        Self { numbers: self.numbers | (UDP as u64) << Self::ROLE, ..self }
     }
 
     /// Returns the ID of the cgroup in which the socket was created.
@@ -60,20 +64,22 @@ impl FlowKey {
 
     /// Returns the inode number of the socket's network namespace.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the number's own bits")]
     pub const fn netns(&self) -> u32 {
-        self.netns
+        self.numbers as u32
     }
 
     /// Returns the service port as this end observes it.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the number's own bits")]
     pub const fn port(&self) -> u16 {
-        self.port
+        (self.numbers >> Self::PORT) as u16
     }
 
     /// Returns the role; `None` if the bytes are not a role.
     #[must_use]
     pub const fn role(&self) -> Option<Role> {
-        match self.role & !UDP {
+        match self.role_byte() & !UDP {
             1 => Some(Role::Client),
             2 => Some(Role::Server),
             _ => None,
@@ -83,7 +89,12 @@ impl FlowKey {
     /// Returns the transport protocol.
     #[must_use]
     pub const fn protocol(&self) -> Protocol {
-        if self.role & UDP == 0 { Protocol::Tcp } else { Protocol::Udp }
+        if self.role_byte() & UDP == 0 { Protocol::Tcp } else { Protocol::Udp }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the number's own bits")]
+    const fn role_byte(&self) -> u8 {
+        (self.numbers >> Self::ROLE) as u8
     }
 
     /// Returns this end's address, IPv4 as IPv4-mapped.
@@ -136,8 +147,8 @@ pub struct FlowStats {
     /// Connections with a guessed role: UDP conversations of `opened` that may be preexisting, and TCP connections of
     /// `closed` whose sockets did not show a role.
     pub inferred: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Number of times that the agent has taken the slot from a flow. Programs that remember a slot compare it.
+    pub generation: u32,
 }
 const _: () = assert!(size_of::<FlowStats>() == 2 * 8 + 8 * 4 + RTT_BUCKETS * 4);
 plain_data!(FlowStats);
@@ -210,7 +221,7 @@ mod tests {
         let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
         let mut not_quite = mapped;
         not_quite[3] = 1;
-        let family = |remote| FlowKey::new(1, 2, Role::Client, 80, mapped, remote).family;
+        let family = |remote| FlowKey::new(1, 2, Role::Client, 80, mapped, remote).numbers >> FlowKey::FAMILY;
         assert_eq!((family(mapped), family(not_quite), family([0; 16])), (4, 6, 6));
     }
 }

@@ -12,14 +12,14 @@ use aya_ebpf::{
 };
 use node_agent_common::{FlowKey, conversation};
 
-use crate::flows::add_wide;
+use crate::flows::{SlotHandle, add_wide};
 
 /// In nanoseconds. Written by the agent before the programs are loaded, then frozen.
 #[unsafe(no_mangle)]
 static SILENCE: u64 = 0;
 
 /// Key of a conversation.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Name {
     /// The socket's.
@@ -36,13 +36,15 @@ pub struct Conversation {
     pub flow: FlowKey,
     /// Time of the last datagram by the kernel's clock.
     last: u64,
+    /// The flow's slot, so that the following datagrams need not look for it.
+    slot: SlotHandle,
 }
 
 impl Conversation {
     /// One that begins.
     #[inline(always)]
-    pub fn of(flow: FlowKey) -> Self {
-        Self { flow, last: now() }
+    pub fn of(flow: FlowKey, slot: SlotHandle) -> Self {
+        Self { flow, last: now(), slot }
     }
 }
 
@@ -67,20 +69,38 @@ pub enum Beginning {
     Nowhere,
 }
 
-/// The flow of a conversation that goes on. What is over is forgotten.
+/// Conversation that goes on.
+#[derive(Clone, Copy)]
+pub struct Ongoing(*mut Conversation);
+
+impl Ongoing {
+    #[inline(always)]
+    pub fn flow(self) -> &'static FlowKey {
+        // SAFETY: a value of the map, which stays readable while the program runs. Where it is given to another
+        // conversation meanwhile, more have begun than are remembered, which says itself (`inferred`).
+        unsafe { &(*self.0).flow }
+    }
+
+    #[inline(always)]
+    pub fn slot(self) -> SlotHandle {
+        // SAFETY: as above; one word.
+        unsafe { core::ptr::read_volatile(&raw const (*self.0).slot) }
+    }
+}
+
+/// Returns a conversation that goes on. What is over is forgotten.
 #[inline(always)]
-pub fn go_on(name: &Name) -> Option<&'static FlowKey> {
+pub fn go_on(name: &Name) -> Option<Ongoing> {
     let known = CONVERSATIONS.get_ptr_mut(name)?;
     let now = now();
     // SAFETY: a static that is frozen before the program is loaded.
     let silence = unsafe { core::ptr::read_volatile(&raw const SILENCE) };
-    // SAFETY: a value of the map, which stays readable while the program runs. Where it is given to another conversation
-    // meanwhile, more have begun than are remembered, which says itself (`inferred`).
+    // SAFETY: as in [`Ongoing::flow`].
     unsafe {
         // Another processor's clock may be a little ahead.
         if now.saturating_sub(core::ptr::read_volatile(&raw const (*known).last)) <= silence {
             core::ptr::write_volatile(&raw mut (*known).last, now);
-            return Some(&(*known).flow);
+            return Some(Ongoing(known));
         }
     }
     // Of several that find it over, one begins it again.

@@ -4,6 +4,8 @@
 //! namespace applies NAT (the node's own does so for addresses of Services), sent datagrams are already translated. The
 //! original destination is that of the connected socket, or the one that [`original_destinations`] noted.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     cty::c_void,
@@ -18,11 +20,11 @@ use node_agent_common::{FlowKey, Loss, Role};
 use crate::{
     answers,
     conversations::{self, Beginning, Conversation, Name},
-    flows::{Event, count, lose},
+    flows::{Event, SlotHandle, count, lose},
     memory::{Pointer, Probing, load},
     offsets::offset,
     original_destinations::{self, End},
-    socket::{joined, mapped},
+    socket::{bytes, joined, mapped},
 };
 
 const UDP: u8 = 17;
@@ -83,8 +85,11 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
         Direction::Out => (payload, 0),
         Direction::In => (0, payload),
     };
-    if let Some(flow) = conversations::go_on(&name) {
-        count_datagram(flow, sent, received);
+    if let Some(conversation) = conversations::go_on(&name) {
+        let flow = conversation.flow();
+        if !conversation.slot().count_datagram(sent, received) {
+            count_datagram(flow, sent, received);
+        }
         // Who has asked has a conversation that goes on.
         if direction == Direction::In && remote.port == answers::DOMAIN && matches!(flow.role(), Some(Role::Client)) {
             answers::pass_on(packet.0, header.length + UDP_HEADER, payload, packet.cgroup());
@@ -96,7 +101,7 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
         Direction::In => (Role::Server, local.port),
     };
     let flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();
-    let conversation = Conversation::of(flow);
+    let conversation = Conversation::of(flow, provide_slot(&flow));
     match conversations::begin(&name, &conversation) {
         Beginning::First { inferred } => count_conversation(&conversation.flow, sent, received, inferred),
         Beginning::Known => count_datagram(&conversation.flow, sent, received),
@@ -113,16 +118,17 @@ fn count_datagram(flow: &FlowKey, sent: u64, received: u64) {
 
 /// As [`count_datagram`].
 #[inline(never)]
+fn provide_slot(flow: &FlowKey) -> SlotHandle {
+    SlotHandle::provide(flow)
+}
+
+/// As [`count_datagram`].
+#[inline(never)]
 fn count_conversation(flow: &FlowKey, sent: u64, received: u64, inferred: bool) {
     count(flow, Event::Conversation { sent, received, inferred });
 }
 
 impl End {
-    #[inline(always)]
-    fn of(address: [u8; 16], port: u16) -> Self {
-        Self { address, port }
-    }
-
     /// Returns whether exactly one host can answer there.
     #[inline(always)]
     fn is_one(&self) -> bool {
@@ -159,6 +165,26 @@ struct Header {
     destination: [u8; 16],
 }
 
+/// An IPv4 header without options (RFC 791).
+#[repr(C, packed)]
+struct V4Header {
+    first: [u8; 9],
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+/// An IPv6 header (RFC 8200).
+#[repr(C, packed)]
+struct V6Header {
+    first: [u8; 6],
+    next: u8,
+    hops: u8,
+    source: [u64; 2],
+    destination: [u64; 2],
+}
+
 /// The packet of one call.
 #[derive(Clone, Copy)]
 struct Packet(*mut __sk_buff);
@@ -187,36 +213,38 @@ impl Packet {
     /// Returns the UDP header, if it is one. Does not parse extension headers of IPv6.
     #[inline(always)]
     fn header(self) -> Option<Header> {
-        const V4: usize = 20;
-        const V6: usize = 40;
         // SAFETY: the context's own fields: where the packet begins, with its internet header, and ends.
         let (data, end) = unsafe {
             (Self::read(&raw const (*self.0).data) as usize, Self::read(&raw const (*self.0).data_end) as usize)
         };
-        if data + V4 > end {
+        if data + size_of::<V4Header>() > end {
             return None;
         }
-        // SAFETY: what is read has just been compared with the packet's end, as the verifier demands. By bytes and words
-        // as they lie there: nothing is known of their alignment.
-        unsafe {
-            let at = |offset: usize| (data + offset) as *const u8;
-            let word = |offset: usize| at(offset).cast::<u32>().read_unaligned();
-            let first = *at(0);
-            match first >> 4 {
-                4 if *at(9) == UDP => Some(Header {
-                    family: Family::V4,
-                    length: u32::from(first & 15) * 4,
-                    source: mapped(word(12)),
-                    destination: mapped(word(16)),
-                }),
-                6 if data + V6 <= end && *at(6) == UDP => Some(Header {
+        // SAFETY: these bytes have just been compared with the packet's end, as the verifier demands.
+        let (first, protocol) =
+            unsafe { (*(data as *const u8), *((data + offset_of!(V4Header, protocol)) as *const u8)) };
+        match first >> 4 {
+            4 if protocol == UDP => Some(Header {
+                family: Family::V4,
+                length: u32::from(first & 15) * 4,
+                source: mapped(load!("u32", data, V4Header, source) as u32),
+                destination: mapped(load!("u32", data, V4Header, destination) as u32),
+            }),
+            // SAFETY: as above.
+            6 if data + size_of::<V6Header>() <= end
+                && unsafe { *((data + offset_of!(V6Header, next)) as *const u8) } == UDP =>
+            {
+                Some(Header {
                     family: Family::V6,
-                    length: V6 as u32,
-                    source: at(8).cast::<[u8; 16]>().read_unaligned(),
-                    destination: at(24).cast::<[u8; 16]>().read_unaligned(),
-                }),
-                _ => None,
+                    length: size_of::<V6Header>() as u32,
+                    source: bytes([load!("u64", data, V6Header, source), load!("u64", data, V6Header, source, 8)]),
+                    destination: bytes([
+                        load!("u64", data, V6Header, destination),
+                        load!("u64", data, V6Header, destination, 8),
+                    ]),
+                })
             }
+            _ => None,
         }
     }
 

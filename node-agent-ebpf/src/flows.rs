@@ -83,6 +83,50 @@ impl Event {
     }
 }
 
+/// Slot of a flow, and the slot's generation when the flow had it. The agent ends the generation when it takes the slot
+/// from the flow.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct SlotHandle(u64);
+
+impl SlotHandle {
+    /// No slot: beyond any table.
+    pub const NONE: Self = Self(u32::MAX as u64);
+
+    #[inline(always)]
+    fn new(slot: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+
+    /// Returns the handle of the flow's slot; gives it one if it has none.
+    #[inline(always)]
+    pub fn provide(key: &FlowKey) -> Self {
+        let Some((slot, first)) = slot_of(key) else { return Self::NONE };
+        if first {
+            announce(key, slot);
+        }
+        let Some(stats) = STATS.get_ptr(slot) else { return Self::NONE };
+        // SAFETY: a value of an array.
+        let generation = unsafe { core::ptr::read_volatile(&raw const (*stats).generation) };
+        // The agent deletes the key first: if it is still there, the generation that was read is the flow's.
+        if known_slot(key) == Some(slot) { Self::new(slot, generation) } else { Self::NONE }
+    }
+
+    /// Adds the payload of a datagram if the slot is still the flow's. Returns whether it is.
+    #[inline(always)]
+    pub fn count_datagram(self, sent: u64, received: u64) -> bool {
+        let Some(stats) = STATS.get_ptr_mut(self.0 as u32) else { return false };
+        // SAFETY: a value of an array.
+        unsafe {
+            if core::ptr::read_volatile(&raw const (*stats).generation) != (self.0 >> 32) as u32 {
+                return false;
+            }
+            add_payload(stats, sent, received);
+        }
+        true
+    }
+}
+
 /// Counts an event of this flow, or its loss.
 #[inline(always)]
 pub fn count(key: &FlowKey, event: Event) {
@@ -121,21 +165,34 @@ pub fn count(key: &FlowKey, event: Event) {
             }
             Event::Conversation { sent, received, inferred } => {
                 add(&raw mut (*stats).opened, 1);
-                add_wide(&raw mut (*stats).sent, sent);
-                add_wide(&raw mut (*stats).received, received);
+                add_payload(stats, sent, received);
                 if inferred {
                     add(&raw mut (*stats).inferred, 1);
                 }
                 add(&raw mut (*stats).closed, 1);
             }
-            Event::Datagram { sent, received } => {
-                add_wide(&raw mut (*stats).sent, sent);
-                add_wide(&raw mut (*stats).received, received);
-            }
+            Event::Datagram { sent, received } => add_payload(stats, sent, received),
         }
     }
     if first {
         announce(key, slot);
+    }
+}
+
+/// Adds the payload of a datagram, which goes one way: an atomic addition of zero would cost as much as any.
+///
+/// # Safety
+/// `stats` has to point into a map's value.
+#[inline(always)]
+unsafe fn add_payload(stats: *mut FlowStats, sent: u64, received: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if sent != 0 {
+            add_wide(&raw mut (*stats).sent, sent);
+        }
+        if received != 0 {
+            add_wide(&raw mut (*stats).received, received);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod answers;
 mod conversations;
 mod datagrams;
 mod existing;
+mod floor;
 mod flows;
 mod memory;
 mod namespaces;

@@ -14,11 +14,19 @@ use node_agent_common::Loss;
 use crate::{flows::lose, memory::load, socket::mapped};
 
 /// An address, IPv4 ones as IPv4-mapped, and a port.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct End {
     pub address: [u8; 16],
     pub port: u16,
+    reserved: [u16; 3],
+}
+
+impl End {
+    #[inline(always)]
+    pub fn of(address: [u8; 16], port: u16) -> Self {
+        Self { address, port, reserved: [0; 3] }
+    }
 }
 
 /// Last original destination of each socket, by its cookie.
@@ -53,7 +61,7 @@ fn note(call: *mut bpf_sock_addr, address: [u8; 16]) {
     // SAFETY: the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(call.cast()) };
     // Where there is no memory, the address is the packet's.
-    if ORIGINAL_DESTS.insert(cookie, End { address, port }, 0).is_err() {
+    if ORIGINAL_DESTS.insert(cookie, End::of(address, port), 0).is_err() {
         lose(Loss::OriginalDestination);
     }
 }
@@ -61,6 +69,9 @@ fn note(call: *mut bpf_sock_addr, address: [u8; 16]) {
 /// Returns the destination of the last datagram that the socket sent with an address.
 #[inline(always)]
 pub fn of(cookie: u64) -> Option<End> {
-    // SAFETY: a value of the map, which stays readable while the program runs.
-    ORIGINAL_DESTS.get_ptr(cookie).map(|end| unsafe { core::ptr::read_volatile(end) })
+    // By words: a structure would be read byte by byte.
+    // SAFETY: a value of the map, which stays readable while the program runs; it consists of three words.
+    ORIGINAL_DESTS
+        .get_ptr(cookie)
+        .map(|end| unsafe { core::mem::transmute::<[u64; 3], End>(core::ptr::read_volatile(end.cast::<[u64; 3]>())) })
 }

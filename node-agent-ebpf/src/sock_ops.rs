@@ -84,7 +84,7 @@ fn ended(call: Call) {
 
 /// One call of the program.
 #[derive(Clone, Copy)]
-struct Call(*mut bpf_sock_ops);
+pub struct Call(pub *mut bpf_sock_ops);
 
 impl Call {
     /// # Safety
@@ -96,7 +96,7 @@ impl Call {
     }
 
     #[inline(always)]
-    fn op(self) -> u32 {
+    pub fn op(self) -> u32 {
         // SAFETY: the context's own field.
         unsafe { Self::read(&raw const (*self.0).op) }
     }
@@ -120,8 +120,11 @@ impl Call {
     }
 
     #[inline(always)]
-    fn add_flags(self, flags: u8) {
-        self.set_flags(self.flags() | u32::from(flags));
+    pub fn add_flags(self, flags: u8) {
+        let (before, flags) = (self.flags(), u32::from(flags));
+        if before & flags != flags {
+            self.set_flags(before | flags);
+        }
     }
 
     #[inline(always)]

@@ -83,7 +83,7 @@ impl<A: Access> TcpSocket<A> {
     #[inline(always)]
     pub fn local(self) -> [u8; 16] {
         if self.is_inet6() {
-            self.0.load(offset!(sock_v6_rcv_saddr))
+            self.address_at(offset!(sock_v6_rcv_saddr))
         } else {
             mapped(self.0.load(offset!(sock_rcv_saddr)))
         }
@@ -91,7 +91,13 @@ impl<A: Access> TcpSocket<A> {
 
     #[inline(always)]
     pub fn remote(self) -> [u8; 16] {
-        if self.is_inet6() { self.0.load(offset!(sock_v6_daddr)) } else { mapped(self.0.load(offset!(sock_daddr))) }
+        if self.is_inet6() { self.address_at(offset!(sock_v6_daddr)) } else { mapped(self.0.load(offset!(sock_daddr))) }
+    }
+
+    /// Reads an address by words: by bytes, it would take 16 loads, each with a check of its own.
+    #[inline(always)]
+    fn address_at(self, offset: usize) -> [u8; 16] {
+        bytes([self.0.load(offset), self.0.load(offset + size_of::<u64>())])
     }
 
     #[inline(always)]
@@ -173,7 +179,12 @@ impl<A: Access> TcpSocket<A> {
 pub fn mapped(address: u32) -> [u8; 16] {
     const MARK: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
     const SHIFT: u32 = if cfg!(target_endian = "little") { 32 } else { 0 };
-    let words = [0, MARK | u64::from(address) << SHIFT];
+    bytes([0, MARK | u64::from(address) << SHIFT])
+}
+
+/// An address from words as they lie in memory.
+#[inline(always)]
+pub fn bytes(words: [u64; 2]) -> [u8; 16] {
     // SAFETY: two words are sixteen bytes.
     unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(words) }
 }

@@ -11,7 +11,7 @@ COMPARISON=parity
 LONG_TESTS="in_a_storm slots_come_back tp_btf:: misses:: refusals:: a_hundred_short"
 # ... and what the agent's own memory decides, or conntrack, which is the same on all kernels.
 LONG_TESTS+=" forgotten_flows more_conversations silent_for_long many_clients captures_of_a_node a_node_without_ipv6"
-LONG_TESTS+=" bytes_that_conntrack events_that_do_not_fit what_happened_before what_nothing_has"
+LONG_TESTS+=" conversation_does_not bytes_that_conntrack events_that_do_not_fit what_happened_before what_nothing_has"
 
 # mode_of PROGRAM KERNEL: the mode of the DaemonSet whose agent does what the program tests
 mode_of() {

@@ -108,6 +108,53 @@ fn capture_counts_long_exchange_as_one_conversation_for_each_datagram_size() {
     watched.assert_nothing_lost();
 }
 
+/// A conversation remembers the slot of its flow. Here the slot is taken from the silent flow and given to another one.
+#[test]
+fn conversation_does_not_count_in_a_slot_that_another_flow_has_now() {
+    let node = node_or_skip!();
+    let mut watched = watch(&Settings { max_flows: 2, ..settings(&node) });
+    let (mut client, mut server) = (node.process("client"), node.process("server"));
+    let (udp, tcp) = (server.bind_udp("s", "127.0.0.1:0"), server.listen("l", "127.0.0.1:0"));
+    client.bind_udp("c", "127.0.0.1:0");
+    client.connect_udp("c", format_args!("127.0.0.1:{udp}"));
+    let exchange = |client: &mut Process, server: &mut Process| {
+        client.send_datagram("c", 100);
+        server.receive_datagram("s", 100);
+        server.respond_datagram("s", 200);
+        client.receive_datagram("c", 200);
+    };
+    let conversation = [
+        key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", udp),
+        key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", udp),
+    ];
+    let of_conversation = |sent, received| {
+        let counters = counted(1, sent, received);
+        conversation.into_iter().zip([counters, mirrored(counters)])
+    };
+    exchange(&mut client, &mut server);
+    let mut expected: BTreeMap<_, _> = of_conversation(100, 200).collect();
+    watched.expect(&expected);
+    watched.wait_for_free_slots(2);
+
+    client.connect("b", format_args!("127.0.0.1:{tcp}"));
+    server.accept("b", "l");
+    // No slot is free for it.
+    exchange(&mut client, &mut server);
+    client.close("b");
+    server.close("b");
+    let connection = FlowCounters { opened: 1, closed: 1, ..FlowCounters::default() };
+    for (process, role) in [(&mut client, Role::Client), (&mut server, Role::Server)] {
+        expected.insert(lab::key(process, role, "127.0.0.1", "127.0.0.1", tcp), connection);
+    }
+    watched.expect(&expected);
+    assert_eq!(watched.losses, Losses { closed: 4, ..Losses::default() }, "two datagrams, at both ends");
+
+    watched.wait_for_free_slots(2);
+    exchange(&mut client, &mut server);
+    expected.extend(of_conversation(200, 400));
+    watched.expect(&expected);
+}
+
 #[test]
 fn capture_reports_original_destination_of_client() {
     let node = node_or_skip!();

@@ -270,7 +270,7 @@ impl EbpfCapture {
             _ => IDLE_VERY_SCARCE,
         };
         for (slot, key) in self.slots.idle(least, now) {
-            if !self.accounts.has_open(&key) && self.programs.slot_of.remove(&key).is_ok() {
+            if !self.accounts.has_open(&key) && self.programs.delete_key(&key, slot).is_ok() {
                 self.slots.deleted(slot, now);
             }
         }
@@ -322,7 +322,7 @@ impl Capture for EbpfCapture {
                 // It has just come back: the new flow is still to be read.
                 Ok(slot) if !self.slots.is_known(slot) => continue,
                 // What programs that have found the slot still count there opens a new account.
-                Ok(slot) if self.programs.slot_of.remove(&key).is_ok() => self.slots.deleted(slot, now),
+                Ok(slot) if self.programs.delete_key(&key, slot).is_ok() => self.slots.deleted(slot, now),
                 Ok(_) => continue,
                 Err(_) => {}
             }

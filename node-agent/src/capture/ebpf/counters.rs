@@ -12,7 +12,7 @@ use aya::maps::MapData;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use node_agent_common::FlowStats;
 
-/// A read-only view of the table.
+/// A view of the table. The counters themselves are the kernel's programs' to change.
 #[derive(Debug)]
 pub(super) struct Counters {
     table: NonNull<FlowStats>,
@@ -21,7 +21,7 @@ pub(super) struct Counters {
     _map: MapData,
 }
 
-// SAFETY: the view is read-only and read by atomic loads; the mapping belongs to the process, not to a thread.
+// SAFETY: the view is used by atomic operations alone; the mapping belongs to the process, not to a thread.
 #[expect(unsafe_code, reason = "memory shared with the kernel")]
 unsafe impl Send for Counters {}
 
@@ -29,13 +29,26 @@ impl Counters {
     #[expect(unsafe_code, reason = "memory shared with the kernel")]
     pub(super) fn map(map: MapData, slots: u32) -> io::Result<Self> {
         let length = NonZeroUsize::new(bytes(slots)).ok_or(io::ErrorKind::InvalidInput)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping, at an address of the kernel's choice; the kernel refuses it if the map is smaller.
-        let table = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) }?;
+        let table = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) }?;
         Ok(Self { table: table.cast(), slots, _map: map })
     }
 
     pub(super) fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// Ends the use of this slot by programs that remember it for a flow. To be called after its key was deleted.
+    #[expect(unsafe_code, reason = "memory shared with the kernel")]
+    pub(super) fn end_generation(&self, slot: u32) {
+        if slot < self.slots {
+            // SAFETY: inside of the mapping, which lives as long as `self`; an aligned u32 that programs only read.
+            unsafe {
+                let stats = self.table.add(slot as usize).as_ptr();
+                AtomicU32::from_ptr(&raw mut (*stats).generation).fetch_add(1, Ordering::Release);
+            }
+        }
     }
 
     /// Returns the counters of this slot; zeros beyond the table.
@@ -65,7 +78,7 @@ impl Counters {
                 retransmits: load(&raw mut (*stats).retransmits),
                 rtt: std::array::from_fn(|bucket| load(&raw mut (*stats).rtt[bucket])),
                 inferred: load(&raw mut (*stats).inferred),
-                reserved: 0,
+                generation: 0,
                 failed: load(&raw mut (*stats).failed),
                 opened: load(&raw mut (*stats).opened),
             }

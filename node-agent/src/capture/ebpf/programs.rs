@@ -286,6 +286,13 @@ impl Programs {
         self.listing_phase.set(0, if on { listing_phase::NOTES_ALL } else { listing_phase::OVER }, 0)
     }
 
+    /// Deletes the key of a flow, so that no program counts in its slot any more, as soon as those that run now have ended.
+    pub(super) fn delete_key(&mut self, key: &FlowKey, slot: u32) -> Result<(), MapError> {
+        self.slot_of.remove(key)?;
+        self.counters.end_generation(slot);
+        Ok(())
+    }
+
     /// Returns the number of losses of one kind.
     pub(super) fn lost(&self, what: Loss) -> Result<u64, MapError> {
         Ok(self.lost.get(&(what as u32), 0)?.iter().sum())

@@ -121,7 +121,7 @@ fn leave_out(
     now: Instant,
 ) -> Result<(), Refusal> {
     for (key, slot) in ends {
-        programs.slot_of.remove(&key).map_err(|error| refusal(&format!("forgetting the own connection: {error}")))?;
+        programs.delete_key(&key, slot).map_err(|error| refusal(&format!("forgetting the own connection: {error}")))?;
         slots.disown(slot, now);
     }
     Ok(())

@@ -162,7 +162,7 @@ fn unpack(packed: &PackedNumbers) -> FlowStats {
         unseen: count(7),
         inferred: count(8),
         rtt: std::array::from_fn(|bucket| count(PLAIN + bucket)),
-        reserved: 0,
+        generation: 0,
     }
 }
 
@@ -178,7 +178,7 @@ fn difference(current: &FlowStats, last: &FlowStats) -> FlowStats {
         retransmits: current.retransmits.wrapping_sub(last.retransmits),
         rtt: std::array::from_fn(|bucket| current.rtt[bucket].wrapping_sub(last.rtt[bucket])),
         inferred: current.inferred.wrapping_sub(last.inferred),
-        reserved: 0,
+        generation: 0,
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
             retransmits: 8,
             rtt: std::array::from_fn(|bucket| u32::try_from(bucket).unwrap() + 9),
             inferred: 30,
-            reserved: 0,
+            generation: 0,
         };
         assert_eq!(unpack(&pack(&stats)), stats);
     }

@@ -1,0 +1,118 @@
+//! Load over the loopback, made by a child process in the cgroup that is observed.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+const REQUEST: usize = 100;
+const RESPONSE: usize = 1000;
+
+/// Payload of a datagram, in bytes.
+const DATAGRAM: usize = 18;
+/// Datagrams that are sent before the receiver takes them: they fit into its buffer.
+const WINDOW: u64 = 32;
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Connections with a request and a response, of which the client closes first (FIN).
+    Fin,
+    /// Connections with a request and a response, which the client resets (RST).
+    Rst,
+    /// Datagrams of one conversation.
+    Udp,
+}
+
+/// Child process that makes connections on request.
+pub struct Load {
+    child: Child,
+}
+
+impl Load {
+    /// Starts the process in a cgroup.
+    pub fn start(cgroup: &Path, work: Work) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["load", &format!("{work:?}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
+        Self { child }
+    }
+
+    /// Begins so many connections or datagrams.
+    pub fn begin(&mut self, count: u64) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{count}").unwrap();
+    }
+
+    /// Waits until they are done; returns the time that it took.
+    pub fn end(&mut self) -> Duration {
+        let mut line = String::new();
+        let mut output = BufReader::with_capacity(1, self.child.stdout.as_mut().unwrap());
+        output.read_line(&mut line).unwrap();
+        Duration::from_nanos(line.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The child's main function: does as much as each line of the input says.
+pub fn run(work: &str) {
+    for line in std::io::stdin().lock().lines() {
+        let count: u64 = line.unwrap().parse().unwrap();
+        let begun = Instant::now();
+        match work {
+            "Udp" => send_datagrams(count),
+            _ => connect(count, work == "Rst"),
+        }
+        println!("{}", begun.elapsed().as_nanos());
+    }
+}
+
+fn send_datagrams(count: u64) {
+    let [one, other] = [(), ()].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    one.connect(other.local_addr().unwrap()).unwrap();
+    other.connect(one.local_addr().unwrap()).unwrap();
+    for _ in 0..count / WINDOW {
+        (0..WINDOW).for_each(|_| _ = one.send(&[1; DATAGRAM]).unwrap());
+        (0..WINDOW).for_each(|_| _ = other.recv(&mut [0; DATAGRAM]).unwrap());
+    }
+}
+
+fn connect(connections: u64, resets: bool) {
+    // A port of its own for each load: no pair of ports is still in TIME_WAIT.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| (0..connections).for_each(|_| serve(listener.accept().unwrap().0)));
+        for _ in 0..connections {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(&[1; REQUEST]).unwrap();
+            stream.read_exact(&mut [0; RESPONSE]).unwrap();
+            if resets {
+                setsockopt(&stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+            }
+        }
+    });
+}
+
+fn serve(mut stream: TcpStream) {
+    stream.read_exact(&mut [0; REQUEST]).unwrap();
+    stream.write_all(&[1; RESPONSE]).unwrap();
+    // An end or a reset.
+    let _ = stream.read(&mut [0]);
+}

@@ -1,0 +1,148 @@
+//! Measures what the agent's kernel programs cost: the time in the kernel for each connection and each datagram, beside
+//! empty programs of the same hooks, and the rate with and without them, in pairs.
+//!
+//! Needs root. It makes a cgroup of its own, and traffic over the loopback. `SCOPEPROBE_BENCH=<connections>,<pairs>`
+//! changes the size. The last line is JSON.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark ends where it cannot go on")]
+
+mod hooks;
+mod kernel_time;
+mod load;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::sys::{Stats, enable_stats};
+use scopeprobe_agent::capture::find_cgroup_root;
+
+use crate::{
+    hooks::Hooks,
+    kernel_time::KernelTime,
+    load::{Load, Work},
+};
+
+/// Repetitions of each measurement of kernel time; the median counts.
+const ROUNDS: usize = 5;
+/// Datagrams for each connection of the size.
+const DATAGRAMS: u64 = 8;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).map(String::as_str) == Some("load") {
+        return load::run(&arguments[2]);
+    }
+    let size = std::env::var("SCOPEPROBE_BENCH").unwrap_or_else(|_| String::from("20000,9"));
+    let (connections, pairs) = size.split_once(',').unwrap();
+    let (connections, pairs): (u64, usize) = (connections.parse().unwrap(), pairs.parse().unwrap());
+    let cgroup = Cgroup::new();
+    let times = kernel_times(&cgroup.0, connections);
+    let rates = rates(&cgroup.0, connections, pairs);
+    println!("{}", serde_json::json!({ "kernelTime": times, "pairs": rates }));
+}
+
+/// Cgroup of the load; removed with this value.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> Self {
+        let mount = find_cgroup_root("/sys/fs/cgroup".as_ref()).unwrap();
+        let path = mount.join(format!("scopeprobe-bench-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            println!("{} stays behind: {error}", self.0.display());
+        }
+    }
+}
+
+/// Prints and returns the kernel time of each set of programs, by the end of the connections.
+fn kernel_times(cgroup: &Path, connections: u64) -> serde_json::Value {
+    let _statistics = enable_stats(Stats::RunTime).unwrap();
+    let mut found = serde_json::Map::new();
+    println!("kernel time for a connection or a datagram, both ends; median of {ROUNDS} rounds of {connections}");
+    println!("{:14} {:>4} {:>6} {:>8}", "programs", "", "runs", "ns");
+    for hooks in [Hooks::EmptyOps, Hooks::EmptyStates, Hooks::Connections, Hooks::EmptyPackets, Hooks::Capture] {
+        for work in hooks.works() {
+            let connections = if *work == Work::Udp { connections * DATAGRAMS } else { connections };
+            let (runs, nanoseconds) = kernel_time(hooks, *work, cgroup, connections);
+            println!("{:14} {:>4} {runs:>6.1} {nanoseconds:>8.0}", format!("{hooks:?}"), format!("{work:?}"));
+            let key = format!("{hooks:?}{work:?}");
+            found.insert(key, serde_json::json!({ "runs": runs, "nanoseconds": nanoseconds }));
+        }
+    }
+    found.into()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+fn kernel_time(hooks: Hooks, work: Work, cgroup: &Path, connections: u64) -> (f64, f64) {
+    let mut attached = hooks.attach(cgroup);
+    let mut load = Load::start(cgroup, work);
+    let mut measure = |connections| {
+        let before = KernelTime::of(hooks.programs());
+        load.begin(connections);
+        attached.read_until(|| load.end());
+        KernelTime::of(hooks.programs()).since(before)
+    };
+    measure(connections / 10);
+    let mut rounds: Vec<KernelTime> = (0..ROUNDS).map(|_| measure(connections)).collect();
+    rounds.sort_by_key(|round| round.nanoseconds);
+    let median = rounds[ROUNDS / 2];
+    (median.runs as f64 / connections as f64, median.nanoseconds as f64 / connections as f64)
+}
+
+/// Prints and returns the ratio of rates and of processor time, with the capture and without.
+fn rates(cgroup: &Path, connections: u64, pairs: usize) -> serde_json::Value {
+    let mut found = serde_json::Map::new();
+    println!("with the capture / without, in {pairs} pairs: median (least to greatest)");
+    for work in [Work::Fin, Work::Rst, Work::Udp] {
+        let connections = if work == Work::Udp { connections * DATAGRAMS } else { connections };
+        let (mut rate, mut cpu) = (Vec::new(), Vec::new());
+        for turn in 0..pairs {
+            // Each comes first as often as the other.
+            let order = if turn % 2 == 0 { [Hooks::Off, Hooks::Capture] } else { [Hooks::Capture, Hooks::Off] };
+            let mut pair = order.map(|hooks| (hooks == Hooks::Off, at_full_speed(hooks, work, cgroup, connections)));
+            pair.sort_by_key(|(is_off, _)| !is_off);
+            let [(_, off), (_, on)] = pair;
+            rate.push(off.seconds / on.seconds);
+            cpu.push(on.cpu_seconds / off.cpu_seconds);
+        }
+        for (what, values) in [("rate", &mut rate), ("cpu", &mut cpu)] {
+            values.sort_by(f64::total_cmp);
+            let (median, least, most) = (values[pairs / 2], values[0], values[pairs - 1]);
+            println!("{what:5} {work:?} {median:.3} ({least:.3} to {most:.3})");
+            found.insert(format!("{what}{work:?}"), serde_json::json!([median, least, most]));
+        }
+    }
+    found.into()
+}
+
+/// Time of a load at full speed.
+struct Speed {
+    seconds: f64,
+    /// Processor time of the load and of the kernel's work for it.
+    cpu_seconds: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+fn at_full_speed(hooks: Hooks, work: Work, cgroup: &Path, connections: u64) -> Speed {
+    let mut attached = hooks.attach(cgroup);
+    let mut load = Load::start(cgroup, work);
+    load.begin(connections / 10);
+    load.end();
+    let before = cpu_microseconds(cgroup);
+    load.begin(connections);
+    let elapsed = attached.read_until(|| load.end());
+    Speed { seconds: elapsed.as_secs_f64(), cpu_seconds: (cpu_microseconds(cgroup) - before) as f64 / 1e6 }
+}
+
+fn cpu_microseconds(cgroup: &Path) -> u64 {
+    let stat = fs::read_to_string(cgroup.join("cpu.stat")).unwrap();
+    stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap().parse().unwrap()
+}
