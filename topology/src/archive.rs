@@ -9,6 +9,7 @@
 mod estimates;
 mod expired_pods;
 mod merged_externals;
+mod settlement;
 
 use std::{
     borrow::Cow,
@@ -27,7 +28,7 @@ use crate::{
     counts::Counts,
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Seen, Times},
-    graph::{self, EvictedFlows, Graph, Known, Options, Outside},
+    graph::{self, Graph, Known, KnownConnections, Options, Outside},
     ledger::Ledger,
 };
 
@@ -102,15 +103,13 @@ impl Archive {
     ///
     /// Invariant: later calls change nothing, nor does any if nothing was restored.
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
-        let known_before = self.known_before();
+        let outside = self.outside.clone();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
-        let known = graph::build_with(ledger, directory, &everything(now), &known_before);
-        let by_key: HashMap<&EdgeKey, &Edge> = known.edges.iter().map(|edge| (&edge.key, edge)).collect();
-        for (key, published) in &mut before.edges {
-            let known = by_key.get(key).map(|edge| Counts::of(edge)).unwrap_or_default();
-            published.earlier = published.earlier.at_least(&Counts::of(&published.edge).without(&known));
-        }
         before.settled = true;
+        let known =
+            Known { forgotten: before.forgotten(), published: before.still_reported(), outside, is_fixed: true };
+        let known = graph::build_with(ledger, directory, &everything(now), &known);
+        settlement::settle(&mut before.edges, &known.edges);
         before.under_a_name = before.find_under_a_name(&known, directory);
     }
 
@@ -151,16 +150,17 @@ impl Archive {
     fn known_before(&self) -> Known {
         Known {
             forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
+            published: self.before.as_ref().map(PublishedHistory::still_reported).unwrap_or_default(),
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
-            is_outside_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
+            is_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
         }
     }
 
     /// Adds the connections that clients' agents counted in flows that the ledger has evicted.
-    fn forgotten(&self, mut forgotten: EvictedFlows) -> EvictedFlows {
+    fn forgotten(&self, mut forgotten: KnownConnections) -> KnownConnections {
         for (key, retired) in &self.retired {
-            forgotten.add(key, retired.by_clients, &[]);
+            forgotten.add(key, &retired.counters.share(retired.by_clients), &[]);
         }
         forgotten
     }
@@ -181,7 +181,7 @@ impl Archive {
         }
         // The difference is what went.
         let options = everything(now);
-        let known = Known { forgotten: self.forgotten(EvictedFlows::default()), ..Known::default() };
+        let known = Known { forgotten: self.forgotten(KnownConnections::default()), ..Known::default() };
         let before = graph::build_with(ledger, directory, &options, &known);
         let retired = ledger.retire(now, retention);
         let after: HashMap<EdgeKey, Edge> = graph::build_with(ledger, directory, &options, &known)
@@ -238,13 +238,22 @@ impl PublishedHistory {
     }
 
     /// Returns connections that servers' agents may still count although the clients' agents do not.
-    fn forgotten(&self) -> EvictedFlows {
-        let mut forgotten = EvictedFlows::default();
+    fn forgotten(&self) -> KnownConnections {
+        let mut forgotten = KnownConnections::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
             let servers = if self.settled { &published.earlier.servers } else { &published.edge.servers };
-            forgotten.add(&published.edge.key, self.unknown_to_agents(published).opened, servers);
+            forgotten.add(&published.edge.key, self.unknown_to_agents(published), servers);
         }
         forgotten
+    }
+
+    /// Returns the counters of published edges that agents should still report. Until all of them reported, only edges
+    /// that servers alone had counted are included: [`Self::forgotten`] contains all others as a whole.
+    fn still_reported(&self) -> HashMap<EdgeKey, EdgeCounters> {
+        let known = self.edges.values().filter(|published| self.settled || published.edge.seen == Seen::Server);
+        let reported =
+            |Published { edge, earlier }: &Published| (edge.key.clone(), edge.counters.without(&earlier.counters));
+        known.map(reported).filter(|(_, counters)| counters.opened > 0).collect()
     }
 
     /// Returns the part of an edge that agents do not report; until all of them reported, the part that they may not
@@ -361,7 +370,7 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
     if directory.has_removed() {
         present.to_mut().forget_removed(now, Duration::ZERO);
     }
-    let known = Known { outside: graph.outside.clone(), is_outside_fixed: true, ..Known::default() };
+    let known = Known { outside: graph.outside.clone(), is_fixed: true, ..Known::default() };
     let anew = graph::build_from_agents(ledger, &present, &everything(now), &known);
     let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
     let of = |edge: &Edge| {

@@ -8,10 +8,10 @@ mod calls;
 mod candidates;
 mod edges;
 mod endpoints;
-mod evicted_flows;
 mod external_peers;
 mod join;
 mod key;
+mod known_connections;
 mod matching;
 mod multiple_backends;
 mod nat_peers;
@@ -31,13 +31,13 @@ use std::{
 
 use self::external_peers::Choice;
 pub use self::{
-    evicted_flows::EvictedFlows,
     external_peers::{Direction, Outside},
+    known_connections::KnownConnections,
 };
 use crate::{
     counts::Counts,
     directory::Directory,
-    edge::{Edge, EdgeKey},
+    edge::{Edge, EdgeCounters, EdgeKey},
     ledger::{FlowView, Ledger},
 };
 
@@ -91,16 +91,20 @@ pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Flows that clients' agents evicted: counts of servers for them are not new.
-    pub forgotten: EvictedFlows,
+    pub forgotten: KnownConnections,
+    /// Published counters that agents should still report, by edge. Counts of servers that no client explains belong first to
+    /// those edges that have fewer connections now.
+    pub published: HashMap<EdgeKey, EdgeCounters>,
     /// External addresses that had edges of their own; they are preferred over others.
     pub outside: Outside,
-    /// Exactly those, where others had none.
-    pub is_outside_fixed: bool,
+    /// True if nothing moves to another edge: no other external addresses have edges of their own, and what only servers
+    /// have counted stays on its edge even if nothing else is there.
+    pub is_fixed: bool,
 }
 
 impl Known {
     fn choice(&self, options: &Options) -> Choice<'_> {
-        Choice { limit: options.max_external, before: &self.outside, fixed: self.is_outside_fixed }
+        Choice { limit: options.max_external, before: &self.outside, fixed: self.is_fixed }
     }
 }
 
@@ -126,7 +130,7 @@ fn join<'a>(
     options: &Options,
     known: &Known,
 ) -> Graph {
-    let mut join = join::Join::new(flows, ledger, directory, options, known.forgotten.clone());
+    let mut join = join::Join::new(flows, ledger, directory, options, known);
     join.join();
     join.finish(known.choice(options))
 }

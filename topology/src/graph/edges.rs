@@ -25,6 +25,17 @@ pub(super) fn edges<'a>(mut sums: Sums<'a>, ends: &mut Endpoints<'a>, choice: Ch
     (edges, outside)
 }
 
+/// Returns the public key of an edge.
+pub(super) fn edge_key(key: &Key<'_>, ends: &Endpoints<'_>) -> EdgeKey {
+    EdgeKey {
+        client: ends.peer(key.client).clone(),
+        server: ends.peer(key.server).clone(),
+        service: key.service.map(|key| ServicePortRef { service: key.service.clone(), port: key.port }),
+        port: key.port,
+        protocol: key.protocol,
+    }
+}
+
 fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
     let identity = |certain: bool, tracked: bool, parts: &BTreeMap<EndpointId, EndpointSum>| {
         let best = parts.keys().map(|end| ends.end(*end).identity).min();
@@ -36,13 +47,7 @@ fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
         }
     };
     Edge {
-        key: EdgeKey {
-            client: ends.peer(key.client).clone(),
-            server: ends.peer(key.server).clone(),
-            service: key.service.map(|key| ServicePortRef { service: key.service.clone(), port: key.port }),
-            port: key.port,
-            protocol: key.protocol,
-        },
+        key: edge_key(&key, ends),
         counters: sum.counters,
         times: sum.times.map(|times| Times {
             // The flow of a client may lead to others, too, where its attempts have failed.

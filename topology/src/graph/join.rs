@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    EvictedFlows, Graph, Options,
+    Graph, Known, KnownConnections, Options,
     candidates::Candidates,
     edges::edges,
     endpoints::{EndpointId, Endpoints, PeerId},
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     count,
     directory::{CalledService, Directory},
-    edge::EdgeCounters,
+    edge::{EdgeCounters, EdgeKey},
     flow::{FlowTotals, Protocol, Role},
     ledger::{FlowView, Ledger},
 };
@@ -46,7 +46,9 @@ pub(super) struct Join<'a> {
     by_client: HashMap<IpAddr, Range<usize>>,
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
-    pub(super) forgotten: EvictedFlows,
+    pub(super) forgotten: KnownConnections,
+    pub(super) published: HashMap<EdgeKey, EdgeCounters>,
+    pub(super) is_fixed: bool,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
 }
@@ -57,7 +59,7 @@ impl<'a> Join<'a> {
         ledger: &'a Ledger,
         directory: &'a Directory,
         options: &Options,
-        forgotten: EvictedFlows,
+        known: &Known,
     ) -> Self {
         let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory));
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
@@ -89,7 +91,9 @@ impl<'a> Join<'a> {
             by_client,
             candidates: HashMap::new(),
             sums: Sums::default(),
-            forgotten,
+            forgotten: known.forgotten.clone(),
+            published: known.published.clone(),
+            is_fixed: known.is_fixed,
             unsettled: 0,
             settles_at: ledger.next_silence(options.now),
         }

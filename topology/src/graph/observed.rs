@@ -216,6 +216,12 @@ impl<'a> ServerFlow<'a> {
         self.take_as(opened, Some(client_flow.end), known)
     }
 
+    /// Takes connections that an account other than the flows has, with the bytes that it has. A connection that was open
+    /// when its client was observed last has more, which stay with the rest.
+    pub(super) fn take_known(&mut self, known: &EdgeCounters, client: EndpointId) {
+        self.take_as(known.opened, Some(client), Some(known));
+    }
+
     fn take_as(&mut self, opened: u64, client: Option<EndpointId>, known: Option<&EdgeCounters>) -> Taken {
         let mut counters = self.left.share(opened);
         if let Some(known) = known.filter(|known| known.opened == counters.opened && counters.opened < self.left.opened)

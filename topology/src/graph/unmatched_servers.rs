@@ -1,7 +1,10 @@
 //! Counts of servers that no client flow explains: the client's report is still due, or only its address is known.
 
+use std::collections::HashMap;
+
 use super::{
-    endpoints::EndpointId,
+    edges::edge_key,
+    endpoints::{EndpointId, PeerId},
     join::Join,
     key::Key,
     observed::{Explanation, ServerFlow},
@@ -9,10 +12,28 @@ use super::{
 };
 use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
 
+/// Connections that a server has counted beyond a client's flow that explains others of them.
+struct Surplus<'a, 'f> {
+    server_flow: &'f ServerFlow<'a>,
+    by: Explanation<'a>,
+    /// Client by the address that the server saw.
+    client: EndpointId,
+    part: EdgeCounters,
+    live: bool,
+}
+
+/// Client, server and the server's port, through any Service.
+type Group = (PeerId, PeerId, Option<u16>, Protocol);
+
+fn group_of(key: &Key<'_>) -> Group {
+    (key.client, key.server, key.port, key.protocol)
+}
+
 impl<'a> Join<'a> {
     /// Adds what no client flow explains, from the servers' side only.
     pub(super) fn join_unmatched_servers(&mut self) {
         let mut server_flows = std::mem::take(&mut self.server_flows);
+        let mut surplus = Vec::new();
         for server_flow in &mut server_flows {
             self.take_forgotten(server_flow);
             if !server_flow.explained {
@@ -24,8 +45,38 @@ impl<'a> Join<'a> {
                 continue;
             }
             self.divide_by_callers(server_flow);
-            self.add_from_server(server_flow);
+            self.add_from_server(server_flow, &mut surplus);
         }
+        let places = self.published_places(&surplus);
+        for part in surplus {
+            let group = group_of(&self.direct_key(part.server_flow, part.client));
+            self.place(&part, places.get(&group).map(Vec::as_slice).unwrap_or_default());
+        }
+    }
+
+    /// Returns the published edges of each group that such counts may belong to, with the counters that they should have.
+    fn published_places(&self, surplus: &[Surplus<'a, '_>]) -> HashMap<Group, Vec<(Key<'a>, EdgeCounters)>> {
+        let mut places: HashMap<Group, Vec<(Key<'a>, EdgeCounters)>> = HashMap::new();
+        if self.published.is_empty() {
+            return places;
+        }
+        let direct: HashMap<Group, Key<'a>> = surplus
+            .iter()
+            .map(|part| self.direct_key(part.server_flow, part.client))
+            .map(|key| (group_of(&key), key))
+            .collect();
+        let absent = |key: &&Key<'a>| self.is_fixed && !self.sums.by_key.contains_key(*key);
+        let all = self.sums.by_key.keys().filter(|key| direct.contains_key(&group_of(key)));
+        let mut found: Vec<_> = all
+            .chain(direct.values().filter(absent))
+            .map(|key| (edge_key(key, &self.ends), *key))
+            .filter_map(|(edge, key)| Some((*self.published.get(&edge)?, edge, key)))
+            .collect();
+        found.sort_unstable_by(|(_, one, _), (_, other, _)| one.cmp(other));
+        for (counters, _, key) in found {
+            places.entry(group_of(&key)).or_default().push((key, counters));
+        }
+        places
     }
 
     /// Returns whether there is more than clients' flows explain, apart from what has to wait, which is taken.
@@ -73,6 +124,38 @@ impl<'a> Join<'a> {
         sum.live |= live;
     }
 
+    /// Adds a surplus to the edge of the client's flow, except what other edges lack that were published with more.
+    fn place(&mut self, surplus: &Surplus<'a, '_>, published: &[(Key<'a>, EdgeCounters)]) {
+        let &Surplus { server_flow, by, client, mut part, live } = surplus;
+        let lack = |join: &Self, key: &Key<'a>, published: &EdgeCounters| {
+            published.without(&join.sums.by_key.get(key).map(|sum| sum.counters).unwrap_or_default())
+        };
+        let own: u64 =
+            published.iter().filter(|(key, _)| *key == by.key).map(|(key, all)| lack(self, key, all).opened).sum();
+        for (key, all) in published.iter().filter(|(key, _)| *key != by.key) {
+            let lack = lack(self, key, all);
+            let missing = lack.opened.min(part.opened.saturating_sub(own));
+            if missing == 0 {
+                continue;
+            }
+            let mut returned = part.share(missing);
+            if missing == lack.opened {
+                // Its bytes were published, too.
+                returned.bytes_sent = lack.bytes_sent.min(part.bytes_sent);
+                returned.bytes_received = lack.bytes_received.min(part.bytes_received);
+            }
+            part = part.without(&returned);
+            if key.service.is_none() {
+                self.add_part_from_server(server_flow, client, &returned, live);
+            } else {
+                self.add_surplus(server_flow, &Explanation { key: *key, ..by }, &returned, live);
+            }
+        }
+        if part != EdgeCounters::default() {
+            self.add_surplus(server_flow, &by, &part, live);
+        }
+    }
+
     /// Removes connections that the client's agent evicted; an edge already has them.
     fn take_forgotten(&mut self, server_flow: &mut ServerFlow<'a>) {
         if self.forgotten.is_empty() || server_flow.left.opened == 0 {
@@ -84,8 +167,8 @@ impl<'a> Join<'a> {
         let at = (server_flow.tuple.port, server_flow.tuple.protocol);
         let pod = self.ends.end(server_flow.end).pod;
         let taken = self.forgotten.take((client, server, at), pod, server_flow.left.opened);
-        if taken > 0 {
-            server_flow.take(taken, Some(client_end));
+        if taken.opened > 0 {
+            server_flow.take_known(&taken, client_end);
         }
     }
 
@@ -110,7 +193,7 @@ impl<'a> Join<'a> {
         node.is_some_and(|node| self.ledger.observes(node, self.options.now))
     }
 
-    fn add_from_server(&mut self, server_flow: &ServerFlow<'a>) {
+    fn add_from_server<'f>(&mut self, server_flow: &'f ServerFlow<'a>, surplus: &mut Vec<Surplus<'a, 'f>>) {
         if server_flow.tuple.scope.is_some() {
             if let Some(by) = server_flow.explanation().copied() {
                 return self.add_surplus(server_flow, &by, &server_flow.left, server_flow.live);
@@ -127,7 +210,8 @@ impl<'a> Join<'a> {
             }
             let live = self.is_live(server_flow.live, group.span, &share);
             if let Some(by) = self.edge_of(server_flow, &group.owner) {
-                self.add_surplus(server_flow, &by, &share, live);
+                let client = self.ends.client_of(ip, &group.owner);
+                surplus.push(Surplus { server_flow, by, client, part: share, live });
                 continue;
             }
             if group.owner.may_change() && self.waits(group.span.until) {
@@ -139,6 +223,17 @@ impl<'a> Join<'a> {
         }
     }
 
+    /// Returns the key of the edge without a Service.
+    fn direct_key(&self, server_flow: &ServerFlow<'a>, client_end: EndpointId) -> Key<'a> {
+        Key {
+            client: self.ends.peer_of(client_end),
+            server: self.ends.peer_of(server_flow.end),
+            service: None,
+            port: Some(server_flow.tuple.port),
+            protocol: server_flow.tuple.protocol,
+        }
+    }
+
     pub(super) fn add_part_from_server(
         &mut self,
         server_flow: &ServerFlow<'a>,
@@ -146,14 +241,7 @@ impl<'a> Join<'a> {
         part: &EdgeCounters,
         live: bool,
     ) {
-        let key = Key {
-            client: self.ends.peer_of(client_end),
-            server: self.ends.peer_of(server_flow.end),
-            service: None,
-            port: Some(server_flow.tuple.port),
-            protocol: server_flow.tuple.protocol,
-        };
-        let sum = self.sums.at(key);
+        let sum = self.sums.at(self.direct_key(server_flow, client_end));
         sum.add_from_server(client_end, server_flow.end, part);
         sum.live |= live;
         sum.server_seen = true;
