@@ -94,7 +94,7 @@ fn edge(through_service: bool) -> EdgeKey {
     }
 }
 
-/// An edge as the objects of its two ends tell it: each has its own pods.
+/// Returns an edge as the objects of its two ends publish it: each has its own pods.
 fn sides(published: &Published) -> [Published; 2] {
     let [mut by_client, mut by_server] = [published.clone(), published.clone()];
     (by_client.edge.servers, by_client.earlier.servers) = (Vec::new(), Vec::new());
@@ -112,15 +112,15 @@ enum Step {
     Close(bool),
     /// A call that is refused.
     Fail(bool),
-    /// The agents tell the operator.
+    /// The agents report to the operator.
     Report,
-    /// An agent begins anew, having told the operator everything or not; it tells at once what it finds.
+    /// An agent restarts, after it reported everything or not. The new agent reports preexisting connections at once.
     RestartAgent(usize, bool),
     /// The client's pod ends, and another one takes its place.
     ReplacePod,
     /// Publishes the current graph.
     Publish,
-    /// A new operator begins, everything having been published or not; the agents tell it what they know.
+    /// The operator restarts, after it published everything or not. The agents report all flows to the new operator.
     RestartOperator(bool),
 }
 
