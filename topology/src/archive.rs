@@ -103,14 +103,14 @@ impl Archive {
     ///
     /// Invariant: later calls change nothing, nor does any if nothing was restored.
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
-        let outside = self.outside.clone();
         let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
         before.settled = true;
-        let known =
-            Known { forgotten: before.forgotten(), published: before.still_reported(), outside, is_fixed: true };
+        let known = Known { is_fixed: true, ..self.known_before() };
         let known = graph::build_with(ledger, directory, &everything(now), &known);
-        settlement::settle(&mut before.edges, &known.edges);
-        before.under_a_name = before.find_under_a_name(&known, directory);
+        if let Some(before) = &mut self.before {
+            settlement::settle(&mut before.edges, &known.edges);
+            before.under_a_name = before.find_under_a_name(&known, directory);
+        }
     }
 
     /// Makes the graph of all flows, those included that the ledger does not have.

@@ -128,7 +128,7 @@ fn join<'a>(
     ledger: &'a Ledger,
     directory: &'a Directory,
     options: &Options,
-    known: &Known,
+    known: &'a Known,
 ) -> Graph {
     let mut join = join::Join::new(flows, ledger, directory, options, known);
     join.join();

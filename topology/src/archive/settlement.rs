@@ -6,12 +6,8 @@ use super::Published;
 use crate::{
     count,
     counts::Counts,
-    edge::{Edge, EdgeCounters, EdgeKey, Peer},
-    flow::Protocol,
+    edge::{Edge, EdgeCounters, EdgeKey},
 };
-
-/// Client, server and the server's port, through any Service.
-type Between = (Peer, Peer, Option<u16>, Protocol);
 
 /// Adds to the known part of each edge what agents have forgotten since it was published.
 ///
@@ -20,9 +16,9 @@ type Between = (Peer, Peer, Option<u16>, Protocol);
 /// connections: those of a connection that was open when the edge was published, or is open now, differ without anything
 /// being forgotten.
 pub(super) fn settle(published: &mut HashMap<EdgeKey, Published>, reported: &[Edge]) {
-    let mut spare: HashMap<Between, u64> = HashMap::new();
+    let mut spare: HashMap<EdgeKey, u64> = HashMap::new();
     for edge in reported.iter().filter(|edge| edge.from_servers.opened > 0) {
-        let sum = spare.entry(between(&edge.key)).or_default();
+        let sum = spare.entry(direct(&edge.key)).or_default();
         *sum = count::add(*sum, edge.from_servers.opened);
     }
     let reported: HashMap<&EdgeKey, &Edge> = reported.iter().map(|edge| (&edge.key, edge)).collect();
@@ -31,15 +27,16 @@ pub(super) fn settle(published: &mut HashMap<EdgeKey, Published>, reported: &[Ed
     for (key, Published { edge, earlier }) in published {
         let by_clients = reported.get(key).map(|edge| Counts::of(edge).without(&Counts::from_servers(edge)));
         let missing = Counts::of(edge).without(earlier).without(&by_clients.unwrap_or_default());
-        let spare = spare.entry(between(key)).or_default();
+        let spare = spare.entry(direct(key)).or_default();
         let found = missing.counters.opened.min(*spare);
         *spare -= found;
         *earlier = earlier.plus(&limited(missing, found));
     }
 }
 
-fn between(key: &EdgeKey) -> Between {
-    (key.client.clone(), key.server.clone(), key.port, key.protocol)
+/// Returns the key of the edge without a Service, which stands for all edges between the same peers.
+fn direct(key: &EdgeKey) -> EdgeKey {
+    EdgeKey { service: None, ..key.clone() }
 }
 
 /// Returns the counts without so many connections, and with all failed attempts, which servers do not count.

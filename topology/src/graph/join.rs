@@ -47,7 +47,7 @@ pub(super) struct Join<'a> {
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: KnownConnections,
-    pub(super) published: HashMap<EdgeKey, EdgeCounters>,
+    pub(super) published: &'a HashMap<EdgeKey, EdgeCounters>,
     pub(super) is_fixed: bool,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
@@ -59,7 +59,7 @@ impl<'a> Join<'a> {
         ledger: &'a Ledger,
         directory: &'a Directory,
         options: &Options,
-        known: &Known,
+        known: &'a Known,
     ) -> Self {
         let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory));
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
@@ -92,7 +92,7 @@ impl<'a> Join<'a> {
             candidates: HashMap::new(),
             sums: Sums::default(),
             forgotten: known.forgotten.clone(),
-            published: known.published.clone(),
+            published: &known.published,
             is_fixed: known.is_fixed,
             unsettled: 0,
             settles_at: ledger.next_silence(options.now),

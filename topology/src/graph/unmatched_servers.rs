@@ -1,10 +1,10 @@
 //! Counts of servers that no client flow explains: the client's report is still due, or only its address is known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     edges::edge_key,
-    endpoints::{EndpointId, PeerId},
+    endpoints::EndpointId,
     join::Join,
     key::Key,
     observed::{Explanation, ServerFlow},
@@ -18,15 +18,14 @@ struct Surplus<'a, 'f> {
     by: Explanation<'a>,
     /// Client by the address that the server saw.
     client: EndpointId,
+    /// Key of the edge without a Service, which stands for all edges between these peers.
+    direct: Key<'a>,
     part: EdgeCounters,
     live: bool,
 }
 
-/// Client, server and the server's port, through any Service.
-type Group = (PeerId, PeerId, Option<u16>, Protocol);
-
-fn group_of(key: &Key<'_>) -> Group {
-    (key.client, key.server, key.port, key.protocol)
+fn direct_of<'a>(key: &Key<'a>) -> Key<'a> {
+    Key { service: None, ..*key }
 }
 
 impl<'a> Join<'a> {
@@ -48,33 +47,29 @@ impl<'a> Join<'a> {
             self.add_from_server(server_flow, &mut surplus);
         }
         let places = self.published_places(&surplus);
-        for part in surplus {
-            let group = group_of(&self.direct_key(part.server_flow, part.client));
-            self.place(&part, places.get(&group).map(Vec::as_slice).unwrap_or_default());
+        for part in &surplus {
+            self.place(part, places.get(&part.direct).map(Vec::as_slice).unwrap_or_default());
         }
     }
 
-    /// Returns the published edges of each group that such counts may belong to, with the counters that they should have.
-    fn published_places(&self, surplus: &[Surplus<'a, '_>]) -> HashMap<Group, Vec<(Key<'a>, EdgeCounters)>> {
-        let mut places: HashMap<Group, Vec<(Key<'a>, EdgeCounters)>> = HashMap::new();
+    /// Returns the published edges that such counts may belong to, by their direct edge, with the counters that they should
+    /// have.
+    fn published_places(&self, surplus: &[Surplus<'a, '_>]) -> HashMap<Key<'a>, Vec<(Key<'a>, EdgeCounters)>> {
+        let mut places: HashMap<Key<'a>, Vec<(Key<'a>, EdgeCounters)>> = HashMap::new();
         if self.published.is_empty() {
             return places;
         }
-        let direct: HashMap<Group, Key<'a>> = surplus
-            .iter()
-            .map(|part| self.direct_key(part.server_flow, part.client))
-            .map(|key| (group_of(&key), key))
-            .collect();
+        let direct: HashSet<Key<'a>> = surplus.iter().map(|part| part.direct).collect();
         let absent = |key: &&Key<'a>| self.is_fixed && !self.sums.by_key.contains_key(*key);
-        let all = self.sums.by_key.keys().filter(|key| direct.contains_key(&group_of(key)));
+        let all = self.sums.by_key.keys().filter(|key| direct.contains(&direct_of(key)));
         let mut found: Vec<_> = all
-            .chain(direct.values().filter(absent))
+            .chain(direct.iter().filter(absent))
             .map(|key| (edge_key(key, &self.ends), *key))
             .filter_map(|(edge, key)| Some((*self.published.get(&edge)?, edge, key)))
             .collect();
         found.sort_unstable_by(|(_, one, _), (_, other, _)| one.cmp(other));
         for (counters, _, key) in found {
-            places.entry(group_of(&key)).or_default().push((key, counters));
+            places.entry(direct_of(&key)).or_default().push((key, counters));
         }
         places
     }
@@ -126,14 +121,11 @@ impl<'a> Join<'a> {
 
     /// Adds a surplus to the edge of the client's flow, except what other edges lack that were published with more.
     fn place(&mut self, surplus: &Surplus<'a, '_>, published: &[(Key<'a>, EdgeCounters)]) {
-        let &Surplus { server_flow, by, client, mut part, live } = surplus;
-        let lack = |join: &Self, key: &Key<'a>, published: &EdgeCounters| {
-            published.without(&join.sums.by_key.get(key).map(|sum| sum.counters).unwrap_or_default())
-        };
-        let own: u64 =
-            published.iter().filter(|(key, _)| *key == by.key).map(|(key, all)| lack(self, key, all).opened).sum();
-        for (key, all) in published.iter().filter(|(key, _)| *key != by.key) {
-            let lack = lack(self, key, all);
+        let &Surplus { server_flow, by, client, mut part, live, .. } = surplus;
+        let own = published.iter().find(|(key, _)| *key == by.key);
+        let own = own.map_or(0, |(key, published)| self.lack(key, published).opened);
+        for (key, published) in published.iter().filter(|(key, _)| *key != by.key) {
+            let lack = self.lack(key, published);
             let missing = lack.opened.min(part.opened.saturating_sub(own));
             if missing == 0 {
                 continue;
@@ -154,6 +146,11 @@ impl<'a> Join<'a> {
         if part != EdgeCounters::default() {
             self.add_surplus(server_flow, &by, &part, live);
         }
+    }
+
+    /// Returns what an edge has less than it should have.
+    fn lack(&self, key: &Key<'a>, published: &EdgeCounters) -> EdgeCounters {
+        published.without(&self.sums.by_key.get(key).map(|sum| sum.counters).unwrap_or_default())
     }
 
     /// Removes connections that the client's agent evicted; an edge already has them.
@@ -211,7 +208,8 @@ impl<'a> Join<'a> {
             let live = self.is_live(server_flow.live, group.span, &share);
             if let Some(by) = self.edge_of(server_flow, &group.owner) {
                 let client = self.ends.client_of(ip, &group.owner);
-                surplus.push(Surplus { server_flow, by, client, part: share, live });
+                let direct = self.direct_key(server_flow, client);
+                surplus.push(Surplus { server_flow, by, client, direct, part: share, live });
                 continue;
             }
             if group.owner.may_change() && self.waits(group.span.until) {
