@@ -106,7 +106,7 @@ fn empty(names: &[&str], cgroup: &Path) -> Ebpf {
         let program = object.program_mut(name).unwrap();
         let packets = |program: &mut CgroupSkb, attach| {
             program.load().unwrap();
-            program.attach(directory, attach, CgroupAttachMode::Single).unwrap();
+            program.attach(&directory, attach, CgroupAttachMode::Single).unwrap();
         };
         match *name {
             "empty_out" => packets(program.try_into().unwrap(), CgroupSkbAttachType::Egress),
@@ -114,7 +114,7 @@ fn empty(names: &[&str], cgroup: &Path) -> Ebpf {
             _ => {
                 let program: &mut SockOps = program.try_into().unwrap();
                 program.load().unwrap();
-                program.attach(File::open(cgroup).unwrap(), CgroupAttachMode::Single).unwrap();
+                program.attach(&directory, CgroupAttachMode::Single).unwrap();
             }
         }
     }

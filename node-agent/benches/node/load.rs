@@ -20,7 +20,7 @@ const DATAGRAM: usize = 18;
 /// Datagrams that are sent before the receiver takes them: they fit into its buffer.
 const WINDOW: u64 = 32;
 
-/// What is done.
+/// Kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Connections with a request and a response, of which the client closes first (FIN).
