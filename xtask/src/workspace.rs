@@ -54,10 +54,14 @@ impl Workspace {
         Ok(self.path(target).join(host).join(if profile == "dev" { "debug" } else { profile }))
     }
 
-    /// Returns a command that runs in the root.
+    /// Returns a command that runs in the root, without the variables of this package. Build scripts ask for them (ring's
+    /// does): their crates, and all that use these, would be compiled again.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.root);
+        for (variable, _) in env::vars_os().filter(|(variable, _)| is_of_package(variable)) {
+            command.env_remove(variable);
+        }
         command
     }
 }
@@ -82,6 +86,12 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
+/// Returns whether cargo sets this variable for the package that it builds or runs.
+fn is_of_package(variable: &std::ffi::OsStr) -> bool {
+    let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_PACKAGE"];
+    variable.to_str().is_some_and(|variable| of_package.iter().any(|prefix| variable.starts_with(prefix)))
+}
+
 fn program(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }
@@ -100,6 +110,14 @@ mod tests {
         let features = test_features().unwrap();
         assert!(features.split(',').all(|feature| feature.contains('/')), "{features}");
         assert!(!features.contains([' ', '"', '$']), "{features}");
+    }
+
+    #[test]
+    fn commands_do_not_know_of_the_package() {
+        let workspace = Workspace { root: "/".into() };
+        let known = output(&mut workspace.command("env")).unwrap();
+        assert!(env::var_os("CARGO_PKG_NAME").is_some(), "cargo runs tests with its variables");
+        assert!(!known.contains("CARGO_PKG_") && !known.contains("CARGO_MANIFEST_"), "{known}");
     }
 
     #[test]
