@@ -6,9 +6,9 @@
 //! sum of that part and the agents' counters. They are never less than what was published. They are less than the truth
 //! only if agents restarted while no operator ran.
 
-mod estimates;
 mod expired_pods;
 mod merged_externals;
+mod placements;
 mod settlement;
 
 use std::{
@@ -19,15 +19,15 @@ use std::{
 };
 
 use self::{
-    estimates::Estimates,
     expired_pods::ExpiredPods,
     merged_externals::{Parts, is_named_yet, is_shared},
+    placements::Placements,
 };
 use crate::{
     activity, count,
     counts::Counts,
     directory::Directory,
-    edge::{Edge, EdgeCounters, EdgeKey, Seen, Times},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Seen, Times},
     graph::{self, Graph, Known, KnownConnections, Options, Outside},
     ledger::Ledger,
 };
@@ -49,7 +49,7 @@ pub struct Archive {
     before: Option<PublishedHistory>,
     /// External addresses with edges of their own.
     outside: Outside,
-    estimates: Estimates,
+    placements: Placements,
 }
 
 /// Counts and times of an edge from flows that the ledger has dropped.
@@ -65,9 +65,14 @@ struct EvictedCounts {
 #[derive(Clone, Debug)]
 struct PublishedHistory {
     restored_at: SystemTime,
-    /// True if all agents have reported since: `earlier` is then the part that none of them reports.
-    settled: bool,
+    /// Time since which all agents have reported.
+    reported_at: Option<SystemTime>,
+    /// Connections that no client's agent reported when they were published, though servers' agents may count them. `None`
+    /// until all agents have reported since: `earlier` of each edge is then the part that none of them reports.
+    settled: Option<KnownConnections>,
     edges: HashMap<EdgeKey, Published>,
+    /// The most that only servers have counted of each edge since all agents have reported.
+    from_servers: HashMap<EdgeKey, EdgeCounters>,
     /// Counters on edges with an unnamed end that were published under a name.
     under_a_name: HashMap<EdgeKey, EdgeCounters>,
 }
@@ -95,7 +100,29 @@ impl Archive {
                 Entry::Occupied(mut known) => known.get_mut().join(one),
             }
         }
-        self.before = Some(PublishedHistory { restored_at: now, settled: false, edges, under_a_name: HashMap::new() });
+        self.placements.restore(edges.values().map(|published| &published.edge));
+        self.before = Some(PublishedHistory {
+            restored_at: now,
+            reported_at: None,
+            from_servers: HashMap::new(),
+            settled: None,
+            edges,
+            under_a_name: HashMap::new(),
+        });
+    }
+
+    /// Settles, as [`Self::settle`], once all agents have reported for [`Options::settle`]: what has to wait until then is on
+    /// no edge yet, so that its published counters have to stay. To be called again and again when all agents have reported
+    /// everything; the graphs in between name the time ([`Graph::settles_at`]).
+    pub fn settle_in_time(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) {
+        let Some(before) = self.before.as_mut().filter(|before| !before.is_settled()) else { return };
+        let reported_at = *before.reported_at.get_or_insert(options.now);
+        if options.now.duration_since(reported_at).unwrap_or_default() >= options.settle {
+            self.settle(ledger, directory, options.now);
+        } else if !self.placements.is_empty() {
+            let reported = self.reported(ledger, directory, options.now);
+            self.note_servers(&reported);
+        }
     }
 
     /// Computes the part of each published edge that agents no longer report: the published counters minus theirs. To
@@ -103,13 +130,38 @@ impl Archive {
     ///
     /// Invariant: later calls change nothing, nor does any if nothing was restored.
     pub fn settle(&mut self, ledger: &Ledger, directory: &Directory, now: SystemTime) {
-        let Some(before) = self.before.as_mut().filter(|before| !before.settled) else { return };
-        before.settled = true;
-        let known = Known { is_fixed: true, ..self.known_before() };
-        let known = graph::build_with(ledger, directory, &everything(now), &known);
+        if self.is_settled() {
+            return;
+        }
+        let reported = self.reported(ledger, directory, now);
+        self.note_servers(&reported);
         if let Some(before) = &mut self.before {
-            settlement::settle(&mut before.edges, &known.edges);
-            before.under_a_name = before.find_under_a_name(&known, directory);
+            before.settled = Some(before.earlier_connections());
+            settlement::settle(&mut before.edges, &reported.edges, &before.from_servers);
+            self.placements.restore(before.edges.values().map(|published| &published.edge));
+            before.under_a_name = before.find_under_a_name(&reported, directory);
+        }
+    }
+
+    /// Returns the graph of what agents report, apart from what they did not report when it was published.
+    fn reported(&self, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
+        let earlier = self.before.as_ref().map(PublishedHistory::earlier_connections);
+        let known = Known {
+            forgotten: self.forgotten(earlier.unwrap_or_default()),
+            placed: self.placements.parts(),
+            is_fixed: true,
+            ..self.known_before()
+        };
+        graph::build_with(ledger, directory, &everything(now), &known)
+    }
+
+    /// Records the most that only servers have counted of each edge: a server's count is behind for a moment if its agent
+    /// reports after the clients'.
+    fn note_servers(&mut self, reported: &Graph) {
+        let Some(before) = &mut self.before else { return };
+        for edge in reported.edges.iter().filter(|edge| edge.from_servers.opened > 0) {
+            let most = before.from_servers.entry(edge.key.clone()).or_default();
+            *most = most.at_least(&edge.from_servers);
         }
     }
 
@@ -130,30 +182,48 @@ impl Archive {
         }
         if let Some(before) = &self.before {
             before.add_to(&mut graph, directory, options);
+            let settles_at =
+                before.reported_at.filter(|_| !before.is_settled()).map(|reported| reported + options.settle);
+            graph.settles_at = [graph.settles_at, settles_at].into_iter().flatten().min();
         }
         self.outside.clone_from(&graph.outside);
         let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
         if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
             graph.earlier = earlier(&graph, ledger, directory, options.now);
+            if let Some(before) = self.before.as_ref().filter(|before| !before.is_settled()) {
+                graph.earlier.extend(before.still_earlier());
+                graph.earlier.retain(|_, earlier| *earlier != Counts::default());
+            }
         }
         graph
     }
 
-    /// Makes the graph as [`Archive::build`], to be shown: estimated bytes do not shrink from one such graph to the next.
+    /// Makes the graph as [`Archive::build`], to be shown: what only servers have counted stays on its edges.
     #[must_use]
     pub fn build_shown(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
         let mut graph = self.build(ledger, directory, options);
-        self.estimates.keep(&mut graph);
+        if self.is_settled() {
+            self.placements.keep(&mut graph.edges, options.now);
+        } else {
+            self.placements.write_to(&mut graph.edges);
+        }
         graph
     }
 
+    /// Returns whether nothing was restored, or all agents have reported since.
+    fn is_settled(&self) -> bool {
+        self.before.as_ref().is_none_or(PublishedHistory::is_settled)
+    }
+
     fn known_before(&self) -> Known {
+        let is_settled = self.is_settled();
         Known {
             forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
-            published: self.before.as_ref().map(PublishedHistory::still_reported).unwrap_or_default(),
+            // Until then, the published counters contain it.
+            placed: if is_settled { self.placements.parts() } else { HashMap::new() },
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
-            is_fixed: self.before.as_ref().is_some_and(|before| !before.settled),
+            is_fixed: !is_settled,
         }
     }
 
@@ -181,7 +251,8 @@ impl Archive {
         }
         // The difference is what went.
         let options = everything(now);
-        let known = Known { forgotten: self.forgotten(KnownConnections::default()), ..Known::default() };
+        let forgotten = self.forgotten(KnownConnections::default());
+        let known = Known { forgotten, placed: self.placements.parts(), ..Known::default() };
         let before = graph::build_with(ledger, directory, &options, &known);
         let retired = ledger.retire(now, retention);
         let after: HashMap<EdgeKey, Edge> = graph::build_with(ledger, directory, &options, &known)
@@ -234,32 +305,46 @@ impl PublishedHistory {
     /// Returns whether history exists that agents do not report, as far as known.
     fn is_needed(&self) -> bool {
         let nothing = Counts::default();
-        self.edges.values().any(|published| !self.settled || published.earlier != nothing)
+        self.edges.values().any(|published| !self.is_settled() || published.earlier != nothing)
+    }
+
+    /// Returns the part of each edge that agents no longer reported when it was published. Until all of them have reported,
+    /// nothing is known of what they have forgotten since.
+    fn still_earlier(&self) -> impl Iterator<Item = (EdgeKey, Counts)> {
+        self.edges.iter().map(|(key, published)| (key.clone(), published.earlier.clone()))
+    }
+
+    /// Returns whether all agents have reported since.
+    fn is_settled(&self) -> bool {
+        self.settled.is_some()
     }
 
     /// Returns connections that servers' agents may still count although the clients' agents do not.
     fn forgotten(&self) -> KnownConnections {
-        let mut forgotten = KnownConnections::default();
-        for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
-            let servers = if self.settled { &published.earlier.servers } else { &published.edge.servers };
-            forgotten.add(&published.edge.key, self.unknown_to_agents(published), servers);
+        if let Some(settled) = &self.settled {
+            return settled.clone();
         }
-        forgotten
+        self.connections(|published| (published.edge.counters, published.edge.servers.as_slice()))
     }
 
-    /// Returns the counters of published edges that agents should still report. Until all of them reported, only edges
-    /// that servers alone had counted are included: [`Self::forgotten`] contains all others as a whole.
-    fn still_reported(&self) -> HashMap<EdgeKey, EdgeCounters> {
-        let known = self.edges.values().filter(|published| self.settled || published.edge.seen == Seen::Server);
-        let reported =
-            |Published { edge, earlier }: &Published| (edge.key.clone(), edge.counters.without(&earlier.counters));
-        known.map(reported).filter(|(_, counters)| counters.opened > 0).collect()
+    /// Returns the connections that no client's agent reported any more when they were published.
+    fn earlier_connections(&self) -> KnownConnections {
+        self.connections(|published| (published.earlier.counters, published.earlier.servers.as_slice()))
+    }
+
+    fn connections<'a>(&'a self, part: impl Fn(&'a Published) -> (EdgeCounters, &'a [Endpoint])) -> KnownConnections {
+        let mut connections = KnownConnections::default();
+        for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
+            let (counters, servers) = part(published);
+            connections.add(&published.edge.key, &counters, servers);
+        }
+        connections
     }
 
     /// Returns the part of an edge that agents do not report; until all of them reported, the part that they may not
     /// report.
     fn unknown_to_agents<'a>(&self, published: &'a Published) -> &'a EdgeCounters {
-        if self.settled { &published.earlier.counters } else { &published.edge.counters }
+        if self.is_settled() { &published.earlier.counters } else { &published.edge.counters }
     }
 
     fn find_under_a_name(&self, graph: &Graph, directory: &Directory) -> HashMap<EdgeKey, EdgeCounters> {
@@ -273,7 +358,7 @@ impl PublishedHistory {
     }
 
     fn add_to(&self, graph: &mut Graph, directory: &Directory, options: &Options) {
-        if self.settled {
+        if self.is_settled() {
             expired_pods::leave(graph, &self.under_a_name);
         } else {
             expired_pods::leave(graph, &self.find_under_a_name(graph, directory));
@@ -284,11 +369,12 @@ impl PublishedHistory {
             let Some(published) = missing.remove(&edge.key) else { continue };
             let now = Counts::of(edge);
             let (mut earlier, mut least) = (published.earlier.clone(), Counts::of(&published.edge));
-            if self.settled && is_shared(&edge.key) {
-                // It is more or less by what other addresses now are behind it.
+            if self.is_settled() && (is_shared(&edge.key) || published.edge.seen == Seen::Server) {
+                // It is more or less by what other addresses now are behind it. What only servers counted is the client's, on
+                // its edges, once that is observed.
                 least = now.clone();
             }
-            if self.settled {
+            if self.is_settled() {
                 // What was not known of open connections comes with their end.
                 least.counters.without_bytes = 0;
             }
@@ -333,10 +419,12 @@ impl PublishedHistory {
             }
             let mut edge = published.edge.clone();
             edge.counters.active = 0;
-            if self.settled {
+            if self.is_settled() {
                 // What agents still know is on other edges now: of addresses that were shared, and of servers whose clients
                 // have become known.
                 published.earlier.clone().write_to(&mut edge);
+                edge.from_servers = EdgeCounters::default();
+                (edge.clients_from_servers, edge.servers_from_servers) = (Vec::new(), Vec::new());
             }
             if edge.counters == EdgeCounters::default() {
                 continue;
@@ -370,7 +458,8 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
     if directory.has_removed() {
         present.to_mut().forget_removed(now, Duration::ZERO);
     }
-    let known = Known { outside: graph.outside.clone(), is_fixed: true, ..Known::default() };
+    let placed = placements::parts(&graph.edges);
+    let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
     let anew = graph::build_from_agents(ledger, &present, &everything(now), &known);
     let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
     let of = |edge: &Edge| {

@@ -82,6 +82,14 @@ pub struct EdgeKey {
     pub protocol: Protocol,
 }
 
+impl EdgeKey {
+    /// Returns the key without a Service, which stands for all edges between the same peers.
+    #[must_use]
+    pub fn direct(&self) -> Self {
+        Self { service: None, ..self.clone() }
+    }
+}
+
 /// Counters of an edge, from the client's point of view.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,6 +160,14 @@ impl EdgeCounters {
     #[must_use]
     pub fn at_least(&self, other: &Self) -> Self {
         self.with_each(other, u64::max)
+    }
+
+    /// The lesser of each.
+    ///
+    /// Invariant: no count is greater than in either.
+    #[must_use]
+    pub fn at_most(&self, other: &Self) -> Self {
+        self.with_each(other, u64::min)
     }
 
     /// Returns the difference to `other`, at least 0.

@@ -18,6 +18,7 @@ mod nat_peers;
 mod nodes;
 mod observed;
 mod path;
+mod placement;
 mod rewritten_source;
 mod shares;
 mod single_backend;
@@ -92,13 +93,12 @@ pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph
 pub struct Known {
     /// Flows that clients' agents evicted: counts of servers for them are not new.
     pub forgotten: KnownConnections,
-    /// Published counters that agents should still report, by edge. Counts of servers that no client explains belong first to
-    /// those edges that have fewer connections now.
-    pub published: HashMap<EdgeKey, EdgeCounters>,
+    /// Part of each edge that only servers had counted when it was shown last. Such connections, with their bytes, stay on
+    /// their edge: through which Service they came is a guess.
+    pub placed: HashMap<EdgeKey, EdgeCounters>,
     /// External addresses that had edges of their own; they are preferred over others.
     pub outside: Outside,
-    /// True if nothing moves to another edge: no other external addresses have edges of their own, and what only servers
-    /// have counted stays on its edge even if nothing else is there.
+    /// True if no other external addresses have edges of their own.
     pub is_fixed: bool,
 }
 
@@ -119,7 +119,7 @@ pub fn build_with(ledger: &Ledger, directory: &Directory, options: &Options, kno
 /// Invariants: those of [`build`].
 #[must_use]
 pub fn build_from_agents(ledger: &Ledger, directory: &Directory, options: &Options, known: &Known) -> Graph {
-    let flows = ledger.flows().map(|flow| FlowView { totals: flow.anew, ..flow });
+    let flows = ledger.flows().map(FlowView::from_agents);
     join(flows, ledger, directory, options, known)
 }
 

@@ -73,6 +73,22 @@ pub struct FlowView<'a> {
     pub parts: &'a [Part],
     /// Time of the agent's last message, as recorded by [`Ledger::record_heartbeat`].
     pub heard: Option<SystemTime>,
+    account: &'a Account,
+}
+
+impl FlowView<'_> {
+    /// Returns the flow as an operator without any state would know it.
+    #[must_use]
+    pub fn from_agents(self) -> Self {
+        Self { totals: self.anew, ..self }
+    }
+
+    /// Returns a lower bound of the payload, sent and received, that was observed up to `time`.
+    #[must_use]
+    pub fn bytes_at(&self, time: SystemTime) -> [u64; 2] {
+        let [sent, received] = self.account.bytes_at(time);
+        [sent.min(self.totals.bytes_sent), received.min(self.totals.bytes_received)]
+    }
 }
 
 /// Account of all flows of all nodes.
@@ -145,6 +161,7 @@ impl NodeAccount {
             last_failed: flow.last_failed,
             parts: flow.history.parts(),
             heard: self.heard,
+            account: flow,
         }
     }
 

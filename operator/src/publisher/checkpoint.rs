@@ -1,4 +1,5 @@
-//! `status.checkpoint`: the part of the counters of which agents keep no record any more, for the operator's next start.
+//! `status.checkpoint`: for the operator's next start, the part of an edge's counters of which agents keep no record any
+//! more, and the part that only servers' agents report.
 //!
 //! Format: the version, a colon, and a Protocol Buffers message in Base64. Readers ignore other versions.
 
@@ -57,6 +58,12 @@ struct Edge {
     clients: Vec<Part>,
     #[prost(message, repeated, tag = "9")]
     servers: Vec<Part>,
+    #[prost(uint64, tag = "10")]
+    opened_by_servers: u64,
+    #[prost(uint64, tag = "11")]
+    bytes_sent_by_servers: u64,
+    #[prost(uint64, tag = "12")]
+    bytes_received_by_servers: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -70,28 +77,37 @@ struct Part {
     failed: u64,
 }
 
-/// Encodes the counts of edges, the most important first; `None` if there are none. Where not all fit, pods go first and
+/// What the next operator cannot learn of an edge from agents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Part that agents no longer report.
+    pub(super) earlier: Counts,
+    /// Connections, and their bytes, that only servers' agents report. These do not know that they are this edge's.
+    pub(super) from_servers: EdgeCounters,
+}
+
+/// Encodes the entries of edges, the most important first; `None` if there are none. Where not all fit, pods go first and
 /// then the last edges.
-pub(super) fn encode<'a>(edges: impl Iterator<Item = (EdgeId, &'a Counts)>) -> Option<String> {
+pub(super) fn encode<'a>(edges: impl Iterator<Item = (EdgeId, &'a Entry)>) -> Option<String> {
     let mut encoder = Encoder::default();
-    for (id, counts) in edges {
-        encoder.add(id, counts);
+    for (id, entry) in edges {
+        encoder.add(id, entry);
     }
     let body = encoder.into_body_within(MAX_CHECKPOINT)?;
     Some(format!("{VERSION}{}", STANDARD_NO_PAD.encode(body.encode_to_vec())))
 }
 
 /// Decodes a checkpoint; empty if it has another version or is malformed.
-pub(super) fn decode(text: &str) -> HashMap<EdgeId, Counts> {
+pub(super) fn decode(text: &str) -> HashMap<EdgeId, Entry> {
     let bytes = text.strip_prefix(VERSION).and_then(|body| STANDARD_NO_PAD.decode(body).ok());
     let Some(Body { pods, edges }) = bytes.and_then(|bytes| Body::decode(bytes.as_slice()).ok()) else {
         return HashMap::new();
     };
-    edges.iter().map(|edge| (EdgeId(edge.id), edge.counts(&pods))).collect()
+    edges.iter().map(|edge| (EdgeId(edge.id), edge.entry(&pods))).collect()
 }
 
 impl Edge {
-    fn counts(&self, pods: &[Pod]) -> Counts {
+    fn entry(&self, pods: &[Pod]) -> Entry {
         let endpoints = |parts: &[Part]| {
             let known = parts.iter().filter_map(|part| Some((part, pods.get(usize::try_from(part.pod).ok()?)?)));
             let mut endpoints: Vec<Endpoint> = known
@@ -105,7 +121,7 @@ impl Edge {
             endpoints.sort();
             endpoints
         };
-        Counts {
+        let earlier = Counts {
             counters: EdgeCounters {
                 opened: self.opened,
                 failed: self.failed,
@@ -117,7 +133,14 @@ impl Edge {
             },
             clients: endpoints(&self.clients),
             servers: endpoints(&self.servers),
-        }
+        };
+        let from_servers = EdgeCounters {
+            opened: self.opened_by_servers,
+            bytes_sent: self.bytes_sent_by_servers,
+            bytes_received: self.bytes_received_by_servers,
+            ..EdgeCounters::default()
+        };
+        Entry { earlier, from_servers }
     }
 }
 
@@ -128,11 +151,11 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn add(&mut self, id: EdgeId, counts: &Counts) {
+    fn add(&mut self, id: EdgeId, Entry { earlier, from_servers }: &Entry) {
         let EdgeCounters { opened, failed, bytes_sent, bytes_received, without_bytes, retransmits, .. } =
-            counts.counters;
-        let clients = self.parts(&counts.clients);
-        let servers = self.parts(&counts.servers);
+            earlier.counters;
+        let clients = self.parts(&earlier.clients);
+        let servers = self.parts(&earlier.servers);
         self.body.edges.push(Edge {
             id: id.0,
             opened,
@@ -143,6 +166,9 @@ impl Encoder {
             retransmits,
             clients,
             servers,
+            opened_by_servers: from_servers.opened,
+            bytes_sent_by_servers: from_servers.bytes_sent,
+            bytes_received_by_servers: from_servers.bytes_received,
         });
     }
 
@@ -195,9 +221,9 @@ mod tests {
         })
     }
 
-    fn counts() -> impl Strategy<Value = Counts> {
-        (any::<[u64; 6]>(), endpoints(), endpoints()).prop_map(|(numbers, clients, servers)| {
-            let [opened, failed, bytes_sent, bytes_received, without_bytes, retransmits] = numbers;
+    fn entry() -> impl Strategy<Value = Entry> {
+        (any::<[u64; 9]>(), endpoints(), endpoints()).prop_map(|(numbers, clients, servers)| {
+            let [opened, failed, bytes_sent, bytes_received, without_bytes, retransmits, by_servers @ ..] = numbers;
             let counters = EdgeCounters {
                 opened,
                 failed,
@@ -207,7 +233,9 @@ mod tests {
                 retransmits,
                 ..EdgeCounters::default()
             };
-            Counts { counters, clients, servers }
+            let [opened, bytes_sent, bytes_received] = by_servers;
+            let from_servers = EdgeCounters { opened, bytes_sent, bytes_received, ..EdgeCounters::default() };
+            Entry { earlier: Counts { counters, clients, servers }, from_servers }
         })
     }
 
@@ -215,9 +243,9 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn checkpoint_is_read_as_it_is_written(edges in prop::collection::hash_map(any::<u64>(), counts(), 0..20)) {
-            let edges: HashMap<EdgeId, Counts> = edges.into_iter().map(|(id, counts)| (EdgeId(id), counts)).collect();
-            let text = encode(edges.iter().map(|(id, counts)| (*id, counts)));
+        fn checkpoint_is_read_as_it_is_written(edges in prop::collection::hash_map(any::<u64>(), entry(), 0..20)) {
+            let edges: HashMap<EdgeId, Entry> = edges.into_iter().map(|(id, entry)| (EdgeId(id), entry)).collect();
+            let text = encode(edges.iter().map(|(id, entry)| (*id, entry)));
             prop_assert_eq!(text.is_none(), edges.is_empty());
             prop_assert_eq!(decode(&text.unwrap_or_default()), edges);
         }
@@ -242,25 +270,27 @@ mod tests {
                 .collect(),
             servers: Vec::new(),
         };
+        let of = |number: u64, pods: usize| Entry { earlier: of(number, pods), ..Entry::default() };
         let encoded = |edges: u64, pods: usize| {
-            let all: Vec<Counts> = (0..edges).map(|number| of(number, pods)).collect();
+            let all: Vec<Entry> = (0..edges).map(|number| of(number, pods)).collect();
             let text = encode((0..).map(EdgeId).zip(&all)).expect("there are edges");
             assert!(text.len() <= MAX_CHECKPOINT, "{}", text.len());
             decode(&text)
         };
         let without_pods = encoded(500, 10);
         assert_eq!(without_pods.len(), 500);
-        assert!(without_pods.values().all(|counts| counts.clients.is_empty()));
+        assert!(without_pods.values().all(|entry| entry.earlier.clients.is_empty()));
         let fewer = encoded(5000, 0);
         assert!(fewer.len() < 5000 && fewer.len() > 500, "{}", fewer.len());
         assert!((0..fewer.len() as u64).all(|id| fewer.contains_key(&EdgeId(id))), "the first ones stay");
-        assert_eq!(encoded(15, 10)[&EdgeId(7)].clients.len(), 10);
+        assert_eq!(encoded(15, 10)[&EdgeId(7)].earlier.clients.len(), 10);
     }
 
     #[test]
     fn checkpoint_of_another_version_is_ignored() {
         let counts = Counts { counters: EdgeCounters { opened: 1, ..EdgeCounters::default() }, ..Counts::default() };
-        let text = encode([(EdgeId(1), &counts)].into_iter()).expect("there is an edge");
+        let entry = Entry { earlier: counts, ..Entry::default() };
+        let text = encode([(EdgeId(1), &entry)].into_iter()).expect("there is an edge");
         assert_eq!(decode(&text).len(), 1);
         assert!(decode(&text.replacen("1:", "2:", 1)).is_empty());
     }

@@ -70,7 +70,7 @@ impl Builder {
         let all_named = *self.index.complete().borrow();
         self.away(move |ledger, index, archive| {
             if all_named && all_nodes_reported(ledger, index) {
-                archive.settle(ledger, index.directory(), now);
+                archive.settle_in_time(ledger, index.directory(), &options);
             }
             let graph = archive.build_shown(ledger, index.directory(), &options);
             desired_state(&graph, ledger, index, limits, &namespaces, now)

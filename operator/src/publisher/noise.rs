@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use crds::{EdgePod, PeerType, TopologyEdge, TopologyStatus, Totals};
-use topology::{counts::Counts, edge::EdgeCounters};
+use topology::edge::EdgeCounters;
 
 use super::{checkpoint, edge_id::EdgeId};
 
@@ -47,8 +47,8 @@ fn own_checkpoint(known: &TopologyStatus, wanted: &TopologyStatus) -> impl Itera
 }
 
 /// Without retransmits, which are a server's as well and go with its pods.
-fn counters_at(checkpoint: &HashMap<EdgeId, Counts>, id: EdgeId) -> [u64; 5] {
-    let counters = checkpoint.get(&id).map(|counts| counts.counters).unwrap_or_default();
+fn counters_at(checkpoint: &HashMap<EdgeId, checkpoint::Entry>, id: EdgeId) -> [u64; 5] {
+    let counters = checkpoint.get(&id).map(|entry| entry.earlier.counters).unwrap_or_default();
     let EdgeCounters { opened, failed, bytes_sent, bytes_received, without_bytes, .. } = counters;
     [opened, failed, bytes_sent, bytes_received, without_bytes]
 }
@@ -108,6 +108,8 @@ mod tests {
     use crds::{Summary, TopologyPeer};
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
+    use topology::counts::Counts;
+
     use super::*;
 
     fn status(opened: u64, active: u64, bytes: u64) -> TopologyStatus {
@@ -160,8 +162,9 @@ mod tests {
 
     fn with_checkpoint(mut status: TopologyStatus, opened: u64, retransmits: u64) -> TopologyStatus {
         let counters = EdgeCounters { opened, retransmits, ..EdgeCounters::default() };
-        let counts = Counts { counters, ..Counts::default() };
-        status.checkpoint = checkpoint::encode([(EdgeId(1), &counts)].into_iter());
+        let earlier = Counts { counters, ..Counts::default() };
+        let entry = checkpoint::Entry { earlier, ..checkpoint::Entry::default() };
+        status.checkpoint = checkpoint::encode([(EdgeId(1), &entry)].into_iter());
         status
     }
 

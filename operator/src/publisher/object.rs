@@ -18,7 +18,7 @@ use topology::{
     activity,
     count::{self, MAX_COUNT},
     counts::Counts,
-    edge::{Edge, EdgeCounters, EdgeKey},
+    edge::{Edge, EdgeCounters, EdgeKey, Seen},
     entity::Workload,
     plural::counted,
 };
@@ -155,24 +155,35 @@ impl<'a> ListedEdges<'a> {
 
     /// Returns the checkpoint of these egress edges and of `ingress`. Each edge has the endpoints of its own end only.
     fn checkpoint(&self, ingress: &Self, earlier: &HashMap<EdgeKey, Counts>) -> Option<String> {
-        let mut kept: Vec<(EdgeId, Counts)> = Vec::new();
+        let mut kept: Vec<(EdgeId, checkpoint::Entry)> = Vec::new();
+        let nothing = Counts::default();
         for (list, direction) in [(self, Direction::Egress), (ingress, Direction::Ingress)] {
             for (edge, _) in &list.ranked {
-                let Some(earlier) = earlier.get(&edge.key) else { continue };
+                let from_servers = own_part_of_servers(edge);
+                let earlier = earlier.get(&edge.key);
+                if earlier.is_none() && from_servers.opened == 0 {
+                    continue;
+                }
+                let earlier = earlier.unwrap_or(&nothing);
                 let counters = earlier.counters;
                 let is_loop = edge.key.client == edge.key.server;
-                let counts = match direction {
+                let earlier = match direction {
                     Direction::Egress if is_loop => earlier.clone(),
                     // The list of egress edges contains it as well.
                     Direction::Ingress if is_loop => continue,
                     Direction::Egress => Counts { counters, clients: earlier.clients.clone(), servers: Vec::new() },
                     Direction::Ingress => Counts { counters, clients: Vec::new(), servers: earlier.servers.clone() },
                 };
-                kept.push((EdgeId::of(&edge.key), counts));
+                kept.push((EdgeId::of(&edge.key), checkpoint::Entry { earlier, from_servers }));
             }
         }
-        checkpoint::encode(kept.iter().map(|(id, counts)| (*id, counts)))
+        checkpoint::encode(kept.iter().map(|(id, entry)| (*id, entry)))
     }
+}
+
+/// Returns what only servers have counted of an edge, unless that is all of it, which its `seen` says.
+fn own_part_of_servers(edge: &Edge) -> EdgeCounters {
+    if edge.seen == Seen::Server { EdgeCounters::default() } else { edge.from_servers }
 }
 
 fn workload_ref(workload: &Workload, facts: &WorkloadFacts) -> WorkloadRef {

@@ -40,13 +40,18 @@ pub(super) fn edges(topology: &Topology) -> Vec<Published> {
         name: status.workload.name.clone(),
         group: group(&status.workload.api_version).to_owned(),
     });
-    let earlier = status.checkpoint.as_deref().map(checkpoint::decode).unwrap_or_default();
-    let outgoing = status.egress.iter().filter_map(|edge| published(edge, &own, true, &earlier));
-    let incoming = status.ingress.iter().filter_map(|edge| published(edge, &own, false, &earlier));
+    let checkpoint = status.checkpoint.as_deref().map(checkpoint::decode).unwrap_or_default();
+    let outgoing = status.egress.iter().filter_map(|edge| published(edge, &own, true, &checkpoint));
+    let incoming = status.ingress.iter().filter_map(|edge| published(edge, &own, false, &checkpoint));
     outgoing.chain(incoming).collect()
 }
 
-fn published(edge: &TopologyEdge, own: &Peer, outgoing: bool, earlier: &HashMap<EdgeId, Counts>) -> Option<Published> {
+fn published(
+    edge: &TopologyEdge,
+    own: &Peer,
+    outgoing: bool,
+    checkpoint: &HashMap<EdgeId, checkpoint::Entry>,
+) -> Option<Published> {
     let (own, other) = (own.clone(), peer::read(&edge.peer)?);
     let service = edge.service.as_ref();
     let service = service.map(|of| ServicePortRef {
@@ -72,10 +77,11 @@ fn published(edge: &TopologyEdge, own: &Peer, outgoing: bool, earlier: &HashMap<
         DirectionSource::Inferred => count::add(counters.opened, counters.failed),
     };
     let counters = EdgeCounters { inferred, ..counters };
-    let from_servers = if seen == Seen::Server { counters } else { EdgeCounters::default() };
     let key = EdgeKey { client, server, service, port: edge.port, protocol: edge.protocol.into() };
+    let checkpoint::Entry { earlier, from_servers } = checkpoint.get(&EdgeId::of(&key)).cloned().unwrap_or_default();
+    let from_servers = if seen == Seen::Server { counters.without(&earlier.counters) } else { from_servers };
     Some(Published {
-        earlier: earlier.get(&EdgeId::of(&key)).map(|earlier| own_part(earlier, outgoing)).unwrap_or_default(),
+        earlier: own_part(earlier, outgoing),
         edge: Edge {
             key,
             times: times(edge),
@@ -106,8 +112,7 @@ fn times(edge: &TopologyEdge) -> Option<Times> {
 }
 
 /// Of an edge from a workload to itself, an object has the parts of both ends.
-fn own_part(earlier: &Counts, outgoing: bool) -> Counts {
-    let mut own = earlier.clone();
+fn own_part(mut own: Counts, outgoing: bool) -> Counts {
     if outgoing {
         own.servers.clear();
     } else {
@@ -201,11 +206,7 @@ mod tests {
         Edge {
             counters,
             times: Some(times),
-            from_servers: if seen == Seen::Server {
-                EdgeCounters { active: 0, ..counters }
-            } else {
-                EdgeCounters::default()
-            },
+            from_servers: EdgeCounters { opened: 2, bytes_sent: 20, bytes_received: 30, ..EdgeCounters::default() },
             clients_from_servers: Vec::new(),
             servers_from_servers: Vec::new(),
             clients: pods(&client, "web-1", 9, 3),
@@ -228,6 +229,12 @@ mod tests {
 
     /// Returns the edge as the objects of both ends publish it: each has the endpoints of its own side.
     fn sides(edge: &Edge, earlier: &Counts) -> Vec<Published> {
+        let from_servers = if edge.seen == Seen::Server {
+            EdgeCounters { active: 0, ..edge.counters.without(&earlier.counters) }
+        } else {
+            edge.from_servers
+        };
+        let edge = Edge { from_servers, ..edge.clone() };
         let whole = || Published { edge: edge.clone(), earlier: earlier.clone() };
         let (mut by_client, mut by_server) = (whole(), whole());
         (by_client.edge.servers, by_client.earlier.servers) = (Vec::new(), Vec::new());

@@ -9,34 +9,43 @@ use crate::{
     edge::{Edge, EdgeCounters, EdgeKey},
 };
 
-/// Adds to the known part of each edge what agents have forgotten since it was published.
+/// Adds to the known part of each edge what agents have forgotten since it was published, and to the part that only servers
+/// counted what only these report now.
 ///
-/// On which of the edges between the same peers a connection is that only a server counted is a guess, which may be another
-/// one now. Agents have therefore forgotten only what all these edges lack, beyond all such connections. Bytes follow the
-/// connections: those of a connection that was open when the edge was published, or is open now, differ without anything
-/// being forgotten.
-pub(super) fn settle(published: &mut HashMap<EdgeKey, Published>, reported: &[Edge]) {
+/// Connections that an edge lacks are first those that a server still reports between the same peers, beyond what was so
+/// when the edge was published; agents have forgotten only the rest. Bytes follow the connections: those of a connection
+/// that was open when the edge was published, or is open now, differ without anything being forgotten.
+///
+/// `from_servers` is the most that only servers have counted of each edge since all agents have reported.
+pub(super) fn settle(
+    published: &mut HashMap<EdgeKey, Published>,
+    reported: &[Edge],
+    from_servers: &HashMap<EdgeKey, EdgeCounters>,
+) {
     let mut spare: HashMap<EdgeKey, u64> = HashMap::new();
-    for edge in reported.iter().filter(|edge| edge.from_servers.opened > 0) {
-        let sum = spare.entry(direct(&edge.key)).or_default();
-        *sum = count::add(*sum, edge.from_servers.opened);
+    for edge in reported {
+        let before = published.get(&edge.key).map_or(0, |published| published.edge.from_servers.opened);
+        let sum = spare.entry(edge.key.direct()).or_default();
+        *sum = count::add(*sum, edge.from_servers.opened.saturating_sub(before));
     }
     let reported: HashMap<&EdgeKey, &Edge> = reported.iter().map(|edge| (&edge.key, edge)).collect();
     let mut published: Vec<_> = published.iter_mut().collect();
     published.sort_unstable_by_key(|(key, _)| *key);
     for (key, Published { edge, earlier }) in published {
-        let by_clients = reported.get(key).map(|edge| Counts::of(edge).without(&Counts::from_servers(edge)));
-        let missing = Counts::of(edge).without(earlier).without(&by_clients.unwrap_or_default());
-        let spare = spare.entry(direct(key)).or_default();
+        let now = reported.get(key);
+        let by_clients = now.map(|now| Counts::of(now).without(&Counts::from_servers(now))).unwrap_or_default();
+        let by_servers = now.map(|now| Counts::from_servers(now)).unwrap_or_default();
+        let counters = edge.from_servers.at_most(from_servers.get(key).unwrap_or(&by_servers.counters));
+        let by_servers = Counts { counters, ..by_servers };
+        let missing = Counts::of(edge).without(earlier).without(&by_clients).without(&by_servers);
+        let spare = spare.entry(key.direct()).or_default();
         let found = missing.counters.opened.min(*spare);
         *spare -= found;
+        let mut by_servers = by_servers.counters;
+        by_servers.add(&missing.counters.share(found));
         *earlier = earlier.plus(&limited(missing, found));
+        edge.from_servers = by_servers;
     }
-}
-
-/// Returns the key of the edge without a Service, which stands for all edges between the same peers.
-fn direct(key: &EdgeKey) -> EdgeKey {
-    EdgeKey { service: None, ..key.clone() }
 }
 
 /// Returns the counts without so many connections, and with all failed attempts, which servers do not count.

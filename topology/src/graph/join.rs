@@ -47,8 +47,7 @@ pub(super) struct Join<'a> {
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: KnownConnections,
-    pub(super) published: &'a HashMap<EdgeKey, EdgeCounters>,
-    pub(super) is_fixed: bool,
+    pub(super) placed: &'a HashMap<EdgeKey, EdgeCounters>,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
 }
@@ -92,8 +91,7 @@ impl<'a> Join<'a> {
             candidates: HashMap::new(),
             sums: Sums::default(),
             forgotten: known.forgotten.clone(),
-            published: &known.published,
-            is_fixed: known.is_fixed,
+            placed: &known.placed,
             unsettled: 0,
             settles_at: ledger.next_silence(options.now),
         }

@@ -50,31 +50,31 @@ impl KnownConnections {
         self.connections.is_empty()
     }
 
-    /// Takes up to `counted` of the connections to this pod and returns them, with their share in the bytes.
+    /// Takes up to `counted` of the connections to this pod and returns them, with their share in the bytes, and whether
+    /// there are connections to no other pod, so that the bytes are theirs.
     pub(super) fn take(
         &mut self,
         (client, server, (port, protocol)): (&Peer, &Peer, (u16, Protocol)),
         pod: &str,
         counted: u64,
-    ) -> EdgeCounters {
-        let mut taken = 0;
+    ) -> (EdgeCounters, bool) {
+        let nothing = (EdgeCounters::default(), true);
         if self.connections.is_empty() {
-            return EdgeCounters::default();
+            return nothing;
         }
         let between = (client.clone(), server.clone(), port, protocol);
         let Some(Known { by_pod, others, counters }) = self.connections.get_mut(&between) else {
-            return EdgeCounters::default();
+            return nothing;
         };
+        let is_sole = by_pod.keys().all(|known| known == pod);
+        let mut taken = 0;
         for left in by_pod.get_mut(pod).into_iter().chain([others]) {
             let count = (counted - taken).min(*left);
             *left -= count;
             taken += count;
         }
-        if taken == 0 {
-            return EdgeCounters::default();
-        }
         let share = counters.share(taken);
         *counters = counters.without(&share);
-        share
+        (share, is_sole)
     }
 }

@@ -160,10 +160,15 @@ pub(super) struct ServerFlow<'a> {
     pub(super) counters: EdgeCounters,
     /// Counters that no client flow explains yet.
     pub(super) left: EdgeCounters,
+    /// Payload, sent and received, of which the client's report may still be due.
+    pub(super) fresh_bytes: [u64; 2],
+    pub(super) changed: SystemTime,
     /// Counts that were taken, with their owners, if known.
     pub(super) taken: Vec<(Option<EndpointId>, Counted)>,
     /// Number of client flows that may lead here, where it matters.
     pub(super) ways: usize,
+    /// True if bytes of connections that were taken are their share in the bytes of all: what is left is an estimate.
+    pub(super) has_shared_bytes: bool,
     /// A client's flow has been found, even if it does not count as much.
     pub(super) explained: bool,
     /// Those that were, where it is known who they are.
@@ -204,9 +209,27 @@ impl<'a> ServerFlow<'a> {
 
     /// Leaves so many connections out of what is left: all that were opened after `settled`, if anything is left then.
     pub(super) fn leave(&mut self, waiting: u64, settled: SystemTime) {
-        self.left = self.left.without(&self.left.share(waiting));
+        let mut share = self.left.share(waiting);
+        if !self.has_shared_bytes {
+            // It is part of what was not known a short while ago (`leave_fresh_bytes`).
+            (share.bytes_sent, share.bytes_received) = (0, 0);
+        }
+        self.left = self.left.without(&share);
         self.parts.retain(|part| part.until <= settled);
         self.span.until = self.span.until.min(settled).max(self.span.from);
+    }
+
+    /// Leaves payload out of what is left that may be of other connections, of which the client's agent has not reported it
+    /// yet. Returns whether there may be any.
+    pub(super) fn leave_fresh_bytes(&mut self) -> bool {
+        let [sent, received] = self.fresh_bytes;
+        // A share in all bytes contains no others'.
+        if !self.explained || self.has_shared_bytes || (sent, received) == (0, 0) {
+            return false;
+        }
+        self.left.bytes_sent = self.left.bytes_sent.saturating_sub(sent);
+        self.left.bytes_received = self.left.bytes_received.saturating_sub(received);
+        true
     }
 
     /// Takes so many of the connections that a client has counted. Where others are among what is left (another way
@@ -228,6 +251,8 @@ impl<'a> ServerFlow<'a> {
         {
             counters.bytes_sent = known.bytes_sent.min(self.left.bytes_sent);
             counters.bytes_received = known.bytes_received.min(self.left.bytes_received);
+        } else if counters.opened > 0 && counters.opened < self.left.opened {
+            self.has_shared_bytes = true;
         }
         self.left = self.left.without(&counters);
         self.explained = true;
@@ -292,6 +317,7 @@ pub(super) fn client_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Op
 
 pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Options) -> ServerFlow<'a> {
     let totals = flow.totals;
+    let [known_sent, known_received] = flow.bytes_at(options.settled());
     let counters = EdgeCounters {
         opened: totals.opened,
         active: totals.active,
@@ -314,8 +340,11 @@ pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Op
         },
         counters,
         left: counters,
+        fresh_bytes: [totals.bytes_received - known_received, totals.bytes_sent - known_sent],
+        changed: flow.changed,
         taken: Vec::new(),
         ways: 0,
+        has_shared_bytes: false,
         explained: false,
         explanations: Vec::new(),
         first_seen: flow.reported,

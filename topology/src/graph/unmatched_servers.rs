@@ -1,6 +1,6 @@
 //! Counts of servers that no client flow explains: the client's report is still due, or only its address is known.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{
     edges::edge_key,
@@ -8,74 +8,75 @@ use super::{
     join::Join,
     key::Key,
     observed::{Explanation, ServerFlow},
+    placement::Surplus,
     shares::share_out,
 };
-use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
-
-/// Connections that a server has counted beyond a client's flow that explains others of them.
-struct Surplus<'a, 'f> {
-    server_flow: &'f ServerFlow<'a>,
-    by: Explanation<'a>,
-    /// Client by the address that the server saw.
-    client: EndpointId,
-    /// Key of the edge without a Service, which stands for all edges between these peers.
-    direct: Key<'a>,
-    part: EdgeCounters,
-    live: bool,
-}
-
-fn direct_of<'a>(key: &Key<'a>) -> Key<'a> {
-    Key { service: None, ..*key }
-}
+use crate::{
+    count,
+    directory::Owner,
+    edge::{EdgeCounters, EdgeKey},
+    flow::Protocol,
+};
 
 impl<'a> Join<'a> {
     /// Adds what no client flow explains, from the servers' side only.
     pub(super) fn join_unmatched_servers(&mut self) {
         let mut server_flows = std::mem::take(&mut self.server_flows);
+        let mut placed = self.placed_between();
         let mut surplus = Vec::new();
         for server_flow in &mut server_flows {
             self.take_forgotten(server_flow);
+            let known = self.take_placed(server_flow, &mut placed);
             if !server_flow.explained {
                 if self.is_client_observed(server_flow) && self.waits(server_flow.first_seen) {
-                    self.unsettled = count::add(self.unsettled, server_flow.left.opened);
-                    continue;
+                    let waiting = server_flow.left.opened - known;
+                    self.unsettled = count::add(self.unsettled, waiting);
+                    if known == 0 {
+                        continue;
+                    }
+                    server_flow.leave(waiting, self.options.settled());
+                    // By an edge that was shown.
+                    server_flow.explained = true;
                 }
-            } else if server_flow.left.opened == 0 || !self.has_rest(server_flow) {
+            } else if server_flow.left.opened == 0 || !self.has_rest(server_flow, known) {
                 continue;
+            }
+            if server_flow.leave_fresh_bytes() {
+                self.waits(server_flow.changed);
             }
             self.divide_by_callers(server_flow);
             self.add_from_server(server_flow, &mut surplus);
         }
-        let places = self.published_places(&surplus);
-        for part in &surplus {
-            self.place(part, places.get(&part.direct).map(Vec::as_slice).unwrap_or_default());
-        }
+        self.place_all(surplus);
     }
 
-    /// Returns the published edges that such counts may belong to, by their direct edge, with the counters that they should
-    /// have.
-    fn published_places(&self, surplus: &[Surplus<'a, '_>]) -> HashMap<Key<'a>, Vec<(Key<'a>, EdgeCounters)>> {
-        let mut places: HashMap<Key<'a>, Vec<(Key<'a>, EdgeCounters)>> = HashMap::new();
-        if self.published.is_empty() {
-            return places;
+    /// Returns the number of connections that were shown on edges although only servers had counted them, by the edge
+    /// without a Service.
+    fn placed_between(&self) -> HashMap<EdgeKey, u64> {
+        let mut between: HashMap<EdgeKey, u64> = HashMap::new();
+        for (key, part) in self.placed {
+            let sum = between.entry(key.direct()).or_default();
+            *sum = count::add(*sum, part.opened);
         }
-        let direct: HashSet<Key<'a>> = surplus.iter().map(|part| part.direct).collect();
-        let absent = |key: &&Key<'a>| self.is_fixed && !self.sums.by_key.contains_key(*key);
-        let all = self.sums.by_key.keys().filter(|key| direct.contains(&direct_of(key)));
-        let mut found: Vec<_> = all
-            .chain(direct.iter().filter(absent))
-            .map(|key| (edge_key(key, &self.ends), *key))
-            .filter_map(|(edge, key)| Some((*self.published.get(&edge)?, edge, key)))
-            .collect();
-        found.sort_unstable_by(|(_, one, _), (_, other, _)| one.cmp(other));
-        for (counters, _, key) in found {
-            places.entry(direct_of(&key)).or_default().push((key, counters));
-        }
-        places
+        between
     }
 
-    /// Returns whether there is more than clients' flows explain, apart from what has to wait, which is taken.
-    fn has_rest(&mut self, server_flow: &mut ServerFlow<'a>) -> bool {
+    /// Takes such connections as far as the server has counted them, and returns their number: they need not wait.
+    fn take_placed(&mut self, server_flow: &ServerFlow<'a>, placed: &mut HashMap<EdgeKey, u64>) -> u64 {
+        if placed.is_empty() || server_flow.left.opened == 0 {
+            return 0;
+        }
+        let client = self.client_of(server_flow);
+        let direct = edge_key(&self.direct_key(server_flow, client), &self.ends);
+        let Some(placed) = placed.get_mut(&direct) else { return 0 };
+        let known = server_flow.left.opened.min(*placed);
+        *placed -= known;
+        known
+    }
+
+    /// Returns whether there is more than clients' flows explain, apart from what has to wait, which is taken. `known`
+    /// connections were shown before and do not wait.
+    fn has_rest(&mut self, server_flow: &mut ServerFlow<'a>, known: u64) -> bool {
         let by = server_flow.explanation().copied();
         if by.is_some_and(|by| by.sampled && !by.translated) {
             // The client's agent scans at intervals, and has missed it.
@@ -95,7 +96,7 @@ impl<'a> Join<'a> {
             return false;
         }
         // What is missing are the newest ones, of which the client's report may be on its way.
-        let waiting = self.wait(server_flow.left.opened, &server_flow.fresh);
+        let waiting = self.wait(server_flow.left.opened - known, &server_flow.fresh);
         server_flow.leave(waiting, self.options.settled());
         server_flow.left.opened > 0
     }
@@ -112,45 +113,17 @@ impl<'a> Join<'a> {
         owners.clone().find(|by| by.opened > 0).or_else(|| owners.next()).copied()
     }
 
-    /// The client's agent has not counted what the server has counted beyond it.
-    fn add_surplus(&mut self, server_flow: &ServerFlow<'a>, by: &Explanation<'a>, part: &EdgeCounters, live: bool) {
+    /// Adds connections to an edge of which the client's agent has counted others.
+    pub(super) fn add_surplus(
+        &mut self,
+        server_flow: &ServerFlow<'a>,
+        by: &Explanation<'a>,
+        part: &EdgeCounters,
+        live: bool,
+    ) {
         let sum = self.sums.at(by.key);
         sum.add_from_server(by.client, server_flow.end, part);
         sum.live |= live;
-    }
-
-    /// Adds a surplus to the edge of the client's flow, except what other edges lack that were published with more.
-    fn place(&mut self, surplus: &Surplus<'a, '_>, published: &[(Key<'a>, EdgeCounters)]) {
-        let &Surplus { server_flow, by, client, mut part, live, .. } = surplus;
-        let own = published.iter().find(|(key, _)| *key == by.key);
-        let own = own.map_or(0, |(key, published)| self.lack(key, published).opened);
-        for (key, published) in published.iter().filter(|(key, _)| *key != by.key) {
-            let lack = self.lack(key, published);
-            let missing = lack.opened.min(part.opened.saturating_sub(own));
-            if missing == 0 {
-                continue;
-            }
-            let mut returned = part.share(missing);
-            if missing == lack.opened {
-                // Its bytes were published, too.
-                returned.bytes_sent = lack.bytes_sent.min(part.bytes_sent);
-                returned.bytes_received = lack.bytes_received.min(part.bytes_received);
-            }
-            part = part.without(&returned);
-            if key.service.is_none() {
-                self.add_part_from_server(server_flow, client, &returned, live);
-            } else {
-                self.add_surplus(server_flow, &Explanation { key: *key, ..by }, &returned, live);
-            }
-        }
-        if part != EdgeCounters::default() {
-            self.add_surplus(server_flow, &by, &part, live);
-        }
-    }
-
-    /// Returns what an edge has less than it should have.
-    fn lack(&self, key: &Key<'a>, published: &EdgeCounters) -> EdgeCounters {
-        published.without(&self.sums.by_key.get(key).map(|sum| sum.counters).unwrap_or_default())
     }
 
     /// Removes connections that the client's agent evicted; an edge already has them.
@@ -163,9 +136,11 @@ impl<'a> Join<'a> {
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
         let at = (server_flow.tuple.port, server_flow.tuple.protocol);
         let pod = self.ends.end(server_flow.end).pod;
-        let taken = self.forgotten.take((client, server, at), pod, server_flow.left.opened);
-        if taken.opened > 0 {
+        let (taken, is_sole) = self.forgotten.take((client, server, at), pod, server_flow.left.opened);
+        if taken.opened > 0 && is_sole {
             server_flow.take_known(&taken, client_end);
+        } else if taken.opened > 0 {
+            server_flow.take(taken.opened, Some(client_end));
         }
     }
 
@@ -206,18 +181,14 @@ impl<'a> Join<'a> {
                 continue;
             }
             let live = self.is_live(server_flow.live, group.span, &share);
-            if let Some(by) = self.edge_of(server_flow, &group.owner) {
-                let client = self.ends.client_of(ip, &group.owner);
-                let direct = self.direct_key(server_flow, client);
-                surplus.push(Surplus { server_flow, by, client, direct, part: share, live });
-                continue;
-            }
-            if group.owner.may_change() && self.waits(group.span.until) {
+            let by = self.edge_of(server_flow, &group.owner);
+            if by.is_none() && group.owner.may_change() && self.waits(group.span.until) {
                 self.unsettled = count::add(self.unsettled, share.opened);
                 continue;
             }
             let client = self.ends.client_of(ip, &group.owner);
-            self.add_part_from_server(server_flow, client, &share, live);
+            let direct = self.direct_key(server_flow, client);
+            surplus.push(Surplus { server_flow, by, client, direct, part: share, live });
         }
     }
 
@@ -239,7 +210,18 @@ impl<'a> Join<'a> {
         part: &EdgeCounters,
         live: bool,
     ) {
-        let sum = self.sums.at(self.direct_key(server_flow, client_end));
+        self.add_at(self.direct_key(server_flow, client_end), server_flow, client_end, part, live);
+    }
+
+    pub(super) fn add_at(
+        &mut self,
+        key: Key<'a>,
+        server_flow: &ServerFlow<'a>,
+        client_end: EndpointId,
+        part: &EdgeCounters,
+        live: bool,
+    ) {
+        let sum = self.sums.at(key);
         sum.add_from_server(client_end, server_flow.end, part);
         sum.live |= live;
         sum.server_seen = true;

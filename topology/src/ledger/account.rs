@@ -1,10 +1,11 @@
 //! Account of one flow: the counts of earlier epochs and the report of the current one.
 
 mod displaced;
+mod recent_bytes;
 
 use std::time::{Duration, SystemTime};
 
-use self::displaced::Displaced;
+use self::{displaced::Displaced, recent_bytes::RecentBytes};
 use super::Epoch;
 use crate::{
     count,
@@ -34,6 +35,7 @@ pub(super) struct Account {
     /// Time up to which changes were reported.
     pub(super) told: SystemTime,
     pub(super) history: History,
+    recent_bytes: RecentBytes,
     /// Counts of epochs of other origins, whose counters may resume.
     displaced: Option<Box<Displaced>>,
 }
@@ -63,6 +65,7 @@ impl Account {
             last_failed: None,
             told: SystemTime::UNIX_EPOCH,
             history: History::default(),
+            recent_bytes: RecentBytes::default(),
             displaced: None,
         }
     }
@@ -118,6 +121,15 @@ impl Account {
             rtt: if current.rtt == RttHistogram::default() { base.totals.rtt } else { current.rtt },
         }
         .bounded()
+    }
+
+    /// Returns a lower bound of the payload, sent and received, that had been reported for a time up to `time`.
+    pub(super) fn bytes_at(&self, time: SystemTime) -> [u64; 2] {
+        if self.changed <= time {
+            let totals = self.totals();
+            return [totals.bytes_sent, totals.bytes_received];
+        }
+        self.recent_bytes.at(time)
     }
 
     /// Returns what the agent would report to an operator without any state. Unreported counts of this epoch are at
@@ -193,6 +205,7 @@ impl Account {
         let after = self.totals();
         let changed = after != before;
         if changed {
+            self.recent_bytes.note(self.changed, [before.bytes_sent, before.bytes_received]);
             self.changed = self.changed.max(sighting.changed());
             let since = sighting.news().max(self.told);
             self.history.add(since, sighting.changed(), &Counted::between(&before, &after));

@@ -34,16 +34,20 @@ impl Shop {
     }
 
     /// Reports what the client, the server beside it and the other server have counted, the first two in this epoch.
-    fn report(&mut self, epoch: Epoch, [client, near, far]: [u64; 3], now: SystemTime) {
+    fn report(&mut self, epoch: Epoch, opened: [u64; 3], now: SystemTime) {
+        let counters = |opened| FlowCounters { opened, closed: opened, bytes_sent: opened, ..FlowCounters::default() };
+        self.report_counters(epoch, opened.map(counters), now);
+    }
+
+    fn report_counters(&mut self, epoch: Epoch, [client, near, far]: [FlowCounters; 3], now: SystemTime) {
         let flows = [
             ("web", Role::Client, SERVICE, "node-1", epoch, client),
             ("near", Role::Server, ("10.244.1.3", "10.244.1.2", 5432), "node-1", epoch, near),
             ("far", Role::Server, ("10.244.2.3", "10.244.1.2", 5432), "node-2", EPOCH, far),
         ];
-        for (who, role, addresses, node, epoch, opened) in flows {
+        for (who, role, addresses, node, epoch, counters) in flows {
             let key = key(who, role, addresses);
             let owner = CgroupOwner::PodContainer { pod_uid: format!("uid-{who}"), container_id: format!("id-{who}") };
-            let counters = FlowCounters { opened, closed: opened, bytes_sent: opened, ..FlowCounters::default() };
             self.world.ledger.identify(node, epoch, key.cgroup_id, owner).expect("the present epoch");
             self.world.ledger.apply(node, epoch, key, &counters, now).expect("the present epoch");
         }
@@ -97,4 +101,30 @@ fn connections_that_only_a_server_has_seen_stay_after_the_next_operator() {
     assert_eq!(shown(&shop.graph(at(70))), (92, vec![("web", 92)], vec![("far", 79), ("near", 13)]));
     shop.report(SECOND, [107, 3, 129], at(80));
     assert_eq!(shown(&shop.graph(at(90))), (142, vec![("web", 142)], vec![("far", 129), ("near", 13)]));
+}
+
+/// The agent of a client and of one of its servers crashes while a connection to the other server is open. That server's agent
+/// knows the connection's bytes, but not that they are not those of the connections that the client's agent missed.
+#[test]
+fn bytes_of_several_servers_are_those_that_were_published() {
+    let of_client = |opened: u64, received: u64| FlowCounters {
+        opened,
+        closed: opened,
+        bytes_received: received,
+        ..FlowCounters::default()
+    };
+    let of_server =
+        |opened: u64, sent: u64| FlowCounters { opened, closed: opened, bytes_sent: sent, ..FlowCounters::default() };
+    let mut shop = Shop::new();
+    shop.report_counters(EPOCH, [of_client(30, 2900), of_server(10, 1000), of_server(20, 2000)], at(0));
+    shop.world.ledger.enter("node-1", SECOND).expect("another epoch");
+    let after = [of_client(7, 700), of_server(3, 300), of_server(29, 2900)];
+    shop.report_counters(SECOND, after, at(10));
+    let bytes = |graph: &Graph| graph.edges.iter().map(|edge| edge.counters.bytes_received).collect::<Vec<_>>();
+    let before = bytes(&shop.graph(at(60)));
+
+    shop.restart_operator(at(60));
+    shop.report_counters(SECOND, after, at(61));
+    shop.archive.settle(&shop.world.ledger, &shop.world.directory, at(62));
+    assert_eq!(bytes(&shop.graph(at(70))), before);
 }

@@ -1,0 +1,133 @@
+//! Agents that report at different times while connections go on and operators restart.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+use scopeprobe_topology::edge::{EdgeCounters, EdgeKey};
+
+use crate::{
+    counters, exceeding,
+    world::{Step, World, step},
+};
+
+/// Time between two events while agents report one after the other.
+const PACE: Duration = Duration::from_millis(300);
+
+/// An event while agents report at different times.
+#[derive(Clone, Debug)]
+enum Event {
+    Happens(Step),
+    Reports(usize),
+    Publishes,
+    OperatorRestarts,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (any::<bool>(), 0..1000_u64).prop_map(|(service, bytes)| Event::Happens(Step::Open(service, bytes))),
+        2 => (any::<bool>(), 0..1000_u64).prop_map(|(service, bytes)| Event::Happens(Step::Send(service, bytes))),
+        4 => any::<bool>().prop_map(|service| Event::Happens(Step::Close(service))),
+        6 => (0..2_usize).prop_map(Event::Reports),
+        2 => Just(Event::Publishes),
+        1 => Just(Event::OperatorRestarts),
+    ]
+}
+
+impl World {
+    /// Waits until nothing has to wait any more, and returns what is shown then.
+    fn rest(&mut self) -> BTreeMap<EdgeKey, EdgeCounters> {
+        self.report();
+        self.now += Duration::from_secs(10);
+        self.published = self.build_shown();
+        self.unpublished = false;
+        counters(&self.published)
+    }
+
+    /// Lets the events happen, and checks that no counter shrinks. Each agent reports at least every second.
+    fn go_on(&mut self, events: &[Event]) -> Result<(), TestCaseError> {
+        let mut reported = [self.now; 2];
+        let mut before = counters(&self.published);
+        for event in events {
+            self.now += PACE;
+            for node in [0, 1] {
+                if self.now.duration_since(reported[node]).unwrap_or_default() > Duration::from_secs(1) {
+                    self.snapshot(node);
+                    reported[node] = self.now;
+                    before = self.grown(&before, event)?;
+                }
+            }
+            match event {
+                Event::Happens(step) => self.happen(step),
+                Event::Reports(node) => {
+                    self.snapshot(*node);
+                    reported[*node] = self.now;
+                }
+                Event::Publishes => self.published = self.build_shown(),
+                Event::OperatorRestarts => {
+                    self.restart_operator();
+                    reported = [self.now; 2];
+                    before = counters(&self.published);
+                }
+            }
+            before = self.grown(&before, event)?;
+        }
+        Ok(())
+    }
+
+    /// Returns what is shown, which must not be less than before.
+    fn grown(
+        &mut self,
+        before: &BTreeMap<EdgeKey, EdgeCounters>,
+        event: &Event,
+    ) -> Result<BTreeMap<EdgeKey, EdgeCounters>, TestCaseError> {
+        let now = counters(&self.build_shown());
+        prop_assert_eq!(exceeding(before, &now), None, "after {:?}", event);
+        Ok(now)
+    }
+}
+
+/// Runs the steps, lets the events happen, and compares by how much each edge has grown with the truth.
+fn check_growth(before: &[Step], events: &[Event]) -> Result<(), TestCaseError> {
+    let mut world = World::new();
+    let known =
+        [Step::Open(true, 7), Step::Open(false, 9), Step::Close(true), Step::Close(false), Step::Report, Step::Publish];
+    // Which connections a server's agent has forgotten of those that a client's agent had forgotten before is not known.
+    let is_known = |step: &&Step| !matches!(step, Step::ReplacePod | Step::RestartAgent(1, _));
+    for step in known.iter().chain(before.iter().filter(is_known)) {
+        if world.unpublished && matches!(step, Step::RestartOperator(_)) {
+            // What an agent had counted that crashed is lost if the operator crashes before it publishes.
+            world.publish();
+        }
+        world.run(step);
+    }
+    let (shown, truth) = (world.rest(), world.truth.clone());
+    world.go_on(events)?;
+    let now = world.rest();
+    let growth = |before: &BTreeMap<EdgeKey, EdgeCounters>, now: &BTreeMap<EdgeKey, EdgeCounters>| {
+        let before = |key: &EdgeKey| before.get(key).copied().unwrap_or_default();
+        let growth = |(key, now): (&EdgeKey, &EdgeCounters)| {
+            (key.clone(), EdgeCounters { active: 0, ..now.without(&before(key)) })
+        };
+        now.iter().map(growth).filter(|(_, growth)| *growth != EdgeCounters::default()).collect::<BTreeMap<_, _>>()
+    };
+    prop_assert_eq!(
+        growth(&shown, &now),
+        growth(&truth, &world.truth),
+        "shown before {:?}, truth before {:?}",
+        shown,
+        truth
+    );
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
+    #[test]
+    fn edges_grow_by_what_happens_while_agents_report_one_after_the_other(
+        steps in prop::collection::vec(step(), 0..30),
+        events in prop::collection::vec(event(), 0..200),
+    ) {
+        check_growth(&steps, &events)?;
+    }
+}
