@@ -203,7 +203,8 @@ impl Archive {
     pub fn build_shown(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
         let mut graph = self.build(ledger, directory, options);
         if self.is_settled() {
-            self.placements.keep(&mut graph.edges, options.now);
+            let until = self.placements.keep(&mut graph.edges, options.now);
+            graph.settles_at = [graph.settles_at, until].into_iter().flatten().min();
         } else {
             self.placements.write_to(&mut graph.edges);
         }

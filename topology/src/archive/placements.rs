@@ -56,7 +56,8 @@ impl Placements {
     }
 
     /// Keeps what was shown of an edge that has fewer such connections only for a moment, and remembers what is shown now.
-    pub(super) fn keep(&mut self, edges: &mut Vec<Edge>, now: SystemTime) {
+    /// Returns the time at which the first of these edges changes without a report.
+    pub(super) fn keep(&mut self, edges: &mut Vec<Edge>, now: SystemTime) -> Option<SystemTime> {
         let mut before = std::mem::take(&mut self.0);
         for edge in edges.iter_mut() {
             let kept = before.remove(&edge.key).and_then(|known| known.unless_over(&edge.from_servers, now));
@@ -76,6 +77,7 @@ impl Placements {
             }
         }
         edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        self.0.values().filter_map(|placement| placement.fewer_since).min().map(|since| since + PATIENCE)
     }
 }
 
@@ -146,24 +148,26 @@ mod tests {
         }
     }
 
-    /// Returns what is kept of these edges, in seconds since the start.
-    fn kept(placements: &mut Placements, mut edges: Vec<Edge>, seconds: u64) -> Vec<(u64, u64)> {
-        placements.keep(&mut edges, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        edges.iter().map(|edge| (edge.counters.opened, edge.from_servers.opened)).collect()
+    /// Returns what is kept of these edges, and until when, in seconds since the start.
+    fn kept(placements: &mut Placements, mut edges: Vec<Edge>, seconds: u64) -> (Vec<(u64, u64)>, Option<u64>) {
+        let until = placements.keep(&mut edges, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let until = until.and_then(|until| until.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let shown = edges.iter().map(|edge| (edge.counters.opened, edge.from_servers.opened)).collect();
+        (shown, until.map(|until| until.as_secs()))
     }
 
     #[test]
     fn fewer_connections_of_servers_count_once_they_stay() {
         let mut placements = Placements::default();
-        assert_eq!(kept(&mut placements, vec![edge(10, 3)], 0), [(10, 3)]);
+        assert_eq!(kept(&mut placements, vec![edge(10, 3)], 0), (vec![(10, 3)], None));
         // The client's agent has reported two others, of which the server's has not reported any yet.
-        assert_eq!(kept(&mut placements, vec![edge(9, 1)], 1), [(10, 3)]);
-        assert_eq!(kept(&mut placements, Vec::new(), 2), [(10, 3)]);
-        assert_eq!(kept(&mut placements, vec![edge(12, 3)], 3), [(12, 3)]);
+        assert_eq!(kept(&mut placements, vec![edge(9, 1)], 1), (vec![(10, 3)], Some(11)));
+        assert_eq!(kept(&mut placements, Vec::new(), 2), (vec![(10, 3)], Some(11)));
+        assert_eq!(kept(&mut placements, vec![edge(12, 3)], 3), (vec![(12, 3)], None));
         // The client's agent has reported them late.
-        assert_eq!(kept(&mut placements, vec![edge(11, 0)], 4), [(12, 3)]);
-        assert_eq!(kept(&mut placements, vec![edge(11, 0)], 13), [(12, 3)]);
-        assert_eq!(kept(&mut placements, vec![edge(11, 0)], 14), [(11, 0)]);
-        assert_eq!(kept(&mut placements, Vec::new(), 15), []);
+        assert_eq!(kept(&mut placements, vec![edge(11, 0)], 4), (vec![(12, 3)], Some(14)));
+        assert_eq!(kept(&mut placements, vec![edge(11, 0)], 13), (vec![(12, 3)], Some(14)));
+        assert_eq!(kept(&mut placements, vec![edge(11, 0)], 14), (vec![(11, 0)], None));
+        assert_eq!(kept(&mut placements, Vec::new(), 15), (Vec::new(), None));
     }
 }
