@@ -149,8 +149,8 @@ impl Archive {
         let known = Known {
             forgotten: self.forgotten(earlier.unwrap_or_default()),
             placed: self.placements.parts(),
+            outside: self.outside.clone(),
             is_fixed: true,
-            ..self.known_before()
         };
         graph::build_with(ledger, directory, &everything(now), &known)
     }

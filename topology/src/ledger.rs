@@ -14,7 +14,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use self::{account::Account, epochs::Epochs};
+use self::{
+    account::{Account, recent_bytes::RecentBytes},
+    epochs::Epochs,
+};
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
@@ -73,7 +76,7 @@ pub struct FlowView<'a> {
     pub parts: &'a [Part],
     /// Time of the agent's last message, as recorded by [`Ledger::record_heartbeat`].
     pub heard: Option<SystemTime>,
-    account: &'a Account,
+    recent_bytes: RecentBytes,
 }
 
 impl FlowView<'_> {
@@ -86,8 +89,12 @@ impl FlowView<'_> {
     /// Returns a lower bound of the payload, sent and received, that was observed up to `time`.
     #[must_use]
     pub fn bytes_at(&self, time: SystemTime) -> [u64; 2] {
-        let [sent, received] = self.account.bytes_at(time);
-        [sent.min(self.totals.bytes_sent), received.min(self.totals.bytes_received)]
+        let FlowTotals { bytes_sent, bytes_received, .. } = self.totals;
+        if self.changed <= time {
+            return [bytes_sent, bytes_received];
+        }
+        let [sent, received] = self.recent_bytes.at(time);
+        [sent.min(bytes_sent), received.min(bytes_received)]
     }
 }
 
@@ -161,7 +168,7 @@ impl NodeAccount {
             last_failed: flow.last_failed,
             parts: flow.history.parts(),
             heard: self.heard,
-            account: flow,
+            recent_bytes: flow.recent_bytes,
         }
     }
 

@@ -1,4 +1,4 @@
-//! What connection tracking shows of connections that end between two scans.
+//! Connections that end between two scans, as connection tracking shows them.
 
 use std::{
     collections::BTreeMap,

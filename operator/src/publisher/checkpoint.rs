@@ -77,7 +77,7 @@ struct Part {
     failed: u64,
 }
 
-/// What the next operator cannot learn of an edge from agents.
+/// Counts of an edge that the next operator cannot learn from agents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
     /// Part that agents no longer report.

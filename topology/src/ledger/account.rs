@@ -1,7 +1,7 @@
 //! Account of one flow: the counts of earlier epochs and the report of the current one.
 
 mod displaced;
-mod recent_bytes;
+pub(super) mod recent_bytes;
 
 use std::time::{Duration, SystemTime};
 
@@ -35,7 +35,7 @@ pub(super) struct Account {
     /// Time up to which changes were reported.
     pub(super) told: SystemTime,
     pub(super) history: History,
-    recent_bytes: RecentBytes,
+    pub(super) recent_bytes: RecentBytes,
     /// Counts of epochs of other origins, whose counters may resume.
     displaced: Option<Box<Displaced>>,
 }
@@ -121,15 +121,6 @@ impl Account {
             rtt: if current.rtt == RttHistogram::default() { base.totals.rtt } else { current.rtt },
         }
         .bounded()
-    }
-
-    /// Returns a lower bound of the payload, sent and received, that had been reported for a time up to `time`.
-    pub(super) fn bytes_at(&self, time: SystemTime) -> [u64; 2] {
-        if self.changed <= time {
-            let totals = self.totals();
-            return [totals.bytes_sent, totals.bytes_received];
-        }
-        self.recent_bytes.at(time)
     }
 
     /// Returns what the agent would report to an operator without any state. Unreported counts of this epoch are at

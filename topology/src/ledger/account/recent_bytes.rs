@@ -32,7 +32,7 @@ impl RecentBytes {
     }
 
     /// Returns a lower bound of the payload at `time`.
-    pub(super) fn at(&self, time: SystemTime) -> [u64; 2] {
+    pub(in crate::ledger) fn at(&self, time: SystemTime) -> [u64; 2] {
         self.0.iter().find(|mark| mark.since <= time).map_or([0; 2], |mark| mark.bytes)
     }
 }
