@@ -86,7 +86,7 @@ impl Stage {
         until("all is accounted for", || {
             let ended = agent.0.try_wait().unwrap();
             assert!(ended.is_none(), "the agent ended: {} kills for want of memory", machine.kills());
-            evicted_unreported = metric(*http, "connections_untold_total").unwrap_or(evicted_unreported);
+            evicted_unreported = metric(*http, "connections_unreported_total").unwrap_or(evicted_unreported);
             let counts = tally.lock();
             last = (counts.seen(), counts.lost(), counts.told());
             last.0 + last.1 == truth + evicted_unreported && last.2 + evicted_unreported >= last.0
@@ -120,13 +120,14 @@ fn private_memory(pid: u32) -> u64 {
     1024 * line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or_default()
 }
 
-/// The counter or gauge of this name.
+/// The counter or gauge of this name, or `None` if the agent does not answer just now.
 fn metric(http: SocketAddr, name: &str) -> Option<u64> {
     let mut connection = TcpStream::connect(http).ok()?;
     connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").ok()?;
     let mut text = String::new();
     connection.read_to_string(&mut text).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("scopeprobe_agent_{name} ")))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("scopeprobe_agent_{name} ")));
+    let line = line.unwrap_or_else(|| panic!("the agent has no metric {name}:\n{text}"));
     line.trim().parse().ok()
 }
 
