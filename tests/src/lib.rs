@@ -18,6 +18,7 @@
 pub mod audit;
 pub mod chart;
 pub mod cluster;
+mod container_root;
 pub mod control_plane;
 pub mod crash;
 pub mod error;

@@ -1,13 +1,21 @@
-//! The traffic program in a container: told by exec what to do, so that control makes no connection of the pod's.
+//! The traffic program in a container: told what to do through a Unix socket, so that control makes no connection of the
+//! pod's.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ListParams, PostParams};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+};
 use serde_json::{Value, json};
-use traffic::protocol::{Answer, Behaviour, Command, Connect, Listen, Outcome, Report};
+use tokio::task::spawn_blocking;
+use traffic::{
+    control,
+    protocol::{Answer, Behaviour, Command, Connect, Listen, Outcome, Report},
+};
 
-use crate::{Cluster, Error, Result, eventually, namespace::Namespace, pod};
+use crate::{Cluster, Error, Result, container_root, eventually, namespace::Namespace, pod};
 
 /// The image of `dist/scopeprobe-traffic.tar`.
 pub const IMAGE: &str = "scopeprobe/traffic:dev";
@@ -32,13 +40,6 @@ pub fn container(name: &str) -> Value {
         "imagePullPolicy": "Never",
         // A socket for each container: they share no file, and may share the network.
         "args": ["run"],
-        // Ready once it has answered. Asked again and again, it would be most of what a slow node does.
-        "startupProbe": {
-            "exec": {"command": ["/traffic", "ctl", "\"ping\""]},
-            "periodSeconds": 1,
-            "timeoutSeconds": 10,
-            "failureThreshold": 300,
-        },
     })
 }
 
@@ -107,20 +108,49 @@ impl Traffic {
         Ok(self.ask_all(std::slice::from_ref(command)).await?.remove(0))
     }
 
-    /// Has commands carried out one after the other, all by one exec: what a node does for one costs more than most
-    /// commands. As many answers as there are commands.
+    /// Has commands carried out one after the other. As many answers as there are commands.
     ///
     /// # Errors
     /// Returns an error if the program is unreachable, or answers one command with an error.
     pub async fn ask_all(&self, commands: &[Command]) -> Result<Vec<Answer>> {
         let texts = commands.iter().map(serde_json::to_string).collect::<std::result::Result<Vec<_>, _>>();
         let texts = texts.map_err(|error| Error::Unexpected(format!("a command that JSON cannot hold: {error}")))?;
-        let words: Vec<_> = ["/traffic", "ctl"].into_iter().chain(texts.iter().map(String::as_str)).collect();
-        let lines = pod::exec(&self.cluster.client, &self.namespace, &self.pod, &self.container, &words).await?;
+        let lines = match self.socket().await? {
+            Some(socket) => self.talk(socket, &texts).await?,
+            None => self.exec(&texts).await?,
+        };
         let answers = lines.lines().map(serde_json::from_str).collect::<std::result::Result<Vec<_>, _>>();
         match answers {
-            Ok(answers) if answers.len() == commands.len() => Ok(answers),
+            Ok(answers) if answers.len() == commands.len() => self.without_errors(answers),
             other => Err(Error::Unexpected(format!("{self} answered {lines:?} to {texts:?}: {other:?}"))),
+        }
+    }
+
+    /// Returns the program's socket as this machine's file system shows it, or `None` if its node is a machine of its own.
+    async fn socket(&self) -> Result<Option<PathBuf>> {
+        let api: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &self.namespace);
+        let pod = api.get(&self.pod).await.map_err(Error::api(format!("read the pod of {self}")))?;
+        let root = container_id(&pod, &self.container).and_then(|id| container_root::of(&id));
+        Ok(root.map(|root| root.join(control::SOCKET.trim_start_matches('/'))))
+    }
+
+    /// Hands commands over directly: an exec costs API server, kubelet and runtime more than most commands.
+    async fn talk(&self, socket: PathBuf, commands: &[String]) -> Result<String> {
+        let (attempt, commands) = (format!("ask {self}"), commands.to_vec());
+        let ask = move || commands.iter().map(|command| control::ask(&socket, command)).collect::<std::io::Result<_>>();
+        let answers = spawn_blocking(ask).await.map_err(|error| Error::Unexpected(format!("{attempt}: {error}")))?;
+        answers.map_err(Error::io(attempt))
+    }
+
+    async fn exec(&self, commands: &[String]) -> Result<String> {
+        let words: Vec<_> = ["/traffic", "ctl"].into_iter().chain(commands.iter().map(String::as_str)).collect();
+        pod::exec(&self.cluster.client, &self.namespace, &self.pod, &self.container, &words).await
+    }
+
+    fn without_errors(&self, answers: Vec<Answer>) -> Result<Vec<Answer>> {
+        match answers.iter().find(|answer| matches!(answer, Answer::Error(_))) {
+            Some(error) => Err(self.unexpected(error)),
+            None => Ok(answers),
         }
     }
 
@@ -216,6 +246,15 @@ impl Traffic {
     fn unexpected(&self, answer: &Answer) -> Error {
         Error::Unexpected(format!("{self} answered {answer:?}"))
     }
+}
+
+/// Returns the ID of a container that has started, without the runtime's name.
+fn container_id(pod: &Pod, container: &str) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let started = [&status.container_statuses, &status.init_container_statuses];
+    let mut started = started.into_iter().flatten().flatten();
+    let id = started.find(|started| started.name == container)?.container_id.as_deref()?;
+    Some(id.rsplit_once("//").map_or(id, |(_, id)| id).to_owned())
 }
 
 impl std::fmt::Display for Traffic {

@@ -34,9 +34,14 @@ pub async fn eventually_within<T>(
             Err(last) if begin.elapsed() >= limit => {
                 return Err(Error::TimedOut { what: what.to_owned(), seconds: limit.as_secs(), last });
             }
-            Err(_) => sleep(Duration::from_millis(100)).await,
+            Err(_) => sleep(pause(begin.elapsed())).await,
         }
     }
+}
+
+/// Returns the time to the next look. What takes long is not hastened by looking: each look is the machine's work too.
+fn pause(waited: Duration) -> Duration {
+    (waited / 8).clamp(Duration::from_millis(100), Duration::from_millis(500))
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub const CONTAINERS: [&str; 2] = ["one", "two"];
 /// Port of a Service without a listener, and its target port.
 pub const CLOSED: (u16, u16) = (90, 7999);
 
-/// Maximum number of concurrent calls to pods: each is an exec through API server, kubelet and runtime.
+/// Maximum number of concurrent calls to pods.
 const AT_A_TIME: usize = 6;
 
 /// A server that each pod of the fleet runs.
@@ -216,15 +216,7 @@ fn manifest() -> String {
 }
 
 fn pod_spec(workload: &str, kind: &str) -> Value {
-    let containers: Vec<Value> = CONTAINERS
-        .iter()
-        .map(|name| {
-            let mut container = container(name);
-            // An exec each second in each of 40 containers would be most of what the machine does.
-            container.as_object_mut().and_then(|fields| fields.remove("readinessProbe"));
-            container
-        })
-        .collect();
+    let containers: Vec<Value> = CONTAINERS.iter().map(|name| container(name)).collect();
     let spread = json!([{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
                          "labelSelector": {"matchLabels": {"workload": workload}}}]);
     let mut spec = json!({"terminationGracePeriodSeconds": 0, "containers": containers,

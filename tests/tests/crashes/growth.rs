@@ -9,7 +9,7 @@ use scopeprobe_tests::{
 use tokio::time::sleep;
 
 /// Pause between two reads.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Looks at the objects again and again while `action` goes on: no edge vanishes, and no count becomes less.
 ///

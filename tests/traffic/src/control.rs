@@ -6,6 +6,8 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -15,6 +17,10 @@ use crate::{
 
 /// Default path of the socket.
 pub const SOCKET: &str = "/tmp/traffic.sock";
+
+/// Maximum time from a program's start to its socket, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Answers commands until the process ends.
 ///
@@ -43,12 +49,13 @@ fn converse(mut stream: &UnixStream, program: &Arc<Program>) -> io::Result<()> {
     stream.write_all(text.as_bytes())
 }
 
-/// Hands over a command (JSON in one line) and returns the answer's line.
+/// Hands over a command (JSON in one line) and returns the answer's line. A program that has just started is given
+/// [`PATIENCE`] to listen.
 ///
 /// # Errors
 /// Returns an error if nothing listens at the socket, or the program ends before it answers.
 pub fn ask(path: &Path, command: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
+    let mut stream = connect(path, Instant::now() + PATIENCE)?;
     stream.write_all(format!("{}\n", command.replace('\n', " ")).as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
@@ -56,4 +63,18 @@ pub fn ask(path: &Path, command: &str) -> io::Result<String> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(answer)
+}
+
+fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path) {
+            Err(error) if may_come(&error) && Instant::now() < deadline => thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// There is no socket yet, or one that a container before has left.
+fn may_come(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
