@@ -4,20 +4,28 @@
 # outcome is known; connections that were accepted.
 set -euo pipefail
 declare -A known
-for process in /proc/[0-9]*; do
-  # Processes come and go meanwhile.
-  namespace=$(readlink "$process/ns/net" 2> /dev/null) || continue
+
+# Reads sockets before the counters: an attempt that begins in between is not left out. Column 4 of a socket is its state,
+# 02 for SYN-SENT. Columns of the second line Tcp: in snmp are ActiveOpens (6) and PassiveOpens (7).
+count() {
+  awk '
+    FILENAME ~ /tcp6?$/ { if ($4 == "02") pending++ }
+    $1 == "Tcp:" && $2 ~ /^[0-9]/ { print $6 - pending, $7 }
+  ' "$@" 2> /dev/null
+}
+
+# Processes come and go meanwhile.
+while read -r namespace link; do
+  process=${link%/ns/net}
   [ -z "${known[$namespace]-}" ] || continue
-  # Sockets in SYN-SENT (02). They are counted before all attempts are, so that one that begins meanwhile is not left out.
+  tables=("$process/net/tcp")
   # A kernel may lack IPv6.
-  pending=$({ cat "$process/net/tcp" "$process/net/tcp6" 2> /dev/null || true; } | awk '$4 == "02"' | wc -l)
-  counts=$(sed -n 's/^Tcp: \([0-9].*\)/\1/p' "$process/net/snmp" 2> /dev/null) || continue
-  cgroup=$(< "$process/cgroup") || continue
+  [ ! -e "$process/net/tcp6" ] || tables+=("$process/net/tcp6")
+  counts=$(count "${tables[@]}" "$process/net/snmp") || continue
+  cgroup=$(cat "$process/cgroup" 2> /dev/null) || continue
   [ -n "$counts" ] || continue
   known[$namespace]=yes
   uid=-
   [[ ! $cgroup =~ pod([0-9a-f]{8}([-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}) ]] || uid=${BASH_REMATCH[1]//_/-}
-  # RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens PassiveOpens …
-  read -r _ _ _ _ active passive _ <<< "$counts"
-  echo "$uid $((active - pending)) $passive"
-done
+  echo "$uid $counts"
+done < <(stat --dereference --format='%i %n' /proc/[0-9]*/ns/net 2> /dev/null || true)

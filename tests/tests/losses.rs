@@ -1,7 +1,10 @@
 //! Tests a table of flows that is far too small: every connection that does not fit is counted and reported as lost.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use crds::{NodeProbe, NodeProbeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -18,8 +21,8 @@ use traffic::protocol::{Behaviour, Connect, End};
 
 /// Settings with the smallest table that the API allows.
 const SPEC: &str = "{capture: {maxFlows: 64}, topology: {counterInterval: 1s, maxEdges: 500, pods: 10}}";
-/// Number of successive reads without a change after which an account counts as settled.
-const STILL: u32 = 30;
+/// Time without a change after which an account counts as settled: agents and operator report every few seconds.
+const STILL: Duration = Duration::from_secs(20);
 
 /// Returns, for each node, connections and failed attempts of its kernel, less those that its NodeProbe reports as seen
 /// or lost. The NodeProbe is later than the events and is read before the kernel's counters. The result is therefore at
@@ -35,16 +38,25 @@ async fn unaccounted(cluster: &Cluster) -> Result<BTreeMap<String, i128>> {
     Ok(nodes)
 }
 
-/// Returns the minimum of many reads: for some of them, everything was reported.
+/// What each node's NodeProbe says of it, for a message.
+async fn declared(cluster: &Cluster) -> Result<String> {
+    let probes = cluster.node_probes().await?;
+    let line = |probe: &NodeProbe| {
+        let status = probe.status.clone().unwrap_or_default();
+        format!("{}: seen {}, lost {}, {:?}", probe.name_any(), status.seen, status.lost, status.unobserved)
+    };
+    Ok(probes.iter().map(line).collect::<Vec<_>>().join("; "))
+}
+
+/// Returns the minimum of several reads: for some of them, everything was reported.
 async fn before_the_agents(cluster: &Cluster) -> Result<BTreeMap<String, i128>> {
     let mut least = unaccounted(cluster).await?;
-    let mut still = 0;
-    while still < STILL {
-        still += 1;
+    let mut changed = Instant::now();
+    while changed.elapsed() < STILL {
         for (node, now) in unaccounted(cluster).await? {
             if least.get(&node).is_none_or(|known| now < *known) {
                 least.insert(node, now);
-                still = 0;
+                changed = Instant::now();
             }
         }
     }
@@ -195,7 +207,11 @@ async fn what_does_not_fit_is_counted_to_the_connection_and_said() -> Result<()>
         let now = unaccounted(&cluster).await.map_err(|error| error.to_string())?;
         let too_much = now.iter().any(|(node, now)| before.get(node).is_none_or(|before| now < before));
         assert!(!too_much, "counted twice: {now:?} of {before:?} from before the agents");
-        if now == before { Ok(()) } else { Err(format!("{now:?} of {before:?} from before the agents")) }
+        if now == before {
+            return Ok(());
+        }
+        let declared = declared(&cluster).await.map_err(|error| error.to_string())?;
+        Err(format!("{now:?} of {before:?} from before the agents; {declared}"))
     })
     .await?;
 
