@@ -1,7 +1,19 @@
-//! Counts of UDP conversations, as indices of an array.
+//! Tables and counts of UDP conversations, as indices of arrays.
+
+/// Number of tables.
+pub const TABLES: u32 = 2;
+/// Table of conversations into which new ones go.
+pub const CURRENT: u32 = 0;
+/// Table that was the current one before, while some of its conversations may go on; the current one if there is none.
+pub const EARLIER: u32 = 1;
 
 /// Number of counts.
 pub const COUNTS: u32 = 2;
+/// Size of a conversation's key in the tables.
+pub const KEY_BYTES: u32 = 32;
+/// Size of a conversation's state in the tables.
+pub const VALUE_BYTES: u32 = 64;
+
 /// Number of conversations that have begun, written by the programs.
 pub const BEGUN: u32 = 0;
 /// Number of begun conversations above which further ones may be preexisting, written by the agent. 0 while the capture

@@ -3,12 +3,16 @@
 //! A conversation is one socket and one remote address and port. The end that sent the first datagram is the client. It
 //! ends after [`SILENCE`] nanoseconds without a datagram. If the table is full, the conversation that was silent longest
 //! is evicted; if it continues, it counts again.
+//!
+//! The agent replaces the table by a larger one where many conversations begin. The one before stays until its
+//! conversations have gone on in the new one, or are over.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
+    btf_maps::{ArrayOfMaps, LruHashMap},
     helpers::bpf_ktime_get_ns,
-    macros::map,
-    maps::{Array, LruHashMap},
+    macros::{btf_map, map},
+    maps::Array,
 };
 use node_agent_common::{FlowKey, conversation};
 
@@ -29,6 +33,8 @@ pub struct Name {
     pub reserved: [u16; 3],
 }
 
+const _: () = assert!(size_of::<Name>() == conversation::KEY_BYTES as usize);
+
 /// State of a conversation.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -40,6 +46,8 @@ pub struct Conversation {
     slot: SlotHandle,
 }
 
+const _: () = assert!(size_of::<Conversation>() == conversation::VALUE_BYTES as usize);
+
 impl Conversation {
     /// One that begins.
     #[inline(always)]
@@ -48,9 +56,14 @@ impl Conversation {
     }
 }
 
-/// The agent sets the size when it loads them.
-#[map(name = "CONVERSATIONS")]
-static CONVERSATIONS: LruHashMap<Name, Conversation> = LruHashMap::with_max_entries(32_768, 0);
+/// A table of conversations. The agent makes them in other sizes.
+type Table = LruHashMap<Name, Words, 1>;
+/// A conversation as words: see [`StatsWords`](crate::flows::StatsWords).
+type Words = [u64; conversation::VALUE_BYTES as usize / 8];
+
+/// The tables by [`conversation::CURRENT`] and [`conversation::EARLIER`].
+#[btf_map(name = "CONVERSATIONS")]
+static CONVERSATIONS: ArrayOfMaps<Table, { conversation::TABLES as usize }> = ArrayOfMaps::new();
 /// Number of conversations that began, and the number from which on a new one may be one that was evicted: see
 /// [`conversation`].
 #[map(name = "BEGUN")]
@@ -91,7 +104,19 @@ impl Ongoing {
 /// Returns a conversation that goes on. What is over is forgotten.
 #[inline(always)]
 pub fn go_on(name: &Name) -> Option<Ongoing> {
-    let known = CONVERSATIONS.get_ptr_mut(name)?;
+    let current = CONVERSATIONS.get(conversation::CURRENT)?;
+    if let Some(known) = current.get_ptr_mut(name) {
+        return prolong(current, name, known.cast());
+    }
+    let earlier = CONVERSATIONS.get(conversation::EARLIER)?;
+    let known = earlier.get_ptr_mut(name)?;
+    // SAFETY: as in [`Ongoing::flow`]. If another processor was faster, it is there as well.
+    let _ = current.insert(name, unsafe { &*known }, u64::from(BPF_NOEXIST));
+    prolong(current, name, current.get_ptr_mut(name)?.cast())
+}
+
+#[inline(always)]
+fn prolong(table: &Table, name: &Name, known: *mut Conversation) -> Option<Ongoing> {
     let now = now();
     // SAFETY: a static that is frozen before the program is loaded.
     let silence = unsafe { core::ptr::read_volatile(&raw const SILENCE) };
@@ -104,16 +129,19 @@ pub fn go_on(name: &Name) -> Option<Ongoing> {
         }
     }
     // Of several that find it over, one begins it again.
-    let _ = CONVERSATIONS.remove(name);
+    let _ = table.remove(name);
     None
 }
 
 /// Begins a conversation that does not go on.
 #[inline(always)]
 pub fn begin(name: &Name, conversation: &Conversation) -> Beginning {
-    if CONVERSATIONS.insert(name, conversation, u64::from(BPF_NOEXIST)).is_ok() {
+    let Some(table) = CONVERSATIONS.get(conversation::CURRENT) else { return Beginning::Nowhere };
+    // SAFETY: as many words as the conversation has, which has no padding.
+    let words = unsafe { &*(&raw const *conversation).cast::<Words>() };
+    if table.insert(name, words, u64::from(BPF_NOEXIST)).is_ok() {
         Beginning::First { inferred: count_beginning() }
-    } else if CONVERSATIONS.get_ptr(name).is_some() {
+    } else if table.get_ptr(name).is_some() {
         Beginning::Known
     } else {
         Beginning::Nowhere

@@ -6,20 +6,29 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    macros::map,
-    maps::{Array, HashMap, PerCpuArray, Queue, RingBuf},
+    btf_maps::{Array, ArrayOfMaps},
+    macros::{btf_map, map},
+    maps::{HashMap, PerCpuArray, Queue, RingBuf},
 };
-use node_agent_common::{FlowKey, FlowStats, Loss, NewFlow, RTT_BUCKETS, rtt_bucket};
+use node_agent_common::{FlowKey, FlowStats, Loss, NewFlow, RTT_BUCKETS, chunk, rtt_bucket};
 
 use crate::{memory::Access, socket::TcpSocket};
 
 /// The agent sets the sizes of these when it loads them.
 const SLOTS: u32 = 65_536;
+const CHUNKS: usize = (SLOTS / chunk::SLOTS) as usize;
 
 #[map(name = "SLOT_OF")]
 static SLOT_OF: HashMap<FlowKey, u32> = HashMap::with_max_entries(SLOTS, BPF_F_NO_PREALLOC);
-#[map(name = "STATS")]
-static STATS: Array<FlowStats> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
+/// Counters as words. For a structure, kernels from 5.15 to 6.2 would demand chunks with the same description in BTF
+/// (`timer_off` in `bpf_map_meta_equal`), and the agent's have none.
+pub type StatsWords = [u64; size_of::<FlowStats>() / 8];
+const _: () = assert!(size_of::<StatsWords>() == size_of::<FlowStats>());
+
+/// Counters of the slots, in chunks: the agent adds one before it provides the slots in it.
+#[btf_map(name = "STATS")]
+static STATS: ArrayOfMaps<Array<StatsWords, { chunk::SLOTS as usize }, { BPF_F_MMAPABLE as usize }>, CHUNKS> =
+    ArrayOfMaps::new();
 #[map(name = "FREE")]
 static FREE: Queue<u32> = Queue::with_max_entries(SLOTS, 0);
 #[map(name = "NEW_FLOWS")]
@@ -105,7 +114,7 @@ impl SlotHandle {
         if first {
             announce(key, slot);
         }
-        let Some(stats) = STATS.get_ptr(slot) else { return Self::NONE };
+        let Some(stats) = counters(slot) else { return Self::NONE };
         // SAFETY: a value of an array.
         let generation = unsafe { core::ptr::read_volatile(&raw const (*stats).generation) };
         // The agent deletes the key first: if it is still there, the generation that was read is the flow's.
@@ -115,7 +124,7 @@ impl SlotHandle {
     /// Adds the payload of a datagram if the slot is still the flow's. Returns whether it is.
     #[inline(always)]
     pub fn count_datagram(self, sent: u64, received: u64) -> bool {
-        let Some(stats) = STATS.get_ptr_mut(self.0 as u32) else { return false };
+        let Some(stats) = counters(self.0 as u32) else { return false };
         // SAFETY: a value of an array.
         unsafe {
             if core::ptr::read_volatile(&raw const (*stats).generation) != (self.0 >> 32) as u32 {
@@ -131,7 +140,7 @@ impl SlotHandle {
 #[inline(always)]
 pub fn count(key: &FlowKey, event: Event) {
     let Some((slot, first)) = slot_of(key) else { return lose_event(event) };
-    let Some(stats) = STATS.get_ptr_mut(slot) else { return lose_event(event) };
+    let Some(stats) = counters(slot) else { return lose_event(event) };
     // SAFETY: a value of an array lives as long as the program; other CPUs and the agent see whole atomic additions.
     unsafe {
         match event {
@@ -194,6 +203,12 @@ unsafe fn add_payload(stats: *mut FlowStats, sent: u64, received: u64) {
             add_wide(&raw mut (*stats).received, received);
         }
     }
+}
+
+/// The slot's counters; none beyond the chunks.
+#[inline(always)]
+fn counters(slot: u32) -> Option<*mut FlowStats> {
+    Some(STATS.get_value_ptr_mut(slot / chunk::SLOTS, &(slot % chunk::SLOTS))?.cast())
 }
 
 /// The flow's slot, and whether it got it just now.

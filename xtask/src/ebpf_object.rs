@@ -1,17 +1,19 @@
 //! The committed object of node-agent-ebpf, and the note beside it that names its sources and toolchain.
 
+mod btf;
 mod note;
+mod strip;
 
 use std::{
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::{Context, bail};
 use prerequisites::Prerequisite;
 
-use self::note::Note;
+use self::{note::Note, strip::stripped};
 use crate::{
     ebpf_sources::{ebpf_sources, hash_of_ebpf_sources},
     workspace::{self, Workspace},
@@ -49,7 +51,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
 fn write(workspace: &Workspace) -> anyhow::Result<()> {
     let note = current_note(workspace)?;
     let built = build(workspace, &workspace.path("node-agent-ebpf/target"))?;
-    fs::copy(&built, workspace.path(OBJECT)).with_context(|| format!("cannot write {OBJECT}"))?;
+    fs::write(workspace.path(OBJECT), built).with_context(|| format!("cannot write {OBJECT}"))?;
     fs::write(workspace.path(NOTE), note.to_string()).with_context(|| format!("cannot write {NOTE}"))?;
     eprintln!("ebpf-object: wrote {OBJECT}");
     Ok(())
@@ -67,7 +69,7 @@ fn check(workspace: &Workspace) -> anyhow::Result<()> {
         return skip("another toolchain than this machine's built the committed object");
     }
     let scratch = tempfile::tempdir()?;
-    let built = fs::read(build(workspace, scratch.path())?)?;
+    let built = build(workspace, scratch.path())?;
     if built != fs::read(workspace.path(OBJECT))? {
         bail!("{OBJECT} differs from the object that its sources make: {AGAIN}");
     }
@@ -87,8 +89,8 @@ fn current_note(workspace: &Workspace) -> anyhow::Result<Note> {
     Ok(Note { sources, toolchain: format!("{compiler}\n{linker}") })
 }
 
-/// Builds the object into a target folder and returns its path. One build at a time on a machine uses [`PLACE`].
-fn build(workspace: &Workspace, target: &Path) -> anyhow::Result<PathBuf> {
+/// Builds into a target folder and returns the object. One build at a time on a machine uses [`PLACE`].
+fn build(workspace: &Workspace, target: &Path) -> anyhow::Result<Vec<u8>> {
     let lock = File::create(format!("{PLACE}.lock")).context("cannot lock the place of the build")?;
     lock.lock().context("cannot lock the place of the build")?;
     let place = Path::new(PLACE);
@@ -101,7 +103,7 @@ fn build(workspace: &Workspace, target: &Path) -> anyhow::Result<PathBuf> {
     }
     workspace::run(&mut cargo)?;
     remove(place)?;
-    Ok(target.join("bpfel-unknown-none/release/scopeprobe"))
+    stripped(&fs::read(target.join("bpfel-unknown-none/release/scopeprobe"))?)
 }
 
 fn remove(folder: &Path) -> io::Result<()> {

@@ -14,6 +14,7 @@ mod accounts;
 mod attempts;
 mod btf;
 mod capture;
+mod conversation_tables;
 mod counters;
 mod datagrams;
 mod keys;

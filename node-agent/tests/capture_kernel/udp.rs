@@ -234,6 +234,41 @@ fn more_conversations_than_can_be_remembered_say_that_they_may_be_older() {
     watched.assert_nothing_lost();
 }
 
+/// The kernel's tables are small at first. What goes on meanwhile stays one conversation.
+#[test]
+fn tables_grow_while_conversations_go_on() {
+    /// More than the first tables have room for, of flows and of conversations.
+    const FLOWS: u16 = 20_000;
+    let node = node_or_skip!();
+    let mut watched = watch(&settings(&node));
+    let mut server = alone(&node, "server");
+    let mut client = node.process_beside("client", &server);
+    let port = server.bind_udp("s", "127.0.0.1:0");
+    client.bind_udp("c", "127.0.0.1:0");
+    client.connect_udp("c", format_args!("127.0.0.1:{port}"));
+    client.bind_udp("others", "127.0.0.1:0");
+    let ports: Vec<u16> = (10_000..).filter(|other| *other != port).take(FLOWS.into()).collect();
+    let mut exchanges = 0;
+    for some in ports.chunks(1000) {
+        client.send_datagram("c", 100);
+        server.receive_datagram("s", 100);
+        exchanges += 1;
+        for other in some {
+            client.send_datagram_to("others", 10, format_args!("127.0.0.1:{other}"));
+        }
+        watched.read();
+    }
+    let one = counted(1, 100 * exchanges, 0);
+    let mut expected = BTreeMap::from([
+        (key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port), one),
+        (key(&mut server, Role::Server, "127.0.0.1", "127.0.0.1", port), mirrored(one)),
+    ]);
+    let of_client = key(&mut client, Role::Client, "127.0.0.1", "127.0.0.1", port);
+    expected.extend(ports.iter().map(|other| (FlowKey { port: *other, ..of_client }, counted(1, 10, 0))));
+    watched.expect(&expected);
+    watched.assert_nothing_lost();
+}
+
 #[test]
 fn what_may_be_older_than_the_capture_says_so() {
     let node = node_or_skip!();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::MapError;
-use node_agent_common::{FlowKey, FlowStats, Loss};
+use node_agent_common::{FlowKey, FlowStats, Loss, chunk};
 use topology::flow;
 
 use super::{
@@ -36,6 +36,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Idle time after which a slot may be assigned to another flow, if slots are scarce or very scarce.
 const IDLE_SCARCE: Duration = Duration::from_secs(30);
 const IDLE_VERY_SCARCE: Duration = Duration::from_secs(1);
+
+/// Number of free slots below which the table grows: room for the flows that begin until it has.
+const LEAST_FREE: u32 = 2 * chunk::SLOTS;
+/// Time after which a table that could not grow is tried again.
+const GROWTH_RETRY: Duration = Duration::from_mins(1);
 
 /// Message about lost DNS answers. It contains no number, so that it does not change with each of them.
 const NAMES_LOST: &str =
@@ -72,6 +77,8 @@ pub struct EbpfCapture {
     listing_interval: Duration,
     next_look: Instant,
     retry: Duration,
+    /// Time before which the table of flows is not made larger.
+    next_growth: Instant,
 }
 
 impl EbpfCapture {
@@ -104,13 +111,14 @@ impl EbpfCapture {
             listing_interval,
             next_look: Instant::now() + listing_interval,
             retry: RETRY,
+            next_growth: Instant::now(),
         }
     }
 
     /// Returns the number of flows that the kernel can still store before it counts losses.
     #[must_use]
     pub fn free_slots(&self) -> u32 {
-        self.programs.counters.slots().saturating_sub(self.slots.used())
+        self.programs.counters.most().saturating_sub(self.slots.used())
     }
 
     /// Makes the next [`Capture::read`] list all open sockets, so that the bytes of open connections are up to date.
@@ -138,6 +146,7 @@ impl EbpfCapture {
         self.new_flow_notifications
             .drain(&mut self.programs, |key, slot| self.slots.assign(slot, key, now))
             .map_err(read)?;
+        self.provide_slots(now);
         let nothing_lost = self.programs.lost(Loss::Opened).map_err(read)? + self.preexisting.undecided() == 0;
         let mut ended = HashSet::new();
         self.slots.collect(
@@ -261,9 +270,24 @@ impl EbpfCapture {
         })
     }
 
+    /// Provides further slots where few are free.
+    fn provide_slots(&mut self, now: Instant) {
+        let counters = &self.programs.counters;
+        let free = counters.slots().saturating_sub(self.slots.used());
+        if free >= LEAST_FREE || counters.slots() == counters.most() || now < self.next_growth {
+            return;
+        }
+        if let Err(error) = self.programs.add_slots() {
+            tracing::warn!(slots = self.programs.counters.slots(), %error, "the table of flows cannot grow: flows that do not fit are counted as lost");
+            self.next_growth = now + GROWTH_RETRY;
+        }
+    }
+
     /// Takes slots from flows that have been silent, where slots grow scarce.
     fn recycle(&mut self, now: Instant) {
-        let (used, all) = (u64::from(self.slots.used()), u64::from(self.programs.counters.slots()));
+        let counters = &self.programs.counters;
+        let all = if now < self.next_growth { counters.slots() } else { counters.most() };
+        let (used, all) = (u64::from(self.slots.used()), u64::from(all));
         let least = match used * 100 / all.max(1) {
             0..50 => return,
             50..90 => IDLE_SCARCE,

@@ -15,6 +15,7 @@ use aya::{
 use node_agent_common::{AnswerRecord, conversation};
 
 use super::{
+    conversation_tables::ConversationTables,
     load_errors::describe,
     object::{program, take},
 };
@@ -42,9 +43,7 @@ pub(super) struct Datagrams {
     settle: Duration,
     /// Time for which a conversation is kept.
     memory: Duration,
-    /// Number of conversations that may begin within that time without an early eviction. The kernel evicts the least
-    /// recently used ones only approximately.
-    room: u64,
+    tables: ConversationTables,
     /// Times and numbers of conversations that began, the oldest one `memory` ago.
     notes: VecDeque<(Instant, u64)>,
 }
@@ -76,6 +75,10 @@ impl Datagrams {
             |error: &str| Degradation { feature: Feature::Datagrams, message: format!("UDP is not counted: {error}") };
         let begun = take(programs, "BEGUN").map_err(|refusal| refused(&refusal.message))?;
         let answers = take(programs, "ANSWERS").map_err(|refusal| refused(&refusal.message))?;
+        let tables = take(programs, "CONVERSATIONS").map_err(|refusal| refused(&refusal.message))?;
+        let tables = ConversationTables::new(tables, settings.max_conversations).map_err(|error| {
+            refused(&format!("the kernel refused the table of conversations: {}", describe(&error)))
+        })?;
         attach(programs, &settings.cgroup_root).map_err(|error| {
             let root = settings.cgroup_root.display();
             refused(&format!("the kernel refused the programs for packets at the cgroup {root}: {error}"))
@@ -87,7 +90,7 @@ impl Datagrams {
             attached,
             settle: settings.conversations_settle,
             memory: settings.conversation_silence,
-            room: u64::from(settings.max_conversations / 2),
+            tables,
             notes: VecDeque::from([(attached, 0)]),
         })
     }
@@ -102,17 +105,19 @@ impl Datagrams {
         answers
     }
 
-    /// Sets the number from which on a conversation that seems to begin may be an evicted one.
+    /// Fits the table to the number of conversations, and sets the number from which on a conversation that seems to begin
+    /// may be an evicted one.
     pub(super) fn judge(&mut self, now: Instant) -> Result<(), MapError> {
-        let age = now.saturating_duration_since(self.attached);
-        if age < self.settle {
+        let begun = self.begun.get(&conversation::BEGUN, 0)?;
+        if self.notes.back().is_none_or(|(noted, _)| now.saturating_duration_since(*noted) >= NOTE_EVERY) {
+            self.notes.push_back((now, begun));
+        }
+        let before = begun_before(&mut self.notes, now.checked_sub(self.memory));
+        self.tables.fit(begun.saturating_sub(before), self.memory + NOTE_EVERY, now)?;
+        if now.saturating_duration_since(self.attached) < self.settle {
             return Ok(());
         }
-        if self.notes.back().is_none_or(|(noted, _)| now.saturating_duration_since(*noted) >= NOTE_EVERY) {
-            self.notes.push_back((now, self.begun.get(&conversation::BEGUN, 0)?));
-        }
-        let certain_below = self.room + begun_before(&mut self.notes, now.checked_sub(self.memory));
-        self.begun.set(conversation::CERTAIN_BELOW, certain_below, 0)
+        self.begun.set(conversation::CERTAIN_BELOW, self.tables.room() + before, 0)
     }
 }
 

@@ -4,17 +4,17 @@ use std::{collections::HashSet, fs::File, io, path::Path};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, Queue, RingBuf},
     programs::{
         BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
     },
 };
-use node_agent_common::{FlowKey, Loss, Offsets, TrackedSocket, listing_phase};
+use node_agent_common::{FlowKey, Loss, Offsets, TrackedSocket, chunk, listing_phase};
 
 use super::{
-    counters::Counters,
+    counters::{Counters, GrowthError},
     datagrams::Datagrams,
-    load_errors::{describe, incomplete, load_refusal},
+    load_errors::{describe, load_refusal},
     object::{program, take},
     preflight::Environment,
     preflight::no_listing,
@@ -32,6 +32,9 @@ use kernel_support::Reason;
 
 /// The compiled programs: see build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/scopeprobe.o"));
+
+/// Slots of flows that are there from the start.
+const FIRST_SLOTS: u32 = 4 * chunk::SLOTS;
 
 /// Names in the object.
 const CONNECTIONS: &str = "connections";
@@ -81,10 +84,9 @@ impl Programs {
             .override_global("SILENCE", &silence, true)
             .override_global("WANTS_ANSWERS", &u32::from(settings.dns_names), true)
             .map_max_entries("SLOT_OF", settings.max_flows)
-            .map_max_entries("STATS", settings.max_flows)
+            .map_max_entries("STATS", Counters::chunks_for(settings.max_flows))
             .map_max_entries("FREE", settings.max_flows)
             .map_max_entries("NEW_FLOWS", settings.ring_bytes)
-            .map_max_entries("CONVERSATIONS", settings.max_conversations)
             .map_max_entries("ANSWERS", settings.answer_ring_bytes)
             .map_max_entries("SEEDS", table_sizes::for_old_connections(settings))
             .map_max_entries("RECENT", settings.max_start_notes)
@@ -98,18 +100,16 @@ impl Programs {
         let mut programs = Self::take_maps(object, settings.max_flows)?;
         programs.counts_misses = tracepoint.counts_misses(&environment.release);
         programs.tracepoint = tracepoint;
-        for slot in 0..settings.max_flows {
-            programs.free.push(slot, 0).map_err(|error| load_refusal("filling the table of free slots", &error))?;
+        while programs.counters.slots() < FIRST_SLOTS.min(settings.max_flows) {
+            programs.add_slots().map_err(|error| load_refusal("creating the table of counters", &error))?;
         }
         programs.load_optional(&settings.btf_path, attach, degradations);
         Ok(programs)
     }
 
     fn take_maps(mut object: Ebpf, slots: u32) -> Result<Self, Refusal> {
-        let Some(Map::Array(stats)) = object.take_map("STATS") else { return Err(incomplete("the map STATS")) };
         Ok(Self {
-            counters: Counters::map(stats, slots)
-                .map_err(|error| load_refusal("mapping the table of counters", &error))?,
+            counters: Counters::new(take(&mut object, "STATS")?, slots),
             slot_of: take(&mut object, "SLOT_OF")?,
             free: take(&mut object, "FREE")?,
             new_flow_notifications: take(&mut object, "NEW_FLOWS")?,
@@ -284,6 +284,17 @@ impl Programs {
     /// Starts or ends the first listing. During it, the programs note which connections they have counted.
     pub(super) fn set_first_look(&mut self, on: bool) -> Result<(), MapError> {
         self.listing_phase.set(0, if on { listing_phase::NOTES_ALL } else { listing_phase::OVER }, 0)
+    }
+
+    /// Adds a chunk to the table of flows and gives the kernel its slots. Does nothing if the table has its maximum size.
+    ///
+    /// # Errors
+    /// Returns an error if there is no memory for it.
+    pub(super) fn add_slots(&mut self) -> Result<(), GrowthError> {
+        for slot in self.counters.grow()? {
+            self.free.push(slot, 0)?;
+        }
+        Ok(())
     }
 
     /// Deletes the key of a flow, so that no program counts in its slot any more, as soon as those that run now have ended.
