@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-address-reuse fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency bench-node cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-address-reuse fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency bench-check bench-node cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -64,8 +64,11 @@ ebpf: ## build the programs for the kernel and the committed object again, after
 bench-latency: images ## how long a new edge takes from connect() to the Topology object
 	cargo run --locked --package scopeprobe-tests --bin bench-latency
 
-bench-node: ## what the kernel programs cost a connection, beside empty programs of the same hooks; needs root, some minutes
-	cargo bench --locked --package scopeprobe-agent --bench node
+bench-node: ## what the kernel programs cost, beside empty programs of the same hooks: docs/performance.*; needs root, some minutes
+	cargo xtask performance
+
+bench-check: ## the same, and fails if a ratio is worse by more than a tenth than the committed one
+	cargo xtask performance --check
 
 bench-fallback: ## what a pass of the fallback capture costs on a large node, and whether it stays within its budget
 	cargo bench --locked --package scopeprobe-agent --bench fallback

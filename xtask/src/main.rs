@@ -7,6 +7,7 @@ mod ebpf_sources;
 mod generated;
 mod images;
 mod kernel_report;
+mod performance;
 mod workspace;
 
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum Task {
     Generated,
     /// Builds programs and writes them as image archives, without a container engine.
     Images(images::Arguments),
+    /// Measures the cost of the kernel programs and writes docs/performance.*, or compares with them.
+    Performance(performance::Arguments),
     /// Prints the test results of kernel guests as tables; fails if a guest failed.
     KernelReport(kernel_report::Arguments),
 }
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Crds => generated::write_crds(&workspace)?,
         Task::Generated => generated::write_all(&workspace)?,
         Task::Images(arguments) => images::run(&workspace, &arguments)?,
+        Task::Performance(arguments) => performance::run(&workspace, &arguments)?,
         Task::KernelReport(arguments) => return kernel_report::run(&arguments),
     }
     Ok(ExitCode::SUCCESS)

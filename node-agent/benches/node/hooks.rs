@@ -1,6 +1,11 @@
 //! Programs under measurement: none, empty ones of the capture's hooks, and the capture itself.
 
-use std::{fs::File, path::Path, thread, time::Duration};
+use std::{
+    fs::{self, File},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -97,6 +102,19 @@ fn capture(cgroup: &Path, datagrams: bool) -> EbpfCapture {
         ..Settings::default()
     };
     start_ebpf(&settings).unwrap()
+}
+
+/// Returns the memory of all maps of a capture that has just begun, in bytes, as the kernel charges it.
+pub fn map_bytes(cgroup: &Path) -> u64 {
+    let _capture = capture(cgroup, true);
+    let descriptors = fs::read_dir("/proc/self/fdinfo").unwrap();
+    let of_map = |text: String| text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok());
+    let is_map = |text: &String| text.contains("map_type:");
+    descriptors
+        .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
+        .filter(is_map)
+        .filter_map(of_map)
+        .sum::<u64>()
 }
 
 fn empty(names: &[&str], cgroup: &Path) -> Ebpf {

@@ -37,9 +37,11 @@ fn main() {
     let (connections, pairs) = size.split_once(',').unwrap();
     let (connections, pairs): (u64, usize) = (connections.parse().unwrap(), pairs.parse().unwrap());
     let cgroup = Cgroup::new();
+    let map_bytes = hooks::map_bytes(&cgroup.0);
+    println!("the maps take {map_bytes} bytes at the start");
     let times = kernel_times(&cgroup.0, connections);
     let rates = rates(&cgroup.0, connections, pairs);
-    println!("{}", serde_json::json!({ "kernelTime": times, "pairs": rates }));
+    println!("{}", serde_json::json!({ "mapBytes": map_bytes, "kernelTime": times, "pairs": rates }));
 }
 
 /// Cgroup of the load; removed with this value.

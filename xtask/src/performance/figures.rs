@@ -1,0 +1,112 @@
+//! Figures that are comparable between runs: ratios to a floor or to a run without the programs.
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+/// A figure.
+#[derive(Clone, Debug)]
+pub(super) struct Figure {
+    pub(super) name: String,
+    pub(super) value: f64,
+    better: Better,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Better {
+    Less,
+    More,
+}
+
+impl Figure {
+    /// Returns how many times worse another measurement of the same figure is; below 1 if it is better.
+    pub(super) fn loss(&self, now: &Self) -> f64 {
+        match self.better {
+            Better::Less => now.value / self.value,
+            Better::More => self.value / now.value,
+        }
+    }
+}
+
+/// Loads of the benchmark, with their names for people.
+pub(super) const WORKS: [(&str, &str); 3] =
+    [("Fin", "connection that ends with FIN"), ("Rst", "connection that ends with RST"), ("Udp", "datagram")];
+
+/// Empty programs that are the floor for a load: what the kernel takes for the same hooks.
+pub(super) fn floor(work: &str) -> &'static [&'static str] {
+    if work == "Udp" { &["EmptyPackets"] } else { &["EmptyStates", "EmptyPackets"] }
+}
+
+/// Returns the kernel's time in nanoseconds for a set of programs and a load.
+pub(super) fn nanoseconds(measured: &Value, programs: &str, work: &str) -> anyhow::Result<f64> {
+    let time = &measured["kernelTime"][format!("{programs}{work}")]["nanoseconds"];
+    time.as_f64().with_context(|| format!("the measurement has no kernel time of {programs} for {work}"))
+}
+
+/// Returns the time of the floor.
+pub(super) fn floor_nanoseconds(measured: &Value, work: &str) -> anyhow::Result<f64> {
+    floor(work).iter().map(|programs| nanoseconds(measured, programs, work)).sum()
+}
+
+/// Returns median, minimum and maximum of a ratio in pairs.
+pub(super) fn pairs(measured: &Value, what: &str, work: &str) -> anyhow::Result<[f64; 3]> {
+    let found = &measured["pairs"][format!("{what}{work}")];
+    let number = |index: usize| found[index].as_f64();
+    let three = number(0).zip(number(1)).zip(number(2)).map(|((median, least), most)| [median, least, most]);
+    three.with_context(|| format!("the measurement has no pairs of {what} for {work}"))
+}
+
+/// Returns the size of the kernel's maps at the start, in bytes.
+pub(super) fn map_bytes(measured: &Value) -> anyhow::Result<f64> {
+    measured["mapBytes"].as_f64().context("the measurement has no size of maps")
+}
+
+/// Returns all figures, always in the same order.
+pub(super) fn figures(measured: &Value) -> anyhow::Result<Vec<Figure>> {
+    let mut found = Vec::new();
+    for (work, name) in WORKS {
+        let value = nanoseconds(measured, "Capture", work)? / floor_nanoseconds(measured, work)?;
+        found.push(Figure { name: format!("kernel time of a {name} / empty programs"), value, better: Better::Less });
+    }
+    for (work, name) in WORKS {
+        let [value, ..] = pairs(measured, "rate", work)?;
+        found.push(Figure { name: format!("rate of a {name}, with / without"), value, better: Better::More });
+        let [value, ..] = pairs(measured, "cpu", work)?;
+        found.push(Figure { name: format!("processor time of a {name}, with / without"), value, better: Better::Less });
+    }
+    let value = map_bytes(measured)? / f64::from(1 << 20);
+    found.push(Figure { name: "maps at the start, MiB".to_owned(), value, better: Better::Less });
+    Ok(found)
+}
+
+/// A measurement with this kernel time and this rate everywhere.
+#[cfg(test)]
+pub(super) fn sample(nanoseconds: f64, rate: f64) -> Value {
+    let time = |value: f64| serde_json::json!({"runs": 17, "nanoseconds": value});
+    let mut measured = serde_json::json!({
+        "mapBytes": 1 << 20,
+        "machine": {"kernel": "6.18", "processors": 2},
+        "kernelTime": {}, "pairs": {},
+    });
+    for (work, _) in WORKS {
+        for empty in ["EmptyStates", "EmptyPackets"] {
+            measured["kernelTime"][format!("{empty}{work}")] = time(400.0);
+        }
+        measured["kernelTime"][format!("Capture{work}")] = time(nanoseconds);
+        measured["pairs"][format!("rate{work}")] = serde_json::json!([rate, rate - 0.1, rate + 0.1]);
+        measured["pairs"][format!("cpu{work}")] = serde_json::json!([1.0, 0.9, 1.1]);
+    }
+    measured
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_numbers_are_named() {
+        let mut measured = sample(1000.0, 1.0);
+        assert_eq!(figures(&measured).unwrap().len(), 10);
+        measured["kernelTime"]["CaptureUdp"] = Value::Null;
+        assert!(figures(&measured).unwrap_err().to_string().contains("Capture for Udp"));
+    }
+}
