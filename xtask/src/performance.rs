@@ -53,11 +53,12 @@ fn machine(workspace: &Workspace) -> anyhow::Result<Value> {
 }
 
 fn write(workspace: &Workspace, measured: &Value) -> anyhow::Result<()> {
-    let found = figures(measured)?;
+    // A measurement that lacks a figure is not written.
+    figures(measured)?;
     let page = fs::read_to_string(workspace.path(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
     let text = serde_json::to_string_pretty(measured)?;
     for (path, content) in
-        [(JSON, text + "\n"), (PAGE, page::with_figures(&page, &found, measured)?), (CHART, chart::svg(measured)?)]
+        [(JSON, text + "\n"), (PAGE, page::with_figures(&page, measured)?), (CHART, chart::svg(measured)?)]
     {
         fs::write(workspace.path(path), content).with_context(|| format!("cannot write {path}"))?;
     }

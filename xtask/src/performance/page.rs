@@ -5,26 +5,22 @@ use std::fmt::Write as _;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::figures::{Figure, WORKS, floor_nanoseconds, map_bytes, nanoseconds, pairs};
+use super::figures::{WORKS, floor_nanoseconds, map_bytes, nanoseconds, pairs};
 
 const BEGIN: &str = "<!-- figures: written by `make bench-node` -->\n";
 const END: &str = "<!-- end of figures -->";
 
 /// Returns the page with these figures in the place of those before.
-pub(super) fn with_figures(page: &str, figures: &[Figure], measured: &Value) -> anyhow::Result<String> {
+pub(super) fn with_figures(page: &str, measured: &Value) -> anyhow::Result<String> {
     let (before, rest) = page.split_once(BEGIN).context("the page has no place for the figures")?;
     let (_, after) = rest.split_once(END).context("the page does not say where the figures end")?;
-    Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", table(figures.len(), measured)?))
+    Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", table(measured)?))
 }
 
-fn table(figures: usize, measured: &Value) -> anyhow::Result<String> {
+fn table(measured: &Value) -> anyhow::Result<String> {
     let mut text = String::new();
     let (kernel, processors) = (&measured["machine"]["kernel"], &measured["machine"]["processors"]);
-    writeln!(
-        text,
-        "{figures} ratios of a run on Linux {} with {processors} processors:\n",
-        kernel.as_str().unwrap_or("?")
-    )?;
+    writeln!(text, "A run on Linux {} with {processors} processors:\n", kernel.as_str().unwrap_or("?"))?;
     writeln!(
         text,
         "| both ends of a | kernel time | empty programs | rate, with / without | processor time, with / without |"
@@ -46,17 +42,16 @@ fn ratio([median, least, most]: [f64; 3]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::performance::figures::{figures, sample};
+    use crate::performance::figures::sample;
 
     #[test]
     fn figures_replace_those_before() {
         let measured = sample(1000.0, 0.95);
-        let figures = figures(&measured).unwrap();
         let page = format!("# Cost\n\n{BEGIN}\nold\n{END}\n\nMore.\n");
-        let written = with_figures(&page, &figures, &measured).unwrap();
+        let written = with_figures(&page, &measured).unwrap();
         assert!(written.contains("| datagram | 1000 ns | 400 ns | 0.95 (0.85 to 1.05) |") && !written.contains("old"));
         assert!(written.starts_with("# Cost") && written.ends_with("More.\n"));
-        assert_eq!(with_figures(&written, &figures, &measured).unwrap(), written);
-        assert!(with_figures("# Cost", &figures, &measured).is_err());
+        assert_eq!(with_figures(&written, &measured).unwrap(), written);
+        assert!(with_figures("# Cost", &measured).is_err());
     }
 }
