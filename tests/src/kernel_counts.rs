@@ -12,10 +12,14 @@ pub struct KernelCounts {
     pub pods: BTreeMap<String, u64>,
     /// Of the node itself and its host-network pods.
     pub node: u64,
+    /// UDP datagrams that were sent or received anywhere on the node: at least as many as conversations.
+    pub datagrams: u64,
+    /// Attempts that are under way: they are not counted yet.
+    pub pending: u64,
 }
 
 impl KernelCounts {
-    /// All of the node.
+    /// All connections of the node.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.node + self.pods.values().sum::<u64>()
@@ -38,9 +42,11 @@ fn parse(text: &str) -> Result<KernelCounts> {
     for line in text.lines() {
         let unreadable = || Error::Unexpected(format!("{line:?} is no line of a node's counts"));
         let words: Vec<&str> = line.split_whitespace().collect();
-        let &[pod, active, passive] = words.as_slice() else { return Err(unreadable()) };
+        let &[pod, active, passive, datagrams, pending] = words.as_slice() else { return Err(unreadable()) };
         let number = |word: &str| word.parse::<u64>().map_err(|_| unreadable());
         let both = number(active)? + number(passive)?;
+        counts.datagrams += number(datagrams)?;
+        counts.pending += number(pending)?;
         match pod {
             "-" => counts.node += both,
             uid => *counts.pods.entry(uid.to_owned()).or_default() += both,
@@ -55,9 +61,12 @@ mod tests {
 
     #[test]
     fn namespaces_add_up_by_whose_they_are() {
-        let counts = parse("- 5 7\nabc 1 0\nabc 2 3\n- 1 1\n").unwrap();
-        assert_eq!((counts.node, counts.pods["abc"], counts.total()), (14, 6, 20));
-        assert!(parse("- 5").is_err());
-        assert!(parse("- five 7").is_err());
+        let counts = parse("- 5 7 0 1\nabc 1 0 4 0\nabc 2 3 0 2\n- 1 1 5 0\n").unwrap();
+        assert_eq!(
+            (counts.node, counts.pods["abc"], counts.total(), counts.datagrams, counts.pending),
+            (14, 6, 20, 9, 3)
+        );
+        assert!(parse("- 5 7 0").is_err());
+        assert!(parse("- five 7 0 0").is_err());
     }
 }
