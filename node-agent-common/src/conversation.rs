@@ -7,13 +7,13 @@ pub const CURRENT: u32 = 0;
 /// Table that was the current one before, while some of its conversations may go on; the current one if there is none.
 pub const EARLIER: u32 = 1;
 
-/// Number of counts.
-pub const COUNTS: u32 = 2;
 /// Size of a conversation's key in the tables.
 pub const KEY_BYTES: u32 = 32;
 /// Size of a conversation's state in the tables.
 pub const VALUE_BYTES: u32 = 64;
 
+/// Number of counts.
+pub const COUNTS: u32 = 2;
 /// Number of conversations that have begun, written by the programs.
 pub const BEGUN: u32 = 0;
 /// Number of begun conversations above which further ones may be preexisting, written by the agent. 0 while the capture

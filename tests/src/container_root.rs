@@ -20,8 +20,8 @@ pub fn of(container_id: &str) -> Option<PathBuf> {
     {
         return Some(process.join("root"));
     }
-    let entries = fs::read_dir("/proc").ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    let process = entries.into_iter().find(|process| is_in(process, container_id))?;
+    let mut processes = fs::read_dir("/proc").ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    let process = processes.find(|process| is_in(process, container_id))?;
     known.insert(container_id.to_owned(), process.clone());
     Some(process.join("root"))
 }

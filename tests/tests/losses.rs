@@ -26,7 +26,7 @@ const SPEC: &str = "{capture: {maxFlows: 64}, topology: {counterInterval: 1s, ma
 /// Time without a change after which an account counts as settled: agents and operator report every few seconds.
 const STILL: Duration = Duration::from_secs(20);
 
-/// What a node's kernel has counted beyond its NodeProbe.
+/// Difference between the counts of a node's kernel and its NodeProbe.
 #[derive(Clone, Debug)]
 struct Account {
     /// Connections and failed attempts, less all that the NodeProbe reports as seen or lost.
@@ -74,7 +74,7 @@ async fn nothing_is_under_way(cluster: &Cluster) -> Result<()> {
     .await
 }
 
-/// What each node's NodeProbe says of it, for a message.
+/// Returns the counts that each NodeProbe declares, for a message.
 async fn declared(cluster: &Cluster) -> Result<String> {
     let probes = cluster.node_probes().await?;
     let line = |probe: &NodeProbe| {

@@ -55,9 +55,10 @@ pub(super) fn pairs(measured: &Value, what: &str, work: &str) -> anyhow::Result<
     three.with_context(|| format!("the measurement has no pairs of {what} for {work}"))
 }
 
-/// Returns the size of the kernel's maps at the start, in bytes.
-pub(super) fn map_bytes(measured: &Value) -> anyhow::Result<f64> {
-    measured["mapBytes"].as_f64().context("the measurement has no size of maps")
+/// Returns the size of the kernel's maps at the start, in MiB.
+pub(super) fn map_mebibytes(measured: &Value) -> anyhow::Result<f64> {
+    let bytes = measured["mapBytes"].as_f64().context("the measurement has no size of maps")?;
+    Ok(bytes / f64::from(1 << 20))
 }
 
 /// Returns all figures, always in the same order.
@@ -73,7 +74,7 @@ pub(super) fn figures(measured: &Value) -> anyhow::Result<Vec<Figure>> {
         let [value, ..] = pairs(measured, "cpu", work)?;
         found.push(Figure { name: format!("processor time of a {name}, with / without"), value, better: Better::Less });
     }
-    let value = map_bytes(measured)? / f64::from(1 << 20);
+    let value = map_mebibytes(measured)?;
     found.push(Figure { name: "maps at the start, MiB".to_owned(), value, better: Better::Less });
     Ok(found)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::figures::{WORKS, floor_nanoseconds, map_bytes, nanoseconds, pairs};
+use super::figures::{WORKS, floor_nanoseconds, map_mebibytes, nanoseconds, pairs};
 
 const BEGIN: &str = "<!-- figures: written by `make bench-node` -->\n";
 const END: &str = "<!-- end of figures -->";
@@ -31,7 +31,7 @@ fn table(measured: &Value) -> anyhow::Result<String> {
         let [rate, cpu] = [pairs(measured, "rate", work)?, pairs(measured, "cpu", work)?].map(ratio);
         writeln!(text, "| {name} | {time:.0} ns | {floor:.0} ns | {rate} | {cpu} |")?;
     }
-    writeln!(text, "\nThe kernel's maps take {:.1} MiB at the start.", map_bytes(measured)? / f64::from(1 << 20))?;
+    writeln!(text, "\nThe kernel's maps take {:.1} MiB at the start.", map_mebibytes(measured)?)?;
     Ok(text)
 }
 

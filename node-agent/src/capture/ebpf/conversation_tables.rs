@@ -62,10 +62,8 @@ impl ConversationTables {
             self.tables.set(EARLIER, &self.current, 0)?;
             self.earlier_until = None;
         }
-        if self.earlier_until.is_some() || now < self.next_growth {
-            return Ok(());
-        }
-        if self.size == self.most || begun <= u64::from(self.size / 4) {
+        let may_grow = self.size < self.most && self.earlier_until.is_none() && now >= self.next_growth;
+        if !may_grow || begun <= u64::from(self.size / 4) {
             return Ok(());
         }
         let larger = match create(self.most) {

@@ -5,7 +5,7 @@ use std::{
     io,
     num::NonZeroUsize,
     ops::Range,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::AsFd as _,
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
@@ -133,12 +133,13 @@ struct Chunk {
 unsafe impl Send for Chunk {}
 
 impl Chunk {
+    // Unwrapped by the compiler, which knows that it is not zero.
     const BYTES: NonZeroUsize = NonZeroUsize::new(chunk::SLOTS as usize * size_of::<FlowStats>()).unwrap();
 
     #[expect(unsafe_code, reason = "memory shared with the kernel")]
     fn map(map: ChunkMap) -> io::Result<Self> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let descriptor: BorrowedFd<'_> = map.map().fd().as_fd();
+        let descriptor = map.map().fd().as_fd();
         // SAFETY: a new mapping, at an address of the kernel's choice; the kernel refuses it if the map is smaller.
         let table = unsafe { mmap(None, Self::BYTES, access, MapFlags::MAP_SHARED, descriptor, 0) }?;
         Ok(Self { table: table.cast(), map })
