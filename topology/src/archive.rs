@@ -180,8 +180,9 @@ impl Archive {
                 }
             }
         }
+        let mut lacking = Vec::new();
         if let Some(before) = &self.before {
-            before.add_to(&mut graph, directory, options);
+            lacking = before.add_to(&mut graph, directory, options);
             let settles_at =
                 before.reported_at.filter(|_| !before.is_settled()).map(|reported| reported + options.settle);
             graph.settles_at = [graph.settles_at, settles_at].into_iter().flatten().min();
@@ -195,6 +196,7 @@ impl Archive {
                 graph.earlier.retain(|_, earlier| *earlier != Counts::default());
             }
         }
+        raise(&mut graph.edges, lacking);
         graph
     }
 
@@ -358,7 +360,9 @@ impl PublishedHistory {
         found.filter(|(_, counters)| *counters != EdgeCounters::default()).collect()
     }
 
-    fn add_to(&self, graph: &mut Graph, directory: &Directory, options: &Options) {
+    /// Adds what agents no longer report to the edges, and edges of which they report nothing. Returns what edges lack of
+    /// their published counters.
+    fn add_to(&self, graph: &mut Graph, directory: &Directory, options: &Options) -> Vec<(EdgeKey, Counts)> {
         if self.is_settled() {
             expired_pods::leave(graph, &self.under_a_name);
         } else {
@@ -366,6 +370,7 @@ impl PublishedHistory {
         }
         let recent = self.is_recent(options.now, options.retention);
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
+        let mut lacking = Vec::new();
         for edge in &mut graph.edges {
             let Some(published) = missing.remove(&edge.key) else { continue };
             let now = Counts::of(edge);
@@ -373,7 +378,7 @@ impl PublishedHistory {
             if self.is_settled() && (is_shared(&edge.key) || published.edge.seen == Seen::Server) {
                 // It is more or less by what other addresses now are behind it. What only servers counted is the client's, on
                 // its edges, once that is observed.
-                least = now.clone();
+                least = Counts::default();
             }
             if self.is_settled() {
                 // What was not known of open connections comes with their end.
@@ -383,7 +388,12 @@ impl PublishedHistory {
                 // Pods that are long gone.
                 (earlier, least) = (earlier.of_endpoints_in(&now), least.of_endpoints_in(&now));
             }
-            now.plus(&earlier).at_least(&least).write_to(edge);
+            let known = now.plus(&earlier);
+            let lack = known.at_least(&least).without(&known);
+            if lack != Counts::default() {
+                lacking.push((edge.key.clone(), lack));
+            }
+            known.write_to(edge);
             edge.times = Times::of_both(edge.times, published.edge.times);
             edge.knows_retransmits |= published.edge.knows_retransmits;
             edge.rtt = edge.rtt.or(published.edge.rtt);
@@ -405,6 +415,7 @@ impl PublishedHistory {
             });
             self.add_missing(graph, directory, options.max_external, &missing);
         }
+        lacking
     }
 
     /// Edges of which no agent knows anything more. Of those that are (a part of) others now, only what agents do not know
@@ -444,6 +455,20 @@ impl PublishedHistory {
         }
         graph.edges.extend(gone.into_values());
         graph.edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    }
+}
+
+/// Adds to edges what they lack of their published counters: an agent may report later than another one, so that their sum
+/// is less for a moment. That is no history, and must not become part of it.
+fn raise(edges: &mut [Edge], lacking: Vec<(EdgeKey, Counts)>) {
+    if lacking.is_empty() {
+        return;
+    }
+    let lacking: HashMap<EdgeKey, Counts> = lacking.into_iter().collect();
+    for edge in edges {
+        if let Some(lack) = lacking.get(&edge.key) {
+            Counts::of(edge).plus(lack).write_to(edge);
+        }
     }
 }
 

@@ -236,6 +236,45 @@ fn a_dns_name_is_told_from_an_address_that_several_lead_to() {
     assert_eq!(shown(&directory, 1), [(Peer::ExternalGroup { name: "partner".to_owned() }, 3, Vec::new())]);
 }
 
+/// Returns the edges as a predecessor published them.
+fn published(graph: &Graph) -> Vec<Published> {
+    let of = |edge: &Edge| graph.earlier.get(&edge.key).cloned().unwrap_or_default();
+    graph.edges.iter().map(|edge| Published { edge: edge.clone(), earlier: of(edge) }).collect()
+}
+
+#[test]
+fn address_that_gets_a_name_after_a_restart_keeps_only_its_history() {
+    let directory = directory();
+    let at = (Role::Client, outer(5), 443);
+    let flows = |opened| -> Flows { [(at, FlowCounters { opened, closed: opened, ..FlowCounters::default() })].into() };
+    let name = |ledger: &mut Ledger| {
+        let (role, remote, port) = at;
+        let key = FlowKey { cgroup_id: 7, netns: 4, role, local: ip(WEB), remote, port, protocol: Protocol::Tcp };
+        ledger.set_remote_names(NODE, Epoch([2; 16]), &key, &["a.example".to_owned()]).expect("the present epoch");
+    };
+    let (mut ledger, mut archive) = (Ledger::new(), Archive::new());
+    report(&mut ledger, 1, flows(3));
+    report(&mut ledger, 2, flows(7));
+    let graph = archive.build(&ledger, &directory, &options(10));
+
+    (ledger, archive) = (Ledger::new(), Archive::new());
+    archive.restore(published(&graph), now());
+    report(&mut ledger, 2, flows(7));
+    archive.settle(&ledger, &directory, now());
+    assert_eq!(total(&archive.build(&ledger, &directory, &options(10))).opened, 10);
+    report(&mut ledger, 2, flows(8));
+    name(&mut ledger);
+    let graph = archive.build(&ledger, &directory, &options(10));
+    assert_eq!(total(&graph).opened, 11, "{:?}", graph.edges);
+
+    (ledger, archive) = (Ledger::new(), Archive::new());
+    archive.restore(published(&graph), now());
+    report(&mut ledger, 2, flows(8));
+    name(&mut ledger);
+    archive.settle(&ledger, &directory, now());
+    assert_eq!(total(&archive.build(&ledger, &directory, &options(10))).opened, 11);
+}
+
 #[test]
 fn a_peer_at_a_loopback_address_is_known_by_its_network_namespace() {
     let graph = graph_of(&directory(), &called("127.0.0.1", 80), 10);

@@ -120,6 +120,29 @@ fn check_growth(before: &[Step], events: &[Event]) -> Result<(), TestCaseError> 
     Ok(())
 }
 
+/// The client's agent has missed calls with bytes. Their server's first report is recent when it opens others: its bytes are
+/// no news.
+#[test]
+fn bytes_of_a_servers_first_report_are_counted_once_across_a_restart() -> Result<(), TestCaseError> {
+    use Event::{Happens, OperatorRestarts, Publishes, Reports};
+    use Step::{Close, Open, RestartAgent, RestartOperator};
+    let missed = [Open(false, 360), Open(false, 573), Close(false), RestartAgent(0, false), RestartOperator(false)];
+    let ahead = [Happens(Open(false, 0)), Reports(0), Happens(Open(true, 0)), Happens(Open(false, 0))];
+    check_growth(&missed, &[ahead.as_slice(), &[Publishes, Publishes, OperatorRestarts]].concat())
+}
+
+/// The client's agent is ahead of the server's by one byte when the graph is published: the byte that the server's account
+/// lacks is no history.
+#[test]
+fn bytes_that_a_server_has_not_reported_yet_are_counted_once_across_a_restart() -> Result<(), TestCaseError> {
+    use Event::{Happens, OperatorRestarts, Publishes, Reports};
+    use Step::{Close, Open, RestartAgent, RestartOperator};
+    let missed = [Open(false, 0), Open(true, 263), Open(true, 462), Close(true), RestartAgent(0, false)];
+    let ahead = [Happens(Open(true, 0)), Reports(1), Reports(0), Happens(Open(false, 0)), Happens(Open(false, 0))];
+    let published = [Happens(Open(false, 1)), Publishes, OperatorRestarts];
+    check_growth(&[missed.as_slice(), &[RestartOperator(false)]].concat(), &[ahead.as_slice(), &published].concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 

@@ -23,10 +23,13 @@ impl Default for RecentBytes {
 }
 
 impl RecentBytes {
-    /// Records payload that was reached at `since` and is about to change.
+    /// Records payload that was reached at `since` and is about to change. Of several records of one time the last counts: a
+    /// flow's first report comes when nothing had been reached before.
     pub(super) fn note(&mut self, since: SystemTime, bytes: [u64; 2]) {
         let [newer, _] = self.0;
-        if since.duration_since(newer.since).is_ok_and(|passed| passed >= SPACING) {
+        if since == newer.since {
+            self.0[0].bytes = bytes;
+        } else if since.duration_since(newer.since).is_ok_and(|passed| passed >= SPACING) {
             self.0 = [Mark { since, bytes }, newer];
         }
     }
@@ -45,6 +48,16 @@ mod tests {
 
     /// Longest time between two reports.
     const LONGEST: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn payload_of_a_first_report_counts_from_its_time_on() {
+        let mut recent = RecentBytes::default();
+        let first = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        recent.note(first, [0; 2]);
+        recent.note(first, [7, 8]);
+        assert_eq!(recent.at(first), [7, 8]);
+        assert_eq!(recent.at(first - Duration::from_secs(1)), [0; 2]);
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
