@@ -11,6 +11,7 @@
 //! `accounts` computes the totals. `capture` combines all of them.
 
 mod accounts;
+mod attach_types;
 mod attempts;
 mod btf;
 mod capture;

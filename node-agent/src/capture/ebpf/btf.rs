@@ -12,6 +12,12 @@ const DEPTH: u32 = 16;
 /// The programs run on 64-bit kernels only.
 const POINTER: u32 = 8;
 
+/// First bytes of BTF.
+pub(super) const MAGIC: u16 = 0xeb9f;
+
+/// Kinds of types that other files name.
+pub(super) use kind::{FUNC, PTR, TYPEDEF};
+
 /// Why some bytes are no BTF.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BtfError {
@@ -56,6 +62,7 @@ mod kind {
     pub const VOLATILE: u32 = 9;
     pub const CONST: u32 = 10;
     pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
     pub const TYPE_TAG: u32 = 18;
     pub const ENUM64: u32 = 19;
 }
@@ -88,7 +95,6 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// Returns an error if the bytes are not BTF, are truncated, or are of a newer version.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
-        const MAGIC: u16 = 0xeb9f;
         if bytes.get(..2) != Some(&MAGIC.to_ne_bytes()) {
             return Err(BtfError::NotBtf);
         }
@@ -117,6 +123,16 @@ impl<'a> Btf<'a> {
             at = found.body + body as usize;
         }
         Ok(())
+    }
+
+    /// Returns the ID of the first type of this kind and name.
+    pub fn id(&self, kind: u32, name: &str) -> Option<u32> {
+        let is_it = |begin: &u32| {
+            let found = read_type(self.types, *begin as usize);
+            found.is_ok_and(|found| found.kind == kind && self.name(found.name) == name.as_bytes())
+        };
+        let index = self.begins.iter().position(is_it)?;
+        u32::try_from(index + 1).ok()
     }
 
     /// The byte offset of a field, `a.b.c` for one inside of others; members of anonymous members count as members.

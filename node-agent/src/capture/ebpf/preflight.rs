@@ -7,7 +7,7 @@ use nix::sys::{resource, utsname};
 use node_agent_common::Offsets;
 use procfs::process::Process;
 
-use super::{btf::Btf, offsets, running_kernel::RunningKernel};
+use super::{attach_types::AttachTypes, btf::Btf, offsets, running_kernel::RunningKernel};
 use crate::capture::{
     attach::Attach,
     cgroup_root::is_cgroup2,
@@ -22,6 +22,7 @@ pub(super) struct Environment {
     /// The id of the cgroup at the node's root.
     pub(super) root: u64,
     pub(super) offsets: Offsets,
+    pub(super) attach_types: AttachTypes,
     /// Features that are missing with any attach type.
     pub(super) degradations: Vec<Degradation>,
     pub(super) capabilities: Capabilities,
@@ -44,11 +45,11 @@ pub(super) fn find(settings: &Settings, findings: &mut Vec<Finding>) -> Result<E
         format!("{} is cgroup {id}", settings.cgroup_root.display())
     })?;
     let mut degradations = Vec::new();
-    let offsets = note(findings, None, "BTF", find_offsets(&settings.btf_path, &mut degradations), |_| {
-        format!("all fields found in {}", settings.btf_path.display())
-    })?;
+    let found = find_types(&settings.btf_path, &mut degradations);
+    let (offsets, attach_types) =
+        note(findings, None, "BTF", found, |_| format!("all fields found in {}", settings.btf_path.display()))?;
     let offsets = Offsets { scoped: u32::from(root != WHOLE_MACHINE), ..offsets };
-    Ok(Environment { release, root, offsets, degradations, capabilities, lockdown })
+    Ok(Environment { release, root, offsets, attach_types, degradations, capabilities, lockdown })
 }
 
 /// Notes a step's outcome.
@@ -209,7 +210,8 @@ fn cgroup_id(root: &Path) -> Result<u64, Refusal> {
     Ok(metadata.ino())
 }
 
-fn find_offsets(path: &Path, degradations: &mut Vec<Degradation>) -> Result<Offsets, Refusal> {
+/// Reads what the programs need to know of the kernel's types.
+fn find_types(path: &Path, degradations: &mut Vec<Degradation>) -> Result<(Offsets, AttachTypes), Refusal> {
     let refusal = |what: String| Refusal {
         reason: Reason::BtfMissing,
         message: format!(
@@ -245,7 +247,7 @@ fn find_offsets(path: &Path, degradations: &mut Vec<Degradation>) -> Result<Offs
             message: format!("{what} not known: the kernel's own type information: {error}"),
         }));
     }
-    Ok(found.offsets)
+    Ok((found.offsets, AttachTypes::find(&btf)))
 }
 
 pub(super) fn no_listing(why: &str) -> Degradation {

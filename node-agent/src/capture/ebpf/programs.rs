@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs::File, io, path::Path};
 
 use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
+    Btf as AyaBtf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, Queue, RingBuf},
     programs::{
         BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
@@ -12,6 +12,7 @@ use aya::{
 use node_agent_common::{FlowKey, Loss, Offsets, TrackedSocket, chunk, listing_phase};
 
 use super::{
+    attach_types::AttachTypes,
     counters::{Counters, GrowthError},
     datagrams::Datagrams,
     load_errors::{describe, load_refusal},
@@ -103,7 +104,7 @@ impl Programs {
         while programs.counters.slots() < FIRST_SLOTS.min(settings.max_flows) {
             programs.add_slots().map_err(|error| load_refusal("creating the table of counters", &error))?;
         }
-        programs.load_optional(&settings.btf_path, attach, degradations);
+        programs.load_optional(environment.attach_types, attach, degradations);
         Ok(programs)
     }
 
@@ -129,8 +130,8 @@ impl Programs {
     }
 
     /// Loads the programs without which the rest works.
-    fn load_optional(&mut self, btf_path: &Path, attach: Attach, degradations: &mut Vec<Degradation>) {
-        let btf = AyaBtf::parse_file(btf_path, Endianness::default()).map_err(|error| error.to_string());
+    fn load_optional(&mut self, types: AttachTypes, attach: Attach, degradations: &mut Vec<Degradation>) {
+        let btf = types.to_aya().map_err(|error| error.to_string());
         let list =
             |programs: &mut Self, btf: &AyaBtf| programs.load_open_sockets(btf).map_err(|error| describe(&error));
         match btf.and_then(|btf| list(self, &btf).map(|()| btf)) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Btf as AyaBtf, Ebpf,
+    Ebpf,
     programs::{BtfTracePoint, ProgramError, ProgramFd, TracePoint},
 };
 use kernel_support::{KernelFeature, Reason};
@@ -49,8 +49,10 @@ impl Tracepoint {
             Attach::SockOps => {}
             Attach::TpBtf => {
                 let refusal = |error: &ProgramError| load_refusal("loading the program for the BTF tracepoint", error);
-                let btf = AyaBtf::parse_file(&settings.btf_path, aya::Endianness::default())
-                    .map_err(|error| load_refusal("reading the kernel's types", &error))?;
+                let btf = environment
+                    .attach_types
+                    .to_aya()
+                    .map_err(|error| load_refusal("describing the type of the tracepoint", &error))?;
                 for copy in COPIES {
                     let found = program::<BtfTracePoint>(programs, copy).map_err(|error| refusal(&error))?;
                     found.load(NAME, &btf).map_err(|error| refusal(&error))?;
