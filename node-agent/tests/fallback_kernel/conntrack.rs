@@ -52,6 +52,20 @@ fn short_connections_between_pods_are_known_by_conntrack() {
 }
 
 #[test]
+fn attempts_on_a_service_that_are_refused_are_known_by_conntrack() {
+    let node = node_or_skip!();
+    let mut lab = Routed::new(&node, ["one", "two"]);
+    // So seldom that no scan shows any of them.
+    let settings = FallbackSettings { interval: Duration::from_secs(2), ..settings_of(&lab, &node) };
+    let mut watched = Watched::start(&settings);
+    let [client, _] = &mut lab.pods;
+    client.fail_to_connect(format_args!("{SERVICE}:80"), 7);
+    let refused = (key(client, Role::Client, PODS[0], SERVICE, 80), (0, 0, 7, 0, 0));
+    watched.expect(&BTreeMap::from([refused]), counts);
+    assert_eq!(watched.losses, Losses::default());
+}
+
+#[test]
 fn conntrack_tells_where_connections_really_led() {
     /// Its clients' addresses are replaced, too.
     const HIDING: &str = "10.96.0.2";

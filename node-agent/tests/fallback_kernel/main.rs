@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
 
 mod conntrack;
+mod cost;
 #[allow(dead_code, unused_imports, unused_macros, reason = "shared with the tests of the other capture")]
 #[path = "../capture_kernel/lab/mod.rs"]
 mod lab;

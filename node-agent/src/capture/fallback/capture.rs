@@ -10,7 +10,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use kernel_support::Reason;
@@ -35,6 +35,8 @@ use crate::capture::{
 
 /// Passes that take longer than this miss connections that live for less.
 const LONGEST_PASS: Duration = Duration::from_secs(2);
+/// The slowest pass of the last minute or two is described, so that the description does not change with each pass.
+const SLOWEST_FOR: Duration = Duration::from_mins(1);
 
 /// No number, so that a message does not change with each.
 const CROWDED: &str = "more connections were tracked at a time than there is room for (half of maxFlows): of them, those that \
@@ -46,6 +48,23 @@ pub struct FallbackCapture {
     description: Description,
     shared: Arc<SharedState>,
     thread: Option<JoinHandle<io::Result<()>>>,
+    begun: Instant,
+    slowest_pass: SlowestPass,
+}
+
+/// Longest passes of the present [`SLOWEST_FOR`], which began at this time, and of the one before.
+struct SlowestPass(Instant, [Duration; 2]);
+
+impl SlowestPass {
+    /// Records a pass. Returns the longest of both times.
+    fn note(&mut self, last: Duration) -> Duration {
+        let Self(began, [present, before]) = self;
+        if began.elapsed() >= SLOWEST_FOR {
+            (*began, *before, *present) = (Instant::now(), *present, Duration::ZERO);
+        }
+        *present = last.max(*present);
+        *present.max(before)
+    }
 }
 
 /// Statistics of the thread.
@@ -53,7 +72,8 @@ pub struct FallbackCapture {
 pub struct Passes {
     /// Complete passes.
     pub count: u64,
-    /// From the beginning of the latest one to that of the next.
+    /// Age of what the scans have shown at the end of the latest one: its duration and pause, or more where the budget did
+    /// not allow it to scan every namespace.
     pub last: Duration,
     /// CPU that the latest one took.
     pub cost: Duration,
@@ -67,6 +87,7 @@ pub struct Passes {
 /// # Errors
 /// Returns an error if the node's processes or cgroups are unreadable.
 pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Refusal> {
+    let begun = Instant::now();
     let abilities = Abilities::find(settings)?;
     let failed = |what: &str, error: &dyn std::fmt::Display| Refusal {
         reason: Reason::LoadFailed,
@@ -107,7 +128,8 @@ pub fn start_fallback(settings: &FallbackSettings) -> Result<FallbackCapture, Re
     if first_scan.recv().is_err() {
         return Err(failed("scanning for the first time", &why_it_ended(thread)));
     }
-    Ok(FallbackCapture { description, shared, thread: Some(thread) })
+    let slowest_pass = SlowestPass(Instant::now(), [Duration::ZERO; 2]);
+    Ok(FallbackCapture { description, shared, thread: Some(thread), begun, slowest_pass })
 }
 
 /// Returns the findings about this machine, for `check`.
@@ -153,18 +175,17 @@ impl FallbackCapture {
         Some(why_it_ended(thread))
     }
 
-    fn describe_passes(&mut self, last: Duration, cost: Duration, unattributed: usize) {
+    fn describe_passes(&mut self, last: Duration, unattributed: usize) {
         let kept = |feature| !matches!(feature, Feature::PassInterval | Feature::SocketOwners);
         self.description.degradations.retain(|degradation| kept(degradation.feature));
-        if last > LONGEST_PASS {
+        let slowest = self.slowest_pass.note(last);
+        if slowest > LONGEST_PASS {
             self.description.degradations.push(Degradation {
                 feature: Feature::PassInterval,
                 message: format!(
-                    "a pass over the network namespaces takes {:.1} s ({} ms of CPU) within its budget: of connections \
-                     that live for less, only those are seen that conntrack knows. Raise \
-                     spec.capture.fallback.cpuBudget",
-                    last.as_secs_f64(),
-                    cost.as_millis()
+                    "within the budget, scans of a network namespace are up to {} s apart: of connections that live for \
+                     less, only those are seen that conntrack knows. Raise spec.capture.fallback.cpuBudget",
+                    (slowest.as_secs() + 1).next_power_of_two()
                 ),
             });
         }
@@ -219,11 +240,11 @@ impl Capture for FallbackCapture {
             event_overflows: state.overflows,
             ..Losses::default()
         };
-        let (latest, cost, unattributed) = (state.last_pass, state.cost, state.unattributed.len());
+        let (latest, unattributed) = (state.last_pass, state.unattributed.len());
         let is_crowded = state.connections.untracked() > 0;
-        let complete_until = state.passed_from[1];
+        let complete_until = Some(state.passed_from[1].unwrap_or(self.begun));
         drop(state);
-        self.describe_passes(latest, cost, unattributed);
+        self.describe_passes(latest, unattributed);
         if is_crowded {
             self.description.lack(Feature::ConntrackEvents, CROWDED);
         }

@@ -36,6 +36,11 @@ impl CpuBudget {
         cpu_of_this_thread().saturating_sub(self.used_at_start)
     }
 
+    /// Returns the time in which the budget allows for so much CPU.
+    pub(super) fn time_to_earn(&self, cpu: Duration) -> Duration {
+        cpu.div_f64(self.budget.as_secs_f64())
+    }
+
     /// Returns the delay after which the budget is kept.
     pub(super) fn debt(&mut self) -> Duration {
         let counted = self.used().saturating_sub(self.forgiven);

@@ -33,6 +33,12 @@ pub(super) struct Source {
     /// Counters before the latest scan.
     counts: Option<TcpCounts>,
     scanned_at: Option<Instant>,
+    /// CPU that the latest scan took.
+    pub(super) cost: Duration,
+    /// True if the latest pass found that a scan could show something new.
+    pub(super) changes: bool,
+    /// Time up to which everything in it is known that scans can show.
+    pub(super) known_until: Instant,
     /// It was there when the capture began.
     pub(super) is_old: bool,
     pub(super) passes: u32,
@@ -56,7 +62,18 @@ impl Source {
             }
         }
         let counter = processes.iter().find_map(|process| TcpCounter::open(process).ok());
-        Ok(Self { table: table?, counter, counts: None, scanned_at: None, is_old, passes: 0, owner: None })
+        Ok(Self {
+            table: table?,
+            counter,
+            counts: None,
+            scanned_at: None,
+            cost: Duration::ZERO,
+            changes: false,
+            known_until: Instant::now(),
+            is_old,
+            passes: 0,
+            owner: None,
+        })
     }
 
     pub(super) fn methods(&self) -> Methods {
@@ -81,6 +98,11 @@ impl Source {
         counts.is_none()
             || counts != self.counts
             || self.scanned_at.is_none_or(|scanned_at| now - scanned_at >= REFRESH)
+    }
+
+    /// Returns whether the latest scan was less than this ago.
+    pub(super) fn is_early(&self, now: Instant, spacing: Duration) -> bool {
+        self.scanned_at.is_some_and(|scanned_at| now.saturating_duration_since(scanned_at) < spacing)
     }
 
     /// Lists everything that is open, by a process of the namespace where netlink is refused.

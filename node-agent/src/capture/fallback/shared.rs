@@ -24,8 +24,8 @@ pub(super) struct FallbackState {
     /// Namespaces with sockets whose processes were not searched, because the CPU budget was exhausted.
     pub(super) unattributed: HashSet<u32>,
     pub(super) passes: u64,
-    /// Start of the latest complete scan, and of the one before. Conntrack events in between are settled by a later
-    /// scan.
+    /// Time up to which everything that scans can show is known since the latest pass, and since the one before. Conntrack
+    /// events in between are settled by a later scan.
     pub(super) passed_from: [Option<Instant>; 2],
     pub(super) last_pass: Duration,
     pub(super) cost: Duration,
@@ -44,10 +44,10 @@ impl SharedState {
 }
 
 impl FallbackState {
-    pub(super) fn passed(&mut self, began: Instant, cost: Duration, used: Duration) {
+    pub(super) fn passed(&mut self, known_until: Instant, cost: Duration, used: Duration) {
         self.passes += 1;
-        self.passed_from = [Some(began), self.passed_from[0]];
-        (self.last_pass, self.cost, self.used) = (began.elapsed(), cost, used);
+        self.passed_from = [Some(known_until), self.passed_from[0]];
+        (self.last_pass, self.cost, self.used) = (known_until.elapsed(), cost, used);
     }
 
     pub(super) fn unattributed(&mut self, netns: u32, is: bool) {

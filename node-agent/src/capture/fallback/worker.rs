@@ -21,12 +21,22 @@ use crate::{
     capture::proc::{
         cgroups::Cgroups,
         processes::{Namespace, Processes},
+        tcp_counters::TcpCounts,
     },
     node_addresses,
 };
 
 /// Maximum time for which events wait to be read.
 const LISTEN_EVERY: Duration = Duration::from_millis(100);
+
+/// Time between two decisions about connections that only conntrack has reported.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Age from which a scan looks for the socket of an open connection that conntrack has reported. Most end before.
+const LONG: Duration = Duration::from_millis(500);
+
+/// Part of the budget for scans of namespaces that conntrack tells about, as a divisor.
+const SCANS_SHARE: u32 = 2;
 
 /// Excess over the budget at which the thread also stops receiving events. Lost events are counted.
 const DEEP_IN_DEBT: Duration = Duration::from_secs(5);
@@ -48,6 +58,9 @@ pub(super) struct Worker {
     buffer: Buffer,
     budget: CpuBudget,
     passes: u64,
+    settled_at: Instant,
+    /// Two times and the numbers of the latest messages then, the later one first, at least [`LONG`] apart.
+    marks: [(Instant, u64); 2],
     /// Notified after the first scan.
     first_pass: Option<SyncSender<()>>,
 }
@@ -69,6 +82,8 @@ impl Worker {
             buffer: Buffer::new(),
             budget: CpuBudget::new(settings.cpu_millicores),
             passes: 0,
+            settled_at: Instant::now(),
+            marks: [(Instant::now(), 0); 2],
             first_pass: Some(first_pass),
             settings,
             shared,
@@ -92,7 +107,8 @@ impl Worker {
             }
             let cost = self.budget.used().saturating_sub(used);
             self.rest(began + self.settings.interval)?;
-            self.shared.lock().passed(began, cost, self.budget.used());
+            let known_until = self.sources.values().map(|source| source.known_until).fold(began, Instant::min);
+            self.shared.lock().passed(known_until, cost, self.budget.used());
         }
         Ok(())
     }
@@ -108,9 +124,16 @@ impl Worker {
         for (netns, namespace) in &namespaces {
             self.record_namespace(*netns, namespace);
         }
-        let wanted = self.shared.lock().connections.namespaces_to_scan();
-        for (netns, namespace) in &namespaces {
-            self.scan_if_due(*netns, namespace, wanted.contains(netns))?;
+        self.settle(false);
+        let wanted = self.shared.lock().connections.namespaces_to_scan(self.reported_long_ago());
+        let mut namespaces: Vec<_> = namespaces.iter().collect();
+        let known_until = |netns| self.sources.get(netns).map(|source| source.known_until);
+        namespaces.sort_by_key(|(netns, _)| (!wanted.contains(netns), known_until(netns)));
+        let spacing = self.spacing();
+        for (netns, namespace) in namespaces {
+            let is_covered = self.conntrack.is_some() && self.default_owner(namespace).is_some();
+            let spacing = if wanted.contains(netns) || !is_covered { Duration::ZERO } else { spacing };
+            self.scan_if_due(*netns, namespace, wanted.contains(netns), spacing)?;
             // No reading is published before the first scan is complete.
             if self.passes > 0 {
                 self.pay()?;
@@ -120,21 +143,42 @@ impl Worker {
             }
         }
         self.listen()?;
+        self.settle(true);
+        Ok(())
+    }
+
+    /// Decides about connections that only conntrack has reported, and announces new flows.
+    fn settle(&mut self, ends_pass: bool) {
+        self.settled_at = Instant::now();
         let mut shared = self.shared.lock();
-        shared.connections.settle();
+        shared.connections.settle(ends_pass);
         let has_new = shared.connections.accounts.has_new();
         drop(shared);
-        if has_new {
+        if has_new && self.passes > 0 {
             self.shared.announce();
         }
-        Ok(())
+    }
+
+    /// Returns the time between two scans of a namespace in which those that change keep to their part of the budget.
+    ///
+    /// The kernel walks through the connections of all namespaces for each, so that the cost of a scan grows with what
+    /// others do.
+    fn spacing(&self) -> Duration {
+        let cost = self.sources.values().filter(|source| source.changes).map(|source| source.cost).sum();
+        self.budget.time_to_earn(cost) * SCANS_SHARE
+    }
+
+    /// Returns the number of a message that was received at least [`LONG`] ago.
+    fn reported_long_ago(&self) -> u64 {
+        let [(at, latest), (_, earlier)] = self.marks;
+        if at.elapsed() >= LONG { latest } else { earlier }
     }
 
     /// Scans namespaces without processes a last time, and removes them.
     fn leave_others(&mut self, namespaces: &HashMap<u32, Namespace>) -> io::Result<()> {
         let gone: Vec<u32> = self.sources.keys().filter(|netns| !namespaces.contains_key(netns)).copied().collect();
         for netns in gone {
-            self.scan_if_due(netns, &Namespace::default(), false)?;
+            self.scan_if_due(netns, &Namespace::default(), false, Duration::ZERO)?;
             self.sources.remove(&netns);
             self.socket_owners.leave(netns);
             self.shared.lock().connections.leave(netns);
@@ -167,13 +211,32 @@ impl Worker {
         if namespace.is_shared { None } else { self.cgroups.common(namespace.cgroups.iter().copied()) }
     }
 
-    fn scan_if_due(&mut self, netns: u32, namespace: &Namespace, wanted: bool) -> io::Result<()> {
+    /// Scans a namespace if that can show something new and the last scan was at least `spacing` ago.
+    fn scan_if_due(&mut self, netns: u32, namespace: &Namespace, wanted: bool, spacing: Duration) -> io::Result<()> {
         let Some(source) = self.sources.get_mut(&netns) else { return Ok(()) };
-        let before = source.counts();
+        let (now, before) = (Instant::now(), source.counts());
         let in_motion = || self.shared.lock().connections.is_in_motion(netns);
-        if !(wanted || source.is_due(before, Instant::now()) || in_motion()) {
+        source.changes = wanted || source.is_due(before, now) || in_motion();
+        if !source.changes {
+            source.known_until = now;
             return Ok(());
         }
+        if source.is_early(now, spacing) {
+            return Ok(());
+        }
+        source.known_until = now;
+        let used = self.budget.used();
+        self.scan(netns, namespace, before)?;
+        let cost = self.budget.used().saturating_sub(used);
+        // The first scan also searches for the owners of sockets, outside of the budget.
+        if let Some(source) = self.sources.get_mut(&netns).filter(|_| self.passes > 0) {
+            source.cost = cost;
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self, netns: u32, namespace: &Namespace, before: Option<TcpCounts>) -> io::Result<()> {
+        let Some(source) = self.sources.get_mut(&netns) else { return Ok(()) };
         let finds_old = source.is_old && source.is_new();
         let owner = self.default_owner(namespace);
         self.listen()?;
@@ -263,7 +326,7 @@ impl Worker {
             }
             thread::sleep(debt.min(LISTEN_EVERY));
             if debt < DEEP_IN_DEBT {
-                self.listen()?;
+                self.keep_up()?;
             }
         }
     }
@@ -277,7 +340,19 @@ impl Worker {
                 return Ok(());
             }
             thread::sleep(left.min(LISTEN_EVERY));
-            self.listen()?;
+            self.keep_up()?;
         }
+    }
+
+    /// Receives events, and decides about what they have reported.
+    fn keep_up(&mut self) -> io::Result<()> {
+        self.listen()?;
+        if self.marks[0].0.elapsed() >= LONG {
+            self.marks = [(Instant::now(), self.shared.lock().connections.now()), self.marks[0]];
+        }
+        if self.settled_at.elapsed() >= SETTLE_EVERY {
+            self.settle(false);
+        }
+        Ok(())
     }
 }

@@ -79,6 +79,11 @@ impl Process {
         assert_eq!(self.answer(), StepAnswer::Done);
     }
 
+    /// Begins a step, whose end one of the methods `finish...` waits for.
+    pub fn begin(&mut self, step: &Step) {
+        self.send(step);
+    }
+
     /// Waits for the end of a step that was begun, and returns its number.
     pub fn finish_number(&mut self) -> u64 {
         number(&self.answer())

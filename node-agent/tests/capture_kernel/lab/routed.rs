@@ -12,7 +12,7 @@ pub struct Routed<const PODS: usize> {
 /// The addresses of the pod at this index, of IPv4 and IPv6.
 pub fn addresses(index: usize) -> [String; 2] {
     let number = index + 1;
-    [format!("10.201.{number}.2"), format!("fd0{number}::2")]
+    [format!("10.201.{number}.2"), format!("fd{number:02}::2")]
 }
 
 impl<const PODS: usize> Routed<PODS> {
@@ -28,7 +28,7 @@ impl<const PODS: usize> Routed<PODS> {
             host.in_netns(&format!(
                 "ip link add pod{number} netns {outside} type veth peer name eth0 netns {inside}\n\
                  ip address add 10.201.{number}.1/24 dev pod{number}\n\
-                 ip address add fd0{number}::1/64 dev pod{number} nodad\n\
+                 ip address add fd{number:02}::1/64 dev pod{number} nodad\n\
                  ip link set pod{number} up"
             ));
             pod.in_netns(&format!(
@@ -36,7 +36,7 @@ impl<const PODS: usize> Routed<PODS> {
                  ip address add {v6}/64 dev eth0 nodad\n\
                  ip link set eth0 up\n\
                  ip route add default via 10.201.{number}.1\n\
-                 ip route add default via fd0{number}::1"
+                 ip route add default via fd{number:02}::1"
             ));
         }
         host.in_netns(

@@ -128,9 +128,10 @@ impl Connections {
         self.tracks.caught_up();
     }
 
-    /// Returns the namespaces whose scan would decide something.
-    pub(in crate::capture::fallback) fn namespaces_to_scan(&self) -> HashSet<u32> {
-        self.tracks.namespaces_to_scan()
+    /// Returns the namespaces whose scan would decide something about connections that are over, or that conntrack reported
+    /// with this message or an earlier one.
+    pub(in crate::capture::fallback) fn namespaces_to_scan(&self, reported_by: u64) -> HashSet<u32> {
+        self.tracks.namespaces_to_scan(reported_by)
     }
 
     /// Returns the number of conntrack entries that are remembered.
@@ -389,10 +390,11 @@ impl Connections {
         (if looks_like_a_server { Role::Server } else { Role::Client }, true)
     }
 
-    /// Decides about conntrack entries of connections that no scan has shown.
-    pub(in crate::capture::fallback) fn settle(&mut self) {
+    /// Decides about conntrack entries of connections that no scan has shown. `ends_pass`: all namespaces were looked for since
+    /// the last such call, so that an address without one is less likely to get one.
+    pub(in crate::capture::fallback) fn settle(&mut self, ends_pass: bool) {
         let (owners, here) = (&self.owners, self.conntrack_at);
-        self.tracks.find_homes(true, |ends| home(owners, here, ends));
+        self.tracks.find_homes(ends_pass, |ends| home(owners, here, ends));
         self.tracks
             .settle(self.clock, &mut ConntrackOnly { namespaces: &mut self.namespaces, accounts: &mut self.accounts });
         // A scan that begins from here on is later, also without a message in between.
@@ -413,7 +415,7 @@ impl Connections {
         namespace.scanned_at = Some(u64::MAX);
         // A last time, for connections that only conntrack has reported.
         self.namespaces.insert(netns, namespace);
-        self.settle();
+        self.settle(false);
         if let Some(namespace) = self.namespaces.remove(&netns) {
             self.missed_by_gone.opened += namespace.counted.missed.opened;
             self.missed_by_gone.failed += namespace.counted.missed.failed;

@@ -58,7 +58,7 @@ fn scan(connections: &mut Connections, opened: u32) {
         is_ours: &|_| true,
         counts: Some([counts, counts]),
     });
-    connections.settle();
+    connections.settle(true);
 }
 
 #[test]

@@ -279,7 +279,7 @@ impl Harness {
             }
             Action::Settle => {
                 self.record_heartbeat();
-                self.connections.settle();
+                self.connections.settle(true);
             }
             Action::Scan(at_client, during, after) => {
                 self.record_heartbeat();

@@ -406,10 +406,12 @@ impl ConntrackTable {
         }
     }
 
-    /// Returns the namespaces whose scan would decide something.
-    pub(in crate::capture::fallback) fn namespaces_to_scan(&self) -> HashSet<u32> {
+    /// Returns the namespaces whose scan would decide something about entries that are over, or were established with this
+    /// message or an earlier one.
+    pub(in crate::capture::fallback) fn namespaces_to_scan(&self, established_by: u64) -> HashSet<u32> {
         let tracks = self.undecided.iter().filter_map(|serial| self.by_number.get(serial));
-        let known = tracks.filter(|track| track.established.is_some() || track.over.is_some());
+        let is_old = |track: &&ConntrackEntry| track.established.is_some_and(|when| when <= established_by);
+        let known = tracks.filter(|track| track.over.is_some() || is_old(track));
         let waiting = |track: &ConntrackEntry, role| {
             track.namespace(role).filter(|_| matches!(track.side(role), Side::Waiting(_)))
         };
