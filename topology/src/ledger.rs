@@ -213,6 +213,14 @@ impl NodeAccount {
         true
     }
 
+    fn forget_unused_owners(&mut self) {
+        let used: HashSet<u64> = self.flows.keys().map(|key| key.cgroup_id).collect();
+        self.owners.retain(|cgroup_id, _| used.contains(cgroup_id));
+        if self.owners.capacity() > 4 * used.len() {
+            self.owners.shrink_to(2 * used.len());
+        }
+    }
+
     /// Ends the flows of a cgroup whose ID has another owner now; they stay with the former owner.
     fn orphan(&mut self, cgroup_id: u64) {
         let Some(owner) = self.owners.get(&cgroup_id).cloned() else { return };
@@ -303,8 +311,7 @@ impl Ledger {
     /// Invariant: no flow changes.
     pub fn begin_stream(&mut self, node: &str) {
         let Some(account) = self.nodes.get_mut(node) else { return };
-        let used: HashSet<u64> = account.flows.keys().map(|key| key.cgroup_id).collect();
-        account.owners.retain(|cgroup_id, _| used.contains(cgroup_id));
+        account.forget_unused_owners();
         account.snapshot = None;
     }
 
@@ -422,7 +429,8 @@ impl Ledger {
     }
 
     /// Ends flows that the snapshot did not contain: no connection is open, totals stay. Returns whether any flow ended.
-    /// Does nothing without a snapshot.
+    /// Does nothing without a snapshot. The agent sends the identities of cgroups without flows in it again when they have
+    /// flows, so those are dropped once their flows are.
     ///
     /// Invariant: the snapshot contains all flows of the current epoch that then have open connections.
     ///
@@ -438,6 +446,7 @@ impl Ledger {
                 changed |= flow.end(now);
             }
         }
+        account.forget_unused_owners();
         Ok(changed)
     }
 

@@ -333,6 +333,30 @@ fn a_cgroup_id_that_changes_hands_leaves_its_flows_with_the_former_owner() {
 }
 
 #[test]
+fn owners_of_cgroups_without_flows_are_forgotten_at_the_end_of_a_snapshot() {
+    let mut ledger = Ledger::new();
+    let epoch = Epoch([1; 16]);
+    let owner = |name: &str| CgroupOwner::HostProcess { name: name.to_owned() };
+    let snapshot = |ledger: &mut Ledger, cgroups: &[u64]| {
+        ledger.begin_snapshot(NODE, epoch).unwrap();
+        for cgroup in cgroups {
+            ledger.apply(NODE, epoch, key(*cgroup), &opened(1, 1), at(0)).unwrap();
+        }
+        ledger.end_snapshot(NODE, epoch, at(0)).unwrap();
+    };
+    ledger.identify(NODE, epoch, 1, owner("one")).unwrap();
+    ledger.identify(NODE, epoch, 2, owner("two")).unwrap();
+    snapshot(&mut ledger, &[1, 2]);
+    snapshot(&mut ledger, &[2]);
+    let owners = |ledger: &Ledger| ledger.flows().map(|flow| flow.owner.cloned()).collect::<Vec<_>>();
+    assert_eq!(owners(&ledger), [Some(owner("one")), Some(owner("two"))], "until its flows retire");
+    assert_eq!(ledger.retire(at(9), Duration::from_secs(1)), 1);
+    snapshot(&mut ledger, &[2]);
+    snapshot(&mut ledger, &[1, 2]);
+    assert_eq!(owners(&ledger), [None, Some(owner("two"))], "not told again");
+}
+
+#[test]
 fn only_what_is_over_for_long_enough_retires() {
     let mut ledger = Ledger::new();
     let epoch = Epoch([1; 16]);

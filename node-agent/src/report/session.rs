@@ -1,7 +1,7 @@
 //! Selects the next message of a stream. Pure: [`super::stream`] does the I/O.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     time::Instant,
 };
@@ -34,7 +34,10 @@ pub struct Session {
     capture: Option<CaptureState>,
     /// The node's addresses as they were reported last.
     node_addresses: BTreeSet<IpAddr>,
+    /// Owners by cgroup as the operator knows them. It forgets those of cgroups without flows in a snapshot.
     identities: HashMap<u64, Attributed>,
+    /// Cgroups of the flows in the current snapshot.
+    in_snapshot: HashSet<u64>,
 }
 
 impl Session {
@@ -50,6 +53,7 @@ impl Session {
             capture: None,
             node_addresses: BTreeSet::new(),
             identities: HashMap::new(),
+            in_snapshot: HashSet::new(),
         }
     }
 
@@ -83,14 +87,17 @@ impl Session {
         if begins_snapshot {
             self.epoch = Some(observation.epoch());
             self.snapshot = Some(observation.flows.begin_snapshot());
-            if let Some(attribution) = &observation.attribution {
-                self.identities.retain(|id, _| attribution.is_known(*id));
-            }
+            self.in_snapshot = HashSet::new();
         }
         let flows = self.take_flows(observation);
         let ends_snapshot = self.snapshot.is_some_and(|snapshot| snapshot.is_complete());
+        if self.snapshot.is_some() {
+            self.in_snapshot.extend(flows.iter().map(|(key, _)| key.cgroup_id));
+        }
         if ends_snapshot {
             self.snapshot = None;
+            let in_snapshot = std::mem::take(&mut self.in_snapshot);
+            self.identities.retain(|id, _| in_snapshot.contains(id));
         }
         let identities = match &mut observation.attribution {
             Some(attribution) if flows.is_empty() => self.corrections(attribution, now),
@@ -256,6 +263,7 @@ mod tests {
             if report.ends_snapshot {
                 let snapshot = self.snapshot.take().expect("a snapshot that ends has begun");
                 self.known.retain(|id, _| snapshot.contains(id));
+                self.named = self.known.keys().map(|(cgroup, _)| *cgroup).collect();
             }
         }
     }
