@@ -26,7 +26,7 @@ use super::{
 use crate::{
     cluster::NodeFacts,
     metrics::{LossLabels, Metrics},
-    observation::{Observations, TopologyOverview},
+    observation::{NodeObservation, Observations, TopologyOverview},
     publish_settings::PublishSettings,
     rollout::{
         FIELD_MANAGER,
@@ -238,7 +238,7 @@ impl Writer {
     ) -> BTreeMap<String, NodeState> {
         let there = self.assigner.cluster().node_probes();
         let malformed = self.assigner.cluster().malformed_node_probes();
-        let observations = self.observations.all();
+        let mut observations = self.observations.all();
         let nodes = self.assigner.cluster().nodes();
         let fallbacks = self.assigner.fallbacks();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
@@ -246,6 +246,9 @@ impl Writer {
         let mut numbers = Vec::new();
         for (name, assignment) in &assignments.nodes {
             let (Some(node), Some(probe)) = (nodes.get(name), by_name.get(&assignment.probe)) else { continue };
+            if !there.contains_key(name) && !written.statuses.contains_key(name) {
+                self.forget_earlier_agent(name, &mut observations);
+            }
             let existing = there.get(name).and_then(|it| it.status.as_ref());
             let previous = written.statuses.get(name).map(|(status, _)| status).or(existing).cloned();
             let observation = observations.get(name);
@@ -281,6 +284,15 @@ impl Writer {
             self.write_node_probe(node, status, Some(status), there.get(&name), written).await;
         }
         by_node
+    }
+
+    /// Forgets what the agent of a deleted ScopeProbe has reported, before the node gets another NodeProbe: the time between
+    /// the two is not one in which the new one's agent observed nothing.
+    fn forget_earlier_agent(&self, name: &str, observations: &mut BTreeMap<String, NodeObservation>) {
+        if observations.get(name).is_some_and(|it| !it.connected) {
+            self.observations.forget(name);
+            observations.remove(name);
+        }
     }
 
     /// Rewrites a NodeProbe that does not decode.
