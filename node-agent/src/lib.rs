@@ -19,7 +19,7 @@ pub mod epoch;
 pub mod fault_injection;
 pub mod flow_store;
 #[allow(unsafe_code, reason = "a call into the C library")]
-mod malloc;
+pub mod malloc;
 mod memory_limit;
 pub mod names;
 pub mod node_addresses;

@@ -20,6 +20,7 @@ pub fn keep_small() {
 const WORTH_SHRINKING: usize = 4096;
 
 /// Returns whether a table that has so many places for so few entries should be made smaller.
+#[must_use]
 pub fn is_worth_shrinking(capacity: usize, used: usize) -> bool {
     capacity > WORTH_SHRINKING && used < capacity / 4
 }

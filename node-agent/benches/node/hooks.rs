@@ -78,6 +78,14 @@ pub enum Attached {
 }
 
 impl Attached {
+    /// Returns the ends of connections that the capture has counted; 0 without it.
+    pub fn seen(&mut self) -> u64 {
+        match self {
+            Self::Nothing | Self::Empty { .. } => 0,
+            Self::Capture(capture) => capture.read().unwrap().seen,
+        }
+    }
+
     /// Runs a function to its end on another thread, and reads the capture meanwhile.
     pub fn read_until<T: Send>(&mut self, end: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
@@ -93,7 +101,8 @@ impl Attached {
     }
 }
 
-fn capture(cgroup: &Path, datagrams: bool) -> EbpfCapture {
+/// Starts the capture of a cgroup.
+pub fn capture(cgroup: &Path, datagrams: bool) -> EbpfCapture {
     let settings = Settings {
         cgroup_root: cgroup.to_owned(),
         self_test: false,

@@ -15,6 +15,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 const REQUEST: usize = 100;
 const RESPONSE: usize = 1000;
 
+/// Payload that is written at a time to a stream, in bytes.
+const MEGABYTE: usize = 1_000_000;
 /// Payload of a datagram, in bytes.
 const DATAGRAM: usize = 18;
 /// Datagrams that are sent before the receiver takes them: they fit into its buffer.
@@ -29,6 +31,22 @@ pub enum Work {
     Rst,
     /// Datagrams of one conversation.
     Udp,
+    /// Megabytes in one direction of one connection.
+    Bulk,
+    /// Requests and responses on one connection, one after the other.
+    Exchange,
+}
+
+impl Work {
+    /// Returns how many of these take about as long as so many connections.
+    pub fn count(self, connections: u64) -> u64 {
+        match self {
+            Self::Fin | Self::Rst => connections,
+            Self::Udp => 8 * connections,
+            Self::Bulk => connections / 8,
+            Self::Exchange => 2 * connections,
+        }
+    }
 }
 
 /// Child process that makes connections on request.
@@ -49,7 +67,7 @@ impl Load {
         Self { child }
     }
 
-    /// Begins so many connections or datagrams.
+    /// Begins so many connections, datagrams, megabytes or exchanges.
     pub fn begin(&mut self, count: u64) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{count}").unwrap();
     }
@@ -77,6 +95,8 @@ pub fn run(work: &str) {
         let begun = Instant::now();
         match work {
             "Udp" => send_datagrams(count),
+            "Bulk" => transfer(count),
+            "Exchange" => exchange(count),
             _ => connect(count, work == "Rst"),
         }
         println!("{}", begun.elapsed().as_nanos());
@@ -91,6 +111,42 @@ fn send_datagrams(count: u64) {
         (0..WINDOW).for_each(|_| _ = one.send(&[1; DATAGRAM]).unwrap());
         (0..WINDOW).for_each(|_| _ = other.recv(&mut [0; DATAGRAM]).unwrap());
     }
+}
+
+/// Returns both ends of a connection.
+fn pair() -> [TcpStream; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    [client, listener.accept().unwrap().0]
+}
+
+fn transfer(megabytes: u64) {
+    let [mut client, mut server] = pair();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut buffer = vec![0; MEGABYTE];
+            while server.read(&mut buffer).unwrap() > 0 {}
+        });
+        let megabyte = vec![1; MEGABYTE];
+        (0..megabytes).for_each(|_| client.write_all(&megabyte).unwrap());
+        drop(client);
+    });
+}
+
+fn exchange(times: u64) {
+    let [mut client, mut server] = pair();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for _ in 0..times {
+                server.read_exact(&mut [0; REQUEST]).unwrap();
+                server.write_all(&[1; RESPONSE]).unwrap();
+            }
+        });
+        for _ in 0..times {
+            client.write_all(&[1; REQUEST]).unwrap();
+            client.read_exact(&mut [0; RESPONSE]).unwrap();
+        }
+    });
 }
 
 fn connect(connections: u64, resets: bool) {

@@ -1,5 +1,8 @@
-//! Measures what the agent's kernel programs cost: the time in the kernel for each connection and each datagram, beside
-//! empty programs of the same hooks, and the rate with and without them, in pairs.
+//! Measures what the agent's capture costs, and what it counts.
+//!
+//! - The time in the kernel for each connection and each datagram, beside empty programs of the same hooks.
+//! - The rate with and without the programs, in pairs, and the share of the connections that are counted.
+//! - Time and memory of a start.
 //!
 //! Needs root. It makes a cgroup of its own, and traffic over the loopback. `SCOPEPROBE_BENCH=<connections>,<pairs>`
 //! changes the size. The last line is JSON.
@@ -8,6 +11,7 @@
 mod hooks;
 mod kernel_time;
 mod load;
+mod start;
 
 use std::{
     fs,
@@ -25,13 +29,13 @@ use crate::{
 
 /// Repetitions of each measurement of kernel time; the median counts.
 const ROUNDS: usize = 5;
-/// Datagrams for each connection of the size.
-const DATAGRAMS: u64 = 8;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).map(String::as_str) == Some("load") {
-        return load::run(&arguments[2]);
+    match arguments.get(1).map(String::as_str) {
+        Some("load") => return load::run(&arguments[2]),
+        Some("start") => return start::run(arguments[2].as_ref()),
+        _ => {}
     }
     let size = std::env::var("SCOPEPROBE_BENCH").unwrap_or_else(|_| String::from("20000,9"));
     let (connections, pairs) = size.split_once(',').unwrap();
@@ -39,9 +43,12 @@ fn main() {
     let cgroup = Cgroup::new();
     let map_bytes = hooks::map_bytes(&cgroup.0);
     println!("the maps take {map_bytes} bytes at the start");
+    let start = start::measure(&cgroup.0);
+    println!("start of the capture: {start}");
     let times = kernel_times(&cgroup.0, connections);
     let rates = rates(&cgroup.0, connections, pairs);
-    println!("{}", serde_json::json!({ "mapBytes": map_bytes, "kernelTime": times, "pairs": rates }));
+    let all = serde_json::json!({ "mapBytes": map_bytes, "start": start, "kernelTime": times, "pairs": rates });
+    println!("{all}");
 }
 
 /// Cgroup of the load; removed with this value.
@@ -72,8 +79,7 @@ fn kernel_times(cgroup: &Path, connections: u64) -> serde_json::Value {
     println!("{:14} {:>4} {:>6} {:>8}", "programs", "", "runs", "ns");
     for hooks in [Hooks::EmptyOps, Hooks::EmptyStates, Hooks::Connections, Hooks::EmptyPackets, Hooks::Capture] {
         for work in hooks.works() {
-            let connections = if *work == Work::Udp { connections * DATAGRAMS } else { connections };
-            let (runs, nanoseconds) = kernel_time(hooks, *work, cgroup, connections);
+            let (runs, nanoseconds) = kernel_time(hooks, *work, cgroup, work.count(connections));
             println!("{:14} {:>4} {runs:>6.1} {nanoseconds:>8.0}", format!("{hooks:?}"), format!("{work:?}"));
             let key = format!("{hooks:?}{work:?}");
             found.insert(key, serde_json::json!({ "runs": runs, "nanoseconds": nanoseconds }));
@@ -99,26 +105,30 @@ fn kernel_time(hooks: Hooks, work: Work, cgroup: &Path, connections: u64) -> (f6
     (median.runs as f64 / connections as f64, median.nanoseconds as f64 / connections as f64)
 }
 
-/// Prints and returns the ratio of rates and of processor time, with the capture and without.
+/// Prints and returns the ratio of rates and of processor time, with the capture and without, and the share of ends of
+/// connections that the capture counted.
 fn rates(cgroup: &Path, connections: u64, pairs: usize) -> serde_json::Value {
     let mut found = serde_json::Map::new();
     println!("with the capture / without, in {pairs} pairs: median (least to greatest)");
-    for work in [Work::Fin, Work::Rst, Work::Udp] {
-        let connections = if work == Work::Udp { connections * DATAGRAMS } else { connections };
-        let (mut rate, mut cpu) = (Vec::new(), Vec::new());
+    for work in [Work::Fin, Work::Rst, Work::Udp, Work::Bulk, Work::Exchange] {
+        let count = work.count(connections);
+        let (mut rate, mut cpu, mut counted) = (Vec::new(), Vec::new(), Vec::new());
         for turn in 0..pairs {
             // Each comes first as often as the other.
             let order = if turn % 2 == 0 { [Hooks::Off, Hooks::Capture] } else { [Hooks::Capture, Hooks::Off] };
-            let mut pair = order.map(|hooks| (hooks == Hooks::Off, at_full_speed(hooks, work, cgroup, connections)));
+            let mut pair = order.map(|hooks| (hooks == Hooks::Off, at_full_speed(hooks, work, cgroup, count)));
             pair.sort_by_key(|(is_off, _)| !is_off);
             let [(_, off), (_, on)] = pair;
             rate.push(off.seconds / on.seconds);
             cpu.push(on.cpu_seconds / off.cpu_seconds);
+            counted.push(on.counted);
         }
-        for (what, values) in [("rate", &mut rate), ("cpu", &mut cpu)] {
+        let of_connections = if matches!(work, Work::Fin | Work::Rst) { 3 } else { 2 };
+        let all = [("rate", &mut rate), ("cpu", &mut cpu), ("counted", &mut counted)];
+        for (what, values) in all.into_iter().take(of_connections) {
             values.sort_by(f64::total_cmp);
             let (median, least, most) = (values[pairs / 2], values[0], values[pairs - 1]);
-            println!("{what:5} {work:?} {median:.3} ({least:.3} to {most:.3})");
+            println!("{what:7} {work:?} {median:.3} ({least:.3} to {most:.3})");
             found.insert(format!("{what}{work:?}"), serde_json::json!([median, least, most]));
         }
     }
@@ -130,18 +140,24 @@ struct Speed {
     seconds: f64,
     /// Processor time of the load and of the kernel's work for it.
     cpu_seconds: f64,
+    /// Ends of connections that the capture counted, as a share of all; 0 without it.
+    counted: f64,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a measurement")]
-fn at_full_speed(hooks: Hooks, work: Work, cgroup: &Path, connections: u64) -> Speed {
+fn at_full_speed(hooks: Hooks, work: Work, cgroup: &Path, count: u64) -> Speed {
     let mut attached = hooks.attach(cgroup);
     let mut load = Load::start(cgroup, work);
-    load.begin(connections / 10);
+    load.begin(count / 10);
     load.end();
-    let before = cpu_microseconds(cgroup);
-    load.begin(connections);
+    let (before, seen) = (cpu_microseconds(cgroup), attached.seen());
+    load.begin(count);
     let elapsed = attached.read_until(|| load.end());
-    Speed { seconds: elapsed.as_secs_f64(), cpu_seconds: (cpu_microseconds(cgroup) - before) as f64 / 1e6 }
+    Speed {
+        seconds: elapsed.as_secs_f64(),
+        cpu_seconds: (cpu_microseconds(cgroup) - before) as f64 / 1e6,
+        counted: (attached.seen() - seen) as f64 / (2 * count) as f64,
+    }
 }
 
 fn cpu_microseconds(cgroup: &Path) -> u64 {

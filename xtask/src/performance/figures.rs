@@ -31,6 +31,18 @@ impl Figure {
 pub(super) const WORKS: [(&str, &str); 3] =
     [("Fin", "connection that ends with FIN"), ("Rst", "connection that ends with RST"), ("Udp", "datagram")];
 
+/// Loads that are measured with and without the capture.
+pub(super) const PAIRED: [(&str, &str); 5] = [
+    WORKS[0],
+    WORKS[1],
+    WORKS[2],
+    ("Bulk", "megabyte of a stream"),
+    ("Exchange", "request and response on an open connection"),
+];
+
+/// Loads of which the share is measured that the capture counts.
+pub(super) const COUNTED: [(&str, &str); 2] = [WORKS[0], WORKS[1]];
+
 /// Empty programs that are the floor for a load: what the kernel takes for the same hooks.
 pub(super) fn floor(work: &str) -> &'static [&'static str] {
     if work == "Udp" { &["EmptyPackets"] } else { &["EmptyStates", "EmptyPackets"] }
@@ -55,6 +67,12 @@ pub(super) fn pairs(measured: &Value, what: &str, work: &str) -> anyhow::Result<
     three.with_context(|| format!("the measurement has no pairs of {what} for {work}"))
 }
 
+/// Returns a figure of the capture's start: `milliseconds` until it counts, `cpuMilliseconds`, `peakKibibytes` of resident
+/// memory and the `kibibytes` that stay.
+pub(super) fn start(measured: &Value, what: &str) -> anyhow::Result<f64> {
+    measured["start"][what].as_f64().with_context(|| format!("the measurement has no {what} of the start"))
+}
+
 /// Returns the size of the kernel's maps at the start, in MiB.
 pub(super) fn map_mebibytes(measured: &Value) -> anyhow::Result<f64> {
     let bytes = measured["mapBytes"].as_f64().context("the measurement has no size of maps")?;
@@ -68,11 +86,21 @@ pub(super) fn figures(measured: &Value) -> anyhow::Result<Vec<Figure>> {
         let value = nanoseconds(measured, "Capture", work)? / floor_nanoseconds(measured, work)?;
         found.push(Figure { name: format!("kernel time of a {name} / empty programs"), value, better: Better::Less });
     }
-    for (work, name) in WORKS {
+    for (work, name) in PAIRED {
         let [value, ..] = pairs(measured, "rate", work)?;
         found.push(Figure { name: format!("rate of a {name}, with / without"), value, better: Better::More });
         let [value, ..] = pairs(measured, "cpu", work)?;
         found.push(Figure { name: format!("processor time of a {name}, with / without"), value, better: Better::Less });
+    }
+    for (work, name) in COUNTED {
+        let [_, value, _] = pairs(measured, "counted", work)?;
+        found.push(Figure { name: format!("least share counted of a {name}"), value, better: Better::More });
+    }
+    for (what, name) in
+        [("peakKibibytes", "most resident memory of a start"), ("kibibytes", "resident memory after a start")]
+    {
+        let value = start(measured, what)?;
+        found.push(Figure { name: format!("{name}, KiB"), value, better: Better::Less });
     }
     let value = map_mebibytes(measured)?;
     found.push(Figure { name: "maps at the start, MiB".to_owned(), value, better: Better::Less });
@@ -87,14 +115,18 @@ pub(super) fn sample(nanoseconds: f64, rate: f64) -> Value {
         "mapBytes": 1 << 20,
         "machine": {"kernel": "6.18", "processors": 2},
         "kernelTime": {}, "pairs": {},
+        "start": {"milliseconds": 350, "cpuMilliseconds": 90, "peakKibibytes": 20480, "kibibytes": 10240},
     });
     for (work, _) in WORKS {
         for empty in ["EmptyStates", "EmptyPackets"] {
             measured["kernelTime"][format!("{empty}{work}")] = time(400.0);
         }
         measured["kernelTime"][format!("Capture{work}")] = time(nanoseconds);
+    }
+    for (work, _) in PAIRED {
         measured["pairs"][format!("rate{work}")] = serde_json::json!([rate, rate - 0.1, rate + 0.1]);
         measured["pairs"][format!("cpu{work}")] = serde_json::json!([1.0, 0.9, 1.1]);
+        measured["pairs"][format!("counted{work}")] = serde_json::json!([1.0, 1.0, 1.0]);
     }
     measured
 }
@@ -106,7 +138,7 @@ mod tests {
     #[test]
     fn missing_numbers_are_named() {
         let mut measured = sample(1000.0, 1.0);
-        assert_eq!(figures(&measured).unwrap().len(), 10);
+        assert_eq!(figures(&measured).unwrap().len(), 18);
         measured["kernelTime"]["CaptureUdp"] = Value::Null;
         assert!(figures(&measured).unwrap_err().to_string().contains("Capture for Udp"));
     }
