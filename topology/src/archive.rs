@@ -21,7 +21,7 @@ use std::{
 use self::{
     expired_pods::ExpiredPods,
     merged_externals::{Parts, is_named_yet, is_shared},
-    placements::Placements,
+    placements::{PATIENCE, Placements},
 };
 use crate::{
     activity, count,
@@ -31,6 +31,9 @@ use crate::{
     graph::{self, Graph, Known, KnownConnections, Options, Outside},
     ledger::Ledger,
 };
+
+/// Time until the next look at what agents have reported, while what was published is not settled.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// An edge as an operator has published it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,16 +115,21 @@ impl Archive {
     }
 
     /// Settles, as [`Self::settle`], once all agents have reported for [`Options::settle`]: what has to wait until then is on
-    /// no edge yet, so that its published counters have to stay. To be called again and again when all agents have reported
+    /// no edge yet, so that its published counters have to stay. Waits up to ten seconds for connections that only servers had
+    /// counted when they were published. To be called again and again when all agents have reported
     /// everything; the graphs in between name the time ([`Graph::settles_at`]).
     pub fn settle_in_time(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) {
         let Some(before) = self.before.as_mut().filter(|before| !before.is_settled()) else { return };
         let reported_at = *before.reported_at.get_or_insert(options.now);
-        if options.now.duration_since(reported_at).unwrap_or_default() >= options.settle {
-            self.settle(ledger, directory, options.now);
-        } else if !self.placements.is_empty() {
+        let waited = options.now.duration_since(reported_at).unwrap_or_default();
+        if !self.placements.is_empty() {
             let reported = self.reported(ledger, directory, options.now);
             self.note_servers(&reported);
+        }
+        // Servers' agents may report after clients' agents at each look. What then seems forgotten would count twice.
+        let is_patient = waited < PATIENCE && self.before.as_ref().is_some_and(PublishedHistory::lacks_servers);
+        if waited >= options.settle && !is_patient {
+            self.settle(ledger, directory, options.now);
         }
     }
 
@@ -183,8 +191,8 @@ impl Archive {
         let mut lacking = Vec::new();
         if let Some(before) = &self.before {
             lacking = before.add_to(&mut graph, directory, options);
-            let settles_at =
-                before.reported_at.filter(|_| !before.is_settled()).map(|reported| reported + options.settle);
+            let reported_at = before.reported_at.filter(|_| !before.is_settled());
+            let settles_at = reported_at.map(|reported| (reported + options.settle).max(options.now + LOOK_AGAIN));
             graph.settles_at = [graph.settles_at, settles_at].into_iter().flatten().min();
         }
         self.outside.clone_from(&graph.outside);
@@ -320,6 +328,13 @@ impl PublishedHistory {
     /// Returns whether all agents have reported since.
     fn is_settled(&self) -> bool {
         self.settled.is_some()
+    }
+
+    /// Returns whether an edge was published with more connections that only servers had counted than any look has shown
+    /// since.
+    fn lacks_servers(&self) -> bool {
+        let shown = |key: &EdgeKey| self.from_servers.get(key).map_or(0, |most| most.opened);
+        self.edges.iter().any(|(key, published)| published.edge.from_servers.opened > shown(key))
     }
 
     /// Returns connections that servers' agents may still count although the clients' agents do not.

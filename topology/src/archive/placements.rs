@@ -13,7 +13,7 @@ use crate::{
 
 /// Time for which an edge has to have fewer such connections until the fewer count. Agents of both ends report at different
 /// times: a server's count, of which clients' counts are taken, is too low for a moment.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Edges with connections that only servers have counted, as they were shown last.
 #[derive(Clone, Debug, Default)]

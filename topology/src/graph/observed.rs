@@ -251,6 +251,7 @@ impl<'a> ServerFlow<'a> {
         {
             counters.bytes_sent = known.bytes_sent.min(self.left.bytes_sent);
             counters.bytes_received = known.bytes_received.min(self.left.bytes_received);
+            counters.active = known.active.min(self.left.active);
         } else if counters.opened > 0 && counters.opened < self.left.opened {
             self.has_shared_bytes = true;
         }

@@ -86,6 +86,17 @@ impl World {
     }
 }
 
+/// Returns by how much each edge has grown.
+fn growth(
+    before: &BTreeMap<EdgeKey, EdgeCounters>,
+    now: &BTreeMap<EdgeKey, EdgeCounters>,
+) -> BTreeMap<EdgeKey, EdgeCounters> {
+    let before = |key: &EdgeKey| before.get(key).copied().unwrap_or_default();
+    let growth =
+        |(key, now): (&EdgeKey, &EdgeCounters)| (key.clone(), EdgeCounters { active: 0, ..now.without(&before(key)) });
+    now.iter().map(growth).filter(|(_, growth)| *growth != EdgeCounters::default()).collect()
+}
+
 /// Runs the steps, lets the events happen, and compares by how much each edge has grown with the truth.
 fn check_growth(before: &[Step], events: &[Event]) -> Result<(), TestCaseError> {
     let mut world = World::new();
@@ -103,13 +114,6 @@ fn check_growth(before: &[Step], events: &[Event]) -> Result<(), TestCaseError> 
     let (shown, truth) = (world.rest(), world.truth.clone());
     world.go_on(events)?;
     let now = world.rest();
-    let growth = |before: &BTreeMap<EdgeKey, EdgeCounters>, now: &BTreeMap<EdgeKey, EdgeCounters>| {
-        let before = |key: &EdgeKey| before.get(key).copied().unwrap_or_default();
-        let growth = |(key, now): (&EdgeKey, &EdgeCounters)| {
-            (key.clone(), EdgeCounters { active: 0, ..now.without(&before(key)) })
-        };
-        now.iter().map(growth).filter(|(_, growth)| *growth != EdgeCounters::default()).collect::<BTreeMap<_, _>>()
-    };
     prop_assert_eq!(
         growth(&shown, &now),
         growth(&truth, &world.truth),
@@ -141,6 +145,35 @@ fn bytes_that_a_server_has_not_reported_yet_are_counted_once_across_a_restart() 
     let ahead = [Happens(Open(true, 0)), Reports(1), Reports(0), Happens(Open(false, 0)), Happens(Open(false, 0))];
     let published = [Happens(Open(false, 1)), Publishes, OperatorRestarts];
     check_growth(&[missed.as_slice(), &[RestartOperator(false)]].concat(), &[ahead.as_slice(), &published].concat())
+}
+
+/// The server's agent reports after the client's at each look of the new operator, for longer than others have to wait. What
+/// only the server had counted is not taken for forgotten.
+#[test]
+fn connections_of_a_server_that_lags_behind_are_counted_once_across_a_restart() {
+    use Step::{Close, Open, Publish, Report, RestartAgent};
+    for service in [false, true] {
+        let mut world = World::new();
+        let known = [Open(true, 7), Open(false, 9), Close(true), Close(false), Report, Publish];
+        let missed = [Open(false, 10), Close(false), RestartAgent(0, false), Publish];
+        known.iter().chain(&missed).for_each(|step| world.run(step));
+        let (shown, truth) = (world.rest(), world.truth.clone());
+        world.restart_operator();
+        world.happen(&Open(service, 0));
+        for _ in 0..8 {
+            world.snapshot(0);
+            let _ = world.build_shown();
+            world.now += Duration::from_millis(500);
+        }
+        world.snapshot(1);
+        let _ = world.build_shown();
+        let now = world.rest();
+        assert_eq!(
+            growth(&shown, &now),
+            growth(&truth, &world.truth),
+            "through the Service: {service}, {shown:?}, {now:?}"
+        );
+    }
 }
 
 proptest! {
