@@ -116,20 +116,20 @@ impl Archive {
 
     /// Settles, as [`Self::settle`], once all agents have reported for [`Options::settle`]: what has to wait until then is on
     /// no edge yet, so that its published counters have to stay. Waits up to ten seconds for connections that only servers had
-    /// counted when they were published. To be called again and again when all agents have reported
-    /// everything; the graphs in between name the time ([`Graph::settles_at`]).
+    /// counted when they were published. To be called again and again when all agents have reported everything; the graphs in between name the time ([`Graph::settles_at`]).
     pub fn settle_in_time(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) {
         let Some(before) = self.before.as_mut().filter(|before| !before.is_settled()) else { return };
         let reported_at = *before.reported_at.get_or_insert(options.now);
         let waited = options.now.duration_since(reported_at).unwrap_or_default();
-        if !self.placements.is_empty() {
-            let reported = self.reported(ledger, directory, options.now);
-            self.note_servers(&reported);
+        if waited < options.settle && self.placements.is_empty() {
+            return;
         }
+        let reported = self.reported(ledger, directory, options.now);
+        self.note_servers(&reported);
         // Servers' agents may report after clients' agents at each look. What then seems forgotten would count twice.
         let is_patient = waited < PATIENCE && self.before.as_ref().is_some_and(PublishedHistory::lacks_servers);
         if waited >= options.settle && !is_patient {
-            self.settle(ledger, directory, options.now);
+            self.settle_by(&reported, directory);
         }
     }
 
@@ -143,11 +143,16 @@ impl Archive {
         }
         let reported = self.reported(ledger, directory, now);
         self.note_servers(&reported);
+        self.settle_by(&reported, directory);
+    }
+
+    /// Settles by the graph of what agents report.
+    fn settle_by(&mut self, reported: &Graph, directory: &Directory) {
         if let Some(before) = &mut self.before {
             before.settled = Some(before.earlier_connections());
             settlement::settle(&mut before.edges, &reported.edges, &before.from_servers);
             self.placements.restore(before.edges.values().map(|published| &published.edge));
-            before.under_a_name = before.find_under_a_name(&reported, directory);
+            before.under_a_name = before.find_under_a_name(reported, directory);
         }
     }
 

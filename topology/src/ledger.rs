@@ -213,11 +213,13 @@ impl NodeAccount {
         true
     }
 
+    /// Drops the owners of cgroups without flows.
     fn forget_unused_owners(&mut self) {
-        let used: HashSet<u64> = self.flows.keys().map(|key| key.cgroup_id).collect();
-        self.owners.retain(|cgroup_id, _| used.contains(cgroup_id));
-        if self.owners.capacity() > 4 * used.len() {
-            self.owners.shrink_to(2 * used.len());
+        let Self { flows, owners, .. } = self;
+        let has_flows = |id: u64| flows.range(first_key(id)..).next().is_some_and(|(key, _)| key.cgroup_id == id);
+        owners.retain(|cgroup_id, _| has_flows(*cgroup_id));
+        if owners.capacity() > 4 * owners.len() {
+            owners.shrink_to(2 * owners.len());
         }
     }
 
