@@ -123,9 +123,11 @@ fn rates(cgroup: &Path, connections: u64, pairs: usize) -> serde_json::Value {
             cpu.push(on.cpu_seconds / off.cpu_seconds);
             counted.push(on.counted);
         }
-        let of_connections = if matches!(work, Work::Fin | Work::Rst) { 3 } else { 2 };
-        let all = [("rate", &mut rate), ("cpu", &mut cpu), ("counted", &mut counted)];
-        for (what, values) in all.into_iter().take(of_connections) {
+        let mut all = vec![("rate", rate), ("cpu", cpu)];
+        if matches!(work, Work::Fin | Work::Rst) {
+            all.push(("counted", counted));
+        }
+        for (what, mut values) in all {
             values.sort_by(f64::total_cmp);
             let (median, least, most) = (values[pairs / 2], values[0], values[pairs - 1]);
             println!("{what:7} {work:?} {median:.3} ({least:.3} to {most:.3})");

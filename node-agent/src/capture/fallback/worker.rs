@@ -131,9 +131,10 @@ impl Worker {
         namespaces.sort_by_key(|(netns, _)| (!wanted.contains(netns), known_until(netns)));
         let spacing = self.spacing();
         for (netns, namespace) in namespaces {
+            let is_wanted = wanted.contains(netns);
             let is_covered = self.conntrack.is_some() && self.default_owner(namespace).is_some();
-            let spacing = if wanted.contains(netns) || !is_covered { Duration::ZERO } else { spacing };
-            self.scan_if_due(*netns, namespace, wanted.contains(netns), spacing)?;
+            let spacing = if is_covered && !is_wanted { spacing } else { Duration::ZERO };
+            self.scan_if_due(*netns, namespace, is_wanted, spacing)?;
             // No reading is published before the first scan is complete.
             if self.passes > 0 {
                 self.pay()?;
@@ -217,14 +218,13 @@ impl Worker {
         let (now, before) = (Instant::now(), source.counts());
         let in_motion = || self.shared.lock().connections.is_in_motion(netns);
         source.changes = wanted || source.is_due(before, now) || in_motion();
-        if !source.changes {
-            source.known_until = now;
-            return Ok(());
-        }
-        if source.is_early(now, spacing) {
+        if source.changes && source.is_early(now, spacing) {
             return Ok(());
         }
         source.known_until = now;
+        if !source.changes {
+            return Ok(());
+        }
         let used = self.budget.used();
         self.scan(netns, namespace, before)?;
         let cost = self.budget.used().saturating_sub(used);
