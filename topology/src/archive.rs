@@ -6,6 +6,7 @@
 //! sum of that part and the agents' counters. They are never less than what was published. They are less than the truth
 //! only if agents restarted while no operator ran.
 
+mod earlier;
 mod expired_pods;
 mod merged_externals;
 mod placements;
@@ -25,7 +26,7 @@ use self::{
 };
 use crate::{
     activity, count,
-    counts::Counts,
+    counts::{Counts, Earlier},
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Seen, Times},
     graph::{self, Graph, Known, KnownConnections, Options, Outside},
@@ -41,7 +42,7 @@ pub struct Published {
     /// The edge.
     pub edge: Edge,
     /// Part of it that agents no longer reported.
-    pub earlier: Counts,
+    pub earlier: Earlier,
 }
 
 /// History to add to the graph of the ledger's flows.
@@ -203,10 +204,11 @@ impl Archive {
         self.outside.clone_from(&graph.outside);
         let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
         if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
-            graph.earlier = earlier(&graph, ledger, directory, options.now);
+            let anew = reported_anew(&graph, ledger, directory, options.now);
+            graph.earlier = earlier::earlier(&graph, &anew, self.before.as_ref().map(|before| &before.edges));
             if let Some(before) = self.before.as_ref().filter(|before| !before.is_settled()) {
                 graph.earlier.extend(before.still_earlier());
-                graph.earlier.retain(|_, earlier| *earlier != Counts::default());
+                graph.earlier.retain(|_, earlier| *earlier != Earlier::default());
             }
         }
         raise(&mut graph.edges, lacking);
@@ -246,7 +248,7 @@ impl Archive {
     /// Adds the connections that clients' agents counted in flows that the ledger has evicted.
     fn forgotten(&self, mut forgotten: KnownConnections) -> KnownConnections {
         for (key, retired) in &self.retired {
-            forgotten.add(key, &retired.counters.share(retired.by_clients), &[]);
+            forgotten.add(key, &retired.counters.share(retired.by_clients), &[], retired.by_clients);
         }
         forgotten
     }
@@ -321,12 +323,12 @@ impl PublishedHistory {
     /// Returns whether history exists that agents do not report, as far as known.
     fn is_needed(&self) -> bool {
         let nothing = Counts::default();
-        self.edges.values().any(|published| !self.is_settled() || published.earlier != nothing)
+        self.edges.values().any(|published| !self.is_settled() || published.earlier.counts != nothing)
     }
 
     /// Returns the part of each edge that agents no longer reported when it was published. Until all of them have reported,
     /// nothing is known of what they have forgotten since.
-    fn still_earlier(&self) -> impl Iterator<Item = (EdgeKey, Counts)> {
+    fn still_earlier(&self) -> impl Iterator<Item = (EdgeKey, Earlier)> {
         self.edges.iter().map(|(key, published)| (key.clone(), published.earlier.clone()))
     }
 
@@ -347,19 +349,24 @@ impl PublishedHistory {
         if let Some(settled) = &self.settled {
             return settled.clone();
         }
-        self.connections(|published| (published.edge.counters, published.edge.servers.as_slice()))
+        self.connections(|Published { edge, .. }| (edge.counters, edge.servers.as_slice(), edge.counters.opened))
     }
 
     /// Returns the connections that no client's agent reported any more when they were published.
     fn earlier_connections(&self) -> KnownConnections {
-        self.connections(|published| (published.earlier.counters, published.earlier.servers.as_slice()))
+        self.connections(|Published { earlier: Earlier { counts, known_to_servers }, .. }| {
+            (counts.counters, counts.servers.as_slice(), *known_to_servers)
+        })
     }
 
-    fn connections<'a>(&'a self, part: impl Fn(&'a Published) -> (EdgeCounters, &'a [Endpoint])) -> KnownConnections {
+    fn connections<'a>(
+        &'a self,
+        part: impl Fn(&'a Published) -> (EdgeCounters, &'a [Endpoint], u64),
+    ) -> KnownConnections {
         let mut connections = KnownConnections::default();
         for published in self.edges.values().filter(|published| published.edge.seen != Seen::Server) {
-            let (counters, servers) = part(published);
-            connections.add(&published.edge.key, &counters, servers);
+            let (counters, servers, known_to_servers) = part(published);
+            connections.add(&published.edge.key, &counters, servers, known_to_servers);
         }
         connections
     }
@@ -367,14 +374,15 @@ impl PublishedHistory {
     /// Returns the part of an edge that agents do not report; until all of them reported, the part that they may not
     /// report.
     fn unknown_to_agents<'a>(&self, published: &'a Published) -> &'a EdgeCounters {
-        if self.is_settled() { &published.earlier.counters } else { &published.edge.counters }
+        if self.is_settled() { &published.earlier.counts.counters } else { &published.edge.counters }
     }
 
     fn find_under_a_name(&self, graph: &Graph, directory: &Directory) -> HashMap<EdgeKey, EdgeCounters> {
         let mut expired = ExpiredPods::new(self.edges.values().map(|it| (&it.edge.key, self.unknown_to_agents(it))));
         let found = graph.edges.iter().map(|edge| {
             let published = self.edges.get(&edge.key);
-            let published = published.map(|it| it.edge.counters.without(&it.earlier.counters)).unwrap_or_default();
+            let published =
+                published.map(|it| it.edge.counters.without(&it.earlier.counts.counters)).unwrap_or_default();
             (edge.key.clone(), expired.under_a_name(edge, &published, directory))
         });
         found.filter(|(_, counters)| *counters != EdgeCounters::default()).collect()
@@ -394,7 +402,7 @@ impl PublishedHistory {
         for edge in &mut graph.edges {
             let Some(published) = missing.remove(&edge.key) else { continue };
             let now = Counts::of(edge);
-            let (mut earlier, mut least) = (published.earlier.clone(), Counts::of(&published.edge));
+            let (mut earlier, mut least) = (published.earlier.counts.clone(), Counts::of(&published.edge));
             if self.is_settled() && (is_shared(&edge.key) || published.edge.seen == Seen::Server) {
                 // It is more or less by what other addresses now are behind it. What only servers counted is the client's, on
                 // its edges, once that is observed.
@@ -445,7 +453,7 @@ impl PublishedHistory {
         let mut parts = Parts::of(&mut graph.edges);
         for published in missing.iter().filter(|published| is_named_yet(&published.edge.key, directory)) {
             if let Some(whole) = parts.edge(&published.edge.key, &graph.outside, directory) {
-                whole.counters.add(&published.earlier.counters);
+                whole.counters.add(&published.earlier.counts.counters);
                 whole.times = Times::of_both(whole.times, published.edge.times);
                 continue;
             }
@@ -454,7 +462,7 @@ impl PublishedHistory {
             if self.is_settled() {
                 // What agents still know is on other edges now: of addresses that were shared, and of servers whose clients
                 // have become known.
-                published.earlier.clone().write_to(&mut edge);
+                published.earlier.counts.clone().write_to(&mut edge);
                 edge.from_servers = EdgeCounters::default();
                 (edge.clients_from_servers, edge.servers_from_servers) = (Vec::new(), Vec::new());
             }
@@ -497,8 +505,8 @@ fn everything(now: SystemTime) -> Options {
     Options { now, settle: Duration::ZERO, retention: Duration::MAX, max_external: usize::MAX }
 }
 
-/// The part of each edge that an operator would not learn from the agents if it began now.
-fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> HashMap<EdgeKey, Counts> {
+/// Makes the graph that an operator would learn from the agents if it began now.
+fn reported_anew(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
     // It would not know those who are gone either.
     let mut present = Cow::Borrowed(directory);
     if directory.has_removed() {
@@ -506,18 +514,5 @@ fn earlier(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTim
     }
     let placed = placements::parts(&graph.edges);
     let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
-    let anew = graph::build_from_agents(ledger, &present, &everything(now), &known);
-    let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
-    let of = |edge: &Edge| {
-        let mut known = anew.get(&edge.key).map(|edge| Counts::of(edge)).unwrap_or_default();
-        if let Some(anew) = anew.get(&edge.key).filter(|_| edge.seen != Seen::Server) {
-            // What only servers still count of it, and did not before, is taken for what the clients' agents have forgotten.
-            known = known.without(&Counts::from_servers(anew).without(&Counts::from_servers(edge)));
-        }
-        let mut earlier = Counts::of(edge).without(&known);
-        earlier.counters.active = 0;
-        earlier
-    };
-    let all = graph.edges.iter().map(|edge| (edge.key.clone(), of(edge)));
-    all.filter(|(_, earlier)| *earlier != Counts::default()).collect()
+    graph::build_from_agents(ledger, &present, &everything(now), &known)
 }

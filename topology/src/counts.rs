@@ -18,6 +18,26 @@ pub struct Counts {
     pub servers: Vec<Endpoint>,
 }
 
+/// Part of an edge that an operator would not learn from agents if it began now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// The part.
+    pub counts: Counts,
+    /// Connections among these that servers' agents report nevertheless, as those of unknown clients.
+    pub known_to_servers: u64,
+}
+
+impl Earlier {
+    /// Returns what both ends' objects have of it: either may know more.
+    #[must_use]
+    pub fn at_least(&self, other: &Self) -> Self {
+        Self {
+            counts: self.counts.at_least(&other.counts),
+            known_to_servers: self.known_to_servers.max(other.known_to_servers),
+        }
+    }
+}
+
 impl Counts {
     /// Those of an edge.
     #[must_use]

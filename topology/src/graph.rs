@@ -36,7 +36,7 @@ pub use self::{
     known_connections::KnownConnections,
 };
 use crate::{
-    counts::Counts,
+    counts::Earlier,
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey},
     ledger::{FlowView, Ledger},
@@ -74,7 +74,9 @@ pub struct Graph {
     pub settles_at: Option<SystemTime>,
     /// Part of each edge that its agents no longer report, if any; only the published objects can tell a restarted
     /// operator. Filled by [`crate::archive::Archive::build`].
-    pub earlier: HashMap<EdgeKey, Counts>,
+    pub earlier: HashMap<EdgeKey, Earlier>,
+    /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
+    pub forgotten_by_servers: HashMap<(EdgeKey, String), u64>,
     /// External addresses with edges of their own; all others share edges ([`Peer::OtherExternal`](crate::edge::Peer)).
     pub outside: Outside,
 }

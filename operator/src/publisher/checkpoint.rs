@@ -9,7 +9,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use crds::MAX_CHECKPOINT;
 use prost::Message as _;
 use topology::{
-    counts::Counts,
+    counts::{Counts, Earlier},
     edge::{EdgeCounters, Endpoint},
 };
 
@@ -64,6 +64,9 @@ struct Edge {
     bytes_sent_by_servers: u64,
     #[prost(uint64, tag = "12")]
     bytes_received_by_servers: u64,
+    /// Connections among `opened` that servers' agents do not report either. An older operator does not write it.
+    #[prost(uint64, tag = "13")]
+    forgotten_by_servers: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -81,7 +84,7 @@ struct Part {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
     /// Part that agents no longer report.
-    pub(super) earlier: Counts,
+    pub(super) earlier: Earlier,
     /// Connections, and their bytes, that only servers' agents report. These do not know that they are this edge's.
     pub(super) from_servers: EdgeCounters,
 }
@@ -121,7 +124,7 @@ impl Edge {
             endpoints.sort();
             endpoints
         };
-        let earlier = Counts {
+        let counts = Counts {
             counters: EdgeCounters {
                 opened: self.opened,
                 failed: self.failed,
@@ -140,7 +143,8 @@ impl Edge {
             bytes_received: self.bytes_received_by_servers,
             ..EdgeCounters::default()
         };
-        Entry { earlier, from_servers }
+        let known_to_servers = self.opened.saturating_sub(self.forgotten_by_servers);
+        Entry { earlier: Earlier { counts, known_to_servers }, from_servers }
     }
 }
 
@@ -151,7 +155,11 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn add(&mut self, id: EdgeId, Entry { earlier, from_servers }: &Entry) {
+    fn add(
+        &mut self,
+        id: EdgeId,
+        Entry { earlier: Earlier { counts: earlier, known_to_servers }, from_servers }: &Entry,
+    ) {
         let EdgeCounters { opened, failed, bytes_sent, bytes_received, without_bytes, retransmits, .. } =
             earlier.counters;
         let clients = self.parts(&earlier.clients);
@@ -169,6 +177,7 @@ impl Encoder {
             opened_by_servers: from_servers.opened,
             bytes_sent_by_servers: from_servers.bytes_sent,
             bytes_received_by_servers: from_servers.bytes_received,
+            forgotten_by_servers: opened.saturating_sub(*known_to_servers),
         });
     }
 
@@ -222,8 +231,17 @@ mod tests {
     }
 
     fn entry() -> impl Strategy<Value = Entry> {
-        (any::<[u64; 9]>(), endpoints(), endpoints()).prop_map(|(numbers, clients, servers)| {
-            let [opened, failed, bytes_sent, bytes_received, without_bytes, retransmits, by_servers @ ..] = numbers;
+        (any::<[u64; 10]>(), endpoints(), endpoints()).prop_map(|(numbers, clients, servers)| {
+            let [
+                known_to_servers,
+                opened,
+                failed,
+                bytes_sent,
+                bytes_received,
+                without_bytes,
+                retransmits,
+                by_servers @ ..,
+            ] = numbers;
             let counters = EdgeCounters {
                 opened,
                 failed,
@@ -235,7 +253,9 @@ mod tests {
             };
             let [opened, bytes_sent, bytes_received] = by_servers;
             let from_servers = EdgeCounters { opened, bytes_sent, bytes_received, ..EdgeCounters::default() };
-            Entry { earlier: Counts { counters, clients, servers }, from_servers }
+            let counts = Counts { counters, clients, servers };
+            let known_to_servers = known_to_servers.min(counts.counters.opened);
+            Entry { earlier: Earlier { counts, known_to_servers }, from_servers }
         })
     }
 
@@ -270,7 +290,10 @@ mod tests {
                 .collect(),
             servers: Vec::new(),
         };
-        let of = |number: u64, pods: usize| Entry { earlier: of(number, pods), ..Entry::default() };
+        let of = |number: u64, pods: usize| Entry {
+            earlier: Earlier { counts: of(number, pods), known_to_servers: 0 },
+            ..Entry::default()
+        };
         let encoded = |edges: u64, pods: usize| {
             let all: Vec<Entry> = (0..edges).map(|number| of(number, pods)).collect();
             let text = encode((0..).map(EdgeId).zip(&all)).expect("there are edges");
@@ -279,17 +302,17 @@ mod tests {
         };
         let without_pods = encoded(500, 10);
         assert_eq!(without_pods.len(), 500);
-        assert!(without_pods.values().all(|entry| entry.earlier.clients.is_empty()));
+        assert!(without_pods.values().all(|entry| entry.earlier.counts.clients.is_empty()));
         let fewer = encoded(5000, 0);
         assert!(fewer.len() < 5000 && fewer.len() > 500, "{}", fewer.len());
         assert!((0..fewer.len() as u64).all(|id| fewer.contains_key(&EdgeId(id))), "the first ones stay");
-        assert_eq!(encoded(15, 10)[&EdgeId(7)].earlier.clients.len(), 10);
+        assert_eq!(encoded(15, 10)[&EdgeId(7)].earlier.counts.clients.len(), 10);
     }
 
     #[test]
     fn checkpoint_of_another_version_is_ignored() {
         let counts = Counts { counters: EdgeCounters { opened: 1, ..EdgeCounters::default() }, ..Counts::default() };
-        let entry = Entry { earlier: counts, ..Entry::default() };
+        let entry = Entry { earlier: Earlier { counts, known_to_servers: 0 }, ..Entry::default() };
         let text = encode([(EdgeId(1), &entry)].into_iter()).expect("there is an edge");
         assert_eq!(decode(&text).len(), 1);
         assert!(decode(&text.replacen("1:", "2:", 1)).is_empty());

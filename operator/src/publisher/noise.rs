@@ -32,12 +32,12 @@ pub(super) fn is_checkpoint_kept(known: &TopologyStatus, wanted: &TopologyStatus
 }
 
 fn is_checkpoint_close(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
-    let close = |(known, wanted): ([u64; 5], [u64; 5])| known.into_iter().zip(wanted).all(is_close);
+    let close = |(known, wanted): ([u64; 6], [u64; 6])| known.into_iter().zip(wanted).all(is_close);
     known.checkpoint == wanted.checkpoint || own_checkpoint(known, wanted).all(close)
 }
 
 /// Counters of both checkpoints that this object has to keep, edge by edge.
-fn own_checkpoint(known: &TopologyStatus, wanted: &TopologyStatus) -> impl Iterator<Item = ([u64; 5], [u64; 5])> {
+fn own_checkpoint(known: &TopologyStatus, wanted: &TopologyStatus) -> impl Iterator<Item = ([u64; 6], [u64; 6])> {
     let read = |status: &TopologyStatus| status.checkpoint.as_deref().map(checkpoint::decode).unwrap_or_default();
     let (before, after) = (read(known), read(wanted));
     let others = |edge: &&TopologyEdge| edge.peer.type_ != PeerType::Workload;
@@ -47,10 +47,10 @@ fn own_checkpoint(known: &TopologyStatus, wanted: &TopologyStatus) -> impl Itera
 }
 
 /// Without retransmits, which are a server's as well and go with its pods.
-fn counters_at(checkpoint: &HashMap<EdgeId, checkpoint::Entry>, id: EdgeId) -> [u64; 5] {
-    let counters = checkpoint.get(&id).map(|entry| entry.earlier.counters).unwrap_or_default();
-    let EdgeCounters { opened, failed, bytes_sent, bytes_received, without_bytes, .. } = counters;
-    [opened, failed, bytes_sent, bytes_received, without_bytes]
+fn counters_at(checkpoint: &HashMap<EdgeId, checkpoint::Entry>, id: EdgeId) -> [u64; 6] {
+    let Some(checkpoint::Entry { earlier, .. }) = checkpoint.get(&id) else { return [0; 6] };
+    let EdgeCounters { opened, failed, bytes_sent, bytes_received, without_bytes, .. } = earlier.counts.counters;
+    [opened, failed, bytes_sent, bytes_received, without_bytes, earlier.known_to_servers]
 }
 
 /// For how long nothing has to change until what is left to be written is. Bytes of open connections are at rest when two
@@ -108,7 +108,7 @@ mod tests {
     use crds::{Summary, TopologyPeer};
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-    use topology::counts::Counts;
+    use topology::counts::{Counts, Earlier};
 
     use super::*;
 
@@ -162,7 +162,8 @@ mod tests {
 
     fn with_checkpoint(mut status: TopologyStatus, opened: u64, retransmits: u64) -> TopologyStatus {
         let counters = EdgeCounters { opened, retransmits, ..EdgeCounters::default() };
-        let earlier = Counts { counters, ..Counts::default() };
+        let counts = Counts { counters, ..Counts::default() };
+        let earlier = Earlier { counts, known_to_servers: 0 };
         let entry = checkpoint::Entry { earlier, ..checkpoint::Entry::default() };
         status.checkpoint = checkpoint::encode([(EdgeId(1), &entry)].into_iter());
         status

@@ -17,7 +17,7 @@ use k8s_openapi::{
 use topology::{
     activity,
     count::{self, MAX_COUNT},
-    counts::Counts,
+    counts::{Counts, Earlier},
     edge::{Edge, EdgeCounters, EdgeKey, Seen},
     entity::Workload,
     plural::counted,
@@ -56,7 +56,7 @@ pub(super) struct Limits {
 pub(super) struct ObjectInputs<'a> {
     pub index: &'a Index,
     /// Part of the edges' counters that agents no longer report.
-    pub earlier: &'a HashMap<EdgeKey, Counts>,
+    pub earlier: &'a HashMap<EdgeKey, Earlier>,
     pub limits: Limits,
 }
 
@@ -154,9 +154,9 @@ impl<'a> ListedEdges<'a> {
     }
 
     /// Returns the checkpoint of these egress edges and of `ingress`. Each edge has the endpoints of its own end only.
-    fn checkpoint(&self, ingress: &Self, earlier: &HashMap<EdgeKey, Counts>) -> Option<String> {
+    fn checkpoint(&self, ingress: &Self, earlier: &HashMap<EdgeKey, Earlier>) -> Option<String> {
         let mut kept: Vec<(EdgeId, checkpoint::Entry)> = Vec::new();
-        let nothing = Counts::default();
+        let nothing = Earlier::default();
         for (list, direction) in [(self, Direction::Egress), (ingress, Direction::Ingress)] {
             for (edge, _) in &list.ranked {
                 let from_servers = own_part_of_servers(edge);
@@ -164,16 +164,17 @@ impl<'a> ListedEdges<'a> {
                 if earlier.is_none() && from_servers.opened == 0 {
                     continue;
                 }
-                let earlier = earlier.unwrap_or(&nothing);
-                let counters = earlier.counters;
+                let Earlier { counts: earlier, known_to_servers } = earlier.unwrap_or(&nothing);
+                let (counters, known_to_servers) = (earlier.counters, *known_to_servers);
                 let is_loop = edge.key.client == edge.key.server;
-                let earlier = match direction {
+                let counts = match direction {
                     Direction::Egress if is_loop => earlier.clone(),
                     // The list of egress edges contains it as well.
                     Direction::Ingress if is_loop => continue,
                     Direction::Egress => Counts { counters, clients: earlier.clients.clone(), servers: Vec::new() },
                     Direction::Ingress => Counts { counters, clients: Vec::new(), servers: earlier.servers.clone() },
                 };
+                let earlier = Earlier { counts, known_to_servers };
                 kept.push((EdgeId::of(&edge.key), checkpoint::Entry { earlier, from_servers }));
             }
         }

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use topology::{
     archive::Published,
     count,
-    counts::Counts,
+    counts::{Counts, Earlier},
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer, Seen, Times},
     entity::{ServicePortRef, ServiceRef, Workload},
     rtt::RttBucket,
@@ -79,9 +79,9 @@ fn published(
     let counters = EdgeCounters { inferred, ..counters };
     let key = EdgeKey { client, server, service, port: edge.port, protocol: edge.protocol.into() };
     let checkpoint::Entry { earlier, from_servers } = checkpoint.get(&EdgeId::of(&key)).cloned().unwrap_or_default();
-    let from_servers = if seen == Seen::Server { counters.without(&earlier.counters) } else { from_servers };
+    let from_servers = if seen == Seen::Server { counters.without(&earlier.counts.counters) } else { from_servers };
     Some(Published {
-        earlier: own_part(earlier, outgoing),
+        earlier: Earlier { counts: own_part(earlier.counts, outgoing), ..earlier },
         edge: Edge {
             key,
             times: times(edge),
@@ -228,17 +228,17 @@ mod tests {
     }
 
     /// Returns the edge as the objects of both ends publish it: each has the endpoints of its own side.
-    fn sides(edge: &Edge, earlier: &Counts) -> Vec<Published> {
+    fn sides(edge: &Edge, earlier: &Earlier) -> Vec<Published> {
         let from_servers = if edge.seen == Seen::Server {
-            EdgeCounters { active: 0, ..edge.counters.without(&earlier.counters) }
+            EdgeCounters { active: 0, ..edge.counters.without(&earlier.counts.counters) }
         } else {
             edge.from_servers
         };
         let edge = Edge { from_servers, ..edge.clone() };
         let whole = || Published { edge: edge.clone(), earlier: earlier.clone() };
         let (mut by_client, mut by_server) = (whole(), whole());
-        (by_client.edge.servers, by_client.earlier.servers) = (Vec::new(), Vec::new());
-        (by_server.edge.clients, by_server.earlier.clients) = (Vec::new(), Vec::new());
+        (by_client.edge.servers, by_client.earlier.counts.servers) = (Vec::new(), Vec::new());
+        (by_server.edge.clients, by_server.earlier.counts.clients) = (Vec::new(), Vec::new());
         let is_workload = |peer: &Peer| matches!(peer, Peer::Workload(_));
         let of_client = is_workload(&edge.key.client).then_some(by_client);
         let of_server = is_workload(&edge.key.server).then_some(by_server);
@@ -277,7 +277,7 @@ mod tests {
             ],
             ..topology::graph::Graph::default()
         };
-        let earlier = |edge: &Edge| Counts {
+        let counts = |edge: &Edge| Counts {
             counters: EdgeCounters {
                 opened: 4,
                 failed: 1,
@@ -290,7 +290,8 @@ mod tests {
             clients: edge.clients.iter().flat_map(|_| ends("web-1", 4, 1)).collect(),
             servers: edge.servers.iter().flat_map(|_| ends("db-1", 3, 0)).collect(),
         };
-        let all: HashMap<EdgeKey, Counts> = graph.edges.iter().map(|edge| (edge.key.clone(), earlier(edge))).collect();
+        let earlier = |edge: &Edge| Earlier { counts: counts(edge), known_to_servers: 3 };
+        let all: HashMap<EdgeKey, Earlier> = graph.edges.iter().map(|edge| (edge.key.clone(), earlier(edge))).collect();
         let mut wanted: Vec<Published> = graph.edges.iter().flat_map(|edge| sides(edge, &earlier(edge))).collect();
         let by_key_and_side = |one: &Published, other: &Published| {
             (&one.edge.key, one.edge.clients.is_empty()).cmp(&(&other.edge.key, other.edge.clients.is_empty()))

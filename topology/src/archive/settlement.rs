@@ -37,13 +37,13 @@ pub(super) fn settle(
         let by_servers = now.map(|now| Counts::from_servers(now)).unwrap_or_default();
         let counters = edge.from_servers.at_most(from_servers.get(key).unwrap_or(&by_servers.counters));
         let by_servers = Counts { counters, ..by_servers };
-        let missing = Counts::of(edge).without(earlier).without(&by_clients).without(&by_servers);
+        let missing = Counts::of(edge).without(&earlier.counts).without(&by_clients).without(&by_servers);
         let spare = spare.entry(key.direct()).or_default();
         let found = missing.counters.opened.min(*spare);
         *spare -= found;
         let mut by_servers = by_servers.counters;
         by_servers.add(&missing.counters.share(found));
-        *earlier = earlier.plus(&limited(missing, found));
+        earlier.counts = earlier.counts.plus(&limited(missing, found));
         edge.from_servers = by_servers;
     }
 }

@@ -47,6 +47,7 @@ pub(super) struct Join<'a> {
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: KnownConnections,
+    pub(super) forgotten_by_servers: HashMap<(EdgeKey, String), u64>,
     pub(super) placed: &'a HashMap<EdgeKey, EdgeCounters>,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
@@ -91,6 +92,7 @@ impl<'a> Join<'a> {
             candidates: HashMap::new(),
             sums: Sums::default(),
             forgotten: known.forgotten.clone(),
+            forgotten_by_servers: HashMap::new(),
             placed: &known.placed,
             unsettled: 0,
             settles_at: ledger.next_silence(options.now),
@@ -169,7 +171,14 @@ impl<'a> Join<'a> {
 
     pub(super) fn finish(mut self, choice: Choice<'_>) -> Graph {
         let (edges, outside) = edges(self.sums, &mut self.ends, choice);
-        Graph { edges, outside, unsettled: self.unsettled, settles_at: self.settles_at, earlier: HashMap::new() }
+        Graph {
+            edges,
+            outside,
+            unsettled: self.unsettled,
+            settles_at: self.settles_at,
+            earlier: HashMap::new(),
+            forgotten_by_servers: self.forgotten_by_servers,
+        }
     }
 
     /// Both ends see the same addresses.

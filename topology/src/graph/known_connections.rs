@@ -16,32 +16,31 @@ pub struct KnownConnections {
 
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// By the server's pod. Other pods' counts do not contain these.
+    /// By the server's pod, as far as known: a client's agent does not know which of a Service's backends it reached.
     by_pod: BTreeMap<String, u64>,
-    /// Those of which the server's pod is not known.
-    others: u64,
     /// All of them, with the bytes that their clients counted.
     counters: EdgeCounters,
+    /// Those that servers count.
+    counted: u64,
 }
 
 impl KnownConnections {
     /// Adds connections of an edge, with their bytes. `servers` are the parts of its servers in them, as far as known.
+    /// Servers count at most `counted` of them.
     ///
     /// Invariant: what was there stays.
-    pub fn add(&mut self, edge: &EdgeKey, counters: &EdgeCounters, servers: &[Endpoint]) {
+    pub fn add(&mut self, edge: &EdgeKey, counters: &EdgeCounters, servers: &[Endpoint], counted: u64) {
         let opened = counters.opened;
         // A server counts at its own port. An edge without a port has no known server.
         let Some(port) = edge.port.filter(|_| opened > 0) else { return };
         let between = (edge.client.clone(), edge.server.clone(), port, edge.protocol);
         let known = self.connections.entry(between).or_default();
         known.counters.add(&EdgeCounters { failed: 0, active: 0, ..*counters });
-        let mut others = opened;
+        known.counted = count::add(known.counted, counted.min(opened));
         for server in servers.iter().filter(|server| server.opened > 0 && !server.pod.is_empty()) {
             let by_pod = known.by_pod.entry(server.pod.clone()).or_default();
             *by_pod = count::add(*by_pod, server.opened);
-            others = others.saturating_sub(server.opened);
         }
-        known.others = count::add(known.others, others);
     }
 
     /// Returns whether there is none.
@@ -50,31 +49,27 @@ impl KnownConnections {
         self.connections.is_empty()
     }
 
-    /// Takes up to `counted` of the connections to this pod and returns them, with their share in the bytes, and whether
-    /// there are connections to no other pod, so that the bytes are theirs.
+    /// Takes up to `left` of the connections to this pod, or `to_any` pod, that servers count. Returns them, with their share
+    /// in the bytes, and whether these are exact: servers count all of them, and they are to no other pod.
     pub(super) fn take(
         &mut self,
         (client, server, (port, protocol)): (&Peer, &Peer, (u16, Protocol)),
         pod: &str,
-        counted: u64,
+        to_any: bool,
+        left: u64,
     ) -> (EdgeCounters, bool) {
         let nothing = (EdgeCounters::default(), true);
-        if self.connections.is_empty() {
-            return nothing;
-        }
         let between = (client.clone(), server.clone(), port, protocol);
-        let Some(Known { by_pod, others, counters }) = self.connections.get_mut(&between) else {
-            return nothing;
-        };
-        let is_sole = by_pod.keys().all(|known| known == pod);
-        let mut taken = 0;
-        for left in by_pod.get_mut(pod).into_iter().chain([others]) {
-            let count = (counted - taken).min(*left);
-            *left -= count;
-            taken += count;
+        let Some(known) = self.connections.get_mut(&between) else { return nothing };
+        let to_pod = known.by_pod.get(pod).copied().unwrap_or_default();
+        let is_exact = known.counted == known.counters.opened && known.by_pod.keys().all(|known| known == pod);
+        let taken = left.min(known.counted).min(if to_any { u64::MAX } else { to_pod });
+        known.counted -= taken;
+        if let Some(to_pod) = known.by_pod.get_mut(pod) {
+            *to_pod = to_pod.saturating_sub(taken);
         }
-        let share = counters.share(taken);
-        *counters = counters.without(&share);
-        (share, is_sole)
+        let share = known.counters.share(taken);
+        known.counters = known.counters.without(&share);
+        (share, is_exact)
     }
 }

@@ -158,6 +158,8 @@ pub(super) struct ServerFlow<'a> {
     pub(super) tuple: Tuple<'a>,
     /// As the client would count.
     pub(super) counters: EdgeCounters,
+    /// Connections among these that its agent no longer reports.
+    pub(super) forgotten: u64,
     /// Counters that no client flow explains yet.
     pub(super) left: EdgeCounters,
     /// Payload, sent and received, of which the client's report may still be due.
@@ -340,6 +342,7 @@ pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Op
             protocol: flow.key.protocol,
         },
         counters,
+        forgotten: totals.opened.saturating_sub(flow.anew.opened),
         left: counters,
         fresh_bytes: [totals.bytes_received - known_received, totals.bytes_sent - known_sent],
         changed: flow.changed,

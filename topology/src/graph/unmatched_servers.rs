@@ -24,8 +24,16 @@ impl<'a> Join<'a> {
         let mut server_flows = std::mem::take(&mut self.server_flows);
         let mut placed = self.placed_between();
         let mut surplus = Vec::new();
+        self.note_forgotten(&server_flows);
+        if !self.forgotten.is_empty() {
+            // Which pods were reached is not known for certain: clients' flows may have left others' connections.
+            for to_any in [false, true] {
+                for server_flow in &mut server_flows {
+                    self.take_forgotten(server_flow, to_any);
+                }
+            }
+        }
         for server_flow in &mut server_flows {
-            self.take_forgotten(server_flow);
             let known = self.take_placed(server_flow, &mut placed);
             if !server_flow.explained {
                 if self.is_client_observed(server_flow) && self.waits(server_flow.first_seen) {
@@ -126,9 +134,20 @@ impl<'a> Join<'a> {
         sum.live |= live;
     }
 
+    /// Records what servers' agents no longer report.
+    fn note_forgotten(&mut self, server_flows: &[ServerFlow<'a>]) {
+        for server_flow in server_flows.iter().filter(|server_flow| server_flow.forgotten > 0) {
+            let client = self.client_of(server_flow);
+            let direct = edge_key(&self.direct_key(server_flow, client), &self.ends);
+            let pod = self.ends.end(server_flow.end).pod.to_owned();
+            let sum = self.forgotten_by_servers.entry((direct, pod)).or_default();
+            *sum = count::add(*sum, server_flow.forgotten);
+        }
+    }
+
     /// Removes connections that the client's agent evicted; an edge already has them.
-    fn take_forgotten(&mut self, server_flow: &mut ServerFlow<'a>) {
-        if self.forgotten.is_empty() || server_flow.left.opened == 0 {
+    fn take_forgotten(&mut self, server_flow: &mut ServerFlow<'a>, to_any: bool) {
+        if server_flow.left.opened == 0 {
             return;
         }
         let client_end = self.client_of(server_flow);
@@ -136,8 +155,8 @@ impl<'a> Join<'a> {
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
         let at = (server_flow.tuple.port, server_flow.tuple.protocol);
         let pod = self.ends.end(server_flow.end).pod;
-        let (taken, is_sole) = self.forgotten.take((client, server, at), pod, server_flow.left.opened);
-        if taken.opened > 0 && is_sole {
+        let (taken, is_exact) = self.forgotten.take((client, server, at), pod, to_any, server_flow.left.opened);
+        if taken.opened > 0 && is_exact {
             server_flow.take_known(&taken, client_end);
         } else if taken.opened > 0 {
             server_flow.take(taken.opened, Some(client_end));

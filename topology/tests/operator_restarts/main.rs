@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "a test")]
 
+mod backends;
 mod skewed;
 mod world;
 

@@ -24,7 +24,7 @@ const DB: &str = "10.244.2.2";
 const SERVICE: &str = "10.96.0.5";
 const PORT: u16 = 5432;
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
@@ -42,7 +42,7 @@ fn web(generation: u8) -> String {
     format!("10.244.1.{}", 2 + generation)
 }
 
-fn pod(name: &str, number: u8, node: usize, address: &str) -> Pod {
+pub fn pod(name: &str, number: u8, node: usize, address: &str) -> Pod {
     Pod {
         uid: format!("uid-{name}-{number}"),
         namespace: "shop".to_owned(),
@@ -92,10 +92,10 @@ pub fn edge(through_service: bool) -> EdgeKey {
 }
 
 /// Returns an edge as the objects of its two ends publish it: each has its own pods.
-fn sides(published: &Published) -> [Published; 2] {
+pub fn sides(published: &Published) -> [Published; 2] {
     let [mut by_client, mut by_server] = [published.clone(), published.clone()];
-    (by_client.edge.servers, by_client.earlier.servers) = (Vec::new(), Vec::new());
-    (by_server.edge.clients, by_server.earlier.clients) = (Vec::new(), Vec::new());
+    (by_client.edge.servers, by_client.earlier.counts.servers) = (Vec::new(), Vec::new());
+    (by_server.edge.clients, by_server.earlier.counts.clients) = (Vec::new(), Vec::new());
     [by_client, by_server]
 }
 

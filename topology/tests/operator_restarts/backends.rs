@@ -1,0 +1,259 @@
+//! A Service with a backend on the client's node and one on another, while agents and operators restart: its client's
+//! agent does not know which backend took which connection.
+
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+use scopeprobe_topology::{
+    archive::{Archive, Published},
+    directory::Directory,
+    entity::{Backend, CgroupOwner, Network, Node, Service, ServicePort, ServiceRef},
+    flow::{FlowCounters, FlowKey, Protocol, Role},
+    graph::Graph,
+    ledger::{Epoch, Ledger},
+};
+
+use crate::world::{ip, options, pod, sides};
+
+const WEB: &str = "10.244.1.2";
+/// Backends by number; the client runs on the first one's node.
+const DB: [&str; 2] = ["10.244.1.3", "10.244.2.3"];
+const SERVICE: &str = "10.96.0.5";
+const PORT: u16 = 5432;
+/// Bytes that each connection sends; it receives twice as many.
+const BYTES: u64 = 10;
+
+fn directory() -> Directory {
+    let mut directory = Directory::new();
+    for number in [1, 2] {
+        directory.upsert_node(Node {
+            name: format!("node-{number}"),
+            ips: Vec::new(),
+            pod_networks: Network::parse(&format!("10.244.{number}.0/24")).into_iter().collect(),
+        });
+    }
+    directory.upsert_pod(pod("web", 0, 0, WEB), SystemTime::UNIX_EPOCH);
+    for (number, address) in (0..2_u8).zip(DB) {
+        directory.upsert_pod(pod("db", number, usize::from(number), address), SystemTime::UNIX_EPOCH);
+    }
+    let backend = |number: usize| Backend { ip: ip(DB[number]), port: PORT, pod_uid: Some(format!("uid-db-{number}")) };
+    let service = Service {
+        name: ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() },
+        addresses: vec![ip(SERVICE)],
+        ports: vec![ServicePort {
+            port: 80,
+            protocol: Protocol::Tcp,
+            node_port: None,
+            backends: (0..2).map(backend).collect(),
+        }],
+    };
+    directory.upsert_service(service, SystemTime::UNIX_EPOCH);
+    directory
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// So many short connections that this backend takes.
+    Call(usize, u64),
+    Reports(usize),
+    /// An agent restarts, after it has reported everything or not.
+    AgentRestarts(usize, bool),
+    Publishes,
+    OperatorRestarts,
+}
+
+/// An event; agents restart on these nodes, after they have told everything or not.
+fn event(restarts: Option<(usize, bool)>) -> impl Strategy<Value = Event> {
+    let (nodes, crash) = restarts.unwrap_or((1, false));
+    prop_oneof![
+        8 => (0..2_usize, 1..5_u64).prop_map(|(backend, calls)| Event::Call(backend, calls)),
+        6 => (0..2_usize).prop_map(Event::Reports),
+        u32::from(restarts.is_some()) =>
+            (0..nodes, any::<bool>()).prop_map(move |(node, told)| Event::AgentRestarts(node, told || !crash)),
+        2 => Just(Event::Publishes),
+        1 => Just(Event::OperatorRestarts),
+    ]
+}
+
+/// Connections that agents count: of the client, and of each backend.
+#[derive(Default)]
+struct Calls {
+    by_client: u64,
+    by_backend: [u64; 2],
+}
+
+struct World {
+    now: SystemTime,
+    truth: u64,
+    calls: Calls,
+    epochs: [u8; 2],
+    reported: [SystemTime; 2],
+    ledger: Ledger,
+    archive: Archive,
+    published: Graph,
+}
+
+impl World {
+    fn new() -> Self {
+        let now = SystemTime::UNIX_EPOCH;
+        let mut world = Self {
+            now,
+            truth: 0,
+            calls: Calls::default(),
+            epochs: [1, 1],
+            reported: [now; 2],
+            ledger: Ledger::new(),
+            archive: Archive::new(),
+            published: Graph::default(),
+        };
+        world.restart_operator();
+        world
+    }
+
+    fn restart_operator(&mut self) {
+        (self.ledger, self.archive) = (Ledger::new(), Archive::new());
+        let published = self.published.edges.iter().flat_map(|edge| {
+            let earlier = self.published.earlier.get(&edge.key).cloned().unwrap_or_default();
+            sides(&Published { edge: edge.clone(), earlier })
+        });
+        self.archive.restore(published, self.now);
+        for node in 0..2 {
+            self.report(node);
+        }
+    }
+
+    fn report(&mut self, node: usize) {
+        let (name, epoch) = (format!("node-{}", node + 1), Epoch([self.epochs[node]; 16]));
+        let client = (Role::Client, WEB, SERVICE, 80, "web", 0, self.calls.by_client);
+        let server = (Role::Server, DB[node], WEB, PORT, "db", node, self.calls.by_backend[node]);
+        let flows = [client, server];
+        self.ledger.begin_snapshot(&name, epoch).expect("the present epoch");
+        for (role, local, remote, port, who, number, opened) in flows.into_iter().skip(node) {
+            if opened == 0 {
+                continue;
+            }
+            let cgroup_id = 5 + u64::from(role == Role::Server);
+            let key = FlowKey {
+                cgroup_id,
+                netns: 1,
+                role,
+                local: ip(local),
+                remote: ip(remote),
+                port,
+                protocol: Protocol::Tcp,
+            };
+            let owner = CgroupOwner::PodContainer {
+                pod_uid: format!("uid-{who}-{number}"),
+                container_id: format!("id-{who}-{number}"),
+            };
+            self.ledger.identify(&name, epoch, cgroup_id, owner).expect("the present epoch");
+            let (sent, received) = match role {
+                Role::Client => (BYTES * opened, 2 * BYTES * opened),
+                Role::Server => (2 * BYTES * opened, BYTES * opened),
+            };
+            let counters = FlowCounters {
+                opened,
+                closed: opened,
+                bytes_sent: sent,
+                bytes_received: received,
+                ..FlowCounters::default()
+            };
+            self.ledger.apply(&name, epoch, key, &counters, self.now).expect("the present epoch");
+        }
+        self.ledger.end_snapshot(&name, epoch, self.now).expect("the present epoch");
+        self.reported[node] = self.now;
+    }
+
+    fn shown(&mut self) -> Graph {
+        let options = options(self.now);
+        self.archive.settle_in_time(&self.ledger, &directory(), &options);
+        self.archive.build_shown(&self.ledger, &directory(), &options)
+    }
+
+    fn rest(&mut self) -> u64 {
+        for node in 0..2 {
+            self.report(node);
+        }
+        self.now += Duration::from_secs(10);
+        let _ = self.shown();
+        self.now += Duration::from_secs(10);
+        self.published = self.shown();
+        self.published.edges.iter().map(|edge| edge.counters.opened).sum()
+    }
+
+    fn go_on(&mut self, events: &[Event]) {
+        for event in events {
+            self.now += Duration::from_millis(300);
+            for node in 0..2 {
+                if self.now.duration_since(self.reported[node]).unwrap_or_default() > Duration::from_secs(1) {
+                    self.report(node);
+                }
+            }
+            match *event {
+                Event::Call(backend, calls) => {
+                    self.truth += calls;
+                    self.calls.by_client += calls;
+                    self.calls.by_backend[backend] += calls;
+                }
+                Event::Reports(node) => self.report(node),
+                Event::AgentRestarts(node, told) => {
+                    if told {
+                        self.report(0);
+                        self.report(1);
+                        self.now += Duration::from_secs(3);
+                        self.published = self.shown();
+                    }
+                    self.epochs[node] += 1;
+                    self.calls.by_backend[node] = 0;
+                    if node == 0 {
+                        self.calls.by_client = 0;
+                    }
+                    self.report(node);
+                    if told {
+                        self.now += Duration::from_secs(3);
+                        self.published = self.shown();
+                    }
+                }
+                Event::Publishes => self.published = self.shown(),
+                Event::OperatorRestarts => self.restart_operator(),
+            }
+            let _ = self.shown();
+        }
+    }
+}
+
+/// Lets the first events happen, and then others, by which the edges have to grow exactly.
+fn check(before: &[Event], events: &[Event]) -> Result<(), TestCaseError> {
+    let mut world = World::new();
+    world.go_on(&[Event::Call(0, 1), Event::Call(1, 1)]);
+    let _ = world.rest();
+    world.go_on(before);
+    let shown = world.rest();
+    let truth = world.truth;
+    world.go_on(events);
+    let now = world.rest();
+    prop_assert_eq!(now - shown, world.truth - truth, "shown {}: {:#?}", shown, world.published.edges);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
+    /// The client's agent crashes, and misses connections that the other backend's agent has counted.
+    #[test]
+    fn edges_of_several_backends_grow_exactly_after_crashes(
+        before in prop::collection::vec(event(Some((1, true))), 0..40),
+        events in prop::collection::vec(event(None), 0..60),
+    ) {
+        check(&before, &events)?;
+    }
+
+    /// Agents are replaced one after the other.
+    #[test]
+    fn edges_of_several_backends_grow_exactly_after_updates(
+        before in prop::collection::vec(event(Some((2, false))), 0..40),
+        events in prop::collection::vec(event(Some((2, false))), 0..60),
+    ) {
+        check(&before, &events)?;
+    }
+}
