@@ -33,7 +33,7 @@ use std::{
 use crds::{Topology, Totals};
 use futures::{
     FutureExt, StreamExt,
-    future::{BoxFuture, pending},
+    future::{BoxFuture, pending, ready},
     stream::FuturesUnordered,
 };
 use k8s_openapi::jiff::Timestamp;
@@ -45,7 +45,7 @@ use topology::archive::Archive;
 pub use self::writer::clear;
 use self::{
     budget::Budget,
-    desired::{Builder, DesiredState},
+    desired::{Builder, DesiredState, Work},
     published::{PublishedObjects, Recheck},
     schedule::{Schedule, Urgency},
     writer::{Existence, Key, WriteError, Written},
@@ -70,6 +70,8 @@ const BUILD_SHARE: u32 = 5;
 const WARM_UP: Duration = Duration::from_secs(20);
 /// Time to wait for the first list of everything that has a name.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time to wait after a graph could not be made.
+const RETRY: Duration = Duration::from_secs(5);
 /// Interval at which expired state is removed.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
@@ -129,6 +131,8 @@ struct Publisher {
     writing: FuturesUnordered<BoxFuture<'static, (Key, Result<Written, WriteError>)>>,
     started: Instant,
     scan_interval: Duration,
+    /// True if all objects are to be compared with the next state, not only those that it changes.
+    compares_all: bool,
     metrics: Metrics,
 }
 
@@ -147,6 +151,7 @@ impl Publisher {
             writing: FuturesUnordered::new(),
             started: now,
             scan_interval: inputs.scan_interval,
+            compares_all: true,
             metrics: inputs.metrics.clone(),
         }
     }
@@ -161,6 +166,7 @@ impl Publisher {
         let mut build_at = Some(Instant::now());
         let mut last_build = Duration::ZERO;
         let mut built: Option<Instant> = None;
+        let (mut work, mut is_housekeeping_due): (Option<BoxFuture<'static, Work>>, bool) = (None, false);
         let mut warm_at = Some(self.started + WARM_UP);
         loop {
             let soon = |last: Option<Instant>, took: Duration| {
@@ -178,6 +184,7 @@ impl Publisher {
                             inputs.index.note_api_versions(self.published.all().flat_map(restore::references));
                             let before = self.published.all().flat_map(restore::edges).collect();
                             self.builder.restore(before, SystemTime::now()).await;
+                            self.compares_all = true;
                             build_at = Some(Instant::now());
                         }
                     },
@@ -191,32 +198,35 @@ impl Publisher {
                             inputs.index.name_external_groups(settings.external_groups.clone());
                         }
                         self.settings = settings;
+                        self.compares_all = true;
                         build_at = Some(Instant::now());
                     }
                     None => return,
                 },
                 Ok(()) = flows.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
                 Ok(()) = index.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
-                _ = housekeeping.tick() => {
-                    self.builder.forget_removed(SystemTime::now(), self.settings.retention).await;
-                    build_at = Some(earlier(build_at, Instant::now()));
+                _ = housekeeping.tick() => is_housekeeping_due = true,
+                () = ready(()), if is_housekeeping_due && work.is_none() => {
+                    is_housekeeping_due = false;
+                    work = Some(self.builder.clone().forget_removed(SystemTime::now(), self.settings.retention));
                 }
-                () = at(build_at), if self.published.is_listed() => {
-                    let began = Instant::now();
-                    self.desired_state = self.builder.build(&self.settings, SystemTime::now()).await;
-                    let published = &self.published;
-                    self.desired_state.settle_names(|key, desired| {
-                        published.get(key).is_some_and(|known| published::is_owned(known, desired))
-                    });
-                    inputs.overview.send_if_modified(|known| {
-                        let changed = *known != self.desired_state.overview;
-                        known.clone_from(&self.desired_state.overview);
-                        changed
-                    });
-                    self.metrics.flows.set(i64::try_from(self.desired_state.flows).unwrap_or(i64::MAX));
-                    self.compare_all();
-                    (built, last_build) = (Some(Instant::now()), began.elapsed());
-                    build_at = self.desired_state.settles_in.map(|wait| began + wait.max(COALESCE));
+                () = at(build_at), if self.published.is_listed() && work.is_none() => {
+                    build_at = None;
+                    work = Some(self.builder.clone().build(self.settings.clone(), SystemTime::now()));
+                }
+                done = done(&mut work) => {
+                    work = None;
+                    match done {
+                        Work::Cleaned => build_at = Some(earlier(build_at, soon(built, last_build))),
+                        Work::Failed => build_at = Some(earlier(build_at, Instant::now() + RETRY)),
+                        Work::Built { state, began } => {
+                            self.show(*state, &inputs.overview);
+                            (built, last_build) = (Some(Instant::now()), began.elapsed());
+                            let settles = self.desired_state.settles_in.map(|wait| began + wait.max(COALESCE));
+                            let next = [build_at, settles].into_iter().flatten().min();
+                            build_at = next.map(|next| if self.compares_all { next } else { next.max(soon(built, last_build)) });
+                        }
+                    }
                 }
                 () = at(warm_at) => {
                     warm_at = None;
@@ -224,6 +234,30 @@ impl Publisher {
                 }
                 () = at(next_write) => self.write_due(),
             }
+        }
+    }
+
+    /// Makes a state the wanted one, and plans the writes that lead there.
+    fn show(&mut self, state: DesiredState, overview: &watch::Sender<TopologyOverview>) {
+        let (was_warm, before) = (self.is_warm(), std::mem::replace(&mut self.desired_state, state));
+        let published = &self.published;
+        self.desired_state
+            .settle_names(|key, desired| published.get(key).is_some_and(|known| published::is_owned(known, desired)));
+        overview.send_if_modified(|known| {
+            let changed = *known != self.desired_state.overview;
+            known.clone_from(&self.desired_state.overview);
+            changed
+        });
+        self.metrics.flows.set(i64::try_from(self.desired_state.flows).unwrap_or(i64::MAX));
+        if self.is_warm() != was_warm || std::mem::take(&mut self.compares_all) {
+            return self.compare_all();
+        }
+        let (desired, before) = (&self.desired_state.desired, before.desired);
+        let changed = desired.iter().filter(|(key, desired)| before.get(key) != Some(desired)).map(|(key, _)| key);
+        let gone = before.keys().filter(|key| !desired.contains_key(key));
+        let keys: Vec<Key> = changed.chain(gone).cloned().collect();
+        for key in keys {
+            self.compare(&key);
         }
     }
 
@@ -364,6 +398,14 @@ impl Publisher {
 /// News is not to wait for what was planned for a later time.
 fn earlier(planned: Option<Instant>, news: Instant) -> Instant {
     planned.map_or(news, |planned| planned.min(news))
+}
+
+/// Done when the work is, if there is any.
+async fn done(work: &mut Option<BoxFuture<'static, Work>>) -> Work {
+    match work {
+        Some(work) => work.await,
+        None => pending().await,
+    }
 }
 
 /// Done at that time, if there is one.

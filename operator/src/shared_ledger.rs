@@ -20,7 +20,8 @@ impl Default for SharedLedger {
 }
 
 impl SharedLedger {
-    /// Locks the ledger. The call may block, because the lock is held while a graph is built.
+    /// Returns the ledger. Its lock is to be held for a moment only: agents wait for it. A graph is built from a
+    /// [`snapshot`](Ledger::snapshot).
     #[must_use]
     pub fn ledger(&self) -> &Mutex<Ledger> {
         &self.ledger

@@ -267,13 +267,27 @@ impl Archive {
         if !ledger.has_retirable(now, retention) {
             return 0;
         }
+        let before = ledger.snapshot();
+        let retired = ledger.retire(now, retention);
+        self.keep_retired(&before, ledger, directory, now, retention);
+        retired
+    }
+
+    /// Adds the flows to the history that were retired between two states of the ledger, as [`Self::retire`].
+    pub fn keep_retired(
+        &mut self,
+        before: &Ledger,
+        after: &Ledger,
+        directory: &Directory,
+        now: SystemTime,
+        retention: Duration,
+    ) {
         // The difference is what went.
         let options = everything(now);
         let forgotten = self.forgotten(KnownConnections::default());
         let known = Known { forgotten, placed: self.placements.parts(), ..Known::default() };
-        let before = graph::build_with(ledger, directory, &options, &known);
-        let retired = ledger.retire(now, retention);
-        let after: HashMap<EdgeKey, Edge> = graph::build_with(ledger, directory, &options, &known)
+        let before = graph::build_with(before, directory, &options, &known);
+        let after: HashMap<EdgeKey, Edge> = graph::build_with(after, directory, &options, &known)
             .edges
             .into_iter()
             .map(|edge| (edge.key.clone(), edge))
@@ -293,7 +307,6 @@ impl Archive {
                 retired.by_clients = count::add(retired.by_clients, gone.opened.saturating_sub(by_servers));
             }
         }
-        retired
     }
 }
 

@@ -6,9 +6,10 @@
 
 mod account;
 mod epochs;
+mod node_account;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -16,7 +17,7 @@ use std::{
 
 use self::{
     account::{Account, recent_bytes::RecentBytes},
-    epochs::Epochs,
+    node_account::NodeAccount,
 };
 use crate::{
     clock::NodeClock,
@@ -104,169 +105,6 @@ pub struct Ledger {
     nodes: BTreeMap<String, NodeAccount>,
 }
 
-#[derive(Clone, Debug)]
-struct NodeAccount {
-    epochs: Epochs,
-    /// Flows that the current snapshot contained so far.
-    snapshot: Option<HashSet<FlowKey>>,
-    owners: HashMap<u64, Arc<CgroupOwner>>,
-    /// The node's own addresses, as its agent reported them.
-    addresses: BTreeSet<IpAddr>,
-    flows: BTreeMap<FlowKey, Account>,
-    /// Flows of cgroups whose ID has another owner now (after a reboot, for example).
-    orphaned: Vec<(FlowKey, Arc<CgroupOwner>, Account)>,
-    /// True if the Node object was deleted.
-    gone: bool,
-    /// True if a snapshot of the current epoch was completed.
-    complete: bool,
-    /// True if accounts of a replaced epoch are kept.
-    keeps_displaced: bool,
-    /// Time at which that was first noted.
-    displaced_at: Option<SystemTime>,
-    /// Time of the agent's last message, as far as recorded.
-    heard: Option<SystemTime>,
-    clock: NodeClock,
-}
-
-impl NodeAccount {
-    fn new(epoch: Epoch, origin: Epoch) -> Self {
-        Self {
-            epochs: Epochs::new(epoch, origin),
-            snapshot: None,
-            owners: HashMap::new(),
-            addresses: BTreeSet::new(),
-            flows: BTreeMap::new(),
-            orphaned: Vec::new(),
-            gone: false,
-            complete: false,
-            keeps_displaced: false,
-            displaced_at: None,
-            heard: None,
-            clock: NodeClock::default(),
-        }
-    }
-
-    fn view<'a>(
-        &self,
-        node: &'a str,
-        owner: Option<&'a Arc<CgroupOwner>>,
-        key: &'a FlowKey,
-        flow: &'a Account,
-        anew: FlowTotals,
-    ) -> FlowView<'a> {
-        FlowView {
-            node,
-            owner: owner.map(Arc::as_ref),
-            key,
-            remote_names: &flow.remote_names,
-            nat_peers: &flow.nat_peers,
-            totals: flow.totals(),
-            anew,
-            first_seen: flow.first_seen,
-            changed: flow.changed,
-            reported: flow.reported_at,
-            last_failed: flow.last_failed,
-            parts: flow.history.parts(),
-            heard: self.heard,
-            recent_bytes: flow.recent_bytes,
-        }
-    }
-
-    fn enter(&mut self, epoch: Epoch, origin: Epoch) -> Result<(), LateEpoch> {
-        if self.epochs.is_current(epoch) {
-            self.gone = false;
-            return Ok(());
-        }
-        let before = self.epochs.origin();
-        self.epochs.enter(epoch, origin)?;
-        self.snapshot = None;
-        self.gone = false;
-        self.complete = false;
-        if origin != before {
-            self.flows.values_mut().for_each(|flow| flow.displace(before));
-            (self.keeps_displaced, self.displaced_at) = (true, None);
-        }
-        Ok(())
-    }
-
-    /// Drops the kept accounts of an epoch that was not resumed in time.
-    fn forget_displaced(&mut self, now: SystemTime) {
-        let since = *self.displaced_at.get_or_insert(now);
-        if self.keeps_displaced && now.duration_since(since).unwrap_or_default() >= RESUMABLE {
-            self.flows.values_mut().for_each(Account::forget_displaced);
-            self.keeps_displaced = false;
-        }
-    }
-
-    fn identify(&mut self, cgroup_id: u64, owner: CgroupOwner) -> bool {
-        let Some(known) = self.owners.get(&cgroup_id) else {
-            self.owners.insert(cgroup_id, Arc::new(owner));
-            return true;
-        };
-        if **known == owner {
-            return false;
-        }
-        if !refines(known, &owner) {
-            self.orphan(cgroup_id);
-        }
-        self.owners.insert(cgroup_id, Arc::new(owner));
-        true
-    }
-
-    /// Drops the owners of cgroups without flows.
-    fn forget_unused_owners(&mut self) {
-        let Self { flows, owners, .. } = self;
-        let has_flows = |id: u64| flows.range(first_key(id)..).next().is_some_and(|(key, _)| key.cgroup_id == id);
-        owners.retain(|cgroup_id, _| has_flows(*cgroup_id));
-        if owners.capacity() > 4 * owners.len() {
-            owners.shrink_to(2 * owners.len());
-        }
-    }
-
-    /// Ends the flows of a cgroup whose ID has another owner now; they stay with the former owner.
-    fn orphan(&mut self, cgroup_id: u64) {
-        let Some(owner) = self.owners.get(&cgroup_id).cloned() else { return };
-        let keys: Vec<FlowKey> = self
-            .flows
-            .range(first_key(cgroup_id)..)
-            .map_while(|(key, _)| (key.cgroup_id == cgroup_id).then_some(*key))
-            .collect();
-        for key in keys {
-            if let Some(mut account) = self.flows.remove(&key) {
-                account.over = true;
-                account.forget_displaced();
-                self.orphaned.push((key, Arc::clone(&owner), account));
-            }
-        }
-    }
-}
-
-/// The least key of a cgroup in the order of keys.
-fn first_key(cgroup_id: u64) -> FlowKey {
-    let lowest = std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-    FlowKey {
-        cgroup_id,
-        netns: 0,
-        role: crate::flow::Role::Client,
-        local: lowest,
-        remote: lowest,
-        port: 0,
-        protocol: crate::flow::Protocol::Tcp,
-    }
-}
-
-/// Returns whether `new` describes the same owner as `old` in more detail, instead of another owner.
-fn refines(old: &CgroupOwner, new: &CgroupOwner) -> bool {
-    match (old, new) {
-        (CgroupOwner::HostProcess { .. }, CgroupOwner::HostProcess { .. }) => true,
-        (
-            CgroupOwner::PodContainer { pod_uid: old_pod, container_id: known },
-            CgroupOwner::PodContainer { pod_uid: new_pod, container_id: said },
-        ) => old_pod == new_pod && (known.is_empty() || known == said),
-        _ => false,
-    }
-}
-
 impl Ledger {
     /// Returns an empty ledger.
     ///
@@ -339,9 +177,11 @@ impl Ledger {
     /// Returns an error if the epoch was replaced by another one.
     pub fn set_node_addresses(&mut self, node: &str, epoch: Epoch, addresses: &[IpAddr]) -> Result<bool, LateEpoch> {
         let account = self.current(node, epoch)?;
-        let addresses = addresses.iter().copied().collect();
-        let news = account.addresses != addresses;
-        account.addresses = addresses;
+        let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+        let news = *account.addresses != addresses;
+        if news {
+            account.addresses = Arc::new(addresses);
+        }
         Ok(news)
     }
 
@@ -371,11 +211,11 @@ impl Ledger {
         }
         account.epochs.note_flow();
         let mut is_new = false;
-        let flow = account.flows.entry(key).or_insert_with(|| {
+        let flow = Arc::make_mut(&mut account.flows).entry(key).or_insert_with(|| {
             is_new = true;
-            Account::new(&sighting)
+            Arc::new(Account::new(&sighting))
         });
-        Ok(flow.apply(counters, &sighting, account.epochs.resumed()) || is_new)
+        Ok(Arc::make_mut(flow).apply(counters, &sighting, account.epochs.resumed()) || is_new)
     }
 
     /// Records the DNS names that led a flow's client to its remote address. Returns whether they changed.
@@ -392,11 +232,12 @@ impl Ledger {
         key: &FlowKey,
         names: &[String],
     ) -> Result<bool, LateEpoch> {
-        let Some(flow) = self.current(node, epoch)?.flows.get_mut(key) else { return Ok(false) };
+        let account = self.current(node, epoch)?;
         let names = &names[..names.len().min(MAX_REMOTE_NAMES)];
-        if names.is_empty() || flow.remote_names == names {
+        if names.is_empty() || account.flows.get(key).is_none_or(|flow| flow.remote_names == names) {
             return Ok(false);
         }
+        let Some(flow) = account.flow_mut(key) else { return Ok(false) };
         flow.remote_names = names.to_vec();
         Ok(true)
     }
@@ -414,8 +255,11 @@ impl Ledger {
         key: &FlowKey,
         nat_peers: &[(NatPeer, u64)],
     ) -> Result<bool, LateEpoch> {
-        let Some(flow) = self.current(node, epoch)?.flows.get_mut(key) else { return Ok(false) };
-        Ok(flow.nat_peers.take_in(nat_peers))
+        let account = self.current(node, epoch)?;
+        if nat_peers.is_empty() {
+            return Ok(false);
+        }
+        Ok(account.flow_mut(key).is_some_and(|flow| flow.nat_peers.take_in(nat_peers)))
     }
 
     /// Begins a snapshot: all flows of the node are reported until [`Self::end_snapshot`]. An unfinished snapshot is
@@ -443,10 +287,10 @@ impl Ledger {
         let Some(named) = account.snapshot.take() else { return Ok(false) };
         account.complete = true;
         let mut changed = false;
-        for (key, flow) in &mut account.flows {
-            if !flow.over && !named.contains(key) {
-                changed |= flow.end(now);
-            }
+        let is_over = |(key, flow): (&FlowKey, &Arc<Account>)| (!flow.over && !named.contains(key)).then_some(*key);
+        let over: Vec<FlowKey> = account.flows.iter().filter_map(is_over).collect();
+        for key in over {
+            changed |= account.flow_mut(&key).is_some_and(|flow| flow.end(now));
         }
         account.forget_unused_owners();
         Ok(changed)
@@ -459,7 +303,7 @@ impl Ledger {
         let Some(account) = self.nodes.get_mut(node) else { return false };
         account.gone = true;
         let mut changed = false;
-        for flow in account.flows.values_mut() {
+        for (_, flow) in account.flows_mut() {
             changed |= flow.end(now);
             flow.forget_displaced();
         }
@@ -477,23 +321,34 @@ impl Ledger {
             retired += usize::from(!stays);
             stays
         };
-        for account in self.nodes.values_mut() {
-            account.flows.retain(|_, flow| keep(flow));
-            account.orphaned.retain(|(_, _, flow)| keep(flow));
+        for account in self.nodes.values_mut().filter(|account| account.has_retirable(now, retention)) {
+            Arc::make_mut(&mut account.flows).retain(|_, flow| keep(flow));
+            Arc::make_mut(&mut account.orphaned).retain(|(_, _, flow)| keep(flow));
         }
         self.nodes.retain(|_, node| !(node.gone && node.flows.is_empty() && node.orphaned.is_empty()));
         retired
     }
 
-    /// Merges parts of flows whose times make no difference. `are_one` returns for a flow's key and two consecutive
+    /// Returns the names of the nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
+    /// Returns the present state, to be read while this one changes. Both share what does not change.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        Self { nodes: self.nodes.iter().map(|(node, account)| (node.clone(), account.share())).collect() }
+    }
+
+    /// Merges parts of a node's flows whose times make no difference. `are_one` returns for a flow's key and two consecutive
     /// parts whether they may be merged. Totals do not change.
-    pub fn condense(&mut self, are_one: impl Fn(&FlowKey, &Part, &Part) -> bool) {
-        for account in self.nodes.values_mut() {
-            let current = account.flows.iter_mut();
-            let orphaned = account.orphaned.iter_mut().map(|(key, _, flow)| (&*key, flow));
-            for (key, flow) in current.chain(orphaned) {
-                flow.history.condense(|one, next| are_one(key, one, next));
-            }
+    pub fn condense(&mut self, node: &str, are_one: impl Fn(&FlowKey, &Part, &Part) -> bool) {
+        let Some(account) = self.nodes.get_mut(node) else { return };
+        for (key, flow) in account.flows_mut() {
+            flow.history.condense(|one, next| are_one(key, one, next));
+        }
+        for (key, _, flow) in Arc::make_mut(&mut account.orphaned) {
+            Arc::make_mut(flow).history.condense(|one, next| are_one(key, one, next));
         }
     }
 
@@ -502,10 +357,7 @@ impl Ledger {
     /// Invariant: if not, [`Self::retire`] drops none.
     #[must_use]
     pub fn has_retirable(&self, now: SystemTime, retention: Duration) -> bool {
-        let due = |flow: &Account| flow.is_retirable(now, retention);
-        self.nodes
-            .values()
-            .any(|node| node.flows.values().any(due) || node.orphaned.iter().any(|(_, _, flow)| due(flow)))
+        self.nodes.values().any(|node| node.has_retirable(now, retention))
     }
 
     /// Records the time of a message from the node's agent, a heartbeat included. Does nothing for a node that has never

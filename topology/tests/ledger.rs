@@ -371,6 +371,46 @@ fn only_what_is_over_for_long_enough_retires() {
 }
 
 #[test]
+fn snapshot_stays_as_it_is_while_the_ledger_changes() {
+    let mut ledger = Ledger::new();
+    let (first, second) = (Epoch([1; 16]), Epoch([2; 16]));
+    let owner = |name: &str| CgroupOwner::HostProcess { name: name.to_owned() };
+    let addresses = |last| [IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))];
+    for cgroup in [1, 2, 3] {
+        ledger.identify(NODE, first, cgroup, owner("one")).unwrap();
+        ledger.apply(NODE, first, key(cgroup), &opened(2, 1), at(0)).unwrap();
+    }
+    ledger.set_node_addresses(NODE, first, &addresses(1)).unwrap();
+    let seen = |ledger: &Ledger| -> Vec<String> {
+        let flows = ledger.flows().map(|flow| format!("{flow:?}"));
+        let addresses = ledger.node_addresses().map(|address| format!("{address:?}"));
+        flows.chain(addresses).chain([format!("{:?}", ledger.observes(NODE, at(0)))]).collect()
+    };
+    let (snapshot, before) = (ledger.snapshot(), seen(&ledger));
+    let changes: [fn(&mut Ledger, Epoch, Epoch); 7] = [
+        |ledger, first, _| _ = ledger.apply(NODE, first, key(1), &opened(9, 1), at(1)).unwrap(),
+        |ledger, first, _| _ = ledger.apply(NODE, first, key(4), &opened(1, 0), at(1)).unwrap(),
+        |ledger, first, _| _ = ledger.set_remote_names(NODE, first, &key(2), &["a.example".to_owned()]).unwrap(),
+        |ledger, first, _| {
+            let other = CgroupOwner::PodContainer { pod_uid: "p".to_owned(), container_id: "c".to_owned() };
+            ledger.identify(NODE, first, 1, other).unwrap();
+        },
+        |ledger, first, _| _ = ledger.set_node_addresses(NODE, first, &[]).unwrap(),
+        |ledger, _, second| ledger.enter(NODE, second).unwrap(),
+        |ledger, _, _| {
+            ledger.remove_node(NODE, at(2));
+            assert_eq!(ledger.retire(at(9), Duration::ZERO), 4);
+        },
+    ];
+    for change in changes {
+        let unchanged = seen(&ledger);
+        change(&mut ledger, first, second);
+        assert_ne!(seen(&ledger), unchanged);
+        assert_eq!(seen(&snapshot), before);
+    }
+}
+
+#[test]
 fn a_node_that_is_gone_has_no_open_connections() {
     let mut ledger = Ledger::new();
     ledger.apply(NODE, Epoch([1; 16]), key(1), &opened(2, 0), at(0)).unwrap();

@@ -176,7 +176,10 @@ impl Cluster {
         self.archive.settle_in_time(&self.ledger, &self.directory, &options);
         self.shown = self.archive.build_shown(&self.ledger, &self.directory, &options);
         let directory = &self.directory;
-        self.ledger.condense(|flow, one, next| directory.are_one(flow.remote, one, next, self.now));
+        let nodes: Vec<String> = self.ledger.nodes().map(str::to_owned).collect();
+        for node in nodes {
+            self.ledger.condense(&node, |flow, one, next| directory.are_one(flow.remote, one, next, self.now));
+        }
         self.archive.retire(&mut self.ledger, directory, self.now, RETENTION);
         self.directory.forget_removed(self.now, 2 * RETENTION);
     }

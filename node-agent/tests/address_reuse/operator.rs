@@ -117,7 +117,10 @@ impl Operator {
     /// Merges parts that need not be kept apart.
     pub fn keep_house(&mut self) {
         let (directory, now) = (&self.directory, SystemTime::now());
-        self.ledger.condense(|flow, one, next| directory.are_one(flow.remote, one, next, now));
+        let nodes: Vec<String> = self.ledger.nodes().map(str::to_owned).collect();
+        for node in nodes {
+            self.ledger.condense(&node, |flow, one, next| directory.are_one(flow.remote, one, next, now));
+        }
     }
 
     fn take_in(&mut self, message: &AgentReport, made: SystemTime) {

@@ -6,7 +6,7 @@ use kube::core::Version;
 use topology::entity::Workload;
 
 /// The version of each kind: of several that references name, the most stable one, so that it does not alternate.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ApiVersions {
     /// Version by group and kind.
     known: HashMap<(String, String), String>,

@@ -52,7 +52,7 @@ pub(super) struct Update {
 }
 
 /// All names, and the workloads they lead to.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Index {
     directory: Directory,
     owners: Owners,

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, hash::Hash};
 
 /// Existing objects, and those that the current list has named.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Listed<K> {
     known: HashSet<K>,
     listing: Option<HashSet<K>>,

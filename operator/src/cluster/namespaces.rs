@@ -19,7 +19,7 @@ pub(super) fn facts(object: PartialObjectMeta<Namespace>) -> Option<NamespaceFac
 }
 
 /// Labels of all Namespaces.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Namespaces {
     labels: BTreeMap<String, BTreeMap<String, String>>,
     listed: Listed<String>,

@@ -63,7 +63,7 @@ pub(super) struct PodProfile {
 }
 
 /// Store that keeps equal profiles once.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Profiles {
     known: HashSet<Arc<Profile>>,
 }

@@ -15,7 +15,7 @@ pub struct OwnerIdentity {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Referenced {
     /// Owners of each workload in order of appearance, each with its pods' UIDs: usually one.
     workloads: HashMap<Workload, Vec<(OwnerIdentity, HashSet<String>)>>,

@@ -1,7 +1,7 @@
 //! The index as the tasks of the operator share it: the watches write, the publisher reads.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +13,7 @@ use super::index::{Index, Update};
 /// Names and owners in the cluster. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct ClusterIndex {
-    index: Arc<RwLock<Index>>,
+    index: Arc<RwLock<Arc<Index>>>,
     changed: Arc<watch::Sender<()>>,
     complete: Arc<watch::Sender<bool>>,
 }
@@ -29,9 +29,15 @@ impl Default for ClusterIndex {
 }
 
 impl ClusterIndex {
-    /// Locks the index for reading. The guard must not be held across an await.
-    pub fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the present state. Changes that come while a caller has it go into a copy.
+    #[must_use]
+    pub fn read(&self) -> Arc<Index> {
+        Arc::clone(&self.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut index))
     }
 
     /// Returns a receiver that is notified of each change of a name.
@@ -52,48 +58,48 @@ impl ClusterIndex {
         let news: Vec<_> = ledger.clocks().filter(|(node, clock)| !known.directory().has_clock(node, clock)).collect();
         drop(known);
         if !news.is_empty() {
-            self.index.write().unwrap_or_else(PoisonError::into_inner).set_clocks(&news);
+            self.change(|index| index.set_clocks(&news));
         }
     }
 
     /// Gives names to addresses outside of the cluster.
     pub fn name_external_groups(&self, groups: ExternalGroups) {
-        if self.index.write().unwrap_or_else(PoisonError::into_inner).name_external_groups(groups) {
+        if self.change(|index| index.name_external_groups(groups)) {
             self.changed.send_replace(());
         }
     }
 
     /// Notes by which API versions an earlier operator has referred to kinds.
     pub fn note_api_versions<'a>(&self, references: impl IntoIterator<Item = (&'a str, &'a str)>) {
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        for (api_version, kind) in references {
-            index.note_api_version(api_version, kind);
-        }
+        self.change(|index| {
+            for (api_version, kind) in references {
+                index.note_api_version(api_version, kind);
+            }
+        });
     }
 
     /// Removes the objects that were deleted at least `retention` ago.
     pub fn forget_removed(&self, now: SystemTime, retention: Duration) {
-        self.index.write().unwrap_or_else(PoisonError::into_inner).forget_removed(now, retention);
+        self.change(|index| index.forget_removed(now, retention));
     }
 
     /// Waits for the first list of each of these kinds before it is complete.
     pub(super) fn await_lists(&self, kinds: impl IntoIterator<Item = &'static str>) {
-        self.index.write().unwrap_or_else(PoisonError::into_inner).await_lists(kinds);
+        self.change(|index| index.await_lists(kinds));
     }
 
     /// Applies changes. Returns the nodes that are gone.
     pub(super) fn take_in(&self, updates: Vec<Update>, now: SystemTime) -> Vec<String> {
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        let mut is_news = false;
-        for Update { change, listed } in updates {
-            is_news |= index.apply(change, now);
-            if let Some(kind) = listed {
-                index.note_list(kind);
+        let (is_news, complete, gone) = self.change(|index| {
+            let mut is_news = false;
+            for Update { change, listed } in updates {
+                is_news |= index.apply(change, now);
+                if let Some(kind) = listed {
+                    index.note_list(kind);
+                }
             }
-        }
-        let complete = index.is_complete();
-        let gone = index.take_gone_nodes();
-        drop(index);
+            (is_news, index.is_complete(), index.take_gone_nodes())
+        });
         self.complete.send_if_modified(|known| std::mem::replace(known, complete) != complete);
         if is_news {
             self.changed.send_replace(());

@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use kube::core::{Selector, SelectorExt as _};
 use topology::{
     archive::{Archive, Published},
@@ -45,7 +46,18 @@ pub(super) struct DesiredState {
     pub all_nodes_reported: bool,
 }
 
-/// Computes desired states, away from the threads that answer.
+/// Outcome of the work of a [`Builder`].
+pub(super) enum Work {
+    /// A state, and when its making began.
+    Built { state: Box<DesiredState>, began: Instant },
+    /// Expired state is removed.
+    Cleaned,
+    /// No state could be made: what was wanted before still is.
+    Failed,
+}
+
+/// Computes desired states, away from the threads that answer. Does one thing at a time.
+#[derive(Clone)]
 pub(super) struct Builder {
     shared_ledger: SharedLedger,
     index: ClusterIndex,
@@ -62,49 +74,76 @@ impl Builder {
         self.away(move |_, _, archive| archive.restore(published, now)).await;
     }
 
-    pub(super) async fn build(&self, settings: &PublishSettings, now: SystemTime) -> DesiredState {
+    /// Computes the present state.
+    pub(super) fn build(self, settings: PublishSettings, now: SystemTime) -> BoxFuture<'static, Work> {
+        let began = Instant::now();
+        let built = move |state| Work::Built { state: Box::new(state), began };
+        async move { self.desired_state(&settings, now).await.map_or(Work::Failed, built) }.boxed()
+    }
+
+    async fn desired_state(&self, settings: &PublishSettings, now: SystemTime) -> Option<DesiredState> {
         let options =
             Options { now, settle: SETTLE, retention: settings.retention, max_external: settings.max_external };
         let limits = Limits { edges: settings.max_edges, pods: settings.max_pods };
         let namespaces = settings.namespaces.clone();
         let all_named = *self.index.complete().borrow();
-        self.away(move |ledger, index, archive| {
-            if all_named && all_nodes_reported(ledger, index) {
-                archive.settle_in_time(ledger, index.directory(), &options);
+        self.away(move |shared_ledger, index, archive| {
+            let ledger = shared_ledger.ledger().blocking_lock().snapshot();
+            if all_named && all_nodes_reported(&ledger, index) {
+                archive.settle_in_time(&ledger, index.directory(), &options);
             }
-            let graph = archive.build_shown(ledger, index.directory(), &options);
-            desired_state(&graph, ledger, index, limits, &namespaces, now)
+            let graph = archive.build_shown(&ledger, index.directory(), &options);
+            desired_state(&graph, &ledger, index, limits, &namespaces, now)
         })
         .await
-        .unwrap_or_default()
     }
 
     /// Evicts the flows of expired edges, and later the names of their ends.
-    pub(super) async fn forget_removed(&self, now: SystemTime, retention: Duration) {
+    pub(super) fn forget_removed(self, now: SystemTime, retention: Duration) -> BoxFuture<'static, Work> {
+        async move {
+            self.clean(now, retention).await;
+            Work::Cleaned
+        }
+        .boxed()
+    }
+
+    async fn clean(&self, now: SystemTime, retention: Duration) {
         let retired = self
-            .away(move |ledger, index, archive| {
+            .away(move |shared_ledger, index, archive| {
                 let directory = index.directory();
-                ledger.condense(|flow, one, next| directory.are_one(flow.remote, one, next, now));
-                archive.retire(ledger, directory, now, retention)
+                let lock = || shared_ledger.ledger().blocking_lock();
+                let nodes: Vec<String> = lock().nodes().map(str::to_owned).collect();
+                for node in &nodes {
+                    lock().condense(node, |flow, one, next| directory.are_one(flow.remote, one, next, now));
+                }
+                let mut ledger = lock();
+                if !ledger.has_retirable(now, retention) {
+                    return 0;
+                }
+                let before = ledger.snapshot();
+                let retired = ledger.retire(now, retention);
+                let after = ledger.snapshot();
+                drop(ledger);
+                archive.keep_retired(&before, &after, directory, now, retention);
+                retired
             })
             .await;
         tracing::debug!(?retired, "forgot flows that are over");
         self.index.forget_removed(now, retention * 2);
     }
 
-    /// Runs work on a thread for blocking tasks, with the ledger and the index locked. Returns `None` if it panicked,
-    /// after logging that.
+    /// Runs work on a thread for blocking tasks, with the archive locked and the present index. The work must not hold the
+    /// ledger's lock for longer than a moment, because agents wait for it. Returns `None` if it panicked, after logging that.
     async fn away<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Ledger, &Index, &mut Archive) -> T + Send + 'static,
+        work: impl FnOnce(&SharedLedger, &Index, &mut Archive) -> T + Send + 'static,
     ) -> Option<T> {
         let (shared_ledger, index, archive) =
             (self.shared_ledger.clone(), self.index.clone(), Arc::clone(&self.archive));
         tokio::task::spawn_blocking(move || {
-            let mut ledger = shared_ledger.ledger().blocking_lock();
-            index.set_clocks(&ledger);
             let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
-            work(&mut ledger, &index.read(), &mut archive)
+            index.set_clocks(&shared_ledger.ledger().blocking_lock());
+            work(&shared_ledger, &index.read(), &mut archive)
         })
         .await
         .inspect_err(|error| tracing::error!(%error, "making the graph failed"))

@@ -11,7 +11,7 @@ use super::{checkpoint, edge_id::EdgeId};
 const PRECISION: u64 = 100;
 
 /// Returns whether no counter differs by 1 % or more, none became or left 0, and no attempt failed in another minute.
-/// Both must be equal except for counters, as [`super::structure::structure`] defines.
+/// Both must be equal except for counters, as [`super::structure::has_same_structure`] defines.
 pub(super) fn is_noise(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
     let said = |status: &TopologyStatus| -> Vec<String> {
         status.conditions.iter().map(|condition| condition.message.clone()).collect()

@@ -178,7 +178,7 @@ pub(super) fn difference(known: Option<&Topology>, desired: Option<&Desired>) ->
     if is_only_checkpoint && noise::is_checkpoint_kept(status, &wanted) {
         return None;
     }
-    if structure::structure(&wanted) != structure::structure(status) {
+    if !structure::has_same_structure(&wanted, status) {
         return Some(Urgency::Structure);
     }
     Some(if noise::is_noise(status, &wanted) { Urgency::Noise } else { Urgency::Counters })
