@@ -5,7 +5,7 @@
 mod services;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -17,6 +17,7 @@ use crate::{
     entity::{Node, Pod, PodLifetime, Service, ServiceRef},
     external::ExternalGroups,
     flow::Protocol,
+    hash::HashMap,
     history::Part,
     ownership::{Owned, Ownership},
 };

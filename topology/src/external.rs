@@ -1,9 +1,7 @@
 //! Names that a person has given to addresses and DNS names outside of the cluster.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-};
+use crate::hash::HashMap;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::entity::Network;
 

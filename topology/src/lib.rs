@@ -15,6 +15,7 @@ pub mod entity;
 pub mod external;
 pub mod flow;
 pub mod graph;
+mod hash;
 pub mod history;
 pub mod ledger;
 pub mod nat_peer;

@@ -9,7 +9,6 @@
 //! to no pod: the nearest pod is never guessed.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -17,6 +16,7 @@ use std::{
 use crate::{
     clock::NodeClock,
     entity::{Pod, PodLifetime},
+    hash::HashMap,
 };
 
 /// Resolution of times in objects, which are truncated to whole seconds.

@@ -1,7 +1,7 @@
 //! Services, and where their ports lead and led.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::SystemTime,
 };
@@ -9,6 +9,7 @@ use std::{
 use crate::{
     entity::{Backend, Service, ServicePort, ServiceRef},
     flow::Protocol,
+    hash::HashMap,
 };
 
 /// All Services, by what a flow shows of them.

@@ -1,6 +1,7 @@
 //! Backends that a client's flow to a Service may have reached.
 
-use std::{collections::HashMap, net::IpAddr, time::SystemTime};
+use crate::hash::HashMap;
+use std::{net::IpAddr, time::SystemTime};
 
 use super::{endpoints::PeerId, key::ServiceKey};
 

@@ -1,10 +1,6 @@
 //! The ends of flows and who they are, each named once and then known by number.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    time::SystemTime,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
 use super::nodes::{At, Nodes};
 use crate::{
@@ -12,6 +8,7 @@ use crate::{
     edge::{Identity, Peer},
     entity::{CgroupOwner, Pod, ServiceRef},
     flow::Protocol,
+    hash::HashMap,
 };
 
 /// A peer, by number.
@@ -66,10 +63,10 @@ impl<'a> Endpoints<'a> {
             nodes,
             api_servers: directory.api_servers(),
             peers: Vec::new(),
-            peer_ids: HashMap::new(),
+            peer_ids: HashMap::default(),
             list: Vec::new(),
-            end_ids: HashMap::new(),
-            listeners: HashMap::new(),
+            end_ids: HashMap::default(),
+            listeners: HashMap::default(),
         }
     }
 

@@ -1,11 +1,7 @@
 //! Bounds the number of edges to external peers: the busiest addresses of each peer and direction have edges of their
 //! own, and all others share edges.
 
-use std::{
-    cmp::Reverse,
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-};
+use std::{cmp::Reverse, net::IpAddr};
 
 use super::{
     endpoints::{Endpoints, PeerId},
@@ -16,6 +12,7 @@ use crate::{
     activity,
     edge::{EdgeKey, Peer},
     flow::Protocol,
+    hash::{HashMap, HashSet},
 };
 
 /// Number of steps of [`activity::class`] by which another address must be busier to replace one that is shown: about
@@ -122,7 +119,7 @@ pub(super) fn collapse<'a>(
     ends: &mut Endpoints<'a>,
     choice: Choice<'_>,
 ) -> Collapsed<'a> {
-    let mut groups: HashMap<(PeerId, Direction), HashMap<PeerId, u64>> = HashMap::new();
+    let mut groups: HashMap<(PeerId, Direction), HashMap<PeerId, u64>> = HashMap::default();
     for (key, sum) in &sums {
         if let Some(outer) = Outer::of(key, ends) {
             let busy = sum.counters.opened.saturating_add(sum.counters.failed);
@@ -131,7 +128,7 @@ pub(super) fn collapse<'a>(
         }
     }
     let mut outside = Outside::default();
-    let mut kept: HashMap<(PeerId, Direction), HashSet<PeerId>> = HashMap::new();
+    let mut kept: HashMap<(PeerId, Direction), HashSet<PeerId>> = HashMap::default();
     for ((inner, direction), addresses) in groups {
         let known_as = (ends.peer(inner).clone(), direction);
         let chosen = choose(&addresses, choice, &known_as, ends);
@@ -143,7 +140,7 @@ pub(super) fn collapse<'a>(
         }
     }
     if kept.is_empty() {
-        return Collapsed { sums, outside, addresses: HashMap::new() };
+        return Collapsed { sums, outside, addresses: HashMap::default() };
     }
     let (sums, addresses) = share(sums, ends, &kept, choice.limit);
     Collapsed { sums, outside, addresses }
@@ -221,8 +218,8 @@ fn share<'a>(
         (!kept.contains(&outer.peer)).then_some(outer)
     };
     let several_ports = with_too_many_ports(sums.keys().filter_map(|key| Some((shares(key)?, key))), limit);
-    let mut left: HashMap<Key<'a>, Sum<'a>> = HashMap::with_capacity(sums.len().min(1 << 12));
-    let mut behind: HashMap<Key<'a>, HashSet<PeerId>> = HashMap::new();
+    let mut left: HashMap<Key<'a>, Sum<'a>> = HashMap::default();
+    let mut behind: HashMap<Key<'a>, HashSet<PeerId>> = HashMap::default();
     for (key, mut sum) in sums {
         let Some(outer) = shares(&key) else {
             left.insert(key, sum);
@@ -254,7 +251,7 @@ fn with_too_many_ports<'a, 'k>(
 where
     'a: 'k,
 {
-    let mut ports: HashMap<(PeerId, Direction), Ports<'_>> = HashMap::new();
+    let mut ports: HashMap<(PeerId, Direction), Ports<'_>> = HashMap::default();
     for (outer, key) in sharing {
         ports.entry((outer.inner, outer.direction)).or_default().insert((key.service, key.port, key.protocol));
     }

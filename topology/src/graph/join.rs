@@ -4,13 +4,7 @@
 //! backends with the client's address. A single backend is certain; otherwise the servers' counts divide the flow. If
 //! the client's address was rewritten, only counts are left.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
-    ops::Range,
-    rc::Rc,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, time::SystemTime};
 
 use super::{
     Graph, Known, KnownConnections, Options,
@@ -31,6 +25,7 @@ use crate::{
     directory::{CalledService, Directory},
     edge::{EdgeCounters, EdgeKey},
     flow::{FlowTotals, Protocol, Role},
+    hash::{HashMap, HashSet},
     ledger::{FlowView, Ledger},
 };
 
@@ -48,7 +43,7 @@ pub(super) struct Join<'a> {
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: KnownConnections,
     pub(super) forgotten_by_servers: HashMap<(EdgeKey, String), u64>,
-    pub(super) placed: &'a HashMap<EdgeKey, EdgeCounters>,
+    pub(super) placed: &'a std::collections::HashMap<EdgeKey, EdgeCounters>,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
 }
@@ -77,7 +72,7 @@ impl<'a> Join<'a> {
             }
         }
         // Stable: within a tuple the ledger's order, which does not depend on the reports' order.
-        server_flows.sort_by_key(|server_flow| (server_flow.tuple.client, server_flow.tuple));
+        server_flows.sort_by_cached_key(|server_flow| (server_flow.tuple.client, server_flow.tuple));
         let by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
         let by_client = ranges(&server_flows, |server_flow| server_flow.tuple.client);
         Self {
@@ -89,10 +84,10 @@ impl<'a> Join<'a> {
             server_flows,
             by_tuple,
             by_client,
-            candidates: HashMap::new(),
+            candidates: HashMap::default(),
             sums: Sums::default(),
             forgotten: known.forgotten.clone(),
-            forgotten_by_servers: HashMap::new(),
+            forgotten_by_servers: HashMap::default(),
             placed: &known.placed,
             unsettled: 0,
             settles_at: ledger.next_silence(options.now),
@@ -176,8 +171,8 @@ impl<'a> Join<'a> {
             outside,
             unsettled: self.unsettled,
             settles_at: self.settles_at,
-            earlier: HashMap::new(),
-            forgotten_by_servers: self.forgotten_by_servers,
+            earlier: std::collections::HashMap::new(),
+            forgotten_by_servers: self.forgotten_by_servers.into_iter().collect(),
         }
     }
 
@@ -324,9 +319,9 @@ impl<'a> Join<'a> {
 
     fn resolve(&mut self, called: &CalledService<'a>, protocol: Protocol) -> Candidates<'a> {
         let directory = self.directory;
-        let mut peers: HashSet<(PeerId, u16)> = HashSet::new();
+        let mut peers: HashSet<(PeerId, u16)> = HashSet::default();
         let (mut observed, mut heard) = (true, None);
-        let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::new();
+        let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::default();
         for backend in &called.backends {
             backends.entry((backend.ip, backend.port)).or_default().push(backend.pod_uid.as_deref());
             let pod = backend.pod_uid.as_ref().and_then(|uid| directory.pod(uid));
@@ -404,7 +399,7 @@ impl<'a> Join<'a> {
 
 /// Returns the ranges of neighbors with equal keys.
 fn ranges<T, K: Copy + Eq + std::hash::Hash>(items: &[T], key: impl Fn(&T) -> K) -> HashMap<K, Range<usize>> {
-    let mut ranges = HashMap::new();
+    let mut ranges = HashMap::default();
     let mut start = 0;
     for group in items.chunk_by(|a, b| key(a) == key(b)) {
         ranges.insert(key(&group[0]), start..start + group.len());

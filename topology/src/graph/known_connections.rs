@@ -1,11 +1,12 @@
 //! Connections that are known apart from the flows: evicted by clients' agents, or published.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use crate::{
     count,
     edge::{EdgeCounters, EdgeKey, Endpoint, Peer},
     flow::Protocol,
+    hash::HashMap,
 };
 
 /// Numbers of connections by client, server and the server's port, through any Service.

@@ -5,7 +5,8 @@
 //! If each server's count went to the first flow that fits, a flow could remain without a server and a server without a
 //! flow, although all counts fit together. Augmenting paths undo such choices.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use crate::hash::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Connections of one flow: those whose other end has been reported, if it ever will be, and the newest ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +92,7 @@ impl Matching {
             left: vec![0; wanted.len()],
             of_client_flow: vec![Vec::new(); wanted.len()],
             server_flows: Vec::new(),
-            places: HashMap::new(),
+            places: HashMap::default(),
             cells: Vec::new(),
             wanted,
         }
@@ -183,7 +184,7 @@ impl Matching {
         let of_server_flows =
             server_flows.flat_map(|server_flow| &server_flow.cells).map(|cell| self.cells[*cell].client_flow);
         let misfits: BTreeSet<usize> = client_flows.chain(of_server_flows).collect();
-        let mut seen: HashSet<usize> = HashSet::new();
+        let mut seen: HashSet<usize> = HashSet::default();
         for client_flow in misfits {
             let together = self.together(client_flow, &mut seen);
             if together.len() > 1 {
@@ -199,7 +200,7 @@ impl Matching {
         let mut together: Vec<usize> =
             Some(client_flow).filter(|client_flow| seen.insert(*client_flow)).into_iter().collect();
         let mut at = 0;
-        let mut server_flows: HashSet<usize> = HashSet::new();
+        let mut server_flows: HashSet<usize> = HashSet::default();
         while let Some(client_flow) = together.get(at).copied() {
             at += 1;
             for server_flow in self.of_client_flow[client_flow].iter().map(|cell| self.cells[*cell].server_flow) {
@@ -240,7 +241,7 @@ impl Matching {
     /// Finds other servers for connections that were matched, as long as that frees one for a connection that was not.
     fn augment(&mut self) {
         // From these no server is to be had any more.
-        let mut exhausted: HashSet<usize> = HashSet::new();
+        let mut exhausted: HashSet<usize> = HashSet::default();
         for client_flow in 0..self.left.len() {
             while self.left[client_flow] > 0 {
                 match self.path(client_flow, &mut exhausted) {
@@ -255,8 +256,8 @@ impl Matching {
     fn path(&self, client_flow: usize, exhausted: &mut HashSet<usize>) -> Option<Vec<usize>> {
         let mut queue = VecDeque::from([client_flow]);
         // By which cell a server was reached, and by which its client flow was.
-        let mut reached: HashMap<usize, usize> = HashMap::new();
-        let mut given_back: HashMap<usize, usize> = HashMap::new();
+        let mut reached: HashMap<usize, usize> = HashMap::default();
+        let mut given_back: HashMap<usize, usize> = HashMap::default();
         while let Some(from) = queue.pop_front() {
             for taking in &self.of_client_flow[from] {
                 let server_flow = self.cells[*taking].server_flow;

@@ -1,9 +1,7 @@
 //! Maps addresses to nodes.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    net::IpAddr,
-};
+use crate::hash::HashMap;
+use std::{collections::hash_map::Entry, net::IpAddr};
 
 use crate::{directory::Directory, ledger::Ledger};
 
@@ -17,7 +15,7 @@ pub(super) struct Nodes<'a> {
 
 impl<'a> Nodes<'a> {
     pub(super) fn new(ledger: &'a Ledger, directory: &'a Directory) -> Self {
-        let mut by_agents = HashMap::new();
+        let mut by_agents = HashMap::default();
         for (node, ip) in ledger.node_addresses() {
             match by_agents.entry(ip) {
                 Entry::Vacant(vacant) => {

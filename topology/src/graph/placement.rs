@@ -1,7 +1,7 @@
 //! Edges of connections that only a server has counted. Through which Service they came is a guess, which stays as it was
 //! shown first.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 
 use super::{
     edges::edge_key,
@@ -40,7 +40,7 @@ impl<'a> Join<'a> {
     /// of the clients' flows that explain others of a server's connections.
     pub(super) fn place_all(&mut self, surplus: Vec<Surplus<'a, '_>>) {
         let mut places = self.places(&surplus);
-        let mut groups: HashMap<Key<'a>, Vec<Surplus<'a, '_>>> = HashMap::new();
+        let mut groups: HashMap<Key<'a>, Vec<Surplus<'a, '_>>> = HashMap::default();
         for surplus in surplus {
             if places.contains_key(&surplus.direct) {
                 groups.entry(surplus.direct).or_default().push(surplus);
@@ -56,13 +56,13 @@ impl<'a> Join<'a> {
     /// Returns the edges on which such connections were shown, by their edge without a Service. Those that a client's agent
     /// has counted connections of come first.
     fn places(&self, surplus: &[Surplus<'a, '_>]) -> HashMap<Key<'a>, Places<'a>> {
-        let mut places = HashMap::new();
+        let mut places = HashMap::default();
         if self.placed.is_empty() || surplus.is_empty() {
             return places;
         }
         let mut shown: Vec<_> = self.placed.iter().filter(|(_, part)| part.opened > 0).collect();
         shown.sort_unstable_by_key(|(key, _)| *key);
-        let mut by_direct: HashMap<EdgeKey, Vec<_>> = HashMap::new();
+        let mut by_direct: HashMap<EdgeKey, Vec<_>> = HashMap::default();
         for (key, part) in shown {
             let service = key.service.as_ref().map(|it| ServiceKey { service: &it.service, port: it.port });
             by_direct.entry(key.direct()).or_default().push((service, *part));

@@ -1,6 +1,7 @@
 //! Servers' flows in which the client's address has been replaced by another one on the way.
 
-use std::{collections::HashMap, net::IpAddr, rc::Rc, time::Duration};
+use crate::hash::HashMap;
+use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use super::{
     candidates::Candidates,
@@ -31,7 +32,7 @@ pub(super) struct RewrittenSources {
 
 impl RewrittenSources {
     pub(super) fn new(server_flows: &[ServerFlow<'_>], directory: &Directory) -> Self {
-        let mut by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>> = HashMap::new();
+        let mut by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>> = HashMap::default();
         for (index, server_flow) in server_flows.iter().enumerate() {
             let own = server_flow.tuple.client == server_flow.tuple.server;
             if server_flow.tuple.scope.is_none()

@@ -1,12 +1,13 @@
 //! Sums of conversations, which become edges.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{endpoints::EndpointId, key::Key, observed::Measured};
 use crate::{
     count,
     edge::{EdgeCounters, Seen, Times},
     flow::Methods,
+    hash::HashMap,
     rtt::RttHistogram,
 };
 

@@ -1,7 +1,5 @@
 //! Counts of servers that no client flow explains: the client's report is still due, or only its address is known.
 
-use std::collections::HashMap;
-
 use super::{
     edges::edge_key,
     endpoints::EndpointId,
@@ -16,6 +14,7 @@ use crate::{
     directory::Owner,
     edge::{EdgeCounters, EdgeKey},
     flow::Protocol,
+    hash::HashMap,
 };
 
 impl<'a> Join<'a> {
@@ -61,7 +60,7 @@ impl<'a> Join<'a> {
     /// Returns the number of connections that were shown on edges although only servers had counted them, by the edge
     /// without a Service.
     fn placed_between(&self) -> HashMap<EdgeKey, u64> {
-        let mut between: HashMap<EdgeKey, u64> = HashMap::new();
+        let mut between: HashMap<EdgeKey, u64> = HashMap::default();
         for (key, part) in self.placed {
             let sum = between.entry(key.direct()).or_default();
             *sum = count::add(*sum, part.opened);
