@@ -120,6 +120,9 @@ impl History {
             }
             joined
         });
+        if self.parts.capacity() > 2 * self.parts.len().max(2) {
+            self.parts.shrink_to_fit();
+        }
     }
 
     fn join_closest(&mut self) {

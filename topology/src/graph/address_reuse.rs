@@ -241,7 +241,8 @@ impl<'a> Join<'a> {
     /// Groups the rest of a server's flow by the owner of the client's address.
     pub(super) fn groups_of_rest(&self, server_flow: &ServerFlow<'a>) -> Vec<Group<'a>> {
         let (ip, settled) = (server_flow.tuple.client, self.options.settled());
-        let mut groups = by_owner(self.directory, ip, &server_flow.parts, server_flow.span, &server_flow.left, settled);
+        let mut groups =
+            by_owner(self.directory, ip, &server_flow.parts(), server_flow.span, &server_flow.left, settled);
         if groups.len() > 1 {
             for (client, counted) in &server_flow.taken {
                 take_from(&mut groups, client.and_then(|client| self.ends.end(client).pod_uid), counted);

@@ -74,8 +74,8 @@ impl<'a> Join<'a> {
 
     /// Names clients behind a rewritten address, for servers' connections where no agent observes these clients.
     pub(super) fn divide_by_callers(&mut self, server_flow: &mut ServerFlow<'a>) {
-        let window = window(&server_flow.parts, server_flow.span);
-        let mut fresh = Fresh::of_parts(&server_flow.parts, self.options.settled());
+        let window = window(&server_flow.parts(), server_flow.span);
+        let mut fresh = Fresh::of_parts(&server_flow.parts(), self.options.settled());
         for (far, count) in server_flow.nat_peers.iter() {
             let opened = count.min(server_flow.left.opened);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };

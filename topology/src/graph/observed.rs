@@ -178,8 +178,10 @@ pub(super) struct ServerFlow<'a> {
     pub(super) first_seen: SystemTime,
     pub(super) fresh: Fresh,
     pub(super) span: Span,
-    /// Times at which its connections were opened, as the client would count.
-    pub(super) parts: Vec<Part>,
+    /// Times at which its connections were opened, as its agent counts.
+    parts: &'a [Part],
+    /// Time up to which they are on edges; none is left out without it.
+    shown_until: Option<SystemTime>,
     pub(super) live: bool,
     pub(super) methods: Methods,
     pub(super) measured: Measured,
@@ -217,8 +219,14 @@ impl<'a> ServerFlow<'a> {
             (share.bytes_sent, share.bytes_received) = (0, 0);
         }
         self.left = self.left.without(&share);
-        self.parts.retain(|part| part.until <= settled);
+        self.shown_until = Some(self.shown_until.map_or(settled, |until| until.min(settled)));
         self.span.until = self.span.until.min(settled).max(self.span.from);
+    }
+
+    /// Returns the times at which its connections were opened, as the client would count.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let is_shown = |part: &&Part| self.shown_until.is_none_or(|until| part.until <= until);
+        self.parts.iter().filter(is_shown).map(as_the_client_would_count).collect()
     }
 
     /// Leaves payload out of what is left that may be of other connections, of which the client's agent has not reported it
@@ -354,7 +362,8 @@ pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Op
         first_seen: flow.reported,
         fresh: fresh(flow, options),
         span: Span::of(flow, options),
-        parts: flow.parts.iter().map(as_the_client_would_count).collect(),
+        parts: flow.parts,
+        shown_until: None,
         live: is_live(flow, options),
         methods: totals.methods,
         measured: Measured::of(flow, &totals, options),

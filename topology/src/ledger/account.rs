@@ -16,10 +16,10 @@ use crate::{
     sighting::Sighting,
 };
 
-/// Account of one flow. `base` has the counts of earlier epochs, `current` those of this one.
+/// Account of one flow. `base` has the counts of earlier epochs, if there are any, `current` those of this one.
 #[derive(Clone, Debug)]
 pub(super) struct Account {
-    pub(super) base: Base,
+    base: Option<Box<Base>>,
     pub(super) current: FlowCounters,
     /// True if this epoch has reported the flow.
     pub(super) reported: bool,
@@ -53,7 +53,7 @@ pub(super) struct Base {
 impl Account {
     pub(super) fn new(sighting: &Sighting) -> Self {
         Self {
-            base: Base::default(),
+            base: None,
             current: FlowCounters::default(),
             reported: false,
             over: false,
@@ -71,7 +71,11 @@ impl Account {
     }
 
     pub(super) fn totals(&self) -> FlowTotals {
-        self.totals_after(&self.base)
+        self.totals_after(&self.base())
+    }
+
+    fn base(&self) -> Base {
+        self.base.as_deref().copied().unwrap_or_default()
     }
 
     /// Returns the totals: this epoch's counts on top of the counts before it.
@@ -126,7 +130,7 @@ impl Account {
     /// Returns what the agent would report to an operator without any state. Unreported counts of this epoch are at
     /// least what was open when the last one ended.
     pub(super) fn anew(&self) -> FlowTotals {
-        let base = &self.base;
+        let base = self.base();
         match (self.over, self.reported) {
             (true, _) => FlowTotals::default(),
             (false, true) => self.totals_after(&Base::default()),
@@ -145,7 +149,7 @@ impl Account {
 
     /// Makes the totals the base of counters that start from zero.
     pub(super) fn roll_over(&mut self) {
-        let totals = self.totals();
+        let (totals, base) = (self.totals(), self.base());
         let open = |base: u64, current: u64| match (self.over, self.reported) {
             (true, _) => 0,
             // If this epoch did not have the bytes of all open connections, the greater number stays: totals may then
@@ -154,13 +158,13 @@ impl Account {
             (false, true) => current,
             (false, false) => base,
         };
-        self.base = Base {
+        self.base = Some(Box::new(Base {
             totals,
-            open_bytes_sent: open(self.base.open_bytes_sent, self.current.open_bytes_sent),
-            open_bytes_received: open(self.base.open_bytes_received, self.current.open_bytes_received),
-            open_retransmits: open(self.base.open_retransmits, self.current.open_retransmits),
+            open_bytes_sent: open(base.open_bytes_sent, self.current.open_bytes_sent),
+            open_bytes_received: open(base.open_bytes_received, self.current.open_bytes_received),
+            open_retransmits: open(base.open_retransmits, self.current.open_retransmits),
             open_without_bytes: totals.without_bytes.min(totals.active),
-        };
+        }));
         self.current = FlowCounters::default();
         self.reported = false;
         self.nat_peers.begin_anew();

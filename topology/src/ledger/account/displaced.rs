@@ -7,7 +7,7 @@ use crate::{ledger::Epoch, nat_peer::NatPeers};
 #[derive(Clone, Debug)]
 pub(super) struct Displaced {
     origin: Epoch,
-    base: Base,
+    base: Option<Box<Base>>,
     current: FlowCounters,
     over: bool,
     nat_peers: NatPeers,
@@ -30,7 +30,7 @@ impl Account {
             let earlier = self.displaced.take().and_then(|displaced| displaced.of_other_origin(origin));
             self.displaced = Some(Box::new(Displaced {
                 origin,
-                base: self.base,
+                base: self.base.clone(),
                 current: self.current,
                 over: self.over,
                 nat_peers: self.nat_peers.clone(),
@@ -54,7 +54,7 @@ impl Account {
             kept = earlier.filter(|earlier| earlier.origin == origin);
         }
         let Some(mut kept) = kept else {
-            (self.base, self.current) = (Base::default(), FlowCounters::default());
+            (self.base, self.current) = (None, FlowCounters::default());
             self.nat_peers.resume(&NatPeers::default());
             return;
         };
@@ -69,7 +69,7 @@ impl Account {
     /// Raises the counts of earlier epochs, so that no total is less than in `shown`.
     pub(super) fn raise(&mut self, shown: &FlowTotals) {
         let now = self.totals();
-        let base = &mut self.base.totals;
+        let base = &mut self.base.get_or_insert_default().totals;
         for (count, now, shown) in [
             (&mut base.opened, now.opened, shown.opened),
             (&mut base.failed, now.failed, shown.failed),
