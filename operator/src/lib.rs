@@ -22,6 +22,7 @@ pub mod publisher;
 pub mod rollout;
 pub mod runtime;
 pub mod settings;
+mod share_of_time;
 pub mod shared_ledger;
 pub mod status;
 pub mod text;

@@ -2,6 +2,7 @@
 //!
 //! Removed entries are kept for a while, so that a pod that lived for a second keeps its name.
 
+mod pod_networks;
 mod services;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 };
 
 pub use self::services::CalledService;
-use self::services::Services;
+use self::{pod_networks::PodNetworks, services::Services};
 use crate::{
     clock::NodeClock,
     entity::{Node, Pod, PodLifetime, Service, ServiceRef},
@@ -38,6 +39,7 @@ pub struct Directory {
     removed_pods: BTreeSet<(SystemTime, String)>,
     services: Services,
     nodes: BTreeMap<String, Node>,
+    pod_networks: PodNetworks,
     node_by_ip: HashMap<IpAddr, String>,
     external_groups: ExternalGroups,
 }
@@ -218,6 +220,7 @@ impl Directory {
         for ip in &node.ips {
             self.node_by_ip.insert(*ip, node.name.clone());
         }
+        self.pod_networks.insert(&node);
         self.nodes.insert(node.name.clone(), node);
         true
     }
@@ -228,6 +231,7 @@ impl Directory {
     pub fn remove_node(&mut self, name: &str) -> bool {
         let Some(node) = self.nodes.remove(name) else { return false };
         self.clocks.remove(name);
+        self.pod_networks.remove(&node);
         for ip in &node.ips {
             if self.node_by_ip.get(ip).is_some_and(|owner| owner == name) {
                 self.node_by_ip.remove(ip);
@@ -368,7 +372,7 @@ impl Directory {
         if self.ownership.knows(ip) {
             return None;
         }
-        self.nodes.values().find(|node| node.pod_networks.iter().any(|network| network.contains(ip)))
+        self.nodes.get(self.pod_networks.node_of(ip)?)
     }
 
     /// Returns all nodes, by name.

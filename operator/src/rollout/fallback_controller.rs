@@ -1,6 +1,10 @@
 //! Processes agents' requests for Fallback mode, and records the nodes that were moved to it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -11,6 +15,7 @@ use super::{
 use crate::{
     observation::{NodeObservation, Observations},
     settings::AgentSettings,
+    share_of_time::pause_after,
 };
 
 /// Minimum time between two runs.
@@ -34,10 +39,11 @@ impl FallbackController {
         let mut reports = self.observations.subscribe();
         let mut changes = self.assigner.cluster().subscribe_requests();
         loop {
+            let began = Instant::now();
             // In whole seconds as in the API, so that a restored time is the same.
             let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
             self.turn(now);
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause_after(began.elapsed(), PAUSE)).await;
             let _ = tokio::time::timeout(INTERVAL, async {
                 tokio::select! {
                     _ = reports.changed() => {}

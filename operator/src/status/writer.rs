@@ -36,6 +36,7 @@ use crate::{
         outcome::Outcomes,
         validate::ValidProbe,
     },
+    share_of_time::pause_after,
 };
 
 /// Delay to collect further changes before a write.
@@ -148,9 +149,10 @@ impl Writer {
         let mut reports = self.observations.subscribe();
         let mut outcomes = self.outcomes.subscribe();
         loop {
+            let began = Instant::now();
             self.turn(&mut node_probes, &mut scope_probes).await;
             malformed.mend(&self.client, &self.assigner.cluster().malformed_probe_versions(), now()).await;
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause_after(began.elapsed(), PAUSE)).await;
             // Numbers that wait for their turn need a turn.
             let _ = tokio::time::timeout(Duration::from_secs(1), async {
                 tokio::select! {
