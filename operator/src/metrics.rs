@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Instant,
 };
 
@@ -53,6 +53,12 @@ pub struct Metrics {
     pub flows: Gauge,
     /// Edges of the graph.
     pub edges: Gauge,
+    /// Durations of making a graph and the objects that show it.
+    pub graph_seconds: Histogram,
+    /// Time as of which the shown graph is, in seconds since 1970-01-01 UTC.
+    pub graph_timestamp: Gauge<f64, AtomicU64>,
+    /// Topologies that differ from the graph and wait to be written.
+    pub waiting: Gauge,
     /// True if this operator holds the lease.
     pub leader: Gauge,
     /// Writes to the API server.
@@ -75,6 +81,9 @@ impl Default for Metrics {
             agents_connected: Gauge::default(),
             flows: Gauge::default(),
             edges: Gauge::default(),
+            graph_seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
+            graph_timestamp: Gauge::default(),
+            waiting: Gauge::default(),
             leader: Gauge::default(),
             writes: Family::default(),
             losses: Family::default(),
@@ -104,6 +113,23 @@ impl Metrics {
         registry.register("agents_connected", "Agents whose stream is open", self.agents_connected.clone());
         registry.register("flows", "Flows that the topology is made of", self.flows.clone());
         registry.register("edges", "Edges of the topology", self.edges.clone());
+        registry.register_with_unit(
+            "graph",
+            "Duration of making the topology from all flows",
+            Unit::Seconds,
+            self.graph_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "graph_timestamp",
+            "Time as of which the shown topology is, since 1970-01-01 UTC",
+            Unit::Seconds,
+            self.graph_timestamp.clone(),
+        );
+        registry.register(
+            "topologies_waiting",
+            "Topologies that have changed and wait to be written",
+            self.waiting.clone(),
+        );
         registry.register("leader", "1 where this operator holds the lease", self.leader.clone());
         registry.register(
             "writes",
@@ -180,6 +206,9 @@ mod tests {
             "scopeprobe_operator_agents_connected 0",
             "scopeprobe_operator_flows 0",
             "scopeprobe_operator_edges 0",
+            "scopeprobe_operator_graph_seconds_count 0",
+            "scopeprobe_operator_graph_timestamp_seconds 0.0",
+            "scopeprobe_operator_topologies_waiting 0",
             "scopeprobe_operator_leader 0",
             "scopeprobe_operator_writes_total{kind=\"Topology\",result=\"done\"} 1",
             "scopeprobe_operator_agent_losses{kind=\"opened\"} 3",
@@ -192,6 +221,6 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 10);
+        assert_eq!(described("# HELP ").len(), 13);
     }
 }

@@ -174,6 +174,7 @@ impl Publisher {
                 (Instant::now() + COALESCE).max(earliest.unwrap_or_else(Instant::now))
             };
             let next_write = self.next_write();
+            self.metrics.waiting.set(i64::try_from(self.schedule.len()).unwrap_or(i64::MAX));
             tokio::select! {
                 event = objects.next() => match event {
                     Some(event) => match self.published.apply(event) {
@@ -220,6 +221,7 @@ impl Publisher {
                         Work::Cleaned => build_at = Some(earlier(build_at, soon(built, last_build))),
                         Work::Failed => build_at = Some(earlier(build_at, Instant::now() + RETRY)),
                         Work::Built { state, began } => {
+                            self.metrics.graph_seconds.observe(began.elapsed().as_secs_f64());
                             self.show(*state, &inputs.overview);
                             (built, last_build) = (Some(Instant::now()), began.elapsed());
                             let settles = self.desired_state.settles_in.map(|wait| began + wait.max(COALESCE));
@@ -249,6 +251,8 @@ impl Publisher {
             changed
         });
         self.metrics.flows.set(i64::try_from(self.desired_state.flows).unwrap_or(i64::MAX));
+        let as_of = self.desired_state.as_of.and_then(|as_of| as_of.duration_since(SystemTime::UNIX_EPOCH).ok());
+        self.metrics.graph_timestamp.set(as_of.unwrap_or_default().as_secs_f64());
         if self.is_warm() != was_warm || std::mem::take(&mut self.compares_all) {
             return self.compare_all();
         }

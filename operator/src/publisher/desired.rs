@@ -40,6 +40,8 @@ pub(super) struct DesiredState {
     pub overview: TopologyOverview,
     /// Number of flows from which it was computed.
     pub flows: usize,
+    /// Time as of which it is; `None` before the first one.
+    pub as_of: Option<SystemTime>,
     /// Time after which it changes without new input.
     pub settles_in: Option<Duration>,
     /// True if all nodes' flows are known.
@@ -178,6 +180,7 @@ fn desired_state(
         contested: names.contested,
         overview,
         flows: ledger.flows().count(),
+        as_of: Some(now),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, index),
     }

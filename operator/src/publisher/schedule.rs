@@ -83,6 +83,11 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         }
     }
 
+    /// Returns the number of objects that are planned.
+    pub(super) fn len(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Returns the time at which the next object is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.due.first().map(|(at, _, _)| *at)
