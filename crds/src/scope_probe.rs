@@ -103,7 +103,8 @@ pub struct CaptureSpec {
     /// further flows as lost.
     #[schemars(range(min = 64, max = 1_048_576))]
     pub max_flows: u32,
-    /// Interval at which an agent reports changed counters. It reports new flows at once.
+    /// Interval at which an agent reports changed counters. It reports new flows at once. With more than 100 agents, the
+    /// operator sets at least 10 ms per agent, up to 30 s.
     #[schemars(schema_with = "schema::report_interval")]
     pub report_interval: Duration,
     /// Settings of the fallback.

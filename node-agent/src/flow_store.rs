@@ -6,9 +6,10 @@
 
 mod clock;
 mod entry;
+mod news;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,9 +17,11 @@ use std::{
 use indexmap::{IndexMap, map};
 use topology::flow::{FlowCounters, FlowKey};
 
+pub use self::news::News;
 use self::{
     clock::Clock,
     entry::{FlowEntry, ReportState},
+    news::Queues,
 };
 use crate::malloc::is_worth_shrinking;
 
@@ -42,9 +45,6 @@ impl Bounds {
 /// Maximum size of the names of all flows' remote addresses, in bytes; further flows have none.
 const MAX_NAME_BYTES: usize = 4 << 20;
 
-/// Number of removed flows in the queue of changes above which the queue is cleaned.
-const MANY_STALE: usize = 4096;
-
 /// Flows that were evicted unreported, for lack of room: upper bound of what is missing in the operator's account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EvictedUnreported {
@@ -60,10 +60,8 @@ pub struct EvictedUnreported {
 #[derive(Debug)]
 pub struct FlowStore {
     flows: IndexMap<FlowKey, FlowEntry>,
-    /// Flows with unreported changes, in the order of their changes, each once. It may contain removed flows.
-    news: VecDeque<FlowKey>,
-    /// Upper bound of the number of removed flows in `news`.
-    stale_news: usize,
+    /// Flows with unreported changes, each once, and removed ones.
+    news: Queues,
     bounds: Bounds,
     clock: Clock,
     /// Run of flows that are added now: greater than that of any removed flow.
@@ -112,8 +110,7 @@ impl FlowStore {
     pub fn new(bounds: Bounds) -> Self {
         Self {
             flows: IndexMap::new(),
-            news: VecDeque::new(),
-            stale_news: 0,
+            news: Queues::default(),
             bounds,
             clock: Clock::starting_at(Instant::now()),
             run: 0,
@@ -137,6 +134,7 @@ impl FlowStore {
     pub fn record(&mut self, key: FlowKey, counters: FlowCounters, now: Instant) -> bool {
         let before = self.clock.floor(self.looked.map_or(now, |looked| looked.min(now)));
         let now = self.clock.ceil(now);
+        let mut is_new = false;
         let entry = match self.flows.entry(key) {
             map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
@@ -159,19 +157,22 @@ impl FlowStore {
                 }
                 entry
             }
-            map::Entry::Vacant(entry) => entry.insert(FlowEntry {
-                counters: (&FlowCounters { run: self.run, ..counters }).into(),
-                rare: None,
-                is_dropped: false,
-                before_first: before,
-                before_news: before,
-                changed: now,
-                state: ReportState::Acknowledged,
-            }),
+            map::Entry::Vacant(entry) => {
+                is_new = true;
+                entry.insert(FlowEntry {
+                    counters: (&FlowCounters { run: self.run, ..counters }).into(),
+                    rare: None,
+                    is_dropped: false,
+                    before_first: before,
+                    before_news: before,
+                    changed: now,
+                    state: ReportState::Acknowledged,
+                })
+            }
         };
         if entry.state != ReportState::Changed {
             entry.state = ReportState::Changed;
-            self.news.push_back(key);
+            if is_new { self.news.push_flow(key) } else { self.news.push_counters(key) }
         }
         true
     }
@@ -201,7 +202,7 @@ impl FlowStore {
         entry.rare.get_or_insert_default().names = names.into();
         if entry.state != ReportState::Changed {
             entry.state = ReportState::Changed;
-            self.news.push_back(*key);
+            self.news.push_flow(*key);
         }
         true
     }
@@ -237,15 +238,15 @@ impl FlowStore {
 
     /// Returns whether [`FlowStore::take_news`] may return something.
     #[must_use]
-    pub fn has_news(&self) -> bool {
-        !self.news.is_empty()
+    pub fn has_news(&self, kind: News) -> bool {
+        !self.news.is_empty(kind)
     }
 
-    /// Returns up to `most` flows whose counters have changed since they were last taken.
-    pub fn take_news(&mut self, most: usize) -> Vec<(FlowKey, FlowCounters)> {
+    /// Returns up to `most` flows that have changed since they were last taken, new ones first.
+    pub fn take_news(&mut self, kind: News, most: usize) -> Vec<(FlowKey, FlowCounters)> {
         let mut taken = Vec::new();
         while taken.len() < most
-            && let Some(key) = self.news.pop_front()
+            && let Some(key) = self.news.pop(kind)
         {
             // A flow that was removed and added again is in the queue twice: the second entry is no change.
             if let Some(entry) = self.flows.get_mut(&key).filter(|entry| entry.state == ReportState::Changed) {
@@ -258,8 +259,7 @@ impl FlowStore {
 
     /// Begins a snapshot of all flows. Unreported changes are those after this call.
     pub fn begin_snapshot(&mut self) -> Snapshot {
-        self.news = VecDeque::new();
-        self.stale_news = 0;
+        self.news = Queues::default();
         self.left = 0;
         for entry in self.flows.values_mut() {
             entry.state = ReportState::Sent;
@@ -368,18 +368,14 @@ impl FlowStore {
 
     /// Frees memory that was needed only at the peak number of flows. Returns whether there was any.
     pub fn shrink(&mut self) -> bool {
-        self.stale_news = self.stale_news.min(self.news.len());
-        if self.stale_news > MANY_STALE.max(self.news.len() / 2) {
+        if self.news.are_stale() {
             self.drop_stale_news();
         }
         let flows = is_worth_shrinking(self.flows.capacity(), self.flows.len());
-        let news = is_worth_shrinking(self.news.capacity(), self.news.len());
         if flows {
             self.flows.shrink_to(2 * self.flows.len());
         }
-        if news {
-            self.news.shrink_to(2 * self.news.len());
-        }
+        let news = self.news.shrink();
         flows || news
     }
 
@@ -431,7 +427,9 @@ impl FlowStore {
         if let Some(entry) = self.flows.swap_remove(key) {
             self.name_bytes -= entry.name_bytes();
             self.leaving -= usize::from(entry.is_dropped);
-            self.stale_news += usize::from(entry.state == ReportState::Changed);
+            if entry.state == ReportState::Changed {
+                self.news.note_removed();
+            }
             self.run += 1;
             self.left += 1;
         }
@@ -455,23 +453,20 @@ impl FlowStore {
         }
     }
 
-    /// Keeps each flow with unreported changes in the queue once, at its first place.
+    /// Keeps each flow with unreported changes in the queues once, at its first place.
     fn drop_stale_news(&mut self) {
-        let mut news = std::mem::take(&mut self.news);
-        news.retain(|key| {
+        self.news.clean(|key| {
             let entry = self.flows.get_mut(key).filter(|entry| entry.state == ReportState::Changed);
             entry.is_some_and(|entry| {
                 entry.state = ReportState::Sent;
                 true
             })
         });
-        for key in &news {
+        for key in self.news.iter() {
             if let Some(entry) = self.flows.get_mut(key) {
                 entry.state = ReportState::Changed;
             }
         }
-        self.news = news;
-        self.stale_news = 0;
     }
 }
 

@@ -230,7 +230,7 @@ proptest! {
         }
         world.run(Step::Read);
         world.run(Step::Send(Fate::Acknowledged));
-        while world.session.has_news(&world.observation) {
+        while world.session.has_news(&world.observation, Instant::now()) {
             world.run(Step::Send(Fate::Acknowledged));
         }
         let missing = world.missing()?;
@@ -250,9 +250,9 @@ fn flows_that_have_left_are_over_for_the_operator() {
         world.run(step);
     }
     assert_eq!(world.observation.flows.len(), 1);
-    assert!(world.session.has_news(&world.observation), "a snapshot without the flow that has left");
+    assert!(world.session.has_news(&world.observation, Instant::now()), "a snapshot without the flow that has left");
     world.run(acknowledged);
-    assert!(!world.session.has_news(&world.observation));
+    assert!(!world.session.has_news(&world.observation, Instant::now()));
     let now = SystemTime::UNIX_EPOCH;
     assert_eq!(world.ledger.retire(now, Duration::ZERO), 1);
     assert_eq!(world.told(), BTreeMap::from([(2, (1, 0))]));

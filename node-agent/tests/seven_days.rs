@@ -144,7 +144,7 @@ impl Node {
         let flows = new.into_iter().chain([*long]).collect();
         let reading = Reading { flows, nat_peers, seen: self.seen, ..Reading::default() };
         self.observation.absorb(reading, now);
-        while self.session.has_news(&self.observation) {
+        while self.session.has_news(&self.observation, Instant::now()) {
             let report = self.session.next(&mut self.observation, now);
             self.take_in(&report, time);
         }

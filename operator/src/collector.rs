@@ -114,7 +114,8 @@ async fn converse(
     let mut report = first;
     loop {
         let sequence = session.take_in(report).await?;
-        if replies.send(Ok(CollectorReply { sequence })).await.is_err() {
+        let counter_interval_ms = millis(session.counter_interval());
+        if replies.send(Ok(CollectorReply { sequence, counter_interval_ms })).await.is_err() {
             return Ok(());
         }
         let next = tokio::select! {
@@ -129,6 +130,10 @@ async fn converse(
         let Some(next) = next else { return Ok(()) };
         report = decode::decode(next).map_err(|invalid| refuse(&invalid))?;
     }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn refuse(invalid: &decode::Invalid) -> Status {

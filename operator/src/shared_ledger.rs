@@ -1,7 +1,13 @@
 //! The ledger as the tasks of the operator share it. The collector applies reports. The publisher reads it, and evicts
 //! expired flows.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::{Mutex, watch};
 use topology::ledger::Ledger;
@@ -11,11 +17,20 @@ use topology::ledger::Ledger;
 pub struct SharedLedger {
     ledger: Arc<Mutex<Ledger>>,
     changed: Arc<watch::Sender<()>>,
+    /// Number of agents that report.
+    agents: Arc<AtomicUsize>,
 }
+
+/// Number of agents up to which each reports counters with each message.
+const FEW_AGENTS: usize = 100;
+/// Time between two reports of counters per agent beyond that.
+const INTERVAL_PER_AGENT: Duration = Duration::from_millis(10);
+/// The longest time between two reports of counters.
+const MAX_COUNTER_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Default for SharedLedger {
     fn default() -> Self {
-        Self { ledger: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
+        Self { ledger: Arc::default(), changed: Arc::new(watch::Sender::new(())), agents: Arc::default() }
     }
 }
 
@@ -27,6 +42,23 @@ impl SharedLedger {
         &self.ledger
     }
 
+    /// Records the number of agents that report.
+    pub fn set_agents(&self, number: usize) {
+        self.agents.store(number, Ordering::Relaxed);
+    }
+
+    /// Returns the time that agents leave between two reports of changed counters, so that their number bounds the work: zero
+    /// for up to 100 agents, then 10 ms per agent, at most 30 s. New flows are reported at once.
+    #[must_use]
+    pub fn counter_interval(&self) -> Duration {
+        match self.agents.load(Ordering::Relaxed) {
+            agents if agents <= FEW_AGENTS => Duration::ZERO,
+            agents => {
+                INTERVAL_PER_AGENT.saturating_mul(u32::try_from(agents).unwrap_or(u32::MAX)).min(MAX_COUNTER_INTERVAL)
+            }
+        }
+    }
+
     /// Notifies receivers that a flow has changed.
     pub fn mark_changed(&self) {
         self.changed.send_replace(());
@@ -36,5 +68,21 @@ impl SharedLedger {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counter_interval_grows_with_the_number_of_agents() {
+        let shared_ledger = SharedLedger::default();
+        let of = |agents| {
+            shared_ledger.set_agents(agents);
+            shared_ledger.counter_interval()
+        };
+        assert_eq!([0, 100, 101, 500].map(of), [0, 0, 1010, 5000].map(Duration::from_millis));
+        assert_eq!([3000, 5000, usize::MAX].map(of), [MAX_COUNTER_INTERVAL; 3]);
     }
 }

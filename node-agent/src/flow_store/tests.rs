@@ -20,7 +20,7 @@ fn store(flows: usize) -> FlowStore {
 }
 
 fn tell(store: &mut FlowStore) -> Vec<(FlowKey, FlowCounters)> {
-    let news = store.take_news(usize::MAX);
+    let news = store.take_news(News::All, usize::MAX);
     store.acknowledge(&news);
     news
 }
@@ -40,13 +40,13 @@ fn news_is_what_changed_and_comes_once() {
     assert!(store.record(key(1, 1), counters(1, 0), now));
     assert!(store.record(key(1, 2), counters(1, 0), now));
     assert!(store.record(key(1, 1), counters(2, 0), now));
-    assert_eq!(store.take_news(1), [(key(1, 1), counters(2, 0))]);
-    assert_eq!(store.take_news(9), [(key(1, 2), counters(1, 0))]);
-    assert!(!store.has_news());
+    assert_eq!(store.take_news(News::All, 1), [(key(1, 1), counters(2, 0))]);
+    assert_eq!(store.take_news(News::All, 9), [(key(1, 2), counters(1, 0))]);
+    assert!(!store.has_news(News::All));
     assert!(!store.record(key(1, 1), counters(2, 0), now), "the same again");
-    assert!(!store.has_news());
+    assert!(!store.has_news(News::All));
     assert!(store.record(key(1, 1), counters(2, 1), now));
-    assert_eq!(store.take_news(9), [(key(1, 1), counters(2, 1))]);
+    assert_eq!(store.take_news(News::All, 9), [(key(1, 1), counters(2, 1))]);
 }
 
 #[test]
@@ -55,15 +55,15 @@ fn a_snapshot_has_all_and_news_is_what_comes_after() {
     let now = Instant::now();
     store.record(key(1, 1), counters(1, 0), now);
     store.record(key(1, 2), counters(1, 0), now);
-    store.take_news(1);
+    store.take_news(News::All, 1);
     let mut snapshot = store.begin_snapshot();
     let mut all: Vec<_> = store.take_of_snapshot(&mut snapshot, 9).into_iter().map(|(key, _)| key).collect();
     all.sort();
     assert_eq!(all, [key(1, 1), key(1, 2)]);
     assert!(snapshot.is_complete());
-    assert!(!store.has_news());
+    assert!(!store.has_news(News::All));
     store.record(key(1, 1), counters(2, 0), now);
-    assert_eq!(store.take_news(9), [(key(1, 1), counters(2, 0))]);
+    assert_eq!(store.take_news(News::All, 9), [(key(1, 1), counters(2, 0))]);
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn news_of_flows_that_have_left_does_not_pile_up() {
         expire(&mut store, now, |_| true);
         store.shrink();
     }
-    assert!(store.news.len() < MANY_STALE + 2 * store.len(), "{} of {recorded}", store.news.len());
+    assert!(store.news.len() < news::MANY_STALE + 2 * store.len(), "{} of {recorded}", store.news.len());
     // What is left comes once.
     let left = store.len();
     let news = tell(&mut store);

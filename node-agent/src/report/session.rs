@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use report::{MAX_FLOWS_PER_MESSAGE, MAX_IDENTITIES_PER_MESSAGE, v1alpha1 as wire};
@@ -15,7 +15,7 @@ use topology::{
 use super::wire as to_wire;
 use crate::{
     attribution::{Attributed, Attribution},
-    flow_store::{FlowStore, Snapshot},
+    flow_store::{FlowStore, News, Snapshot},
     observation::{CaptureState, Epoch, Observation},
 };
 
@@ -38,7 +38,14 @@ pub struct Session {
     identities: HashMap<u64, Attributed>,
     /// Cgroups of the flows in the current snapshot.
     in_snapshot: HashSet<u64>,
+    /// Time between two reports of changed counters, as the operator has set it.
+    counter_interval: Duration,
+    /// Time of the last message after which no changed counters were left; none before the first one.
+    counters_reported: Option<Instant>,
 }
+
+/// Upper bound of the time between two reports of changed counters.
+const MAX_COUNTER_INTERVAL: Duration = Duration::from_mins(1);
 
 impl Session {
     /// For a new stream.
@@ -54,7 +61,32 @@ impl Session {
             node_addresses: BTreeSet::new(),
             identities: HashMap::new(),
             in_snapshot: HashSet::new(),
+            counter_interval: Duration::ZERO,
+            counters_reported: None,
         }
+    }
+
+    /// Sets the time between two reports of changed counters, at most a minute.
+    pub fn set_counter_interval(&mut self, interval: Duration) {
+        self.counter_interval = interval.min(MAX_COUNTER_INTERVAL);
+    }
+
+    /// Returns the time from which on changed counters are reported; none if they come with each report.
+    fn counters_due(&self) -> Option<Instant> {
+        let reported = self.counters_reported.filter(|_| self.counter_interval > Duration::ZERO);
+        reported.map(|reported| reported + self.counter_interval)
+    }
+
+    /// Returns the time at which changes are due that are kept back now; none if there are none.
+    #[must_use]
+    pub fn next_due(&self, observation: &Observation) -> Option<Instant> {
+        self.counters_due().filter(|_| observation.flows.has_news(News::All))
+    }
+
+    /// Returns which changes are due to be reported. A crowded store keeps nothing back: it evicts flows.
+    fn due(&self, flows: &FlowStore, now: Instant) -> News {
+        let is_early = self.counters_due().is_some_and(|due| now < due);
+        if is_early && !flows.is_crowded() { News::Flows } else { News::All }
     }
 
     /// The number of the last message.
@@ -63,12 +95,12 @@ impl Session {
         self.sequence
     }
 
-    /// Returns whether there are changes that the operator has not received.
+    /// Returns whether there are changes that are due to be reported.
     #[must_use]
-    pub fn has_news(&self, observation: &Observation) -> bool {
+    pub fn has_news(&self, observation: &Observation, now: Instant) -> bool {
         self.snapshot.is_some()
             || self.epoch != Some(observation.epoch())
-            || observation.flows.has_news()
+            || observation.flows.has_news(self.due(&observation.flows, now))
             || has_many_left(&observation.flows)
             || self.capture.as_ref() != Some(&observation.capture)
             || self.node_addresses != observation.node_addresses
@@ -89,7 +121,7 @@ impl Session {
             self.snapshot = Some(observation.flows.begin_snapshot());
             self.in_snapshot = HashSet::new();
         }
-        let flows = self.take_flows(observation);
+        let flows = self.take_flows(observation, now);
         let ends_snapshot = self.snapshot.is_some_and(|snapshot| snapshot.is_complete());
         if self.snapshot.is_some() {
             self.in_snapshot.extend(flows.iter().map(|(key, _)| key.cgroup_id));
@@ -131,12 +163,17 @@ impl Session {
         report
     }
 
-    fn take_flows(&mut self, observation: &mut Observation) -> Vec<(FlowKey, FlowCounters)> {
+    fn take_flows(&mut self, observation: &mut Observation, now: Instant) -> Vec<(FlowKey, FlowCounters)> {
         let flows = &mut observation.flows;
-        match &mut self.snapshot {
-            Some(snapshot) => flows.take_of_snapshot(snapshot, MAX_FLOWS_PER_MESSAGE),
-            None => flows.take_news(MAX_FLOWS_PER_MESSAGE),
+        if let Some(snapshot) = &mut self.snapshot {
+            return flows.take_of_snapshot(snapshot, MAX_FLOWS_PER_MESSAGE);
         }
+        let due = self.due(flows, now);
+        let news = flows.take_news(due, MAX_FLOWS_PER_MESSAGE);
+        if due == News::All && !flows.has_news(News::All) {
+            self.counters_reported = Some(now);
+        }
+        news
     }
 
     /// Returns the owners of these flows that were not reported on this stream yet.
@@ -192,7 +229,7 @@ fn has_many_left(flows: &FlowStore) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, fs, net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
+    use std::{collections::HashSet, fs, net::IpAddr, os::unix::fs::MetadataExt};
 
     use proptest::prelude::*;
     use topology::flow::{Protocol, Role};
@@ -272,18 +309,67 @@ mod tests {
     fn an_empty_snapshot_is_one_message_and_then_there_is_no_news() {
         let mut observation = observation();
         let mut session = Session::new("node");
-        assert!(session.has_news(&observation));
+        assert!(session.has_news(&observation, Instant::now()));
         let first = session.next(&mut observation, Instant::now());
         assert!(first.begins_snapshot && first.ends_snapshot && first.flows.is_empty());
         assert_eq!((first.node.as_str(), first.sequence, first.epoch), ("node", 1, vec![1; 16]));
-        assert!(!session.has_news(&observation));
+        assert!(!session.has_news(&observation, Instant::now()));
         observation.stop(kernel_support::Reason::LoadFailed, "why".into());
-        assert!(session.has_news(&observation), "a change of the capture's state is news without any flow");
+        assert!(
+            session.has_news(&observation, Instant::now()),
+            "a change of the capture's state is news without any flow"
+        );
         let second = session.next(&mut observation, Instant::now());
         assert!(!second.begins_snapshot && !second.ends_snapshot);
         let capture = second.capture.unwrap();
         assert_eq!((capture.mode(), capture.reason()), (wire::Mode::Unsupported, wire::Reason::LoadFailed));
-        assert!(!session.has_news(&observation));
+        assert!(!session.has_news(&observation, Instant::now()));
+    }
+
+    #[test]
+    fn counters_wait_for_their_interval_and_new_flows_do_not() {
+        let (mut observation, start) = (observation(), Instant::now());
+        let mut session = Session::new("node");
+        see(&mut observation, key(1, 80), 1);
+        session.next(&mut observation, start);
+        session.next(&mut observation, start);
+        session.set_counter_interval(Duration::from_secs(30));
+        let told = |session: &mut Session, observation: &mut Observation, at: Instant| {
+            let flows = session.next(observation, at).flows.into_iter();
+            flows.map(|flow| (flow.port, flow.counters.unwrap().opened)).collect::<Vec<_>>()
+        };
+        see(&mut observation, key(1, 80), 2);
+        let [early, due] = [29, 30].map(|seconds| start + Duration::from_secs(seconds));
+        assert!(!session.has_news(&observation, early));
+        see(&mut observation, key(1, 81), 1);
+        assert!(session.has_news(&observation, early), "a new flow is due at once");
+        assert_eq!(told(&mut session, &mut observation, early), [(81, 1)]);
+        assert!(!session.has_news(&observation, early));
+        see(&mut observation, key(1, 81), 2);
+        assert!(session.has_news(&observation, due));
+        assert_eq!(told(&mut session, &mut observation, due), [(80, 2), (81, 2)]);
+        assert_eq!(session.next_due(&observation), None);
+        see(&mut observation, key(1, 80), 3);
+        assert_eq!(session.next_due(&observation), Some(due + Duration::from_secs(30)));
+        assert!(!session.has_news(&observation, due));
+        session.set_counter_interval(Duration::ZERO);
+        assert!(session.has_news(&observation, due), "as before");
+    }
+
+    #[test]
+    fn crowded_store_keeps_no_counters_back() {
+        let mut observation = observation();
+        observation.flows = FlowStore::new(Bounds { flows: 4, ..BOUNDS });
+        let (mut session, now) = (Session::new("node"), Instant::now());
+        session.next(&mut observation, now);
+        session.next(&mut observation, now);
+        session.set_counter_interval(Duration::from_secs(30));
+        for port in 0..4 {
+            see(&mut observation, key(1, port), 1);
+        }
+        session.next(&mut observation, now);
+        see(&mut observation, key(1, 1), 2);
+        assert!(observation.flows.is_crowded() && session.has_news(&observation, now));
     }
 
     #[test]
@@ -316,7 +402,7 @@ mod tests {
         observation.absorb(Reading { answers: vec![(2, answer("c.example"))], ..Reading::default() }, now);
         see(&mut observation, key(2, 80), 2);
         assert_eq!(told(&mut session, &mut observation), [(2, 80, vec!["c.example".to_owned()])]);
-        assert!(!session.has_news(&observation));
+        assert!(!session.has_news(&observation, Instant::now()));
     }
 
     #[test]
@@ -387,7 +473,7 @@ mod tests {
                     Step::Restart => observation.begin_epoch([epoch; 16], &description()),
                 }
             }
-            while session.has_news(&observation) {
+            while session.has_news(&observation, Instant::now()) {
                 operator.take(&session.next(&mut observation, Instant::now()));
             }
             let truth: HashMap<_, _> = observation

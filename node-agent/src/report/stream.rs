@@ -229,22 +229,27 @@ impl Reporter {
         let first = next(&mut session, &mut self.observation.lock());
         let sequence = first.sequence;
         let mut stream = open(endpoint, first, self.patience.reply).await?;
-        stream.reply(sequence).await?;
+        session.set_counter_interval(stream.reply(sequence).await?);
         backoff.reset();
         self.metrics.connected();
         self.metrics.sent();
         tracing::info!(operator = %self.operator, "reporting");
         let mut alive_until = Instant::now() + self.patience.silence;
         loop {
-            let message = {
+            if *closing.borrow() {
+                session.set_counter_interval(Duration::ZERO);
+            }
+            let (message, next_due) = {
                 let mut observation = self.observation.lock();
-                let due = session.has_news(&observation) || Instant::now() >= alive_until;
-                due.then(|| next(&mut session, &mut observation))
+                let now = Instant::now();
+                let due = session.has_news(&observation, now.into_std()) || now >= alive_until;
+                let message = due.then(|| next(&mut session, &mut observation));
+                (message, session.next_due(&observation).map(Instant::from_std))
             };
             if let Some(message) = message {
                 let sequence = message.sequence;
                 stream.messages.send(message).await.map_err(|_| StreamError::Ended)?;
-                stream.reply(sequence).await?;
+                session.set_counter_interval(stream.reply(sequence).await?);
                 self.metrics.sent();
                 alive_until = Instant::now() + self.patience.silence;
             } else if *closing.borrow() {
@@ -252,7 +257,7 @@ impl Reporter {
             } else {
                 tokio::select! {
                     () = self.changed.notified() => {}
-                    () = sleep_until(alive_until) => {}
+                    () = sleep_until(next_due.map_or(alive_until, |due| due.min(alive_until))) => {}
                     _ = closing.wait_for(|closing| *closing) => {}
                     unasked = stream.replies.message() => check_unasked(unasked?, session.sequence())?,
                 }
@@ -282,8 +287,9 @@ async fn open(endpoint: &Endpoint, first: AgentReport, patience: Duration) -> Re
 }
 
 impl Stream {
-    /// Waits for the reply to a message; older ones may come before.
-    async fn reply(&mut self, sequence: u64) -> Result<(), StreamError> {
+    /// Waits for the reply to a message; older ones may come before. Returns the time between two reports of counters that
+    /// it asks for.
+    async fn reply(&mut self, sequence: u64) -> Result<Duration, StreamError> {
         let answered = async {
             loop {
                 let reply = self.replies.message().await?.ok_or(StreamError::Ended)?;
@@ -291,7 +297,7 @@ impl Stream {
                     return Err(StreamError::Garbage { replied: reply.sequence, sent: sequence });
                 }
                 if reply.sequence == sequence {
-                    return Ok(());
+                    return Ok(Duration::from_millis(reply.counter_interval_ms.into()));
                 }
             }
         };

@@ -76,7 +76,7 @@ impl Agent {
         let losses = reading.losses;
         assert_eq!((losses.opened, losses.failed), (0, 0), "{losses:?}");
         self.observation.absorb(reading, Instant::now());
-        while self.session.has_news(&self.observation) {
+        while self.session.has_news(&self.observation, Instant::now()) {
             let message = self.session.next(&mut self.observation, Instant::now());
             self.messages.send((SystemTime::now(), message)).unwrap();
         }

@@ -82,7 +82,7 @@ impl Collector for Operator {
                     _ => vec![sequence],
                 };
                 for sequence in sequences {
-                    let _ = replies.send(Ok(CollectorReply { sequence })).await;
+                    let _ = replies.send(Ok(CollectorReply { sequence, ..CollectorReply::default() })).await;
                 }
                 if matches!(manner, Manner::ReplaceAfter(last) if last == sequence) {
                     ended.lock().unwrap().insert(epoch);

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
@@ -46,8 +46,16 @@ impl Session {
             return Err(Status::invalid_argument("begins_snapshot: a stream's first message has to begin a snapshot"));
         }
         let (sender, place) = watch::channel(());
-        sessions.open.lock().unwrap_or_else(PoisonError::into_inner).insert(first.node.clone(), sender);
+        let mut open = sessions.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(first.node.clone(), sender);
+        sessions.shared_ledger.set_agents(open.len());
+        drop(open);
         Ok(Self { sessions, node: first.node.clone(), expected: 1, place })
+    }
+
+    /// Returns the time that its agent is to leave between two reports of changed counters.
+    pub(super) fn counter_interval(&self) -> Duration {
+        self.sessions.shared_ledger.counter_interval()
     }
 
     /// Done when another stream has taken this one's place.
@@ -103,6 +111,7 @@ impl Drop for Session {
         let mut open = self.sessions.open.lock().unwrap_or_else(PoisonError::into_inner);
         if self.has_place() {
             open.remove(&self.node);
+            self.sessions.shared_ledger.set_agents(open.len());
             self.sessions.observations.update(&self.node, NodeObservation::disconnect);
         }
     }
@@ -176,8 +185,6 @@ fn unix_ms(time: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use crds::Losses;
 
     use super::*;

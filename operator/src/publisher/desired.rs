@@ -84,8 +84,9 @@ impl Builder {
     }
 
     async fn desired_state(&self, settings: &PublishSettings, now: SystemTime) -> Option<DesiredState> {
-        let options =
-            Options { now, settle: SETTLE, retention: settings.retention, max_external: settings.max_external };
+        // The other end's counters may come as much later.
+        let settle = SETTLE + self.shared_ledger.counter_interval();
+        let options = Options { now, settle, retention: settings.retention, max_external: settings.max_external };
         let limits = Limits { edges: settings.max_edges, pods: settings.max_pods };
         let namespaces = settings.namespaces.clone();
         let all_named = *self.index.complete().borrow();
