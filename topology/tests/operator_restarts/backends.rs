@@ -165,7 +165,7 @@ impl World {
     }
 
     fn shown(&mut self) -> Graph {
-        let options = options(self.now);
+        let options = options(self.now, Duration::from_secs(1));
         self.archive.settle_in_time(&self.ledger, &directory(), &options);
         self.archive.build_shown(&self.ledger, &directory(), &options)
     }

@@ -37,7 +37,7 @@ impl World {
     /// Waits until nothing has to wait any more, and returns what is shown then.
     fn rest(&mut self) -> BTreeMap<EdgeKey, EdgeCounters> {
         self.report();
-        self.now += Duration::from_secs(10);
+        self.now += Duration::from_secs(9) + self.interval;
         self.published = self.build_shown();
         self.unpublished = false;
         counters(&self.published)
@@ -50,7 +50,7 @@ impl World {
         for event in events {
             self.now += PACE;
             for node in [0, 1] {
-                if self.now.duration_since(reported[node]).unwrap_or_default() > Duration::from_secs(1) {
+                if self.now.duration_since(reported[node]).unwrap_or_default() > self.interval {
                     self.snapshot(node);
                     reported[node] = self.now;
                     before = self.grown(&before, event)?;
@@ -99,7 +99,12 @@ fn growth(
 
 /// Runs the steps, lets the events happen, and compares by how much each edge has grown with the truth.
 fn check_growth(before: &[Step], events: &[Event]) -> Result<(), TestCaseError> {
+    check_growth_at(Duration::from_secs(1), before, events)
+}
+
+fn check_growth_at(interval: Duration, before: &[Step], events: &[Event]) -> Result<(), TestCaseError> {
     let mut world = World::new();
+    world.interval = interval;
     let known =
         [Step::Open(true, 7), Step::Open(false, 9), Step::Close(true), Step::Close(false), Step::Report, Step::Publish];
     // Which connections a server's agent has forgotten of those that a client's agent had forgotten before is not known.
@@ -185,5 +190,15 @@ proptest! {
         events in prop::collection::vec(event(), 0..200),
     ) {
         check_growth(&steps, &events)?;
+    }
+
+    /// In a large cluster agents report counters less often.
+    #[test]
+    fn edges_grow_by_what_happens_while_agents_report_rarely(
+        steps in prop::collection::vec(step(), 0..30),
+        events in prop::collection::vec(event(), 0..200),
+        seconds in 2..30_u64,
+    ) {
+        check_growth_at(Duration::from_secs(seconds), &steps, &events)?;
     }
 }

@@ -203,6 +203,8 @@ pub struct World {
     directory: Directory,
     generation: u8,
     pub now: SystemTime,
+    /// Agents report at least so often.
+    pub interval: Duration,
     flows: BTreeMap<(u8, End), Flow>,
     epochs: [u8; 2],
     pub truth: BTreeMap<EdgeKey, EdgeCounters>,
@@ -222,6 +224,7 @@ impl World {
             directory: directory(0),
             generation: 0,
             now: SystemTime::UNIX_EPOCH,
+            interval: Duration::from_secs(1),
             flows: BTreeMap::new(),
             epochs: [1, 1],
             truth: BTreeMap::new(),
@@ -282,12 +285,12 @@ impl World {
     }
 
     pub fn build(&mut self) -> Graph {
-        let options = options(self.now + Duration::from_secs(5));
+        let options = options(self.now + Duration::from_secs(5), self.interval);
         self.archive.build(&self.ledger, &self.directory, &options)
     }
 
     pub fn build_shown(&mut self) -> Graph {
-        let options = options(self.now);
+        let options = options(self.now, self.interval);
         self.archive.settle_in_time(&self.ledger, &self.directory, &options);
         self.archive.build_shown(&self.ledger, &self.directory, &options)
     }
@@ -392,6 +395,6 @@ impl World {
     }
 }
 
-pub fn options(now: SystemTime) -> Options {
-    Options { now, settle: Duration::from_secs(2), retention: Duration::from_hours(1000), max_external: usize::MAX }
+pub fn options(now: SystemTime, interval: Duration) -> Options {
+    Options { now, settle: Duration::from_secs(1) + interval, retention: Duration::from_hours(1000), max_external: usize::MAX }
 }
