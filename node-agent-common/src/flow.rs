@@ -15,6 +15,11 @@ pub enum Protocol {
 /// Bit of the field `role` of a [`FlowKey`] that marks UDP.
 const UDP: u8 = 0x10;
 
+/// `0.0.0.0` as IPv4-mapped.
+const UNSPECIFIED_V4: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+/// `::`
+const UNSPECIFIED_V6: [u8; 16] = [0; 16];
+
 /// Key of a flow. Equal keys have equal bytes, as a map of the kernel requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -54,6 +59,20 @@ impl FlowKey {
     #[must_use]
     pub const fn over_udp(self) -> Self {
         Self { numbers: self.numbers | (UDP as u64) << Self::ROLE, ..self }
+    }
+
+    /// Returns the key of the folded row that counts this flow while the table is nearly full: the remote address is the
+    /// unspecified one of its version.
+    #[inline]
+    #[must_use]
+    pub const fn folded(self) -> Self {
+        Self { remote: if is_mapped(&self.remote) { UNSPECIFIED_V4 } else { UNSPECIFIED_V6 }, ..self }
+    }
+
+    /// Returns whether this is the key of a folded row. A connection has no unspecified remote address.
+    #[must_use]
+    pub const fn is_folded(&self) -> bool {
+        matches!(self.remote, UNSPECIFIED_V4 | UNSPECIFIED_V6)
     }
 
     /// Returns the ID of the cgroup in which the socket was created.
@@ -214,6 +233,17 @@ mod tests {
     fn buckets_of_round_trips_are_powers_of_two() {
         let buckets = [0, 63, 64, 127, 128, 131_071, 131_072, 262_143, 262_144, u32::MAX].map(rtt_bucket);
         assert_eq!(buckets, [0, 0, 1, 1, 2, 11, 12, 12, 13, 13]);
+    }
+
+    #[test]
+    fn folded_key_differs_in_remote_address_alone() {
+        let remote = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 51, 100, 1];
+        let key = |remote| FlowKey::new(1, 2, Role::Server, 80, [3; 16], remote).over_udp();
+        for (remote, unspecified) in [(remote, UNSPECIFIED_V4), ([9; 16], UNSPECIFIED_V6)] {
+            let folded = key(remote).folded();
+            assert_eq!(folded, key(unspecified));
+            assert!(folded.is_folded() && folded.folded() == folded && !key(remote).is_folded());
+        }
     }
 
     #[test]

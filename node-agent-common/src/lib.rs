@@ -6,6 +6,7 @@ mod answer;
 pub mod chunk;
 pub mod conversation;
 mod flow;
+pub mod folding;
 pub mod listing_phase;
 mod offsets;
 mod role;

@@ -100,8 +100,10 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
         Direction::Out => (Role::Client, remote.port),
         Direction::In => (Role::Server, local.port),
     };
-    let flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();
-    let conversation = Conversation::of(flow, provide_slot(&flow));
+    let mut flow =
+        FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();
+    let slot = provide_slot(&mut flow);
+    let conversation = Conversation::of(flow, slot);
     match conversations::begin(&name, &conversation) {
         Beginning::First { inferred } => count_conversation(&conversation.flow, sent, received, inferred),
         Beginning::Known => count_datagram(&conversation.flow, sent, received),
@@ -118,7 +120,7 @@ fn count_datagram(flow: &FlowKey, sent: u64, received: u64) {
 
 /// As [`count_datagram`].
 #[inline(never)]
-fn provide_slot(flow: &FlowKey) -> SlotHandle {
+fn provide_slot(flow: &mut FlowKey) -> SlotHandle {
     SlotHandle::provide(flow)
 }
 

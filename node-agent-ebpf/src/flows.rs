@@ -10,9 +10,9 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{HashMap, PerCpuArray, Queue, RingBuf},
 };
-use node_agent_common::{FlowKey, FlowStats, Loss, NewFlow, RTT_BUCKETS, chunk, rtt_bucket};
+use node_agent_common::{FlowKey, FlowStats, Loss, NewFlow, RTT_BUCKETS, chunk, folding::OFF, rtt_bucket};
 
-use crate::{memory::Access, socket::TcpSocket};
+use crate::{folding, memory::Access, socket::TcpSocket};
 
 /// The agent sets the sizes of these when it loads them.
 const SLOTS: u32 = 65_536;
@@ -72,6 +72,12 @@ pub enum Event {
 }
 
 impl Event {
+    /// Returns whether it is the end of a connection that was counted as opened, or is preexisting.
+    #[inline(always)]
+    fn is_end(&self) -> bool {
+        matches!(self, Self::Closed { .. } | Self::Gone)
+    }
+
     /// Of a socket that ends now, whose beginning and role are accounted for.
     #[inline(always)]
     pub fn closed<A: Access>(socket: TcpSocket<A>) -> Self {
@@ -107,12 +113,15 @@ impl SlotHandle {
         Self(u64::from(generation) << 32 | u64::from(slot))
     }
 
-    /// Returns the handle of the flow's slot; gives it one if it has none.
+    /// Returns the handle of the flow's slot; gives it one if it has none. If it is a folded row's, the key becomes that
+    /// row's, so that the conversation stays there.
     #[inline(always)]
-    pub fn provide(key: &FlowKey) -> Self {
-        let Some((slot, first)) = slot_of(key) else { return Self::NONE };
-        if first {
-            announce(key, slot);
+    pub fn provide(key: &mut FlowKey) -> Self {
+        let Some(row) = row_of(key, false) else { return Self::NONE };
+        *key = row.key(key);
+        let slot = row.slot();
+        if row.is_new() {
+            announce(*key, slot);
         }
         let Some(stats) = counters(slot) else { return Self::NONE };
         // SAFETY: a value of an array.
@@ -139,8 +148,8 @@ impl SlotHandle {
 /// Counts an event of this flow, or its loss.
 #[inline(always)]
 pub fn count(key: &FlowKey, event: Event) {
-    let Some((slot, first)) = slot_of(key) else { return lose_event(event) };
-    let Some(stats) = counters(slot) else { return lose_event(event) };
+    let Some(row) = row_of(key, event.is_end()) else { return lose_event(event) };
+    let Some(stats) = counters(row.slot()) else { return lose_event(event) };
     // SAFETY: a value of an array lives as long as the program; other CPUs and the agent see whole atomic additions.
     unsafe {
         match event {
@@ -183,8 +192,8 @@ pub fn count(key: &FlowKey, event: Event) {
             Event::Datagram { sent, received } => add_payload(stats, sent, received),
         }
     }
-    if first {
-        announce(key, slot);
+    if row.is_new() {
+        announce(row.key(key), row.slot());
     }
 }
 
@@ -211,22 +220,85 @@ fn counters(slot: u32) -> Option<*mut FlowStats> {
     Some(STATS.get_value_ptr_mut(slot / chunk::SLOTS, &(slot % chunk::SLOTS))?.cast())
 }
 
-/// The flow's slot, and whether it got it just now.
+/// Row that counts a flow: its slot in the low half, then the bits below. One word, as a function of its own returns it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Row(u64);
+
+impl Row {
+    /// The row got its slot just now.
+    const NEW: u64 = 1 << 32;
+    /// The row's key is the folded one.
+    const FOLDED: u64 = 1 << 33;
+    const NONE: Self = Self(u64::MAX);
+
+    #[inline(always)]
+    fn slot(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Returns the row's key, given the flow's.
+    #[inline(always)]
+    fn key(self, flow: &FlowKey) -> FlowKey {
+        if self.0 & Self::FOLDED == 0 { *flow } else { flow.folded() }
+    }
+
+    #[inline(always)]
+    fn is_new(self) -> bool {
+        self.0 & Self::NEW != 0
+    }
+}
+
+/// Returns the flow's row, which is new if there is none: see [`folding`].
 #[inline(always)]
-fn slot_of(key: &FlowKey) -> Option<(u32, bool)> {
+fn row_of(key: &FlowKey, is_end: bool) -> Option<Row> {
     if let Some(slot) = known_slot(key) {
-        return Some((slot, false));
+        return Some(Row(u64::from(slot)));
     }
-    let Ok(Some(slot)) = FREE.pop() else {
-        // Another CPU may have taken the last slot for this very flow.
-        return known_slot(key).map(|slot| (slot, false));
-    };
-    if SLOT_OF.insert(key, slot, u64::from(BPF_NOEXIST)).is_ok() {
-        return Some((slot, true));
+    let row = row_without_own(key, is_end);
+    if row.0 == Row::NONE.0 { None } else { Some(row) }
+}
+
+/// Returns the row of a flow that had none of its own. A function of its own: most events do not come here.
+#[inline(never)]
+fn row_without_own(key: &FlowKey, is_end: bool) -> Row {
+    let phase = folding::phase();
+    if phase == OFF || !folding::is_external(key) {
+        return provide_row(key, 0);
     }
-    // Another CPU was faster, or the kernel has no memory just now.
-    let _ = FREE.push(slot, 0);
-    known_slot(key).map(|slot| (slot, false))
+    let folded = key.folded();
+    let known = known_slot(&folded);
+    if !folding::is_folded(phase, is_end, known.map(balance)) {
+        return provide_row(key, 0);
+    }
+    match known {
+        Some(slot) => Row(u64::from(slot) | Row::FOLDED),
+        None => provide_row(&folded, Row::FOLDED),
+    }
+}
+
+/// Returns the row of a key that had none, with these bits.
+#[inline(never)]
+fn provide_row(key: &FlowKey, bits: u64) -> Row {
+    if let Ok(Some(slot)) = FREE.pop() {
+        if SLOT_OF.insert(key, slot, u64::from(BPF_NOEXIST)).is_ok() {
+            return Row(u64::from(slot) | bits | Row::NEW);
+        }
+        // Another CPU was faster, or the kernel has no memory just now.
+        let _ = FREE.push(slot, 0);
+    }
+    // Another CPU may have taken the last slot for this very flow.
+    known_slot(key).map_or(Row::NONE, |slot| Row(u64::from(slot) | bits))
+}
+
+/// Returns the number of open connections in a slot. The agent keeps it at 0 for slots that are free.
+#[inline(always)]
+fn balance(slot: u32) -> i32 {
+    // SAFETY: a value of an array, whose counters are read as they are.
+    counters(slot).map_or(0, |stats| unsafe {
+        let opened = core::ptr::read_volatile(&raw const (*stats).opened);
+        opened.wrapping_sub(core::ptr::read_volatile(&raw const (*stats).closed)) as i32
+    })
 }
 
 #[inline(always)]
@@ -237,8 +309,8 @@ fn known_slot(key: &FlowKey) -> Option<u32> {
 
 /// Notifies the agent of a flow that got its slot.
 #[inline(always)]
-fn announce(key: &FlowKey, slot: u32) {
-    let sight = NewFlow { key: *key, slot, reserved: 0 };
+fn announce(key: FlowKey, slot: u32) {
+    let sight = NewFlow { key, slot, reserved: 0 };
     if NEW_FLOWS.output::<NewFlow>(sight, 0).is_err() {
         lose(Loss::NewFlow);
     }

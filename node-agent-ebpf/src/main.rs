@@ -2,7 +2,8 @@
 //! sockets.
 //!
 //! The kernel calls [`sock_ops`] when a connection of the node starts, opens or ends; it counts into [`flows`]. Where
-//! it cannot be attached, [`state_changes`] counts from a tracepoint. [`datagrams`] runs for each packet and counts UDP
+//! it cannot be attached, [`state_changes`] counts from a tracepoint. While the table of flows is
+//! nearly full, [`folding`] selects the flows that share rows. [`datagrams`] runs for each packet and counts UDP
 //! [`conversations`]. [`original_destinations`] records the original destinations of datagrams, and [`answers`] passes DNS responses
 //! to the agent. The iterator [`open_sockets`] lists preexisting connections, and [`namespaces`] lists the network
 //! namespaces of tasks. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
@@ -19,6 +20,7 @@ mod datagrams;
 mod existing;
 mod floor;
 mod flows;
+mod folding;
 mod memory;
 mod namespaces;
 mod offsets;

@@ -22,5 +22,5 @@ pub use ebpf::{EbpfCapture, probe, start_ebpf};
 pub use errors::{CaptureError, Refusal};
 pub use fallback::{FallbackCapture, FallbackSettings, Passes, probe_fallback, start_fallback};
 pub use kernel_support::Reason;
-pub use reading::{Capture, Losses, Reading};
+pub use reading::{Capture, Folded, Losses, Reading};
 pub use settings::Settings;

@@ -3,6 +3,7 @@
 use std::{os::fd::BorrowedFd, time::Instant};
 
 use topology::{
+    entity::Network,
     flow::{FlowCounters, FlowKey},
     nat_peer::NatPeer,
 };
@@ -28,6 +29,10 @@ pub trait Capture: Send {
     /// Drops those of these flows that have no open connection and have not changed since the last reading. Returns the
     /// dropped flows. Their counters restart at zero if they return.
     fn forget(&mut self, keys: &[FlowKey]) -> Vec<FlowKey>;
+
+    /// Sets the cluster's own networks beside private ones. Flows with addresses in them are never folded. A capture that
+    /// does not fold ignores them.
+    fn set_own_networks(&mut self, _networks: &[Network]) {}
 }
 
 /// Result of one reading.
@@ -42,6 +47,8 @@ pub struct Reading {
     pub answers: Vec<(u64, Answer)>,
     /// Losses since the capture began.
     pub losses: Losses,
+    /// Folding since the capture began.
+    pub folded: Folded,
     /// Opened connections and failed attempts of all flows since the capture began, dropped flows included.
     pub seen: u64,
     /// Time up to which all events are in this reading or an earlier one; `None` if only the present is known.
@@ -58,6 +65,16 @@ pub(super) struct Changes {
     pub(super) flows: Vec<(FlowKey, FlowCounters)>,
     /// True if further flows have changed.
     pub(super) are_partial: bool,
+}
+
+/// Folding of flows with external remote addresses into rows without one, while the flow table is nearly full. Nothing is
+/// lost by it: folded rows count exactly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    /// True if flows are folded now, or folded rows have open connections.
+    pub is_active: bool,
+    /// Connections, conversations and failed attempts that folded rows have counted.
+    pub connections: u64,
 }
 
 /// Exact numbers of events that could not be stored, since the capture began.

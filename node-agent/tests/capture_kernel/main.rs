@@ -47,7 +47,7 @@ macro_rules! by_each_way_to_attach {
         }
         mod classic {
             $(#[test] fn $test() {
-                match super::lab::no_classic_tracepoint() {
+                match crate::lab::no_classic_tracepoint() {
                     Some(reason) => prerequisites::skip(prerequisites::Prerequisite::ClassicTracepoint, &reason),
                     None => super::$test(super::Attach::Tracepoint),
                 }
@@ -55,6 +55,8 @@ macro_rules! by_each_way_to_attach {
         }
     };
 }
+mod folding;
+
 by_each_way_to_attach!(
     both_ends_of_short_connections_are_counted_over_every_kind_of_address,
     refused_attempts_are_counted_at_the_client_alone,

@@ -236,6 +236,23 @@ impl KernelAccounts {
         });
     }
 
+    /// Moves the preexisting connections of a flow without any reported count to another flow.
+    pub(super) fn move_preexisting(&mut self, from: &FlowKey, to: FlowKey) -> u64 {
+        let Some(stored) = self.flows.swap_remove(from) else { return 0 };
+        let moved = KernelAccount::from(&stored.account);
+        self.change(to, |account| {
+            account.preexisting += moved.preexisting;
+            account.inferred += moved.inferred;
+            account.preexisting_traffic = account.preexisting_traffic.plus(moved.preexisting_traffic);
+        });
+        moved.preexisting
+    }
+
+    /// Returns the flows with open connections.
+    pub(super) fn with_open(&self) -> impl Iterator<Item = FlowKey> {
+        self.flows.iter().filter(|(_, stored)| KernelAccount::from(&stored.account).has_open()).map(|(key, _)| *key)
+    }
+
     /// Adds the unobserved end of a connection, with its last known traffic.
     pub(super) fn add_unseen_close(&mut self, key: FlowKey, traffic: Traffic) {
         self.change(key, |account| {

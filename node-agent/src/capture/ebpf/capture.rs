@@ -3,20 +3,22 @@
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
+    thread,
     time::{Duration, Instant},
 };
 
 use aya::maps::MapError;
 use node_agent_common::{FlowKey, FlowStats, Loss, chunk};
-use topology::flow;
+use topology::{entity::Network, flow};
 
 use super::{
     accounts::{CaptureAbilities, KernelAccounts, Open},
     datagrams::Datagrams,
+    folding::{Folding, Phase},
     keys::kernel_key,
     listing::{Connection, EndObserver, Listing},
     new_flows::NewFlows,
-    preexisting::{Preexisting, end_first_look, list},
+    preexisting::{Preexisting, SETTLE, end_first_look, list},
     programs::Programs,
     slots::Slots,
     snmp_audit::SnmpAudit,
@@ -25,7 +27,7 @@ use super::{
 use crate::capture::{
     description::{Description, Feature},
     errors::{CaptureError, failed},
-    reading::{Capture, Changes, Losses, MAX_FLOWS_PER_READING, Reading},
+    reading::{Capture, Changes, Folded, Losses, MAX_FLOWS_PER_READING, Reading},
     settings::Settings,
 };
 use crate::names::Answer;
@@ -62,6 +64,7 @@ pub struct EbpfCapture {
     accounts: KernelAccounts,
     preexisting: Preexisting,
     tracked: TrackedSockets,
+    folding: Folding,
     /// UDP programs, if the kernel accepts them.
     datagrams: Option<Datagrams>,
     /// Number of DNS answers that did not fit into the ring buffer so far.
@@ -102,6 +105,7 @@ impl EbpfCapture {
             accounts: KernelAccounts::new(known),
             preexisting: Preexisting::new(settings.gone_after),
             tracked: TrackedSockets::default(),
+            folding: Folding::default(),
             datagrams,
             lost_answers: 0,
             snmp_audit,
@@ -135,6 +139,7 @@ impl EbpfCapture {
             end_first_look(&mut self.programs)?;
         }
         self.collect(Instant::now())?;
+        self.fold_preexisting().map_err(|error| failed("folding preexisting connections", error))?;
         self.ask_namespaces()?;
         self.next_look = Instant::now();
         Ok(())
@@ -154,6 +159,9 @@ impl EbpfCapture {
             now,
             |key, since| {
                 self.accounts.add(key, since, nothing_lost);
+                if key.is_folded() {
+                    self.folding.counted += u64::from(since.opened) + u64::from(since.failed);
+                }
                 if let Some(snmp_audit) = &mut self.snmp_audit {
                     snmp_audit.count(&key, since);
                 }
@@ -170,6 +178,7 @@ impl EbpfCapture {
     fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
         self.collect(now)?;
         self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
+        self.fold(now).map_err(|error| failed("folding external flows", error))?;
         if now >= self.next_look && self.programs.can_list() {
             self.scan()?;
         }
@@ -184,10 +193,14 @@ impl EbpfCapture {
         let begun = Instant::now();
         self.ask_namespaces()?;
         let listing = list(&mut self.programs)?;
-        self.preexisting.scan(&mut self.programs, &mut self.accounts, &listing)?;
+        let (folding, slots) = (&self.folding, &mut self.slots);
+        self.preexisting.scan(&mut self.programs, &mut self.accounts, &listing, &mut |programs, flow| {
+            row_of_preexisting(programs, slots, folding, flow)
+                .map_err(|error| failed("folding a preexisting connection", error))
+        })?;
         self.describe_unwatched();
         if self.programs.follows() {
-            self.tracked.scan(&mut self.programs, &mut self.accounts, &listing)?;
+            self.tracked.scan(&mut self.programs, &mut self.accounts, &self.folding, &listing)?;
         }
         let now = Instant::now();
         let ended = self.collect(now)?;
@@ -220,7 +233,8 @@ impl EbpfCapture {
         // One that is not accounted for may be one that has just ended.
         let known = |cookie, found: &Connection| found.end == EndObserver::Callbacks || self.preexisting.knows(cookie);
         for (_, connection) in listing.connections.iter().filter(|(cookie, found)| known(**cookie, found)) {
-            open.entry(connection.flow).or_default().add(connection.traffic, connection.rtt);
+            let row = self.folding.row_of(&self.accounts, &connection.flow);
+            open.entry(row).or_default().add(connection.traffic, connection.rtt);
         }
         let mut all_still = true;
         for (key, open) in open {
@@ -283,18 +297,108 @@ impl EbpfCapture {
         }
     }
 
+    /// Begins or ends folding, as the number of slots in use demands.
+    fn fold(&mut self, now: Instant) -> Result<(), MapError> {
+        if let Some(networks) = self.folding.take_networks() {
+            self.programs.set_own_networks(networks)?;
+        }
+        let mut next = self.next_phase(now);
+        if next == Phase::On && !self.folding.phase.has_rows() {
+            let flows = self.flows_without_slot();
+            self.folding.without_slot = u32::try_from(flows.len()).unwrap_or(u32::MAX);
+            next = self.next_phase(now);
+            // From then on, the end of a connection belongs to the folded row if its flow has no slot.
+            if next == Phase::On && !self.provide_slots_for(&flows, now)? {
+                return Ok(());
+            }
+        }
+        self.enter(next)
+    }
+
+    fn next_phase(&self, now: Instant) -> Phase {
+        let (used, folded) = (self.slots.used().saturating_add(self.folding.without_slot), self.slots.folded());
+        self.folding.phase.next(used, self.max_slots(now), folded, now)
+    }
+
+    fn enter(&mut self, phase: Phase) -> Result<(), MapError> {
+        if phase != self.folding.phase {
+            self.programs.set_folding(phase.number())?;
+            tracing::info!(?phase, slots = self.slots.used(), "folding of external flows");
+            self.folding.phase = phase;
+        }
+        Ok(())
+    }
+
+    /// Returns external flows with open connections, all of them preexisting, that have no slot.
+    fn flows_without_slot(&self) -> Vec<FlowKey> {
+        let with_slot: HashSet<FlowKey> = self.slots.flows().collect();
+        let is_meant = |flow: &FlowKey| !with_slot.contains(flow) && self.folding.is_external(flow);
+        self.accounts.with_open().filter(is_meant).collect()
+    }
+
+    /// Returns whether all of these flows have slots.
+    fn provide_slots_for(&mut self, flows: &[FlowKey], now: Instant) -> Result<bool, MapError> {
+        for flow in flows {
+            let Some(slot) = self.programs.provide_slot(flow)? else { return Ok(false) };
+            self.slots.assign(slot, *flow, now);
+        }
+        self.folding.without_slot = 0;
+        Ok(true)
+    }
+
+    /// Folds preexisting connections if their flows would fill the table. To be called before anything was reported.
+    fn fold_preexisting(&mut self) -> Result<(), MapError> {
+        self.folding.without_slot = u32::try_from(self.flows_without_slot().len()).unwrap_or(u32::MAX);
+        if self.next_phase(Instant::now()) != Phase::On {
+            return Ok(());
+        }
+        self.enter(Phase::On)?;
+        // Programs that have read the earlier phase have provided their slots then.
+        thread::sleep(SETTLE);
+        let now = Instant::now();
+        let mut moved = HashSet::new();
+        for flow in self.flows_without_slot() {
+            if let Ok(slot) = self.programs.slot_of.get(&flow, 0) {
+                self.slots.assign(slot, flow, now);
+            } else if let Some(slot) = self.programs.provide_slot(&flow.folded())? {
+                self.slots.assign(slot, flow.folded(), now);
+                let connections = self.accounts.move_preexisting(&flow, flow.folded());
+                hold(&mut self.slots, &self.programs, slot, u32::try_from(connections).unwrap_or(u32::MAX));
+                self.folding.counted += connections;
+                moved.insert(flow);
+            }
+        }
+        self.preexisting.move_to_rows(|flow| if moved.contains(flow) { flow.folded() } else { *flow });
+        self.folding.without_slot = 0;
+        Ok(())
+    }
+
+    /// Returns the number of slots to which the table may grow; those that it has if it could not grow just now.
+    fn max_slots(&self, now: Instant) -> u32 {
+        let counters = &self.programs.counters;
+        if now < self.next_growth { counters.slots() } else { counters.most() }
+    }
+
     /// Takes slots from flows that have been silent, where slots grow scarce.
     fn recycle(&mut self, now: Instant) {
-        let counters = &self.programs.counters;
-        let all = if now < self.next_growth { counters.slots() } else { counters.most() };
-        let (used, all) = (u64::from(self.slots.used()), u64::from(all));
+        let (used, all) = (u64::from(self.slots.used()), u64::from(self.max_slots(now)));
         let least = match used * 100 / all.max(1) {
-            0..50 => return,
+            0..50 if self.slots.folded() == 0 => return,
+            0..50 => return self.recycle_folded(now),
             50..90 => IDLE_SCARCE,
             _ => IDLE_VERY_SCARCE,
         };
+        self.take_idle(least, now, |_| true);
+    }
+
+    /// Takes slots from folded rows that have been silent.
+    fn recycle_folded(&mut self, now: Instant) {
+        self.take_idle(IDLE_SCARCE, now, FlowKey::is_folded);
+    }
+
+    fn take_idle(&mut self, least: Duration, now: Instant, is_meant: impl Fn(&FlowKey) -> bool) {
         for (slot, key) in self.slots.idle(least, now) {
-            if !self.accounts.has_open(&key) && self.programs.delete_key(&key, slot).is_ok() {
+            if is_meant(&key) && !self.accounts.has_open(&key) && self.programs.delete_key(&key, slot).is_ok() {
                 self.slots.deleted(slot, now);
             }
         }
@@ -302,11 +406,35 @@ impl EbpfCapture {
 
     /// Lends out again what has come back. To be called right after `collect`.
     fn release(&mut self, now: Instant) -> Result<(), MapError> {
-        for slot in self.slots.release(now) {
+        for (slot, missing) in self.slots.release(now) {
+            self.programs.counters.add_opened(slot, missing);
             self.programs.free.push(slot, 0)?;
         }
         Ok(())
     }
+}
+
+/// Returns the row in which the programs count the end of a preexisting connection that was found just now.
+fn row_of_preexisting(
+    programs: &mut Programs,
+    slots: &mut Slots,
+    folding: &Folding,
+    flow: FlowKey,
+) -> Result<FlowKey, MapError> {
+    // A flow's own row must not come into being here: its folded row may have open connections.
+    if !folding.phase.has_rows() || !folding.is_external(&flow) || programs.slot_of.get(&flow, 0).is_ok() {
+        return Ok(flow);
+    }
+    let Some(slot) = programs.provide_slot(&flow.folded())? else { return Ok(flow) };
+    slots.assign(slot, flow.folded(), Instant::now());
+    hold(slots, programs, slot, 1);
+    Ok(flow.folded())
+}
+
+/// Makes the programs regard connections as open that they have not seen open.
+fn hold(slots: &mut Slots, programs: &Programs, slot: u32, connections: u32) {
+    programs.counters.add_opened(slot, connections);
+    slots.leave_out_opened(slot, connections);
 }
 
 impl Capture for EbpfCapture {
@@ -327,7 +455,12 @@ impl Capture for EbpfCapture {
         let Changes { flows, are_partial } = self.accounts.report(MAX_FLOWS_PER_READING);
         self.has_rest = are_partial;
         let (seen, complete_until) = (self.accounts.seen(), Some(self.collected_at));
-        Ok(Reading { flows, nat_peers, answers, losses, seen, complete_until, is_partial: are_partial })
+        let folded = Folded { is_active: self.folding.phase.has_rows(), connections: self.folding.counted };
+        Ok(Reading { flows, nat_peers, answers, losses, folded, seen, complete_until, is_partial: are_partial })
+    }
+
+    fn set_own_networks(&mut self, networks: &[Network]) {
+        self.folding.set_networks(networks);
     }
 
     fn new_flow_notifications(&self) -> Option<BorrowedFd<'_>> {

@@ -91,6 +91,15 @@ impl Counters {
         }
     }
 
+    /// Adds connections to the opened ones of this slot, which the caller leaves out of the slot's counts.
+    #[expect(unsafe_code, reason = "memory shared with the kernel")]
+    pub(super) fn add_opened(&self, slot: u32, connections: u32) {
+        if let Some(stats) = self.at(slot) {
+            // SAFETY: a mapped value; an aligned u32 that programs change by atomic additions.
+            unsafe { AtomicU32::from_ptr(&raw mut (*stats).opened).fetch_add(connections, Ordering::AcqRel) };
+        }
+    }
+
     /// Returns the counters of this slot; zeros beyond the table.
     ///
     /// Read in the order opposite to the kernel's: `closed` first, whose connections were counted as opened, and their

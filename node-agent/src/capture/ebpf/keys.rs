@@ -40,11 +40,11 @@ pub(super) fn kernel_key(key: &flow::FlowKey) -> FlowKey {
     }
 }
 
-fn address(octets: [u8; 16]) -> IpAddr {
+pub(super) fn address(octets: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(octets).to_canonical()
 }
 
-fn octets(address: IpAddr) -> [u8; 16] {
+pub(super) fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),

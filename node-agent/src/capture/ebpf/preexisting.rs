@@ -34,7 +34,7 @@ use crate::capture::{
 
 /// Pause between the two first listings, and before the programs' notes are read. Connections that are being established
 /// or counted are complete by then.
-const SETTLE: Duration = Duration::from_millis(20);
+pub(super) const SETTLE: Duration = Duration::from_millis(20);
 
 /// A connection without callbacks.
 #[derive(Clone, Copy, Debug)]
@@ -167,15 +167,24 @@ impl Preexisting {
         }
     }
 
-    /// Processes a later listing: connections that were hidden (not accepted yet) appear, others are gone.
+    /// Records that connections are counted in other rows than those of their flows.
+    pub(super) fn move_to_rows(&mut self, row_of: impl Fn(&FlowKey) -> FlowKey) {
+        for seed in self.seeds.values_mut() {
+            seed.flow = row_of(&seed.flow);
+        }
+    }
+
+    /// Processes a later listing: connections that were hidden (not accepted yet) appear, others are gone. `row_of` returns
+    /// the row in which the programs count the end of a hidden connection.
     pub(super) fn scan(
         &mut self,
         programs: &mut Programs,
         accounts: &mut KernelAccounts,
         listing: &Listing,
+        row_of: &mut dyn FnMut(&mut Programs, FlowKey) -> Result<FlowKey, CaptureError>,
     ) -> Result<(), CaptureError> {
         self.attempts.scan(programs, accounts, listing, &HashSet::new())?;
-        self.find_late(programs, accounts, listing)?;
+        self.find_late(programs, accounts, listing, row_of)?;
         self.find_gone(programs, accounts, listing)?;
         watch(programs, !self.seeds.is_empty() || !self.attempts.is_empty())
     }
@@ -185,6 +194,7 @@ impl Preexisting {
         programs: &mut Programs,
         accounts: &mut KernelAccounts,
         listing: &Listing,
+        row_of: &mut dyn FnMut(&mut Programs, FlowKey) -> Result<FlowKey, CaptureError>,
     ) -> Result<(), CaptureError> {
         let unknown =
             select(listing, |cookie, found| found.end != EndObserver::Callbacks && !self.seeds.contains_key(&cookie));
@@ -192,6 +202,7 @@ impl Preexisting {
         self.suspects = suspects;
         let certain: HashMap<u64, Connection> = certain;
         for (cookie, found) in certain {
+            let found = Connection { flow: row_of(programs, found.flow)?, ..found };
             watch(programs, true)?;
             let is_watched = self.enter(programs, cookie, &found);
             self.plant(cookie, &found, is_watched);

@@ -4,17 +4,22 @@ use std::{collections::HashSet, fs::File, io, path::Path};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, Queue, RingBuf},
+    maps::{
+        Array, HashMap, MapData, MapError, PerCpuArray, Queue, RingBuf,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{
         BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
     },
 };
-use node_agent_common::{FlowKey, Loss, Offsets, TrackedSocket, chunk, listing_phase};
+use aya_obj::generated::BPF_NOEXIST;
+use node_agent_common::{FlowKey, Loss, Offsets, TrackedSocket, chunk, folding, listing_phase};
 
 use super::{
     attach_types::AttachTypes,
     counters::{Counters, GrowthError},
     datagrams::Datagrams,
+    keys::octets,
     load_errors::{describe, load_refusal},
     object::{program, take},
     preflight::Environment,
@@ -30,6 +35,7 @@ use crate::capture::{
     settings::Settings,
 };
 use kernel_support::Reason;
+use topology::entity::Network;
 
 /// The compiled programs: see build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/scopeprobe.o"));
@@ -56,6 +62,8 @@ pub(super) struct Programs {
     pub(super) tracked_sockets: HashMap<MapData, u64, TrackedSocket>,
     lost: PerCpuArray<MapData, u64>,
     listing_phase: Array<MapData, u32>,
+    folding: Array<MapData, u32>,
+    own_networks: LpmTrie<MapData, [u8; 16], u32>,
     tracepoint: Tracepoint,
     counts_misses: bool,
     can_list: bool,
@@ -119,6 +127,8 @@ impl Programs {
             tracked_sockets: take(&mut object, "TRACKED_SOCKETS")?,
             lost: take(&mut object, "LOST")?,
             listing_phase: take(&mut object, "LISTING_PHASE")?,
+            folding: take(&mut object, "FOLDING")?,
+            own_networks: take(&mut object, "OWN_NETWORKS")?,
             object,
             tracepoint: Tracepoint::default(),
             counts_misses: true,
@@ -285,6 +295,39 @@ impl Programs {
     /// Starts or ends the first listing. During it, the programs note which connections they have counted.
     pub(super) fn set_first_look(&mut self, on: bool) -> Result<(), MapError> {
         self.listing_phase.set(0, if on { listing_phase::NOTES_ALL } else { listing_phase::OVER }, 0)
+    }
+
+    /// Sets the phase of folding: see [`node_agent_common::folding`].
+    pub(super) fn set_folding(&mut self, phase: u32) -> Result<(), MapError> {
+        self.folding.set(0, phase, 0)
+    }
+
+    /// Replaces the cluster's own networks. Networks beyond [`node_agent_common::folding::NETWORKS`] are left out.
+    pub(super) fn set_own_networks(&mut self, networks: &[Network]) -> Result<(), MapError> {
+        let before = self.own_networks.keys().collect::<Result<Vec<_>, _>>()?;
+        for network in before {
+            self.own_networks.remove(&network)?;
+        }
+        for network in networks.iter().take(folding::NETWORKS as usize) {
+            let bits_before = if network.address.is_ipv4() { 96 } else { 0 };
+            let key = Key::new(bits_before + u32::from(network.prefix), octets(network.address));
+            self.own_networks.insert(&key, 1, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the slot of a flow, which gets one if it has none; `None` if no slot is free.
+    pub(super) fn provide_slot(&mut self, key: &FlowKey) -> Result<Option<u32>, MapError> {
+        if let Ok(slot) = self.slot_of.get(key, 0) {
+            return Ok(Some(slot));
+        }
+        let Ok(slot) = self.free.pop(0) else { return Ok(None) };
+        if self.slot_of.insert(key, slot, u64::from(BPF_NOEXIST)).is_ok() {
+            return Ok(Some(slot));
+        }
+        // A program was faster, or the kernel has no memory just now.
+        self.free.push(slot, 0)?;
+        Ok(self.slot_of.get(key, 0).ok())
     }
 
     /// Adds a chunk to the table of flows and gives the kernel its slots. Does nothing if the table has its maximum size.

@@ -38,35 +38,58 @@ struct Assignment {
 /// All slots that are or have been in use.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    slots: Vec<Slot>,
+    states: Vec<Slot>,
     used: u32,
+    /// Slots in use by folded rows.
+    folded: u32,
 }
 
 impl Slots {
     /// Records that the kernel assigned this slot to this flow.
     pub(super) fn assign(&mut self, slot: u32, key: FlowKey, now: Instant) {
         let index = slot as usize;
-        if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, Slot::default);
+        if self.states.len() <= index {
+            self.states.resize_with(index + 1, Slot::default);
         }
-        let last = match &self.slots[index] {
+        let last = match &self.states[index] {
             Slot::New => FlowStats::default(),
             Slot::Free(counters) => unpack(counters),
             Slot::Assigned(_) => return,
         };
         self.used += 1;
-        self.slots[index] =
+        self.folded += u32::from(key.is_folded());
+        self.states[index] =
             Slot::Assigned(Box::new(Assignment { key: Some(key), last, changed_at: now, deleted_at: None }));
     }
 
     /// Returns whether the flow of this slot is known.
     pub(super) fn is_known(&self, slot: u32) -> bool {
-        matches!(self.slots.get(slot as usize), Some(Slot::Assigned(_)))
+        matches!(self.states.get(slot as usize), Some(Slot::Assigned(_)))
     }
 
     /// Slots in use.
     pub(super) fn used(&self) -> u32 {
         self.used
+    }
+
+    /// Slots in use by folded rows.
+    pub(super) fn folded(&self) -> u32 {
+        self.folded
+    }
+
+    /// Returns the flows whose keys are in the kernel's index.
+    pub(super) fn flows(&self) -> impl Iterator<Item = FlowKey> {
+        self.states.iter().filter_map(|slot| match slot {
+            Slot::Assigned(loan) if loan.deleted_at.is_none() => loan.key,
+            _ => None,
+        })
+    }
+
+    /// Leaves connections out of the slot's counts: the agent has added them to the opened ones.
+    pub(super) fn leave_out_opened(&mut self, slot: u32, connections: u32) {
+        if let Some(Slot::Assigned(loan)) = self.states.get_mut(slot as usize) {
+            loan.last.opened = loan.last.opened.wrapping_add(connections);
+        }
     }
 
     /// Returns the counts of each flow's slot since the last call, if it changed.
@@ -76,7 +99,7 @@ impl Slots {
         now: Instant,
         mut take: impl FnMut(FlowKey, &FlowStats),
     ) {
-        for (index, slot) in (0_u32..).zip(&mut self.slots) {
+        for (index, slot) in (0_u32..).zip(&mut self.states) {
             let Slot::Assigned(loan) = slot else { continue };
             let current = read(index);
             if current == loan.last {
@@ -94,7 +117,7 @@ impl Slots {
     /// Flows that could give back their slot, having counted nothing for so long.
     pub(super) fn idle(&self, least: Duration, now: Instant) -> Vec<(u32, FlowKey)> {
         (0_u32..)
-            .zip(&self.slots)
+            .zip(&self.states)
             .filter_map(|(index, slot)| {
                 let Slot::Assigned(loan) = slot else { return None };
                 let idle = loan.deleted_at.is_none() && now.saturating_duration_since(loan.changed_at) >= least;
@@ -105,28 +128,31 @@ impl Slots {
 
     /// The flow's key has been deleted from the kernel's index.
     pub(super) fn deleted(&mut self, slot: u32, now: Instant) {
-        if let Some(Slot::Assigned(loan)) = self.slots.get_mut(slot as usize) {
+        if let Some(Slot::Assigned(loan)) = self.states.get_mut(slot as usize) {
             loan.deleted_at = Some(now);
         }
     }
 
     /// Detaches a slot whose key was deleted from its flow: later counts are ignored.
     pub(super) fn disown(&mut self, slot: u32, now: Instant) {
-        if let Some(Slot::Assigned(loan)) = self.slots.get_mut(slot as usize) {
-            loan.key = None;
+        if let Some(Slot::Assigned(loan)) = self.states.get_mut(slot as usize) {
+            self.folded -= u32::from(loan.key.take().is_some_and(|key| key.is_folded()));
             loan.deleted_at = Some(now);
         }
     }
 
-    /// Slots that the kernel may lend again. To be called right after [`Slots::collect`].
-    pub(super) fn release(&mut self, now: Instant) -> Vec<u32> {
+    /// Slots that the kernel may lend again, each with the number of connections that the caller adds to the opened ones of
+    /// its counters: then these equal the ended ones, as the programs expect. To be called right after [`Slots::collect`].
+    pub(super) fn release(&mut self, now: Instant) -> Vec<(u32, u32)> {
         let mut released = Vec::new();
-        for (index, slot) in (0_u32..).zip(&mut self.slots) {
+        for (index, slot) in (0_u32..).zip(&mut self.states) {
             let Slot::Assigned(loan) = slot else { continue };
             if loan.deleted_at.is_some_and(|at| now.saturating_duration_since(at) >= GRACE) {
-                *slot = Slot::Free(pack(&loan.last));
+                let missing = loan.last.closed.wrapping_sub(loan.last.opened);
+                self.folded -= u32::from(loan.key.is_some_and(|key| key.is_folded()));
+                *slot = Slot::Free(pack(&FlowStats { opened: loan.last.closed, ..loan.last }));
                 self.used -= 1;
-                released.push(index);
+                released.push((index, missing));
             }
         }
         released
@@ -212,13 +238,14 @@ mod tests {
         slots.deleted(1, start);
         // A program that had found the slot before its key was deleted counts late: still the first flow's.
         assert_eq!(collected(&mut slots, &[9, 6], start + GRACE), [(key(80), 1)]);
-        assert_eq!(slots.release(start + GRACE), [1]);
+        // The connections that have no end leave none open: 6 are taken back.
+        assert_eq!(slots.release(start + GRACE), [(1, 0_u32.wrapping_sub(6))]);
         assert_eq!(slots.used(), 0);
 
-        // Lent again, with its counters as they are.
+        // Lent again, with its other counters as they are.
         slots.assign(1, key(443), start + GRACE);
-        assert_eq!(collected(&mut slots, &[9, 6], start + GRACE), []);
-        assert_eq!(collected(&mut slots, &[9, 8], start + GRACE), [(key(443), 2)]);
+        assert_eq!(collected(&mut slots, &[9, 0], start + GRACE), []);
+        assert_eq!(collected(&mut slots, &[9, 2], start + GRACE), [(key(443), 2)]);
     }
 
     #[test]
@@ -244,11 +271,27 @@ mod tests {
         let (mut slots, start) = (Slots::default(), Instant::now());
         slots.assign(0, key(80), start);
         slots.deleted(0, start);
-        assert_eq!(slots.release(start + GRACE / 2), Vec::<u32>::new());
+        assert_eq!(slots.release(start + GRACE / 2), []);
         // The flow came back meanwhile, with another slot: both are its own.
         slots.assign(1, key(80), start);
         assert_eq!(collected(&mut slots, &[1, 2], start), [(key(80), 1), (key(80), 2)]);
-        assert_eq!(slots.release(start + GRACE), [0]);
+        assert_eq!(slots.release(start + GRACE), [(0, 0_u32.wrapping_sub(1))]);
+    }
+
+    #[test]
+    fn slots_of_folded_rows_are_counted_while_in_use() {
+        let (mut slots, start) = (Slots::default(), Instant::now());
+        for (slot, key) in [(0, key(80)), (1, key(80).folded()), (2, key(81).folded())] {
+            slots.assign(slot, key, start);
+        }
+        slots.leave_out_opened(1, 3);
+        assert_eq!(collected(&mut slots, &[0, 4, 0], start), [(key(80).folded(), 1)]);
+        slots.deleted(1, start);
+        assert_eq!(slots.flows().collect::<Vec<_>>(), [key(80), key(81).folded()]);
+        assert_eq!(slots.folded(), 2, "one is in its grace");
+        slots.disown(2, start);
+        slots.release(start + GRACE);
+        assert_eq!((slots.folded(), slots.used()), (0, 1));
     }
 
     #[test]
@@ -278,6 +321,6 @@ mod tests {
         slots.assign(0, key(80), start);
         slots.disown(0, start);
         assert_eq!(collected(&mut slots, &[4], start), []);
-        assert_eq!(slots.release(start + GRACE), [0]);
+        assert_eq!(slots.release(start + GRACE), [(0, 0_u32.wrapping_sub(4))]);
     }
 }

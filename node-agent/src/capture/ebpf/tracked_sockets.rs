@@ -10,7 +10,7 @@ use std::{
 
 use node_agent_common::TrackedSocket;
 
-use super::{accounts::KernelAccounts, listing::Listing, programs::Programs, seeds::was_taken};
+use super::{accounts::KernelAccounts, folding::Folding, listing::Listing, programs::Programs, seeds::was_taken};
 use crate::capture::errors::{CaptureError, failed};
 
 /// Unlisted for so long, it is taken for gone.
@@ -31,6 +31,7 @@ impl TrackedSockets {
         &mut self,
         programs: &mut Programs,
         accounts: &mut KernelAccounts,
+        folding: &Folding,
         listing: &Listing,
     ) -> Result<(), CaptureError> {
         let missed = programs.missed_runs().map_err(|error| failed("asking how many runs were skipped", error))?;
@@ -48,7 +49,7 @@ impl TrackedSockets {
             let taken = was_taken(programs.tracked_sockets.remove(&address))
                 .map_err(|error| failed("letting go of a socket whose end was missed", error))?;
             if !taken && socket.established == 1 {
-                accounts.add_unseen_close_of_unknown_bytes(socket.flow);
+                accounts.add_unseen_close_of_unknown_bytes(folding.row_of(accounts, &socket.flow));
             }
         }
         self.settled_at = missed;

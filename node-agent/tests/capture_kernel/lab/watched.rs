@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use scopeprobe_agent::capture::{Attach, Capture, EbpfCapture, Feature, Losses, Refusal, Settings, start_ebpf};
+use scopeprobe_agent::capture::{Attach, Capture, EbpfCapture, Feature, Folded, Losses, Refusal, Settings, start_ebpf};
 use scopeprobe_agent::names::Answer;
 use topology::{
     flow::{FlowCounters, FlowKey, Methods},
@@ -37,6 +37,7 @@ pub struct Watched {
     pub capture: EbpfCapture,
     pub flows: BTreeMap<FlowKey, FlowCounters>,
     pub losses: Losses,
+    pub folded: Folded,
     pub seen: u64,
     pub answers: Vec<(u64, Answer)>,
 }
@@ -59,7 +60,14 @@ impl Watched {
             "{:?}",
             description.degradations
         );
-        Ok(Self { capture, flows: BTreeMap::new(), losses: Losses::default(), seen: 0, answers: Vec::new() })
+        Ok(Self {
+            capture,
+            flows: BTreeMap::new(),
+            losses: Losses::default(),
+            folded: Folded::default(),
+            seen: 0,
+            answers: Vec::new(),
+        })
     }
 
     /// Reads the capture until the condition holds, at most for two minutes.
@@ -82,7 +90,7 @@ impl Watched {
     pub fn read(&mut self) {
         let reading = self.capture.read().unwrap();
         take_in(&mut self.flows, reading.flows);
-        (self.losses, self.seen) = (reading.losses, reading.seen);
+        (self.losses, self.folded, self.seen) = (reading.losses, reading.folded, reading.seen);
         self.answers.extend(reading.answers);
     }
 
