@@ -2,6 +2,7 @@
 //!
 //! Removed entries are kept for a while, so that a pod that lived for a second keeps its name.
 
+mod own_networks;
 mod pod_networks;
 mod services;
 
@@ -11,8 +12,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use self::services::CalledService;
+pub(crate) use self::own_networks::is_special;
 use self::{pod_networks::PodNetworks, services::Services};
+pub use self::{own_networks::OwnNetworks, services::CalledService};
 use crate::{
     clock::NodeClock,
     entity::{Node, Pod, PodLifetime, Service, ServiceRef},

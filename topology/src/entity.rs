@@ -208,6 +208,24 @@ impl Network {
         differing.checked_shr(shared).unwrap_or(0) == 0
     }
 
+    /// Returns whether the whole of another range is in this one.
+    ///
+    /// Invariant: this one contains each address of the other then.
+    #[must_use]
+    pub fn contains_network(&self, other: &Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.address)
+    }
+
+    /// Returns the range whose halves are these two; `None` if they are no halves of one range.
+    ///
+    /// Invariant: it contains exactly the addresses of both.
+    #[must_use]
+    pub fn joined_with(&self, other: &Self) -> Option<Self> {
+        let whole = Self { address: self.address, prefix: self.prefix.checked_sub(1)? };
+        let are_halves = self.prefix == other.prefix && whole.contains(other.address) && !self.contains(other.address);
+        are_halves.then(|| whole.trimmed())
+    }
+
     fn bits(&self) -> u32 {
         if self.address.is_ipv4() { 32 } else { 128 }
     }

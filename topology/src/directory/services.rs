@@ -119,6 +119,12 @@ impl Services {
         self.records.values().any(changed)
     }
 
+    /// Returns the addresses of present Services.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let present = self.records.values().filter(|record| record.removed.is_none());
+        present.flat_map(|record| record.service.addresses.iter().copied())
+    }
+
     /// Returns the current and recent backends of a Service, at all of its ports.
     pub(super) fn backends(&self, name: &ServiceRef) -> impl Iterator<Item = &Backend> {
         self.records.get(name).into_iter().flat_map(ServiceRecord::backends)
