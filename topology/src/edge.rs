@@ -316,7 +316,8 @@ pub struct Edge {
     /// The DNS names that led to the server's address, sorted, at most [`MAX_DNS_NAMES`]; only where it is shown by its
     /// address because several did.
     pub dns_names: Vec<String>,
-    /// Number of addresses behind a [`Peer::OtherExternal`]; 0 on all other edges.
+    /// Number of addresses behind a [`Peer::OtherExternal`], without those that agents counted together in folded rows; at
+    /// least 1. 0 on all other edges.
     pub addresses: u64,
     /// True if either end reported retransmissions; otherwise the number is 0.
     #[serde(default)]

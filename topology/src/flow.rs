@@ -2,7 +2,7 @@
 
 mod counts;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,13 +39,37 @@ pub struct FlowKey {
     pub role: Role,
     /// This end's address; IPv4-mapped addresses appear as IPv4.
     pub local: IpAddr,
-    /// The other end's address as this end observes it (a client of a Service observes the Service's).
+    /// The other end's address as this end observes it (a client of a Service observes the Service's). Unspecified in a folded
+    /// row, which counts many external addresses together.
     pub remote: IpAddr,
     /// The server's port as this end observes it: a client's remote port, a server's local port.
     pub port: u16,
     /// Transport protocol at that port.
     #[serde(default)]
     pub protocol: Protocol,
+}
+
+impl FlowKey {
+    /// Returns the key of the folded row that counts this flow while an agent's table is nearly full: its remote address is
+    /// the unspecified one.
+    ///
+    /// Invariant: the folded key of a folded key is itself.
+    #[must_use]
+    pub fn folded(&self) -> Self {
+        let remote = match self.remote {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Self { remote, ..*self }
+    }
+
+    /// Returns whether this is the key of a folded row.
+    ///
+    /// Invariant: true of each folded key.
+    #[must_use]
+    pub fn is_folded(&self) -> bool {
+        self.remote.is_unspecified()
+    }
 }
 
 /// Set of capture methods of a flow or an edge.
@@ -284,10 +308,13 @@ pub struct FlowTotals {
 impl FlowTotals {
     /// Limits inferred and incomplete connections to those that exist: one that was open in two epochs counts once.
     ///
-    /// Invariants: `inferred <= opened + failed`, `without_bytes <= opened`; no other count changes.
+    /// Limits open connections as well: one that an earlier epoch has counted in another row is not among `opened`.
+    ///
+    /// Invariants: `inferred <= opened + failed`, `without_bytes <= opened`, `active <= opened`; no other count changes.
     #[must_use]
     pub fn bounded(self) -> Self {
         Self {
+            active: self.active.min(self.opened),
             inferred: self.inferred.min(self.opened.saturating_add(self.failed)),
             without_bytes: self.without_bytes.min(self.opened),
             ..self

@@ -296,6 +296,61 @@ fn a_client_that_calls_many_ports_of_many_addresses_does_not_make_many_edges() {
     assert_eq!(graph.edges.iter().map(|edge| edge.counters.opened).sum::<u64>(), 60 * 50);
 }
 
+/// Remote address of a folded row.
+const FOLDED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+
+fn opened(opened: u64, closed: u64) -> FlowCounters {
+    FlowCounters { opened, closed, bytes_sent: 10 * opened, bytes_received: opened, ..FlowCounters::default() }
+}
+
+#[test]
+fn folded_rows_are_other_external_peers() {
+    let flows = Flows::from([
+        ((Role::Server, FOLDED, 80), opened(1000, 900)),
+        ((Role::Server, IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 80), opened(50, 50)),
+        ((Role::Client, FOLDED, 443), opened(70, 70)),
+        ((Role::Server, outer(1), 80), opened(3, 3)),
+        ((Role::Server, outer(2), 80), opened(2, 2)),
+        ((Role::Server, outer(3), 80), opened(1, 1)),
+    ]);
+    let with = |limit| {
+        let edges = graph_of(&directory(), &flows, limit).edges;
+        let of = |edge: Edge| {
+            let (client, server) = (edge.key.client, edge.key.server);
+            let counters = edge.counters;
+            (
+                if client == Peer::Workload(workload()) { server } else { client },
+                counters.opened,
+                counters.active,
+                edge.addresses,
+            )
+        };
+        edges.into_iter().map(of).collect::<BTreeSet<_>>()
+    };
+    let own = |number, opened| (Peer::External { ip: outer(number) }, opened, 0, 0);
+    // No agent counts the addresses behind a folded row: one is there at least.
+    let called = (Peer::OtherExternal, 70, 0, 1);
+    let all = [own(1, 3), own(2, 2), own(3, 1), (Peer::OtherExternal, 1050, 100, 1), called.clone()];
+    assert_eq!(with(10), BTreeSet::from(all));
+    assert_eq!(with(1), BTreeSet::from([own(1, 3), (Peer::OtherExternal, 1053, 100, 2), called]));
+}
+
+#[test]
+fn folded_row_is_not_the_other_end_of_another_flow() {
+    let mut directory = directory();
+    // A Service of this pod, which calls itself through it: a server's flow with another address may be the other end.
+    let backend = Backend { ip: ip(WEB), port: 80, pod_uid: Some("uid".to_owned()) };
+    let port = ServicePort { port: 80, protocol: Protocol::Tcp, node_port: None, backends: vec![backend] };
+    let name = ServiceRef { namespace: "shop".to_owned(), name: "web".to_owned() };
+    directory
+        .upsert_service(Service { name, addresses: vec![ip("10.96.0.9")], ports: vec![port] }, SystemTime::UNIX_EPOCH);
+    let flows =
+        Flows::from([((Role::Client, ip("10.96.0.9"), 80), opened(5, 5)), ((Role::Server, FOLDED, 80), opened(5, 5))]);
+    let edges = graph_of(&directory, &flows, 10).edges;
+    let shown: BTreeMap<_, _> = edges.iter().map(|edge| (&edge.key.client, edge.counters.opened)).collect();
+    assert_eq!(shown, BTreeMap::from([(&Peer::OtherExternal, 5), (&Peer::Workload(workload()), 5)]));
+}
+
 #[test]
 fn a_hundred_thousand_callers_make_few_edges() {
     let flows: Flows = (0..100_000_u32)

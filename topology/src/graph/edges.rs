@@ -18,7 +18,13 @@ use crate::{
 pub(super) fn edges<'a>(mut sums: Sums<'a>, ends: &mut Endpoints<'a>, choice: Choice<'_>) -> (Vec<Edge>, Outside) {
     sums.by_key.retain(|_, sum| sum.live && sum.counters != EdgeCounters::default());
     let Collapsed { sums, outside, addresses } = external_peers::collapse(sums.by_key, ends, choice);
-    let count = |key| addresses.get(&key).copied().unwrap_or_default();
+    let other = ends.other_external();
+    let other = ends.peer_of(other);
+    let count = |key: Key<'_>| {
+        // A folded row has at least one address behind it.
+        let least = u64::from(key.client == other || key.server == other);
+        addresses.get(&key).copied().unwrap_or_default().max(least)
+    };
     let mut edges: Vec<Edge> =
         sums.into_iter().map(|(key, sum)| Edge { addresses: count(key), ..edge(key, &sum, ends) }).collect();
     edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));

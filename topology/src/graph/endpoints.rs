@@ -178,6 +178,10 @@ impl<'a> Endpoints<'a> {
     }
 
     fn outside_address(&mut self, ip: IpAddr) -> EndpointId {
+        // A folded row: external addresses that an agent has counted together.
+        if ip.is_unspecified() {
+            return self.other_external();
+        }
         match self.nodes.at(ip) {
             Some(At::Node(node)) => self.node_address(node),
             Some(At::PodNetwork) => self.some_pod(ip),

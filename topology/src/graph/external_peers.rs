@@ -222,7 +222,8 @@ fn share<'a>(
     let mut behind: HashMap<Key<'a>, HashSet<PeerId>> = HashMap::default();
     for (key, mut sum) in sums {
         let Some(outer) = shares(&key) else {
-            left.insert(key, sum);
+            // A folded row has the key that addresses share.
+            left.entry(key).or_default().merge(sum);
             continue;
         };
         let mut whole = match outer.direction {

@@ -35,7 +35,9 @@ impl RewrittenSources {
         let mut by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>> = HashMap::default();
         for (index, server_flow) in server_flows.iter().enumerate() {
             let own = server_flow.tuple.client == server_flow.tuple.server;
+            // Addresses of a folded row are external: none of them stands for a client of the cluster.
             if server_flow.tuple.scope.is_none()
+                && !server_flow.tuple.client.is_unspecified()
                 && server_flow.left.opened > 0
                 && (own || !directory.is_pods_address(server_flow.tuple.client))
             {
