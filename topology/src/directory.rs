@@ -13,8 +13,8 @@ use std::{
 };
 
 pub(crate) use self::own_networks::is_special;
-use self::{pod_networks::PodNetworks, services::Services};
 pub use self::{own_networks::OwnNetworks, services::CalledService};
+use self::{pod_networks::PodNetworks, services::Services};
 use crate::{
     clock::NodeClock,
     entity::{Node, Pod, PodLifetime, Service, ServiceRef},

@@ -6,6 +6,7 @@
 
 mod account;
 mod epochs;
+mod folded_rows;
 mod node_account;
 
 use std::{
@@ -210,12 +211,15 @@ impl Ledger {
             snapshot.insert(key);
         }
         account.epochs.note_flow();
+        let counted_elsewhere = account.take_from_other_rows(&key, counters);
         let mut is_new = false;
         let flow = Arc::make_mut(&mut account.flows).entry(key).or_insert_with(|| {
             is_new = true;
             Arc::new(Account::new(&sighting))
         });
-        Ok(Arc::make_mut(flow).apply(counters, &sighting, account.epochs.resumed()) || is_new)
+        let flow = Arc::make_mut(flow);
+        flow.receive_open(&counted_elsewhere);
+        Ok(flow.apply(counters, &sighting, account.epochs.resumed()) || is_new)
     }
 
     /// Records the DNS names that led a flow's client to its remote address. Returns whether they changed.

@@ -54,6 +54,60 @@ fn names_stay_with_their_flow_until_others_are_known() {
     );
 }
 
+/// Reports a snapshot of a new epoch: connections that are open, by the number of their remote address; all of them in the
+/// folded row for the addresses that `is_folded` selects.
+#[expect(clippy::expect_used, reason = "a test")]
+fn report_open(
+    ledger: &mut Ledger,
+    epoch: u8,
+    open: &[u8],
+    is_folded: impl Fn(u8) -> bool,
+    counts: fn(u64) -> FlowCounters,
+) {
+    let epoch = Epoch([epoch; 16]);
+    ledger.enter(NODE, epoch).expect("a new epoch");
+    ledger.begin_snapshot(NODE, epoch).expect("the present epoch");
+    let mut flows = std::collections::BTreeMap::new();
+    for number in open {
+        let remote = IpAddr::V4(Ipv4Addr::new(203, 0, 113, *number));
+        let own = FlowKey { remote, role: Role::Server, ..key(1) };
+        *flows.entry(if is_folded(*number) { own.folded() } else { own }).or_insert(0) += 1;
+    }
+    for (key, connections) in flows {
+        ledger.apply(NODE, epoch, key, &counts(connections), at(epoch.0[0].into())).expect("the present epoch");
+    }
+    ledger.end_snapshot(NODE, epoch, at(epoch.0[0].into())).expect("the present epoch");
+}
+
+fn is_preexisting(preexisting: u64) -> FlowCounters {
+    let bytes = 100 * preexisting;
+    FlowCounters {
+        preexisting,
+        bytes_sent: bytes,
+        preexisting_bytes_sent: bytes,
+        open_bytes_sent: bytes,
+        ..FlowCounters::default()
+    }
+}
+
+proptest! {
+    /// Connections that stay open while agents replace one another, each of which folds some of the addresses.
+    #[test]
+    fn connections_count_once_in_folded_rows_and_in_their_own(
+        open in prop::collection::vec(0..6_u8, 0..12),
+        folds in prop::collection::vec(any::<u8>(), 1..6),
+    ) {
+        let mut ledger = Ledger::new();
+        for (epoch, folded) in (1..).zip(&folds) {
+            report_open(&mut ledger, epoch, &open, |number| folded >> number & 1 == 1, is_preexisting);
+            let sum = |of: fn(&FlowTotals) -> u64| ledger.flows().map(|flow| of(&flow.totals)).sum::<u64>();
+            prop_assert_eq!(sum(|totals| totals.opened), open.len() as u64);
+            prop_assert_eq!(sum(|totals| totals.bytes_sent), 100 * open.len() as u64);
+            prop_assert!(sum(|totals| totals.active) <= open.len() as u64);
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Open,

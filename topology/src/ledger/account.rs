@@ -1,6 +1,7 @@
 //! Account of one flow: the counts of earlier epochs and the report of the current one.
 
 mod displaced;
+pub(super) mod open_share;
 pub(super) mod recent_bytes;
 
 use std::time::{Duration, SystemTime};
@@ -81,11 +82,7 @@ impl Account {
     /// Returns the totals: this epoch's counts on top of the counts before it.
     pub(super) fn totals_after(&self, base: &Base) -> FlowTotals {
         let current = &self.current;
-        let active = match (self.over, self.reported) {
-            (true, _) => 0,
-            (false, true) => current.active(),
-            (false, false) => base.totals.active,
-        };
+        let active = self.active_after(base);
         FlowTotals {
             opened: count::add(
                 count::add(base.totals.opened, current.opened),
@@ -127,6 +124,15 @@ impl Account {
         .bounded()
     }
 
+    /// Returns the number of open connections, those that an earlier epoch has counted in another row included.
+    fn active_after(&self, base: &Base) -> u64 {
+        match (self.over, self.reported) {
+            (true, _) => 0,
+            (false, true) => self.current.active(),
+            (false, false) => base.totals.active,
+        }
+    }
+
     /// Returns what the agent would report to an operator without any state. Unreported counts of this epoch are at
     /// least what was open when the last one ended.
     pub(super) fn anew(&self) -> FlowTotals {
@@ -149,7 +155,8 @@ impl Account {
 
     /// Makes the totals the base of counters that start from zero.
     pub(super) fn roll_over(&mut self) {
-        let (totals, base) = (self.totals(), self.base());
+        let base = self.base();
+        let totals = FlowTotals { active: self.active_after(&base), ..self.totals() };
         let open = |base: u64, current: u64| match (self.over, self.reported) {
             (true, _) => 0,
             // If this epoch did not have the bytes of all open connections, the greater number stays: totals may then

@@ -33,6 +33,8 @@ pub(super) struct NodeAccount {
     pub(super) gone: bool,
     /// True if a snapshot of the current epoch was completed.
     pub(super) complete: bool,
+    /// Folded rows whose flows have no open connections of the last epoch that this one has not reported.
+    pub(super) without_unclaimed: HashSet<FlowKey>,
     /// True if accounts of a replaced epoch are kept.
     pub(super) keeps_displaced: bool,
     /// Time at which that was first noted.
@@ -53,6 +55,7 @@ impl NodeAccount {
             orphaned: Arc::default(),
             gone: false,
             complete: false,
+            without_unclaimed: HashSet::new(),
             keeps_displaced: false,
             displaced_at: None,
             heard: None,
@@ -96,6 +99,7 @@ impl NodeAccount {
         self.snapshot = None;
         self.gone = false;
         self.complete = false;
+        self.without_unclaimed = HashSet::new();
         if origin != before {
             self.flows_mut().for_each(|(_, flow)| flow.displace(before));
             (self.keeps_displaced, self.displaced_at) = (true, None);
@@ -168,6 +172,7 @@ impl NodeAccount {
         Self {
             epochs: self.epochs.clone(),
             snapshot: None,
+            without_unclaimed: HashSet::new(),
             owners: Arc::clone(&self.owners),
             addresses: Arc::clone(&self.addresses),
             flows: Arc::clone(&self.flows),
@@ -194,7 +199,7 @@ impl NodeAccount {
 }
 
 /// The least key of a cgroup in the order of keys.
-fn first_key(cgroup_id: u64) -> FlowKey {
+pub(super) fn first_key(cgroup_id: u64) -> FlowKey {
     let lowest = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     FlowKey { cgroup_id, netns: 0, role: Role::Client, local: lowest, remote: lowest, port: 0, protocol: Protocol::Tcp }
 }

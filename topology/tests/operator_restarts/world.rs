@@ -396,5 +396,10 @@ impl World {
 }
 
 pub fn options(now: SystemTime, interval: Duration) -> Options {
-    Options { now, settle: Duration::from_secs(1) + interval, retention: Duration::from_hours(1000), max_external: usize::MAX }
+    Options {
+        now,
+        settle: Duration::from_secs(1) + interval,
+        retention: Duration::from_hours(1000),
+        max_external: usize::MAX,
+    }
 }
