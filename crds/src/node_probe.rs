@@ -111,6 +111,9 @@ pub struct NodeProbeStatus {
     pub losses: Losses,
     /// Connections and failed attempts that were not recorded: `losses.opened` + `losses.failed` + `losses.missedRuns`.
     pub lost: u64,
+    /// Folding of external flows by the current capture. Absent if it has folded none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folding: Option<Folding>,
     /// Whether a part of `seen` comes from the fallback or from a tracepoint, which cannot count all that they have missed.
     pub sampled: bool,
     /// The part of `seen` and `losses` that comes from before the current epoch.
@@ -135,6 +138,8 @@ pub struct NodeProbeStatus {
     pub coverage_record: Option<CoverageRecord>,
     /// `Reporting`: the agent is connected to the operator. `CaptureComplete`: nothing is known to have been missed in the
     /// last hour; `Unknown`, reason `Sampled`, where the fallback may have missed what it could not count.
+    /// `ExternalAddressesFolded`: flows are counted without their external addresses, because the flow table is nearly full;
+    /// absent if the current capture has folded none.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -221,6 +226,19 @@ pub struct Losses {
     pub event_overflows: u64,
     /// Runs of a tracepoint's program that the kernel skipped; at most as many openings, ends or failures are missing.
     pub missed_runs: u64,
+}
+
+/// Folding: while the flow table is nearly full, an agent counts the flows of a container and port with external addresses
+/// together. Nothing is lost. The external peer is then `OtherExternal`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Folding {
+    /// Whether flows are folded now, or folded flows have open connections.
+    #[serde(rename = "active")]
+    pub is_active: bool,
+    /// Connections, conversations over UDP and failed attempts that the current capture has counted without their external
+    /// address.
+    pub connections: u64,
 }
 
 impl Losses {

@@ -99,8 +99,9 @@ pub struct ModeOverride {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CaptureSpec {
-    /// Maximum number of flows (role, cgroup, addresses, port) that an agent keeps in the kernel. Agents count connections of
-    /// further flows as lost.
+    /// Maximum number of flows (role, cgroup, addresses, port) that an agent keeps in the kernel. While 80 % are in
+    /// use, an eBPF agent counts further external addresses together (`status.folding` of the NodeProbe). Agents count
+    /// connections of flows without room as lost.
     #[schemars(range(min = 64, max = 1_048_576))]
     pub max_flows: u32,
     /// Interval at which an agent reports changed counters. It reports new flows at once. With more than 100 agents, the

@@ -90,7 +90,8 @@ pub struct TopologyEdge {
     #[schemars(length(max = 4), inner(length(max = 253)), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns_names: Vec<String>,
-    /// Number of addresses behind an `OtherExternal` peer.
+    /// Number of addresses behind an `OtherExternal` peer; a lower bound where agents have folded flows
+    /// (`status.folding` of NodeProbes).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub addresses: u64,
     /// Proxies between client and server, in the order of the way. Reserved: the operator does not set it yet.

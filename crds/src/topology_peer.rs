@@ -14,7 +14,8 @@ pub struct TopologyPeer {
     /// address. `HostProcess`: a process on a node, outside of pods. `APIServer`: the cluster's API server, recognised by its
     /// address. `ExternalGroup`: addresses or DNS names that `spec.topology.externalGroups` gives a name. `DNSName`: the
     /// external name that resolved to the called address. `IP`: an external address. `OtherExternal`: all external addresses
-    /// beyond `spec.topology.maxExternalPeers`. `UnknownPod`: a pod that the API server does not have, or a pod address whose
+    /// beyond `spec.topology.maxExternalPeers`, and those of flows that agents have folded (`status.folding` of NodeProbes).
+    /// `UnknownPod`: a pod that the API server does not have, or a pod address whose
     /// owner at that time is unknown.
     #[serde(rename = "type")]
     pub type_: PeerType,
@@ -75,7 +76,7 @@ pub enum PeerType {
     /// An external address.
     #[serde(rename = "IP")]
     Ip,
-    /// All external addresses beyond `spec.topology.maxExternalPeers`.
+    /// All external addresses beyond `spec.topology.maxExternalPeers`, and those of folded flows.
     OtherExternal,
     /// A pod that the API server does not have, or a pod address whose owner at that time is unknown.
     UnknownPod,

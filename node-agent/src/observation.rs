@@ -9,13 +9,14 @@ use std::{
 
 use kernel_support::Reason;
 use topology::{
+    entity::Network,
     flow::{FlowKey, Role},
     nat_peer::NatPeer,
 };
 
 use crate::{
     attribution::Attribution,
-    capture::{Description, Losses, Mode, Reading},
+    capture::{Description, Folded, Losses, Mode, Reading},
     flow_store::{Bounds, FlowStore},
     malloc::is_worth_shrinking,
     names::Names,
@@ -37,6 +38,8 @@ pub struct Observation {
     nat_peers: HashMap<FlowKey, Vec<(NatPeer, u64)>>,
     /// The node's own addresses.
     pub node_addresses: BTreeSet<IpAddr>,
+    /// The cluster's own networks beside private ones, as the operator has last reported them.
+    pub own_networks: Arc<[Network]>,
     /// Attribution; `None` until the node's cgroups were read.
     pub attribution: Option<Attribution>,
     /// The names that have led to addresses.
@@ -68,6 +71,8 @@ pub struct CaptureState {
     pub losses: Losses,
     /// Connections opened and attempts failed, in this epoch.
     pub seen: u64,
+    /// Folding in this epoch.
+    pub folded: Folded,
     /// Flows that were evicted for lack of room before all of their counters were reported; included in the losses.
     pub unreported_flows: u64,
     /// True if the requested capture is impossible on this node, so that the agent asks for the rights of the Fallback
@@ -111,12 +116,14 @@ impl Observation {
                 attached_instant: None,
                 losses: Losses::default(),
                 seen: 0,
+                folded: Folded::default(),
                 unreported_flows: 0,
                 asks_for_fallback: false,
             },
             flows: FlowStore::new(bounds),
             nat_peers: HashMap::new(),
             node_addresses: BTreeSet::new(),
+            own_networks: Arc::new([]),
             attribution: None,
             names: Names::default(),
             described: String::new(),
@@ -160,6 +167,7 @@ impl Observation {
             attached_instant,
             losses: Losses::default(),
             seen: 0,
+            folded: Folded::default(),
             unreported_flows: 0,
             asks_for_fallback: false,
         };
@@ -202,7 +210,9 @@ impl Observation {
             failed: reading.losses.failed + evicted_unreported.failed,
             ..reading.losses
         };
-        let mut changed = self.capture.losses != losses || self.capture.seen != reading.seen;
+        let mut changed =
+            self.capture.losses != losses || self.capture.seen != reading.seen || self.capture.folded != reading.folded;
+        self.capture.folded = reading.folded;
         self.capture.losses = losses;
         self.capture.unreported_flows = evicted_unreported.flows;
         self.capture.seen = reading.seen;

@@ -197,6 +197,8 @@ impl Observer {
             reason: Reason::LoadFailed,
             message: format!("can't draw random bytes for the epoch: {error}"),
         })?;
+        let own_networks = Arc::clone(&self.observation.lock().own_networks);
+        capture.set_own_networks(&own_networks);
         let attribution = if self.observation.lock().attribution.is_some() { None } else { Some(self.attribution()?) };
         let mut reading = capture.read()?;
         let mut observation = self.observation.lock();
@@ -295,6 +297,8 @@ impl Observer {
 
     /// Returns whether there is more to read at once.
     fn read(&self, capture: &mut dyn Capture) -> Result<bool, CaptureError> {
+        let own_networks = Arc::clone(&self.observation.lock().own_networks);
+        capture.set_own_networks(&own_networks);
         let reading = capture.read()?;
         let is_partial = reading.is_partial;
         let mut observation = self.observation.lock();

@@ -2,6 +2,7 @@
 
 mod authorize;
 mod decode;
+mod own_networks;
 mod session;
 
 use std::{future::Future, pin::Pin, time::Duration};
@@ -17,7 +18,11 @@ use tokio_stream::{
 };
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use self::session::{Session, Sessions};
+pub use self::own_networks::{KnownNetworks, keep_own_networks};
+use self::{
+    own_networks::Unsent,
+    session::{Session, Sessions},
+};
 use crate::{observation::Observations, shared_ledger::SharedLedger};
 
 /// Maximum size of one message on the wire.
@@ -27,8 +32,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Maximum time without a message from an agent, including the first one. Agents send a heartbeat every 10 s.
 pub const SILENCE: Duration = Duration::from_secs(25);
 
-/// Serves the agents that connect to `listener` until `stop` is done, which ends all streams. A stream also ends after
-/// `silence` without a message. Agents reconnect.
+/// Serves the agents that connect to `listener` until `stop` is done, which ends all streams. Each stream receives
+/// `own_networks`. It also ends after `silence` without a message. Agents reconnect.
 ///
 /// # Errors
 /// Returns an error if the transport fails as a whole. A failing stream affects no other stream.
@@ -36,12 +41,13 @@ pub async fn serve(
     listener: TcpListener,
     shared_ledger: SharedLedger,
     observations: Observations,
+    own_networks: watch::Receiver<KnownNetworks>,
     silence: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     // Open streams would block a graceful shutdown: they are stopped first.
     let (stopping, stopped) = watch::channel(false);
-    let collector = Collector { sessions: Sessions::new(shared_ledger, observations), silence, stopped };
+    let collector = Collector { sessions: Sessions::new(shared_ledger, observations), own_networks, silence, stopped };
     let service = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -57,6 +63,7 @@ pub async fn serve(
 
 struct Collector {
     sessions: Sessions,
+    own_networks: watch::Receiver<KnownNetworks>,
     silence: Duration,
     stopped: watch::Receiver<bool>,
 }
@@ -72,8 +79,9 @@ impl collector_server::Collector for Collector {
         let sessions = self.sessions.clone();
         let stopped = self.stopped.clone();
         let messages = Messages { incoming, silence: self.silence };
+        let own_networks = Unsent::new(self.own_networks.clone());
         tokio::spawn(async move {
-            if let Err(status) = converse(sessions, caller, messages, &replies, stopped).await {
+            if let Err(status) = converse(sessions, caller, messages, &replies, own_networks, stopped).await {
                 // The agent may be gone already, and nothing receives the status then.
                 let _ = replies.send(Err(status)).await;
             }
@@ -105,6 +113,7 @@ async fn converse(
     caller: authorize::Caller,
     mut messages: Messages,
     replies: &mpsc::Sender<Result<CollectorReply, Status>>,
+    mut own_networks: Unsent,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Status> {
     let Some(first) = messages.next().await? else { return Ok(()) };
@@ -114,8 +123,9 @@ async fn converse(
     let mut report = first;
     loop {
         let sequence = session.take_in(report).await?;
-        let counter_interval_ms = millis(session.counter_interval());
-        if replies.send(Ok(CollectorReply { sequence, counter_interval_ms })).await.is_err() {
+        let (own_networks, counter_interval_ms) = (own_networks.take(), millis(session.counter_interval()));
+        let reply = CollectorReply { sequence, own_networks, counter_interval_ms };
+        if replies.send(Ok(reply)).await.is_err() {
             return Ok(());
         }
         let next = tokio::select! {
@@ -154,7 +164,10 @@ mod tests {
         let observations = Observations::default();
         let mut changed = observations.subscribe();
         let silence = Duration::from_millis(200);
-        let serving = serve(listener, SharedLedger::default(), observations.clone(), silence, std::future::pending());
+        let (_sender, own_networks) = watch::channel(None);
+        let shared_ledger = SharedLedger::default();
+        let serving =
+            serve(listener, shared_ledger, observations.clone(), own_networks, silence, std::future::pending());
         let serving = tokio::spawn(serving);
         let mut client = CollectorClient::connect(format!("http://{address}")).await.expect("it listens");
         let (messages, queue) = mpsc::channel(1);

@@ -177,12 +177,14 @@ impl Parts {
         let index = ClusterIndex::default();
         let (publish, publish_settings) = watch::channel(None);
         let (overview_sender, overview) = watch::channel(TopologyOverview::default());
+        let (known_networks, own_networks) = watch::channel(None);
         let mut parts = Self { draining: JoinSet::new(), endless: JoinSet::new() };
 
         let collecting = collector::serve(
             listener,
             shared_ledger.clone(),
             observations.clone(),
+            own_networks,
             collector::SILENCE,
             stopped(stopping.clone()),
         );
@@ -208,6 +210,7 @@ impl Parts {
             Ok(())
         });
         parts.endless.spawn(cluster::keep_index(watching.clone(), node_steps, index.clone(), shared_ledger.clone()));
+        parts.endless.spawn(collector::keep_own_networks(index.clone(), known_networks));
         let inputs = publisher::PublisherInputs {
             leader: lease.holds(),
             settings: publish_settings,

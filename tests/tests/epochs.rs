@@ -60,8 +60,15 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
         let operator = listener.local_addr().expect("it is bound");
         let (shared_ledger, observations) = (SharedLedger::default(), Observations::default());
-        let serving =
-            collector::serve(listener, shared_ledger.clone(), observations.clone(), SILENCE, std::future::pending());
+        let own_networks = watch::channel(None).1;
+        let serving = collector::serve(
+            listener,
+            shared_ledger.clone(),
+            observations.clone(),
+            own_networks,
+            SILENCE,
+            std::future::pending(),
+        );
         tokio::spawn(serving);
         let bounds = Bounds { flows: 1000, retention: Duration::from_hours(1) };
         let mut observation = Observation::new([0; 16], bounds, "6.12".to_owned());

@@ -205,6 +205,19 @@ impl Reporter {
         }
     }
 
+    /// Stores the cluster's own networks, if they are news.
+    fn take_networks(&self, reply: &CollectorReply) {
+        let Some(networks) = &reply.own_networks else { return };
+        if networks.omitted > 0 {
+            let omitted = networks.omitted;
+            tracing::warn!(
+                omitted,
+                "the cluster has more public networks than an agent can store: flows to them may be folded"
+            );
+        }
+        self.observation.lock().own_networks = wire::own_networks(networks);
+    }
+
     async fn wait_for_start(&self, closing: &mut watch::Receiver<bool>) {
         let started = async {
             while !self.observation.lock().capture.is_decided() {
@@ -229,7 +242,7 @@ impl Reporter {
         let first = next(&mut session, &mut self.observation.lock());
         let sequence = first.sequence;
         let mut stream = open(endpoint, first, self.patience.reply).await?;
-        session.set_counter_interval(stream.reply(sequence).await?);
+        session.set_counter_interval(stream.reply(sequence, |reply| self.take_networks(reply)).await?);
         backoff.reset();
         self.metrics.connected();
         self.metrics.sent();
@@ -249,7 +262,7 @@ impl Reporter {
             if let Some(message) = message {
                 let sequence = message.sequence;
                 stream.messages.send(message).await.map_err(|_| StreamError::Ended)?;
-                session.set_counter_interval(stream.reply(sequence).await?);
+                session.set_counter_interval(stream.reply(sequence, |reply| self.take_networks(reply)).await?);
                 self.metrics.sent();
                 alive_until = Instant::now() + self.patience.silence;
             } else if *closing.borrow() {
@@ -287,15 +300,16 @@ async fn open(endpoint: &Endpoint, first: AgentReport, patience: Duration) -> Re
 }
 
 impl Stream {
-    /// Waits for the reply to a message; older ones may come before. Returns the time between two reports of counters that
-    /// it asks for.
-    async fn reply(&mut self, sequence: u64) -> Result<Duration, StreamError> {
+    /// Waits for the reply to a message; older ones may come before. Each is passed to `take`. Returns the time between two
+    /// reports of counters that it asks for.
+    async fn reply(&mut self, sequence: u64, take: impl Fn(&CollectorReply)) -> Result<Duration, StreamError> {
         let answered = async {
             loop {
                 let reply = self.replies.message().await?.ok_or(StreamError::Ended)?;
                 if reply.sequence > sequence {
                     return Err(StreamError::Garbage { replied: reply.sequence, sent: sequence });
                 }
+                take(&reply);
                 if reply.sequence == sequence {
                     return Ok(Duration::from_millis(reply.counter_interval_ms.into()));
                 }

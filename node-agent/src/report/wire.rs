@@ -9,7 +9,7 @@ use std::{
 
 use report::{MAX_CAPTURE_MESSAGE_BYTES, MAX_HOST_PROCESS_NAME_BYTES, v1alpha1 as wire};
 use topology::{
-    entity::CgroupOwner,
+    entity::{CgroupOwner, Network},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     nat_peer::NatPeer,
     plural::counted,
@@ -41,6 +41,8 @@ pub fn capture_state(state: &CaptureState, now: Instant) -> wire::CaptureState {
         attached_age_ms: state.attached_instant.map_or(0, |attached| millis(now.saturating_duration_since(attached))),
         losses: Some(losses(&state.losses)),
         seen: state.seen,
+        folded: state.folded.connections,
+        is_folding: state.folded.is_active,
         asks_for: if state.asks_for_fallback { wire::Mode::Fallback } else { wire::Mode::Unspecified }.into(),
     }
 }
@@ -143,6 +145,18 @@ fn losses(losses: &Losses) -> wire::Losses {
     }
 }
 
+/// Returns the cluster's own networks of a reply, without those that are no networks.
+pub(super) fn own_networks(reply: &wire::OwnNetworks) -> Arc<[Network]> {
+    let network = |network: &wire::Network| {
+        let ip = match network.ip.as_slice() {
+            [a, b, c, d] => IpAddr::from([*a, *b, *c, *d]),
+            longer => IpAddr::from(<[u8; 16]>::try_from(longer).ok()?),
+        };
+        Network::new(ip, u8::try_from(network.prefix).ok()?)
+    };
+    reply.networks.iter().filter_map(network).collect()
+}
+
 /// An address as the report writes it.
 pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
@@ -184,6 +198,16 @@ mod tests {
         let Some(wire::identity::Owner::HostProcess(process)) = identity.owner else { panic!("{:?}", identity.owner) };
         assert_eq!(process.name, "ü".repeat(126));
         assert_eq!(identity.cgroup_path.len(), MAX_PATH_BYTES - 1);
+    }
+
+    #[test]
+    fn networks_of_a_reply_are_read_as_far_as_they_are_networks() {
+        let network = |ip: &[u8], prefix| wire::Network { ip: ip.to_vec(), prefix };
+        let reply = wire::OwnNetworks {
+            networks: vec![network(&[203, 0, 113, 1], 24), network(&[1, 2, 3], 8), network(&[10; 16], 129)],
+            omitted: 0,
+        };
+        assert_eq!(*own_networks(&reply), [Network::parse("203.0.113.1/24").unwrap()]);
     }
 
     #[test]

@@ -84,6 +84,8 @@ fn cells(row: &Row) -> [String; 8] {
 
 fn peer(row: &Row) -> String {
     let remote = match row.remote {
+        // A folded row.
+        ip if ip.is_unspecified() => "(other external)".to_owned(),
         std::net::IpAddr::V6(ip) if row.role == Role::Client => format!("[{ip}]"),
         ip => ip.to_string(),
     };

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crds::{Losses, Mode};
+use crds::{Folding, Losses, Mode};
 use kernel_support::Reason;
 use report::{
     MAX_CAPTURE_MESSAGE_BYTES, MAX_FLOWS_PER_MESSAGE, MAX_HOST_PROCESS_NAME_BYTES, MAX_IDENTITIES_PER_MESSAGE,
@@ -58,6 +58,8 @@ pub(super) struct Capture {
     pub attached_age: Duration,
     pub losses: Losses,
     pub seen: u64,
+    /// Folding of this epoch.
+    pub folding: Folding,
     /// True if the requested capture is impossible on this node, so that the agent asks for the rights of Fallback mode.
     pub asks_for_fallback: bool,
 }
@@ -117,6 +119,7 @@ fn decode_capture(capture: wire::CaptureState, sent_unix_ms: u64) -> Result<Capt
         ("capture.attached_unix_ms", capture.attached_unix_ms),
         ("capture.attached_age_ms", capture.attached_age_ms),
         ("capture.seen", capture.seen),
+        ("capture.folded", capture.folded),
         ("capture.losses.opened", losses.opened),
         ("capture.losses.closed", losses.closed),
         ("capture.losses.failed", losses.failed),
@@ -146,6 +149,7 @@ fn decode_capture(capture: wire::CaptureState, sent_unix_ms: u64) -> Result<Capt
             missed_runs: losses.missed_runs,
         },
         seen: capture.seen,
+        folding: Folding { is_active: capture.is_folding, connections: capture.folded },
         asks_for_fallback: match wire::Mode::try_from(capture.asks_for) {
             Ok(wire::Mode::Unspecified) => false,
             Ok(wire::Mode::Fallback) => true,
@@ -285,6 +289,17 @@ mod tests {
         assert_eq!(report.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(report.identities, [(5, CgroupOwner::HostProcess { name: "sshd".to_owned() })]);
         assert_eq!((report.capture.mode, report.capture.reason), (Mode::Ebpf, Reason::Supported));
+    }
+
+    #[test]
+    fn folded_row_is_a_flow_with_unspecified_remote_address() {
+        let mut message = message();
+        message.flows[0].remote_ip = vec![0; 4];
+        let capture = message.capture.as_mut().expect("it is there");
+        (capture.folded, capture.is_folding) = (3, true);
+        let report = decode(message).expect("the message is good");
+        assert!(report.flows[0].key.is_folded());
+        assert_eq!(report.capture.folding, Folding { is_active: true, connections: 3 });
     }
 
     #[test]

@@ -150,7 +150,7 @@ fn apply(
 }
 
 fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: SystemTime) {
-    let Capture { mode, reason, message, attach, kernel, attached_age, losses, seen, asks_for_fallback } =
+    let Capture { mode, reason, message, attach, kernel, attached_age, losses, seen, folding, asks_for_fallback } =
         report.capture.clone();
     if report.origin == report.epoch {
         node.begin_epoch(&report.epoch.0);
@@ -172,6 +172,7 @@ fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: S
     node.kernel = kernel;
     node.losses = losses;
     node.seen = seen;
+    node.folding = folding;
     node.ask_for_fallback(asks_for_fallback, node.last_report_unix_ms);
     if node.has_capture() {
         let attached = sent.checked_sub(attached_age).unwrap_or(UNIX_EPOCH);
@@ -199,6 +200,7 @@ mod tests {
             attached_age: Duration::from_millis(attached_age_ms),
             losses: Losses { opened: 1, ..Losses::default() },
             seen,
+            folding: crds::Folding::default(),
             asks_for_fallback: false,
         }
     }

@@ -1,7 +1,7 @@
 //! Begin and end of a node's epochs. An agent whose epoch was replaced by another one may still run: its counters then
 //! continue under a new epoch.
 
-use crds::Losses;
+use crds::{Folding, Losses};
 use topology::{count, ledger::RESUMABLE};
 
 use super::{
@@ -41,6 +41,7 @@ impl NodeObservation {
         self.origin = epoch.to_vec();
         self.seen = 0;
         self.losses = Losses::default();
+        self.folding = Folding::default();
     }
 
     /// Records the first report of an epoch whose counters continue those of `origin`, without a gap in the observation.

@@ -1,6 +1,6 @@
 //! One node's agent, as it last reported.
 
-use crds::{Losses, Mode};
+use crds::{Folding, Losses, Mode};
 use kernel_support::Reason;
 use topology::count;
 
@@ -40,6 +40,8 @@ pub struct NodeObservation {
     pub losses: Losses,
     /// Connections and failed attempts of this epoch.
     pub seen: u64,
+    /// Folding of this epoch.
+    pub folding: Folding,
     /// State before this epoch.
     pub earlier: EarlierObservation,
     /// Agents whose epochs were replaced, the latest last: they may continue under new ones.

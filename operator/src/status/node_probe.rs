@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crds::{Choice, EarlierEpochs, Losses, Mode, ModeChange, NodeProbeStatus, Unobserved};
+use crds::{Choice, EarlierEpochs, Folding, Losses, Mode, ModeChange, NodeProbeStatus, Unobserved};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -72,6 +72,7 @@ pub fn desired(inputs: &NodeProbeInputs<'_>, now: Timestamp) -> NodeProbeStatus 
         seen: observation.total_seen(),
         losses,
         lost: losses.lost(),
+        folding: Some(observation.folding).filter(|folding| *folding != Folding::default()),
         sampled,
         earlier: EarlierEpochs { seen: observation.earlier.seen, losses: observation.earlier.losses },
         unobserved: unobserved(&shares.total),
@@ -80,7 +81,10 @@ pub fn desired(inputs: &NodeProbeInputs<'_>, now: Timestamp) -> NodeProbeStatus 
         coverage_total: total,
         coverage_record: coverage.record.as_ref().map(restore::to_record),
         conditions: conditions(
-            vec![reporting(observation), capture_complete(observation, &shares.last_hour)],
+            [reporting(observation), capture_complete(observation, &shares.last_hour)]
+                .into_iter()
+                .chain(external_addresses_folded(&observation.folding))
+                .collect(),
             previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default(),
             None,
             now,
@@ -156,6 +160,19 @@ fn capture_complete(observation: &NodeObservation, last_hour: &Share) -> Stateme
     Statement::new(TYPE, true, "NothingMissed", in_last_hour("nothing is known to have been missed"))
 }
 
+/// Returns the condition of a capture that folds or has folded.
+fn external_addresses_folded(folding: &Folding) -> Option<Statement> {
+    const TYPE: &str = "ExternalAddressesFolded";
+    let folds = "the flow table is nearly full: further external addresses are counted together, as OtherExternal, and no \
+                 connection is lost. To tell them apart, raise spec.capture.maxFlows";
+    let has_room = "the flow table has room again; earlier, external addresses were counted together, as OtherExternal";
+    match folding {
+        Folding { is_active: true, .. } => Some(Statement::new(TYPE, true, "FlowTableNearlyFull", folds)),
+        Folding { connections: 1.., .. } => Some(Statement::new(TYPE, false, "RoomInFlowTable", has_room)),
+        Folding { is_active: false, connections: 0 } => None,
+    }
+}
+
 const SAMPLED: &str = "more connections may have been missed than can be counted: the fallback sees those that are shorter \
                        than the time between two scans by conntrack alone, and the kernel skips some runs of a \
                        tracepoint's program without counting them";
@@ -168,6 +185,7 @@ pub fn differs_in_structure(one: &NodeProbeStatus, other: &NodeProbeStatus) -> b
         seen: status.seen.min(1),
         losses: Losses::default(),
         lost: 0,
+        folding: status.folding.map(|folding| Folding { connections: folding.connections.min(1), ..folding }),
         unobserved: Unobserved { intervals: status.unobserved.intervals, ..Unobserved::default() },
         coverage: if status.coverage == "-" { "-".to_owned() } else { String::new() },
         coverage_last_day: String::new(),
@@ -284,6 +302,37 @@ mod tests {
         assert_eq!(status.epoch, "ab".repeat(16));
         assert_eq!(truth(&status, "Reporting"), pair("True", "Connected"));
         assert_eq!(truth(&status, "CaptureComplete"), pair("True", "NothingMissed"));
+    }
+
+    #[test]
+    fn folding_is_shown_by_condition_and_loses_nothing() {
+        let shown = |is_active, connections| {
+            let node = node(|it| it.folding = Folding { is_active, connections });
+            let status = status(Some(&node), None, 1);
+            assert_eq!((status.coverage.as_str(), status.lost), ("100%", 0));
+            assert_eq!(truth(&status, "CaptureComplete"), pair("True", "NothingMissed"));
+            let has_condition = status.conditions.iter().any(|it| it.type_ == "ExternalAddressesFolded");
+            (status.folding, has_condition.then(|| truth(&status, "ExternalAddressesFolded")))
+        };
+        assert_eq!(shown(false, 0), (None, None));
+        for (is_active, status, reason) in [(true, "True", "FlowTableNearlyFull"), (false, "False", "RoomInFlowTable")]
+        {
+            assert_eq!(shown(is_active, 7), (Some(Folding { is_active, connections: 7 }), Some(pair(status, reason))));
+        }
+    }
+
+    #[test]
+    fn growing_number_of_folded_connections_is_no_structure() {
+        let folded = |connections| {
+            let node = node(|it| it.folding = Folding { is_active: true, connections });
+            status(Some(&node), None, 1)
+        };
+        assert!(!differs_in_structure(&folded(7), &folded(8)));
+        assert!(differs_in_structure(&folded(0), &folded(7)) && differs_in_structure(&folded(7), &reporting_status()));
+    }
+
+    fn reporting_status() -> NodeProbeStatus {
+        status(Some(&reporting_node()), None, 1)
     }
 
     #[test]

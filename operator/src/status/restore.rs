@@ -49,6 +49,7 @@ pub fn observation(node_probe: &NodeProbe, now: UnixMs) -> Option<NodeObservatio
         asks_for_fallback_since_unix_ms: None,
         losses: status.losses.since(&status.earlier.losses),
         seen: status.seen.saturating_sub(status.earlier.seen),
+        folding: status.folding.unwrap_or_default(),
         replaced: Vec::new(),
         earlier: EarlierObservation { seen: status.earlier.seen, losses: status.earlier.losses },
         coverage: record(node_probe, status, now).map(|record| CoverageAccount::restore(record, &epoch)),

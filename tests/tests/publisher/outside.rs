@@ -114,6 +114,47 @@ async fn dns_names_have_groups_as_addresses_have() -> Result<()> {
     Ok(())
 }
 
+/// An agent with a full table counts external addresses together: they are other external peers of the pod's workload.
+#[tokio::test]
+async fn folded_rows_are_other_external_peers_of_their_workload() -> Result<()> {
+    let mut lab = Lab::new().await?;
+    lab.settings.send_modify(|settings| settings.as_mut().expect("it is set").max_external = 1);
+    let web = lab.run("web", None, &[], "10.244.0.2").await?;
+    lab.publish_as_administrator();
+    let call = async |lab: &Lab, role, remote: &str, port, connections| {
+        let to = (web.address, ip(remote), port);
+        lab.flow(container(&web), role, to, &counters(connections, 0), &[]).await;
+    };
+    call(&lab, Role::Server, "0.0.0.0", 443, 1000).await;
+    call(&lab, Role::Server, "198.51.100.1", 443, 7).await;
+    call(&lab, Role::Client, "0.0.0.0", 5432, 50).await;
+    lab.flush().await;
+    let ingress = |topology: &Topology| {
+        let of = |edge: &TopologyEdge| (observed::peer_name(&edge.peer).0, edge.opened, edge.addresses);
+        let mut edges: Vec<_> = status(topology).ingress.iter().map(of).collect();
+        edges.sort();
+        edges
+    };
+    let called = [row("OtherExternal", "", 50, 1)];
+    let both = [("IP".to_owned(), 7, 0), ("OtherExternal".to_owned(), 1000, 1)];
+    lab.topology("pod-web", |it| egress(it) == called && ingress(it) == both).await?;
+    // An address without an edge of its own shares that of the folded row.
+    call(&lab, Role::Server, "198.51.100.2", 443, 3).await;
+    lab.flush().await;
+    let shared = [("IP".to_owned(), 7, 0), ("OtherExternal".to_owned(), 1003, 1)];
+    lab.topology("pod-web", |it| egress(it) == called && ingress(it) == shared).await?;
+    lab.restart().await;
+    lab.publish_as_administrator();
+    call(&lab, Role::Server, "0.0.0.0", 443, 1010).await;
+    call(&lab, Role::Server, "198.51.100.1", 443, 7).await;
+    call(&lab, Role::Server, "198.51.100.2", 443, 3).await;
+    call(&lab, Role::Client, "0.0.0.0", 5432, 50).await;
+    lab.flush().await;
+    let grown = [("IP".to_owned(), 7, 0), ("OtherExternal".to_owned(), 1013, 1)];
+    lab.topology("pod-web", |it| egress(it) == called && ingress(it) == grown).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn restarted_publisher_counts_no_external_peer_twice() -> Result<()> {
     let mut lab = Lab::new().await?;
