@@ -22,6 +22,7 @@ pub struct ControlPlane {
     /// The administrator's client.
     pub client: Client,
     kubeconfig: PathBuf,
+    operator_kubeconfig: PathBuf,
     // Dropped in this order: the programs before their files.
     apiserver: Program,
     etcd: Program,
@@ -33,8 +34,39 @@ struct Program {
     path: PathBuf,
     arguments: Vec<String>,
     log: PathBuf,
+    purpose: Purpose,
     child: Option<Child>,
 }
+
+/// Purpose of a control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// A test: it starts with little CPU time.
+    Test,
+    /// A measurement: it collects garbage as shipped, and records the requests of the user `operator`.
+    Measurement,
+}
+
+impl Purpose {
+    /// Variables of the programs.
+    const fn variables(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            // Each test starts them anew: without garbage collection below 1 GiB, a start takes a third less CPU time.
+            Self::Test => &[("GOGC", "off"), ("GOMEMLIMIT", "1GiB")],
+            Self::Measurement => &[],
+        }
+    }
+}
+
+/// Records each request of the operator once, when it was answered.
+const AUDIT_POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules:
+- {level: Metadata, users: [operator]}
+- {level: None}
+";
 
 impl Program {
     fn begin(&mut self) -> Result<()> {
@@ -42,8 +74,7 @@ impl Program {
         let log = File::options().create(true).append(true).open(&self.log).map_err(attempt())?;
         let child = Command::new(&self.path)
             .args(&self.arguments)
-            // Each test starts them anew: without garbage collection below 1 GiB, a start takes a third less CPU time.
-            .envs([("GOGC", "off"), ("GOMEMLIMIT", "1GiB")])
+            .envs(self.purpose.variables().iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(attempt())?)
             .stderr(log)
@@ -88,13 +119,27 @@ impl ControlPlane {
     /// # Errors
     /// Returns an error with the end of the API server's log if they do not start or become ready.
     pub async fn start() -> Result<Self> {
+        Self::start_for(Purpose::Test).await
+    }
+
+    /// Starts the same programs as shipped, with a log of the operator's requests.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start`].
+    pub async fn start_for_measurement() -> Result<Self> {
+        Self::start_for(Purpose::Measurement).await
+    }
+
+    async fn start_for(purpose: Purpose) -> Result<Self> {
         let programs = assets().await?;
         let folder = tempfile::tempdir().map_err(Error::io("make a folder for a control plane"))?;
         let at = folder.path();
         let [client_port, peer_port, api_port] = free_ports()?;
-        let kubeconfig = write_files(at, api_port).await?;
+        write_files(at).await?;
+        let kubeconfig = write_kubeconfig(at, api_port, "administrator")?;
+        let operator_kubeconfig = write_kubeconfig(at, api_port, "operator")?;
         let etcd = start(
-            &programs,
+            (&programs, purpose),
             at,
             "etcd",
             &[
@@ -107,27 +152,27 @@ impl ControlPlane {
                 "--unsafe-no-fsync".to_owned(),
             ],
         )?;
-        let apiserver = start(
-            &programs,
-            at,
-            "kube-apiserver",
-            &[
-                format!("--etcd-servers=http://127.0.0.1:{client_port}"),
-                "--bind-address=127.0.0.1".to_owned(),
-                format!("--secure-port={api_port}"),
-                format!("--cert-dir={}", at.display()),
-                format!("--token-auth-file={}", at.join("tokens.csv").display()),
-                "--authorization-mode=RBAC".to_owned(),
-                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-                "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-                format!("--service-account-signing-key-file={}", at.join("accounts.key").display()),
-                format!("--service-account-key-file={}", at.join("accounts.key").display()),
-                // No controller creates service accounts here.
-                "--disable-admission-plugins=ServiceAccount".to_owned(),
-            ],
-        )?;
+        let mut flags = vec![
+            format!("--etcd-servers=http://127.0.0.1:{client_port}"),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--secure-port={api_port}"),
+            format!("--cert-dir={}", at.display()),
+            format!("--token-auth-file={}", at.join("tokens.csv").display()),
+            "--authorization-mode=RBAC".to_owned(),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-signing-key-file={}", at.join("accounts.key").display()),
+            format!("--service-account-key-file={}", at.join("accounts.key").display()),
+            // No controller creates service accounts here.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+        ];
+        if purpose == Purpose::Measurement {
+            flags.push(format!("--audit-policy-file={}", at.join("audit-policy.yaml").display()));
+            flags.push(format!("--audit-log-path={}", audit_log(at).display()));
+        }
+        let apiserver = start((&programs, purpose), at, "kube-apiserver", &flags)?;
         let client = connect(&kubeconfig).await?;
-        let control_plane = Self { client, kubeconfig, apiserver, etcd, folder };
+        let control_plane = Self { client, kubeconfig, operator_kubeconfig, apiserver, etcd, folder };
         control_plane.serves().await?;
         Ok(control_plane)
     }
@@ -164,6 +209,24 @@ impl ControlPlane {
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
+
+    /// The kubeconfig of the user `operator`, who may do everything.
+    #[must_use]
+    pub fn operator_kubeconfig(&self) -> &Path {
+        &self.operator_kubeconfig
+    }
+
+    /// Log of the operator's requests, of a control plane for measurements.
+    #[must_use]
+    pub fn audit_log(&self) -> PathBuf {
+        audit_log(self.folder.path())
+    }
+
+    /// Process identifiers of both programs, as far as they run.
+    #[must_use]
+    pub fn process_ids(&self) -> Vec<u32> {
+        [&self.etcd, &self.apiserver].into_iter().filter_map(|program| Some(program.child.as_ref()?.id())).collect()
+    }
 }
 
 async fn assets() -> Result<PathBuf> {
@@ -175,10 +238,10 @@ async fn assets() -> Result<PathBuf> {
 }
 
 /// Returns free ports. All are held until all are known, so that they differ.
-fn free_ports() -> Result<[u16; 3]> {
+pub(crate) fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
     let attempt = || Error::io("find a free port on the loopback");
     let mut held = Vec::new();
-    let mut ports = [0; 3];
+    let mut ports = [0; COUNT];
     for port in &mut ports {
         let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(attempt())?;
         *port = listener.local_addr().map_err(attempt())?.port();
@@ -187,29 +250,40 @@ fn free_ports() -> Result<[u16; 3]> {
     Ok(ports)
 }
 
-/// Writes a key for service accounts, a token for the administrator and the kubeconfig that uses it. The server makes
-/// its own certificate, which is not verified: both ends are this process's own, on loopback.
-async fn write_files(at: &Path, api_port: u16) -> Result<PathBuf> {
+/// Writes a key for service accounts, a token for each user and the audit policy.
+async fn write_files(at: &Path) -> Result<()> {
     let key = at.join("accounts.key");
     place::run(Path::new("openssl"), ["genrsa".as_ref(), "-out".as_ref(), key.as_os_str(), "2048".as_ref()], &[])
         .await?;
     let attempt = || Error::io(format!("write into {}", at.display()));
-    fs::write(at.join("tokens.csv"), "administrator,admin,admin,system:masters\n").map_err(attempt())?;
-    let kubeconfig = at.join("kubeconfig");
+    let tokens = "administrator,admin,admin,system:masters\noperator,operator,operator,system:masters\n";
+    fs::write(at.join("tokens.csv"), tokens).map_err(attempt())?;
+    fs::write(at.join("audit-policy.yaml"), AUDIT_POLICY).map_err(attempt())
+}
+
+fn audit_log(at: &Path) -> PathBuf {
+    at.join("audit.log")
+}
+
+/// Writes a kubeconfig with a user's token. The server makes its own certificate, which is not verified: both ends are
+/// this process's own, on loopback.
+fn write_kubeconfig(at: &Path, api_port: u16, token: &str) -> Result<PathBuf> {
+    let kubeconfig = at.join(format!("kubeconfig-{token}"));
     let text = format!(
         "{{apiVersion: v1, kind: Config, current-context: a, contexts: [{{name: a, context: {{cluster: a, user: a}}}}], \
          clusters: [{{name: a, cluster: {{server: 'https://127.0.0.1:{api_port}', insecure-skip-tls-verify: true}}}}], \
-         users: [{{name: a, user: {{token: administrator}}}}]}}\n"
+         users: [{{name: a, user: {{token: {token}}}}}]}}\n"
     );
-    fs::write(&kubeconfig, text).map_err(attempt())?;
+    fs::write(&kubeconfig, text).map_err(Error::io(format!("write into {}", at.display())))?;
     Ok(kubeconfig)
 }
 
-fn start(programs: &Path, at: &Path, name: &str, arguments: &[String]) -> Result<Program> {
+fn start((programs, purpose): (&Path, Purpose), at: &Path, name: &str, arguments: &[String]) -> Result<Program> {
     let mut program = Program {
         path: programs.join(name),
         arguments: arguments.to_vec(),
         log: at.join(format!("{name}.log")),
+        purpose,
         child: None,
     };
     program.begin()?;

@@ -31,6 +31,7 @@ pub mod oracle;
 pub mod outside_host;
 pub mod place;
 pub mod pod;
+pub mod scale;
 pub mod scope_probe;
 pub mod traffic_pod;
 pub mod undo;
