@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-address-reuse fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency bench-check bench-node cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-address-reuse fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency bench-check bench-node bench-scale bench-scale-check cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,6 +69,12 @@ bench-node: ## what the kernel programs cost, beside empty programs of the same 
 
 bench-check: ## the same, and fails if a ratio is worse by more than a tenth than the committed one
 	cargo xtask performance --check
+
+bench-scale: ## what the operator costs with NODES=100 simulated nodes, in phases of SECONDS=180 or less: docs/scale.*, docs/performance.md
+	cargo xtask scale $(if $(NODES),--nodes $(NODES)) $(if $(SECONDS),--seconds $(SECONDS))
+
+bench-scale-check: ## the same in the committed size, and fails if a ratio is worse by more than a tenth than the committed one
+	cargo xtask scale --check
 
 bench-fallback: ## what a pass of the fallback capture costs on a large node, and whether it stays within its budget
 	cargo bench --locked --package scopeprobe-agent --bench fallback

@@ -1,6 +1,7 @@
 //! Tasks of this repository that build or judge more than cargo does: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod comparison;
 mod ebpf_object;
 #[path = "../../node-agent/ebpf_sources.rs"]
 mod ebpf_sources;
@@ -8,6 +9,7 @@ mod generated;
 mod images;
 mod kernel_report;
 mod performance;
+mod scale;
 mod workspace;
 
 use std::process::ExitCode;
@@ -30,6 +32,9 @@ enum Task {
     Images(images::Arguments),
     /// Measures the cost of the kernel programs and writes docs/performance.*, or compares with them.
     Performance(performance::Arguments),
+    /// Measures the operator with many simulated nodes and writes docs/scale.* and a table of docs/performance.md, or
+    /// compares with them.
+    Scale(scale::Arguments),
     /// Prints the test results of kernel guests as tables; fails if a guest failed.
     KernelReport(kernel_report::Arguments),
 }
@@ -43,6 +48,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Generated => generated::write_all(&workspace)?,
         Task::Images(arguments) => images::run(&workspace, &arguments)?,
         Task::Performance(arguments) => performance::run(&workspace, &arguments)?,
+        Task::Scale(arguments) => scale::run(&workspace, &arguments)?,
         Task::KernelReport(arguments) => return kernel_report::run(&arguments),
     }
     Ok(ExitCode::SUCCESS)

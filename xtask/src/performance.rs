@@ -2,15 +2,18 @@
 
 mod chart;
 mod figures;
-mod page;
+pub(crate) mod page;
 
 use std::{fs, process::Stdio};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
-use self::figures::{Figure, figures};
-use crate::workspace::{self, Workspace};
+use self::figures::figures;
+use crate::{
+    comparison::worse,
+    workspace::{self, Workspace},
+};
 
 /// Arguments of `cargo xtask performance`.
 #[derive(clap::Args)]
@@ -23,9 +26,6 @@ pub struct Arguments {
 const JSON: &str = "docs/performance.json";
 const PAGE: &str = "docs/performance.md";
 const CHART: &str = "docs/performance.svg";
-
-/// Maximum ratio between a measurement and the committed one.
-const TOLERANCE: f64 = 1.1;
 
 /// Measures, and writes or compares.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
@@ -45,7 +45,7 @@ fn measure(workspace: &Workspace) -> anyhow::Result<Value> {
 }
 
 /// The kernel's version and the number of processors: the figures hold for such machines.
-fn machine(workspace: &Workspace) -> anyhow::Result<Value> {
+pub(crate) fn machine(workspace: &Workspace) -> anyhow::Result<Value> {
     let release = workspace::output(workspace.command("uname").arg("-r"))?;
     let version: Vec<&str> = release.split(['.', '-']).take(2).collect();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -74,13 +74,6 @@ fn compare(workspace: &Workspace, measured: &Value) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("worse by more than a tenth than in {JSON}:\n{}", worse.join("\n"))
-}
-
-/// Returns a line for each figure that is too much worse.
-fn worse(committed: &[Figure], measured: &[Figure]) -> Vec<String> {
-    let pairs = committed.iter().zip(measured);
-    let too_much = pairs.filter(|(before, now)| before.loss(now) > TOLERANCE);
-    too_much.map(|(before, now)| format!("{}: {:.3} instead of {:.3}", now.name, now.value, before.value)).collect()
 }
 
 #[cfg(test)]

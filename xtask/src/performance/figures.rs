@@ -3,29 +3,7 @@
 use anyhow::Context as _;
 use serde_json::Value;
 
-/// A figure.
-#[derive(Clone, Debug)]
-pub(super) struct Figure {
-    pub(super) name: String,
-    pub(super) value: f64,
-    better: Better,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Better {
-    Less,
-    More,
-}
-
-impl Figure {
-    /// Returns how many times worse another measurement of the same figure is; below 1 if it is better.
-    pub(super) fn loss(&self, now: &Self) -> f64 {
-        match self.better {
-            Better::Less => now.value / self.value,
-            Better::More => self.value / now.value,
-        }
-    }
-}
+use crate::comparison::{Better, Figure};
 
 /// Loads of the benchmark, with their names for people.
 pub(super) const WORKS: [(&str, &str); 3] =

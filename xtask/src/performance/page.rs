@@ -12,9 +12,14 @@ const END: &str = "<!-- end of figures -->";
 
 /// Returns the page with these figures in the place of those before.
 pub(super) fn with_figures(page: &str, measured: &Value) -> anyhow::Result<String> {
-    let (before, rest) = page.split_once(BEGIN).context("the page has no place for the figures")?;
-    let (_, after) = rest.split_once(END).context("the page does not say where the figures end")?;
-    Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", table(measured)?))
+    with_section(page, (BEGIN, END), &table(measured)?)
+}
+
+/// Returns the page with this text between two comments, in the place of that before.
+pub(crate) fn with_section(page: &str, (begin, end): (&str, &str), text: &str) -> anyhow::Result<String> {
+    let (before, rest) = page.split_once(begin).with_context(|| format!("the page lacks the line {begin}"))?;
+    let (_, after) = rest.split_once(end).with_context(|| format!("the page lacks the line {end}"))?;
+    Ok(format!("{before}{begin}\n{text}\n{end}{after}"))
 }
 
 fn table(measured: &Value) -> anyhow::Result<String> {
