@@ -81,7 +81,7 @@ pub async fn run(plan: &Plan) -> Result<RunFigures> {
     let operator = OperatorProcess::start(&plan.operator, &control_plane)?;
     let sampler = Sampler::begin(operator.process_id(), control_plane.audit_log());
     let (limit, published) = (Duration::from_secs(plan.seconds), Published::watch(&client));
-    let mut run = Run { control_plane, operator, traffic, published, sampler, clock, limit, patience: plan.patience };
+    let mut run = Run { traffic, published, sampler, operator, control_plane, clock, limit, patience: plan.patience };
     let mut phases = Vec::new();
     for phase in &plan.phases {
         eprintln!("phase: {}", phase.name());

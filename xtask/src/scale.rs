@@ -103,7 +103,8 @@ fn write(workspace: &Workspace, measured: &Value) -> anyhow::Result<()> {
 }
 
 fn check(workspace: &Workspace) -> anyhow::Result<()> {
-    let text = fs::read_to_string(workspace.path(JSON)).with_context(|| format!("cannot read {JSON}"))?;
+    let text = fs::read_to_string(workspace.path(JSON));
+    let text = text.with_context(|| format!("cannot read {JSON}, which `make bench-scale` writes"))?;
     let committed: Value = serde_json::from_str(&text).with_context(|| format!("{JSON} is no JSON"))?;
     let number = |value: &Value| value.as_u64().with_context(|| format!("{JSON} lacks its size"));
     let (nodes, seconds) = (number(&committed["size"]["nodes"])?, number(&committed["seconds"])?);

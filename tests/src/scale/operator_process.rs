@@ -112,7 +112,8 @@ impl Drop for OperatorProcess {
 }
 
 fn spawn(program: &Path, kubeconfig: &Path, ports: [u16; 2], folder: &TempDir) -> Result<Child> {
-    let attempt = || Error::io(format!("start {}; `cargo xtask scale` builds the operator", program.display()));
+    let attempt =
+        || Error::io(format!("start {}; `cargo build --package scopeprobe-operator` builds it", program.display()));
     let log = File::options().create(true).append(true).open(folder.path().join("log")).map_err(attempt())?;
     let [collector, http] = ports.map(|port| format!("127.0.0.1:{port}"));
     Command::new(program)

@@ -7,7 +7,7 @@ use std::{
 
 use clap::ValueEnum;
 use kube::Client;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{interval, sleep};
 
 use super::{
     conversation::Clock,
@@ -33,18 +33,18 @@ const REPLACED: u32 = 100;
 /// Time between two looks for a condition.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Everything that runs.
+/// Everything that runs. The API server is dropped last, since all else uses it.
 pub struct Run {
-    /// API server and etcd.
-    pub control_plane: ControlPlane,
-    /// The operator.
-    pub operator: OperatorProcess,
     /// Agents and the oracle.
     pub traffic: Traffic,
     /// The published Topologies.
     pub published: Published,
     /// Samples of the operator.
     pub sampler: Sampler,
+    /// The operator.
+    pub operator: OperatorProcess,
+    /// API server and etcd.
+    pub control_plane: ControlPlane,
     /// Time of the run.
     pub clock: Clock,
     /// Upper bound of the length of a phase.
@@ -202,9 +202,9 @@ impl Run {
     async fn change(&mut self, length: Duration, Changes { new_edges, churn }: Changes) -> Result<()> {
         let until = Instant::now() + length;
         let pods = u32::try_from(self.traffic.world.pods.len()).unwrap_or(u32::MAX);
+        // Late changes follow at once, so that each run has the same number of them.
         let mut edges = interval(NEW_EDGE);
         let mut replacements = interval(Duration::from_mins(1) * REPLACED / pods);
-        edges.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let client = self.control_plane.client.clone();
         let mut next_pod = 0;
         while Instant::now() < until {

@@ -37,8 +37,9 @@ pub(super) fn markdown(measured: &Value) -> anyhow::Result<String> {
     let after = seconds(&end["exactSeconds"]).unwrap_or_else(|| "the longest wait".to_owned());
     writeln!(
         text,
-        "\nAll connections ended after the last phase. {after} later, {exact} of {expected} edges had exact counts in both Topologies."
+        "\nAll connections ended after the last phase. {after} later, {exact} of {expected} edges had exact counts in both Topologies.\n"
     )?;
+    writeln!(text, "![CPU time and memory of the operator by phase](scale.svg)")?;
     Ok(text)
 }
 
