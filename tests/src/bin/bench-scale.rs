@@ -4,9 +4,10 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Parser;
 use scopeprobe_tests::scale::{self, Plan, phases::Phase};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures the operator with many simulated nodes.
 #[derive(Parser)]
@@ -38,7 +39,14 @@ struct Arguments {
 async fn main() -> anyhow::Result<ExitCode> {
     let Arguments { operator, nodes, seconds, backends, probe, phases, patience } = Arguments::parse();
     let patience = Duration::from_secs(patience);
-    let figures = scale::run(&Plan { operator, nodes, seconds, backends, probe, phases, patience }).await?;
+    let plan = Plan { operator, nodes, seconds, backends, probe, phases, patience };
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    // A signal drops the run, which ends the programs that it has started.
+    let figures = tokio::select! {
+        figures = scale::run(&plan) => figures?,
+        _ = terminate.recv() => bail!("stopped by a signal"),
+        _ = tokio::signal::ctrl_c() => bail!("stopped by a signal"),
+    };
     let faults = figures.faults();
     println!("{}", figures.table());
     println!("{}", serde_json::to_string(&figures).context("figures are not JSON")?);
