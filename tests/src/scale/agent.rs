@@ -117,7 +117,7 @@ impl Agent {
         let flows = first.flows.len();
         let began = Instant::now();
         let mut stream = open(self.operator, first).await?;
-        stream.reply(1).await?;
+        self.flows.set_counter_interval(stream.reply(1).await?);
         self.statistics.acknowledged(began.elapsed(), flows);
         self.statistics.connected();
         *is_connected = true;
@@ -151,7 +151,7 @@ impl Agent {
             let began = Instant::now();
             let closed = || StreamEnd::Broken("the stream is closed".to_owned());
             stream.messages.send(message).await.map_err(|_| closed())?;
-            stream.reply(sequence).await?;
+            self.flows.set_counter_interval(stream.reply(sequence).await?);
             self.statistics.acknowledged(began.elapsed(), flows);
             alive_until = Instant::now() + SILENCE;
         }
@@ -206,14 +206,15 @@ async fn open(operator: SocketAddr, first: AgentReport) -> Result<Stream, Stream
 }
 
 impl Stream {
-    /// Waits for the reply to a message.
-    async fn reply(&mut self, sequence: u64) -> Result<(), StreamEnd> {
+    /// Waits for the reply to a message. Returns the time between two reports of changed counters that it asks for, in
+    /// milliseconds.
+    async fn reply(&mut self, sequence: u64) -> Result<u32, StreamEnd> {
         let answered = async {
             loop {
                 let reply = self.replies.message().await?;
                 let reply = reply.ok_or_else(|| StreamEnd::Broken("the operator ended the stream".to_owned()))?;
                 if reply.sequence >= sequence {
-                    return Ok(());
+                    return Ok(reply.counter_interval_ms);
                 }
             }
         };

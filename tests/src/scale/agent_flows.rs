@@ -121,6 +121,10 @@ pub struct AgentFlows {
     /// Cgroups whose owners were sent on this stream.
     introduced: HashSet<u64>,
     has_new: bool,
+    /// Time between two reports of changed counters that the operator asks for, in milliseconds.
+    counter_interval_ms: u64,
+    /// Time of the last message after which no changed counters were left.
+    counters_reported: u64,
 }
 
 impl AgentFlows {
@@ -138,7 +142,14 @@ impl AgentFlows {
             snapshot: None,
             introduced: HashSet::new(),
             has_new: false,
+            counter_interval_ms: 0,
+            counters_reported: 0,
         }
+    }
+
+    /// Sets the time between two reports of changed counters.
+    pub fn set_counter_interval(&mut self, milliseconds: u32) {
+        self.counter_interval_ms = milliseconds.into();
     }
 
     /// Adds one end of a conversation.
@@ -206,8 +217,14 @@ impl AgentFlows {
             self.snapshot = (!is_last).then_some(end);
             (self.flows[sent..end].iter_mut().map(|flow| flow.report(now)).collect(), is_last)
         } else {
-            let changed = self.flows.iter_mut().filter(|flow| flow.has_changed(now));
-            (changed.take(MAX_FLOWS_PER_MESSAGE).map(|flow| flow.report(now)).collect(), false)
+            let are_due = now >= self.counters_reported + self.counter_interval_ms;
+            let news =
+                self.flows.iter_mut().filter(|flow| flow.reported.is_none() || (are_due && flow.has_changed(now)));
+            let flows: Vec<wire::Flow> = news.take(MAX_FLOWS_PER_MESSAGE).map(|flow| flow.report(now)).collect();
+            if are_due && flows.len() < MAX_FLOWS_PER_MESSAGE {
+                self.counters_reported = now;
+            }
+            (flows, false)
         };
         self.has_new = self.flows.iter().any(|flow| flow.reported.is_none());
         self.sequence += 1;
