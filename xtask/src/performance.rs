@@ -4,7 +4,10 @@ mod chart;
 mod figures;
 pub(crate) mod page;
 
-use std::{fs, process::Stdio};
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -21,6 +24,9 @@ pub struct Arguments {
     /// Fails if a ratio is worse by more than a tenth than the committed one, and writes nothing.
     #[arg(long)]
     check: bool,
+    /// Measures one kind of load alone, such as `Udp` or `UdpInTurn`, and writes nothing.
+    #[arg(long, conflicts_with = "check", value_name = "LOAD")]
+    only: Option<String>,
 }
 
 const JSON: &str = "docs/performance.json";
@@ -29,14 +35,22 @@ const CHART: &str = "docs/performance.svg";
 
 /// Measures, and writes or compares.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(load) = &arguments.only {
+        return workspace::run(bench(workspace).env("SCOPEPROBE_BENCH_WORK", load));
+    }
     let measured = measure(workspace)?;
     if arguments.check { compare(workspace, &measured) } else { write(workspace, &measured) }
 }
 
-fn measure(workspace: &Workspace) -> anyhow::Result<Value> {
+/// Returns the command of the benchmark.
+fn bench(workspace: &Workspace) -> Command {
     let mut cargo = workspace.command("cargo");
-    cargo.args(["bench", "--locked", "--package", "scopeprobe-agent", "--bench", "node"]).stderr(Stdio::inherit());
-    let output = workspace::output(&mut cargo)?;
+    cargo.args(["bench", "--locked", "--package", "scopeprobe-agent", "--bench", "node"]);
+    cargo
+}
+
+fn measure(workspace: &Workspace) -> anyhow::Result<Value> {
+    let output = workspace::output(bench(workspace).stderr(Stdio::inherit()))?;
     println!("{output}");
     let last = output.lines().last().unwrap_or_default();
     let mut measured: Value = serde_json::from_str(last).context("the benchmark's last line is no JSON")?;

@@ -11,7 +11,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, SockOps},
 };
-use scopeprobe_agent::capture::{Attach, Capture as _, EbpfCapture, Settings, start_ebpf};
+use scopeprobe_agent::capture::{Attach, Capture as _, EbpfCapture, Feature, Settings, start_ebpf};
 
 use crate::load::Work;
 
@@ -54,7 +54,7 @@ impl Hooks {
     pub fn works(self) -> &'static [Work] {
         match self {
             Self::Off | Self::EmptyOps | Self::EmptyStates | Self::Connections => &[Work::Fin, Work::Rst],
-            Self::EmptyPackets | Self::Capture => &[Work::Fin, Work::Rst, Work::Udp],
+            Self::EmptyPackets | Self::Capture => &[Work::Fin, Work::Rst, Work::Udp, Work::UdpInTurn],
         }
     }
 
@@ -110,7 +110,10 @@ pub fn capture(cgroup: &Path, datagrams: bool) -> EbpfCapture {
         datagrams,
         ..Settings::default()
     };
-    start_ebpf(&settings).unwrap()
+    let capture = start_ebpf(&settings).unwrap();
+    let description = capture.description();
+    assert!(!datagrams || description.has(Feature::Datagrams), "{:?}", description.degradations);
+    capture
 }
 
 /// Returns the memory of all maps of a capture that has just begun, in bytes, as the kernel charges it.

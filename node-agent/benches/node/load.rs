@@ -21,6 +21,8 @@ const MEGABYTE: usize = 1_000_000;
 const DATAGRAM: usize = 18;
 /// Datagrams that are sent before the receiver takes them: they fit into its buffer.
 const WINDOW: u64 = 32;
+/// Sockets of [`Work::UdpInTurn`].
+const SENDERS: usize = 8;
 
 /// Kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub enum Work {
     Rst,
     /// Datagrams of one conversation.
     Udp,
+    /// Datagrams of [`SENDERS`] sockets in turn to one socket.
+    UdpInTurn,
     /// Megabytes in one direction of one connection.
     Bulk,
     /// Requests and responses on one connection, one after the other.
@@ -38,11 +42,19 @@ pub enum Work {
 }
 
 impl Work {
+    /// Those that docs/performance.md has.
+    pub const ALL: [Self; 5] = [Self::Fin, Self::Rst, Self::Udp, Self::Bulk, Self::Exchange];
+
+    /// Returns the work of this name.
+    pub fn named(name: &str) -> Self {
+        Self::ALL.into_iter().chain([Self::UdpInTurn]).find(|work| format!("{work:?}") == name).unwrap()
+    }
+
     /// Returns how many of these take about as long as so many connections.
     pub fn count(self, connections: u64) -> u64 {
         match self {
             Self::Fin | Self::Rst => connections,
-            Self::Udp => 8 * connections,
+            Self::Udp | Self::UdpInTurn => 8 * connections,
             Self::Bulk => connections / 8,
             Self::Exchange => 2 * connections,
         }
@@ -95,6 +107,7 @@ pub fn run(work: &str) {
         let begun = Instant::now();
         match work {
             "Udp" => send_datagrams(count),
+            "UdpInTurn" => send_datagrams_in_turn(count),
             "Bulk" => transfer(count),
             "Exchange" => exchange(count),
             _ => connect(count, work == "Rst"),
@@ -110,6 +123,21 @@ fn send_datagrams(count: u64) {
     for _ in 0..count / WINDOW {
         (0..WINDOW).for_each(|_| _ = one.send(&[1; DATAGRAM]).unwrap());
         (0..WINDOW).for_each(|_| _ = other.recv(&mut [0; DATAGRAM]).unwrap());
+    }
+}
+
+fn send_datagrams_in_turn(count: u64) {
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = receiver.local_addr().unwrap();
+    let senders = [(); SENDERS].map(|()| {
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.connect(address).unwrap();
+        sender
+    });
+    let window = usize::try_from(WINDOW).unwrap();
+    for _ in 0..count / WINDOW {
+        senders.iter().cycle().take(window).for_each(|sender| _ = sender.send(&[1; DATAGRAM]).unwrap());
+        (0..WINDOW).for_each(|_| _ = receiver.recv(&mut [0; DATAGRAM]).unwrap());
     }
 }
 

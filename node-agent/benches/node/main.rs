@@ -5,7 +5,8 @@
 //! - Time and memory of a start.
 //!
 //! Needs root. It makes a cgroup of its own, and traffic over the loopback. `SCOPEPROBE_BENCH=<connections>,<pairs>`
-//! changes the size. The last line is JSON.
+//! changes the size. `SCOPEPROBE_BENCH_WORK=<work>` measures one kind of load alone, and the rate with empty programs as
+//! well. The last line is JSON.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark ends where it cannot go on")]
 
 mod hooks;
@@ -41,14 +42,27 @@ fn main() {
     let (connections, pairs) = size.split_once(',').unwrap();
     let (connections, pairs): (u64, usize) = (connections.parse().unwrap(), pairs.parse().unwrap());
     let cgroup = Cgroup::new();
+    if let Ok(work) = std::env::var("SCOPEPROBE_BENCH_WORK") {
+        return measure_alone(&cgroup.0, Work::named(&work), connections, pairs);
+    }
     let map_bytes = hooks::map_bytes(&cgroup.0);
     println!("the maps take {map_bytes} bytes at the start");
     let start = start::measure(&cgroup.0);
     println!("start of the capture: {start}");
-    let times = kernel_times(&cgroup.0, connections);
-    let rates = rates(&cgroup.0, connections, pairs);
+    let times = kernel_times(&cgroup.0, connections, &Work::ALL);
+    let rates = rates(&cgroup.0, connections, pairs, &Work::ALL, Hooks::Capture);
     let all = serde_json::json!({ "mapBytes": map_bytes, "start": start, "kernelTime": times, "pairs": rates });
     println!("{all}");
+}
+
+/// Measures one kind of load.
+fn measure_alone(cgroup: &Path, work: Work, connections: u64, pairs: usize) {
+    let times = kernel_times(cgroup, connections, &[work]);
+    println!("empty programs on packets:");
+    let floor = rates(cgroup, connections, pairs, &[work], Hooks::EmptyPackets);
+    println!("the capture:");
+    let rates = rates(cgroup, connections, pairs, &[work], Hooks::Capture);
+    println!("{}", serde_json::json!({ "kernelTime": times, "floor": floor, "pairs": rates }));
 }
 
 /// Cgroup of the load; removed with this value.
@@ -72,13 +86,13 @@ impl Drop for Cgroup {
 }
 
 /// Prints and returns the kernel time of each set of programs, by the end of the connections.
-fn kernel_times(cgroup: &Path, connections: u64) -> serde_json::Value {
+fn kernel_times(cgroup: &Path, connections: u64, works: &[Work]) -> serde_json::Value {
     let _statistics = enable_stats(Stats::RunTime).unwrap();
     let mut found = serde_json::Map::new();
     println!("kernel time for a connection or a datagram, both ends; median of {ROUNDS} rounds of {connections}");
     println!("{:14} {:>4} {:>6} {:>8}", "programs", "", "runs", "ns");
     for hooks in [Hooks::EmptyOps, Hooks::EmptyStates, Hooks::Connections, Hooks::EmptyPackets, Hooks::Capture] {
-        for work in hooks.works() {
+        for work in hooks.works().iter().filter(|work| works.contains(work)) {
             let (runs, nanoseconds) = kernel_time(hooks, *work, cgroup, work.count(connections));
             println!("{:14} {:>4} {runs:>6.1} {nanoseconds:>8.0}", format!("{hooks:?}"), format!("{work:?}"));
             let key = format!("{hooks:?}{work:?}");
@@ -105,17 +119,18 @@ fn kernel_time(hooks: Hooks, work: Work, cgroup: &Path, connections: u64) -> (f6
     (median.runs as f64 / connections as f64, median.nanoseconds as f64 / connections as f64)
 }
 
-/// Prints and returns the ratio of rates and of processor time, with the capture and without, and the share of ends of
+/// Prints and returns the ratio of rates and of processor time, with these programs and without, and the share of ends of
 /// connections that the capture counted.
-fn rates(cgroup: &Path, connections: u64, pairs: usize) -> serde_json::Value {
+fn rates(cgroup: &Path, connections: u64, pairs: usize, works: &[Work], hooks: Hooks) -> serde_json::Value {
     let mut found = serde_json::Map::new();
-    println!("with the capture / without, in {pairs} pairs: median (least to greatest)");
-    for work in [Work::Fin, Work::Rst, Work::Udp, Work::Bulk, Work::Exchange] {
+    println!("with the programs / without, in {pairs} pairs: median (least to greatest)");
+    for work in works {
+        let work = *work;
         let count = work.count(connections);
         let (mut rate, mut cpu, mut counted) = (Vec::new(), Vec::new(), Vec::new());
         for turn in 0..pairs {
             // Each comes first as often as the other.
-            let order = if turn % 2 == 0 { [Hooks::Off, Hooks::Capture] } else { [Hooks::Capture, Hooks::Off] };
+            let order = if turn % 2 == 0 { [Hooks::Off, hooks] } else { [hooks, Hooks::Off] };
             let mut pair = order.map(|hooks| (hooks == Hooks::Off, at_full_speed(hooks, work, cgroup, count)));
             pair.sort_by_key(|(is_off, _)| !is_off);
             let [(_, off), (_, on)] = pair;
