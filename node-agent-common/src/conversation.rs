@@ -10,7 +10,7 @@ pub const EARLIER: u32 = 1;
 /// Size of a conversation's key in the tables.
 pub const KEY_BYTES: u32 = 32;
 /// Size of a conversation's state in the tables.
-pub const VALUE_BYTES: u32 = 64;
+pub const VALUE_BYTES: u32 = 72;
 
 /// Number of counts.
 pub const COUNTS: u32 = 2;

@@ -1,7 +1,8 @@
 //! Conversations of UDP datagrams, the counterpart of TCP connections.
 //!
 //! A conversation is one socket and one remote address and port. The end that sent the first datagram is the client. It
-//! ends after [`SILENCE`] nanoseconds without a datagram. If the table is full, the conversation that was silent longest
+//! ends after [`SILENCE`] nanoseconds without a datagram, exact to a tick: datagrams of one tick have the time of the first
+//! one, since reading the clock costs more than all else. If the table is full, the conversation that was silent longest
 //! is evicted; if it continues, it counts again.
 //!
 //! The agent replaces the table by a larger one where many conversations begin. The one before stays until its
@@ -10,7 +11,7 @@
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     btf_maps::{ArrayOfMaps, LruHashMap},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_ktime_get_ns, generated::bpf_jiffies64},
     macros::{btf_map, map},
     maps::Array,
 };
@@ -40,10 +41,12 @@ const _: () = assert!(size_of::<Name>() == conversation::KEY_BYTES as usize);
 #[derive(Clone, Copy)]
 pub struct Conversation {
     pub flow: FlowKey,
-    /// Time of the last datagram by the kernel's clock.
+    /// Time of the last datagram by the kernel's clock, or of an earlier one in the same tick.
     last: u64,
     /// The flow's slot, so that the following datagrams need not look for it.
     slot: SlotHandle,
+    /// Tick of that time, in the upper [`TICK_BITS`] bits, and the number of datagrams for [`Ongoing::is_busy`].
+    tick_and_datagrams: u64,
 }
 
 const _: () = assert!(size_of::<Conversation>() == conversation::VALUE_BYTES as usize);
@@ -52,7 +55,13 @@ impl Conversation {
     /// One that begins.
     #[inline(always)]
     pub fn of(flow: FlowKey, slot: SlotHandle) -> Self {
-        Self { flow, last: now(), slot }
+        Self { flow, last: now(), slot, tick_and_datagrams: tick() << DATAGRAM_BITS }
+    }
+
+    #[inline(always)]
+    fn as_words(&self) -> &Words {
+        // SAFETY: as many words as the conversation has, which has no padding.
+        unsafe { &*(&raw const *self).cast::<Words>() }
     }
 }
 
@@ -99,7 +108,33 @@ impl Ongoing {
         // SAFETY: as above; one word.
         unsafe { core::ptr::read_volatile(&raw const (*self.0).slot) }
     }
+
+    #[inline(always)]
+    pub fn set_slot(self, slot: SlotHandle) {
+        // SAFETY: as above; one word.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.0).slot, slot) }
+    }
+
+    /// Counts a datagram that needed the table. Returns whether the conversation should be stored with its socket: after
+    /// [`BUSY`] datagrams, and after 256 further ones where that failed.
+    #[inline(always)]
+    pub fn is_busy(self) -> bool {
+        // SAFETY: as above; one word. An addition that another processor overwrites does not matter.
+        unsafe {
+            let word = core::ptr::read_volatile(&raw const (*self.0).tick_and_datagrams);
+            let datagrams = (word + 1) & DATAGRAMS;
+            core::ptr::write_volatile(&raw mut (*self.0).tick_and_datagrams, word & !DATAGRAMS | datagrams);
+            datagrams == BUSY
+        }
+    }
 }
+
+/// Number of datagrams after which a conversation is busy. Most DNS queries need fewer.
+const BUSY: u64 = 16;
+/// Bits of [`Conversation::tick_and_datagrams`].
+const TICK_BITS: u32 = 56;
+const DATAGRAM_BITS: u32 = u64::BITS - TICK_BITS;
+const DATAGRAMS: u64 = (1 << DATAGRAM_BITS) - 1;
 
 /// Returns a conversation that goes on. What is over is forgotten.
 #[inline(always)]
@@ -117,14 +152,18 @@ pub fn go_on(name: &Name) -> Option<Ongoing> {
 
 #[inline(always)]
 fn prolong(table: &Table, name: &Name, known: *mut Conversation) -> Option<Ongoing> {
-    let now = now();
-    // SAFETY: a static that is frozen before the program is loaded.
-    let silence = unsafe { core::ptr::read_volatile(&raw const SILENCE) };
+    let tick = tick();
     // SAFETY: as in [`Ongoing::flow`].
     unsafe {
-        // Another processor's clock may be a little ahead.
-        if now.saturating_sub(core::ptr::read_volatile(&raw const (*known).last)) <= silence {
+        let word = core::ptr::read_volatile(&raw const (*known).tick_and_datagrams);
+        if word >> DATAGRAM_BITS == tick {
+            return Some(Ongoing(known));
+        }
+        let now = now();
+        if !is_over(core::ptr::read_volatile(&raw const (*known).last), now) {
             core::ptr::write_volatile(&raw mut (*known).last, now);
+            let word = tick << DATAGRAM_BITS | word & DATAGRAMS;
+            core::ptr::write_volatile(&raw mut (*known).tick_and_datagrams, word);
             return Some(Ongoing(known));
         }
     }
@@ -137,9 +176,7 @@ fn prolong(table: &Table, name: &Name, known: *mut Conversation) -> Option<Ongoi
 #[inline(always)]
 pub fn begin(name: &Name, conversation: &Conversation) -> Beginning {
     let Some(table) = CONVERSATIONS.get(conversation::CURRENT) else { return Beginning::Nowhere };
-    // SAFETY: as many words as the conversation has, which has no padding.
-    let words = unsafe { &*(&raw const *conversation).cast::<Words>() };
-    if table.insert(name, words, u64::from(BPF_NOEXIST)).is_ok() {
+    if table.insert(name, conversation.as_words(), u64::from(BPF_NOEXIST)).is_ok() {
         Beginning::First { inferred: count_beginning() }
     } else if table.get_ptr(name).is_some() {
         Beginning::Known
@@ -162,8 +199,53 @@ fn count_beginning() -> bool {
     }
 }
 
+/// Notes in the current table that a stored conversation had a datagram at that time. Adds the conversation if the table
+/// has evicted it.
 #[inline(always)]
-fn now() -> u64 {
+pub fn note(name: &Name, flow: &FlowKey, slot: SlotHandle, last: u64) {
+    let Some(current) = CONVERSATIONS.get(conversation::CURRENT) else { return };
+    let Some(known) = current.get_ptr_mut(name).map(<*mut Words>::cast::<Conversation>) else {
+        let conversation = Conversation { flow: *flow, last, slot, tick_and_datagrams: 0 };
+        let _ = current.insert(name, conversation.as_words(), u64::from(BPF_NOEXIST));
+        return;
+    };
+    // SAFETY: as in [`Ongoing::flow`].
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*known).last) < last {
+            core::ptr::write_volatile(&raw mut (*known).last, last);
+        }
+    }
+}
+
+/// Returns whether a conversation is over that had its last datagram at that time. Another processor's clock may be a
+/// little ahead.
+#[inline(always)]
+pub fn is_over(last: u64, now: u64) -> bool {
+    now.saturating_sub(last) > silence()
+}
+
+/// Returns whether the table should be brought up to date with a stored conversation, which was last done at that time.
+/// The table would otherwise evict it as silent.
+#[inline(always)]
+pub fn is_note_due(noted: u64, now: u64) -> bool {
+    now.saturating_sub(noted) > silence() / 4
+}
+
+#[inline(always)]
+fn silence() -> u64 {
+    // SAFETY: a static that is frozen before the program is loaded.
+    unsafe { core::ptr::read_volatile(&raw const SILENCE) }
+}
+
+/// Returns the time in ticks of the kernel, at most 10 ms each. The kernel replaces the call by one load.
+#[inline(always)]
+pub fn tick() -> u64 {
+    // SAFETY: no arguments, no memory.
+    unsafe { bpf_jiffies64() }
+}
+
+#[inline(always)]
+pub fn now() -> u64 {
     // SAFETY: no arguments, no memory.
     unsafe { bpf_ktime_get_ns() }
 }

@@ -25,10 +25,13 @@ use crate::{
     offsets::offset,
     original_destinations::{self, End},
     socket::{bytes, joined, mapped},
+    stored_conversations::{self, Stored},
 };
 
 const UDP: u8 = 17;
 const UDP_HEADER: u32 = 8;
+/// Bytes of the ports, with which it begins.
+const PORTS: usize = 4;
 /// Of `socket(2)`.
 const SOCK_DGRAM: u32 = 2;
 /// Values of `if_packet.h` for unicast packets; the others are for broadcast and multicast.
@@ -59,15 +62,36 @@ pub fn datagrams_in(context: SkBuffContext) -> i32 {
 #[inline(always)]
 fn see(packet: Packet, direction: Direction) -> Option<()> {
     let header = packet.header()?;
-    let socket = packet.datagram_socket()?;
-    let [source_port, destination_port] = packet.ports(header.length)?;
-    let (mut local, mut remote) = match direction {
+    let socket = packet.socket()?;
+    let [source_port, destination_port] = packet.ports(&header)?;
+    let (local, remote) = match direction {
         Direction::Out => (End::of(header.source, source_port), End::of(header.destination, destination_port)),
         Direction::In => (End::of(header.destination, destination_port), End::of(header.source, source_port)),
     };
+    let datagram = Datagram { packet, direction, header, local, remote };
+    let stored = stored_conversations::of(socket.0.cast_mut());
+    if let Some(stored) = stored
+        && datagram.is_of(stored, socket)
+        && stored.count_datagram(datagram.sent(), datagram.received())
+    {
+        if datagram.is_from_name_server() && stored.is_client() {
+            datagram.pass_answer();
+        }
+        return Some(());
+    }
+    see_other(datagram, socket, stored)
+}
+
+/// Counts a datagram of a conversation that is not stored with its socket.
+#[inline(always)]
+fn see_other(datagram: Datagram, socket: Socket, stored: Option<Stored>) -> Option<()> {
+    let Datagram { packet, direction, header, mut local, mut remote } = datagram;
+    if stored.is_none() && !socket.is_of_datagrams() {
+        return None;
+    }
     let cookie = packet.cookie();
     if direction == Direction::Out
-        && let Some(original) = socket.connected_to(header.family).or_else(|| original_destinations::of(cookie))
+        && let Some(original) = socket.connected_to(header.family).or_else(|| original_destinations::of(cookie, stored))
         && original != remote
         && packet.is_tracked()
     {
@@ -75,24 +99,32 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
         remote = original;
         local.address = socket.bound_to(header.family).unwrap_or(local.address);
     }
-    let is_to_several = direction == Direction::In && !matches!(packet.kind(), PACKET_HOST | PACKET_OTHERHOST);
-    if is_to_several || !local.is_one() || !remote.is_one() {
+    if datagram.is_to_several() || !local.is_one() || !remote.is_one() {
         return None;
     }
     let name = Name { cookie, remote: remote.address, remote_port: remote.port, reserved: [0; 3] };
-    let payload = u64::from(packet.length().saturating_sub(header.length + UDP_HEADER));
-    let (sent, received) = match direction {
-        Direction::Out => (payload, 0),
-        Direction::In => (0, payload),
-    };
+    let is_stored = stored.is_some_and(|stored| *stored.remote() == remote);
+    if let Some(stored) = stored
+        && is_stored
+    {
+        stored_conversations::settle(stored, socket.0.cast_mut(), &name);
+    }
+    let (sent, received) = (datagram.sent(), datagram.received());
     if let Some(conversation) = conversations::go_on(&name) {
         let flow = conversation.flow();
         if !conversation.slot().count_datagram(sent, received) {
             count_datagram(flow, sent, received);
         }
+        let is_to_be_stored = match stored {
+            None => conversation.is_busy(),
+            Some(stored) => !is_stored && stored.is_displaced_by(&remote),
+        };
+        if is_to_be_stored {
+            stored_conversations::store(conversation, socket.0.cast_mut(), &name, stored);
+        }
         // Who has asked has a conversation that goes on.
-        if direction == Direction::In && remote.port == answers::DOMAIN && matches!(flow.role(), Some(Role::Client)) {
-            answers::pass_on(packet.0, header.length + UDP_HEADER, payload, packet.cgroup());
+        if datagram.is_from_name_server() && matches!(flow.role(), Some(Role::Client)) {
+            datagram.pass_answer();
         }
         return Some(());
     }
@@ -100,8 +132,7 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
         Direction::Out => (Role::Client, remote.port),
         Direction::In => (Role::Server, local.port),
     };
-    let mut flow =
-        FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();
+    let mut flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();
     let slot = provide_slot(&mut flow);
     let conversation = Conversation::of(flow, slot);
     match conversations::begin(&name, &conversation) {
@@ -110,6 +141,70 @@ fn see(packet: Packet, direction: Direction) -> Option<()> {
         Beginning::Nowhere => lose(Loss::Opened),
     }
     Some(())
+}
+
+/// A datagram with the addresses that the packet shows.
+#[derive(Clone, Copy)]
+struct Datagram {
+    packet: Packet,
+    direction: Direction,
+    header: Header,
+    local: End,
+    remote: End,
+}
+
+impl Datagram {
+    /// Returns whether this is a datagram of a socket's stored conversation; false where the long way has to decide.
+    #[inline(always)]
+    fn is_of(&self, stored: Stored, socket: Socket) -> bool {
+        let remote = stored.remote();
+        if !self.local.is_one() {
+            return false;
+        }
+        match self.direction {
+            Direction::In => self.remote == *remote && !self.is_to_several(),
+            Direction::Out => {
+                let is_destination = match socket.connected_to(self.header.family) {
+                    Some(original) => original == *remote,
+                    None => stored.is_destination(),
+                };
+                // NAT has replaced the destination where the packet shows another one.
+                is_destination && (self.remote == *remote || self.packet.is_tracked())
+            }
+        }
+    }
+
+    /// Returns whether it may have come to other hosts as well.
+    #[inline(always)]
+    fn is_to_several(&self) -> bool {
+        self.direction == Direction::In && !matches!(self.packet.kind(), PACKET_HOST | PACKET_OTHERHOST)
+    }
+
+    #[inline(always)]
+    fn is_from_name_server(&self) -> bool {
+        self.direction == Direction::In && self.remote.port == answers::DOMAIN
+    }
+
+    /// Passes the DNS response that it may be to the agent.
+    #[inline(always)]
+    fn pass_answer(&self) {
+        answers::pass_on(self.packet.0, self.header.length + UDP_HEADER, self.payload(), self.packet.cgroup());
+    }
+
+    #[inline(always)]
+    fn payload(&self) -> u64 {
+        u64::from(self.packet.length().saturating_sub(self.header.length + UDP_HEADER))
+    }
+
+    #[inline(always)]
+    fn sent(&self) -> u64 {
+        if self.direction == Direction::Out { self.payload() } else { 0 }
+    }
+
+    #[inline(always)]
+    fn received(&self) -> u64 {
+        if self.direction == Direction::In { self.payload() } else { 0 }
+    }
 }
 
 /// A function of its own, so that the stack suffices.
@@ -158,13 +253,17 @@ enum Family {
     V6,
 }
 
-/// Of the internet protocol.
+/// Of the internet protocol, and the UDP header's beginning.
+#[derive(Clone, Copy)]
 struct Header {
     family: Family,
     /// In bytes.
     length: u32,
     source: [u8; 16],
     destination: [u8; 16],
+    /// Source and destination in network order, if they could be read with the header: both in one word, as they lie in
+    /// memory.
+    ports: Option<u32>,
 }
 
 /// An IPv4 header without options (RFC 791).
@@ -231,6 +330,9 @@ impl Packet {
                 length: u32::from(first & 15) * 4,
                 source: mapped(load!("u32", data, V4Header, source) as u32),
                 destination: mapped(load!("u32", data, V4Header, destination) as u32),
+                // Without options.
+                ports: (first & 15 == 5 && data + size_of::<V4Header>() + PORTS <= end)
+                    .then(|| load!("u32", data, V4Header, destination, 4) as u32),
             }),
             // SAFETY: as above.
             6 if data + size_of::<V6Header>() <= end
@@ -244,6 +346,8 @@ impl Packet {
                         load!("u64", data, V6Header, destination),
                         load!("u64", data, V6Header, destination, 8),
                     ]),
+                    ports: (data + size_of::<V6Header>() + PORTS <= end)
+                        .then(|| load!("u32", data, V6Header, destination, 16) as u32),
                 })
             }
             _ => None,
@@ -252,28 +356,28 @@ impl Packet {
 
     /// Source and destination.
     #[inline(always)]
-    fn ports(self, offset: u32) -> Option<[u16; 2]> {
-        let mut ports = [0_u16; 2];
-        // SAFETY: memory of that size.
-        let read = unsafe { bpf_skb_load_bytes(self.0.cast(), offset, (&raw mut ports).cast(), 4) };
-        (read == 0).then(|| ports.map(u16::from_be))
+    fn ports(self, header: &Header) -> Option<[u16; 2]> {
+        let ports = if let Some(ports) = header.ports {
+            ports
+        } else {
+            let mut ports = 0_u32;
+            // SAFETY: memory of that size.
+            let read = unsafe { bpf_skb_load_bytes(self.0.cast(), header.length, (&raw mut ports).cast(), 4) };
+            if read != 0 {
+                return None;
+            }
+            ports
+        };
+        let swapped = u32::from_be(ports);
+        Some([(swapped >> 16) as u16, swapped as u16])
     }
 
-    /// The socket that sent it or that it has come to, if that is one of UDP and no raw one that sees everything.
+    /// The socket that sent it or that it has come to. It may be a raw one that sees everything.
     #[inline(always)]
-    fn datagram_socket(self) -> Option<Socket> {
+    fn socket(self) -> Option<Socket> {
         // SAFETY: the context's own field, a pointer in a union that makes it 64 bits wide everywhere.
-        let common = unsafe { Self::read((&raw const (*self.0).__bindgen_anon_2).cast::<u64>()) };
-        if common == 0 {
-            return None;
-        }
-        // SAFETY: a socket that is not null.
-        let full = unsafe { bpf_sk_fullsock(common as *mut bpf_sock) };
-        if full.is_null() {
-            return None;
-        }
-        let socket = Socket(full);
-        (socket.kind() == SOCK_DGRAM && socket.protocol() == u32::from(UDP)).then_some(socket)
+        let socket = unsafe { Self::read((&raw const (*self.0).__bindgen_anon_2).cast::<u64>()) };
+        if socket == 0 { None } else { Some(Socket(socket as *const bpf_sock)) }
     }
 
     #[inline(always)]
@@ -296,19 +400,19 @@ impl Packet {
     }
 }
 
-/// A socket of UDP.
+/// A socket, as far as all have the same fields.
 #[derive(Clone, Copy)]
 struct Socket(*const bpf_sock);
 
 impl Socket {
+    /// Returns whether it is a full socket of UDP: no raw one that sees everything.
     #[inline(always)]
-    fn kind(self) -> u32 {
-        load!("u32", self.0, bpf_sock, type_) as u32
-    }
-
-    #[inline(always)]
-    fn protocol(self) -> u32 {
-        load!("u32", self.0, bpf_sock, protocol) as u32
+    fn is_of_datagrams(self) -> bool {
+        // SAFETY: a socket that is not null.
+        let full = unsafe { bpf_sk_fullsock(self.0.cast_mut()) };
+        !full.is_null()
+            && load!("u32", full, bpf_sock, type_) as u32 == SOCK_DGRAM
+            && load!("u32", full, bpf_sock, protocol) as u32 == u32::from(UDP)
     }
 
     #[inline(always)]

@@ -119,10 +119,25 @@ impl SlotHandle {
     pub fn provide(key: &mut FlowKey) -> Self {
         let Some(row) = row_of(key, false) else { return Self::NONE };
         *key = row.key(key);
-        let slot = row.slot();
         if row.is_new() {
-            announce(*key, slot);
+            announce(*key, row.slot());
         }
+        Self::of(key, row.slot())
+    }
+
+    /// The same for a flow that is to have a row of its own: no slot if it is folded.
+    #[inline(always)]
+    pub fn provide_own(key: &FlowKey) -> Self {
+        let Some(row) = row_of(key, false) else { return Self::NONE };
+        if row.is_new() {
+            announce(row.key(key), row.slot());
+        }
+        if row.is_folded() { Self::NONE } else { Self::of(key, row.slot()) }
+    }
+
+    /// Returns the handle of a row that has had this slot just now.
+    #[inline(always)]
+    fn of(key: &FlowKey, slot: u32) -> Self {
         let Some(stats) = counters(slot) else { return Self::NONE };
         // SAFETY: a value of an array.
         let generation = unsafe { core::ptr::read_volatile(&raw const (*stats).generation) };
@@ -130,18 +145,28 @@ impl SlotHandle {
         if known_slot(key) == Some(slot) { Self::new(slot, generation) } else { Self::NONE }
     }
 
+    /// Returns whether there is a slot, and it is still the flow's.
+    #[inline(always)]
+    pub fn is_current(self) -> bool {
+        self.stats().is_some()
+    }
+
     /// Adds the payload of a datagram if the slot is still the flow's. Returns whether it is.
     #[inline(always)]
     pub fn count_datagram(self, sent: u64, received: u64) -> bool {
-        let Some(stats) = counters(self.0 as u32) else { return false };
+        let Some(stats) = self.stats() else { return false };
         // SAFETY: a value of an array.
-        unsafe {
-            if core::ptr::read_volatile(&raw const (*stats).generation) != (self.0 >> 32) as u32 {
-                return false;
-            }
-            add_payload(stats, sent, received);
-        }
+        unsafe { add_payload(stats, sent, received) };
         true
+    }
+
+    /// Returns the slot's counters if it is still the flow's.
+    #[inline(always)]
+    fn stats(self) -> Option<*mut FlowStats> {
+        let stats = counters(self.0 as u32)?;
+        // SAFETY: a value of an array.
+        let generation = unsafe { core::ptr::read_volatile(&raw const (*stats).generation) };
+        (generation == (self.0 >> 32) as u32).then_some(stats)
     }
 }
 
@@ -240,7 +265,12 @@ impl Row {
     /// Returns the row's key, given the flow's.
     #[inline(always)]
     fn key(self, flow: &FlowKey) -> FlowKey {
-        if self.0 & Self::FOLDED == 0 { *flow } else { flow.folded() }
+        if self.is_folded() { flow.folded() } else { *flow }
+    }
+
+    #[inline(always)]
+    fn is_folded(self) -> bool {
+        self.0 & Self::FOLDED != 0
     }
 
     #[inline(always)]

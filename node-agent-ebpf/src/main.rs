@@ -2,9 +2,10 @@
 //! sockets.
 //!
 //! The kernel calls [`sock_ops`] when a connection of the node starts, opens or ends; it counts into [`flows`]. Where
-//! it cannot be attached, [`state_changes`] counts from a tracepoint. While the table of flows is
-//! nearly full, [`folding`] selects the flows that share rows. [`datagrams`] runs for each packet and counts UDP
-//! [`conversations`]. [`original_destinations`] records the original destinations of datagrams, and [`answers`] passes DNS responses
+//! it cannot be attached, [`state_changes`] counts from a tracepoint. While the table of flows is nearly full, [`folding`]
+//! selects the flows that share rows. [`datagrams`] runs for each packet and counts UDP [`conversations`], the busy ones of
+//! which are [`stored_conversations`]. [`original_destinations`] records the original destinations of datagrams, and
+//! [`answers`] passes DNS responses
 //! to the agent. The iterator [`open_sockets`] lists preexisting connections, and [`namespaces`] lists the network
 //! namespaces of tasks. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
 //! kernel's structures at the [`offsets`] of the running kernel. The agent chooses the programs to load; the others
@@ -31,6 +32,7 @@ mod scope;
 mod sock_ops;
 mod socket;
 mod state_changes;
+mod stored_conversations;
 mod tracked_sockets;
 
 /// The kernel's helpers for reading sockets ask for a licence compatible with its own.

@@ -43,7 +43,7 @@ pub struct Settings {
     pub shortage: Option<Shortage>,
     /// Counts datagrams, if the kernel allows it.
     pub datagrams: bool,
-    /// Maximum number of UDP conversations that the kernel keeps, about 140 bytes each; fewer at first. If there are more, some may count
+    /// Maximum number of UDP conversations that the kernel keeps, about 150 bytes each; fewer at first. If there are more, some may count
     /// twice and are marked so ([`FlowCounters::inferred`](topology::flow::FlowCounters::inferred)).
     pub max_conversations: u32,
     /// Time without a datagram after which a conversation is over.

@@ -10,6 +10,7 @@ mod measures;
 mod misses;
 mod refusals;
 mod restarts;
+mod stored_conversations;
 mod udp;
 
 use std::collections::BTreeMap;

@@ -14,32 +14,32 @@ use crate::lab::{
 };
 
 /// Returns counters of conversations; none is open, since UDP has no end.
-fn counted(opened: u64, sent: u64, received: u64) -> FlowCounters {
+pub fn counted(opened: u64, sent: u64, received: u64) -> FlowCounters {
     FlowCounters { opened, closed: opened, bytes_sent: sent, bytes_received: received, ..FlowCounters::default() }
 }
 
 /// As seen from the other end.
-fn mirrored(counters: FlowCounters) -> FlowCounters {
+pub fn mirrored(counters: FlowCounters) -> FlowCounters {
     FlowCounters { bytes_sent: counters.bytes_received, bytes_received: counters.bytes_sent, ..counters }
 }
 
-fn key(process: &mut Process, role: Role, local: &str, remote: &str, port: u16) -> FlowKey {
+pub fn key(process: &mut Process, role: Role, local: &str, remote: &str, port: u16) -> FlowKey {
     FlowKey { protocol: Protocol::Udp, ..lab::key(process, role, local, remote, port) }
 }
 
 /// A process in a network namespace of its own, which it has when this returns.
-fn alone(node: &Node, name: &str) -> Process {
+pub fn alone(node: &Node, name: &str) -> Process {
     let mut process = node.process_in_own_netns(name, false);
     process.netns();
     process
 }
 
 /// Conversations that begin from now on are known to be new.
-fn settings(node: &Node) -> Settings {
+pub fn settings(node: &Node) -> Settings {
     Settings { conversations_settle: Duration::ZERO, ..node.settings(Attach::SockOps) }
 }
 
-fn watch(settings: &Settings) -> Watched {
+pub fn watch(settings: &Settings) -> Watched {
     let mut watched = Watched::start(settings);
     let degradations = &watched.capture.description().degradations;
     assert!(watched.capture.description().has(Feature::Datagrams), "{degradations:?}");
@@ -357,7 +357,7 @@ fn conversations_without_a_slot_are_counted_as_lost() {
 }
 
 /// A name server's answer to a question for the address of `a.example`: 192.0.2.1, for a minute.
-const DNS_ANSWER: &[u8] = b"\x07\x07\x81\x80\x00\x01\x00\x01\x00\x00\x00\x00\x01a\x07example\x00\x00\x01\x00\x01\
+pub const DNS_ANSWER: &[u8] = b"\x07\x07\x81\x80\x00\x01\x00\x01\x00\x00\x00\x00\x01a\x07example\x00\x00\x01\x00\x01\
     \xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x01";
 
 fn answers_of(watched: &mut Watched, node: &Node) -> (u64, u64) {
