@@ -118,10 +118,10 @@ impl SlotHandle {
     #[inline(always)]
     pub fn provide(key: &mut FlowKey) -> Self {
         let Some(row) = row_of(key, false) else { return Self::NONE };
-        *key = row.key(key);
         if row.is_new() {
-            announce(*key, row.slot());
+            announce(key, row);
         }
+        *key = row.key(key);
         Self::of(key, row.slot())
     }
 
@@ -130,7 +130,7 @@ impl SlotHandle {
     pub fn provide_own(key: &FlowKey) -> Self {
         let Some(row) = row_of(key, false) else { return Self::NONE };
         if row.is_new() {
-            announce(row.key(key), row.slot());
+            announce(key, row);
         }
         if row.is_folded() { Self::NONE } else { Self::of(key, row.slot()) }
     }
@@ -218,7 +218,7 @@ pub fn count(key: &FlowKey, event: Event) {
         }
     }
     if row.is_new() {
-        announce(row.key(key), row.slot());
+        announce(key, row);
     }
 }
 
@@ -337,10 +337,11 @@ fn known_slot(key: &FlowKey) -> Option<u32> {
     SLOT_OF.get_ptr(key).map(|slot| unsafe { *slot })
 }
 
-/// Notifies the agent of a flow that got its slot.
-#[inline(always)]
-fn announce(key: FlowKey, slot: u32) {
-    let sight = NewFlow { key, slot, reserved: 0 };
+/// Notifies the agent of a row that got its slot. A function of its own, so that its stack is free while others run: the
+/// kernel adds up the stacks along calls, in steps of 32 bytes on old kernels, and admits 512 bytes.
+#[inline(never)]
+fn announce(key: &FlowKey, row: Row) {
+    let sight = NewFlow { key: row.key(key), slot: row.slot(), reserved: 0 };
     if NEW_FLOWS.output::<NewFlow>(sight, 0).is_err() {
         lose(Loss::NewFlow);
     }
