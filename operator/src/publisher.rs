@@ -33,13 +33,16 @@ use std::{
 use crds::{Topology, Totals};
 use futures::{
     FutureExt, StreamExt,
-    future::{BoxFuture, pending, ready},
+    future::{BoxFuture, pending},
     stream::FuturesUnordered,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use serde_json::json;
-use tokio::{sync::watch, time::sleep_until};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, sleep_until},
+};
 use topology::archive::Archive;
 
 pub use self::writer::clear;
@@ -163,10 +166,11 @@ impl Publisher {
         let mut index = inputs.index.subscribe();
         let mut objects = watch_all::<Topology>(&self.client).boxed();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut build_at = Some(Instant::now());
         let mut last_build = Duration::ZERO;
         let mut built: Option<Instant> = None;
-        let (mut work, mut is_housekeeping_due): (Option<BoxFuture<'static, Work>>, bool) = (None, false);
+        let mut work: Option<BoxFuture<'static, Work>> = None;
         let mut warm_at = Some(self.started + WARM_UP);
         loop {
             let soon = |last: Option<Instant>, took: Duration| {
@@ -206,9 +210,7 @@ impl Publisher {
                 },
                 Ok(()) = flows.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
                 Ok(()) = index.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
-                _ = housekeeping.tick() => is_housekeeping_due = true,
-                () = ready(()), if is_housekeeping_due && work.is_none() => {
-                    is_housekeeping_due = false;
+                _ = housekeeping.tick(), if work.is_none() => {
                     work = Some(self.builder.clone().forget_removed(SystemTime::now(), self.settings.retention));
                 }
                 () = at(build_at), if self.published.is_listed() && work.is_none() => {
