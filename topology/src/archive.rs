@@ -30,7 +30,7 @@ use crate::{
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Seen, Times},
     graph::{self, Graph, Known, KnownConnections, Options, Outside},
-    ledger::Ledger,
+    ledger::{Ledger, Retirement},
 };
 
 /// Time until the next look at what agents have reported, while what was published is not settled.
@@ -117,7 +117,8 @@ impl Archive {
 
     /// Settles, as [`Self::settle`], once all agents have reported for [`Options::settle`]: what has to wait until then is on
     /// no edge yet, so that its published counters have to stay. Waits up to ten seconds for connections that only servers had
-    /// counted when they were published. To be called again and again when all agents have reported everything; the graphs in between name the time ([`Graph::settles_at`]).
+    /// counted when they were published. To be called again and again when all agents have reported everything; the graphs
+    /// in between name the time ([`Graph::settles_at`]).
     pub fn settle_in_time(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) {
         let Some(before) = self.before.as_mut().filter(|before| !before.is_settled()) else { return };
         let reported_at = *before.reported_at.get_or_insert(options.now);
@@ -264,20 +265,15 @@ impl Archive {
         now: SystemTime,
         retention: Duration,
     ) -> usize {
-        if !ledger.has_retirable(now, retention) {
-            return 0;
-        }
-        let before = ledger.snapshot();
-        let retired = ledger.retire(now, retention);
-        self.keep_retired(&before, ledger, directory, now, retention);
-        retired
+        let Some(retirement) = ledger.take_retirable(now, retention) else { return 0 };
+        self.keep_retired(&retirement, directory, now, retention);
+        retirement.flows
     }
 
-    /// Adds the flows to the history that were retired between two states of the ledger, as [`Self::retire`].
+    /// Adds retired flows to the history, as [`Self::retire`].
     pub fn keep_retired(
         &mut self,
-        before: &Ledger,
-        after: &Ledger,
+        retirement: &Retirement,
         directory: &Directory,
         now: SystemTime,
         retention: Duration,
@@ -286,8 +282,8 @@ impl Archive {
         let options = everything(now);
         let forgotten = self.forgotten(KnownConnections::default());
         let known = Known { forgotten, placed: self.placements.parts(), ..Known::default() };
-        let before = graph::build_with(before, directory, &options, &known);
-        let after: HashMap<EdgeKey, Edge> = graph::build_with(after, directory, &options, &known)
+        let before = graph::build_with(&retirement.before, directory, &options, &known);
+        let after: HashMap<EdgeKey, Edge> = graph::build_with(&retirement.after, directory, &options, &known)
             .edges
             .into_iter()
             .map(|edge| (edge.key.clone(), edge))

@@ -43,6 +43,17 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// under a new epoch. An agent that still runs does so within seconds.
 pub const RESUMABLE: Duration = Duration::from_mins(2);
 
+/// Retirement of flows.
+#[derive(Clone, Debug)]
+pub struct Retirement {
+    /// The ledger with them.
+    pub before: Ledger,
+    /// The ledger without them.
+    pub after: Ledger,
+    /// Their number.
+    pub flows: usize,
+}
+
 /// Error of a message whose epoch was replaced by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this epoch of the node has ended: a later one has reported since; report under that or draw a new one")]
@@ -342,6 +353,16 @@ impl Ledger {
     #[must_use]
     pub fn snapshot(&self) -> Self {
         Self { nodes: self.nodes.iter().map(|(node, account)| (node.clone(), account.share())).collect() }
+    }
+
+    /// Retires flows as [`Self::retire`]. Returns the states before and after; `None` if there is nothing to retire.
+    pub fn take_retirable(&mut self, now: SystemTime, retention: Duration) -> Option<Retirement> {
+        if !self.has_retirable(now, retention) {
+            return None;
+        }
+        let before = self.snapshot();
+        let flows = self.retire(now, retention);
+        Some(Retirement { before, after: self.snapshot(), flows })
     }
 
     /// Merges parts of a node's flows whose times make no difference. `are_one` returns for a flow's key and two consecutive

@@ -119,18 +119,12 @@ impl Builder {
                 for node in &nodes {
                     lock().condense(node, |flow, one, next| directory.are_one(flow.remote, one, next, now));
                 }
-                let mut ledger = lock();
-                if !ledger.has_retirable(now, retention) {
-                    return 0;
-                }
-                let before = ledger.snapshot();
-                let retired = ledger.retire(now, retention);
-                let after = ledger.snapshot();
-                drop(ledger);
-                archive.keep_retired(&before, &after, directory, now, retention);
-                retired
+                let retirement = lock().take_retirable(now, retention)?;
+                archive.keep_retired(&retirement, directory, now, retention);
+                Some(retirement.flows)
             })
-            .await;
+            .await
+            .flatten();
         tracing::debug!(?retired, "forgot flows that are over");
         self.index.forget_removed(now, retention * 2);
     }
