@@ -1,9 +1,9 @@
 //! Backends that a client's flow to a Service may have reached.
 
-use crate::hash::HashMap;
 use std::{net::IpAddr, time::SystemTime};
 
 use super::{endpoints::PeerId, key::ServiceKey};
+use crate::hash::HashMap;
 
 /// Possible targets of a Service's port.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, time::SystemTi
 use super::{
     Graph, Known, KnownConnections, Options,
     candidates::Candidates,
-    edges::edges,
+    edges::{edge_key, edges},
     endpoints::{EndpointId, Endpoints, PeerId},
     external_peers::Choice,
     key::{Key, ServiceKey},
@@ -42,7 +42,8 @@ pub(super) struct Join<'a> {
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums<'a>,
     pub(super) forgotten: KnownConnections,
-    pub(super) forgotten_by_servers: HashMap<(EdgeKey, String), u64>,
+    /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
+    pub(super) forgotten_by_servers: HashMap<(Key<'a>, &'a str), u64>,
     pub(super) placed: &'a std::collections::HashMap<EdgeKey, EdgeCounters>,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
@@ -166,13 +167,16 @@ impl<'a> Join<'a> {
 
     pub(super) fn finish(mut self, choice: Choice<'_>) -> Graph {
         let (edges, outside) = edges(self.sums, &mut self.ends, choice);
+        let named =
+            |((key, pod), opened): ((Key<'a>, &str), u64)| ((edge_key(&key, &self.ends), pod.to_owned()), opened);
+        let forgotten_by_servers = self.forgotten_by_servers.into_iter().map(named).collect();
         Graph {
             edges,
             outside,
             unsettled: self.unsettled,
             settles_at: self.settles_at,
             earlier: std::collections::HashMap::new(),
-            forgotten_by_servers: self.forgotten_by_servers.into_iter().collect(),
+            forgotten_by_servers,
         }
     }
 

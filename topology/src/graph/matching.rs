@@ -5,8 +5,9 @@
 //! If each server's count went to the first flow that fits, a flow could remain without a server and a server without a
 //! flow, although all counts fit together. Augmenting paths undo such choices.
 
-use crate::hash::{HashMap, HashSet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::hash::{HashMap, HashSet};
 
 /// Connections of one flow: those whose other end has been reported, if it ever will be, and the newest ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

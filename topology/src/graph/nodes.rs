@@ -1,9 +1,8 @@
 //! Maps addresses to nodes.
 
-use crate::hash::HashMap;
 use std::{collections::hash_map::Entry, net::IpAddr};
 
-use crate::{directory::Directory, ledger::Ledger};
+use crate::{directory::Directory, hash::HashMap, ledger::Ledger};
 
 /// Nodes by their addresses: those of the Node objects, and those that the agents have found on their nodes.
 #[derive(Clone, Debug)]

@@ -1,6 +1,5 @@
 //! Servers' flows in which the client's address has been replaced by another one on the way.
 
-use crate::hash::HashMap;
 use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use super::{
@@ -8,7 +7,7 @@ use super::{
     join::Join,
     observed::{ClientFlow, ServerFlow},
 };
-use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol};
+use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol, hash::HashMap};
 
 /// A client's flow through a Service, and what of it no server's flow matches.
 type Rest<'s, 'a, T> = (&'s ClientFlow<'a>, Rc<Candidates<'a>>, T);

@@ -137,8 +137,7 @@ impl<'a> Join<'a> {
     fn note_forgotten(&mut self, server_flows: &[ServerFlow<'a>]) {
         for server_flow in server_flows.iter().filter(|server_flow| server_flow.forgotten > 0) {
             let client = self.client_of(server_flow);
-            let direct = edge_key(&self.direct_key(server_flow, client), &self.ends);
-            let pod = self.ends.end(server_flow.end).pod.to_owned();
+            let (direct, pod) = (self.direct_key(server_flow, client), self.ends.end(server_flow.end).pod);
             let sum = self.forgotten_by_servers.entry((direct, pod)).or_default();
             *sum = count::add(*sum, server_flow.forgotten);
         }
