@@ -1,9 +1,8 @@
 //! Names that a person has given to addresses and DNS names outside of the cluster.
 
-use crate::hash::HashMap;
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
-use crate::entity::Network;
+use crate::{entity::Network, hash::HashMap, network_table::NetworkTable};
 
 /// A name, with the ranges of addresses and the DNS names that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,10 +23,8 @@ pub struct ExternalGroup {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExternalGroups {
     names: Vec<String>,
-    /// The group's place in `names`, by the range's first address and its prefix.
-    by_network: HashMap<Network, usize>,
-    /// All lengths of prefixes that there are.
-    prefixes: BTreeSet<u8>,
+    /// Places in `names` by range.
+    by_network: NetworkTable<usize>,
     /// Places in `names` by exact DNS name.
     by_dns_name: HashMap<String, usize>,
     /// Places in `names` by the part of a pattern after `*.`.
@@ -43,8 +40,7 @@ impl ExternalGroups {
             let index = all.names.len();
             all.names.push(group.name);
             for network in group.networks {
-                all.prefixes.insert(network.prefix);
-                all.by_network.entry(network.trimmed()).or_insert(index);
+                all.by_network.get_or_insert_with(&network, || index);
             }
             for pattern in group.dns_names {
                 let pattern = pattern.to_ascii_lowercase();
@@ -62,9 +58,7 @@ impl ExternalGroups {
     /// Invariant: [`Self::has`] is true of the name.
     #[must_use]
     pub fn of(&self, ip: IpAddr) -> Option<&str> {
-        let longest_first = self.prefixes.iter().rev();
-        let mut networks = longest_first.filter_map(|prefix| Network::new(ip, *prefix));
-        let found = networks.find_map(|network| self.by_network.get(&network.trimmed()))?;
+        let found = self.by_network.containing(ip).next()?;
         self.names.get(*found).map(String::as_str)
     }
 

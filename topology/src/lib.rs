@@ -19,6 +19,7 @@ mod hash;
 pub mod history;
 pub mod ledger;
 pub mod nat_peer;
+mod network_table;
 pub mod ownership;
 pub mod plural;
 pub mod rtt;

@@ -1,68 +1,46 @@
 //! Pod networks of the nodes, by address.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use crate::{
-    entity::{Network, Node},
-    hash::HashMap,
-};
+use crate::{entity::Node, network_table::NetworkTable};
 
-/// Nodes by their pod networks. A look-up takes as many steps as there are different lengths of prefixes, however many
-/// nodes there are.
+/// Names of nodes by their pod networks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PodNetworks {
-    /// Names of nodes, by the network's first address and its prefix.
-    nodes: HashMap<Network, BTreeSet<String>>,
-    /// Number of networks of each prefix length.
-    prefixes: BTreeMap<u8, usize>,
+    nodes: NetworkTable<BTreeSet<String>>,
 }
 
 impl PodNetworks {
     pub(super) fn insert(&mut self, node: &Node) {
         for network in &node.pod_networks {
-            let names = self.nodes.entry(network.trimmed()).or_default();
-            if names.is_empty() {
-                *self.prefixes.entry(network.prefix).or_default() += 1;
-            }
-            names.insert(node.name.clone());
+            self.nodes.get_or_insert_with(network, BTreeSet::new).insert(node.name.clone());
         }
     }
 
     pub(super) fn remove(&mut self, node: &Node) {
-        for network in node.pod_networks.iter().map(Network::trimmed) {
-            let Some(names) = self.nodes.get_mut(&network) else { continue };
+        for network in &node.pod_networks {
+            let Some(names) = self.nodes.get_mut(network) else { continue };
             names.remove(&node.name);
-            if !names.is_empty() {
-                continue;
-            }
-            self.nodes.remove(&network);
-            if let Some(number) = self.prefixes.get_mut(&network.prefix) {
-                *number -= 1;
-                if *number == 0 {
-                    self.prefixes.remove(&network.prefix);
-                }
+            if names.is_empty() {
+                self.nodes.remove(network);
             }
         }
     }
 
     /// Returns the name of the node with a network that contains the address; of several, the first in alphabetical order.
     pub(super) fn node_of(&self, ip: IpAddr) -> Option<&str> {
-        let networks = self.prefixes.keys().filter_map(|prefix| Network::new(ip, *prefix));
-        let names = networks.filter_map(|network| self.nodes.get(&network.trimmed())?.first());
-        names.map(String::as_str).min()
+        self.nodes.containing(ip).filter_map(BTreeSet::first).map(String::as_str).min()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{collections::BTreeMap, net::Ipv4Addr};
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::entity::Network;
 
     fn node() -> impl Strategy<Value = Node> {
         let network = (0..4_u32, 24..=32_u8).prop_filter_map("a network", |(last, prefix)| {
@@ -95,7 +73,7 @@ mod tests {
             let found = known.values().find(|node| node.pod_networks.iter().any(|network| network.contains(ip)));
             prop_assert_eq!(networks.node_of(ip), found.map(|node| node.name.as_str()));
             if known.is_empty() {
-                prop_assert!(networks.nodes.is_empty() && networks.prefixes.is_empty());
+                prop_assert!(networks.nodes.is_empty());
             }
         }
     }
