@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use report::{MAX_FLOWS_PER_MESSAGE, MAX_IDENTITIES_PER_MESSAGE, v1alpha1 as wire};
+use report::{MAX_FLOWS_PER_MESSAGE, MAX_IDENTITIES_PER_MESSAGE, octets, v1alpha1 as wire};
 use topology::{
     flow::{FlowCounters, FlowKey},
     sighting::Ages,
@@ -154,7 +154,7 @@ impl Session {
                     to_wire::flow(key, counters, names, ages, observation.nat_peers(key))
                 })
                 .collect(),
-            node_addresses: observation.node_addresses.iter().map(|ip| to_wire::octets(*ip)).collect(),
+            node_addresses: observation.node_addresses.iter().map(|ip| octets(*ip)).collect(),
             origin_epoch: observation.origin().to_vec(),
             // The stream knows when it is sent.
             sent_unix_ms: 0,

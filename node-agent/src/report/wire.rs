@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use report::{MAX_CAPTURE_MESSAGE_BYTES, MAX_HOST_PROCESS_NAME_BYTES, v1alpha1 as wire};
+use report::{MAX_CAPTURE_MESSAGE_BYTES, MAX_HOST_PROCESS_NAME_BYTES, MAX_OWN_NETWORKS, octets, v1alpha1 as wire};
 use topology::{
     entity::{CgroupOwner, Network},
     flow::{FlowCounters, FlowKey, Protocol, Role},
@@ -145,6 +145,9 @@ fn losses(losses: &Losses) -> wire::Losses {
     }
 }
 
+// The kernel's table holds all networks of a reply.
+const _: () = assert!(MAX_OWN_NETWORKS <= node_agent_common::folding::NETWORKS as usize);
+
 /// Returns the cluster's own networks of a reply, without those that are no networks.
 pub(super) fn own_networks(reply: &wire::OwnNetworks) -> Arc<[Network]> {
     let network = |network: &wire::Network| {
@@ -155,14 +158,6 @@ pub(super) fn own_networks(reply: &wire::OwnNetworks) -> Arc<[Network]> {
         Network::new(ip, u8::try_from(network.prefix).ok()?)
     };
     reply.networks.iter().filter_map(network).collect()
-}
-
-/// An address as the report writes it.
-pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
 }
 
 /// A time as the report writes it.

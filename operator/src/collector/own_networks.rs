@@ -2,14 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use report::v1alpha1 as wire;
+use report::{MAX_OWN_NETWORKS, octets, v1alpha1 as wire};
 use tokio::sync::watch;
 use topology::directory::OwnNetworks;
 
 use crate::cluster::ClusterIndex;
 
-/// Maximum number of networks that an agent stores.
-const MAX: usize = 256;
 /// Minimum time between two computations.
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -23,7 +21,7 @@ pub async fn keep_own_networks(index: ClusterIndex, known: watch::Sender<KnownNe
         return;
     }
     loop {
-        let networks = index.read().directory().own_networks(MAX);
+        let networks = index.read().directory().own_networks(MAX_OWN_NETWORKS);
         if networks.omitted > 0 {
             tracing::warn!(omitted = networks.omitted, "the cluster has more public networks than agents can store");
         }
@@ -59,10 +57,7 @@ impl Unsent {
         let known = self.known.borrow_and_update();
         let OwnNetworks { networks, omitted } = &**known.as_ref()?;
         let network = |network: &topology::entity::Network| wire::Network {
-            ip: match network.address {
-                std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
-                std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
-            },
+            ip: octets(network.address),
             prefix: network.prefix.into(),
         };
         Some(wire::OwnNetworks { networks: networks.iter().map(network).collect(), omitted: *omitted as u64 })
