@@ -8,8 +8,7 @@
 //! Counting: the programs count into `counters`, by `slots`, and announce a new flow through `new_flows`. `listing` reads
 //! the open sockets. `preexisting` separates preexisting connections from counted ones, and `attempts` does so for attempts
 //! in progress. `tracked_sockets` finds the ends that a tracepoint missed, and `snmp_audit` counts what it missed otherwise.
-//! `accounts` computes the totals, and `folding` decides when
-//! external flows share rows. `capture` combines all of them.
+//! `accounts` computes the totals, and `folding` decides when external flows share rows. `capture` combines all of them.
 
 mod accounts;
 mod attach_types;

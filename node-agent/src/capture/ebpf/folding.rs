@@ -110,17 +110,17 @@ impl Folding {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use node_agent_common::{FlowStats, Role};
     use proptest::prelude::*;
+    use topology::{directory::Directory, entity::Node};
 
     use super::*;
-    use crate::capture::ebpf::accounts::CaptureAbilities;
+    use crate::capture::ebpf::{accounts::CaptureAbilities, keys::octets};
 
     fn key(remote: &str) -> FlowKey {
-        let octets = |text: &str| match text.parse().unwrap() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            IpAddr::V6(ip) => ip.octets(),
-        };
+        let octets = |text: &str| octets(text.parse().unwrap());
         FlowKey::new(1, 1, Role::Server, 80, octets("10.0.0.1"), octets(remote))
     }
 
@@ -191,6 +191,43 @@ mod tests {
                     _ => self.folded.is_some_and(|open| is_end || open > 0),
                 };
             (if is_folded { &mut self.folded } else { &mut self.own }, is_folded)
+        }
+    }
+
+    /// The operator has the ranges in a list, as it needs whole networks.
+    #[test]
+    fn operator_names_networks_outside_of_the_programs_special_ranges() {
+        let near = |text: &str| {
+            let ip = Ipv6Addr::from(octets(text.parse().unwrap())).to_bits();
+            [ip.wrapping_sub(1), ip, ip + 1]
+        };
+        let edges = [
+            "0.0.0.0",
+            "0.255.255.255",
+            "10.0.0.0",
+            "10.255.255.255",
+            "100.64.0.0",
+            "100.127.255.255",
+            "127.0.0.0",
+            "127.255.255.255",
+            "169.254.0.0",
+            "169.254.255.255",
+            "172.16.0.0",
+            "172.31.255.255",
+            "192.168.0.0",
+            "192.168.255.255",
+            "::1",
+            "fc00::",
+            "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            "fe80::",
+            "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ];
+        for bits in edges.into_iter().flat_map(near) {
+            let octets = bits.to_be_bytes();
+            let (name, mut directory) = ("n".to_owned(), Directory::new());
+            directory.upsert_node(Node { name, ips: vec![address(octets)], pod_networks: Vec::new() });
+            let is_named = !directory.own_networks(1).networks.is_empty();
+            assert_eq!(is_named, !folding::is_special(&octets), "{}", address(octets));
         }
     }
 
