@@ -5,15 +5,15 @@ use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use scopeprobe_topology::{
-    archive::{Archive, Published},
+    archive::Archive,
     directory::Directory,
-    entity::{Backend, CgroupOwner, Network, Node, Service, ServicePort, ServiceRef},
+    entity::{Backend, Network, Node, Service, ServicePort, ServiceRef},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::Graph,
     ledger::{Epoch, Ledger},
 };
 
-use crate::world::{ip, options, pod, sides};
+use crate::world::{ip, options, pod, published, report_flow};
 
 const WEB: &str = "10.244.1.2";
 /// Backends by number; the client runs on the first one's node.
@@ -112,11 +112,7 @@ impl World {
 
     fn restart_operator(&mut self) {
         (self.ledger, self.archive) = (Ledger::new(), Archive::new());
-        let published = self.published.edges.iter().flat_map(|edge| {
-            let earlier = self.published.earlier.get(&edge.key).cloned().unwrap_or_default();
-            sides(&Published { edge: edge.clone(), earlier })
-        });
-        self.archive.restore(published, self.now);
+        self.archive.restore(published(&self.published), self.now);
         for node in 0..2 {
             self.report(node);
         }
@@ -125,7 +121,7 @@ impl World {
     fn report(&mut self, node: usize) {
         let (name, epoch) = (format!("node-{}", node + 1), Epoch([self.epochs[node]; 16]));
         let client = (Role::Client, WEB, SERVICE, 80, "web", 0, self.calls.by_client);
-        let server = (Role::Server, DB[node], WEB, PORT, "db", node, self.calls.by_backend[node]);
+        let server = (Role::Server, DB[node], WEB, PORT, "db", u8::from(node == 1), self.calls.by_backend[node]);
         let flows = [client, server];
         self.ledger.begin_snapshot(&name, epoch).expect("the present epoch");
         for (role, local, remote, port, who, number, opened) in flows.into_iter().skip(node) {
@@ -142,11 +138,6 @@ impl World {
                 port,
                 protocol: Protocol::Tcp,
             };
-            let owner = CgroupOwner::PodContainer {
-                pod_uid: format!("uid-{who}-{number}"),
-                container_id: format!("id-{who}-{number}"),
-            };
-            self.ledger.identify(&name, epoch, cgroup_id, owner).expect("the present epoch");
             let (sent, received) = match role {
                 Role::Client => (BYTES * opened, 2 * BYTES * opened),
                 Role::Server => (2 * BYTES * opened, BYTES * opened),
@@ -158,7 +149,7 @@ impl World {
                 bytes_received: received,
                 ..FlowCounters::default()
             };
-            self.ledger.apply(&name, epoch, key, &counters, self.now).expect("the present epoch");
+            report_flow(&mut self.ledger, (&name, epoch), key, (who, number), &counters, self.now);
         }
         self.ledger.end_snapshot(&name, epoch, self.now).expect("the present epoch");
         self.reported[node] = self.now;

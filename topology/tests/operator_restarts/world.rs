@@ -92,11 +92,36 @@ pub fn edge(through_service: bool) -> EdgeKey {
 }
 
 /// Returns an edge as the objects of its two ends publish it: each has its own pods.
-pub fn sides(published: &Published) -> [Published; 2] {
+fn sides(published: &Published) -> [Published; 2] {
     let [mut by_client, mut by_server] = [published.clone(), published.clone()];
     (by_client.edge.servers, by_client.earlier.counts.servers) = (Vec::new(), Vec::new());
     (by_server.edge.clients, by_server.earlier.counts.clients) = (Vec::new(), Vec::new());
     [by_client, by_server]
+}
+
+/// Returns the graph's edges as the objects of their ends publish them.
+pub fn published(graph: &Graph) -> impl Iterator<Item = Published> {
+    graph.edges.iter().flat_map(|edge| {
+        let earlier = graph.earlier.get(&edge.key).cloned().unwrap_or_default();
+        sides(&Published { edge: edge.clone(), earlier })
+    })
+}
+
+/// Reports a flow of a pod's only container.
+pub fn report_flow(
+    ledger: &mut Ledger,
+    (node, epoch): (&str, Epoch),
+    key: FlowKey,
+    (pod, number): (&str, u8),
+    counters: &FlowCounters,
+    now: SystemTime,
+) {
+    let owner = CgroupOwner::PodContainer {
+        pod_uid: format!("uid-{pod}-{number}"),
+        container_id: format!("id-{pod}-{number}"),
+    };
+    ledger.identify(node, epoch, key.cgroup_id, owner).expect("the present epoch");
+    ledger.apply(node, epoch, key, counters, now).expect("the present epoch");
 }
 
 #[derive(Clone, Debug)]
@@ -260,11 +285,8 @@ impl World {
                 protocol: Protocol::Tcp,
             };
             if flow.counters != FlowCounters::default() {
-                let pod_uid = format!("uid-{who}-{number}");
-                let owner = CgroupOwner::PodContainer { pod_uid, container_id: format!("id-{who}-{number}") };
-                self.ledger.identify(&name, epoch, cgroup_id, owner).expect("the present epoch");
                 flow.reported = flow.counters;
-                self.ledger.apply(&name, epoch, key, &flow.counters, self.now).expect("the present epoch");
+                report_flow(&mut self.ledger, (&name, epoch), key, (who, number), &flow.counters, self.now);
             }
         }
         self.ledger.end_snapshot(&name, epoch, self.now).expect("the present epoch");
@@ -306,11 +328,7 @@ impl World {
         self.directory = directory(self.generation);
         self.ledger = Ledger::new();
         self.archive = Archive::new();
-        let published = self.published.edges.iter().flat_map(|edge| {
-            let earlier = self.published.earlier.get(&edge.key).cloned().unwrap_or_default();
-            sides(&Published { edge: edge.clone(), earlier })
-        });
-        self.archive.restore(published, self.now);
+        self.archive.restore(published(&self.published), self.now);
         self.report();
     }
 
