@@ -233,7 +233,7 @@ pub struct Losses {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Folding {
-    /// Whether flows are folded now, or folded flows have open connections.
+    /// True while flows are folded, or folded flows have open connections.
     #[serde(rename = "active")]
     pub is_active: bool,
     /// Connections, conversations over UDP and failed attempts that the current capture has counted without their external
