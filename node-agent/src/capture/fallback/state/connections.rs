@@ -147,9 +147,10 @@ impl Connections {
     /// Returns whether a socket of this namespace is changing, so that it should be scanned again soon.
     pub(in crate::capture::fallback) fn is_in_motion(&self, netns: u32) -> bool {
         self.namespaces.get(&netns).is_some_and(|namespace| {
-            // Established sockets, and those that wait for the application, show in the namespace's counters when they
-            // change.
-            let at_rest = |known: &KnownSocket| matches!(known.state, state::ESTABLISHED | state::CLOSE_WAIT);
+            // Established sockets, and those that wait for the application, show in the namespace's counters when their
+            // state changes. Their bytes do not.
+            let at_rest =
+                |known: &KnownSocket| !known.is_new && matches!(known.state, state::ESTABLISHED | state::CLOSE_WAIT);
             !namespace.sockets.values().all(at_rest)
         })
     }
@@ -234,8 +235,12 @@ impl Connections {
                 namespace.counted.count(Role::Client);
                 known.phase = if fits { Phase::Open } else { Phase::Over };
             }
-        } else if self.tracks.confirm(scan.netns, &socket.ends, known.tracked, is_closing(socket.state), scan.began) {
-            known.tracked = true;
+        } else {
+            known.is_new = false;
+            let is_closing = is_closing(socket.state);
+            if self.tracks.confirm(scan.netns, &socket.ends, known.tracked, is_closing, scan.began) {
+                known.tracked = true;
+            }
         }
         if socket.id != SocketId::NOBODYS {
             known.id = socket.id;

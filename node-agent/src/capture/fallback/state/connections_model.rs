@@ -403,3 +403,23 @@ proptest! {
         }
     }
 }
+
+/// The first scan of a connection may come between its first message and the answer, of which no counter of the
+/// namespace tells.
+#[test]
+fn namespace_with_new_connection_is_scanned_again() {
+    for scanned_as_attempt in [false, true] {
+        let mut observer = Harness::new();
+        let scan = Action::Scan(true, None, None);
+        observer.act(Action::Step(0, 1));
+        if scanned_as_attempt {
+            observer.act(scan);
+            assert!(observer.connections.is_in_motion(CLIENT.0));
+        }
+        observer.act(Action::Step(0, 1));
+        observer.act(scan);
+        assert!(observer.connections.is_in_motion(CLIENT.0));
+        observer.act(scan);
+        assert!(!observer.connections.is_in_motion(CLIENT.0));
+    }
+}

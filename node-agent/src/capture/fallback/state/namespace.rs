@@ -59,6 +59,8 @@ pub(in crate::capture::fallback) struct KnownSocket {
     /// Round-trip time in the latest scan.
     pub(in crate::capture::fallback) rtt: Option<RttBucket>,
     pub(in crate::capture::fallback) state: u8,
+    /// True until a second scan has shown it established: its first messages may not have arrived at the first one.
+    pub(in crate::capture::fallback) is_new: bool,
     /// True if these are all bytes that it will transfer.
     pub(in crate::capture::fallback) is_final: bool,
     /// True if conntrack has it as well.
@@ -174,6 +176,7 @@ impl KnownSocket {
             bytes: Traffic::default(),
             rtt: None,
             state,
+            is_new: true,
             is_final: false,
             tracked: false,
             without_bytes: false,
