@@ -14,6 +14,7 @@ mod key;
 mod known_connections;
 mod matching;
 mod multiple_backends;
+mod names;
 mod nat_peers;
 mod nodes;
 mod observed;

@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
-    endpoints::EndpointId,
     join::Join,
     key::Key,
     matching::Found,
+    names::EndpointId,
     observed::{ClientFlow, ServerFlow, Span, counted},
     shares::share_out,
 };
@@ -89,7 +89,7 @@ impl<'a> Join<'a> {
         if client_flow.tuple.scope.is_some() || !self.directory.is_pods_address(ip) {
             return false;
         }
-        let pod_of = |index: &usize| self.ends.end(self.server_flows[*index].end).pod_uid;
+        let pod_of = |index: &usize| self.ends.end(self.server_flows[*index].end).pod_uid();
         let Some(first) = server_flows.first().map(pod_of) else { return false };
         let owner = self.directory.owner_between(ip, client_flow.span.from, client_flow.span.until);
         server_flows.iter().any(|index| pod_of(index) != first)
@@ -197,7 +197,7 @@ impl<'a> Join<'a> {
     }
 
     fn within_pods_time(&self, end: EndpointId, ip: IpAddr, span: Span) -> Span {
-        let time = self.ends.end(end).pod_uid.and_then(|uid| self.directory.time_with(uid, ip));
+        let time = self.ends.end(end).pod_uid().and_then(|uid| self.directory.time_with(uid, ip));
         let Some((begins, ends)) = time else { return span };
         let from = span.from.max(begins);
         let until = ends.map_or(span.until, |end| span.until.min(end));
@@ -210,7 +210,7 @@ impl<'a> Join<'a> {
         let mut whose: Vec<(Span, Counted, Option<usize>, Option<Owner<'a>>)> = Vec::new();
         for Match { server_flow: index, counted, .. } in matched {
             let server_flow = &self.server_flows[*index];
-            take_from(&mut groups, self.ends.end(server_flow.end).pod_uid, counted);
+            take_from(&mut groups, self.ends.end(server_flow.end).pod_uid(), counted);
             whose.push((server_flow.span, *counted, Some(*index), None));
         }
         let left = groups.into_iter().filter(|group| (group.counted.opened, group.counted.failed) != (0, 0));
@@ -245,7 +245,7 @@ impl<'a> Join<'a> {
             by_owner(self.directory, ip, &server_flow.parts(), server_flow.span, &server_flow.left, settled);
         if groups.len() > 1 {
             for (client, counted) in &server_flow.taken {
-                take_from(&mut groups, client.and_then(|client| self.ends.end(client).pod_uid), counted);
+                take_from(&mut groups, client.and_then(|client| self.ends.end(client).pod_uid()), counted);
             }
         }
         groups
@@ -309,7 +309,7 @@ impl<'a> Join<'a> {
         let sum = self.sums.at(key);
         sum.add_server(end, share.opened, share.failed);
         if client_flow.names.len() > 1 {
-            sum.dns_names.extend(client_flow.names);
+            sum.dns_names.extend(client_flow.names.iter().cloned());
         }
     }
 

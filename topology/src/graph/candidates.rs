@@ -2,13 +2,13 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use super::{endpoints::PeerId, key::ServiceKey};
+use super::{key::ServiceKey, names::PeerId};
 use crate::hash::HashMap;
 
 /// Possible targets of a Service's port.
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
-    pub(super) service: ServiceKey<'a>,
+    pub(super) service: ServiceKey,
     /// Backends, with the pods that they are or were, if known.
     pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
     /// The one workload and port, if there is only one.

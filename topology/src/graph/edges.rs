@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    endpoints::{EndpointId, Endpoints},
+    endpoints::Endpoints,
     external_peers::{self, Choice, Collapsed, Outside},
     key::Key,
+    names::EndpointId,
     sums::{EndpointSum, Sum, Sums},
 };
 use crate::{
@@ -15,12 +16,12 @@ use crate::{
 };
 
 /// The edges that live, by key, and which addresses of the outside have edges of their own.
-pub(super) fn edges<'a>(mut sums: Sums<'a>, ends: &mut Endpoints<'a>, choice: Choice<'_>) -> (Vec<Edge>, Outside) {
+pub(super) fn edges(mut sums: Sums, ends: &mut Endpoints<'_>, choice: Choice<'_>) -> (Vec<Edge>, Outside) {
     sums.by_key.retain(|_, sum| sum.live && sum.counters != EdgeCounters::default());
     let Collapsed { sums, outside, addresses } = external_peers::collapse(sums.by_key, ends, choice);
     let other = ends.other_external();
     let other = ends.peer_of(other);
-    let count = |key: Key<'_>| {
+    let count = |key: Key| {
         // A folded row has at least one address behind it.
         let least = u64::from(key.client == other || key.server == other);
         addresses.get(&key).copied().unwrap_or_default().max(least)
@@ -32,17 +33,17 @@ pub(super) fn edges<'a>(mut sums: Sums<'a>, ends: &mut Endpoints<'a>, choice: Ch
 }
 
 /// Returns the public key of an edge.
-pub(super) fn edge_key(key: &Key<'_>, ends: &Endpoints<'_>) -> EdgeKey {
+pub(super) fn edge_key(key: &Key, ends: &Endpoints<'_>) -> EdgeKey {
     EdgeKey {
         client: ends.peer(key.client).clone(),
         server: ends.peer(key.server).clone(),
-        service: key.service.map(|key| ServicePortRef { service: key.service.clone(), port: key.port }),
+        service: key.service.map(|key| ServicePortRef { service: ends.service(key.service).clone(), port: key.port }),
         port: key.port,
         protocol: key.protocol,
     }
 }
 
-fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
+fn edge(key: Key, sum: &Sum, ends: &Endpoints<'_>) -> Edge {
     let identity = |certain: bool, tracked: bool, parts: &BTreeMap<EndpointId, EndpointSum>| {
         let best = parts.keys().map(|end| ends.end(*end).identity).min();
         match (certain, tracked) {
@@ -74,7 +75,7 @@ fn edge(key: Key<'_>, sum: &Sum<'_>, ends: &Endpoints<'_>) -> Edge {
         server_identity: identity(sum.server_certain, sum.server_tracked, &sum.servers),
         methods: sum.methods,
         dns_names: match ends.peer(key.server) {
-            Peer::External { .. } => sum.dns_names.iter().take(MAX_DNS_NAMES).copied().cloned().collect(),
+            Peer::External { .. } => sum.dns_names.iter().take(MAX_DNS_NAMES).cloned().collect(),
             _ => Vec::new(),
         },
         addresses: 0,
@@ -88,7 +89,7 @@ fn endpoints(parts: &BTreeMap<EndpointId, EndpointSum>, ends: &Endpoints<'_>) ->
     let mut by_name: BTreeMap<(&str, &str), EndpointSum> = BTreeMap::new();
     for (id, part) in parts {
         let end = ends.end(*id);
-        let named = by_name.entry((end.pod, end.container)).or_default();
+        let named = by_name.entry((&*end.pod, &*end.container)).or_default();
         named.opened = count::add(named.opened, part.opened);
         named.failed = count::add(named.failed, part.failed);
     }

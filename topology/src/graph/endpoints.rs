@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
-use super::nodes::{At, Nodes};
+use super::{
+    names::{End, EndpointId, Names, PeerId, PodEnd, ServiceId},
+    nodes::{At, Nodes},
+};
 use crate::{
     directory::{Directory, Owner},
     edge::{Identity, Peer},
@@ -10,21 +13,6 @@ use crate::{
     flow::Protocol,
     hash::HashMap,
 };
-
-/// A peer, by number.
-pub(super) type PeerId = u32;
-/// An end, by number.
-pub(super) type EndpointId = u32;
-
-/// A container, a process or an address at one end of flows.
-#[derive(Debug)]
-pub(super) struct End<'a> {
-    pub peer: PeerId,
-    pub pod_uid: Option<&'a str>,
-    pub pod: &'a str,
-    pub container: &'a str,
-    pub identity: Identity,
-}
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum EndKey<'a> {
@@ -48,34 +36,38 @@ pub(super) struct Endpoints<'a> {
     directory: &'a Directory,
     pub(super) nodes: Nodes<'a>,
     api_servers: BTreeSet<(IpAddr, u16)>,
-    peers: Vec<Peer>,
-    peer_ids: HashMap<Peer, PeerId>,
-    list: Vec<End<'a>>,
+    names: Names,
     end_ids: HashMap<EndKey<'a>, EndpointId>,
     /// With the time of the latest news of it.
     listeners: HashMap<(IpAddr, u16, Protocol), (SystemTime, EndpointId)>,
 }
 
 impl<'a> Endpoints<'a> {
-    pub(super) fn new(directory: &'a Directory, nodes: Nodes<'a>) -> Self {
+    pub(super) fn new(directory: &'a Directory, nodes: Nodes<'a>, names: Names) -> Self {
         Self {
             directory,
             nodes,
             api_servers: directory.api_servers(),
-            peers: Vec::new(),
-            peer_ids: HashMap::default(),
-            list: Vec::new(),
+            names,
             end_ids: HashMap::default(),
             listeners: HashMap::default(),
         }
     }
 
-    pub(super) fn end(&self, id: EndpointId) -> &End<'a> {
-        &self.list[id as usize]
+    pub(super) fn end(&self, id: EndpointId) -> &End {
+        self.names.end(id)
     }
 
     pub(super) fn peer(&self, id: PeerId) -> &Peer {
-        &self.peers[id as usize]
+        self.names.peer(id)
+    }
+
+    pub(super) fn service(&self, id: ServiceId) -> &ServiceRef {
+        self.names.service(id)
+    }
+
+    pub(super) fn service_id(&mut self, service: &ServiceRef) -> ServiceId {
+        self.names.service_id(service)
     }
 
     pub(super) fn peer_of(&self, end: EndpointId) -> PeerId {
@@ -93,10 +85,10 @@ impl<'a> Endpoints<'a> {
         }
         let directory = self.directory;
         let id = match owner {
-            None => self.outside_of_pods(Peer::Node { node: node.to_owned() }, Identity::Netns),
+            None => self.outside_of_pods(&Peer::Node { node: node.to_owned() }, Identity::Netns),
             Some(CgroupOwner::HostProcess { name }) => {
                 let peer = Peer::HostProcess { node: node.to_owned(), name: name.clone() };
-                self.outside_of_pods(peer, Identity::Cgroup)
+                self.outside_of_pods(&peer, Identity::Cgroup)
             }
             Some(CgroupOwner::PodContainer { pod_uid, container_id }) => {
                 // An agent that knows a socket's pod by the network namespace alone names no container.
@@ -108,7 +100,7 @@ impl<'a> Endpoints<'a> {
                         let container = pod.containers.get(container_id).map_or("", String::as_str);
                         self.pod_end(pod, container, identity)
                     }
-                    None => self.outside_of_pods(Peer::UnknownPod { uid: pod_uid.clone() }, identity),
+                    None => self.outside_of_pods(&Peer::UnknownPod { uid: pod_uid.clone() }, identity),
                 }
             }
         };
@@ -129,7 +121,7 @@ impl<'a> Endpoints<'a> {
         let (ip, port, protocol) = called;
         let listener = self.listeners.get(&called).map(|(_, end)| *end);
         match (owner, listener) {
-            (Owner::Pod(pod), Some(end)) if self.end(end).pod_uid == Some(pod.uid.as_str()) => end,
+            (Owner::Pod(pod), Some(end)) if self.end(end).pod_uid() == Some(pod.uid.as_str()) => end,
             (Owner::Pod(pod), _) => self.pod_address(pod),
             (Owner::NoPod, Some(end)) => end,
             // At its own port also where its node has the address, too.
@@ -248,40 +240,23 @@ impl<'a> Endpoints<'a> {
         if let Some(id) = self.end_ids.get(&key) {
             return *id;
         }
-        let id = self.outside_of_pods(peer(), identity);
+        let id = self.outside_of_pods(&peer(), identity);
         self.end_ids.insert(key, id);
         id
     }
 
     /// A Service of which the backend is not known.
-    pub(super) fn service(&mut self, service: &ServiceRef) -> PeerId {
-        self.intern(Peer::Service(service.clone()))
+    pub(super) fn service_peer(&mut self, service: ServiceId) -> PeerId {
+        let peer = Peer::Service(self.names.service(service).clone());
+        self.names.peer_id(&peer)
     }
 
     fn pod_end(&mut self, pod: &'a Pod, container: &'a str, identity: Identity) -> EndpointId {
-        let peer = self.intern(Peer::Workload(pod.workload.clone()));
-        self.push(End { peer, pod_uid: Some(&pod.uid), pod: &pod.name, container, identity })
+        let end = PodEnd { uid: &pod.uid, pod: &pod.name, container };
+        self.names.add_end(&Peer::Workload(pod.workload.clone()), Some(&end), identity)
     }
 
-    fn outside_of_pods(&mut self, peer: Peer, identity: Identity) -> EndpointId {
-        let peer = self.intern(peer);
-        self.push(End { peer, pod_uid: None, pod: "", container: "", identity })
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "4 billion peers do not fit into memory")]
-    fn intern(&mut self, peer: Peer) -> PeerId {
-        if let Some(id) = self.peer_ids.get(&peer) {
-            return *id;
-        }
-        let id = self.peers.len() as PeerId;
-        self.peers.push(peer.clone());
-        self.peer_ids.insert(peer, id);
-        id
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "4 billion ends do not fit into memory")]
-    fn push(&mut self, end: End<'a>) -> EndpointId {
-        self.list.push(end);
-        (self.list.len() - 1) as EndpointId
+    fn outside_of_pods(&mut self, peer: &Peer, identity: Identity) -> EndpointId {
+        self.names.add_end(peer, None, identity)
     }
 }

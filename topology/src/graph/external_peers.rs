@@ -4,8 +4,9 @@
 use std::{cmp::Reverse, net::IpAddr};
 
 use super::{
-    endpoints::{Endpoints, PeerId},
+    endpoints::Endpoints,
     key::{Key, ServiceKey},
+    names::PeerId,
     sums::Sum,
 };
 use crate::{
@@ -106,19 +107,15 @@ pub(super) struct Choice<'a> {
 }
 
 /// Result of merging addresses into shared edges.
-pub(super) struct Collapsed<'a> {
-    pub sums: HashMap<Key<'a>, Sum<'a>>,
+pub(super) struct Collapsed {
+    pub sums: HashMap<Key, Sum>,
     pub outside: Outside,
     /// Number of addresses behind each shared edge.
-    pub addresses: HashMap<Key<'a>, u64>,
+    pub addresses: HashMap<Key, u64>,
 }
 
 /// Has addresses share edges where there are too many. All sums stay what they are.
-pub(super) fn collapse<'a>(
-    sums: HashMap<Key<'a>, Sum<'a>>,
-    ends: &mut Endpoints<'a>,
-    choice: Choice<'_>,
-) -> Collapsed<'a> {
+pub(super) fn collapse(sums: HashMap<Key, Sum>, ends: &mut Endpoints<'_>, choice: Choice<'_>) -> Collapsed {
     let mut groups: HashMap<(PeerId, Direction), HashMap<PeerId, u64>> = HashMap::default();
     for (key, sum) in &sums {
         if let Some(outer) = Outer::of(key, ends) {
@@ -155,7 +152,7 @@ struct Outer {
 }
 
 impl Outer {
-    fn of(key: &Key<'_>, ends: &Endpoints<'_>) -> Option<Self> {
+    fn of(key: &Key, ends: &Endpoints<'_>) -> Option<Self> {
         let (client, server) = (key.client, key.server);
         if address(server, ends).is_some() {
             Some(Self { inner: client, direction: Direction::Out, peer: server })
@@ -200,26 +197,26 @@ fn choose(
 }
 
 /// Ports of each protocol, with the Service through which they are reached.
-type Ports<'k> = HashSet<(Option<ServiceKey<'k>>, Option<u16>, Protocol)>;
+type Ports = HashSet<(Option<ServiceKey>, Option<u16>, Protocol)>;
 /// Edges, and how many addresses are behind those that are shared.
-type Shared<'a> = (HashMap<Key<'a>, Sum<'a>>, HashMap<Key<'a>, u64>);
+type Shared = (HashMap<Key, Sum>, HashMap<Key, u64>);
 
-fn share<'a>(
-    sums: HashMap<Key<'a>, Sum<'a>>,
-    ends: &mut Endpoints<'a>,
+fn share(
+    sums: HashMap<Key, Sum>,
+    ends: &mut Endpoints<'_>,
     kept: &HashMap<(PeerId, Direction), HashSet<PeerId>>,
     limit: usize,
-) -> Shared<'a> {
+) -> Shared {
     let other_end = ends.other_external();
     let other = ends.peer_of(other_end);
-    let shares = |key: &Key<'a>| {
+    let shares = |key: &Key| {
         let outer = Outer::of(key, ends)?;
         let kept = kept.get(&(outer.inner, outer.direction))?;
         (!kept.contains(&outer.peer)).then_some(outer)
     };
     let several_ports = with_too_many_ports(sums.keys().filter_map(|key| Some((shares(key)?, key))), limit);
-    let mut left: HashMap<Key<'a>, Sum<'a>> = HashMap::default();
-    let mut behind: HashMap<Key<'a>, HashSet<PeerId>> = HashMap::default();
+    let mut left: HashMap<Key, Sum> = HashMap::default();
+    let mut behind: HashMap<Key, HashSet<PeerId>> = HashMap::default();
     for (key, mut sum) in sums {
         let Some(outer) = shares(&key) else {
             // A folded row has the key that addresses share.
@@ -246,13 +243,13 @@ fn share<'a>(
 
 /// The peers and directions in which even the shared edges would be more than `limit`, by their ports and Services.
 fn with_too_many_ports<'a, 'k>(
-    sharing: impl Iterator<Item = (Outer, &'k Key<'a>)>,
+    sharing: impl Iterator<Item = (Outer, &'k Key)>,
     limit: usize,
 ) -> HashSet<(PeerId, Direction)>
 where
     'a: 'k,
 {
-    let mut ports: HashMap<(PeerId, Direction), Ports<'_>> = HashMap::default();
+    let mut ports: HashMap<(PeerId, Direction), Ports> = HashMap::default();
     for (outer, key) in sharing {
         ports.entry((outer.inner, outer.direction)).or_default().insert((key.service, key.port, key.protocol));
     }

@@ -10,10 +10,11 @@ use super::{
     Graph, Known, KnownConnections, Options,
     candidates::Candidates,
     edges::{edge_key, edges},
-    endpoints::{EndpointId, Endpoints, PeerId},
+    endpoints::Endpoints,
     external_peers::Choice,
     key::{Key, ServiceKey},
     matching::Found,
+    names::{EndpointId, Names, PeerId},
     nodes::Nodes,
     observed::{ClientFlow, Fresh, Measured, ServerFlow, Tuple, client_flow, server_flow},
     path::{Call, Path},
@@ -39,11 +40,11 @@ pub(super) struct Join<'a> {
     pub(super) server_flows: Vec<ServerFlow<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
-    candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey<'a>), Rc<Candidates<'a>>>,
-    pub(super) sums: Sums<'a>,
+    candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey), Rc<Candidates<'a>>>,
+    pub(super) sums: Sums,
     pub(super) forgotten: KnownConnections,
     /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
-    pub(super) forgotten_by_servers: HashMap<(Key<'a>, &'a str), u64>,
+    pub(super) forgotten_by_servers: HashMap<(Key, Box<str>), u64>,
     pub(super) placed: &'a std::collections::HashMap<EdgeKey, EdgeCounters>,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
@@ -57,7 +58,7 @@ impl<'a> Join<'a> {
         options: &Options,
         known: &'a Known,
     ) -> Self {
-        let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory));
+        let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory), Names::default());
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
         for flow in flows.filter(|flow| flow.totals != FlowTotals::default()) {
             let end = ends.by_cgroup(flow.node, flow.owner);
@@ -167,8 +168,7 @@ impl<'a> Join<'a> {
 
     pub(super) fn finish(mut self, choice: Choice<'_>) -> Graph {
         let (edges, outside) = edges(self.sums, &mut self.ends, choice);
-        let named =
-            |((key, pod), opened): ((Key<'a>, &str), u64)| ((edge_key(&key, &self.ends), pod.to_owned()), opened);
+        let named = |((key, pod), opened): ((Key, Box<str>), u64)| ((edge_key(&key, &self.ends), pod.into()), opened);
         let forgotten_by_servers = self.forgotten_by_servers.into_iter().map(named).collect();
         Graph {
             edges,
@@ -259,21 +259,21 @@ impl<'a> Join<'a> {
     /// Returns the endpoint that answers at a loopback address of the network namespace of `end`.
     pub(super) fn own_loopback(&mut self, node: &'a str, end: EndpointId) -> EndpointId {
         let directory = self.directory;
-        let pod = self.ends.end(end).pod_uid.and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
+        let pod = self.ends.end(end).pod_uid().and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
         match pod {
             Some(pod) => self.ends.pod_netns(pod),
             None => self.ends.node_netns(node),
         }
     }
 
-    pub(super) fn add_from_client(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, counters: &EdgeCounters) {
+    pub(super) fn add_from_client(&mut self, client_flow: &ClientFlow<'a>, key: Key, counters: &EdgeCounters) {
         self.add_part_from_client(client_flow, key, counters, &client_flow.measured, client_flow.live);
     }
 
     pub(super) fn add_part_from_client(
         &mut self,
         client_flow: &ClientFlow<'a>,
-        key: Key<'a>,
+        key: Key,
         counters: &EdgeCounters,
         measured: &Measured,
         live: bool,
@@ -312,16 +312,17 @@ impl<'a> Join<'a> {
     pub(super) fn candidates_of(&mut self, client_flow: &ClientFlow<'a>) -> Option<Rc<Candidates<'a>>> {
         let Tuple { server, port, protocol, .. } = client_flow.tuple;
         let called = self.directory.service_at(server, (port, protocol), client_flow.at)?;
-        let key = (server, port, protocol, ServiceKey { service: called.service, port: called.port });
+        let service = ServiceKey { service: self.ends.service_id(called.service), port: called.port };
+        let key = (server, port, protocol, service);
         if let Some(known) = self.candidates.get(&key) {
             return Some(Rc::clone(known));
         }
-        let found = Rc::new(self.resolve(&called, protocol));
+        let found = Rc::new(self.resolve(service, &called, protocol));
         self.candidates.insert(key, Rc::clone(&found));
         Some(found)
     }
 
-    fn resolve(&mut self, called: &CalledService<'a>, protocol: Protocol) -> Candidates<'a> {
+    fn resolve(&mut self, service: ServiceKey, called: &CalledService<'a>, protocol: Protocol) -> Candidates<'a> {
         let directory = self.directory;
         let mut peers: HashSet<(PeerId, u16)> = HashSet::default();
         let (mut observed, mut heard) = (true, None);
@@ -341,7 +342,7 @@ impl<'a> Join<'a> {
             peers.insert((self.ends.peer_of(end), backend.port));
         }
         Candidates {
-            service: ServiceKey { service: called.service, port: called.port },
+            service,
             backends,
             only: if peers.len() == 1 { peers.into_iter().next() } else { None },
             observed,
@@ -372,7 +373,10 @@ impl<'a> Join<'a> {
         let Some(pods) = candidates.backends.get(&(server_flow.tuple.server, server_flow.tuple.port)) else {
             return false;
         };
-        self.ends.end(server_flow.end).pod_uid.is_none_or(|uid| pods.iter().any(|pod| pod.is_none_or(|pod| pod == uid)))
+        self.ends
+            .end(server_flow.end)
+            .pod_uid()
+            .is_none_or(|uid| pods.iter().any(|pod| pod.is_none_or(|pod| pod == uid)))
     }
 
     /// The servers' flows that saw the client's address and belong to the Service's backends, in order.

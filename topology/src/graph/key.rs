@@ -1,21 +1,21 @@
 //! Keys of edges in the making.
 
-use super::endpoints::PeerId;
-use crate::{entity::ServiceRef, flow::Protocol};
+use super::names::{PeerId, ServiceId};
+use crate::flow::Protocol;
 
-/// A Service's port, by reference.
+/// A Service's port, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct ServiceKey<'a> {
-    pub service: &'a ServiceRef,
+pub(super) struct ServiceKey {
+    pub service: ServiceId,
     pub port: u16,
 }
 
 /// An edge's key, by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key<'a> {
+pub(super) struct Key {
     pub client: PeerId,
     pub server: PeerId,
-    pub service: Option<ServiceKey<'a>>,
+    pub service: Option<ServiceKey>,
     pub port: Option<u16>,
     pub protocol: Protocol,
 }

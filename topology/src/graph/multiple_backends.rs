@@ -89,7 +89,7 @@ impl<'a> Join<'a> {
         if left == EdgeCounters::default() {
             return;
         }
-        let server = self.ends.service(candidates.service.service);
+        let server = self.ends.service_peer(candidates.service.service);
         let key = Key {
             client: self.ends.peer_of(client_flow.end),
             server,

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use super::{
     address_reuse::window,
     candidates::Candidates,
-    endpoints::PeerId,
     join::Join,
     key::{Key, ServiceKey},
+    names::PeerId,
     observed::{ClientFlow, Fresh, ServerFlow, Span},
 };
 use crate::{count, directory::Owner, edge::EdgeCounters};
@@ -19,7 +19,7 @@ impl<'a> Join<'a> {
     pub(super) fn divide_by_nat_peers(
         &mut self,
         client_flow: &ClientFlow<'a>,
-        service: Option<ServiceKey<'a>>,
+        service: Option<ServiceKey>,
         left: &mut EdgeCounters,
     ) {
         let window = window(client_flow.parts, client_flow.span);

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Options, endpoints::EndpointId, key::Key};
+use super::{Options, key::Key, names::EndpointId};
 use crate::{
     count,
     edge::{EdgeCounters, Times},
@@ -139,8 +139,8 @@ pub(super) struct ClientFlow<'a> {
 
 /// A client's flow that is the other end of a server's: who it is, on which edge.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Explanation<'a> {
-    pub(super) key: Key<'a>,
+pub(super) struct Explanation {
+    pub(super) key: Key,
     pub(super) client: EndpointId,
     /// True if the client's agent scans at intervals: it may never report the server's additional connections.
     pub(super) sampled: bool,
@@ -174,7 +174,7 @@ pub(super) struct ServerFlow<'a> {
     /// A client's flow has been found, even if it does not count as much.
     pub(super) explained: bool,
     /// Those that were, where it is known who they are.
-    pub(super) explanations: Vec<Explanation<'a>>,
+    pub(super) explanations: Vec<Explanation>,
     pub(super) first_seen: SystemTime,
     pub(super) fresh: Fresh,
     pub(super) span: Span,
@@ -190,7 +190,7 @@ pub(super) struct ServerFlow<'a> {
 
 impl<'a> ServerFlow<'a> {
     /// A client's flow on this edge is the other end of so many connections.
-    pub(super) fn explain(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, opened: u64) {
+    pub(super) fn explain(&mut self, client_flow: &ClientFlow<'a>, key: Key, opened: u64) {
         self.explanations.push(Explanation {
             key,
             client: client_flow.end,
@@ -201,8 +201,8 @@ impl<'a> ServerFlow<'a> {
     }
 
     /// Of several clients' flows that are the other end, the last one that counts anything.
-    pub(super) fn explanation(&self) -> Option<&Explanation<'a>> {
-        let counts = |by: &&Explanation<'a>| by.opened > 0;
+    pub(super) fn explanation(&self) -> Option<&Explanation> {
+        let counts = |by: &&Explanation| by.opened > 0;
         self.explanations.iter().rfind(counts).or(self.explanations.last())
     }
 

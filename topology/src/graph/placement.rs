@@ -5,42 +5,45 @@ use crate::hash::HashMap;
 
 use super::{
     edges::edge_key,
-    endpoints::EndpointId,
     join::Join,
     key::{Key, ServiceKey},
+    names::EndpointId,
     observed::{Explanation, ServerFlow},
 };
-use crate::edge::{EdgeCounters, EdgeKey};
+use crate::{
+    edge::{EdgeCounters, EdgeKey},
+    entity::ServicePortRef,
+};
 
 /// Connections that only a server has counted.
 pub(super) struct Surplus<'a, 'f> {
     pub(super) server_flow: &'f ServerFlow<'a>,
     /// The client's flow that explains others of the server's connections, if any.
-    pub(super) by: Option<Explanation<'a>>,
+    pub(super) by: Option<Explanation>,
     /// Client by the address that the server saw.
     pub(super) client: EndpointId,
     /// Key of the edge without a Service, which stands for all edges between these peers.
-    pub(super) direct: Key<'a>,
+    pub(super) direct: Key,
     pub(super) part: EdgeCounters,
     pub(super) live: bool,
 }
 
-impl<'a> Surplus<'a, '_> {
+impl Surplus<'_, '_> {
     /// Returns the key of the edge that these connections belong to, as far as agents know.
-    fn key(&self) -> Key<'a> {
+    fn key(&self) -> Key {
         self.by.map_or(self.direct, |by| by.key)
     }
 }
 
 /// Edges between the same peers, each with the part of it that only servers had counted when it was shown last.
-type Places<'a> = Vec<(Key<'a>, EdgeCounters)>;
+type Places = Vec<(Key, EdgeCounters)>;
 
 impl<'a> Join<'a> {
     /// Adds connections that only servers counted to the edges on which they were shown before, and the others to the edges
     /// of the clients' flows that explain others of a server's connections.
     pub(super) fn place_all(&mut self, surplus: Vec<Surplus<'a, '_>>) {
         let mut places = self.places(&surplus);
-        let mut groups: HashMap<Key<'a>, Vec<Surplus<'a, '_>>> = HashMap::default();
+        let mut groups: HashMap<Key, Vec<Surplus<'a, '_>>> = HashMap::default();
         for surplus in surplus {
             if places.contains_key(&surplus.direct) {
                 groups.entry(surplus.direct).or_default().push(surplus);
@@ -55,7 +58,7 @@ impl<'a> Join<'a> {
 
     /// Returns the edges on which such connections were shown, by their edge without a Service. Those that a client's agent
     /// has counted connections of come first.
-    fn places(&self, surplus: &[Surplus<'a, '_>]) -> HashMap<Key<'a>, Places<'a>> {
+    fn places(&mut self, surplus: &[Surplus<'a, '_>]) -> HashMap<Key, Places> {
         let mut places = HashMap::default();
         if self.placed.is_empty() || surplus.is_empty() {
             return places;
@@ -64,13 +67,18 @@ impl<'a> Join<'a> {
         shown.sort_unstable_by_key(|(key, _)| *key);
         let mut by_direct: HashMap<EdgeKey, Vec<_>> = HashMap::default();
         for (key, part) in shown {
-            let service = key.service.as_ref().map(|it| ServiceKey { service: &it.service, port: it.port });
-            by_direct.entry(key.direct()).or_default().push((service, *part));
+            by_direct.entry(key.direct()).or_default().push((key.service.as_ref(), *part));
         }
         for direct in surplus.iter().map(|surplus| surplus.direct) {
             let Some(found) = by_direct.remove(&edge_key(&direct, &self.ends)) else { continue };
-            let mut found: Places<'a> =
-                found.into_iter().map(|(service, part)| (Key { service, ..direct }, part)).collect();
+            let mut key = |service: &ServicePortRef| ServiceKey {
+                service: self.ends.service_id(&service.service),
+                port: service.port,
+            };
+            let mut found: Places = found
+                .into_iter()
+                .map(|(service, part)| (Key { service: service.map(&mut key), ..direct }, part))
+                .collect();
             found.sort_by_key(|(key, _)| !self.is_clients(key));
             places.insert(direct, found);
         }
@@ -81,7 +89,7 @@ impl<'a> Join<'a> {
     /// likely to belong to.
     ///
     /// Invariant: an edge that keeps its connections keeps their bytes.
-    fn place(&mut self, surplus: &[Surplus<'a, '_>], mut places: Places<'a>) {
+    fn place(&mut self, surplus: &[Surplus<'a, '_>], mut places: Places) {
         let all = sum(surplus.iter().map(|surplus| &surplus.part));
         let fits = all.opened >= sum(places.iter().map(|(_, part)| part)).opened;
         let is_estimate = surplus.iter().any(|surplus| surplus.server_flow.has_shared_bytes);
@@ -127,12 +135,12 @@ impl<'a> Join<'a> {
     }
 
     /// Returns whether a client's agent has counted connections of an edge.
-    fn is_clients(&self, key: &Key<'a>) -> bool {
+    fn is_clients(&self, key: &Key) -> bool {
         self.sums.by_key.get(key).is_some_and(|sum| sum.client_seen || sum.both_seen)
     }
 
     /// Adds a part of what only a server counted to an edge between these peers.
-    fn add_to_edge(&mut self, key: Key<'a>, surplus: &Surplus<'a, '_>, part: &EdgeCounters) {
+    fn add_to_edge(&mut self, key: Key, surplus: &Surplus<'a, '_>, part: &EdgeCounters) {
         match surplus.by {
             Some(by) if self.is_clients(&key) => {
                 self.add_surplus(surplus.server_flow, &Explanation { key, ..by }, part, surplus.live);

@@ -67,7 +67,7 @@ impl RewrittenSources {
         {
             return Vec::new();
         }
-        let own_pod = join.ends.end(client_flow.end).pod_uid;
+        let own_pod = join.ends.end(client_flow.end).pod_uid();
         let mut found: Vec<usize> = candidates
             .backends
             .keys()
@@ -78,7 +78,9 @@ impl RewrittenSources {
             .filter(|index| {
                 let server_flow = &join.server_flows[*index];
                 let fits = match by {
-                    RewrittenSource::Hairpin => own_pod.is_some() && join.ends.end(server_flow.end).pod_uid == own_pod,
+                    RewrittenSource::Hairpin => {
+                        own_pod.is_some() && join.ends.end(server_flow.end).pod_uid() == own_pod
+                    }
                     RewrittenSource::Masquerade => {
                         let behind = join.ends.nodes.of(server_flow.tuple.client);
                         behind.is_some() && (none_matched || behind == at_node)

@@ -25,7 +25,7 @@ impl<'a> Join<'a> {
 
     /// A backend has seen (a part of) a flow whose edge is known already. `certain`: whether it can have been no other.
     /// Returns how many connections.
-    fn note_backend(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, found: &Found, certain: bool) -> u64 {
+    fn note_backend(&mut self, client_flow: &ClientFlow<'a>, key: Key, found: &Found, certain: bool) -> u64 {
         let server_flow = &mut self.server_flows[found.server_flow];
         let took = server_flow.take_of(found.opened, client_flow);
         let taken = took.counters;
@@ -69,7 +69,7 @@ impl<'a> Join<'a> {
 
     /// Takes a backend's counts of a flow that another, unobserved backend may also have served, so that they add no
     /// other edge. Returns the number of connections.
-    fn take_uncertain(&mut self, client_flow: &ClientFlow<'a>, key: Key<'a>, found: &Found) -> u64 {
+    fn take_uncertain(&mut self, client_flow: &ClientFlow<'a>, key: Key, found: &Found) -> u64 {
         let server_flow = &mut self.server_flows[found.server_flow];
         let taken = server_flow.take(found.opened, Some(client_flow.end)).counters;
         let sum = self.sums.at(key);
@@ -78,7 +78,7 @@ impl<'a> Join<'a> {
         taken.opened
     }
 
-    pub(super) fn key_of_only(&self, client_flow: &ClientFlow<'a>, candidates: &Candidates<'a>) -> Option<Key<'a>> {
+    pub(super) fn key_of_only(&self, client_flow: &ClientFlow<'a>, candidates: &Candidates<'a>) -> Option<Key> {
         let (server, port) = candidates.only?;
         Some(Key {
             client: self.ends.peer_of(client_flow.end),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{endpoints::EndpointId, key::Key, observed::Measured};
+use super::{key::Key, names::EndpointId, observed::Measured};
 use crate::{
     count,
     edge::{EdgeCounters, Seen, Times},
@@ -21,7 +21,7 @@ pub(super) struct EndpointSum {
 /// An edge in the making.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
-pub(super) struct Sum<'a> {
+pub(super) struct Sum {
     pub counters: EdgeCounters,
     /// The part of it that no client's flow has counted.
     pub from_servers: EdgeCounters,
@@ -45,14 +45,14 @@ pub(super) struct Sum<'a> {
     pub(super) rtt_by_clients: RttHistogram,
     pub(super) rtt_by_servers: RttHistogram,
     /// DNS names that led to the server's address, where there were several.
-    pub dns_names: BTreeSet<&'a String>,
+    pub dns_names: BTreeSet<String>,
     pub(super) clients: BTreeMap<EndpointId, EndpointSum>,
     pub(super) servers: BTreeMap<EndpointId, EndpointSum>,
     pub(super) clients_from_servers: BTreeMap<EndpointId, EndpointSum>,
     pub(super) servers_from_servers: BTreeMap<EndpointId, EndpointSum>,
 }
 
-impl Sum<'_> {
+impl Sum {
     pub(super) fn add_methods(&mut self, methods: Methods) {
         self.methods = self.methods.union(methods);
     }
@@ -160,12 +160,12 @@ fn merge_to(parts: &mut BTreeMap<EndpointId, EndpointSum>, end: EndpointId) {
 
 /// All edges in the making.
 #[derive(Debug, Default)]
-pub(super) struct Sums<'a> {
-    pub(super) by_key: HashMap<Key<'a>, Sum<'a>>,
+pub(super) struct Sums {
+    pub(super) by_key: HashMap<Key, Sum>,
 }
 
-impl<'a> Sums<'a> {
-    pub(super) fn at(&mut self, key: Key<'a>) -> &mut Sum<'a> {
+impl Sums {
+    pub(super) fn at(&mut self, key: Key) -> &mut Sum {
         self.by_key.entry(key).or_default()
     }
 }

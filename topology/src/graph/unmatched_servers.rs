@@ -2,9 +2,9 @@
 
 use super::{
     edges::edge_key,
-    endpoints::EndpointId,
     join::Join,
     key::Key,
+    names::EndpointId,
     observed::{Explanation, ServerFlow},
     placement::Surplus,
     shares::share_out,
@@ -110,9 +110,9 @@ impl<'a> Join<'a> {
 
     /// The edge of a client's flow that explains a part of what the server has counted, if that client is this owner:
     /// the rest of the owner's is there, too.
-    fn edge_of(&self, server_flow: &ServerFlow<'a>, owner: &Owner<'a>) -> Option<Explanation<'a>> {
-        let is_owners = |by: &&Explanation<'a>| match owner {
-            Owner::Pod(pod) => self.ends.end(by.client).pod_uid == Some(pod.uid.as_str()),
+    fn edge_of(&self, server_flow: &ServerFlow<'a>, owner: &Owner<'a>) -> Option<Explanation> {
+        let is_owners = |by: &&Explanation| match owner {
+            Owner::Pod(pod) => self.ends.end(by.client).pod_uid() == Some(pod.uid.as_str()),
             Owner::NoPod => by.sampled && !by.translated,
             Owner::Contested | Owner::Unknown => false,
         };
@@ -124,7 +124,7 @@ impl<'a> Join<'a> {
     pub(super) fn add_surplus(
         &mut self,
         server_flow: &ServerFlow<'a>,
-        by: &Explanation<'a>,
+        by: &Explanation,
         part: &EdgeCounters,
         live: bool,
     ) {
@@ -137,7 +137,7 @@ impl<'a> Join<'a> {
     fn note_forgotten(&mut self, server_flows: &[ServerFlow<'a>]) {
         for server_flow in server_flows.iter().filter(|server_flow| server_flow.forgotten > 0) {
             let client = self.client_of(server_flow);
-            let (direct, pod) = (self.direct_key(server_flow, client), self.ends.end(server_flow.end).pod);
+            let (direct, pod) = (self.direct_key(server_flow, client), self.ends.end(server_flow.end).pod.clone());
             let sum = self.forgotten_by_servers.entry((direct, pod)).or_default();
             *sum = count::add(*sum, server_flow.forgotten);
         }
@@ -152,7 +152,7 @@ impl<'a> Join<'a> {
         let (client, server) = (self.ends.peer_of(client_end), self.ends.peer_of(server_flow.end));
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
         let at = (server_flow.tuple.port, server_flow.tuple.protocol);
-        let pod = self.ends.end(server_flow.end).pod;
+        let pod = &self.ends.end(server_flow.end).pod;
         let (taken, is_exact) = self.forgotten.take((client, server, at), pod, to_any, server_flow.left.opened);
         if taken.opened > 0 && is_exact {
             server_flow.take_known(&taken, client_end);
@@ -210,7 +210,7 @@ impl<'a> Join<'a> {
     }
 
     /// Returns the key of the edge without a Service.
-    fn direct_key(&self, server_flow: &ServerFlow<'a>, client_end: EndpointId) -> Key<'a> {
+    fn direct_key(&self, server_flow: &ServerFlow<'a>, client_end: EndpointId) -> Key {
         Key {
             client: self.ends.peer_of(client_end),
             server: self.ends.peer_of(server_flow.end),
@@ -232,7 +232,7 @@ impl<'a> Join<'a> {
 
     pub(super) fn add_at(
         &mut self,
-        key: Key<'a>,
+        key: Key,
         server_flow: &ServerFlow<'a>,
         client_end: EndpointId,
         part: &EdgeCounters,
