@@ -13,7 +13,6 @@ mod placements;
 mod settlement;
 
 use std::{
-    borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, HashMap, hash_map::Entry},
     time::{Duration, SystemTime},
@@ -27,9 +26,9 @@ use self::{
 use crate::{
     activity, count,
     counts::{Counts, Earlier},
-    directory::Directory,
+    directory::{Directory, Revision},
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Seen, Times},
-    graph::{self, Graph, Known, KnownConnections, Options, Outside},
+    graph::{self, Graph, IncrementalJoin, Known, KnownConnections, Options, Outside, Perspective},
     ledger::{Ledger, Retirement},
 };
 
@@ -46,7 +45,7 @@ pub struct Published {
 }
 
 /// History to add to the graph of the ledger's flows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Archive {
     /// History of flows that the ledger has evicted.
     retired: HashMap<EdgeKey, EvictedCounts>,
@@ -54,6 +53,10 @@ pub struct Archive {
     /// External addresses with edges of their own.
     outside: Outside,
     placements: Placements,
+    join: IncrementalJoin,
+    join_anew: IncrementalJoin,
+    /// The directory without what was removed, and the revision of the whole one.
+    present: Option<(Revision, Directory)>,
 }
 
 /// Counts and times of an edge from flows that the ledger has dropped.
@@ -79,6 +82,20 @@ struct PublishedHistory {
     from_servers: HashMap<EdgeKey, EdgeCounters>,
     /// Counters on edges with an unnamed end that were published under a name.
     under_a_name: HashMap<EdgeKey, EdgeCounters>,
+}
+
+impl Default for Archive {
+    fn default() -> Self {
+        Self {
+            retired: HashMap::new(),
+            before: None,
+            outside: Outside::default(),
+            placements: Placements::default(),
+            join: IncrementalJoin::new(Perspective::Ledger),
+            join_anew: IncrementalJoin::new(Perspective::Agents),
+            present: None,
+        }
+    }
 }
 
 impl Archive {
@@ -185,7 +202,8 @@ impl Archive {
     /// Invariants: it changes nothing, and the same input makes the same graph, each edge once.
     #[must_use]
     pub fn build(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-        let mut graph = graph::build_with(ledger, directory, options, &self.known_before());
+        let known = self.known_before();
+        let mut graph = self.join.build(ledger, directory, directory, options, &known);
         if !self.retired.is_empty() {
             let mut parts = Parts::of(&mut graph.edges);
             for (key, retired) in &self.retired {
@@ -205,7 +223,7 @@ impl Archive {
         self.outside.clone_from(&graph.outside);
         let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
         if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
-            let anew = reported_anew(&graph, ledger, directory, options.now);
+            let anew = self.reported_anew(&graph, ledger, directory, options.now);
             graph.earlier = earlier::earlier(&graph, &anew, self.before.as_ref().map(|before| &before.edges));
             if let Some(before) = self.before.as_ref().filter(|before| !before.is_settled()) {
                 graph.earlier.extend(before.still_earlier());
@@ -214,6 +232,23 @@ impl Archive {
         }
         raise(&mut graph.edges, lacking);
         graph
+    }
+
+    /// Has the next graph joined from all flows, not only from those that have changed.
+    ///
+    /// Invariant: no graph changes by it.
+    pub fn forget_joins(&mut self) {
+        self.join = IncrementalJoin::new(Perspective::Ledger);
+        self.join_anew = IncrementalJoin::new(Perspective::Agents);
+        self.present = None;
+    }
+
+    /// Makes the graph that an operator would learn from the agents if it began now.
+    fn reported_anew(&mut self, graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
+        let placed = placements::parts(&graph.edges);
+        let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
+        let present = present(&mut self.present, directory, now);
+        self.join_anew.build(ledger, present, directory, &everything(now), &known)
     }
 
     /// Makes the graph as [`Archive::build`], to be shown: what only servers have counted stays on its edges.
@@ -514,14 +549,21 @@ fn everything(now: SystemTime) -> Options {
     Options { now, settle: Duration::ZERO, retention: Duration::MAX, max_external: usize::MAX }
 }
 
-/// Makes the graph that an operator would learn from the agents if it began now.
-fn reported_anew(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
-    // It would not know those who are gone either.
-    let mut present = Cow::Borrowed(directory);
-    if directory.has_removed() {
-        present.to_mut().forget_removed(now, Duration::ZERO);
+/// Returns a directory without what was removed. Keeps it until the directory changes.
+fn present<'a>(
+    kept: &'a mut Option<(Revision, Directory)>,
+    directory: &'a Directory,
+    now: SystemTime,
+) -> &'a Directory {
+    if !directory.has_removed() {
+        *kept = None;
+        return directory;
     }
-    let placed = placements::parts(&graph.edges);
-    let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
-    graph::build_from_agents(ledger, &present, &everything(now), &known)
+    let is_kept = kept.as_ref().is_some_and(|(revision, _)| revision == directory.revision());
+    if !is_kept {
+        let mut present = directory.clone();
+        present.forget_removed(now, Duration::ZERO);
+        *kept = Some((directory.revision().clone(), present));
+    }
+    kept.as_ref().map_or(directory, |(_, present)| present)
 }

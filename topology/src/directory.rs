@@ -2,6 +2,7 @@
 //!
 //! Removed entries are kept for a while, so that a pod that lived for a second keeps its name.
 
+mod changes;
 mod own_networks;
 mod pod_networks;
 mod services;
@@ -12,9 +13,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(crate) use self::own_networks::is_special;
+use self::{changes::Changes, pod_networks::PodNetworks, services::Services};
+pub(crate) use self::{
+    changes::{Change, Revision},
+    own_networks::is_special,
+};
 pub use self::{own_networks::OwnNetworks, services::CalledService};
-use self::{pod_networks::PodNetworks, services::Services};
 use crate::{
     clock::NodeClock,
     entity::{Node, Pod, PodLifetime, Service, ServiceRef},
@@ -44,6 +48,7 @@ pub struct Directory {
     pod_networks: PodNetworks,
     node_by_ip: HashMap<IpAddr, String>,
     external_groups: ExternalGroups,
+    changes: Changes,
 }
 
 #[derive(Clone, Debug)]
@@ -123,7 +128,8 @@ impl Directory {
             }
             None => None,
         };
-        self.ownership.observe(&pod, now);
+        self.note_pod(&pod);
+        self.observe(&pod, now);
         self.unindex_pod(&pod.uid.clone());
         for id in pod.containers.keys() {
             self.pod_by_container.insert(id.clone(), pod.uid.clone());
@@ -145,6 +151,8 @@ impl Directory {
             self.pod_by_node_uid.remove(&former);
         }
         self.pod_by_node_uid.insert(node_uid.to_owned(), uid.to_owned());
+        self.changes.note(Change::Pod(uid.to_owned()));
+        self.changes.note(Change::Pod(node_uid.to_owned()));
         true
     }
 
@@ -154,7 +162,30 @@ impl Directory {
     pub fn note_life(&mut self, uid: &str, life: PodLifetime, ended: bool, now: SystemTime) {
         if let Some(record) = self.pods.get_mut(uid) {
             (record.pod.life, record.pod.ended) = (life, ended);
-            self.ownership.observe(&record.pod, now);
+            let pod = record.pod.clone();
+            self.observe(&pod, now);
+        }
+    }
+
+    /// Records that a pod has its addresses at `now`.
+    fn observe(&mut self, pod: &Pod, now: SystemTime) {
+        if self.ownership.observe(pod, now) {
+            self.changes.note(Change::Everything);
+        }
+        self.note_addresses(&pod.uid);
+    }
+
+    /// Notes that the directory says something else of a pod and its addresses than before.
+    fn note_pod(&mut self, pod: &Pod) {
+        for id in pod.containers.keys().chain([&pod.uid]) {
+            self.changes.note(Change::Pod(id.clone()));
+        }
+        self.note_addresses(&pod.uid);
+    }
+
+    fn note_addresses(&mut self, uid: &str) {
+        for ip in self.ownership.addresses_of(uid) {
+            self.changes.note(Change::Address(*ip));
         }
     }
 
@@ -167,7 +198,9 @@ impl Directory {
             return false;
         }
         record.removed = Some(now);
+        let pod = record.pod.clone();
         self.ownership.remove(uid, now);
+        self.note_pod(&pod);
         self.removed_pods.insert((now, uid.to_owned()));
         while self.removed_pods.len() > MAX_REMOVED_PODS {
             let Some((_, oldest)) = self.removed_pods.first().cloned() else { break };
@@ -177,7 +210,12 @@ impl Directory {
     }
 
     fn forget_pod(&mut self, uid: &str) {
-        self.unindex_pod(uid);
+        if let Some(record) = self.unindex_pod(uid) {
+            self.note_pod(&record.pod);
+            if let Some(node_uid) = record.node_uid {
+                self.changes.note(Change::Pod(node_uid));
+            }
+        }
         self.ownership.forget(uid);
     }
 
@@ -203,13 +241,21 @@ impl Directory {
     ///
     /// Invariant: a removed backend stays known as a former one.
     pub fn upsert_service(&mut self, service: Service, now: SystemTime) -> bool {
-        self.services.upsert(service, now)
+        let name = service.name.clone();
+        let before = self.services.changes_of(&name);
+        let is_news = self.services.upsert(service, now);
+        if is_news {
+            self.note_all(before);
+            self.note_all(self.services.changes_of(&name));
+        }
+        is_news
     }
 
     /// Removes a Service. Its addresses lead to it until another Service has them. Returns whether it was present.
     ///
     /// Invariant: it is removed once only.
     pub fn remove_service(&mut self, name: &ServiceRef, now: SystemTime) -> bool {
+        self.note_all(self.services.changes_of(name));
         self.services.remove(name, now)
     }
 
@@ -219,6 +265,7 @@ impl Directory {
             return false;
         }
         self.remove_node(&node.name.clone());
+        self.changes.note(Change::Everything);
         for ip in &node.ips {
             self.node_by_ip.insert(*ip, node.name.clone());
         }
@@ -232,6 +279,7 @@ impl Directory {
     /// Invariant: it is removed once only; none of its addresses leads to it any more.
     pub fn remove_node(&mut self, name: &str) -> bool {
         let Some(node) = self.nodes.remove(name) else { return false };
+        self.changes.note(Change::Everything);
         self.clocks.remove(name);
         self.pod_networks.remove(&node);
         for ip in &node.ips {
@@ -253,7 +301,44 @@ impl Directory {
             }
             self.forget_pod(&uid);
         }
-        self.services.forget_removed(expired);
+        let changes = self.services.forget_removed(expired);
+        self.note_all(changes);
+    }
+
+    fn note_all(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            self.changes.note(change);
+        }
+    }
+
+    /// Returns the present revision, for [`Self::changes_since`].
+    pub(crate) fn revision(&self) -> &Revision {
+        self.changes.revision()
+    }
+
+    /// Returns what the directory says differently since a revision; `None` if that is not known.
+    ///
+    /// Invariant: questions about other pods, addresses and ports have the same answers as then.
+    pub(crate) fn changes_since(&self, revision: &Revision) -> Option<impl Iterator<Item = &Change>> {
+        self.changes.since(revision)
+    }
+
+    /// Returns all pods that are known to have held an address at any time.
+    pub(crate) fn holders(&self, ip: IpAddr) -> impl Iterator<Item = &Pod> {
+        self.ownership.holders(ip).filter_map(|uid| self.pods.get(uid)).map(|record| &record.pod)
+    }
+
+    /// Returns all Services to which an address and port lead or led.
+    pub(crate) fn services_at(&self, ip: IpAddr, port: (u16, Protocol)) -> Vec<CalledService<'_>> {
+        self.services.all_at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port)
+    }
+
+    /// Returns the first moment after `now` at which the answer of [`Self::owner_between`] for the present, or for a time
+    /// that ends with it, may change without a further event.
+    ///
+    /// Invariant: it is later than `now`.
+    pub(crate) fn next_change_of_owner(&self, ip: IpAddr, now: SystemTime) -> Option<SystemTime> {
+        self.ownership.next_change(ip, now, self.clock())
     }
 
     /// Returns whether removed entries are still kept.
@@ -281,6 +366,7 @@ impl Directory {
     ///
     /// Invariant: [`Self::has_clock`] is true of it then.
     pub fn set_clock(&mut self, node: &str, clock: NodeClock) {
+        self.changes.note(Change::Everything);
         self.clocks.insert(node.to_owned(), clock);
     }
 
@@ -387,6 +473,9 @@ impl Directory {
     /// Sets the names of external addresses. Returns whether they changed.
     pub fn name_external_groups(&mut self, groups: ExternalGroups) -> bool {
         let is_news = self.external_groups != groups;
+        if is_news {
+            self.changes.note(Change::Everything);
+        }
         self.external_groups = groups;
         is_news
     }
@@ -400,7 +489,8 @@ impl Directory {
     /// Returns the current and recent endpoints of the API servers: the backends of the Service `default/kubernetes`.
     #[must_use]
     pub fn api_servers(&self) -> BTreeSet<(IpAddr, u16)> {
-        let name = ServiceRef { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
+        let (namespace, name) = services::API_SERVER;
+        let name = ServiceRef { namespace: namespace.to_owned(), name: name.to_owned() };
         let backends = self.services.backends(&name);
         backends.map(|backend| (backend.ip, backend.port)).collect()
     }

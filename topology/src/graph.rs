@@ -9,6 +9,7 @@ mod candidates;
 mod edges;
 mod endpoints;
 mod external_peers;
+mod incremental;
 mod join;
 mod key;
 mod known_connections;
@@ -18,6 +19,7 @@ mod names;
 mod nat_peers;
 mod nodes;
 mod observed;
+mod partition;
 mod path;
 mod placement;
 mod rewritten_source;
@@ -32,6 +34,7 @@ use std::{
 };
 
 use self::external_peers::Choice;
+pub(crate) use self::incremental::{IncrementalJoin, Perspective};
 pub use self::{
     external_peers::{Direction, Outside},
     known_connections::KnownConnections,
@@ -133,7 +136,7 @@ fn join<'a>(
     options: &Options,
     known: &'a Known,
 ) -> Graph {
-    let mut join = join::Join::new(flows, ledger, directory, options, known);
-    join.join();
-    join.finish(known.choice(options))
+    let mut join = join::Join::new(ledger, directory, options, known, names::Names::default());
+    let joined = join.join(flows);
+    join.finish(joined, known.choice(options))
 }

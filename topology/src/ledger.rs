@@ -8,6 +8,7 @@ mod account;
 mod epochs;
 mod folded_rows;
 mod node_account;
+mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -16,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub(crate) use self::records::{FlowRecord, NodeRecords, NodeState};
 use self::{
     account::{Account, recent_bytes::RecentBytes},
     node_account::NodeAccount,
@@ -446,19 +448,7 @@ impl Ledger {
     ///
     /// Invariant: each flow once.
     pub fn flows(&self) -> impl Iterator<Item = FlowView<'_>> {
-        self.nodes.iter().flat_map(|(node, account)| {
-            // The agent of a node that returns reports all of it again.
-            let anew = |flow: &Account| if account.gone { flow.totals() } else { flow.anew() };
-            let current = account.flows.iter().map(move |(key, flow)| {
-                let owner = account.owners.get(&key.cgroup_id);
-                account.view(node, owner, key, flow, anew(flow))
-            });
-            let orphaned = account
-                .orphaned
-                .iter()
-                .map(move |(key, owner, flow)| account.view(node, Some(owner), key, flow, FlowTotals::default()));
-            current.chain(orphaned)
-        })
+        self.records().flat_map(NodeRecords::flows).map(|flow| flow.view())
     }
 }
 

@@ -86,11 +86,16 @@ impl Ownership {
     /// A pod in its node's network has no addresses of its own. A pod whose object lists none keeps its earlier ones.
     /// Events may be late or repeated: `now` is an upper bound of their time.
     ///
+    /// Returns whether it is the earliest event, so that the answers for all addresses may change.
+    ///
     /// Invariants: a repeated event changes nothing; at most 64 pods are kept for one address.
-    pub fn observe(&mut self, pod: &Pod, now: SystemTime) {
-        self.since = Some(self.since.map_or(now, |since| since.min(now)));
+    pub fn observe(&mut self, pod: &Pod, now: SystemTime) -> bool {
+        let is_earliest = self.since.is_none_or(|since| now < since);
+        if is_earliest {
+            self.since = Some(now);
+        }
         if pod.host_network || pod.ips.is_empty() {
-            return;
+            return is_earliest;
         }
         let addresses = self.addresses.entry(pod.uid.clone()).or_default();
         let former: Vec<IpAddr> = addresses.iter().filter(|ip| !pod.ips.contains(ip)).copied().collect();
@@ -112,6 +117,7 @@ impl Ownership {
             claim.observe(pod, now);
         }
         self.release(&pod.uid, &former, now);
+        is_earliest
     }
 
     /// Records that a pod, by UID, was gone at `now` at the latest.
@@ -143,6 +149,29 @@ impl Ownership {
                 }
             }
         }
+    }
+
+    /// Returns the addresses that a pod has or had, by its UID.
+    pub(crate) fn addresses_of(&self, pod: &str) -> &[IpAddr] {
+        self.addresses.get(pod).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns the UIDs of all pods that are known to have held an address.
+    pub(crate) fn holders(&self, ip: IpAddr) -> impl Iterator<Item = &str> {
+        self.claims.get(&ip).into_iter().flatten().map(|claim| claim.pod.as_str())
+    }
+
+    /// Returns the first moment after `now` at which [`Self::owner`] may change for the present, or for a time that ends
+    /// with it, without a further event. A pod does not own an address that is used for too long after its end.
+    pub(crate) fn next_change(
+        &self,
+        ip: IpAddr,
+        now: SystemTime,
+        clock: impl Fn(&str) -> NodeClock,
+    ) -> Option<SystemTime> {
+        let ends = self.ranges(ip, clock).into_iter().filter_map(|range| range.ends.1);
+        let changes = ends.flat_map(|end| [INEXACT, MARGIN].map(|late| end + late + Duration::from_nanos(1)));
+        changes.filter(|change| *change > now).min()
     }
 
     /// Returns whether any pod is known to have held the address, at any time.

@@ -256,6 +256,7 @@ fn seven_days_of_workloads_leave_no_memory_behind() {
         *most = IN_USE.load(Ordering::Relaxed).max(*most);
     }
     println!("most bytes in use, by day: {most_by_day:?}; {} edges", cluster.shown.edges.len());
-    let [first, .., last] = most_by_day;
-    assert!(last <= first + first / 8, "{most_by_day:?}");
+    // The list of the directory's latest changes, which is bounded, fills up on the first two days.
+    let [_, second, .., last] = most_by_day;
+    assert!(last <= second + second / 8, "{most_by_day:?}");
 }

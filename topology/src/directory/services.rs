@@ -6,11 +6,15 @@ use std::{
     time::SystemTime,
 };
 
+use super::changes::Change;
 use crate::{
     entity::{Backend, Service, ServicePort, ServiceRef},
     flow::Protocol,
     hash::HashMap,
 };
+
+/// Namespace and name of the Service of the API servers.
+pub(super) const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 /// All Services, by what a flow shows of them.
 #[derive(Clone, Debug, Default)]
@@ -97,8 +101,13 @@ impl Services {
         Some(record)
     }
 
-    /// Forgets Services and backends that have been gone for so long that they are `expired`.
-    pub(super) fn forget_removed(&mut self, expired: impl Fn(SystemTime) -> bool) {
+    /// Forgets Services and backends that have been gone for so long that they are `expired`. Returns what changes by it.
+    pub(super) fn forget_removed(&mut self, expired: impl Fn(SystemTime) -> bool) -> Vec<Change> {
+        let is_concerned = |record: &ServiceRecord| {
+            record.removed.is_some_and(&expired) || record.former_backends.values().any(|removed| expired(*removed))
+        };
+        let changes =
+            self.records.values().filter(|record| is_concerned(record)).flat_map(ServiceRecord::changes).collect();
         let gone: Vec<ServiceRef> = self
             .records
             .iter()
@@ -111,6 +120,12 @@ impl Services {
         for record in self.records.values_mut() {
             record.former_backends.retain(|_, removed| !expired(*removed));
         }
+        changes
+    }
+
+    /// Returns what changes in the directory with a Service.
+    pub(super) fn changes_of(&self, name: &ServiceRef) -> Vec<Change> {
+        self.records.get(name).into_iter().flat_map(ServiceRecord::changes).collect()
     }
 
     /// Returns whether removed entries are still kept.
@@ -147,6 +162,22 @@ impl Services {
         record.called(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
     }
 
+    /// Returns all Services that were ever to be reached at an address and port, as [`Self::at`].
+    pub(super) fn all_at(&self, ip: IpAddr, is_nodes: impl FnOnce() -> bool, port: PortKey) -> Vec<CalledService<'_>> {
+        let records = |names: Option<&'_ BTreeSet<ServiceRef>>| -> Vec<&ServiceRecord> {
+            names.into_iter().flatten().filter_map(|name| self.records.get(name)).collect()
+        };
+        let (number, protocol) = port;
+        let by_address = records(self.by_address.get(&(ip, port)));
+        let by_address =
+            by_address.into_iter().filter_map(|record| record.called(|candidate| key_of(candidate) == port));
+        let by_node_port = self.by_node_port.get(&port).filter(|_| is_nodes());
+        let by_node_port = records(by_node_port).into_iter().filter_map(|record| {
+            record.called(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
+        });
+        by_address.chain(by_node_port).collect()
+    }
+
     fn best(&self, names: Option<&BTreeSet<ServiceRef>>, at: SystemTime) -> Option<&ServiceRecord> {
         let was_there =
             |record: &ServiceRecord| record.since <= at && record.removed.is_none_or(|removed| removed > at);
@@ -158,6 +189,18 @@ impl Services {
 }
 
 impl ServiceRecord {
+    /// Returns what changes in a directory with this Service.
+    fn changes(&self) -> Vec<Change> {
+        if (&*self.service.name.namespace, &*self.service.name.name) == API_SERVER {
+            return vec![Change::Everything];
+        }
+        let ports = self.service.ports.iter();
+        let node_ports = ports.filter_map(|port| Some(Change::NodePort(port.node_port?, port.protocol)));
+        let backends = self.backends().map(|backend| backend.ip);
+        let addresses = self.service.addresses.iter().copied().chain(backends).map(Change::Address);
+        addresses.chain(node_ports).collect()
+    }
+
     /// Of all ports, those included that were there once.
     fn backends(&self) -> impl Iterator<Item = &Backend> {
         let now = self.service.ports.iter().flat_map(|port| &port.backends);

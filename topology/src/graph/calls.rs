@@ -4,9 +4,10 @@ use super::{
     candidates::Candidates,
     join::Join,
     matching::{Count, Found, Matching, Plan},
-    observed::{ClientFlow, Fresh},
+    observed::{ClientFlow, Fresh, ServerFlow},
     path::{Call, Path},
 };
+use crate::hash::HashMap;
 
 impl<'a> Join<'a> {
     /// All clients' flows of which servers' flows, or backends, can be the other end; those of which none can are named by
@@ -42,10 +43,18 @@ impl<'a> Join<'a> {
         let wanted = calls.iter().map(|call| count(call.client_flow, call.client_flow.counters.opened));
         let found: Vec<&[usize]> = calls.iter().map(|call| call.server_flows.as_slice()).collect();
         let direct = calls.iter().take_while(|call| call.path.rank() == 0).count();
+        let server_of = |server_flow: usize| {
+            let ServerFlow { end, tuple, .. } = &self.server_flows[server_flow];
+            (self.ends.peer_of(*end), tuple.port, tuple.protocol)
+        };
+        // Servers in the order of their flows: that of their numbers depends on what was joined before.
+        let mut firsts = HashMap::default();
+        let numbers = if direct < calls.len() { 0..self.server_flows.len() } else { 0..0 };
+        for server_flow in numbers {
+            firsts.entry(server_of(server_flow)).or_insert(server_flow);
+        }
         self.match_up(wanted.collect(), &found, |matching| {
-            matching.plan(direct, |server_flow| {
-                (self.ends.peer_of(self.server_flows[server_flow].end), self.server_flows[server_flow].tuple.port)
-            })
+            matching.plan(direct, |server_flow| firsts.get(&server_of(server_flow)).copied())
         })
     }
 

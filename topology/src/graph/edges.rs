@@ -1,24 +1,29 @@
 //! Makes edges of sums, with the names of their ends.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
     endpoints::Endpoints,
     external_peers::{self, Choice, Collapsed, Outside},
     key::Key,
     names::EndpointId,
-    sums::{EndpointSum, Sum, Sums},
+    sums::{EndpointSum, Sum},
 };
 use crate::{
     count,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, MAX_DNS_NAMES, Peer, Times},
     entity::ServicePortRef,
+    hash::HashMap,
 };
 
 /// The edges that live, by key, and which addresses of the outside have edges of their own.
-pub(super) fn edges(mut sums: Sums, ends: &mut Endpoints<'_>, choice: Choice<'_>) -> (Vec<Edge>, Outside) {
-    sums.by_key.retain(|_, sum| sum.live && sum.counters != EdgeCounters::default());
-    let Collapsed { sums, outside, addresses } = external_peers::collapse(sums.by_key, ends, choice);
+pub(super) fn edges(
+    mut sums: HashMap<Key, Cow<'_, Sum>>,
+    ends: &mut Endpoints<'_>,
+    choice: Choice<'_>,
+) -> (Vec<Edge>, Outside) {
+    sums.retain(|_, sum| sum.live && sum.counters != EdgeCounters::default());
+    let Collapsed { sums, outside, addresses } = external_peers::collapse(sums, ends, choice);
     let other = ends.other_external();
     let other = ends.peer_of(other);
     let count = |key: Key| {

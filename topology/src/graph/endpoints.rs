@@ -74,6 +74,11 @@ impl<'a> Endpoints<'a> {
         self.end(end).peer
     }
 
+    /// Ends with the names that it has given.
+    pub(super) fn into_names(self) -> Names {
+        self.names
+    }
+
     /// Returns the endpoint that owns a cgroup.
     pub(super) fn by_cgroup(&mut self, node: &'a str, owner: Option<&'a CgroupOwner>) -> EndpointId {
         let key = match owner {
@@ -187,6 +192,27 @@ impl<'a> Endpoints<'a> {
             Some(At::Node(node)) => self.node_address(node),
             Some(At::PodNetwork) | None => self.some_pod(ip),
         }
+    }
+
+    pub(super) fn peer_id(&mut self, peer: &Peer) -> PeerId {
+        self.names.peer_id(peer)
+    }
+
+    /// Returns the peer that stands for a node.
+    pub(super) fn node_peer(&mut self, node: &'a str) -> PeerId {
+        let end = self.node_address(node);
+        self.peer_of(end)
+    }
+
+    /// Returns the peers that an address may be of, at any time, apart from those that listen there and external ones.
+    pub(super) fn peers_at(&mut self, ip: IpAddr) -> Vec<PeerId> {
+        let directory = self.directory;
+        let pods: Vec<EndpointId> = directory.holders(ip).map(|pod| self.pod_address(pod)).collect();
+        let node = match self.nodes.at(ip) {
+            Some(At::Node(node)) => Some(self.node_address(node)),
+            Some(At::PodNetwork) | None => None,
+        };
+        pods.into_iter().chain(node).map(|end| self.peer_of(end)).collect()
     }
 
     fn node_address(&mut self, node: &'a str) -> EndpointId {

@@ -1,13 +1,13 @@
 //! Bounds the number of edges to external peers: the busiest addresses of each peer and direction have edges of their
 //! own, and all others share edges.
 
-use std::{cmp::Reverse, net::IpAddr};
+use std::{borrow::Cow, cmp::Reverse, net::IpAddr};
 
 use super::{
     endpoints::Endpoints,
     key::{Key, ServiceKey},
     names::PeerId,
-    sums::Sum,
+    sums::{self, Sum},
 };
 use crate::{
     activity,
@@ -107,15 +107,19 @@ pub(super) struct Choice<'a> {
 }
 
 /// Result of merging addresses into shared edges.
-pub(super) struct Collapsed {
-    pub sums: HashMap<Key, Sum>,
+pub(super) struct Collapsed<'s> {
+    pub sums: HashMap<Key, Cow<'s, Sum>>,
     pub outside: Outside,
     /// Number of addresses behind each shared edge.
     pub addresses: HashMap<Key, u64>,
 }
 
 /// Has addresses share edges where there are too many. All sums stay what they are.
-pub(super) fn collapse(sums: HashMap<Key, Sum>, ends: &mut Endpoints<'_>, choice: Choice<'_>) -> Collapsed {
+pub(super) fn collapse<'s>(
+    sums: HashMap<Key, Cow<'s, Sum>>,
+    ends: &mut Endpoints<'_>,
+    choice: Choice<'_>,
+) -> Collapsed<'s> {
     let mut groups: HashMap<(PeerId, Direction), HashMap<PeerId, u64>> = HashMap::default();
     for (key, sum) in &sums {
         if let Some(outer) = Outer::of(key, ends) {
@@ -199,14 +203,14 @@ fn choose(
 /// Ports of each protocol, with the Service through which they are reached.
 type Ports = HashSet<(Option<ServiceKey>, Option<u16>, Protocol)>;
 /// Edges, and how many addresses are behind those that are shared.
-type Shared = (HashMap<Key, Sum>, HashMap<Key, u64>);
+type Shared<'s> = (HashMap<Key, Cow<'s, Sum>>, HashMap<Key, u64>);
 
-fn share(
-    sums: HashMap<Key, Sum>,
+fn share<'s>(
+    sums: HashMap<Key, Cow<'s, Sum>>,
     ends: &mut Endpoints<'_>,
     kept: &HashMap<(PeerId, Direction), HashSet<PeerId>>,
     limit: usize,
-) -> Shared {
+) -> Shared<'s> {
     let other_end = ends.other_external();
     let other = ends.peer_of(other_end);
     let shares = |key: &Key| {
@@ -215,12 +219,12 @@ fn share(
         (!kept.contains(&outer.peer)).then_some(outer)
     };
     let several_ports = with_too_many_ports(sums.keys().filter_map(|key| Some((shares(key)?, key))), limit);
-    let mut left: HashMap<Key, Sum> = HashMap::default();
+    let mut left: HashMap<Key, Cow<'s, Sum>> = HashMap::default();
     let mut behind: HashMap<Key, HashSet<PeerId>> = HashMap::default();
     for (key, mut sum) in sums {
         let Some(outer) = shares(&key) else {
             // A folded row has the key that addresses share.
-            left.entry(key).or_default().merge(sum);
+            sums::add(&mut left, key, sum);
             continue;
         };
         let mut whole = match outer.direction {
@@ -231,10 +235,10 @@ fn share(
             (whole.port, whole.service) = (None, None);
         }
         match outer.direction {
-            Direction::Out => sum.merge_servers_to(other_end),
-            Direction::In => sum.merge_clients_to(other_end),
+            Direction::Out => sum.to_mut().merge_servers_to(other_end),
+            Direction::In => sum.to_mut().merge_clients_to(other_end),
         }
-        left.entry(whole).or_default().merge(sum);
+        sums::add(&mut left, whole, sum);
         behind.entry(whole).or_default().insert(outer.peer);
     }
     let addresses = behind.into_iter().map(|(key, peers)| (key, peers.len() as u64)).collect();

@@ -4,7 +4,7 @@
 //! backends with the client's address. A single backend is certain; otherwise the servers' counts divide the flow. If
 //! the client's address was rewritten, only counts are left.
 
-use std::{collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, time::SystemTime};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, time::SystemTime};
 
 use super::{
     Graph, Known, KnownConnections, Options,
@@ -18,23 +18,27 @@ use super::{
     nodes::Nodes,
     observed::{ClientFlow, Fresh, Measured, ServerFlow, Tuple, client_flow, server_flow},
     path::{Call, Path},
+    placement::Placed,
     shares::share_out,
-    sums::Sums,
+    sums::{Sum, Sums},
 };
 use crate::{
     count,
     directory::{CalledService, Directory},
-    edge::{EdgeCounters, EdgeKey},
+    edge::EdgeCounters,
     flow::{FlowTotals, Protocol, Role},
     hash::{HashMap, HashSet},
     ledger::{FlowView, Ledger},
 };
 
+/// A join: what all flows share, and those that are being joined.
 pub(super) struct Join<'a> {
     pub(super) directory: &'a Directory,
     pub(super) ledger: &'a Ledger,
     pub(super) options: Options,
     pub(super) ends: Endpoints<'a>,
+    pub(super) forgotten: KnownConnections,
+    pub(super) placed: Placed<'a>,
     client_flows: Vec<ClientFlow<'a>>,
     /// By tuple, so that those of one tuple and those of one client are neighbours.
     pub(super) server_flows: Vec<ServerFlow<'a>>,
@@ -42,62 +46,91 @@ pub(super) struct Join<'a> {
     by_client: HashMap<IpAddr, Range<usize>>,
     candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey), Rc<Candidates<'a>>>,
     pub(super) sums: Sums,
-    pub(super) forgotten: KnownConnections,
     /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
     pub(super) forgotten_by_servers: HashMap<(Key, Box<str>), u64>,
-    pub(super) placed: &'a std::collections::HashMap<EdgeKey, EdgeCounters>,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
+    names_change_at: Option<SystemTime>,
+}
+
+/// Result of joining some flows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Joined {
+    pub(super) sums: HashMap<Key, Sum>,
+    pub(super) forgotten_by_servers: HashMap<(Key, Box<str>), u64>,
+    pub(super) unsettled: u64,
+    /// Time at which the first waiting time ends.
+    pub(super) settles_at: Option<SystemTime>,
+    /// Time at which the owner of a backend's address may change without an event.
+    pub(super) names_change_at: Option<SystemTime>,
 }
 
 impl<'a> Join<'a> {
     pub(super) fn new(
-        flows: impl Iterator<Item = FlowView<'a>>,
         ledger: &'a Ledger,
         directory: &'a Directory,
         options: &Options,
         known: &'a Known,
+        names: Names,
     ) -> Self {
-        let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory), Names::default());
+        Self {
+            directory,
+            ledger,
+            options: *options,
+            ends: Endpoints::new(directory, Nodes::new(ledger, directory), names),
+            forgotten: known.forgotten.clone(),
+            placed: Placed::new(&known.placed),
+            client_flows: Vec::new(),
+            server_flows: Vec::new(),
+            by_tuple: HashMap::default(),
+            by_client: HashMap::default(),
+            candidates: HashMap::default(),
+            sums: Sums::default(),
+            forgotten_by_servers: HashMap::default(),
+            unsettled: 0,
+            settles_at: None,
+            names_change_at: None,
+        }
+    }
+
+    /// Joins flows: all of them, or all of some groups.
+    pub(super) fn join(&mut self, flows: impl Iterator<Item = FlowView<'a>>) -> Joined {
+        self.load(flows);
+        self.run_passes();
+        Joined {
+            sums: std::mem::take(&mut self.sums.by_key),
+            forgotten_by_servers: std::mem::take(&mut self.forgotten_by_servers),
+            unsettled: std::mem::take(&mut self.unsettled),
+            settles_at: self.settles_at.take(),
+            names_change_at: self.names_change_at.take(),
+        }
+    }
+
+    fn load(&mut self, flows: impl Iterator<Item = FlowView<'a>>) {
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
         for flow in flows.filter(|flow| flow.totals != FlowTotals::default()) {
-            let end = ends.by_cgroup(flow.node, flow.owner);
+            let end = self.ends.by_cgroup(flow.node, flow.owner);
             match flow.key.role {
-                Role::Client => client_flows.push(client_flow(&flow, end, options)),
+                Role::Client => client_flows.push(client_flow(&flow, end, &self.options)),
                 Role::Server => {
                     if !flow.key.local.is_loopback() {
                         let at = (flow.key.local, flow.key.port, flow.key.protocol);
-                        ends.note_listener(at, end, flow.changed);
+                        self.ends.note_listener(at, end, flow.changed);
                     }
-                    server_flows.push(server_flow(&flow, end, options));
+                    server_flows.push(server_flow(&flow, end, &self.options));
                 }
             }
         }
         // Stable: within a tuple the ledger's order, which does not depend on the reports' order.
         server_flows.sort_by_cached_key(|server_flow| (server_flow.tuple.client, server_flow.tuple));
-        let by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
-        let by_client = ranges(&server_flows, |server_flow| server_flow.tuple.client);
-        Self {
-            directory,
-            ledger,
-            options: *options,
-            ends,
-            client_flows,
-            server_flows,
-            by_tuple,
-            by_client,
-            candidates: HashMap::default(),
-            sums: Sums::default(),
-            forgotten: known.forgotten.clone(),
-            forgotten_by_servers: HashMap::default(),
-            placed: &known.placed,
-            unsettled: 0,
-            settles_at: ledger.next_silence(options.now),
-        }
+        self.by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
+        self.by_client = ranges(&server_flows, |server_flow| server_flow.tuple.client);
+        self.candidates.clear();
+        (self.client_flows, self.server_flows) = (client_flows, server_flows);
     }
 
     /// Runs the passes, most certain first, so that less is left to inference.
-    pub(super) fn join(&mut self) {
+    fn run_passes(&mut self) {
         let client_flows = std::mem::take(&mut self.client_flows);
         if client_flows.iter().any(|client_flow| client_flow.counters.without_bytes > 0) {
             self.count_ways(&client_flows);
@@ -166,17 +199,18 @@ impl<'a> Join<'a> {
         }
     }
 
-    pub(super) fn finish(mut self, choice: Choice<'_>) -> Graph {
-        let (edges, outside) = edges(self.sums, &mut self.ends, choice);
+    /// Makes the graph of all flows.
+    pub(super) fn finish(mut self, joined: Joined, choice: Choice<'_>) -> Graph {
+        let sums = joined.sums.iter().map(|(key, sum)| (*key, Cow::Borrowed(sum))).collect();
+        let (edges, outside) = edges(sums, &mut self.ends, choice);
         let named = |((key, pod), opened): ((Key, Box<str>), u64)| ((edge_key(&key, &self.ends), pod.into()), opened);
-        let forgotten_by_servers = self.forgotten_by_servers.into_iter().map(named).collect();
         Graph {
             edges,
             outside,
-            unsettled: self.unsettled,
-            settles_at: self.settles_at,
+            unsettled: joined.unsettled,
+            settles_at: [joined.settles_at, self.ledger.next_silence(self.options.now)].into_iter().flatten().min(),
             earlier: std::collections::HashMap::new(),
-            forgotten_by_servers,
+            forgotten_by_servers: joined.forgotten_by_servers.into_iter().map(named).collect(),
         }
     }
 
@@ -334,6 +368,8 @@ impl<'a> Join<'a> {
                 (self.ends.pod_address(pod), Some(pod.node.as_str()))
             } else {
                 let node = self.ends.nodes.of(backend.ip);
+                let change = directory.next_change_of_owner(backend.ip, self.options.now);
+                self.names_change_at = [self.names_change_at, change].into_iter().flatten().min();
                 (self.ends.server_at((backend.ip, backend.port, protocol), self.options.now), node)
             };
             observed &= node.is_some_and(|node| self.ledger.observes(node, self.options.now));

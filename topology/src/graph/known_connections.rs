@@ -10,12 +10,12 @@ use crate::{
 };
 
 /// Numbers of connections by client, server and the server's port, through any Service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownConnections {
     connections: HashMap<(Peer, Peer, u16, Protocol), Known>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Known {
     /// By the server's pod, as far as known: a client's agent does not know which of a Service's backends it reached.
     by_pod: BTreeMap<String, u64>,

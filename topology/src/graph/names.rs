@@ -20,7 +20,7 @@ pub(super) struct EndpointId(u32);
 pub(super) struct ServiceId(u32);
 
 /// A container, a process or an address at one end of flows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct End {
     pub(super) peer: PeerId,
     pod_uid: Option<Box<str>>,
@@ -46,7 +46,7 @@ pub(super) struct PodEnd<'a> {
 }
 
 /// The table.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     peers: Vec<Peer>,
     peer_ids: HashMap<Peer, PeerId>,
@@ -56,6 +56,10 @@ pub(super) struct Names {
 }
 
 impl Names {
+    pub(super) fn len(&self) -> usize {
+        self.peers.len() + self.ends.len() + self.services.len()
+    }
+
     pub(super) fn end(&self, id: EndpointId) -> &End {
         &self.ends[id.0 as usize]
     }

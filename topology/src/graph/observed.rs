@@ -8,6 +8,7 @@ use std::{
 use super::{Options, key::Key, names::EndpointId};
 use crate::{
     count,
+    directory::Directory,
     edge::{EdgeCounters, Times},
     flow::{FlowTotals, Methods, Protocol},
     history::{Counted, Part},
@@ -369,6 +370,32 @@ pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Op
         measured: Measured::of(flow, &totals, options),
         nat_peers: flow.nat_peers,
     }
+}
+
+/// Returns the time at which a flow means something else to a join without having changed: the present if it may at any
+/// time, `None` if it never does.
+pub(super) fn deadline(flow: &FlowView<'_>, options: &Options, directory: &Directory) -> Option<SystemTime> {
+    let now = options.now;
+    let latest = flow.parts.iter().map(|part| part.until).chain([flow.changed, flow.reported]).max().unwrap_or(now);
+    if latest > options.settled() || latest >= now {
+        // Its newest connections may have to wait for the other end.
+        return Some(now);
+    }
+    // An edge leaves the graph some time after the last event.
+    let goes_on = goes_on(flow, options);
+    let ended = Some(known_until(flow, options)).filter(|_| !goes_on);
+    let ends = flow.parts.iter().map(|part| part.until).chain(ended);
+    let leaves = ends.filter_map(|end| end.checked_add(options.retention)).filter(|leaves| *leaves > now);
+    // An address that is in use for longer than its pod was there may be another one's.
+    let addresses = [flow.key.local, flow.key.remote].into_iter().chain(flow.nat_peers.iter().map(|(peer, _)| peer.ip));
+    let others = addresses.filter(|_| goes_on).flat_map(|ip| {
+        // Up to the present, or up to when what is counted now was settled.
+        [Duration::ZERO, options.settle].map(|delay| {
+            let change = directory.next_change_of_owner(ip, now.checked_sub(delay)?)?;
+            change.checked_add(delay)
+        })
+    });
+    leaves.chain(others.flatten()).min()
 }
 
 fn fresh(flow: &FlowView<'_>, options: &Options) -> Fresh {

@@ -11,6 +11,7 @@ use super::{
     observed::{Explanation, ServerFlow},
 };
 use crate::{
+    count,
     edge::{EdgeCounters, EdgeKey},
     entity::ServicePortRef,
 };
@@ -32,6 +33,43 @@ impl Surplus<'_, '_> {
     /// Returns the key of the edge that these connections belong to, as far as agents know.
     fn key(&self) -> Key {
         self.by.map_or(self.direct, |by| by.key)
+    }
+}
+
+/// Connections that were shown on edges although only servers had counted them.
+#[derive(Debug, Default)]
+pub(super) struct Placed<'a> {
+    /// Edges that were shown, and their parts, by their edge without a Service.
+    by_direct: HashMap<EdgeKey, Vec<(Option<&'a ServicePortRef>, EdgeCounters)>>,
+    /// Number of connections that no server's flow has been found for, by the edge without a Service.
+    left: HashMap<EdgeKey, u64>,
+}
+
+impl<'a> Placed<'a> {
+    pub(super) fn new(placed: &'a std::collections::HashMap<EdgeKey, EdgeCounters>) -> Self {
+        let mut this = Self::default();
+        let mut shown: Vec<_> = placed.iter().collect();
+        shown.sort_unstable_by_key(|(key, _)| *key);
+        for (key, part) in shown {
+            let left = this.left.entry(key.direct()).or_default();
+            *left = count::add(*left, part.opened);
+            if part.opened > 0 {
+                this.by_direct.entry(key.direct()).or_default().push((key.service.as_ref(), *part));
+            }
+        }
+        this
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Takes up to so many connections of an edge without a Service, and returns their number.
+    pub(super) fn take(&mut self, direct: &EdgeKey, opened: u64) -> u64 {
+        let Some(left) = self.left.get_mut(direct) else { return 0 };
+        let taken = opened.min(*left);
+        *left -= taken;
+        taken
     }
 }
 
@@ -60,17 +98,11 @@ impl<'a> Join<'a> {
     /// has counted connections of come first.
     fn places(&mut self, surplus: &[Surplus<'a, '_>]) -> HashMap<Key, Places> {
         let mut places = HashMap::default();
-        if self.placed.is_empty() || surplus.is_empty() {
+        if self.placed.is_empty() {
             return places;
         }
-        let mut shown: Vec<_> = self.placed.iter().filter(|(_, part)| part.opened > 0).collect();
-        shown.sort_unstable_by_key(|(key, _)| *key);
-        let mut by_direct: HashMap<EdgeKey, Vec<_>> = HashMap::default();
-        for (key, part) in shown {
-            by_direct.entry(key.direct()).or_default().push((key.service.as_ref(), *part));
-        }
         for direct in surplus.iter().map(|surplus| surplus.direct) {
-            let Some(found) = by_direct.remove(&edge_key(&direct, &self.ends)) else { continue };
+            let Some(found) = self.placed.by_direct.remove(&edge_key(&direct, &self.ends)) else { continue };
             let mut key = |service: &ServicePortRef| ServiceKey {
                 service: self.ends.service_id(&service.service),
                 port: service.port,

@@ -1,6 +1,9 @@
 //! Sums of conversations, which become edges.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, hash_map::Entry},
+};
 
 use super::{key::Key, names::EndpointId, observed::Measured};
 use crate::{
@@ -19,7 +22,7 @@ pub(super) struct EndpointSum {
 }
 
 /// An edge in the making.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub(super) struct Sum {
     pub counters: EdgeCounters,
@@ -76,11 +79,11 @@ impl Sum {
     }
 
     pub(super) fn add_client(&mut self, end: EndpointId, opened: u64, failed: u64) {
-        add(&mut self.clients, end, opened, failed);
+        add_part(&mut self.clients, end, opened, failed);
     }
 
     pub(super) fn add_server(&mut self, end: EndpointId, opened: u64, failed: u64) {
-        add(&mut self.servers, end, opened, failed);
+        add_part(&mut self.servers, end, opened, failed);
     }
 
     /// Adds what only a server has counted, with both ends.
@@ -88,10 +91,10 @@ impl Sum {
         self.counters.add(part);
         self.from_servers.add(part);
         for clients in [&mut self.clients, &mut self.clients_from_servers] {
-            add(clients, client, part.opened, part.failed);
+            add_part(clients, client, part.opened, part.failed);
         }
         for servers in [&mut self.servers, &mut self.servers_from_servers] {
-            add(servers, server, part.opened, part.failed);
+            add_part(servers, server, part.opened, part.failed);
         }
     }
 
@@ -108,7 +111,7 @@ impl Sum {
     }
 
     /// Both together.
-    pub(super) fn merge(&mut self, other: Self) {
+    pub(super) fn merge(&mut self, other: &Self) {
         self.counters.add(&other.counters);
         self.from_servers.add(&other.from_servers);
         self.both_seen |= other.both_seen;
@@ -124,10 +127,11 @@ impl Sum {
         self.knows_retransmits |= other.knows_retransmits;
         self.rtt_by_clients = self.rtt_by_clients.plus(&other.rtt_by_clients);
         self.rtt_by_servers = self.rtt_by_servers.plus(&other.rtt_by_servers);
-        merge(&mut self.clients, other.clients);
-        merge(&mut self.servers, other.servers);
-        merge(&mut self.clients_from_servers, other.clients_from_servers);
-        merge(&mut self.servers_from_servers, other.servers_from_servers);
+        self.dns_names.extend(other.dns_names.iter().cloned());
+        merge(&mut self.clients, &other.clients);
+        merge(&mut self.servers, &other.servers);
+        merge(&mut self.clients_from_servers, &other.clients_from_servers);
+        merge(&mut self.servers_from_servers, &other.servers_from_servers);
     }
 
     /// Returns the ends that an agent observed.
@@ -140,21 +144,29 @@ impl Sum {
     }
 }
 
-fn add(parts: &mut BTreeMap<EndpointId, EndpointSum>, end: EndpointId, opened: u64, failed: u64) {
+fn add_part(parts: &mut BTreeMap<EndpointId, EndpointSum>, end: EndpointId, opened: u64, failed: u64) {
     let part = parts.entry(end).or_default();
     part.opened = count::add(part.opened, opened);
     part.failed = count::add(part.failed, failed);
 }
 
-fn merge(parts: &mut BTreeMap<EndpointId, EndpointSum>, others: BTreeMap<EndpointId, EndpointSum>) {
+fn merge(parts: &mut BTreeMap<EndpointId, EndpointSum>, others: &BTreeMap<EndpointId, EndpointSum>) {
     for (end, part) in others {
-        add(parts, end, part.opened, part.failed);
+        add_part(parts, *end, part.opened, part.failed);
     }
 }
 
 fn merge_to(parts: &mut BTreeMap<EndpointId, EndpointSum>, end: EndpointId) {
     for (_, part) in std::mem::take(parts) {
-        add(parts, end, part.opened, part.failed);
+        add_part(parts, end, part.opened, part.failed);
+    }
+}
+
+/// Adds a sum to those of its edge.
+pub(super) fn add<'s>(sums: &mut HashMap<Key, Cow<'s, Sum>>, key: Key, sum: Cow<'s, Sum>) {
+    match sums.entry(key) {
+        Entry::Vacant(vacant) => _ = vacant.insert(sum),
+        Entry::Occupied(mut known) => known.get_mut().to_mut().merge(&sum),
     }
 }
 

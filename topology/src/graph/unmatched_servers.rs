@@ -9,19 +9,12 @@ use super::{
     placement::Surplus,
     shares::share_out,
 };
-use crate::{
-    count,
-    directory::Owner,
-    edge::{EdgeCounters, EdgeKey},
-    flow::Protocol,
-    hash::HashMap,
-};
+use crate::{count, directory::Owner, edge::EdgeCounters, flow::Protocol};
 
 impl<'a> Join<'a> {
     /// Adds what no client flow explains, from the servers' side only.
     pub(super) fn join_unmatched_servers(&mut self) {
         let mut server_flows = std::mem::take(&mut self.server_flows);
-        let mut placed = self.placed_between();
         let mut surplus = Vec::new();
         self.note_forgotten(&server_flows);
         if !self.forgotten.is_empty() {
@@ -33,7 +26,7 @@ impl<'a> Join<'a> {
             }
         }
         for server_flow in &mut server_flows {
-            let known = self.take_placed(server_flow, &mut placed);
+            let known = self.take_placed(server_flow);
             if !server_flow.explained {
                 if self.is_client_observed(server_flow) && self.waits(server_flow.first_seen) {
                     let waiting = server_flow.left.opened - known;
@@ -57,28 +50,15 @@ impl<'a> Join<'a> {
         self.place_all(surplus);
     }
 
-    /// Returns the number of connections that were shown on edges although only servers had counted them, by the edge
-    /// without a Service.
-    fn placed_between(&self) -> HashMap<EdgeKey, u64> {
-        let mut between: HashMap<EdgeKey, u64> = HashMap::default();
-        for (key, part) in self.placed {
-            let sum = between.entry(key.direct()).or_default();
-            *sum = count::add(*sum, part.opened);
-        }
-        between
-    }
-
-    /// Takes such connections as far as the server has counted them, and returns their number: they need not wait.
-    fn take_placed(&mut self, server_flow: &ServerFlow<'a>, placed: &mut HashMap<EdgeKey, u64>) -> u64 {
-        if placed.is_empty() || server_flow.left.opened == 0 {
+    /// Takes connections that were shown on edges although only servers had counted them, as far as this one has, and
+    /// returns their number: they need not wait.
+    fn take_placed(&mut self, server_flow: &ServerFlow<'a>) -> u64 {
+        if self.placed.is_empty() || server_flow.left.opened == 0 {
             return 0;
         }
         let client = self.client_of(server_flow);
         let direct = edge_key(&self.direct_key(server_flow, client), &self.ends);
-        let Some(placed) = placed.get_mut(&direct) else { return 0 };
-        let known = server_flow.left.opened.min(*placed);
-        *placed -= known;
-        known
+        self.placed.take(&direct, server_flow.left.opened)
     }
 
     /// Returns whether there is more than clients' flows explain, apart from what has to wait, which is taken. `known`

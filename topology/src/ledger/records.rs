@@ -1,0 +1,141 @@
+//! Flows of a ledger by reference: two states of a ledger can be compared without any total being computed.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
+
+use super::{FlowView, Ledger, account::Account, is_silent, node_account::NodeAccount};
+use crate::{
+    entity::CgroupOwner,
+    flow::{FlowKey, FlowTotals},
+    hash::HashSet,
+    nat_peer::NatPeers,
+};
+
+/// One node's part of a ledger.
+#[derive(Clone, Copy)]
+pub(crate) struct NodeRecords<'a> {
+    name: &'a str,
+    account: &'a NodeAccount,
+}
+
+/// What is known of a node beside its flows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NodeState<'a> {
+    is_gone: bool,
+    /// Time of its agent's last message, if it is silent.
+    heard: Option<SystemTime>,
+    addresses: &'a Arc<BTreeSet<IpAddr>>,
+}
+
+/// A flow.
+#[derive(Clone, Copy)]
+pub(crate) struct FlowRecord<'a> {
+    node: NodeRecords<'a>,
+    key: &'a FlowKey,
+    /// Owner of a cgroup whose ID has another owner now.
+    former_owner: Option<&'a Arc<CgroupOwner>>,
+    flow: &'a Arc<Account>,
+}
+
+impl Ledger {
+    /// Returns the parts of all nodes, by name.
+    pub(crate) fn records(&self) -> impl Iterator<Item = NodeRecords<'_>> {
+        self.nodes.iter().map(|(name, account)| NodeRecords { name, account })
+    }
+
+    /// Returns the part of a node.
+    pub(crate) fn records_of(&self, node: &str) -> Option<NodeRecords<'_>> {
+        self.nodes.get_key_value(node).map(|(name, account)| NodeRecords { name, account })
+    }
+}
+
+impl<'a> NodeRecords<'a> {
+    pub(crate) fn name(&self) -> &'a str {
+        self.name
+    }
+
+    pub(crate) fn state(&self, now: SystemTime) -> NodeState<'a> {
+        NodeState {
+            is_gone: self.account.gone,
+            heard: self.account.heard.filter(|_| is_silent(self.account.heard, now)),
+            addresses: &self.account.addresses,
+        }
+    }
+
+    /// Returns the flows of the present cgroups, by key, and then those of former ones.
+    pub(crate) fn flows(self) -> impl Iterator<Item = FlowRecord<'a>> {
+        let current = self.account.flows.iter();
+        let current = current.map(move |(key, flow)| FlowRecord { node: self, key, former_owner: None, flow });
+        let orphaned = self.account.orphaned.iter();
+        let orphaned = orphaned.map(move |(key, owner, flow)| {
+            let former_owner = Some(owner);
+            FlowRecord { node: self, key, former_owner, flow }
+        });
+        current.chain(orphaned)
+    }
+
+    /// Returns whether all flows are those of another state of this node, unchanged.
+    pub(crate) fn has_same_flows(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.account.flows, &other.account.flows)
+            && Arc::ptr_eq(&self.account.orphaned, &other.account.orphaned)
+            && Arc::ptr_eq(&self.account.owners, &other.account.owners)
+    }
+
+    /// Returns the cgroups that have another owner than in another state of this node.
+    pub(crate) fn cgroups_with_another_owner(&self, other: &Self) -> HashSet<u64> {
+        let (now, before) = (&self.account.owners, &other.account.owners);
+        if Arc::ptr_eq(now, before) {
+            return HashSet::default();
+        }
+        let is_another = |(cgroup_id, owner): (&u64, &Arc<CgroupOwner>)| {
+            (before.get(cgroup_id) != Some(owner)).then_some(*cgroup_id)
+        };
+        let gone = before.keys().filter(|cgroup_id| !now.contains_key(cgroup_id)).copied();
+        now.iter().filter_map(is_another).chain(gone).collect()
+    }
+}
+
+impl<'a> FlowRecord<'a> {
+    pub(crate) fn node(&self) -> &'a str {
+        self.node.name
+    }
+
+    pub(crate) fn key(&self) -> &'a FlowKey {
+        self.key
+    }
+
+    /// Returns whether it is of a cgroup whose ID has another owner now.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.former_owner.is_some()
+    }
+
+    pub(crate) fn owner(&self) -> Option<&'a CgroupOwner> {
+        self.shared_owner().map(Arc::as_ref)
+    }
+
+    fn shared_owner(&self) -> Option<&'a Arc<CgroupOwner>> {
+        self.former_owner.or_else(|| self.node.account.owners.get(&self.key.cgroup_id))
+    }
+
+    pub(crate) fn nat_peers(&self) -> &'a NatPeers {
+        &self.flow.nat_peers
+    }
+
+    /// Returns whether this is the same flow as in another state of the ledger, and nothing of it has changed.
+    pub(crate) fn is_unchanged_since(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.flow, other.flow)
+    }
+
+    /// Returns the flow with its totals.
+    pub(crate) fn view(&self) -> FlowView<'a> {
+        let NodeRecords { name, account } = self.node;
+        let anew = if self.is_orphaned() {
+            FlowTotals::default()
+        } else if account.gone {
+            // The agent of a node that returns reports all of it again.
+            self.flow.totals()
+        } else {
+            self.flow.anew()
+        };
+        account.view(name, self.shared_owner(), self.key, self.flow, anew)
+    }
+}

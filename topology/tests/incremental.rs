@@ -1,0 +1,401 @@
+//! A graph that follows what has changed is the graph of all flows, for random histories.
+#![forbid(unsafe_code)]
+#![expect(clippy::expect_used, reason = "a test")]
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, SystemTime},
+};
+
+use proptest::prelude::*;
+use scopeprobe_topology::{
+    archive::{Archive, Published},
+    directory::Directory,
+    entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
+    flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
+    graph::{Graph, Options},
+    ledger::{Epoch, Ledger},
+    nat_peer::NatPeer,
+};
+
+const NODES: usize = 3;
+const PODS: usize = 8;
+const WORKLOADS: usize = 4;
+const SERVICES: usize = 3;
+const CGROUPS: u64 = 5;
+const PORTS: [u16; 4] = [80, 8080, 9000, 30_080];
+
+const RETENTION: Duration = Duration::from_mins(10);
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Addresses: of pods, of a bridge, of Services, of nodes, of the outside, and of no interface.
+const ADDRESSES: [[u8; 4]; 16] = [
+    [10, 244, 1, 2],
+    [10, 244, 1, 3],
+    [10, 244, 1, 4],
+    [10, 244, 2, 2],
+    [10, 244, 2, 3],
+    [10, 244, 3, 2],
+    [10, 244, 1, 1],
+    [10, 96, 0, 1],
+    [10, 96, 0, 2],
+    [10, 96, 0, 3],
+    [192, 168, 0, 1],
+    [192, 168, 0, 2],
+    [203, 0, 113, 1],
+    [203, 0, 113, 2],
+    [127, 0, 0, 1],
+    [0, 0, 0, 0],
+];
+const PODS_ADDRESSES: usize = 6;
+const FIRST_SERVICE: usize = 7;
+const FIRST_NODE: usize = 10;
+
+fn address(number: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(ADDRESSES[number]))
+}
+
+#[derive(Clone, Debug)]
+struct Report {
+    node: usize,
+    key: FlowKey,
+    opened: u64,
+    closed: u64,
+    failed: u64,
+    bytes: u64,
+    without_bytes: bool,
+    methods: Methods,
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// An agent reports that something happened.
+    Report(Report),
+    /// Something more happens to a flow that was reported, by its number.
+    Again(usize, u64, bool),
+    /// Connection tracking knows where a flow leads to.
+    Track(usize, usize, u64),
+    Identify(usize, u64, usize),
+    /// An agent's capture begins anew.
+    Restart(usize),
+    Heartbeat(usize),
+    Pod {
+        number: usize,
+        address: Option<usize>,
+        workload: usize,
+        node: usize,
+    },
+    RemovePod(usize),
+    Service {
+        number: usize,
+        backends: Vec<(usize, u16)>,
+        node_port: bool,
+    },
+    RemoveService(usize),
+    Node(usize, bool),
+    Pass(u64),
+    /// What is over is forgotten.
+    CleanUp,
+    RestartOperator,
+    Look,
+}
+
+fn report() -> impl Strategy<Value = Report> {
+    let key = (
+        1..=CGROUPS,
+        prop_oneof![Just(Role::Client), Just(Role::Server)],
+        0..ADDRESSES.len(),
+        0..ADDRESSES.len(),
+        prop::sample::select(PORTS.as_slice()),
+        prop_oneof![4 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)],
+    )
+        .prop_map(|(cgroup_id, role, local, remote, port, protocol)| FlowKey {
+            cgroup_id,
+            netns: u32::try_from(cgroup_id).unwrap_or_default(),
+            role,
+            local: address(local),
+            remote: address(remote),
+            port,
+            protocol,
+        });
+    let methods = prop_oneof![3 => Just(Methods::EBPF), 1 => Just(Methods::SOCK_DIAG)];
+    (0..NODES, key, 0..4_u64, 0..4_u64, 0..2_u64, 0..900_u64, any::<bool>(), methods).prop_map(
+        |(node, key, opened, closed, failed, bytes, without_bytes, methods)| {
+            let closed = closed.min(opened);
+            Report { node, key, opened, closed, failed, bytes, without_bytes, methods }
+        },
+    )
+}
+
+/// Calls of Services and pods, with what their servers see of them: reports that fit together.
+fn call() -> impl Strategy<Value = Vec<Event>> {
+    let ends = (0..PODS_ADDRESSES, 0..PODS_ADDRESSES, prop::option::of(0..SERVICES), 1..=CGROUPS, 1..=CGROUPS);
+    (ends, 0..NODES, 0..NODES, 1..5_u64, 0..5_u64, any::<bool>(), 0..3_u64).prop_map(
+        |((client, server, service, one, other), from, to, opened, closed, is_rewritten, more)| {
+            let called = service.map_or(server, |service| FIRST_SERVICE + service);
+            let flow = |cgroup_id, role, local, remote, port| FlowKey {
+                cgroup_id,
+                netns: u32::try_from(cgroup_id).unwrap_or_default(),
+                role,
+                local: address(local),
+                remote: address(remote),
+                port,
+                protocol: Protocol::Tcp,
+            };
+            let port = if service.is_some() { 80 } else { 8080 };
+            let seen = if is_rewritten { FIRST_NODE } else { client };
+            let report = |node, key, opened: u64| {
+                let (bytes, methods, closed) = (opened * 100, Methods::EBPF, closed.min(opened));
+                Event::Report(Report { node, key, opened, closed, failed: 0, bytes, without_bytes: false, methods })
+            };
+            vec![
+                report(from, flow(one, Role::Client, client, called, port), opened),
+                // A part of it may be of another client.
+                report(to, flow(other, Role::Server, server, seen, 8080), opened + more),
+            ]
+        },
+    )
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let one = |event: BoxedStrategy<Event>| event.prop_map(|event| vec![event]).boxed();
+    let pod = (0..PODS, prop::option::weighted(0.8, 0..PODS_ADDRESSES), 0..WORKLOADS, 0..NODES)
+        .prop_map(|(number, address, workload, node)| Event::Pod { number, address, workload, node });
+    let backends = prop::collection::vec((0..PODS, prop::sample::select([8080, 9000].as_slice())), 0..4);
+    let service = (0..SERVICES, backends, any::<bool>()).prop_map(|(number, backends, node_port)| Event::Service {
+        number,
+        backends,
+        node_port,
+    });
+    let pause = prop::sample::select([5, 300, 1_000, 2_500, 12_000, 70_000, 700_000].as_slice());
+    let some = prop_oneof![
+        6 => call(),
+        3 => one(report().prop_map(Event::Report).boxed()),
+        8 => one((any::<usize>(), 0..4_u64, any::<bool>()).prop_map(|(flow, more, ends)| Event::Again(flow, more, ends)).boxed()),
+        1 => one((any::<usize>(), 0..ADDRESSES.len(), 0..5_u64).prop_map(|(flow, at, count)| Event::Track(flow, at, count)).boxed()),
+        2 => one((0..NODES, 1..=CGROUPS, 0..PODS + 2).prop_map(|(node, cgroup, owner)| Event::Identify(node, cgroup, owner)).boxed()),
+        1 => one((0..NODES).prop_map(Event::Restart).boxed()),
+        2 => one((0..NODES).prop_map(Event::Heartbeat).boxed()),
+        3 => one(pod.boxed()),
+        2 => one((0..PODS).prop_map(Event::RemovePod).boxed()),
+        3 => one(service.boxed()),
+        1 => one((0..SERVICES).prop_map(Event::RemoveService).boxed()),
+        1 => one((0..NODES, any::<bool>()).prop_map(|(node, is_there)| Event::Node(node, is_there)).boxed()),
+        5 => one(pause.prop_map(Event::Pass).boxed()),
+        1 => one(Just(Event::CleanUp).boxed()),
+        1 => one(Just(Event::RestartOperator).boxed()),
+        10 => one(Just(Event::Look).boxed()),
+    ];
+    prop::collection::vec(some, 0..80).prop_map(|events| events.concat())
+}
+
+struct World {
+    now: SystemTime,
+    ledger: Ledger,
+    directory: Directory,
+    archive: Archive,
+    epochs: [u8; NODES],
+    /// What each agent has counted of a flow since its epoch began.
+    flows: BTreeMap<(usize, FlowKey), FlowCounters>,
+    graph: Graph,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            now: SystemTime::UNIX_EPOCH + Duration::from_hours(1),
+            ledger: Ledger::new(),
+            directory: Directory::new(),
+            archive: Archive::new(),
+            epochs: [0; NODES],
+            flows: BTreeMap::new(),
+            graph: Graph::default(),
+        };
+        (0..NODES).for_each(|node| world.take_place(&Event::Node(node, true)));
+        world
+    }
+
+    fn epoch(&self, node: usize) -> Epoch {
+        Epoch([u8::try_from(node).unwrap_or_default() + 1, self.epochs[node]].repeat(8).try_into().unwrap_or([0; 16]))
+    }
+
+    fn options(&self) -> Options {
+        Options { now: self.now, settle: SETTLE, retention: RETENTION, max_external: 1 }
+    }
+
+    fn take_place(&mut self, event: &Event) {
+        let now = self.now;
+        match event {
+            Event::Report(report) => self.report(report),
+            Event::Again(flow, more, ends) => self.report_again(*flow, *more, *ends),
+            Event::Track(flow, at, count) => {
+                let Some((node, key)) = self.nth(*flow) else { return };
+                let peer = NatPeer { ip: address(*at), port: 8080 };
+                let epoch = self.epoch(node);
+                self.ledger.record_nat_peers(&name(node), epoch, &key, &[(peer, *count)]).expect("the present epoch");
+            }
+            Event::Identify(node, cgroup, owner) => {
+                let (epoch, owner) = (self.epoch(*node), owner_of(*owner));
+                self.ledger.identify(&name(*node), epoch, *cgroup, owner).expect("the present epoch");
+            }
+            Event::Restart(node) => {
+                self.epochs[*node] = self.epochs[*node].wrapping_add(1);
+                self.flows.retain(|(of, _), _| of != node);
+                let epoch = self.epoch(*node);
+                self.ledger.enter(&name(*node), epoch).expect("a new epoch");
+            }
+            Event::Heartbeat(node) => self.ledger.record_heartbeat(&name(*node), now),
+            Event::Pod { number, address: at, workload, node } => {
+                self.directory.upsert_pod(pod(*number, *at, *workload, *node, now), now);
+            }
+            Event::RemovePod(number) => _ = self.directory.remove_pod(&format!("uid-{number}"), now),
+            Event::Service { number, backends, node_port } => {
+                let backends = backends.iter().filter_map(|(pod, port)| self.backend(*pod, *port)).collect();
+                let node_port = node_port.then_some(PORTS[3]);
+                let port = ServicePort { port: 80, protocol: Protocol::Tcp, node_port, backends };
+                let addresses = vec![address(FIRST_SERVICE + number)];
+                self.directory.upsert_service(Service { name: service(*number), addresses, ports: vec![port] }, now);
+            }
+            Event::RemoveService(number) => _ = self.directory.remove_service(&service(*number), now),
+            Event::Node(node, true) => {
+                let ips = vec![address(FIRST_NODE + node % 2)];
+                let pod_networks = Network::parse(&format!("10.244.{}.0/24", node + 1)).into_iter().collect();
+                self.directory.upsert_node(Node { name: name(*node), ips, pod_networks });
+            }
+            Event::Node(node, false) => {
+                self.directory.remove_node(&name(*node));
+                self.ledger.remove_node(&name(*node), now);
+            }
+            Event::Pass(milliseconds) => self.now += Duration::from_millis(*milliseconds),
+            Event::CleanUp => {
+                self.archive.retire(&mut self.ledger, &self.directory, now, RETENTION);
+                self.directory.forget_removed(now, RETENTION);
+            }
+            Event::RestartOperator => {
+                let graph = &self.graph;
+                let published = graph.edges.iter().map(|edge| Published {
+                    edge: edge.clone(),
+                    earlier: graph.earlier.get(&edge.key).cloned().unwrap_or_default(),
+                });
+                self.archive = Archive::new();
+                self.archive.restore(published, now);
+            }
+            Event::Look => {}
+        }
+    }
+
+    fn report(&mut self, report: &Report) {
+        let Report { node, key, opened, closed, failed, bytes, without_bytes, methods } = *report;
+        let counters = self.flows.entry((node, key)).or_default();
+        counters.opened += opened;
+        counters.closed += closed;
+        counters.failed += failed;
+        counters.bytes_sent += bytes;
+        counters.bytes_received += 2 * bytes;
+        counters.without_bytes += if without_bytes { opened } else { 0 };
+        counters.methods = counters.methods.union(methods);
+        self.apply(node, key);
+    }
+
+    fn report_again(&mut self, flow: usize, more: u64, ends: bool) {
+        let Some((node, key)) = self.nth(flow) else { return };
+        let Some(counters) = self.flows.get_mut(&(node, key)) else { return };
+        if ends {
+            counters.closed = counters.opened;
+        } else {
+            counters.opened += more;
+            counters.bytes_sent += 10;
+        }
+        self.apply(node, key);
+    }
+
+    fn apply(&mut self, node: usize, key: FlowKey) {
+        let (epoch, counters) = (self.epoch(node), self.flows[&(node, key)]);
+        self.ledger.apply(&name(node), epoch, key, &counters, self.now).expect("the present epoch");
+    }
+
+    fn nth(&self, number: usize) -> Option<(usize, FlowKey)> {
+        self.flows.keys().nth(number.checked_rem(self.flows.len())?).copied()
+    }
+
+    fn backend(&self, number: usize, port: u16) -> Option<Backend> {
+        let uid = format!("uid-{number}");
+        let pod = self.directory.pod(&uid)?;
+        let ip = pod.ips.first().copied().unwrap_or(address(FIRST_NODE));
+        Some(Backend { ip, port, pod_uid: Some(uid) })
+    }
+
+    /// Returns the graph as it follows from the last one, and that of all flows.
+    fn look(&mut self) -> [Graph; 2] {
+        let options = self.options();
+        let mut from_all = self.archive.clone();
+        from_all.forget_joins();
+        let graphs = [&mut self.archive, &mut from_all].map(|archive| {
+            archive.settle_in_time(&self.ledger, &self.directory, &options);
+            archive.build_shown(&self.ledger, &self.directory, &options)
+        });
+        self.graph.clone_from(&graphs[0]);
+        graphs
+    }
+}
+
+fn name(node: usize) -> String {
+    format!("node-{node}")
+}
+
+fn service(number: usize) -> ServiceRef {
+    ServiceRef { namespace: "shop".to_owned(), name: format!("service-{number}") }
+}
+
+fn owner_of(number: usize) -> CgroupOwner {
+    if number == PODS {
+        return CgroupOwner::HostProcess { name: "kubelet".to_owned() };
+    }
+    CgroupOwner::PodContainer { pod_uid: format!("uid-{number}"), container_id: format!("id-{number}") }
+}
+
+fn pod(number: usize, at: Option<usize>, workload: usize, node: usize, now: SystemTime) -> Pod {
+    Pod {
+        uid: format!("uid-{number}"),
+        namespace: "shop".to_owned(),
+        name: format!("pod-{number}"),
+        node: name(node),
+        ips: vec![at.map_or(address(FIRST_NODE), address)],
+        host_network: at.is_none(),
+        workload: Workload {
+            namespace: "shop".to_owned(),
+            kind: "Deployment".to_owned(),
+            name: format!("workload-{workload}"),
+            group: "apps".to_owned(),
+        },
+        containers: BTreeMap::from([(format!("id-{number}"), "main".to_owned())]),
+        ended: false,
+        life: PodLifetime { started: Some(now), ..PodLifetime::default() },
+    }
+}
+
+/// Describes the parts that differ.
+fn difference(one: &Graph, other: &Graph) -> String {
+    let edges = |graph: &Graph, of: &Graph| -> Vec<_> {
+        graph.edges.iter().filter(|edge| !of.edges.contains(edge)).cloned().collect()
+    };
+    let rest = |graph: &Graph| Graph { edges: Vec::new(), ..graph.clone() };
+    let sides = [(one, other), (other, one)].map(|(graph, of)| (edges(graph, of), rest(graph)));
+    format!("follows {:#?}\nof all {:#?}", sides[0], sides[1])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+    #[test]
+    fn graph_that_follows_changes_is_the_graph_of_all_flows(events in events()) {
+        let mut world = World::new();
+        for event in events.iter().chain([&Event::Look]) {
+            world.take_place(event);
+            if matches!(event, Event::Look) {
+                let [follows, of_all] = world.look();
+                prop_assert!(follows == of_all, "{}", difference(&follows, &of_all));
+            }
+        }
+    }
+}
