@@ -150,7 +150,7 @@ impl Connections {
             // Established sockets, and those that wait for the application, show in the namespace's counters when their
             // state changes. Their bytes do not.
             let at_rest =
-                |known: &KnownSocket| !known.is_new && matches!(known.state, state::ESTABLISHED | state::CLOSE_WAIT);
+                |known: &KnownSocket| !known.is_new() && matches!(known.state, state::ESTABLISHED | state::CLOSE_WAIT);
             !namespace.sockets.values().all(at_rest)
         })
     }
@@ -235,12 +235,8 @@ impl Connections {
                 namespace.counted.count(Role::Client);
                 known.phase = if fits { Phase::Open } else { Phase::Over };
             }
-        } else {
-            known.is_new = false;
-            let is_closing = is_closing(socket.state);
-            if self.tracks.confirm(scan.netns, &socket.ends, known.tracked, is_closing, scan.began) {
-                known.tracked = true;
-            }
+        } else if self.tracks.confirm(scan.netns, &socket.ends, known.tracked, is_closing(socket.state), scan.began) {
+            known.tracked = true;
         }
         if socket.id != SocketId::NOBODYS {
             known.id = socket.id;

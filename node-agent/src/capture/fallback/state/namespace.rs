@@ -59,8 +59,6 @@ pub(in crate::capture::fallback) struct KnownSocket {
     /// Round-trip time in the latest scan.
     pub(in crate::capture::fallback) rtt: Option<RttBucket>,
     pub(in crate::capture::fallback) state: u8,
-    /// True until a second scan has shown it established: its first messages may not have arrived at the first one.
-    pub(in crate::capture::fallback) is_new: bool,
     /// True if these are all bytes that it will transfer.
     pub(in crate::capture::fallback) is_final: bool,
     /// True if conntrack has it as well.
@@ -69,6 +67,8 @@ pub(in crate::capture::fallback) struct KnownSocket {
     pub(in crate::capture::fallback) without_bytes: bool,
     /// Latest scan that has shown it, see [`NamespaceState::scans`].
     pub(in crate::capture::fallback) shown: u32,
+    /// First scan that has shown it other than as an attempt; 0 before.
+    pub(in crate::capture::fallback) established: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +138,12 @@ impl NamespaceState {
 
     /// Stores a socket of the present scan.
     pub(in crate::capture::fallback) fn insert(&mut self, ends: Endpoints, known: KnownSocket) {
-        self.sockets.insert(ends, KnownSocket { shown: self.scans, ..known });
+        let established = match (known.phase, known.established) {
+            (Phase::Attempt(..), _) => 0,
+            (_, 0) => self.scans,
+            (_, first) => first,
+        };
+        self.sockets.insert(ends, KnownSocket { shown: self.scans, established, ..known });
     }
 
     /// Removes and returns the sockets that the present scan has not shown.
@@ -176,11 +181,11 @@ impl KnownSocket {
             bytes: Traffic::default(),
             rtt: None,
             state,
-            is_new: true,
             is_final: false,
             tracked: false,
             without_bytes: false,
             shown: 0,
+            established: 0,
         }
     }
 
@@ -189,6 +194,11 @@ impl KnownSocket {
         self.key = by;
         self.phase = if over { Phase::Over } else { Phase::Open };
         self.without_bytes = true;
+    }
+
+    /// Returns whether no second scan has shown it established: its first messages may not have arrived at the first one.
+    pub(in crate::capture::fallback) fn is_new(&self) -> bool {
+        self.established == self.shown
     }
 
     /// Returns whether only its end reveals that not all of its payload is known.
