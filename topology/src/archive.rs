@@ -222,7 +222,7 @@ impl Archive {
         }
         self.outside.clone_from(&graph.outside);
         let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
-        if inherits || ledger.has_history() || directory.has_removed() || !self.retired.is_empty() {
+        if inherits || directory.has_removed() || !self.retired.is_empty() || ledger.has_history() {
             let anew = self.reported_anew(&graph, ledger, directory, options.now);
             graph.earlier = earlier::earlier(&graph, &anew, self.before.as_ref().map(|before| &before.edges));
             if let Some(before) = self.before.as_ref().filter(|before| !before.is_settled()) {

@@ -441,7 +441,7 @@ impl Ledger {
     /// Returns whether flows exist that agents no longer report.
     #[must_use]
     pub fn has_history(&self) -> bool {
-        self.flows().any(|flow| flow.anew != flow.totals)
+        self.records().flat_map(NodeRecords::flows).any(|flow| flow.has_history())
     }
 
     /// Returns all flows, in an order that depends on their keys and not on the time of their reports.

@@ -17,10 +17,15 @@ pub(super) fn earlier(
     anew: &Graph,
     published: Option<&HashMap<EdgeKey, Published>>,
 ) -> HashMap<EdgeKey, Earlier> {
-    let anew: HashMap<&EdgeKey, &Edge> = anew.edges.iter().map(|edge| (&edge.key, edge)).collect();
+    let mut anew = anew.edges.iter().peekable();
     let mut forgotten_by_servers = graph.forgotten_by_servers.clone();
-    let of = |edge: &Edge| {
-        let counts = unknown_to_agents(edge, anew.get(&edge.key).copied());
+    // Both are in the order of keys.
+    let with_anew = graph.edges.iter().map(|edge| {
+        while anew.next_if(|other| other.key < edge.key).is_some() {}
+        (edge, anew.next_if(|other| other.key == edge.key))
+    });
+    let of = |(edge, anew): (&Edge, Option<&Edge>)| {
+        let counts = unknown_to_agents(edge, anew);
         let before = published.and_then(|published| published.get(&edge.key));
         let before = before.map(|published| published.earlier.clone()).unwrap_or_default();
         let since = counts.without(&before.counts);
@@ -29,7 +34,18 @@ pub(super) fn earlier(
         let known_to_servers = count::add(before.known_to_servers, since).min(counts.counters.opened);
         (edge.key.clone(), Earlier { counts, known_to_servers })
     };
-    graph.edges.iter().map(of).filter(|(_, earlier)| *earlier != Earlier::default()).collect()
+    let forgotten = with_anew.filter(|(edge, anew)| anew.is_none_or(|anew| !has_same_counts(edge, anew)));
+    forgotten.map(of).filter(|(_, earlier)| *earlier != Earlier::default()).collect()
+}
+
+/// Returns whether agents know all of an edge.
+fn has_same_counts(edge: &Edge, anew: &Edge) -> bool {
+    let counts = |edge: &Edge| (edge.counters, edge.from_servers);
+    counts(edge) == counts(anew)
+        && edge.clients == anew.clients
+        && edge.servers == anew.servers
+        && edge.clients_from_servers == anew.clients_from_servers
+        && edge.servers_from_servers == anew.servers_from_servers
 }
 
 fn unknown_to_agents(edge: &Edge, anew: Option<&Edge>) -> Counts {

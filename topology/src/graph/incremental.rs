@@ -201,8 +201,12 @@ impl IncrementalJoin {
         let stale = self.partition.take_stale();
         self.groups.retain(|id, _| !stale.contains(id) && self.partition.group_of(*id) == *id);
         let mut flows: Vec<(AnchorId, FlowView<'a>)> = Vec::new();
+        let is_stale = |anchor: &AnchorId| stale.contains(&self.partition.group_of(*anchor));
         for node in ledger.records() {
             let anchors = self.anchors.get(node.name()).map(Vec::as_slice).unwrap_or_default();
+            if stale.is_empty() || !anchors.iter().any(is_stale) {
+                continue;
+            }
             for (flow, anchor) in node.flows().zip(anchors) {
                 let group = self.partition.group_of(*anchor);
                 if stale.contains(&group) {

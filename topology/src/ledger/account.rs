@@ -133,6 +133,12 @@ impl Account {
         }
     }
 
+    /// Returns whether [`Self::anew`] differs from [`Self::totals`].
+    pub(super) fn has_history(&self) -> bool {
+        let is_all_reported = self.base.is_none() && self.reported && !self.over;
+        !is_all_reported && self.anew() != self.totals()
+    }
+
     /// Returns what the agent would report to an operator without any state. Unreported counts of this epoch are at
     /// least what was open when the last one ended.
     pub(super) fn anew(&self) -> FlowTotals {

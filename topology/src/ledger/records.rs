@@ -125,6 +125,14 @@ impl<'a> FlowRecord<'a> {
         Arc::ptr_eq(self.flow, other.flow)
     }
 
+    /// Returns whether its agent no longer reports a part of it.
+    pub(crate) fn has_history(&self) -> bool {
+        if self.is_orphaned() {
+            return self.flow.totals() != FlowTotals::default();
+        }
+        !self.node.account.gone && self.flow.has_history()
+    }
+
     /// Returns the flow with its totals.
     pub(crate) fn view(&self) -> FlowView<'a> {
         let NodeRecords { name, account } = self.node;
