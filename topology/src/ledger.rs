@@ -444,6 +444,12 @@ impl Ledger {
         self.records().flat_map(NodeRecords::flows).any(|flow| flow.has_history())
     }
 
+    /// Returns the number of flows.
+    #[must_use]
+    pub fn flow_count(&self) -> usize {
+        self.nodes.values().map(|account| account.flows.len() + account.orphaned.len()).sum()
+    }
+
     /// Returns all flows, in an order that depends on their keys and not on the time of their reports.
     ///
     /// Invariant: each flow once.

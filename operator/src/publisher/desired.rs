@@ -174,7 +174,7 @@ fn desired_state(
         desired: names.desired,
         contested: names.contested,
         overview,
-        flows: ledger.flows().count(),
+        flows: ledger.flow_count(),
         as_of: Some(now),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, index),
