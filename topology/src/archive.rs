@@ -516,12 +516,12 @@ fn everything(now: SystemTime) -> Options {
 
 /// Makes the graph that an operator would learn from the agents if it began now.
 fn reported_anew(graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
-    // It would not know those who are gone either.
-    let mut present = Cow::Borrowed(directory);
+    // Checkpoints record pods that are gone, and no other removed entries.
+    let mut recorded = Cow::Borrowed(directory);
     if directory.has_removed() {
-        present.to_mut().forget_removed(now, Duration::ZERO);
+        recorded.to_mut().forget_unrecorded();
     }
     let placed = placements::parts(&graph.edges);
     let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
-    graph::build_from_agents(ledger, &present, &everything(now), &known)
+    graph::build_from_agents(ledger, &recorded, &everything(now), &known)
 }

@@ -4,6 +4,7 @@
 
 mod own_networks;
 mod pod_networks;
+mod recorded_pods;
 mod services;
 
 use std::{
@@ -13,7 +14,11 @@ use std::{
 };
 
 pub(crate) use self::own_networks::is_special;
-pub use self::{own_networks::OwnNetworks, services::CalledService};
+pub use self::{
+    own_networks::OwnNetworks,
+    recorded_pods::{BackendPort, BackendsByPod, RecordedPod},
+    services::CalledService,
+};
 use self::{pod_networks::PodNetworks, services::Services};
 use crate::{
     clock::NodeClock,
@@ -113,7 +118,7 @@ impl Directory {
                 if pod.ips.is_empty() {
                     pod.ips.clone_from(&known.pod.ips);
                 }
-                for (id, name) in &known.pod.containers {
+                for (id, name) in known.pod.containers.iter().filter(|(id, _)| !id.is_empty()) {
                     pod.containers.entry(id.clone()).or_insert_with(|| name.clone());
                 }
                 if known.pod == pod && known.removed.is_none() {
@@ -169,11 +174,15 @@ impl Directory {
         record.removed = Some(now);
         self.ownership.remove(uid, now);
         self.removed_pods.insert((now, uid.to_owned()));
+        self.bound_removed_pods();
+        true
+    }
+
+    fn bound_removed_pods(&mut self) {
         while self.removed_pods.len() > MAX_REMOVED_PODS {
             let Some((_, oldest)) = self.removed_pods.first().cloned() else { break };
             self.forget_pod(&oldest);
         }
-        true
     }
 
     fn forget_pod(&mut self, uid: &str) {
