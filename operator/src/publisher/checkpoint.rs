@@ -1,5 +1,5 @@
-//! `status.checkpoint`: for the operator's next start, the part of an edge's counters of which agents keep no record any
-//! more, the part that only servers' agents report, and the pods that agents may still report after their deletion.
+//! `status.checkpoint`: state for the operator's next start. Of an edge's counters, it has the part of which agents keep no
+//! record any more, and the part that only servers' agents report. It also has pods, which agents report by UID only.
 //!
 //! Format: the version, a colon, and a Protocol Buffers message in Base64. Readers ignore other versions.
 

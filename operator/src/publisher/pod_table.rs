@@ -246,9 +246,9 @@ pub(super) fn decode(bytes: &[u8], own: &Workload) -> (Vec<RecordedPod<'static>>
 
 /// Returns whether a table has the pods of another one, regardless of their times.
 pub(super) fn contains(table: &[u8], other: &[u8]) -> bool {
-    let nobody = Workload { namespace: String::new(), kind: String::new(), name: String::new(), group: String::new() };
+    let any = Workload { namespace: String::new(), kind: String::new(), name: String::new(), group: String::new() };
     let pods = |table: &[u8]| {
-        let pods = decode(table, &nobody).0.into_iter().map(|recorded| {
+        let pods = decode(table, &any).0.into_iter().map(|recorded| {
             let mut pod = recorded.pod.into_owned();
             (pod.life, pod.ended) = (PodLifetime::default(), false);
             (pod.uid.clone(), (pod, recorded.node_uid, recorded.backends))

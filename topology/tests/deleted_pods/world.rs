@@ -46,6 +46,8 @@ pub enum Step {
         place: usize,
         keeps_address: bool,
     },
+    /// An agent drops the flows of deleted pods, as it does after a while.
+    DropFlows(usize),
     /// An agent restarts, after it reported everything and the operator published it.
     RestartAgent(usize),
     Publish,
@@ -59,6 +61,7 @@ pub fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(client, server, service, opened)| Step::Call { client, server, service, opened }),
         3 => Just(Step::Report),
         3 => (place(), any::<bool>()).prop_map(|(place, keeps_address)| Step::Replace { place, keeps_address }),
+        1 => (0..NODES).prop_map(Step::DropFlows),
         2 => Just(Step::Publish),
         2 => Just(Step::RestartOperator),
     ]
@@ -71,6 +74,10 @@ fn ip(text: &str) -> IpAddr {
 fn workload(name: &str) -> Workload {
     let [namespace, kind, group] = ["shop", "Deployment", "apps"].map(str::to_owned);
     Workload { namespace, kind, name: name.to_owned(), group }
+}
+
+fn number(pod: &Pod) -> u32 {
+    pod.uid.trim_start_matches("uid-").parse().expect("a number")
 }
 
 fn service_ref(number: usize) -> ServiceRef {
@@ -255,6 +262,7 @@ impl World {
             Step::Call { client, server, service, opened } => self.call(client, server, service, opened),
             Step::Report => self.report(),
             Step::Replace { place, keeps_address } => self.replace(place, keeps_address),
+            Step::DropFlows(node) => self.drop_flows(node),
             Step::RestartAgent(node) => {
                 self.rest();
                 self.publish();
@@ -284,7 +292,7 @@ impl World {
         for (pod, role, remote, port) in
             [(&client_pod, Role::Client, remote, port), (&server_pod, Role::Server, client_pod.ips[0], PORT)]
         {
-            let number: u32 = pod.uid.trim_start_matches("uid-").parse().expect("a number");
+            let number = number(pod);
             let local = pod.ips[0];
             let key =
                 FlowKey { cgroup_id: number.into(), netns: number, role, local, remote, port, protocol: Protocol::Tcp };
@@ -293,6 +301,13 @@ impl World {
             let flow = self.flows[node].entry(key).or_insert(flow);
             (flow.opened, flow.changed) = (flow.opened + opened, self.now);
         }
+    }
+
+    fn drop_flows(&mut self, node: usize) {
+        // Only what the operators have.
+        self.report();
+        let pods: Vec<u64> = self.pods.iter().map(|pod| number(pod).into()).collect();
+        self.flows[node].retain(|key, _| pods.contains(&key.cgroup_id));
     }
 
     fn replace(&mut self, place: usize, keeps_address: bool) {
@@ -330,7 +345,11 @@ impl Operator {
         now: SystemTime,
     ) {
         let (name, epoch) = (format!("node-{node}"), Epoch([epoch; 16]));
-        self.ledger.begin_snapshot(&name, epoch).expect("the present epoch");
+        // A new stream begins with a snapshot.
+        let is_new = !self.ledger.is_complete(&name);
+        if is_new {
+            self.ledger.begin_snapshot(&name, epoch).expect("the present epoch");
+        }
         for (key, flow) in flows {
             let owner = owners[&key.cgroup_id].clone();
             self.ledger.identify(&name, epoch, key.cgroup_id, owner).expect("the present epoch");
@@ -349,7 +368,9 @@ impl Operator {
             self.ledger.apply(&name, epoch, *key, &counters, sighting).expect("the present epoch");
             self.told.insert((node, *key), now);
         }
-        self.ledger.end_snapshot(&name, epoch, now).expect("the present epoch");
+        if is_new {
+            self.ledger.end_snapshot(&name, epoch, now).expect("the present epoch");
+        }
         self.ledger.record_heartbeat(&name, now);
     }
 
