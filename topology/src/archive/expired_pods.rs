@@ -1,5 +1,6 @@
-//! Pods that were gone before this operator began have no name for it, though agents still count their connections. Their
-//! predecessor knew their names: what it has published of them must not come a second time, under no name.
+//! Pods that were gone before this operator began have no name for it if no checkpoint records them, though agents still
+//! count their connections. Their predecessor knew their names: what it has published of them must not come a second time,
+//! under no name. Nor must it come at a Service, of which no agent reports the backend any more.
 
 use std::collections::HashMap;
 

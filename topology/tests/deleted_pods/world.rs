@@ -250,7 +250,7 @@ impl World {
     /// Lets agents report, and what waits for reports become certain.
     pub fn rest(&mut self) {
         self.report();
-        for _ in 0..2 {
+        for _ in 0..4 {
             self.now += PACE;
             let _ = self.shown();
         }
@@ -304,8 +304,9 @@ impl World {
     }
 
     fn drop_flows(&mut self, node: usize) {
-        // Only what the operators have.
-        self.report();
+        // By then, it is published.
+        self.rest();
+        self.publish();
         let pods: Vec<u64> = self.pods.iter().map(|pod| number(pod).into()).collect();
         self.flows[node].retain(|key, _| pods.contains(&key.cgroup_id));
     }
