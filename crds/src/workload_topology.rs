@@ -75,12 +75,12 @@ pub struct TopologyStatus {
     /// Number of edges that are not listed.
     pub omitted: OmittedEdges,
     /// `Observed`: agents report from all nodes on which the workload runs. `Truncated`: some edges are not listed, or
-    /// totals exceed 9223372036854775807 and stop there.
+    /// totals exceed 9223372036854775807 and stop there; its message also reports pods that the checkpoint lacks.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// State that the operator restores after a restart: counters of which agents keep no record any more. Its format is
-    /// private to the operator and may change at any time.
+    /// State that the operator restores after a restart: counters of which agents keep no record any more, and identities of
+    /// pods. Its format is private to the operator and may change at any time.
     #[schemars(length(max = MAX_CHECKPOINT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,

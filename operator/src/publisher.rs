@@ -16,6 +16,8 @@ mod name;
 mod noise;
 mod object;
 mod peer;
+mod pod_records;
+mod pod_table;
 mod published;
 mod restore;
 mod schedule;
@@ -187,8 +189,7 @@ impl Publisher {
                         // A state without the published edges would be less than that.
                         Recheck::All => {
                             inputs.index.note_api_versions(self.published.all().flat_map(restore::references));
-                            let before = self.published.all().flat_map(restore::edges).collect();
-                            self.builder.restore(before, SystemTime::now()).await;
+                            self.restore().await;
                             self.compares_all = true;
                             build_at = Some(Instant::now());
                         }
@@ -394,6 +395,20 @@ impl Publisher {
             }
         }
         self.resting.remove(key);
+    }
+
+    /// Restores what an earlier operator has published.
+    fn restore(&self) -> BoxFuture<'static, ()> {
+        let restored = restore::read(self.published.all());
+        for (namespace, name, error) in &restored.errors {
+            tracing::warn!(namespace, name, %error, "cannot restore all of a Topology");
+        }
+        if restored.contested_pods > 0 {
+            let pods = restored.contested_pods;
+            tracing::warn!(pods, "Topologies disagree on the workload of deleted pods; these pods stay unknown");
+        }
+        let builder = self.builder.clone();
+        async move { builder.restore(restored.edges, restored.pods, SystemTime::now()).await }.boxed()
     }
 
     fn is_warm(&self) -> bool {

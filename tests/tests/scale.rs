@@ -48,7 +48,6 @@ async fn operator_publishes_exact_map_after_a_crash() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "fails: an operator that starts after the deletion of a pod shows the pod's connections as those of an UnknownPod"]
 async fn operator_publishes_exact_map_after_a_crash_that_follows_churn() -> Result<()> {
     run(&[Phase::Start, Phase::Churn, Phase::Restart]).await
 }

@@ -55,8 +55,8 @@ pub struct Archive {
     placements: Placements,
     join: IncrementalJoin,
     join_anew: IncrementalJoin,
-    /// The directory without what was removed, and the revision of the whole one.
-    present: Option<(Revision, Directory)>,
+    /// The directory as checkpoints record it, and the revision of the whole one.
+    recorded: Option<(Revision, Directory)>,
 }
 
 /// Counts and times of an edge from flows that the ledger has dropped.
@@ -93,7 +93,7 @@ impl Default for Archive {
             placements: Placements::default(),
             join: IncrementalJoin::new(Perspective::Ledger),
             join_anew: IncrementalJoin::new(Perspective::Agents),
-            present: None,
+            recorded: None,
         }
     }
 }
@@ -240,15 +240,15 @@ impl Archive {
     pub fn forget_joins(&mut self) {
         self.join = IncrementalJoin::new(Perspective::Ledger);
         self.join_anew = IncrementalJoin::new(Perspective::Agents);
-        self.present = None;
+        self.recorded = None;
     }
 
     /// Makes the graph that an operator would learn from the agents if it began now.
     fn reported_anew(&mut self, graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
         let placed = placements::parts(&graph.edges);
         let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
-        let present = present(&mut self.present, directory, now);
-        self.join_anew.build(ledger, present, directory, &everything(now), &known)
+        let recorded = recorded(&mut self.recorded, directory);
+        self.join_anew.build(ledger, recorded, directory, &everything(now), &known)
     }
 
     /// Makes the graph as [`Archive::build`], to be shown: what only servers have counted stays on its edges.
@@ -549,21 +549,18 @@ fn everything(now: SystemTime) -> Options {
     Options { now, settle: Duration::ZERO, retention: Duration::MAX, max_external: usize::MAX }
 }
 
-/// Returns a directory without what was removed. Keeps it until the directory changes.
-fn present<'a>(
-    kept: &'a mut Option<(Revision, Directory)>,
-    directory: &'a Directory,
-    now: SystemTime,
-) -> &'a Directory {
+/// Returns a directory as the next operator would have it: checkpoints record pods that are gone, and no other removed
+/// entries. Keeps it until the directory changes.
+fn recorded<'a>(kept: &'a mut Option<(Revision, Directory)>, directory: &'a Directory) -> &'a Directory {
     if !directory.has_removed() {
         *kept = None;
         return directory;
     }
     let is_kept = kept.as_ref().is_some_and(|(revision, _)| revision == directory.revision());
     if !is_kept {
-        let mut present = directory.clone();
-        present.forget_removed(now, Duration::ZERO);
-        *kept = Some((directory.revision().clone(), present));
+        let mut recorded = directory.clone();
+        recorded.forget_unrecorded();
+        *kept = Some((directory.revision().clone(), recorded));
     }
-    kept.as_ref().map_or(directory, |(_, present)| present)
+    kept.as_ref().map_or(directory, |(_, recorded)| recorded)
 }

@@ -5,6 +5,7 @@
 mod changes;
 mod own_networks;
 mod pod_networks;
+mod recorded_pods;
 mod services;
 
 use std::{
@@ -18,7 +19,11 @@ pub(crate) use self::{
     changes::{Change, Revision},
     own_networks::is_special,
 };
-pub use self::{own_networks::OwnNetworks, services::CalledService};
+pub use self::{
+    own_networks::OwnNetworks,
+    recorded_pods::{BackendPort, BackendsByPod, RecordedPod},
+    services::CalledService,
+};
 use crate::{
     clock::NodeClock,
     entity::{Node, Pod, PodLifetime, Service, ServiceRef},
@@ -118,7 +123,7 @@ impl Directory {
                 if pod.ips.is_empty() {
                     pod.ips.clone_from(&known.pod.ips);
                 }
-                for (id, name) in &known.pod.containers {
+                for (id, name) in known.pod.containers.iter().filter(|(id, _)| !id.is_empty()) {
                     pod.containers.entry(id.clone()).or_insert_with(|| name.clone());
                 }
                 if known.pod == pod && known.removed.is_none() {
@@ -202,11 +207,15 @@ impl Directory {
         self.ownership.remove(uid, now);
         self.note_pod(&pod);
         self.removed_pods.insert((now, uid.to_owned()));
+        self.bound_removed_pods();
+        true
+    }
+
+    fn bound_removed_pods(&mut self) {
         while self.removed_pods.len() > MAX_REMOVED_PODS {
             let Some((_, oldest)) = self.removed_pods.first().cloned() else { break };
             self.forget_pod(&oldest);
         }
-        true
     }
 
     fn forget_pod(&mut self, uid: &str) {

@@ -64,10 +64,22 @@ pub struct Pod {
     pub ended: bool,
     /// Its topmost known owner.
     pub workload: Workload,
-    /// Container id (without the runtime's prefix) → container name; init and ephemeral containers too.
+    /// Container id (without the runtime's prefix) → container name; init and ephemeral containers too. From a checkpoint, the
+    /// first characters of the id; none if all containers have one name.
     pub containers: BTreeMap<String, String>,
     /// Lifetime, from its object.
     pub life: PodLifetime,
+}
+
+impl Pod {
+    /// Returns the name of the container with this ID; empty if it is not known.
+    #[must_use]
+    pub fn container_name(&self, id: &str) -> &str {
+        // An empty ID is the pod's own cgroup.
+        let is_recorded = |(known, _): &(&String, &String)| !id.is_empty() && id.starts_with(known.as_str());
+        let recorded = || self.containers.iter().rfind(is_recorded).map(|(_, name)| name);
+        self.containers.get(id).filter(|_| !id.is_empty()).or_else(recorded).map_or("", String::as_str)
+    }
 }
 
 /// Lifetime of a pod, from its object. Times have a resolution of one second: an event may have happened up to a second

@@ -59,6 +59,17 @@ struct Claim {
     gone: Option<SystemTime>,
 }
 
+/// Times at which an operator observed a pod with its addresses, by the operator's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedTimes {
+    /// Time at which the pod was first observed with an address.
+    pub known: SystemTime,
+    /// Time at which its end was first observed.
+    pub ended: Option<SystemTime>,
+    /// Time at which it was first missing.
+    pub gone: Option<SystemTime>,
+}
+
 /// Owner of an address, by UID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owned<'a> {
@@ -126,6 +137,35 @@ impl Ownership {
     pub fn remove(&mut self, pod: &str, now: SystemTime) {
         let addresses = self.addresses.get(pod).cloned().unwrap_or_default();
         self.release(pod, &addresses, now);
+    }
+
+    /// Returns the times at which a pod, by UID, was observed; `None` if it never had an address.
+    #[must_use]
+    pub fn observed(&self, pod: &str) -> Option<ObservedTimes> {
+        let addresses = self.addresses.get(pod)?.iter();
+        let claims = addresses.filter_map(|ip| self.claims.get(ip)?.iter().find(|claim| claim.pod == pod));
+        let times = claims.map(|claim| ObservedTimes { known: claim.known, ended: claim.ended, gone: claim.gone });
+        times.reduce(|one, other| ObservedTimes {
+            known: one.known.min(other.known),
+            ended: [one.ended, other.ended].into_iter().flatten().min(),
+            gone: one.gone.max(other.gone),
+        })
+    }
+
+    /// Adds the ranges of a pod that is gone at `now` at the latest, as they were recorded.
+    ///
+    /// Invariant: ranges of other pods do not change, except by the bound of [`MAX_CLAIMS`].
+    pub fn restore(&mut self, pod: &Pod, observed: ObservedTimes, now: SystemTime) {
+        let since = self.since;
+        self.observe(pod, observed.known);
+        for ip in &pod.ips {
+            let claims = self.claims.get_mut(ip).into_iter().flatten();
+            for claim in claims.filter(|claim| claim.pod == pod.uid) {
+                (claim.ended, claim.gone) = (observed.ended, Some(observed.gone.map_or(now, |gone| gone.min(now))));
+            }
+        }
+        // Other pods of that time remain unknown.
+        self.since = since;
     }
 
     fn release(&mut self, pod: &str, addresses: &[IpAddr], now: SystemTime) {

@@ -11,7 +11,7 @@ use std::{
 use proptest::prelude::*;
 use scopeprobe_topology::{
     archive::{Archive, Published},
-    directory::Directory,
+    directory::{Directory, RecordedPod},
     entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{Graph, Options},
@@ -98,6 +98,8 @@ enum Event {
     /// What is over is forgotten.
     CleanUp,
     RestartOperator,
+    /// Removed pods are forgotten, and restored from checkpoints.
+    RestorePods,
     Look,
 }
 
@@ -185,6 +187,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         5 => one(pause.prop_map(Event::Pass).boxed()),
         1 => one(Just(Event::CleanUp).boxed()),
         1 => one(Just(Event::RestartOperator).boxed()),
+        1 => one(Just(Event::RestorePods).boxed()),
         10 => one(Just(Event::Look).boxed()),
     ];
     prop::collection::vec(some, 0..80).prop_map(|events| events.concat())
@@ -280,6 +283,16 @@ impl World {
                 });
                 self.archive = Archive::new();
                 self.archive.restore(published, now);
+            }
+            Event::RestorePods => {
+                let backends = self.directory.backends_by_pod();
+                let removed = self.directory.removed_pods().map(|pod| pod.uid.clone());
+                let recorded: Vec<RecordedPod<'static>> =
+                    removed.filter_map(|uid| Some(self.directory.recorded(&uid, &backends)?.into_owned())).collect();
+                self.directory.forget_removed(now, Duration::ZERO);
+                for pod in recorded {
+                    self.directory.restore_pod(pod, now);
+                }
             }
             Event::Look => {}
         }

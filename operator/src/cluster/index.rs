@@ -8,7 +8,7 @@ use std::{
 
 use topology::{
     clock::NodeClock,
-    directory::Directory,
+    directory::{Directory, RecordedPod},
     entity::{Node, Pod, ServicePortRef, ServiceRef, Workload},
     external::ExternalGroups,
     flow::Protocol,
@@ -79,6 +79,7 @@ pub struct Index {
     /// Kinds without a first list; `None` before the watches began.
     unlisted: Option<HashSet<&'static str>>,
     gone_nodes: Vec<String>,
+    has_restored_pods: bool,
 }
 
 impl Index {
@@ -135,8 +136,8 @@ impl Index {
         self.api_versions.note(api_version, kind);
     }
 
-    /// By UID.
-    fn pods_of(&self, workload: &Workload) -> impl Iterator<Item = &String> {
+    /// Returns the UIDs of a workload's present pods.
+    pub fn pods_of(&self, workload: &Workload) -> impl Iterator<Item = &String> {
         let controlled = self.pods_below.get(workload).into_iter().flatten();
         self.referenced.pods(workload).chain(controlled)
     }
@@ -186,6 +187,16 @@ impl Index {
         self.last_profiles
             .retain(|workload, _| owners.existing(workload).is_some() || referenced.identity(workload).is_some());
         self.shared_profiles.drop_unused();
+    }
+
+    /// Adds pods from checkpoints as removed ones. Only the first call has an effect.
+    pub fn restore_pods(&mut self, pods: Vec<RecordedPod<'static>>, now: SystemTime) {
+        if std::mem::replace(&mut self.has_restored_pods, true) {
+            return;
+        }
+        for recorded in pods {
+            self.directory.restore_pod(recorded, now);
+        }
     }
 
     /// Returns whether a name changed.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use topology::{external::ExternalGroups, ledger::Ledger};
+use topology::{directory::RecordedPod, external::ExternalGroups, ledger::Ledger};
 
 use super::index::{Index, Update};
 
@@ -76,6 +76,11 @@ impl ClusterIndex {
                 index.note_api_version(api_version, kind);
             }
         });
+    }
+
+    /// Adds pods that an earlier operator recorded. Only the first call of a process has an effect.
+    pub fn restore_pods(&self, pods: Vec<RecordedPod<'static>>, now: SystemTime) {
+        self.change(|index| index.restore_pods(pods, now));
     }
 
     /// Removes the objects that were deleted at least `retention` ago.

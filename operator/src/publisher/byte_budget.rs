@@ -8,6 +8,8 @@ use crds::{EdgePod, MAX_CHECKPOINT, PodSelector, ServiceReference, TopologyEdge,
 pub(super) const MAX_OBJECT: usize = 256 * 1024;
 /// Size of the operator's part of `metadata`, and of all in `status` that is neither an edge nor below.
 const FRAME: usize = 12 * 1024;
+/// Step in which the size of a checkpoint counts.
+const CHECKPOINT_STEP: usize = 4 * 1024;
 /// Bound of an edge's size without its texts and lists: names of fields, numbers and times.
 const EDGE: usize = 1024;
 /// Bound of a pod's entry without its texts.
@@ -17,7 +19,8 @@ const LIST: usize = 24;
 
 /// Returns the bytes that are left for edges in an object of this workload with this checkpoint.
 pub(super) fn for_edges(workload: &WorkloadRef, checkpoint: Option<&str>) -> usize {
-    let checkpoint = checkpoint.map_or(0, str::len).min(MAX_CHECKPOINT);
+    // In steps, so that one pod more does not displace an edge.
+    let checkpoint = checkpoint.map_or(0, str::len).next_multiple_of(CHECKPOINT_STEP).min(MAX_CHECKPOINT);
     MAX_OBJECT.saturating_sub(FRAME + checkpoint + bound_of_workload(workload))
 }
 

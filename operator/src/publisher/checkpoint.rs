@@ -1,5 +1,5 @@
-//! `status.checkpoint`: for the operator's next start, the part of an edge's counters of which agents keep no record any
-//! more, and the part that only servers' agents report.
+//! `status.checkpoint`: state for the operator's next start. Of an edge's counters, it has the part of which agents keep no
+//! record any more, and the part that only servers' agents report. It also has pods, which agents report by UID only.
 //!
 //! Format: the version, a colon, and a Protocol Buffers message in Base64. Readers ignore other versions.
 
@@ -10,14 +10,35 @@ use crds::MAX_CHECKPOINT;
 use prost::Message as _;
 use topology::{
     counts::{Counts, Earlier},
+    directory::RecordedPod,
     edge::{EdgeCounters, Endpoint},
+    entity::Workload,
 };
 
-use super::edge_id::EdgeId;
+use super::{
+    edge_id::EdgeId,
+    pod_table::{self, PodTableError},
+};
 
 const VERSION: &str = "1:";
 /// Maximum number of pods of an edge's end whose parts are kept.
 const MAX_PARTS: usize = 10;
+/// Maximum size of the table of pods, in bytes: half of a checkpoint.
+const MAX_POD_TABLE: usize = MAX_CHECKPOINT / 8 * 3;
+
+/// Error of a checkpoint of which nothing can be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CheckpointError {
+    /// Written in another format.
+    #[error("its version is not {}", VERSION.trim_end_matches(':'))]
+    Version,
+    /// Not Base64.
+    #[error("it is not Base64: {0}")]
+    Base64(#[from] base64::DecodeError),
+    /// No message.
+    #[error("it is malformed: {0}")]
+    Malformed(#[from] prost::DecodeError),
+}
 
 /// Contents of a checkpoint.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -27,6 +48,9 @@ struct Body {
     pods: Vec<Pod>,
     #[prost(message, repeated, tag = "2")]
     edges: Vec<Edge>,
+    /// Table of pods, apart from the rest, so that an error in it affects nothing else. An older operator does not write it.
+    #[prost(bytes = "vec", tag = "3")]
+    pod_table: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
@@ -89,24 +113,58 @@ pub(super) struct Entry {
     pub(super) from_servers: EdgeCounters,
 }
 
-/// Encodes the entries of edges, the most important first; `None` if there are none. Where not all fit, pods go first and
-/// then the last edges.
-pub(super) fn encode<'a>(edges: impl Iterator<Item = (EdgeId, &'a Entry)>) -> Option<String> {
+/// Contents of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Checkpoint {
+    /// Entries of edges.
+    pub(super) edges: HashMap<EdgeId, Entry>,
+    pod_table: Vec<u8>,
+}
+
+impl Checkpoint {
+    /// Returns the pods of a checkpoint of this workload's object, and an error if some are malformed.
+    pub(super) fn pods(&self, own: &Workload) -> (Vec<RecordedPod<'static>>, Option<PodTableError>) {
+        pod_table::decode(&self.pod_table, own)
+    }
+
+    /// Returns whether this checkpoint has the pods of the other one, regardless of their times.
+    pub(super) fn has_pods_of(&self, other: &Self) -> bool {
+        self.pod_table == other.pod_table || pod_table::contains(&self.pod_table, &other.pod_table)
+    }
+}
+
+/// Pods to record in the checkpoint of a workload's object, the most important ones first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PodsToRecord<'a> {
+    pub(super) workload: &'a Workload,
+    pub(super) pods: &'a [RecordedPod<'a>],
+}
+
+/// Encodes the entries of edges, the most important first, and pods. Returns `None` if there are none, and the number of
+/// pods that did not fit. Where not all fit, pods' parts of edges go first, then pods, and then the last edges.
+pub(super) fn encode<'a>(
+    edges: impl Iterator<Item = (EdgeId, &'a Entry)>,
+    pods: PodsToRecord<'_>,
+) -> (Option<String>, usize) {
     let mut encoder = Encoder::default();
     for (id, entry) in edges {
         encoder.add(id, entry);
     }
-    let body = encoder.into_body_within(MAX_CHECKPOINT)?;
-    Some(format!("{VERSION}{}", STANDARD_NO_PAD.encode(body.encode_to_vec())))
+    let (body, recorded) = encoder.into_body_within(MAX_CHECKPOINT, pods);
+    let text = body.map(|body| format!("{VERSION}{}", STANDARD_NO_PAD.encode(body.encode_to_vec())));
+    (text, pods.pods.len() - recorded)
 }
 
-/// Decodes a checkpoint; empty if it has another version or is malformed.
-pub(super) fn decode(text: &str) -> HashMap<EdgeId, Entry> {
-    let bytes = text.strip_prefix(VERSION).and_then(|body| STANDARD_NO_PAD.decode(body).ok());
-    let Some(Body { pods, edges }) = bytes.and_then(|bytes| Body::decode(bytes.as_slice()).ok()) else {
-        return HashMap::new();
-    };
-    edges.iter().map(|edge| (EdgeId(edge.id), edge.entry(&pods))).collect()
+/// Decodes a checkpoint.
+///
+/// # Errors
+/// Returns an error if it has another version or is malformed. Malformed pods are an error of [`Checkpoint::pods`] only.
+pub(super) fn decode(text: &str) -> Result<Checkpoint, CheckpointError> {
+    let encoded = text.strip_prefix(VERSION).ok_or(CheckpointError::Version)?;
+    let bytes = STANDARD_NO_PAD.decode(encoded)?;
+    let Body { pods, edges, pod_table } = Body::decode(bytes.as_slice())?;
+    let edges = edges.iter().map(|edge| (EdgeId(edge.id), edge.entry(&pods))).collect();
+    Ok(Checkpoint { edges, pod_table })
 }
 
 impl Edge {
@@ -198,25 +256,41 @@ impl Encoder {
         })
     }
 
-    fn into_body_within(self, characters: usize) -> Option<Body> {
+    /// Returns the body and the number of pods in its table.
+    fn into_body_within(
+        self,
+        characters: usize,
+        PodsToRecord { workload, pods }: PodsToRecord<'_>,
+    ) -> (Option<Body>, usize) {
+        /// Upper bound of the table's tag and length.
+        const FIELD: usize = 8;
         let mut body = self.body;
         let bytes = (characters - VERSION.len()) / 4 * 3;
-        if body.encoded_len() > bytes {
+        let (mut table, mut recorded) = pod_table::encode(pods, workload, MAX_POD_TABLE);
+        if body.encoded_len() + table.len() + FIELD > bytes {
             body.pods.clear();
             for edge in &mut body.edges {
                 (edge.clients, edge.servers) = (Vec::new(), Vec::new());
             }
         }
+        let left = bytes.saturating_sub(body.encoded_len() + FIELD);
+        if table.len() > left {
+            (table, recorded) = pod_table::encode(pods, workload, left);
+        }
         while body.encoded_len() > bytes {
             body.edges.truncate(body.edges.len() * 9 / 10);
         }
-        (!body.edges.is_empty()).then_some(body)
+        body.pod_table = table;
+        ((body != Body::default()).then_some(body), recorded)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{borrow::Cow, collections::BTreeMap};
+
     use proptest::prelude::*;
+    use topology::entity::{Pod, PodLifetime};
 
     use super::*;
 
@@ -265,15 +339,42 @@ mod tests {
         #[test]
         fn checkpoint_is_read_as_it_is_written(edges in prop::collection::hash_map(any::<u64>(), entry(), 0..20)) {
             let edges: HashMap<EdgeId, Entry> = edges.into_iter().map(|(id, entry)| (EdgeId(id), entry)).collect();
-            let text = encode(edges.iter().map(|(id, entry)| (*id, entry)));
+            let text = encoded(edges.iter().map(|(id, entry)| (*id, entry)));
             prop_assert_eq!(text.is_none(), edges.is_empty());
-            prop_assert_eq!(decode(&text.unwrap_or_default()), edges);
+            if let Some(text) = text {
+                prop_assert_eq!(decode(&text).map(|checkpoint| checkpoint.edges), Ok(edges));
+            }
         }
 
         #[test]
         fn checkpoint_of_any_text_is_read_without_failing(text in "(1:)?[A-Za-z0-9+/:=]{0,60}") {
-            decode(&text);
+            let _ = decode(&text);
         }
+    }
+
+    fn encoded<'a>(edges: impl Iterator<Item = (EdgeId, &'a Entry)>) -> Option<String> {
+        encode(edges, PodsToRecord { workload: &workload(), pods: &[] }).0
+    }
+
+    fn workload() -> Workload {
+        let [namespace, kind, name, group] = ["shop", "Deployment", "web", "apps"].map(str::to_owned);
+        Workload { namespace, kind, name, group }
+    }
+
+    fn recorded(number: usize) -> RecordedPod<'static> {
+        let pod = Pod {
+            uid: format!("{number:08x}-0000-4000-8000-0123456789ab"),
+            namespace: "shop".to_owned(),
+            name: format!("web-{number}"),
+            node: "node-1".to_owned(),
+            host_network: false,
+            ips: Vec::new(),
+            ended: false,
+            workload: workload(),
+            containers: BTreeMap::from([(format!("{number:064x}"), "main".to_owned())]),
+            life: PodLifetime::default(),
+        };
+        RecordedPod { pod: Cow::Owned(pod), node_uid: None, observed: None, backends: Vec::new() }
     }
 
     #[test]
@@ -296,9 +397,9 @@ mod tests {
         };
         let encoded = |edges: u64, pods: usize| {
             let all: Vec<Entry> = (0..edges).map(|number| of(number, pods)).collect();
-            let text = encode((0..).map(EdgeId).zip(&all)).expect("there are edges");
+            let text = encoded((0..).map(EdgeId).zip(&all)).expect("there are edges");
             assert!(text.len() <= MAX_CHECKPOINT, "{}", text.len());
-            decode(&text)
+            decode(&text).expect("it was encoded").edges
         };
         let without_pods = encoded(500, 10);
         assert_eq!(without_pods.len(), 500);
@@ -310,11 +411,57 @@ mod tests {
     }
 
     #[test]
-    fn checkpoint_of_another_version_is_ignored() {
+    fn checkpoint_that_is_too_long_keeps_the_first_pods() {
+        let pods: Vec<RecordedPod<'_>> = (0..3000).map(recorded).collect();
+        let lengths = |edges: u64| {
+            let entry = Entry {
+                earlier: Earlier::default(),
+                from_servers: EdgeCounters { opened: u64::MAX, ..EdgeCounters::default() },
+            };
+            let edges: Vec<Entry> = (0..edges).map(|_| entry.clone()).collect();
+            let (text, omitted) =
+                encode((0..).map(EdgeId).zip(&edges), PodsToRecord { workload: &workload(), pods: &pods });
+            let text = text.expect("there are edges and pods");
+            assert!(text.len() <= MAX_CHECKPOINT, "{}", text.len());
+            let checkpoint = decode(&text).expect("it was encoded");
+            let (found, error) = checkpoint.pods(&workload());
+            assert_eq!((found.len() + omitted, error), (pods.len(), None));
+            let mut numbers: Vec<usize> = found.iter().map(found_number).collect();
+            numbers.sort_unstable();
+            assert_eq!(numbers, (0..found.len()).collect::<Vec<_>>(), "the first ones stay");
+            (checkpoint.edges.len(), found.len())
+        };
+        let (edges, with_few_edges) = lengths(10);
+        assert!(edges == 10 && with_few_edges > 300 && with_few_edges < 3000, "{edges} {with_few_edges}");
+        let (edges, with_many_edges) = lengths(1500);
+        assert!(edges == 1500 && with_many_edges > 0 && with_many_edges < with_few_edges, "{edges} {with_many_edges}");
+    }
+
+    fn found_number(found: &RecordedPod<'_>) -> usize {
+        found.pod.name.trim_start_matches("web-").parse().expect("a number")
+    }
+
+    #[test]
+    fn malformed_pods_lose_no_edge() {
+        let entry = Entry { from_servers: EdgeCounters { opened: 7, ..EdgeCounters::default() }, ..Entry::default() };
+        let mut encoder = Encoder::default();
+        encoder.add(EdgeId(1), &entry);
+        let body = Body { pod_table: b"\xff\xff garbage".to_vec(), ..encoder.body };
+        let text = format!("{VERSION}{}", STANDARD_NO_PAD.encode(body.encode_to_vec()));
+        let checkpoint = decode(&text).expect("its frame is well-formed");
+        assert_eq!(checkpoint.edges, HashMap::from([(EdgeId(1), entry)]));
+        let (pods, error) = checkpoint.pods(&workload());
+        assert!(pods.is_empty() && matches!(error, Some(PodTableError::Malformed(_))), "{error:?}");
+    }
+
+    #[test]
+    fn checkpoint_of_another_version_is_an_error() {
         let counts = Counts { counters: EdgeCounters { opened: 1, ..EdgeCounters::default() }, ..Counts::default() };
         let entry = Entry { earlier: Earlier { counts, known_to_servers: 0 }, ..Entry::default() };
-        let text = encode([(EdgeId(1), &entry)].into_iter()).expect("there is an edge");
-        assert_eq!(decode(&text).len(), 1);
-        assert!(decode(&text.replacen("1:", "2:", 1)).is_empty());
+        let text = encoded([(EdgeId(1), &entry)].into_iter()).expect("there is an edge");
+        assert_eq!(decode(&text).map(|checkpoint| checkpoint.edges.len()), Ok(1));
+        assert_eq!(decode(&text.replacen("1:", "2:", 1)), Err(CheckpointError::Version));
+        assert!(matches!(decode("1:?"), Err(CheckpointError::Base64(_))));
+        assert!(matches!(decode("1:/w"), Err(CheckpointError::Malformed(_))));
     }
 }

@@ -10,6 +10,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use kube::core::{Selector, SelectorExt as _};
 use topology::{
     archive::{Archive, Published},
+    directory::RecordedPod,
     entity::Workload,
     graph::{Graph, Options},
     ledger::Ledger,
@@ -18,6 +19,7 @@ use topology::{
 use super::{
     adjacency,
     object::{self, Limits, ObjectInputs},
+    pod_records::PodRecords,
     writer::{Desired, Key},
 };
 use crate::{
@@ -71,9 +73,10 @@ impl Builder {
         Self { shared_ledger, index, archive }
     }
 
-    /// Restores the edges that an earlier operator published. Only the first call of a process has an effect.
-    pub(super) async fn restore(&self, published: Vec<Published>, now: SystemTime) {
-        self.away(move |_, _, archive| archive.restore(published, now)).await;
+    /// Restores edges and pods that an earlier operator published. Only the first call of a process has an effect.
+    pub(super) async fn restore(&self, edges: Vec<Published>, pods: Vec<RecordedPod<'static>>, now: SystemTime) {
+        self.index.restore_pods(pods, now);
+        self.away(move |_, _, archive| archive.restore(edges, now)).await;
     }
 
     /// Computes the present state.
@@ -158,11 +161,16 @@ fn desired_state(
 ) -> DesiredState {
     let workloads = adjacency::by_workload(graph);
     let mut overview = adjacency::overview(graph, &workloads);
-    let world = ObjectInputs { index, earlier: &graph.earlier, limits };
+    // The workload may be gone; its object goes with it.
+    let owner = |workload: &Workload| {
+        is_selected(namespaces, workload, index).then(|| index.owner_identity(workload)).flatten()
+    };
+    let without_object = workloads.keys().copied().filter(|workload| owner(workload).is_none());
+    let records = PodRecords::new(index, without_object);
+    let world = ObjectInputs { index, earlier: &graph.earlier, records: &records, limits };
     let mut names = ObjectNames::with_capacity(workloads.len());
-    for (workload, edges) in workloads.iter().filter(|(workload, _)| is_selected(namespaces, workload, index)) {
-        // The workload may be gone; its object goes with it.
-        let Some(owner) = index.owner_identity(workload) else { continue };
+    for (workload, edges) in &workloads {
+        let Some(owner) = owner(workload) else { continue };
         let silent: BTreeSet<&str> =
             index.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node, now)).collect();
         let facts = index.facts_of(workload);

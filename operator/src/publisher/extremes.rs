@@ -26,6 +26,7 @@ use topology::{
 use super::{
     adjacency,
     object::{self, Limits, ObjectInputs},
+    pod_records::PodRecords,
     restore,
 };
 use crate::cluster::{Index, WorkloadFacts};
@@ -252,7 +253,7 @@ impl Operator {
 
     fn published(&mut self) -> Vec<Published> {
         let graph = self.graph();
-        objects(&graph).iter().flat_map(restore::edges).collect()
+        restore::read(&objects(&graph)).edges
     }
 }
 
@@ -260,7 +261,8 @@ impl Operator {
 fn objects(graph: &Graph) -> Vec<Topology> {
     let index = Index::default();
     let limits = Limits { edges: MAX_EDGES, pods: 5 };
-    let world = ObjectInputs { index: &index, earlier: &graph.earlier, limits };
+    let records = PodRecords::new(&index, []);
+    let world = ObjectInputs { index: &index, earlier: &graph.earlier, records: &records, limits };
     let of = |(workload, edges): (&Workload, adjacency::Edges<'_>)| {
         let mut topology = Topology::new(&workload.name, TopologySpec::default());
         topology.metadata.namespace = Some(workload.namespace.clone());

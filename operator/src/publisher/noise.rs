@@ -1,11 +1,14 @@
 //! Separates changes of counters that are worth a write from those that can wait until quiescence.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use crds::{EdgePod, PeerType, TopologyEdge, TopologyStatus, Totals};
 use topology::edge::EdgeCounters;
 
-use super::{checkpoint, edge_id::EdgeId};
+use super::{
+    checkpoint::{self, Checkpoint},
+    edge_id::EdgeId,
+};
 
 /// A change of less than one part in so many is no news by itself.
 const PRECISION: u64 = 100;
@@ -28,27 +31,44 @@ pub(super) fn is_noise(known: &TopologyStatus, wanted: &TopologyStatus) -> bool 
 /// the client, or whose client is no workload. The object of another client keeps the others', so that a rollout of
 /// clients does not rewrite their server's object.
 pub(super) fn is_checkpoint_kept(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
-    known.checkpoint == wanted.checkpoint || own_checkpoint(known, wanted).all(|(known, wanted)| known == wanted)
+    is_each_kept(known, wanted, |(known, wanted)| known == wanted)
 }
 
 fn is_checkpoint_close(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
-    let close = |(known, wanted): ([u64; 6], [u64; 6])| known.into_iter().zip(wanted).all(is_close);
-    known.checkpoint == wanted.checkpoint || own_checkpoint(known, wanted).all(close)
+    is_each_kept(known, wanted, |(known, wanted)| known.into_iter().zip(wanted).all(is_close))
+}
+
+/// Whether the known checkpoint has the pods of the wanted one, and the counters of each edge are kept.
+fn is_each_kept(
+    known: &TopologyStatus,
+    wanted: &TopologyStatus,
+    is_kept: impl Fn(([u64; 6], [u64; 6])) -> bool,
+) -> bool {
+    if known.checkpoint == wanted.checkpoint {
+        return true;
+    }
+    let read = |status: &TopologyStatus| {
+        status.checkpoint.as_deref().and_then(|text| checkpoint::decode(text).ok()).unwrap_or_default()
+    };
+    let (before, after) = (read(known), read(wanted));
+    before.has_pods_of(&after) && own_counters(&before, &after, wanted).all(is_kept)
 }
 
 /// Counters of both checkpoints that this object has to keep, edge by edge.
-fn own_checkpoint(known: &TopologyStatus, wanted: &TopologyStatus) -> impl Iterator<Item = ([u64; 6], [u64; 6])> {
-    let read = |status: &TopologyStatus| status.checkpoint.as_deref().map(checkpoint::decode).unwrap_or_default();
-    let (before, after) = (read(known), read(wanted));
+fn own_counters(
+    before: &Checkpoint,
+    after: &Checkpoint,
+    wanted: &TopologyStatus,
+) -> impl Iterator<Item = ([u64; 6], [u64; 6])> {
     let others = |edge: &&TopologyEdge| edge.peer.type_ != PeerType::Workload;
     let own = wanted.egress.iter().chain(wanted.ingress.iter().filter(others));
-    let ids: Vec<EdgeId> = own.filter_map(|edge| EdgeId::parse(&edge.id)).collect();
-    ids.into_iter().map(move |id| (counters_at(&before, id), counters_at(&after, id)))
+    let ids = own.filter_map(|edge| EdgeId::parse(&edge.id));
+    ids.map(move |id| (counters_at(before, id), counters_at(after, id)))
 }
 
 /// Without retransmits, which are a server's as well and go with its pods.
-fn counters_at(checkpoint: &HashMap<EdgeId, checkpoint::Entry>, id: EdgeId) -> [u64; 6] {
-    let Some(checkpoint::Entry { earlier, .. }) = checkpoint.get(&id) else { return [0; 6] };
+fn counters_at(checkpoint: &Checkpoint, id: EdgeId) -> [u64; 6] {
+    let Some(checkpoint::Entry { earlier, .. }) = checkpoint.edges.get(&id) else { return [0; 6] };
     let EdgeCounters { opened, failed, bytes_sent, bytes_received, without_bytes, .. } = earlier.counts.counters;
     [opened, failed, bytes_sent, bytes_received, without_bytes, earlier.known_to_servers]
 }
@@ -108,9 +128,13 @@ mod tests {
     use crds::{Summary, TopologyPeer};
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-    use topology::counts::{Counts, Earlier};
+    use topology::{
+        counts::{Counts, Earlier},
+        entity::Workload,
+    };
 
     use super::*;
+    use crate::publisher::checkpoint::PodsToRecord;
 
     fn status(opened: u64, active: u64, bytes: u64) -> TopologyStatus {
         let edge = TopologyEdge {
@@ -165,7 +189,10 @@ mod tests {
         let counts = Counts { counters, ..Counts::default() };
         let earlier = Earlier { counts, known_to_servers: 0 };
         let entry = checkpoint::Entry { earlier, ..checkpoint::Entry::default() };
-        status.checkpoint = checkpoint::encode([(EdgeId(1), &entry)].into_iter());
+        let workload =
+            Workload { namespace: String::new(), kind: String::new(), name: String::new(), group: String::new() };
+        let pods = PodsToRecord { workload: &workload, pods: &[] };
+        status.checkpoint = checkpoint::encode([(EdgeId(1), &entry)].into_iter(), pods).0;
         status
     }
 

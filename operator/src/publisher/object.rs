@@ -25,8 +25,10 @@ use topology::{
 
 use super::{
     adjacency::Edges,
-    byte_budget, checkpoint,
+    byte_budget,
+    checkpoint::{self, PodsToRecord},
     edge_id::EdgeId,
+    pod_records::PodRecords,
     shown_edge::{Direction, shown, to_minute},
     summary,
 };
@@ -57,6 +59,8 @@ pub(super) struct ObjectInputs<'a> {
     pub index: &'a Index,
     /// Part of the edges' counters that agents no longer report.
     pub earlier: &'a HashMap<EdgeKey, Earlier>,
+    /// Pods that checkpoints record.
+    pub records: &'a PodRecords<'a>,
     pub limits: Limits,
 }
 
@@ -72,11 +76,19 @@ pub(super) fn status(
     let exact = Edges { egress: exact(&edges.egress), ingress: exact(&edges.ingress) };
     let mut egress = ListedEdges::new(&exact.egress, Direction::Egress, world);
     let mut ingress = ListedEdges::new(&exact.ingress, Direction::Ingress, world);
-    let checkpoint = egress.checkpoint(&ingress, world.earlier);
+    let pods = world.records.of(workload, edges);
+    let pods = PodsToRecord { workload, pods: &pods };
+    let (checkpoint, mut omitted_pods) = egress.checkpoint(&ingress, world.earlier, pods);
     let bytes = byte_budget::for_edges(&workload_ref, checkpoint.as_deref());
     let (fitting_out, fitting_in) = byte_budget::fitting(&egress.bounds(), &ingress.bounds(), bytes);
     let all_fit = egress.truncate(fitting_out) & ingress.truncate(fitting_in);
-    let checkpoint = if all_fit { checkpoint } else { egress.checkpoint(&ingress, world.earlier) };
+    let checkpoint = if all_fit {
+        checkpoint
+    } else {
+        let (checkpoint, omitted) = egress.checkpoint(&ingress, world.earlier, pods);
+        omitted_pods = omitted;
+        checkpoint
+    };
     let omitted_of = |listed_out: usize, listed_in: usize| OmittedEdges {
         egress: (edges.egress.len() - listed_out) as u64,
         ingress: (edges.ingress.len() - listed_in) as u64,
@@ -85,6 +97,7 @@ pub(super) fn status(
         too_large: omitted_of(exact.egress.len(), exact.ingress.len()),
         all: omitted_of(egress.ranked.len(), ingress.ranked.len()),
         all_fit,
+        all_pods_recorded: omitted_pods == 0,
     };
     let totals = totals(&exact, edges);
     TopologyStatus {
@@ -109,6 +122,8 @@ struct Omissions {
     too_large: OmittedEdges,
     /// True if no edge was omitted to save bytes.
     all_fit: bool,
+    /// True if the checkpoint records all pods.
+    all_pods_recorded: bool,
 }
 
 /// Returns the edges with counters that the API can hold. A counter at the maximum may stand for a greater number.
@@ -153,8 +168,14 @@ impl<'a> ListedEdges<'a> {
         self.ranked.into_iter().map(|(_, shown)| shown).collect()
     }
 
-    /// Returns the checkpoint of these egress edges and of `ingress`. Each edge has the endpoints of its own end only.
-    fn checkpoint(&self, ingress: &Self, earlier: &HashMap<EdgeKey, Earlier>) -> Option<String> {
+    /// Returns the checkpoint of these egress edges, of `ingress` and of pods, and the number of pods that do not fit. Each
+    /// edge has the endpoints of its own end only.
+    fn checkpoint(
+        &self,
+        ingress: &Self,
+        earlier: &HashMap<EdgeKey, Earlier>,
+        pods: PodsToRecord<'_>,
+    ) -> (Option<String>, usize) {
         let mut kept: Vec<(EdgeId, checkpoint::Entry)> = Vec::new();
         let nothing = Earlier::default();
         for (list, direction) in [(self, Direction::Egress), (ingress, Direction::Ingress)] {
@@ -178,7 +199,7 @@ impl<'a> ListedEdges<'a> {
                 kept.push((EdgeId::of(&edge.key), checkpoint::Entry { earlier, from_servers }));
             }
         }
-        checkpoint::encode(kept.iter().map(|(id, entry)| (*id, entry)))
+        checkpoint::encode(kept.iter().map(|(id, entry)| (*id, entry)), pods)
     }
 }
 
@@ -254,7 +275,7 @@ fn observed(silent: &BTreeSet<&str>) -> Condition {
 }
 
 fn truncated(omissions: &Omissions, totals: &Totals, limits: Limits) -> Condition {
-    let Omissions { all, too_large, all_fit } = omissions;
+    let Omissions { all, too_large, all_fit, all_pods_recorded } = omissions;
     let (egress, ingress) = (all.egress - too_large.egress, all.ingress - too_large.ingress);
     let mut parts = Vec::new();
     if egress > 0 || ingress > 0 {
@@ -280,10 +301,15 @@ fn truncated(omissions: &Omissions, totals: &Totals, limits: Limits) -> Conditio
     if !is_exact(totals) {
         parts.push(format!("The totals exceed {MAX_COUNT}, the greatest number of the API, and stop there."));
     }
-    if parts.is_empty() {
-        return condition("Truncated", false, "Complete", "All edges are listed.");
+    let is_truncated = !parts.is_empty();
+    if !is_truncated {
+        parts.push("All edges are listed.".to_owned());
     }
-    condition("Truncated", true, reason, &parts.join(" "))
+    if !all_pods_recorded {
+        // Without a number, which would change with each pod.
+        parts.push("The checkpoint has no room for all pods: after a restart of the operator, connections of pods that were deleted meanwhile may appear as those of an UnknownPod.".to_owned());
+    }
+    condition("Truncated", is_truncated, if is_truncated { reason } else { "Complete" }, &parts.join(" "))
 }
 
 fn remedy(limits: Limits, all_fit: bool) -> String {

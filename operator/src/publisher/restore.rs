@@ -2,22 +2,25 @@
 
 use std::{collections::HashMap, time::SystemTime};
 
-use crds::{CaptureMethod, DirectionSource, IdentitySource, SeenEnds, Topology, TopologyEdge};
+use crds::{CaptureMethod, DirectionSource, IdentitySource, SeenEnds, Topology, TopologyEdge, TopologyStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use topology::{
     archive::Published,
     count,
     counts::{Counts, Earlier},
+    directory::RecordedPod,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer, Seen, Times},
     entity::{ServicePortRef, ServiceRef, Workload},
     rtt::RttBucket,
 };
 
 use super::{
-    checkpoint,
+    checkpoint::{self, Checkpoint, CheckpointError},
     edge_id::EdgeId,
     peer::{self, group},
+    pod_records,
+    pod_table::PodTableError,
 };
 
 /// API versions and kinds that an object names.
@@ -31,18 +34,67 @@ pub(super) fn references(topology: &Topology) -> impl Iterator<Item = (&str, &st
     })
 }
 
-/// The edges of an object, both ways. Those that make no sense are left out.
-pub(super) fn edges(topology: &Topology) -> Vec<Published> {
-    let Some(status) = &topology.status else { return Vec::new() };
-    let own = Peer::Workload(Workload {
+/// Contents of objects that an earlier operator has published.
+#[derive(Debug, Default)]
+pub(super) struct Restored {
+    /// Edges, both ways. Those that make no sense are left out.
+    pub(super) edges: Vec<Published>,
+    /// Pods of all checkpoints, each once.
+    pub(super) pods: Vec<RecordedPod<'static>>,
+    /// Objects with a checkpoint that cannot be read, or not as a whole, by namespace and name.
+    pub(super) errors: Vec<(String, String, RestoreError)>,
+    /// Number of pods that are left out because two objects claim them.
+    pub(super) contested_pods: usize,
+}
+
+/// Error of an object's checkpoint. The rest of the object is restored.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RestoreError {
+    /// Nothing of the checkpoint can be read.
+    #[error("the checkpoint is lost, and with it counters that no agent reports any more: {0}")]
+    Checkpoint(#[from] CheckpointError),
+    /// Pods of the checkpoint cannot be read.
+    #[error("connections of deleted pods may appear as those of an UnknownPod: {0}")]
+    Pods(#[from] PodTableError),
+}
+
+/// Reads objects.
+pub(super) fn read<'a>(topologies: impl IntoIterator<Item = &'a Topology>) -> Restored {
+    let mut restored = Restored::default();
+    let mut recorded = Vec::new();
+    for topology in topologies {
+        let Some(status) = &topology.status else { continue };
+        let mut fail = |error: RestoreError| {
+            restored.errors.push((topology.namespace().unwrap_or_default(), topology.name_any(), error));
+        };
+        let checkpoint = status.checkpoint.as_deref().map_or_else(Checkpoint::default, |text| {
+            checkpoint::decode(text).map_err(|error| fail(error.into())).unwrap_or_default()
+        });
+        let own = own_workload(topology, status);
+        let (pods, error) = checkpoint.pods(&own);
+        if let Some(error) = error {
+            fail(error.into());
+        }
+        recorded.extend(pods.into_iter().map(|pod| (own.clone(), pod)));
+        restored.edges.extend(edges(status, own, &checkpoint));
+    }
+    (restored.pods, restored.contested_pods) = pod_records::merge(recorded);
+    restored
+}
+
+fn own_workload(topology: &Topology, status: &TopologyStatus) -> Workload {
+    Workload {
         namespace: topology.namespace().unwrap_or_default(),
         kind: status.workload.kind.clone(),
         name: status.workload.name.clone(),
         group: group(&status.workload.api_version).to_owned(),
-    });
-    let checkpoint = status.checkpoint.as_deref().map(checkpoint::decode).unwrap_or_default();
-    let outgoing = status.egress.iter().filter_map(|edge| published(edge, &own, true, &checkpoint));
-    let incoming = status.ingress.iter().filter_map(|edge| published(edge, &own, false, &checkpoint));
+    }
+}
+
+fn edges(status: &TopologyStatus, own: Workload, checkpoint: &Checkpoint) -> Vec<Published> {
+    let own = Peer::Workload(own);
+    let outgoing = status.egress.iter().filter_map(|edge| published(edge, &own, true, &checkpoint.edges));
+    let incoming = status.ingress.iter().filter_map(|edge| published(edge, &own, false, &checkpoint.edges));
     outgoing.chain(incoming).collect()
 }
 
@@ -165,6 +217,7 @@ mod tests {
         publisher::{
             adjacency,
             object::{self, Limits, ObjectInputs},
+            pod_records::PodRecords,
         },
     };
 
@@ -299,16 +352,54 @@ mod tests {
         wanted.sort_by(by_key_and_side);
 
         let index = Index::default();
-        let world = ObjectInputs { index: &index, earlier: &all, limits: Limits { edges: 500, pods: 10 } };
+        let records = PodRecords::new(&index, []);
+        let limits = Limits { edges: 500, pods: 10 };
+        let world = ObjectInputs { index: &index, earlier: &all, records: &records, limits };
         let mut found = Vec::new();
         for (workload, edges) in adjacency::by_workload(&graph) {
             let mut topology = Topology::new("t", crds::TopologySpec::default());
             topology.metadata.namespace = Some("shop".to_owned());
             let facts = index.facts_of(workload);
             topology.status = Some(object::status(workload, &facts, &edges, &BTreeSet::new(), &world));
-            found.extend(super::edges(&topology));
+            found.extend(read([&topology]).edges);
         }
         found.sort_by(by_key_and_side);
         assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn malformed_checkpoint_is_an_error_and_loses_no_edge() {
+        let mut topology = Topology::new("deployment-web", crds::TopologySpec::default());
+        topology.metadata.namespace = Some("shop".to_owned());
+        let graph = topology::graph::Graph {
+            edges: vec![edge(Peer::Workload(workload("Deployment", "web")), Peer::ApiServer, None, Seen::Client)],
+            ..topology::graph::Graph::default()
+        };
+        let (index, earlier) = (Index::default(), HashMap::new());
+        let records = PodRecords::new(&index, []);
+        let limits = Limits { edges: 500, pods: 10 };
+        let world = ObjectInputs { index: &index, earlier: &earlier, records: &records, limits };
+        let workloads = adjacency::by_workload(&graph);
+        let (workload, edges) = workloads.iter().next().expect("one workload");
+        topology.status = Some(object::status(workload, &index.facts_of(workload), edges, &BTreeSet::new(), &world));
+        // Bytes of field 3, which are no message.
+        for (checkpoint, error) in [
+            (
+                "2:AAAA",
+                "the checkpoint is lost, and with it counters that no agent reports any more: its version is not 1",
+            ),
+            ("1:%", "the checkpoint is lost, and with it counters that no agent reports any more: it is not Base64"),
+            (
+                "1:GgL//w",
+                "connections of deleted pods may appear as those of an UnknownPod: the table of pods is malformed",
+            ),
+        ] {
+            topology.status.as_mut().expect("just set").checkpoint = Some(checkpoint.to_owned());
+            let restored = read([&topology]);
+            assert_eq!(restored.edges.len(), 1, "{checkpoint}");
+            let [(namespace, name, found)] = restored.errors.as_slice() else { panic!("{:?}", restored.errors) };
+            assert_eq!((namespace.as_str(), name.as_str()), ("shop", "deployment-web"));
+            assert!(found.to_string().starts_with(error), "{found}");
+        }
     }
 }

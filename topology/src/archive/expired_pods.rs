@@ -1,5 +1,6 @@
-//! Pods that were gone before this operator began have no name for it, though agents still count their connections. Their
-//! predecessor knew their names: what it has published of them must not come a second time, under no name.
+//! Pods that were gone before this operator began have no name for it if no checkpoint records them, though agents still
+//! count their connections. Their predecessor knew their names: what it has published of them must not come a second time,
+//! under no name. Nor must it come at a Service, of which no agent reports the backend any more.
 
 use std::collections::HashMap;
 
@@ -19,6 +20,8 @@ pub(super) struct ExpiredPods {
     clients: HashMap<(Peer, Option<u16>, Protocol), EdgeCounters>,
     /// By client, Service and port, where the server has none.
     servers: HashMap<(Peer, Option<ServicePortRef>, Option<u16>, Protocol), EdgeCounters>,
+    /// By client and Service, where no server's agent reports the backend any more.
+    backends: HashMap<(Peer, ServicePortRef, Protocol), EdgeCounters>,
 }
 
 impl ExpiredPods {
@@ -30,6 +33,9 @@ impl ExpiredPods {
             }
             if !is_address(&key.server) {
                 expired.servers.entry(of_client(key)).or_default().add(counters);
+            }
+            if let Some(through) = through_service(key).filter(|_| !is_service(&key.server)) {
+                expired.backends.entry(through).or_default().add(counters);
             }
         }
         expired
@@ -46,6 +52,7 @@ impl ExpiredPods {
         let key = &edge.key;
         let has_no_name = |peer| has_no_name(peer, directory);
         let known = match (has_no_name(&key.client), has_no_name(&key.server)) {
+            (false, _) if is_service(&key.server) => through_service(key).and_then(|key| self.backends.get_mut(&key)),
             (true, false) => self.clients.get_mut(&of_server(key)),
             (false, true) => self.servers.get_mut(&of_client(key)),
             _ => None,
@@ -65,6 +72,10 @@ fn of_server(key: &EdgeKey) -> (Peer, Option<u16>, Protocol) {
 
 fn of_client(key: &EdgeKey) -> (Peer, Option<ServicePortRef>, Option<u16>, Protocol) {
     (key.client.clone(), key.service.clone(), key.port, key.protocol)
+}
+
+fn through_service(key: &EdgeKey) -> Option<(Peer, ServicePortRef, Protocol)> {
+    Some((key.client.clone(), key.service.clone()?, key.protocol))
 }
 
 /// Takes from edges what is on others.
@@ -89,6 +100,11 @@ fn has_no_name(peer: &Peer, directory: &Directory) -> bool {
         Peer::External { ip } => directory.is_pods_address(*ip),
         _ => is_address(peer),
     }
+}
+
+/// Returns whether this peer is a Service, that is a backend that no agent reports.
+fn is_service(peer: &Peer) -> bool {
+    matches!(peer, Peer::Service(_))
 }
 
 fn is_address(peer: &Peer) -> bool {

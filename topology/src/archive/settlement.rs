@@ -1,12 +1,14 @@
 //! Part of published edges that agents no longer report, as of when all of them have reported.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Published;
 use crate::{
     count,
     counts::Counts,
-    edge::{Edge, EdgeCounters, EdgeKey},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Peer, Seen},
+    entity::ServicePortRef,
+    flow::Protocol,
 };
 
 /// Adds to the known part of each edge what agents have forgotten since it was published, and to the part that only servers
@@ -15,6 +17,9 @@ use crate::{
 /// Connections that an edge lacks are first those that a server still reports between the same peers, beyond what was so
 /// when the edge was published; agents have forgotten only the rest. Bytes follow the connections: those of a connection
 /// that was open when the edge was published, or is open now, differ without anything being forgotten.
+///
+/// New connections of other pods may hide what agents have forgotten of a pod. If they report none of a pod's calls of a
+/// Service or server any more, they have forgotten all of them. The bytes of hidden connections are missing.
 ///
 /// `from_servers` is the most that only servers have counted of each edge since all agents have reported.
 pub(super) fn settle(
@@ -28,6 +33,10 @@ pub(super) fn settle(
         let sum = spare.entry(edge.key.direct()).or_default();
         *sum = count::add(*sum, edge.from_servers.opened.saturating_sub(before));
     }
+    let by_clients: Vec<(&EdgeKey, Counts)> =
+        reported.iter().map(|edge| (&edge.key, Counts::of(edge).without(&Counts::from_servers(edge)))).collect();
+    let callers = by_clients.iter().flat_map(|(key, counts)| counts.clients.iter().map(|it| Caller::of(key, it)));
+    let callers: HashSet<Caller<'_>> = callers.collect();
     let reported: HashMap<&EdgeKey, &Edge> = reported.iter().map(|edge| (&edge.key, edge)).collect();
     let mut published: Vec<_> = published.iter_mut().collect();
     published.sort_unstable_by_key(|(key, _)| *key);
@@ -37,7 +46,13 @@ pub(super) fn settle(
         let by_servers = now.map(|now| Counts::from_servers(now)).unwrap_or_default();
         let counters = edge.from_servers.at_most(from_servers.get(key).unwrap_or(&by_servers.counters));
         let by_servers = Counts { counters, ..by_servers };
-        let missing = Counts::of(edge).without(&earlier.counts).without(&by_clients).without(&by_servers);
+        let before = Counts::of(edge).without(&earlier.counts);
+        let mut missing = before.without(&by_clients).without(&by_servers);
+        let of_clients = before.counters.opened.saturating_sub(by_servers.counters.opened);
+        let hidden = forgotten_of_pods(key, &before.clients, &by_clients.clients, of_clients, &callers);
+        if edge.seen != Seen::Server && hidden > missing.counters.opened {
+            missing.counters.opened = hidden;
+        }
         let spare = spare.entry(key.direct()).or_default();
         let found = missing.counters.opened.min(*spare);
         *spare -= found;
@@ -62,4 +77,44 @@ fn limited(counts: Counts, found: u64) -> Counts {
         endpoints.retain(|end| end.opened > 0 || end.failed > 0);
     }
     Counts { counters: EdgeCounters { active: 0, failed: counters.failed, ..part }, clients, servers }
+}
+
+/// Pod that called a Service, or a server without one.
+#[derive(PartialEq, Eq, Hash)]
+struct Caller<'a> {
+    client: &'a Peer,
+    pod: &'a str,
+    service: Option<&'a ServicePortRef>,
+    server: Option<(&'a Peer, Option<u16>)>,
+    protocol: Protocol,
+}
+
+impl<'a> Caller<'a> {
+    fn of(key: &'a EdgeKey, client: &'a Endpoint) -> Self {
+        let service = key.service.as_ref();
+        let server = service.is_none().then_some((&key.server, key.port));
+        Self { client: &key.client, pod: &client.pod, service, server, protocol: key.protocol }
+    }
+}
+
+/// Returns how many of an edge's `opened` connections agents have forgotten of pods that are no `callers` any more, at least.
+/// `before` are the clients' parts that agents reported before, and `now` those that they report now.
+fn forgotten_of_pods(
+    key: &EdgeKey,
+    before: &[Endpoint],
+    now: &[Endpoint],
+    opened: u64,
+    callers: &HashSet<Caller<'_>>,
+) -> u64 {
+    let (gone, present): (Vec<&Endpoint>, Vec<&Endpoint>) = before
+        .iter()
+        .filter(|client| !client.pod.is_empty())
+        .partition(|client| !callers.contains(&Caller::of(key, client)));
+    let gone = gone.into_iter().fold(0, |sum, client| count::add(sum, client.opened));
+    // Not all parts are published.
+    let still = present.into_iter().fold(0, |sum, client| {
+        let now = now.iter().find(|now| (&now.pod, &now.container) == (&client.pod, &client.container));
+        count::add(sum, now.map_or(0, |now| now.opened.min(client.opened)))
+    });
+    gone.min(opened.saturating_sub(still))
 }

@@ -6,7 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::changes::Change;
+use super::{changes::Change, recorded_pods::ServiceBackend};
 use crate::{
     entity::{Backend, Service, ServicePort, ServiceRef},
     flow::Protocol,
@@ -126,6 +126,39 @@ impl Services {
     /// Returns what changes in the directory with a Service.
     pub(super) fn changes_of(&self, name: &ServiceRef) -> Vec<Change> {
         self.records.get(name).into_iter().flat_map(ServiceRecord::changes).collect()
+    }
+
+    /// Returns the backends of present Services, former ones included.
+    pub(super) fn all_backends(&self) -> impl Iterator<Item = ServiceBackend<'_>> {
+        let present = self.records.iter().filter(|(_, record)| record.removed.is_none());
+        present.flat_map(|(service, record)| {
+            let current = |port| std::iter::repeat(key_of(port)).zip(&port.backends);
+            let current = record.service.ports.iter().flat_map(current);
+            let former = record.former_backends.keys().map(|(port, backend)| (*port, backend));
+            current.chain(former).map(move |(port, backend)| ServiceBackend { service, port, backend })
+        })
+    }
+
+    /// Adds a former backend of a present Service's port, as one that was removed at `now`. Does nothing if the Service has
+    /// no such port, or has the backend.
+    pub(super) fn restore_former(&mut self, name: &ServiceRef, port: PortKey, backend: Backend, now: SystemTime) {
+        let Some(record) = self.records.get_mut(name) else { return };
+        let Some(current) = record.service.ports.iter().find(|candidate| key_of(candidate) == port) else { return };
+        if !current.backends.contains(&backend) {
+            record.former_backends.entry((port, backend)).or_insert(now);
+        }
+    }
+
+    /// Drops removed Services, and former backends that are not `recorded`.
+    pub(super) fn forget_unrecorded(&mut self, recorded: impl Fn(&Backend) -> bool) {
+        let gone = self.records.iter().filter(|(_, record)| record.removed.is_some());
+        let gone: Vec<ServiceRef> = gone.map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            self.take(&name);
+        }
+        for record in self.records.values_mut() {
+            record.former_backends.retain(|(_, backend), _| recorded(backend));
+        }
     }
 
     /// Returns whether removed entries are still kept.

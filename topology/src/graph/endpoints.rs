@@ -102,7 +102,7 @@ impl<'a> Endpoints<'a> {
                 let pod = directory.pod(pod_uid).or_else(|| directory.pod_of_container(container_id));
                 match pod {
                     Some(pod) => {
-                        let container = pod.containers.get(container_id).map_or("", String::as_str);
+                        let container = pod.container_name(container_id);
                         self.pod_end(pod, container, identity)
                     }
                     None => self.outside_of_pods(&Peer::UnknownPod { uid: pod_uid.clone() }, identity),

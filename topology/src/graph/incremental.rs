@@ -39,7 +39,7 @@ const MIN_SIZE: usize = 4096;
 pub(crate) enum Perspective {
     /// This operator's.
     Ledger,
-    /// That of an operator that begins now: it knows what agents report, and removed pods and Services do not exist.
+    /// That of an operator that begins now: it knows what agents report.
     Agents,
 }
 

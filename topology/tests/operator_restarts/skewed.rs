@@ -39,6 +39,7 @@ impl World {
         self.report();
         self.now += Duration::from_secs(9) + self.interval;
         self.published = self.build_shown();
+        self.record_pods();
         self.unpublished = false;
         counters(&self.published)
     }
@@ -62,7 +63,10 @@ impl World {
                     self.snapshot(*node);
                     reported[*node] = self.now;
                 }
-                Event::Publishes => self.published = self.build_shown(),
+                Event::Publishes => {
+                    self.published = self.build_shown();
+                    self.record_pods();
+                }
                 Event::OperatorRestarts => {
                     self.restart_operator();
                     reported = [self.now; 2];

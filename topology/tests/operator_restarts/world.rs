@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 use scopeprobe_topology::{
     archive::{Archive, Published},
-    directory::Directory,
+    directory::{Directory, RecordedPod},
     edge::{EdgeCounters, EdgeKey, Peer},
     entity::{
         Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServicePortRef, ServiceRef,
@@ -236,10 +236,12 @@ pub struct World {
     ledger: Ledger,
     archive: Archive,
     pub published: Graph,
+    /// Pods as the checkpoints of the published objects record them.
+    recorded: Vec<RecordedPod<'static>>,
     /// Something happened and was not reported before its agent began anew, or was reported to an operator that is no
     /// more and published nothing since.
     pub missed: bool,
-    /// An agent has begun anew or a pod is gone, and nothing was published since.
+    /// An agent has begun anew, or a pod is gone that was not recorded, and nothing was published since.
     pub unpublished: bool,
 }
 
@@ -256,6 +258,7 @@ impl World {
             ledger: Ledger::new(),
             archive: Archive::new(),
             published: Graph::default(),
+            recorded: Vec::new(),
             missed: false,
             unpublished: false,
         };
@@ -319,13 +322,26 @@ impl World {
 
     pub fn publish(&mut self) {
         self.published = self.build();
+        self.record_pods();
         self.unpublished = false;
+    }
+
+    /// Records the pods of the directory, as the checkpoints of published objects do.
+    pub fn record_pods(&mut self) {
+        let (directory, backends) = (&self.directory, self.directory.backends_by_pod());
+        let removed = directory.removed_pods().map(|pod| pod.uid.clone());
+        let present = [format!("uid-web-{}", self.generation), "uid-db-0".to_owned()];
+        self.recorded =
+            removed.chain(present).filter_map(|uid| Some(directory.recorded(&uid, &backends)?.into_owned())).collect();
     }
 
     pub fn restart_operator(&mut self) {
         // What was reported before and will not be again has to have been published.
         self.missed |= self.unpublished;
         self.directory = directory(self.generation);
+        for recorded in &self.recorded {
+            self.directory.restore_pod(recorded.clone(), self.now);
+        }
         self.ledger = Ledger::new();
         self.archive = Archive::new();
         self.archive.restore(published(&self.published), self.now);
@@ -399,7 +415,8 @@ impl World {
                 self.generation += 1;
                 let next = pod("web", self.generation, 0, &web(self.generation));
                 self.directory.upsert_pod(next, self.now);
-                self.unpublished = true;
+                let replaced = format!("uid-web-{}", self.generation - 1);
+                self.unpublished |= !self.recorded.iter().any(|recorded| recorded.pod.uid == replaced);
             }
             Step::Publish => self.publish(),
             Step::RestartOperator(published) => {
