@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A new node's agent may take so long to be started before the time counts as unobserved.
-const GRACE: u64 = MINUTE;
+pub(super) const GRACE: u64 = MINUTE;
 /// So long a silent agent is taken for one that still observes.
 const PATIENCE: u64 = MINUTE;
 
