@@ -25,7 +25,6 @@ pub mod names;
 pub mod node_addresses;
 pub mod observation;
 pub mod observer;
-mod packed;
 #[allow(unsafe_code, reason = "the runtime asks for a promise about the descriptor")]
 pub mod readiness;
 pub mod report;

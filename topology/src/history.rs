@@ -102,6 +102,10 @@ impl History {
         }
         let part = Part { since: since.min(until), until, counted: *counted };
         let at = self.parts.partition_point(|known| known.until <= until);
+        if self.parts.len() == self.parts.capacity() {
+            // Most flows have one or two.
+            self.parts.reserve_exact(1);
+        }
         self.parts.insert(at, part);
         self.condense(|one, next| next.until.duration_since(one.since).unwrap_or_default() <= GRAIN);
         if self.parts.len() > MAX_PARTS {

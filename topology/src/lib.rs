@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod nat_peer;
 mod network_table;
 pub mod ownership;
+pub mod packed;
 pub mod plural;
 pub mod rtt;
 pub mod sighting;

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use topology::flow::FlowCounters;
+use topology::{flow::FlowCounters, packed::PackedCounters};
 
 use super::clock::Moment;
-use crate::packed::PackedCounters;
 
 /// One flow.
 #[derive(Debug)]

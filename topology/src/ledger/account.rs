@@ -13,6 +13,7 @@ use crate::{
     flow::{FlowCounters, FlowTotals},
     history::{Counted, History},
     nat_peer::NatPeers,
+    packed::PackedCounters,
     rtt::RttHistogram,
     sighting::Sighting,
 };
@@ -21,7 +22,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Account {
     base: Option<Box<Base>>,
-    pub(super) current: FlowCounters,
+    current: PackedCounters,
     /// True if this epoch has reported the flow.
     pub(super) reported: bool,
     /// True if the agent no longer has the flow.
@@ -55,7 +56,7 @@ impl Account {
     pub(super) fn new(sighting: &Sighting) -> Self {
         Self {
             base: None,
-            current: FlowCounters::default(),
+            current: PackedCounters::default(),
             reported: false,
             over: false,
             remote_names: Vec::new(),
@@ -75,13 +76,18 @@ impl Account {
         self.totals_after(&self.base())
     }
 
+    /// Returns this epoch's counters.
+    fn current(&self) -> FlowCounters {
+        (&self.current).into()
+    }
+
     fn base(&self) -> Base {
         self.base.as_deref().copied().unwrap_or_default()
     }
 
     /// Returns the totals: this epoch's counts on top of the counts before it.
     pub(super) fn totals_after(&self, base: &Base) -> FlowTotals {
-        let current = &self.current;
+        let current = self.current();
         let active = self.active_after(base);
         FlowTotals {
             opened: count::add(
@@ -128,7 +134,7 @@ impl Account {
     fn active_after(&self, base: &Base) -> u64 {
         match (self.over, self.reported) {
             (true, _) => 0,
-            (false, true) => self.current.active(),
+            (false, true) => self.current().active(),
             (false, false) => base.totals.active,
         }
     }
@@ -161,24 +167,24 @@ impl Account {
 
     /// Makes the totals the base of counters that start from zero.
     pub(super) fn roll_over(&mut self) {
-        let base = self.base();
+        let (base, counters) = (self.base(), self.current());
         let totals = FlowTotals { active: self.active_after(&base), ..self.totals() };
         let open = |base: u64, current: u64| match (self.over, self.reported) {
             (true, _) => 0,
             // If this epoch did not have the bytes of all open connections, the greater number stays: totals may then
             // fall short of the truth, but never exceed it.
-            (false, true) if self.current.without_bytes.max(self.current.open_without_bytes) > 0 => current.max(base),
+            (false, true) if counters.without_bytes.max(counters.open_without_bytes) > 0 => current.max(base),
             (false, true) => current,
             (false, false) => base,
         };
         self.base = Some(Box::new(Base {
             totals,
-            open_bytes_sent: open(base.open_bytes_sent, self.current.open_bytes_sent),
-            open_bytes_received: open(base.open_bytes_received, self.current.open_bytes_received),
-            open_retransmits: open(base.open_retransmits, self.current.open_retransmits),
+            open_bytes_sent: open(base.open_bytes_sent, counters.open_bytes_sent),
+            open_bytes_received: open(base.open_bytes_received, counters.open_bytes_received),
+            open_retransmits: open(base.open_retransmits, counters.open_retransmits),
             open_without_bytes: totals.without_bytes.min(totals.active),
         }));
-        self.current = FlowCounters::default();
+        self.current = PackedCounters::default();
         self.reported = false;
         self.nat_peers.begin_anew();
     }
@@ -191,7 +197,8 @@ impl Account {
     /// Applies reported counters. `resumed` is the origin of an epoch that continues earlier ones. Returns whether the
     /// totals changed.
     pub(super) fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting, resumed: Option<Epoch>) -> bool {
-        if self.reported && counters.run < self.current.run {
+        let run = self.current().run;
+        if self.reported && counters.run < run {
             return false;
         }
         let before = self.totals();
@@ -199,13 +206,15 @@ impl Account {
         if let Some(origin) = resumed {
             self.restore(origin);
         }
-        if self.reported && counters.run > self.current.run {
+        if self.reported && counters.run > self.current().run {
             // The agent had evicted the flow without open connections; its new counters started from zero.
             self.over = true;
             self.roll_over();
         }
         self.over = false;
-        self.current.merge(&counters.bounded());
+        let mut current = self.current();
+        current.merge(&counters.bounded());
+        self.current = (&current).into();
         self.reported = true;
         if resumed.is_some() {
             self.raise(&before);

@@ -4,14 +4,14 @@ use indexmap::IndexMap;
 use node_agent_common::{FlowKey, FlowStats, Protocol, RTT_BUCKETS};
 use topology::{
     flow,
+    packed::{PackedNumbers, pack_histogram, unpack_histogram},
     rtt::{RttBucket, RttHistogram},
 };
 
 use super::keys::public_key;
-use crate::capture::{reading::Changes, traffic::Traffic};
 use crate::{
+    capture::{reading::Changes, traffic::Traffic},
     malloc::is_worth_shrinking,
-    packed::{PackedNumbers, pack_histogram, unpack_histogram},
 };
 
 /// Values of open connections, from the last or the first listing.

@@ -7,8 +7,7 @@
 use std::time::{Duration, Instant};
 
 use node_agent_common::{FlowKey, FlowStats, RTT_BUCKETS};
-
-use crate::packed::PackedNumbers;
+use topology::packed::PackedNumbers;
 
 /// Time for which a program may still use a slot after its key was deleted. Programs take microseconds; this suffices
 /// for one that was preempted on a busy machine.

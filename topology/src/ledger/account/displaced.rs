@@ -1,14 +1,14 @@
 //! Accounts of an ended epoch. Its agent may still run, and continue to count under a new epoch.
 
-use super::{Account, Base, FlowCounters, FlowTotals};
-use crate::{ledger::Epoch, nat_peer::NatPeers};
+use super::{Account, Base, FlowTotals};
+use crate::{ledger::Epoch, nat_peer::NatPeers, packed::PackedCounters};
 
 /// Counts of a flow by the last epoch of an origin, at the time at which an epoch of another origin began.
 #[derive(Clone, Debug)]
 pub(super) struct Displaced {
     origin: Epoch,
     base: Option<Box<Base>>,
-    current: FlowCounters,
+    current: PackedCounters,
     over: bool,
     nat_peers: NatPeers,
     /// The same of one other origin.
@@ -31,7 +31,7 @@ impl Account {
             self.displaced = Some(Box::new(Displaced {
                 origin,
                 base: self.base.clone(),
-                current: self.current,
+                current: self.current.clone(),
                 over: self.over,
                 nat_peers: self.nat_peers.clone(),
                 earlier,
@@ -54,7 +54,7 @@ impl Account {
             kept = earlier.filter(|earlier| earlier.origin == origin);
         }
         let Some(mut kept) = kept else {
-            (self.base, self.current) = (None, FlowCounters::default());
+            (self.base, self.current) = (None, PackedCounters::default());
             self.nat_peers.resume(&NatPeers::default());
             return;
         };

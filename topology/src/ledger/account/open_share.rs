@@ -49,7 +49,7 @@ impl Account {
         if self.over {
             return OpenShare::default();
         }
-        self.open_before().minus(&OpenShare::preexisting(&self.current))
+        self.open_before().minus(&OpenShare::preexisting(&self.current()))
     }
 
     /// Returns what was open at the end of the last epoch.

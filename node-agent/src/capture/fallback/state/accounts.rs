@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use topology::{
     flow::{FlowCounters, FlowKey, Methods},
     nat_peer::{MAX_NAT_PEERS, NatPeer},
+    packed::PackedCounters,
     rtt::RttBucket,
 };
 
@@ -11,7 +12,7 @@ use crate::capture::{
     reading::{Changes, Losses},
     traffic::Traffic,
 };
-use crate::{malloc::is_worth_shrinking, packed::PackedCounters};
+use crate::malloc::is_worth_shrinking;
 
 #[derive(Debug, Default)]
 struct FlowAccount {

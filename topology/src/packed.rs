@@ -1,10 +1,11 @@
-//! Counters in few bytes: most of a flow's counters are zero or small, and the agent keeps a hundred thousand flows.
+//! Counters in few bytes: most of a flow's counters are zero or small. An agent keeps a hundred thousand flows, the operator
+//! those of all agents.
 
-use smallvec::SmallVec;
-use topology::{
+use crate::{
     flow::{FlowCounters, Methods},
     rtt::{RttBucket, RttHistogram},
 };
+use smallvec::SmallVec;
 
 /// Bytes that are stored in place. What most flows need fits; more goes to the heap.
 const IN_PLACE: usize = 23;
