@@ -51,6 +51,8 @@ pub struct Metrics {
     pub agents_connected: Gauge,
     /// Flows that are known now.
     pub flows: Gauge,
+    /// Flows that were joined for graphs. Those that cannot have changed are not joined again.
+    pub flows_joined: Counter,
     /// Edges of the graph.
     pub edges: Gauge,
     /// Durations of making a graph and the objects that show it.
@@ -80,6 +82,7 @@ impl Default for Metrics {
             reconcile_seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
             agents_connected: Gauge::default(),
             flows: Gauge::default(),
+            flows_joined: Counter::default(),
             edges: Gauge::default(),
             graph_seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
             graph_timestamp: Gauge::default(),
@@ -112,6 +115,11 @@ impl Metrics {
         );
         registry.register("agents_connected", "Agents whose stream is open", self.agents_connected.clone());
         registry.register("flows", "Flows that the topology is made of", self.flows.clone());
+        registry.register(
+            "flows_joined",
+            "Flows that were joined for the topology, again if they may have changed",
+            self.flows_joined.clone(),
+        );
         registry.register("edges", "Edges of the topology", self.edges.clone());
         registry.register_with_unit(
             "graph",
@@ -205,6 +213,7 @@ mod tests {
             "scopeprobe_operator_reconcile_seconds_count 0",
             "scopeprobe_operator_agents_connected 0",
             "scopeprobe_operator_flows 0",
+            "scopeprobe_operator_flows_joined_total 0",
             "scopeprobe_operator_edges 0",
             "scopeprobe_operator_graph_seconds_count 0",
             "scopeprobe_operator_graph_timestamp_seconds 0.0",
@@ -221,6 +230,6 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 13);
+        assert_eq!(described("# HELP ").len(), 14);
     }
 }

@@ -57,7 +57,7 @@ use self::{
 };
 use crate::{
     cluster::ClusterIndex, guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
-    publish_settings::PublishSettings, shared_ledger::SharedLedger,
+    publish_settings::PublishSettings, share_of_time::pause_after, shared_ledger::SharedLedger,
 };
 
 /// Writes to the API server per second, over a long time.
@@ -68,8 +68,6 @@ const WRITE_BURST: u32 = 60;
 const PARALLEL_WRITES: usize = 8;
 /// Debounce of changes: one graph is built for all changes within this time.
 const COALESCE: Duration = Duration::from_millis(50);
-/// Building graphs takes at most this fraction of the time: one part in `BUILD_SHARE`.
-const BUILD_SHARE: u32 = 5;
 /// Time after a start for which published objects stay unchanged, unless all nodes have reported earlier. A graph of
 /// some nodes would be worse than the published one.
 const WARM_UP: Duration = Duration::from_secs(20);
@@ -176,7 +174,7 @@ impl Publisher {
         let mut warm_at = Some(self.started + WARM_UP);
         loop {
             let soon = |last: Option<Instant>, took: Duration| {
-                let earliest = last.map(|last| last + took * (BUILD_SHARE - 1));
+                let earliest = last.map(|last| last + pause_after(took, COALESCE));
                 (Instant::now() + COALESCE).max(earliest.unwrap_or_else(Instant::now))
             };
             let next_write = self.next_write();
@@ -254,6 +252,7 @@ impl Publisher {
             changed
         });
         self.metrics.flows.set(i64::try_from(self.desired_state.flows).unwrap_or(i64::MAX));
+        self.metrics.flows_joined.inc_by(u64::try_from(self.desired_state.joined_flows).unwrap_or(u64::MAX));
         let as_of = self.desired_state.as_of.and_then(|as_of| as_of.duration_since(SystemTime::UNIX_EPOCH).ok());
         self.metrics.graph_timestamp.set(as_of.unwrap_or_default().as_secs_f64());
         if self.is_warm() != was_warm || std::mem::take(&mut self.compares_all) {

@@ -234,6 +234,14 @@ impl Archive {
         graph
     }
 
+    /// Returns the number of flows that were joined for the last graph.
+    ///
+    /// Invariant: no flow of a group that has not changed is among them.
+    #[must_use]
+    pub fn joined_flows(&self) -> usize {
+        self.join.joined_flows()
+    }
+
     /// Has the next graph joined from all flows, not only from those that have changed.
     ///
     /// Invariant: no graph changes by it.

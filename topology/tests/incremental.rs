@@ -412,3 +412,48 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn only_groups_of_changed_flows_are_joined() {
+    let mut world = World::new();
+    let pods = [(0, 0), (1, 1), (3, 2), (4, 3)];
+    for (number, workload) in pods {
+        world.take_place(&Event::Pod { number, address: Some(number), workload, node: number / 3 });
+    }
+    let ends = |cgroup_id, role, local, remote, port| Report {
+        node: local / 3,
+        key: FlowKey {
+            cgroup_id,
+            netns: 1,
+            role,
+            local: address(local),
+            remote: address(remote),
+            port,
+            protocol: Protocol::Tcp,
+        },
+        opened: 1,
+        closed: 0,
+        failed: 0,
+        bytes: 100,
+        without_bytes: false,
+        methods: Methods::EBPF,
+    };
+    for (client, server, port) in [(0, 3, 8080), (1, 4, 9000)] {
+        world.report(&ends(1 + u64::from(port == 9000), Role::Client, client, server, port));
+        world.report(&ends(3 + u64::from(port == 9000), Role::Server, server, client, port));
+    }
+    let mut joined = |pause: u64, report: Option<&Report>| {
+        world.now += Duration::from_secs(pause);
+        if let Some(report) = report {
+            world.report(report);
+        }
+        world.look();
+        world.archive.joined_flows()
+    };
+    assert_eq!(joined(1, None), 4, "all are new");
+    assert_eq!(joined(3, None), 4, "the other ends had to be waited for");
+    assert_eq!(joined(60, None), 0);
+    assert_eq!(joined(1, Some(&ends(1, Role::Client, 0, 3, 8080))), 2);
+    assert_eq!(joined(60, None), 2);
+    assert_eq!(joined(1, None), 0);
+}

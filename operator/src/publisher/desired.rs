@@ -42,6 +42,8 @@ pub(super) struct DesiredState {
     pub overview: TopologyOverview,
     /// Number of flows from which it was computed.
     pub flows: usize,
+    /// Number of those that were joined for it.
+    pub joined_flows: usize,
     /// Time as of which it is; `None` before the first one.
     pub as_of: Option<SystemTime>,
     /// Time after which it changes without new input.
@@ -99,7 +101,8 @@ impl Builder {
                 archive.settle_in_time(&ledger, index.directory(), &options);
             }
             let graph = archive.build_shown(&ledger, index.directory(), &options);
-            desired_state(&graph, &ledger, index, limits, &namespaces, now)
+            let state = desired_state(&graph, &ledger, index, limits, &namespaces, now);
+            DesiredState { joined_flows: archive.joined_flows(), ..state }
         })
         .await
     }
@@ -183,6 +186,7 @@ fn desired_state(
         contested: names.contested,
         overview,
         flows: ledger.flow_count(),
+        joined_flows: 0,
         as_of: Some(now),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, index),

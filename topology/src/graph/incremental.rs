@@ -55,6 +55,8 @@ pub(crate) struct IncrementalJoin {
     groups: HashMap<AnchorId, Group>,
     /// Number of names and anchors after everything was joined.
     size: usize,
+    /// Number of flows that the last graph had joined.
+    joined_flows: usize,
 }
 
 /// What has been joined last.
@@ -108,6 +110,7 @@ impl IncrementalJoin {
             anchors: HashMap::default(),
             groups: HashMap::default(),
             size: 0,
+            joined_flows: 0,
         }
     }
 
@@ -149,6 +152,11 @@ impl IncrementalJoin {
             placed: known.placed.clone(),
         });
         graph
+    }
+
+    /// Returns the number of flows that the last graph had joined: those of all groups that might have changed.
+    pub(crate) fn joined_flows(&self) -> usize {
+        self.joined_flows
     }
 
     /// Returns whether most names and anchors are of former flows: groups never fall apart, and names stay.
@@ -214,6 +222,7 @@ impl IncrementalJoin {
                 }
             }
         }
+        self.joined_flows = flows.len();
         // Stable: within a group the ledger's order.
         flows.sort_by_key(|(group, _)| *group);
         for flows in flows.chunk_by(|one, next| one.0 == next.0) {
