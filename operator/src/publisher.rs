@@ -68,6 +68,8 @@ const WRITE_BURST: u32 = 60;
 const PARALLEL_WRITES: usize = 8;
 /// Debounce of changes: one graph is built for all changes within this time.
 const COALESCE: Duration = Duration::from_millis(50);
+/// Number of graphs in a counter interval, if nothing but counters changes.
+const COUNTER_GRAPHS: u32 = 6;
 /// Time after a start for which published objects stay unchanged, unless all nodes have reported earlier. A graph of
 /// some nodes would be worse than the published one.
 const WARM_UP: Duration = Duration::from_secs(20);
@@ -162,7 +164,8 @@ impl Publisher {
     /// Until this process is no longer the leader, or nothing is to be published.
     async fn run(mut self, inputs: &mut PublisherInputs) {
         inputs.index.name_external_groups(self.settings.external_groups.clone());
-        let mut flows = inputs.shared_ledger.subscribe();
+        let mut structure = inputs.shared_ledger.subscribe_structure();
+        let mut counters = inputs.shared_ledger.subscribe_counters();
         let mut index = inputs.index.subscribe();
         let mut objects = watch_all::<Topology>(&self.client).boxed();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -172,6 +175,8 @@ impl Publisher {
         let mut built: Option<Instant> = None;
         let mut work: Option<BoxFuture<'static, Work>> = None;
         let mut warm_at = Some(self.started + WARM_UP);
+        // Until then, edges may come or go.
+        let mut urgent_until = Instant::now();
         loop {
             let soon = |last: Option<Instant>, took: Duration| {
                 let earliest = last.map(|last| last + pause_after(took, COALESCE));
@@ -207,8 +212,18 @@ impl Publisher {
                     }
                     None => return,
                 },
-                Ok(()) = flows.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
-                Ok(()) = index.changed() => build_at = Some(earlier(build_at, soon(built, last_build))),
+                Ok(()) = structure.changed() => {
+                    urgent_until = Instant::now() + self.builder.settle_time() + COALESCE;
+                    build_at = Some(earlier(build_at, soon(built, last_build)));
+                }
+                Ok(()) = index.changed() => {
+                    urgent_until = Instant::now() + self.builder.settle_time() + COALESCE;
+                    build_at = Some(earlier(build_at, soon(built, last_build)));
+                }
+                Ok(()) = counters.changed() => {
+                    let due = soon(built, last_build).max(self.counters_due(built));
+                    build_at = Some(earlier(build_at, due));
+                }
                 _ = housekeeping.tick(), if work.is_none() => {
                     work = Some(self.builder.clone().forget_removed(SystemTime::now(), self.settings.retention));
                 }
@@ -226,6 +241,9 @@ impl Publisher {
                             self.show(*state, &inputs.overview);
                             (built, last_build) = (Some(Instant::now()), began.elapsed());
                             let settles = self.desired_state.settles_in.map(|wait| began + wait.max(COALESCE));
+                            // Afterwards only connections of known edges wait.
+                            let is_urgent = Instant::now() < urgent_until || !self.desired_state.is_settled;
+                            let settles = settles.map(|at| if is_urgent { at } else { at.max(self.counters_due(built)) });
                             let next = [build_at, settles].into_iter().flatten().min();
                             build_at = next.map(|next| if self.compares_all { next } else { next.max(soon(built, last_build)) });
                         }
@@ -238,6 +256,11 @@ impl Publisher {
                 () = at(next_write) => self.write_due(),
             }
         }
+    }
+
+    /// Returns the time at which a graph is due if only counters have changed since the last one.
+    fn counters_due(&self, built: Option<Instant>) -> Instant {
+        built.map_or_else(Instant::now, |built| built + self.settings.counter_interval / COUNTER_GRAPHS)
     }
 
     /// Makes a state the wanted one, and plans the writes that lead there.

@@ -10,13 +10,14 @@ use std::{
 };
 
 use tokio::sync::{Mutex, watch};
-use topology::ledger::Ledger;
+use topology::ledger::{Ledger, News};
 
 /// Account of all agents' flows. Cheap to clone; all clones share one state.
 #[derive(Clone, Debug)]
 pub struct SharedLedger {
     ledger: Arc<Mutex<Ledger>>,
-    changed: Arc<watch::Sender<()>>,
+    structure: Arc<watch::Sender<()>>,
+    counters: Arc<watch::Sender<()>>,
     /// Number of agents that report.
     agents: Arc<AtomicUsize>,
 }
@@ -30,7 +31,8 @@ const MAX_COUNTER_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Default for SharedLedger {
     fn default() -> Self {
-        Self { ledger: Arc::default(), changed: Arc::new(watch::Sender::new(())), agents: Arc::default() }
+        let sender = || Arc::new(watch::Sender::new(()));
+        Self { ledger: Arc::default(), structure: sender(), counters: sender(), agents: Arc::default() }
     }
 }
 
@@ -59,15 +61,25 @@ impl SharedLedger {
         }
     }
 
-    /// Notifies receivers that a flow has changed.
-    pub fn mark_changed(&self) {
-        self.changed.send_replace(());
+    /// Notifies the receivers of news.
+    pub fn mark(&self, news: News) {
+        match news {
+            News::Nothing => {}
+            News::Counters => self.counters.send_replace(()),
+            News::Structure => self.structure.send_replace(()),
+        }
     }
 
-    /// Returns a receiver that is notified of each change of a flow.
+    /// Returns a receiver that is notified when edges may come or go.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    pub fn subscribe_structure(&self) -> watch::Receiver<()> {
+        self.structure.subscribe()
+    }
+
+    /// Returns a receiver that is notified when counters alone have changed.
+    #[must_use]
+    pub fn subscribe_counters(&self) -> watch::Receiver<()> {
+        self.counters.subscribe()
     }
 }
 

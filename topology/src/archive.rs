@@ -273,7 +273,10 @@ impl Archive {
     }
 
     /// Returns whether nothing was restored, or all agents have reported since.
-    fn is_settled(&self) -> bool {
+    ///
+    /// Invariant: once true, it stays so.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
         self.before.as_ref().is_none_or(PublishedHistory::is_settled)
     }
 

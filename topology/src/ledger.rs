@@ -45,6 +45,29 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// under a new epoch. An agent that still runs does so within seconds.
 pub const RESUMABLE: Duration = Duration::from_mins(2);
 
+/// Time without a change after which a flow's edge may have left the graph, so that a change may bring it back.
+const QUIET: Duration = Duration::from_mins(1);
+
+/// What a report tells, the least first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Nothing that was not known.
+    #[default]
+    Nothing,
+    /// Counters of edges that are known.
+    Counters,
+    /// Something by which edges can come or go.
+    Structure,
+}
+
+impl News {
+    /// Returns the news of a change that may make edges come or go.
+    #[must_use]
+    pub fn of_structure(has_changed: bool) -> Self {
+        if has_changed { Self::Structure } else { Self::Nothing }
+    }
+}
+
 /// Retirement of flows.
 #[derive(Clone, Debug)]
 pub struct Retirement {
@@ -205,8 +228,8 @@ impl Ledger {
         self.nodes.iter().flat_map(|(node, account)| account.addresses.iter().map(|ip| (node.as_str(), *ip)))
     }
 
-    /// Merges a flow's counters and the times of their events. Returns whether its account changed. Repeated and
-    /// reordered reports change nothing.
+    /// Merges a flow's counters and the times of their events. Returns what is new. Repeated and reordered reports change
+    /// nothing.
     ///
     /// # Errors
     /// Returns an error if the epoch was replaced by another one.
@@ -217,7 +240,7 @@ impl Ledger {
         key: FlowKey,
         counters: &FlowCounters,
         sighting: impl Into<Sighting>,
-    ) -> Result<bool, LateEpoch> {
+    ) -> Result<News, LateEpoch> {
         let sighting = sighting.into();
         let account = self.current(node, epoch)?;
         if let Some(snapshot) = &mut account.snapshot {
@@ -232,7 +255,13 @@ impl Ledger {
         });
         let flow = Arc::make_mut(flow);
         flow.receive_open(&counted_elsewhere);
-        Ok(flow.apply(counters, &sighting, account.epochs.resumed()) || is_new)
+        let was_quiet = sighting.changed().duration_since(flow.changed).unwrap_or_default() >= QUIET;
+        let has_changed = flow.apply(counters, &sighting, account.epochs.resumed());
+        Ok(match (is_new || was_quiet, is_new || has_changed) {
+            (_, false) => News::Nothing,
+            (true, true) => News::Structure,
+            (false, true) => News::Counters,
+        })
     }
 
     /// Records the DNS names that led a flow's client to its remote address. Returns whether they changed.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     entity::CgroupOwner,
     flow::{FlowCounters, FlowKey, FlowTotals, Protocol, Role},
-    ledger::{Epoch, Ledger},
+    ledger::{Epoch, Ledger, News},
     rtt::RttHistogram,
 };
 
@@ -52,6 +52,21 @@ fn names_stay_with_their_flow_until_others_are_known() {
         ledger.set_remote_names(NODE, Epoch([1; 16]), &key(1), &names(&["a.example"])).is_err(),
         "that epoch is over"
     );
+}
+
+/// Counters alone can wait, what makes edges come or go cannot.
+#[test]
+fn report_of_a_known_flow_is_news_of_counters() {
+    let mut ledger = Ledger::new();
+    let mut news = |counters: &FlowCounters, seconds| {
+        ledger.apply(NODE, Epoch([1; 16]), key(1), counters, at(seconds)).expect("the first epoch")
+    };
+    assert_eq!(news(&opened(1, 0), 0), News::Structure);
+    assert_eq!(news(&opened(1, 0), 1), News::Nothing);
+    assert_eq!(news(&opened(2, 0), 59), News::Counters);
+    assert_eq!(news(&opened(2, 2), 60), News::Counters);
+    assert_eq!(news(&opened(3, 2), 120), News::Structure, "its edge may have left the graph");
+    assert_eq!([News::Counters, News::Structure, News::Nothing].into_iter().max(), Some(News::Structure));
 }
 
 /// Reports a snapshot of a new epoch: connections that are open, by the number of their remote address; all of them in the

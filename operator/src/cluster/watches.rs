@@ -66,7 +66,7 @@ pub async fn run(client: Client, nodes: NodeSteps, index: ClusterIndex, shared_l
             async move {
                 for node in gone {
                     if shared_ledger.ledger().lock().await.remove_node(&node, SystemTime::now()) {
-                        shared_ledger.mark_changed();
+                        shared_ledger.mark(topology::ledger::News::Structure);
                     }
                 }
                 ready(()).await;

@@ -8,7 +8,10 @@ use std::{
 
 use tokio::sync::watch;
 use tonic::Status;
-use topology::{ledger::LateEpoch, sighting::Sighting};
+use topology::{
+    ledger::{LateEpoch, News},
+    sighting::Sighting,
+};
 
 use super::decode::{Capture, Flow, Report};
 use crate::{
@@ -78,14 +81,12 @@ impl Session {
             return Err(Status::aborted("another stream of the same node has taken this one's place"));
         }
         let first = self.expected == 1;
-        let (changed, sent) = apply(&mut ledger, &report, first, now)
+        let (news, sent) = apply(&mut ledger, &report, first, now)
             .map_err(|late| Status::failed_precondition(format!("epoch: {late}")))?;
         drop(ledger);
         self.expected += 1;
         self.sessions.observations.update(&self.node, |node| observe(node, &report, sent, now));
-        if changed {
-            shared_ledger.mark_changed();
-        }
+        shared_ledger.mark(news);
         Ok(report.sequence)
     }
 
@@ -117,13 +118,13 @@ impl Drop for Session {
     }
 }
 
-/// Returns whether anything has changed, and when the report was sent by the operator's clock.
+/// Returns what is new, and when the report was sent by the operator's clock.
 fn apply(
     ledger: &mut topology::ledger::Ledger,
     report: &Report,
     first: bool,
     now: SystemTime,
-) -> Result<(bool, SystemTime), LateEpoch> {
+) -> Result<(News, SystemTime), LateEpoch> {
     let (node, epoch) = (report.node.as_str(), report.epoch);
     ledger.resume(node, epoch, report.origin)?;
     ledger.record_heartbeat(node, now);
@@ -133,20 +134,21 @@ fn apply(
     if report.begins_snapshot {
         ledger.begin_snapshot(node, epoch)?;
     }
-    let mut changed = ledger.set_node_addresses(node, epoch, &report.node_addresses)?;
+    let mut news = News::of_structure(ledger.set_node_addresses(node, epoch, &report.node_addresses)?);
     for (cgroup_id, owner) in &report.identities {
-        changed |= ledger.identify(node, epoch, *cgroup_id, owner.clone())?;
+        news = news.max(News::of_structure(ledger.identify(node, epoch, *cgroup_id, owner.clone())?));
     }
     let sent = report.sent.map_or(now, |sent| ledger.observe_clock(node, sent, now));
     for Flow { key, counters, ages, remote_names, nat_peers } in &report.flows {
-        changed |= ledger.apply(node, epoch, *key, counters, Sighting::new(ages, sent, now))?;
-        changed |= ledger.set_remote_names(node, epoch, key, remote_names)?;
-        changed |= ledger.record_nat_peers(node, epoch, key, nat_peers)?;
+        news = news.max(ledger.apply(node, epoch, *key, counters, Sighting::new(ages, sent, now))?);
+        let has_names = ledger.set_remote_names(node, epoch, key, remote_names)?;
+        let has_peers = ledger.record_nat_peers(node, epoch, key, nat_peers)?;
+        news = news.max(News::of_structure(has_names || has_peers));
     }
     if report.ends_snapshot {
-        changed |= ledger.end_snapshot(node, epoch, now)?;
+        news = news.max(News::of_structure(ledger.end_snapshot(node, epoch, now)?));
     }
-    Ok((changed, sent))
+    Ok((news, sent))
 }
 
 fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: SystemTime) {

@@ -48,6 +48,8 @@ pub(super) struct DesiredState {
     pub as_of: Option<SystemTime>,
     /// Time after which it changes without new input.
     pub settles_in: Option<Duration>,
+    /// True if all that an earlier operator published is settled.
+    pub is_settled: bool,
     /// True if all nodes' flows are known.
     pub all_nodes_reported: bool,
 }
@@ -88,9 +90,14 @@ impl Builder {
         async move { self.desired_state(&settings, now).await.map_or(Work::Failed, built) }.boxed()
     }
 
-    async fn desired_state(&self, settings: &PublishSettings, now: SystemTime) -> Option<DesiredState> {
+    /// Returns the time for which a conversation with one reported end waits for the other one.
+    pub(super) fn settle_time(&self) -> Duration {
         // The other end's counters may come as much later.
-        let settle = SETTLE + self.shared_ledger.counter_interval();
+        SETTLE + self.shared_ledger.counter_interval()
+    }
+
+    async fn desired_state(&self, settings: &PublishSettings, now: SystemTime) -> Option<DesiredState> {
+        let settle = self.settle_time();
         let options = Options { now, settle, retention: settings.retention, max_external: settings.max_external };
         let limits = Limits { edges: settings.max_edges, pods: settings.max_pods };
         let namespaces = settings.namespaces.clone();
@@ -102,7 +109,7 @@ impl Builder {
             }
             let graph = archive.build_shown(&ledger, index.directory(), &options);
             let state = desired_state(&graph, &ledger, index, limits, &namespaces, now);
-            DesiredState { joined_flows: archive.joined_flows(), ..state }
+            DesiredState { joined_flows: archive.joined_flows(), is_settled: archive.is_settled(), ..state }
         })
         .await
     }
@@ -187,6 +194,7 @@ fn desired_state(
         overview,
         flows: ledger.flow_count(),
         joined_flows: 0,
+        is_settled: false,
         as_of: Some(now),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, index),

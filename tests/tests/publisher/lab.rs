@@ -205,7 +205,7 @@ impl Lab {
     /// Publishes what was reported. The first report is complete: what an earlier publisher has left may be changed.
     pub async fn flush(&self) {
         if self.shared_ledger.ledger().lock().await.is_complete(NODE) {
-            self.shared_ledger.mark_changed();
+            self.shared_ledger.mark(topology::ledger::News::Structure);
         } else {
             self.complete().await;
         }
@@ -221,7 +221,7 @@ impl Lab {
         }
         ledger.end_snapshot(NODE, EPOCH, SystemTime::now()).expect("there is one epoch");
         drop(ledger);
-        self.shared_ledger.mark_changed();
+        self.shared_ledger.mark(topology::ledger::News::Structure);
     }
 
     pub fn topologies(&self) -> Api<Topology> {
