@@ -103,24 +103,25 @@ impl Services {
 
     /// Forgets Services and backends that have been gone for so long that they are `expired`. Returns what changes by it.
     pub(super) fn forget_removed(&mut self, expired: impl Fn(SystemTime) -> bool) -> Vec<Change> {
-        let is_concerned = |record: &ServiceRecord| {
-            record.removed.is_some_and(&expired) || record.former_backends.values().any(|removed| expired(*removed))
+        let is_gone = |record: &ServiceRecord| record.removed.is_some_and(&expired);
+        let is_concerned = |record: &&ServiceRecord| {
+            is_gone(record) || record.former_backends.values().any(|removed| expired(*removed))
         };
-        let changes =
-            self.records.values().filter(|record| is_concerned(record)).flat_map(ServiceRecord::changes).collect();
-        let gone: Vec<ServiceRef> = self
-            .records
-            .iter()
-            .filter(|(_, record)| record.removed.is_some_and(&expired))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let changes = self.records.values().filter(is_concerned).flat_map(ServiceRecord::changes).collect();
+        self.forget(is_gone, |_, removed| !expired(removed));
+        changes
+    }
+
+    /// Forgets the Services that are gone, and the former backends that are not kept.
+    fn forget(&mut self, is_gone: impl Fn(&ServiceRecord) -> bool, is_kept: impl Fn(&Backend, SystemTime) -> bool) {
+        let gone = self.records.iter().filter(|(_, record)| is_gone(record));
+        let gone: Vec<ServiceRef> = gone.map(|(name, _)| name.clone()).collect();
         for name in gone {
             self.take(&name);
         }
         for record in self.records.values_mut() {
-            record.former_backends.retain(|_, removed| !expired(*removed));
+            record.former_backends.retain(|(_, backend), removed| is_kept(backend, *removed));
         }
-        changes
     }
 
     /// Returns what changes in the directory with a Service.
@@ -151,14 +152,7 @@ impl Services {
 
     /// Drops removed Services, and former backends that are not `recorded`.
     pub(super) fn forget_unrecorded(&mut self, recorded: impl Fn(&Backend) -> bool) {
-        let gone = self.records.iter().filter(|(_, record)| record.removed.is_some());
-        let gone: Vec<ServiceRef> = gone.map(|(name, _)| name.clone()).collect();
-        for name in gone {
-            self.take(&name);
-        }
-        for record in self.records.values_mut() {
-            record.former_backends.retain(|(_, backend), _| recorded(backend));
-        }
+        self.forget(|record| record.removed.is_some(), |backend, _| recorded(backend));
     }
 
     /// Returns whether removed entries are still kept.
@@ -188,26 +182,17 @@ impl Services {
         at: SystemTime,
     ) -> Option<CalledService<'_>> {
         if let Some(record) = self.best(self.by_address.get(&(ip, port)), at) {
-            return record.called(|candidate| key_of(candidate) == port);
+            return record.called_at(port);
         }
-        let record = self.best(self.by_node_port.get(&port), at).filter(|_| is_nodes())?;
-        let (number, protocol) = port;
-        record.called(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
+        self.best(self.by_node_port.get(&port), at).filter(|_| is_nodes())?.called_at_node_port(port)
     }
 
     /// Returns all Services that were ever to be reached at an address and port, as [`Self::at`].
     pub(super) fn all_at(&self, ip: IpAddr, is_nodes: impl FnOnce() -> bool, port: PortKey) -> Vec<CalledService<'_>> {
-        let records = |names: Option<&'_ BTreeSet<ServiceRef>>| -> Vec<&ServiceRecord> {
-            names.into_iter().flatten().filter_map(|name| self.records.get(name)).collect()
-        };
-        let (number, protocol) = port;
-        let by_address = records(self.by_address.get(&(ip, port)));
-        let by_address =
-            by_address.into_iter().filter_map(|record| record.called(|candidate| key_of(candidate) == port));
-        let by_node_port = self.by_node_port.get(&port).filter(|_| is_nodes());
-        let by_node_port = records(by_node_port).into_iter().filter_map(|record| {
-            record.called(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
-        });
+        let by_address = self.by_address.get(&(ip, port)).into_iter().flatten();
+        let by_address = by_address.filter_map(|name| self.records.get(name)?.called_at(port));
+        let by_node_port = self.by_node_port.get(&port).filter(|_| is_nodes()).into_iter().flatten();
+        let by_node_port = by_node_port.filter_map(|name| self.records.get(name)?.called_at_node_port(port));
         by_address.chain(by_node_port).collect()
     }
 
@@ -250,6 +235,14 @@ impl ServiceRecord {
             }
         }
         former
+    }
+
+    fn called_at(&self, port: PortKey) -> Option<CalledService<'_>> {
+        self.called(|candidate| key_of(candidate) == port)
+    }
+
+    fn called_at_node_port(&self, (number, protocol): PortKey) -> Option<CalledService<'_>> {
+        self.called(|candidate| candidate.node_port == Some(number) && candidate.protocol == protocol)
     }
 
     fn called(&self, is_it: impl Fn(&ServicePort) -> bool) -> Option<CalledService<'_>> {
