@@ -48,7 +48,7 @@ pub const RESUMABLE: Duration = Duration::from_mins(2);
 /// Time without a change after which a flow's edge may have left the graph, so that a change may bring it back.
 const QUIET: Duration = Duration::from_mins(1);
 
-/// What a report tells, the least first.
+/// News of a report, the least first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum News {
     /// Nothing that was not known.

@@ -88,7 +88,7 @@ impl Account {
     /// Returns the totals: this epoch's counts on top of the counts before it.
     pub(super) fn totals_after(&self, base: &Base) -> FlowTotals {
         let current = self.current();
-        let active = self.active_after(base);
+        let active = self.active_after(&current, base);
         FlowTotals {
             opened: count::add(
                 count::add(base.totals.opened, current.opened),
@@ -131,18 +131,17 @@ impl Account {
     }
 
     /// Returns the number of open connections, those that an earlier epoch has counted in another row included.
-    fn active_after(&self, base: &Base) -> u64 {
+    fn active_after(&self, current: &FlowCounters, base: &Base) -> u64 {
         match (self.over, self.reported) {
             (true, _) => 0,
-            (false, true) => self.current().active(),
+            (false, true) => current.active(),
             (false, false) => base.totals.active,
         }
     }
 
-    /// Returns whether [`Self::anew`] differs from [`Self::totals`].
-    pub(super) fn has_history(&self) -> bool {
-        let is_all_reported = self.base.is_none() && self.reported && !self.over;
-        !is_all_reported && self.anew() != self.totals()
+    /// Returns whether the agent reports all of it: [`Self::anew`] is [`Self::totals`] then.
+    pub(super) fn is_all_reported(&self) -> bool {
+        self.base.is_none() && self.reported && !self.over
     }
 
     /// Returns what the agent would report to an operator without any state. Unreported counts of this epoch are at
@@ -168,7 +167,7 @@ impl Account {
     /// Makes the totals the base of counters that start from zero.
     pub(super) fn roll_over(&mut self) {
         let (base, counters) = (self.base(), self.current());
-        let totals = FlowTotals { active: self.active_after(&base), ..self.totals() };
+        let totals = FlowTotals { active: self.active_after(&counters, &base), ..self.totals() };
         let open = |base: u64, current: u64| match (self.over, self.reported) {
             (true, _) => 0,
             // If this epoch did not have the bytes of all open connections, the greater number stays: totals may then
@@ -197,8 +196,7 @@ impl Account {
     /// Applies reported counters. `resumed` is the origin of an epoch that continues earlier ones. Returns whether the
     /// totals changed.
     pub(super) fn apply(&mut self, counters: &FlowCounters, sighting: &Sighting, resumed: Option<Epoch>) -> bool {
-        let run = self.current().run;
-        if self.reported && counters.run < run {
+        if self.reported && counters.run < self.current().run {
             return false;
         }
         let before = self.totals();

@@ -7,11 +7,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Epoch, FlowView, LateEpoch, RESUMABLE, account::Account, epochs::Epochs};
+use super::{Epoch, LateEpoch, RESUMABLE, account::Account, epochs::Epochs};
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
-    flow::{FlowKey, FlowTotals, Protocol, Role},
+    flow::{FlowKey, Protocol, Role},
 };
 
 /// A flow of a former cgroup.
@@ -60,32 +60,6 @@ impl NodeAccount {
             displaced_at: None,
             heard: None,
             clock: NodeClock::default(),
-        }
-    }
-
-    pub(super) fn view<'a>(
-        &self,
-        node: &'a str,
-        owner: Option<&'a Arc<CgroupOwner>>,
-        key: &'a FlowKey,
-        flow: &'a Account,
-        anew: FlowTotals,
-    ) -> FlowView<'a> {
-        FlowView {
-            node,
-            owner: owner.map(Arc::as_ref),
-            key,
-            remote_names: &flow.remote_names,
-            nat_peers: &flow.nat_peers,
-            totals: flow.totals(),
-            anew,
-            first_seen: flow.first_seen,
-            changed: flow.changed,
-            reported: flow.reported_at,
-            last_failed: flow.last_failed,
-            parts: flow.history.parts(),
-            heard: self.heard,
-            recent_bytes: flow.recent_bytes,
         }
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct NodeRecords<'a> {
     account: &'a NodeAccount,
 }
 
-/// What is known of a node beside its flows.
+/// State of a node apart from its flows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NodeState<'a> {
     is_gone: bool,
@@ -109,11 +109,8 @@ impl<'a> FlowRecord<'a> {
     }
 
     pub(crate) fn owner(&self) -> Option<&'a CgroupOwner> {
-        self.shared_owner().map(Arc::as_ref)
-    }
-
-    fn shared_owner(&self) -> Option<&'a Arc<CgroupOwner>> {
-        self.former_owner.or_else(|| self.node.account.owners.get(&self.key.cgroup_id))
+        let owner = self.former_owner.or_else(|| self.node.account.owners.get(&self.key.cgroup_id));
+        owner.map(Arc::as_ref)
     }
 
     pub(crate) fn nat_peers(&self) -> &'a NatPeers {
@@ -127,23 +124,45 @@ impl<'a> FlowRecord<'a> {
 
     /// Returns whether its agent no longer reports a part of it.
     pub(crate) fn has_history(&self) -> bool {
+        let totals = || self.flow.totals();
+        !self.is_all_reported() && self.anew(totals) != totals()
+    }
+
+    fn is_all_reported(&self) -> bool {
+        // The agent of a node that returns reports all of it again.
+        !self.is_orphaned() && (self.node.account.gone || self.flow.is_all_reported())
+    }
+
+    /// Returns the part that the agent would report to an operator without any state.
+    fn anew(&self, totals: impl FnOnce() -> FlowTotals) -> FlowTotals {
         if self.is_orphaned() {
-            return self.flow.totals() != FlowTotals::default();
+            FlowTotals::default()
+        } else if self.is_all_reported() {
+            totals()
+        } else {
+            self.flow.anew()
         }
-        !self.node.account.gone && self.flow.has_history()
     }
 
     /// Returns the flow with its totals.
     pub(crate) fn view(&self) -> FlowView<'a> {
-        let NodeRecords { name, account } = self.node;
-        let anew = if self.is_orphaned() {
-            FlowTotals::default()
-        } else if account.gone {
-            // The agent of a node that returns reports all of it again.
-            self.flow.totals()
-        } else {
-            self.flow.anew()
-        };
-        account.view(name, self.shared_owner(), self.key, self.flow, anew)
+        let (NodeRecords { name, account }, flow) = (self.node, self.flow);
+        let totals = flow.totals();
+        FlowView {
+            node: name,
+            owner: self.owner(),
+            key: self.key,
+            remote_names: &flow.remote_names,
+            nat_peers: &flow.nat_peers,
+            totals,
+            anew: self.anew(|| totals),
+            first_seen: flow.first_seen,
+            changed: flow.changed,
+            reported: flow.reported_at,
+            last_failed: flow.last_failed,
+            parts: flow.history.parts(),
+            heard: account.heard,
+            recent_bytes: flow.recent_bytes,
+        }
     }
 }
