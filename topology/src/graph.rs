@@ -138,5 +138,5 @@ fn join<'a>(
 ) -> Graph {
     let mut join = join::Join::new(ledger, directory, options, known, names::Names::default());
     let joined = join.join(flows);
-    join.finish(joined, known.choice(options))
+    join.finish(std::iter::once(&joined), known.choice(options))
 }

@@ -4,25 +4,17 @@
 //! kept. A group is joined again if one of its flows, or what the directory says of its ends, has changed, or if a waiting
 //! time has ended. All else that the join depends on (settings, nodes that fall silent) has everything joined again.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap as StdHashMap,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashMap as StdHashMap, time::SystemTime};
 
 use super::{
     Graph, Known, KnownConnections, Options,
-    edges::{edge_key, edges},
     endpoints::Endpoints,
     join::{Join, Joined},
     names::Names,
-    nodes::Nodes,
     observed::deadline,
     partition::{AnchorId, Changed, Partition},
-    sums,
 };
 use crate::{
-    count,
     directory::{Directory, Revision},
     edge::{EdgeCounters, EdgeKey},
     hash::HashMap,
@@ -34,7 +26,7 @@ const MAX_GROWTH: usize = 4;
 /// Size of the tables up to which they may grow in any case.
 const MIN_SIZE: usize = 4096;
 
-/// Whose view of the flows is joined.
+/// Perspective from which flows are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Perspective {
     /// This operator's.
@@ -59,19 +51,17 @@ pub(crate) struct IncrementalJoin {
     joined_flows: usize,
 }
 
-/// What has been joined last.
+/// Inputs of the last graph.
 #[derive(Clone, Debug)]
 struct Inputs {
     ledger: Ledger,
     revision: Revision,
-    now: SystemTime,
-    settle: Duration,
-    retention: Duration,
+    options: Options,
     forgotten: KnownConnections,
     placed: StdHashMap<EdgeKey, EdgeCounters>,
 }
 
-/// What a group came to.
+/// Result of joining a group.
 #[derive(Clone, Debug)]
 struct Group {
     joined: Joined,
@@ -129,14 +119,16 @@ impl IncrementalJoin {
         if changed.is_none() || self.is_worn() {
             *self = Self::new(self.perspective);
         }
-        let mut ends = Endpoints::new(directory, Nodes::new(ledger, directory), std::mem::take(&mut self.names));
-        self.follow(ledger, directory, &changed.unwrap_or_default(), &mut ends);
-        self.follow_placed(known, &mut ends);
+        let mut join = Join::new(ledger, directory, options, known, std::mem::take(&mut self.names));
+        self.follow(ledger, directory, &changed.unwrap_or_default(), &mut join.ends);
+        self.follow_placed(known, &mut join.ends);
         let over = self.groups.iter().filter(|(_, group)| group.is_over(options.now)).map(|(id, _)| *id);
         over.for_each(|id| self.partition.mark(id));
-        let mut join = Join::new(ledger, directory, options, known, ends.into_names());
         self.join_stale(&mut join, ledger, options);
-        let graph = self.merge(&mut join, options, known);
+        for group in self.groups.values_mut() {
+            group.go_on(options.now);
+        }
+        let graph = join.finish(self.groups.values().map(|group| &group.joined), known.choice(options));
         self.names = join.ends.into_names();
         if self.before.is_none() {
             self.size = self.names.len() + self.partition.len();
@@ -145,9 +137,7 @@ impl IncrementalJoin {
         self.before = Some(Inputs {
             ledger: ledger.clone(),
             revision: origin.revision().clone(),
-            now: options.now,
-            settle: options.settle,
-            retention: options.retention,
+            options: *options,
             forgotten: known.forgotten.clone(),
             placed: known.placed.clone(),
         });
@@ -209,17 +199,12 @@ impl IncrementalJoin {
         let stale = self.partition.take_stale();
         self.groups.retain(|id, _| !stale.contains(id) && self.partition.group_of(*id) == *id);
         let mut flows: Vec<(AnchorId, FlowView<'a>)> = Vec::new();
-        let is_stale = |anchor: &AnchorId| stale.contains(&self.partition.group_of(*anchor));
-        for node in ledger.records() {
+        let stale_group = |anchor: &AnchorId| Some(self.partition.group_of(*anchor)).filter(|id| stale.contains(id));
+        for node in ledger.records().filter(|_| !stale.is_empty()) {
             let anchors = self.anchors.get(node.name()).map(Vec::as_slice).unwrap_or_default();
-            if stale.is_empty() || !anchors.iter().any(is_stale) {
-                continue;
-            }
-            for (flow, anchor) in node.flows().zip(anchors) {
-                let group = self.partition.group_of(*anchor);
-                if stale.contains(&group) {
-                    flows.push((group, self.view(&flow)));
-                }
+            if anchors.iter().any(|anchor| stale_group(anchor).is_some()) {
+                let of_node = node.flows().zip(anchors);
+                flows.extend(of_node.filter_map(|(flow, anchor)| Some((stale_group(anchor)?, self.view(&flow)))));
             }
         }
         self.joined_flows = flows.len();
@@ -239,38 +224,16 @@ impl IncrementalJoin {
             Perspective::Agents => flow.view().from_agents(),
         }
     }
-
-    /// Makes the graph of what all groups came to.
-    fn merge(&mut self, join: &mut Join<'_>, options: &Options, known: &Known) -> Graph {
-        let mut merged = HashMap::default();
-        let mut graph = Graph { settles_at: join.ledger.next_silence(options.now), ..Graph::default() };
-        for group in self.groups.values_mut() {
-            group.go_on(options.now);
-        }
-        for Group { joined, .. } in self.groups.values() {
-            for (key, sum) in &joined.sums {
-                sums::add(&mut merged, *key, Cow::Borrowed(sum));
-            }
-            for ((key, pod), opened) in &joined.forgotten_by_servers {
-                let sum = graph.forgotten_by_servers.entry((edge_key(key, &join.ends), pod.to_string())).or_default();
-                *sum = count::add(*sum, *opened);
-            }
-            graph.unsettled = count::add(graph.unsettled, joined.unsettled);
-            graph.settles_at = [graph.settles_at, joined.settles_at].into_iter().flatten().min();
-        }
-        (graph.edges, graph.outside) = edges(merged, &mut join.ends, known.choice(options));
-        graph
-    }
 }
 
 impl Inputs {
     /// Returns what has changed in the directory; `None` if anything that all groups depend on has changed.
     fn changed(&self, ledger: &Ledger, origin: &Directory, options: &Options, known: &Known) -> Option<Changed> {
-        let are_same = |options: &Options| (options.settle, options.retention) == (self.settle, self.retention);
-        let is_same = are_same(options)
-            && options.now >= self.now
+        let before = &self.options;
+        let is_same = (options.settle, options.retention) == (before.settle, before.retention)
+            && options.now >= before.now
             && known.forgotten == self.forgotten
-            && node_states(ledger, options.now).eq(node_states(&self.ledger, self.now));
+            && node_states(ledger, options.now).eq(node_states(&self.ledger, before.now));
         if !is_same {
             return None;
         }
@@ -301,16 +264,12 @@ fn follow_node<'a>(
     let mut anchors = Vec::new();
     for flow in node.flows() {
         // Both are in the order of their keys, the flows of former cgroups apart, which have no order.
-        let is_earlier = |(other, _): &(FlowRecord<'_>, AnchorId)| {
-            (other.is_orphaned(), other.key()) < (flow.is_orphaned(), flow.key()) && !other.is_orphaned()
-        };
-        while let Some((_, gone)) = before.next_if(is_earlier) {
+        let place = (flow.is_orphaned(), flow.key());
+        let is_earlier = |other: &FlowRecord<'_>| !other.is_orphaned() && (false, other.key()) < place;
+        while let Some((_, gone)) = before.next_if(|(other, _)| is_earlier(other)) {
             partition.mark(gone);
         }
-        let is_it = |(other, _): &(FlowRecord<'_>, AnchorId)| {
-            (other.is_orphaned(), other.key()) == (flow.is_orphaned(), flow.key())
-        };
-        let same = before.next_if(is_it);
+        let same = before.next_if(|(other, _)| (other.is_orphaned(), other.key()) == place);
         let unchanged = same.filter(|(other, _)| {
             flow.is_unchanged_since(other)
                 && !changed.concerns(&flow)

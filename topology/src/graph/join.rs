@@ -20,7 +20,7 @@ use super::{
     path::{Call, Path},
     placement::Placed,
     shares::share_out,
-    sums::{Sum, Sums},
+    sums::{self, Sum, Sums},
 };
 use crate::{
     count,
@@ -199,19 +199,23 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Makes the graph of all flows.
-    pub(super) fn finish(mut self, joined: Joined, choice: Choice<'_>) -> Graph {
-        let sums = joined.sums.iter().map(|(key, sum)| (*key, Cow::Borrowed(sum))).collect();
-        let (edges, outside) = edges(sums, &mut self.ends, choice);
-        let named = |((key, pod), opened): ((Key, Box<str>), u64)| ((edge_key(&key, &self.ends), pod.into()), opened);
-        Graph {
-            edges,
-            outside,
-            unsettled: joined.unsettled,
-            settles_at: [joined.settles_at, self.ledger.next_silence(self.options.now)].into_iter().flatten().min(),
-            earlier: std::collections::HashMap::new(),
-            forgotten_by_servers: joined.forgotten_by_servers.into_iter().map(named).collect(),
+    /// Makes the graph of all flows, which were joined in one or several parts.
+    pub(super) fn finish<'j>(&mut self, parts: impl Iterator<Item = &'j Joined>, choice: Choice<'_>) -> Graph {
+        let mut graph = Graph { settles_at: self.ledger.next_silence(self.options.now), ..Graph::default() };
+        let mut merged = HashMap::default();
+        for joined in parts {
+            for (key, sum) in &joined.sums {
+                sums::add(&mut merged, *key, Cow::Borrowed(sum));
+            }
+            for ((key, pod), opened) in &joined.forgotten_by_servers {
+                let sum = graph.forgotten_by_servers.entry((edge_key(key, &self.ends), pod.to_string())).or_default();
+                *sum = count::add(*sum, *opened);
+            }
+            graph.unsettled = count::add(graph.unsettled, joined.unsettled);
+            graph.settles_at = [graph.settles_at, joined.settles_at].into_iter().flatten().min();
         }
+        (graph.edges, graph.outside) = edges(merged, &mut self.ends, choice);
+        graph
     }
 
     /// Both ends see the same addresses.

@@ -42,7 +42,7 @@ struct Point {
     protocol: Protocol,
 }
 
-/// What has changed in a directory.
+/// Changes of a directory.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     pods: HashSet<Box<str>>,
