@@ -8,6 +8,7 @@
 
 mod earlier;
 mod expired_pods;
+mod joins;
 mod merged_externals;
 mod placements;
 mod settlement;
@@ -20,15 +21,16 @@ use std::{
 
 use self::{
     expired_pods::ExpiredPods,
+    joins::Joins,
     merged_externals::{Parts, is_named_yet, is_shared},
     placements::{PATIENCE, Placements},
 };
 use crate::{
     activity, count,
     counts::{Counts, Earlier},
-    directory::{Directory, Revision},
+    directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Seen, Times},
-    graph::{self, Graph, IncrementalJoin, Known, KnownConnections, Options, Outside, Perspective},
+    graph::{self, Graph, Known, KnownConnections, Options, Outside},
     ledger::{Ledger, Retirement},
 };
 
@@ -45,7 +47,7 @@ pub struct Published {
 }
 
 /// History to add to the graph of the ledger's flows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Archive {
     /// History of flows that the ledger has evicted.
     retired: HashMap<EdgeKey, EvictedCounts>,
@@ -53,10 +55,7 @@ pub struct Archive {
     /// External addresses with edges of their own.
     outside: Outside,
     placements: Placements,
-    join: IncrementalJoin,
-    join_anew: IncrementalJoin,
-    /// The directory as checkpoints record it, and the revision of the whole one.
-    recorded: Option<(Revision, Directory)>,
+    joins: Joins,
 }
 
 /// Counts and times of an edge from flows that the ledger has dropped.
@@ -82,20 +81,6 @@ struct PublishedHistory {
     from_servers: HashMap<EdgeKey, EdgeCounters>,
     /// Counters on edges with an unnamed end that were published under a name.
     under_a_name: HashMap<EdgeKey, EdgeCounters>,
-}
-
-impl Default for Archive {
-    fn default() -> Self {
-        Self {
-            retired: HashMap::new(),
-            before: None,
-            outside: Outside::default(),
-            placements: Placements::default(),
-            join: IncrementalJoin::new(Perspective::Ledger),
-            join_anew: IncrementalJoin::new(Perspective::Agents),
-            recorded: None,
-        }
-    }
 }
 
 impl Archive {
@@ -203,7 +188,7 @@ impl Archive {
     #[must_use]
     pub fn build(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
         let known = self.known_before();
-        let mut graph = self.join.build(ledger, directory, directory, options, &known);
+        let mut graph = self.joins.of_ledger(ledger, directory, options, &known);
         if !self.retired.is_empty() {
             let mut parts = Parts::of(&mut graph.edges);
             for (key, retired) in &self.retired {
@@ -239,24 +224,21 @@ impl Archive {
     /// Invariant: no flow of a group that has not changed is among them.
     #[must_use]
     pub fn joined_flows(&self) -> usize {
-        self.join.joined_flows()
+        self.joins.joined_flows()
     }
 
     /// Has the next graph joined from all flows, not only from those that have changed.
     ///
     /// Invariant: no graph changes by it.
     pub fn forget_joins(&mut self) {
-        self.join = IncrementalJoin::new(Perspective::Ledger);
-        self.join_anew = IncrementalJoin::new(Perspective::Agents);
-        self.recorded = None;
+        self.joins = Joins::default();
     }
 
     /// Makes the graph that an operator would learn from the agents if it began now.
     fn reported_anew(&mut self, graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
         let placed = placements::parts(&graph.edges);
         let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
-        let recorded = recorded(&mut self.recorded, directory);
-        self.join_anew.build(ledger, recorded, directory, &everything(now), &known)
+        self.joins.of_agents(ledger, directory, &everything(now), &known)
     }
 
     /// Makes the graph as [`Archive::build`], to be shown: what only servers have counted stays on its edges.
@@ -558,20 +540,4 @@ fn raise(edges: &mut [Edge], lacking: Vec<(EdgeKey, Counts)>) {
 /// Everything is on an edge, and every edge lives.
 fn everything(now: SystemTime) -> Options {
     Options { now, settle: Duration::ZERO, retention: Duration::MAX, max_external: usize::MAX }
-}
-
-/// Returns a directory as the next operator would have it: checkpoints record pods that are gone, and no other removed
-/// entries. Keeps it until the directory changes.
-fn recorded<'a>(kept: &'a mut Option<(Revision, Directory)>, directory: &'a Directory) -> &'a Directory {
-    if !directory.has_removed() {
-        *kept = None;
-        return directory;
-    }
-    let is_kept = kept.as_ref().is_some_and(|(revision, _)| revision == directory.revision());
-    if !is_kept {
-        let mut recorded = directory.clone();
-        recorded.forget_unrecorded();
-        *kept = Some((directory.revision().clone(), recorded));
-    }
-    kept.as_ref().map_or(directory, |(_, recorded)| recorded)
 }
