@@ -56,6 +56,19 @@ fn address(number: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(ADDRESSES[number]))
 }
 
+/// A TCP flow between two of the addresses, by their numbers.
+fn flow(cgroup_id: u64, role: Role, local: usize, remote: usize, port: u16) -> FlowKey {
+    FlowKey {
+        cgroup_id,
+        netns: u32::try_from(cgroup_id).unwrap_or_default(),
+        role,
+        local: address(local),
+        remote: address(remote),
+        port,
+        protocol: Protocol::Tcp,
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Report {
     node: usize,
@@ -95,7 +108,7 @@ enum Event {
     RemoveService(usize),
     Node(usize, bool),
     Pass(u64),
-    /// What is over is forgotten.
+    /// Flows that are over and removed objects are forgotten.
     CleanUp,
     RestartOperator,
     /// Removed pods are forgotten, and restored from checkpoints.
@@ -113,13 +126,8 @@ fn report() -> impl Strategy<Value = Report> {
         prop_oneof![4 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)],
     )
         .prop_map(|(cgroup_id, role, local, remote, port, protocol)| FlowKey {
-            cgroup_id,
-            netns: u32::try_from(cgroup_id).unwrap_or_default(),
-            role,
-            local: address(local),
-            remote: address(remote),
-            port,
             protocol,
+            ..flow(cgroup_id, role, local, remote, port)
         });
     let methods = prop_oneof![3 => Just(Methods::EBPF), 1 => Just(Methods::SOCK_DIAG)];
     (0..NODES, key, 0..4_u64, 0..4_u64, 0..2_u64, 0..900_u64, any::<bool>(), methods).prop_map(
@@ -136,15 +144,6 @@ fn call() -> impl Strategy<Value = Vec<Event>> {
     (ends, 0..NODES, 0..NODES, 1..5_u64, 0..5_u64, any::<bool>(), 0..3_u64).prop_map(
         |((client, server, service, one, other), from, to, opened, closed, is_rewritten, more)| {
             let called = service.map_or(server, |service| FIRST_SERVICE + service);
-            let flow = |cgroup_id, role, local, remote, port| FlowKey {
-                cgroup_id,
-                netns: u32::try_from(cgroup_id).unwrap_or_default(),
-                role,
-                local: address(local),
-                remote: address(remote),
-                port,
-                protocol: Protocol::Tcp,
-            };
             let port = if service.is_some() { 80 } else { 8080 };
             let seen = if is_rewritten { FIRST_NODE } else { client };
             let report = |node, key, opened: u64| {
@@ -199,7 +198,7 @@ struct World {
     directory: Directory,
     archive: Archive,
     epochs: [u8; NODES],
-    /// What each agent has counted of a flow since its epoch began.
+    /// Counters of each agent's flows since its epoch began.
     flows: BTreeMap<(usize, FlowKey), FlowCounters>,
     graph: Graph,
 }
@@ -422,15 +421,7 @@ fn only_groups_of_changed_flows_are_joined() {
     }
     let ends = |cgroup_id, role, local, remote, port| Report {
         node: local / 3,
-        key: FlowKey {
-            cgroup_id,
-            netns: 1,
-            role,
-            local: address(local),
-            remote: address(remote),
-            port,
-            protocol: Protocol::Tcp,
-        },
+        key: flow(cgroup_id, role, local, remote, port),
         opened: 1,
         closed: 0,
         failed: 0,
