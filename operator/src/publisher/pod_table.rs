@@ -10,7 +10,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use data_encoding::HEXLOWER;
 use prost::Message as _;
+use report::octets;
 use topology::{
     directory::{BackendPort, RecordedPod},
     entity::{Pod, PodLifetime, ServiceRef, Workload},
@@ -204,7 +206,7 @@ impl<'a> Encoder<'a> {
             shared: u32::try_from(shared).unwrap_or_default(),
             rest: pod.name[shared..].to_owned(),
             node: place(&mut self.nodes, pod.node.as_str(), |node| table.nodes.push((*node).to_owned())),
-            addresses: pod.ips.iter().map(address_bytes).collect(),
+            addresses: pod.ips.iter().copied().map(octets).collect(),
             containers,
             backends,
             workload,
@@ -270,7 +272,7 @@ impl Table {
             Some(number) => workload_of(self.workloads.get(usize::try_from(number).ok()?)?),
         };
         let containers = row.containers.iter().map(|container| {
-            let id = if container.id.is_empty() { container.text.clone() } else { hex(&container.id) };
+            let id = if container.id.is_empty() { container.text.clone() } else { HEXLOWER.encode(&container.id) };
             Some((id, at(&self.containers, container.name)?.clone()))
         });
         let containers: BTreeMap<String, String> = containers.collect::<Option<_>>()?;
@@ -377,13 +379,6 @@ fn workload_of(row: &WorkloadRow) -> Workload {
     Workload { namespace, kind, name, group }
 }
 
-fn address_bytes(ip: &IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
     v4.or_else(|| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from))
@@ -391,42 +386,21 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 
 /// Returns the bytes of a UUID in its usual form; `None` if the text is anything else.
 fn uuid_bytes(uid: &str) -> Option<Vec<u8>> {
-    let bytes = from_hex(&uid.replace('-', ""))?;
+    let bytes = HEXLOWER.decode(uid.replace('-', "").as_bytes()).ok()?;
     (uuid_text(&bytes).as_deref() == Some(uid)).then_some(bytes)
 }
 
 fn uuid_text(bytes: &[u8]) -> Option<String> {
-    let groups = [0..4, 4..6, 6..8, 8..10, 10..16].map(|group| bytes.get(group).map(hex));
+    let groups = [0..4, 4..6, 6..8, 8..10, 10..16].map(|group| bytes.get(group).map(|group| HEXLOWER.encode(group)));
     let groups: Option<Vec<String>> = groups.into_iter().collect();
     groups.filter(|_| bytes.len() == 16).map(|groups| groups.join("-"))
 }
 
 /// Returns the first bytes of a hexadecimal ID; `None` if the text is anything else.
 fn hex_bytes(id: &str) -> Option<Vec<u8>> {
-    let mut bytes = from_hex(id).filter(|bytes| !bytes.is_empty())?;
+    let mut bytes = HEXLOWER.decode(id.as_bytes()).ok().filter(|bytes| !bytes.is_empty())?;
     bytes.truncate(CONTAINER_ID);
     Some(bytes)
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: &u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let pair = |pair: &[u8]| match pair {
-        [high, low] => Some(digit(high)? << 4 | digit(low)?),
-        _ => None,
-    };
-    text.as_bytes().chunks(2).map(pair).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
-        .collect()
 }
 
 #[cfg(test)]

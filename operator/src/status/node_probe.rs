@@ -1,8 +1,7 @@
 //! Computes a NodeProbe's status. Pure.
 
-use std::fmt::Write;
-
 use crds::{Choice, EarlierEpochs, Folding, Losses, Mode, ModeChange, NodeProbeStatus, Unobserved};
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -68,7 +67,7 @@ pub fn desired(inputs: &NodeProbeInputs<'_>, now: Timestamp) -> NodeProbeStatus 
                 extended(history, ModeChange { time: Time(now), mode, reason: reason.to_owned(), attach })
             }
         },
-        epoch: hex(&observation.epoch),
+        epoch: HEXLOWER.encode(&observation.epoch),
         seen: observation.total_seen(),
         losses,
         lost: losses.lost(),
@@ -196,14 +195,6 @@ pub fn differs_in_structure(one: &NodeProbeStatus, other: &NodeProbeStatus) -> b
         ..status.clone()
     };
     structure(one) != structure(other) || !same_statements(&one.conditions, &other.conditions)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -67,10 +67,10 @@ fn recorded() -> impl Strategy<Value = RecordedPod<'static>> {
 fn kept(recorded: &RecordedPod<'static>) -> RecordedPod<'static> {
     let mut kept = recorded.clone();
     let names: std::collections::BTreeSet<&String> = recorded.pod.containers.values().collect();
-    let shorten = |id: &str| match from_hex(id) {
+    let shorten = |id: &str| match HEXLOWER.decode(id.as_bytes()) {
         _ if names.len() == 1 => String::new(),
-        Some(_) => id[..id.len().min(2 * CONTAINER_ID)].to_owned(),
-        None => id.to_owned(),
+        Ok(_) => id[..id.len().min(2 * CONTAINER_ID)].to_owned(),
+        Err(_) => id.to_owned(),
     };
     let containers = recorded.pod.containers.iter().map(|(id, name)| (shorten(id), name.clone())).collect();
     kept.pod.to_mut().containers = containers;
