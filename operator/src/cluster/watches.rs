@@ -18,6 +18,7 @@ use k8s_openapi::{
 };
 use kube::{Client, Resource, core::PartialObjectMeta};
 use serde::de::DeserializeOwned;
+use topology::ledger::News;
 
 use super::{
     index::{Change, Update},
@@ -66,7 +67,7 @@ pub async fn run(client: Client, nodes: NodeSteps, index: ClusterIndex, shared_l
             async move {
                 for node in gone {
                     if shared_ledger.ledger().lock().await.remove_node(&node, SystemTime::now()) {
-                        shared_ledger.mark(topology::ledger::News::Structure);
+                        shared_ledger.mark(News::Structure);
                     }
                 }
                 ready(()).await;

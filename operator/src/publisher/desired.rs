@@ -108,8 +108,7 @@ impl Builder {
                 archive.settle_in_time(&ledger, index.directory(), &options);
             }
             let graph = archive.build_shown(&ledger, index.directory(), &options);
-            let state = desired_state(&graph, &ledger, index, limits, &namespaces, now);
-            DesiredState { joined_flows: archive.joined_flows(), is_settled: archive.is_settled(), ..state }
+            desired_state(&graph, &ledger, archive, index, limits, &namespaces, now)
         })
         .await
     }
@@ -164,6 +163,7 @@ impl Builder {
 fn desired_state(
     graph: &Graph,
     ledger: &Ledger,
+    archive: &Archive,
     index: &Index,
     limits: Limits,
     namespaces: &Selector,
@@ -193,8 +193,8 @@ fn desired_state(
         contested: names.contested,
         overview,
         flows: ledger.flow_count(),
-        joined_flows: 0,
-        is_settled: false,
+        joined_flows: archive.joined_flows(),
+        is_settled: archive.is_settled(),
         as_of: Some(now),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, index),

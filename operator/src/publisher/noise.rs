@@ -38,7 +38,7 @@ fn is_checkpoint_close(known: &TopologyStatus, wanted: &TopologyStatus) -> bool 
     is_each_kept(known, wanted, |(known, wanted)| known.into_iter().zip(wanted).all(is_close))
 }
 
-/// Whether the known checkpoint has the pods of the wanted one, and the counters of each edge are kept.
+/// Returns whether the known checkpoint has the pods of the wanted one, and the counters of each edge are kept.
 fn is_each_kept(
     known: &TopologyStatus,
     wanted: &TopologyStatus,

@@ -28,7 +28,7 @@ use topology::{
     entity::CgroupOwner,
     external::ExternalGroups,
     flow::{FlowCounters, FlowKey, Protocol, Role},
-    ledger::Epoch,
+    ledger::{Epoch, News},
 };
 
 pub const NAMESPACE: &str = "shop";
@@ -205,7 +205,7 @@ impl Lab {
     /// Publishes what was reported. The first report is complete: what an earlier publisher has left may be changed.
     pub async fn flush(&self) {
         if self.shared_ledger.ledger().lock().await.is_complete(NODE) {
-            self.shared_ledger.mark(topology::ledger::News::Structure);
+            self.shared_ledger.mark(News::Structure);
         } else {
             self.complete().await;
         }
@@ -221,7 +221,7 @@ impl Lab {
         }
         ledger.end_snapshot(NODE, EPOCH, SystemTime::now()).expect("there is one epoch");
         drop(ledger);
-        self.shared_ledger.mark(topology::ledger::News::Structure);
+        self.shared_ledger.mark(News::Structure);
     }
 
     pub fn topologies(&self) -> Api<Topology> {
