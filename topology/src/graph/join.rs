@@ -132,7 +132,11 @@ impl<'a> Join<'a> {
     /// Runs the passes, most certain first, so that less is left to inference.
     fn run_passes(&mut self) {
         let client_flows = std::mem::take(&mut self.client_flows);
-        if client_flows.iter().any(|client_flow| client_flow.counters.without_bytes > 0) {
+        let lacks_bytes = |counters: &EdgeCounters| counters.without_bytes > 0;
+        // For other flows it makes no difference.
+        if client_flows.iter().any(|flow| lacks_bytes(&flow.counters))
+            || self.server_flows.iter().any(|flow| lacks_bytes(&flow.counters))
+        {
             self.count_ways(&client_flows);
         }
         let calls = self.calls(&client_flows);
