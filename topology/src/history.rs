@@ -113,6 +113,12 @@ impl History {
         }
     }
 
+    /// Returns whether [`Self::condense`] would merge any parts.
+    #[must_use]
+    pub fn is_condensable(&self, are_one: impl Fn(&Part, &Part) -> bool) -> bool {
+        self.parts.iter().zip(self.parts.iter().skip(1)).any(|(one, next)| are_one(one, next))
+    }
+
     /// Merges any two consecutive parts for which `are_one` returns true.
     ///
     /// Invariant: the parts' sum stays.

@@ -400,11 +400,22 @@ impl Ledger {
     /// parts whether they may be merged. Totals do not change.
     pub fn condense(&mut self, node: &str, are_one: impl Fn(&FlowKey, &Part, &Part) -> bool) {
         let Some(account) = self.nodes.get_mut(node) else { return };
-        for (key, flow) in account.flows_mut() {
-            flow.history.condense(|one, next| are_one(key, one, next));
+        let is_condensable =
+            |key: &FlowKey, flow: &Account| flow.history.is_condensable(|one, next| are_one(key, one, next));
+        // A flow that does not change stays the same object: nothing that follows changes looks at it.
+        let keys: Vec<FlowKey> =
+            account.flows.iter().filter(|(key, flow)| is_condensable(key, flow)).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(flow) = account.flow_mut(&key) {
+                flow.history.condense(|one, next| are_one(&key, one, next));
+            }
         }
-        for (key, _, flow) in Arc::make_mut(&mut account.orphaned) {
-            Arc::make_mut(flow).history.condense(|one, next| are_one(key, one, next));
+        if account.orphaned.iter().any(|(key, _, flow)| is_condensable(key, flow)) {
+            for (key, _, flow) in Arc::make_mut(&mut account.orphaned) {
+                if is_condensable(key, flow) {
+                    Arc::make_mut(flow).history.condense(|one, next| are_one(key, one, next));
+                }
+            }
         }
     }
 
