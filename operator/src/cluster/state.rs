@@ -145,6 +145,8 @@ async fn reflect<K>(
 {
     let mut stream = pin!(watch_all::<K>(&client));
     while let Some(event) = stream.next().await {
+        // They are not used, and are the larger part of an object.
+        let event = event.modify(|object| object.meta_mut().managed_fields = None);
         writer.apply_watcher_event(&event);
         mark_changed();
     }
