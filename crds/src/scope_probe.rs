@@ -340,6 +340,9 @@ pub struct TopologyTotals {
     pub edges: u64,
     /// Entries of edges that did not fit into the Topology objects of their workloads.
     pub omitted_edges: u64,
+    /// Maximum age of the counters in Topology objects, in seconds, while the API server accepts all writes. It grows with the
+    /// number of objects. Edges appear and disappear sooner. 0 until the first map is complete.
+    pub max_counter_age_seconds: u64,
 }
 
 /// Edges from the workloads of one namespace to those of another.

@@ -5,6 +5,7 @@
 //! ScopeProbes.
 #![forbid(unsafe_code)]
 
+pub mod api_budget;
 pub mod cleanup;
 pub mod cluster;
 pub mod collector;

@@ -4,13 +4,13 @@
 //! counters periodically. All writes share a budget, and only the leader writes.
 
 mod adjacency;
-mod budget;
 mod byte_budget;
 mod checkpoint;
 mod desired;
 mod edge_id;
 #[cfg(test)]
 mod extremes;
+mod graph_schedule;
 mod labels;
 mod name;
 mod noise;
@@ -19,6 +19,7 @@ mod peer;
 mod pod_records;
 mod pod_table;
 mod published;
+mod rendered;
 mod restore;
 mod schedule;
 mod shown_edge;
@@ -45,29 +46,32 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, sleep_until},
 };
-use topology::archive::Archive;
+use topology::{archive::Archive, graph::Pace};
 
 pub use self::writer::clear;
 use self::{
-    budget::Budget,
     desired::{Builder, DesiredState, Work},
+    graph_schedule::{COALESCE, GraphSchedule},
     published::{PublishedObjects, Recheck},
     schedule::{Schedule, Urgency},
-    writer::{Existence, Key, WriteError, Written},
+    writer::{Desired, Existence, Key, WriteError, Written},
 };
 use crate::{
-    cluster::ClusterIndex, guarded_watch::watch as watch_all, metrics::Metrics, observation::TopologyOverview,
-    publish_settings::PublishSettings, share_of_time::pause_after, shared_ledger::SharedLedger,
+    api_budget::{Answer, ApiBudget, Reason},
+    cluster::ClusterIndex,
+    guarded_watch::watch as watch_all,
+    metrics::Metrics,
+    observation::TopologyOverview,
+    publish_settings::PublishSettings,
+    shared_ledger::SharedLedger,
 };
 
-/// Writes to the API server per second, over a long time.
-const WRITES_PER_SECOND: u32 = 20;
-/// Writes at once after a quiet time.
-const WRITE_BURST: u32 = 60;
 /// Writes under way at a time.
 const PARALLEL_WRITES: usize = 8;
-/// Debounce of changes: one graph is built for all changes within this time.
-const COALESCE: Duration = Duration::from_millis(50);
+/// Maximum delay of a due write, apart from what the budget of requests delays.
+const WRITE_DELAY: Duration = Duration::from_secs(10);
+/// Step of the maximum age of counters, in seconds.
+const AGE_STEP: u64 = 15;
 /// Number of graphs in a counter interval, if nothing but counters changes.
 const COUNTER_GRAPHS: u32 = 6;
 /// Time after a start for which published objects stay unchanged, unless all nodes have reported earlier. A graph of
@@ -75,8 +79,6 @@ const COUNTER_GRAPHS: u32 = 6;
 const WARM_UP: Duration = Duration::from_secs(20);
 /// Time to wait for the first list of everything that has a name.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time to wait after a graph could not be made.
-const RETRY: Duration = Duration::from_secs(5);
 /// Interval at which expired state is removed.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
@@ -97,6 +99,8 @@ pub struct PublisherInputs {
     pub overview: watch::Sender<TopologyOverview>,
     /// Time between two scans of open connections by an agent.
     pub scan_interval: Duration,
+    /// Budget of requests.
+    pub budget: ApiBudget,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -132,7 +136,7 @@ struct Publisher {
     schedule: Schedule<Key>,
     /// Of objects that differ by noise: their sums, and since when they have been so.
     resting: HashMap<Key, (Totals, Instant)>,
-    budget: Budget,
+    budget: ApiBudget,
     writing: FuturesUnordered<BoxFuture<'static, (Key, Result<Written, WriteError>)>>,
     started: Instant,
     scan_interval: Duration,
@@ -152,7 +156,7 @@ impl Publisher {
             published: PublishedObjects::default(),
             schedule: Schedule::new(),
             resting: HashMap::new(),
-            budget: Budget::new(WRITES_PER_SECOND, WRITE_BURST, now),
+            budget: inputs.budget.clone(),
             writing: FuturesUnordered::new(),
             started: now,
             scan_interval: inputs.scan_interval,
@@ -170,18 +174,10 @@ impl Publisher {
         let mut objects = watch_all::<Topology>(&self.client).boxed();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut build_at = Some(Instant::now());
-        let mut last_build = Duration::ZERO;
-        let mut built: Option<Instant> = None;
+        let mut graphs = GraphSchedule::new(Instant::now());
         let mut work: Option<BoxFuture<'static, Work>> = None;
         let mut warm_at = Some(self.started + WARM_UP);
-        // Until then, edges may come or go.
-        let mut urgent_until = Instant::now();
         loop {
-            let soon = |last: Option<Instant>, took: Duration| {
-                let earliest = last.map(|last| last + pause_after(took, COALESCE));
-                (Instant::now() + COALESCE).max(earliest.unwrap_or_else(Instant::now))
-            };
             let next_write = self.next_write();
             self.metrics.waiting.set(i64::try_from(self.schedule.len()).unwrap_or(i64::MAX));
             tokio::select! {
@@ -194,7 +190,7 @@ impl Publisher {
                             inputs.index.note_api_versions(self.published.all().flat_map(restore::references));
                             self.restore().await;
                             self.compares_all = true;
-                            build_at = Some(Instant::now());
+                            graphs.plan_at_once(Instant::now());
                         }
                     },
                     None => return,
@@ -208,44 +204,31 @@ impl Publisher {
                         }
                         self.settings = settings;
                         self.compares_all = true;
-                        build_at = Some(Instant::now());
+                        graphs.plan_at_once(Instant::now());
                     }
                     None => return,
                 },
-                Ok(()) = structure.changed() => {
-                    urgent_until = Instant::now() + self.builder.settle_time() + COALESCE;
-                    build_at = Some(earlier(build_at, soon(built, last_build)));
-                }
-                Ok(()) = index.changed() => {
-                    urgent_until = Instant::now() + self.builder.settle_time() + COALESCE;
-                    build_at = Some(earlier(build_at, soon(built, last_build)));
-                }
-                Ok(()) = counters.changed() => {
-                    let due = soon(built, last_build).max(self.counters_due(built));
-                    build_at = Some(earlier(build_at, due));
-                }
+                Ok(()) = structure.changed() => graphs.plan_for_structure(Instant::now()),
+                Ok(()) = index.changed() => graphs.plan_for_structure(Instant::now()),
+                Ok(()) = counters.changed() => graphs.plan_for_counts(Instant::now(), self.counter_pause()),
                 _ = housekeeping.tick(), if work.is_none() => {
                     work = Some(self.builder.clone().forget_removed(SystemTime::now(), self.settings.retention));
                 }
-                () = at(build_at), if self.published.is_listed() && work.is_none() => {
-                    build_at = None;
-                    work = Some(self.builder.clone().build(self.settings.clone(), SystemTime::now()));
+                () = at(graphs.next()), if self.published.is_listed() && work.is_none() => {
+                    graphs.begin();
+                    let pace = Pace { interval: self.pace_of_counts() };
+                    work = Some(self.builder.clone().build(self.settings.clone(), pace, SystemTime::now()));
                 }
                 done = done(&mut work) => {
                     work = None;
                     match done {
-                        Work::Cleaned => build_at = Some(earlier(build_at, soon(built, last_build))),
-                        Work::Failed => build_at = Some(earlier(build_at, Instant::now() + RETRY)),
+                        Work::Cleaned => graphs.plan_for_structure(Instant::now()),
+                        Work::Failed => graphs.fail(Instant::now()),
                         Work::Built { state, began } => {
                             self.metrics.graph_seconds.observe(began.elapsed().as_secs_f64());
                             self.show(*state, &inputs.overview);
-                            (built, last_build) = (Some(Instant::now()), began.elapsed());
                             let settles = self.desired_state.settles_in.map(|wait| began + wait.max(COALESCE));
-                            // Afterwards only connections of known edges wait.
-                            let is_urgent = Instant::now() < urgent_until || !self.desired_state.is_settled;
-                            let settles = settles.map(|at| if is_urgent { at } else { at.max(self.counters_due(built)) });
-                            let next = [build_at, settles].into_iter().flatten().min();
-                            build_at = next.map(|next| if self.compares_all { next } else { next.max(soon(built, last_build)) });
+                            graphs.finish(began, Instant::now(), settles);
                         }
                     }
                 }
@@ -258,9 +241,22 @@ impl Publisher {
         }
     }
 
-    /// Returns the time at which a graph is due if only counters have changed since the last one.
-    fn counters_due(&self, built: Option<Instant>) -> Instant {
-        built.map_or_else(Instant::now, |built| built + self.settings.counter_interval / COUNTER_GRAPHS)
+    /// Returns the time between two graphs if nothing but counts changes.
+    fn counter_pause(&self) -> Duration {
+        self.settings.counter_interval / COUNTER_GRAPHS
+    }
+
+    /// Returns the time between two joins of the same counts: half of the time in which all objects can be written, because
+    /// more often would not be seen.
+    fn pace_of_counts(&self) -> Duration {
+        self.counter_pause().max(self.budget.time_for(self.desired_state.desired.len()) / 2)
+    }
+
+    /// Returns the maximum age of counters in written objects, in seconds. It is rounded up, so that it rarely changes.
+    fn max_counter_age_seconds(&self) -> u64 {
+        let writing = self.budget.time_for(self.desired_state.desired.len()).max(self.settings.counter_interval);
+        let joining = self.builder.settle_time() + self.pace_of_counts();
+        (joining + writing + WRITE_DELAY).as_secs().next_multiple_of(AGE_STEP)
     }
 
     /// Makes a state the wanted one, and plans the writes that lead there.
@@ -269,6 +265,7 @@ impl Publisher {
         let published = &self.published;
         self.desired_state
             .settle_names(|key, desired| published.get(key).is_some_and(|known| published::is_owned(known, desired)));
+        self.desired_state.overview.totals.max_counter_age_seconds = self.max_counter_age_seconds();
         overview.send_if_modified(|known| {
             let changed = *known != self.desired_state.overview;
             known.clone_from(&self.desired_state.overview);
@@ -282,7 +279,9 @@ impl Publisher {
             return self.compare_all();
         }
         let (desired, before) = (&self.desired_state.desired, before.desired);
-        let changed = desired.iter().filter(|(key, desired)| before.get(key) != Some(desired)).map(|(key, _)| key);
+        let is_same =
+            |key: &Key, desired: &Arc<Desired>| before.get(key).is_some_and(|before| Arc::ptr_eq(before, desired));
+        let changed = desired.iter().filter(|(key, desired)| !is_same(key, desired)).map(|(key, _)| key);
         let gone = before.keys().filter(|key| !desired.contains_key(key));
         let keys: Vec<Key> = changed.chain(gone).cloned().collect();
         for key in keys {
@@ -294,50 +293,64 @@ impl Publisher {
         if !self.published.is_listed() || self.writing.len() >= PARALLEL_WRITES {
             return None;
         }
-        let next = self.schedule.next()?;
-        Some(self.budget.available(Instant::now()).map_or(next, |available| next.max(available)))
+        let now = Instant::now();
+        let allowed = |(reason, due): (Reason, Option<Instant>)| {
+            due.map(|due| self.budget.available(reason, now).map_or(due, |available| due.max(available)))
+        };
+        [Reason::Structure, Reason::Counts].into_iter().zip(self.schedule.next()).filter_map(allowed).min()
     }
 
     fn write_due(&mut self) {
         let now = Instant::now();
-        while self.writing.len() < PARALLEL_WRITES && self.budget.available(now).is_none() {
-            let Some(key) = self.schedule.take(now) else { return };
-            let Some(write) = self.write(&key) else { continue };
-            self.budget.take(now);
+        while self.writing.len() < PARALLEL_WRITES {
+            let is_allowed = |reason| self.budget.available(reason, now).is_none();
+            let structure = is_allowed(Reason::Structure).then(|| self.schedule.take_structure(now)).flatten();
+            let due = structure.map(|key| (key, Reason::Structure)).or_else(|| {
+                let key = is_allowed(Reason::Counts).then(|| self.schedule.take_counts(now)).flatten()?;
+                Some((key, Reason::Counts))
+            });
+            let Some((key, reason)) = due else { return };
+            let Some(write) = self.write(&key, reason) else { continue };
             self.writing.push(write);
         }
     }
 
-    fn write(&mut self, key: &Key) -> Option<BoxFuture<'static, (Key, Result<Written, WriteError>)>> {
+    fn write(&mut self, key: &Key, reason: Reason) -> Option<BoxFuture<'static, (Key, Result<Written, WriteError>)>> {
         let client = self.client.clone();
         let known = self.published.get(key).cloned();
         let is_malformed = self.published.is_malformed(key);
         let owned_key = key.clone();
-        let future = if let Some(desired) = self.desired_state.desired.get(key) {
-            let mut desired = desired.clone();
-            let status = known.as_ref().and_then(|known| known.status.as_ref());
-            structure::keep(&mut desired.status, status, Timestamp::now());
-            let existence = match known.as_ref().filter(|known| published::is_owned(known, &desired)) {
-                _ if is_malformed => Existence::Malformed,
-                Some(known) => Existence::Owned(known.uid()),
-                None => Existence::None,
+        let (write, requests): (BoxFuture<'static, Result<Written, WriteError>>, u32) =
+            if let Some(desired) = self.desired_state.desired.get(key) {
+                let mut desired = Desired::clone(desired);
+                let status = known.as_ref().and_then(|known| known.status.as_ref());
+                structure::keep(&mut desired.status, status, Timestamp::now());
+                let existence = match known.as_ref().filter(|known| published::is_owned(known, &desired)) {
+                    _ if is_malformed => Existence::Malformed,
+                    Some(known) => Existence::Owned(known.uid()),
+                    None => Existence::None,
+                };
+                let labels = labels::change(known.as_ref(), &desired.app).map(|labels| json!(labels));
+                let requests = existence.requests() + u32::from(labels.is_some());
+                let key = key.clone();
+                (async move { writer::write(&client, &key, &desired, existence, labels).await }.boxed(), requests)
+            } else {
+                let (known, key) = (known?, key.clone());
+                (async move { writer::empty(&client, &key, &known, is_malformed).await }.boxed(), 1)
             };
-            let labels = labels::change(known.as_ref(), &desired.app).map(|labels| json!(labels));
-            async move {
-                let result = writer::write(&client, &owned_key, &desired, existence, labels).await;
-                (owned_key, result)
-            }
-            .boxed()
-        } else {
-            let known = known?;
-            async move {
-                let result = writer::empty(&client, &owned_key, &known, is_malformed).await;
-                (owned_key, result)
-            }
-            .boxed()
+        let (budget, began) = (self.budget.clone(), Instant::now());
+        budget.take(reason, requests, began);
+        let noted = async move {
+            let result = write.await;
+            let answer = match &result {
+                Err(error) if error.is_overload() => Answer::TooMany,
+                _ => Answer::After(began.elapsed() / requests),
+            };
+            budget.note(answer, Instant::now());
+            (owned_key, result)
         };
         self.published.begin_write(key);
-        Some(future)
+        Some(noted.boxed())
     }
 
     fn conclude(&mut self, key: &Key, result: Result<Written, WriteError>) {
@@ -397,7 +410,7 @@ impl Publisher {
         let difference = if self.published.is_malformed(key) {
             Some(Urgency::Structure)
         } else {
-            published::difference(known, desired)
+            published::difference(known, desired.map(Arc::as_ref))
         };
         match (difference, desired) {
             (Some(Urgency::Noise), Some(desired)) => {
@@ -438,11 +451,6 @@ impl Publisher {
     }
 }
 
-/// News is not to wait for what was planned for a later time.
-fn earlier(planned: Option<Instant>, news: Instant) -> Instant {
-    planned.map_or(news, |planned| planned.min(news))
-}
-
 /// Done when the work is, if there is any.
 async fn done(work: &mut Option<BoxFuture<'static, Work>>) -> Work {
     match work {
@@ -456,17 +464,5 @@ async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,
         None => pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_planned_for_later_does_not_hold_news_up() {
-        let now = Instant::now();
-        let (soon, late) = (now + COALESCE, now + HOUSEKEEPING);
-        assert_eq!([None, Some(late), Some(now)].map(|planned| earlier(planned, soon)), [soon, soon, now]);
     }
 }

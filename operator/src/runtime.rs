@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    api_budget::ApiBudget,
     cleanup::{
         garbage_collector::GarbageCollector,
         prune::{self, Pruned},
@@ -211,6 +212,7 @@ impl Parts {
         });
         parts.endless.spawn(cluster::keep_index(watching.clone(), node_steps, index.clone(), shared_ledger.clone()));
         parts.endless.spawn(collector::keep_own_networks(index.clone(), known_networks));
+        let budget = ApiBudget::new(Instant::now());
         let inputs = publisher::PublisherInputs {
             leader: lease.holds(),
             settings: publish_settings,
@@ -218,6 +220,7 @@ impl Parts {
             index,
             overview: overview_sender,
             scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
+            budget: budget.clone(),
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(watching.clone(), inputs));
@@ -236,8 +239,17 @@ impl Parts {
         };
         parts.endless.spawn(while_held(lease.holds(), move || garbage_collector.clone().run()));
         let events = Events::new(requesting.clone(), &settings.identity);
-        let writer =
-            Writer { client: requesting.clone(), assigner, observations, outcomes, overview, publish, events, metrics };
+        let writer = Writer {
+            client: requesting.clone(),
+            assigner,
+            observations,
+            outcomes,
+            overview,
+            publish,
+            events,
+            budget,
+            metrics,
+        };
         parts.endless.spawn(while_held(lease.holds(), move || writer.clone().run()));
         parts
     }

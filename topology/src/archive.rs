@@ -6,6 +6,7 @@
 //! sum of that part and the agents' counters. They are never less than what was published. They are less than the truth
 //! only if agents restarted while no operator ran.
 
+mod changed_edges;
 mod earlier;
 mod expired_pods;
 mod joins;
@@ -16,10 +17,12 @@ mod settlement;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use self::{
+    changed_edges::ChangedEdges,
     expired_pods::ExpiredPods,
     joins::Joins,
     merged_externals::{Parts, is_named_yet, is_shared},
@@ -30,7 +33,7 @@ use crate::{
     counts::{Counts, Earlier},
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Seen, Times},
-    graph::{self, Graph, Known, KnownConnections, Options, Outside},
+    graph::{self, Graph, Known, KnownConnections, Options, Outside, Pace},
     ledger::{Ledger, Retirement},
 };
 
@@ -50,16 +53,18 @@ pub struct Published {
 #[derive(Clone, Debug, Default)]
 pub struct Archive {
     /// History of flows that the ledger has evicted.
-    retired: HashMap<EdgeKey, EvictedCounts>,
+    retired: BTreeMap<EdgeKey, EvictedCounts>,
+    with_retired: ChangedEdges<EvictedCounts>,
     before: Option<PublishedHistory>,
     /// External addresses with edges of their own.
     outside: Outside,
     placements: Placements,
     joins: Joins,
+    pace: Pace,
 }
 
 /// Counts and times of an edge from flows that the ledger has dropped.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct EvictedCounts {
     counters: EdgeCounters,
     times: Option<Times>,
@@ -81,6 +86,17 @@ struct PublishedHistory {
     from_servers: HashMap<EdgeKey, EdgeCounters>,
     /// Counters on edges with an unnamed end that were published under a name.
     under_a_name: HashMap<EdgeKey, EdgeCounters>,
+    /// Edges with what was published of them, and what they lack of it.
+    with_published: ChangedEdges<Phase, Option<Counts>>,
+}
+
+/// What of a published edge is added to the edge of the present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Phase {
+    /// All agents have reported since.
+    is_settled: bool,
+    /// It was published within the retention.
+    is_recent: bool,
 }
 
 impl Archive {
@@ -92,6 +108,11 @@ impl Archive {
         Self::default()
     }
 
+    /// Sets the pace at which counts are joined. While what was published is not settled, all of them are joined at once.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = pace;
+    }
+
     /// Restores the edges that an earlier operator published; later calls do nothing. If the objects of both ends have
     /// an edge, the newer account is used, with the endpoints of both.
     pub fn restore(&mut self, published: impl IntoIterator<Item = Published>, now: SystemTime) {
@@ -99,7 +120,8 @@ impl Archive {
             return;
         }
         let mut edges: HashMap<EdgeKey, Published> = HashMap::new();
-        for one in published {
+        for mut one in published {
+            one.edge.times = one.edge.times.map(|times| times.as_of(now));
             self.outside.note(&one.edge.key);
             match edges.entry(one.edge.key.clone()) {
                 Entry::Vacant(vacant) => _ = vacant.insert(one),
@@ -114,6 +136,7 @@ impl Archive {
             settled: None,
             edges,
             under_a_name: HashMap::new(),
+            with_published: ChangedEdges::default(),
         });
     }
 
@@ -182,24 +205,29 @@ impl Archive {
         }
     }
 
-    /// Makes the graph of all flows, those included that the ledger does not have.
+    /// Makes the graph of all flows, those included that the ledger does not have. Counts may be as old as the pace allows;
+    /// [`Graph::settles_at`] has the time at which the next ones follow.
     ///
-    /// Invariants: it changes nothing, and the same input makes the same graph, each edge once.
+    /// Invariants: each edge once; without a pace, the same input makes the same graph.
     #[must_use]
     pub fn build(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
         let known = self.known_before();
+        self.joins.set_pace(if self.is_settled() { self.pace } else { Pace::default() });
         let mut graph = self.joins.of_ledger(ledger, directory, options, &known);
         if !self.retired.is_empty() {
             let mut parts = Parts::of(&mut graph.edges);
+            self.with_retired.begin();
             for (key, retired) in &self.retired {
                 if let Some(edge) = parts.edge(key, &graph.outside, directory) {
-                    edge.counters.add(&retired.counters);
-                    edge.times = Times::of_both(edge.times, retired.times);
+                    self.with_retired.change(edge, *retired, |edge| {
+                        edge.counters.add(&retired.counters);
+                        edge.times = Times::of_both(edge.times, retired.times);
+                    });
                 }
             }
         }
         let mut lacking = Vec::new();
-        if let Some(before) = &self.before {
+        if let Some(before) = &mut self.before {
             lacking = before.add_to(&mut graph, directory, options);
             let reported_at = before.reported_at.filter(|_| !before.is_settled());
             let settles_at = reported_at.map(|reported| (reported + options.settle).max(options.now + LOOK_AGAIN));
@@ -207,8 +235,8 @@ impl Archive {
         }
         self.outside.clone_from(&graph.outside);
         let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
-        if inherits || directory.has_removed() || !self.retired.is_empty() || ledger.has_history() {
-            let anew = self.reported_anew(&graph, ledger, directory, options.now);
+        if inherits || directory.has_removed() || !self.retired.is_empty() || self.joins.have_history() {
+            let anew = self.reported_anew(&graph, directory, options.now);
             graph.earlier = earlier::earlier(&graph, &anew, self.before.as_ref().map(|before| &before.edges));
             if let Some(before) = self.before.as_ref().filter(|before| !before.is_settled()) {
                 graph.earlier.extend(before.still_earlier());
@@ -235,10 +263,10 @@ impl Archive {
     }
 
     /// Makes the graph that an operator would learn from the agents if it began now.
-    fn reported_anew(&mut self, graph: &Graph, ledger: &Ledger, directory: &Directory, now: SystemTime) -> Graph {
-        let placed = placements::parts(&graph.edges);
+    fn reported_anew(&mut self, graph: &Graph, directory: &Directory, now: SystemTime) -> Graph {
+        let placed = placements::parts(graph.edges.iter().map(Arc::as_ref));
         let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
-        self.joins.of_agents(ledger, directory, &everything(now), &known)
+        self.joins.of_agents(directory, &everything(now), &known)
     }
 
     /// Makes the graph as [`Archive::build`], to be shown: what only servers have counted stays on its edges.
@@ -311,7 +339,7 @@ impl Archive {
         let forgotten = self.forgotten(KnownConnections::default());
         let known = Known { forgotten, placed: self.placements.parts(), ..Known::default() };
         let before = graph::build_with(&retirement.before, directory, &options, &known);
-        let after: HashMap<EdgeKey, Edge> = graph::build_with(&retirement.after, directory, &options, &known)
+        let after: HashMap<EdgeKey, Arc<Edge>> = graph::build_with(&retirement.after, directory, &options, &known)
             .edges
             .into_iter()
             .map(|edge| (edge.key.clone(), edge))
@@ -325,9 +353,9 @@ impl Archive {
             let gone = edge.counters.without(&stays.counters);
             if gone != EdgeCounters::default() {
                 let by_servers = edge.from_servers.opened.saturating_sub(stays.from_servers.opened);
-                let retired = self.retired.entry(edge.key).or_default();
+                let retired = self.retired.entry(edge.key.clone()).or_default();
                 retired.counters.add(&gone);
-                retired.times = Times::of_both(retired.times, edge.times);
+                retired.times = Times::of_both(retired.times, edge.times.map(|times| times.as_of(now)));
                 retired.by_clients = count::add(retired.by_clients, gone.opened.saturating_sub(by_servers));
             }
         }
@@ -335,6 +363,37 @@ impl Archive {
 }
 
 impl Published {
+    /// Adds what agents no longer report to the edge. Returns what this lacks of its published counters.
+    fn add_to(&self, edge: &mut Edge, phase: Phase) -> Option<Counts> {
+        let now = Counts::of(edge);
+        let (mut earlier, mut least) = (self.earlier.counts.clone(), Counts::of(&self.edge));
+        if phase.is_settled && (is_shared(&edge.key) || self.edge.seen == Seen::Server) {
+            // It is more or less by what other addresses now are behind it. What only servers counted is the client's, on
+            // its edges, once that is observed.
+            least = Counts::default();
+        }
+        if phase.is_settled {
+            // What was not known of open connections comes with their end.
+            least.counters.without_bytes = 0;
+        }
+        if !phase.is_recent {
+            // Pods that are long gone.
+            (earlier, least) = (earlier.of_endpoints_in(&now), least.of_endpoints_in(&now));
+        }
+        let known = now.plus(&earlier);
+        let lack = known.at_least(&least).without(&known);
+        known.write_to(edge);
+        edge.times = Times::of_both(edge.times, self.edge.times);
+        edge.knows_retransmits |= self.edge.knows_retransmits;
+        edge.rtt = edge.rtt.or(self.edge.rtt);
+        if edge.seen != self.edge.seen {
+            edge.seen = Seen::Both;
+        }
+        edge.client_identity = edge.client_identity.min(self.edge.client_identity);
+        edge.server_identity = edge.server_identity.min(self.edge.server_identity);
+        (lack != Counts::default()).then_some(lack)
+    }
+
     /// Takes in the same edge as its other end has published it. The newer account counts; each has endpoints of its own,
     /// and either may know more of what agents no longer know.
     fn join(&mut self, other: Self) {
@@ -427,49 +486,22 @@ impl PublishedHistory {
 
     /// Adds what agents no longer report to the edges, and edges of which they report nothing. Returns what edges lack of
     /// their published counters.
-    fn add_to(&self, graph: &mut Graph, directory: &Directory, options: &Options) -> Vec<(EdgeKey, Counts)> {
+    fn add_to(&mut self, graph: &mut Graph, directory: &Directory, options: &Options) -> Vec<(EdgeKey, Counts)> {
         if self.is_settled() {
             expired_pods::leave(graph, &self.under_a_name);
         } else {
             expired_pods::leave(graph, &self.find_under_a_name(graph, directory));
         }
         let recent = self.is_recent(options.now, options.retention);
+        let phase = Phase { is_settled: self.is_settled(), is_recent: recent };
+        let mut with_published = std::mem::take(&mut self.with_published);
+        with_published.begin();
         let mut missing: HashMap<&EdgeKey, &Published> = self.edges.iter().collect();
         let mut lacking = Vec::new();
         for edge in &mut graph.edges {
             let Some(published) = missing.remove(&edge.key) else { continue };
-            let now = Counts::of(edge);
-            let (mut earlier, mut least) = (published.earlier.counts.clone(), Counts::of(&published.edge));
-            if self.is_settled() && (is_shared(&edge.key) || published.edge.seen == Seen::Server) {
-                // It is more or less by what other addresses now are behind it. What only servers counted is the client's, on
-                // its edges, once that is observed.
-                least = Counts::default();
-            }
-            if self.is_settled() {
-                // What was not known of open connections comes with their end.
-                least.counters.without_bytes = 0;
-            }
-            if !recent {
-                // Pods that are long gone.
-                (earlier, least) = (earlier.of_endpoints_in(&now), least.of_endpoints_in(&now));
-            }
-            let known = now.plus(&earlier);
-            let lack = known.at_least(&least).without(&known);
-            if lack != Counts::default() {
+            if let Some(lack) = with_published.change(edge, phase, |edge| published.add_to(edge, phase)) {
                 lacking.push((edge.key.clone(), lack));
-            }
-            known.write_to(edge);
-            edge.times = Times::of_both(edge.times, published.edge.times);
-            edge.knows_retransmits |= published.edge.knows_retransmits;
-            edge.rtt = edge.rtt.or(published.edge.rtt);
-            if edge.seen != published.edge.seen {
-                edge.seen = Seen::Both;
-            }
-            for (now, before) in [
-                (&mut edge.client_identity, published.edge.client_identity),
-                (&mut edge.server_identity, published.edge.server_identity),
-            ] {
-                *now = before.min(*now);
             }
         }
         if recent && !missing.is_empty() {
@@ -480,6 +512,7 @@ impl PublishedHistory {
             });
             self.add_missing(graph, directory, options.max_external, &missing);
         }
+        self.with_published = with_published;
         lacking
     }
 
@@ -490,6 +523,7 @@ impl PublishedHistory {
         let mut parts = Parts::of(&mut graph.edges);
         for published in missing.iter().filter(|published| is_named_yet(&published.edge.key, directory)) {
             if let Some(whole) = parts.edge(&published.edge.key, &graph.outside, directory) {
+                let whole = Arc::make_mut(whole);
                 whole.counters.add(&published.earlier.counts.counters);
                 whole.times = Times::of_both(whole.times, published.edge.times);
                 continue;
@@ -509,7 +543,7 @@ impl PublishedHistory {
             if let Some(shared) = graph.outside.admit(&edge.key, max_external) {
                 (edge.key, edge.addresses) = (shared, 1);
             }
-            match parts.exactly(&edge.key).or_else(|| gone.get_mut(&edge.key)) {
+            match parts.exactly(&edge.key).map(Arc::make_mut).or_else(|| gone.get_mut(&edge.key)) {
                 Some(whole) => {
                     Counts::of(whole).plus(&Counts::of(&edge)).write_to(whole);
                     whole.addresses = count::add(whole.addresses, edge.addresses);
@@ -518,21 +552,21 @@ impl PublishedHistory {
                 None => _ = gone.insert(edge.key.clone(), edge),
             }
         }
-        graph.edges.extend(gone.into_values());
+        graph.edges.extend(gone.into_values().map(Arc::new));
         graph.edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     }
 }
 
 /// Adds to edges what they lack of their published counters: an agent may report later than another one, so that their sum
 /// is less for a moment. That is no history, and must not become part of it.
-fn raise(edges: &mut [Edge], lacking: Vec<(EdgeKey, Counts)>) {
+fn raise(edges: &mut [Arc<Edge>], lacking: Vec<(EdgeKey, Counts)>) {
     if lacking.is_empty() {
         return;
     }
     let lacking: HashMap<EdgeKey, Counts> = lacking.into_iter().collect();
     for edge in edges {
         if let Some(lack) = lacking.get(&edge.key) {
-            Counts::of(edge).plus(lack).write_to(edge);
+            Counts::of(edge).plus(lack).write_to(Arc::make_mut(edge));
         }
     }
 }

@@ -212,19 +212,46 @@ impl EdgeCounters {
     }
 }
 
+/// Time of the last activity. While a connection is open, it is the present, which is later than all other times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LastSeen {
+    /// The last change, when nothing was open any more.
+    At(SystemTime),
+    /// A connection is open.
+    Now,
+}
+
+impl LastSeen {
+    /// Returns the time, if it is `now` at present.
+    #[must_use]
+    pub fn at(self, now: SystemTime) -> SystemTime {
+        match self {
+            Self::At(time) => time,
+            Self::Now => now,
+        }
+    }
+}
+
 /// When the conversations of an edge happened, by the operator's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Times {
     /// Nothing of it is known to have happened before.
     pub first_seen: SystemTime,
-    /// Time of the last change; the present while a connection is open.
-    pub last_seen: SystemTime,
+    /// Time of the last change.
+    pub last_seen: LastSeen,
     /// Time of the last failed attempt, as far as one was reported; not before that attempt.
     pub last_failed: Option<SystemTime>,
 }
 
 impl Times {
+    /// Returns the times with `now` as the present, so that they stay as they are.
+    #[must_use]
+    pub fn as_of(self, now: SystemTime) -> Self {
+        Self { last_seen: LastSeen::At(self.last_seen.at(now)), ..self }
+    }
+
     /// Times of both together.
     ///
     /// Invariant: the result covers both.
@@ -326,4 +353,37 @@ pub struct Edge {
     /// with conversations to other servers; otherwise the server's.
     #[serde(default)]
     pub rtt: Option<RttBucket>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Returns an edge with so many connections.
+    pub(crate) fn edge(opened: u64) -> Edge {
+        Edge {
+            key: EdgeKey {
+                client: Peer::ApiServer,
+                server: Peer::OtherExternal,
+                service: None,
+                port: Some(80),
+                protocol: Protocol::Tcp,
+            },
+            counters: EdgeCounters { opened, bytes_sent: 10 * opened, ..EdgeCounters::default() },
+            times: None,
+            from_servers: EdgeCounters::default(),
+            clients_from_servers: Vec::new(),
+            servers_from_servers: Vec::new(),
+            clients: Vec::new(),
+            servers: Vec::new(),
+            seen: Seen::Both,
+            client_identity: Identity::Cgroup,
+            server_identity: Identity::Cgroup,
+            methods: Methods::default(),
+            dns_names: Vec::new(),
+            addresses: 0,
+            knows_retransmits: false,
+            rtt: None,
+        }
+    }
 }

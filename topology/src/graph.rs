@@ -13,12 +13,14 @@ mod incremental;
 mod join;
 mod key;
 mod known_connections;
+mod made_edges;
 mod matching;
 mod multiple_backends;
 mod names;
 mod nat_peers;
 mod nodes;
 mod observed;
+mod pace;
 mod partition;
 mod path;
 mod placement;
@@ -30,6 +32,7 @@ mod unmatched_servers;
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -38,6 +41,7 @@ pub(crate) use self::incremental::{IncrementalJoin, Perspective};
 pub use self::{
     external_peers::{Direction, Outside},
     known_connections::KnownConnections,
+    pace::Pace,
 };
 use crate::{
     counts::Earlier,
@@ -69,8 +73,8 @@ impl Options {
 /// The graph at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Graph {
-    /// All edges, by key, each key once.
-    pub edges: Vec<Edge>,
+    /// All edges, by key, each key once. One that has not changed is the same object as in the graph before.
+    pub edges: Vec<Arc<Edge>>,
     /// Connections that are on no edge yet, because the report of their other end is still to come. None stays among them
     /// for longer than [`Options::settle`] and, where a Service's backends may have taken it, until their agents are heard.
     pub unsettled: u64,
@@ -138,5 +142,7 @@ fn join<'a>(
 ) -> Graph {
     let mut join = join::Join::new(ledger, directory, options, known, names::Names::default());
     let joined = join.join(flows);
-    join.finish(std::iter::once(&joined), known.choice(options))
+    let mut graph = join.finish(std::iter::once(&joined), known.choice(options), &mut made_edges::MadeEdges::default());
+    graph.settles_at = [graph.settles_at, joined.settles_at].into_iter().flatten().min();
+    graph
 }

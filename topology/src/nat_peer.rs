@@ -43,6 +43,12 @@ impl NatPeers {
         is_news
     }
 
+    /// Returns whether both have the same ends. Their numbers of connections may differ.
+    #[must_use]
+    pub fn have_same_ends(&self, other: &Self) -> bool {
+        self.counts.keys().eq(other.counts.keys())
+    }
+
     /// Begins an epoch in which the agent's counts start at zero.
     pub fn begin_anew(&mut self) {
         for (before, current) in self.counts.values_mut() {

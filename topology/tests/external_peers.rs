@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +14,7 @@ use scopeprobe_topology::{
     activity,
     archive::{Archive, Published},
     directory::Directory,
-    edge::{Edge, EdgeCounters, Identity, Peer},
+    edge::{Edge, EdgeCounters, EdgeKey, Identity, Peer},
     entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
     external::{ExternalGroup, ExternalGroups},
     flow::{FlowCounters, FlowKey, Protocol, Role},
@@ -118,7 +119,8 @@ fn the_api_server_is_known_by_its_service_and_by_its_addresses() {
         let mut edges = graph_of(&directory, flows, 10).edges;
         let edge = edges.pop().expect("an edge");
         assert_eq!(edges, []);
-        (edge.key.server, edge.key.service.map(|of| (of.service.name, of.port)), edge.key.port)
+        let key = edge.key.clone();
+        (key.server, key.service.map(|of| (of.service.name, of.port)), key.port)
     };
     let through_service = Some(("kubernetes".to_owned(), 443));
     assert_eq!(only(&called("10.96.0.1", 443)), (Peer::ApiServer, through_service, Some(6443)));
@@ -136,7 +138,7 @@ fn the_api_server_calls_from_its_address_if_that_is_no_nodes() {
     kubernetes(&mut directory, &[("192.0.2.1", 6443), ("172.18.0.2", 6443)]);
     let counters = FlowCounters { opened: 2, closed: 2, ..FlowCounters::default() };
     let webhook = |from: &str| Flows::from([((Role::Server, ip(from), 8443), counters)]);
-    let client = |from: &str| graph_of(&directory, &webhook(from), 10).edges.pop().expect("an edge").key.client;
+    let client = |from: &str| graph_of(&directory, &webhook(from), 10).edges.pop().expect("an edge").key.client.clone();
     assert_eq!(client("192.0.2.1"), Peer::ApiServer);
     assert_eq!(client("172.18.0.2"), Peer::Node { node: "node-2".to_owned() });
 }
@@ -186,7 +188,8 @@ fn external_groups_name_only_external_peers() {
         ExternalGroup { name: "world".to_owned(), networks: everything, dns_names: Vec::new() },
         ExternalGroup { name: "partner".to_owned(), networks: partner, dns_names: Vec::new() },
     ]));
-    let server = |remote: &str| graph_of(&directory, &called(remote, 443), 1).edges.pop().expect("an edge").key.server;
+    let server =
+        |remote: &str| graph_of(&directory, &called(remote, 443), 1).edges.pop().expect("an edge").key.server.clone();
     let group = |name: &str| Peer::ExternalGroup { name: name.to_owned() };
     assert_eq!(server("203.0.113.9"), group("partner"));
     assert_eq!(server("203.0.113.200"), group("world"));
@@ -220,7 +223,7 @@ fn a_dns_name_is_told_from_an_address_that_several_lead_to() {
     }
     let shown = |directory: &Directory, limit: usize| -> Vec<(Peer, u64, Vec<String>)> {
         let edges = graph::build(&ledger, directory, &options(limit)).edges;
-        edges.into_iter().map(|edge| (edge.key.server, edge.counters.opened, edge.dns_names)).collect()
+        edges.iter().map(|edge| (edge.key.server.clone(), edge.counters.opened, edge.dns_names.clone())).collect()
     };
     let address = (Peer::External { ip: outer(2) }, 1, named(&["a.example.com", "b.example.com"]));
     let name = (Peer::ExternalName { name: "api.example.com".to_owned() }, 2, Vec::new());
@@ -239,7 +242,7 @@ fn a_dns_name_is_told_from_an_address_that_several_lead_to() {
 /// Returns the edges as a predecessor published them.
 fn published(graph: &Graph) -> Vec<Published> {
     let of = |edge: &Edge| graph.earlier.get(&edge.key).cloned().unwrap_or_default();
-    graph.edges.iter().map(|edge| Published { edge: edge.clone(), earlier: of(edge) }).collect()
+    graph.edges.iter().map(|edge| Published { edge: Edge::clone(edge), earlier: of(edge) }).collect()
 }
 
 #[test]
@@ -291,7 +294,7 @@ fn a_client_that_calls_many_ports_of_many_addresses_does_not_make_many_edges() {
     let calls = |number: u8| (1..=50).map(move |port| ((Role::Client, outer(number), port), counters));
     let flows: Flows = (0..60).flat_map(calls).collect();
     let graph = graph_of(&directory(), &flows, 10);
-    let others: Vec<&Edge> = graph.edges.iter().filter(|edge| edge.key.server == Peer::OtherExternal).collect();
+    let others: Vec<&Edge> = shared(&graph, Role::Client).collect();
     assert_eq!(others.iter().map(|edge| (edge.key.port, edge.addresses)).collect::<Vec<_>>(), [(None, 50)]);
     assert_eq!(graph.edges.iter().map(|edge| edge.counters.opened).sum::<u64>(), 60 * 50);
 }
@@ -315,8 +318,8 @@ fn folded_rows_are_other_external_peers() {
     ]);
     let with = |limit| {
         let edges = graph_of(&directory(), &flows, limit).edges;
-        let of = |edge: Edge| {
-            let (client, server) = (edge.key.client, edge.key.server);
+        let of = |edge: &Arc<Edge>| {
+            let EdgeKey { client, server, .. } = edge.key.clone();
             let counters = edge.counters;
             (
                 if client == Peer::Workload(workload()) { server } else { client },
@@ -325,7 +328,7 @@ fn folded_rows_are_other_external_peers() {
                 edge.addresses,
             )
         };
-        edges.into_iter().map(of).collect::<BTreeSet<_>>()
+        edges.iter().map(of).collect::<BTreeSet<_>>()
     };
     let own = |number, opened| (Peer::External { ip: outer(number) }, opened, 0, 0);
     // No agent counts the addresses behind a folded row: one is there at least.
@@ -372,7 +375,7 @@ fn a_hundred_thousand_callers_make_few_edges() {
 
 /// Returns the addresses with edges of their own, by direction.
 fn shown(graph: &Graph, role: Role) -> BTreeSet<IpAddr> {
-    let outer = |edge: &Edge| match (role, &edge.key.client, &edge.key.server) {
+    let outer = |edge: &Arc<Edge>| match (role, &edge.key.client, &edge.key.server) {
         (Role::Client, _, Peer::External { ip }) | (Role::Server, Peer::External { ip }, _) => Some(*ip),
         _ => None,
     };
@@ -380,7 +383,7 @@ fn shown(graph: &Graph, role: Role) -> BTreeSet<IpAddr> {
 }
 
 fn shared(graph: &Graph, role: Role) -> impl Iterator<Item = &Edge> {
-    graph.edges.iter().filter(move |edge| match role {
+    graph.edges.iter().map(Arc::as_ref).filter(move |edge| match role {
         Role::Client => edge.key.server == Peer::OtherExternal,
         Role::Server => edge.key.client == Peer::OtherExternal,
     })
@@ -534,7 +537,7 @@ proptest! {
                 (ledger, archive) = (Ledger::new(), Archive::new());
                 archive.restore(
                     published.edges.iter().map(|edge| Published {
-                        edge: edge.clone(),
+                        edge: Edge::clone(edge),
                         earlier: published.earlier.get(&edge.key).cloned().unwrap_or_default(),
                     }),
                     now(),

@@ -12,9 +12,10 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     archive::{Archive, Published},
     directory::{Directory, RecordedPod},
+    edge::Edge,
     entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
-    graph::{Graph, Options},
+    graph::{Graph, Options, Pace},
     ledger::{Epoch, Ledger},
     nat_peer::NatPeer,
 };
@@ -28,6 +29,8 @@ const PORTS: [u16; 4] = [80, 8080, 9000, 30_080];
 
 const RETENTION: Duration = Duration::from_mins(10);
 const SETTLE: Duration = Duration::from_secs(2);
+/// Pace of counts, where they have one.
+const PACE: Pace = Pace { interval: Duration::from_secs(30) };
 
 /// Addresses: of pods, of a bridge, of Services, of nodes, of the outside, and of no interface.
 const ADDRESSES: [[u8; 4]; 16] = [
@@ -277,7 +280,7 @@ impl World {
             Event::RestartOperator => {
                 let graph = &self.graph;
                 let published = graph.edges.iter().map(|edge| Published {
-                    edge: edge.clone(),
+                    edge: Edge::clone(edge),
                     earlier: graph.earlier.get(&edge.key).cloned().unwrap_or_default(),
                 });
                 self.archive = Archive::new();
@@ -343,6 +346,7 @@ impl World {
         let options = self.options();
         let mut from_all = self.archive.clone();
         from_all.forget_joins();
+        from_all.set_pace(Pace::default());
         let graphs = [&mut self.archive, &mut from_all].map(|archive| {
             archive.settle_in_time(&self.ledger, &self.directory, &options);
             archive.build_shown(&self.ledger, &self.directory, &options)
@@ -412,8 +416,29 @@ proptest! {
     }
 }
 
-#[test]
-fn only_groups_of_changed_flows_are_joined() {
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+    /// In debug builds, each graph is compared with that of all flows, as they were when their groups were joined.
+    #[test]
+    fn counts_that_wait_are_shown_after_their_interval(events in events()) {
+        let mut world = World::new();
+        for event in &events {
+            world.archive.set_pace(PACE);
+            world.take_place(event);
+            if matches!(event, Event::Look) {
+                world.look();
+            }
+        }
+        world.archive.set_pace(PACE);
+        world.look();
+        world.now += PACE.interval;
+        let [follows, of_all] = world.look();
+        prop_assert!(follows == of_all, "{}", difference(&follows, &of_all));
+    }
+}
+
+/// Two clients with a server each, and the ends of their conversations.
+fn two_conversations() -> (World, impl Fn(u64, Role, usize, usize, u16) -> Report) {
     let mut world = World::new();
     let pods = [(0, 0), (1, 1), (3, 2), (4, 3)];
     for (number, workload) in pods {
@@ -433,18 +458,53 @@ fn only_groups_of_changed_flows_are_joined() {
         world.report(&ends(1 + u64::from(port == 9000), Role::Client, client, server, port));
         world.report(&ends(3 + u64::from(port == 9000), Role::Server, server, client, port));
     }
-    let mut joined = |pause: u64, report: Option<&Report>| {
-        world.now += Duration::from_secs(pause);
+    (world, ends)
+}
+
+impl World {
+    /// Returns the number of flows that are joined for a graph after so many seconds and this report.
+    fn joined(&mut self, pause: u64, report: Option<&Report>) -> usize {
+        self.now += Duration::from_secs(pause);
         if let Some(report) = report {
-            world.report(report);
+            self.report(report);
         }
-        world.look();
-        world.archive.joined_flows()
-    };
-    assert_eq!(joined(1, None), 4, "all are new");
-    assert_eq!(joined(3, None), 4, "the other ends had to be waited for");
-    assert_eq!(joined(60, None), 0);
-    assert_eq!(joined(1, Some(&ends(1, Role::Client, 0, 3, 8080))), 2);
-    assert_eq!(joined(60, None), 2);
-    assert_eq!(joined(1, None), 0);
+        self.look();
+        self.archive.joined_flows()
+    }
+
+    fn opened(&self) -> Vec<u64> {
+        self.graph.edges.iter().map(|edge| edge.counters.opened).collect()
+    }
+}
+
+#[test]
+fn only_groups_of_changed_flows_are_joined() {
+    let (mut world, ends) = two_conversations();
+    assert_eq!(world.joined(1, None), 4, "all are new");
+    assert_eq!(world.joined(3, None), 4, "the other ends had to be waited for");
+    assert_eq!(world.joined(60, None), 0);
+    assert_eq!(world.joined(1, Some(&ends(1, Role::Client, 0, 3, 8080))), 2);
+    assert_eq!(world.joined(60, None), 2);
+    assert_eq!(world.joined(1, None), 0);
+}
+
+#[test]
+fn counts_wait_for_their_turn_and_new_flows_do_not() {
+    let (mut world, ends) = two_conversations();
+    world.archive.set_pace(PACE);
+    assert_eq!(world.joined(1, None), 4);
+    assert_eq!(world.joined(5, None), 4);
+    let again = ends(1, Role::Client, 0, 3, 8080);
+    assert_eq!((world.joined(1, Some(&again)), world.opened()), (0, vec![1, 1]));
+    let due = world.graph.settles_at.map(|at| at.duration_since(world.now).expect("it is later"));
+    assert_eq!(due, Some(Duration::from_secs(29)));
+    // Another client of the other server.
+    let other = ends(1, Role::Client, 0, 4, 9000);
+    assert_eq!(world.joined(1, Some(&other)), 3);
+    assert_eq!((world.joined(3, None), world.opened()), (3, vec![1, 1, 1]), "its other end had to be waited for");
+    let failed = Report { opened: 0, failed: 1, ..again.clone() };
+    assert_eq!((world.joined(1, Some(&failed)), world.opened()), (2, vec![1, 2, 1]), "attempts begin to fail");
+    assert_eq!(world.joined(6, None), 2, "names may come late");
+    assert_eq!((world.joined(29, Some(&again)), world.opened()), (0, vec![1, 2, 1]));
+    assert_eq!((world.joined(1, None), world.opened()), (2, vec![1, 3, 1]));
 }

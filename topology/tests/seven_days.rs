@@ -191,7 +191,7 @@ impl Cluster {
             .edges
             .iter()
             .map(|edge| Published {
-                edge: edge.clone(),
+                edge: Edge::clone(edge),
                 earlier: self.shown.earlier.get(&edge.key).cloned().unwrap_or_default(),
             })
             .collect();

@@ -80,9 +80,21 @@ pub struct Index {
     unlisted: Option<HashSet<&'static str>>,
     gone_nodes: Vec<String>,
     has_restored_pods: bool,
+    revision: u64,
 }
 
 impl Index {
+    /// Returns a number that changes with everything that is said of workloads, Services and pods.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Notes that something else may be said from now on.
+    pub(super) fn revise(&mut self) {
+        self.revision += 1;
+    }
+
     /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Directory {

@@ -1,6 +1,6 @@
 //! Turns the graph round: from edges to workloads with their edges.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crds::{NamespaceEdge, TopologyTotals};
 use topology::{
@@ -17,8 +17,8 @@ const MAX_NAMESPACE_EDGES: usize = 50;
 /// One workload's edges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Edges<'a> {
-    pub egress: Vec<&'a Edge>,
-    pub ingress: Vec<&'a Edge>,
+    pub egress: Vec<&'a Arc<Edge>>,
+    pub ingress: Vec<&'a Arc<Edge>>,
 }
 
 /// All workloads that have edges.
@@ -35,7 +35,7 @@ pub(super) fn by_workload(graph: &Graph) -> BTreeMap<&Workload, Edges<'_>> {
     workloads
 }
 
-/// Returns the size of the topology, without what its objects leave out.
+/// Returns the size of the topology, without what its objects leave out and how old their counters get.
 pub(super) fn overview(graph: &Graph, workloads: &BTreeMap<&Workload, Edges<'_>>) -> TopologyOverview {
     let mut pairs: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for edge in &graph.edges {
@@ -44,7 +44,11 @@ pub(super) fn overview(graph: &Graph, workloads: &BTreeMap<&Workload, Edges<'_>>
     let mut pairs: Vec<((&str, &str), u64)> = pairs.into_iter().collect();
     pairs.sort_by_key(|(pair, edges)| (std::cmp::Reverse(*edges), *pair));
     TopologyOverview {
-        totals: TopologyTotals { workloads: workloads.len() as u64, edges: graph.edges.len() as u64, omitted_edges: 0 },
+        totals: TopologyTotals {
+            workloads: workloads.len() as u64,
+            edges: graph.edges.len() as u64,
+            ..TopologyTotals::default()
+        },
         omitted_namespaces: pairs.len().saturating_sub(MAX_NAMESPACE_EDGES) as u64,
         namespaces: pairs
             .into_iter()

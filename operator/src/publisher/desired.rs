@@ -1,25 +1,23 @@
 //! Computes the desired state from the graph: the objects that the operator wants to exist.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use kube::core::{Selector, SelectorExt as _};
 use topology::{
     archive::{Archive, Published},
     directory::RecordedPod,
-    entity::Workload,
-    graph::{Graph, Options},
+    graph::{Graph, Options, Pace},
     ledger::Ledger,
 };
 
 use super::{
     adjacency,
-    object::{self, Limits, ObjectInputs},
-    pod_records::PodRecords,
+    object::Limits,
+    rendered::{RenderedObjects, Surroundings},
     writer::{Desired, Key},
 };
 use crate::{
@@ -36,9 +34,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct DesiredState {
     /// The objects of all workloads that exist, have edges and are in a selected namespace.
-    pub desired: HashMap<Key, Desired>,
+    pub desired: HashMap<Key, Arc<Desired>>,
     /// Objects that would have the same name, of the same kind in several API groups.
-    pub contested: HashMap<Key, Vec<Desired>>,
+    pub contested: HashMap<Key, Vec<Arc<Desired>>>,
     pub overview: TopologyOverview,
     /// Number of flows from which it was computed.
     pub flows: usize,
@@ -48,8 +46,6 @@ pub(super) struct DesiredState {
     pub as_of: Option<SystemTime>,
     /// Time after which it changes without new input.
     pub settles_in: Option<Duration>,
-    /// True if all that an earlier operator published is settled.
-    pub is_settled: bool,
     /// True if all nodes' flows are known.
     pub all_nodes_reported: bool,
 }
@@ -70,11 +66,12 @@ pub(super) struct Builder {
     shared_ledger: SharedLedger,
     index: ClusterIndex,
     archive: Arc<Mutex<Archive>>,
+    rendered: Arc<Mutex<RenderedObjects>>,
 }
 
 impl Builder {
     pub(super) fn new(shared_ledger: SharedLedger, index: ClusterIndex, archive: Arc<Mutex<Archive>>) -> Self {
-        Self { shared_ledger, index, archive }
+        Self { shared_ledger, index, archive, rendered: Arc::default() }
     }
 
     /// Restores edges and pods that an earlier operator published. Only the first call of a process has an effect.
@@ -84,10 +81,10 @@ impl Builder {
     }
 
     /// Computes the present state.
-    pub(super) fn build(self, settings: PublishSettings, now: SystemTime) -> BoxFuture<'static, Work> {
+    pub(super) fn build(self, settings: PublishSettings, pace: Pace, now: SystemTime) -> BoxFuture<'static, Work> {
         let began = Instant::now();
         let built = move |state| Work::Built { state: Box::new(state), began };
-        async move { self.desired_state(&settings, now).await.map_or(Work::Failed, built) }.boxed()
+        async move { self.desired_state(&settings, pace, now).await.map_or(Work::Failed, built) }.boxed()
     }
 
     /// Returns the time for which a conversation with one reported end waits for the other one.
@@ -96,19 +93,28 @@ impl Builder {
         SETTLE + self.shared_ledger.counter_interval()
     }
 
-    async fn desired_state(&self, settings: &PublishSettings, now: SystemTime) -> Option<DesiredState> {
+    async fn desired_state(&self, settings: &PublishSettings, pace: Pace, now: SystemTime) -> Option<DesiredState> {
         let settle = self.settle_time();
         let options = Options { now, settle, retention: settings.retention, max_external: settings.max_external };
         let limits = Limits { edges: settings.max_edges, pods: settings.max_pods };
         let namespaces = settings.namespaces.clone();
         let all_named = *self.index.complete().borrow();
+        let rendered = Arc::clone(&self.rendered);
         self.away(move |shared_ledger, index, archive| {
+            let began = Instant::now();
             let ledger = shared_ledger.ledger().blocking_lock().snapshot();
             if all_named && all_nodes_reported(&ledger, index) {
                 archive.settle_in_time(&ledger, index.directory(), &options);
             }
+            archive.set_pace(pace);
             let graph = archive.build_shown(&ledger, index.directory(), &options);
-            desired_state(&graph, &ledger, archive, index, limits, &namespaces, now)
+            let joined_in = began.elapsed();
+            let around = Surroundings { index, ledger: &ledger, limits, namespaces: &namespaces, now };
+            let mut rendered = rendered.lock().unwrap_or_else(PoisonError::into_inner);
+            let state = desired_state(&graph, archive, &mut rendered, around);
+            let (flows, joined) = (state.flows, state.joined_flows);
+            tracing::debug!(flows, joined, ?joined_in, took = ?began.elapsed(), "made the graph");
+            state
         })
         .await
     }
@@ -162,31 +168,18 @@ impl Builder {
 
 fn desired_state(
     graph: &Graph,
-    ledger: &Ledger,
     archive: &Archive,
-    index: &Index,
-    limits: Limits,
-    namespaces: &Selector,
-    now: SystemTime,
+    rendered: &mut RenderedObjects,
+    around: Surroundings<'_>,
 ) -> DesiredState {
+    let Surroundings { index, ledger, now, .. } = around;
     let workloads = adjacency::by_workload(graph);
     let mut overview = adjacency::overview(graph, &workloads);
-    // The workload may be gone; its object goes with it.
-    let owner = |workload: &Workload| {
-        is_selected(namespaces, workload, index).then(|| index.owner_identity(workload)).flatten()
-    };
-    let without_object = workloads.keys().copied().filter(|workload| owner(workload).is_none());
-    let records = PodRecords::new(index, without_object);
-    let world = ObjectInputs { index, earlier: &graph.earlier, records: &records, limits };
     let mut names = ObjectNames::with_capacity(workloads.len());
-    for (workload, edges) in &workloads {
-        let Some(owner) = owner(workload) else { continue };
-        let silent: BTreeSet<&str> =
-            index.nodes_of(workload).into_iter().filter(|node| !ledger.observes(node, now)).collect();
-        let facts = index.facts_of(workload);
-        let status = object::status(workload, &facts, edges, &silent, &world);
-        overview.totals.omitted_edges += status.omitted.egress + status.omitted.ingress;
-        names.add(Desired { workload: (*workload).clone(), owner, app: facts.app, status });
+    for desired in rendered.follow(graph, &workloads, around) {
+        let omitted = &desired.status.omitted;
+        overview.totals.omitted_edges += omitted.egress + omitted.ingress;
+        names.add(desired);
     }
     DesiredState {
         desired: names.desired,
@@ -194,23 +187,16 @@ fn desired_state(
         overview,
         flows: ledger.flow_count(),
         joined_flows: archive.joined_flows(),
-        is_settled: archive.is_settled(),
         as_of: Some(now),
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, index),
     }
 }
 
-/// Whether the workload's namespace is selected. One whose labels are unknown is not, unless all are.
-fn is_selected(namespaces: &Selector, workload: &Workload, index: &Index) -> bool {
-    namespaces.selects_all()
-        || index.labels_of_namespace(&workload.namespace).is_some_and(|labels| namespaces.matches(labels))
-}
-
 /// Objects by name, and those whose name is not decided.
 struct ObjectNames {
-    desired: HashMap<Key, Desired>,
-    contested: HashMap<Key, Vec<Desired>>,
+    desired: HashMap<Key, Arc<Desired>>,
+    contested: HashMap<Key, Vec<Arc<Desired>>>,
 }
 
 impl ObjectNames {
@@ -218,7 +204,7 @@ impl ObjectNames {
         Self { desired: HashMap::with_capacity(capacity), contested: HashMap::new() }
     }
 
-    fn add(&mut self, desired: Desired) {
+    fn add(&mut self, desired: Arc<Desired>) {
         let key = Key::of(&desired.workload);
         if let Some(contested) = self.contested.get_mut(&key) {
             contested.push(desired);

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -262,7 +263,8 @@ fn objects(graph: &Graph) -> Vec<Topology> {
     let index = Index::default();
     let limits = Limits { edges: MAX_EDGES, pods: 5 };
     let records = PodRecords::new(&index, []);
-    let world = ObjectInputs { index: &index, earlier: &graph.earlier, records: &records, limits };
+    let world =
+        ObjectInputs { index: &index, earlier: &graph.earlier, records: &records, limits, now: SystemTime::UNIX_EPOCH };
     let of = |(workload, edges): (&Workload, adjacency::Edges<'_>)| {
         let mut topology = Topology::new(&workload.name, TopologySpec::default());
         topology.metadata.namespace = Some(workload.namespace.clone());
@@ -295,7 +297,7 @@ proptest! {
             for (topology, edges) in objects(&graph).iter().zip(by_workload.values()) {
                 let status = topology.status.clone().unwrap_or_default();
                 prop_assert!(integers_fit(&serde_json::to_value(&status).unwrap()), "{status:#?}");
-                let is_exact = |edge: &&&Edge| edge.counters.is_exact();
+                let is_exact = |edge: &&&Arc<Edge>| edge.counters.is_exact();
                 for (listed, omitted, all) in [
                     (status.egress.len(), status.omitted.egress, &edges.egress),
                     (status.ingress.len(), status.omitted.ingress, &edges.ingress),

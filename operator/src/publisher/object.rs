@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, HashMap},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -45,7 +46,7 @@ pub(super) const MAX_BYTES: &str = "MaxBytes";
 const COUNTERS_TOO_LARGE: &str = "CountersTooLarge";
 
 /// Limits on the contents of an object.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Edges in each direction.
     pub edges: usize,
@@ -62,6 +63,8 @@ pub(super) struct ObjectInputs<'a> {
     /// Pods that checkpoints record.
     pub records: &'a PodRecords<'a>,
     pub limits: Limits,
+    /// The present.
+    pub now: SystemTime,
 }
 
 /// Returns the status of a workload's Topology. `silent` are the workload's nodes without a reporting agent.
@@ -73,7 +76,7 @@ pub(super) fn status(
     world: &ObjectInputs<'_>,
 ) -> TopologyStatus {
     let workload_ref = workload_ref(workload, facts);
-    let exact = Edges { egress: exact(&edges.egress), ingress: exact(&edges.ingress) };
+    let exact = ExactEdges { egress: exact(&edges.egress), ingress: exact(&edges.ingress) };
     let mut egress = ListedEdges::new(&exact.egress, Direction::Egress, world);
     let mut ingress = ListedEdges::new(&exact.ingress, Direction::Ingress, world);
     let pods = world.records.of(workload, edges);
@@ -103,8 +106,8 @@ pub(super) fn status(
     TopologyStatus {
         workload: workload_ref,
         summary: Summary {
-            from: summary::from(&workload.namespace, edges.ingress.iter().copied()),
-            to: summary::to(&workload.namespace, edges.egress.iter().copied()),
+            from: summary::from(&workload.namespace, edges.ingress.iter().map(|edge| &***edge)),
+            to: summary::to(&workload.namespace, edges.egress.iter().map(|edge| &***edge)),
         },
         conditions: vec![observed(silent), truncated(&omissions, &totals, world.limits)],
         totals,
@@ -126,9 +129,15 @@ struct Omissions {
     all_pods_recorded: bool,
 }
 
+/// A workload's edges with counters that the API can hold.
+struct ExactEdges<'a> {
+    egress: Vec<&'a Edge>,
+    ingress: Vec<&'a Edge>,
+}
+
 /// Returns the edges with counters that the API can hold. A counter at the maximum may stand for a greater number.
-fn exact<'a>(edges: &[&'a Edge]) -> Vec<&'a Edge> {
-    edges.iter().copied().filter(|edge| edge.counters.is_exact()).collect()
+fn exact<'a>(edges: &[&'a Arc<Edge>]) -> Vec<&'a Edge> {
+    edges.iter().map(|edge| &***edge).filter(|edge| edge.counters.is_exact()).collect()
 }
 
 /// The listed edges of one direction, by importance.
@@ -139,6 +148,7 @@ struct ListedEdges<'a> {
 impl<'a> ListedEdges<'a> {
     fn new(edges: &[&'a Edge], direction: Direction, world: &ObjectInputs<'_>) -> Self {
         let Limits { edges: max_edges, pods: max_pods } = world.limits;
+        let shown = |edge| (edge, shown(edge, direction, world.index, max_pods, world.now));
         let mut ranked = edges.to_vec();
         ranked.sort_by_key(|edge| {
             let counters = &edge.counters;
@@ -148,7 +158,7 @@ impl<'a> ListedEdges<'a> {
             (Reverse(connections), Reverse(activity::class(bytes)), &edge.key)
         });
         ranked.truncate(max_edges);
-        Self { ranked: ranked.into_iter().map(|edge| (edge, shown(edge, direction, world.index, max_pods))).collect() }
+        Self { ranked: ranked.into_iter().map(shown).collect() }
     }
 
     fn bounds(&self) -> Vec<usize> {
@@ -237,7 +247,7 @@ fn bounded(selector: LabelSelector) -> Option<PodSelector> {
 }
 
 /// Returns sums over the edges whose counters can be written, and numbers of all edges.
-fn totals(exact: &Edges<'_>, edges: &Edges<'_>) -> Totals {
+fn totals(exact: &ExactEdges<'_>, edges: &Edges<'_>) -> Totals {
     let mut sent = EdgeCounters::default();
     exact.egress.iter().for_each(|edge| sent.add(&edge.counters));
     let mut received = EdgeCounters::default();

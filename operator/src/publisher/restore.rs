@@ -10,7 +10,7 @@ use topology::{
     count,
     counts::{Counts, Earlier},
     directory::RecordedPod,
-    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, Peer, Seen, Times},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, LastSeen, Peer, Seen, Times},
     entity::{ServicePortRef, ServiceRef, Workload},
     rtt::RttBucket,
 };
@@ -160,7 +160,7 @@ fn times(edge: &TopologyEdge) -> Option<Times> {
     let first_seen = time(&edge.first_seen)?;
     // It is rounded down.
     let last_seen = time(&edge.last_seen).unwrap_or(first_seen).max(first_seen);
-    Some(Times { first_seen, last_seen, last_failed: time(&edge.last_failed) })
+    Some(Times { first_seen, last_seen: LastSeen::At(last_seen), last_failed: time(&edge.last_failed) })
 }
 
 /// Of an edge from a workload to itself, an object has the parts of both ends.
@@ -207,7 +207,7 @@ fn seen(seen: SeenEnds) -> Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
     use topology::flow::{Methods, Protocol};
 
@@ -238,7 +238,7 @@ mod tests {
         let time = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let times = Times {
             first_seen: time(1_000_000_003),
-            last_seen: time(1_000_000_800),
+            last_seen: LastSeen::At(time(1_000_000_800)),
             last_failed: Some(time(1_000_000_740)),
         };
         let counters = EdgeCounters {
@@ -306,30 +306,29 @@ mod tests {
         let service = ServiceRef { namespace: "shop".to_owned(), name: "db".to_owned() };
         let external = Peer::External { ip: "fd00::1".parse().expect("an address") };
         let other_external = Peer::External { ip: "10.1.2.3".parse().expect("an address") };
-        let graph = topology::graph::Graph {
-            edges: vec![
-                edge(web.clone(), db.clone(), None, Seen::Both),
-                edge(web.clone(), web.clone(), Some("web"), Seen::Both),
-                edge(web.clone(), db.clone(), Some("db"), Seen::Both),
-                over_udp(edge(web.clone(), db.clone(), Some("db"), Seen::Both)),
-                edge(web.clone(), Peer::Service(service), Some("db"), Seen::Client),
-                edge(web.clone(), external.clone(), None, Seen::Client),
-                edge(web.clone(), Peer::HostProcess { node: node(), name: "sshd".to_owned() }, None, Seen::Both),
-                edge(web.clone(), Peer::UnknownPod { uid: "u".to_owned() }, None, Seen::Both),
-                edge(web.clone(), Peer::SomePod { ip: "10.244.1.7".parse().expect("an address") }, None, Seen::Client),
-                edge(web.clone(), Peer::ExternalName { name: "api.example.com".to_owned() }, None, Seen::Client),
-                edge(web.clone(), Peer::ExternalGroup { name: "payments".to_owned() }, None, Seen::Client),
-                edge(web.clone(), Peer::ApiServer, None, Seen::Client),
-                edge(external, db.clone(), None, Seen::Server),
-                Edge { addresses: 7, ..edge(Peer::OtherExternal, db.clone(), None, Seen::Server) },
-                Edge {
-                    dns_names: vec!["a.example.com".to_owned(), "b.example.com".to_owned()],
-                    ..edge(web.clone(), other_external, None, Seen::Client)
-                },
-                edge(Peer::Node { node: node() }, db, None, Seen::Server),
-            ],
-            ..topology::graph::Graph::default()
-        };
+        let edges = vec![
+            edge(web.clone(), db.clone(), None, Seen::Both),
+            edge(web.clone(), web.clone(), Some("web"), Seen::Both),
+            edge(web.clone(), db.clone(), Some("db"), Seen::Both),
+            over_udp(edge(web.clone(), db.clone(), Some("db"), Seen::Both)),
+            edge(web.clone(), Peer::Service(service), Some("db"), Seen::Client),
+            edge(web.clone(), external.clone(), None, Seen::Client),
+            edge(web.clone(), Peer::HostProcess { node: node(), name: "sshd".to_owned() }, None, Seen::Both),
+            edge(web.clone(), Peer::UnknownPod { uid: "u".to_owned() }, None, Seen::Both),
+            edge(web.clone(), Peer::SomePod { ip: "10.244.1.7".parse().expect("an address") }, None, Seen::Client),
+            edge(web.clone(), Peer::ExternalName { name: "api.example.com".to_owned() }, None, Seen::Client),
+            edge(web.clone(), Peer::ExternalGroup { name: "payments".to_owned() }, None, Seen::Client),
+            edge(web.clone(), Peer::ApiServer, None, Seen::Client),
+            edge(external, db.clone(), None, Seen::Server),
+            Edge { addresses: 7, ..edge(Peer::OtherExternal, db.clone(), None, Seen::Server) },
+            Edge {
+                dns_names: vec!["a.example.com".to_owned(), "b.example.com".to_owned()],
+                ..edge(web.clone(), other_external, None, Seen::Client)
+            },
+            edge(Peer::Node { node: node() }, db, None, Seen::Server),
+        ];
+        let edges = edges.into_iter().map(Arc::new).collect();
+        let graph = topology::graph::Graph { edges, ..topology::graph::Graph::default() };
         let counts = |edge: &Edge| Counts {
             counters: EdgeCounters {
                 opened: 4,
@@ -354,7 +353,8 @@ mod tests {
         let index = Index::default();
         let records = PodRecords::new(&index, []);
         let limits = Limits { edges: 500, pods: 10 };
-        let world = ObjectInputs { index: &index, earlier: &all, records: &records, limits };
+        let world =
+            ObjectInputs { index: &index, earlier: &all, records: &records, limits, now: SystemTime::UNIX_EPOCH };
         let mut found = Vec::new();
         for (workload, edges) in adjacency::by_workload(&graph) {
             let mut topology = Topology::new("t", crds::TopologySpec::default());
@@ -372,13 +372,19 @@ mod tests {
         let mut topology = Topology::new("deployment-web", crds::TopologySpec::default());
         topology.metadata.namespace = Some("shop".to_owned());
         let graph = topology::graph::Graph {
-            edges: vec![edge(Peer::Workload(workload("Deployment", "web")), Peer::ApiServer, None, Seen::Client)],
+            edges: vec![Arc::new(edge(
+                Peer::Workload(workload("Deployment", "web")),
+                Peer::ApiServer,
+                None,
+                Seen::Client,
+            ))],
             ..topology::graph::Graph::default()
         };
         let (index, earlier) = (Index::default(), HashMap::new());
         let records = PodRecords::new(&index, []);
         let limits = Limits { edges: 500, pods: 10 };
-        let world = ObjectInputs { index: &index, earlier: &earlier, records: &records, limits };
+        let world =
+            ObjectInputs { index: &index, earlier: &earlier, records: &records, limits, now: SystemTime::UNIX_EPOCH };
         let workloads = adjacency::by_workload(&graph);
         let (workload, edges) = workloads.iter().next().expect("one workload");
         topology.status = Some(object::status(workload, &index.facts_of(workload), edges, &BTreeSet::new(), &world));

@@ -35,12 +35,13 @@ struct Past {
 pub(super) struct Schedule<K> {
     past: HashMap<K, Past>,
     pending: HashMap<K, (Urgency, Instant)>,
-    due: BTreeSet<(Instant, Urgency, K)>,
+    structure: BTreeSet<(Instant, K)>,
+    counts: BTreeSet<(Instant, K)>,
 }
 
 impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
     pub(super) fn new() -> Self {
-        Self { past: HashMap::new(), pending: HashMap::new(), due: BTreeSet::new() }
+        Self { past: HashMap::new(), pending: HashMap::new(), structure: BTreeSet::new(), counts: BTreeSet::new() }
     }
 
     /// An object differs from what it should be.
@@ -70,16 +71,23 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
             if planned == urgency && planned_at <= at {
                 return;
             }
-            self.due.remove(&(planned_at, planned, key.clone()));
+            self.due_mut(planned).remove(&(planned_at, key.clone()));
         }
         self.pending.insert(key.clone(), (urgency, at));
-        self.due.insert((at, urgency, key.clone()));
+        self.due_mut(urgency).insert((at, key.clone()));
     }
 
     /// An object is as it should be.
     pub(super) fn cancel(&mut self, key: &K) {
         if let Some((urgency, at)) = self.pending.remove(key) {
-            self.due.remove(&(at, urgency, key.clone()));
+            self.due_mut(urgency).remove(&(at, key.clone()));
+        }
+    }
+
+    fn due_mut(&mut self, urgency: Urgency) -> &mut BTreeSet<(Instant, K)> {
+        match urgency {
+            Urgency::Structure => &mut self.structure,
+            Urgency::Counters | Urgency::Noise => &mut self.counts,
         }
     }
 
@@ -88,16 +96,21 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         self.pending.len()
     }
 
-    /// Returns the time at which the next object is due.
-    pub(super) fn next(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _, _)| *at)
+    /// Returns the times at which the next object is due for its structure, and for its counts.
+    pub(super) fn next(&self) -> [Option<Instant>; 2] {
+        [&self.structure, &self.counts].map(|due| due.first().map(|(at, _)| *at))
     }
 
-    /// The most urgent object that is due; it is no longer planned then.
-    pub(super) fn take(&mut self, now: Instant) -> Option<K> {
-        let due = || self.due.iter().take_while(|(at, _, _)| *at <= now);
-        let (_, _, key) =
-            due().find(|(_, urgency, _)| *urgency == Urgency::Structure).or_else(|| due().next()).cloned()?;
+    /// Returns the object that has been due for its structure for longest; it is no longer planned then.
+    pub(super) fn take_structure(&mut self, now: Instant) -> Option<K> {
+        let key = first_due(&self.structure, now)?;
+        self.cancel(&key);
+        Some(key)
+    }
+
+    /// Returns the object that has been due for its counts for longest; it is no longer planned then.
+    pub(super) fn take_counts(&mut self, now: Instant) -> Option<K> {
+        let key = first_due(&self.counts, now)?;
         self.cancel(&key);
         Some(key)
     }
@@ -123,6 +136,10 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
     }
 }
 
+fn first_due<K: Clone + Ord>(due: &BTreeSet<(Instant, K)>, now: Instant) -> Option<K> {
+    due.first().filter(|(at, _)| *at <= now).map(|(_, key)| key.clone())
+}
+
 fn backoff(failures: u32) -> Duration {
     (FIRST_BACKOFF * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(MAX_BACKOFF)
 }
@@ -138,28 +155,35 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new();
         schedule.plan(&"a", Urgency::Structure, INTERVAL, start);
-        assert_eq!(schedule.take(start), Some("a"));
+        assert_eq!(schedule.take_structure(start), Some("a"));
         schedule.written(&"a", start);
         schedule.plan(&"a", Urgency::Counters, INTERVAL, start);
         schedule.plan(&"a", Urgency::Counters, INTERVAL, start + INTERVAL / 2);
-        assert_eq!(schedule.next(), Some(start + INTERVAL));
-        assert_eq!(schedule.take(start + INTERVAL / 2), None);
+        assert_eq!(schedule.next(), [None, Some(start + INTERVAL)]);
+        assert_eq!(schedule.take_counts(start + INTERVAL / 2), None);
         schedule.plan(&"a", Urgency::Structure, INTERVAL, start + Duration::from_millis(100));
-        assert_eq!(schedule.next(), Some(start + MIN_INTERVAL));
-        assert_eq!(schedule.take(start + MIN_INTERVAL), Some("a"));
-        assert_eq!(schedule.next(), None);
+        assert_eq!(schedule.next(), [Some(start + MIN_INTERVAL), None]);
+        assert_eq!(schedule.take_structure(start + MIN_INTERVAL), Some("a"));
+        assert_eq!(schedule.next(), [None, None]);
     }
 
     #[test]
-    fn structure_comes_before_counters() {
+    fn objects_take_turns() {
         let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
         let mut schedule = Schedule::new();
-        schedule.plan(&"counters", Urgency::Counters, INTERVAL, start);
-        schedule.plan(&"structure", Urgency::Structure, INTERVAL, start + Duration::from_secs(1));
-        let later = start + Duration::from_secs(2);
-        assert_eq!(schedule.take(later), Some("structure"));
-        assert_eq!(schedule.take(later), Some("counters"));
-        assert_eq!(schedule.take(later), None);
+        for (key, urgency, seconds) in [
+            ("b", Urgency::Counters, 0),
+            ("d", Urgency::Structure, 3),
+            ("c", Urgency::Structure, 1),
+            ("a", Urgency::Noise, 2),
+        ] {
+            schedule.plan(&key, urgency, INTERVAL, at(seconds));
+        }
+        let later = at(5);
+        let structure: Vec<_> = (0..3).map_while(|_| schedule.take_structure(later)).collect();
+        let counts: Vec<_> = (0..3).map_while(|_| schedule.take_counts(later)).collect();
+        assert_eq!((structure, counts), (vec!["c", "d"], vec!["b", "a"]));
     }
 
     #[test]
@@ -169,10 +193,10 @@ mod tests {
         schedule.written(&"a", start);
         for seconds in [10, 20, 40] {
             schedule.plan_at_rest(&"a", start + Duration::from_secs(seconds), INTERVAL);
-            assert_eq!(schedule.next(), Some(start + Duration::from_secs(seconds) + INTERVAL));
+            assert_eq!(schedule.next(), [None, Some(start + Duration::from_secs(seconds) + INTERVAL)]);
         }
         schedule.plan(&"a", Urgency::Counters, INTERVAL, start + Duration::from_secs(50));
-        assert_eq!(schedule.next(), Some(start + Duration::from_secs(50)), "news does not wait for it");
+        assert_eq!(schedule.next(), [None, Some(start + Duration::from_secs(50))], "news does not wait for it");
     }
 
     #[test]
@@ -183,7 +207,7 @@ mod tests {
         for _ in 0..8 {
             schedule.failed(&"a", start);
             schedule.plan(&"a", Urgency::Structure, INTERVAL, start);
-            pauses.push(schedule.next().expect("it is planned").duration_since(start).as_secs());
+            pauses.push(schedule.next()[0].expect("it is planned").duration_since(start).as_secs());
             schedule.cancel(&"a");
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);

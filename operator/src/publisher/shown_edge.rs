@@ -55,8 +55,14 @@ impl Direction {
     }
 }
 
-/// Returns an edge as the end of this direction sees it, with at most `max_pods` of that end's pods.
-pub(super) fn shown(edge: &Edge, direction: Direction, index: &Index, max_pods: usize) -> TopologyEdge {
+/// Returns an edge as the end of this direction sees it `now`, with at most `max_pods` of that end's pods.
+pub(super) fn shown(
+    edge: &Edge,
+    direction: Direction,
+    index: &Index,
+    max_pods: usize,
+    now: SystemTime,
+) -> TopologyEdge {
     let (peer, identity) = direction.peer(edge);
     let own = direction.own(edge);
     let (pods, omitted_pods) = pods(own, max_pods);
@@ -87,7 +93,7 @@ pub(super) fn shown(edge: &Edge, direction: Direction, index: &Index, max_pods: 
         retransmits: edge.knows_retransmits.then_some(edge.counters.retransmits),
         rtt_microseconds: edge.rtt.map(RttBucket::below),
         first_seen: times.and_then(|times| rounded_down(times.first_seen, 1)),
-        last_seen: times.and_then(|times| rounded_down(times.last_seen, HOUR)),
+        last_seen: times.and_then(|times| rounded_down(times.last_seen.at(now), HOUR)),
         seen: edge.seen.into(),
         identity: identity.into(),
         methods: CaptureMethod::of(edge.methods),

@@ -71,6 +71,18 @@ pub(super) enum WriteError {
     Api(#[from] kube::Error),
 }
 
+impl WriteError {
+    /// Returns whether the API server has too much to do.
+    pub(super) fn is_overload(&self) -> bool {
+        match self {
+            Self::Timeout => true,
+            // Priority and Fairness answers with 429; a proxy before an API server that is away with 503.
+            Self::Api(kube::Error::Api(status)) => matches!(status.code, 429 | 503),
+            Self::Api(_) => false,
+        }
+    }
+}
+
 fn explained(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 403 => {
@@ -89,6 +101,17 @@ pub(super) enum Existence {
     Owned(Option<String>),
     /// In a form that does not decode.
     Malformed,
+}
+
+impl Existence {
+    /// Returns the number of requests of a write, without one for labels.
+    pub(super) fn requests(&self) -> u32 {
+        match self {
+            Self::Owned(_) => 1,
+            Self::None => 2,
+            Self::Malformed => 3,
+        }
+    }
 }
 
 /// Writes the object, and its labels, if they are to change. Makes it first, or its owner reference, where it lacks that.

@@ -274,7 +274,7 @@ pub fn differs_in_structure(one: &ScopeProbeStatus, other: &ScopeProbeStatus) ->
         coverage: if status.coverage == "-" { "-".to_owned() } else { String::new() },
         coverage_last_day: String::new(),
         coverage_total: String::new(),
-        topology: TopologyTotals { omitted_edges: 0, ..status.topology.clone() },
+        topology: TopologyTotals { omitted_edges: 0, max_counter_age_seconds: 0, ..status.topology.clone() },
         ..status.clone()
     };
     structure(one) != structure(other) || !same_statements(&one.conditions, &other.conditions)

@@ -24,6 +24,7 @@ use super::{
     scope_probe::{self, NodeState},
 };
 use crate::{
+    api_budget::{ApiBudget, Reason},
     cluster::NodeFacts,
     metrics::{LossLabels, Metrics},
     observation::{NodeObservation, Observations, TopologyOverview},
@@ -41,9 +42,9 @@ use crate::{
 
 /// Delay to collect further changes before a write.
 const PAUSE: Duration = Duration::from_millis(300);
-/// Maximum number of objects per turn that are written for their numbers alone, those that waited longest first: 10
-/// objects a second.
-const NUMBERS_PER_TURN: usize = 3;
+/// Maximum number of objects per turn that are written for their numbers alone, those that waited longest first: 3 objects a
+/// second.
+const NUMBERS_PER_TURN: usize = 1;
 /// Time after which numbers that have doubled are written, such as the first ones of a node.
 const SOON: Duration = Duration::from_secs(2);
 /// Maximum delay of the writes of due Topology objects, without failures.
@@ -68,6 +69,8 @@ pub struct Writer {
     pub publish: watch::Sender<Option<PublishSettings>>,
     /// Receiver of mode changes.
     pub events: Events,
+    /// Budget of requests.
+    pub budget: ApiBudget,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -244,6 +247,7 @@ impl Writer {
         let nodes = self.assigner.cluster().nodes();
         let fallbacks = self.assigner.fallbacks();
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
+        let max_counter_age = Duration::from_secs(self.overview.borrow().totals.max_counter_age_seconds);
         let mut by_node = BTreeMap::new();
         let mut numbers = Vec::new();
         for (name, assignment) in &assignments.nodes {
@@ -256,7 +260,8 @@ impl Writer {
             let observation = observations.get(name);
             let interval: Duration = probe.spec.topology.counter_interval.into();
             let created = there.get(name).and_then(ResourceExt::creation_timestamp).map(|time| unix_ms(time.0));
-            let settled = unix_ms(now).saturating_sub(millis(interval + PUBLISHING));
+            let published = (interval + PUBLISHING).max(max_counter_age);
+            let settled = unix_ms(now).saturating_sub(millis(published));
             let coverage = assess(&CoverageFacts { observation, created, settled, now: unix_ms(now) });
             let inputs = node_probe::NodeProbeInputs {
                 assignment,
@@ -274,14 +279,19 @@ impl Writer {
                 _ if malformed.contains(name) => {
                     self.rewrite_node_probe(node, &status, previous.as_ref(), written).await;
                 }
-                Due::Now => self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await,
+                Due::Now => {
+                    // They are written one after the other, which is slow enough.
+                    self.budget.take(Reason::Structure, 1, Instant::now());
+                    self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await;
+                }
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
                 Due::No => self.metrics.write("NodeProbe", "skipped"),
             }
             by_node.insert(name.clone(), NodeState { status, shares: coverage.shares });
         }
         numbers.sort_unstable_by(|one, other| other.cmp(one));
-        for (_, name) in numbers.into_iter().take(NUMBERS_PER_TURN) {
+        let may_write = |_: &(Duration, String)| self.budget.try_take(Reason::NodeCounts, Instant::now());
+        for (_, name) in numbers.into_iter().take(NUMBERS_PER_TURN).take_while(may_write) {
             let (Some(node), Some(NodeState { status, .. })) = (nodes.get(&name), by_node.get(&name)) else { continue };
             self.write_node_probe(node, status, Some(status), there.get(&name), written).await;
         }

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crds::{Topology, TopologyStatus};
@@ -15,6 +15,7 @@ use kube::{
     core::Selector,
 };
 use operator::{
+    api_budget::ApiBudget,
     cluster::{self, ClusterIndex, Nodes},
     metrics::{Metrics, WriteLabels},
     observation::TopologyOverview,
@@ -90,6 +91,7 @@ impl Lab {
             index,
             overview: watch::Sender::new(TopologyOverview::default()),
             scan_interval: Duration::from_secs(30),
+            budget: ApiBudget::new(Instant::now()),
             metrics: self.metrics.clone(),
         };
         self.tasks.spawn(publisher::run(client.clone(), inputs));

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crds::{MODE_LABEL, Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe};
@@ -19,6 +19,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use operator::{
+    api_budget::ApiBudget,
     cleanup::garbage_collector::GarbageCollector,
     cluster::{ClusterState, WatchedCluster},
     coverage::HOUR,
@@ -152,6 +153,7 @@ impl Lab {
             overview: watch::Sender::new(TopologyOverview::default()).subscribe(),
             publish: watch::Sender::new(None),
             events: Events::new(client, "operator-1"),
+            budget: ApiBudget::new(Instant::now()),
             metrics: self.metrics.clone(),
         };
         self.parts.spawn(writer.run());

@@ -22,7 +22,7 @@ pub(super) fn earlier(
     // Both are in the order of keys.
     let with_anew = graph.edges.iter().map(|edge| {
         while anew.next_if(|other| other.key < edge.key).is_some() {}
-        (edge, anew.next_if(|other| other.key == edge.key))
+        (&**edge, anew.next_if(|other| other.key == edge.key).map(|anew| &**anew))
     });
     let of = |(edge, anew): (&Edge, Option<&Edge>)| {
         let counts = unknown_to_agents(edge, anew);

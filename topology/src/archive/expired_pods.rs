@@ -2,7 +2,7 @@
 //! count their connections. Their predecessor knew their names: what it has published of them must not come a second time,
 //! under no name. Nor must it come at a Service, of which no agent reports the backend any more.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     directory::Directory,
@@ -80,8 +80,12 @@ fn through_service(key: &EdgeKey) -> Option<(Peer, ServicePortRef, Protocol)> {
 
 /// Takes from edges what is on others.
 pub(super) fn leave(graph: &mut Graph, taken: &HashMap<EdgeKey, EdgeCounters>) {
+    if taken.is_empty() {
+        return;
+    }
     graph.edges.retain_mut(|edge| {
         let Some(taken) = taken.get(&edge.key) else { return true };
+        let edge = Arc::make_mut(edge);
         edge.counters = edge.counters.without(taken);
         edge.from_servers = edge.from_servers.without(taken);
         let left = edge.counters;

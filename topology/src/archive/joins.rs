@@ -2,7 +2,7 @@
 
 use crate::{
     directory::{Directory, Revision},
-    graph::{Graph, IncrementalJoin, Known, Options, Perspective},
+    graph::{Graph, IncrementalJoin, Known, Options, Pace, Perspective},
     ledger::Ledger,
 };
 
@@ -26,6 +26,12 @@ impl Default for Joins {
 }
 
 impl Joins {
+    /// Sets the pace of counts.
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        // The other graph is of the state that this one has.
+        self.of_ledger.set_pace(pace);
+    }
+
     /// Makes the graph of the ledger's flows.
     pub(super) fn of_ledger(
         &mut self,
@@ -37,16 +43,17 @@ impl Joins {
         self.of_ledger.build(ledger, directory, directory, options, known)
     }
 
-    /// Makes the graph that an operator would learn from the agents and the checkpoints if it began now.
-    pub(super) fn of_agents(
-        &mut self,
-        ledger: &Ledger,
-        directory: &Directory,
-        options: &Options,
-        known: &Known,
-    ) -> Graph {
+    /// Makes the graph that an operator would learn from the agents and the checkpoints if it began now, of the state that
+    /// the last graph of the ledger's flows has.
+    pub(super) fn of_agents(&mut self, directory: &Directory, options: &Options, known: &Known) -> Graph {
+        let Some(ledger) = self.of_ledger.ledger() else { return Graph::default() };
         let recorded = recorded(&mut self.recorded, directory);
         self.of_agents.build(ledger, recorded, directory, options, known)
+    }
+
+    /// Returns whether that state has flows with a part that agents no longer report.
+    pub(super) fn have_history(&self) -> bool {
+        self.of_ledger.ledger().is_some_and(Ledger::has_history)
     }
 
     /// Returns the number of flows that were joined for the last graph of the ledger's flows.

@@ -1,6 +1,6 @@
 //! Edges of the outside that are called otherwise now than they were: by a group's name, or by none of their own.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::{
     directory::Directory,
@@ -8,32 +8,35 @@ use crate::{
     graph::Outside,
 };
 
-/// Edges by key.
+/// Edges in the order of their keys.
 pub(super) struct Parts<'a> {
-    by_key: HashMap<EdgeKey, &'a mut Edge>,
+    edges: &'a mut [Arc<Edge>],
 }
 
 impl<'a> Parts<'a> {
-    pub(super) fn of(edges: &'a mut [Edge]) -> Self {
-        Self { by_key: edges.iter_mut().map(|edge| (edge.key.clone(), edge)).collect() }
+    pub(super) fn of(edges: &'a mut [Arc<Edge>]) -> Self {
+        Self { edges }
     }
 
     /// The edge of this very key.
-    pub(super) fn exactly(&mut self, key: &EdgeKey) -> Option<&mut Edge> {
-        self.by_key.get_mut(key).map(|edge| &mut **edge)
+    pub(super) fn exactly(&mut self, key: &EdgeKey) -> Option<&mut Arc<Edge>> {
+        let at = self.place(key)?;
+        self.edges.get_mut(at)
+    }
+
+    fn place(&self, key: &EdgeKey) -> Option<usize> {
+        self.edges.binary_search_by(|edge| edge.key.cmp(key)).ok()
     }
 
     /// The edge of this key, or the one that it is a part of now.
-    pub(super) fn edge(&mut self, key: &EdgeKey, outside: &Outside, directory: &Directory) -> Option<&mut Edge> {
-        if self.by_key.contains_key(key) {
-            return self.exactly(key);
+    pub(super) fn edge(&mut self, key: &EdgeKey, outside: &Outside, directory: &Directory) -> Option<&mut Arc<Edge>> {
+        if let Some(at) = self.place(key) {
+            return self.edges.get_mut(at);
         }
         let whole = in_group(key, directory).or_else(|| outside.shared(key))?;
-        if self.by_key.contains_key(&whole) {
-            return self.exactly(&whole);
-        }
         // The shared edges may be one for all ports.
-        self.exactly(&EdgeKey { port: None, service: None, ..whole })
+        let at = self.place(&whole).or_else(|| self.place(&EdgeKey { port: None, service: None, ..whole }))?;
+        self.edges.get_mut(at)
     }
 }
 

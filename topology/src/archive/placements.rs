@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -24,7 +25,7 @@ struct Placement {
     /// Part of it that only servers have counted.
     part: EdgeCounters,
     /// `None` for an edge that was published.
-    shown: Option<Box<Edge>>,
+    shown: Option<Arc<Edge>>,
     /// Time since which the edge has had fewer connections.
     fewer_since: Option<SystemTime>,
 }
@@ -47,32 +48,32 @@ impl Placements {
     }
 
     /// Gives edges their parts as they were published.
-    pub(super) fn write_to(&self, edges: &mut [Edge]) {
+    pub(super) fn write_to(&self, edges: &mut [Arc<Edge>]) {
         for edge in edges {
             if let Some(placement) = self.0.get(&edge.key) {
-                edge.from_servers = placement.part;
+                Arc::make_mut(edge).from_servers = placement.part;
             }
         }
     }
 
     /// Keeps what was shown of an edge that has fewer such connections only for a moment, and remembers what is shown now.
     /// Returns the time at which the first of these edges changes without a report.
-    pub(super) fn keep(&mut self, edges: &mut Vec<Edge>, now: SystemTime) -> Option<SystemTime> {
+    pub(super) fn keep(&mut self, edges: &mut Vec<Arc<Edge>>, now: SystemTime) -> Option<SystemTime> {
         let mut before = std::mem::take(&mut self.0);
         for edge in edges.iter_mut() {
             let kept = before.remove(&edge.key).and_then(|known| known.unless_over(&edge.from_servers, now));
             if let Some(placement) = &kept {
-                placement.raise(edge);
+                placement.raise(Arc::make_mut(edge));
             }
             if is_placed(edge) {
                 let fewer_since = kept.and_then(|placement| placement.fewer_since);
-                let placement = Placement { part: edge.from_servers, shown: Some(Box::new(edge.clone())), fewer_since };
+                let placement = Placement { part: edge.from_servers, shown: Some(Arc::clone(edge)), fewer_since };
                 self.0.insert(edge.key.clone(), placement);
             }
         }
         for (key, placement) in before {
             if let Some(placement) = placement.unless_over(&EdgeCounters::default(), now) {
-                edges.extend(placement.shown.as_deref().cloned());
+                edges.extend(placement.shown.clone());
                 self.0.insert(key, placement);
             }
         }
@@ -118,38 +119,15 @@ impl Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::edge::{Identity, Peer};
+    use crate::edge::tests::edge as edge_with;
 
-    fn edge(opened: u64, from_servers: u64) -> Edge {
-        let counters = |opened| EdgeCounters { opened, bytes_sent: 10 * opened, ..EdgeCounters::default() };
-        Edge {
-            key: EdgeKey {
-                client: Peer::ApiServer,
-                server: Peer::OtherExternal,
-                service: None,
-                port: Some(80),
-                protocol: crate::flow::Protocol::Tcp,
-            },
-            counters: counters(opened),
-            times: None,
-            from_servers: counters(from_servers),
-            clients_from_servers: Vec::new(),
-            servers_from_servers: Vec::new(),
-            clients: Vec::new(),
-            servers: Vec::new(),
-            seen: Seen::Both,
-            client_identity: Identity::Cgroup,
-            server_identity: Identity::Cgroup,
-            methods: crate::flow::Methods::default(),
-            dns_names: Vec::new(),
-            addresses: 0,
-            knows_retransmits: false,
-            rtt: None,
-        }
+    fn edge(opened: u64, from_servers: u64) -> Arc<Edge> {
+        let edge = edge_with(opened);
+        Arc::new(Edge { from_servers: edge_with(from_servers).counters, ..edge })
     }
 
     /// Returns what is kept of these edges, and until when, in seconds since the start.
-    fn kept(placements: &mut Placements, mut edges: Vec<Edge>, seconds: u64) -> (Vec<(u64, u64)>, Option<u64>) {
+    fn kept(placements: &mut Placements, mut edges: Vec<Arc<Edge>>, seconds: u64) -> (Vec<(u64, u64)>, Option<u64>) {
         let until = placements.keep(&mut edges, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         let until = until.and_then(|until| until.duration_since(SystemTime::UNIX_EPOCH).ok());
         let shown = edges.iter().map(|edge| (edge.counters.opened, edge.from_servers.opened)).collect();

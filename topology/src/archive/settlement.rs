@@ -1,6 +1,9 @@
 //! Part of published edges that agents no longer report, as of when all of them have reported.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::Published;
 use crate::{
@@ -24,7 +27,7 @@ use crate::{
 /// `from_servers` is the most that only servers have counted of each edge since all agents have reported.
 pub(super) fn settle(
     published: &mut HashMap<EdgeKey, Published>,
-    reported: &[Edge],
+    reported: &[Arc<Edge>],
     from_servers: &HashMap<EdgeKey, EdgeCounters>,
 ) {
     let mut spare: HashMap<EdgeKey, u64> = HashMap::new();
@@ -37,7 +40,7 @@ pub(super) fn settle(
         reported.iter().map(|edge| (&edge.key, Counts::of(edge).without(&Counts::from_servers(edge)))).collect();
     let callers = by_clients.iter().flat_map(|(key, counts)| counts.clients.iter().map(|it| Caller::of(key, it)));
     let callers: HashSet<Caller<'_>> = callers.collect();
-    let reported: HashMap<&EdgeKey, &Edge> = reported.iter().map(|edge| (&edge.key, edge)).collect();
+    let reported: HashMap<&EdgeKey, &Edge> = reported.iter().map(|edge| (&edge.key, &**edge)).collect();
     let mut published: Vec<_> = published.iter_mut().collect();
     published.sort_unstable_by_key(|(key, _)| *key);
     for (key, Published { edge, earlier }) in published {

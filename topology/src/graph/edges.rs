@@ -1,11 +1,12 @@
 //! Makes edges of sums, with the names of their ends.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{
     endpoints::Endpoints,
     external_peers::{self, Choice, Collapsed, Outside},
     key::Key,
+    made_edges::MadeEdges,
     names::EndpointId,
     sums::{EndpointSum, Sum},
 };
@@ -16,12 +17,13 @@ use crate::{
     hash::HashMap,
 };
 
-/// The edges that live, by key, and which addresses of the outside have edges of their own.
+/// The edges that live, by key, and which addresses of the outside have edges of their own. `made` are those of before.
 pub(super) fn edges(
     mut sums: HashMap<Key, Cow<'_, Sum>>,
     ends: &mut Endpoints<'_>,
     choice: Choice<'_>,
-) -> (Vec<Edge>, Outside) {
+    made: &mut MadeEdges,
+) -> (Vec<Arc<Edge>>, Outside) {
     sums.retain(|_, sum| sum.live && sum.counters != EdgeCounters::default());
     let Collapsed { sums, outside, addresses } = external_peers::collapse(sums, ends, choice);
     let other = ends.other_external();
@@ -31,10 +33,9 @@ pub(super) fn edges(
         let least = u64::from(key.client == other || key.server == other);
         addresses.get(&key).copied().unwrap_or_default().max(least)
     };
-    let mut edges: Vec<Edge> =
-        sums.into_iter().map(|(key, sum)| Edge { addresses: count(key), ..edge(key, &sum, ends) }).collect();
-    edges.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    (edges, outside)
+    // Which addresses share an edge depends on all of them.
+    made.mark(sums.keys().filter(|key| key.client == other || key.server == other).copied());
+    (made.follow(sums, |key, sum| Edge { addresses: count(key), ..edge(key, sum, ends) }), outside)
 }
 
 /// Returns the public key of an edge.

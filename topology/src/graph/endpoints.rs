@@ -279,10 +279,10 @@ impl<'a> Endpoints<'a> {
 
     fn pod_end(&mut self, pod: &'a Pod, container: &'a str, identity: Identity) -> EndpointId {
         let end = PodEnd { uid: &pod.uid, pod: &pod.name, container };
-        self.names.add_end(&Peer::Workload(pod.workload.clone()), Some(&end), identity)
+        self.names.end_id(&Peer::Workload(pod.workload.clone()), Some(&end), identity)
     }
 
     fn outside_of_pods(&mut self, peer: &Peer, identity: Identity) -> EndpointId {
-        self.names.add_end(peer, None, identity)
+        self.names.end_id(peer, None, identity)
     }
 }

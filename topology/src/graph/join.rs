@@ -13,6 +13,7 @@ use super::{
     endpoints::Endpoints,
     external_peers::Choice,
     key::{Key, ServiceKey},
+    made_edges::MadeEdges,
     matching::Found,
     names::{EndpointId, Names, PeerId},
     nodes::Nodes,
@@ -203,8 +204,14 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Makes the graph of all flows, which were joined in one or several parts.
-    pub(super) fn finish<'j>(&mut self, parts: impl Iterator<Item = &'j Joined>, choice: Choice<'_>) -> Graph {
+    /// Makes the graph of all flows, which were joined in one or several parts. `made` are the
+    /// edges of before. When the parts settle is for the caller to add.
+    pub(super) fn finish<'j>(
+        &mut self,
+        parts: impl Iterator<Item = &'j Joined>,
+        choice: Choice<'_>,
+        made: &mut MadeEdges,
+    ) -> Graph {
         let mut graph = Graph { settles_at: self.ledger.next_silence(self.options.now), ..Graph::default() };
         let mut merged = HashMap::default();
         for joined in parts {
@@ -216,9 +223,8 @@ impl<'a> Join<'a> {
                 *sum = count::add(*sum, *opened);
             }
             graph.unsettled = count::add(graph.unsettled, joined.unsettled);
-            graph.settles_at = [graph.settles_at, joined.settles_at].into_iter().flatten().min();
         }
-        (graph.edges, graph.outside) = edges(merged, &mut self.ends, choice);
+        (graph.edges, graph.outside) = edges(merged, &mut self.ends, choice, made);
         graph
     }
 

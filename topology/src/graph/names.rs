@@ -1,6 +1,8 @@
 //! Names of ends, peers and Services, each with a number. Numbers stay valid as long as the table lives, also while the
 //! directory changes: an end that gets another name gets another number.
 
+use std::sync::Arc;
+
 use crate::{
     edge::{Identity, Peer},
     entity::ServiceRef,
@@ -20,7 +22,7 @@ pub(super) struct EndpointId(u32);
 pub(super) struct ServiceId(u32);
 
 /// A container, a process or an address at one end of flows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct End {
     pub(super) peer: PeerId,
     pod_uid: Option<Box<str>>,
@@ -50,7 +52,8 @@ pub(super) struct PodEnd<'a> {
 pub(super) struct Names {
     peers: Vec<Peer>,
     peer_ids: HashMap<Peer, PeerId>,
-    ends: Vec<End>,
+    ends: Vec<Arc<End>>,
+    end_ids: HashMap<Arc<End>, EndpointId>,
     services: Vec<ServiceRef>,
     service_ids: HashMap<ServiceRef, ServiceId>,
 }
@@ -94,17 +97,21 @@ impl Names {
         id
     }
 
-    /// Adds an end.
-    pub(super) fn add_end(&mut self, peer: &Peer, pod: Option<&PodEnd<'_>>, identity: Identity) -> EndpointId {
-        let id = EndpointId(next(&self.ends));
-        let end = End {
+    /// Returns the number of an end, the same for equal ones.
+    pub(super) fn end_id(&mut self, peer: &Peer, pod: Option<&PodEnd<'_>>, identity: Identity) -> EndpointId {
+        let end = Arc::new(End {
             peer: self.peer_id(peer),
             pod_uid: pod.map(|pod| pod.uid.into()),
             pod: pod.map(|pod| pod.pod).unwrap_or_default().into(),
             container: pod.map(|pod| pod.container).unwrap_or_default().into(),
             identity,
-        };
-        self.ends.push(end);
+        });
+        if let Some(id) = self.end_ids.get(&end) {
+            return *id;
+        }
+        let id = EndpointId(next(&self.ends));
+        self.ends.push(Arc::clone(&end));
+        self.end_ids.insert(end, id);
         id
     }
 }
@@ -112,4 +119,20 @@ impl Names {
 #[expect(clippy::cast_possible_truncation, reason = "4 billion names do not fit into memory")]
 fn next<T>(names: &[T]) -> u32 {
     names.len() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_ends_have_the_same_number() {
+        let mut names = Names::default();
+        let pod = |container| PodEnd { uid: "uid-1", pod: "web-1", container };
+        let mut id = |container| names.end_id(&Peer::ApiServer, Some(&pod(container)), Identity::Cgroup);
+        let ids = ["app", "sidecar", "app"].map(&mut id);
+        assert_eq!(ids[0], ids[2]);
+        assert_ne!(ids[0], ids[1]);
+        assert_eq!(names.len(), 3, "two ends and their peer");
+    }
 }

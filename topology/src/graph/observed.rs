@@ -9,7 +9,7 @@ use super::{Options, key::Key, names::EndpointId};
 use crate::{
     count,
     directory::Directory,
-    edge::{EdgeCounters, Times},
+    edge::{EdgeCounters, LastSeen, Times},
     flow::{FlowTotals, Methods, Protocol},
     history::{Counted, Part},
     ledger::{FlowView, is_silent},
@@ -96,11 +96,8 @@ pub(super) struct Measured {
 
 impl Measured {
     fn of(flow: &FlowView<'_>, totals: &FlowTotals, options: &Options) -> Self {
-        let times = Times {
-            first_seen: flow.first_seen,
-            last_seen: known_until(flow, options).max(flow.first_seen),
-            last_failed: flow.last_failed,
-        };
+        let times =
+            Times { first_seen: flow.first_seen, last_seen: last_seen(flow, options), last_failed: flow.last_failed };
         Self { knows_retransmits: totals.retransmits.is_some(), rtt: totals.rtt, times }
     }
 
@@ -109,7 +106,7 @@ impl Measured {
         let Times { first_seen, last_seen, last_failed } = self.times;
         let times = Times {
             first_seen: first_seen.max(span.from),
-            last_seen: if are_open { last_seen } else { last_seen.min(span.until) },
+            last_seen: if are_open { last_seen } else { last_seen.min(LastSeen::At(span.until)) },
             last_failed: last_failed.map(|failed| failed.min(span.until)),
         };
         Self { times, ..*self }
@@ -429,6 +426,13 @@ pub(super) fn is_live(flow: &FlowView<'_>, options: &Options) -> bool {
 /// Returns whether connections are open according to an agent that still reports.
 fn goes_on(flow: &FlowView<'_>, options: &Options) -> bool {
     flow.totals.active > 0 && !is_silent(flow.heard, options.now)
+}
+
+fn last_seen(flow: &FlowView<'_>, options: &Options) -> LastSeen {
+    if goes_on(flow, options) {
+        return LastSeen::Now;
+    }
+    LastSeen::At(known_until(flow, options).max(flow.first_seen))
 }
 
 /// Returns the time up to which a flow was observed: now while it goes on, otherwise its last change or, with open

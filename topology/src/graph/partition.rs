@@ -19,6 +19,13 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct AnchorId(u32);
 
+#[cfg(test)]
+impl AnchorId {
+    pub(super) fn nth(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// Something that connects flows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Anchor {

@@ -7,10 +7,10 @@ pub(super) mod recent_bytes;
 use std::time::{Duration, SystemTime};
 
 use self::{displaced::Displaced, recent_bytes::RecentBytes};
-use super::Epoch;
+use super::{Epoch, QUIET};
 use crate::{
     count,
-    flow::{FlowCounters, FlowTotals},
+    flow::{FlowCounters, FlowTotals, Methods},
     history::{Counted, History},
     nat_peer::NatPeers,
     packed::PackedCounters,
@@ -23,6 +23,7 @@ use crate::{
 pub(super) struct Account {
     base: Option<Box<Base>>,
     current: PackedCounters,
+    shape: Shape,
     /// True if this epoch has reported the flow.
     pub(super) reported: bool,
     /// True if the agent no longer has the flow.
@@ -42,7 +43,16 @@ pub(super) struct Account {
     displaced: Option<Box<Displaced>>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// What this epoch's counters are like, apart from how much they have counted. Reading them takes longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shape {
+    run: u64,
+    methods: Methods,
+    has_opened: bool,
+    has_failed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Base {
     totals: FlowTotals,
     open_bytes_sent: u64,
@@ -57,6 +67,7 @@ impl Account {
         Self {
             base: None,
             current: PackedCounters::default(),
+            shape: Shape::default(),
             reported: false,
             over: false,
             remote_names: Vec::new(),
@@ -139,6 +150,21 @@ impl Account {
         }
     }
 
+    /// Returns whether nothing but the counts of one run has grown since an earlier state, which had connections. A flow that
+    /// was quiet for long, and one whose attempts begin to fail, are more than that.
+    pub(super) fn has_only_counted_since(&self, earlier: &Self) -> bool {
+        let goes_on = self.reported && earlier.reported && !self.over && !earlier.over;
+        goes_on
+            && earlier.shape.has_opened
+            && self.shape == earlier.shape
+            && self.base == earlier.base
+            && self.displaced.is_none()
+            && earlier.displaced.is_none()
+            && self.remote_names == earlier.remote_names
+            && self.nat_peers.have_same_ends(&earlier.nat_peers)
+            && self.changed.duration_since(earlier.changed).unwrap_or_default() < QUIET
+    }
+
     /// Returns whether the agent reports all of it: [`Self::anew`] is [`Self::totals`] then.
     pub(super) fn is_all_reported(&self) -> bool {
         self.base.is_none() && self.reported && !self.over
@@ -218,6 +244,12 @@ impl Account {
             self.raise(&before);
         }
         let after = self.totals();
+        self.shape = Shape {
+            run: current.run,
+            methods: current.methods,
+            has_opened: after.opened > 0,
+            has_failed: after.failed > 0,
+        };
         let changed = after != before;
         if changed {
             self.recent_bytes.note(self.changed, [before.bytes_sent, before.bytes_received]);

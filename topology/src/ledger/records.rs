@@ -1,6 +1,11 @@
 //! Flows of a ledger by reference: two states of a ledger can be compared without any total being computed.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use super::{FlowView, Ledger, account::Account, is_silent, node_account::NodeAccount};
 use crate::{
@@ -40,6 +45,19 @@ impl Ledger {
     /// Returns the parts of all nodes, by name.
     pub(crate) fn records(&self) -> impl Iterator<Item = NodeRecords<'_>> {
         self.nodes.iter().map(|(name, account)| NodeRecords { name, account })
+    }
+
+    /// Returns this state with flows of an earlier one, where `keeps` says so for the node and the flow's place among its
+    /// flows. These must have only counted since ([`FlowRecord::has_only_counted_since`]).
+    pub(crate) fn with_earlier_counts<K: Fn(usize) -> bool>(&self, earlier: &Self, keeps: impl Fn(&str) -> K) -> Self {
+        let with_earlier = |(name, account): (&String, &NodeAccount)| {
+            let mut account = account.share();
+            if let Some(earlier) = earlier.nodes.get(name) {
+                account.flows = with_earlier_counts(&account.flows, &earlier.flows, keeps(name));
+            }
+            (name.clone(), account)
+        };
+        Self { nodes: self.nodes.iter().map(with_earlier).collect() }
     }
 
     /// Returns the part of a node.
@@ -128,6 +146,11 @@ impl<'a> FlowRecord<'a> {
         !self.is_all_reported() && self.anew(totals) != totals()
     }
 
+    /// Returns whether it is the same flow as in another state of the ledger, and its agent has only counted since.
+    pub(crate) fn has_only_counted_since(&self, earlier: &Self) -> bool {
+        !self.is_orphaned() && !earlier.is_orphaned() && self.flow.has_only_counted_since(earlier.flow)
+    }
+
     fn is_all_reported(&self) -> bool {
         // The agent of a node that returns reports all of it again.
         !self.is_orphaned() && (self.node.account.gone || self.flow.is_all_reported())
@@ -165,4 +188,24 @@ impl<'a> FlowRecord<'a> {
             recent_bytes: flow.recent_bytes,
         }
     }
+}
+
+type Flows = BTreeMap<FlowKey, Arc<Account>>;
+
+/// Returns a node's flows with the counts of an earlier state, where `keeps` says so for a flow's place.
+fn with_earlier_counts(flows: &Arc<Flows>, earlier: &Arc<Flows>, keeps: impl Fn(usize) -> bool) -> Arc<Flows> {
+    if Arc::ptr_eq(flows, earlier) {
+        return Arc::clone(flows);
+    }
+    let mut known = earlier.iter().peekable();
+    let mut any = false;
+    let mut mixed = Vec::with_capacity(flows.len());
+    for (place, (key, flow)) in flows.iter().enumerate() {
+        while known.next_if(|(other, _)| *other < key).is_some() {}
+        let same = known.next_if(|(other, _)| *other == key).map(|(_, before)| before);
+        let kept = same.filter(|_| keeps(place));
+        any |= kept.is_some();
+        mixed.push((*key, Arc::clone(kept.unwrap_or(flow))));
+    }
+    if any { Arc::new(mixed.into_iter().collect()) } else { Arc::clone(flows) }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     archive::{Archive, Published},
     directory::{Directory, RecordedPod},
-    edge::{EdgeCounters, EdgeKey, Endpoint, Peer},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Peer},
     entity::{
         Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServicePortRef, ServiceRef,
         Workload,
@@ -391,8 +391,10 @@ impl Operator {
 fn published(graph: &Graph) -> impl Iterator<Item = Published> {
     graph.edges.iter().flat_map(|edge| {
         let earlier = graph.earlier.get(&edge.key).cloned().unwrap_or_default();
-        let [mut by_client, mut by_server] =
-            [Published { edge: edge.clone(), earlier: earlier.clone() }, Published { edge: edge.clone(), earlier }];
+        let [mut by_client, mut by_server] = [
+            Published { edge: Edge::clone(edge), earlier: earlier.clone() },
+            Published { edge: Edge::clone(edge), earlier },
+        ];
         (by_client.edge.servers, by_client.earlier.counts.servers) = (Vec::new(), Vec::new());
         (by_server.edge.clients, by_server.earlier.counts.clients) = (Vec::new(), Vec::new());
         [by_client, by_server]

@@ -13,7 +13,7 @@ mod world;
 use scopeprobe_topology::{
     archive::{Archive, Published},
     counts::Earlier,
-    edge::{Identity, Seen},
+    edge::{Edge, Identity, Seen},
     entity::{Backend, Pod, Service, ServicePort, ServiceRef},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::Options,
@@ -299,7 +299,7 @@ fn what_becomes_known_as_a_clients_is_not_shown_as_it_was_published_as_well() {
     let graph = Archive::new().build(&world.ledger, &world.directory, &options);
     assert_eq!(edges(&graph), ["web -> db:5432 1+0"]);
     let mut archive = Archive::new();
-    let published = graph.edges.into_iter().map(|edge| Published { edge, earlier: Earlier::default() });
+    let published = graph.edges.iter().map(|edge| Published { edge: Edge::clone(edge), earlier: Earlier::default() });
     archive.restore(published, at(60));
     archive.settle(&world.ledger, &world.directory, at(60));
     world.flow("web", Role::Client, ("10.244.1.2", "10.96.0.5", 80), 1, at(61));

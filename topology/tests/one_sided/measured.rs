@@ -1,5 +1,7 @@
 //! Round-trip times and retransmissions of both ends, or of one.
 
+use std::sync::Arc;
+
 use scopeprobe_topology::{
     edge::{Edge, Peer},
     flow::{FlowCounters, Role},
@@ -23,7 +25,7 @@ fn measures(graph: &Graph) -> Vec<(String, Option<u64>, Option<u32>)> {
         let Peer::Workload(server) = &edge.key.server else { return (String::new(), retransmits, None) };
         (server.name.clone(), retransmits, edge.rtt.map(RttBucket::below))
     };
-    graph.edges.iter().map(of).collect()
+    graph.edges.iter().map(Arc::as_ref).map(of).collect()
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Conntrack entries of ends that no agent observes.
 
+use std::sync::Arc;
+
 use scopeprobe_topology::{
     edge::{Edge, Endpoint, Identity, Peer, Seen},
     flow::Role,
@@ -37,7 +39,7 @@ fn connection_tracking_knows_the_backends_that_no_agent_sees() {
         ("dark-b".to_owned(), 2, Identity::Conntrack),
         ("?".to_owned(), 1, Identity::Ip),
     ];
-    assert_eq!(graph.edges.iter().map(known).collect::<Vec<_>>(), expected);
+    assert_eq!(graph.edges.iter().map(Arc::as_ref).map(known).collect::<Vec<_>>(), expected);
     assert!(graph.edges.iter().all(|edge| edge.seen == Seen::Client && edge.key.service.is_some()));
     assert_eq!(graph.edges[0].servers[0].pod, "dark-a");
 }
@@ -51,7 +53,7 @@ fn what_an_agent_sees_is_not_taken_from_connection_tracking() {
     world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 1, at(0));
     let opened = |graph: &Graph| {
         let of = |edge: &Edge| (edge.counters.opened, edge.seen, edge.server_identity);
-        graph.edges.iter().map(of).collect::<Vec<_>>()
+        graph.edges.iter().map(Arc::as_ref).map(of).collect::<Vec<_>>()
     };
     let (both, tracked) = ((1, Seen::Both, Identity::Cgroup), (2, Seen::Client, Identity::Conntrack));
     assert_eq!(opened(&world.graph(at(10))), [tracked, both, (2, Seen::Client, Identity::Ip)]);
@@ -86,5 +88,5 @@ fn connection_tracking_knows_the_client_behind_a_nodes_address() {
         (Peer::Workload(workload("dark-a")), 4, Identity::Conntrack, Seen::Server),
         (Peer::Node { node: "node-1".to_owned() }, 1, Identity::Ip, Seen::Server),
     ];
-    assert_eq!(graph.edges.iter().map(known).collect::<Vec<_>>(), expected);
+    assert_eq!(graph.edges.iter().map(Arc::as_ref).map(known).collect::<Vec<_>>(), expected);
 }

@@ -62,7 +62,7 @@ impl Shop {
     fn restart_operator(&mut self, now: SystemTime) {
         let graph = self.graph(now);
         let published = graph.edges.iter().map(|edge| Published {
-            edge: edge.clone(),
+            edge: Edge::clone(edge),
             earlier: graph.earlier.get(&edge.key).cloned().unwrap_or_default(),
         });
         self.archive = Archive::new();
@@ -80,7 +80,8 @@ fn opened(ends: &[Endpoint]) -> Opened<'_> {
 }
 
 fn shown(graph: &Graph) -> (u64, Opened<'_>, Opened<'_>) {
-    let [Edge { counters, clients, servers, .. }] = &graph.edges[..] else { panic!("{:?}", graph.edges) };
+    let [edge] = &graph.edges[..] else { panic!("{:?}", graph.edges) };
+    let Edge { counters, clients, servers, .. } = &**edge;
     (counters.opened, opened(clients), opened(servers))
 }
 

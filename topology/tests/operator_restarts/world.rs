@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use scopeprobe_topology::{
     archive::{Archive, Published},
     directory::{Directory, RecordedPod},
-    edge::{EdgeCounters, EdgeKey, Peer},
+    edge::{Edge, EdgeCounters, EdgeKey, Peer},
     entity::{
         Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServicePortRef, ServiceRef,
         Workload,
@@ -103,7 +103,7 @@ fn sides(published: &Published) -> [Published; 2] {
 pub fn published(graph: &Graph) -> impl Iterator<Item = Published> {
     graph.edges.iter().flat_map(|edge| {
         let earlier = graph.earlier.get(&edge.key).cloned().unwrap_or_default();
-        sides(&Published { edge: edge.clone(), earlier })
+        sides(&Published { edge: Edge::clone(edge), earlier })
     })
 }
 

@@ -1,5 +1,6 @@
 use std::{
     borrow::Cow,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -111,7 +112,7 @@ fn object_records_its_removed_pods_and_those_of_peers_without_an_object() {
             rtt: None,
         }
     };
-    let graph = Graph { edges: vec![edge("job"), edge("web")], ..Graph::default() };
+    let graph = Graph { edges: [edge("job"), edge("web")].map(Arc::new).to_vec(), ..Graph::default() };
     let workloads = adjacency::by_workload(&graph);
     let job = workload("job");
     let records = PodRecords::new(&index, [&job]);

@@ -1,0 +1,157 @@
+//! The objects of the last state, which stay the same for as long as all that they are made of does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use kube::core::{Selector, SelectorExt as _};
+use topology::{counts::Earlier, edge::Edge, entity::Workload, graph::Graph, ledger::Ledger};
+
+use super::{
+    adjacency::Edges,
+    object::{self, Limits, ObjectInputs},
+    pod_records::PodRecords,
+    writer::Desired,
+};
+use crate::cluster::Index;
+
+/// What objects are made of, beside edges.
+#[derive(Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub index: &'a Index,
+    pub ledger: &'a Ledger,
+    pub limits: Limits,
+    /// Namespaces whose workloads get objects.
+    pub namespaces: &'a Selector,
+    /// The present.
+    pub now: SystemTime,
+}
+
+/// The objects of the last state.
+#[derive(Debug, Default)]
+pub(super) struct RenderedObjects {
+    /// What all of them were made of.
+    basis: Option<Basis>,
+    objects: BTreeMap<Workload, Rendered>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Basis {
+    index: u64,
+    limits: Limits,
+    namespaces: Selector,
+}
+
+/// An object, and what it was made of.
+#[derive(Debug)]
+struct Rendered {
+    egress: Vec<Arc<Edge>>,
+    ingress: Vec<Arc<Edge>>,
+    /// Parts of these edges that agents no longer report.
+    earlier: Vec<Option<Earlier>>,
+    /// Nodes of the workload without a reporting agent.
+    silent: BTreeSet<String>,
+    /// `None` for a workload that gets no object.
+    desired: Option<Arc<Desired>>,
+}
+
+impl RenderedObjects {
+    /// Returns the objects of all workloads that exist, have edges and are in a selected namespace.
+    ///
+    /// Invariant: each is what it would be without the last state.
+    pub(super) fn follow(
+        &mut self,
+        graph: &Graph,
+        workloads: &BTreeMap<&Workload, Edges<'_>>,
+        around: Surroundings<'_>,
+    ) -> Vec<Arc<Desired>> {
+        let Surroundings { index, limits, namespaces, .. } = around;
+        let basis = Basis { index: index.revision(), limits, namespaces: namespaces.clone() };
+        let mut known =
+            if self.basis.as_ref() == Some(&basis) { std::mem::take(&mut self.objects) } else { BTreeMap::new() };
+        self.basis = Some(basis);
+        let mut objects = BTreeMap::new();
+        let mut stale = Vec::new();
+        for (workload, edges) in workloads {
+            let silent = around.silent_nodes(workload);
+            match known.remove(*workload).filter(|known| known.is_of(edges, graph, &silent)) {
+                Some(known) => _ = objects.insert((*workload).clone(), known),
+                None => stale.push((*workload, edges, silent)),
+            }
+        }
+        if !stale.is_empty() {
+            let without_object = workloads.keys().copied().filter(|workload| !around.has_object(workload));
+            let records = PodRecords::new(index, without_object);
+            let world = ObjectInputs { index, earlier: &graph.earlier, records: &records, limits, now: around.now };
+            let rendered = stale.into_iter().map(|(workload, edges, silent)| {
+                let desired = around.has_object(workload).then(|| render(workload, edges, &silent, &world)).flatten();
+                (workload.clone(), Rendered::new(edges, graph, silent, desired.map(Arc::new)))
+            });
+            objects.extend(rendered);
+        }
+        self.objects = objects;
+        self.objects.values().filter_map(|object| object.desired.clone()).collect()
+    }
+}
+
+impl Surroundings<'_> {
+    /// Returns whether the workload exists and is in a selected namespace. One whose labels are unknown is not selected,
+    /// unless all are.
+    fn has_object(&self, workload: &Workload) -> bool {
+        let is_selected = || {
+            let labels = self.index.labels_of_namespace(&workload.namespace);
+            self.namespaces.selects_all() || labels.is_some_and(|labels| self.namespaces.matches(labels))
+        };
+        // The workload may be gone; its object goes with it.
+        is_selected() && self.index.owner_identity(workload).is_some()
+    }
+
+    fn silent_nodes(&self, workload: &Workload) -> BTreeSet<String> {
+        let nodes = self.index.nodes_of(workload).into_iter();
+        nodes.filter(|node| !self.ledger.observes(node, self.now)).map(str::to_owned).collect()
+    }
+}
+
+impl Rendered {
+    fn new(edges: &Edges<'_>, graph: &Graph, silent: BTreeSet<String>, desired: Option<Arc<Desired>>) -> Self {
+        let shared = |edges: &[&Arc<Edge>]| edges.iter().copied().map(Arc::clone).collect();
+        Self {
+            egress: shared(&edges.egress),
+            ingress: shared(&edges.ingress),
+            earlier: earlier(edges, graph).map(Option::<&Earlier>::cloned).collect(),
+            silent,
+            desired,
+        }
+    }
+
+    /// Returns whether it would be made of the same.
+    fn is_of(&self, edges: &Edges<'_>, graph: &Graph, silent: &BTreeSet<String>) -> bool {
+        are_same(&self.egress, &edges.egress)
+            && are_same(&self.ingress, &edges.ingress)
+            && self.silent == *silent
+            && self.earlier.iter().map(Option::as_ref).eq(earlier(edges, graph))
+    }
+}
+
+fn are_same(some: &[Arc<Edge>], others: &[&Arc<Edge>]) -> bool {
+    some.len() == others.len() && some.iter().zip(others).all(|(one, other)| Arc::ptr_eq(one, other))
+}
+
+fn earlier<'e>(edges: &'e Edges<'_>, graph: &'e Graph) -> impl Iterator<Item = Option<&'e Earlier>> {
+    edges.egress.iter().chain(&edges.ingress).map(|edge| graph.earlier.get(&edge.key))
+}
+
+fn render(
+    workload: &Workload,
+    edges: &Edges<'_>,
+    silent: &BTreeSet<String>,
+    world: &ObjectInputs<'_>,
+) -> Option<Desired> {
+    let owner = world.index.owner_identity(workload)?;
+    let silent = silent.iter().map(String::as_str).collect();
+    let facts = world.index.facts_of(workload);
+    let status = object::status(workload, &facts, edges, &silent, world);
+    Some(Desired { workload: workload.clone(), owner, app: facts.app, status })
+}
