@@ -3,7 +3,12 @@
 
 use clap::Parser;
 use scopeprobe_operator::{runtime, settings::Cli};
+use tikv_jemallocator::Jemalloc;
 use tracing_subscriber::EnvFilter;
+
+/// Takes less time and memory than glibc's allocator for the many small pieces of edges and objects.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
