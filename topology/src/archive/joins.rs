@@ -65,7 +65,7 @@ impl Joins {
 /// Returns a directory as the next operator would have it: checkpoints record pods that are gone, and no other removed
 /// entries. Keeps it until the directory changes.
 fn recorded<'a>(kept: &'a mut Option<(Revision, Directory)>, directory: &'a Directory) -> &'a Directory {
-    if !directory.has_removed() {
+    if !directory.has_unrecorded() {
         *kept = None;
         return directory;
     }

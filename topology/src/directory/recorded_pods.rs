@@ -133,13 +133,24 @@ impl Directory {
         true
     }
 
+    /// Returns whether [`Self::forget_unrecorded`] would drop anything.
+    #[must_use]
+    pub fn has_unrecorded(&self) -> bool {
+        self.services.has_unrecorded(|backend| is_recorded(backend, &self.pods))
+    }
+
     /// Drops removed entries that a checkpoint does not record: Services, and former backends that are no known pod.
     ///
     /// Invariant: pods stay.
     pub fn forget_unrecorded(&mut self) {
         let pods = &self.pods;
-        self.services.forget_unrecorded(|backend| backend.pod_uid.as_ref().is_some_and(|uid| pods.contains_key(uid)));
+        self.services.forget_unrecorded(|backend| is_recorded(backend, pods));
     }
+}
+
+/// Returns whether a checkpoint records a former backend: it is a known pod.
+fn is_recorded(backend: &Backend, pods: &HashMap<String, PodRecord>) -> bool {
+    backend.pod_uid.as_ref().is_some_and(|uid| pods.contains_key(uid))
 }
 
 impl RecordedPod<'_> {

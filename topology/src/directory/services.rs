@@ -155,6 +155,14 @@ impl Services {
         self.forget(|record| record.removed.is_some(), |backend, _| recorded(backend));
     }
 
+    /// Returns whether [`Self::forget_unrecorded`] would drop anything.
+    pub(super) fn has_unrecorded(&self, recorded: impl Fn(&Backend) -> bool) -> bool {
+        let is_forgotten = |record: &ServiceRecord| {
+            record.removed.is_some() || record.former_backends.keys().any(|(_, backend)| !recorded(backend))
+        };
+        self.records.values().any(is_forgotten)
+    }
+
     /// Returns whether removed entries are still kept.
     pub(super) fn has_removed(&self) -> bool {
         let changed = |record: &ServiceRecord| record.removed.is_some() || !record.former_backends.is_empty();
