@@ -21,7 +21,7 @@ pub use self::{
 /// All nodes that have ever reported to this operator, by name. Cheap to clone; all clones share one state.
 #[derive(Clone, Debug)]
 pub struct Observations {
-    nodes: Arc<RwLock<BTreeMap<String, NodeObservation>>>,
+    nodes: Arc<RwLock<BTreeMap<String, Arc<NodeObservation>>>>,
     changed: Arc<watch::Sender<()>>,
 }
 
@@ -36,8 +36,8 @@ impl Observations {
     pub fn update(&self, node: &str, change: impl FnOnce(&mut NodeObservation)) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let observation = nodes.entry(node.to_owned()).or_default();
-        let before = observation.clone();
-        change(observation);
+        let before = Arc::clone(observation);
+        change(Arc::make_mut(observation));
         if *observation != before {
             drop(nodes);
             self.changed.send_replace(());
@@ -46,13 +46,13 @@ impl Observations {
 
     /// Returns the observation of one node.
     #[must_use]
-    pub fn get(&self, node: &str) -> Option<NodeObservation> {
+    pub fn get(&self, node: &str) -> Option<Arc<NodeObservation>> {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
     }
 
     /// Returns the observations of all nodes.
     #[must_use]
-    pub fn all(&self) -> BTreeMap<String, NodeObservation> {
+    pub fn all(&self) -> BTreeMap<String, Arc<NodeObservation>> {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -322,7 +322,7 @@ mod tests {
         let node = sessions.observations.get("n").expect("it has reported");
         // Each of the two has lost one, by its own word.
         assert_eq!((node.total_seen(), node.total_losses().opened), (7, 2));
-        let account = node.coverage.expect("a capture has reported");
+        let account = node.coverage.clone().expect("a capture has reported");
         assert_eq!(
             account.periods(None).iter().filter_map(|it| it.shortfall.as_ref()).map(|it| it.intervals).sum::<u64>(),
             0

@@ -61,7 +61,7 @@ impl FallbackController {
         let mut after = BTreeMap::new();
         for (name, assignment) in self.assigner.assignments().nodes {
             let Some(node) = nodes.get(&name) else { continue };
-            let observation = observations.get(&name);
+            let observation = observations.get(&name).map(Arc::as_ref);
             let facts = FallbackFacts {
                 node: &name,
                 up_to_agent: assignment.is_up_to_agent(),

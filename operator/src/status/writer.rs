@@ -257,7 +257,7 @@ impl Writer {
             }
             let existing = there.get(name).and_then(|it| it.status.as_ref());
             let previous = written.statuses.get(name).map(|(status, _)| status).or(existing).cloned();
-            let observation = observations.get(name);
+            let observation = observations.get(name).map(Arc::as_ref);
             let interval: Duration = probe.spec.topology.counter_interval.into();
             let created = there.get(name).and_then(ResourceExt::creation_timestamp).map(|time| unix_ms(time.0));
             let published = (interval + PUBLISHING).max(max_counter_age);
@@ -300,7 +300,7 @@ impl Writer {
 
     /// Forgets what the agent of a deleted ScopeProbe has reported, before the node gets another NodeProbe: the time between
     /// the two is not one in which the new one's agent observed nothing.
-    fn forget_earlier_agent(&self, name: &str, observations: &mut BTreeMap<String, NodeObservation>) {
+    fn forget_earlier_agent(&self, name: &str, observations: &mut BTreeMap<String, Arc<NodeObservation>>) {
         if observations.get(name).is_some_and(|it| !it.connected) {
             self.observations.forget(name);
             observations.remove(name);
