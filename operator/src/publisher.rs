@@ -72,8 +72,10 @@ const PARALLEL_WRITES: usize = 8;
 const WRITE_DELAY: Duration = Duration::from_secs(10);
 /// Step of the maximum age of counters, in seconds.
 const AGE_STEP: u64 = 15;
-/// Number of graphs in a counter interval, if nothing but counters changes.
-const COUNTER_GRAPHS: u32 = 6;
+/// Number of turns of counts in a counter interval, in a small cluster.
+const TURNS_PER_INTERVAL: u32 = 6;
+/// Number of graphs in the time in which counts take turns, if nothing but these changes.
+const GRAPHS_PER_TURN: u32 = 4;
 /// Time after a start for which published objects stay unchanged, unless all nodes have reported earlier. A graph of
 /// some nodes would be worse than the published one.
 const WARM_UP: Duration = Duration::from_secs(20);
@@ -210,14 +212,14 @@ impl Publisher {
                 },
                 Ok(()) = structure.changed() => graphs.plan_for_structure(Instant::now()),
                 Ok(()) = index.changed() => graphs.plan_for_structure(Instant::now()),
-                Ok(()) = counters.changed() => graphs.plan_for_counts(Instant::now(), self.counter_pause()),
+                Ok(()) = counters.changed() => graphs.plan_for_counts(Instant::now(), self.pace_of_counts().pause),
                 _ = housekeeping.tick(), if work.is_none() => {
                     work = Some(self.builder.clone().forget_removed(SystemTime::now(), self.settings.retention));
                 }
                 () = at(graphs.next()), if self.published.is_listed() && work.is_none() => {
                     graphs.begin();
-                    let pace = Pace { interval: self.pace_of_counts() };
-                    work = Some(self.builder.clone().build(self.settings.clone(), pace, SystemTime::now()));
+                    let (settings, pace) = (self.settings.clone(), self.pace_of_counts());
+                    work = Some(self.builder.clone().build(settings, pace, SystemTime::now()));
                 }
                 done = done(&mut work) => {
                     work = None;
@@ -241,21 +243,19 @@ impl Publisher {
         }
     }
 
-    /// Returns the time between two graphs if nothing but counts changes.
-    fn counter_pause(&self) -> Duration {
-        self.settings.counter_interval / COUNTER_GRAPHS
-    }
-
-    /// Returns the time between two joins of the same counts: half of the time in which all objects can be written, because
-    /// more often would not be seen.
-    fn pace_of_counts(&self) -> Duration {
-        self.counter_pause().max(self.budget.time_for(self.desired_state.desired.len()) / 2)
+    /// Returns the pace of counts: a turn takes half of the time in which all objects can be written, because more often would
+    /// not be seen.
+    fn pace_of_counts(&self) -> Pace {
+        let least = self.settings.counter_interval / TURNS_PER_INTERVAL;
+        let interval = least.max(self.budget.time_for(self.desired_state.desired.len()) / 2);
+        Pace { interval, pause: least.max(interval / GRAPHS_PER_TURN) }
     }
 
     /// Returns the maximum age of counters in written objects, in seconds. It is rounded up, so that it rarely changes.
     fn max_counter_age_seconds(&self) -> u64 {
         let writing = self.budget.time_for(self.desired_state.desired.len()).max(self.settings.counter_interval);
-        let joining = self.builder.settle_time() + self.pace_of_counts();
+        let Pace { interval, pause } = self.pace_of_counts();
+        let joining = self.builder.settle_time() + interval + pause;
         (joining + writing + WRITE_DELAY).as_secs().next_multiple_of(AGE_STEP)
     }
 

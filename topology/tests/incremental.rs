@@ -30,7 +30,7 @@ const PORTS: [u16; 4] = [80, 8080, 9000, 30_080];
 const RETENTION: Duration = Duration::from_mins(10);
 const SETTLE: Duration = Duration::from_secs(2);
 /// Pace of counts, where they have one.
-const PACE: Pace = Pace { interval: Duration::from_secs(30) };
+const PACE: Pace = Pace { interval: Duration::from_secs(30), pause: Duration::from_secs(5) };
 
 /// Addresses: of pods, of a bridge, of Services, of nodes, of the outside, and of no interface.
 const ADDRESSES: [[u8; 4]; 16] = [

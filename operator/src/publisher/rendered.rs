@@ -69,25 +69,30 @@ impl RenderedObjects {
     ) -> Vec<Arc<Desired>> {
         let Surroundings { index, limits, namespaces, .. } = around;
         let basis = Basis { index: index.revision(), limits, namespaces: namespaces.clone() };
-        let mut known =
-            if self.basis.as_ref() == Some(&basis) { std::mem::take(&mut self.objects) } else { BTreeMap::new() };
+        let has_same_basis = self.basis.as_ref() == Some(&basis);
         self.basis = Some(basis);
+        let mut known = std::mem::take(&mut self.objects);
         let mut objects = BTreeMap::new();
         let mut stale = Vec::new();
         for (workload, edges) in workloads {
             let silent = around.silent_nodes(workload);
-            match known.remove(*workload).filter(|known| known.is_of(edges, graph, &silent)) {
-                Some(known) => _ = objects.insert((*workload).clone(), known),
-                None => stale.push((*workload, edges, silent)),
+            match known.remove(*workload) {
+                Some(known) if has_same_basis && known.is_of(edges, graph, &silent) => {
+                    objects.insert((*workload).clone(), known);
+                }
+                known => stale.push((*workload, edges, silent, known.and_then(|known| known.desired))),
             }
         }
         if !stale.is_empty() {
             let without_object = workloads.keys().copied().filter(|workload| !around.has_object(workload));
             let records = PodRecords::new(index, without_object);
             let world = ObjectInputs { index, earlier: &graph.earlier, records: &records, limits, now: around.now };
-            let rendered = stale.into_iter().map(|(workload, edges, silent)| {
+            let rendered = stale.into_iter().map(|(workload, edges, silent, before)| {
                 let desired = around.has_object(workload).then(|| render(workload, edges, &silent, &world)).flatten();
-                (workload.clone(), Rendered::new(edges, graph, silent, desired.map(Arc::new)))
+                // Something else may come to the same.
+                let desired =
+                    desired.map(|new| before.filter(|before| **before == new).unwrap_or_else(|| Arc::new(new)));
+                (workload.clone(), Rendered::new(edges, graph, silent, desired))
             });
             objects.extend(rendered);
         }

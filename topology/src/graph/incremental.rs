@@ -277,7 +277,7 @@ impl IncrementalJoin {
         let elapsed = now.duration_since(before).unwrap_or_default();
         let flows = self.places.values().map(Vec::len).sum();
         let due = self.pace.take_due(&mut waiting, now, elapsed, flows).into_iter().collect();
-        let until = waiting.iter().map(|group| self.pace.due(group)).min().map(|due| due.max(self.pace.next(now)));
+        let until = waiting.iter().map(|group| self.pace.due(group)).min().map(|due| due.max(now + self.pace.pause));
         (due, Waits { groups: waiting.into_iter().map(|group| group.group).collect(), until })
     }
 

@@ -6,8 +6,6 @@ use super::partition::AnchorId;
 
 /// Number of flows that are joined in any case, if they are due.
 const MIN_FLOWS: usize = 4096;
-/// Number of graphs within an interval, if nothing but counts changes.
-const GRAPHS: u32 = 8;
 /// Share of its turn by which a graph may join more, so that what was late catches up.
 const CATCH_UP: f64 = 2.0;
 
@@ -16,6 +14,8 @@ const CATCH_UP: f64 = 2.0;
 pub struct Pace {
     /// Time between two joins of a group for nothing but counts.
     pub interval: Duration,
+    /// Time between two graphs for nothing but counts: groups that are due shortly after each other are due together.
+    pub pause: Duration,
 }
 
 /// A group that could wait.
@@ -57,12 +57,6 @@ impl Pace {
         waiting.drain(..due).map(|group| group.group).collect()
     }
 
-    /// Returns the earliest time of the next graph for nothing but counts: those that are due shortly after each other are
-    /// due together.
-    pub(super) fn next(&self, now: SystemTime) -> SystemTime {
-        now + self.interval / GRAPHS
-    }
-
     /// Returns the time at which a group is due.
     pub(super) fn due(&self, group: &Waiting) -> SystemTime {
         group.joined_at + self.interval
@@ -94,7 +88,7 @@ mod tests {
     }
 
     fn due(groups: &[Waiting], now: u64, elapsed: u64) -> (Vec<AnchorId>, usize) {
-        let pace = Pace { interval: Duration::from_secs(100) };
+        let pace = Pace { interval: Duration::from_secs(100), ..Pace::default() };
         let mut waiting = groups.to_vec();
         let all = groups.iter().map(|group| group.flows).sum();
         let due = pace.take_due(&mut waiting, at(now), Duration::from_secs(elapsed), all);
