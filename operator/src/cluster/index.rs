@@ -90,11 +90,6 @@ impl Index {
         self.revision
     }
 
-    /// Notes that something else may be said from now on.
-    pub(super) fn revise(&mut self) {
-        self.revision += 1;
-    }
-
     /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Directory {
@@ -146,6 +141,7 @@ impl Index {
     /// Notes by which API version an earlier operator has referred to a kind.
     pub(super) fn note_api_version(&mut self, api_version: &str, kind: &str) {
         self.api_versions.note(api_version, kind);
+        self.revision += 1;
     }
 
     /// Returns the UIDs of a workload's present pods.
@@ -163,7 +159,9 @@ impl Index {
 
     /// Returns whether a name changed.
     pub(super) fn name_external_groups(&mut self, groups: ExternalGroups) -> bool {
-        self.directory.name_external_groups(groups)
+        let is_news = self.directory.name_external_groups(groups);
+        self.revision += u64::from(is_news);
+        is_news
     }
 
     /// Is complete when each of these kinds has been listed.
@@ -199,6 +197,7 @@ impl Index {
         self.last_profiles
             .retain(|workload, _| owners.existing(workload).is_some() || referenced.identity(workload).is_some());
         self.shared_profiles.drop_unused();
+        self.revision += 1;
     }
 
     /// Adds pods from checkpoints as removed ones. Only the first call has an effect.
@@ -209,18 +208,21 @@ impl Index {
         for recorded in pods {
             self.directory.restore_pod(recorded, now);
         }
+        self.revision += 1;
     }
 
     /// Returns whether a name changed.
     pub(super) fn apply(&mut self, change: Change, now: SystemTime) -> bool {
-        match change {
+        let is_news = match change {
             Change::Pod(step) => self.apply_pod(*step, now),
             Change::Service(step) => self.apply_service(step, now),
             Change::Slice(step) => self.apply_slice(step, now),
             Change::Node(step) => self.apply_node(step),
             Change::Namespace(step) => self.apply_namespace(step),
             Change::Owner(kind, api_version, step) => self.apply_owner(kind, api_version, step, now),
-        }
+        };
+        self.revision += u64::from(is_news);
+        is_news
     }
 
     fn apply_pod(&mut self, step: Step<PodFacts>, now: SystemTime) -> bool {

@@ -64,14 +64,7 @@ impl ClusterIndex {
 
     /// Gives names to addresses outside of the cluster.
     pub fn name_external_groups(&self, groups: ExternalGroups) {
-        let name = |index: &mut Index| {
-            let is_news = index.name_external_groups(groups);
-            if is_news {
-                index.revise();
-            }
-            is_news
-        };
-        if self.change(name) {
+        if self.change(|index| index.name_external_groups(groups)) {
             self.changed.send_replace(());
         }
     }
@@ -82,24 +75,17 @@ impl ClusterIndex {
             for (api_version, kind) in references {
                 index.note_api_version(api_version, kind);
             }
-            index.revise();
         });
     }
 
     /// Adds pods that an earlier operator recorded. Only the first call of a process has an effect.
     pub fn restore_pods(&self, pods: Vec<RecordedPod<'static>>, now: SystemTime) {
-        self.change(|index| {
-            index.restore_pods(pods, now);
-            index.revise();
-        });
+        self.change(|index| index.restore_pods(pods, now));
     }
 
     /// Removes the objects that were deleted at least `retention` ago.
     pub fn forget_removed(&self, now: SystemTime, retention: Duration) {
-        self.change(|index| {
-            index.forget_removed(now, retention);
-            index.revise();
-        });
+        self.change(|index| index.forget_removed(now, retention));
     }
 
     /// Waits for the first list of each of these kinds before it is complete.
@@ -116,9 +102,6 @@ impl ClusterIndex {
                 if let Some(kind) = listed {
                     index.note_list(kind);
                 }
-            }
-            if is_news {
-                index.revise();
             }
             (is_news, index.is_complete(), index.take_gone_nodes())
         });
