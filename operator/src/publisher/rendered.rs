@@ -15,9 +15,9 @@ use super::{
     pod_records::PodRecords,
     writer::Desired,
 };
-use crate::cluster::Index;
+use crate::cluster::{Index, OwnerIdentity};
 
-/// What objects are made of, beside edges.
+/// Inputs of objects, beside edges.
 #[derive(Clone, Copy)]
 pub(super) struct Surroundings<'a> {
     pub index: &'a Index,
@@ -32,7 +32,7 @@ pub(super) struct Surroundings<'a> {
 /// The objects of the last state.
 #[derive(Debug, Default)]
 pub(super) struct RenderedObjects {
-    /// What all of them were made of.
+    /// Inputs that all of them share.
     basis: Option<Basis>,
     objects: BTreeMap<Workload, Rendered>,
 }
@@ -84,14 +84,15 @@ impl RenderedObjects {
             }
         }
         if !stale.is_empty() {
-            let without_object = workloads.keys().copied().filter(|workload| !around.has_object(workload));
+            let without_object = workloads.keys().copied().filter(|workload| around.owner(workload).is_none());
             let records = PodRecords::new(index, without_object);
             let world = ObjectInputs { index, earlier: &graph.earlier, records: &records, limits, now: around.now };
             let rendered = stale.into_iter().map(|(workload, edges, silent, before)| {
-                let desired = around.has_object(workload).then(|| render(workload, edges, &silent, &world)).flatten();
-                // Something else may come to the same.
-                let desired =
-                    desired.map(|new| before.filter(|before| **before == new).unwrap_or_else(|| Arc::new(new)));
+                let desired = around.owner(workload).map(|owner| {
+                    let new = render(workload, owner, edges, &silent, &world);
+                    // Something else may come to the same.
+                    before.filter(|before| **before == new).unwrap_or_else(|| Arc::new(new))
+                });
                 (workload.clone(), Rendered::new(edges, graph, silent, desired))
             });
             objects.extend(rendered);
@@ -102,15 +103,14 @@ impl RenderedObjects {
 }
 
 impl Surroundings<'_> {
-    /// Returns whether the workload exists and is in a selected namespace. One whose labels are unknown is not selected,
-    /// unless all are.
-    fn has_object(&self, workload: &Workload) -> bool {
-        let is_selected = || {
-            let labels = self.index.labels_of_namespace(&workload.namespace);
-            self.namespaces.selects_all() || labels.is_some_and(|labels| self.namespaces.matches(labels))
-        };
+    /// Returns the owner of a workload's object: the workload, if it exists and its namespace is selected. A namespace whose
+    /// labels are unknown is not, unless all are.
+    fn owner(&self, workload: &Workload) -> Option<OwnerIdentity> {
+        let labels = || self.index.labels_of_namespace(&workload.namespace);
+        let is_selected =
+            self.namespaces.selects_all() || labels().is_some_and(|labels| self.namespaces.matches(labels));
         // The workload may be gone; its object goes with it.
-        is_selected() && self.index.owner_identity(workload).is_some()
+        is_selected.then(|| self.index.owner_identity(workload)).flatten()
     }
 
     fn silent_nodes(&self, workload: &Workload) -> BTreeSet<String> {
@@ -150,13 +150,13 @@ fn earlier<'e>(edges: &'e Edges<'_>, graph: &'e Graph) -> impl Iterator<Item = O
 
 fn render(
     workload: &Workload,
+    owner: OwnerIdentity,
     edges: &Edges<'_>,
     silent: &BTreeSet<String>,
     world: &ObjectInputs<'_>,
-) -> Option<Desired> {
-    let owner = world.index.owner_identity(workload)?;
+) -> Desired {
     let silent = silent.iter().map(String::as_str).collect();
     let facts = world.index.facts_of(workload);
     let status = object::status(workload, &facts, edges, &silent, world);
-    Some(Desired { workload: workload.clone(), owner, app: facts.app, status })
+    Desired { workload: workload.clone(), owner, app: facts.app, status }
 }
