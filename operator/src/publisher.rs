@@ -303,11 +303,10 @@ impl Publisher {
     fn write_due(&mut self) {
         let now = Instant::now();
         while self.writing.len() < PARALLEL_WRITES {
-            let is_allowed = |reason| self.budget.available(reason, now).is_none();
-            let structure = is_allowed(Reason::Structure).then(|| self.schedule.take_structure(now)).flatten();
-            let due = structure.map(|key| (key, Reason::Structure)).or_else(|| {
-                let key = is_allowed(Reason::Counts).then(|| self.schedule.take_counts(now)).flatten()?;
-                Some((key, Reason::Counts))
+            let kinds = [(Reason::Structure, Urgency::Structure), (Reason::Counts, Urgency::Counters)];
+            let due = kinds.into_iter().find_map(|(reason, urgency)| {
+                let is_allowed = self.budget.available(reason, now).is_none();
+                is_allowed.then(|| self.schedule.take(urgency, now)).flatten().map(|key| (key, reason))
             });
             let Some((key, reason)) = due else { return };
             let Some(write) = self.write(&key, reason) else { continue };

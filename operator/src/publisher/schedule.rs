@@ -84,6 +84,7 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         }
     }
 
+    /// Returns the planned objects of an urgency. Counters and noise take turns.
     fn due_mut(&mut self, urgency: Urgency) -> &mut BTreeSet<(Instant, K)> {
         match urgency {
             Urgency::Structure => &mut self.structure,
@@ -101,16 +102,10 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         [&self.structure, &self.counts].map(|due| due.first().map(|(at, _)| *at))
     }
 
-    /// Returns the object that has been due for its structure for longest; it is no longer planned then.
-    pub(super) fn take_structure(&mut self, now: Instant) -> Option<K> {
-        let key = first_due(&self.structure, now)?;
-        self.cancel(&key);
-        Some(key)
-    }
-
-    /// Returns the object that has been due for its counts for longest; it is no longer planned then.
-    pub(super) fn take_counts(&mut self, now: Instant) -> Option<K> {
-        let key = first_due(&self.counts, now)?;
+    /// Returns the object that has been due for longest among those of this urgency; it is no longer planned then.
+    pub(super) fn take(&mut self, urgency: Urgency, now: Instant) -> Option<K> {
+        let due = self.due_mut(urgency).first().filter(|(at, _)| *at <= now);
+        let key = due.map(|(_, key)| key.clone())?;
         self.cancel(&key);
         Some(key)
     }
@@ -136,10 +131,6 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
     }
 }
 
-fn first_due<K: Clone + Ord>(due: &BTreeSet<(Instant, K)>, now: Instant) -> Option<K> {
-    due.first().filter(|(at, _)| *at <= now).map(|(_, key)| key.clone())
-}
-
 fn backoff(failures: u32) -> Duration {
     (FIRST_BACKOFF * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(MAX_BACKOFF)
 }
@@ -155,15 +146,15 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new();
         schedule.plan(&"a", Urgency::Structure, INTERVAL, start);
-        assert_eq!(schedule.take_structure(start), Some("a"));
+        assert_eq!(schedule.take(Urgency::Structure, start), Some("a"));
         schedule.written(&"a", start);
         schedule.plan(&"a", Urgency::Counters, INTERVAL, start);
         schedule.plan(&"a", Urgency::Counters, INTERVAL, start + INTERVAL / 2);
         assert_eq!(schedule.next(), [None, Some(start + INTERVAL)]);
-        assert_eq!(schedule.take_counts(start + INTERVAL / 2), None);
+        assert_eq!(schedule.take(Urgency::Counters, start + INTERVAL / 2), None);
         schedule.plan(&"a", Urgency::Structure, INTERVAL, start + Duration::from_millis(100));
         assert_eq!(schedule.next(), [Some(start + MIN_INTERVAL), None]);
-        assert_eq!(schedule.take_structure(start + MIN_INTERVAL), Some("a"));
+        assert_eq!(schedule.take(Urgency::Structure, start + MIN_INTERVAL), Some("a"));
         assert_eq!(schedule.next(), [None, None]);
     }
 
@@ -181,8 +172,8 @@ mod tests {
             schedule.plan(&key, urgency, INTERVAL, at(seconds));
         }
         let later = at(5);
-        let structure: Vec<_> = (0..3).map_while(|_| schedule.take_structure(later)).collect();
-        let counts: Vec<_> = (0..3).map_while(|_| schedule.take_counts(later)).collect();
+        let structure: Vec<_> = (0..3).map_while(|_| schedule.take(Urgency::Structure, later)).collect();
+        let counts: Vec<_> = (0..3).map_while(|_| schedule.take(Urgency::Counters, later)).collect();
         assert_eq!((structure, counts), (vec!["c", "d"], vec!["b", "a"]));
     }
 
