@@ -33,25 +33,11 @@ impl MadeEdges {
         let before = std::mem::take(&mut self.edges).into_iter();
         let mut edges: Vec<_> = before.filter(|(key, _)| !stale.contains(key) && sums.remove(key).is_some()).collect();
         if !sums.is_empty() {
-            let mut new: Vec<_> = sums.into_iter().map(|(key, sum)| (key, Arc::new(make(key, &sum)))).collect();
-            new.sort_unstable_by(|one, other| one.1.key.cmp(&other.1.key));
-            edges = merge(edges, new);
+            edges.extend(sums.into_iter().map(|(key, sum)| (key, Arc::new(make(key, &sum)))));
+            // Stable, because this is quick where most of it is in order.
+            edges.sort_by(|one, other| one.1.key.cmp(&other.1.key));
         }
         self.edges = edges;
         self.edges.iter().map(|(_, edge)| Arc::clone(edge)).collect()
     }
-}
-
-/// Merges two sorted lists.
-fn merge(some: Vec<(Key, Arc<Edge>)>, others: Vec<(Key, Arc<Edge>)>) -> Vec<(Key, Arc<Edge>)> {
-    let mut merged = Vec::with_capacity(some.len() + others.len());
-    let mut some = some.into_iter().peekable();
-    for other in others {
-        while let Some(one) = some.next_if(|one| one.1.key < other.1.key) {
-            merged.push(one);
-        }
-        merged.push(other);
-    }
-    merged.extend(some);
-    merged
 }
