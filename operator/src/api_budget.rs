@@ -1,7 +1,7 @@
 //! Budget of the requests to the API server, one for all writers.
 //!
-//! What shows structure may come in bursts, such as the first map of a cluster. What keeps counts up to date has a low rate,
-//! from which the rest is taken. While the API server is slow or refuses requests, there are fewer of both.
+//! Requests for structure may come in bursts, such as the first map of a cluster. Requests for counts have a low rate, from
+//! which all others are taken. While the API server is slow or refuses requests, there are fewer of both.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Requests per second over a long time, except for bursts of structure.
-pub const REQUESTS_PER_SECOND: u32 = 20;
+const REQUESTS_PER_SECOND: u32 = 20;
 /// Requests at once after a quiet time.
 const BURST: u32 = 60;
 /// Requests for structure per second. An API server on two shared processors answered 164 of them within milliseconds
@@ -39,7 +39,7 @@ pub enum Reason {
     Counts,
 }
 
-/// How the API server took a request.
+/// Response of the API server to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Within so much time.

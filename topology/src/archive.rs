@@ -90,7 +90,7 @@ struct PublishedHistory {
     with_published: ChangedEdges<Phase, Option<Counts>>,
 }
 
-/// What of a published edge is added to the edge of the present.
+/// Conditions that select the part of a published edge to add to the present one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Phase {
     /// All agents have reported since.

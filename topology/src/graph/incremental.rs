@@ -372,7 +372,7 @@ fn node_states(ledger: &Ledger, now: SystemTime) -> impl Iterator<Item = (&str, 
     ledger.records().map(move |node| (node.name(), node.state(now)))
 }
 
-/// What gives flows their places in groups.
+/// State that gives flows their places in groups.
 struct Followers<'p, 'a> {
     partition: &'p mut Partition,
     ends: &'p mut Endpoints<'a>,

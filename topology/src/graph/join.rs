@@ -204,8 +204,8 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Makes the graph of all flows, which were joined in one or several parts. `made` are the
-    /// edges of before. When the parts settle is for the caller to add.
+    /// Makes the graph of all flows, which were joined in one or several parts. `made` are the edges of before. The caller
+    /// adds the time at which the parts settle.
     pub(super) fn finish<'j>(
         &mut self,
         parts: impl Iterator<Item = &'j Joined>,

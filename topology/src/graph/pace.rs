@@ -1,4 +1,4 @@
-//! How often counts are joined: a group of which nothing but counts has changed can wait, and then waits for its turn.
+//! Pace at which counts are joined: a group of which nothing but counts has changed can wait, and then waits for its turn.
 
 use std::time::{Duration, SystemTime};
 

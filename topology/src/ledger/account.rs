@@ -43,7 +43,7 @@ pub(super) struct Account {
     displaced: Option<Box<Displaced>>,
 }
 
-/// What this epoch's counters are like, apart from how much they have counted. Reading them takes longer.
+/// Properties of this epoch's counters, apart from how much they have counted. Reading the counters takes longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Shape {
     run: u64,
