@@ -170,18 +170,18 @@ fn attached_age(capture: &wire::CaptureState, sent_unix_ms: u64) -> Duration {
 
 fn decode_identity(index: usize, identity: wire::Identity) -> Result<(u64, CgroupOwner), Invalid> {
     let field = |name: &str| format!("identities[{index}].{name}");
-    at_most(&field("cgroup_path"), &identity.cgroup_path, MAX_PATH_BYTES)?;
+    at_most(field("cgroup_path"), &identity.cgroup_path, MAX_PATH_BYTES)?;
     let owner = match identity.owner {
         Some(identity::Owner::PodContainer(pod)) => {
             if pod.pod_uid.is_empty() {
                 return Err(invalid(field("pod_container.pod_uid"), "is empty"));
             }
-            at_most(&field("pod_container.pod_uid"), &pod.pod_uid, MAX_NAME_BYTES)?;
-            at_most(&field("pod_container.container_id"), &pod.container_id, MAX_NAME_BYTES)?;
+            at_most(field("pod_container.pod_uid"), &pod.pod_uid, MAX_NAME_BYTES)?;
+            at_most(field("pod_container.container_id"), &pod.container_id, MAX_NAME_BYTES)?;
             CgroupOwner::PodContainer { pod_uid: pod.pod_uid, container_id: pod.container_id }
         }
         Some(identity::Owner::HostProcess(process)) => {
-            at_most(&field("host_process.name"), &process.name, MAX_HOST_PROCESS_NAME_BYTES)?;
+            at_most(field("host_process.name"), &process.name, MAX_HOST_PROCESS_NAME_BYTES)?;
             CgroupOwner::HostProcess { name: process.name }
         }
         None => return Err(invalid(field("owner"), "is missing, or of a kind that this operator does not know")),

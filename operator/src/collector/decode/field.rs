@@ -1,6 +1,6 @@
 //! Validates fields of messages, and describes invalid values.
 
-use std::net::IpAddr;
+use std::{fmt::Display, net::IpAddr};
 
 use topology::plural::counted;
 
@@ -15,8 +15,8 @@ pub(in crate::collector) struct Invalid {
     problem: String,
 }
 
-pub(super) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Invalid {
-    Invalid { field: field.into(), problem: problem.into() }
+pub(super) fn invalid(field: impl Display, problem: impl Into<String>) -> Invalid {
+    Invalid { field: field.to_string(), problem: problem.into() }
 }
 
 pub(super) fn decode_ip(bytes: &[u8]) -> Result<IpAddr, String> {
@@ -28,14 +28,14 @@ pub(super) fn decode_ip(bytes: &[u8]) -> Result<IpAddr, String> {
     Ok(IpAddr::from(v6).to_canonical())
 }
 
-pub(super) fn at_most(field: &str, text: &str, limit: usize) -> Result<(), Invalid> {
+pub(super) fn at_most(field: impl Display, text: &str, limit: usize) -> Result<(), Invalid> {
     if text.len() > limit {
         return Err(invalid(field, format!("has {}; at most {limit}", counted(text.len(), "byte"))));
     }
     Ok(())
 }
 
-pub(super) fn countable(field: &str, count: u64) -> Result<(), Invalid> {
+pub(super) fn countable(field: impl Display, count: u64) -> Result<(), Invalid> {
     if count > MAX_COUNT {
         return Err(invalid(field, format!("{count} is beyond {MAX_COUNT}")));
     }

@@ -1,6 +1,9 @@
 //! Makes a checked flow of the one in a message.
 
-use std::time::Duration;
+use std::{
+    fmt::{self, Display},
+    time::Duration,
+};
 
 use report::{MAX_NAT_PEERS, MAX_REMOTE_NAME_BYTES, MAX_REMOTE_NAMES, v1alpha1 as wire};
 use topology::{
@@ -29,7 +32,8 @@ pub(in crate::collector) struct Flow {
 }
 
 pub(super) fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invalid> {
-    let field = |name: &str| format!("flows[{index}].{name}");
+    // Written only for an error: formatting for each flow would take longer than the rest.
+    let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "flows[{index}].{name}"));
     let role = match wire::Role::try_from(flow.role) {
         Ok(wire::Role::Client) => Role::Client,
         Ok(wire::Role::Server) => Role::Server,
@@ -61,18 +65,18 @@ pub(super) fn decode_flow(index: usize, flow: wire::Flow) -> Result<Flow, Invali
     })
 }
 
-fn decode_nat_peers(field: &str, role: Role, ends: &[wire::NatPeer]) -> Result<Vec<(NatPeer, u64)>, Invalid> {
+fn decode_nat_peers(field: &dyn Display, role: Role, ends: &[wire::NatPeer]) -> Result<Vec<(NatPeer, u64)>, Invalid> {
     if ends.len() > MAX_NAT_PEERS {
         return Err(invalid(field, format!("are {}; at most {MAX_NAT_PEERS}", ends.len())));
     }
     let decode = |(index, end): (usize, &wire::NatPeer)| {
-        let field = |name: &str| format!("{field}[{index}].{name}");
+        let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{field}[{index}].{name}"));
         let ip = decode_ip(&end.ip).map_err(|problem| invalid(field("ip"), problem))?;
         let port = u16::try_from(end.port).ok().filter(|port| (*port == 0) == (role == Role::Server));
         let port = port.ok_or_else(|| {
             invalid(field("port"), format!("{} is not between 1 and 65535, or not 0 for a client", end.port))
         })?;
-        countable(&field("opened"), end.opened)?;
+        countable(field("opened"), end.opened)?;
         Ok((NatPeer { ip, port }, end.opened))
     };
     ends.iter().enumerate().map(decode).collect()
@@ -80,12 +84,12 @@ fn decode_nat_peers(field: &str, role: Role, ends: &[wire::NatPeer]) -> Result<V
 
 /// They are shown to people, who must not be misled by letters that cannot be seen: printable ASCII only, as DNS names
 /// are written.
-fn decode_remote_names(field: &str, names: Vec<String>) -> Result<Vec<String>, Invalid> {
+fn decode_remote_names(field: &dyn Display, names: Vec<String>) -> Result<Vec<String>, Invalid> {
     if names.len() > MAX_REMOTE_NAMES {
         return Err(invalid(field, format!("are {}; at most {MAX_REMOTE_NAMES}", names.len())));
     }
     for (index, name) in names.iter().enumerate() {
-        let field = format!("{field}[{index}]");
+        let field = fmt::from_fn(|f| write!(f, "{field}[{index}]"));
         at_most(&field, name, MAX_REMOTE_NAME_BYTES)?;
         if name.is_empty() || !name.bytes().all(|letter| letter.is_ascii_graphic()) {
             return Err(invalid(field, format!("{name:?} is no DNS name")));
@@ -94,7 +98,7 @@ fn decode_remote_names(field: &str, names: Vec<String>) -> Result<Vec<String>, I
     Ok(names)
 }
 
-fn decode_ages(flow: &wire::Flow, field: impl Fn(&str) -> String) -> Result<Ages, Invalid> {
+fn decode_ages<F: Display>(flow: &wire::Flow, field: impl Fn(&'static str) -> F) -> Result<Ages, Invalid> {
     let [first, news, changed] =
         [flow.first_seen_age_ms, flow.news_age_ms, flow.changed_age_ms].map(Duration::from_millis);
     if first > MAX_AGE {
@@ -116,11 +120,11 @@ fn decode_ages(flow: &wire::Flow, field: impl Fn(&str) -> String) -> Result<Ages
 }
 
 /// That more connections are closed than open is no error: a loss, or a reading between the two counts, makes it so.
-fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounters, Invalid> {
+fn decode_counters(field: &dyn Display, counters: &wire::Counters) -> Result<FlowCounters, Invalid> {
     macro_rules! decode {
         ({ $($growing:ident)* } { $($open:ident)* } { $($part:ident: $whole:ident,)* }) => {{
-            $(countable(&format!("{field}.{}", stringify!($growing)), counters.$growing)?;)*
-            $(countable(&format!("{field}.{}", stringify!($open)), counters.$open)?;)*
+            $(countable(format_args!("{field}.{}", stringify!($growing)), counters.$growing)?;)*
+            $(countable(format_args!("{field}.{}", stringify!($open)), counters.$open)?;)*
             $(part_of(field, stringify!($part), counters.$part, counters.$whole.into())?;)*
             FlowCounters {
                 $($growing: counters.$growing,)*
@@ -132,28 +136,28 @@ fn decode_counters(field: &str, counters: &wire::Counters) -> Result<FlowCounter
             }
         }};
     }
-    countable(&format!("{field}.retransmits"), counters.retransmits.unwrap_or_default())?;
+    countable(format_args!("{field}.retransmits"), counters.retransmits.unwrap_or_default())?;
     Ok(with_flow_counts!(decode))
 }
 
 /// Checks that a count is at most the one that it is a part of; an unknown one is 0.
-fn part_of(field: &str, name: &str, part: u64, whole: Option<u64>) -> Result<(), Invalid> {
+fn part_of(field: &dyn Display, name: &str, part: u64, whole: Option<u64>) -> Result<(), Invalid> {
     let whole = whole.unwrap_or_default();
     if part > whole {
         let problem = format!("{part} is more than the {whole} that it is a part of");
-        return Err(invalid(format!("{field}.{name}"), problem));
+        return Err(invalid(format_args!("{field}.{name}"), problem));
     }
     Ok(())
 }
 
-fn methods(field: &str, bits: u32) -> Result<Methods, Invalid> {
+fn methods(field: &dyn Display, bits: u32) -> Result<Methods, Invalid> {
     Methods::from_bits(bits)
-        .ok_or_else(|| invalid(format!("{field}.methods"), format!("{bits} has bits that mean nothing here")))
+        .ok_or_else(|| invalid(format_args!("{field}.methods"), format!("{bits} has bits that mean nothing here")))
 }
 
-fn rtt(field: &str, counts: &[u32]) -> Result<RttHistogram, Invalid> {
+fn rtt(field: &dyn Display, counts: &[u32]) -> Result<RttHistogram, Invalid> {
     RttHistogram::from_counts(counts).ok_or_else(|| {
         let problem = format!("has {} buckets; at most {}", counts.len(), RttBucket::COUNT);
-        invalid(format!("{field}.rtt"), problem)
+        invalid(format_args!("{field}.rtt"), problem)
     })
 }
