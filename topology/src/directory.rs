@@ -371,12 +371,14 @@ impl Directory {
         self.pod_by_container.get(container_id).and_then(|uid| self.pod(uid))
     }
 
-    /// Stores a node's clock estimate, which its pods' times are converted with.
+    /// Stores estimates of nodes' clocks, which their pods' times are converted with.
     ///
-    /// Invariant: [`Self::has_clock`] is true of it then.
-    pub fn set_clock(&mut self, node: &str, clock: NodeClock) {
-        self.changes.note(Change::Everything);
-        self.clocks.insert(node.to_owned(), clock);
+    /// Invariant: [`Self::has_clock`] is true of them then.
+    pub fn set_clocks(&mut self, clocks: &BTreeMap<&str, NodeClock>) {
+        for ip in self.ownership.addresses_on(|node| clocks.contains_key(node)) {
+            self.changes.note(Change::Address(ip));
+        }
+        self.clocks.extend(clocks.iter().map(|(node, clock)| ((*node).to_owned(), *clock)));
     }
 
     /// Returns whether the stored estimate of a node's clock is about the same.

@@ -196,6 +196,12 @@ impl Ownership {
         self.addresses.get(pod).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// Returns the addresses of all pods that are or were on these nodes.
+    pub(crate) fn addresses_on(&self, is_node: impl Fn(&str) -> bool) -> impl Iterator<Item = IpAddr> {
+        let claims = self.claims.iter();
+        claims.filter(move |(_, claims)| claims.iter().any(|claim| is_node(&claim.node))).map(|(ip, _)| *ip)
+    }
+
     /// Returns the UIDs of all pods that are known to have held an address.
     pub(crate) fn holders(&self, ip: IpAddr) -> impl Iterator<Item = &str> {
         self.claims.get(&ip).into_iter().flatten().map(|claim| claim.pod.as_str())

@@ -11,6 +11,7 @@ use std::{
 use proptest::prelude::*;
 use scopeprobe_topology::{
     archive::{Archive, Published},
+    clock::NodeClock,
     directory::{Directory, RecordedPod},
     edge::Edge,
     entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
@@ -110,6 +111,8 @@ enum Event {
     },
     RemoveService(usize),
     Node(usize, bool),
+    /// A node's clock turns out to be ahead by so many milliseconds.
+    Clock(usize, i64),
     Pass(u64),
     /// Flows that are over and removed objects are forgotten.
     CleanUp,
@@ -186,6 +189,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => one(service.boxed()),
         1 => one((0..SERVICES).prop_map(Event::RemoveService).boxed()),
         1 => one((0..NODES, any::<bool>()).prop_map(|(node, is_there)| Event::Node(node, is_there)).boxed()),
+        1 => one((0..NODES, prop::sample::select([-90_000, -3_000, 0, 3_000, 90_000].as_slice())).prop_map(|(node, ahead)| Event::Clock(node, ahead)).boxed()),
         5 => one(pause.prop_map(Event::Pass).boxed()),
         1 => one(Just(Event::CleanUp).boxed()),
         1 => one(Just(Event::RestartOperator).boxed()),
@@ -271,6 +275,12 @@ impl World {
             Event::Node(node, false) => {
                 self.directory.remove_node(&name(*node));
                 self.ledger.remove_node(&name(*node), now);
+            }
+            Event::Clock(node, ahead) => {
+                let ahead_by = Duration::from_millis(ahead.unsigned_abs());
+                let mut clock = NodeClock::default();
+                clock.observe(if *ahead < 0 { now - ahead_by } else { now + ahead_by }, now);
+                self.directory.set_clocks(&BTreeMap::from([(name(*node).as_str(), clock)]));
             }
             Event::Pass(milliseconds) => self.now += Duration::from_millis(*milliseconds),
             Event::CleanUp => {

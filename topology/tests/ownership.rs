@@ -2,6 +2,7 @@
 //! in whole seconds, by other clocks, late, twice, or not at all.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, SystemTime},
 };
@@ -166,7 +167,7 @@ fn told(stays: &[Stay], ahead_ms: u64) -> (Vec<Truth>, Directory) {
     for transit_ms in [40, 5, 90] {
         clock.observe(at(BEGIN_MS + ahead_ms), at(BEGIN_MS + transit_ms));
     }
-    directory.set_clock("node-1", clock);
+    directory.set_clocks(&BTreeMap::from([("node-1", clock)]));
     for (ms, event) in events {
         match event {
             Event::Upsert(pod) => {

@@ -184,10 +184,8 @@ impl Index {
         std::mem::take(&mut self.gone_nodes)
     }
 
-    pub(super) fn set_clocks(&mut self, clocks: &[(&str, &NodeClock)]) {
-        for (node, clock) in clocks {
-            self.directory.set_clock(node, **clock);
-        }
+    pub(super) fn set_clocks(&mut self, clocks: &BTreeMap<&str, NodeClock>) {
+        self.directory.set_clocks(clocks);
     }
 
     pub(super) fn forget_removed(&mut self, now: SystemTime, retention: Duration) {

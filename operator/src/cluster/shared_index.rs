@@ -1,6 +1,7 @@
 //! The index as the tasks of the operator share it: the watches write, the publisher reads.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
@@ -55,7 +56,8 @@ impl ClusterIndex {
     /// Copies the offsets of the nodes' clocks from the ledger.
     pub fn set_clocks(&self, ledger: &Ledger) {
         let known = self.read();
-        let news: Vec<_> = ledger.clocks().filter(|(node, clock)| !known.directory().has_clock(node, clock)).collect();
+        let clocks = ledger.clocks().map(|(node, clock)| (node, *clock));
+        let news: BTreeMap<_, _> = clocks.filter(|(node, clock)| !known.directory().has_clock(node, clock)).collect();
         drop(known);
         if !news.is_empty() {
             self.change(|index| index.set_clocks(&news));
