@@ -299,10 +299,11 @@ impl Directory {
         true
     }
 
-    /// Drops pods, Services and backends that were removed at least `retention` ago.
+    /// Drops pods, Services and backends that were removed at least `retention` ago. Returns whether there were any.
     ///
     /// Invariant: present ones stay.
-    pub fn forget_removed(&mut self, now: SystemTime, retention: Duration) {
+    pub fn forget_removed(&mut self, now: SystemTime, retention: Duration) -> bool {
+        let before = self.revision().clone();
         let expired = |removed: SystemTime| now.duration_since(removed).unwrap_or_default() >= retention;
         while let Some((removed, uid)) = self.removed_pods.first().cloned() {
             if !expired(removed) {
@@ -312,6 +313,7 @@ impl Directory {
         }
         let changes = self.services.forget_removed(expired);
         self.note_all(changes);
+        *self.revision() != before
     }
 
     fn note_all(&mut self, changes: Vec<Change>) {

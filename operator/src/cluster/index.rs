@@ -189,13 +189,13 @@ impl Index {
     }
 
     pub(super) fn forget_removed(&mut self, now: SystemTime, retention: Duration) {
-        self.directory.forget_removed(now, retention);
-        self.owners.forget_removed(|removed| now.duration_since(removed).unwrap_or_default() >= retention);
-        let (owners, referenced) = (&self.owners, &self.referenced);
+        let is_expired = |removed: SystemTime| now.duration_since(removed).unwrap_or_default() >= retention;
+        let has_forgotten = self.directory.forget_removed(now, retention) | self.owners.forget_removed(is_expired);
+        let (owners, referenced, profiles) = (&self.owners, &self.referenced, self.last_profiles.len());
         self.last_profiles
             .retain(|workload, _| owners.existing(workload).is_some() || referenced.identity(workload).is_some());
         self.shared_profiles.drop_unused();
-        self.revision += 1;
+        self.revision += u64::from(has_forgotten || self.last_profiles.len() != profiles);
     }
 
     /// Adds pods from checkpoints as removed ones. Only the first call has an effect.

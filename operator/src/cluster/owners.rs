@@ -173,8 +173,10 @@ impl Owners {
         }
     }
 
-    pub(super) fn forget_removed(&mut self, expired: impl Fn(SystemTime) -> bool) {
+    pub(super) fn forget_removed(&mut self, expired: impl Fn(SystemTime) -> bool) -> bool {
+        let before = self.known.len();
         self.known.retain(|_, known| !known.removed.is_some_and(&expired));
+        self.known.len() != before
     }
 
     /// API version and UID of an owner that exists.

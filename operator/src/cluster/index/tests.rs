@@ -39,6 +39,21 @@ fn index(changes: impl IntoIterator<Item = Change>) -> Index {
 }
 
 #[test]
+fn revision_stays_while_nothing_is_forgotten() {
+    let metadata = json!({"namespace": "shop", "name": "web-1", "uid": "u"});
+    let object = serde_json::from_value(json!({"metadata": metadata})).expect("it is a pod");
+    let gone = pods::facts(object).expect("it has all that it needs");
+    let mut index = index([pod(&metadata), Change::Pod(Box::new(Step::Remove(gone)))]);
+    let mut revision_after = |retention| {
+        index.forget_removed(SystemTime::UNIX_EPOCH + Duration::from_mins(1), retention);
+        index.revision()
+    };
+    let kept = [Duration::from_hours(1); 2].map(&mut revision_after);
+    assert_eq!(kept[0], kept[1]);
+    assert!(revision_after(Duration::from_secs(1)) > kept[1]);
+}
+
+#[test]
 fn a_static_pod_is_found_by_the_hash_that_its_node_knows() {
     let hash = "0123456789abcdef0123456789abcdef";
     let metadata = json!({
