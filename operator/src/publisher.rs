@@ -41,7 +41,6 @@ use futures::{
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
-use serde_json::json;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, sleep_until},
@@ -319,24 +318,27 @@ impl Publisher {
         let known = self.published.get(key).cloned();
         let is_malformed = self.published.is_malformed(key);
         let owned_key = key.clone();
-        let (write, requests): (BoxFuture<'static, Result<Written, WriteError>>, u32) =
-            if let Some(desired) = self.desired_state.desired.get(key) {
-                let mut desired = Desired::clone(desired);
-                let status = known.as_ref().and_then(|known| known.status.as_ref());
-                structure::keep(&mut desired.status, status, Timestamp::now());
-                let existence = match known.as_ref().filter(|known| published::is_owned(known, &desired)) {
-                    _ if is_malformed => Existence::Malformed,
-                    Some(known) => Existence::Owned(known.uid()),
-                    None => Existence::None,
-                };
-                let labels = labels::change(known.as_ref(), &desired.app).map(|labels| json!(labels));
-                let requests = existence.requests() + u32::from(labels.is_some());
-                let key = key.clone();
-                (async move { writer::write(&client, &key, &desired, existence, labels).await }.boxed(), requests)
-            } else {
-                let (known, key) = (known?, key.clone());
-                (async move { writer::empty(&client, &key, &known, is_malformed).await }.boxed(), 1)
+        let (write, requests): (BoxFuture<'static, Result<Written, WriteError>>, u32) = if let Some(desired) =
+            self.desired_state.desired.get(key)
+        {
+            let mut desired = Desired::clone(desired);
+            let status = known.as_ref().and_then(|known| known.status.as_ref());
+            structure::keep(&mut desired.status, status, Timestamp::now());
+            let existence = match known.as_ref().filter(|known| published::is_owned(known, &desired)) {
+                _ if is_malformed => Existence::Malformed,
+                Some(known) => Existence::Owned { uid: known.uid(), has_labels: !labels::differ(known, &desired.app) },
+                None => Existence::None,
             };
+            let (key, requests) = (key.clone(), existence.requests());
+            let write = async move {
+                let labels = labels::wanted(known.as_ref(), &desired.app);
+                writer::write(&client, &key, &desired, existence, &labels).await
+            };
+            (write.boxed(), requests)
+        } else {
+            let (known, key) = (known?, key.clone());
+            (async move { writer::empty(&client, &key, &known, is_malformed).await }.boxed(), 1)
+        };
         let (budget, began) = (self.budget.clone(), Instant::now());
         budget.take(reason, requests, began);
         let noted = async move {

@@ -8,22 +8,24 @@ use kube::ResourceExt;
 
 use crate::cluster::AppLabels;
 
-/// Field manager of the labels. It differs from the manager of the rest, which forces its fields.
+/// Field manager of the labels and the owner. It differs from the manager of the status, which forces its fields.
 pub(super) const FIELD_MANAGER: &str = "scopeprobe-labels";
 
-/// All labels that are to be ours, if that differs from those that are. What others have set is left to them.
-pub(super) fn change<'a>(known: Option<&Topology>, app: &'a AppLabels) -> Option<BTreeMap<&'static str, &'a str>> {
-    let Some(known) = known else {
-        let labels = app.labels();
-        return (!labels.is_empty()).then_some(labels);
-    };
-    let ours = ours(known);
-    let there = known.labels();
+/// Returns the labels that are to be ours. What others have set is left to them.
+pub(super) fn wanted<'a>(known: Option<&Topology>, app: &'a AppLabels) -> BTreeMap<&'static str, &'a str> {
     let mut wanted = app.labels();
-    wanted.retain(|key, _| ours.contains(*key) || !there.contains_key(*key));
-    let as_wanted = |key: &&str| there.get(*key).map(String::as_str) == wanted.get(*key).copied();
-    let same = ours.len() == wanted.len() && ours.iter().all(|key| wanted.contains_key(*key) && as_wanted(key));
-    (!same).then_some(wanted)
+    if let Some(known) = known {
+        let (ours, there) = (ours(known), known.labels());
+        wanted.retain(|key, _| ours.contains(*key) || !there.contains_key(*key));
+    }
+    wanted
+}
+
+/// Returns whether the object does not have our labels as they are to be.
+pub(super) fn differ(known: &Topology, app: &AppLabels) -> bool {
+    let (ours, there, wanted) = (ours(known), known.labels(), wanted(Some(known), app));
+    let is_as_wanted = |key: &&str| there.get(*key).map(String::as_str) == wanted.get(*key).copied();
+    ours.len() != wanted.len() || !ours.iter().all(|key| wanted.contains_key(*key) && is_as_wanted(key))
 }
 
 /// Returns the labels that the operator set and no other manager took over.
@@ -63,18 +65,18 @@ mod tests {
         let app = AppLabels { name: Some("shop".to_owned()), version: Some("2".to_owned()), ..AppLabels::default() };
         let nothing = AppLabels::default();
         let both = BTreeMap::from([(NAME, "shop"), (VERSION, "2")]);
-        assert_eq!(change(None, &app), Some(both.clone()));
-        assert_eq!(change(None, &nothing), None);
-        assert_eq!(change(Some(&topology(&[], &[])), &app), Some(both.clone()));
+        let change = |known: &Topology, app| differ(known, app).then(|| wanted(Some(known), app));
+        assert_eq!([wanted(None, &app), wanted(None, &nothing)], [both.clone(), BTreeMap::new()]);
+        assert_eq!(change(&topology(&[], &[]), &app), Some(both.clone()));
         let as_wanted = topology(&[(NAME, "shop"), (VERSION, "2"), ("team", "a")], &[NAME, VERSION]);
-        assert_eq!(change(Some(&as_wanted), &app), None);
-        assert_eq!(change(Some(&as_wanted), &nothing), Some(BTreeMap::new()));
+        assert_eq!(change(&as_wanted, &app), None);
+        assert_eq!(change(&as_wanted, &nothing), Some(BTreeMap::new()));
         let older = topology(&[(NAME, "shop"), (VERSION, "1")], &[NAME, VERSION]);
-        assert_eq!(change(Some(&older), &app), Some(both));
+        assert_eq!(change(&older, &app), Some(both));
         let taken_over = topology(&[(NAME, "theirs"), (VERSION, "2")], &[VERSION]);
-        assert_eq!(change(Some(&taken_over), &app), None);
+        assert_eq!(change(&taken_over, &app), None);
         let theirs = topology(&[(NAME, "theirs")], &[]);
-        assert_eq!(change(Some(&theirs), &app), Some(BTreeMap::from([(VERSION, "2")])));
-        assert_eq!(change(Some(&theirs), &nothing), None);
+        assert_eq!(change(&theirs, &app), Some(BTreeMap::from([(VERSION, "2")])));
+        assert_eq!(change(&theirs, &nothing), None);
     }
 }

@@ -166,7 +166,7 @@ pub(super) fn difference(known: Option<&Topology>, desired: Option<&Desired>) ->
     };
     let Some(known) = known.filter(|known| is_owned(known, desired)) else { return Some(Urgency::Structure) };
     let Some(status) = &known.status else { return Some(Urgency::Structure) };
-    if labels::change(Some(known), &desired.app).is_some() {
+    if labels::differ(known, &desired.app) {
         return Some(Urgency::Structure);
     }
     let mut wanted = desired.status.clone();

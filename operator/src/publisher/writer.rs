@@ -1,6 +1,6 @@
 //! Reads and writes Topology objects.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crds::{Topology, TopologyStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
@@ -9,7 +9,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
     core::{PartialObjectMeta, Status},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use topology::entity::Workload;
 
 use super::{
@@ -21,7 +21,7 @@ use crate::{
     guarded::Guarded,
 };
 
-/// Field manager for server-side apply.
+/// Field manager of the status.
 const FIELD_MANAGER: &str = "scopeprobe-topology";
 /// Time limit of a write, which is then aborted and retried.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,53 +97,53 @@ fn explained(error: &kube::Error) -> String {
 pub(super) enum Existence {
     /// Not at all, or with another owner than it should have.
     None,
-    /// With this UID, and the right owner.
-    Owned(Option<String>),
+    /// With the right owner.
+    Owned {
+        uid: Option<String>,
+        /// Our labels are as they are to be.
+        has_labels: bool,
+    },
     /// In a form that does not decode.
     Malformed,
 }
 
 impl Existence {
-    /// Returns the number of requests of a write, without one for labels.
+    /// Returns the number of requests of a write.
     pub(super) fn requests(&self) -> u32 {
         match self {
-            Self::Owned(_) => 1,
-            Self::None => 2,
+            Self::Owned { has_labels: true, .. } => 1,
+            Self::Owned { has_labels: false, .. } | Self::None => 2,
             Self::Malformed => 3,
         }
     }
 }
 
-/// Writes the object, and its labels, if they are to change. Makes it first, or its owner reference, where it lacks that.
+/// Writes the object. Before that, makes it, or its owner reference and labels, where it lacks these.
 pub(super) async fn write(
     client: &Client,
     key: &Key,
     desired: &Desired,
     existence: Existence,
-    labels: Option<serde_json::Value>,
+    labels: &BTreeMap<&str, &str>,
 ) -> Result<Written, WriteError> {
     let api: Api<Topology> = Api::namespaced(client.clone(), &key.namespace);
-    let apply = PatchParams::apply(FIELD_MANAGER).force();
     within(async {
-        if existence == Existence::Malformed {
-            reset(client, key).await?;
-        }
-        let uid = match existence {
-            Existence::Owned(uid) => uid,
-            Existence::None | Existence::Malformed => {
-                match found(api.patch(&key.name, &apply, &Patch::Apply(metadata(key, desired))).await)? {
-                    Written::Is(made) => made.uid(),
-                    Written::Gone => return Ok(Written::Gone),
-                }
+        let uid = match &existence {
+            Existence::Owned { uid, .. } => uid.clone(),
+            Existence::None => None,
+            Existence::Malformed => {
+                reset(client, key).await?;
+                None
             }
         };
-        if let Some(labels) = labels
-            && let Written::Gone = label(&api, key, uid, labels).await?
+        let lacks_metadata = !matches!(existence, Existence::Owned { has_labels: true, .. });
+        if lacks_metadata
+            && let Written::Gone = apply_metadata(&api, key, uid, json!([owner(desired)]), json!(labels)).await?
         {
             return Ok(Written::Gone);
         }
         let body = json!({ "apiVersion": api_version(), "kind": "Topology", "status": desired.status });
-        found(api.patch_status(&key.name, &apply, &Patch::Apply(body)).await)
+        found(api.patch_status(&key.name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await)
     })
     .await
 }
@@ -173,17 +173,20 @@ async fn delete(client: &Client, key: &Key, known: &ObjectMeta) -> Result<Writte
     }
 }
 
-/// Replaces our labels. A label that another manager set meanwhile is a conflict, and is left alone at the next
-/// attempt. The UID prevents the creation of a deleted object.
-async fn label(
+/// Replaces our owner references and labels. A label that another manager set meanwhile is a conflict, and is left alone at
+/// the next attempt. A UID prevents the creation of a deleted object.
+async fn apply_metadata(
     api: &Api<Topology>,
     key: &Key,
     uid: Option<String>,
-    labels: serde_json::Value,
+    owners: Value,
+    labels: Value,
 ) -> Result<Written, WriteError> {
-    let metadata = json!({ "name": key.name, "namespace": key.namespace, "uid": uid, "labels": labels });
+    let Key { namespace, name } = key;
+    let metadata =
+        json!({ "name": name, "namespace": namespace, "uid": uid, "ownerReferences": owners, "labels": labels });
     let body = json!({ "apiVersion": api_version(), "kind": "Topology", "metadata": metadata });
-    found(api.patch(&key.name, &PatchParams::apply(labels::FIELD_MANAGER), &Patch::Apply(body)).await)
+    found(api.patch(name, &PatchParams::apply(labels::FIELD_MANAGER), &Patch::Apply(body)).await)
 }
 
 /// No edges are left: deletes the object, or empties its status if anybody else has written to it.
@@ -205,7 +208,7 @@ pub(super) async fn empty(
             return delete(client, key, &known.metadata).await;
         }
         if !labels::ours(known).is_empty() {
-            label(&api, key, known.uid(), json!({})).await?;
+            apply_metadata(&api, key, known.uid(), json!(known.owner_references()), json!({})).await?;
         }
         let body = json!({ "apiVersion": api_version(), "kind": "Topology" });
         let apply = PatchParams::apply(FIELD_MANAGER).force();
@@ -269,20 +272,12 @@ fn managers(metadata: &ObjectMeta) -> impl Iterator<Item = &ManagedFieldsEntry> 
     metadata.managed_fields.iter().flatten()
 }
 
-fn metadata(key: &Key, desired: &Desired) -> serde_json::Value {
+fn owner(desired: &Desired) -> Value {
     json!({
-        "apiVersion": api_version(),
-        "kind": "Topology",
-        "metadata": {
-            "name": key.name,
-            "namespace": key.namespace,
-            "ownerReferences": [{
-                "apiVersion": desired.owner.api_version,
-                "kind": desired.workload.kind,
-                "name": desired.workload.name,
-                "uid": desired.owner.uid,
-            }],
-        },
+        "apiVersion": desired.owner.api_version,
+        "kind": desired.workload.kind,
+        "name": desired.workload.name,
+        "uid": desired.owner.uid,
     })
 }
 
