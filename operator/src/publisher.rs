@@ -15,6 +15,7 @@ mod labels;
 mod name;
 mod noise;
 mod object;
+mod packed;
 mod peer;
 mod pod_records;
 mod pod_table;
@@ -188,7 +189,9 @@ impl Publisher {
                         Recheck::One(key) => self.compare(&key),
                         // A state without the published edges would be less than that.
                         Recheck::All => {
-                            inputs.index.note_api_versions(self.published.all().flat_map(restore::references));
+                            for topology in self.published.all() {
+                                inputs.index.note_api_versions(restore::references(&topology));
+                            }
                             self.restore().await;
                             self.compares_all = true;
                             graphs.plan_at_once(Instant::now());
@@ -263,7 +266,7 @@ impl Publisher {
         let (was_warm, before) = (self.is_warm(), std::mem::replace(&mut self.desired_state, state));
         let published = &self.published;
         self.desired_state
-            .settle_names(|key, desired| published.get(key).is_some_and(|known| published::is_owned(known, desired)));
+            .settle_names(|key, desired| published.get(key).is_some_and(|known| published::is_owned(&known, desired)));
         self.desired_state.overview.totals.max_counter_age_seconds = self.max_counter_age_seconds();
         overview.send_if_modified(|known| {
             let changed = *known != self.desired_state.overview;
@@ -315,15 +318,15 @@ impl Publisher {
 
     fn write(&mut self, key: &Key, reason: Reason) -> Option<BoxFuture<'static, (Key, Result<Written, WriteError>)>> {
         let client = self.client.clone();
-        let known = self.published.get(key).cloned();
+        let known = self.published.get(key);
         let is_malformed = self.published.is_malformed(key);
         let owned_key = key.clone();
         let (write, requests): (BoxFuture<'static, Result<Written, WriteError>>, u32) = if let Some(desired) =
             self.desired_state.desired.get(key)
         {
-            let mut desired = Desired::clone(desired);
-            let status = known.as_ref().and_then(|known| known.status.as_ref());
-            structure::keep(&mut desired.status, status, Timestamp::now());
+            let (desired, mut status) = (Arc::clone(desired), desired.status.unpack()?);
+            let known_status = known.as_ref().and_then(|known| known.status.as_ref());
+            structure::keep(&mut status, known_status, Timestamp::now());
             let existence = match known.as_ref().filter(|known| published::is_owned(known, &desired)) {
                 _ if is_malformed => Existence::Malformed,
                 Some(known) => Existence::Owned { uid: known.uid(), has_labels: !labels::differ(known, &desired.app) },
@@ -332,7 +335,7 @@ impl Publisher {
             let (key, requests) = (key.clone(), existence.requests());
             let write = async move {
                 let labels = labels::wanted(known.as_ref(), &desired.app);
-                writer::write(&client, &key, &desired, existence, &labels).await
+                writer::write(&client, &key, &desired, &status, existence, &labels).await
             };
             (write.boxed(), requests)
         } else {
@@ -403,24 +406,24 @@ impl Publisher {
         if !self.published.is_listed() || self.published.is_being_written(key) {
             return;
         }
-        let known = self.published.get(key);
-        if known.is_some() && self.published.is_from_before(key) && !self.is_warm() {
+        if self.published.is_from_before(key) && !self.is_warm() {
             return;
         }
+        let known = self.published.get(key);
         let (desired, now) = (self.desired_state.desired.get(key), Instant::now());
         let difference = if self.published.is_malformed(key) {
             Some(Urgency::Structure)
         } else {
-            published::difference(known, desired.map(Arc::as_ref))
+            published::difference(known.as_ref(), desired.map(Arc::as_ref))
         };
         match (difference, desired) {
             (Some(Urgency::Noise), Some(desired)) => {
-                let totals = &desired.status.totals;
+                let totals = &desired.totals;
                 let resting = self.resting.entry(key.clone()).or_insert_with(|| (totals.clone(), now));
                 if resting.0 != *totals {
                     *resting = (totals.clone(), now);
                 }
-                let rest = noise::rest(&desired.status, self.settings.counter_interval, self.scan_interval);
+                let rest = noise::rest(totals, self.settings.counter_interval, self.scan_interval);
                 self.schedule.plan_at_rest(key, resting.1, rest);
                 return;
             }

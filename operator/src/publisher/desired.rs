@@ -177,8 +177,7 @@ fn desired_state(
     let mut overview = adjacency::overview(graph, &workloads);
     let mut names = ObjectNames::with_capacity(workloads.len());
     for desired in rendered.follow(graph, &workloads, around) {
-        let omitted = &desired.status.omitted;
-        overview.totals.omitted_edges += omitted.egress + omitted.ingress;
+        overview.totals.omitted_edges += desired.omitted.egress + desired.omitted.ingress;
         names.add(desired);
     }
     DesiredState {

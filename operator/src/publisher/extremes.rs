@@ -254,7 +254,7 @@ impl Operator {
 
     fn published(&mut self) -> Vec<Published> {
         let graph = self.graph();
-        restore::read(&objects(&graph)).edges
+        restore::read(objects(&graph)).edges
     }
 }
 

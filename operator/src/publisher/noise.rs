@@ -75,8 +75,8 @@ fn counters_at(checkpoint: &Checkpoint, id: EdgeId) -> [u64; 6] {
 
 /// For how long nothing has to change until what is left to be written is. Bytes of open connections are at rest when two
 /// scans of the agents have shown the same.
-pub(super) fn rest(wanted: &TopologyStatus, counter_interval: Duration, scan_interval: Duration) -> Duration {
-    if wanted.totals.active > 0 { counter_interval.max(scan_interval * 3 / 2) } else { counter_interval }
+pub(super) fn rest(wanted: &Totals, counter_interval: Duration, scan_interval: Duration) -> Duration {
+    if wanted.active > 0 { counter_interval.max(scan_interval * 3 / 2) } else { counter_interval }
 }
 
 fn is_close((known, wanted): (u64, u64)) -> bool {
@@ -235,8 +235,8 @@ mod tests {
     fn open_connections_are_at_rest_when_two_looks_have_shown_the_same() {
         let (second, hour) = (Duration::from_secs(1), Duration::from_hours(1));
         let scan = Duration::from_secs(30);
-        assert_eq!(rest(&status(5, 0, 9), second, scan), second);
-        assert_eq!(rest(&status(5, 1, 9), second, scan), Duration::from_secs(45));
-        assert_eq!(rest(&status(5, 1, 9), hour, scan), hour);
+        assert_eq!(rest(&status(5, 0, 9).totals, second, scan), second);
+        assert_eq!(rest(&status(5, 1, 9).totals, second, scan), Duration::from_secs(45));
+        assert_eq!(rest(&status(5, 1, 9).totals, hour, scan), hour);
     }
 }

@@ -8,6 +8,7 @@ use kube::{ResourceExt, runtime::watcher::Event};
 
 use super::{
     labels, noise,
+    packed::Packed,
     schedule::Urgency,
     structure,
     writer::{Desired, Key},
@@ -22,10 +23,38 @@ pub(super) enum Recheck {
     All,
 }
 
+/// An object, and its version.
+#[derive(Debug)]
+struct KnownObject {
+    version: Version,
+    /// `None` if nothing is known but that it exists.
+    object: Option<Packed<Topology>>,
+}
+
+/// Version of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Version {
+    uid: Option<String>,
+    /// `metadata.resourceVersion`, if it is a number.
+    number: Option<u64>,
+}
+
+impl Version {
+    fn of(topology: &Topology) -> Self {
+        let number = topology.resource_version().and_then(|version| version.parse().ok());
+        Self { uid: topology.uid(), number }
+    }
+
+    /// Returns whether it is of another object, or later.
+    fn is_newer_than(&self, known: &Self) -> bool {
+        self.uid != known.uid || self.number.is_none() || self.number > known.number
+    }
+}
+
 /// The objects, as last seen or written.
 #[derive(Debug, Default)]
 pub(super) struct PublishedObjects {
-    objects: HashMap<Key, Topology>,
+    objects: HashMap<Key, KnownObject>,
     /// Those of them that do not decode as a whole: of these, what does is known.
     malformed: HashSet<Key>,
     listing: Option<HashSet<Key>>,
@@ -65,8 +94,7 @@ impl PublishedObjects {
             }
             Event::Apply(topology) => {
                 let key = key(&topology);
-                self.upsert_newer(topology);
-                Recheck::One(key)
+                if self.upsert_newer(topology) { Recheck::One(key) } else { Recheck::Nothing }
             }
             Event::Delete(topology) => {
                 let key = key(&topology);
@@ -81,12 +109,12 @@ impl PublishedObjects {
         self.listed
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<&Topology> {
-        self.objects.get(key)
+    pub(super) fn get(&self, key: &Key) -> Option<Topology> {
+        self.objects.get(key)?.object.as_ref()?.unpack()
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Topology> {
-        self.objects.values()
+    pub(super) fn all(&self) -> impl Iterator<Item = Topology> {
+        self.objects.values().filter_map(|known| known.object.as_ref()?.unpack())
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
@@ -114,19 +142,19 @@ impl PublishedObjects {
         self.from_before.remove(key);
     }
 
-    /// The watch may lag behind what a write has returned.
-    fn upsert_newer(&mut self, topology: Guarded<Topology>) {
+    /// The watch may lag behind what a write has returned. Returns whether it is news.
+    fn upsert_newer(&mut self, topology: Guarded<Topology>) -> bool {
         let is_malformed = topology.0.is_err();
-        let Some(topology) = topology.0.map_or_else(Malformed::into_rest, Some) else { return };
-        let version = |topology: &Topology| topology.resource_version().and_then(|version| version.parse::<u64>().ok());
-        let known = self.objects.get(&key(&topology));
-        if known.is_none_or(|known| known.uid() != topology.uid() || version(known) <= version(&topology)) {
-            let key = key(&topology);
+        let Some(topology) = topology.0.map_or_else(Malformed::into_rest, Some) else { return true };
+        let key = key(&topology);
+        let is_newer = self.objects.get(&key).is_none_or(|known| Version::of(&topology).is_newer_than(&known.version));
+        if is_newer {
             self.upsert(topology);
             if is_malformed {
                 self.malformed.insert(key);
             }
         }
+        is_newer
     }
 
     pub(super) fn upsert(&mut self, mut topology: Topology) {
@@ -137,7 +165,8 @@ impl PublishedObjects {
         }
         let key = key(&topology);
         self.malformed.remove(&key);
-        self.objects.insert(key, topology);
+        let object = Packed::new(&topology).inspect_err(|error| tracing::error!(%error, "cannot keep a Topology")).ok();
+        self.objects.insert(key, KnownObject { version: Version::of(&topology), object });
     }
 
     pub(super) fn remove(&mut self, key: &Key) {
@@ -169,7 +198,7 @@ pub(super) fn difference(known: Option<&Topology>, desired: Option<&Desired>) ->
     if labels::differ(known, &desired.app) {
         return Some(Urgency::Structure);
     }
-    let mut wanted = desired.status.clone();
+    let Some(mut wanted) = desired.status.unpack() else { return Some(Urgency::Structure) };
     structure::keep(&mut wanted, Some(status), Timestamp::UNIX_EPOCH);
     structure::ignore_last_seen(&mut wanted, status);
     let checkpoint = std::mem::replace(&mut wanted.checkpoint, status.checkpoint.clone());

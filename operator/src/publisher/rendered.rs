@@ -6,12 +6,14 @@ use std::{
     time::SystemTime,
 };
 
+use crds::TopologyStatus;
 use kube::core::{Selector, SelectorExt as _};
 use topology::{counts::Earlier, edge::Edge, entity::Workload, graph::Graph, ledger::Ledger};
 
 use super::{
     adjacency::Edges,
     object::{self, Limits, ObjectInputs},
+    packed::Packed,
     pod_records::PodRecords,
     writer::Desired,
 };
@@ -88,10 +90,12 @@ impl RenderedObjects {
             let records = PodRecords::new(index, without_object);
             let world = ObjectInputs { index, earlier: &graph.earlier, records: &records, limits, now: around.now };
             let rendered = stale.into_iter().map(|(workload, edges, silent, before)| {
-                let desired = around.owner(workload).map(|owner| {
+                let desired = around.owner(workload).and_then(|owner| {
                     let new = render(workload, owner, edges, &silent, &world);
+                    let new =
+                        new.inspect_err(|error| tracing::error!(?workload, %error, "cannot make a Topology")).ok()?;
                     // Something else may come to the same.
-                    before.filter(|before| **before == new).unwrap_or_else(|| Arc::new(new))
+                    Some(before.filter(|before| **before == new).unwrap_or_else(|| Arc::new(new)))
                 });
                 (workload.clone(), Rendered::new(edges, graph, silent, desired))
             });
@@ -154,9 +158,11 @@ fn render(
     edges: &Edges<'_>,
     silent: &BTreeSet<String>,
     world: &ObjectInputs<'_>,
-) -> Desired {
+) -> serde_json::Result<Desired> {
     let silent = silent.iter().map(String::as_str).collect();
     let facts = world.index.facts_of(workload);
     let status = object::status(workload, &facts, edges, &silent, world);
-    Desired { workload: workload.clone(), owner, app: facts.app, status }
+    let packed = Packed::new(&status)?;
+    let TopologyStatus { totals, omitted, .. } = status;
+    Ok(Desired { workload: workload.clone(), owner, app: facts.app, totals, omitted, status: packed })
 }

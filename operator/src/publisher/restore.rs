@@ -1,6 +1,6 @@
 //! Reads back what an earlier operator has published, as edges. Pure.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{borrow::Borrow, collections::HashMap, time::SystemTime};
 
 use crds::{CaptureMethod, DirectionSource, IdentitySource, SeenEnds, Topology, TopologyEdge, TopologyStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -59,10 +59,11 @@ pub(super) enum RestoreError {
 }
 
 /// Reads objects.
-pub(super) fn read<'a>(topologies: impl IntoIterator<Item = &'a Topology>) -> Restored {
+pub(super) fn read(topologies: impl IntoIterator<Item = impl Borrow<Topology>>) -> Restored {
     let mut restored = Restored::default();
     let mut recorded = Vec::new();
     for topology in topologies {
+        let topology = topology.borrow();
         let Some(status) = &topology.status else { continue };
         let mut fail = |error: RestoreError| {
             restored.errors.push((topology.namespace().unwrap_or_default(), topology.name_any(), error));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crds::{Topology, TopologyStatus};
+use crds::{OmittedEdges, Topology, TopologyStatus, Totals};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use kube::{
     Api, Client, ResourceExt,
@@ -15,6 +15,7 @@ use topology::entity::Workload;
 use super::{
     labels,
     name::{name, name_with_group},
+    packed::Packed,
 };
 use crate::{
     cluster::{AppLabels, OwnerIdentity},
@@ -50,7 +51,11 @@ pub(super) struct Desired {
     pub workload: Workload,
     pub owner: OwnerIdentity,
     pub app: AppLabels,
-    pub status: TopologyStatus,
+    /// Sums over the edges of the status.
+    pub totals: Totals,
+    /// Numbers of edges that the status does not list.
+    pub omitted: OmittedEdges,
+    pub status: Packed<TopologyStatus>,
 }
 
 /// Result of a write.
@@ -123,6 +128,7 @@ pub(super) async fn write(
     client: &Client,
     key: &Key,
     desired: &Desired,
+    status: &TopologyStatus,
     existence: Existence,
     labels: &BTreeMap<&str, &str>,
 ) -> Result<Written, WriteError> {
@@ -142,7 +148,7 @@ pub(super) async fn write(
         {
             return Ok(Written::Gone);
         }
-        let body = json!({ "apiVersion": api_version(), "kind": "Topology", "status": desired.status });
+        let body = json!({ "apiVersion": api_version(), "kind": "Topology", "status": status });
         found(api.patch_status(&key.name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await)
     })
     .await
