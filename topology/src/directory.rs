@@ -42,8 +42,9 @@ const MAX_REMOVED_PODS: usize = 50_000;
 pub struct Directory {
     pods: HashMap<String, PodRecord>,
     pod_by_container: HashMap<String, String>,
-    /// Static pods: the UID of their object, by the UID that the kubelet uses for them.
-    pod_by_node_uid: HashMap<String, String>,
+    /// Static pods: the UIDs of their objects by node, by the UID that the kubelets use for them. A manifest with a UID of its
+    /// own may be on several nodes.
+    pod_by_node_uid: HashMap<String, BTreeMap<String, String>>,
     ownership: Ownership,
     clocks: HashMap<String, NodeClock>,
     /// Removed pods by the time of their removal, for the bound.
@@ -140,7 +141,7 @@ impl Directory {
             self.pod_by_container.insert(id.clone(), pod.uid.clone());
         }
         if let Some(node_uid) = &node_uid {
-            self.pod_by_node_uid.insert(node_uid.clone(), pod.uid.clone());
+            self.place_static_pod(node_uid, &pod);
         }
         self.pods.insert(pod.uid.clone(), PodRecord { pod, node_uid, removed: None });
         true
@@ -152,13 +153,30 @@ impl Directory {
         if record.node_uid.as_deref() == Some(node_uid) {
             return false;
         }
-        if let Some(former) = record.node_uid.replace(node_uid.to_owned()) {
-            self.pod_by_node_uid.remove(&former);
+        let (former, pod) = (record.node_uid.replace(node_uid.to_owned()), record.pod.clone());
+        if let Some(former) = former {
+            self.displace_static_pod(&former, &pod);
         }
-        self.pod_by_node_uid.insert(node_uid.to_owned(), uid.to_owned());
+        self.place_static_pod(node_uid, &pod);
         self.changes.note(Change::Pod(uid.to_owned()));
         self.changes.note(Change::Pod(node_uid.to_owned()));
         true
+    }
+
+    fn place_static_pod(&mut self, node_uid: &str, pod: &Pod) {
+        let by_node = self.pod_by_node_uid.entry(node_uid.to_owned()).or_default();
+        by_node.insert(pod.node.clone(), pod.uid.clone());
+    }
+
+    /// Removes a static pod's UID on its node, unless another pod has it there.
+    fn displace_static_pod(&mut self, node_uid: &str, pod: &Pod) {
+        let Some(by_node) = self.pod_by_node_uid.get_mut(node_uid) else { return };
+        if by_node.get(&pod.node).is_some_and(|uid| *uid == pod.uid) {
+            by_node.remove(&pod.node);
+        }
+        if by_node.is_empty() {
+            self.pod_by_node_uid.remove(node_uid);
+        }
     }
 
     /// Records the lifetime that a pod's object last reported, and whether the pod ended. Ignores unknown pods.
@@ -233,10 +251,8 @@ impl Directory {
         if let Some(removed) = record.removed {
             self.removed_pods.remove(&(removed, uid.to_owned()));
         }
-        if let Some(node_uid) = &record.node_uid
-            && self.pod_by_node_uid.get(node_uid).is_some_and(|owner| owner == uid)
-        {
-            self.pod_by_node_uid.remove(node_uid);
+        if let Some(node_uid) = &record.node_uid {
+            self.displace_static_pod(node_uid, &record.pod);
         }
         for id in record.pod.containers.keys() {
             if self.pod_by_container.get(id).is_some_and(|owner| owner == uid) {
@@ -363,8 +379,28 @@ impl Directory {
     /// Returns the pod with this UID, or the static pod for which the kubelet uses it, even if it was removed.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
-        let record = self.pods.get(uid).or_else(|| self.pods.get(self.pod_by_node_uid.get(uid)?));
-        record.map(|record| &record.pod)
+        let on_any_node = || self.pod_by_node_uid.get(uid)?.values().next();
+        self.pods.get(uid).or_else(|| self.pods.get(on_any_node()?)).map(|record| &record.pod)
+    }
+
+    /// Returns the pod of a container on a node, by the UID and the container's ID that the node has for it.
+    ///
+    /// The ID of a container is unique. The UID of a static pod is its manifest's, so that pods of several nodes can have it,
+    /// and their objects have others.
+    #[must_use]
+    pub fn pod_on(&self, node: &str, uid: &str, container_id: &str) -> Option<&Pod> {
+        let by_uid = || self.pods.get(uid).map(|record| &record.pod);
+        by_uid()
+            .filter(|pod| pod.node == node)
+            .or_else(|| self.pod_of_container(container_id))
+            .or_else(|| self.static_pod_on(node, uid))
+            .or_else(by_uid)
+            .or_else(|| self.pod(uid))
+    }
+
+    fn static_pod_on(&self, node: &str, node_uid: &str) -> Option<&Pod> {
+        let uid = self.pod_by_node_uid.get(node_uid)?.get(node)?;
+        self.pods.get(uid).map(|record| &record.pod)
     }
 
     /// Returns the pod that has or had this container, even if it was removed.

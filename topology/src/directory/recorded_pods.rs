@@ -116,9 +116,10 @@ impl Directory {
             self.ownership.restore(&pod, observed, now);
         }
         // A present static pod, or a present container, is not renamed.
-        let node_uid = node_uid.filter(|node_uid| self.pod(node_uid).is_none());
+        let node_uid =
+            node_uid.filter(|uid| !self.pods.contains_key(uid) && self.static_pod_on(&pod.node, uid).is_none());
         if let Some(node_uid) = &node_uid {
-            self.pod_by_node_uid.insert(node_uid.clone(), pod.uid.clone());
+            self.place_static_pod(node_uid, &pod);
         }
         for id in pod.containers.keys().filter(|id| !id.is_empty()) {
             self.pod_by_container.entry(id.clone()).or_insert_with(|| pod.uid.clone());

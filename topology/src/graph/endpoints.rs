@@ -98,9 +98,7 @@ impl<'a> Endpoints<'a> {
             Some(CgroupOwner::PodContainer { pod_uid, container_id }) => {
                 // An agent that knows a socket's pod by the network namespace alone names no container.
                 let identity = if container_id.is_empty() { Identity::Netns } else { Identity::Cgroup };
-                // A static pod's cgroup carries another UID than its object; its containers' ids are the same.
-                let pod = directory.pod(pod_uid).or_else(|| directory.pod_of_container(container_id));
-                match pod {
+                match directory.pod_on(node, pod_uid, container_id) {
                     Some(pod) => {
                         let container = pod.container_name(container_id);
                         self.pod_end(pod, container, identity)
