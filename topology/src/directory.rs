@@ -360,6 +360,11 @@ impl Directory {
         self.services.all_at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port)
     }
 
+    /// Returns the Service that has or had an address, at whatever ports.
+    pub(crate) fn service_with_address(&self, ip: IpAddr) -> Option<&ServiceRef> {
+        self.services.with_address(ip)
+    }
+
     /// Returns the first moment after `now` at which the answer of [`Self::owner_between`] for the present, or for a time
     /// that ends with it, may change without a further event.
     ///

@@ -228,6 +228,12 @@ impl Ledger {
         self.nodes.iter().flat_map(|(node, account)| account.addresses.iter().map(|ip| (node.as_str(), *ip)))
     }
 
+    /// Returns whether an address is among those that the node's agent reported as the node's own.
+    #[must_use]
+    pub fn has_address(&self, node: &str, ip: IpAddr) -> bool {
+        self.nodes.get(node).is_some_and(|account| account.addresses.contains(&ip))
+    }
+
     /// Merges a flow's counters and the times of their events. Returns what is new. Repeated and reordered reports change
     /// nothing.
     ///

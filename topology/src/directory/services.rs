@@ -22,6 +22,8 @@ pub(super) struct Services {
     records: BTreeMap<ServiceRef, ServiceRecord>,
     by_address: HashMap<(IpAddr, PortKey), BTreeSet<ServiceRef>>,
     by_node_port: HashMap<PortKey, BTreeSet<ServiceRef>>,
+    /// By address alone: of calls at ports that the Service does not have.
+    by_ip: HashMap<IpAddr, BTreeSet<ServiceRef>>,
 }
 
 /// A Service's port: one number may be there for each protocol.
@@ -65,6 +67,9 @@ impl Services {
                 former_backends.remove(&(key_of(port), backend.clone()));
             }
         }
+        for address in &service.addresses {
+            self.by_ip.entry(*address).or_default().insert(name.clone());
+        }
         for port in &service.ports {
             for address in &service.addresses {
                 self.by_address.entry((*address, key_of(port))).or_default().insert(name.clone());
@@ -90,6 +95,9 @@ impl Services {
 
     fn take(&mut self, name: &ServiceRef) -> Option<ServiceRecord> {
         let record = self.records.remove(name)?;
+        for address in &record.service.addresses {
+            remove_from(&mut self.by_ip, address, name);
+        }
         for port in &record.service.ports {
             for address in &record.service.addresses {
                 remove_from(&mut self.by_address, &(*address, key_of(port)), name);
@@ -202,6 +210,13 @@ impl Services {
         let by_node_port = self.by_node_port.get(&port).filter(|_| is_nodes()).into_iter().flatten();
         let by_node_port = by_node_port.filter_map(|name| self.records.get(name)?.called_at_node_port(port));
         by_address.chain(by_node_port).collect()
+    }
+
+    /// Returns the Service of which an address is or was, at any port.
+    pub(super) fn with_address(&self, ip: IpAddr) -> Option<&ServiceRef> {
+        let records = self.by_ip.get(&ip)?.iter().filter_map(|name| self.records.get(name));
+        let latest = records.max_by_key(|record| (record.removed.is_none(), record.removed, record.since));
+        latest.map(|record| &record.service.name)
     }
 
     fn best(&self, names: Option<&BTreeSet<ServiceRef>>, at: SystemTime) -> Option<&ServiceRecord> {

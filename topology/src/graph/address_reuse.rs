@@ -11,7 +11,7 @@ use super::{
     key::Key,
     matching::Found,
     names::EndpointId,
-    observed::{ClientFlow, ServerFlow, Span, counted},
+    observed::{ClientFlow, Scope, ServerFlow, Span, counted},
     shares::share_out,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The two ends of a conversation see it at the same time, but for what clocks and ways differ.
-const INEXACT: Duration = Duration::from_millis(500);
+pub(super) const INEXACT: Duration = Duration::from_millis(500);
 
 /// Connections of a client's flow that are a server's.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ pub(super) struct Group<'a> {
 }
 
 /// Tells a flow's connections apart by who had the address at its other end, and those apart that were opened after
-/// `settled`; oldest first, at least one.
+/// `settled`; oldest first, at least one. At an address of no pod, `listener` returns who answered by then.
 pub(super) fn by_owner<'a>(
     directory: &'a Directory,
     ip: IpAddr,
@@ -51,10 +51,17 @@ pub(super) fn by_owner<'a>(
     span: Span,
     counters: &EdgeCounters,
     settled: SystemTime,
+    listener: impl Fn(SystemTime) -> Option<EndpointId>,
 ) -> Vec<Group<'a>> {
     let window = window(parts, span);
     let owner = directory.owner_between(ip, window.from, window.until);
-    if parts.len() < 2 || !directory.is_pods_address(ip) || (owner.pod().is_some() && window.until <= settled) {
+    let is_pods = directory.is_pods_address(ip);
+    let is_one = if is_pods {
+        owner.pod().is_some() && window.until <= settled
+    } else {
+        parts.first().is_none_or(|first| listener(first.until) == listener(window.until))
+    };
+    if parts.len() < 2 || is_one {
         return vec![Group { owner, counted: counted(counters), span: window }];
     }
     let mut groups: Vec<Group<'a>> = Vec::new();
@@ -62,7 +69,12 @@ pub(super) fn by_owner<'a>(
         let owner = if owner.pod().is_some() { owner } else { directory.owner_between(ip, part.since, part.until) };
         let span = Span { from: part.since, until: part.until };
         let is_one = |group: &Group<'a>| {
-            group.owner.is_the_same(&owner) && (group.span.until <= settled) == (span.until <= settled)
+            group.owner.is_the_same(&owner)
+                && if is_pods {
+                    (group.span.until <= settled) == (span.until <= settled)
+                } else {
+                    listener(group.span.until) == listener(span.until)
+                }
         };
         match groups.iter_mut().find(|group| is_one(group)) {
             Some(group) => {
@@ -86,7 +98,7 @@ impl<'a> Join<'a> {
     /// end.
     pub(super) fn is_address_reused(&self, client_flow: &ClientFlow<'a>, server_flows: &[usize]) -> bool {
         let ip = client_flow.tuple.server;
-        if client_flow.tuple.scope.is_some() || !self.directory.is_pods_address(ip) {
+        if client_flow.tuple.scope != Scope::Cluster || !self.directory.is_pods_address(ip) {
             return false;
         }
         let pod_of = |index: &usize| self.ends.end(self.server_flows[*index].end).pod_uid();
@@ -235,14 +247,16 @@ impl<'a> Join<'a> {
     /// A client's flow by who had the server's address.
     pub(super) fn groups_of(&self, client_flow: &ClientFlow<'a>) -> Vec<Group<'a>> {
         let (ip, settled) = (client_flow.tuple.server, self.options.settled());
-        by_owner(self.directory, ip, client_flow.parts, client_flow.span, &client_flow.counters, settled)
+        let called = client_flow.tuple.called();
+        let listener = |until| self.ends.listener(&called, until);
+        by_owner(self.directory, ip, client_flow.parts, client_flow.span, &client_flow.counters, settled, listener)
     }
 
     /// Groups the rest of a server's flow by the owner of the client's address.
     pub(super) fn groups_of_rest(&self, server_flow: &ServerFlow<'a>) -> Vec<Group<'a>> {
         let (ip, settled) = (server_flow.tuple.client, self.options.settled());
         let mut groups =
-            by_owner(self.directory, ip, &server_flow.parts(), server_flow.span, &server_flow.left, settled);
+            by_owner(self.directory, ip, &server_flow.parts(), server_flow.span, &server_flow.left, settled, |_| None);
         if groups.len() > 1 {
             for (client, counted) in &server_flow.taken {
                 take_from(&mut groups, client.and_then(|client| self.ends.end(client).pod_uid()), counted);
@@ -289,8 +303,7 @@ impl<'a> Join<'a> {
             self.unsettled = count::add(self.unsettled, share.opened);
             return;
         }
-        let called = (client_flow.tuple.server, client_flow.tuple.port, client_flow.tuple.protocol);
-        let end = self.ends.server_of(called, owner);
+        let end = self.ends.server_of(&client_flow.tuple.called(), owner, span.until);
         let end = match self.ends.peer(self.ends.peer_of(end)) {
             Peer::External { .. } => self.named_external(client_flow.names).unwrap_or(end),
             _ => end,

@@ -3,8 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
 use super::{
+    address_reuse::INEXACT,
     names::{End, EndpointId, Names, PeerId, PodEnd, ServiceId},
     nodes::{At, Nodes},
+    observed::{Scope, Span},
 };
 use crate::{
     directory::{Directory, Owner},
@@ -28,6 +30,7 @@ enum EndKey<'a> {
     ExternalName { name: &'a str },
     ExternalGroup { name: &'a str },
     OtherExternal,
+    Service { service: &'a ServiceRef },
 }
 
 /// All ends and peers met so far.
@@ -38,8 +41,24 @@ pub(super) struct Endpoints<'a> {
     api_servers: BTreeSet<(IpAddr, u16)>,
     names: Names,
     end_ids: HashMap<EndKey<'a>, EndpointId>,
-    /// With the time of the latest news of it.
-    listeners: HashMap<(IpAddr, u16, Protocol), (SystemTime, EndpointId)>,
+    listeners: HashMap<Called<'a>, Vec<Listener>>,
+}
+
+/// An address and port that a client called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Called<'a> {
+    pub(super) scope: Scope<'a>,
+    pub(super) ip: IpAddr,
+    pub(super) port: u16,
+    pub(super) protocol: Protocol,
+}
+
+/// End that was seen to answer at an address and port.
+#[derive(Clone, Copy, Debug)]
+struct Listener {
+    end: EndpointId,
+    /// Lower bound of the time of its first connection, and the time of its latest news.
+    seen: Span,
 }
 
 impl<'a> Endpoints<'a> {
@@ -111,45 +130,64 @@ impl<'a> Endpoints<'a> {
         id
     }
 
-    /// Notes which end was seen to listen at an address, with the latest news of it: of several, the last one counts.
-    pub(super) fn note_listener(&mut self, at: (IpAddr, u16, Protocol), end: EndpointId, changed: SystemTime) {
-        let latest = self.listeners.entry(at).or_insert((changed, end));
-        if changed >= latest.0 {
-            *latest = (changed, end);
+    /// Notes which end was seen to answer at an address, and when.
+    pub(super) fn note_listener(&mut self, at: Called<'a>, end: EndpointId, seen: Span) {
+        let listeners = self.listeners.entry(at).or_default();
+        match listeners.iter_mut().find(|listener| listener.end == end) {
+            Some(listener) => listener.seen = listener.seen.with(&seen),
+            None => listeners.push(Listener { end, seen }),
         }
     }
 
-    /// Returns the server at the original destination, by the owner of the address at that time.
-    pub(super) fn server_of(&mut self, called: (IpAddr, u16, Protocol), owner: &Owner<'a>) -> EndpointId {
-        let (ip, port, protocol) = called;
-        let listener = self.listeners.get(&called).map(|(_, end)| *end);
-        match (owner, listener) {
-            (Owner::Pod(pod), Some(end)) if self.end(end).pod_uid() == Some(pod.uid.as_str()) => end,
-            (Owner::Pod(pod), _) => self.pod_address(pod),
-            (Owner::NoPod, Some(end)) => end,
-            // At its own port also where its node has the address, too.
-            (Owner::NoPod, None) if protocol == Protocol::Tcp && self.api_servers.contains(&(ip, port)) => {
-                self.api_server()
-            }
-            (Owner::NoPod, None) => self.outside_address(ip),
+    /// Returns who answered at an address of no pod: of those that had answered before the call, or shortly after it, the one
+    /// with the latest news.
+    pub(super) fn listener(&self, called: &Called<'a>, until: SystemTime) -> Option<EndpointId> {
+        let had_begun = |listener: &&Listener| listener.seen.from <= until + INEXACT;
+        let begun = self.listeners.get(called)?.iter().filter(had_begun);
+        begun.max_by_key(|listener| listener.seen.until).map(|listener| listener.end)
+    }
+
+    /// Returns the end of a pod that was seen to answer at an address.
+    fn pods_listener(&self, called: &Called<'a>, pod: &Pod) -> Option<EndpointId> {
+        let is_pods = |listener: &&Listener| self.end(listener.end).pod_uid() == Some(pod.uid.as_str());
+        let listeners = self.listeners.get(called)?.iter().filter(is_pods);
+        listeners.max_by_key(|listener| listener.seen.until).map(|listener| listener.end)
+    }
+
+    /// Returns the server at the original destination of calls that were made up to `until`, by the owner of the address at
+    /// that time.
+    pub(super) fn server_of(&mut self, called: &Called<'a>, owner: &Owner<'a>, until: SystemTime) -> EndpointId {
+        let Called { scope, ip, port, protocol } = *called;
+        match owner {
+            Owner::Pod(pod) => self.pods_listener(called, pod).unwrap_or_else(|| self.pod_address(pod)),
             // Another listener may have existed at another time.
-            (Owner::Contested | Owner::Unknown, _) => self.a_pods_address(ip),
+            Owner::Contested | Owner::Unknown => self.a_pods_address(ip),
+            Owner::NoPod => match (self.listener(called, until), scope) {
+                (Some(end), _) => end,
+                // At its own port also where its node has the address, too.
+                (None, Scope::Cluster) if protocol == Protocol::Tcp && self.api_servers.contains(&(ip, port)) => {
+                    self.api_server()
+                }
+                (None, Scope::Cluster) => self.called_address(ip),
+                (None, Scope::Node(node) | Scope::Namespace(node, _)) => self.node_address(node),
+            },
         }
     }
 
     /// Returns the server at an address at one moment.
-    pub(super) fn server_at(&mut self, called: (IpAddr, u16, Protocol), at: SystemTime) -> EndpointId {
-        let owner = self.directory.owner_between(called.0, at, at);
-        self.server_of(called, &owner)
+    pub(super) fn server_at(&mut self, called: &Called<'a>, at: SystemTime) -> EndpointId {
+        let owner = self.directory.owner_between(called.ip, at, at);
+        self.server_of(called, &owner, at)
     }
 
     /// Returns the client at the address that a server observed, by the owner of the address at that time.
-    pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>) -> EndpointId {
-        match owner {
-            Owner::Pod(pod) => self.pod_address(pod),
-            Owner::NoPod if self.is_api_servers(ip) => self.api_server(),
-            Owner::NoPod => self.outside_address(ip),
-            Owner::Contested | Owner::Unknown => self.a_pods_address(ip),
+    pub(super) fn client_of(&mut self, ip: IpAddr, owner: &Owner<'a>, scope: Scope<'a>) -> EndpointId {
+        match (owner, scope) {
+            (Owner::Pod(pod), _) => self.pod_address(pod),
+            (Owner::NoPod, _) if self.is_api_servers(ip) => self.api_server(),
+            (Owner::NoPod, Scope::Node(node)) if self.nodes.is_shared(ip) => self.node_address(node),
+            (Owner::NoPod, _) => self.outside_address(ip),
+            (Owner::Contested | Owner::Unknown, _) => self.a_pods_address(ip),
         }
     }
 
@@ -181,6 +219,16 @@ impl<'a> Endpoints<'a> {
             Some(At::Node(node)) => self.node_address(node),
             Some(At::PodNetwork) => self.some_pod(ip),
             None => self.external(ip),
+        }
+    }
+
+    /// Returns who has an address that a client called. The address of a Service is that Service's at any port.
+    fn called_address(&mut self, ip: IpAddr) -> EndpointId {
+        match self.directory.service_with_address(ip).filter(|_| self.nodes.at(ip).is_none()) {
+            Some(service) => {
+                self.known_by(EndKey::Service { service }, Identity::Ip, || Peer::Service(service.clone()))
+            }
+            None => self.outside_address(ip),
         }
     }
 

@@ -10,14 +10,14 @@ use super::{
     Graph, Known, KnownConnections, Options,
     candidates::Candidates,
     edges::{edge_key, edges},
-    endpoints::Endpoints,
+    endpoints::{Called, Endpoints},
     external_peers::Choice,
     key::{Key, ServiceKey},
     made_edges::MadeEdges,
     matching::Found,
     names::{EndpointId, Names, PeerId},
     nodes::Nodes,
-    observed::{ClientFlow, Fresh, Measured, ServerFlow, Tuple, client_flow, server_flow},
+    observed::{ClientFlow, Fresh, Measured, Scope, ServerFlow, Span, Tuple, client_flow, server_flow},
     path::{Call, Path},
     placement::Placed,
     shares::share_out,
@@ -27,6 +27,7 @@ use crate::{
     count,
     directory::{CalledService, Directory},
     edge::EdgeCounters,
+    entity::{Backend, Pod},
     flow::{FlowTotals, Protocol, Role},
     hash::{HashMap, HashSet},
     ledger::{FlowView, Ledger},
@@ -111,14 +112,17 @@ impl<'a> Join<'a> {
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
         for flow in flows.filter(|flow| flow.totals != FlowTotals::default()) {
             let end = self.ends.by_cgroup(flow.node, flow.owner);
+            let scope = self.ends.nodes.scope(flow.node, flow.key);
             match flow.key.role {
-                Role::Client => client_flows.push(client_flow(&flow, end, &self.options)),
+                Role::Client => client_flows.push(client_flow(&flow, end, scope, &self.options)),
                 Role::Server => {
+                    let server_flow = server_flow(&flow, end, scope, &self.options);
                     if !flow.key.local.is_loopback() {
-                        let at = (flow.key.local, flow.key.port, flow.key.protocol);
-                        self.ends.note_listener(at, end, flow.changed);
+                        let scope = if scope.is_loopback() { Scope::Cluster } else { scope };
+                        let seen = Span { from: flow.first_seen, until: flow.changed };
+                        self.ends.note_listener(Called { scope, ..server_flow.tuple.called() }, end, seen);
                     }
-                    server_flows.push(server_flow(&flow, end, &self.options));
+                    server_flows.push(server_flow);
                 }
             }
         }
@@ -277,7 +281,7 @@ impl<'a> Join<'a> {
 
     /// The server was not seen: it is who has the address.
     pub(super) fn join_by_address(&mut self, client_flow: &ClientFlow<'a>) {
-        if client_flow.tuple.scope.is_none() {
+        if !client_flow.tuple.scope.is_loopback() {
             let mut left = client_flow.counters;
             self.divide_by_nat_peers(client_flow, None, &mut left);
             if left == EdgeCounters::default() {
@@ -306,12 +310,16 @@ impl<'a> Join<'a> {
 
     /// Returns the endpoint that answers at a loopback address of the network namespace of `end`.
     pub(super) fn own_loopback(&mut self, node: &'a str, end: EndpointId) -> EndpointId {
-        let directory = self.directory;
-        let pod = self.ends.end(end).pod_uid().and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network);
-        match pod {
+        match self.own_pod(end) {
             Some(pod) => self.ends.pod_netns(pod),
             None => self.ends.node_netns(node),
         }
+    }
+
+    /// Returns the pod of an end, if it has a network of its own.
+    fn own_pod(&self, end: EndpointId) -> Option<&'a Pod> {
+        let uid = self.ends.end(end).pod_uid()?;
+        self.directory.pod(uid).filter(|pod| !pod.host_network)
     }
 
     pub(super) fn add_from_client(&mut self, client_flow: &ClientFlow<'a>, key: Key, counters: &EdgeCounters) {
@@ -359,6 +367,10 @@ impl<'a> Join<'a> {
     /// Returns the possible targets of a client flow, if it called a Service with backends.
     pub(super) fn candidates_of(&mut self, client_flow: &ClientFlow<'a>) -> Option<Rc<Candidates<'a>>> {
         let Tuple { server, port, protocol, .. } = client_flow.tuple;
+        if server.is_loopback() && self.own_pod(client_flow.end).is_some() {
+            // Node ports are the node's: a pod's loopback leads to the pod alone.
+            return None;
+        }
         let called = self.directory.service_at(server, (port, protocol), client_flow.at)?;
         let service = ServiceKey { service: self.ends.service_id(called.service), port: called.port };
         let key = (server, port, protocol, service);
@@ -375,6 +387,7 @@ impl<'a> Join<'a> {
         let mut peers: HashSet<(PeerId, u16)> = HashSet::default();
         let (mut observed, mut heard) = (true, None);
         let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::default();
+        let at = |backend: &Backend| Called { scope: Scope::Cluster, ip: backend.ip, port: backend.port, protocol };
         for backend in &called.backends {
             backends.entry((backend.ip, backend.port)).or_default().push(backend.pod_uid.as_deref());
             let pod = backend.pod_uid.as_ref().and_then(|uid| directory.pod(uid));
@@ -384,7 +397,7 @@ impl<'a> Join<'a> {
                 let node = self.ends.nodes.of(backend.ip);
                 let change = directory.next_change_of_owner(backend.ip, self.options.now);
                 self.names_change_at = [self.names_change_at, change].into_iter().flatten().min();
-                (self.ends.server_at((backend.ip, backend.port, protocol), self.options.now), node)
+                (self.ends.server_at(&at(backend), self.options.now), node)
             };
             observed &= node.is_some_and(|node| self.ledger.observes(node, self.options.now));
             let spoken = node.and_then(|node| self.ledger.heard(node));
@@ -435,14 +448,21 @@ impl<'a> Join<'a> {
         let Some(of_client) = self.by_client.get(&client) else { return Vec::new() };
         let of_service = |index: &usize| {
             let tuple = &self.server_flows[*index].tuple;
-            tuple.scope.is_none() && tuple.protocol == client_flow.tuple.protocol && self.is_backend(*index, candidates)
+            tuple.scope == Scope::Cluster
+                && tuple.protocol == client_flow.tuple.protocol
+                && self.is_backend(*index, candidates)
         };
         if of_client.len() <= candidates.backends.len() {
             return of_client.clone().filter(of_service).collect();
         }
         let protocol = client_flow.tuple.protocol;
-        let tuple =
-            |(server, port): &(IpAddr, u16)| Tuple { scope: None, client, server: *server, port: *port, protocol };
+        let tuple = |(server, port): &(IpAddr, u16)| Tuple {
+            scope: Scope::Cluster,
+            client,
+            server: *server,
+            port: *port,
+            protocol,
+        };
         let mut found: Vec<usize> = candidates
             .backends
             .keys()

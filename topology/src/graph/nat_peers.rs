@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use super::{
     address_reuse::window,
     candidates::Candidates,
+    endpoints::Called,
     join::Join,
     key::{Key, ServiceKey},
     names::PeerId,
-    observed::{ClientFlow, Fresh, ServerFlow, Span},
+    observed::{ClientFlow, Fresh, Scope, ServerFlow, Span},
 };
-use crate::{count, directory::Owner, edge::EdgeCounters};
+use crate::{count, directory::Owner, edge::EdgeCounters, nat_peer::NatPeer};
 
 impl<'a> Join<'a> {
     /// Assigns connections to the backends that conntrack reported where no agent observes them, out of those that no
@@ -30,7 +31,7 @@ impl<'a> Join<'a> {
             let share = left.share(opened);
             *left = left.without(&share);
             let Some(share) = self.settled_share(&owner, &share, &mut fresh) else { continue };
-            let end = self.ends.server_of((far.ip, far.port, client_flow.tuple.protocol), &owner);
+            let end = self.ends.server_of(&nat_peers_address(&far, client_flow), &owner, window.until);
             let key = Key {
                 client: self.ends.peer_of(client_flow.end),
                 server: self.ends.peer_of(end),
@@ -59,7 +60,7 @@ impl<'a> Join<'a> {
         for (far, count) in client_flow.nat_peers.iter() {
             let opened = count.min(unexplained);
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
-            let end = self.ends.server_of((far.ip, far.port, client_flow.tuple.protocol), &owner);
+            let end = self.ends.server_of(&nat_peers_address(&far, client_flow), &owner, window.until);
             if self.ends.peer_of(end) == key.server {
                 unexplained -= opened;
                 let named = opened - self.wait_for_names(&owner, opened, &mut fresh);
@@ -81,7 +82,7 @@ impl<'a> Join<'a> {
             let Some(owner) = self.unseen_owner(far.ip, window).filter(|_| opened > 0) else { continue };
             let share = server_flow.take(opened, None).counters;
             let Some(share) = self.settled_share(&owner, &share, &mut fresh) else { continue };
-            let client = self.ends.client_of(far.ip, &owner);
+            let client = self.ends.client_of(far.ip, &owner, Scope::Cluster);
             let live = self.is_live(server_flow.live, server_flow.span, &share);
             let server: PeerId = self.ends.peer_of(server_flow.end);
             self.add_part_from_server(server_flow, client, &share, live);
@@ -118,4 +119,9 @@ impl<'a> Join<'a> {
         let is_known = matches!(owner, Owner::Pod(_) | Owner::NoPod);
         (is_known && !is_seen).then_some(owner)
     }
+}
+
+/// Returns the address and port that a client reached behind those that it called.
+fn nat_peers_address<'a>(peer: &NatPeer, client_flow: &ClientFlow<'a>) -> Called<'a> {
+    Called { scope: Scope::Cluster, ip: peer.ip, port: peer.port, protocol: client_flow.tuple.protocol }
 }

@@ -2,12 +2,19 @@
 
 use std::{collections::hash_map::Entry, net::IpAddr};
 
-use crate::{directory::Directory, hash::HashMap, ledger::Ledger};
+use super::observed::Scope;
+use crate::{
+    directory::Directory,
+    flow::{FlowKey, Role},
+    hash::HashMap,
+    ledger::Ledger,
+};
 
 /// Nodes by their addresses: those of the Node objects, and those that the agents have found on their nodes.
 #[derive(Clone, Debug)]
 pub(super) struct Nodes<'a> {
     directory: &'a Directory,
+    ledger: &'a Ledger,
     /// `None` where several nodes say that an address is theirs.
     by_agents: HashMap<IpAddr, Option<&'a str>>,
 }
@@ -25,7 +32,27 @@ impl<'a> Nodes<'a> {
                 }
             }
         }
-        Self { directory, by_agents }
+        Self { directory, ledger, by_agents }
+    }
+
+    /// Returns where the address that a flow's client called means one thing.
+    ///
+    /// Invariant: the same for both ends of a conversation that see the same addresses.
+    pub(super) fn scope(&self, node: &'a str, key: &FlowKey) -> Scope<'a> {
+        if key.local.is_loopback() || key.remote.is_loopback() {
+            return Scope::Namespace(node, key.netns);
+        }
+        let called = if key.role == Role::Client { key.remote } else { key.local };
+        // What calls an address of its own node stays there.
+        if self.is_shared(called) && self.ledger.has_address(node, called) {
+            return Scope::Node(node);
+        }
+        Scope::Cluster
+    }
+
+    /// Returns whether several nodes have an address of their own.
+    pub(super) fn is_shared(&self, ip: IpAddr) -> bool {
+        self.by_agents.get(&ip) == Some(&None)
     }
 
     /// The name of the node that an address is of, or whose pods' network it is in while no pod is known to have had it.

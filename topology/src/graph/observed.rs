@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Options, key::Key, names::EndpointId};
+use super::{Options, endpoints::Called, key::Key, names::EndpointId};
 use crate::{
     count,
     directory::Directory,
@@ -20,8 +20,23 @@ use crate::{
 /// Pods' addresses can become known a little later than their connections.
 const NAMING_GRACE: Duration = Duration::from_secs(5);
 
-/// Loopback addresses mean something only within one network namespace of one node.
-pub(super) type Scope<'a> = Option<(&'a str, u32)>;
+/// Part of the cluster in which an address means one thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Scope<'a> {
+    /// All of it.
+    Cluster,
+    /// A node: several nodes have the address on interfaces of their own.
+    Node(&'a str),
+    /// A network namespace of a node: loopback.
+    Namespace(&'a str, u32),
+}
+
+impl Scope<'_> {
+    /// Returns whether both ends are in one network namespace.
+    pub(super) fn is_loopback(self) -> bool {
+        matches!(self, Self::Namespace(..))
+    }
+}
 
 /// The addresses, the port and its protocol that both ends of a direct conversation see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +46,13 @@ pub(super) struct Tuple<'a> {
     pub(super) server: IpAddr,
     pub(super) port: u16,
     pub(super) protocol: Protocol,
+}
+
+impl<'a> Tuple<'a> {
+    /// Returns the address and port that the client called.
+    pub(super) fn called(&self) -> Called<'a> {
+        Called { scope: self.scope, ip: self.server, port: self.port, protocol: self.protocol }
+    }
 }
 
 /// Time range of an event. For a flow: from its first connection to its last change, or to the present.
@@ -289,13 +311,18 @@ impl Taken {
     }
 }
 
-pub(super) fn client_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Options) -> ClientFlow<'a> {
+pub(super) fn client_flow<'a>(
+    flow: &FlowView<'a>,
+    end: EndpointId,
+    scope: Scope<'a>,
+    options: &Options,
+) -> ClientFlow<'a> {
     let totals = flow.totals;
     ClientFlow {
         node: flow.node,
         end,
         tuple: Tuple {
-            scope: scope(flow),
+            scope,
             client: flow.key.local,
             server: flow.key.remote,
             port: flow.key.port,
@@ -324,7 +351,12 @@ pub(super) fn client_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Op
     }
 }
 
-pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Options) -> ServerFlow<'a> {
+pub(super) fn server_flow<'a>(
+    flow: &FlowView<'a>,
+    end: EndpointId,
+    scope: Scope<'a>,
+    options: &Options,
+) -> ServerFlow<'a> {
     let totals = flow.totals;
     let [known_sent, known_received] = flow.bytes_at(options.settled());
     let counters = EdgeCounters {
@@ -341,7 +373,7 @@ pub(super) fn server_flow<'a>(flow: &FlowView<'a>, end: EndpointId, options: &Op
         node: flow.node,
         end,
         tuple: Tuple {
-            scope: scope(flow),
+            scope,
             client: flow.key.remote,
             server: flow.key.local,
             port: flow.key.port,
@@ -408,10 +440,6 @@ pub(super) fn counted(counters: &EdgeCounters) -> Counted {
 fn as_the_client_would_count(part: &Part) -> Part {
     let Counted { bytes_sent, bytes_received, .. } = part.counted;
     Part { counted: Counted { bytes_sent: bytes_received, bytes_received: bytes_sent, ..part.counted }, ..*part }
-}
-
-pub(super) fn scope<'a>(flow: &FlowView<'a>) -> Scope<'a> {
-    (flow.key.local.is_loopback() || flow.key.remote.is_loopback()).then_some((flow.node, flow.key.netns))
 }
 
 pub(super) fn resolved_at(flow: &FlowView<'_>, options: &Options) -> SystemTime {

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use super::{endpoints::Endpoints, key::ServiceKey, names::PeerId};
+use super::{endpoints::Endpoints, key::ServiceKey, names::PeerId, observed::Scope};
 use crate::{
     directory::{Change, Directory},
     flow::{Protocol, Role},
@@ -42,8 +42,8 @@ enum Anchor {
 /// An address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Point {
-    /// Node and network namespace of a loopback address.
-    scope: Option<(PeerId, u32)>,
+    /// Node, and network namespace of a loopback address; `None` where an address means the same in the whole cluster.
+    scope: Option<(PeerId, Option<u32>)>,
     ip: IpAddr,
     port: u16,
     protocol: Protocol,
@@ -154,19 +154,23 @@ impl Partition {
     ) -> AnchorId {
         let key = flow.key();
         let end = ends.by_cgroup(flow.node(), flow.owner());
-        let is_scoped = key.local.is_loopback() || key.remote.is_loopback();
+        let scope = ends.nodes.scope(flow.node(), key);
         let ip = if key.role == Role::Client { key.remote } else { key.local };
-        let scope = is_scoped.then(|| (ends.node_peer(flow.node()), key.netns));
-        let point = Point { scope, ip, port: key.port, protocol: key.protocol };
+        let part = match scope {
+            Scope::Cluster => None,
+            Scope::Node(node) => Some((ends.node_peer(node), None)),
+            Scope::Namespace(node, netns) => Some((ends.node_peer(node), Some(netns))),
+        };
+        let point = Point { scope: part, ip, port: key.port, protocol: key.protocol };
         let id = self.point(point, ends, directory);
-        if is_scoped || key.role == Role::Server {
+        if scope.is_loopback() || key.role == Role::Server {
             self.connect_server(id, ends.peer_of(end), &point);
         }
-        if is_scoped {
-            // What answers at a loopback address may be named by the network namespace.
+        if scope != Scope::Cluster {
+            // What answers at a loopback address may be named by the network namespace, and by the node at its own.
             self.connect_server(id, ends.node_peer(flow.node()), &point);
         }
-        if is_scoped && key.role == Role::Server && !key.local.is_loopback() {
+        if scope.is_loopback() && key.role == Role::Server && !key.local.is_loopback() {
             // It listens for others, too.
             let listens = self.point(Point { scope: None, ..point }, ends, directory);
             self.connect(id, listens);

@@ -5,7 +5,7 @@ use std::{net::IpAddr, rc::Rc, time::Duration};
 use super::{
     candidates::Candidates,
     join::Join,
-    observed::{ClientFlow, ServerFlow},
+    observed::{ClientFlow, Scope, ServerFlow},
 };
 use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol, hash::HashMap};
 
@@ -35,7 +35,7 @@ impl RewrittenSources {
         for (index, server_flow) in server_flows.iter().enumerate() {
             let own = server_flow.tuple.client == server_flow.tuple.server;
             // Addresses of a folded row are external: none of them stands for a client of the cluster.
-            if server_flow.tuple.scope.is_none()
+            if server_flow.tuple.scope == Scope::Cluster
                 && !server_flow.tuple.client.is_unspecified()
                 && server_flow.left.opened > 0
                 && (own || !directory.is_pods_address(server_flow.tuple.client))

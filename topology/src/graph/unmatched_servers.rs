@@ -70,7 +70,7 @@ impl<'a> Join<'a> {
             return true;
         }
         let shared_address =
-            server_flow.tuple.scope.is_none() && !self.directory.is_pods_address(server_flow.tuple.client);
+            !server_flow.tuple.scope.is_loopback() && !self.directory.is_pods_address(server_flow.tuple.client);
         // An address that others use too (a node's) may stand for them; a small rest is more likely to come.
         let is_others = shared_address
             && by.is_none_or(|by| !by.sampled)
@@ -143,17 +143,17 @@ impl<'a> Join<'a> {
 
     /// Returns a server's client, by its address.
     fn client_of(&mut self, server_flow: &ServerFlow<'a>) -> EndpointId {
-        if server_flow.tuple.scope.is_some() {
+        if server_flow.tuple.scope.is_loopback() {
             self.own_loopback(server_flow.node, server_flow.end)
         } else {
             let owner =
                 self.directory.owner_between(server_flow.tuple.client, server_flow.span.from, server_flow.span.until);
-            self.ends.client_of(server_flow.tuple.client, &owner)
+            self.ends.client_of(server_flow.tuple.client, &owner, server_flow.tuple.scope)
         }
     }
 
     fn is_client_observed(&self, server_flow: &ServerFlow<'a>) -> bool {
-        if server_flow.tuple.scope.is_some() {
+        if server_flow.tuple.scope.is_loopback() {
             return true;
         }
         let pods =
@@ -163,7 +163,7 @@ impl<'a> Join<'a> {
     }
 
     fn add_from_server<'f>(&mut self, server_flow: &'f ServerFlow<'a>, surplus: &mut Vec<Surplus<'a, 'f>>) {
-        if server_flow.tuple.scope.is_some() {
+        if server_flow.tuple.scope.is_loopback() {
             if let Some(by) = server_flow.explanation().copied() {
                 return self.add_surplus(server_flow, &by, &server_flow.left, server_flow.live);
             }
@@ -183,7 +183,7 @@ impl<'a> Join<'a> {
                 self.unsettled = count::add(self.unsettled, share.opened);
                 continue;
             }
-            let client = self.ends.client_of(ip, &group.owner);
+            let client = self.ends.client_of(ip, &group.owner, server_flow.tuple.scope);
             let direct = self.direct_key(server_flow, client);
             surplus.push(Surplus { server_flow, by, client, direct, part: share, live });
         }
@@ -222,7 +222,7 @@ impl<'a> Join<'a> {
         sum.add_from_server(client_end, server_flow.end, part);
         sum.live |= live;
         sum.server_seen = true;
-        sum.client_certain |= server_flow.tuple.scope.is_some();
+        sum.client_certain |= server_flow.tuple.scope.is_loopback();
         sum.server_certain = true;
         sum.add_methods(server_flow.methods);
         sum.add_measured_by_server(&server_flow.measured);
