@@ -14,7 +14,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use self::{changes::Changes, pod_networks::PodNetworks, services::Services};
+use self::{
+    changes::Changes,
+    pod_networks::PodNetworks,
+    services::{Services, remove_from},
+};
 pub(crate) use self::{
     changes::{Change, Revision},
     own_networks::is_special,
@@ -26,7 +30,7 @@ pub use self::{
 };
 use crate::{
     clock::NodeClock,
-    entity::{Node, Pod, PodLifetime, Service, ServiceRef},
+    entity::{HostPort, Node, Pod, PodLifetime, Service, ServiceRef},
     external::ExternalGroups,
     flow::Protocol,
     hash::HashMap,
@@ -45,6 +49,8 @@ pub struct Directory {
     /// Static pods: the UIDs of their objects by node, by the UID that the kubelets use for them. A manifest with a UID of its
     /// own may be on several nodes.
     pod_by_node_uid: HashMap<String, BTreeMap<String, String>>,
+    /// UIDs of the pods with a port of their node.
+    pods_by_host_port: HashMap<(u16, Protocol), BTreeSet<String>>,
     ownership: Ownership,
     clocks: HashMap<String, NodeClock>,
     /// Removed pods by the time of their removal, for the bound.
@@ -143,6 +149,9 @@ impl Directory {
         if let Some(node_uid) = &node_uid {
             self.place_static_pod(node_uid, &pod);
         }
+        for port in &pod.host_ports {
+            self.pods_by_host_port.entry((port.port, port.protocol)).or_default().insert(pod.uid.clone());
+        }
         self.pods.insert(pod.uid.clone(), PodRecord { pod, node_uid, removed: None });
         true
     }
@@ -203,6 +212,9 @@ impl Directory {
         for id in pod.containers.keys().chain([&pod.uid]) {
             self.changes.note(Change::Pod(id.clone()));
         }
+        for port in &pod.host_ports {
+            self.changes.note(Change::NodePort(port.port, port.protocol));
+        }
         self.note_addresses(&pod.uid);
     }
 
@@ -253,6 +265,9 @@ impl Directory {
         }
         if let Some(node_uid) = &record.node_uid {
             self.displace_static_pod(node_uid, &record.pod);
+        }
+        for port in &record.pod.host_ports {
+            remove_from(&mut self.pods_by_host_port, &(port.port, port.protocol), uid);
         }
         for id in record.pod.containers.keys() {
             if self.pod_by_container.get(id).is_some_and(|owner| owner == uid) {
@@ -360,6 +375,18 @@ impl Directory {
         self.services.all_at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port)
     }
 
+    /// Returns the pods to which a port of a node's address leads or led, by UID, each with the port of its container.
+    pub(crate) fn pods_at_host_port(&self, ip: IpAddr, port: u16, protocol: Protocol) -> Vec<(&Pod, u16)> {
+        let Some(uids) = self.pods_by_host_port.get(&(port, protocol)) else { return Vec::new() };
+        let Some(node) = self.node_by_ip.get(&ip) else { return Vec::new() };
+        let pods = uids.iter().filter_map(|uid| self.pods.get(uid)).map(|record| &record.pod);
+        let leads_there =
+            |of: &&HostPort| (of.port, of.protocol) == (port, protocol) && of.ip.is_none_or(|address| address == ip);
+        pods.filter(|pod| pod.node == *node)
+            .filter_map(|pod| Some((pod, pod.host_ports.iter().find(leads_there)?.container_port)))
+            .collect()
+    }
+
     /// Returns the Service that has or had an address, at whatever ports.
     pub(crate) fn service_with_address(&self, ip: IpAddr) -> Option<&ServiceRef> {
         self.services.with_address(ip)
@@ -431,11 +458,15 @@ impl Directory {
     }
 
     /// Returns whether two parts of a flow need not be kept apart, because the same pod, or no pod, held the address in
-    /// both. Always false for recent parts, since pod events may arrive later.
+    /// both, and somebody answered in both or in neither. Always false for recent parts, since pod events may arrive later.
     #[must_use]
     pub fn are_one(&self, ip: IpAddr, one: &Part, next: &Part, now: SystemTime) -> bool {
         const LATE: Duration = Duration::from_secs(30);
         if now.duration_since(next.until).unwrap_or_default() < LATE {
+            return false;
+        }
+        if !self.is_pods_address(ip) && (one.counted.opened == 0) != (next.counted.opened == 0) {
+            // Attempts in vain may be from before anybody listened there.
             return false;
         }
         let both = one.with(next);

@@ -67,8 +67,23 @@ pub struct Pod {
     /// Container id (without the runtime's prefix) → container name; init and ephemeral containers too. From a checkpoint, the
     /// first characters of the id; none if all containers have one name.
     pub containers: BTreeMap<String, String>,
+    /// Ports of its node that lead to it; none in the node's network.
+    pub host_ports: Vec<HostPort>,
     /// Lifetime, from its object.
     pub life: PodLifetime,
+}
+
+/// Port of a node that leads to a container's (`spec.containers[].ports[].hostPort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The one address of the node that has it; `None` if all have.
+    pub ip: Option<IpAddr>,
+    /// Port of the node.
+    pub port: u16,
+    /// Port of the container.
+    pub container_port: u16,
+    /// Transport protocol at both.
+    pub protocol: Protocol,
 }
 
 impl Pod {

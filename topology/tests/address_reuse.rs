@@ -79,6 +79,7 @@ fn pod(name: &str, node: &str, ip: IpAddr, from_ms: u64) -> Pod {
             group: String::new(),
         },
         containers: [(format!("id-{name}"), "main".to_owned())].into(),
+        host_ports: Vec::new(),
         life: PodLifetime { created: cut, started: cut, ran: cut, ..PodLifetime::default() },
     }
 }

@@ -62,6 +62,7 @@ fn directory() -> Directory {
         ended: false,
         workload: workload(),
         containers: [("id".to_owned(), "main".to_owned())].into(),
+        host_ports: Vec::new(),
         life: PodLifetime::default(),
     };
     directory.upsert_pod(pod, SystemTime::UNIX_EPOCH);
@@ -163,6 +164,7 @@ fn a_static_pod_that_is_seen_to_answer_is_that_pod() {
         ended: false,
         workload: workload.clone(),
         containers: [("api-id".to_owned(), "api".to_owned())].into(),
+        host_ports: Vec::new(),
         life: PodLifetime::default(),
     };
     directory.upsert_pod(pod, SystemTime::UNIX_EPOCH);

@@ -14,7 +14,9 @@ use scopeprobe_topology::{
     clock::NodeClock,
     directory::{Directory, RecordedPod},
     edge::Edge,
-    entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
+    entity::{
+        Backend, CgroupOwner, HostPort, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload,
+    },
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{Graph, Options, Pace},
     ledger::{Epoch, Ledger},
@@ -33,7 +35,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Pace of counts, where they have one.
 const PACE: Pace = Pace { interval: Duration::from_secs(30), pause: Duration::from_secs(5) };
 
-/// Addresses: of pods, of a bridge, of Services, of nodes, of the outside, and of no interface.
+/// Addresses: of pods, of a bridge, of Services, of nodes, of the outside, link-local, and of no interface.
 const ADDRESSES: [[u8; 4]; 16] = [
     [10, 244, 1, 2],
     [10, 244, 1, 3],
@@ -48,11 +50,14 @@ const ADDRESSES: [[u8; 4]; 16] = [
     [192, 168, 0, 1],
     [192, 168, 0, 2],
     [203, 0, 113, 1],
-    [203, 0, 113, 2],
+    [169, 254, 1, 1],
     [127, 0, 0, 1],
     [0, 0, 0, 0],
 ];
+/// Port of a node that leads to every other pod there.
+const HOST_PORT: HostPort = HostPort { ip: None, port: PORTS[2], container_port: 8080, protocol: Protocol::Tcp };
 const PODS_ADDRESSES: usize = 6;
+const BRIDGE: usize = 6;
 const FIRST_SERVICE: usize = 7;
 const FIRST_NODE: usize = 10;
 
@@ -97,6 +102,8 @@ enum Event {
     /// An agent's capture begins anew.
     Restart(usize),
     Heartbeat(usize),
+    /// An agent reports whether its node has the bridge's address.
+    Bridge(usize, bool),
     Pod {
         number: usize,
         address: Option<usize>,
@@ -144,13 +151,17 @@ fn report() -> impl Strategy<Value = Report> {
     )
 }
 
-/// Calls of Services and pods, with what their servers see of them: reports that fit together.
+/// Calls of Services, host ports and pods, with what their servers see of them: reports that fit together.
 fn call() -> impl Strategy<Value = Vec<Event>> {
-    let ends = (0..PODS_ADDRESSES, 0..PODS_ADDRESSES, prop::option::of(0..SERVICES), 1..=CGROUPS, 1..=CGROUPS);
+    // The last one is a host port.
+    let ends = (0..PODS_ADDRESSES, 0..PODS_ADDRESSES, prop::option::of(0..=SERVICES), 1..=CGROUPS, 1..=CGROUPS);
     (ends, 0..NODES, 0..NODES, 1..5_u64, 0..5_u64, any::<bool>(), 0..3_u64).prop_map(
         |((client, server, service, one, other), from, to, opened, closed, is_rewritten, more)| {
-            let called = service.map_or(server, |service| FIRST_SERVICE + service);
-            let port = if service.is_some() { 80 } else { 8080 };
+            let (called, port) = match service {
+                None => (server, 8080),
+                Some(SERVICES) => (FIRST_NODE + to % 2, HOST_PORT.port),
+                Some(service) => (FIRST_SERVICE + service, 80),
+            };
             let seen = if is_rewritten { FIRST_NODE } else { client };
             let report = |node, key, opened: u64| {
                 let (bytes, methods, closed) = (opened * 100, Methods::EBPF, closed.min(opened));
@@ -184,6 +195,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => one((0..NODES, 1..=CGROUPS, 0..PODS + 2).prop_map(|(node, cgroup, owner)| Event::Identify(node, cgroup, owner)).boxed()),
         1 => one((0..NODES).prop_map(Event::Restart).boxed()),
         2 => one((0..NODES).prop_map(Event::Heartbeat).boxed()),
+        1 => one((0..NODES, any::<bool>()).prop_map(|(node, has)| Event::Bridge(node, has)).boxed()),
         3 => one(pod.boxed()),
         2 => one((0..PODS).prop_map(Event::RemovePod).boxed()),
         3 => one(service.boxed()),
@@ -253,6 +265,10 @@ impl World {
                 self.flows.retain(|(of, _), _| of != node);
                 let epoch = self.epoch(*node);
                 self.ledger.enter(&name(*node), epoch).expect("a new epoch");
+            }
+            Event::Bridge(node, has) => {
+                let (epoch, addresses) = (self.epoch(*node), has.then(|| address(BRIDGE)));
+                self.ledger.set_node_addresses(&name(*node), epoch, addresses.as_slice()).expect("the present epoch");
             }
             Event::Heartbeat(node) => self.ledger.record_heartbeat(&name(*node), now),
             Event::Pod { number, address: at, workload, node } => {
@@ -397,6 +413,7 @@ fn pod(number: usize, at: Option<usize>, workload: usize, node: usize, now: Syst
         },
         containers: BTreeMap::from([(format!("id-{number}"), "main".to_owned())]),
         ended: false,
+        host_ports: number.is_multiple_of(2).then_some(HOST_PORT).into_iter().collect(),
         life: PodLifetime { started: Some(now), ..PodLifetime::default() },
     }
 }

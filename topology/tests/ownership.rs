@@ -130,6 +130,7 @@ fn told(stays: &[Stay], ahead_ms: u64) -> (Vec<Truth>, Directory) {
                 group: String::new(),
             },
             containers: [].into(),
+            host_ports: Vec::new(),
             life,
         };
         let late = |ms: u64| ms + stay.late_ms;
@@ -275,6 +276,7 @@ fn pod(name: &str, life: PodLifetime) -> Pod {
             group: String::new(),
         },
         containers: [].into(),
+        host_ports: Vec::new(),
         life,
     }
 }

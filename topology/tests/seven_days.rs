@@ -77,6 +77,7 @@ fn pod(uid: &str, workload: Workload, node: &str, address: IpAddr) -> Pod {
         workload,
         containers: BTreeMap::from([(format!("id-{uid}"), "main".into())]),
         ended: false,
+        host_ports: Vec::new(),
         life: PodLifetime::default(),
     }
 }

@@ -218,6 +218,7 @@ impl Place {
             ended: false,
             workload: Workload { namespace: "lab".to_owned(), kind: "Pod".to_owned(), name, group: String::new() },
             containers: [(container_id(number), "main".to_owned())].into(),
+            host_ports: Vec::new(),
             life: PodLifetime { created: began, started: began, ran: began, ..PodLifetime::default() },
         }
     }

@@ -2,14 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
 use k8s_openapi::{
-    api::core::v1::{ContainerState, ContainerStatus, Pod as Object, PodStatus},
+    api::core::v1::{ContainerPort, ContainerState, ContainerStatus, Pod as Object, PodSpec, PodStatus},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use topology::entity::{Pod, PodLifetime, Workload};
+use topology::{
+    entity::{HostPort, Pod, PodLifetime, Workload},
+    flow::Protocol,
+};
 
 use super::{
     owners::Reference,
@@ -44,6 +48,8 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
     let namespace = object.metadata.namespace?;
     let name = object.metadata.name?;
     let status = object.status.unwrap_or_default();
+    let host_network = spec.host_network.unwrap_or(false);
+    let host_ports = if host_network { Vec::new() } else { host_ports(&spec) };
     let pod = Pod {
         uid: object.metadata.uid?,
         workload: Workload {
@@ -55,13 +61,34 @@ pub(super) fn facts(object: Object) -> Option<PodFacts> {
         namespace,
         name,
         node: spec.node_name.unwrap_or_default(),
-        host_network: spec.host_network.unwrap_or(false),
+        host_network,
         ips: status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         containers: containers(&status),
+        host_ports,
         life,
     };
     Some(PodFacts { pod, controller, node_uid, profile })
+}
+
+/// Returns the ports of the node that lead to containers; sidecars are init containers.
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let number = |port: i32| u16::try_from(port).ok().filter(|port| *port != 0);
+    let host_port = |port: &ContainerPort| {
+        Some(HostPort {
+            ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()).filter(|ip: &IpAddr| !ip.is_unspecified()),
+            port: number(port.host_port?)?,
+            container_port: number(port.container_port)?,
+            protocol: match port.protocol.as_deref() {
+                None | Some("TCP") => Protocol::Tcp,
+                Some("UDP") => Protocol::Udp,
+                Some(_) => return None,
+            },
+        })
+    };
+    ports.filter_map(host_port).collect()
 }
 
 fn life(metadata: &ObjectMeta, status: Option<&PodStatus>) -> PodLifetime {

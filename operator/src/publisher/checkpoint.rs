@@ -372,6 +372,7 @@ mod tests {
             ended: false,
             workload: workload(),
             containers: BTreeMap::from([(format!("{number:064x}"), "main".to_owned())]),
+            host_ports: Vec::new(),
             life: PodLifetime::default(),
         };
         RecordedPod { pod: Cow::Owned(pod), node_uid: None, observed: None, backends: Vec::new() }

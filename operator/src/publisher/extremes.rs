@@ -154,6 +154,7 @@ fn directory(now: SystemTime) -> Directory {
             ended: false,
             workload: workload(of),
             containers: [(format!("id-{address}"), "main".to_owned())].into(),
+            host_ports: Vec::new(),
             life: PodLifetime::default(),
         };
         directory.upsert_pod(pod, now);

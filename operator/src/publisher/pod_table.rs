@@ -290,6 +290,7 @@ impl Table {
             ended: row.ended,
             workload,
             containers,
+            host_ports: Vec::new(),
             life: PodLifetime { created, started, ran, deleted, finished },
         };
         let observed = known.map(|known| ObservedTimes { known, ended, gone });

@@ -1,7 +1,9 @@
 //! Services, and where their ports lead and led.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
+    hash::Hash,
     net::IpAddr,
     time::SystemTime,
 };
@@ -282,10 +284,16 @@ fn key_of(port: &ServicePort) -> PortKey {
     (port.port, port.protocol)
 }
 
-fn remove_from<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<ServiceRef>>, key: &K, name: &ServiceRef) {
-    if let Some(names) = index.get_mut(key) {
-        names.remove(name);
-        if names.is_empty() {
+/// Removes an entry from the set at a key, and the set if it is empty.
+pub(super) fn remove_from<K, V, Q>(index: &mut HashMap<K, BTreeSet<V>>, key: &K, entry: &Q)
+where
+    K: Hash + Eq,
+    V: Borrow<Q> + Ord,
+    Q: Ord + ?Sized,
+{
+    if let Some(entries) = index.get_mut(key) {
+        entries.remove(entry);
+        if entries.is_empty() {
             index.remove(key);
         }
     }

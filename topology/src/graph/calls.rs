@@ -26,7 +26,7 @@ impl<'a> Join<'a> {
                 continue;
             }
             let Some(candidates) = self.candidates_of(client_flow) else {
-                self.join_by_address(client_flow);
+                self.join_by_address(client_flow, client_flow.counters);
                 continue;
             };
             let server_flows = self.in_time(client_flow, self.server_flows_of(client_flow, &candidates));

@@ -1,14 +1,15 @@
-//! Backends that a client's flow to a Service may have reached.
+//! Servers that a client's flow may have reached behind the address that it called.
 
 use std::{net::IpAddr, time::SystemTime};
 
 use super::{key::ServiceKey, names::PeerId};
-use crate::hash::HashMap;
+use crate::{entity::Backend, hash::HashMap};
 
-/// Possible targets of a Service's port.
+/// Possible targets of an address and port that was called.
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
-    pub(super) service: ServiceKey,
+    /// The Service's port; `None` if a host port was called, or the server itself.
+    pub(super) service: Option<ServiceKey>,
     /// Backends, with the pods that they are or were, if known.
     pub(super) backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>>,
     /// The one workload and port, if there is only one.
@@ -17,4 +18,19 @@ pub(super) struct Candidates<'a> {
     pub(super) observed: bool,
     /// Latest time by which all of their agents had reported, if noted.
     pub(super) heard: Option<SystemTime>,
+}
+
+/// A server that may have been reached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) ip: IpAddr,
+    pub(super) port: u16,
+    /// UID of its pod, if known.
+    pub(super) pod: Option<&'a str>,
+}
+
+impl<'a> From<&'a Backend> for Target<'a> {
+    fn from(backend: &'a Backend) -> Self {
+        Self { ip: backend.ip, port: backend.port, pod: backend.pod_uid.as_deref() }
+    }
 }

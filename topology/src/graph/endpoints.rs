@@ -168,8 +168,9 @@ impl<'a> Endpoints<'a> {
                 (None, Scope::Cluster) if protocol == Protocol::Tcp && self.api_servers.contains(&(ip, port)) => {
                     self.api_server()
                 }
-                (None, Scope::Cluster) => self.called_address(ip),
-                (None, Scope::Node(node) | Scope::Namespace(node, _)) => self.node_address(node),
+                (None, Scope::Namespace(node, _)) => self.node_address(node),
+                (None, Scope::Node(node)) if self.nodes.is_shared(ip) => self.node_address(node),
+                (None, Scope::Cluster | Scope::Node(_)) => self.called_address(ip),
             },
         }
     }

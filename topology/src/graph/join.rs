@@ -8,7 +8,8 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, t
 
 use super::{
     Graph, Known, KnownConnections, Options,
-    candidates::Candidates,
+    address_reuse::INEXACT,
+    candidates::{Candidates, Target},
     edges::{edge_key, edges},
     endpoints::{Called, Endpoints},
     external_peers::Choice,
@@ -25,11 +26,12 @@ use super::{
 };
 use crate::{
     count,
-    directory::{CalledService, Directory},
+    directory::{CalledService, Directory, Owner},
     edge::EdgeCounters,
-    entity::{Backend, Pod},
+    entity::Pod,
     flow::{FlowTotals, Protocol, Role},
     hash::{HashMap, HashSet},
+    history::Part,
     ledger::{FlowView, Ledger},
 };
 
@@ -46,7 +48,9 @@ pub(super) struct Join<'a> {
     pub(super) server_flows: Vec<ServerFlow<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
     by_client: HashMap<IpAddr, Range<usize>>,
-    candidates: HashMap<(IpAddr, u16, Protocol, ServiceKey), Rc<Candidates<'a>>>,
+    /// Addresses and ports of servers' flows.
+    servers: HashSet<Called<'a>>,
+    candidates: HashMap<(Called<'a>, Option<ServiceKey>), Rc<Candidates<'a>>>,
     pub(super) sums: Sums,
     /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
     pub(super) forgotten_by_servers: HashMap<(Key, Box<str>), u64>,
@@ -86,6 +90,7 @@ impl<'a> Join<'a> {
             server_flows: Vec::new(),
             by_tuple: HashMap::default(),
             by_client: HashMap::default(),
+            servers: HashSet::default(),
             candidates: HashMap::default(),
             sums: Sums::default(),
             forgotten_by_servers: HashMap::default(),
@@ -130,6 +135,7 @@ impl<'a> Join<'a> {
         server_flows.sort_by_cached_key(|server_flow| (server_flow.tuple.client, server_flow.tuple));
         self.by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
         self.by_client = ranges(&server_flows, |server_flow| server_flow.tuple.client);
+        self.servers = server_flows.iter().map(|server_flow| server_flow.tuple.called()).collect();
         self.candidates.clear();
         (self.client_flows, self.server_flows) = (client_flows, server_flows);
     }
@@ -171,7 +177,7 @@ impl<'a> Join<'a> {
             self.name_nat_peers(client_flow, candidates, *left);
         }
         for (client_flow, candidates, mut left) in undivided {
-            self.divide_by_nat_peers(client_flow, Some(candidates.service), &mut left);
+            self.divide_by_nat_peers(client_flow, candidates.service, &mut left);
             self.leave_at_service(client_flow, &candidates, left);
         }
         self.join_unmatched_servers();
@@ -236,7 +242,8 @@ impl<'a> Join<'a> {
     fn join_direct(&mut self, client_flow: &ClientFlow<'a>, found: &[Found]) {
         let client = self.ends.peer_of(client_flow.end);
         let Tuple { port, protocol, .. } = client_flow.tuple;
-        let mut rest = client_flow.counters;
+        let counters = client_flow.counters.without(&self.join_earlier_failures(client_flow, found));
+        let mut rest = counters;
         let ends = || found.iter().map(|found| self.server_flows[found.server_flow].end);
         let several = ends().zip(ends().skip(1)).any(|(one, next)| self.ends.peer_of(one) != self.ends.peer_of(next));
         let sole_end = ends().zip(ends().skip(1)).all(|(one, next)| one == next);
@@ -258,7 +265,7 @@ impl<'a> Join<'a> {
             };
             rest = rest.without(&share);
             let share = took.complete(&share);
-            let failed = if sole_end && is_last { client_flow.counters.failed } else { 0 };
+            let failed = if sole_end && is_last { counters.failed } else { 0 };
             let sum = self.sums.at(key);
             sum.counters.add(&share);
             sum.counters.add_retransmits_of(&taken);
@@ -279,10 +286,27 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// The server was not seen: it is who has the address.
-    pub(super) fn join_by_address(&mut self, client_flow: &ClientFlow<'a>) {
+    /// Adds attempts at an address of no pod that failed before any of these servers was there. Returns them.
+    fn join_earlier_failures(&mut self, client_flow: &ClientFlow<'a>, found: &[Found]) -> EdgeCounters {
+        let begun = found.iter().map(|found| self.server_flows[found.server_flow].span.from).min();
+        let Some(begun) = begun.filter(|_| !self.directory.is_pods_address(client_flow.tuple.server)) else {
+            return EdgeCounters::default();
+        };
+        let is_earlier = |part: &&Part| part.counted.opened == 0 && part.until + INEXACT < begun;
+        let Some(earlier) = client_flow.parts.iter().filter(is_earlier).copied().reduce(|one, next| one.with(&next))
+        else {
+            return EdgeCounters::default();
+        };
+        let failed = earlier.counted.failed.min(client_flow.counters.failed);
+        let share = EdgeCounters { failed, ..EdgeCounters::default() };
+        let span = Span { from: earlier.since, until: earlier.until };
+        self.add_by_owner(client_flow, &Owner::NoPod, &share, span);
+        share
+    }
+
+    /// The server was not seen: it is who has the address. `left` is what no server's flow explains.
+    pub(super) fn join_by_address(&mut self, client_flow: &ClientFlow<'a>, mut left: EdgeCounters) {
         if !client_flow.tuple.scope.is_loopback() {
-            let mut left = client_flow.counters;
             self.divide_by_nat_peers(client_flow, None, &mut left);
             if left == EdgeCounters::default() {
                 return;
@@ -302,10 +326,10 @@ impl<'a> Join<'a> {
             port: Some(client_flow.tuple.port),
             protocol: client_flow.tuple.protocol,
         };
-        self.add_from_client(client_flow, key, &client_flow.counters);
+        self.add_from_client(client_flow, key, &left);
         let sum = self.sums.at(key);
         sum.server_certain = true;
-        sum.add_server(server_end, client_flow.counters.opened, client_flow.counters.failed);
+        sum.add_server(server_end, left.opened, left.failed);
     }
 
     /// Returns the endpoint that answers at a loopback address of the network namespace of `end`.
@@ -317,7 +341,7 @@ impl<'a> Join<'a> {
     }
 
     /// Returns the pod of an end, if it has a network of its own.
-    fn own_pod(&self, end: EndpointId) -> Option<&'a Pod> {
+    pub(super) fn own_pod(&self, end: EndpointId) -> Option<&'a Pod> {
         let uid = self.ends.end(end).pod_uid()?;
         self.directory.pod(uid).filter(|pod| !pod.host_network)
     }
@@ -364,53 +388,83 @@ impl<'a> Join<'a> {
         waiting
     }
 
-    /// Returns the possible targets of a client flow, if it called a Service with backends.
+    /// Returns the possible targets of a client flow whose address no server observes, if it called a Service with
+    /// backends, or an address and port at which a server observes other clients.
     pub(super) fn candidates_of(&mut self, client_flow: &ClientFlow<'a>) -> Option<Rc<Candidates<'a>>> {
-        let Tuple { server, port, protocol, .. } = client_flow.tuple;
-        if server.is_loopback() && self.own_pod(client_flow.end).is_some() {
-            // Node ports are the node's: a pod's loopback leads to the pod alone.
+        let called = client_flow.tuple.called();
+        let service = self.service_called(client_flow);
+        let service_key =
+            service.as_ref().map(|it| ServiceKey { service: self.ends.service_id(it.service), port: it.port });
+        if service.is_none() && !self.may_be_rewritten(&called) {
             return None;
         }
-        let called = self.directory.service_at(server, (port, protocol), client_flow.at)?;
-        let service = ServiceKey { service: self.ends.service_id(called.service), port: called.port };
-        let key = (server, port, protocol, service);
+        let key = (called, service_key);
         if let Some(known) = self.candidates.get(&key) {
             return Some(Rc::clone(known));
         }
-        let found = Rc::new(self.resolve(service, &called, protocol));
+        let backends = match &service {
+            Some(service) => service.backends.iter().map(|backend| Target::from(*backend)).collect(),
+            None => self.targets_of(&called),
+        };
+        let found = Rc::new(self.resolve(service_key, &backends, called.protocol));
         self.candidates.insert(key, Rc::clone(&found));
         Some(found)
     }
 
-    fn resolve(&mut self, service: ServiceKey, called: &CalledService<'a>, protocol: Protocol) -> Candidates<'a> {
+    /// Returns the Service that a client flow called, if it did.
+    fn service_called(&self, client_flow: &ClientFlow<'a>) -> Option<CalledService<'a>> {
+        let Tuple { server, port, protocol, .. } = client_flow.tuple;
+        // Node ports are the node's: a pod's loopback leads to the pod alone.
+        let is_pods = server.is_loopback() && self.own_pod(client_flow.end).is_some();
+        if is_pods { None } else { self.directory.service_at(server, (port, protocol), client_flow.at) }
+    }
+
+    /// Returns whether an address of no Service may lead to servers that observe other addresses.
+    fn may_be_rewritten(&self, called: &Called<'a>) -> bool {
+        let has_host_port = || !self.directory.pods_at_host_port(called.ip, called.port, called.protocol).is_empty();
+        called.scope == Scope::Cluster && (self.servers.contains(called) || has_host_port())
+    }
+
+    /// Returns where an address and port of no Service lead: to the pods with this port of the node, or to whoever has the
+    /// address.
+    fn targets_of(&self, called: &Called<'a>) -> Vec<Target<'a>> {
+        let pods = self.directory.pods_at_host_port(called.ip, called.port, called.protocol);
+        if pods.is_empty() {
+            return vec![Target { ip: called.ip, port: called.port, pod: None }];
+        }
+        let targets = pods.into_iter().flat_map(|(pod, port)| {
+            let of_family = pod.ips.iter().filter(|ip| ip.is_ipv4() == called.ip.is_ipv4());
+            of_family.map(move |ip| Target { ip: *ip, port, pod: Some(&pod.uid) })
+        });
+        targets.collect()
+    }
+
+    fn resolve(&mut self, service: Option<ServiceKey>, targets: &[Target<'a>], protocol: Protocol) -> Candidates<'a> {
         let directory = self.directory;
         let mut peers: HashSet<(PeerId, u16)> = HashSet::default();
         let (mut observed, mut heard) = (true, None);
         let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::default();
-        let at = |backend: &Backend| Called { scope: Scope::Cluster, ip: backend.ip, port: backend.port, protocol };
-        for backend in &called.backends {
-            backends.entry((backend.ip, backend.port)).or_default().push(backend.pod_uid.as_deref());
-            let pod = backend.pod_uid.as_ref().and_then(|uid| directory.pod(uid));
+        for target in targets {
+            backends.entry((target.ip, target.port)).or_default().push(target.pod);
+            let pod = target.pod.and_then(|uid| directory.pod(uid));
             let (end, node) = if let Some(pod) = pod {
                 (self.ends.pod_address(pod), Some(pod.node.as_str()))
             } else {
-                let node = self.ends.nodes.of(backend.ip);
-                let change = directory.next_change_of_owner(backend.ip, self.options.now);
+                let node = self.ends.nodes.of(target.ip);
+                let change = directory.next_change_of_owner(target.ip, self.options.now);
                 self.names_change_at = [self.names_change_at, change].into_iter().flatten().min();
-                (self.ends.server_at(&at(backend), self.options.now), node)
+                let at = Called { scope: Scope::Cluster, ip: target.ip, port: target.port, protocol };
+                (self.ends.server_at(&at, self.options.now), node)
             };
             observed &= node.is_some_and(|node| self.ledger.observes(node, self.options.now));
             let spoken = node.and_then(|node| self.ledger.heard(node));
             heard = [heard, spoken].into_iter().flatten().min();
-            peers.insert((self.ends.peer_of(end), backend.port));
+            peers.insert((self.ends.peer_of(end), target.port));
         }
-        Candidates {
-            service,
-            backends,
-            only: if peers.len() == 1 { peers.into_iter().next() } else { None },
-            observed,
-            heard,
-        }
+        // Who answered at an address is told apart by time.
+        let is_named = service.is_some() || targets.iter().any(|target| target.pod.is_some());
+        let only = if peers.len() == 1 && is_named { peers.into_iter().next() } else { None };
+        Candidates { service, backends, only, observed, heard }
     }
 
     /// Of servers' flows, those that a client's can be the other end of by their times, best first: addresses are used

@@ -1,6 +1,12 @@
 //! Joins calls of a Service that may lead to several workloads: the servers' counts divide the client's flow.
 
-use super::{candidates::Candidates, join::Join, key::Key, matching::Found, observed::ClientFlow};
+use super::{
+    candidates::Candidates,
+    join::Join,
+    key::{Key, ServiceKey},
+    matching::Found,
+    observed::ClientFlow,
+};
 use crate::edge::EdgeCounters;
 
 impl<'a> Join<'a> {
@@ -14,7 +20,7 @@ impl<'a> Join<'a> {
         let mut left = client_flow.counters;
         for found in found {
             // Where the counts leave a choice, how much is whose is a guess.
-            self.divide_to(client_flow, candidates, found, &mut left, !found.is_contested);
+            self.divide_to(client_flow, candidates.service, found, &mut left, !found.is_contested);
         }
         left
     }
@@ -23,7 +29,7 @@ impl<'a> Join<'a> {
     pub(super) fn divide_to(
         &mut self,
         client_flow: &ClientFlow<'a>,
-        candidates: &Candidates<'a>,
+        service: Option<ServiceKey>,
         found: &Found,
         left: &mut EdgeCounters,
         certain: bool,
@@ -56,7 +62,7 @@ impl<'a> Join<'a> {
         let key = Key {
             client: self.ends.peer_of(client_flow.end),
             server: self.ends.peer_of(server_end),
-            service: Some(candidates.service),
+            service,
             port: Some(port),
             protocol: client_flow.tuple.protocol,
         };
@@ -74,7 +80,7 @@ impl<'a> Join<'a> {
         sum.add_server(server_end, share.opened, 0);
     }
 
-    /// Leaves at the Service what has no known backend: failed attempts, and connections that no server has counted.
+    /// Leaves at the Service, or at the address that was called, what has no known backend: failed attempts, and connections that no server has counted.
     /// Servers' reports of the newest connections may still arrive; otherwise the Service is all that is known.
     pub(super) fn leave_at_service(
         &mut self,
@@ -82,6 +88,7 @@ impl<'a> Join<'a> {
         candidates: &Candidates<'a>,
         mut left: EdgeCounters,
     ) {
+        let Some(service) = candidates.service else { return self.join_by_address(client_flow, left) };
         if candidates.observed && left.opened > 0 {
             let waiting = self.wait_for_backends(client_flow, candidates, left.opened);
             left = left.without(&left.share(waiting));
@@ -89,11 +96,11 @@ impl<'a> Join<'a> {
         if left == EdgeCounters::default() {
             return;
         }
-        let server = self.ends.service_peer(candidates.service.service);
+        let server = self.ends.service_peer(service.service);
         let key = Key {
             client: self.ends.peer_of(client_flow.end),
             server,
-            service: Some(candidates.service),
+            service: Some(service),
             port: None,
             protocol: client_flow.tuple.protocol,
         };

@@ -43,11 +43,9 @@ impl<'a> Nodes<'a> {
             return Scope::Namespace(node, key.netns);
         }
         let called = if key.role == Role::Client { key.remote } else { key.local };
-        // What calls an address of its own node stays there.
-        if self.is_shared(called) && self.ledger.has_address(node, called) {
-            return Scope::Node(node);
-        }
-        Scope::Cluster
+        // What calls an address of its own node stays there, and no router forwards link-local addresses.
+        let is_own = self.is_shared(called) && self.ledger.has_address(node, called);
+        if is_own || is_link_local(called) { Scope::Node(node) } else { Scope::Cluster }
     }
 
     /// Returns whether several nodes have an address of their own.
@@ -80,4 +78,12 @@ pub(super) enum At<'a> {
     Node(&'a str),
     /// One of a node's network for pods, which may be anybody's there.
     PodNetwork,
+}
+
+/// Returns whether an address is valid on one link only (RFC 3927, RFC 4291).
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }

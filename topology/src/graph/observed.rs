@@ -25,7 +25,7 @@ const NAMING_GRACE: Duration = Duration::from_secs(5);
 pub(super) enum Scope<'a> {
     /// All of it.
     Cluster,
-    /// A node: several nodes have the address on interfaces of their own.
+    /// A node: several nodes have the address on interfaces of their own, or it is link-local.
     Node(&'a str),
     /// A network namespace of a node: loopback.
     Namespace(&'a str, u32),

@@ -225,6 +225,14 @@ impl Partition {
         for server in owners {
             self.connect_server(id, server, &point);
         }
+        for (pod, port) in directory.pods_at_host_port(point.ip, point.port, point.protocol) {
+            let end = ends.pod_address(pod);
+            self.connect_server(id, ends.peer_of(end), &Point { port, ..point });
+            for ip in &pod.ips {
+                let pods = self.point(Point { scope: None, ip: *ip, port, protocol: point.protocol }, ends, directory);
+                self.connect(id, pods);
+            }
+        }
         // A node port can be called at a loopback address, too.
         for called in directory.services_at(point.ip, (point.port, point.protocol)) {
             let service = ServiceKey { service: ends.service_id(called.service), port: called.port };

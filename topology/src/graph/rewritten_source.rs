@@ -7,7 +7,7 @@ use super::{
     join::Join,
     observed::{ClientFlow, Scope, ServerFlow},
 };
-use crate::{directory::Directory, edge::EdgeCounters, flow::Protocol, hash::HashMap};
+use crate::{edge::EdgeCounters, flow::Protocol, hash::HashMap};
 
 /// A client's flow through a Service, and what of it no server's flow matches.
 type Rest<'s, 'a, T> = (&'s ClientFlow<'a>, Rc<Candidates<'a>>, T);
@@ -18,10 +18,22 @@ const FAR: Duration = Duration::from_mins(1);
 /// Reason for which the server observes another address than the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RewrittenSource {
+    /// The client is in a network inside of its pod, and left that with the pod's address.
+    Inside,
     /// The client called a Service and reached its own pod: the connection returns to the pod with another address.
     Hairpin,
     /// A node's or its bridge's, if no backend has seen the client's own address, or if that is the node's, too.
     Masquerade,
+}
+
+impl RewrittenSource {
+    /// All of them, most certain first.
+    const ALL: [Self; 3] = [Self::Inside, Self::Hairpin, Self::Masquerade];
+
+    /// Returns whether the address that the server observes is of the client's own pod.
+    pub(super) fn is_clients_own(self) -> bool {
+        matches!(self, Self::Inside | Self::Hairpin)
+    }
 }
 
 /// Server flows whose client address may stand for another client: a node's or its bridge's.
@@ -30,15 +42,13 @@ pub(super) struct RewrittenSources {
 }
 
 impl RewrittenSources {
-    pub(super) fn new(server_flows: &[ServerFlow<'_>], directory: &Directory) -> Self {
+    pub(super) fn new(server_flows: &[ServerFlow<'_>]) -> Self {
         let mut by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>> = HashMap::default();
         for (index, server_flow) in server_flows.iter().enumerate() {
-            let own = server_flow.tuple.client == server_flow.tuple.server;
             // Addresses of a folded row are external: none of them stands for a client of the cluster.
             if server_flow.tuple.scope == Scope::Cluster
                 && !server_flow.tuple.client.is_unspecified()
                 && server_flow.left.opened > 0
-                && (own || !directory.is_pods_address(server_flow.tuple.client))
             {
                 by_server
                     .entry((server_flow.tuple.server, server_flow.tuple.port, server_flow.tuple.protocol))
@@ -67,7 +77,10 @@ impl RewrittenSources {
         {
             return Vec::new();
         }
-        let own_pod = join.ends.end(client_flow.end).pod_uid();
+        let own_pod = join.own_pod(client_flow.end);
+        if by == RewrittenSource::Inside && own_pod.is_none_or(|pod| pod.ips.contains(&client_flow.tuple.client)) {
+            return Vec::new();
+        }
         let mut found: Vec<usize> = candidates
             .backends
             .keys()
@@ -77,13 +90,19 @@ impl RewrittenSources {
             .filter(|index| join.is_backend(*index, candidates))
             .filter(|index| {
                 let server_flow = &join.server_flows[*index];
+                let seen = server_flow.tuple.client;
+                let may_be_others = || seen == server_flow.tuple.server || !join.directory.is_pods_address(seen);
                 let fits = match by {
+                    RewrittenSource::Inside => own_pod.is_some_and(|pod| pod.ips.contains(&seen)),
                     RewrittenSource::Hairpin => {
-                        own_pod.is_some() && join.ends.end(server_flow.end).pod_uid() == own_pod
+                        let server = join.ends.end(server_flow.end).pod_uid();
+                        own_pod.is_some_and(|pod| Some(pod.uid.as_str()) == server) && may_be_others()
                     }
                     RewrittenSource::Masquerade => {
-                        let behind = join.ends.nodes.of(server_flow.tuple.client);
-                        behind.is_some() && (none_matched || behind == at_node)
+                        let behind = join.ends.nodes.of(seen);
+                        // Any node may replace the address of a Service's client; otherwise the client's own does.
+                        let is_possible = candidates.service.is_some() || behind == Some(client_flow.node);
+                        behind.is_some() && is_possible && (none_matched || behind == at_node) && may_be_others()
                     }
                 };
                 // The addresses differ from the client's, so only the time can exclude a flow.
@@ -104,11 +123,11 @@ impl<'a> Join<'a> {
         to_one: &mut [Rest<'_, 'a, u64>],
         to_many: &mut [Rest<'_, 'a, EdgeCounters>],
     ) {
-        let translated = RewrittenSources::new(&self.server_flows, self.directory);
+        let translated = RewrittenSources::new(&self.server_flows);
         if translated.by_server.is_empty() {
             return;
         }
-        for by in [RewrittenSource::Hairpin, RewrittenSource::Masquerade] {
+        for by in RewrittenSource::ALL {
             let rest: Vec<(&ClientFlow<'a>, &Candidates<'a>, u64)> =
                 (to_one.iter().map(|(client_flow, to, left)| (*client_flow, &**to, *left)))
                     .chain(to_many.iter().map(|(client_flow, to, left)| (*client_flow, &**to, left.opened)))
@@ -123,8 +142,10 @@ impl<'a> Join<'a> {
                 self.note_translated(client_flow, candidates, &found, left, by);
             }
             for ((client_flow, candidates, left), found) in to_many.iter_mut().zip(&mut matched) {
+                // Without a Service, the server is at the address that was called.
+                let is_certain = by.is_clients_own() || candidates.service.is_none();
                 for found in found {
-                    self.divide_to(client_flow, candidates, &found, left, by == RewrittenSource::Hairpin);
+                    self.divide_to(client_flow, candidates.service, &found, left, is_certain);
                 }
             }
         }

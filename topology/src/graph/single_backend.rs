@@ -55,12 +55,12 @@ impl<'a> Join<'a> {
         by: RewrittenSource,
     ) {
         let Some(key) = self.key_of_only(client_flow, candidates) else { return };
-        let is_hairpin = by == RewrittenSource::Hairpin;
+        let is_certain = by.is_clients_own();
         let one_end =
             found.iter().all(|it| self.server_flows[it.server_flow].end == self.server_flows[found[0].server_flow].end);
         for found in found {
-            *left -= if is_hairpin || candidates.observed {
-                self.note_backend(client_flow, key, found, is_hairpin || one_end)
+            *left -= if is_certain || candidates.observed {
+                self.note_backend(client_flow, key, found, is_certain || one_end)
             } else {
                 self.take_uncertain(client_flow, key, found)
             };
@@ -83,7 +83,7 @@ impl<'a> Join<'a> {
         Some(Key {
             client: self.ends.peer_of(client_flow.end),
             server,
-            service: Some(candidates.service),
+            service: candidates.service,
             port: Some(port),
             protocol: client_flow.tuple.protocol,
         })

@@ -75,10 +75,7 @@ impl<'a> Join<'a> {
         let is_others = shared_address
             && by.is_none_or(|by| !by.sampled)
             && server_flow.left.opened > server_flow.counters.opened / 8;
-        if is_others {
-            return true;
-        }
-        if server_flow.tuple.protocol == Protocol::Udp {
+        if server_flow.tuple.protocol == Protocol::Udp && !is_others {
             // Both ends delimit UDP conversations differently; if the client was observed, its count applies.
             return false;
         }

@@ -437,6 +437,7 @@ impl Cluster {
                     containers: (0..2)
                         .map(|container| (format!("{pod}-{container}"), format!("container-{container}")))
                         .collect(),
+                    host_ports: Vec::new(),
                     life: PodLifetime::default(),
                 },
                 now(),

@@ -197,6 +197,7 @@ fn pod(kind: &str, place: usize, number: usize, of: usize) -> Pod {
         ended: false,
         workload: workload(kind, of),
         containers: [(format!("id-{name}"), "main".to_owned())].into(),
+        host_ports: Vec::new(),
         life: PodLifetime::default(),
     }
 }

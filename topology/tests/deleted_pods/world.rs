@@ -172,6 +172,7 @@ impl World {
             ended: false,
             workload: workload(name),
             containers: BTreeMap::from([(format!("id-{made}"), "main".to_owned())]),
+            host_ports: Vec::new(),
             life: PodLifetime {
                 created: Some(self.now),
                 started: Some(self.now),

@@ -126,3 +126,56 @@ fn what_comes_from_outside_through_a_node_is_not_taken_for_a_clients_that_was_mi
         assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 via db:80 5+0", "node-2 -> db:5432 100+0"]);
     }
 }
+
+/// flannel and Calico replace the address of a pod that calls anything outside of the pods' networks.
+#[test]
+fn call_of_a_server_in_a_nodes_network_is_one_edge_if_the_clients_node_replaces_its_address() {
+    let mut world = World::new();
+    let to_exporter = |local| (local, "172.18.0.2", 9100);
+    world.flow("web", Role::Client, to_exporter("10.244.1.2"), 20, at(0));
+    world.flow("exporter", Role::Server, ("172.18.0.2", "172.18.0.1", 9100), 20, at(0));
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> node-2/exporter:9100 20+0"]);
+    assert_eq!(ends(&graph), [(Seen::Both, Identity::Cgroup, vec![(String::new(), 20)])]);
+    // What the server counts beyond that is somebody's whom no agent observes behind that node.
+    world.flow("exporter", Role::Server, ("172.18.0.2", "172.18.0.1", 9100), 25, at(0));
+    let expected = ["web -> node-2/exporter:9100 20+0", "node-1 -> node-2/exporter:9100 5+0"];
+    assert_eq!(edges(&world.graph(at(60))), expected);
+}
+
+#[test]
+fn another_nodes_address_is_not_that_of_a_client_without_a_service() {
+    let mut world = World::new();
+    world.flow("web", Role::Client, ("10.244.1.2", "172.18.0.2", 9100), 20, at(0));
+    world.flow("exporter", Role::Server, ("172.18.0.2", "172.18.0.2", 9100), 20, at(0));
+    let expected = ["web -> node-2/exporter:9100 20+0", "node-2 -> node-2/exporter:9100 20+0"];
+    assert_eq!(edges(&world.graph(at(60))), expected);
+}
+
+#[test]
+fn newest_connections_behind_a_nodes_address_wait_for_the_clients_report() {
+    let mut world = World::new();
+    let to_exporter = ("10.244.1.2", "172.18.0.2", 9100);
+    let seen = ("172.18.0.2", "172.18.0.1", 9100);
+    world.flow("web", Role::Client, to_exporter, 10, at(0));
+    world.flow("exporter", Role::Server, seen, 10, at(0));
+    world.flow("exporter", Role::Server, seen, 20, at(60));
+    let graph = world.graph(at(61));
+    assert_eq!((edges(&graph), graph.unsettled), (vec!["web -> node-2/exporter:9100 10+0".to_owned()], 10));
+    world.flow("web", Role::Client, to_exporter, 20, at(61));
+    assert_eq!(edges(&world.graph(at(61))), ["web -> node-2/exporter:9100 20+0"]);
+}
+
+/// Docker in Docker, kind in a pod, a VPN's sidecar.
+#[test]
+fn network_inside_of_a_pod_calls_with_the_pods_address() {
+    let mut world = World::new();
+    world.service(None, &["db"]);
+    world.flow("web", Role::Client, ("172.17.0.2", "10.244.2.2", 5432), 20, at(0));
+    world.flow("web", Role::Client, ("172.17.0.2", "10.96.0.5", 80), 10, at(0));
+    world.flow("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 30, at(0));
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> db:5432 20+0", "web -> db:5432 via db:80 10+0"]);
+    let db = |opened| (Seen::Both, Identity::Cgroup, vec![("db".to_owned(), opened)]);
+    assert_eq!(ends(&graph), [db(20), db(10)]);
+}

@@ -46,6 +46,7 @@ pub fn pod(name: &str, node: &str, address: &str) -> Pod {
         ended: false,
         workload: workload(name),
         containers: [(format!("id-{name}"), "app".to_owned())].into(),
+        host_ports: Vec::new(),
         life: PodLifetime::default(),
     }
 }

@@ -53,6 +53,7 @@ pub fn pod(name: &str, number: u8, node: usize, address: &str) -> Pod {
         workload: workload(name),
         containers: BTreeMap::from([(format!("id-{name}-{number}"), "main".to_owned())]),
         ended: false,
+        host_ports: Vec::new(),
         life: PodLifetime::default(),
     }
 }

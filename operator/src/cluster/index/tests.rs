@@ -4,6 +4,7 @@ use k8s_openapi::api::{
 };
 use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
+use topology::{entity::HostPort, flow::Protocol};
 
 use super::*;
 use crate::cluster::pods;
@@ -36,6 +37,71 @@ fn index(changes: impl IntoIterator<Item = Change>) -> Index {
         index.apply(change, SystemTime::UNIX_EPOCH);
     }
     index
+}
+
+#[test]
+fn static_pods_with_one_uid_are_told_apart_by_node_and_container() {
+    let uid = "0123456789abcdef0123456789abcdef";
+    let mirror = |node: &str| {
+        let object = json!({
+            "metadata": {
+                "namespace": "kube-system", "name": format!("proxy-{node}"), "uid": format!("mirror-{node}"),
+                "annotations": {"kubernetes.io/config.hash": uid},
+            },
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"containerStatuses": [{
+                "name": "proxy", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "containerID": format!("containerd://id-{node}"),
+            }]},
+        });
+        let object = serde_json::from_value(object).expect("it is a pod");
+        Change::Pod(Box::new(Step::Upsert(pods::facts(object).expect("it has all that it needs"))))
+    };
+    let mut index = index(["node-1", "node-2"].map(mirror));
+    let name = |index: &Index, node: &str, container: &str| {
+        index.directory().pod_on(node, uid, container).map(|pod| pod.name.clone())
+    };
+    for node in ["node-1", "node-2"] {
+        for container in ["", "id-node-1", "id-node-2"] {
+            let expected = if container.is_empty() { node } else { &container[3..] };
+            assert_eq!(name(&index, node, container), Some(format!("proxy-{expected}")), "{node} {container}");
+        }
+    }
+    let Change::Pod(step) = mirror("node-1") else { unreachable!("it is a pod") };
+    let Step::Upsert(gone) = *step else { unreachable!("it is there") };
+    index.apply(Change::Pod(Box::new(Step::Remove(gone))), SystemTime::UNIX_EPOCH);
+    index.forget_removed(SystemTime::UNIX_EPOCH, Duration::ZERO);
+    assert_eq!(name(&index, "node-2", ""), Some("proxy-node-2".to_owned()));
+}
+
+#[test]
+fn host_ports_are_those_of_pods_with_a_network_of_their_own() {
+    let pod = |host_network: bool| {
+        let ports = json!([
+            {"containerPort": 80, "hostPort": 8080},
+            {"containerPort": 53, "hostPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"},
+            {"containerPort": 90, "hostIP": "0.0.0.0", "hostPort": 9090},
+            {"containerPort": 81}, {"containerPort": 82, "hostPort": 0}, {"containerPort": 83, "hostPort": 83, "protocol": "SCTP"},
+        ]);
+        let object = json!({
+            "metadata": {"namespace": "shop", "name": "web", "uid": "u"},
+            "spec": {"hostNetwork": host_network, "containers": [{"name": "main", "ports": ports}]},
+        });
+        pods::facts(serde_json::from_value(object).expect("it is a pod")).expect("it has all that it needs").pod
+    };
+    let host_port = |ip: Option<&str>, port, container_port, protocol| HostPort {
+        ip: ip.map(|ip| ip.parse().expect("it is an address")),
+        port,
+        container_port,
+        protocol,
+    };
+    let expected = [
+        host_port(None, 8080, 80, Protocol::Tcp),
+        host_port(Some("192.0.2.1"), 5353, 53, Protocol::Udp),
+        host_port(None, 9090, 90, Protocol::Tcp),
+    ];
+    assert_eq!(pod(false).host_ports, expected);
+    assert_eq!(pod(true).host_ports, []);
 }
 
 #[test]

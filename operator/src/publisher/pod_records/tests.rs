@@ -31,6 +31,7 @@ fn recorded(uid: &str, owner: &str) -> RecordedPod<'static> {
         ended: false,
         workload: workload(owner),
         containers: BTreeMap::new(),
+        host_ports: Vec::new(),
         life: PodLifetime::default(),
     };
     RecordedPod { pod: Cow::Owned(pod), node_uid: None, observed: None, backends: Vec::new() }

@@ -48,6 +48,7 @@ fn pod() -> impl Strategy<Value = Pod> {
                 ended,
                 workload: workload(&owner),
                 containers,
+                host_ports: Vec::new(),
                 life: PodLifetime { created, started, ran, deleted, finished },
             }
         },
@@ -150,6 +151,7 @@ fn pod_takes_few_bytes() {
             ended: false,
             workload: workload("web"),
             containers: BTreeMap::from([(format!("{number:064x}"), "main".to_owned())]),
+            host_ports: Vec::new(),
             life: PodLifetime { created: time(0), started: time(1), ran: time(3), ..PodLifetime::default() },
         };
         let known = time(4).unwrap_or(SystemTime::UNIX_EPOCH);
