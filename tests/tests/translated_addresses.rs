@@ -1,6 +1,8 @@
-//! Tests calls of addresses that do not name their server by themselves, and calls whose source is replaced by an address that
-//! does not name their client: host ports, masquerade, addresses that several nodes have, ports that a Service lacks, servers
-//! that begin to listen later. The Topology objects show what the programs did.
+//! Tests calls of addresses that do not name their server, and calls whose source is replaced on the way. The Topology
+//! objects show what the programs did.
+//!
+//! The addresses are host ports, those of several nodes, a Service's at a port that it lacks, and a node's before a server
+//! listens there.
 #![forbid(unsafe_code)]
 
 use std::{

@@ -387,7 +387,7 @@ impl Directory {
             .collect()
     }
 
-    /// Returns the Service that has or had an address, at whatever ports.
+    /// Returns the Service that has or had an address, at any port.
     pub(crate) fn service_with_address(&self, ip: IpAddr) -> Option<&ServiceRef> {
         self.services.with_address(ip)
     }
@@ -458,7 +458,7 @@ impl Directory {
     }
 
     /// Returns whether two parts of a flow need not be kept apart, because the same pod, or no pod, held the address in
-    /// both, and somebody answered in both or in neither. Always false for recent parts, since pod events may arrive later.
+    /// both, and a server answered in both or in neither. Always false for recent parts, since pod events may arrive later.
     #[must_use]
     pub fn are_one(&self, ip: IpAddr, one: &Part, next: &Part, now: SystemTime) -> bool {
         const LATE: Duration = Duration::from_secs(30);
@@ -466,7 +466,7 @@ impl Directory {
             return false;
         }
         if !self.is_pods_address(ip) && (one.counted.opened == 0) != (next.counted.opened == 0) {
-            // Attempts in vain may be from before anybody listened there.
+            // Failed attempts may be from before a server listened there.
             return false;
         }
         let both = one.with(next);

@@ -425,8 +425,8 @@ impl<'a> Join<'a> {
         called.scope == Scope::Cluster && (self.servers.contains(called) || has_host_port())
     }
 
-    /// Returns where an address and port of no Service lead: to the pods with this port of the node, or to whoever has the
-    /// address.
+    /// Returns where an address and port of no Service lead: to the pods with this port of the node, or to the owner of
+    /// the address.
     fn targets_of(&self, called: &Called<'a>) -> Vec<Target<'a>> {
         let pods = self.directory.pods_at_host_port(called.ip, called.port, called.protocol);
         if pods.is_empty() {
@@ -461,7 +461,7 @@ impl<'a> Join<'a> {
             heard = [heard, spoken].into_iter().flatten().min();
             peers.insert((self.ends.peer_of(end), target.port));
         }
-        // Who answered at an address is told apart by time.
+        // An address may have had several owners and listeners.
         let is_named = service.is_some() || targets.iter().any(|target| target.pod.is_some());
         let only = if peers.len() == 1 && is_named { peers.into_iter().next() } else { None };
         Candidates { service, backends, only, observed, heard }

@@ -1,5 +1,5 @@
 //! Addresses that do not name a server by themselves: a Service's at another port, loopback at the number of a node port, an
-//! address that several nodes have, a node's before anybody listened there.
+//! address that several nodes have, a node's before a server listened there.
 
 use std::time::SystemTime;
 
@@ -82,7 +82,7 @@ fn what_calls_an_address_of_its_own_node_stays_there() {
         world.process(node, "client", to_bridge("client", 7000), &opened(count), 0);
         world.process(node, "server", at_bridge("server", 7000), &opened(count), 0);
     }
-    // Nobody listens there on the first node.
+    // No server listens there on the first node.
     world.process("node-1", "client", to_bridge("client", 7001), &failed(5), 0);
     world.process("node-2", "client", to_bridge("client", 7001), &opened(2), 0);
     world.process("node-2", "server", at_bridge("server", 7001), &opened(2), 0);
@@ -137,7 +137,7 @@ fn listener_answers_for_no_earlier_calls() {
     world.process("node-2", "late", key, &counters, 30);
     world.flow("db", Role::Client, ("10.244.2.2", "172.18.0.2", 9777), 1, at(30));
     assert_eq!(edges(&world.graph(at(60))), ["db -> node-2/late:9777 1+0", "web -> node-2:9777 0+5"]);
-    // Later calls in vain are of the listener.
+    // Later failed attempts are of the listener.
     world.counters("web", Role::Client, ("10.244.1.2", "172.18.0.2", 9777), &failed(7), at(70));
     let expected = ["db -> node-2/late:9777 1+0", "web -> node-2/late:9777 0+2", "web -> node-2:9777 0+5"];
     assert_eq!(edges(&world.graph(at(100))), expected);

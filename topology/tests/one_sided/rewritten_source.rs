@@ -137,7 +137,7 @@ fn call_of_a_server_in_a_nodes_network_is_one_edge_if_the_clients_node_replaces_
     let graph = world.graph(at(60));
     assert_eq!(edges(&graph), ["web -> node-2/exporter:9100 20+0"]);
     assert_eq!(ends(&graph), [(Seen::Both, Identity::Cgroup, vec![(String::new(), 20)])]);
-    // What the server counts beyond that is somebody's whom no agent observes behind that node.
+    // More connections of the server are of clients behind that node that no agent observes.
     world.flow("exporter", Role::Server, ("172.18.0.2", "172.18.0.1", 9100), 25, at(0));
     let expected = ["web -> node-2/exporter:9100 20+0", "node-1 -> node-2/exporter:9100 5+0"];
     assert_eq!(edges(&world.graph(at(60))), expected);
