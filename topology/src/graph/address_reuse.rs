@@ -18,6 +18,7 @@ use crate::{
     count,
     directory::{Directory, Owner},
     edge::{EdgeCounters, Peer},
+    entity::Pod,
     history::{Counted, Part},
 };
 
@@ -103,9 +104,17 @@ impl<'a> Join<'a> {
         }
         let pod_of = |index: &usize| self.ends.end(self.server_flows[*index].end).pod_uid();
         let Some(first) = server_flows.first().map(pod_of) else { return false };
-        let owner = self.directory.owner_between(ip, client_flow.span.from, client_flow.span.until);
+        let Span { from, until } = client_flow.span;
         server_flows.iter().any(|index| pod_of(index) != first)
-            || first.is_some() && owner.pod().map(|pod| pod.uid.as_str()) != first
+            || first.is_some_and(|pod| !self.is_only_owner(pod, ip, from, until))
+    }
+
+    /// Returns whether no pod but this one is known to have held an address between two times, at some time of which it did.
+    fn is_only_owner(&self, pod: &str, ip: IpAddr, from: SystemTime, until: SystemTime) -> bool {
+        let is_it = |owner: &Pod| owner.uid == pod;
+        self.directory.owner_between(ip, from, until).pod().is_some_and(is_it)
+            // The time may begin before the first pod became known, and so before the pod by less than a report's precision.
+            || matches!(*self.directory.possible_owners(ip, from, until), [only] if is_it(only))
     }
 
     /// Servers' flows between the same two addresses as a client's, those of its time first.

@@ -1,17 +1,19 @@
 //! Counts of an agent that ended, and connections that it missed, over a restart of the operator.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use scopeprobe_topology::{
     archive::{Archive, Published},
+    directory::Directory,
     edge::{Edge, Endpoint},
-    entity::{CgroupOwner, Pod},
+    entity::{CgroupOwner, Pod, PodLifetime},
     flow::{FlowCounters, Role},
     graph::{Graph, Options},
     ledger::{Epoch, Ledger},
+    sighting::{Ages, Sighting},
 };
 
-use crate::world::{EPOCH, RETENTION, SETTLE, World, at, key, pod, workload};
+use crate::world::{EPOCH, RETENTION, SETTLE, World, at, edges, key, pod, workload};
 
 const SERVICE: (&str, &str, u16) = ("10.244.1.2", "10.96.0.5", 80);
 const SECOND: Epoch = Epoch([2; 16]);
@@ -128,4 +130,32 @@ fn bytes_of_several_servers_are_those_that_were_published() {
     shop.report_counters(SECOND, after, at(61));
     shop.archive.settle(&shop.world.ledger, &shop.world.directory, at(62));
     assert_eq!(bytes(&shop.graph(at(70))), before);
+}
+
+/// A flow's first connection lies between two readings of the agent, the first of which may be before the pod's creation. An
+/// operator that began later does not know who had the address then, but both ends of the connections are observed.
+#[test]
+fn server_that_was_created_within_the_first_reading_has_all_connections() {
+    let mut world = World::new();
+    world.directory = Directory::new();
+    let created = |seconds| PodLifetime { created: Some(at(seconds)), ..PodLifetime::default() };
+    for (name, node, address, seconds) in [("web", "node-1", "10.244.1.2", 0), ("db", "node-2", "10.244.2.2", 10)] {
+        let pod = Pod { life: created(seconds), ..pod(name, node, address) };
+        world.directory.upsert_pod(pod, at(600));
+    }
+    let [client, server] = [
+        ("web", Role::Client, ("10.244.1.2", "10.244.2.2", 5432), 20),
+        ("db", Role::Server, ("10.244.2.2", "10.244.1.2", 5432), 19),
+    ];
+    for (who, role, addresses, opened) in [client, server] {
+        let node = if who == "web" { "node-1" } else { "node-2" };
+        let owner = CgroupOwner::PodContainer { pod_uid: format!("uid-{who}"), container_id: format!("id-{who}") };
+        let (key, counters) =
+            (key(who, role, addresses), FlowCounters { opened, closed: opened, ..FlowCounters::default() });
+        world.ledger.identify(node, EPOCH, key.cgroup_id, owner).expect("the present epoch");
+        let seconds = Duration::from_secs;
+        let sighting = Sighting::new(&Ages::of(seconds(592), seconds(592), seconds(10)), at(600), at(600));
+        world.ledger.apply(node, EPOCH, key, &counters, sighting).expect("the present epoch");
+    }
+    assert_eq!(edges(&world.graph(at(640))), ["web -> db:5432 20+0"]);
 }
