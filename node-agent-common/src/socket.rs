@@ -85,7 +85,7 @@ pub mod callback {
 
     /// Calls the program at each state change. It marks a socket whose end will be counted.
     pub const STATE: u8 = 4;
-    /// Calls the program at each retransmission. It marks a client, from its first SYN on.
+    /// Calls the program at each retransmission, which shows pending attempts. It marks a client, from its first SYN on.
     pub const CLIENT: u8 = 2;
     /// Calls the program at each retransmission timeout. It marks a server.
     pub const SERVER: u8 = 1;

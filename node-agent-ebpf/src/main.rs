@@ -2,7 +2,8 @@
 //! sockets.
 //!
 //! The kernel calls [`sock_ops`] when a connection of the node starts, opens or ends; it counts into [`flows`]. Where
-//! it cannot be attached, [`state_changes`] counts from a tracepoint. While the table of flows is nearly full, [`folding`]
+//! it cannot be attached, [`state_changes`] counts from a tracepoint. [`pending_attempts`] has the attempts without an
+//! answer. While the table of flows is nearly full, [`folding`]
 //! selects the flows that share rows. [`datagrams`] runs for each packet and counts UDP [`conversations`], the busy ones of
 //! which are [`stored_conversations`]. [`original_destinations`] records the original destinations of datagrams, and
 //! [`answers`] passes DNS responses
@@ -28,6 +29,7 @@ mod offsets;
 mod old_closes;
 mod open_sockets;
 mod original_destinations;
+mod pending_attempts;
 mod scope;
 mod sock_ops;
 mod socket;

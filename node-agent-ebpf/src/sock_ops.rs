@@ -9,8 +9,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RETRANS_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
     },
     helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
     macros::sock_ops,
@@ -21,6 +21,7 @@ use node_agent_common::{Loss, Role, callback, state};
 use crate::{
     existing,
     flows::{Event, count, lose},
+    pending_attempts,
     socket::{KernelPointer, TcpSocket},
 };
 
@@ -32,9 +33,26 @@ pub fn connections(context: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => opened(call, Role::Client),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => opened(call, Role::Server),
         BPF_SOCK_OPS_STATE_CB if call.new_state() == state::CLOSE => ended(call),
+        BPF_SOCK_OPS_RETRANS_CB if call.state() == state::SYN_SENT => unanswered(call),
         _ => {}
     }
     1
+}
+
+/// A lost one is not pending, and counts when it opens or fails.
+#[inline(always)]
+fn unanswered(call: Call) {
+    if let Some(socket) = call.socket() {
+        pending_attempts::note(socket, call.cookie());
+    }
+}
+
+/// To be called for an attempt that opens or fails now.
+#[inline(always)]
+fn answered(call: Call) {
+    if call.total_retransmits() != 0 {
+        pending_attempts::end(call.cookie());
+    }
 }
 
 #[inline(always)]
@@ -43,6 +61,7 @@ fn opened(call: Call, role: Role) {
     if existing::is_first_look() {
         existing::note_opening(call.cookie());
     }
+    answered(call);
     let before = call.flags() as u8;
     call.add_flags(callback::of(role));
     let Some(socket) = call.socket() else { return lose(Loss::Unreadable) };
@@ -65,6 +84,7 @@ fn ended(call: Call) {
     let shown = Role::shown(flags, socket.origin());
     let role = shown.unwrap_or(Role::guessed(flags));
     if before == state::SYN_SENT || before == state::SYN_RECV && matches!(role, Role::Client) {
+        answered(call);
         // Another program may have requested callbacks for an attempt from before the capture.
         let _ = existing::take_seed(socket.cookie());
         // The flags stay: the socket may dial again while no agent is there.
@@ -117,6 +137,19 @@ impl Call {
     fn new_state(self) -> u8 {
         // SAFETY: as above.
         unsafe { Self::read(&raw const (*self.0).__bindgen_anon_1.args[1]) as u8 }
+    }
+
+    #[inline(always)]
+    fn state(self) -> u8 {
+        // SAFETY: the context's own field.
+        unsafe { Self::read(&raw const (*self.0).state) as u8 }
+    }
+
+    /// Returns the number of retransmitted segments, SYNs included.
+    #[inline(always)]
+    fn total_retransmits(self) -> u32 {
+        // SAFETY: the context's own field.
+        unsafe { Self::read(&raw const (*self.0).total_retrans) }
     }
 
     #[inline(always)]

@@ -134,7 +134,7 @@ impl FlowStore {
     pub fn record(&mut self, key: FlowKey, counters: FlowCounters, now: Instant) -> bool {
         let before = self.clock.floor(self.looked.map_or(now, |looked| looked.min(now)));
         let now = self.clock.ceil(now);
-        let mut is_new = false;
+        let is_urgent;
         let entry = match self.flows.entry(key) {
             map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
@@ -150,6 +150,8 @@ impl FlowStore {
                 if known == counters {
                     return false;
                 }
+                // An edge may appear or disappear with it.
+                is_urgent = (known.pending() > 0) != (counters.pending() > 0);
                 entry.counters = (&counters).into();
                 entry.changed = now;
                 if entry.state == ReportState::Acknowledged {
@@ -158,7 +160,7 @@ impl FlowStore {
                 entry
             }
             map::Entry::Vacant(entry) => {
-                is_new = true;
+                is_urgent = true;
                 entry.insert(FlowEntry {
                     counters: (&FlowCounters { run: self.run, ..counters }).into(),
                     rare: None,
@@ -170,9 +172,13 @@ impl FlowStore {
                 })
             }
         };
-        if entry.state != ReportState::Changed {
+        let is_queued = entry.state == ReportState::Changed;
+        if is_urgent || !is_queued {
             entry.state = ReportState::Changed;
-            if is_new { self.news.push_flow(key) } else { self.news.push_counters(key) }
+            if is_queued {
+                self.news.note_stale();
+            }
+            if is_urgent { self.news.push_flow(key) } else { self.news.push_counters(key) }
         }
         true
     }
@@ -428,7 +434,7 @@ impl FlowStore {
             self.name_bytes -= entry.name_bytes();
             self.leaving -= usize::from(entry.is_dropped);
             if entry.state == ReportState::Changed {
-                self.news.note_removed();
+                self.news.note_stale();
             }
             self.run += 1;
             self.left += 1;

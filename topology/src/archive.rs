@@ -529,7 +529,7 @@ impl PublishedHistory {
                 continue;
             }
             let mut edge = published.edge.clone();
-            edge.counters.active = 0;
+            (edge.counters.active, edge.counters.pending) = (0, 0);
             if self.is_settled() {
                 // What agents still know is on other edges now: of addresses that were shared, and of servers whose clients
                 // have become known.

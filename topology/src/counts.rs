@@ -80,12 +80,13 @@ impl Counts {
         left
     }
 
-    /// The greater count of each; what is open now is as it is here.
+    /// The greater count of each; what is open or pending now is as it is here.
     ///
-    /// Invariant: but for what is open, no count is less than in either.
+    /// Invariant: but for what is open or pending, no count is less than in either.
     #[must_use]
     pub fn at_least(&self, other: &Self) -> Self {
-        let counters = EdgeCounters { active: self.counters.active, ..self.counters.at_least(&other.counters) };
+        let EdgeCounters { active, pending, .. } = self.counters;
+        let counters = EdgeCounters { active, pending, ..self.counters.at_least(&other.counters) };
         self.merged(other, counters, u64::max)
     }
 

@@ -100,6 +100,9 @@ pub struct EdgeCounters {
     pub active: u64,
     /// Attempts that were refused, timed out or were given up.
     pub failed: u64,
+    /// Attempts that are pending now; in neither `opened` nor `failed`.
+    #[serde(default)]
+    pub pending: u64,
     /// Payload from client to server.
     pub bytes_sent: u64,
     /// Payload from server to client.
@@ -117,12 +120,13 @@ pub struct EdgeCounters {
 
 impl EdgeCounters {
     /// All counts, in one order: what holds for each of them follows from this list.
-    fn counts_mut(&mut self) -> [&mut u64; 8] {
-        let Self { opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits } = self;
-        [opened, active, failed, bytes_sent, bytes_received, without_bytes, inferred, retransmits]
+    fn counts_mut(&mut self) -> [&mut u64; 9] {
+        let Self { opened, active, failed, pending, bytes_sent, bytes_received, without_bytes, inferred, retransmits } =
+            self;
+        [opened, active, failed, pending, bytes_sent, bytes_received, without_bytes, inferred, retransmits]
     }
 
-    fn counts(mut self) -> [u64; 8] {
+    fn counts(mut self) -> [u64; 9] {
         self.counts_mut().map(|count| *count)
     }
 
@@ -192,7 +196,7 @@ impl EdgeCounters {
         }
     }
 
-    /// The share of `opened` connections (at most all) in these counters, failed attempts excepted: all of it if they
+    /// The share of `opened` connections (at most all) in these counters, failed and pending attempts excepted: all of it if they
     /// are all connections, else in proportion, rounded down.
     ///
     /// Invariant: no count is greater than here.
@@ -200,7 +204,7 @@ impl EdgeCounters {
     pub fn share(&self, opened: u64) -> Self {
         let opened = opened.min(self.opened);
         if opened == self.opened {
-            return Self { failed: 0, ..*self };
+            return Self { failed: 0, pending: 0, ..*self };
         }
         // `self.opened` is greater than `opened` and so not 0, and the quotient not greater than `count`.
         let part = |count: u64| {
@@ -208,7 +212,7 @@ impl EdgeCounters {
         };
         let mut share = *self;
         share.counts_mut().into_iter().for_each(|count| *count = part(*count));
-        Self { failed: 0, ..share }
+        Self { failed: 0, pending: 0, ..share }
     }
 }
 

@@ -195,6 +195,12 @@ pub struct FlowCounters {
     /// Part of `retransmits` that belongs to connections that are still open.
     #[serde(default)]
     pub open_retransmits: u64,
+    /// Attempts that became pending: they had no answer for about two seconds.
+    #[serde(default)]
+    pub pending_begun: u64,
+    /// Part of `pending_begun` that is not pending any more: opened, failed, or lost from sight.
+    #[serde(default)]
+    pub pending_ended: u64,
     /// Round-trip times that this end measured: the last ones of ended connections, and the present ones of open
     /// connections, as far as known.
     #[serde(default)]
@@ -206,6 +212,12 @@ impl FlowCounters {
     #[must_use]
     pub fn active(&self) -> u64 {
         count::bounded(self.opened.saturating_add(self.preexisting).saturating_sub(self.closed))
+    }
+
+    /// Returns the number of pending attempts.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        count::bounded(self.pending_begun.saturating_sub(self.pending_ended))
     }
 
     /// Returns the counters with each growing count combined with that of `other`.
@@ -264,7 +276,8 @@ impl FlowCounters {
     /// Returns a number that grows with every change of the flow.
     fn progress(&self) -> u128 {
         let counts = [self.opened, self.closed, self.failed, self.preexisting, self.bytes_sent, self.bytes_received];
-        counts.iter().chain(&self.retransmits).map(|count| u128::from(*count)).sum()
+        let pending = [self.pending_begun, self.pending_ended];
+        counts.iter().chain(&pending).chain(&self.retransmits).map(|count| u128::from(*count)).sum()
     }
 }
 
@@ -283,6 +296,9 @@ pub struct FlowTotals {
     pub active: u64,
     /// Attempts that were refused, timed out or were given up.
     pub failed: u64,
+    /// Attempts that are pending now, as far as known; in neither `opened` nor `failed`.
+    #[serde(default)]
+    pub pending: u64,
     /// Payload sent by this end.
     pub bytes_sent: u64,
     /// Payload received by this end.
@@ -306,6 +322,12 @@ pub struct FlowTotals {
 }
 
 impl FlowTotals {
+    /// Returns whether anything was counted.
+    #[must_use]
+    pub fn has_counts(&self) -> bool {
+        Self { methods: Methods::empty(), retransmits: None, ..*self } != Self::default()
+    }
+
     /// Limits inferred and incomplete connections to those that exist: one that was open in two epochs counts once.
     ///
     /// Limits open connections as well: one that an earlier epoch has counted in another row is not among `opened`.

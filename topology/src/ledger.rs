@@ -112,6 +112,8 @@ pub struct FlowView<'a> {
     /// Times at which its connections were opened and its attempts failed, oldest first. Their sum is at most `totals`;
     /// the difference is older.
     pub parts: &'a [Part],
+    /// Number of attempts that were pending and are not any more, in the counters that its agent reported last.
+    pub pending_ended: u64,
     /// Time of the agent's last message, as recorded by [`Ledger::record_heartbeat`].
     pub heard: Option<SystemTime>,
     recent_bytes: RecentBytes,
@@ -262,8 +264,10 @@ impl Ledger {
         let flow = Arc::make_mut(flow);
         flow.receive_open(&counted_elsewhere);
         let was_quiet = sighting.changed().duration_since(flow.changed).unwrap_or_default() >= QUIET;
+        let had_pending = flow.has_pending();
         let has_changed = flow.apply(counters, &sighting, account.epochs.resumed());
-        Ok(match (is_new || was_quiet, is_new || has_changed) {
+        let is_structure = is_new || was_quiet || had_pending != flow.has_pending();
+        Ok(match (is_structure, is_new || has_changed) {
             (_, false) => News::Nothing,
             (true, true) => News::Structure,
             (false, true) => News::Counters,

@@ -178,6 +178,8 @@ mod tests {
                 retransmits: knows_retransmits.then_some(plain[14]),
                 preexisting_retransmits: plain[15],
                 open_retransmits: plain[16],
+                pending_begun: plain[17],
+                pending_ended: plain[18],
                 rtt: RttHistogram::from_counts(&rtt).unwrap(),
             };
             prop_assert_eq!(FlowCounters::from(&PackedCounters::from(&counters)), counters);

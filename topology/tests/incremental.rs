@@ -85,6 +85,8 @@ struct Report {
     opened: u64,
     closed: u64,
     failed: u64,
+    /// Number of attempts that are pending now.
+    pending: u64,
     bytes: u64,
     without_bytes: bool,
     methods: Methods,
@@ -143,10 +145,11 @@ fn report() -> impl Strategy<Value = Report> {
             ..flow(cgroup_id, role, local, remote, port)
         });
     let methods = prop_oneof![3 => Just(Methods::EBPF), 1 => Just(Methods::SOCK_DIAG)];
-    (0..NODES, key, 0..4_u64, 0..4_u64, 0..2_u64, 0..900_u64, any::<bool>(), methods).prop_map(
-        |(node, key, opened, closed, failed, bytes, without_bytes, methods)| {
+    let attempts = (0..2_u64, prop_oneof![2 => Just(0), 1 => 1..3_u64]);
+    (0..NODES, key, 0..4_u64, 0..4_u64, attempts, 0..900_u64, any::<bool>(), methods).prop_map(
+        |(node, key, opened, closed, (failed, pending), bytes, without_bytes, methods)| {
             let closed = closed.min(opened);
-            Report { node, key, opened, closed, failed, bytes, without_bytes, methods }
+            Report { node, key, opened, closed, failed, pending, bytes, without_bytes, methods }
         },
     )
 }
@@ -165,7 +168,9 @@ fn call() -> impl Strategy<Value = Vec<Event>> {
             let seen = if is_rewritten { FIRST_NODE } else { client };
             let report = |node, key, opened: u64| {
                 let (bytes, methods, closed) = (opened * 100, Methods::EBPF, closed.min(opened));
-                Event::Report(Report { node, key, opened, closed, failed: 0, bytes, without_bytes: false, methods })
+                let report =
+                    Report { node, key, opened, closed, failed: 0, pending: 0, bytes, without_bytes: false, methods };
+                Event::Report(report)
             };
             vec![
                 report(from, flow(one, Role::Client, client, called, port), opened),
@@ -327,11 +332,14 @@ impl World {
     }
 
     fn report(&mut self, report: &Report) {
-        let Report { node, key, opened, closed, failed, bytes, without_bytes, methods } = *report;
+        let Report { node, key, opened, closed, failed, pending, bytes, without_bytes, methods } = *report;
         let counters = self.flows.entry((node, key)).or_default();
         counters.opened += opened;
         counters.closed += closed;
         counters.failed += failed;
+        let before = counters.pending();
+        counters.pending_begun += pending.saturating_sub(before);
+        counters.pending_ended += before.saturating_sub(pending);
         counters.bytes_sent += bytes;
         counters.bytes_received += 2 * bytes;
         counters.without_bytes += if without_bytes { opened } else { 0 };
@@ -477,6 +485,7 @@ fn two_conversations() -> (World, impl Fn(u64, Role, usize, usize, u16) -> Repor
         opened: 1,
         closed: 0,
         failed: 0,
+        pending: 0,
         bytes: 100,
         without_bytes: false,
         methods: Methods::EBPF,
@@ -534,4 +543,20 @@ fn counts_wait_for_their_turn_and_new_flows_do_not() {
     assert_eq!(world.joined(6, None), 2, "names may come late");
     assert_eq!((world.joined(29, Some(&again)), world.opened()), (0, vec![1, 2, 1]));
     assert_eq!((world.joined(1, None), world.opened()), (2, vec![1, 3, 1]));
+}
+
+#[test]
+fn first_and_last_pending_attempt_do_not_wait_for_their_turn() {
+    let (mut world, ends) = two_conversations();
+    world.archive.set_pace(PACE);
+    world.joined(1, None);
+    world.joined(10, None);
+    let with = |pending| Report { opened: 0, pending, ..ends(1, Role::Client, 0, 3, 8080) };
+    let mut joined = |pending| {
+        let flows = world.joined(1, Some(&with(pending)));
+        (flows, world.graph.edges.iter().map(|edge| edge.counters.pending).sum())
+    };
+    assert_eq!(joined(1), (2, 1));
+    assert_eq!(joined(3), (2, 3), "names may come late");
+    assert_eq!(joined(0), (2, 0));
 }

@@ -69,6 +69,63 @@ fn report_of_a_known_flow_is_news_of_counters() {
     assert_eq!([News::Counters, News::Structure, News::Nothing].into_iter().max(), Some(News::Structure));
 }
 
+/// Returns the counters of a flow whose numbers of pending attempts were these, one after the other.
+fn pending(numbers: &[u64]) -> FlowCounters {
+    let mut counters = FlowCounters::default();
+    for number in numbers {
+        let before = counters.pending();
+        counters.pending_begun += number.saturating_sub(before);
+        counters.pending_ended += before.saturating_sub(*number);
+    }
+    counters
+}
+
+#[test]
+fn first_and_last_pending_attempt_are_news_of_structure() {
+    let mut ledger = Ledger::new();
+    let mut news = |numbers: &[u64]| {
+        ledger.apply(NODE, Epoch([1; 16]), key(1), &pending(numbers), at(0)).expect("the first epoch")
+    };
+    assert_eq!(news(&[1]), News::Structure, "it is new");
+    assert_eq!(news(&[1, 2]), News::Counters);
+    assert_eq!(news(&[1, 2, 0]), News::Structure);
+    assert_eq!(news(&[1, 2]), News::Nothing, "it is late");
+    assert_eq!(news(&[1, 2, 0, 1]), News::Structure);
+}
+
+#[test]
+fn pending_attempts_end_with_their_epoch_and_flow() {
+    let mut ledger = Ledger::new();
+    let first = Epoch([1; 16]);
+    let counters = FlowCounters { failed: 5, ..pending(&[2]) };
+    ledger.apply(NODE, first, key(1), &counters, at(0)).expect("the first epoch");
+    assert_eq!(totals(&ledger), FlowTotals { failed: 5, pending: 2, ..FlowTotals::default() });
+    ledger.enter(NODE, Epoch([2; 16])).expect("a new epoch");
+    assert_eq!(totals(&ledger), FlowTotals { failed: 5, ..FlowTotals::default() });
+    ledger.apply(NODE, Epoch([2; 16]), key(1), &pending(&[3]), at(1)).expect("the present epoch");
+    assert_eq!(totals(&ledger), FlowTotals { failed: 5, pending: 3, ..FlowTotals::default() });
+    // A snapshot without the flow.
+    ledger.begin_snapshot(NODE, Epoch([2; 16])).expect("the present epoch");
+    assert!(ledger.end_snapshot(NODE, Epoch([2; 16]), at(2)).expect("the present epoch"));
+    assert_eq!(totals(&ledger), FlowTotals { failed: 5, ..FlowTotals::default() });
+}
+
+proptest! {
+    #[test]
+    fn pending_attempts_are_the_last_number_in_any_order_of_reports(
+        (numbers, order) in prop::collection::vec(0..5_u64, 1..10).prop_flat_map(|numbers| {
+            let order = prop::collection::vec(0..numbers.len(), 0..20);
+            (Just(numbers), order)
+        }),
+    ) {
+        let mut ledger = Ledger::new();
+        for last in order.into_iter().chain([numbers.len() - 1]) {
+            ledger.apply(NODE, Epoch([1; 16]), key(1), &pending(&numbers[..=last]), at(0)).expect("the first epoch");
+        }
+        prop_assert_eq!(totals(&ledger).pending, *numbers.last().expect("there is one"));
+    }
+}
+
 /// Reports a snapshot of a new epoch: connections that are open, by the number of their remote address; all of them in the
 /// folded row for the addresses that `is_folded` selects.
 #[expect(clippy::expect_used, reason = "a test")]

@@ -25,6 +25,7 @@ mod load_errors;
 mod new_flows;
 mod object;
 mod offsets;
+mod pending_attempts;
 mod preexisting;
 mod preflight;
 mod programs;

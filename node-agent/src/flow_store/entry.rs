@@ -45,9 +45,9 @@ impl FlowEntry {
         self.names().iter().map(|name| name.len()).sum()
     }
 
-    /// Returns whether the flow has no open connection and was not dropped yet.
+    /// Returns whether the flow has no open connection and no pending attempt, and was not dropped yet.
     pub(super) fn is_quiet(&self) -> bool {
-        !self.is_dropped && self.counters().active() == 0
+        !self.is_dropped && self.counters().active() == 0 && self.counters().pending() == 0
     }
 }
 

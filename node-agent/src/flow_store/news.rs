@@ -12,7 +12,7 @@ pub(super) const MANY_STALE: usize = 4096;
 /// Kinds of unreported changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// New flows, and new names of flows.
+    /// New flows, new names of flows, and flows whose first attempt became pending or whose last one ended.
     Flows,
     /// Changes of counters as well.
     All,
@@ -21,11 +21,11 @@ pub enum News {
 /// Flows with unreported changes, in the order of their changes. Removed flows may be among them.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
-    /// New flows, and flows with new names.
+    /// Those of [`News::Flows`]. One whose counters have changed before is in both queues.
     flows: VecDeque<FlowKey>,
     /// Others, whose counters have changed.
     counters: VecDeque<FlowKey>,
-    /// Upper bound of the number of removed flows in both.
+    /// Upper bound of the number of entries in both that are not needed.
     stale: usize,
 }
 
@@ -52,8 +52,8 @@ impl Queues {
         self.flows.len() + self.counters.len()
     }
 
-    /// Notes that a flow in one of the queues was removed.
-    pub(super) fn note_removed(&mut self) {
+    /// Notes that an entry of the queues is not needed: the flow was removed, or has another entry.
+    pub(super) fn note_stale(&mut self) {
         self.stale += 1;
     }
 

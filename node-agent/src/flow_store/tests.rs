@@ -50,6 +50,28 @@ fn news_is_what_changed_and_comes_once() {
 }
 
 #[test]
+fn first_and_last_pending_attempt_are_news_like_a_new_flow() {
+    let mut store = store(10);
+    let now = Instant::now();
+    let pending =
+        |pending_begun, pending_ended| FlowCounters { pending_begun, pending_ended, ..FlowCounters::default() };
+    let mut news = |counters, kind| {
+        assert!(store.record(key(1, 1), counters, now));
+        store.take_news(kind, usize::MAX)
+    };
+    news(counters(1, 1), News::All);
+    assert_eq!(news(pending(1, 0), News::Flows), [(key(1, 1), pending(1, 0))]);
+    assert_eq!(news(pending(2, 0), News::Flows), [], "counters wait");
+    assert_eq!(news(pending(2, 2), News::Flows), [(key(1, 1), pending(2, 2))]);
+    assert!(store.take_news(News::All, usize::MAX).is_empty(), "it was in both queues");
+    store.record(key(1, 1), pending(3, 2), now);
+    tell(&mut store);
+    assert_eq!(expire(&mut store, now + HOUR, |_| false), [], "an attempt is pending");
+    store.record(key(1, 1), pending(3, 3), now);
+    assert_eq!(expire(&mut store, now + HOUR, |_| false), [key(1, 1)]);
+}
+
+#[test]
 fn a_snapshot_has_all_and_news_is_what_comes_after() {
     let mut store = store(10);
     let now = Instant::now();

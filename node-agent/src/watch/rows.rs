@@ -35,6 +35,8 @@ pub struct Row {
     pub active: u64,
     /// Attempts that failed.
     pub failed: u64,
+    /// Attempts that are pending now.
+    pub pending: u64,
     /// Payload sent by this end.
     pub bytes_sent: u64,
     /// Payload received by this end.
@@ -84,6 +86,7 @@ pub fn rows(
             preexisting: 0,
             active: 0,
             failed: 0,
+            pending: 0,
             bytes_sent: 0,
             bytes_received: 0,
         });
@@ -91,6 +94,7 @@ pub fn rows(
         row.preexisting += counters.preexisting;
         row.active += counters.active();
         row.failed += counters.failed;
+        row.pending += counters.pending();
         row.bytes_sent += counters.bytes_sent;
         row.bytes_received += counters.bytes_received;
         let peers = ends.get(&(conversation(&key), other(key.role))).into_iter().flatten();

@@ -180,6 +180,7 @@ mod tests {
             preexisting: 1,
             active: 3,
             failed: 2,
+            pending: 0,
             bytes_sent: 1234,
             bytes_received: 123_456_789,
         }

@@ -8,6 +8,7 @@ mod crowds;
 mod lab;
 mod measures;
 mod misses;
+mod pending;
 mod refusals;
 mod restarts;
 mod stored_conversations;

@@ -14,12 +14,12 @@ use crate::{
 const HERE: &str = "127.0.0.1";
 
 /// Server that does not answer until [`Waiting::let_in`]. Clients retransmit their SYN after 1, 2 and 4 seconds.
-struct Waiting {
-    port: u16,
+pub struct Waiting {
+    pub port: u16,
 }
 
 impl Waiting {
-    fn new(server: &mut Process) -> Self {
+    pub fn new(server: &mut Process) -> Self {
         let port = server.listen("l", "127.0.0.1:0");
         server.drop_syns("l");
         Self { port }
@@ -27,13 +27,13 @@ impl Waiting {
 
     /// The first one's port is chosen by `connect()`, that of the others before: such sockets do not show where they come
     /// from.
-    fn dial(&self, client: &mut Process, names: &[&str]) {
+    pub fn dial(&self, client: &mut Process, names: &[&str]) {
         for (name, from) in names.iter().zip(std::iter::once(None).chain(std::iter::repeat(Some("127.0.0.1:0")))) {
             client.start_connect(name, format_args!("{HERE}:{}", self.port), from);
         }
     }
 
-    fn let_in(client: &mut Process, server: &mut Process, names: &[&str]) {
+    pub fn let_in(client: &mut Process, server: &mut Process, names: &[&str]) {
         server.accept_syns("l");
         for name in names {
             assert!(client.await_handshake(name));

@@ -321,7 +321,7 @@ mod tests {
         fn counters(message: &mut wire::AgentReport) -> &mut wire::Counters {
             message.flows[0].counters.as_mut().expect("the message has counters")
         }
-        let faults: [(&str, Fault); 37] = [
+        let faults: [(&str, Fault); 38] = [
             ("node", |message| message.node.clear()),
             ("node", |message| message.node = "x".repeat(254)),
             ("epoch", |message| message.epoch.truncate(15)),
@@ -349,6 +349,7 @@ mod tests {
             ("flows[0].remote_names[0]", |message| message.flows[0].remote_names = vec![String::new()]),
             ("flows[0].remote_names[1]", |message| message.flows[0].remote_names.push("a b".to_owned())),
             ("flows[0].counters.open_bytes_sent", |message| counters(message).open_bytes_sent = 1),
+            ("flows[0].counters.pending_ended", |message| counters(message).pending_ended = 1),
             ("flows[0].counters.retransmits", |message| counters(message).retransmits = Some(u64::MAX)),
             ("flows[0].counters.open_retransmits", |message| counters(message).open_retransmits = 1),
             ("flows[0].counters.preexisting_retransmits", |message| counters(message).preexisting_retransmits = 1),

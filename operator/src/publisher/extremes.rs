@@ -80,7 +80,7 @@ fn count() -> impl Strategy<Value = u64> {
 }
 
 fn counters() -> impl Strategy<Value = FlowCounters> {
-    let counts = prop::collection::vec(count(), 15);
+    let counts = prop::collection::vec(count(), 17);
     let rtt = prop::collection::vec(prop_oneof![Just(u32::MAX), 0..9_u32], RttBucket::COUNT);
     (counts, rtt, 0..3_u64, prop::option::of(count()), any::<bool>()).prop_map(
         |(counts, rtt, run, retransmits, sampled)| FlowCounters {
@@ -102,6 +102,8 @@ fn counters() -> impl Strategy<Value = FlowCounters> {
             retransmits,
             preexisting_retransmits: counts[13],
             open_retransmits: counts[14],
+            pending_begun: counts[15],
+            pending_ended: counts[16],
             rtt: RttHistogram::from_counts(&rtt).unwrap_or_default(),
         },
     )

@@ -246,6 +246,7 @@ mod tests {
             opened: 9,
             active: 2,
             failed: 3,
+            pending: 0,
             bytes_sent: 100,
             bytes_received: 200,
             without_bytes: 5,

@@ -55,7 +55,7 @@ fn unknown_to_agents(edge: &Edge, anew: Option<&Edge>) -> Counts {
         known = known.without(&Counts::from_servers(anew).without(&Counts::from_servers(edge)));
     }
     let mut counts = Counts::of(edge).without(&known);
-    counts.counters.active = 0;
+    (counts.counters.active, counts.counters.pending) = (0, 0);
     counts
 }
 

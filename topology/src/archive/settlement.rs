@@ -79,7 +79,7 @@ fn limited(counts: Counts, found: u64) -> Counts {
         }
         endpoints.retain(|end| end.opened > 0 || end.failed > 0);
     }
-    Counts { counters: EdgeCounters { active: 0, failed: counters.failed, ..part }, clients, servers }
+    Counts { counters: EdgeCounters { active: 0, pending: 0, failed: counters.failed, ..part }, clients, servers }
 }
 
 /// Pod that called a Service, or a server without one.

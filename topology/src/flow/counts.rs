@@ -8,7 +8,7 @@ macro_rules! with_flow_counts {
         $callback! {
             {
                 opened closed bytes_sent bytes_received failed inferred without_bytes preexisting
-                preexisting_bytes_sent preexisting_bytes_received preexisting_retransmits
+                preexisting_bytes_sent preexisting_bytes_received preexisting_retransmits pending_begun pending_ended
             }
             { open_bytes_sent open_bytes_received open_retransmits open_without_bytes }
             {
@@ -18,6 +18,7 @@ macro_rules! with_flow_counts {
                 open_bytes_received: bytes_received,
                 preexisting_retransmits: retransmits,
                 open_retransmits: retransmits,
+                pending_ended: pending_begun,
             }
         }
     };

@@ -234,7 +234,9 @@ impl<'a> Join<'a> {
             take_from(&mut groups, self.ends.end(server_flow.end).pod_uid(), counted);
             whose.push((server_flow.span, *counted, Some(*index), None));
         }
-        let left = groups.into_iter().filter(|group| (group.counted.opened, group.counted.failed) != (0, 0));
+        // Without any counts, pending attempts are left.
+        let has_rest = |group: &Group<'_>| (group.counted.opened, group.counted.failed) != (0, 0) || matched.is_empty();
+        let left = groups.into_iter().filter(has_rest);
         whose.extend(left.map(|group| (group.span, group.counted, None, Some(group.owner))));
         whose.sort_by_key(|(span, _, index, _)| (span.until, *index));
         let shares =
@@ -288,7 +290,7 @@ impl<'a> Join<'a> {
         let sum = self.sums.at(key);
         sum.counters.add(share);
         sum.add_methods(client_flow.methods.union(server_flow.methods));
-        sum.add_measured_by_client_of_many(&client_flow.measured.within(span, share.active > 0));
+        sum.add_measured_by_client_of_many(&client_flow.measured.within(span, goes_on(share)));
         sum.add_measured_by_server(&server_flow.measured);
         sum.live |= live;
         sum.both_seen = true;
@@ -308,7 +310,9 @@ impl<'a> Join<'a> {
         if *share == EdgeCounters::default() {
             return;
         }
-        if owner.may_change() && self.waits(span.until) {
+        // Attempts that are or were pending have waited: their edge must not leave for a moment when they end.
+        let is_new = count::add(share.opened, share.failed) > client_flow.pending_ended;
+        if is_new && owner.may_change() && self.waits(span.until) {
             self.unsettled = count::add(self.unsettled, share.opened);
             return;
         }
@@ -326,7 +330,7 @@ impl<'a> Join<'a> {
         };
         let live = self.is_live(client_flow.live, span, share);
         let is_all = *share == client_flow.counters;
-        let measured = if is_all { client_flow.measured } else { client_flow.measured.within(span, share.active > 0) };
+        let measured = if is_all { client_flow.measured } else { client_flow.measured.within(span, goes_on(share)) };
         self.add_part_from_client(client_flow, key, share, &measured, live);
         let sum = self.sums.at(key);
         sum.add_server(end, share.opened, share.failed);
@@ -345,11 +349,17 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// A part of a flow lives for as long as its connections are open, and for a while after they were opened.
+    /// A part of a flow lives for as long as its connections are open or its attempts pending, and for a while after they
+    /// were opened.
     pub(super) fn is_live(&self, flow_lives: bool, span: Span, share: &EdgeCounters) -> bool {
         let age = self.options.now.duration_since(span.until).unwrap_or_default();
-        flow_lives && (share.active > 0 || age < self.options.retention)
+        flow_lives && (goes_on(share) || age < self.options.retention)
     }
+}
+
+/// Returns whether connections are open or attempts are pending.
+fn goes_on(share: &EdgeCounters) -> bool {
+    share.active > 0 || share.pending > 0
 }
 
 /// Subtracts a server's count from connections opened while its pod held the address, then from those without an owner.

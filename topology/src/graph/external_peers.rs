@@ -123,7 +123,7 @@ pub(super) fn collapse<'s>(
     let mut groups: HashMap<(PeerId, Direction), HashMap<PeerId, u64>> = HashMap::default();
     for (key, sum) in &sums {
         if let Some(outer) = Outer::of(key, ends) {
-            let busy = sum.counters.opened.saturating_add(sum.counters.failed);
+            let busy = sum.counters.opened.saturating_add(sum.counters.failed).saturating_add(sum.counters.pending);
             let known = groups.entry((outer.inner, outer.direction)).or_default().entry(outer.peer).or_default();
             *known = known.saturating_add(busy);
         }

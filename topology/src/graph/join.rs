@@ -18,7 +18,7 @@ use super::{
     matching::Found,
     names::{EndpointId, Names, PeerId},
     nodes::Nodes,
-    observed::{ClientFlow, Fresh, Measured, Scope, ServerFlow, Span, Tuple, client_flow, server_flow},
+    observed::{ClientFlow, Fresh, Measured, Scope, ServerFlow, Span, Tuple, client_flow, is_counted, server_flow},
     path::{Call, Path},
     placement::Placed,
     shares::share_out,
@@ -29,7 +29,7 @@ use crate::{
     directory::{CalledService, Directory, Owner},
     edge::EdgeCounters,
     entity::Pod,
-    flow::{FlowTotals, Protocol, Role},
+    flow::{Protocol, Role},
     hash::{HashMap, HashSet},
     history::Part,
     ledger::{FlowView, Ledger},
@@ -115,7 +115,7 @@ impl<'a> Join<'a> {
 
     fn load(&mut self, flows: impl Iterator<Item = FlowView<'a>>) {
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
-        for flow in flows.filter(|flow| flow.totals != FlowTotals::default()) {
+        for flow in flows.filter(|flow| is_counted(flow, &self.options)) {
             let end = self.ends.by_cgroup(flow.node, flow.owner);
             let scope = self.ends.nodes.scope(flow.node, flow.key);
             match flow.key.role {
@@ -259,7 +259,7 @@ impl<'a> Join<'a> {
             let share = if is_last {
                 rest
             } else if several {
-                EdgeCounters { failed: 0, ..rest.share(taken.opened) }
+                rest.share(taken.opened)
             } else {
                 EdgeCounters::default()
             };

@@ -36,7 +36,7 @@ impl KnownConnections {
         let Some(port) = edge.port.filter(|_| opened > 0) else { return };
         let between = (edge.client.clone(), edge.server.clone(), port, edge.protocol);
         let known = self.connections.entry(between).or_default();
-        known.counters.add(&EdgeCounters { failed: 0, active: 0, ..*counters });
+        known.counters.add(&EdgeCounters { failed: 0, pending: 0, active: 0, ..*counters });
         known.counted = count::add(known.counted, counted.min(opened));
         for server in servers.iter().filter(|server| server.opened > 0 && !server.pod.is_empty()) {
             let by_pod = known.by_pod.entry(server.pod.clone()).or_default();

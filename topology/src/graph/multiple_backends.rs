@@ -42,12 +42,13 @@ impl<'a> Join<'a> {
         let taken = took.counters;
         let share = if taken.opened == left.opened {
             // The two ends' bytes differ by what is on its way; the client's are the ones that count.
-            EdgeCounters { failed: 0, ..*left }
+            EdgeCounters { failed: 0, pending: 0, ..*left }
         } else {
             EdgeCounters {
                 opened: taken.opened,
                 active: taken.active.min(left.active),
                 failed: 0,
+                pending: 0,
                 bytes_sent: taken.bytes_sent.min(left.bytes_sent),
                 bytes_received: taken.bytes_received.min(left.bytes_received),
                 without_bytes: taken.without_bytes.max(left.without_bytes).min(taken.opened),
@@ -80,7 +81,8 @@ impl<'a> Join<'a> {
         sum.add_server(server_end, share.opened, 0);
     }
 
-    /// Leaves at the Service, or at the address that was called, what has no known backend: failed attempts, and connections that no server has counted.
+    /// Leaves at the Service, or at the address that was called, what has no known backend: failed and pending attempts, and
+    /// connections that no server has counted.
     /// Servers' reports of the newest connections may still arrive; otherwise the Service is all that is known.
     pub(super) fn leave_at_service(
         &mut self,

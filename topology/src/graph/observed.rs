@@ -10,7 +10,7 @@ use crate::{
     count,
     directory::Directory,
     edge::{EdgeCounters, LastSeen, Times},
-    flow::{FlowTotals, Methods, Protocol},
+    flow::{FlowTotals, Methods, Protocol, Role},
     history::{Counted, Part},
     ledger::{FlowView, is_silent},
     nat_peer::NatPeers,
@@ -147,6 +147,8 @@ pub(super) struct ClientFlow<'a> {
     pub(super) first_seen: SystemTime,
     pub(super) fresh: Fresh,
     pub(super) span: Span,
+    /// Number of its attempts that were pending and are not any more.
+    pub(super) pending_ended: u64,
     /// Times at which its connections were opened.
     pub(super) parts: &'a [Part],
     /// As of when its addresses are to be resolved.
@@ -333,6 +335,7 @@ pub(super) fn client_flow<'a>(
             opened: totals.opened,
             active: totals.active,
             failed: totals.failed,
+            pending: pending(flow, options),
             bytes_sent: totals.bytes_sent,
             bytes_received: totals.bytes_received,
             without_bytes: totals.without_bytes,
@@ -342,6 +345,7 @@ pub(super) fn client_flow<'a>(
         first_seen: flow.reported,
         fresh: fresh(flow, options),
         span: Span::of(flow, options),
+        pending_ended: flow.pending_ended,
         parts: flow.parts,
         at: resolved_at(flow, options),
         live: is_live(flow, options),
@@ -363,6 +367,7 @@ pub(super) fn server_flow<'a>(
         opened: totals.opened,
         active: totals.active,
         failed: totals.failed,
+        pending: 0,
         bytes_sent: totals.bytes_received,
         bytes_received: totals.bytes_sent,
         without_bytes: totals.without_bytes,
@@ -451,9 +456,20 @@ pub(super) fn is_live(flow: &FlowView<'_>, options: &Options) -> bool {
         || options.now.duration_since(known_until(flow, options)).unwrap_or_default() < options.retention
 }
 
-/// Returns whether connections are open according to an agent that still reports.
+/// Returns whether connections are open, or attempts are pending, according to an agent that still reports.
 fn goes_on(flow: &FlowView<'_>, options: &Options) -> bool {
-    flow.totals.active > 0 && !is_silent(flow.heard, options.now)
+    (flow.totals.active > 0 || flow.totals.pending > 0) && !is_silent(flow.heard, options.now)
+}
+
+/// Returns the number of a client's pending attempts: those of a silent agent have ended, as far as known.
+fn pending(flow: &FlowView<'_>, options: &Options) -> u64 {
+    let has_them = flow.key.role == Role::Client && !is_silent(flow.heard, options.now);
+    if has_them { flow.totals.pending } else { 0 }
+}
+
+/// Returns whether anything of a flow is to be joined.
+pub(super) fn is_counted(flow: &FlowView<'_>, options: &Options) -> bool {
+    FlowTotals { pending: pending(flow, options), ..flow.totals }.has_counts()
 }
 
 fn last_seen(flow: &FlowView<'_>, options: &Options) -> LastSeen {
@@ -469,6 +485,6 @@ fn known_until(flow: &FlowView<'_>, options: &Options) -> SystemTime {
     if goes_on(flow, options) {
         return options.now;
     }
-    let heard = flow.heard.filter(|_| flow.totals.active > 0);
+    let heard = flow.heard.filter(|_| flow.totals.active > 0 || flow.totals.pending > 0);
     heard.map_or(flow.changed, |heard| heard.max(flow.changed))
 }

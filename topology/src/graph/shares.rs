@@ -15,6 +15,8 @@ pub(super) fn share_out(counters: &EdgeCounters, parts: &[Counted]) -> Vec<EdgeC
         } else {
             EdgeCounters {
                 failed,
+                // They are the newest.
+                pending: left.pending,
                 // What is open was opened last.
                 active: left.active.min(opened),
                 bytes_sent: part.bytes_sent.min(left.bytes_sent),

@@ -39,6 +39,8 @@ pub(super) struct Account {
     pub(super) told: SystemTime,
     pub(super) history: History,
     pub(super) recent_bytes: RecentBytes,
+    /// Number of attempts in this epoch's counters that were pending and are not any more.
+    pub(super) pending_ended: u32,
     /// Counts of epochs of other origins, whose counters may resume.
     displaced: Option<Box<Displaced>>,
 }
@@ -50,6 +52,7 @@ struct Shape {
     methods: Methods,
     has_opened: bool,
     has_failed: bool,
+    has_pending: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +82,7 @@ impl Account {
             told: SystemTime::UNIX_EPOCH,
             history: History::default(),
             recent_bytes: RecentBytes::default(),
+            pending_ended: 0,
             displaced: None,
         }
     }
@@ -107,6 +111,7 @@ impl Account {
             ),
             active,
             failed: count::add(base.totals.failed, current.failed),
+            pending: self.pending_of(&current),
             bytes_sent: continued(
                 base.totals.bytes_sent,
                 base.open_bytes_sent,
@@ -150,8 +155,19 @@ impl Account {
         }
     }
 
+    /// Returns the number of pending attempts: those of an earlier epoch have ended with it.
+    fn pending_of(&self, current: &FlowCounters) -> u64 {
+        if self.over || !self.reported { 0 } else { current.pending() }
+    }
+
+    /// Returns whether the flow has pending attempts.
+    pub(super) fn has_pending(&self) -> bool {
+        self.shape.has_pending && self.reported && !self.over
+    }
+
     /// Returns whether nothing but the counts of one run has grown since an earlier state, which had connections. A flow that
-    /// was quiet for long, and one whose attempts begin to fail, are more than that.
+    /// was quiet for long, one whose attempts begin to fail, and one whose first attempt becomes pending or last one ends are
+    /// more than that.
     pub(super) fn has_only_counted_since(&self, earlier: &Self) -> bool {
         let goes_on = self.reported && earlier.reported && !self.over && !earlier.over;
         goes_on
@@ -193,7 +209,7 @@ impl Account {
     /// Makes the totals the base of counters that start from zero.
     pub(super) fn roll_over(&mut self) {
         let (base, counters) = (self.base(), self.current());
-        let totals = FlowTotals { active: self.active_after(&counters, &base), ..self.totals() };
+        let totals = FlowTotals { active: self.active_after(&counters, &base), pending: 0, ..self.totals() };
         let open = |base: u64, current: u64| match (self.over, self.reported) {
             (true, _) => 0,
             // If this epoch did not have the bytes of all open connections, the greater number stays: totals may then
@@ -249,7 +265,9 @@ impl Account {
             methods: current.methods,
             has_opened: after.opened > 0,
             has_failed: after.failed > 0,
+            has_pending: after.pending > 0,
         };
+        self.pending_ended = u32::try_from(current.pending_ended).unwrap_or(u32::MAX);
         let changed = after != before;
         if changed {
             self.recent_bytes.note(self.changed, [before.bytes_sent, before.bytes_received]);
@@ -266,12 +284,13 @@ impl Account {
     }
 
     pub(super) fn end(&mut self, now: SystemTime) -> bool {
-        let was_active = self.totals().active > 0;
+        let totals = self.totals();
+        let goes_on = totals.active > 0 || totals.pending > 0;
         self.over = true;
-        if was_active {
+        if goes_on {
             self.changed = self.changed.max(now);
         }
-        was_active
+        goes_on
     }
 }
 

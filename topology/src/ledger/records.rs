@@ -184,6 +184,7 @@ impl<'a> FlowRecord<'a> {
             reported: flow.reported_at,
             last_failed: flow.last_failed,
             parts: flow.history.parts(),
+            pending_ended: flow.pending_ended.into(),
             heard: account.heard,
             recent_bytes: flow.recent_bytes,
         }

@@ -6,6 +6,7 @@ mod called_addresses;
 mod measured;
 mod nat_peers;
 mod next_operator;
+mod pending;
 mod rewritten_source;
 mod shared;
 mod times;

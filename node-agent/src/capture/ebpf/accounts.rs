@@ -1,5 +1,7 @@
 //! Accounts of flows, and the totals that follow. Pure.
 
+use std::collections::HashMap;
+
 use indexmap::IndexMap;
 use node_agent_common::{FlowKey, FlowStats, Protocol, RTT_BUCKETS};
 use topology::{
@@ -48,12 +50,15 @@ struct KernelAccount {
     without_bytes: u64,
     /// Connections and UDP conversations whose direction is inferred.
     inferred: u64,
+    /// Attempts that became pending, and those among them that are not pending any more.
+    pending_begun: u64,
+    pending_ended: u64,
     /// Maximum of the known traffic, which never decreases; at least `closed_traffic`.
     traffic: Traffic,
 }
 
 /// Numbers of an account beside its histograms.
-const PLAIN: usize = 15;
+const PLAIN: usize = 17;
 const NUMBERS: usize = PLAIN + 2 * RTT_BUCKETS;
 
 impl From<&KernelAccount> for PackedNumbers {
@@ -76,6 +81,8 @@ impl From<&KernelAccount> for PackedNumbers {
             account.preexisting_traffic.sent,
             account.preexisting_traffic.received,
             account.preexisting_traffic.retransmits,
+            account.pending_begun,
+            account.pending_ended,
         ];
         let mut numbers = [0; NUMBERS];
         numbers[..PLAIN].copy_from_slice(&plain);
@@ -103,6 +110,8 @@ impl From<&PackedNumbers> for KernelAccount {
             open_rtt: unpack_histogram(&numbers[PLAIN + RTT_BUCKETS..]),
             without_bytes: numbers[10],
             inferred: numbers[9],
+            pending_begun: numbers[15],
+            pending_ended: numbers[16],
             traffic: closed_traffic.plus(traffic(6)),
         }
     }
@@ -130,6 +139,8 @@ impl KernelAccount {
             retransmits: known.retransmits.then_some(self.traffic.retransmits),
             preexisting_retransmits: self.preexisting_traffic.retransmits,
             open_retransmits: open.retransmits,
+            pending_begun: self.pending_begun,
+            pending_ended: self.pending_ended,
             rtt: self.closed_rtt.plus(&self.open_rtt),
         }
     }
@@ -141,6 +152,17 @@ impl KernelAccount {
 
     fn has_open(&self) -> bool {
         self.open() > 0
+    }
+
+    fn has_pending(&self) -> bool {
+        self.pending_begun > self.pending_ended
+    }
+
+    /// Sets the number of pending attempts.
+    fn set_pending(&mut self, pending: u64) {
+        let before = self.pending_begun - self.pending_ended;
+        self.pending_begun += pending.saturating_sub(before);
+        self.pending_ended += before.saturating_sub(pending);
     }
 
     fn settle(&mut self) {
@@ -180,6 +202,8 @@ pub(super) struct KernelAccounts {
     flows: IndexMap<FlowKey, Stored>,
     /// Changed flows, each once; removed flows may be among them.
     changed: Vec<FlowKey>,
+    /// Flows with pending attempts, and their numbers.
+    pending: HashMap<FlowKey, u64>,
     seen: u64,
     closes_unseen: u64,
     /// Connections and failed attempts of keys that belong to no flow.
@@ -189,7 +213,15 @@ pub(super) struct KernelAccounts {
 impl KernelAccounts {
     /// Returns accounts without any flow.
     pub(super) fn new(known: CaptureAbilities) -> Self {
-        Self { known, flows: IndexMap::new(), changed: Vec::new(), seen: 0, closes_unseen: 0, nameless: (0, 0) }
+        Self {
+            known,
+            flows: IndexMap::new(),
+            changed: Vec::new(),
+            pending: HashMap::new(),
+            seen: 0,
+            closes_unseen: 0,
+            nameless: (0, 0),
+        }
     }
 
     /// Adds the counts of a flow's slot since the last reading.
@@ -279,6 +311,20 @@ impl KernelAccounts {
         self.seen += 1;
     }
 
+    /// Sets the numbers of pending attempts of all flows that have any.
+    pub(super) fn set_pending(&mut self, pending: HashMap<FlowKey, u64>) {
+        let before = std::mem::take(&mut self.pending);
+        for key in before.keys().filter(|key| !pending.contains_key(*key)) {
+            self.change(*key, |account| account.set_pending(0));
+        }
+        for (key, number) in pending.iter().filter(|(key, _)| public_key(key).is_some()) {
+            if before.get(key) != Some(number) {
+                self.change(*key, |account| account.set_pending(*number));
+            }
+        }
+        self.pending = pending;
+    }
+
     /// Sets the transfer of a flow's open connections, while no connection of the flow ended.
     pub(super) fn set_open(&mut self, key: FlowKey, open: &Open) {
         if self.has_open(&key) {
@@ -294,9 +340,17 @@ impl KernelAccounts {
         self.flows.get(key).is_some_and(|stored| KernelAccount::from(&stored.account).has_open())
     }
 
-    /// Returns whether the flow has nothing open and nothing unreported.
+    /// Returns whether the flow has an account.
+    pub(super) fn has(&self, key: &FlowKey) -> bool {
+        self.flows.contains_key(key)
+    }
+
+    /// Returns whether the flow has nothing open, nothing pending and nothing unreported.
     pub(super) fn is_at_rest(&self, key: &FlowKey) -> bool {
-        self.flows.get(key).is_none_or(|stored| !stored.has_changed && !KernelAccount::from(&stored.account).has_open())
+        self.flows.get(key).is_none_or(|stored| {
+            let account = KernelAccount::from(&stored.account);
+            !stored.has_changed && !account.has_open() && !account.has_pending()
+        })
     }
 
     pub(super) fn remove(&mut self, key: &FlowKey) {
@@ -433,6 +487,25 @@ mod tests {
         accounts.set_open(key(), &with_open(25));
         let looked = now(&mut accounts);
         assert_eq!((looked.bytes_sent, looked.open_bytes_sent), (85, 25));
+    }
+
+    #[test]
+    fn pending_attempts_begin_and_end() {
+        let mut accounts = KernelAccounts::new(ALL);
+        let other = key().folded();
+        let mut set = |pending: &[(FlowKey, u64)]| {
+            accounts.set_pending(pending.iter().copied().collect());
+            let mut flows = accounts.report(usize::MAX).flows;
+            flows.sort_by_key(|(key, _)| key.remote);
+            let at_rest = accounts.is_at_rest(&key());
+            (flows.iter().map(|(_, it)| [it.pending_begun, it.pending_ended]).collect::<Vec<_>>(), at_rest)
+        };
+        assert_eq!(set(&[(key(), 2)]), (vec![[2, 0]], false));
+        assert_eq!(set(&[(key(), 2)]), (vec![], false));
+        assert_eq!(set(&[(key(), 3)]), (vec![[3, 0]], false));
+        // One goes on in another row.
+        assert_eq!(set(&[(key(), 1), (other, 1)]).0.len(), 2);
+        assert_eq!(set(&[(other, 1)]), (vec![[3, 3]], true));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::maps::MapError;
-use node_agent_common::{FlowKey, FlowStats, Loss, chunk};
+use node_agent_common::{FlowKey, FlowStats, Loss, PendingAttempt, chunk};
 use topology::{entity::Network, flow};
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     keys::kernel_key,
     listing::{Connection, EndObserver, Listing},
     new_flows::NewFlows,
+    pending_attempts::PendingAttempts,
     preexisting::{Preexisting, SETTLE, end_first_look, list},
     programs::Programs,
     slots::Slots,
@@ -63,6 +64,7 @@ pub struct EbpfCapture {
     new_flow_notifications: NewFlows,
     accounts: KernelAccounts,
     preexisting: Preexisting,
+    pending: PendingAttempts,
     tracked: TrackedSockets,
     folding: Folding,
     /// UDP programs, if the kernel accepts them.
@@ -104,6 +106,7 @@ impl EbpfCapture {
             new_flow_notifications,
             accounts: KernelAccounts::new(known),
             preexisting: Preexisting::new(settings.gone_after),
+            pending: PendingAttempts::default(),
             tracked: TrackedSockets::default(),
             folding: Folding::default(),
             datagrams,
@@ -176,6 +179,7 @@ impl EbpfCapture {
 
     /// Collects everything that is due.
     fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
+        self.read_pending(now)?;
         self.collect(now)?;
         self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
         self.fold(now).map_err(|error| failed("folding external flows", error))?;
@@ -186,6 +190,47 @@ impl EbpfCapture {
         if let Some(datagrams) = &mut self.datagrams {
             datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
         }
+        self.count_pending(now)
+    }
+
+    /// Reads the attempts that wait for an answer. To be called before the counts are read: an attempt that is gone has been
+    /// counted.
+    fn read_pending(&mut self, now: Instant) -> Result<(), CaptureError> {
+        let read = |error| failed("reading pending attempts", error);
+        let unwatched = self.preexisting.waiting_attempts(&self.programs).map_err(read)?;
+        let mut present: HashMap<u64, PendingAttempt> = HashMap::new();
+        for entry in &self.programs.pending {
+            let (cookie, attempt) = entry.map_err(read)?;
+            present.insert(cookie, attempt);
+        }
+        let cookies = unwatched.iter().map(|(cookie, _)| *cookie).collect();
+        for (cookie, flow) in unwatched {
+            present.entry(cookie).or_insert(PendingAttempt { flow, retransmits: 0 });
+        }
+        for cookie in self.pending.replace(present, &cookies, now) {
+            // The kernel may have removed it meanwhile.
+            let _ = self.programs.pending.remove(&cookie);
+        }
+        Ok(())
+    }
+
+    /// Counts the pending attempts. To be called last: attempts that were answered since they were read are counted as
+    /// answered only.
+    fn count_pending(&mut self, now: Instant) -> Result<(), CaptureError> {
+        let (programs, preexisting) = (&self.programs, &self.preexisting);
+        let is_waiting = |cookie| match programs.pending.get(&cookie, 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => preexisting.is_waiting(programs, cookie),
+            Err(error) => Err(error),
+        };
+        let read = |error| failed("reading pending attempts", error);
+        if self.pending.remove_answered(is_waiting).map_err(read)? {
+            self.collect(Instant::now())?;
+            return self.count_pending(now);
+        }
+        let (folding, accounts) = (&self.folding, &self.accounts);
+        let pending = self.pending.count(now, |flow| folding.row_of_pending(accounts, flow));
+        self.accounts.set_pending(pending);
         Ok(())
     }
 

@@ -106,6 +106,12 @@ impl Folding {
             self.phase.has_rows() && !accounts.has_open(flow) && self.is_external(flow) && accounts.has_open(&folded);
         if is_folded { folded } else { *flow }
     }
+
+    /// Returns the key of the row that shows a pending attempt of this flow.
+    pub(super) fn row_of_pending(&self, accounts: &KernelAccounts, flow: &FlowKey) -> FlowKey {
+        let is_folded = self.phase.has_rows() && self.is_external(flow) && !accounts.has(flow);
+        if is_folded { flow.folded() } else { *flow }
+    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub(super) struct Attempt {
     pub(super) flow: FlowKey,
     /// True if its failure will be counted by callbacks.
     pub(super) has_callbacks: bool,
+    /// True if its SYN was retransmitted.
+    pub(super) is_retransmitted: bool,
 }
 
 /// Observer of a connection's end.
@@ -108,7 +110,8 @@ impl Reader {
 
     fn take_attempt(&mut self, record: &SocketRecord) {
         let has_callbacks = record.callbacks & callback::STATE != 0;
-        let attempt = Attempt { flow: flow(record, Role::Client), has_callbacks };
+        let is_retransmitted = record.retransmits > 0;
+        let attempt = Attempt { flow: flow(record, Role::Client), has_callbacks, is_retransmitted };
         if self.listing.attempts.insert(record.cookie, attempt).is_none() {
             *self.listing.dialling.entry(record.netns).or_default() += 1;
         }
@@ -337,10 +340,12 @@ mod tests {
     #[test]
     fn attempts_count_once() {
         let with = |cookie, callbacks| SocketRecord { callbacks, ..socket(cookie, state::SYN_SENT, (HERE, 5), 80) };
-        let records = [with(1, callback::of(Role::Client)), with(2, 0), with(2, 0)];
+        let again = SocketRecord { retransmits: 1, ..with(1, callback::of(Role::Client)) };
+        let records = [again, with(2, 0), with(2, 0)];
         let listing = listed(&records);
         assert_eq!(listing.dialling, HashMap::from([(1, 2)]));
-        let attempt = |has_callbacks| Attempt { flow: flow(&records[0], Role::Client), has_callbacks };
+        let flow = flow(&records[0], Role::Client);
+        let attempt = |is_first| Attempt { flow, has_callbacks: is_first, is_retransmitted: is_first };
         assert_eq!(listing.attempts, HashMap::from([(1, attempt(true)), (2, attempt(false))]));
     }
 

@@ -95,6 +95,16 @@ impl Preexisting {
         self.attempts.unwatched()
     }
 
+    /// Returns the attempts from before any agent that still wait for their answer, with the flows of their clients.
+    pub(super) fn waiting_attempts(&self, programs: &Programs) -> Result<Vec<(u64, FlowKey)>, MapError> {
+        self.attempts.waiting(programs)
+    }
+
+    /// Returns whether this attempt is one of [`Self::waiting_attempts`].
+    pub(super) fn is_waiting(&self, programs: &Programs, cookie: u64) -> Result<bool, MapError> {
+        self.attempts.is_waiting(programs, cookie)
+    }
+
     /// Processes the first listings, while the programs note the connections that they count. Ends these notes.
     pub(super) fn first_look(
         &mut self,
@@ -125,6 +135,7 @@ impl Preexisting {
         }
         let noted = end_first_look(programs)?;
         self.attempts.scan(programs, accounts, &listing, &noted.cookies)?;
+        self.attempts.enter_pending(programs, &listing);
         self.find_earlier(programs, accounts, &listing, &noted);
         Ok(())
     }

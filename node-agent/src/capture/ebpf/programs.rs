@@ -13,7 +13,7 @@ use aya::{
     },
 };
 use aya_obj::generated::BPF_NOEXIST;
-use node_agent_common::{FlowKey, Loss, Offsets, TrackedSocket, chunk, folding, listing_phase};
+use node_agent_common::{FlowKey, Loss, Offsets, PendingAttempt, TrackedSocket, chunk, folding, listing_phase};
 
 use super::{
     attach_types::AttachTypes,
@@ -59,6 +59,7 @@ pub(super) struct Programs {
     pub(super) new_flow_notifications: RingBuf<MapData>,
     pub(super) seeds: HashMap<MapData, u64, FlowKey>,
     recent: HashMap<MapData, u64, u32>,
+    pub(super) pending: HashMap<MapData, u64, PendingAttempt>,
     pub(super) tracked_sockets: HashMap<MapData, u64, TrackedSocket>,
     lost: PerCpuArray<MapData, u64>,
     listing_phase: Array<MapData, u32>,
@@ -124,6 +125,7 @@ impl Programs {
             new_flow_notifications: take(&mut object, "NEW_FLOWS")?,
             seeds: take(&mut object, "SEEDS")?,
             recent: take(&mut object, "RECENT")?,
+            pending: take(&mut object, "PENDING")?,
             tracked_sockets: take(&mut object, "TRACKED_SOCKETS")?,
             lost: take(&mut object, "LOST")?,
             listing_phase: take(&mut object, "LISTING_PHASE")?,

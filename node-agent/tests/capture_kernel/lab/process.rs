@@ -208,6 +208,10 @@ impl Process {
         self.done(&Step::FailToConnect { target: socket_address(target), count });
     }
 
+    pub fn begin_fail_to_connect(&mut self, target: impl Display, count: u64) {
+        self.send(&Step::FailToConnect { target: socket_address(target), count });
+    }
+
     pub fn serve(&mut self, listener: impl Display, connections: ShortConnections) {
         self.done(&Step::Serve { listener: listener.to_string(), connections });
     }

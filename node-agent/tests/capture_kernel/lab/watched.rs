@@ -29,6 +29,8 @@ pub fn take_in(flows: &mut BTreeMap<FlowKey, FlowCounters>, news: Vec<(FlowKey, 
         grows(|counters| counters.inferred);
         grows(|counters| counters.without_bytes);
         grows(|counters| counters.retransmits.unwrap_or_default());
+        grows(|counters| counters.pending_begun);
+        grows(|counters| counters.pending_ended);
     }
 }
 
@@ -168,6 +170,9 @@ pub fn without_measures(flows: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<Flo
         preexisting_retransmits: 0,
         open_retransmits: 0,
         rtt: RttHistogram::default(),
+        // It depends on the time that a handshake waited.
+        pending_begun: 0,
+        pending_ended: 0,
         ..*counters
     };
     flows.iter().map(|(key, counters)| (*key, plain(counters))).collect()
