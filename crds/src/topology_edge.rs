@@ -25,7 +25,7 @@ pub struct TopologyEdge {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Transport protocol. With `UDP`, `opened` counts conversations: datagrams between one socket and one remote address
-    /// and port, until 2 minutes pass without one. `active` and `failed` are 0, and bytes are the datagrams' payload.
+    /// and port, until 2 minutes pass without one. `active`, `failed` and `pending` are 0, and bytes are the datagrams' payload.
     #[serde(default)]
     pub protocol: TransportProtocol,
     /// Containers of this workload that take part; at most 10.
@@ -46,6 +46,10 @@ pub struct TopologyEdge {
     pub active: u64,
     /// Attempts that were refused, timed out or were given up.
     pub failed: u64,
+    /// Attempts that have had no answer for two seconds or longer: a firewall or a NetworkPolicy may drop their packets. Each
+    /// counts in `opened` or `failed` once it ends. Absent if there is none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pending: u64,
     /// Time of the last failed attempt, to the minute; absent if none failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failed: Option<Time>,

@@ -41,6 +41,7 @@ pub const MAX_CHECKPOINT: usize = 65_536;
     printcolumn(name = "Opened", type_ = "integer", json_path = ".status.totals.opened", priority = 1),
     printcolumn(name = "Active", type_ = "integer", json_path = ".status.totals.active", priority = 1),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.totals.failed", priority = 1),
+    printcolumn(name = "Pending", type_ = "integer", json_path = ".status.totals.pending", priority = 1),
     printcolumn(name = "Bytes-Sent", type_ = "integer", json_path = ".status.totals.bytesSent", priority = 1),
     printcolumn(name = "Bytes-Received", type_ = "integer", json_path = ".status.totals.bytesReceived", priority = 1),
     printcolumn(
@@ -171,6 +172,9 @@ pub struct Totals {
     pub active: u64,
     /// Attempts that were refused, timed out or were given up.
     pub failed: u64,
+    /// Attempts that have had no answer for two seconds or longer; absent if there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub pending: u64,
     /// Time of the last failed attempt, to the minute; absent if none failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failed: Option<Time>,

@@ -87,8 +87,9 @@ fn all_close<T>(known: &[T], wanted: &[T], are_close: fn(&T, &T) -> bool) -> boo
     known.len() == wanted.len() && known.iter().zip(wanted).all(|(known, wanted)| are_close(known, wanted))
 }
 
-fn totals(totals: &Totals) -> [u64; 6] {
-    [totals.opened, totals.active, totals.failed, totals.bytes_sent, totals.bytes_received, totals.without_bytes]
+fn totals(totals: &Totals) -> [u64; 7] {
+    let Totals { opened, active, failed, pending, bytes_sent, bytes_received, without_bytes, .. } = *totals;
+    [opened, active, failed, pending, bytes_sent, bytes_received, without_bytes]
 }
 
 fn edges_are_close(known: &TopologyEdge, wanted: &TopologyEdge) -> bool {
@@ -104,11 +105,12 @@ fn edges_are_close(known: &TopologyEdge, wanted: &TopologyEdge) -> bool {
         && all_close(&known.pods, &wanted.pods, pods_are_close)
 }
 
-fn edge(edge: &TopologyEdge) -> [u64; 8] {
+fn edge(edge: &TopologyEdge) -> [u64; 9] {
     [
         edge.opened,
         edge.active,
         edge.failed,
+        edge.pending,
         edge.bytes_sent.unwrap_or_default(),
         edge.bytes_received.unwrap_or_default(),
         edge.without_bytes,
@@ -175,6 +177,13 @@ mod tests {
         other = status(1000, 10, 50_000);
         other.egress[0].pods.push(EdgePod::default());
         assert!(!is_noise(&known, &other));
+    }
+
+    #[test]
+    fn pending_attempt_is_news() {
+        let (known, mut other) = (status(1000, 10, 50_000), status(1000, 10, 50_000));
+        (other.egress[0].pending, other.totals.pending) = (1, 1);
+        assert!(!is_noise(&known, &other) && !is_noise(&other, &known));
     }
 
     #[test]

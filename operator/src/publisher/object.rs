@@ -154,7 +154,8 @@ impl<'a> ListedEdges<'a> {
             let counters = &edge.counters;
             let bytes = counters.bytes_sent.saturating_add(counters.bytes_received);
             // Classes, not counts: otherwise two about equally busy edges would displace each other repeatedly.
-            let connections = activity::class(counters.opened.saturating_add(counters.failed));
+            let connections =
+                activity::class(counters.opened.saturating_add(counters.failed).saturating_add(counters.pending));
             (Reverse(connections), Reverse(activity::class(bytes)), &edge.key)
         });
         ranked.truncate(max_edges);
@@ -260,6 +261,7 @@ fn totals(exact: &ExactEdges<'_>, edges: &Edges<'_>) -> Totals {
         opened: count::add(sent.opened, received.opened),
         active: count::add(sent.active, received.active),
         failed: count::add(sent.failed, received.failed),
+        pending: count::add(sent.pending, received.pending),
         last_failed: last_failed.and_then(to_minute),
         bytes_sent: count::add(sent.bytes_sent, received.bytes_received),
         bytes_received: count::add(sent.bytes_received, received.bytes_sent),
@@ -341,13 +343,14 @@ fn is_exact(totals: &Totals) -> bool {
         opened,
         active,
         failed,
+        pending,
         last_failed: _,
         bytes_sent,
         bytes_received,
         without_bytes,
         retransmits,
     } = *totals;
-    let all = [opened, active, failed, bytes_sent, bytes_received, without_bytes];
+    let all = [opened, active, failed, pending, bytes_sent, bytes_received, without_bytes];
     all.into_iter().chain(retransmits).all(|total| total < MAX_COUNT)
 }
 

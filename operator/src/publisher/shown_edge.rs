@@ -86,6 +86,7 @@ pub(super) fn shown(
         opened: edge.counters.opened,
         active: edge.counters.active,
         failed: edge.counters.failed,
+        pending: edge.counters.pending,
         last_failed: times.and_then(|times| times.last_failed).and_then(to_minute),
         bytes_sent: known(bytes_sent, &edge.counters),
         bytes_received: known(bytes_received, &edge.counters),

@@ -10,7 +10,7 @@ use k8s_openapi::{
 
 use super::object::{MAX_BYTES, MAX_EDGES};
 
-/// Returns whether both have the same structure: peers and how they are known. Pods and times count as counters, and so do
+/// Returns whether both have the same structure: peers, how they are known, and whether attempts are pending. Pods and times count as counters, and so do
 /// edges that were chosen by counters because not all fit.
 pub(super) fn has_same_structure(one: &TopologyStatus, other: &TopologyStatus) -> bool {
     let TopologyStatus { workload, summary, totals: _, egress, ingress, omitted, conditions, checkpoint: _ } = one;
@@ -74,6 +74,7 @@ fn is_same_edge(one: &TopologyEdge, other: &TopologyEdge) -> bool {
         opened: _,
         active: _,
         failed: _,
+        pending,
         last_failed: _,
         bytes_sent: _,
         bytes_received: _,
@@ -97,6 +98,7 @@ fn is_same_edge(one: &TopologyEdge, other: &TopologyEdge) -> bool {
         && *dns_names == other.dns_names
         && *via == other.via
         && *transport_security == other.transport_security
+        && (*pending > 0) == (other.pending > 0)
 }
 
 /// Takes over from the object the times of unchanged conditions, and the time at which each edge was first observed.
@@ -172,6 +174,13 @@ mod tests {
         assert!(has_same_structure(&known, &other));
         other.egress[0].containers.push("sidecar".to_owned());
         assert!(!has_same_structure(&known, &other));
+    }
+
+    #[test]
+    fn first_and_last_pending_attempt_are_structure() {
+        let with = |pending: u64| status(&json!([edge("a", &json!({ "pending": pending }))]));
+        assert!(!has_same_structure(&with(0), &with(1)) && !has_same_structure(&with(1), &with(0)));
+        assert!(has_same_structure(&with(1), &with(2)));
     }
 
     #[test]
