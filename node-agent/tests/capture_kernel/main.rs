@@ -13,6 +13,7 @@ mod refusals;
 mod restarts;
 mod stored_conversations;
 mod udp;
+mod unlisted;
 
 use std::collections::BTreeMap;
 

@@ -53,12 +53,14 @@ struct KernelAccount {
     /// Attempts that became pending, and those among them that are not pending any more.
     pending_begun: u64,
     pending_ended: u64,
+    /// Open connections that the last listing did not have; never more than there are.
+    unlisted: u64,
     /// Maximum of the known traffic, which never decreases; at least `closed_traffic`.
     traffic: Traffic,
 }
 
 /// Numbers of an account beside its histograms.
-const PLAIN: usize = 17;
+const PLAIN: usize = 18;
 const NUMBERS: usize = PLAIN + 2 * RTT_BUCKETS;
 
 impl From<&KernelAccount> for PackedNumbers {
@@ -83,6 +85,7 @@ impl From<&KernelAccount> for PackedNumbers {
             account.preexisting_traffic.retransmits,
             account.pending_begun,
             account.pending_ended,
+            account.unlisted,
         ];
         let mut numbers = [0; NUMBERS];
         numbers[..PLAIN].copy_from_slice(&plain);
@@ -112,6 +115,7 @@ impl From<&PackedNumbers> for KernelAccount {
             inferred: numbers[9],
             pending_begun: numbers[15],
             pending_ended: numbers[16],
+            unlisted: numbers[17],
             traffic: closed_traffic.plus(traffic(6)),
         }
     }
@@ -135,7 +139,7 @@ impl KernelAccount {
             methods: flow::Methods::EBPF,
             inferred: self.inferred,
             without_bytes: self.without_bytes,
-            open_without_bytes: if known.of_open { 0 } else { self.open() },
+            open_without_bytes: if known.of_open { self.unlisted } else { self.open() },
             retransmits: known.retransmits.then_some(self.traffic.retransmits),
             preexisting_retransmits: self.preexisting_traffic.retransmits,
             open_retransmits: open.retransmits,
@@ -168,6 +172,7 @@ impl KernelAccount {
     fn settle(&mut self) {
         self.traffic = self.traffic.max(self.closed_traffic).max(self.preexisting_traffic);
         self.open_rtt = self.open_rtt.at_most(self.open(), &RttHistogram::default());
+        self.unlisted = self.unlisted.min(self.open());
     }
 }
 
@@ -335,6 +340,22 @@ impl KernelAccounts {
         }
     }
 
+    /// Sets the number of open connections of each flow that `is_still`, by the number of those that were `listed`. The
+    /// others' traffic is unknown: no process has their socket (it waits for `accept()`, or belongs to MPTCP or `io_uring`).
+    pub(super) fn set_listed(&mut self, listed: &HashMap<FlowKey, u64>, is_still: impl Fn(&FlowKey) -> bool) {
+        let mut unlisted = Vec::new();
+        for (key, stored) in self.flows.iter().filter(|(key, _)| key.protocol() == Protocol::Tcp && is_still(key)) {
+            let account = KernelAccount::from(&stored.account);
+            let number = account.open().saturating_sub(listed.get(key).copied().unwrap_or_default());
+            if number != account.unlisted {
+                unlisted.push((*key, number));
+            }
+        }
+        for (key, number) in unlisted {
+            self.change(key, |account| account.unlisted = number);
+        }
+    }
+
     /// Returns whether the flow has open connections.
     pub(super) fn has_open(&self, key: &FlowKey) -> bool {
         self.flows.get(key).is_some_and(|stored| KernelAccount::from(&stored.account).has_open())
@@ -487,6 +508,24 @@ mod tests {
         accounts.set_open(key(), &with_open(25));
         let looked = now(&mut accounts);
         assert_eq!((looked.bytes_sent, looked.open_bytes_sent), (85, 25));
+    }
+
+    #[test]
+    fn open_connections_that_are_not_listed_have_unknown_bytes() {
+        let mut accounts = KernelAccounts::new(ALL);
+        accounts.add(key(), &FlowStats { opened: 3, ..FlowStats::default() }, true);
+        let mut unknown = |listed: u64, is_still: bool| {
+            accounts.set_listed(&HashMap::from([(key(), listed)]), |_| is_still);
+            accounts.report(usize::MAX).flows.first().map(|(_, counters)| counters.open_without_bytes)
+        };
+        assert_eq!(unknown(3, true), Some(0), "the first report");
+        assert_eq!(
+            [unknown(1, false), unknown(1, true), unknown(1, true), unknown(2, true)],
+            [None, Some(2), None, Some(1)]
+        );
+        accounts.add(key(), &FlowStats { closed: 3, sent: 60, ..FlowStats::default() }, true);
+        let closed = now(&mut accounts);
+        assert_eq!((closed.bytes_sent, closed.open_without_bytes, closed.without_bytes), (60, 0, 0));
     }
 
     #[test]

@@ -86,6 +86,13 @@ pub struct EbpfCapture {
     next_growth: Instant,
 }
 
+/// Flows of which a connection has opened or ended since the last reading.
+#[derive(Debug, Default)]
+struct Moved {
+    opened: HashSet<FlowKey>,
+    ended: HashSet<FlowKey>,
+}
+
 impl EbpfCapture {
     pub(super) fn new(
         description: Description,
@@ -148,15 +155,15 @@ impl EbpfCapture {
         Ok(())
     }
 
-    /// Reads what the kernel has counted. Returns the flows of which a connection has ended.
-    fn collect(&mut self, now: Instant) -> Result<HashSet<FlowKey>, CaptureError> {
+    /// Reads what the kernel has counted. Returns the flows of which a connection has opened or ended.
+    fn collect(&mut self, now: Instant) -> Result<Moved, CaptureError> {
         let read = |error| failed("reading the kernel's flows", error);
         self.new_flow_notifications
             .drain(&mut self.programs, |key, slot| self.slots.assign(slot, key, now))
             .map_err(read)?;
         self.provide_slots(now);
         let nothing_lost = self.programs.lost(Loss::Opened).map_err(read)? + self.preexisting.undecided() == 0;
-        let mut ended = HashSet::new();
+        let mut moved = Moved::default();
         self.slots.collect(
             |slot| self.programs.counters.read(slot),
             now,
@@ -170,11 +177,14 @@ impl EbpfCapture {
                 }
                 // An end counts in several steps: the end itself may come with the next read.
                 if *since != (FlowStats { opened: since.opened, failed: since.failed, ..FlowStats::default() }) {
-                    ended.insert(key);
+                    moved.ended.insert(key);
+                }
+                if since.opened > 0 {
+                    moved.opened.insert(key);
                 }
             },
         );
-        Ok(ended)
+        Ok(moved)
     }
 
     /// Collects everything that is due.
@@ -248,11 +258,11 @@ impl EbpfCapture {
             self.tracked.scan(&mut self.programs, &mut self.accounts, &self.folding, &listing)?;
         }
         let now = Instant::now();
-        let ended = self.collect(now)?;
+        let moved = self.collect(now)?;
         if let Some(snmp_audit) = &mut self.snmp_audit {
             snmp_audit.settle(&listing.dialling);
         }
-        let all_still = self.weigh(&listing, &ended);
+        let all_still = self.weigh(&listing, &moved);
         // Listings take at most a hundredth of the time, for any number of sockets.
         let soonest = 100 * (now - begun);
         self.next_look =
@@ -273,22 +283,26 @@ impl EbpfCapture {
 
     /// Sums the values of open connections. Leaves out flows of which a connection may have ended since the listing began,
     /// because it would count twice. Returns whether there were none.
-    fn weigh(&mut self, listing: &Listing, ended: &HashSet<FlowKey>) -> bool {
-        let mut open: HashMap<FlowKey, Open> = HashMap::new();
+    fn weigh(&mut self, listing: &Listing, moved: &Moved) -> bool {
+        let (mut open, mut listed): (HashMap<FlowKey, Open>, HashMap<FlowKey, u64>) = Default::default();
         // One that is not accounted for may be one that has just ended.
         let known = |cookie, found: &Connection| found.end == EndObserver::Callbacks || self.preexisting.knows(cookie);
-        for (_, connection) in listing.connections.iter().filter(|(cookie, found)| known(**cookie, found)) {
+        for (cookie, connection) in &listing.connections {
             let row = self.folding.row_of(&self.accounts, &connection.flow);
-            open.entry(row).or_default().add(connection.traffic, connection.rtt);
+            *listed.entry(row).or_default() += 1;
+            if known(*cookie, connection) {
+                open.entry(row).or_default().add(connection.traffic, connection.rtt);
+            }
         }
         let mut all_still = true;
         for (key, open) in open {
-            if ended.contains(&key) {
+            if moved.ended.contains(&key) {
                 all_still = false;
             } else {
                 self.accounts.set_open(key, &open);
             }
         }
+        self.accounts.set_listed(&listed, |key| !moved.ended.contains(key) && !moved.opened.contains(key));
         all_still
     }
 
