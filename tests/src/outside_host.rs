@@ -22,6 +22,9 @@ use crate::{Cluster, Error, Result, place};
 /// The bridge that joins the nodes.
 const BRIDGE: &str = "fabric";
 
+/// Table of the rules of [`DroppedPackets`].
+const TABLE: &str = "dropped_packets";
+
 type Question = (Command, oneshot::Sender<Answer>);
 
 /// The host. Gone when dropped, and its addresses with it.
@@ -72,6 +75,19 @@ impl OutsideHost {
         }
     }
 
+    /// Drops all TCP packets to this port until the returned value is dropped, as a firewall does.
+    ///
+    /// # Errors
+    /// Returns an error without nftables, or without the right to change them.
+    pub async fn drop_packets_to(&self, port: u16) -> Result<DroppedPackets> {
+        let rules = format!(
+            "add table inet {TABLE}; add chain inet {TABLE} input {{ type filter hook input priority 0; }}; \
+             add rule inet {TABLE} input tcp dport {port} drop"
+        );
+        place::run(Path::new("ip"), ["netns", "exec", &self.namespace, "nft", &rules], &[]).await?;
+        Ok(DroppedPackets { namespace: self.namespace.clone() })
+    }
+
     /// All counts so far.
     ///
     /// # Errors
@@ -98,6 +114,18 @@ impl Drop for OutsideHost {
             let command = address_command("del", &self.namespace, *address);
             let _ = Process::new("ip").args(command).stdout(Stdio::null()).stderr(Stdio::null()).status();
         }
+    }
+}
+
+/// Rules that drop packets. Gone when dropped.
+pub struct DroppedPackets {
+    namespace: String,
+}
+
+impl Drop for DroppedPackets {
+    fn drop(&mut self) {
+        let command = ["netns", "exec", &self.namespace, "nft", "delete", "table", "inet", TABLE];
+        let _ = Process::new("ip").args(command).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
 }
 
