@@ -50,7 +50,7 @@ pub struct Directory {
     /// own may be on several nodes.
     pod_by_node_uid: HashMap<String, BTreeMap<String, String>>,
     /// UIDs of the pods with a port of their node.
-    pods_by_host_port: HashMap<(u16, Protocol), BTreeSet<String>>,
+    pods_by_host_port: HashMap<(String, u16, Protocol), BTreeSet<String>>,
     ownership: Ownership,
     clocks: HashMap<String, NodeClock>,
     /// Removed pods by the time of their removal, for the bound.
@@ -124,6 +124,7 @@ impl Directory {
     ///
     /// Invariant: containers stay known, and so do the addresses of a pod whose object no longer lists any.
     pub fn upsert_pod(&mut self, mut pod: Pod, now: SystemTime) -> bool {
+        let mut has_new_host_ports = !pod.host_ports.is_empty();
         let node_uid = match self.pods.get(&pod.uid) {
             Some(known) => {
                 // A pod's status can lose addresses and containers when it ends; its flows are still in the account.
@@ -136,11 +137,16 @@ impl Directory {
                 if known.pod == pod && known.removed.is_none() {
                     return false;
                 }
+                let ports_of = |pod: &Pod| (pod.host_ports.clone(), pod.ips.clone(), pod.node.clone());
+                has_new_host_ports = ports_of(&known.pod) != ports_of(&pod);
                 known.node_uid.clone()
             }
             None => None,
         };
         self.note_pod(&pod);
+        if has_new_host_ports {
+            self.note_host_ports(&pod);
+        }
         self.observe(&pod, now);
         self.unindex_pod(&pod.uid.clone());
         for id in pod.containers.keys() {
@@ -150,7 +156,8 @@ impl Directory {
             self.place_static_pod(node_uid, &pod);
         }
         for port in &pod.host_ports {
-            self.pods_by_host_port.entry((port.port, port.protocol)).or_default().insert(pod.uid.clone());
+            let at = (pod.node.clone(), port.port, port.protocol);
+            self.pods_by_host_port.entry(at).or_default().insert(pod.uid.clone());
         }
         self.pods.insert(pod.uid.clone(), PodRecord { pod, node_uid, removed: None });
         true
@@ -212,10 +219,14 @@ impl Directory {
         for id in pod.containers.keys().chain([&pod.uid]) {
             self.changes.note(Change::Pod(id.clone()));
         }
+        self.note_addresses(&pod.uid);
+    }
+
+    /// Notes that ports of a node lead to a pod, or led there and are forgotten. They lead there after its removal, too.
+    fn note_host_ports(&mut self, pod: &Pod) {
         for port in &pod.host_ports {
             self.changes.note(Change::NodePort(port.port, port.protocol));
         }
-        self.note_addresses(&pod.uid);
     }
 
     fn note_addresses(&mut self, uid: &str) {
@@ -251,6 +262,7 @@ impl Directory {
     fn forget_pod(&mut self, uid: &str) {
         if let Some(record) = self.unindex_pod(uid) {
             self.note_pod(&record.pod);
+            self.note_host_ports(&record.pod);
             if let Some(node_uid) = record.node_uid {
                 self.changes.note(Change::Pod(node_uid));
             }
@@ -267,7 +279,8 @@ impl Directory {
             self.displace_static_pod(node_uid, &record.pod);
         }
         for port in &record.pod.host_ports {
-            remove_from(&mut self.pods_by_host_port, &(port.port, port.protocol), uid);
+            let at = (record.pod.node.clone(), port.port, port.protocol);
+            remove_from(&mut self.pods_by_host_port, &at, uid);
         }
         for id in record.pod.containers.keys() {
             if self.pod_by_container.get(id).is_some_and(|owner| owner == uid) {
@@ -376,15 +389,26 @@ impl Directory {
     }
 
     /// Returns the pods to which a port of a node's address leads or led, by UID, each with the port of its container.
-    pub(crate) fn pods_at_host_port(&self, ip: IpAddr, port: u16, protocol: Protocol) -> Vec<(&Pod, u16)> {
-        let Some(uids) = self.pods_by_host_port.get(&(port, protocol)) else { return Vec::new() };
-        let Some(node) = self.node_by_ip.get(&ip) else { return Vec::new() };
-        let pods = uids.iter().filter_map(|uid| self.pods.get(uid)).map(|record| &record.pod);
-        let leads_there =
-            |of: &&HostPort| (of.port, of.protocol) == (port, protocol) && of.ip.is_none_or(|address| address == ip);
-        pods.filter(|pod| pod.node == *node)
-            .filter_map(|pod| Some((pod, pod.host_ports.iter().find(leads_there)?.container_port)))
-            .collect()
+    pub(crate) fn pods_at_host_port(
+        &self,
+        node: &str,
+        ip: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> impl Iterator<Item = (&Pod, u16)> + use<'_> {
+        // Many clusters have none.
+        let has_any = !self.pods_by_host_port.is_empty();
+        let uids = has_any.then(|| self.pods_by_host_port.get(&(node.to_owned(), port, protocol))).flatten();
+        let pods = uids.into_iter().flatten().filter_map(|uid| self.pods.get(uid)).map(|record| &record.pod);
+        let leads_there = move |of: &&HostPort| {
+            (of.port, of.protocol) == (port, protocol) && of.ip.is_none_or(|address| address == ip)
+        };
+        pods.filter_map(move |pod| Some((pod, pod.host_ports.iter().find(leads_there)?.container_port)))
+    }
+
+    /// Returns whether a Node object has an address.
+    pub(crate) fn is_nodes_address(&self, ip: IpAddr) -> bool {
+        self.node_by_ip.contains_key(&ip)
     }
 
     /// Returns the Service that has or had an address, at any port.

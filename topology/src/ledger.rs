@@ -103,6 +103,9 @@ pub struct FlowView<'a> {
     pub anew: FlowTotals,
     /// Lower bound of the time of its first event.
     pub first_seen: SystemTime,
+    /// Lower bound of the time at which its sockets' owner began to answer at the local address and port, as far as flows
+    /// show; of a client's flow, `first_seen`.
+    pub listening_since: SystemTime,
     /// Time of the last change of its account; nothing reported happened later.
     pub changed: SystemTime,
     /// Time of its first report.
@@ -262,6 +265,9 @@ impl Ledger {
             Arc::new(Account::new(&sighting))
         });
         let flow = Arc::make_mut(flow);
+        if is_new {
+            node_account::note_listener(&mut account.listeners, &key, flow.first_seen);
+        }
         flow.receive_open(&counted_elsewhere);
         let was_quiet = sighting.changed().duration_since(flow.changed).unwrap_or_default() >= QUIET;
         let had_pending = flow.has_pending();
@@ -380,6 +386,7 @@ impl Ledger {
         for account in self.nodes.values_mut().filter(|account| account.has_retirable(now, retention)) {
             Arc::make_mut(&mut account.flows).retain(|_, flow| keep(flow));
             Arc::make_mut(&mut account.orphaned).retain(|(_, _, flow)| keep(flow));
+            account.forget_listeners();
         }
         self.nodes.retain(|_, node| !(node.gone && node.flows.is_empty() && node.orphaned.is_empty()));
         retired

@@ -2,12 +2,13 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use super::{key::ServiceKey, names::PeerId};
+use super::{endpoints::Called, key::ServiceKey, names::PeerId};
 use crate::{entity::Backend, hash::HashMap};
 
 /// Possible targets of an address and port that was called.
 #[derive(Debug)]
 pub(super) struct Candidates<'a> {
+    pub(super) called: Called<'a>,
     /// The Service's port; `None` if a host port was called, or the server itself.
     pub(super) service: Option<ServiceKey>,
     /// Backends, with the pods that they are or were, if known.
@@ -32,5 +33,18 @@ pub(super) struct Target<'a> {
 impl<'a> From<&'a Backend> for Target<'a> {
     fn from(backend: &'a Backend) -> Self {
         Self { ip: backend.ip, port: backend.port, pod: backend.pod_uid.as_deref() }
+    }
+}
+
+impl<'a> Candidates<'a> {
+    /// Returns the address and port of a backend. What was called itself means the same as it did to the client.
+    pub(super) fn at(&self, ip: IpAddr, port: u16) -> Called<'a> {
+        let is_itself = self.service.is_none() && (ip, port) == (self.called.ip, self.called.port);
+        if is_itself { self.called } else { Called { ip, port, ..self.called.in_cluster() } }
+    }
+
+    /// Returns whether there is one address at which a server can have answered, without a Service.
+    pub(super) fn is_one_server(&self) -> bool {
+        self.service.is_none() && self.backends.len() == 1
     }
 }

@@ -53,6 +53,13 @@ pub(super) struct Called<'a> {
     pub(super) protocol: Protocol,
 }
 
+impl Called<'_> {
+    /// Returns the same address, port and protocol as the whole cluster knows it.
+    pub(super) fn in_cluster(self) -> Self {
+        Self { scope: Scope::Cluster, ..self }
+    }
+}
+
 /// End that was seen to answer at an address and port.
 #[derive(Clone, Copy, Debug)]
 struct Listener {
@@ -169,7 +176,9 @@ impl<'a> Endpoints<'a> {
                     self.api_server()
                 }
                 (None, Scope::Namespace(node, _)) => self.node_address(node),
-                (None, Scope::Node(node)) if self.nodes.is_shared(ip) => self.node_address(node),
+                (None, Scope::Node(node)) if self.nodes.is_shared(ip) && !self.is_services(ip) => {
+                    self.node_address(node)
+                }
                 (None, Scope::Cluster | Scope::Node(_)) => self.called_address(ip),
             },
         }
@@ -225,12 +234,18 @@ impl<'a> Endpoints<'a> {
 
     /// Returns who has an address that a client called. The address of a Service is that Service's at any port.
     fn called_address(&mut self, ip: IpAddr) -> EndpointId {
-        match self.directory.service_with_address(ip).filter(|_| self.nodes.at(ip).is_none()) {
+        match self.directory.service_with_address(ip).filter(|_| self.is_services(ip)) {
             Some(service) => {
                 self.known_by(EndKey::Service { service }, Identity::Ip, || Peer::Service(service.clone()))
             }
             None => self.outside_address(ip),
         }
+    }
+
+    /// Returns whether an address is a Service's and no Node object has it. With kube-proxy in IPVS mode, agents report the
+    /// addresses of all Services as their nodes' own.
+    pub(super) fn is_services(&self, ip: IpAddr) -> bool {
+        self.directory.service_with_address(ip).is_some() && !self.directory.is_nodes_address(ip)
     }
 
     /// Returns an unknown pod: an address that some pod held is never external, regardless of external groups.

@@ -17,7 +17,7 @@ use super::{
     made_edges::MadeEdges,
     matching::Found,
     names::{EndpointId, Names, PeerId},
-    nodes::Nodes,
+    nodes::{At, Nodes},
     observed::{ClientFlow, Fresh, Measured, Scope, ServerFlow, Span, Tuple, client_flow, is_counted, server_flow},
     path::{Call, Path},
     placement::Placed,
@@ -29,7 +29,7 @@ use crate::{
     directory::{CalledService, Directory, Owner},
     edge::EdgeCounters,
     entity::Pod,
-    flow::{Protocol, Role},
+    flow::Role,
     hash::{HashMap, HashSet},
     history::Part,
     ledger::{FlowView, Ledger},
@@ -50,7 +50,7 @@ pub(super) struct Join<'a> {
     by_client: HashMap<IpAddr, Range<usize>>,
     /// Addresses and ports of servers' flows.
     servers: HashSet<Called<'a>>,
-    candidates: HashMap<(Called<'a>, Option<ServiceKey>), Rc<Candidates<'a>>>,
+    candidates: HashMap<(Called<'a>, ServiceKey), Rc<Candidates<'a>>>,
     pub(super) sums: Sums,
     /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
     pub(super) forgotten_by_servers: HashMap<(Key, Box<str>), u64>,
@@ -124,7 +124,7 @@ impl<'a> Join<'a> {
                     let server_flow = server_flow(&flow, end, scope, &self.options);
                     if !flow.key.local.is_loopback() {
                         let scope = if scope.is_loopback() { Scope::Cluster } else { scope };
-                        let seen = Span { from: flow.first_seen, until: flow.changed };
+                        let seen = Span { from: flow.listening_since, until: flow.changed };
                         self.ends.note_listener(Called { scope, ..server_flow.tuple.called() }, end, seen);
                     }
                     server_flows.push(server_flow);
@@ -177,7 +177,9 @@ impl<'a> Join<'a> {
             self.name_nat_peers(client_flow, candidates, *left);
         }
         for (client_flow, candidates, mut left) in undivided {
-            self.divide_by_nat_peers(client_flow, candidates.service, &mut left);
+            if candidates.service.is_some() {
+                self.divide_by_nat_peers(client_flow, candidates.service, &mut left);
+            }
             self.leave_at_service(client_flow, &candidates, left);
         }
         self.join_unmatched_servers();
@@ -289,7 +291,9 @@ impl<'a> Join<'a> {
     /// Adds attempts at an address of no pod that failed before any of these servers was there. Returns them.
     fn join_earlier_failures(&mut self, client_flow: &ClientFlow<'a>, found: &[Found]) -> EdgeCounters {
         let begun = found.iter().map(|found| self.server_flows[found.server_flow].span.from).min();
-        let Some(begun) = begun.filter(|_| !self.directory.is_pods_address(client_flow.tuple.server)) else {
+        let may_be_others =
+            !client_flow.tuple.scope.is_loopback() && !self.directory.is_pods_address(client_flow.tuple.server);
+        let Some(begun) = begun.filter(|_| may_be_others) else {
             return EdgeCounters::default();
         };
         let is_earlier = |part: &&Part| part.counted.opened == 0 && part.until + INEXACT < begun;
@@ -398,16 +402,16 @@ impl<'a> Join<'a> {
         if service.is_none() && !self.may_be_rewritten(&called) {
             return None;
         }
-        let key = (called, service_key);
-        if let Some(known) = self.candidates.get(&key) {
+        let Some((service, key)) = service.zip(service_key) else {
+            let targets = self.targets_of(&called, client_flow.span.until);
+            return Some(Rc::new(self.resolve(None, &targets, called)));
+        };
+        if let Some(known) = self.candidates.get(&(called, key)) {
             return Some(Rc::clone(known));
         }
-        let backends = match &service {
-            Some(service) => service.backends.iter().map(|backend| Target::from(*backend)).collect(),
-            None => self.targets_of(&called),
-        };
-        let found = Rc::new(self.resolve(service_key, &backends, called.protocol));
-        self.candidates.insert(key, Rc::clone(&found));
+        let backends: Vec<Target<'a>> = service.backends.iter().map(|backend| Target::from(*backend)).collect();
+        let found = Rc::new(self.resolve(Some(key), &backends, called));
+        self.candidates.insert((called, key), Rc::clone(&found));
         Some(found)
     }
 
@@ -421,25 +425,38 @@ impl<'a> Join<'a> {
 
     /// Returns whether an address of no Service may lead to servers that observe other addresses.
     fn may_be_rewritten(&self, called: &Called<'a>) -> bool {
-        let has_host_port = || !self.directory.pods_at_host_port(called.ip, called.port, called.protocol).is_empty();
-        called.scope == Scope::Cluster && (self.servers.contains(called) || has_host_port())
+        !called.scope.is_loopback()
+            && (self.servers.contains(called) || self.pods_at_host_port(called).next().is_some())
     }
 
-    /// Returns where an address and port of no Service lead: to the pods with this port of the node, or to the owner of
-    /// the address.
-    fn targets_of(&self, called: &Called<'a>) -> Vec<Target<'a>> {
-        let pods = self.directory.pods_at_host_port(called.ip, called.port, called.protocol);
-        if pods.is_empty() {
-            return vec![Target { ip: called.ip, port: called.port, pod: None }];
-        }
-        let targets = pods.into_iter().flat_map(|(pod, port)| {
+    /// Returns the pods to which a port of a node leads or led, each with the port of its container.
+    fn pods_at_host_port(&self, called: &Called<'a>) -> impl Iterator<Item = (&'a Pod, u16)> + use<'a> {
+        let node = match (called.scope, self.ends.nodes.at(called.ip)) {
+            (Scope::Cluster, Some(At::Node(node))) => Some(node),
+            _ => None,
+        };
+        let (directory, Called { ip, port, protocol, .. }) = (self.directory, *called);
+        node.into_iter().flat_map(move |node| directory.pods_at_host_port(node, ip, port, protocol))
+    }
+
+    /// Returns where an address and port of no Service lead: to the pods with this port of the node that existed by `until`.
+    /// Leads to the address itself if servers were observed there, or if there is no such pod.
+    fn targets_of(&self, called: &Called<'a>, until: SystemTime) -> Vec<Target<'a>> {
+        let directory = self.directory;
+        let mut targets: Vec<Target<'a>> = Vec::new();
+        for (pod, port) in self.pods_at_host_port(called) {
             let of_family = pod.ips.iter().filter(|ip| ip.is_ipv4() == called.ip.is_ipv4());
-            of_family.map(move |ip| Target { ip: *ip, port, pod: Some(&pod.uid) })
-        });
-        targets.collect()
+            let had_begun =
+                |ip: &&IpAddr| directory.time_with(&pod.uid, **ip).is_some_and(|(begin, _)| begin <= until + INEXACT);
+            targets.extend(of_family.filter(had_begun).map(|ip| Target { ip: *ip, port, pod: Some(&pod.uid) }));
+        }
+        if targets.is_empty() || self.servers.contains(called) {
+            targets.push(Target { ip: called.ip, port: called.port, pod: None });
+        }
+        targets
     }
 
-    fn resolve(&mut self, service: Option<ServiceKey>, targets: &[Target<'a>], protocol: Protocol) -> Candidates<'a> {
+    fn resolve(&mut self, service: Option<ServiceKey>, targets: &[Target<'a>], called: Called<'a>) -> Candidates<'a> {
         let directory = self.directory;
         let mut peers: HashSet<(PeerId, u16)> = HashSet::default();
         let (mut observed, mut heard) = (true, None);
@@ -453,7 +470,7 @@ impl<'a> Join<'a> {
                 let node = self.ends.nodes.of(target.ip);
                 let change = directory.next_change_of_owner(target.ip, self.options.now);
                 self.names_change_at = [self.names_change_at, change].into_iter().flatten().min();
-                let at = Called { scope: Scope::Cluster, ip: target.ip, port: target.port, protocol };
+                let at = Called { ip: target.ip, port: target.port, ..called.in_cluster() };
                 (self.ends.server_at(&at, self.options.now), node)
             };
             observed &= node.is_some_and(|node| self.ledger.observes(node, self.options.now));
@@ -464,7 +481,7 @@ impl<'a> Join<'a> {
         // An address may have had several owners and listeners.
         let is_named = service.is_some() || targets.iter().any(|target| target.pod.is_some());
         let only = if peers.len() == 1 && is_named { peers.into_iter().next() } else { None };
-        Candidates { service, backends, only, observed, heard }
+        Candidates { called, service, backends, only, observed, heard }
     }
 
     /// Of servers' flows, those that a client's can be the other end of by their times, best first: addresses are used
@@ -502,20 +519,15 @@ impl<'a> Join<'a> {
         let Some(of_client) = self.by_client.get(&client) else { return Vec::new() };
         let of_service = |index: &usize| {
             let tuple = &self.server_flows[*index].tuple;
-            tuple.scope == Scope::Cluster
-                && tuple.protocol == client_flow.tuple.protocol
-                && self.is_backend(*index, candidates)
+            tuple.called() == candidates.at(tuple.server, tuple.port) && self.is_backend(*index, candidates)
         };
         if of_client.len() <= candidates.backends.len() {
             return of_client.clone().filter(of_service).collect();
         }
         let protocol = client_flow.tuple.protocol;
-        let tuple = |(server, port): &(IpAddr, u16)| Tuple {
-            scope: Scope::Cluster,
-            client,
-            server: *server,
-            port: *port,
-            protocol,
+        let tuple = |(server, port): &(IpAddr, u16)| {
+            let scope = candidates.at(*server, *port).scope;
+            Tuple { scope, client, server: *server, port: *port, protocol }
         };
         let mut found: Vec<usize> = candidates
             .backends

@@ -90,14 +90,14 @@ impl<'a> Join<'a> {
         candidates: &Candidates<'a>,
         mut left: EdgeCounters,
     ) {
-        let Some(service) = candidates.service else { return self.join_by_address(client_flow, left) };
-        if candidates.observed && left.opened > 0 {
+        if candidates.observed && left.opened > 0 && !candidates.is_one_server() {
             let waiting = self.wait_for_backends(client_flow, candidates, left.opened);
             left = left.without(&left.share(waiting));
         }
         if left == EdgeCounters::default() {
             return;
         }
+        let Some(service) = candidates.service else { return self.join_by_address(client_flow, left) };
         let server = self.ends.service_peer(service.service);
         let key = Key {
             client: self.ends.peer_of(client_flow.end),

@@ -43,9 +43,19 @@ impl<'a> Nodes<'a> {
             return Scope::Namespace(node, key.netns);
         }
         let called = if key.role == Role::Client { key.remote } else { key.local };
-        // What calls an address of its own node stays there, and no router forwards link-local addresses.
-        let is_own = self.is_shared(called) && self.ledger.has_address(node, called);
+        // What calls an address of its own node stays there. A client on another node may call it, too: an address that moves.
+        let is_from_elsewhere = || key.role == Role::Server && self.is_elsewhere(node, key.remote);
+        let is_own = self.is_shared(called) && self.ledger.has_address(node, called) && !is_from_elsewhere();
         if is_own || is_link_local(called) { Scope::Node(node) } else { Scope::Cluster }
+    }
+
+    /// Returns whether a client's address is of another node, or of a pod there.
+    fn is_elsewhere(&self, node: &str, ip: IpAddr) -> bool {
+        let mut pods = self.directory.holders(ip).peekable();
+        if pods.peek().is_some() {
+            return pods.all(|pod| pod.node != node);
+        }
+        self.of(ip).is_some_and(|of| of != node)
     }
 
     /// Returns whether several nodes have an address of their own.
@@ -80,10 +90,8 @@ pub(super) enum At<'a> {
     PodNetwork,
 }
 
-/// Returns whether an address is valid on one link only (RFC 3927, RFC 4291).
+/// Returns whether it is an address of IPv4 that is valid on one link only (RFC 3927): nodes give these to services of their
+/// own. In IPv6, nodes of one link call each other at such addresses.
 fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
+    matches!(ip, IpAddr::V4(v4) if v4.is_link_local())
 }

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use super::{endpoints::Endpoints, key::ServiceKey, names::PeerId, observed::Scope};
+use super::{endpoints::Endpoints, key::ServiceKey, names::PeerId, nodes::At, observed::Scope};
 use crate::{
     directory::{Change, Directory},
     flow::{Protocol, Role},
@@ -166,7 +166,7 @@ impl Partition {
         if scope.is_loopback() || key.role == Role::Server {
             self.connect_server(id, ends.peer_of(end), &point);
         }
-        if scope != Scope::Cluster {
+        if scope.is_loopback() || scope != Scope::Cluster && !ends.is_services(ip) {
             // What answers at a loopback address may be named by the network namespace, and by the node at its own.
             self.connect_server(id, ends.node_peer(flow.node()), &point);
         }
@@ -225,7 +225,12 @@ impl Partition {
         for server in owners {
             self.connect_server(id, server, &point);
         }
-        for (pod, port) in directory.pods_at_host_port(point.ip, point.port, point.protocol) {
+        let node = match ends.nodes.at(point.ip) {
+            Some(At::Node(node)) if point.scope.is_none() => Some(node),
+            _ => None,
+        };
+        let pods = |node| directory.pods_at_host_port(node, point.ip, point.port, point.protocol);
+        for (pod, port) in node.into_iter().flat_map(pods) {
             let end = ends.pod_address(pod);
             self.connect_server(id, ends.peer_of(end), &Point { port, ..point });
             for ip in &pod.ips {

@@ -4,10 +4,11 @@ use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use super::{
     candidates::Candidates,
+    endpoints::Called,
     join::Join,
-    observed::{ClientFlow, Scope, ServerFlow},
+    observed::{ClientFlow, Tuple},
 };
-use crate::{edge::EdgeCounters, flow::Protocol, hash::HashMap};
+use crate::{edge::EdgeCounters, hash::HashMap};
 
 /// A client's flow through a Service, and what of it no server's flow matches.
 type Rest<'s, 'a, T> = (&'s ClientFlow<'a>, Rc<Candidates<'a>>, T);
@@ -37,23 +38,25 @@ impl RewrittenSource {
 }
 
 /// Server flows whose client address may stand for another client: a node's or its bridge's.
-pub(super) struct RewrittenSources {
-    by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>>,
+pub(super) struct RewrittenSources<'a> {
+    by_server: HashMap<Called<'a>, Vec<usize>>,
 }
 
-impl RewrittenSources {
-    pub(super) fn new(server_flows: &[ServerFlow<'_>]) -> Self {
-        let mut by_server: HashMap<(IpAddr, u16, Protocol), Vec<usize>> = HashMap::default();
-        for (index, server_flow) in server_flows.iter().enumerate() {
+impl<'a> RewrittenSources<'a> {
+    fn new(join: &Join<'a>) -> Self {
+        let mut by_server: HashMap<Called<'a>, Vec<usize>> = HashMap::default();
+        let may_stand_for_others = |seen: IpAddr, server: IpAddr| {
+            seen == server || join.directory.is_pods_address(seen) || join.ends.nodes.of(seen).is_some()
+        };
+        for (index, server_flow) in join.server_flows.iter().enumerate() {
             // Addresses of a folded row are external: none of them stands for a client of the cluster.
-            if server_flow.tuple.scope == Scope::Cluster
-                && !server_flow.tuple.client.is_unspecified()
+            let Tuple { client, server, scope, .. } = server_flow.tuple;
+            if !scope.is_loopback()
+                && !client.is_unspecified()
+                && may_stand_for_others(client, server)
                 && server_flow.left.opened > 0
             {
-                by_server
-                    .entry((server_flow.tuple.server, server_flow.tuple.port, server_flow.tuple.protocol))
-                    .or_default()
-                    .push(index);
+                by_server.entry(server_flow.tuple.called()).or_default().push(index);
             }
         }
         Self { by_server }
@@ -84,7 +87,7 @@ impl RewrittenSources {
         let mut found: Vec<usize> = candidates
             .backends
             .keys()
-            .filter_map(|(ip, port)| self.by_server.get(&(*ip, *port, client_flow.tuple.protocol)))
+            .filter_map(|(ip, port)| self.by_server.get(&candidates.at(*ip, *port)))
             .flatten()
             .copied()
             .filter(|index| join.is_backend(*index, candidates))
@@ -101,7 +104,9 @@ impl RewrittenSources {
                     RewrittenSource::Masquerade => {
                         let behind = join.ends.nodes.of(seen);
                         // Any node may replace the address of a Service's client; otherwise the client's own does.
-                        let is_possible = candidates.service.is_some() || behind == Some(client_flow.node);
+                        let is_possible = candidates.service.is_some()
+                            || behind == Some(client_flow.node)
+                                && !join.directory.is_pods_address(client_flow.tuple.server);
                         behind.is_some() && is_possible && (none_matched || behind == at_node) && may_be_others()
                     }
                 };
@@ -123,7 +128,7 @@ impl<'a> Join<'a> {
         to_one: &mut [Rest<'_, 'a, u64>],
         to_many: &mut [Rest<'_, 'a, EdgeCounters>],
     ) {
-        let translated = RewrittenSources::new(&self.server_flows);
+        let translated = RewrittenSources::new(self);
         if translated.by_server.is_empty() {
             return;
         }
@@ -142,8 +147,7 @@ impl<'a> Join<'a> {
                 self.note_translated(client_flow, candidates, &found, left, by);
             }
             for ((client_flow, candidates, left), found) in to_many.iter_mut().zip(&mut matched) {
-                // Without a Service, the server is at the address that was called.
-                let is_certain = by.is_clients_own() || candidates.service.is_none();
+                let is_certain = by.is_clients_own() || candidates.is_one_server();
                 for found in found {
                     self.divide_to(client_flow, candidates.service, &found, left, is_certain);
                 }

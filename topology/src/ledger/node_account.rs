@@ -27,6 +27,8 @@ pub(super) struct NodeAccount {
     /// The node's own addresses, as its agent reported them.
     pub(super) addresses: Arc<BTreeSet<IpAddr>>,
     pub(super) flows: Arc<BTreeMap<FlowKey, Arc<Account>>>,
+    /// Time of the first flow of each listener that has flows.
+    pub(super) listeners: Arc<HashMap<Listener, SystemTime>>,
     /// Flows of cgroups whose ID has another owner now (after a reboot, for example).
     pub(super) orphaned: Arc<Vec<OrphanedFlow>>,
     /// True if the Node object was deleted.
@@ -52,6 +54,7 @@ impl NodeAccount {
             owners: Arc::default(),
             addresses: Arc::default(),
             flows: Arc::default(),
+            listeners: Arc::default(),
             orphaned: Arc::default(),
             gone: false,
             complete: false,
@@ -105,6 +108,20 @@ impl NodeAccount {
         true
     }
 
+    /// Returns the time at which a flow's listener had its first flow.
+    pub(super) fn listening_since(&self, key: &FlowKey) -> Option<SystemTime> {
+        self.listeners.get(&Listener::of(key)?).copied()
+    }
+
+    /// Drops the listeners without flows.
+    pub(super) fn forget_listeners(&mut self) {
+        let keys = self.flows.keys().chain(self.orphaned.iter().map(|(key, ..)| key));
+        let present: HashSet<Listener> = keys.filter_map(Listener::of).collect();
+        if present.len() < self.listeners.len() {
+            Arc::make_mut(&mut self.listeners).retain(|listener, _| present.contains(listener));
+        }
+    }
+
     /// Drops the owners of cgroups without flows.
     pub(super) fn forget_unused_owners(&mut self) {
         let Self { flows, owners, .. } = self;
@@ -150,6 +167,7 @@ impl NodeAccount {
             owners: Arc::clone(&self.owners),
             addresses: Arc::clone(&self.addresses),
             flows: Arc::clone(&self.flows),
+            listeners: Arc::clone(&self.listeners),
             orphaned: Arc::clone(&self.orphaned),
             ..*self
         }
@@ -169,6 +187,31 @@ impl NodeAccount {
     pub(super) fn has_retirable(&self, now: SystemTime, retention: Duration) -> bool {
         let orphaned = self.orphaned.iter().map(|(_, _, flow)| flow);
         self.flows.values().chain(orphaned).any(|flow| flow.is_retirable(now, retention))
+    }
+}
+
+/// Sockets of a cgroup that answer at an address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Listener {
+    cgroup_id: u64,
+    ip: IpAddr,
+    port: u16,
+    protocol: Protocol,
+}
+
+impl Listener {
+    /// Returns the listener of a server's flow.
+    fn of(key: &FlowKey) -> Option<Self> {
+        let FlowKey { cgroup_id, local: ip, port, protocol, .. } = *key;
+        (key.role == Role::Server).then_some(Self { cgroup_id, ip, port, protocol })
+    }
+}
+
+/// Notes that a listener has had a flow since a time.
+pub(super) fn note_listener(listeners: &mut Arc<HashMap<Listener, SystemTime>>, key: &FlowKey, since: SystemTime) {
+    let Some(listener) = Listener::of(key) else { return };
+    if listeners.get(&listener).is_none_or(|known| since < *known) {
+        Arc::make_mut(listeners).insert(listener, since);
     }
 }
 

@@ -180,6 +180,7 @@ impl<'a> FlowRecord<'a> {
             totals,
             anew: self.anew(|| totals),
             first_seen: flow.first_seen,
+            listening_since: account.listening_since(self.key).map_or(flow.first_seen, |it| it.min(flow.first_seen)),
             changed: flow.changed,
             reported: flow.reported_at,
             last_failed: flow.last_failed,

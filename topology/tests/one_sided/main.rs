@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "a test")]
 
 mod called_addresses;
+mod changing_addresses;
 mod measured;
 mod nat_peers;
 mod next_operator;
