@@ -1,5 +1,7 @@
 //! Capture by eBPF: combines the programs, the listings and the accounts.
 
+mod pending;
+
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
@@ -8,7 +10,7 @@ use std::{
 };
 
 use aya::maps::MapError;
-use node_agent_common::{FlowKey, FlowStats, Loss, PendingAttempt, chunk};
+use node_agent_common::{FlowKey, FlowStats, Loss, chunk};
 use topology::{entity::Network, flow};
 
 use super::{
@@ -201,47 +203,6 @@ impl EbpfCapture {
             datagrams.judge(now).map_err(|error| failed("counting conversations of datagrams", error))?;
         }
         self.count_pending(now)
-    }
-
-    /// Reads the attempts that wait for an answer. To be called before the counts are read: an attempt that is gone has been
-    /// counted.
-    fn read_pending(&mut self, now: Instant) -> Result<(), CaptureError> {
-        let read = |error| failed("reading pending attempts", error);
-        let unwatched = self.preexisting.waiting_attempts(&self.programs).map_err(read)?;
-        let mut present: HashMap<u64, PendingAttempt> = HashMap::new();
-        for entry in &self.programs.pending {
-            let (cookie, attempt) = entry.map_err(read)?;
-            present.insert(cookie, attempt);
-        }
-        let cookies = unwatched.iter().map(|(cookie, _)| *cookie).collect();
-        for (cookie, flow) in unwatched {
-            present.entry(cookie).or_insert(PendingAttempt { flow, retransmits: 0 });
-        }
-        for cookie in self.pending.replace(present, &cookies, now) {
-            // The kernel may have removed it meanwhile.
-            let _ = self.programs.pending.remove(&cookie);
-        }
-        Ok(())
-    }
-
-    /// Counts the pending attempts. To be called last: attempts that were answered since they were read are counted as
-    /// answered only.
-    fn count_pending(&mut self, now: Instant) -> Result<(), CaptureError> {
-        let (programs, preexisting) = (&self.programs, &self.preexisting);
-        let is_waiting = |cookie| match programs.pending.get(&cookie, 0) {
-            Ok(_) => Ok(true),
-            Err(MapError::KeyNotFound) => preexisting.is_waiting(programs, cookie),
-            Err(error) => Err(error),
-        };
-        let read = |error| failed("reading pending attempts", error);
-        if self.pending.remove_answered(is_waiting).map_err(read)? {
-            self.collect(Instant::now())?;
-            return self.count_pending(now);
-        }
-        let (folding, accounts) = (&self.folding, &self.accounts);
-        let pending = self.pending.count(now, |flow| folding.row_of_pending(accounts, flow));
-        self.accounts.set_pending(pending);
-        Ok(())
     }
 
     fn scan(&mut self) -> Result<(), CaptureError> {
