@@ -3,6 +3,7 @@
 //! The result depends on what was observed and not on the order of the reports. Counters come from the client's end
 //! where it was seen, else from the server's; no connection is counted on two edges.
 
+mod address;
 mod address_reuse;
 mod calls;
 mod candidates;

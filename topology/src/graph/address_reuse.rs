@@ -1,17 +1,15 @@
 //! Splits flows whose IP address was reused by several pods. Server-side counts assign connections where only one
 //! assignment fits; the rest are assigned by the time they were opened.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, time::SystemTime};
 
 use super::{
+    address::Scope,
     join::Join,
     key::Key,
     matching::Found,
     names::EndpointId,
-    observed::{ClientFlow, Scope, ServerFlow, Span, counted},
+    observed::{ClientFlow, INEXACT, ServerFlow, Span, counted},
     shares::share_out,
 };
 use crate::{
@@ -21,9 +19,6 @@ use crate::{
     entity::Pod,
     history::{Counted, Part},
 };
-
-/// The two ends of a conversation see it at the same time, but for what clocks and ways differ.
-pub(super) const INEXACT: Duration = Duration::from_millis(500);
 
 /// Connections of a client's flow that are a server's.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use super::{endpoints::Called, key::ServiceKey, names::PeerId};
+use super::{address::Called, key::ServiceKey, names::PeerId};
 use crate::{entity::Backend, hash::HashMap};
 
 /// Possible targets of an address and port that was called.

@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
 use super::{
-    address_reuse::INEXACT,
+    address::{Called, Scope},
     names::{End, EndpointId, Names, PeerId, PodEnd, ServiceId},
     nodes::{At, Nodes},
-    observed::{Scope, Span},
+    observed::{INEXACT, Span},
 };
 use crate::{
     directory::{Directory, Owner},
@@ -42,22 +42,6 @@ pub(super) struct Endpoints<'a> {
     names: Names,
     end_ids: HashMap<EndKey<'a>, EndpointId>,
     listeners: HashMap<Called<'a>, Vec<Listener>>,
-}
-
-/// An address and port that a client called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Called<'a> {
-    pub(super) scope: Scope<'a>,
-    pub(super) ip: IpAddr,
-    pub(super) port: u16,
-    pub(super) protocol: Protocol,
-}
-
-impl Called<'_> {
-    /// Returns the same address, port and protocol as the whole cluster knows it.
-    pub(super) fn in_cluster(self) -> Self {
-        Self { scope: Scope::Cluster, ..self }
-    }
 }
 
 /// End that was seen to answer at an address and port.

@@ -4,13 +4,13 @@
 use std::net::IpAddr;
 
 use super::{
+    address::{Called, Scope},
     address_reuse::window,
     candidates::Candidates,
-    endpoints::Called,
     join::Join,
     key::{Key, ServiceKey},
     names::PeerId,
-    observed::{ClientFlow, Fresh, Scope, ServerFlow, Span},
+    observed::{ClientFlow, Fresh, ServerFlow, Span},
 };
 use crate::{count, directory::Owner, edge::EdgeCounters, nat_peer::NatPeer};
 

@@ -2,7 +2,7 @@
 
 use std::{collections::hash_map::Entry, net::IpAddr};
 
-use super::observed::Scope;
+use super::address::Scope;
 use crate::{
     directory::Directory,
     flow::{FlowKey, Role},

@@ -5,7 +5,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Options, endpoints::Called, key::Key, names::EndpointId};
+use super::{
+    Options,
+    address::{Called, Scope},
+    key::Key,
+    names::EndpointId,
+};
 use crate::{
     count,
     directory::Directory,
@@ -17,26 +22,11 @@ use crate::{
     rtt::RttHistogram,
 };
 
+/// The two ends of a conversation see it at the same time, but for what clocks and ways differ.
+pub(super) const INEXACT: Duration = Duration::from_millis(500);
+
 /// Pods' addresses can become known a little later than their connections.
 const NAMING_GRACE: Duration = Duration::from_secs(5);
-
-/// Part of the cluster in which an address means one thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Scope<'a> {
-    /// All of it.
-    Cluster,
-    /// A node: several nodes have the address on interfaces of their own, or it is link-local.
-    Node(&'a str),
-    /// A network namespace of a node: loopback.
-    Namespace(&'a str, u32),
-}
-
-impl Scope<'_> {
-    /// Returns whether both ends are in one network namespace.
-    pub(super) fn is_loopback(self) -> bool {
-        matches!(self, Self::Namespace(..))
-    }
-}
 
 /// The addresses, the port and its protocol that both ends of a direct conversation see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use super::{endpoints::Endpoints, key::ServiceKey, names::PeerId, nodes::At, observed::Scope};
+use super::{address::Scope, endpoints::Endpoints, key::ServiceKey, names::PeerId, nodes::At};
 use crate::{
     directory::{Change, Directory},
     flow::{Protocol, Role},

@@ -3,8 +3,8 @@
 use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use super::{
+    address::Called,
     candidates::Candidates,
-    endpoints::Called,
     join::Join,
     observed::{ClientFlow, Tuple},
 };
