@@ -45,7 +45,8 @@ async fn columns_show_services_and_put_what_everyone_calls_last() -> Result<()> 
     assert_eq!(from, "cart→8080, prometheus→9090");
     assert!(last_failed.ends_with(['s', 'm']), "an age: {last_failed}");
     let wide = columns(&lab.kubectl(&["get", "topology", "shop-web", "-n", "shop", "-o", "wide"]).await?);
-    let more = ["EGRESS", "INGRESS", "OPENED", "ACTIVE", "FAILED", "BYTES-SENT", "BYTES-RECEIVED", "OBSERVED"];
+    let more =
+        ["EGRESS", "INGRESS", "OPENED", "ACTIVE", "FAILED", "PENDING", "BYTES-SENT", "BYTES-RECEIVED", "OBSERVED"];
     assert_eq!(wide[0], ["NAME", "FROM", "TO", "LAST-FAILED", "AGE"].into_iter().chain(more).collect::<Vec<_>>());
     assert_eq!(wide[1][5..10], ["3", "2", "19", "0", "2"]);
     assert_eq!(wide[1][12], "True");
