@@ -54,14 +54,14 @@ impl<const PODS: usize> Routed<PODS> {
     }
 
     /// Packets go to any processor, whichever the sender runs on.
-    pub fn steer(&self) {
+    pub fn steer(&mut self) {
         let mask = all_processors();
         // The sysfs of a namespace shows its own interfaces.
         let command = format!(
             "unshare --mount sh -ec 'mount -t sysfs none /sys; \
              for queue in /sys/class/net/*/queues/rx-*/rps_cpus; do echo {mask} > $queue; done'"
         );
-        for process in self.pods.iter().chain([&self.host]) {
+        for process in self.pods.iter_mut().chain([&mut self.host]) {
             process.in_netns(&command);
         }
     }
