@@ -218,7 +218,7 @@ impl<'a> Endpoints<'a> {
 
     /// Returns who has an address that a client called. The address of a Service is that Service's at any port.
     fn called_address(&mut self, ip: IpAddr) -> EndpointId {
-        match self.directory.service_with_address(ip).filter(|_| self.is_services(ip)) {
+        match self.service_of(ip) {
             Some(service) => {
                 self.known_by(EndKey::Service { service }, Identity::Ip, || Peer::Service(service.clone()))
             }
@@ -226,10 +226,14 @@ impl<'a> Endpoints<'a> {
         }
     }
 
-    /// Returns whether an address is a Service's and no Node object has it. With kube-proxy in IPVS mode, agents report the
-    /// addresses of all Services as their nodes' own.
+    /// Returns the Service of an address that no Node object has. With kube-proxy in IPVS mode, agents report the addresses
+    /// of all Services as their nodes' own.
+    fn service_of(&self, ip: IpAddr) -> Option<&'a ServiceRef> {
+        self.directory.service_with_address(ip).filter(|_| !self.directory.is_nodes_address(ip))
+    }
+
     pub(super) fn is_services(&self, ip: IpAddr) -> bool {
-        self.directory.service_with_address(ip).is_some() && !self.directory.is_nodes_address(ip)
+        self.service_of(ip).is_some()
     }
 
     /// Returns an unknown pod: an address that some pod held is never external, regardless of external groups.
