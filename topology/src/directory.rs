@@ -137,8 +137,8 @@ impl Directory {
                 if known.pod == pod && known.removed.is_none() {
                     return false;
                 }
-                let ports_of = |pod: &Pod| (pod.host_ports.clone(), pod.ips.clone(), pod.node.clone());
-                has_new_host_ports = ports_of(&known.pod) != ports_of(&pod);
+                let known_ports = (&known.pod.host_ports, &known.pod.ips, &known.pod.node);
+                has_new_host_ports = known_ports != (&pod.host_ports, &pod.ips, &pod.node);
                 known.node_uid.clone()
             }
             None => None,
@@ -385,7 +385,7 @@ impl Directory {
 
     /// Returns all Services to which an address and port lead or led.
     pub(crate) fn services_at(&self, ip: IpAddr, port: (u16, Protocol)) -> Vec<CalledService<'_>> {
-        self.services.all_at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port)
+        self.services.all_at(ip, || self.is_nodes_address(ip) || ip.is_loopback(), port)
     }
 
     /// Returns the pods to which a port of a node's address leads or led, by UID, each with the port of its container.
@@ -445,12 +445,11 @@ impl Directory {
     /// and their objects have others.
     #[must_use]
     pub fn pod_on(&self, node: &str, uid: &str, container_id: &str) -> Option<&Pod> {
-        let by_uid = || self.pods.get(uid).map(|record| &record.pod);
-        by_uid()
+        let by_uid = self.pods.get(uid).map(|record| &record.pod);
+        by_uid
             .filter(|pod| pod.node == node)
             .or_else(|| self.pod_of_container(container_id))
             .or_else(|| self.static_pod_on(node, uid))
-            .or_else(by_uid)
             .or_else(|| self.pod(uid))
     }
 
@@ -609,6 +608,6 @@ impl Directory {
     /// the current or latest one.
     #[must_use]
     pub fn service_at(&self, ip: IpAddr, port: (u16, Protocol), at: SystemTime) -> Option<CalledService<'_>> {
-        self.services.at(ip, || self.node_by_ip.contains_key(&ip) || ip.is_loopback(), port, at)
+        self.services.at(ip, || self.is_nodes_address(ip) || ip.is_loopback(), port, at)
     }
 }
