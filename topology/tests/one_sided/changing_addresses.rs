@@ -235,7 +235,7 @@ fn conntrack_entries_of_a_host_port_count_once() {
     assert_eq!(edges(&world.graph(at(60))), ["web -> dark-a:5432 5+0", "web -> node-3:15432 15+0"]);
 }
 
-/// Which of the pods behind a host port answered is a guess where the client's address was replaced.
+/// The pod that answered behind a host port is a guess where the client's address was replaced.
 #[test]
 fn pods_behind_one_host_port_are_a_guess() {
     let mut world = World::new();
