@@ -50,6 +50,11 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// Returns the address that the flow's client called.
+    pub(crate) fn called(&self) -> IpAddr {
+        if self.role == Role::Client { self.remote } else { self.local }
+    }
+
     /// Returns the key of the folded row that counts this flow while an agent's table is nearly full: its remote address is
     /// the unspecified one.
     ///

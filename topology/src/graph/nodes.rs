@@ -42,7 +42,7 @@ impl<'a> Nodes<'a> {
         if key.local.is_loopback() || key.remote.is_loopback() {
             return Scope::Namespace(node, key.netns);
         }
-        let called = if key.role == Role::Client { key.remote } else { key.local };
+        let called = key.called();
         // What calls an address of its own node stays there. A client on another node may call it, too: an address that moves.
         let is_from_elsewhere = || key.role == Role::Server && self.is_elsewhere(node, key.remote);
         let is_own = self.is_shared(called) && self.ledger.has_address(node, called) && !is_from_elsewhere();

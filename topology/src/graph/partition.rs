@@ -155,7 +155,7 @@ impl Partition {
         let key = flow.key();
         let end = ends.by_cgroup(flow.node(), flow.owner());
         let scope = ends.nodes.scope(flow.node(), key);
-        let ip = if key.role == Role::Client { key.remote } else { key.local };
+        let ip = key.called();
         let part = match scope {
             Scope::Cluster => None,
             Scope::Node(node) => Some((ends.node_peer(node), None)),
