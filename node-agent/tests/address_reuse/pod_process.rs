@@ -37,7 +37,6 @@ pub fn run_pods() {
 
 fn execute(running: &mut Option<RunningPod>, command: PodCommand) -> io::Result<PodAnswer> {
     match command {
-        PodCommand::Ping => Ok(PodAnswer::Done),
         PodCommand::Start(pod) => {
             if running.is_some() {
                 return Err(io::Error::other("another pod is running"));

@@ -94,10 +94,9 @@ fn container_id(number: u64) -> String {
 impl Testbed {
     /// Every other address is on the node with an agent.
     pub fn new(node: &Node, elsewhere: &Node, addresses: usize) -> Self {
-        let mut router = node.process_in_own_netns("router", false);
-        ping(&mut router);
+        let router = node.process_in_own_netns("router", false);
         router.in_netns("sysctl -qw net.ipv4.ip_forward=1");
-        let mut places: Vec<Place> = (0..addresses)
+        let places: Vec<Place> = (0..addresses)
             .map(|number| {
                 let observed = number % 2 == 0;
                 let node = if observed { node } else { elsewhere };
@@ -105,8 +104,7 @@ impl Testbed {
                 Place { process, ip: ip(number), root: node.root().to_owned(), observed }
             })
             .collect();
-        for (number, place) in places.iter_mut().enumerate() {
-            ping(&mut place.process);
+        for (number, place) in places.iter().enumerate() {
             let (inside, outside, ip) = (place.process.pid(), router.pid(), place.ip);
             // Point to point: a kernel knows no more than a thousand neighbours.
             router.in_netns(&format!(
@@ -222,11 +220,6 @@ impl Place {
             life: PodLifetime { created: began, started: began, ran: began, ..PodLifetime::default() },
         }
     }
-}
-
-/// Waits until the process has its network namespace.
-fn ping(process: &mut Process) {
-    assert_eq!(process.execute::<PodAnswer>(&PodCommand::Ping), PodAnswer::Done);
 }
 
 /// As objects write times.

@@ -60,7 +60,6 @@ impl Site {
     fn new(node: &Node) -> Self {
         let elsewhere = Node::new();
         let mut server = node.process_in_own_netns("server", false);
-        server.netns();
         server.in_netns(
             "ip address add 10.99.0.1/32 dev lo && ip address add fd99::1/128 dev lo nodad\n\
              ip route add local 198.51.100.0/24 dev lo && ip route add local 203.0.113.0/24 dev lo\n\

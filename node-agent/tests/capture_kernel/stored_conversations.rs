@@ -381,7 +381,7 @@ fn answers_in_a_stored_conversation_are_passed_on() {
 fn socket_with_packets_on_every_processor_counts_all() {
     let node = node_or_skip!();
     let mut watched = watch(&settings(&node));
-    let mut routed = Routed::new(&node, ["client", "other", "server"]);
+    let routed = Routed::new(&node, ["client", "other", "server"]);
     routed.steer();
     let Routed { host: _host, pods: [mut client, mut other, mut server] } = routed;
     server.bind_udp("s", "0.0.0.0:9000");

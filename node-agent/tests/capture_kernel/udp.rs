@@ -27,11 +27,9 @@ pub fn key(process: &mut Process, role: Role, local: &str, remote: &str, port: u
     FlowKey { protocol: Protocol::Udp, ..lab::key(process, role, local, remote, port) }
 }
 
-/// A process in a network namespace of its own, which it has when this returns.
+/// A process in a network namespace of its own.
 pub fn alone(node: &Node, name: &str) -> Process {
-    let mut process = node.process_in_own_netns(name, false);
-    process.netns();
-    process
+    node.process_in_own_netns(name, false)
 }
 
 /// Conversations that begin from now on are known to be new.

@@ -336,7 +336,6 @@ fn refuse_netlink() -> Result<(), Box<dyn std::error::Error>> {
 fn every_capability_that_is_missing_costs_its_own_ability_only() {
     let node = node_or_skip!();
     let mut server = node.process_in_own_netns("server", false);
-    server.netns();
     let mut client = node.process_beside("client", &server);
     let port = server.listen("l", "127.0.0.1:0");
     client.connect("c", format_args!("127.0.0.1:{port}"));

@@ -56,7 +56,6 @@ fn connections_at_full_speed_by_each_way_to_attach_with_steering() {
         return;
     }
     let mut storm = node.process_in_own_netns("storm", true);
-    storm.netns();
     compare(&by_ebpf(), &node, storm.pid(), true, || oracle::storm(&mut storm, 4, storm_size(16_000)));
 }
 

@@ -35,7 +35,7 @@ pub fn is_scripted() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 
-/// Executes the commands of standard input until it ends.
+/// Says that the process runs, and executes the commands of standard input until it ends.
 ///
 /// # Errors
 /// Returns an error if standard input cannot be read, or standard output cannot be written.
@@ -45,6 +45,7 @@ where
     A: Serialize,
     E: ToString,
 {
+    write_reply(&mut io::stdout(), &Ok(()))?;
     execute_all(io::stdin().lock(), io::stdout(), execute)
 }
 
@@ -122,10 +123,11 @@ pub struct ScriptedProcess {
 
 impl ScriptedProcess {
     /// Starts this test program again, for the one ignored test of this name. The command is a wrapper that runs the
-    /// program given by its further arguments, such as `nsenter -t 1 -n`.
+    /// program given by its further arguments, such as `nsenter -t 1 -n`. Returns once the program executes commands,
+    /// and thus has what the wrapper gives it.
     ///
     /// # Errors
-    /// Returns an error if the command cannot be started.
+    /// Returns an error if the command cannot be started, or ends before the program executes commands.
     pub fn start(wrapper: Option<Command>, test: &str) -> io::Result<Self> {
         let program = std::env::current_exe()?;
         let mut command = match wrapper {
@@ -142,7 +144,9 @@ impl ScriptedProcess {
             .stdout(Stdio::piped())
             .spawn()?;
         let output = child.stdout.take().ok_or_else(|| io::Error::other("the process has no standard output"))?;
-        Ok(Self { input: child.stdin.take(), child, output: BufReader::new(output) })
+        let mut process = Self { input: child.stdin.take(), child, output: BufReader::new(output) };
+        process.receive::<()>()?.map_err(io::Error::other)?;
+        Ok(process)
     }
 
     /// Returns a wrapper command of these words for [`ScriptedProcess::start`]; `None` without words.

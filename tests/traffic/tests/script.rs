@@ -141,11 +141,7 @@ fn step_answers(parts: &Parts) -> Vec<StepAnswer> {
 fn pod_commands(parts: &Parts) -> Vec<PodCommand> {
     let targets = parts.addresses.iter().map(SocketAddr::ip).collect();
     let [pause_ms, seed, _] = parts.numbers;
-    vec![
-        PodCommand::Ping,
-        PodCommand::Start(PodScript { name: parts.name.clone(), pause_ms, seed, targets }),
-        PodCommand::Stop,
-    ]
+    vec![PodCommand::Start(PodScript { name: parts.name.clone(), pause_ms, seed, targets }), PodCommand::Stop]
 }
 
 fn pod_answers(parts: &Parts) -> Vec<PodAnswer> {

@@ -37,9 +37,7 @@ impl Process {
     }
 
     /// Runs a shell command in this process's network namespace.
-    pub fn in_netns(&mut self, command: &str) {
-        // The process answers once it is there: at first it is in its parent's.
-        self.netns();
+    pub fn in_netns(&self, command: &str) {
         let target = self.pid().to_string();
         let status = Command::new("nsenter").args(["-t", &target, "-n", "sh", "-ec", command]).status().unwrap();
         assert!(status.success(), "{command}");

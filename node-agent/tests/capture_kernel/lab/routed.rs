@@ -17,12 +17,9 @@ pub fn addresses(index: usize) -> [String; 2] {
 
 impl<const PODS: usize> Routed<PODS> {
     pub fn new(node: &Node, names: [&str; PODS]) -> Self {
-        let mut host = node.process_in_own_netns("host", false);
-        let mut pods = names.map(|name| node.process_in_own_netns(name, false));
-        // They answer when they have their namespaces.
-        host.netns();
-        for (index, pod) in pods.iter_mut().enumerate() {
-            pod.netns();
+        let host = node.process_in_own_netns("host", false);
+        let pods = names.map(|name| node.process_in_own_netns(name, false));
+        for (index, pod) in pods.iter().enumerate() {
             let (number, [v4, v6]) = (index + 1, addresses(index));
             let (inside, outside) = (pod.pid(), host.pid());
             host.in_netns(&format!(
@@ -54,14 +51,14 @@ impl<const PODS: usize> Routed<PODS> {
     }
 
     /// Packets go to any processor, whichever the sender runs on.
-    pub fn steer(&mut self) {
+    pub fn steer(&self) {
         let mask = all_processors();
         // The sysfs of a namespace shows its own interfaces.
         let command = format!(
             "unshare --mount sh -ec 'mount -t sysfs none /sys; \
              for queue in /sys/class/net/*/queues/rx-*/rps_cpus; do echo {mask} > $queue; done'"
         );
-        for process in self.pods.iter_mut().chain([&mut self.host]) {
+        for process in self.pods.iter().chain([&self.host]) {
             process.in_netns(&command);
         }
     }

@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PodCommand {
-    /// Answers [`PodAnswer::Done`] once the process runs, and thus has its network namespace.
-    Ping,
     /// Starts a pod. It answers clients with its name and calls other pods.
     Start(PodScript),
     /// Stops the pod; answered with [`PodAnswer::Calls`].
