@@ -98,10 +98,12 @@ pub struct TopologyEdge {
     /// (`status.folding` of NodeProbes).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub addresses: u64,
-    /// Proxies between client and server, in the order of the way. Reserved: the operator does not set it yet.
+    /// Transparent proxies between client and server, in the order of the way; at most 4. The counts are those of the
+    /// application, if the proxy opens one connection for each that it accepts. Otherwise both legs are edges of their own:
+    /// the application's to the proxy, and the proxy's to the server.
     #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub via: Vec<TopologyPeer>,
+    pub via: Vec<EdgeProxy>,
     /// Security of the transport. Reserved: the operator does not set it yet; an absent value means unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport_security: Option<TransportSecurity>,
@@ -171,6 +173,47 @@ pub struct EdgePod {
     pub opened: u64,
     /// Attempts that failed, where it is known.
     pub failed: u64,
+}
+
+/// Transparent proxy of an edge: the network of one end's pod leads connections through it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgeProxy {
+    /// End whose pod has the proxy in its network.
+    pub side: EdgeSide,
+    /// Owner of the proxy: the workload at that end, or that of a proxy of the node.
+    pub peer: TopologyPeer,
+    /// Name of the proxy's container; absent where it is unknown.
+    #[schemars(length(max = 63))]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub container: String,
+}
+
+/// End of an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum EdgeSide {
+    /// The client's end.
+    Client,
+    /// The server's end.
+    Server,
+}
+
+impl From<topology::edge::Side> for EdgeSide {
+    fn from(side: topology::edge::Side) -> Self {
+        match side {
+            topology::edge::Side::Client => Self::Client,
+            topology::edge::Side::Server => Self::Server,
+        }
+    }
+}
+
+impl From<EdgeSide> for topology::edge::Side {
+    fn from(side: EdgeSide) -> Self {
+        match side {
+            EdgeSide::Client => Self::Client,
+            EdgeSide::Server => Self::Server,
+        }
+    }
 }
 
 /// Ends of an edge that agents observed.

@@ -14,6 +14,9 @@ use crate::{
 /// Maximum number of DNS names of an edge.
 pub const MAX_DNS_NAMES: usize = 4;
 
+/// Maximum number of transparent proxies of an edge.
+pub const MAX_PROXIES: usize = 4;
+
 /// Entity at one end of an edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -300,6 +303,27 @@ pub enum Seen {
     Server,
 }
 
+/// Side of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Side {
+    /// The client's.
+    Client,
+    /// The server's.
+    Server,
+}
+
+/// Transparent proxy that the network of a pod puts between the two ends of an edge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// End whose pod has it in its network.
+    pub side: Side,
+    /// Peer to which the proxy belongs.
+    pub peer: Peer,
+    /// Name of the proxy's container; empty where it is not known.
+    pub container: String,
+}
+
 /// Evidence for a peer's identity, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Identity {
@@ -357,6 +381,9 @@ pub struct Edge {
     /// with conversations to other servers; otherwise the server's.
     #[serde(default)]
     pub rtt: Option<RttBucket>,
+    /// Transparent proxies between the two ends, the client's first.
+    #[serde(default)]
+    pub via: Vec<Proxy>,
 }
 
 #[cfg(test)]
@@ -388,6 +415,7 @@ pub(crate) mod tests {
             addresses: 0,
             knows_retransmits: false,
             rtt: None,
+            via: Vec::new(),
         }
     }
 }

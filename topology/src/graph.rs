@@ -10,17 +10,22 @@ mod candidates;
 mod edges;
 mod endpoints;
 mod external_peers;
+mod incoming_proxies;
 mod incremental;
+mod interceptors;
 mod join;
 mod key;
 mod known_connections;
+mod legs;
 mod made_edges;
 mod matching;
 mod multiple_backends;
 mod names;
+mod namespaces;
 mod nat_peers;
 mod nodes;
 mod observed;
+mod outgoing_proxies;
 mod pace;
 mod partition;
 mod path;
@@ -142,6 +147,8 @@ fn join<'a>(
     known: &'a Known,
 ) -> Graph {
     let mut join = join::Join::new(ledger, directory, options, known, names::Names::default());
+    let interceptors = interceptors::Interceptors::of(ledger);
+    join.interceptors = Arc::new(interceptors);
     let joined = join.join(flows);
     let mut graph = join.finish(std::iter::once(&joined), known.choice(options), &mut made_edges::MadeEdges::default());
     graph.settles_at = [graph.settles_at, joined.settles_at].into_iter().flatten().min();

@@ -69,7 +69,8 @@ fn address(number: usize) -> IpAddr {
 fn flow(cgroup_id: u64, role: Role, local: usize, remote: usize, port: u16) -> FlowKey {
     FlowKey {
         cgroup_id,
-        netns: u32::try_from(cgroup_id).unwrap_or_default(),
+        // Two cgroups share a network namespace, as containers of a pod do.
+        netns: u32::try_from(cgroup_id / 2).unwrap_or_default(),
         role,
         local: address(local),
         remote: address(remote),

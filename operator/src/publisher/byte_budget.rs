@@ -2,7 +2,9 @@
 //!
 //! Sizes are upper bounds that do not depend on counters, so that an object does not gain and lose edges as these grow.
 
-use crds::{EdgePod, MAX_CHECKPOINT, PodSelector, ServiceReference, TopologyEdge, TopologyPeer, WorkloadRef};
+use crds::{
+    EdgePod, EdgeProxy, MAX_CHECKPOINT, PodSelector, ServiceReference, TopologyEdge, TopologyPeer, WorkloadRef,
+};
 
 /// Maximum size of an object in JSON, in bytes.
 pub(super) const MAX_OBJECT: usize = 256 * 1024;
@@ -14,6 +16,8 @@ const CHECKPOINT_STEP: usize = 4 * 1024;
 const EDGE: usize = 1024;
 /// Bound of a pod's entry without its texts.
 const POD: usize = 96;
+/// Bound of a proxy's entry without its texts.
+const PROXY: usize = 192;
 /// Bound of a list's punctuation and name.
 const LIST: usize = 24;
 
@@ -57,7 +61,12 @@ pub(super) fn bound(edge: &TopologyEdge) -> usize {
     let service = edge.service.as_ref().map_or(0, |ServiceReference { namespace, name, port_name, .. }| {
         text_bound(namespace) + text_bound(name) + optional(port_name.as_ref())
     });
-    EDGE + bound_of_peer(&edge.peer) + service + texts(&edge.containers) + texts(&edge.dns_names) + pods.sum::<usize>()
+    let proxies = edge
+        .via
+        .iter()
+        .map(|EdgeProxy { side: _, peer, container }| PROXY + bound_of_peer(peer) + text_bound(container));
+    let lists = texts(&edge.containers) + texts(&edge.dns_names) + pods.sum::<usize>() + proxies.sum::<usize>();
+    EDGE + bound_of_peer(&edge.peer) + service + lists
 }
 
 fn bound_of_peer(peer: &TopologyPeer) -> usize {
@@ -111,8 +120,8 @@ fn text_bound(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use crds::{
-        CaptureMethod, DirectionSource, IdentitySource, OmittedEdges, PeerType, SeenEnds, Summary, TopologyStatus,
-        Totals, TransportProtocol,
+        CaptureMethod, DirectionSource, EdgeSide, IdentitySource, OmittedEdges, PeerType, SeenEnds, Summary,
+        TopologyStatus, Totals, TransportProtocol,
     };
     use k8s_openapi::{
         apimachinery::pkg::apis::meta::v1::{Condition, LabelSelectorRequirement, Time},
@@ -156,6 +165,7 @@ mod tests {
             containers in prop::collection::vec(text(), 0..10),
             dns_names in prop::collection::vec(text(), 0..4),
             pods in prop::collection::vec((text(), text()), 0..10),
+            via in prop::collection::vec((peer(), text()), 0..4),
         ) -> TopologyEdge {
             let most = u64::MAX;
             TopologyEdge {
@@ -195,7 +205,10 @@ mod tests {
                 direction: DirectionSource::Observed,
                 dns_names,
                 addresses: most,
-                via: Vec::new(),
+                via: via
+                    .into_iter()
+                    .map(|(peer, container)| EdgeProxy { side: EdgeSide::Client, peer, container })
+                    .collect(),
                 transport_security: None,
             }
         }

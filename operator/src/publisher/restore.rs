@@ -2,7 +2,9 @@
 
 use std::{borrow::Borrow, collections::HashMap, time::SystemTime};
 
-use crds::{CaptureMethod, DirectionSource, IdentitySource, SeenEnds, Topology, TopologyEdge, TopologyStatus};
+use crds::{
+    CaptureMethod, DirectionSource, EdgeProxy, IdentitySource, SeenEnds, Topology, TopologyEdge, TopologyStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use topology::{
@@ -10,7 +12,7 @@ use topology::{
     count,
     counts::{Counts, Earlier},
     directory::RecordedPod,
-    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, LastSeen, Peer, Seen, Times},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, LastSeen, Peer, Proxy, Seen, Times},
     entity::{ServicePortRef, ServiceRef, Workload},
     rtt::RttBucket,
 };
@@ -152,8 +154,14 @@ fn published(
             addresses: edge.addresses,
             knows_retransmits: edge.retransmits.is_some(),
             rtt: edge.rtt_microseconds.and_then(RttBucket::with_bound),
+            via: edge.via.iter().filter_map(proxy).collect(),
         },
     })
+}
+
+/// Reads a proxy; `None` where its peer is malformed.
+fn proxy(shown: &EdgeProxy) -> Option<Proxy> {
+    Some(Proxy { side: shown.side.into(), peer: peer::read(&shown.peer)?, container: shown.container.clone() })
 }
 
 fn times(edge: &TopologyEdge) -> Option<Times> {
@@ -210,7 +218,10 @@ fn seen(seen: SeenEnds) -> Seen {
 mod tests {
     use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-    use topology::flow::{Methods, Protocol};
+    use topology::{
+        edge::Side,
+        flow::{Methods, Protocol},
+    };
 
     use super::*;
     use crate::{
@@ -275,6 +286,7 @@ mod tests {
             addresses: 0,
             knows_retransmits: true,
             rtt: Some(RttBucket::of(300)),
+            via: vec![Proxy { side: Side::Server, peer: Peer::ApiServer, container: "proxy".to_owned() }],
         }
     }
 

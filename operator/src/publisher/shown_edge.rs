@@ -6,11 +6,11 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crds::{CaptureMethod, DirectionSource, EdgePod, ServiceReference, TopologyEdge};
+use crds::{CaptureMethod, DirectionSource, EdgePod, EdgeProxy, ServiceReference, TopologyEdge};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use topology::{
     activity,
-    edge::{Edge, EdgeCounters, Endpoint, Identity, Peer},
+    edge::{Edge, EdgeCounters, Endpoint, Identity, Peer, Proxy},
     rtt::RttBucket,
 };
 
@@ -101,8 +101,16 @@ pub(super) fn shown(
         direction: direction_source(&edge.counters),
         dns_names: edge.dns_names.clone(),
         addresses: edge.addresses,
-        via: Vec::new(),
+        via: edge.via.iter().map(|proxy| shown_proxy(proxy, index)).collect(),
         transport_security: None,
+    }
+}
+
+fn shown_proxy(proxy: &Proxy, index: &Index) -> EdgeProxy {
+    EdgeProxy {
+        side: proxy.side.into(),
+        peer: peer::written(&proxy.peer, |workload| index.api_version_of(workload)),
+        container: proxy.container.clone(),
     }
 }
 

@@ -288,6 +288,7 @@ impl<'a> Join<'a> {
         sum.add_measured_by_client_of_many(&client_flow.measured.within(span, goes_on(share)));
         sum.add_measured_by_server(&server_flow.measured);
         sum.live |= live;
+        sum.add_via(client_flow.via, server_flow.via);
         sum.both_seen = true;
         sum.server_certain = true;
         sum.add_client(client_flow.end, share.opened, share.failed);

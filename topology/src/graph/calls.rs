@@ -44,8 +44,8 @@ impl<'a> Join<'a> {
         let found: Vec<&[usize]> = calls.iter().map(|call| call.server_flows.as_slice()).collect();
         let direct = calls.iter().take_while(|call| call.path.rank() == 0).count();
         let server_of = |server_flow: usize| {
-            let ServerFlow { end, tuple, .. } = &self.server_flows[server_flow];
-            (self.ends.peer_of(*end), tuple.port, tuple.protocol)
+            let ServerFlow { end, tuple, port, .. } = &self.server_flows[server_flow];
+            (self.ends.peer_of(*end), *port, tuple.protocol)
         };
         // Servers in the order of their flows: that of their numbers depends on what was joined before.
         let mut firsts = HashMap::default();

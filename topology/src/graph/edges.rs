@@ -1,6 +1,10 @@
 //! Makes edges of sums, with the names of their ends.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     endpoints::Endpoints,
@@ -12,7 +16,7 @@ use super::{
 };
 use crate::{
     count,
-    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, MAX_DNS_NAMES, Peer, Times},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, MAX_DNS_NAMES, MAX_PROXIES, Peer, Proxy, Side, Times},
     entity::ServicePortRef,
     hash::HashMap,
 };
@@ -87,7 +91,18 @@ fn edge(key: Key, sum: &Sum, ends: &Endpoints<'_>) -> Edge {
         addresses: 0,
         knows_retransmits: sum.knows_retransmits,
         rtt: sum.rtt_by_clients.median().or_else(|| sum.rtt_by_servers.median()),
+        via: via(&sum.via, ends),
     }
+}
+
+/// Returns proxies by side and name.
+fn via(proxies: &BTreeSet<(Side, EndpointId)>, ends: &Endpoints<'_>) -> Vec<Proxy> {
+    let proxy = |(side, id): &(Side, EndpointId)| {
+        let end = ends.end(*id);
+        Proxy { side: *side, peer: ends.peer(end.peer).clone(), container: end.container.to_string() }
+    };
+    let by_name: BTreeSet<Proxy> = proxies.iter().map(proxy).collect();
+    by_name.into_iter().take(MAX_PROXIES).collect()
 }
 
 /// By name; what has the same name is added up.

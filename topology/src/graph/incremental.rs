@@ -7,11 +7,16 @@
 //! A group of which nothing but counts has changed may wait for its turn ([`Pace`]). The graph then has the counts of its
 //! flows as they were when it was joined last: [`IncrementalJoin::ledger`].
 
-use std::{collections::HashMap as StdHashMap, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashMap as StdHashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use super::{
     Graph, Known, KnownConnections, Options,
     endpoints::Endpoints,
+    interceptors::Interceptors,
     join::{Join, Joined},
     made_edges::MadeEdges,
     names::Names,
@@ -50,6 +55,7 @@ pub(crate) struct IncrementalJoin {
     partition: Partition,
     /// The places of each node's flows, in the ledger's order.
     places: HashMap<String, Vec<Place>>,
+    interceptors: Arc<Interceptors>,
     groups: HashMap<AnchorId, Group>,
     made: MadeEdges,
     /// Number of names and anchors after everything was joined.
@@ -124,6 +130,7 @@ impl IncrementalJoin {
             names: Names::default(),
             partition: Partition::default(),
             places: HashMap::default(),
+            interceptors: Arc::default(),
             groups: HashMap::default(),
             made: MadeEdges::default(),
             size: 0,
@@ -159,6 +166,7 @@ impl IncrementalJoin {
         }
         let mut join = Join::new(ledger, directory, options, known, std::mem::take(&mut self.names));
         let mut counted = self.follow(ledger, directory, &changed.unwrap_or_default(), &mut join.ends);
+        join.interceptors = Arc::clone(&self.interceptors);
         let changed = self.partition.take_stale();
         self.follow_placed(known, &mut join.ends);
         self.follow_time(options, &mut counted);
@@ -234,11 +242,15 @@ impl IncrementalJoin {
         let mut counted = (!self.pace.is_at_once()).then(HashSet::default);
         let before = self.before.as_ref().map(|before| &before.ledger);
         let mut places = HashMap::default();
+        let interceptors = Arc::make_mut(&mut self.interceptors);
+        interceptors.retain(ledger);
         for node in ledger.records() {
             let before = before.and_then(|before| before.records_of(node.name()));
             let known = self.places.remove(node.name()).unwrap_or_default();
-            let mut followers =
-                Followers { partition: &mut self.partition, ends, directory, counted: counted.as_mut() };
+            let is_same = before.is_some_and(|before| node.has_same_flows(&before));
+            let intercepted = if is_same { BTreeSet::new() } else { interceptors.follow(&node) };
+            let counted = counted.as_mut();
+            let mut followers = Followers { partition: &mut self.partition, ends, directory, counted, intercepted };
             places.insert(node.name().to_owned(), followers.follow_node(node, before, &known, changed));
         }
         let gone = std::mem::replace(&mut self.places, places);
@@ -379,6 +391,8 @@ struct Followers<'p, 'a> {
     directory: &'a Directory,
     /// Anchors of flows that have only counted; `None` if no group can wait.
     counted: Option<&'p mut HashSet<AnchorId>>,
+    /// Network namespaces of the node that have other interceptors than before.
+    intercepted: BTreeSet<u32>,
 }
 
 impl<'a> Followers<'_, 'a> {
@@ -405,8 +419,9 @@ impl<'a> Followers<'_, 'a> {
                 self.partition.mark(gone.anchor);
             }
             let same = before.next_if(|(other, _)| (other.is_orphaned(), other.key()) == order);
-            let has_same_names =
-                !changed.concerns(&flow) && (flow.is_orphaned() || !other_owner.contains(&flow.key().cgroup_id));
+            let has_same_names = !changed.concerns(&flow)
+                && !self.intercepted.contains(&flow.key().netns)
+                && (flow.is_orphaned() || !other_owner.contains(&flow.key().cgroup_id));
             let kept =
                 same.filter(|_| has_same_names).and_then(|(other, known)| self.kept(&flow, &other, known.anchor));
             places.push(kept.unwrap_or_else(|| {

@@ -4,7 +4,7 @@
 //! backends with the client's address. A single backend is certain; otherwise the servers' counts divide the flow. If
 //! the client's address was rewritten, only counts are left.
 
-use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, time::SystemTime};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, sync::Arc, time::SystemTime};
 
 use super::{
     Graph, Known, KnownConnections, Options,
@@ -13,6 +13,8 @@ use super::{
     edges::{edge_key, edges},
     endpoints::Endpoints,
     external_peers::Choice,
+    incoming_proxies::Redirection,
+    interceptors::Interceptors,
     key::{Key, ServiceKey},
     made_edges::MadeEdges,
     matching::Found,
@@ -43,11 +45,14 @@ pub(super) struct Join<'a> {
     pub(super) ends: Endpoints<'a>,
     pub(super) forgotten: KnownConnections,
     pub(super) placed: Placed<'a>,
+    pub(super) interceptors: Arc<Interceptors>,
     client_flows: Vec<ClientFlow<'a>>,
     /// By tuple, so that those of one tuple and those of one client are neighbours.
     pub(super) server_flows: Vec<ServerFlow<'a>>,
     by_tuple: HashMap<Tuple<'a>, Range<usize>>,
-    by_client: HashMap<IpAddr, Range<usize>>,
+    pub(super) by_client: HashMap<IpAddr, Range<usize>>,
+    /// Redirections in pods' networks, by address.
+    pub(super) redirected: HashMap<IpAddr, Redirection>,
     /// Addresses and ports of servers' flows.
     servers: HashSet<Called<'a>>,
     candidates: HashMap<(Called<'a>, ServiceKey), Rc<Candidates<'a>>>,
@@ -86,10 +91,12 @@ impl<'a> Join<'a> {
             ends: Endpoints::new(directory, Nodes::new(ledger, directory), names),
             forgotten: known.forgotten.clone(),
             placed: Placed::new(&known.placed),
+            interceptors: Arc::default(),
             client_flows: Vec::new(),
             server_flows: Vec::new(),
             by_tuple: HashMap::default(),
             by_client: HashMap::default(),
+            redirected: HashMap::default(),
             servers: HashSet::default(),
             candidates: HashMap::default(),
             sums: Sums::default(),
@@ -131,18 +138,22 @@ impl<'a> Join<'a> {
                 }
             }
         }
+        self.drop_intercepted(&client_flows, &mut server_flows);
+        self.candidates.clear();
+        self.redirected.clear();
+        self.follow_incoming_proxies(&mut client_flows, &mut server_flows);
         // Stable: within a tuple the ledger's order, which does not depend on the reports' order.
         server_flows.sort_by_cached_key(|server_flow| (server_flow.tuple.client, server_flow.tuple));
         self.by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
         self.by_client = ranges(&server_flows, |server_flow| server_flow.tuple.client);
         self.servers = server_flows.iter().map(|server_flow| server_flow.tuple.called()).collect();
-        self.candidates.clear();
         (self.client_flows, self.server_flows) = (client_flows, server_flows);
     }
 
     /// Runs the passes, most certain first, so that less is left to inference.
     fn run_passes(&mut self) {
         let client_flows = std::mem::take(&mut self.client_flows);
+        let client_flows = self.follow_outgoing_proxies(client_flows);
         let lacks_bytes = |counters: &EdgeCounters| counters.without_bytes > 0;
         // For other flows it makes no difference.
         if client_flows.iter().any(|flow| lacks_bytes(&flow.counters))
@@ -279,6 +290,7 @@ impl<'a> Join<'a> {
             }
             sum.add_measured_by_server(&server_flow.measured);
             sum.live |= client_flow.live;
+            sum.add_via(client_flow.via, server_flow.via);
             sum.both_seen = true;
             sum.server_certain = true;
             sum.add_server(server_flow.end, taken.opened, failed);
@@ -366,6 +378,7 @@ impl<'a> Join<'a> {
         sum.counters.add(counters);
         sum.live |= live;
         sum.client_seen = true;
+        sum.add_via(client_flow.via, None);
         sum.add_methods(client_flow.methods);
         sum.add_measured_by_client(measured);
         sum.add_client(client_flow.end, counters.opened, counters.failed);
@@ -416,7 +429,7 @@ impl<'a> Join<'a> {
     }
 
     /// Returns the Service that a client flow called, if it did.
-    fn service_called(&self, client_flow: &ClientFlow<'a>) -> Option<CalledService<'a>> {
+    pub(super) fn service_called(&self, client_flow: &ClientFlow<'a>) -> Option<CalledService<'a>> {
         let Tuple { server, port, protocol, .. } = client_flow.tuple;
         // Node ports are the node's: a pod's loopback leads to the pod alone.
         let is_pods = server.is_loopback() && self.own_pod(client_flow.end).is_some();
@@ -426,7 +439,9 @@ impl<'a> Join<'a> {
     /// Returns whether an address of no Service may lead to servers that observe other addresses.
     fn may_be_rewritten(&self, called: &Called<'a>) -> bool {
         !called.scope.is_loopback()
-            && (self.servers.contains(called) || self.pods_at_host_port(called).next().is_some())
+            && (self.servers.contains(called)
+                || self.pods_at_host_port(called).next().is_some()
+                || self.redirected.contains_key(&called.ip))
     }
 
     /// Returns the pods to which a port of a node leads or led, each with the port of its container.
@@ -462,7 +477,9 @@ impl<'a> Join<'a> {
         let (mut observed, mut heard) = (true, None);
         let mut backends: HashMap<(IpAddr, u16), Vec<Option<&'a str>>> = HashMap::default();
         for target in targets {
-            backends.entry((target.ip, target.port)).or_default().push(target.pod);
+            for port in self.ports_of(target) {
+                backends.entry((target.ip, port)).or_default().push(target.pod);
+            }
             let pod = target.pod.and_then(|uid| directory.pod(uid));
             let (end, node) = if let Some(pod) = pod {
                 (self.ends.pod_address(pod), Some(pod.node.as_str()))
@@ -479,9 +496,18 @@ impl<'a> Join<'a> {
             peers.insert((self.ends.peer_of(end), target.port));
         }
         // An address may have had several owners and listeners.
-        let is_named = service.is_some() || targets.iter().any(|target| target.pod.is_some());
+        let is_named = service.is_some()
+            || targets.iter().any(|target| target.pod.is_some())
+            || self.redirected.contains_key(&called.ip);
         let only = if peers.len() == 1 && is_named { peers.into_iter().next() } else { None };
         Candidates { called, service, backends, only, observed, heard }
+    }
+
+    /// Returns the ports at which connections to a target are accepted: its own, and those to which it is redirected.
+    fn ports_of(&self, target: &Target<'a>) -> Vec<u16> {
+        let redirected = self.redirected.get(&target.ip).filter(|it| !it.listened.contains(&target.port));
+        let redirected = redirected.into_iter().flat_map(|it| it.ports.iter().copied());
+        std::iter::once(target.port).chain(redirected).collect()
     }
 
     /// Of servers' flows, those that a client's can be the other end of by their times, best first: addresses are used

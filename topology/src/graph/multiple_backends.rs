@@ -58,8 +58,8 @@ impl<'a> Join<'a> {
         };
         *left = left.without(&share);
         let share = took.complete(&share);
-        let (server_end, port, methods, measured) =
-            (server_flow.end, server_flow.tuple.port, server_flow.methods, server_flow.measured);
+        let (server_end, port, via, methods, measured) =
+            (server_flow.end, server_flow.port, server_flow.via, server_flow.methods, server_flow.measured);
         let key = Key {
             client: self.ends.peer_of(client_flow.end),
             server: self.ends.peer_of(server_end),
@@ -75,6 +75,7 @@ impl<'a> Join<'a> {
         sum.add_measured_by_client_of_many(&client_flow.measured);
         sum.add_measured_by_server(&measured);
         sum.live |= client_flow.live;
+        sum.add_via(client_flow.via, via);
         sum.both_seen = true;
         sum.server_certain |= certain;
         sum.add_client(client_flow.end, share.opened, 0);

@@ -86,7 +86,7 @@ impl<'a> Join<'a> {
             let live = self.is_live(server_flow.live, server_flow.span, &share);
             let server: PeerId = self.ends.peer_of(server_flow.end);
             self.add_part_from_server(server_flow, client, &share, live);
-            let (port, protocol) = (server_flow.tuple.port, server_flow.tuple.protocol);
+            let (port, protocol) = (server_flow.port, server_flow.tuple.protocol);
             let key = Key { client: self.ends.peer_of(client), server, service: None, port: Some(port), protocol };
             self.sums.at(key).client_tracked = true;
         }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     count,
     directory::Directory,
-    edge::{EdgeCounters, LastSeen, Times},
+    edge::{EdgeCounters, LastSeen, Side, Times},
     flow::{FlowTotals, Methods, Protocol, Role},
     history::{Counted, Part},
     ledger::{FlowView, is_silent},
@@ -129,6 +129,9 @@ impl Measured {
 #[derive(Debug)]
 pub(super) struct ClientFlow<'a> {
     pub(super) node: &'a str,
+    /// Inode number of its network namespace.
+    pub(super) netns: u32,
+    pub(super) cgroup_id: u64,
     pub(super) end: EndpointId,
     pub(super) tuple: Tuple<'a>,
     /// DNS names that led to the server's address.
@@ -147,6 +150,8 @@ pub(super) struct ClientFlow<'a> {
     pub(super) methods: Methods,
     pub(super) measured: Measured,
     pub(super) nat_peers: &'a NatPeers,
+    /// Transparent proxy between its ends, and the end whose network has it.
+    pub(super) via: Option<(Side, EndpointId)>,
 }
 
 /// A client's flow that is the other end of a server's: who it is, on which edge.
@@ -166,8 +171,12 @@ pub(super) struct Explanation {
 #[derive(Debug)]
 pub(super) struct ServerFlow<'a> {
     pub(super) node: &'a str,
+    /// Inode number of its network namespace.
+    pub(super) netns: u32,
     pub(super) end: EndpointId,
     pub(super) tuple: Tuple<'a>,
+    /// Port at which the server listens: another than the tuple's if a proxy accepts its connections.
+    pub(super) port: u16,
     /// As the client would count.
     pub(super) counters: EdgeCounters,
     /// Connections among these that its agent no longer reports.
@@ -198,6 +207,8 @@ pub(super) struct ServerFlow<'a> {
     pub(super) methods: Methods,
     pub(super) measured: Measured,
     pub(super) nat_peers: &'a NatPeers,
+    /// Transparent proxy through which its connections came.
+    pub(super) via: Option<EndpointId>,
 }
 
 impl<'a> ServerFlow<'a> {
@@ -312,6 +323,8 @@ pub(super) fn client_flow<'a>(
     let totals = flow.totals;
     ClientFlow {
         node: flow.node,
+        netns: flow.key.netns,
+        cgroup_id: flow.key.cgroup_id,
         end,
         tuple: Tuple {
             scope,
@@ -342,6 +355,7 @@ pub(super) fn client_flow<'a>(
         methods: totals.methods,
         measured: Measured::of(flow, &totals, options),
         nat_peers: flow.nat_peers,
+        via: None,
     }
 }
 
@@ -366,6 +380,7 @@ pub(super) fn server_flow<'a>(
     };
     ServerFlow {
         node: flow.node,
+        netns: flow.key.netns,
         end,
         tuple: Tuple {
             scope,
@@ -374,6 +389,7 @@ pub(super) fn server_flow<'a>(
             port: flow.key.port,
             protocol: flow.key.protocol,
         },
+        port: flow.key.port,
         counters,
         forgotten: totals.opened.saturating_sub(flow.anew.opened),
         left: counters,
@@ -393,6 +409,7 @@ pub(super) fn server_flow<'a>(
         methods: totals.methods,
         measured: Measured::of(flow, &totals, options),
         nat_peers: flow.nat_peers,
+        via: None,
     }
 }
 

@@ -7,7 +7,14 @@
 
 use std::net::IpAddr;
 
-use super::{address::Scope, endpoints::Endpoints, key::ServiceKey, names::PeerId, nodes::At};
+use super::{
+    address::Scope,
+    endpoints::Endpoints,
+    key::ServiceKey,
+    names::{EndpointId, PeerId},
+    namespaces::{Inward, Namespaces},
+    nodes::At,
+};
 use crate::{
     directory::{Change, Directory},
     flow::{Protocol, Role},
@@ -104,6 +111,9 @@ pub(super) struct Partition {
     parents: Vec<AnchorId>,
     /// Anchors that are connected with all that the directory says of them.
     connected: HashSet<AnchorId>,
+    /// Anchors of addresses that mean the same in the whole cluster.
+    by_address: HashMap<IpAddr, Vec<AnchorId>>,
+    namespaces: Namespaces,
     /// Anchors whose groups are to be joined again.
     stale: Vec<AnchorId>,
 }
@@ -182,8 +192,38 @@ impl Partition {
                 self.connect(id, far);
             }
         }
+        self.connect_relay(flow, end, (id, scope.is_loopback()), ends, directory);
         self.mark(id);
         id
+    }
+
+    /// Connects all that is called in the network of a pod which has a relay, if the flow is of such a pod.
+    fn connect_relay<'a>(
+        &mut self,
+        flow: &FlowRecord<'a>,
+        end: EndpointId,
+        (anchor, is_loopback): (AnchorId, bool),
+        ends: &mut Endpoints<'a>,
+        directory: &'a Directory,
+    ) {
+        let key = flow.key();
+        let Some(pod) = ends.end(end).pod_uid().and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network)
+        else {
+            return;
+        };
+        let is_own = is_loopback || key.local == key.remote || pod.ips.contains(&key.remote);
+        let is_arrival = key.role == Role::Server && !is_loopback && key.local != key.remote;
+        let is_inward = is_arrival || key.role == Role::Client && is_own;
+        if key.protocol != Protocol::Tcp || !is_inward {
+            return;
+        }
+        let namespace = (ends.node_peer(flow.node()), key.netns);
+        let connected = self.namespaces.add(&Inward { namespace, end, anchor, addresses: &pod.ips, is_arrival });
+        let at_addresses = connected.addresses.iter().filter_map(|ip| self.by_address.get(ip)).flatten();
+        let all: Vec<AnchorId> = connected.anchors.iter().chain(at_addresses).copied().collect();
+        for other in all {
+            self.connect(anchor, other);
+        }
     }
 
     /// Connects everything anew of which the directory says something else, and has its groups joined again.
@@ -220,6 +260,11 @@ impl Partition {
         let id = self.anchor(Anchor::Point(point));
         if !self.connected.insert(id) {
             return id;
+        }
+        if point.scope.is_none()
+            && let Some(relay) = self.namespaces.relay_at(point.ip)
+        {
+            self.connect(id, relay);
         }
         let owners = if point.scope.is_none() { ends.peers_at(point.ip) } else { Vec::new() };
         for server in owners {
@@ -267,9 +312,16 @@ impl Partition {
     #[expect(clippy::cast_possible_truncation, reason = "4 billion anchors do not fit into memory")]
     fn anchor(&mut self, anchor: Anchor) -> AnchorId {
         let next = AnchorId(self.parents.len() as u32);
+        let address = match &anchor {
+            Anchor::Point(Point { scope: None, ip, .. }) => Some(*ip),
+            _ => None,
+        };
         let id = *self.ids.entry(anchor).or_insert(next);
         if id == next {
             self.parents.push(id);
+            if let Some(ip) = address {
+                self.by_address.entry(ip).or_default().push(id);
+            }
         }
         id
     }

@@ -39,6 +39,7 @@ impl<'a> Join<'a> {
         sum.counters.add_retransmits_of(&taken);
         sum.add_methods(server_flow.methods);
         sum.add_measured_by_server(&server_flow.measured);
+        sum.add_via(None, server_flow.via);
         sum.both_seen = true;
         sum.server_certain |= certain;
         sum.add_server(server_flow.end, taken.opened, 0);

@@ -8,7 +8,7 @@ use std::{
 use super::{key::Key, names::EndpointId, observed::Measured};
 use crate::{
     count,
-    edge::{EdgeCounters, Seen, Times},
+    edge::{EdgeCounters, Seen, Side, Times},
     flow::Methods,
     hash::HashMap,
     rtt::RttHistogram,
@@ -47,6 +47,8 @@ pub(super) struct Sum {
     pub(super) knows_retransmits: bool,
     pub(super) rtt_by_clients: RttHistogram,
     pub(super) rtt_by_servers: RttHistogram,
+    /// Transparent proxies between the two ends.
+    pub(super) via: BTreeSet<(Side, EndpointId)>,
     /// DNS names that led to the server's address, where there were several.
     pub dns_names: BTreeSet<String>,
     pub(super) clients: BTreeMap<EndpointId, EndpointSum>,
@@ -76,6 +78,12 @@ impl Sum {
     pub(super) fn add_measured_by_server(&mut self, measured: &Measured) {
         self.add_measured_by_client_of_many(measured);
         self.rtt_by_servers = self.rtt_by_servers.plus(&measured.rtt);
+    }
+
+    /// Adds the transparent proxies of a client's flow and of a server's.
+    pub(super) fn add_via(&mut self, client: Option<(Side, EndpointId)>, server: Option<EndpointId>) {
+        self.via.extend(client);
+        self.via.extend(server.map(|proxy| (Side::Server, proxy)));
     }
 
     pub(super) fn add_client(&mut self, end: EndpointId, opened: u64, failed: u64) {
@@ -127,6 +135,7 @@ impl Sum {
         self.knows_retransmits |= other.knows_retransmits;
         self.rtt_by_clients = self.rtt_by_clients.plus(&other.rtt_by_clients);
         self.rtt_by_servers = self.rtt_by_servers.plus(&other.rtt_by_servers);
+        self.via.extend(&other.via);
         self.dns_names.extend(other.dns_names.iter().cloned());
         merge(&mut self.clients, &other.clients);
         merge(&mut self.servers, &other.servers);

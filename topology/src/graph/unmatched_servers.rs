@@ -108,6 +108,7 @@ impl<'a> Join<'a> {
         let sum = self.sums.at(by.key);
         sum.add_from_server(by.client, server_flow.end, part);
         sum.live |= live;
+        sum.add_via(None, server_flow.via);
     }
 
     /// Records what servers' agents no longer report.
@@ -192,7 +193,7 @@ impl<'a> Join<'a> {
             client: self.ends.peer_of(client_end),
             server: self.ends.peer_of(server_flow.end),
             service: None,
-            port: Some(server_flow.tuple.port),
+            port: Some(server_flow.port),
             protocol: server_flow.tuple.protocol,
         }
     }
@@ -218,6 +219,7 @@ impl<'a> Join<'a> {
         let sum = self.sums.at(key);
         sum.add_from_server(client_end, server_flow.end, part);
         sum.live |= live;
+        sum.add_via(None, server_flow.via);
         sum.server_seen = true;
         sum.client_certain |= server_flow.tuple.scope.is_loopback();
         sum.server_certain = true;

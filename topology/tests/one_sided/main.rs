@@ -8,6 +8,7 @@ mod measured;
 mod nat_peers;
 mod next_operator;
 mod pending;
+mod proxies;
 mod rewritten_source;
 mod shared;
 mod times;

@@ -119,8 +119,10 @@ impl World {
         self.report(who, key(who, role, addresses), counters, now);
     }
 
+    /// Reports a flow of a pod, of a container as `pod/container`, or of a process of node-2.
     pub fn report(&mut self, who: &str, key: FlowKey, counters: &FlowCounters, now: SystemTime) {
-        let (node, owner) = match self.directory.pod(&format!("uid-{who}")) {
+        let pod = who.split('/').next().unwrap_or(who);
+        let (node, owner) = match self.directory.pod(&format!("uid-{pod}")) {
             Some(pod) => (
                 pod.node.clone(),
                 CgroupOwner::PodContainer { pod_uid: pod.uid.clone(), container_id: format!("id-{who}") },

@@ -111,6 +111,7 @@ fn object_records_its_removed_pods_and_those_of_peers_without_an_object() {
             addresses: 0,
             knows_retransmits: false,
             rtt: None,
+            via: Vec::new(),
         }
     };
     let graph = Graph { edges: [edge("job"), edge("web")].map(Arc::new).to_vec(), ..Graph::default() };

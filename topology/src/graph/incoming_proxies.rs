@@ -1,0 +1,226 @@
+//! Transparent proxies in front of servers: a pod's network leads what arrives to a proxy, and the proxy calls the server
+//! in the same network.
+//!
+//! A proxy is transparent if it accepts connections at a port that their clients did not call, or if the server listens
+//! at the same port. One that clients call at its own port is a server as any other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{
+    join::Join,
+    legs::{Leg, leave_unanswered, remove},
+    names::EndpointId,
+    observed::{ClientFlow, ServerFlow, Tuple},
+};
+use crate::{
+    edge::Side,
+    flow::Protocol,
+    hash::{HashMap, HashSet},
+};
+
+/// A network namespace of a node, and the end that may be a proxy there.
+type Place<'a> = (&'a str, u32, EndpointId);
+
+/// A proxy in front of servers.
+#[derive(Debug, Default)]
+struct Relay {
+    /// The clients' flows by which it calls its own pod.
+    calls: Vec<usize>,
+    /// The servers' flows that accept these.
+    answers: Vec<usize>,
+    /// The servers' flows by which it accepts what arrives.
+    arrivals: Vec<usize>,
+}
+
+/// Redirection of ports to a proxy in a pod's network.
+#[derive(Debug, Default)]
+pub(super) struct Redirection {
+    /// Ports at which the proxy accepts connections.
+    pub(super) ports: BTreeSet<u16>,
+    /// Ports that are not redirected: others than the pod itself are connected with servers there.
+    pub(super) listened: BTreeSet<u16>,
+}
+
+/// Ports that clients called.
+#[derive(Debug, Default)]
+struct Called {
+    ports: HashMap<IpAddr, BTreeSet<u16>>,
+    /// Of these, the ones at which a client has opened connections, by client and called address.
+    opened_by: HashMap<(IpAddr, IpAddr), BTreeSet<u16>>,
+}
+
+impl<'a> Join<'a> {
+    /// Gives the connections that proxies accept to the servers behind them where both are the same calls, and notes the
+    /// proxies. The connections between proxy and server are then no calls of their own.
+    pub(super) fn follow_incoming_proxies(
+        &mut self,
+        client_flows: &mut Vec<ClientFlow<'a>>,
+        server_flows: &mut [ServerFlow<'a>],
+    ) {
+        let relays = self.relays(client_flows, server_flows);
+        if relays.is_empty() {
+            return;
+        }
+        let called = self.called_ports(client_flows);
+        let mut listened: HashMap<IpAddr, BTreeSet<u16>> = HashMap::default();
+        for Tuple { server, port, .. } in
+            server_flows.iter().filter(|flow| is_from_elsewhere(flow)).map(|flow| flow.tuple)
+        {
+            listened.entry(server).or_default().insert(port);
+        }
+        let mut gone = HashSet::default();
+        for ((_, _, proxy), mut relay) in relays {
+            let ports: BTreeSet<u16> = relay.answers.iter().map(|index| server_flows[*index].tuple.port).collect();
+            let redirected = redirected_ports(&relay, server_flows, &called, &listened);
+            relay.arrivals.retain(|index| {
+                let Tuple { server, port, .. } = server_flows[*index].tuple;
+                ports.contains(&port) || redirected.contains(&(server, port))
+            });
+            for (server, port) in redirected {
+                let listened = || listened.get(&server).cloned().unwrap_or_default();
+                let new = || Redirection { listened: listened(), ..Redirection::default() };
+                self.redirected.entry(server).or_insert_with(new).ports.insert(port);
+            }
+            gone.extend(relay.apply(proxy, client_flows, server_flows));
+        }
+        remove(client_flows, &gone);
+    }
+
+    /// Returns all ends that accept connections from elsewhere and call their own pods.
+    fn relays(&self, client_flows: &[ClientFlow<'a>], server_flows: &[ServerFlow<'a>]) -> BTreeMap<Place<'a>, Relay> {
+        let mut relays: BTreeMap<Place<'a>, Relay> = BTreeMap::new();
+        let mut callers: HashMap<Tuple<'a>, Vec<(Place<'a>, usize)>> = HashMap::default();
+        for (index, flow) in client_flows.iter().enumerate().filter(|(_, flow)| self.calls_own_pod(flow)) {
+            callers.entry(flow.tuple).or_default().push(((flow.node, flow.netns, flow.end), index));
+        }
+        if callers.is_empty() {
+            return relays;
+        }
+        for (answer, flow) in server_flows.iter().enumerate() {
+            for ((node, netns, end), call) in callers.get(&flow.tuple).into_iter().flatten() {
+                if (*node, *netns) == (flow.node, flow.netns) && *end != flow.end {
+                    let relay = relays.entry((node, *netns, *end)).or_default();
+                    relay.answers.push(answer);
+                    if !relay.calls.contains(call) {
+                        relay.calls.push(*call);
+                    }
+                }
+            }
+        }
+        for (index, flow) in server_flows.iter().enumerate() {
+            if is_from_elsewhere(flow)
+                && let Some(relay) = relays.get_mut(&(flow.node, flow.netns, flow.end))
+            {
+                relay.arrivals.push(index);
+            }
+        }
+        relays.retain(|_, relay| !relay.arrivals.is_empty());
+        relays
+    }
+
+    /// Returns whether a client's flow leads to its own pod.
+    pub(super) fn calls_own_pod(&self, flow: &ClientFlow<'a>) -> bool {
+        let Tuple { scope, client, server, protocol, .. } = flow.tuple;
+        let pod = || self.own_pod(flow.end);
+        protocol == Protocol::Tcp
+            && (scope.is_loopback() || client == server || pod().is_some_and(|pod| pod.ips.contains(&server)))
+            && pod().is_some()
+    }
+
+    fn called_ports(&self, client_flows: &[ClientFlow<'a>]) -> Called {
+        let mut called = Called::default();
+        let elsewhere =
+            |flow: &&ClientFlow<'a>| !flow.tuple.scope.is_loopback() && flow.tuple.client != flow.tuple.server;
+        for flow in client_flows.iter().filter(elsewhere) {
+            let Tuple { client, server, port, .. } = flow.tuple;
+            let service = self.service_called(flow);
+            let backends = service.iter().flat_map(|service| &service.backends).map(|at| (at.ip, at.port));
+            for (server, port) in backends.chain([(server, port)]) {
+                called.ports.entry(server).or_default().insert(port);
+                if flow.counters.opened > 0 {
+                    called.opened_by.entry((client, server)).or_default().insert(port);
+                }
+            }
+        }
+        called
+    }
+}
+
+impl Relay {
+    /// Applies a proxy to the flows. Returns the numbers of the clients' flows that are no calls of their own.
+    fn apply(
+        &self,
+        proxy: EndpointId,
+        client_flows: &mut [ClientFlow<'_>],
+        server_flows: &mut [ServerFlow<'_>],
+    ) -> Vec<usize> {
+        let ports: BTreeSet<u16> = self.answers.iter().map(|index| server_flows[*index].tuple.port).collect();
+        let ends: BTreeSet<EndpointId> = self.answers.iter().map(|index| server_flows[*index].end).collect();
+        let accepted = Leg::of_servers(self.arrivals.iter().map(|index| &server_flows[*index]));
+        let opened = Leg::of_clients(self.calls.iter().map(|index| &client_flows[*index]));
+        let are_same = Leg::is_one_for_one(&accepted, &opened);
+        for index in &self.arrivals {
+            let flow = &mut server_flows[*index];
+            flow.via = Some(proxy);
+            if let Some(port) = only(&ports) {
+                flow.port = port;
+            }
+            if let Some(end) = only(&ends).filter(|_| are_same) {
+                flow.end = end;
+            }
+        }
+        if self.arrivals.is_empty() {
+            return Vec::new();
+        }
+        let mut gone = Vec::new();
+        for index in &self.calls {
+            let call = &mut client_flows[*index];
+            call.via = Some((Side::Server, proxy));
+            if are_same {
+                take_answers(call, &self.answers, server_flows);
+                if !leave_unanswered(call) {
+                    gone.push(*index);
+                }
+            }
+        }
+        gone
+    }
+}
+
+/// Takes the connections of a proxy's call from the servers' flows that accepted them.
+fn take_answers(call: &ClientFlow<'_>, answers: &[usize], server_flows: &mut [ServerFlow<'_>]) {
+    let mut left = call.counters.opened;
+    for index in answers.iter().filter(|index| server_flows[**index].tuple == call.tuple).copied().collect::<Vec<_>>() {
+        let flow = &mut server_flows[index];
+        left -= flow.take(left.min(flow.left.opened), Some(call.end)).counters.opened;
+    }
+}
+
+/// Returns the addresses and ports at which a proxy accepts connections to other ports.
+fn redirected_ports(
+    relay: &Relay,
+    server_flows: &[ServerFlow<'_>],
+    called: &Called,
+    listened: &HashMap<IpAddr, BTreeSet<u16>>,
+) -> BTreeSet<(IpAddr, u16)> {
+    let is_redirected = |tuple: &Tuple<'_>| {
+        let is_called = called.ports.get(&tuple.server).is_some_and(|ports| ports.contains(&tuple.port));
+        let others = called.opened_by.get(&(tuple.client, tuple.server)).into_iter().flatten();
+        let is_listened = |port: &u16| listened.get(&tuple.server).is_some_and(|ports| ports.contains(port));
+        !is_called && others.into_iter().any(|port| !is_listened(port))
+    };
+    let tuples = relay.arrivals.iter().map(|index| &server_flows[*index].tuple);
+    tuples.filter(|tuple| is_redirected(tuple)).map(|tuple| (tuple.server, tuple.port)).collect()
+}
+
+fn is_from_elsewhere(flow: &ServerFlow<'_>) -> bool {
+    let Tuple { scope, client, server, protocol, .. } = flow.tuple;
+    protocol == Protocol::Tcp && !scope.is_loopback() && client != server
+}
+
+fn only<T: Copy + Ord>(items: &BTreeSet<T>) -> Option<T> {
+    items.first().copied().filter(|_| items.len() == 1)
+}

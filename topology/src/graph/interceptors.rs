@@ -1,0 +1,75 @@
+//! Proxies to which the network of a pod redirects outgoing connections.
+//!
+//! The kernel shows them: netfilter leads a redirected connection to a loopback address
+//! (`nf_nat_redirect_ipv4`, Linux 3.19), but its client keeps the address of another interface.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    flow::{FlowKey, Protocol, Role},
+    hash::HashMap,
+    ledger::{Ledger, NodeRecords},
+};
+
+/// Ports of a node's interceptors, by their network namespaces and cgroups.
+type OfNode = BTreeMap<(u32, u64), BTreeSet<u16>>;
+
+/// Interceptors of all nodes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Interceptors {
+    by_node: HashMap<String, OfNode>,
+}
+
+impl Interceptors {
+    /// Returns those of all flows.
+    pub(super) fn of(ledger: &Ledger) -> Self {
+        let mut all = Self::default();
+        for node in ledger.records() {
+            all.follow(&node);
+        }
+        all
+    }
+
+    /// Reads the flows of a node again. Returns the network namespaces that have other interceptors than before.
+    pub(super) fn follow(&mut self, node: &NodeRecords<'_>) -> BTreeSet<u32> {
+        let mut now = OfNode::new();
+        for key in node.flows().map(|flow| flow.key()).filter(|key| is_intercepted(key)) {
+            now.entry((key.netns, key.cgroup_id)).or_default().insert(key.port);
+        }
+        let before = self.by_node.remove(node.name()).unwrap_or_default();
+        let differ = |one: &OfNode, other: &OfNode| -> BTreeSet<u32> {
+            let is_other = |(at, ports): &(&(u32, u64), &BTreeSet<u16>)| other.get(at) != Some(ports);
+            one.iter().filter(is_other).map(|((netns, _), _)| *netns).collect()
+        };
+        let changed = differ(&before, &now).into_iter().chain(differ(&now, &before)).collect();
+        if !now.is_empty() {
+            self.by_node.insert(node.name().to_owned(), now);
+        }
+        changed
+    }
+
+    /// Drops those of all nodes but the ones of the ledger.
+    pub(super) fn retain(&mut self, ledger: &Ledger) {
+        self.by_node.retain(|node, _| ledger.records_of(node).is_some());
+    }
+
+    /// Returns whether there are any in a network namespace.
+    pub(super) fn has(&self, node: &str, netns: u32) -> bool {
+        let of_namespace = (netns, 0)..=(netns, u64::MAX);
+        self.by_node.get(node).is_some_and(|of_node| of_node.range(of_namespace).next().is_some())
+    }
+
+    /// Returns the ports at which a cgroup accepts what a network namespace redirects; `None` if it does not.
+    pub(super) fn ports(&self, node: &str, netns: u32, cgroup_id: u64) -> Option<&BTreeSet<u16>> {
+        self.by_node.get(node)?.get(&(netns, cgroup_id))
+    }
+}
+
+/// Returns whether a flow is the server's end of redirected connections.
+fn is_intercepted(key: &FlowKey) -> bool {
+    key.role == Role::Server
+        && key.protocol == Protocol::Tcp
+        && key.local.is_loopback()
+        && !key.remote.is_loopback()
+        && !key.remote.is_unspecified()
+}

@@ -1,0 +1,171 @@
+//! Transparent proxies in the pods of the client and of the server, as the sidecars of a mesh.
+
+use scopeprobe_topology::{
+    edge::{Edge, Peer, Side},
+    entity::Pod,
+    flow::{FlowCounters, FlowKey, Protocol, Role},
+};
+
+use crate::world::{World, at, edges, ip, pod};
+
+const CLIENT: &str = "10.244.1.2";
+const SERVER: &str = "10.244.2.2";
+const SERVICE: &str = "10.96.0.5";
+const OUTBOUND: u16 = 15001;
+const INBOUND: u16 = 15006;
+
+/// Counts of the flows of one call with a proxy in both pods.
+#[derive(Clone, Copy)]
+struct Counts {
+    application: u64,
+    upstream: u64,
+    server: u64,
+}
+
+const TWENTY: Counts = Counts { application: 20, upstream: 20, server: 20 };
+
+/// A flow of a container: its cgroup, and the network namespace of its pod.
+fn report(world: &mut World, container: &str, role: Role, (local, remote, port): (&str, &str, u16), opened: u64) {
+    let (pod, _) = container.split_once('/').expect("a pod and a container");
+    let netns = if pod == "web" { 1 } else { 2 };
+    let cgroup_id = match container {
+        "web/app" => 101,
+        "web/proxy" => 102,
+        "db/app" => 201,
+        "db/proxy" => 202,
+        other => panic!("{other} is no container"),
+    };
+    let key = FlowKey { cgroup_id, netns, role, local: ip(local), remote: ip(remote), port, protocol: Protocol::Tcp };
+    let counters = FlowCounters { opened, closed: opened, bytes_sent: 10 * opened, ..FlowCounters::default() };
+    world.report(container, key, &counters, at(0));
+}
+
+fn sidecars() -> World {
+    let mut world = World::new();
+    for (name, node, address) in [("web", "node-1", CLIENT), ("db", "node-2", SERVER)] {
+        let containers = ["app", "proxy"].map(|it| (format!("id-{name}/{it}"), it.to_owned())).into();
+        world.directory.upsert_pod(Pod { containers, ..pod(name, node, address) }, at(0));
+    }
+    world.service(None, &["db"]);
+    world
+}
+
+/// What both nodes see of a call whose client's proxy calls `upstream`.
+fn call(world: &mut World, dialled: (&str, u16), upstream: (&str, u16), counts: Counts) {
+    report(world, "web/app", Role::Client, (CLIENT, dialled.0, dialled.1), counts.application);
+    report(world, "web/proxy", Role::Server, ("127.0.0.1", CLIENT, OUTBOUND), counts.application);
+    report(world, "web/proxy", Role::Client, (CLIENT, upstream.0, upstream.1), counts.upstream);
+    report(world, "db/proxy", Role::Server, (SERVER, CLIENT, INBOUND), counts.upstream);
+    report(world, "db/proxy", Role::Client, ("127.0.0.1", "127.0.0.1", 5432), counts.server);
+    report(world, "db/app", Role::Server, ("127.0.0.1", "127.0.0.1", 5432), counts.server);
+}
+
+fn proxies(edge: &Edge) -> Vec<(Side, String, String)> {
+    let name = |peer: &Peer| match peer {
+        Peer::Workload(workload) => workload.name.clone(),
+        other => format!("{other:?}"),
+    };
+    edge.via.iter().map(|proxy| (proxy.side, name(&proxy.peer), proxy.container.clone())).collect()
+}
+
+#[test]
+fn call_through_both_sidecars_is_one_edge() {
+    for upstream in [(SERVICE, 80), (SERVER, 5432)] {
+        let mut world = sidecars();
+        call(&mut world, (SERVICE, 80), upstream, TWENTY);
+        let graph = world.graph(at(60));
+        assert_eq!(edges(&graph), ["web -> db:5432 via db:80 20+0"], "{upstream:?}");
+        let edge = &graph.edges[0];
+        let named = |side, pod: &str| (side, pod.to_owned(), "proxy".to_owned());
+        assert_eq!(proxies(edge), [named(Side::Client, "web"), named(Side::Server, "db")]);
+        assert_eq!([&*edge.clients[0].container, &*edge.servers[0].container], ["app", "app"]);
+        assert_eq!((edge.counters.opened, edge.counters.bytes_sent), (20, 200));
+    }
+}
+
+#[test]
+fn pod_that_is_called_at_its_address_through_sidecars_is_one_edge() {
+    let mut world = sidecars();
+    call(&mut world, (SERVER, 5432), (SERVER, 5432), TWENTY);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 20+0"]);
+}
+
+#[test]
+fn client_without_a_sidecar_reaches_the_server_behind_one() {
+    let mut world = sidecars();
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVICE, 80), 20);
+    report(&mut world, "db/proxy", Role::Server, (SERVER, CLIENT, INBOUND), 20);
+    report(&mut world, "db/proxy", Role::Client, (SERVER, SERVER, 5432), 20);
+    report(&mut world, "db/app", Role::Server, (SERVER, SERVER, 5432), 20);
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> db:5432 via db:80 20+0"]);
+    assert_eq!(proxies(&graph.edges[0]), [(Side::Server, "db".to_owned(), "proxy".to_owned())]);
+}
+
+#[test]
+fn several_ports_behind_one_proxy_are_apart() {
+    let mut world = sidecars();
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVER, 5432), 20);
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVER, 9000), 5);
+    report(&mut world, "db/proxy", Role::Server, (SERVER, CLIENT, INBOUND), 25);
+    for (port, opened) in [(5432, 20), (9000, 5)] {
+        report(&mut world, "db/proxy", Role::Client, ("127.0.0.1", "127.0.0.1", port), opened);
+        report(&mut world, "db/app", Role::Server, ("127.0.0.1", "127.0.0.1", port), opened);
+    }
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 20+0", "web -> db:9000 5+0"]);
+}
+
+#[test]
+fn proxy_that_pools_connections_shows_both_legs_once() {
+    let mut world = sidecars();
+    call(&mut world, (SERVICE, 80), (SERVER, 5432), Counts { application: 20, upstream: 3, server: 3 });
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> db:5432 3+0", "web -> web:15001 via db:80 20+0"]);
+    let is_linked = |edge: &Edge| proxies(edge).contains(&(Side::Client, "web".to_owned(), "proxy".to_owned()));
+    assert!(graph.edges.iter().all(|edge| is_linked(edge)), "{:?}", graph.edges);
+}
+
+#[test]
+fn proxy_that_clients_call_at_its_own_port_is_a_server() {
+    let mut world = sidecars();
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVER, 8443), 20);
+    report(&mut world, "db/proxy", Role::Server, (SERVER, CLIENT, 8443), 20);
+    report(&mut world, "db/proxy", Role::Client, ("127.0.0.1", "127.0.0.1", 5432), 20);
+    report(&mut world, "db/app", Role::Server, ("127.0.0.1", "127.0.0.1", 5432), 20);
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["db -> db:5432 20+0", "web -> db:8443 20+0"]);
+    assert!(graph.edges.iter().all(|edge| edge.via.is_empty()));
+}
+
+#[test]
+fn traffic_of_a_proxys_own_stays_its_own() {
+    let mut world = sidecars();
+    call(&mut world, (SERVICE, 80), (SERVICE, 80), TWENTY);
+    report(&mut world, "web/proxy", Role::Client, (CLIENT, "172.18.0.2", 15012), 2);
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> db:5432 via db:80 20+0", "web -> node-2:15012 2+0"]);
+}
+
+#[test]
+fn call_that_is_excluded_from_redirection_is_counted_beside_the_proxys() {
+    let mut world = sidecars();
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVER, 5432), 20);
+    report(&mut world, "web/proxy", Role::Server, ("127.0.0.1", CLIENT, OUTBOUND), 7);
+    report(&mut world, "web/proxy", Role::Client, (CLIENT, SERVER, 5432), 3);
+    report(&mut world, "db/app", Role::Server, (SERVER, CLIENT, 5432), 23);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> db:5432 23+0"]);
+}
+
+#[test]
+fn proxy_that_keeps_the_clients_address_is_no_caller() {
+    // TPROXY, with the client's address as the source of the proxy's own connection.
+    let mut world = sidecars();
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVER, 5432), 20);
+    report(&mut world, "db/proxy", Role::Server, (SERVER, CLIENT, 5432), 20);
+    report(&mut world, "db/proxy", Role::Client, (CLIENT, SERVER, 5432), 20);
+    report(&mut world, "db/app", Role::Server, (SERVER, CLIENT, 5432), 20);
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> db:5432 20+0"]);
+    assert_eq!(graph.edges[0].servers[0].container, "app");
+    assert_eq!(proxies(&graph.edges[0]), [(Side::Server, "db".to_owned(), "proxy".to_owned())]);
+}
