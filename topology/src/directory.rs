@@ -383,6 +383,11 @@ impl Directory {
         self.ownership.holders(ip).filter_map(|uid| self.pods.get(uid)).map(|record| &record.pod)
     }
 
+    /// Returns whether a pod of a node has or had an address.
+    pub(crate) fn is_pods_address_on(&self, node: &str, ip: IpAddr) -> bool {
+        self.holders(ip).any(|pod| pod.node == node)
+    }
+
     /// Returns all Services to which an address and port lead or led.
     pub(crate) fn services_at(&self, ip: IpAddr, port: (u16, Protocol)) -> Vec<CalledService<'_>> {
         self.services.all_at(ip, || self.is_nodes_address(ip) || ip.is_loopback(), port)

@@ -1,8 +1,9 @@
 //! Transparent proxies in front of servers: a pod's network leads what arrives to a proxy, and the proxy calls the server
 //! in the same network.
 //!
-//! A proxy is transparent if it accepts connections at a port that their clients did not call, or if the server listens
-//! at the same port. One that clients call at its own port is a server as any other.
+//! A proxy is transparent if it accepts connections at a port that no client called, or if the server listens at the same
+//! port. One that clients call at its own port is a server as any other. A connection within the network from an address
+//! that is not the pod's is a transparent proxy's on behalf of that address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,8 +28,8 @@ type Place<'a> = (&'a str, u32, EndpointId);
 /// A proxy in front of servers.
 #[derive(Debug, Default)]
 struct Relay {
-    /// The clients' flows by which it calls its own pod.
-    calls: Vec<usize>,
+    /// The clients' flows by which it calls servers in its network namespace.
+    calls: BTreeSet<usize>,
     /// The servers' flows that accept these.
     answers: Vec<usize>,
     /// The servers' flows by which it accepts what arrives.
@@ -84,17 +85,30 @@ impl<'a> Join<'a> {
                 let new = || Redirection { listened: listened(), ..Redirection::default() };
                 self.redirected.entry(server).or_insert_with(new).ports.insert(port);
             }
-            gone.extend(relay.apply(proxy, client_flows, server_flows));
+            let foreign: BTreeSet<Tuple<'a>> = relay
+                .answers
+                .iter()
+                .map(|index| &server_flows[*index])
+                .filter(|flow| self.has_foreign_client(flow))
+                .map(|flow| flow.tuple)
+                .collect();
+            gone.extend(relay.apply(proxy, &foreign, client_flows, server_flows));
         }
         remove(client_flows, &gone);
     }
 
-    /// Returns all ends that accept connections from elsewhere and call their own pods.
+    /// Returns all ends that accept connections from elsewhere in pods' networks and call others there.
     fn relays(&self, client_flows: &[ClientFlow<'a>], server_flows: &[ServerFlow<'a>]) -> BTreeMap<Place<'a>, Relay> {
         let mut relays: BTreeMap<Place<'a>, Relay> = BTreeMap::new();
+        let namespaces: HashSet<(&str, u32)> = server_flows.iter().map(|flow| (flow.node, flow.netns)).collect();
         let mut callers: HashMap<Tuple<'a>, Vec<(Place<'a>, usize)>> = HashMap::default();
-        for (index, flow) in client_flows.iter().enumerate().filter(|(_, flow)| self.calls_own_pod(flow)) {
-            callers.entry(flow.tuple).or_default().push(((flow.node, flow.netns, flow.end), index));
+        for (index, flow) in client_flows.iter().enumerate() {
+            let Tuple { scope, client, server, protocol, .. } = flow.tuple;
+            let may_be_inside =
+                scope.is_loopback() || client == server || self.directory.is_pods_address_on(flow.node, server);
+            if protocol == Protocol::Tcp && may_be_inside && namespaces.contains(&(flow.node, flow.netns)) {
+                callers.entry(flow.tuple).or_default().push(((flow.node, flow.netns, flow.end), index));
+            }
         }
         if callers.is_empty() {
             return relays;
@@ -104,14 +118,13 @@ impl<'a> Join<'a> {
                 if (*node, *netns) == (flow.node, flow.netns) && *end != flow.end {
                     let relay = relays.entry((node, *netns, *end)).or_default();
                     relay.answers.push(answer);
-                    if !relay.calls.contains(call) {
-                        relay.calls.push(*call);
-                    }
+                    relay.calls.insert(*call);
                 }
             }
         }
         for (index, flow) in server_flows.iter().enumerate() {
             if is_from_elsewhere(flow)
+                && self.directory.is_pods_address(flow.tuple.server)
                 && let Some(relay) = relays.get_mut(&(flow.node, flow.netns, flow.end))
             {
                 relay.arrivals.push(index);
@@ -121,20 +134,19 @@ impl<'a> Join<'a> {
         relays
     }
 
-    /// Returns whether a client's flow leads to its own pod.
-    pub(super) fn calls_own_pod(&self, flow: &ClientFlow<'a>) -> bool {
-        let Tuple { scope, client, server, protocol, .. } = flow.tuple;
-        let pod = || self.own_pod(flow.end);
-        protocol == Protocol::Tcp
-            && (scope.is_loopback() || client == server || pod().is_some_and(|pod| pod.ips.contains(&server)))
-            && pod().is_some()
+    /// Returns whether a server's connections come from an address that is not its pod's.
+    fn has_foreign_client(&self, flow: &ServerFlow<'a>) -> bool {
+        let client = flow.tuple.client;
+        !client.is_loopback() && self.own_pod(flow.end).is_some_and(|pod| !pod.ips.contains(&client))
     }
 
+    /// Returns the ports that clients called. What interceptors call is on its way to a proxy, or was called by others, too.
     fn called_ports(&self, client_flows: &[ClientFlow<'a>]) -> Called {
         let mut called = Called::default();
         let elsewhere =
             |flow: &&ClientFlow<'a>| !flow.tuple.scope.is_loopback() && flow.tuple.client != flow.tuple.server;
-        for flow in client_flows.iter().filter(elsewhere) {
+        let is_clients = |flow: &&ClientFlow<'a>| !self.is_interceptors(flow);
+        for flow in client_flows.iter().filter(elsewhere).filter(is_clients) {
             let Tuple { client, server, port, .. } = flow.tuple;
             let service = self.service_called(flow);
             let backends = service.iter().flat_map(|service| &service.backends).map(|at| (at.ip, at.port));
@@ -150,10 +162,12 @@ impl<'a> Join<'a> {
 }
 
 impl Relay {
-    /// Applies a proxy to the flows. Returns the numbers of the clients' flows that are no calls of their own.
+    /// Applies a proxy to the flows. Returns the numbers of the clients' flows that are no calls of their own. `foreign` are
+    /// the calls from addresses that are not the pod's.
     fn apply(
         &self,
         proxy: EndpointId,
+        foreign: &BTreeSet<Tuple<'_>>,
         client_flows: &mut [ClientFlow<'_>],
         server_flows: &mut [ServerFlow<'_>],
     ) -> Vec<usize> {
@@ -172,21 +186,38 @@ impl Relay {
                 flow.end = end;
             }
         }
-        if self.arrivals.is_empty() {
-            return Vec::new();
-        }
         let mut gone = Vec::new();
         for index in &self.calls {
             let call = &mut client_flows[*index];
+            let is_for_others = foreign.contains(&call.tuple);
+            if self.arrivals.is_empty() && !is_for_others {
+                continue;
+            }
             call.via = Some((Side::Server, proxy));
-            if are_same {
+            if !are_same && !is_for_others {
+                continue;
+            }
+            if is_for_others && !self.arrivals.iter().any(|arrival| server_flows[*arrival].tuple == call.tuple) {
+                // The client's own flow is the other end.
+                self.note(proxy, call, server_flows);
+            } else {
                 take_answers(call, &self.answers, server_flows);
-                if !leave_unanswered(call) {
-                    gone.push(*index);
-                }
+            }
+            if !leave_unanswered(call) {
+                gone.push(*index);
             }
         }
         gone
+    }
+
+    /// Notes the proxy on the servers' flows that accepted a call.
+    fn note(&self, proxy: EndpointId, call: &ClientFlow<'_>, server_flows: &mut [ServerFlow<'_>]) {
+        for index in &self.answers {
+            let flow = &mut server_flows[*index];
+            if flow.tuple == call.tuple {
+                flow.via = Some(proxy);
+            }
+        }
     }
 }
 

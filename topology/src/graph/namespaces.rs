@@ -22,24 +22,53 @@ pub(super) struct Namespaces {
 
 #[derive(Clone, Debug, Default)]
 struct Namespace {
-    /// Whether an end accepts connections from elsewhere, and whether it calls its own pod.
-    ends: HashMap<EndpointId, (bool, bool)>,
+    ends: HashMap<EndpointId, Calls>,
     /// Anchors of what is called in the namespace.
     anchors: HashSet<AnchorId>,
     addresses: HashSet<IpAddr>,
     has_relay: bool,
 }
 
+/// Flows of an end.
+#[derive(Clone, Debug, Default)]
+struct Calls {
+    is_server: bool,
+    is_inner_client: bool,
+    called: HashSet<IpAddr>,
+}
+
+impl Calls {
+    fn add(&mut self, kind: Kind) {
+        match kind {
+            Kind::Arrival(_) => self.is_server = true,
+            Kind::Inner => self.is_inner_client = true,
+            Kind::To(ip) => _ = self.called.insert(ip),
+        }
+    }
+
+    fn is_relay(&self, addresses: &HashSet<IpAddr>) -> bool {
+        self.is_server && (self.is_inner_client || !self.called.is_disjoint(addresses))
+    }
+}
+
 /// A flow that begins or ends at a server in a pod's network namespace.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Inward<'a> {
+pub(super) struct Inward {
     pub(super) namespace: NamespaceId,
     pub(super) end: EndpointId,
     pub(super) anchor: AnchorId,
-    /// Addresses of the pod.
-    pub(super) addresses: &'a [IpAddr],
-    /// True if it is a server's flow from elsewhere, false if it is a call of the end's own pod.
-    pub(super) is_arrival: bool,
+    pub(super) kind: Kind,
+}
+
+/// Way on which a flow leads into a namespace.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// A server's flow from elsewhere, which called this address.
+    Arrival(IpAddr),
+    /// A client's flow from loopback, or from the called address itself.
+    Inner,
+    /// A client's flow to this address, which may be the namespace's own.
+    To(IpAddr),
 }
 
 /// Anchors that are to be connected, and addresses of which all are.
@@ -51,16 +80,18 @@ pub(super) struct Connected {
 
 impl Namespaces {
     /// Adds a flow. Returns what is to be connected because of it.
-    pub(super) fn add(&mut self, flow: &Inward<'_>) -> Connected {
+    pub(super) fn add(&mut self, flow: &Inward) -> Connected {
         let namespace = self.by_id.entry(flow.namespace).or_default();
-        let (accepts, calls) = namespace.ends.entry(flow.end).or_default();
-        *accepts |= flow.is_arrival;
-        *calls |= !flow.is_arrival;
-        let becomes_relay = *accepts && *calls && !namespace.has_relay;
+        namespace.ends.entry(flow.end).or_default().add(flow.kind);
+        let new_address = match flow.kind {
+            Kind::Arrival(ip) => Some(ip).filter(|ip| namespace.addresses.insert(*ip)),
+            Kind::Inner | Kind::To(_) => None,
+        };
+        let becomes_relay =
+            !namespace.has_relay && namespace.ends.values().any(|calls| calls.is_relay(&namespace.addresses));
         namespace.has_relay |= becomes_relay;
-        let is_new = namespace.anchors.insert(flow.anchor);
-        let mut new_addresses: Vec<IpAddr> =
-            flow.addresses.iter().copied().filter(|ip| namespace.addresses.insert(*ip)).collect();
+        let is_new = !matches!(flow.kind, Kind::To(_)) && namespace.anchors.insert(flow.anchor);
+        let mut new_addresses: Vec<IpAddr> = new_address.into_iter().collect();
         if !namespace.has_relay {
             return Connected::default();
         }

@@ -22,6 +22,9 @@ use crate::{
     rtt::RttHistogram,
 };
 
+/// Stands for all ports of a pod.
+const ANY_PORT: u16 = 0;
+
 /// Calls of one pod that lead to common servers.
 #[derive(Debug, Default)]
 struct Calls {
@@ -86,7 +89,7 @@ impl<'a> Join<'a> {
         for (index, flow) in client_flows.iter().enumerate() {
             if flow.tuple.protocol == Protocol::Tcp
                 && self.interceptors.has(flow.node, flow.netns)
-                && !self.calls_own_pod(flow)
+                && flow.via.is_none()
                 && (self.is_interceptors(flow) || self.own_pod(flow.end).is_some())
             {
                 by_namespace.entry((flow.node, flow.netns)).or_default().push(index);
@@ -95,8 +98,11 @@ impl<'a> Join<'a> {
         let mut all = Vec::new();
         for flows in by_namespace.into_values() {
             let mut of_namespace: Vec<Calls> = Vec::new();
+            let pods = self.pods_called_at_proxies(flows.iter().map(|index| &client_flows[*index]));
             for index in flows {
                 let mut calls = Calls { servers: self.servers_of(&client_flows[index]), ..Calls::default() };
+                let any_port = calls.servers.iter().map(|(ip, _)| *ip).filter(|ip| pods.contains(ip));
+                calls.servers.extend(any_port.map(|ip| (ip, ANY_PORT)).collect::<Vec<_>>());
                 let is_proxys = self.is_interceptors(&client_flows[index]);
                 if is_proxys { &mut calls.of_proxies } else { &mut calls.of_applications }.push(index);
                 let (same, mut others): (Vec<Calls>, Vec<Calls>) =
@@ -109,8 +115,20 @@ impl<'a> Join<'a> {
         all
     }
 
-    fn is_interceptors(&self, flow: &ClientFlow<'a>) -> bool {
+    pub(super) fn is_interceptors(&self, flow: &ClientFlow<'a>) -> bool {
         self.interceptors.ports(flow.node, flow.netns, flow.cgroup_id).is_some()
+    }
+
+    /// Returns the pods that interceptors call at the ports of the pods' own proxies: these may lead to any port there.
+    fn pods_called_at_proxies<'f>(&self, flows: impl Iterator<Item = &'f ClientFlow<'a>>) -> HashSet<IpAddr>
+    where
+        'a: 'f,
+    {
+        let calls_proxy = |flow: &&ClientFlow<'a>| {
+            let Tuple { server, port, .. } = flow.tuple;
+            self.is_interceptors(flow) && self.redirected.get(&server).is_some_and(|it| it.ports.contains(&port))
+        };
+        flows.filter(calls_proxy).map(|flow| flow.tuple.server).collect()
     }
 
     /// Returns the address that a flow called, and where it may lead.

@@ -12,7 +12,7 @@ use super::{
     endpoints::Endpoints,
     key::ServiceKey,
     names::{EndpointId, PeerId},
-    namespaces::{Inward, Namespaces},
+    namespaces::{Inward, Kind, Namespaces},
     nodes::At,
 };
 use crate::{
@@ -207,18 +207,18 @@ impl Partition {
         directory: &'a Directory,
     ) {
         let key = flow.key();
-        let Some(pod) = ends.end(end).pod_uid().and_then(|uid| directory.pod(uid)).filter(|pod| !pod.host_network)
-        else {
-            return;
-        };
-        let is_own = is_loopback || key.local == key.remote || pod.ips.contains(&key.remote);
-        let is_arrival = key.role == Role::Server && !is_loopback && key.local != key.remote;
-        let is_inward = is_arrival || key.role == Role::Client && is_own;
-        if key.protocol != Protocol::Tcp || !is_inward {
+        if key.protocol != Protocol::Tcp {
             return;
         }
+        let is_inner = is_loopback || key.local == key.remote;
+        let kind = match key.role {
+            Role::Server if !is_inner && directory.is_pods_address(key.local) => Kind::Arrival(key.local),
+            Role::Client if is_inner => Kind::Inner,
+            Role::Client if directory.is_pods_address_on(flow.node(), key.remote) => Kind::To(key.remote),
+            Role::Client | Role::Server => return,
+        };
         let namespace = (ends.node_peer(flow.node()), key.netns);
-        let connected = self.namespaces.add(&Inward { namespace, end, anchor, addresses: &pod.ips, is_arrival });
+        let connected = self.namespaces.add(&Inward { namespace, end, anchor, kind });
         let at_addresses = connected.addresses.iter().filter_map(|ip| self.by_address.get(ip)).flatten();
         let all: Vec<AnchorId> = connected.anchors.iter().chain(at_addresses).copied().collect();
         for other in all {

@@ -169,3 +169,50 @@ fn proxy_that_keeps_the_clients_address_is_no_caller() {
     assert_eq!(graph.edges[0].servers[0].container, "app");
     assert_eq!(proxies(&graph.edges[0]), [(Side::Server, "db".to_owned(), "proxy".to_owned())]);
 }
+
+/// Two pods without sidecars whose network redirects to a proxy of each node, as an ambient mesh's does.
+fn ambient() -> World {
+    let mut world = World::new();
+    world.directory.upsert_pod(pod("tunnel-1", "node-1", "10.244.1.9"), at(0));
+    world.directory.upsert_pod(pod("tunnel-2", "node-2", "10.244.2.9"), at(0));
+    world.service(None, &["db"]);
+    world
+}
+
+/// A flow of a node's proxy in the network namespace of a pod.
+fn report_tunnel(world: &mut World, number: u32, role: Role, (local, remote, port): (&str, &str, u16), opened: u64) {
+    let (netns, cgroup_id) = (number, 300 + u64::from(number));
+    let key = FlowKey { cgroup_id, netns, role, local: ip(local), remote: ip(remote), port, protocol: Protocol::Tcp };
+    let counters = FlowCounters { opened, closed: opened, ..FlowCounters::default() };
+    world.report(&format!("tunnel-{number}"), key, &counters, at(0));
+}
+
+const TUNNEL: u16 = 15008;
+
+#[test]
+fn call_through_proxies_of_both_nodes_is_one_edge() {
+    let mut world = ambient();
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVICE, 80), 20);
+    report_tunnel(&mut world, 1, Role::Server, ("127.0.0.1", CLIENT, OUTBOUND), 20);
+    report_tunnel(&mut world, 1, Role::Client, (CLIENT, SERVER, TUNNEL), 20);
+    report_tunnel(&mut world, 2, Role::Server, (SERVER, CLIENT, TUNNEL), 20);
+    report_tunnel(&mut world, 2, Role::Client, (SERVER, SERVER, 5432), 20);
+    report(&mut world, "db/app", Role::Server, (SERVER, SERVER, 5432), 20);
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["web -> db:5432 via db:80 20+0"]);
+    let names: Vec<_> = proxies(&graph.edges[0]).into_iter().map(|(side, name, _)| (side, name)).collect();
+    assert_eq!(names, [(Side::Client, "tunnel-1".to_owned()), (Side::Server, "tunnel-2".to_owned())]);
+}
+
+#[test]
+fn calls_in_one_tunnel_with_the_clients_address_are_the_clients() {
+    let mut world = ambient();
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVICE, 80), 20);
+    report_tunnel(&mut world, 1, Role::Server, ("127.0.0.1", CLIENT, OUTBOUND), 20);
+    report_tunnel(&mut world, 1, Role::Client, (CLIENT, SERVER, TUNNEL), 1);
+    report_tunnel(&mut world, 2, Role::Server, (SERVER, CLIENT, TUNNEL), 1);
+    report_tunnel(&mut world, 2, Role::Client, (CLIENT, SERVER, 5432), 20);
+    report(&mut world, "db/app", Role::Server, (SERVER, CLIENT, 5432), 20);
+    let graph = world.graph(at(60));
+    assert_eq!(edges(&graph), ["tunnel-1 -> tunnel-2:15008 1+0", "web -> db:5432 via db:80 20+0"]);
+}
