@@ -1,7 +1,7 @@
 //! Tests pods whose network leads all connections through a proxy beside the application, as the sidecars of a mesh.
 //!
-//! The proxies are `HAProxy`, and netfilter redirects to them. The Topology objects show each call once, between the
-//! applications, and name the proxies.
+//! The proxies are `HAProxy` and Envoy, and netfilter redirects to them. The Topology objects show each call once, between
+//! the applications, and name the proxies.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -16,6 +16,7 @@ use scopeprobe_tests::{
     Cluster, Error, Result, eventually,
     namespace::Namespace,
     oracle::observed::{parts, peer_name, service_name},
+    place,
     traffic_pod::{IMAGE, container},
 };
 use serde_json::{Value, json};
@@ -31,13 +32,77 @@ const INBOUND: u16 = 15_006;
 /// User of the proxies, whose own connections are not redirected.
 const PROXY_USER: u16 = 1337;
 
-/// Connects to where the connection was going before it was redirected: a server at `0.0.0.0`, or at no port.
-fn configuration() -> String {
-    format!(
-        "defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n\
-         listen outbound\n  bind 0.0.0.0:{OUTBOUND}\n  server original 0.0.0.0\n\
-         listen inbound\n  bind 0.0.0.0:{INBOUND}\n  server application 127.0.0.1\n"
-    )
+/// A proxy that is not ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proxy {
+    HaProxy,
+    Envoy,
+}
+
+impl Proxy {
+    const ALL: [Self; 2] = [Self::HaProxy, Self::Envoy];
+
+    fn file(self) -> &'static str {
+        match self {
+            Self::HaProxy => "haproxy.cfg",
+            Self::Envoy => "envoy.json",
+        }
+    }
+
+    fn command(self) -> Vec<String> {
+        let words = match self {
+            Self::HaProxy => "/usr/sbin/haproxy -W -db -f",
+            Self::Envoy => "/tools/envoy --concurrency 1 --disable-hot-restart --log-level warn -c",
+        };
+        let file = format!("/configuration/{}", self.file());
+        words.split(' ').map(str::to_owned).chain([file]).collect()
+    }
+
+    /// Returns a configuration that connects to where each connection was going before it was redirected.
+    fn configuration(self) -> String {
+        match self {
+            // A server at 0.0.0.0, or at no port, is that of the connection.
+            Self::HaProxy => format!(
+                "defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n\
+                 listen outbound\n  bind 0.0.0.0:{OUTBOUND}\n  server original 0.0.0.0\n\
+                 listen inbound\n  bind 0.0.0.0:{INBOUND}\n  server application 127.0.0.1\n"
+            ),
+            Self::Envoy => {
+                // As Istio's sidecars, which call their application from this address.
+                let own = json!({"source_address": {"address": "127.0.0.6", "port_value": 0, "protocol": "TCP"}});
+                let [outbound, inbound] = [("outbound", OUTBOUND), ("inbound", INBOUND)].map(listener);
+                let clusters = [cluster("outbound", &Value::Null), cluster("inbound", &own)];
+                json!({"static_resources": {"listeners": [outbound, inbound], "clusters": clusters}}).to_string()
+            }
+        }
+    }
+}
+
+fn listener((name, port): (&str, u16)) -> Value {
+    let types = "type.googleapis.com/envoy.extensions.filters";
+    json!({
+        "name": name,
+        "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
+        "listener_filters": [{
+            "name": "envoy.filters.listener.original_dst",
+            "typed_config": {"@type": format!("{types}.listener.original_dst.v3.OriginalDst")},
+        }],
+        "filter_chains": [{"filters": [{
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": {
+                "@type": format!("{types}.network.tcp_proxy.v3.TcpProxy"), "stat_prefix": name, "cluster": name,
+            },
+        }]}],
+    })
+}
+
+fn cluster(name: &str, bind: &Value) -> Value {
+    let mut cluster =
+        json!({"name": name, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s"});
+    if !bind.is_null() {
+        cluster["upstream_bind_config"] = bind.clone();
+    }
+    cluster
 }
 
 fn redirection() -> String {
@@ -51,10 +116,11 @@ fn redirection() -> String {
 }
 
 /// A container with the programs of its node.
-fn with_programs(name: &str, command: &[&str], security: &Value) -> Value {
+fn with_programs(name: &str, command: &[String], security: &Value) -> Value {
     let mount = |path: &str| json!({"name": volume_name(path), "mountPath": path, "readOnly": true});
     let mut mounts: Vec<Value> = PROGRAMS.iter().map(|path| mount(path)).collect();
     mounts.push(json!({"name": "configuration", "mountPath": "/configuration"}));
+    mounts.push(json!({"name": "tools", "mountPath": "/tools", "readOnly": true}));
     json!({
         "name": name, "image": IMAGE, "imagePullPolicy": "Never", "command": command, "securityContext": security,
         "volumeMounts": mounts,
@@ -68,25 +134,35 @@ fn volume_name(path: &str) -> String {
     path.trim_start_matches('/').replace('/', "-")
 }
 
-fn pod(name: &str, node: &str, has_proxy: bool) -> Value {
+fn pod(name: &str, node: &str, proxy: Option<Proxy>) -> Value {
     let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": name, "testbed": "yes"}},
         "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [container("application")]},
     });
-    if has_proxy {
-        let script = redirection();
-        let init = with_programs("redirection", &["/bin/bash", "-c", &script], &json!({"privileged": true}));
-        let haproxy = ["/usr/sbin/haproxy", "-W", "-db", "-f", "/configuration/haproxy.cfg"];
-        let proxy = with_programs("proxy", &haproxy, &json!({"runAsUser": PROXY_USER}));
-        let mut volumes: Vec<Value> =
-            PROGRAMS.iter().map(|path| json!({"name": volume_name(path), "hostPath": {"path": path}})).collect();
+    if let Some(proxy) = proxy {
+        let script = ["/bin/bash", "-c", &redirection()].map(str::to_owned);
+        let init = with_programs("redirection", &script, &json!({"privileged": true}));
+        let proxy = with_programs("proxy", &proxy.command(), &json!({"runAsUser": PROXY_USER}));
+        let at = |name: &str, path: &str| json!({"name": name, "hostPath": {"path": path}});
+        let mut volumes: Vec<Value> = PROGRAMS.iter().map(|path| at(&volume_name(path), path)).collect();
+        volumes.push(at("tools", &place::cache().join("bin").to_string_lossy()));
         volumes.push(json!({"name": "configuration", "configMap": {"name": "proxy"}}));
         pod["spec"]["initContainers"] = json!([init]);
         pod["spec"]["containers"] = json!([container("application"), proxy]);
         pod["spec"]["volumes"] = json!(volumes);
     }
     pod
+}
+
+/// Pods at each end, by name, with their proxies.
+fn ends(kind: &str) -> Vec<(String, Option<Proxy>)> {
+    let name = |proxy: Option<Proxy>| match proxy {
+        Some(Proxy::HaProxy) => format!("haproxy-{kind}"),
+        Some(Proxy::Envoy) => format!("envoy-{kind}"),
+        None => format!("plain-{kind}"),
+    };
+    Proxy::ALL.into_iter().map(Some).chain([None]).map(|proxy| (name(proxy), proxy)).collect()
 }
 
 /// Client, server, port and whether a Service was called.
@@ -108,15 +184,14 @@ struct Testbed {
 impl Testbed {
     async fn new(cluster: &Cluster) -> Result<Self> {
         let namespace = cluster.namespace("proxies").await?;
-        let pods = [
-            pod("meshed-client", "node-1", true),
-            pod("plain-client", "node-1", false),
-            pod("meshed-server", "node-2", true),
-            pod("plain-server", "node-2", false),
-        ];
+        let pods: Vec<Value> = [("client", "node-1"), ("server", "node-2")]
+            .into_iter()
+            .flat_map(|(kind, node)| ends(kind).into_iter().map(move |(name, proxy)| pod(&name, node, proxy)))
+            .collect();
+        let files = Proxy::ALL.map(|proxy| (proxy.file().to_owned(), json!(proxy.configuration())));
         let configuration = json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "proxy"},
-            "data": {"haproxy.cfg": configuration()},
+            "data": serde_json::Map::from_iter(files),
         });
         let service = |name: &str| {
             json!({
@@ -124,16 +199,17 @@ impl Testbed {
                 "spec": {"selector": {"app": name}, "ports": [{"port": SERVICE_PORT, "targetPort": PORTS[0]}]},
             })
         };
-        let services = [service("meshed-server"), service("plain-server")];
+        let services: Vec<Value> = ends("server").iter().map(|(name, _)| service(name)).collect();
         let objects: Vec<String> = pods.iter().chain(&services).chain([&configuration]).map(Value::to_string).collect();
         namespace.apply(&objects.join("\n---\n")).await?;
         namespace.ready_pods("testbed=yes", pods.len()).await?;
         let testbed = Self { namespace };
-        for (server, port) in ["meshed-server", "plain-server"].into_iter().flat_map(|it| PORTS.map(|port| (it, port)))
-        {
-            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-            let listen = Listen { address, v6_only: false, behaviour: Behaviour::Echo };
-            testbed.namespace.traffic(server, "application").ask(&Command::Listen(listen)).await?;
+        for (server, _) in ends("server") {
+            for port in PORTS {
+                let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+                let listen = Listen { address, v6_only: false, behaviour: Behaviour::Echo };
+                testbed.namespace.traffic(&server, "application").ask(&Command::Listen(listen)).await?;
+            }
         }
         Ok(testbed)
     }
@@ -194,36 +270,25 @@ async fn calls_through_sidecars_are_shown_once_with_their_proxies() -> Result<()
     cluster.install_chart(&[]).await?;
     cluster.probe(SPEC).await?;
     let testbed = Testbed::new(&cluster).await?;
-    let (meshed, plain) = (testbed.address("meshed-server").await?, testbed.address("plain-server").await?);
-    let [meshed_service, plain_service] =
-        [testbed.service("meshed-server").await?, testbed.service("plain-server").await?];
-    testbed.call("meshed-client", (meshed_service, SERVICE_PORT), 20).await?;
-    testbed.call("meshed-client", (meshed, PORTS[0]), 7).await?;
-    testbed.call("meshed-client", (meshed, PORTS[1]), 3).await?;
-    testbed.call("meshed-client", (plain_service, SERVICE_PORT), 6).await?;
-    testbed.call("meshed-client", (plain, PORTS[1]), 2).await?;
-    testbed.call("plain-client", (meshed_service, SERVICE_PORT), 5).await?;
-    testbed.call("plain-client", (meshed, PORTS[1]), 4).await?;
-    testbed.call("plain-client", (plain, PORTS[0]), 1).await?;
-    let edge = |client: &str, server: &str, port: usize, service: bool, opened: u64| {
-        let sides = [("Client", client), ("Server", server)];
-        let via = sides.into_iter().filter(|(_, pod)| pod.starts_with("meshed"));
-        let via: Vec<String> = via.map(|(side, pod)| format!("{side} {pod} proxy")).collect();
-        let containers = vec!["application".to_owned()];
-        let name = (client.to_owned(), server.to_owned(), Some(PORTS[port]), service);
-        (name, Shown { opened, failed: 0, via, containers })
-    };
-    let expected: BTreeMap<Name, Shown> = [
-        edge("meshed-client", "meshed-server", 0, true, 20),
-        edge("meshed-client", "meshed-server", 0, false, 7),
-        edge("meshed-client", "meshed-server", 1, false, 3),
-        edge("meshed-client", "plain-server", 0, true, 6),
-        edge("meshed-client", "plain-server", 1, false, 2),
-        edge("plain-client", "meshed-server", 0, true, 5),
-        edge("plain-client", "meshed-server", 1, false, 4),
-        edge("plain-client", "plain-server", 0, false, 1),
-    ]
-    .into();
+    let mut expected: BTreeMap<Name, Shown> = BTreeMap::new();
+    let mut count = 0;
+    for (server, servers_proxy) in ends("server") {
+        let (address, service) = (testbed.address(&server).await?, testbed.service(&server).await?);
+        for (client, clients_proxy) in ends("client") {
+            let via = [("Client", &client, clients_proxy), ("Server", &server, servers_proxy)];
+            let via: Vec<String> =
+                via.into_iter().filter_map(|(side, pod, proxy)| proxy.map(|_| format!("{side} {pod} proxy"))).collect();
+            let targets = [(service, SERVICE_PORT), (address, PORTS[0]), (address, PORTS[1])];
+            for (target, port) in targets.into_iter().zip([PORTS[0], PORTS[0], PORTS[1]]) {
+                // Each another number, so that none can be taken for another.
+                count += 1;
+                testbed.call(&client, target, count).await?;
+                let containers = vec!["application".to_owned()];
+                let name = (client.clone(), server.clone(), Some(port), target.1 == SERVICE_PORT);
+                expected.insert(name, Shown { opened: count, failed: 0, via: via.clone(), containers });
+            }
+        }
+    }
     eventually("each call to be shown once, with its proxies", async || {
         let [outgoing, incoming] = testbed.shown().await?;
         if outgoing == expected && incoming == expected {
