@@ -218,11 +218,13 @@ pub enum Loss {
     Answer = 6,
     /// Original destinations of UDP datagrams without room to store them until the datagram leaves.
     OriginalDestination = 7,
+    /// Original destinations that a load balancer at the sockets replaced, without room to store them.
+    BalancedDestination = 8,
 }
 
 impl Loss {
     /// Number of kinds.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 }
 
 #[cfg(test)]

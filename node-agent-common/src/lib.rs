@@ -3,6 +3,7 @@
 #![no_std]
 
 mod answer;
+pub mod balancing;
 pub mod chunk;
 pub mod conversation;
 mod flow;

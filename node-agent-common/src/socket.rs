@@ -38,7 +38,8 @@ pub struct SocketRecord {
     pub address: u64,
     /// Local address in network order, IPv4 as IPv4-mapped (the unspecified address of an IPv6 socket is `::`).
     pub local: [u8; 16],
-    /// Remote address, in the format of `local`.
+    /// Remote address, in the format of `local`. With its port, the original destination of a client behind a load balancer at
+    /// the sockets.
     pub remote: [u8; 16],
 }
 const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 4 * 4 + 2 * 2 + 4 + 8 + 2 * 16);

@@ -18,12 +18,13 @@ use aya_ebpf::{
 use node_agent_common::{FlowKey, Loss, Role};
 
 use crate::{
-    answers,
+    answers, balanced_sockets,
     conversations::{self, Beginning, Conversation, Name},
+    destination::End,
     flows::{Event, SlotHandle, count, lose},
     memory::{Pointer, Probing, load},
     offsets::offset,
-    original_destinations::{self, End},
+    original_destinations,
     socket::{bytes, joined, mapped},
     stored_conversations::{self, Stored},
 };
@@ -129,7 +130,12 @@ fn see_other(datagram: Datagram, socket: Socket, stored: Option<Stored>) -> Opti
         return Some(());
     }
     let (role, port) = match direction {
-        Direction::Out => (Role::Client, remote.port),
+        Direction::Out => {
+            let is_connected = socket.connected_to(header.family) == Some(remote);
+            remote = balanced_sockets::destination_of_conversation(socket.0.cast_mut(), &name, is_connected)
+                .unwrap_or(remote);
+            (Role::Client, remote.port)
+        }
         Direction::In => (Role::Server, local.port),
     };
     let mut flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();

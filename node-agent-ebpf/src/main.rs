@@ -5,8 +5,8 @@
 //! it cannot be attached, [`state_changes`] counts from a tracepoint. [`pending_attempts`] has the attempts without an
 //! answer. While the table of flows is nearly full, [`folding`]
 //! selects the flows that share rows. [`datagrams`] runs for each packet and counts UDP [`conversations`], the busy ones of
-//! which are [`stored_conversations`]. [`original_destinations`] records the original destinations of datagrams, and
-//! [`answers`] passes DNS responses
+//! which are [`stored_conversations`]. [`original_destinations`] records the original destinations of datagrams before NAT,
+//! and [`balanced_sockets`] those that a load balancer at the sockets replaces. [`answers`] passes DNS responses
 //! to the agent. The iterator [`open_sockets`] lists preexisting connections, and [`namespaces`] lists the network
 //! namespaces of tasks. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
 //! kernel's structures at the [`offsets`] of the running kernel. The agent chooses the programs to load; the others
@@ -17,8 +17,10 @@
 #![allow(internal_features, reason = "atomic_xadd: AtomicU64 has no fetch_add for this target")]
 
 mod answers;
+mod balanced_sockets;
 mod conversations;
 mod datagrams;
+mod destination;
 mod existing;
 mod floor;
 mod flows;

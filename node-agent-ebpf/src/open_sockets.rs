@@ -2,13 +2,15 @@
 //! sockets of the internet protocols.
 
 use aya_ebpf::{
-    bindings::seq_file,
+    bindings::{bpf_sock, seq_file},
     cty::c_void,
     helpers::generated::{bpf_get_socket_cookie, bpf_seq_write, bpf_sock_from_file},
 };
 use node_agent_common::{Origin, SocketRecord, state};
 
 use crate::{
+    balanced_sockets,
+    destination::End,
     offsets::offset,
     scope::is_own,
     socket::{KernelPointer, TcpSocket},
@@ -61,6 +63,7 @@ fn show(context: *const TaskFile) -> Option<()> {
         }
         None => return None,
     };
+    let End { address: remote, port: remote_port, .. } = destination(sock).unwrap_or_else(|| any.remote_end());
     let record = SocketRecord {
         cgroup: any.cgroup_id(),
         cookie: cookie(sock),
@@ -71,14 +74,14 @@ fn show(context: *const TaskFile) -> Option<()> {
         netns: any.netns(),
         pid: task.load(offset!(task_tgid)),
         local_port: any.local_port(),
-        remote_port: any.remote_port(),
+        remote_port,
         state: any.state(),
         callbacks,
         own: u8::from(is_own(any.cgroup())),
         origin: origin as u8,
         address: sock.address(),
         local: any.local(),
-        remote: any.remote(),
+        remote,
     };
     let sequence: u64 = meta.load(0);
     // SAFETY: the walk's own output and a record of that size. Where the buffer is full the kernel calls again.
@@ -86,6 +89,15 @@ fn show(context: *const TaskFile) -> Option<()> {
         bpf_seq_write(sequence as *mut seq_file, (&raw const record).cast(), size_of::<SocketRecord>() as u32);
     }
     Some(())
+}
+
+/// Returns the original destination of a connection, if it is counted there: not by a tracepoint.
+#[inline(always)]
+fn destination(sock: KernelPointer) -> Option<End> {
+    if offset!(tracks_sockets) != 0 || !balanced_sockets::may_be() {
+        return None;
+    }
+    balanced_sockets::destination(sock.address() as *mut bpf_sock)
 }
 
 /// Returns the callbacks that will see the socket's end, and its origin. If sockets are tracked from outside,

@@ -8,23 +8,22 @@ use aya_ebpf::{
     macros::map,
     maps::HashMap,
 };
-use node_agent_common::{PendingAttempt, Role};
-
-use crate::socket::TcpSocket;
+use node_agent_common::{FlowKey, PendingAttempt};
 
 /// Pending attempts by cookie. Further ones are not pending: they count when they open or fail.
 #[map(name = "PENDING")]
 static PENDING: HashMap<u64, PendingAttempt> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// Records that the SYN of this socket was retransmitted. A function of its own, so that its stack is free while others run.
+/// Records that the SYN of a socket with this flow was retransmitted. A function of its own, so that its stack is free while
+/// others run.
 #[inline(never)]
-pub fn note(socket: TcpSocket, cookie: u64) {
+pub fn note(flow: &FlowKey, cookie: u64) {
     if let Some(known) = PENDING.get_ptr_mut(cookie) {
         // SAFETY: a map's value. Callbacks of one socket do not run at the same time.
         unsafe { (*known).retransmits += 1 };
         return;
     }
-    let attempt = PendingAttempt { flow: socket.flow(Role::Client), retransmits: 1 };
+    let attempt = PendingAttempt { flow: *flow, retransmits: 1 };
     let _ = PENDING.insert(cookie, attempt, u64::from(BPF_NOEXIST));
 }
 

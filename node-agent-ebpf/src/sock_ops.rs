@@ -10,16 +10,16 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RETRANS_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
     },
     helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use node_agent_common::{Loss, Role, callback, state};
+use node_agent_common::{FlowKey, Loss, Role, callback, state};
 
 use crate::{
-    existing,
+    balanced_sockets, existing,
     flows::{Event, count, lose},
     pending_attempts,
     socket::{KernelPointer, TcpSocket},
@@ -29,7 +29,7 @@ use crate::{
 pub fn connections(context: SockOpsContext) -> u32 {
     let call = Call(context.ops);
     match call.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => call.add_flags(callback::of(Role::Client)),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => begun(call),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => opened(call, Role::Client),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => opened(call, Role::Server),
         BPF_SOCK_OPS_STATE_CB if call.new_state() == state::CLOSE => ended(call),
@@ -39,11 +39,21 @@ pub fn connections(context: SockOpsContext) -> u32 {
     1
 }
 
+#[inline(always)]
+fn begun(call: Call) {
+    call.add_flags(callback::of(Role::Client));
+    if balanced_sockets::may_be()
+        && let Some(socket) = call.socket()
+    {
+        balanced_sockets::decide(call.bpf_socket(), &socket.remote_end());
+    }
+}
+
 /// A lost one is not pending, and counts when it opens or fails.
 #[inline(always)]
 fn unanswered(call: Call) {
     if let Some(socket) = call.socket() {
-        pending_attempts::note(socket, call.cookie());
+        pending_attempts::note(&call.flow(socket, Role::Client), call.cookie());
     }
 }
 
@@ -69,7 +79,7 @@ fn opened(call: Call, role: Role) {
         // It was under way before the capture began: its failure need not be watched for any more.
         let _ = existing::take_seed(socket.cookie());
     }
-    count(&socket.flow(role), Event::Opened);
+    count(&call.flow(socket, role), Event::Opened);
 }
 
 #[inline(always)]
@@ -88,7 +98,7 @@ fn ended(call: Call) {
         // Another program may have requested callbacks for an attempt from before the capture.
         let _ = existing::take_seed(socket.cookie());
         // The flags stay: the socket may dial again while no agent is there.
-        return count(&socket.flow(Role::Client), Event::Failed);
+        return call.count_last(socket, Role::Client, Event::Failed);
     }
     // Marked before it is counted, so that a scan never adds the bytes of an open socket to those of its end.
     call.set_flags(u32::from(callback::counted(flags)));
@@ -99,7 +109,7 @@ fn ended(call: Call) {
             return count(&key, Event::closed(socket));
         }
     }
-    count(&socket.flow(role), Event::closed_after(socket, existing::is_older(cookie), shown.is_none()));
+    call.count_last(socket, role, Event::closed_after(socket, existing::is_older(cookie), shown.is_none()));
 }
 
 /// One call of the program.
@@ -172,10 +182,36 @@ impl Call {
         unsafe { bpf_get_socket_cookie(self.0.cast()) }
     }
 
+    /// The context's field `sk`; null if it is not a full socket.
+    #[inline(always)]
+    fn bpf_socket(self) -> *mut bpf_sock {
+        // SAFETY: the context's own field, a pointer in a union that makes it 64 bits wide everywhere.
+        unsafe { Self::read((&raw const (*self.0).__bindgen_anon_2).cast::<u64>()) as *mut bpf_sock }
+    }
+
     #[inline(always)]
     fn socket(self) -> Option<TcpSocket> {
-        // SAFETY: the context's field `sk`, a pointer in a union that makes it 64 bits wide everywhere.
-        let sock = unsafe { Self::read((&raw const (*self.0).__bindgen_anon_2).cast::<u64>()) };
-        TcpSocket::from_sock(KernelPointer::new(sock)?)
+        TcpSocket::from_sock(KernelPointer::new(self.bpf_socket() as u64)?)
+    }
+
+    /// Returns the flow that the socket belongs to, as the end of this role; a client's with its original destination.
+    #[inline(always)]
+    fn flow(self, socket: TcpSocket, role: Role) -> FlowKey {
+        if matches!(role, Role::Client)
+            && balanced_sockets::may_be()
+            && let Some(destination) = balanced_sockets::destination(self.bpf_socket())
+        {
+            return socket.flow_to(&destination);
+        }
+        socket.flow(role)
+    }
+
+    /// Counts the last event of the socket's connection.
+    #[inline(always)]
+    fn count_last(self, socket: TcpSocket, role: Role, event: Event) {
+        count(&self.flow(socket, role), event);
+        if balanced_sockets::may_be() {
+            balanced_sockets::forget(self.bpf_socket());
+        }
     }
 }

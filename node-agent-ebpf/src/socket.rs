@@ -4,6 +4,7 @@ use aya_ebpf::{cty::c_void, helpers::generated::bpf_skc_to_tcp_sock};
 use node_agent_common::{FlowKey, Origin, Role};
 
 use crate::{
+    destination::End,
     memory::{Access, Direct, Pointer, Probing},
     offsets::offset,
 };
@@ -68,6 +69,18 @@ impl<A: Access> TcpSocket<A> {
             Role::Server => self.local_port(),
         };
         FlowKey::new(self.cgroup_id(), self.netns(), role, port, self.local(), self.remote())
+    }
+
+    /// The flow that this client's socket belongs to, with this original destination.
+    #[inline(always)]
+    pub fn flow_to(self, destination: &End) -> FlowKey {
+        let End { address, port, .. } = *destination;
+        FlowKey::new(self.cgroup_id(), self.netns(), Role::Client, port, self.local(), address)
+    }
+
+    #[inline(always)]
+    pub fn remote_end(self) -> End {
+        End::of(self.remote(), self.remote_port())
     }
 
     #[inline(always)]

@@ -19,8 +19,9 @@ use node_agent_common::{FlowKey, Role};
 
 use crate::{
     conversations::{self, Name, Ongoing},
+    destination::End,
     flows::SlotHandle,
-    original_destinations::{self, End},
+    original_destinations,
 };
 
 /// Number of datagrams after which another conversation takes the place of the stored one. Those of a third one in between

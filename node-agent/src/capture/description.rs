@@ -80,6 +80,8 @@ pub enum Feature {
     /// Original destinations of datagrams that a process of the node's own network sends from an unconnected socket, if
     /// the node translates the address.
     OriginalDestinations,
+    /// Original destinations of connections and datagrams that a load balancer at the sockets leads to backends.
+    BalancedDestinations,
     /// Every opening and every end: attach types other than the first choice may miss some.
     EveryEvent,
     /// Sockets by netlink, with their bytes.

@@ -3,7 +3,8 @@
 //!
 //! Start: `start` runs the `preflight` and then tries each [`Attach`](super::Attach) in turn. `programs` loads and attaches
 //! the programs with the `offsets` that `btf` found; `tracepoint` does so for the second and third choice. `load_errors`
-//! explains the kernel's errors, and `self_test` checks that connections are counted.
+//! explains the kernel's errors, and `self_test` checks that connections are counted. `balancers` attaches programs before
+//! those of a load balancer at the sockets, by the order of `cgroup_hooks`.
 //!
 //! Counting: the programs count into `counters`, by `slots`, and announce a new flow through `new_flows`. `listing` reads
 //! the open sockets. `preexisting` separates preexisting connections from counted ones, and `attempts` does so for attempts
@@ -13,8 +14,10 @@
 mod accounts;
 mod attach_types;
 mod attempts;
+mod balancers;
 mod btf;
 mod capture;
+mod cgroup_hooks;
 mod conversation_tables;
 mod counters;
 mod datagrams;

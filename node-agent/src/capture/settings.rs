@@ -7,6 +7,7 @@ use crate::budget::Shortage;
 
 /// Settings of a capture by eBPF.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct Settings {
     /// Directory of the cgroup v2 hierarchy: sockets that are created below it belong to this node.
     /// [`find_cgroup_root`](super::find_cgroup_root) finds it below a mount point.
@@ -58,6 +59,8 @@ pub struct Settings {
     /// Size of the ring buffer of new flows, in bytes: a power of two, at least a page. A notification takes 64
     /// bytes.
     pub ring_bytes: u32,
+    /// Uses positions of programs among others', where the kernel has them; otherwise the order of cgroups.
+    pub hook_positions: bool,
     /// Interval at which all open sockets are listed.
     pub listing_interval: Duration,
     /// Runs the self-test at the start. It requires a cgroup root that contains this process. Without it, a capture
@@ -88,6 +91,7 @@ impl Default for Settings {
             conversation_silence: Duration::from_mins(2),
             conversations_settle: Duration::from_secs(10),
             ring_bytes: 256 * 1024,
+            hook_positions: true,
             listing_interval: Duration::from_secs(30),
             self_test: true,
         }

@@ -1,6 +1,7 @@
 //! The capture on the running kernel: every count against that of the processes which made the connections.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod balancers;
 mod closing;
 mod cost;
 mod crowds;

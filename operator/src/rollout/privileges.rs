@@ -23,8 +23,8 @@ const PERFMON: Capability = Capability {
 };
 const CGROUP_PROGRAMS: Capability = Capability {
     name: "NET_ADMIN",
-    operation: "loading the `sock_ops` program, which counts TCP, and those that count UDP (`cgroup_skb`, `sendmsg`), and \
-                attaching them to a cgroup",
+    operation: "loading the `sock_ops` program, which counts TCP, those that count UDP (`cgroup_skb`, `sendmsg`), and those \
+                that note original destinations (`connect`); attaching them to a cgroup",
 };
 const LOCKED_MEMORY: Capability = Capability {
     name: "SYS_RESOURCE",

@@ -1,10 +1,12 @@
 //! Capture by eBPF: combines the programs, the listings and the accounts.
 
+mod balancing;
 mod pending;
 
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -71,6 +73,7 @@ pub struct EbpfCapture {
     folding: Folding,
     /// UDP programs, if the kernel accepts them.
     datagrams: Option<Datagrams>,
+    cgroup_root: PathBuf,
     /// Number of DNS answers that did not fit into the ring buffer so far.
     lost_answers: u64,
     /// SNMP audit, if a tracepoint is used.
@@ -119,6 +122,7 @@ impl EbpfCapture {
             tracked: TrackedSockets::default(),
             folding: Folding::default(),
             datagrams,
+            cgroup_root: settings.cgroup_root.clone(),
             lost_answers: 0,
             snmp_audit,
             said_missing: 0,
@@ -147,6 +151,7 @@ impl EbpfCapture {
         if self.programs.can_list() {
             self.preexisting.first_look(&mut self.programs, &mut self.accounts)?;
             self.describe_unwatched();
+            self.describe_earlier_balancing();
         } else {
             end_first_look(&mut self.programs)?;
         }
@@ -191,6 +196,7 @@ impl EbpfCapture {
 
     /// Collects everything that is due.
     fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
+        self.check_balancers(now)?;
         self.read_pending(now)?;
         self.collect(now)?;
         self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;

@@ -10,11 +10,15 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Array, MapData, MapError, RingBuf},
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
+        cgroup_sock_addr::CgroupSockAddrLinkId,
+    },
 };
 use node_agent_common::{AnswerRecord, conversation};
 
 use super::{
+    cgroup_hooks::{Hook, own_programs},
     conversation_tables::ConversationTables,
     load_errors::describe,
     object::{program, take},
@@ -28,8 +32,9 @@ use crate::names::Answer;
 /// Names in the object.
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
     [("datagrams_out", CgroupSkbAttachType::Egress), ("datagrams_in", CgroupSkbAttachType::Ingress)];
-/// Names of the programs that record original destinations of translated datagrams.
-const ORIGINAL_DESTS: [&str; 2] = ["original_dest_v4", "original_dest_v6"];
+/// A program that records original destinations of translated datagrams, and its hook.
+type OriginalDest = (&'static str, Hook);
+const ORIGINAL_DESTS: [OriginalDest; 2] = [("original_dest_v4", Hook::Sendmsg4), ("original_dest_v6", Hook::Sendmsg6)];
 
 /// Interval between recorded counts of conversations. It also prolongs the time for which a conversation counts as
 /// inferred.
@@ -46,6 +51,8 @@ pub(super) struct Datagrams {
     tables: ConversationTables,
     /// Times and numbers of conversations that began, the oldest one `memory` ago.
     notes: VecDeque<(Instant, u64)>,
+    /// Links of the programs that record original destinations, as far as the kernel accepted them.
+    original_dests: Vec<(OriginalDest, CgroupSockAddrLinkId)>,
 }
 
 impl Datagrams {
@@ -55,10 +62,9 @@ impl Datagrams {
         settings: &Settings,
         degradations: &mut Vec<Degradation>,
     ) -> Option<Self> {
-        let attached = Self::attach_counting(programs, settings).map_err(|degradation| degradations.push(degradation));
-        if attached.is_ok()
-            && let Err(error) = attach_original_destinations(programs, &settings.cgroup_root)
-        {
+        let mut datagrams =
+            Self::attach_counting(programs, settings).map_err(|degradation| degradations.push(degradation)).ok()?;
+        if let Err(error) = datagrams.attach_original_destinations(programs, &settings.cgroup_root) {
             degradations.push(Degradation {
                 feature: Feature::OriginalDestinations,
                 message: format!(
@@ -67,7 +73,41 @@ impl Datagrams {
                 ),
             });
         }
-        attached.ok()
+        Some(datagrams)
+    }
+
+    fn attach_original_destinations(&mut self, programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
+        let directory = File::open(cgroup_root).map_err(|error| error.to_string())?;
+        for original_dest in ORIGINAL_DESTS {
+            let attach = |program: &mut CgroupSockAddr| {
+                program.load()?;
+                program.attach(&directory, CgroupAttachMode::Single)
+            };
+            let link = program::<CgroupSockAddr>(programs, original_dest.0).and_then(attach);
+            self.original_dests.push((original_dest, link.map_err(|error| describe(&error))?));
+        }
+        Ok(())
+    }
+
+    /// Makes the programs that record original destinations run after those that others have attached meanwhile: NAT sees
+    /// only what these make of a destination.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel refuses that; the programs then run as before.
+    pub(super) fn run_last(&mut self, programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
+        let directory = File::open(cgroup_root).map_err(|error| error.to_string())?;
+        for ((name, hook), link) in &mut self.original_dests {
+            let program = program::<CgroupSockAddr>(programs, name).map_err(|error| describe(&error))?;
+            let own = program.info().map_err(|error| describe(&error))?.id();
+            let attached = own_programs(&directory, *hook).map_err(|error| error.to_string())?;
+            if attached.ids.last() == Some(&own) {
+                continue;
+            }
+            let again = program.attach(&directory, CgroupAttachMode::Single).map_err(|error| describe(&error))?;
+            // Afterwards, so that none goes unseen.
+            program.detach(std::mem::replace(link, again)).map_err(|error| describe(&error))?;
+        }
+        Ok(())
     }
 
     fn attach_counting(programs: &mut Ebpf, settings: &Settings) -> Result<Self, Degradation> {
@@ -92,6 +132,7 @@ impl Datagrams {
             memory: settings.conversation_silence,
             tables,
             notes: VecDeque::from([(attached, 0)]),
+            original_dests: Vec::new(),
         })
     }
 
@@ -159,18 +200,6 @@ fn attach(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
                 return Err(said(&error));
             }
         }
-    }
-    Ok(())
-}
-
-fn attach_original_destinations(programs: &mut Ebpf, cgroup_root: &Path) -> Result<(), String> {
-    let directory = File::open(cgroup_root).map_err(|error| error.to_string())?;
-    for name in ORIGINAL_DESTS {
-        let attach = |program: &mut CgroupSockAddr| {
-            program.load()?;
-            program.attach(&directory, CgroupAttachMode::Single).map(drop)
-        };
-        program::<CgroupSockAddr>(programs, name).and_then(attach).map_err(|error| describe(&error))?;
     }
     Ok(())
 }

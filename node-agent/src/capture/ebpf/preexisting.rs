@@ -17,7 +17,7 @@ use std::{
 };
 
 use aya::maps::MapError;
-use node_agent_common::{FlowKey, Loss};
+use node_agent_common::{FlowKey, Loss, Role};
 
 use super::{
     accounts::KernelAccounts,
@@ -60,6 +60,8 @@ pub(super) struct Preexisting {
     undecided: u64,
     /// Connections that did not fit into the kernel's table.
     unwatched: u64,
+    /// True if there are clients' connections whose opening an earlier agent observed.
+    has_earlier_clients: bool,
 }
 
 impl Preexisting {
@@ -72,7 +74,13 @@ impl Preexisting {
             suspects: HashMap::new(),
             undecided: 0,
             unwatched: 0,
+            has_earlier_clients: false,
         }
+    }
+
+    /// Returns whether an earlier agent observed the opening of a client's connection that was open at the attach.
+    pub(super) fn has_earlier_clients(&self) -> bool {
+        self.has_earlier_clients
     }
 
     /// Returns whether the connection is older than any agent.
@@ -170,6 +178,7 @@ impl Preexisting {
             found.end == EndObserver::Callbacks && !noted.cookies.contains(cookie)
         };
         for (_, found) in listing.connections.iter().filter(is_earlier) {
+            self.has_earlier_clients |= found.flow.role() == Some(Role::Client);
             if noted.is_complete {
                 accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
             } else {

@@ -1,6 +1,6 @@
 //! The programs and maps in the kernel: loading, attaching, handing out.
 
-use std::{collections::HashSet, fs::File, io, path::Path};
+use std::{collections::HashSet, fs::File, io, path::Path, time::Instant};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
@@ -17,6 +17,7 @@ use node_agent_common::{FlowKey, Loss, Offsets, PendingAttempt, TrackedSocket, c
 
 use super::{
     attach_types::AttachTypes,
+    balancers::{self, Balancers},
     counters::{Counters, GrowthError},
     datagrams::Datagrams,
     keys::octets,
@@ -65,6 +66,7 @@ pub(super) struct Programs {
     listing_phase: Array<MapData, u32>,
     folding: Array<MapData, u32>,
     own_networks: LpmTrie<MapData, [u8; 16], u32>,
+    balancers: Balancers,
     tracepoint: Tracepoint,
     counts_misses: bool,
     can_list: bool,
@@ -107,7 +109,7 @@ impl Programs {
             load_connections(&mut object)?;
         }
         let tracepoint = Tracepoint::load(&mut object, attach, settings, environment)?;
-        let mut programs = Self::take_maps(object, settings.max_flows)?;
+        let mut programs = Self::take_maps(object, settings)?;
         programs.counts_misses = tracepoint.counts_misses(&environment.release);
         programs.tracepoint = tracepoint;
         while programs.counters.slots() < FIRST_SLOTS.min(settings.max_flows) {
@@ -117,9 +119,11 @@ impl Programs {
         Ok(programs)
     }
 
-    fn take_maps(mut object: Ebpf, slots: u32) -> Result<Self, Refusal> {
+    fn take_maps(mut object: Ebpf, settings: &Settings) -> Result<Self, Refusal> {
+        let balancing = take(&mut object, "BALANCING")?;
         Ok(Self {
-            counters: Counters::new(take(&mut object, "STATS")?, slots),
+            balancers: Balancers::new(&settings.cgroup_root, balancing, settings.hook_positions),
+            counters: Counters::new(take(&mut object, "STATS")?, settings.max_flows),
             slot_of: take(&mut object, "SLOT_OF")?,
             free: take(&mut object, "FREE")?,
             new_flow_notifications: take(&mut object, "NEW_FLOWS")?,
@@ -224,6 +228,36 @@ impl Programs {
         degradations: &mut Vec<Degradation>,
     ) -> Option<Datagrams> {
         Datagrams::attach(&mut self.object, settings, degradations)
+    }
+
+    /// Looks for load balancers at the sockets if that is due, and attaches programs in the order in which original
+    /// destinations show.
+    ///
+    /// # Errors
+    /// Returns a message if the kernel refuses that; what was captured goes on.
+    pub(super) fn check_balancers(
+        &mut self,
+        datagrams: Option<&mut Datagrams>,
+        cgroup_root: &Path,
+        now: Instant,
+    ) -> Result<(), String> {
+        if self.follows() && datagrams.is_none() {
+            // Nothing asks for notes, and this process may have no right to attach them.
+            return Ok(());
+        }
+        let are_present =
+            self.balancers.check(&mut self.object, now).map_err(|refused| balancers::refusal(&refused))?;
+        if are_present && let Some(datagrams) = datagrams {
+            datagrams
+                .run_last(&mut self.object, cgroup_root)
+                .map_err(|error| format!("the programs on sendmsg() do not run after the load balancer's: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether there were load balancers at the last check.
+    pub(super) fn has_balancers(&self) -> bool {
+        self.balancers.are_present()
     }
 
     /// The sockets of which the programs have noted that they have counted them, and forgets these notes.

@@ -1,6 +1,6 @@
 //! From nothing to a running capture: what all ways to attach need, and then each way until one works.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::{
     capture::EbpfCapture,
@@ -96,7 +96,7 @@ fn start(
         }
     })?;
     let attached_at = SystemTime::now();
-    let datagrams = if settings.datagrams {
+    let mut datagrams = if settings.datagrams {
         let attached = programs.attach_datagrams(settings, &mut degradations);
         note_optional(findings, attach, "UDP", Feature::Datagrams, &degradations);
         if attached.is_some() {
@@ -112,6 +112,10 @@ fn start(
     } else {
         None
     };
+    if let Err(message) = programs.check_balancers(datagrams.as_mut(), &settings.cgroup_root, Instant::now()) {
+        degradations.push(Degradation { feature: Feature::BalancedDestinations, message });
+        note_optional(findings, attach, "load balancer at the sockets", Feature::BalancedDestinations, &degradations);
+    }
     let (mut slots, mut new_flow_notifications) = (Slots::default(), NewFlows::default());
     if settings.self_test {
         let tested = self_test::run(attach, &mut programs, &mut new_flow_notifications, &mut slots);

@@ -1,8 +1,9 @@
-//! `sock_ops` programs of another owner, in a few instructions.
+//! Programs of another owner, in a few instructions.
 
 use std::{
     fs::File,
     io,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
 };
@@ -13,6 +14,7 @@ use nix::libc;
 pub struct Foreign {
     program: OwnedFd,
     cgroup: File,
+    hook: u32,
 }
 
 /// Of `bpf()` and its programs (`include/uapi/linux/bpf.h`).
@@ -20,21 +22,46 @@ mod abi {
     pub const PROG_LOAD: i64 = 5;
     pub const PROG_ATTACH: i64 = 8;
     pub const PROG_DETACH: i64 = 9;
+    pub const PROG_QUERY: i64 = 16;
     pub const TYPE_SOCK_OPS: u32 = 13;
+    pub const TYPE_SOCK_ADDR: u32 = 18;
     pub const CGROUP_SOCK_OPS: u32 = 3;
+    pub const CONNECT: [u32; 2] = [10, 11];
+    pub const SENDMSG: [u32; 2] = [14, 15];
+    pub const RECVMSG: [u32; 2] = [19, 20];
+    pub const GETPEERNAME: [u32; 2] = [29, 30];
+    pub const ALLOW_OVERRIDE: u32 = 1;
     pub const ALLOW_MULTI: u32 = 2;
+    pub const QUERY_EFFECTIVE: u32 = 1;
     pub const CB_FLAGS_SET: i32 = 59;
+    /// Offsets in `struct bpf_sock_addr`.
+    pub const USER_IP4: i16 = 4;
+    pub const USER_IP6: i16 = 8;
+    pub const USER_PORT: i16 = 24;
 }
+
+/// Length of `bpf()`'s attributes, in words: up to `expected_attach_type` of a program.
+const ATTRIBUTES: usize = 9;
 
 /// One instruction: operation, destination and source registers, offset, constant.
 const fn instruction(operation: u8, registers: u8, constant: i32) -> u64 {
     operation as u64 | (registers as u64) << 8 | (constant.cast_unsigned() as u64) << 32
 }
 
+/// An instruction with an offset.
+fn at(offset: i16, instruction: u64) -> u64 {
+    instruction | u64::from(offset.cast_unsigned()) << 16
+}
+
 /// Allows no other program here or below.
 pub fn exclusive(cgroup: &Path) -> Foreign {
     // r0 = 1; exit
-    Foreign::attach(cgroup, &[instruction(0xb7, 0, 1), instruction(0x95, 0, 0)], 0)
+    Foreign::attach(
+        cgroup,
+        (abi::TYPE_SOCK_OPS, abi::CGROUP_SOCK_OPS),
+        &[instruction(0xb7, 0, 1), instruction(0x95, 0, 0)],
+        0,
+    )
 }
 
 /// Takes all callbacks away from every socket, at every call.
@@ -51,50 +78,137 @@ pub fn flags_setter(cgroup: &Path, flags: u8) -> Foreign {
         instruction(0xb7, 0, 1),
         instruction(0x95, 0, 0),
     ];
-    Foreign::attach(cgroup, &program, abi::ALLOW_MULTI)
+    Foreign::attach(cgroup, (abi::TYPE_SOCK_OPS, abi::CGROUP_SOCK_OPS), &program, abi::ALLOW_MULTI)
+}
+
+/// Load balancer at the sockets, attached until it is dropped.
+pub struct Balancer {
+    _programs: Vec<Foreign>,
+}
+
+/// Properties of a load balancer at the sockets.
+#[derive(Clone, Copy, Debug)]
+pub struct Balancing {
+    /// `getpeername()` returns the Service's address.
+    pub renames_peers: bool,
+    /// Other programs may run beside it, at the same cgroup and below.
+    pub is_shared: bool,
+}
+
+impl Balancing {
+    pub const USUAL: Self = Self { renames_peers: true, is_shared: true };
+
+    /// Leads a Service's address to a backend, as Cilium does without kube-proxy: at `connect()` and `sendmsg()`, with the
+    /// reverse at `recvmsg()`.
+    pub fn attach(self, cgroup: &Path, service: SocketAddr, backend: SocketAddr) -> Balancer {
+        let (there, back) = ([service, backend], [backend, service]);
+        let mut hooks = vec![(abi::CONNECT, there), (abi::SENDMSG, there), (abi::RECVMSG, back)];
+        if self.renames_peers {
+            hooks.push((abi::GETPEERNAME, back));
+        }
+        let flags = if self.is_shared { abi::ALLOW_MULTI } else { abi::ALLOW_OVERRIDE };
+        let mut programs = Vec::new();
+        for ([v4, v6], ends) in hooks {
+            if service.is_ipv4() {
+                programs.push(Foreign::attach(cgroup, (abi::TYPE_SOCK_ADDR, v4), &replacement(ends, false), flags));
+            }
+            programs.push(Foreign::attach(cgroup, (abi::TYPE_SOCK_ADDR, v6), &replacement(ends, true), flags));
+        }
+        Balancer { _programs: programs }
+    }
+}
+
+/// Program that replaces one end by another, in the hook of IPv4 or in that of IPv6, where IPv4 is mapped.
+fn replacement([from, to]: [SocketAddr; 2], is_v6: bool) -> Vec<u64> {
+    let words = |end: SocketAddr| -> Vec<(i16, u32)> {
+        let octets = match end.ip() {
+            IpAddr::V4(ip) if is_v6 => ip.to_ipv6_mapped().octets().to_vec(),
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        let first = if is_v6 { abi::USER_IP6 } else { abi::USER_IP4 };
+        let address = octets.as_chunks().0.iter().map(|word: &[u8; 4]| u32::from_ne_bytes(*word));
+        let port = u32::from(end.port().to_be());
+        (0..).map(|index| first + 4 * index).zip(address).chain([(abi::USER_PORT, port)]).collect()
+    };
+    let number = |register: u8, word: u32| [instruction(0x18, register, word.cast_signed()), 0];
+    let (old, new) = (words(from), words(to));
+    // For each word: r2 = *(r1 + offset); r3 = word; if r2 != r3 goto end. Then: r2 = word; *(r1 + offset) = r2.
+    let length = 4 * old.len() + 3 * new.len();
+    let mut program = Vec::new();
+    for (offset, word) in old {
+        program.push(at(offset, instruction(0x61, 0x12, 0)));
+        program.extend(number(3, word));
+        let rest = length - program.len() - 1;
+        program.push(at(i16::try_from(rest).unwrap(), instruction(0x5d, 0x32, 0)));
+    }
+    for (offset, word) in new {
+        program.extend(number(2, word));
+        program.push(at(offset, instruction(0x63, 0x21, 0)));
+    }
+    // r0 = 1; exit
+    program.extend([instruction(0xb7, 0, 1), instruction(0x95, 0, 0)]);
+    program
+}
+
+/// Returns the number of programs that run at `connect()` and `sendmsg()` for sockets of a cgroup, by hook.
+pub fn programs_at(cgroup: &Path) -> [usize; 4] {
+    let cgroup = File::open(cgroup).unwrap();
+    let [connect_v4, connect_v6] = abi::CONNECT;
+    let [sendmsg_v4, sendmsg_v6] = abi::SENDMSG;
+    [connect_v4, connect_v6, sendmsg_v4, sendmsg_v6].map(|hook| {
+        // Cgroup, hook, flags; no room for IDs: the kernel writes their number.
+        let mut attributes = [0; ATTRIBUTES];
+        attributes[0] = u64::from(cgroup.as_raw_fd().cast_unsigned()) | u64::from(hook) << 32;
+        attributes[1] = abi::QUERY_EFFECTIVE.into();
+        call(abi::PROG_QUERY, &mut attributes).unwrap();
+        usize::try_from(attributes[3] & u64::from(u32::MAX)).unwrap()
+    })
 }
 
 impl Foreign {
-    fn attach(cgroup: &Path, program: &[u64], flags: u32) -> Self {
-        let program = load(program).unwrap();
+    fn attach(cgroup: &Path, (kind, hook): (u32, u32), program: &[u64], flags: u32) -> Self {
+        let program = load((kind, hook), program).unwrap();
         let cgroup = File::open(cgroup).unwrap();
-        call(abi::PROG_ATTACH, &attachment(&cgroup, &program, flags)).unwrap();
-        Self { program, cgroup }
+        let foreign = Self { program, cgroup, hook };
+        call(abi::PROG_ATTACH, &mut foreign.attributes(flags)).unwrap();
+        foreign
+    }
+
+    fn attributes(&self, flags: u32) -> [u64; ATTRIBUTES] {
+        let fd = |fd: RawFd| u64::from(fd.cast_unsigned());
+        let mut attributes = [0; ATTRIBUTES];
+        attributes[0] = fd(self.cgroup.as_raw_fd()) | fd(self.program.as_raw_fd()) << 32;
+        attributes[1] = u64::from(self.hook) | u64::from(flags) << 32;
+        attributes
     }
 }
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        if let Err(error) = call(abi::PROG_DETACH, &attachment(&self.cgroup, &self.program, 0)) {
+        if let Err(error) = call(abi::PROG_DETACH, &mut self.attributes(0)) {
             println!("a program stays behind: {error}");
         }
     }
 }
 
-fn load(program: &[u64]) -> io::Result<OwnedFd> {
+fn load((kind, hook): (u32, u32), program: &[u64]) -> io::Result<OwnedFd> {
     let license = c"GPL";
-    // Type, number of instructions, instructions, licence; the rest is zero.
-    let mut attributes = [0_u64; 8];
-    attributes[0] = u64::from(abi::TYPE_SOCK_OPS) | (program.len() as u64) << 32;
+    // Type, number of instructions, instructions, licence, and at the end the hook; the rest is zero.
+    let mut attributes = [0_u64; ATTRIBUTES];
+    attributes[0] = u64::from(kind) | (program.len() as u64) << 32;
     attributes[1] = program.as_ptr() as u64;
     attributes[2] = license.as_ptr() as u64;
-    let fd = call(abi::PROG_LOAD, &attributes)?;
+    attributes[ATTRIBUTES - 1] = u64::from(hook) << 32;
+    let fd = call(abi::PROG_LOAD, &mut attributes)?;
     // SAFETY: the kernel has just made it, for this process alone.
     #[expect(unsafe_code, reason = "a descriptor as the kernel returns it")]
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn attachment(cgroup: &File, program: &OwnedFd, flags: u32) -> [u64; 8] {
-    let fd = |fd: RawFd| u64::from(fd.cast_unsigned());
-    let mut attributes = [0; 8];
-    attributes[0] = fd(cgroup.as_raw_fd()) | fd(program.as_raw_fd()) << 32;
-    attributes[1] = u64::from(abi::CGROUP_SOCK_OPS) | u64::from(flags) << 32;
-    attributes
-}
-
 #[expect(unsafe_code, reason = "aya always allows others beside its programs")]
-fn call(command: i64, attributes: &[u64; 8]) -> io::Result<RawFd> {
+fn call(command: i64, attributes: &mut [u64; ATTRIBUTES]) -> io::Result<RawFd> {
     // SAFETY: the attributes are as long as is said, and what they point to outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of_val(attributes)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(RawFd::try_from(result).unwrap()) }
 }

@@ -175,14 +175,18 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let Ok(below) = fs::read_dir(&self.root) else { return };
-        for entry in below.flatten().filter(|entry| entry.path().is_dir()) {
-            let _ = fs::remove_dir(entry.path());
-        }
-        if let Err(error) = fs::remove_dir(&self.root) {
+        if let Err(error) = remove_cgroup(&self.root) {
             println!("{} stays behind: {error}", self.root.display());
         }
     }
+}
+
+/// Removes a cgroup and those below it.
+fn remove_cgroup(path: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(path)?.flatten().filter(|entry| entry.path().is_dir()) {
+        let _ = remove_cgroup(&entry.path());
+    }
+    fs::remove_dir(path)
 }
 
 /// The output of another test of this program, run alone with exactly these capabilities.

@@ -38,9 +38,13 @@ impl Process {
 
     /// Runs a shell command in this process's network namespace.
     pub fn in_netns(&self, command: &str) {
+        assert!(self.succeeds_in_netns(command), "{command}");
+    }
+
+    /// Runs a shell command in this process's network namespace. Returns whether it succeeded.
+    pub fn succeeds_in_netns(&self, command: &str) -> bool {
         let target = self.pid().to_string();
-        let status = Command::new("nsenter").args(["-t", &target, "-n", "sh", "-ec", command]).status().unwrap();
-        assert!(status.success(), "{command}");
+        Command::new("nsenter").args(["-t", &target, "-n", "sh", "-ec", command]).status().unwrap().success()
     }
 
     /// Sends a command of any protocol.
