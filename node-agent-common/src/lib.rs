@@ -6,6 +6,7 @@ mod answer;
 pub mod balancing;
 pub mod chunk;
 pub mod conversation;
+pub mod direction;
 mod flow;
 pub mod folding;
 pub mod listing_phase;

@@ -22,6 +22,11 @@ pub struct Offsets {
     pub sock_flags: u32,
     pub sock_cgroup: u32,
     pub skb_nfct: u32,
+    pub skb_sk: u32,
+    pub sock_protocol: u32,
+    /// `SOCK_BINDPORT_LOCK` of `sk_userlocks`, in bits: set if a process chose the socket's port. 0 if this kernel lacks the
+    /// field.
+    pub sock_named_port_bit: u32,
     pub net_inum: u32,
     pub cgroup_kn: u32,
     pub cgroup_self: u32,
@@ -51,5 +56,5 @@ pub struct Offsets {
     /// Not an offset: 1 if sockets have no callbacks, but are tracked by their state changes.
     pub tracks_sockets: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 35 * 4);
+const _: () = assert!(size_of::<Offsets>() == 38 * 4);
 plain_data!(Offsets);

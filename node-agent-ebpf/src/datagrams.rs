@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use node_agent_common::{FlowKey, Loss, Role};
+use node_agent_common::{FlowKey, Loss, Role, direction::FirstDatagram};
 
 use crate::{
     answers, balanced_sockets,
@@ -25,6 +25,7 @@ use crate::{
     memory::{Pointer, Probing, load},
     offsets::offset,
     original_destinations,
+    roles,
     socket::{bytes, joined, mapped},
     stored_conversations::{self, Stored},
 };
@@ -111,36 +112,49 @@ fn see_other(datagram: Datagram, socket: Socket, stored: Option<Stored>) -> Opti
         stored_conversations::settle(stored, socket.0.cast_mut(), &name);
     }
     let (sent, received) = (datagram.sent(), datagram.received());
-    if let Some(conversation) = conversations::go_on(&name) {
-        let flow = conversation.flow();
-        if !conversation.slot().count_datagram(sent, received) {
-            count_datagram(flow, sent, received);
+    let before = match conversations::go_on(&name) {
+        Err(before) => before.or_else(|| stored.filter(|_| is_stored).map(Stored::role)),
+        Ok(conversation) => {
+            let flow = conversation.flow();
+            if !conversation.slot().count_datagram(sent, received) {
+                count_datagram(flow, sent, received);
+            }
+            let is_to_be_stored = match stored {
+                None => conversation.is_busy(),
+                Some(stored) => !is_stored && stored.is_displaced_by(&remote),
+            };
+            if is_to_be_stored {
+                stored_conversations::store(conversation, socket.0.cast_mut(), &name, stored);
+            }
+            // Who has asked has a conversation that goes on.
+            if datagram.is_from_name_server() && matches!(flow.role(), Some(Role::Client)) {
+                datagram.pass_answer();
+            }
+            return Some(());
         }
-        let is_to_be_stored = match stored {
-            None => conversation.is_busy(),
-            Some(stored) => !is_stored && stored.is_displaced_by(&remote),
+    };
+    let judged = before.unwrap_or_else(|| {
+        let first = FirstDatagram {
+            is_sent: direction == Direction::Out,
+            is_connected: socket.connected_to(header.family).is_some(),
+            local_port: local.port,
+            remote_port: remote.port,
         };
-        if is_to_be_stored {
-            stored_conversations::store(conversation, socket.0.cast_mut(), &name, stored);
-        }
-        // Who has asked has a conversation that goes on.
-        if datagram.is_from_name_server() && matches!(flow.role(), Some(Role::Client)) {
-            datagram.pass_answer();
-        }
-        return Some(());
-    }
-    let (role, port) = match direction {
-        Direction::Out => {
+        roles::judge(packet.0, cookie, first)
+    });
+    let port = match judged.role {
+        Role::Client => {
             let is_connected = socket.connected_to(header.family) == Some(remote);
             remote = balanced_sockets::destination_of_conversation(socket.0.cast_mut(), &name, is_connected)
                 .unwrap_or(remote);
-            (Role::Client, remote.port)
+            remote.port
         }
-        Direction::In => (Role::Server, local.port),
+        Role::Server => local.port,
     };
-    let mut flow = FlowKey::new(packet.cgroup(), netns(socket.0), role, port, local.address, remote.address).over_udp();
+    let netns = netns(socket.0);
+    let mut flow = FlowKey::new(packet.cgroup(), netns, judged.role, port, local.address, remote.address).over_udp();
     let slot = provide_slot(&mut flow);
-    let conversation = Conversation::of(flow, slot);
+    let conversation = Conversation::of(flow, slot, judged.is_guess || conversations::may_be_evicted());
     match conversations::begin(&name, &conversation) {
         Beginning::First { inferred } => count_conversation(&conversation.flow, sent, received, inferred),
         Beginning::Known => count_datagram(&conversation.flow, sent, received),
@@ -473,7 +487,7 @@ fn is_tracked(packet: *const __sk_buff) -> bool {
 /// Returns the word at an offset within the first `WORDS` words of a kernel structure; 0 if it cannot be read. Copies
 /// all of them first, since the verifier allows no address within the structure.
 #[inline(always)]
-fn beginning_of<const WORDS: usize>(structure: *const c_void, offset: usize) -> u64 {
+pub fn beginning_of<const WORDS: usize>(structure: *const c_void, offset: usize) -> u64 {
     if offset == 0 || offset % 8 != 0 || offset / 8 >= WORDS {
         return 0;
     }

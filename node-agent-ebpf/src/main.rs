@@ -5,8 +5,9 @@
 //! it cannot be attached, [`state_changes`] counts from a tracepoint. [`pending_attempts`] has the attempts without an
 //! answer. While the table of flows is nearly full, [`folding`]
 //! selects the flows that share rows. [`datagrams`] runs for each packet and counts UDP [`conversations`], the busy ones of
-//! which are [`stored_conversations`]. [`original_destinations`] records the original destinations of datagrams before NAT,
-//! and [`balanced_sockets`] those that a load balancer at the sockets replaces. [`answers`] passes DNS responses
+//! which are [`stored_conversations`]. [`roles`] has the direction of new ones. [`original_destinations`] records the
+//! original destinations of datagrams before NAT, and [`balanced_sockets`] those that a load balancer at the sockets
+//! replaces. [`answers`] passes DNS responses
 //! to the agent. The iterator [`open_sockets`] lists preexisting connections, and [`namespaces`] lists the network
 //! namespaces of tasks. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
 //! kernel's structures at the [`offsets`] of the running kernel. The agent chooses the programs to load; the others
@@ -32,6 +33,7 @@ mod old_closes;
 mod open_sockets;
 mod original_destinations;
 mod pending_attempts;
+mod roles;
 mod scope;
 mod sock_ops;
 mod socket;

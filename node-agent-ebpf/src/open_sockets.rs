@@ -1,5 +1,5 @@
 //! Lists the TCP sockets of all tasks of the reader's pid namespace, in all network namespaces, and the other listening
-//! sockets of the internet protocols.
+//! sockets of the internet protocols. The first listing records the sockets of UDP.
 
 use aya_ebpf::{
     bindings::{bpf_sock, seq_file},
@@ -11,11 +11,15 @@ use node_agent_common::{Origin, SocketRecord, state};
 use crate::{
     balanced_sockets,
     destination::End,
+    existing::is_first_look,
     offsets::offset,
+    roles,
     scope::is_own,
     socket::{KernelPointer, TcpSocket},
     tracked_sockets,
 };
+
+const UDP: u16 = 17;
 
 /// `struct bpf_iter__task_file`.
 #[repr(C)]
@@ -61,7 +65,12 @@ fn show(context: *const TaskFile) -> Option<()> {
             let origin = if any.has_room_for_waiting() { Origin::Listener } else { Origin::Unknown };
             (0, 0, 0, 0, (0, origin))
         }
-        None => return None,
+        None => {
+            if any.protocol() == UDP && is_first_look() {
+                roles::note_preexisting(cookie(sock));
+            }
+            return None;
+        }
     };
     let End { address: remote, port: remote_port, .. } = destination(sock).unwrap_or_else(|| any.remote_end());
     let record = SocketRecord {

@@ -148,6 +148,11 @@ impl<A: Access> TcpSocket<A> {
     }
 
     #[inline(always)]
+    pub fn protocol(self) -> u16 {
+        self.0.load(offset!(sock_protocol))
+    }
+
+    #[inline(always)]
     pub fn state(self) -> u8 {
         self.0.load(offset!(sock_state))
     }

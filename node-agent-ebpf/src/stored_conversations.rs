@@ -15,7 +15,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
-use node_agent_common::{FlowKey, Role};
+use node_agent_common::{FlowKey, Role, direction::JudgedRole};
 
 use crate::{
     conversations::{self, Name, Ongoing},
@@ -46,10 +46,12 @@ struct State {
     /// Conversation that may take this one's place: upper half of a hash of its remote, and its number of datagrams in the
     /// lower half.
     rival: u64,
+    /// 1 if the role is a guess. Never changed.
+    is_guess: u64,
 }
 
 /// As words: the kernel wants storage described in BTF.
-type Words = [u64; 15];
+type Words = [u64; 16];
 const _: () = assert!(size_of::<State>() == size_of::<Words>());
 
 #[btf_map(name = "STORED")]
@@ -109,10 +111,22 @@ impl Stored {
         matches!(self.flow().role(), Some(Role::Client))
     }
 
+    /// Returns this end's role. It stays readable when the storage is deleted.
+    #[inline(always)]
+    pub fn role(self) -> JudgedRole {
+        conversations::role_of(self.flow(), self.is_guess())
+    }
+
+    #[inline(always)]
+    fn is_guess(self) -> bool {
+        // SAFETY: addresses of fields, as everywhere below.
+        self.word(|state| unsafe { &raw mut (*state).is_guess }) != 0
+    }
+
     /// Returns whether the last datagram that was sent with an address was sent to this conversation's remote.
     #[inline(always)]
     pub fn is_destination(self) -> bool {
-        // SAFETY: addresses of fields, as everywhere below.
+        // SAFETY: see `is_guess`.
         self.word(|state| unsafe { &raw mut (*state).is_destination }) != 0
     }
 
@@ -176,7 +190,7 @@ pub fn settle(stored: Stored, socket: *mut bpf_sock, name: &Name) {
     let is_over = conversations::is_over(stored.word(|state| unsafe { &raw mut (*state).last }), now);
     if !is_over {
         stored.set_last(now, conversations::tick());
-        conversations::note(name, stored.flow(), stored.slot(), now);
+        conversations::note(name, stored.flow(), stored.slot(), now, stored.is_guess());
         // SAFETY: see `Stored::is_destination`.
         stored.set(|state| unsafe { &raw mut (*state).noted }, now);
     }
@@ -220,6 +234,7 @@ fn create(conversation: Ongoing, socket: *mut bpf_sock, name: &Name) {
         flow: *conversation.flow(),
         noted: now,
         rival: 0,
+        is_guess: conversation.is_guess().into(),
     };
     // SAFETY: a full socket, and a value of the map's size, which the kernel copies.
     unsafe {
@@ -237,7 +252,7 @@ fn displace(stored: Stored, socket: *mut bpf_sock, cookie: u64) {
     // Last, for other processors may have counted meanwhile.
     // SAFETY: see `Stored::is_destination`.
     let last = stored.word(|state| unsafe { &raw mut (*state).last });
-    conversations::note(&name, stored.flow(), stored.slot(), last);
+    conversations::note(&name, stored.flow(), stored.slot(), last, stored.is_guess());
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ mod refusals;
 mod restarts;
 mod stored_conversations;
 mod udp;
+mod udp_roles;
 mod unlisted;
 
 use std::collections::BTreeMap;

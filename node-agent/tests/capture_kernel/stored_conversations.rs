@@ -263,16 +263,18 @@ fn busy_conversation_ends_after_silence_only() {
 fn displaced_conversation_goes_on_from_its_last_datagram() {
     let node = node_or_skip!();
     let mut callers = Callers::new(&node);
-    let (a, b) = (callers.serve("a", "127.0.0.1"), callers.serve("b", "127.0.0.1"));
     // Datagrams from before the capture, to know how long as many of them take here.
     let begun = Instant::now();
     let before = callers.serve("before", "127.0.0.1");
     for _ in 0..MANY {
         callers.send("before", before, 0, 1);
     }
-    callers.oracle = Oracle::default();
     let silence = Duration::from_secs(5).max(40 * begun.elapsed());
     let mut watched = watch(&Settings { conversation_silence: silence, ..settings(&node) });
+    callers.oracle = Oracle::default();
+    // Of sockets from before, the direction is a guess.
+    callers.client.bind_udp("c", "[::]:0");
+    let (a, b) = (callers.serve("a", "127.0.0.1"), callers.serve("b", "127.0.0.1"));
     let begun = Instant::now();
     for datagram in 0..MANY {
         callers.send("a", a, u64::from(datagram == 0), 30);

@@ -141,6 +141,28 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// Returns an error if there is no such field, or it has another width.
     pub fn offset(&self, structure: &str, path: &str, size: u32) -> Result<u32, BtfError> {
+        let (bits, id) = self.find(structure, path)?;
+        if !bits.is_multiple_of(8) || self.size(id) != Some(size) {
+            return Err(BtfError::Changed(format!("{structure}.{path}"), size));
+        }
+        Ok(bits / 8)
+    }
+
+    /// Returns the offset in bits of a bit of a field, which may be a bit field: eight times its byte's offset, plus the
+    /// number of the bit in it.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such field, or it is a bit field on a big-endian machine, which numbers bits otherwise.
+    pub fn bit(&self, structure: &str, path: &str, bit: u32) -> Result<u32, BtfError> {
+        let (bits, _) = self.find(structure, path)?;
+        if cfg!(target_endian = "big") && !bits.is_multiple_of(8) {
+            return Err(BtfError::Changed(format!("{structure}.{path}"), 1));
+        }
+        bits.checked_add(bit).ok_or_else(|| BtfError::Missing(format!("{structure}.{path}")))
+    }
+
+    /// Returns the offset in bits and the type of a field: see [`Btf::offset`].
+    fn find(&self, structure: &str, path: &str) -> Result<(u32, u32), BtfError> {
         let missing = || BtfError::Missing(format!("{structure}.{path}"));
         let mut id = *self.named.get(structure.as_bytes()).ok_or_else(missing)?;
         let mut bits = 0_u32;
@@ -149,10 +171,7 @@ impl<'a> Btf<'a> {
             bits = bits.checked_add(offset).ok_or_else(missing)?;
             id = field;
         }
-        if !bits.is_multiple_of(8) || self.size(id) != Some(size) {
-            return Err(BtfError::Changed(format!("{structure}.{path}"), size));
-        }
-        Ok(bits / 8)
+        Ok((bits, id))
     }
 
     /// The value of an enumerator of a named enumeration.

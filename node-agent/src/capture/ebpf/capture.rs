@@ -152,6 +152,9 @@ impl EbpfCapture {
             self.preexisting.first_look(&mut self.programs, &mut self.accounts)?;
             self.describe_unwatched();
             self.describe_earlier_balancing();
+            if let Some(datagrams) = &mut self.datagrams {
+                datagrams.set_listed().map_err(|error| failed("writing what the listing has shown", error))?;
+            }
         } else {
             end_first_look(&mut self.programs)?;
         }

@@ -25,6 +25,8 @@ pub(super) struct ConversationTables {
     size: u32,
     /// The same for the largest table.
     most: u32,
+    /// True if the first table was replaced.
+    has_grown: bool,
     /// Time from which on no conversation of the earlier table goes on; `None` if there is no such table.
     earlier_until: Option<Instant>,
     /// Time before which no other table is created.
@@ -39,7 +41,8 @@ impl ConversationTables {
     pub(super) fn new(tables: ArrayOfMaps<MapData, MapData>, most: u32) -> Result<Self, MapError> {
         let size = first_size(thread::available_parallelism().map_or(1, usize::from)).min(most);
         let current = create(size)?;
-        let mut created = Self { tables, current, size, most, earlier_until: None, next_growth: Instant::now() };
+        let mut created =
+            Self { tables, current, size, most, has_grown: false, earlier_until: None, next_growth: Instant::now() };
         for index in [EARLIER, CURRENT] {
             created.tables.set(index, &created.current, 0)?;
         }
@@ -50,6 +53,11 @@ impl ConversationTables {
     /// eviction. The kernel evicts the least recently used ones only approximately.
     pub(super) fn room(&self) -> u64 {
         u64::from(self.size / 2)
+    }
+
+    /// Returns the number of conversations up to which none was evicted since the first table was created.
+    pub(super) fn complete_up_to(&self) -> u64 {
+        if self.has_grown { 0 } else { self.room() }
     }
 
     /// Creates the largest table if so many conversations, which began within `memory`, are many for the first one.
@@ -76,6 +84,7 @@ impl ConversationTables {
         };
         self.tables.set(EARLIER, &self.current, 0)?;
         self.tables.set(CURRENT, &larger, 0)?;
+        self.has_grown = true;
         (self.current, self.size, self.earlier_until) = (larger, self.most, Some(now + memory));
         Ok(())
     }

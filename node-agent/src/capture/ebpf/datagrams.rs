@@ -136,6 +136,11 @@ impl Datagrams {
         })
     }
 
+    /// Records that the first listing has shown the sockets that are older than the capture.
+    pub(super) fn set_listed(&mut self) -> Result<(), MapError> {
+        self.begun.set(conversation::HAS_HISTORIES, 1, 0)
+    }
+
     /// Returns the DNS responses since the last call. Must be called after flows were read, so that the responses that
     /// led to their addresses are included.
     pub(super) fn answers(&mut self) -> Vec<(u64, Answer)> {
@@ -146,8 +151,8 @@ impl Datagrams {
         answers
     }
 
-    /// Fits the table to the number of conversations, and sets the number from which on a conversation that seems to begin
-    /// may be an evicted one.
+    /// Fits the table to the number of conversations, and sets the numbers from which on a conversation that seems to begin
+    /// may be an evicted one or follow one.
     pub(super) fn judge(&mut self, now: Instant) -> Result<(), MapError> {
         let begun = self.begun.get(&conversation::BEGUN, 0)?;
         if self.notes.back().is_none_or(|(noted, _)| now.saturating_duration_since(*noted) >= NOTE_EVERY) {
@@ -155,6 +160,7 @@ impl Datagrams {
         }
         let before = begun_before(&mut self.notes, now.checked_sub(self.memory));
         self.tables.fit(begun.saturating_sub(before), self.memory + NOTE_EVERY, now)?;
+        self.begun.set(conversation::COMPLETE_UP_TO, self.tables.complete_up_to(), 0)?;
         if now.saturating_duration_since(self.attached) < self.settle {
             return Ok(());
         }

@@ -4,6 +4,9 @@ use node_agent_common::Offsets;
 
 use super::btf::{Btf, BtfError};
 
+/// Number of the bit of `sk_userlocks` that is set if a process chose the socket's port (`include/net/sock.h`).
+const SOCK_BINDPORT_LOCK: u32 = 3;
+
 /// All offsets; those that only the optional programs read may be missing.
 pub(super) struct KernelOffsets {
     pub(super) offsets: Offsets,
@@ -50,6 +53,11 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<KernelOffsets, BtfError> {
     if let (Ok(bucket), Ok(reuse)) = (bucket, btf.offset("inet_bind_bucket", "fastreuse", 1)) {
         (offsets.bind_bucket, offsets.bucket_reuse) = (bucket, reuse);
     }
+    // Without, the direction of more UDP conversations is a guess.
+    let named_port = btf.bit("sock", "sk_userlocks", SOCK_BINDPORT_LOCK);
+    if let (Ok(named_port), Ok(sk)) = (named_port, btf.offset("sk_buff", "sk", 8)) {
+        (offsets.sock_named_port_bit, offsets.skb_sk) = (named_port, sk);
+    }
     let no_listing = listing(btf, &mut offsets).err();
     let no_retransmits = set(&mut offsets.tcp_total_retrans, btf.offset("tcp_sock", "total_retrans", 4)).err();
     let no_rtt = set(&mut offsets.tcp_srtt_us, btf.offset("tcp_sock", "srtt_us", 4)).err();
@@ -69,6 +77,7 @@ pub(super) fn keeps_cgroups_in_a_union(btf: &Btf<'_>) -> bool {
 /// Adds offsets for the iterator, and for programs that are not limited to the node's cgroups by their attach point.
 fn listing(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
     offsets.tcp_callback_flags = btf.offset("tcp_sock", "bpf_sock_ops_cb_flags", 1)?;
+    offsets.sock_protocol = btf.offset("sock", "sk_protocol", 2)?;
     offsets.socket_sk = btf.offset("socket", "sk", 8)?;
     offsets.task_tgid = btf.offset("task_struct", "tgid", 4)?;
     offsets.task_nsproxy = btf.offset("task_struct", "nsproxy", 8)?;
@@ -129,6 +138,7 @@ mod tests {
         let btf = Btf::parse(&bytes).unwrap();
         assert_eq!(btf.offset("sock", "in.b", 2), Ok(4));
         assert_eq!(btf.offset("sock", "x", 4), Ok(0));
+        assert_eq!(btf.bit("sock", "bit", 3), Ok(8 * 6 + 1 + 3));
         assert_eq!(btf.enumerator("sock_flags", "SOCK_DONE"), Ok(1));
     }
 
@@ -153,6 +163,7 @@ mod tests {
         assert_eq!((found.no_listing, found.no_retransmits, found.no_rtt), (None, None, None));
         // Part of the kernel's interface to programs of other kinds, and the same for many years.
         assert_eq!((found.offsets.sock_daddr, found.offsets.sock_rcv_saddr, found.offsets.done_bit), (0, 4, 1));
+        assert_ne!((found.offsets.sock_named_port_bit, found.offsets.skb_sk), (0, 0));
     }
 
     proptest! {
@@ -167,7 +178,7 @@ mod tests {
             bytes.truncate(cut);
             if let Ok(btf) = Btf::parse(&bytes) {
                 let _ = find(&btf);
-                let _ = btf.offset("sock", "in.b", 2);
+                let _ = (btf.offset("sock", "in.b", 2), btf.bit("sock", "bit", 3));
                 let _ = btf.enumerator("sock_flags", "SOCK_DONE");
             }
         }

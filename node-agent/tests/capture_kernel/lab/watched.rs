@@ -9,7 +9,7 @@ use std::{
 use scopeprobe_agent::capture::{Attach, Capture, EbpfCapture, Feature, Folded, Losses, Refusal, Settings, start_ebpf};
 use scopeprobe_agent::names::Answer;
 use topology::{
-    flow::{FlowCounters, FlowKey, Methods},
+    flow::{FlowCounters, FlowKey, Methods, Protocol},
     rtt::RttHistogram,
 };
 
@@ -163,9 +163,11 @@ impl Watched {
     }
 }
 
-/// Removes TCP measurements, which depend on the machine's load: see `measures`.
+/// Removes TCP measurements, which depend on the machine's load: see `measures`. Where the kernel cannot list sockets, more
+/// conversations of UDP have a guessed direction.
 pub fn without_measures(flows: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<FlowKey, FlowCounters> {
-    let plain = |counters: &FlowCounters| FlowCounters {
+    let plain = |key: &FlowKey, counters: &FlowCounters| FlowCounters {
+        inferred: if key.protocol == Protocol::Udp && !can_list() { 0 } else { counters.inferred },
         retransmits: None,
         preexisting_retransmits: 0,
         open_retransmits: 0,
@@ -175,7 +177,7 @@ pub fn without_measures(flows: &BTreeMap<FlowKey, FlowCounters>) -> BTreeMap<Flo
         pending_ended: 0,
         ..*counters
     };
-    flows.iter().map(|(key, counters)| (*key, plain(counters))).collect()
+    flows.iter().map(|(key, counters)| (*key, plain(key, counters))).collect()
 }
 
 /// Sets the method to eBPF for all expected flows.
