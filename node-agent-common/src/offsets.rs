@@ -51,10 +51,14 @@ pub struct Offsets {
     /// 0 if this kernel lacks the field.
     pub bind_bucket: u32,
     pub bucket_reuse: u32,
+    pub prog_type: u32,
+    pub prog_aux: u32,
+    pub prog_aux_id: u32,
+    pub prog_aux_name: u32,
     /// Not an offset: 1 if sockets outside of the node's cgroups exist and have to be excluded.
     pub scoped: u32,
     /// Not an offset: 1 if sockets have no callbacks, but are tracked by their state changes.
     pub tracks_sockets: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 38 * 4);
+const _: () = assert!(size_of::<Offsets>() == 42 * 4);
 plain_data!(Offsets);

@@ -9,7 +9,7 @@
 //! original destinations of datagrams before NAT, and [`balanced_sockets`] those that a load balancer at the sockets
 //! replaces. [`answers`] passes DNS responses
 //! to the agent. The iterator [`open_sockets`] lists preexisting connections, and [`namespaces`] lists the network
-//! namespaces of tasks. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
+//! namespaces of tasks, and [`loaded_programs`] the kernel's programs. [`old_closes`] counts the end of preexisting connections. [`socket`] reads fields of the
 //! kernel's structures at the [`offsets`] of the running kernel. The agent chooses the programs to load; the others
 //! cost nothing.
 #![no_std]
@@ -26,6 +26,8 @@ mod existing;
 mod floor;
 mod flows;
 mod folding;
+mod handover;
+mod loaded_programs;
 mod memory;
 mod namespaces;
 mod offsets;

@@ -21,19 +21,39 @@ use node_agent_common::{FlowKey, Loss, Role, callback, state};
 use crate::{
     balanced_sockets, existing,
     flows::{Event, count, lose},
-    pending_attempts,
+    handover, pending_attempts,
     socket::{KernelPointer, TcpSocket},
 };
 
 #[sock_ops]
 pub fn connections(context: SockOpsContext) -> u32 {
-    let call = Call(context.ops);
-    match call.op() {
+    see(Call(context.ops), false)
+}
+
+/// The same program: see [`handover`].
+#[sock_ops]
+pub fn connections_twin(context: SockOpsContext) -> u32 {
+    see(Call(context.ops), true)
+}
+
+#[inline(always)]
+fn see(call: Call, is_twin: bool) -> u32 {
+    let op = call.op();
+    let counts = || handover::counts(is_twin, || [call.cookie(), u64::from(op)]);
+    match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => begun(call),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => opened(call, Role::Client),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => opened(call, Role::Server),
-        BPF_SOCK_OPS_STATE_CB if call.new_state() == state::CLOSE => ended(call),
-        BPF_SOCK_OPS_RETRANS_CB if call.state() == state::SYN_SENT => unanswered(call),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            let role = if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB { Role::Client } else { Role::Server };
+            if counts() { opened(call, role) } else { call.add_flags(callback::of(role)) }
+        }
+        BPF_SOCK_OPS_STATE_CB if call.new_state() == state::CLOSE && counts() => ended(call),
+        BPF_SOCK_OPS_RETRANS_CB if call.state() == state::SYN_SENT => {
+            call.add_flags(callback::of(Role::Client));
+            if counts() {
+                unanswered(call);
+            }
+        }
+        _ if call.flags() as u8 & callback::STATE == 0 => restore_flags(call),
         _ => {}
     }
     1
@@ -46,6 +66,25 @@ fn begun(call: Call) {
         && let Some(socket) = call.socket()
     {
         balanced_sockets::decide(call.bpf_socket(), &socket.remote_end());
+    }
+}
+
+/// Restores the flags of an open connection: a program that was called just before this one has taken them.
+#[inline(always)]
+fn restore_flags(call: Call) {
+    let is_open = match call.state() {
+        state::ESTABLISHED | state::FIN_WAIT1 | state::FIN_WAIT2 => true,
+        state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING => true,
+        // A server's, which has just been counted as established.
+        state::SYN_RECV => call.op() == BPF_SOCK_OPS_STATE_CB,
+        _ => false,
+    };
+    if !is_open {
+        return;
+    }
+    if let Some(socket) = call.socket() {
+        let shown = Role::shown(call.flags() as u8, socket.origin());
+        call.add_flags(shown.map_or(callback::STATE, callback::of));
     }
 }
 

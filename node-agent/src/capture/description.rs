@@ -69,6 +69,8 @@ pub enum Feature {
     OpenSockets,
     /// The end of connections that are older than any agent of this boot.
     OldCloses,
+    /// Callback flags of sockets, without which the end of a connection is not observed.
+    CallbackFlags,
     /// Retransmitted segments.
     Retransmits,
     /// Round-trip times.

@@ -1,6 +1,8 @@
 //! Capture by eBPF. A `sock_ops` program counts in the kernel; where it cannot be attached, programs on the tracepoint
 //! `inet_sock_set_state` use the same maps. An iterator lists preexisting sockets.
 //!
+//! `sock_ops` keeps the first of these behind the programs of other owners, which `loaded_programs` lists.
+//!
 //! Start: `start` runs the `preflight` and then tries each [`Attach`](super::Attach) in turn. `programs` loads and attaches
 //! the programs with the `offsets` that `btf` found; `tracepoint` does so for the second and third choice. `load_errors`
 //! explains the kernel's errors, and `self_test` checks that connections are counted. `balancers` attaches programs before
@@ -25,6 +27,7 @@ mod folding;
 mod keys;
 mod listing;
 mod load_errors;
+mod loaded_programs;
 mod new_flows;
 mod object;
 mod offsets;
@@ -37,6 +40,7 @@ mod seeds;
 mod self_test;
 mod slots;
 mod snmp_audit;
+mod sock_ops;
 mod start;
 mod table_sizes;
 mod tasks;

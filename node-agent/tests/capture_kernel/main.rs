@@ -7,6 +7,7 @@ mod cost;
 mod crowds;
 #[allow(dead_code, reason = "shared with the tests of the fallback")]
 mod lab;
+mod lost_flags;
 mod measures;
 mod misses;
 mod pending;

@@ -304,6 +304,7 @@ impl KernelAccounts {
     pub(super) fn add_unseen_close_of_unknown_bytes(&mut self, key: FlowKey) {
         self.add_unseen_close(key, Traffic::default());
         self.change(key, |account| {
+            account.unlisted = account.unlisted.saturating_sub(1);
             if !account.has_open() {
                 account.closed_traffic = account.traffic;
             }
@@ -359,6 +360,16 @@ impl KernelAccounts {
     /// Returns whether the flow has open connections.
     pub(super) fn has_open(&self, key: &FlowKey) -> bool {
         self.flows.get(key).is_some_and(|stored| KernelAccount::from(&stored.account).has_open())
+    }
+
+    /// Returns the number of open connections of the flow.
+    pub(super) fn open(&self, key: &FlowKey) -> u64 {
+        self.flows.get(key).map_or(0, |stored| KernelAccount::from(&stored.account).open())
+    }
+
+    /// Returns the number of open connections of the flow that the last listing did not have.
+    pub(super) fn unlisted(&self, key: &FlowKey) -> u64 {
+        self.flows.get(key).map_or(0, |stored| KernelAccount::from(&stored.account).unlisted)
     }
 
     /// Returns whether the flow has an account.

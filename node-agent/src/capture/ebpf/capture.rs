@@ -1,10 +1,12 @@
 //! Capture by eBPF: combines the programs, the listings and the accounts.
 
 mod balancing;
+mod lost_flags;
 mod pending;
+mod scan;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     thread,
@@ -16,19 +18,20 @@ use node_agent_common::{FlowKey, FlowStats, Loss, chunk};
 use topology::{entity::Network, flow};
 
 use super::{
-    accounts::{CaptureAbilities, KernelAccounts, Open},
+    accounts::{CaptureAbilities, KernelAccounts},
     datagrams::Datagrams,
     folding::{Folding, Phase},
     keys::kernel_key,
-    listing::{Connection, EndObserver, Listing},
     new_flows::NewFlows,
     pending_attempts::PendingAttempts,
-    preexisting::{Preexisting, SETTLE, end_first_look, list},
+    preexisting::{Preexisting, SETTLE, end_first_look},
     programs::Programs,
     slots::Slots,
     snmp_audit::SnmpAudit,
     tracked_sockets::TrackedSockets,
 };
+use lost_flags::LostFlags;
+
 use crate::capture::{
     description::{Description, Feature},
     errors::{CaptureError, failed},
@@ -78,6 +81,9 @@ pub struct EbpfCapture {
     lost_answers: u64,
     /// SNMP audit, if a tracepoint is used.
     snmp_audit: Option<SnmpAudit>,
+    lost_flags: LostFlags,
+    /// Time after which a connection that is not listed has ended.
+    gone_after: Duration,
     /// Maximum of the missing connections that were reported so far.
     said_missing: u64,
     /// Time at which the reported changes were collected.
@@ -125,6 +131,8 @@ impl EbpfCapture {
             cgroup_root: settings.cgroup_root.clone(),
             lost_answers: 0,
             snmp_audit,
+            lost_flags: LostFlags::default(),
+            gone_after: settings.gone_after,
             said_missing: 0,
             collected_at: Instant::now(),
             has_rest: false,
@@ -179,6 +187,7 @@ impl EbpfCapture {
             now,
             |key, since| {
                 self.accounts.add(key, since, nothing_lost);
+                self.lost_flags.note_opened(key, since.opened);
                 if key.is_folded() {
                     self.folding.counted += u64::from(since.opened) + u64::from(since.failed);
                 }
@@ -200,6 +209,7 @@ impl EbpfCapture {
     /// Collects everything that is due.
     fn collect_all(&mut self, now: Instant) -> Result<(), CaptureError> {
         self.check_balancers(now)?;
+        self.fall_behind(now);
         self.read_pending(now)?;
         self.collect(now)?;
         self.release(now).map_err(|error| failed("giving slots back to the kernel", error))?;
@@ -214,33 +224,6 @@ impl EbpfCapture {
         self.count_pending(now)
     }
 
-    fn scan(&mut self) -> Result<(), CaptureError> {
-        let begun = Instant::now();
-        self.ask_namespaces()?;
-        let listing = list(&mut self.programs)?;
-        let (folding, slots) = (&self.folding, &mut self.slots);
-        self.preexisting.scan(&mut self.programs, &mut self.accounts, &listing, &mut |programs, flow| {
-            row_of_preexisting(programs, slots, folding, flow)
-                .map_err(|error| failed("folding a preexisting connection", error))
-        })?;
-        self.describe_unwatched();
-        if self.programs.follows() {
-            self.tracked.scan(&mut self.programs, &mut self.accounts, &self.folding, &listing)?;
-        }
-        let now = Instant::now();
-        let moved = self.collect(now)?;
-        if let Some(snmp_audit) = &mut self.snmp_audit {
-            snmp_audit.settle(&listing.dialling);
-        }
-        let all_still = self.weigh(&listing, &moved);
-        // Listings take at most a hundredth of the time, for any number of sockets.
-        let soonest = 100 * (now - begun);
-        self.next_look =
-            now + if all_still { self.listing_interval } else { self.retry.max(soonest).min(self.listing_interval) };
-        self.retry = if all_still { RETRY } else { (2 * self.retry).min(self.listing_interval) };
-        Ok(())
-    }
-
     fn describe_unwatched(&mut self) {
         if self.preexisting.unwatched() > 0 {
             self.description.lack(Feature::OldCloses, UNWATCHED);
@@ -249,31 +232,6 @@ impl EbpfCapture {
 
     fn ask_namespaces(&mut self) -> Result<(), CaptureError> {
         self.snmp_audit.as_mut().map_or(Ok(()), |snmp_audit| snmp_audit.ask(&mut self.programs))
-    }
-
-    /// Sums the values of open connections. Leaves out flows of which a connection may have ended since the listing began,
-    /// because it would count twice. Returns whether there were none.
-    fn weigh(&mut self, listing: &Listing, moved: &Moved) -> bool {
-        let (mut open, mut listed): (HashMap<FlowKey, Open>, HashMap<FlowKey, u64>) = Default::default();
-        // One that is not accounted for may be one that has just ended.
-        let known = |cookie, found: &Connection| found.end == EndObserver::Callbacks || self.preexisting.knows(cookie);
-        for (cookie, connection) in &listing.connections {
-            let row = self.folding.row_of(&self.accounts, &connection.flow);
-            *listed.entry(row).or_default() += 1;
-            if known(*cookie, connection) {
-                open.entry(row).or_default().add(connection.traffic, connection.rtt);
-            }
-        }
-        let mut all_still = true;
-        for (key, open) in open {
-            if moved.ended.contains(&key) {
-                all_still = false;
-            } else {
-                self.accounts.set_open(key, &open);
-            }
-        }
-        self.accounts.set_listed(&listed, |key| !moved.ended.contains(key) && !moved.opened.contains(key));
-        all_still
     }
 
     /// To be called after flows have been read: see [`Datagrams::answers`].
@@ -441,23 +399,6 @@ impl EbpfCapture {
         }
         Ok(())
     }
-}
-
-/// Returns the row in which the programs count the end of a preexisting connection that was found just now.
-fn row_of_preexisting(
-    programs: &mut Programs,
-    slots: &mut Slots,
-    folding: &Folding,
-    flow: FlowKey,
-) -> Result<FlowKey, MapError> {
-    // A flow's own row must not come into being here: its folded row may have open connections.
-    if !folding.phase.has_rows() || !folding.is_external(&flow) || programs.slot_of.get(&flow, 0).is_ok() {
-        return Ok(flow);
-    }
-    let Some(slot) = programs.provide_slot(&flow.folded())? else { return Ok(flow) };
-    slots.assign(slot, flow.folded(), Instant::now());
-    hold(slots, programs, slot, 1);
-    Ok(flow.folded())
 }
 
 /// Makes the programs regard connections as open that they have not seen open.

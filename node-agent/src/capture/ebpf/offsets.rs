@@ -58,6 +58,8 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<KernelOffsets, BtfError> {
     if let (Ok(named_port), Ok(sk)) = (named_port, btf.offset("sk_buff", "sk", 8)) {
         (offsets.sock_named_port_bit, offsets.skb_sk) = (named_port, sk);
     }
+    // Without, programs of other owners have no names.
+    let _ = programs(btf, &mut offsets);
     let no_listing = listing(btf, &mut offsets).err();
     let no_retransmits = set(&mut offsets.tcp_total_retrans, btf.offset("tcp_sock", "total_retrans", 4)).err();
     let no_rtt = set(&mut offsets.tcp_srtt_us, btf.offset("tcp_sock", "srtt_us", 4)).err();
@@ -72,6 +74,15 @@ fn set(offset: &mut u32, found: Result<u32, BtfError>) -> Result<(), BtfError> {
 /// Kernels before 5.15, but for some that took it over, keep a socket's cgroup in a word that also has flags in it.
 pub(super) fn keeps_cgroups_in_a_union(btf: &Btf<'_>) -> bool {
     btf.offset("sock", "sk_cgrp_data.cgroup", 8).is_err() && btf.offset("sock", "sk_cgrp_data.val", 8).is_ok()
+}
+
+/// Adds offsets for the iterator over programs.
+fn programs(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
+    offsets.prog_type = btf.offset("bpf_prog", "type", 4)?;
+    offsets.prog_aux = btf.offset("bpf_prog", "aux", 8)?;
+    offsets.prog_aux_id = btf.offset("bpf_prog_aux", "id", 4)?;
+    offsets.prog_aux_name = btf.bit("bpf_prog_aux", "name", 0)? / 8;
+    Ok(())
 }
 
 /// Adds offsets for the iterator, and for programs that are not limited to the node's cgroups by their attach point.

@@ -62,6 +62,8 @@ pub(super) struct Preexisting {
     unwatched: u64,
     /// True if there are clients' connections whose opening an earlier agent observed.
     has_earlier_clients: bool,
+    /// Connections that another program took the callback flags from.
+    lost_flags: u64,
 }
 
 impl Preexisting {
@@ -75,6 +77,7 @@ impl Preexisting {
             undecided: 0,
             unwatched: 0,
             has_earlier_clients: false,
+            lost_flags: 0,
         }
     }
 
@@ -96,6 +99,16 @@ impl Preexisting {
     /// Returns the number of connections whose end is noticed late, for lack of room.
     pub(super) fn unwatched(&self) -> u64 {
         self.unwatched
+    }
+
+    /// Returns the number of connections that lost their callback flags after they were counted.
+    pub(super) fn lost_flags(&self) -> u64 {
+        self.lost_flags
+    }
+
+    /// Returns whether [`Self::scan`] will have to decide whether connections were counted.
+    pub(super) fn has_to_decide(&self, listing: &Listing) -> bool {
+        self.suspects.keys().any(|cookie| listing.connections.contains_key(cookie))
     }
 
     /// Returns the number of attempts with an unknown result, for lack of room.
@@ -195,16 +208,18 @@ impl Preexisting {
     }
 
     /// Processes a later listing: connections that were hidden (not accepted yet) appear, others are gone. `row_of` returns
-    /// the row in which the programs count the end of a hidden connection.
+    /// the row in which the programs count the end of a hidden connection. `was_counted` returns whether all listed connections
+    /// of a flow were counted; `None` if that is not known yet.
     pub(super) fn scan(
         &mut self,
         programs: &mut Programs,
         accounts: &mut KernelAccounts,
         listing: &Listing,
         row_of: &mut dyn FnMut(&mut Programs, FlowKey) -> Result<FlowKey, CaptureError>,
+        was_counted: &dyn Fn(&KernelAccounts, &FlowKey) -> Option<bool>,
     ) -> Result<(), CaptureError> {
         self.attempts.scan(programs, accounts, listing, &HashSet::new())?;
-        self.find_late(programs, accounts, listing, row_of)?;
+        self.find_late(programs, accounts, listing, row_of, was_counted)?;
         self.find_gone(programs, accounts, listing)?;
         watch(programs, !self.seeds.is_empty() || !self.attempts.is_empty())
     }
@@ -215,6 +230,7 @@ impl Preexisting {
         accounts: &mut KernelAccounts,
         listing: &Listing,
         row_of: &mut dyn FnMut(&mut Programs, FlowKey) -> Result<FlowKey, CaptureError>,
+        was_counted: &dyn Fn(&KernelAccounts, &FlowKey) -> Option<bool>,
     ) -> Result<(), CaptureError> {
         let unknown =
             select(listing, |cookie, found| found.end != EndObserver::Callbacks && !self.seeds.contains_key(&cookie));
@@ -222,11 +238,19 @@ impl Preexisting {
         self.suspects = suspects;
         let certain: HashMap<u64, Connection> = certain;
         for (cookie, found) in certain {
+            let Some(was_counted) = was_counted(accounts, &found.flow) else {
+                self.suspects.insert(cookie, found);
+                continue;
+            };
             let found = Connection { flow: row_of(programs, found.flow)?, ..found };
             watch(programs, true)?;
             let is_watched = self.enter(programs, cookie, &found);
             self.plant(cookie, &found, is_watched);
-            accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
+            if was_counted {
+                self.lost_flags += 1;
+            } else {
+                accounts.add_preexisting(found.flow, found.traffic, found.is_inferred);
+            }
         }
         Ok(())
     }

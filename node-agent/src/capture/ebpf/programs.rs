@@ -8,12 +8,12 @@ use aya::{
         Array, HashMap, MapData, MapError, PerCpuArray, Queue, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{
-        BtfTracePoint, CgroupAttachMode, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId,
-    },
+    programs::{BtfTracePoint, Iter, ProgramError, SockOps, links::LinkError, tp_btf::BtfTracePointLinkId},
 };
 use aya_obj::generated::BPF_NOEXIST;
-use node_agent_common::{FlowKey, Loss, Offsets, PendingAttempt, TrackedSocket, chunk, folding, listing_phase};
+use node_agent_common::{
+    FlowKey, Loss, Offsets, PendingAttempt, ProgramRecord, TrackedSocket, chunk, folding, listing_phase,
+};
 
 use super::{
     attach_types::AttachTypes,
@@ -22,10 +22,12 @@ use super::{
     datagrams::Datagrams,
     keys::octets,
     load_errors::{describe, load_refusal},
+    loaded_programs,
     object::{program, take},
     preflight::Environment,
     preflight::no_listing,
     running_kernel::RunningKernel,
+    sock_ops::{self, PlaceError, SockOpsPlace},
     table_sizes,
     tracepoint::Tracepoint,
 };
@@ -45,9 +47,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sc
 const FIRST_SLOTS: u32 = 4 * chunk::SLOTS;
 
 /// Names in the object.
-const CONNECTIONS: &str = "connections";
 const OPEN_SOCKETS: &str = "open_sockets";
 const NAMESPACES: &str = "namespaces";
+const LOADED_PROGRAMS: &str = "loaded_programs";
 const OLD_CLOSES: &str = "old_closes";
 
 /// Loaded and attached programs; they stay in the kernel while this value lives.
@@ -68,9 +70,11 @@ pub(super) struct Programs {
     own_networks: LpmTrie<MapData, [u8; 16], u32>,
     balancers: Balancers,
     tracepoint: Tracepoint,
+    sock_ops: SockOpsPlace,
     counts_misses: bool,
     can_list: bool,
     can_list_tasks: bool,
+    has_program_list: bool,
     can_see_old_closes: bool,
     old_closes: Option<BtfTracePointLinkId>,
 }
@@ -135,11 +139,13 @@ impl Programs {
             listing_phase: take(&mut object, "LISTING_PHASE")?,
             folding: take(&mut object, "FOLDING")?,
             own_networks: take(&mut object, "OWN_NETWORKS")?,
+            sock_ops: SockOpsPlace::take(&mut object)?,
             object,
             tracepoint: Tracepoint::default(),
             counts_misses: true,
             can_list: false,
             can_list_tasks: false,
+            has_program_list: false,
             can_see_old_closes: false,
             old_closes: None,
         })
@@ -148,6 +154,9 @@ impl Programs {
     /// Loads the programs without which the rest works.
     fn load_optional(&mut self, types: AttachTypes, attach: Attach, degradations: &mut Vec<Degradation>) {
         let btf = types.to_aya().map_err(|error| error.to_string());
+        if let Ok(btf) = &btf {
+            self.has_program_list = self.load_loaded_programs(btf).is_ok();
+        }
         let list =
             |programs: &mut Self, btf: &AyaBtf| programs.load_open_sockets(btf).map_err(|error| describe(&error));
         match btf.and_then(|btf| list(self, &btf).map(|()| btf)) {
@@ -189,6 +198,10 @@ impl Programs {
         program::<Iter>(&mut self.object, NAMESPACES)?.load("task", btf)
     }
 
+    fn load_loaded_programs(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
+        program::<Iter>(&mut self.object, LOADED_PROGRAMS)?.load("bpf_prog", btf)
+    }
+
     fn load_old_closes(&mut self, btf: &AyaBtf) -> Result<(), ProgramError> {
         program::<BtfTracePoint>(&mut self.object, OLD_CLOSES)?.load("inet_sock_set_state", btf)
     }
@@ -214,11 +227,21 @@ impl Programs {
                 describe(error)
             ),
         };
-        let directory = File::open(cgroup_root).map_err(|error| refusal(&error))?;
-        let program = program::<SockOps>(&mut self.object, CONNECTIONS).map_err(|error| refusal(&error))?;
-        // A link: several may be attached to a cgroup, and this one goes with the process.
-        program.attach(directory, CgroupAttachMode::Single).map_err(|error| refusal(&error))?;
-        Ok(())
+        self.sock_ops.attach(&mut self.object, cgroup_root).map_err(|error| refusal(error.as_ref()))
+    }
+
+    /// Returns the programs that the kernel has called after the `sock_ops` program: see [`SockOpsPlace::fall_behind`].
+    pub(super) fn fall_behind(&mut self, now: Instant) -> Result<Vec<u32>, PlaceError> {
+        self.sock_ops.fall_behind(&mut self.object, now)
+    }
+
+    /// Returns all programs in the kernel; none if the kernel does not list them.
+    pub(super) fn list_programs(&mut self) -> Option<Vec<ProgramRecord>> {
+        if !self.has_program_list {
+            return None;
+        }
+        let listing = self.begin_listing(LOADED_PROGRAMS).ok()?;
+        loaded_programs::read(listing).ok()
     }
 
     /// Counts datagrams, too, from now on until this value is dropped; where something keeps it from that, the rest goes on.
@@ -401,7 +424,10 @@ pub(super) enum ListError {
 
 /// The connections themselves.
 fn load_connections(object: &mut Ebpf) -> Result<(), Refusal> {
-    program::<SockOps>(object, CONNECTIONS)
-        .and_then(SockOps::load)
-        .map_err(|error| load_refusal("loading the sock_ops program", &error))
+    for copy in sock_ops::COPIES {
+        program::<SockOps>(object, copy)
+            .and_then(SockOps::load)
+            .map_err(|error| load_refusal("loading the sock_ops program", &error))?;
+    }
+    Ok(())
 }

@@ -64,6 +64,11 @@ pub fn exclusive(cgroup: &Path) -> Foreign {
     )
 }
 
+/// Changes nothing.
+pub fn idle(cgroup: &Path) -> Foreign {
+    Foreign::attach(cgroup, &[instruction(0xb7, 0, 1), instruction(0x95, 0, 0)], abi::ALLOW_MULTI)
+}
+
 /// Takes all callbacks away from every socket, at every call.
 pub fn flag_owner(cgroup: &Path) -> Foreign {
     flags_setter(cgroup, 0)
@@ -181,6 +186,14 @@ impl Foreign {
         attributes[0] = fd(self.cgroup.as_raw_fd()) | fd(self.program.as_raw_fd()) << 32;
         attributes[1] = u64::from(self.hook) | u64::from(flags) << 32;
         attributes
+    }
+}
+
+impl Foreign {
+    /// Returns its ID, as `bpftool` shows it.
+    pub fn id(&self) -> u32 {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.program.as_raw_fd())).unwrap();
+        info.lines().find_map(|line| line.strip_prefix("prog_id:")).unwrap().trim().parse().unwrap()
     }
 }
 
