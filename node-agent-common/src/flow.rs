@@ -168,8 +168,12 @@ pub struct FlowStats {
     pub inferred: u32,
     /// Number of times that the agent has taken the slot from a flow. Programs that remember a slot compare it.
     pub generation: u32,
+    /// Ended connections whose payload may have gone past TCP: see [`sockmap`](crate::sockmap).
+    pub past_tcp: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<FlowStats>() == 2 * 8 + 8 * 4 + RTT_BUCKETS * 4);
+const _: () = assert!(size_of::<FlowStats>() == 2 * 8 + 10 * 4 + RTT_BUCKETS * 4);
 plain_data!(FlowStats);
 
 /// Number of buckets for round-trip times.

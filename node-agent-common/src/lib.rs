@@ -16,6 +16,7 @@ mod pending;
 mod program;
 mod role;
 mod socket;
+pub mod sockmap;
 mod task;
 
 pub use answer::AnswerRecord;

@@ -49,6 +49,8 @@ pub struct Offsets {
     pub done_bit: u32,
     pub sock_backlog: u32,
     /// 0 if this kernel lacks the field.
+    pub sock_user_data: u32,
+    /// 0 if this kernel lacks the field.
     pub bind_bucket: u32,
     pub bucket_reuse: u32,
     pub prog_type: u32,
@@ -60,5 +62,5 @@ pub struct Offsets {
     /// Not an offset: 1 if sockets have no callbacks, but are tracked by their state changes.
     pub tracks_sockets: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 42 * 4);
+const _: () = assert!(size_of::<Offsets>() == 43 * 4);
 plain_data!(Offsets);

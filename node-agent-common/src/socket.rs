@@ -41,8 +41,10 @@ pub struct SocketRecord {
     /// Remote address, in the format of `local`. With its port, the original destination of a client behind a load balancer at
     /// the sockets.
     pub remote: [u8; 16],
+    /// 1 if the socket is in a map of sockets, by which its payload may go past TCP.
+    pub in_sockmap: u64,
 }
-const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 4 * 4 + 2 * 2 + 4 + 8 + 2 * 16);
+const _: () = assert!(size_of::<SocketRecord>() == 4 * 8 + 4 * 4 + 2 * 2 + 4 + 8 + 2 * 16 + 8);
 plain_data!(SocketRecord);
 
 /// Tracked socket: an entry that programs keep from state change to state change, because the socket has no callbacks.

@@ -24,8 +24,7 @@ use crate::{
     flows::{Event, SlotHandle, count, lose},
     memory::{Pointer, Probing, load},
     offsets::offset,
-    original_destinations,
-    roles,
+    original_destinations, roles,
     socket::{bytes, joined, mapped},
     stored_conversations::{self, Stored},
 };

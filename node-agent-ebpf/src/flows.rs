@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use node_agent_common::{FlowKey, FlowStats, Loss, NewFlow, RTT_BUCKETS, chunk, folding::OFF, rtt_bucket};
 
-use crate::{folding, memory::Access, socket::TcpSocket};
+use crate::{folding, memory::Access, socket::TcpSocket, sockmaps};
 
 /// The agent sets the sizes of these when it loads them.
 const SLOTS: u32 = 65_536;
@@ -54,6 +54,8 @@ pub enum Event {
         older: bool,
         /// True if its role is a guess.
         inferred: bool,
+        /// True if its payload may have gone past TCP.
+        past_tcp: bool,
     },
     /// Its end was not seen, but has to have come.
     Gone,
@@ -87,13 +89,15 @@ impl Event {
     /// Of a socket that ends now: see [`Event::Closed`].
     #[inline(always)]
     pub fn closed_after<A: Access>(socket: TcpSocket<A>, older: bool, inferred: bool) -> Self {
+        let (sent, received) = (socket.sent(), socket.received());
         Self::Closed {
-            sent: socket.sent(),
-            received: socket.received(),
+            sent,
+            received,
             retransmits: socket.retransmits(),
             srtt: socket.srtt(),
             older,
             inferred,
+            past_tcp: sockmaps::end(socket, sent | received),
         }
     }
 }
@@ -181,7 +185,7 @@ pub fn count(key: &FlowKey, event: Event) {
             Event::Opened => add(&raw mut (*stats).opened, 1),
             Event::Failed => add(&raw mut (*stats).failed, 1),
             // `closed` last: the agent reads it first, and so never misses anything else of a close that it knows of.
-            Event::Closed { sent, received, retransmits, srtt, older, inferred } => {
+            Event::Closed { sent, received, retransmits, srtt, older, inferred, past_tcp } => {
                 add_wide(&raw mut (*stats).sent, sent);
                 add_wide(&raw mut (*stats).received, received);
                 if retransmits != 0 {
@@ -199,6 +203,9 @@ pub fn count(key: &FlowKey, event: Event) {
                 }
                 if inferred {
                     add(&raw mut (*stats).inferred, 1);
+                }
+                if past_tcp {
+                    add(&raw mut (*stats).past_tcp, 1);
                 }
                 add(&raw mut (*stats).closed, 1);
             }

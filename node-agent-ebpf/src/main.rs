@@ -39,6 +39,7 @@ mod roles;
 mod scope;
 mod sock_ops;
 mod socket;
+mod sockmaps;
 mod state_changes;
 mod stored_conversations;
 mod tracked_sockets;

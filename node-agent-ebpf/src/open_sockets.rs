@@ -91,6 +91,7 @@ fn show(context: *const TaskFile) -> Option<()> {
         address: sock.address(),
         local: any.local(),
         remote,
+        in_sockmap: any.is_in_sockmap().into(),
     };
     let sequence: u64 = meta.load(0);
     // SAFETY: the walk's own output and a record of that size. Where the buffer is full the kernel calls again.

@@ -23,6 +23,7 @@ use crate::{
     flows::{Event, count, lose},
     handover, pending_attempts,
     socket::{KernelPointer, TcpSocket},
+    sockmaps,
 };
 
 #[sock_ops]
@@ -44,7 +45,12 @@ fn see(call: Call, is_twin: bool) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => begun(call),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             let role = if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB { Role::Client } else { Role::Server };
-            if counts() { opened(call, role) } else { call.add_flags(callback::of(role)) }
+            if counts() {
+                opened(call, role)
+            } else {
+                call.add_flags(callback::of(role))
+            }
+            look_for_sockmap(call);
         }
         BPF_SOCK_OPS_STATE_CB if call.new_state() == state::CLOSE && counts() => ended(call),
         BPF_SOCK_OPS_RETRANS_CB if call.state() == state::SYN_SENT => {
@@ -53,8 +59,14 @@ fn see(call: Call, is_twin: bool) -> u32 {
                 unanswered(call);
             }
         }
-        _ if call.flags() as u8 & callback::STATE == 0 => restore_flags(call),
-        _ => {}
+        _ => {
+            if op == BPF_SOCK_OPS_STATE_CB && call.new_state() == state::CLOSE_WAIT {
+                look_for_sockmap(call);
+            }
+            if call.flags() as u8 & callback::STATE == 0 {
+                restore_flags(call);
+            }
+        }
     }
     1
 }
@@ -66,6 +78,13 @@ fn begun(call: Call) {
         && let Some(socket) = call.socket()
     {
         balanced_sockets::decide(call.bpf_socket(), &socket.remote_end());
+    }
+}
+
+#[inline(always)]
+fn look_for_sockmap(call: Call) {
+    if let Some(socket) = call.socket() {
+        sockmaps::look(socket, || call.cookie());
     }
 }
 

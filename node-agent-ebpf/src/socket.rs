@@ -162,6 +162,16 @@ impl<A: Access> TcpSocket<A> {
         self.0.load(offset!(tcp_callback_flags))
     }
 
+    /// Returns whether it is in a map of sockets. The kernel then keeps a `struct sk_psock` in `sk_user_data`, with the flag
+    /// `SK_USER_DATA_NOCOPY` and without `SK_USER_DATA_BPF`.
+    #[inline(always)]
+    pub fn is_in_sockmap(self) -> bool {
+        const NOCOPY: u64 = 1;
+        const BPF: u64 = 2;
+        let at = offset!(sock_user_data);
+        at != 0 && self.0.load::<u64>(at) & (NOCOPY | BPF) == NOCOPY
+    }
+
     /// Payload sent once, however often it had to be sent again.
     #[inline(always)]
     pub fn sent(self) -> u64 {

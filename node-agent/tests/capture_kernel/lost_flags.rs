@@ -78,7 +78,7 @@ fn lose_flags(flags: u8) {
     expect(&mut watched, settled);
     assert_eq!(watched.losses, Losses { closes_unseen: 2 * SHORT, ..Losses::default() });
     let message = watched.capture.description().degradations.iter().find(|it| it.feature == Feature::CallbackFlags);
-    assert!(message.is_some_and(|it| it.message.contains(&format!("ID {}", other.id()))), "{message:?}");
+    assert!(message.is_some_and(|it| it.message.contains(&format!("another (ID {})", other.id()))), "{message:?}");
     // The others are open, and end with all of their bytes.
     client.send_bytes("lost", 234);
     server.receive_bytes("lost", 234);

@@ -13,6 +13,7 @@ mod misses;
 mod pending;
 mod refusals;
 mod restarts;
+mod sockmaps;
 mod stored_conversations;
 mod udp;
 mod udp_roles;

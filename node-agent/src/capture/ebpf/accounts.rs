@@ -33,6 +33,14 @@ impl Open {
     }
 }
 
+/// Listed connections of a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub(super) connections: u64,
+    /// Those among them whose payload may go past TCP.
+    pub(super) past_tcp: u64,
+}
+
 /// One flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct KernelAccount {
@@ -55,12 +63,14 @@ struct KernelAccount {
     pending_ended: u64,
     /// Open connections that the last listing did not have; never more than there are.
     unlisted: u64,
+    /// Listed open connections whose payload may go past TCP; never more than there are beside `unlisted`.
+    past_tcp: u64,
     /// Maximum of the known traffic, which never decreases; at least `closed_traffic`.
     traffic: Traffic,
 }
 
 /// Numbers of an account beside its histograms.
-const PLAIN: usize = 18;
+const PLAIN: usize = 19;
 const NUMBERS: usize = PLAIN + 2 * RTT_BUCKETS;
 
 impl From<&KernelAccount> for PackedNumbers {
@@ -86,6 +96,7 @@ impl From<&KernelAccount> for PackedNumbers {
             account.pending_begun,
             account.pending_ended,
             account.unlisted,
+            account.past_tcp,
         ];
         let mut numbers = [0; NUMBERS];
         numbers[..PLAIN].copy_from_slice(&plain);
@@ -116,6 +127,7 @@ impl From<&PackedNumbers> for KernelAccount {
             pending_begun: numbers[15],
             pending_ended: numbers[16],
             unlisted: numbers[17],
+            past_tcp: numbers[18],
             traffic: closed_traffic.plus(traffic(6)),
         }
     }
@@ -139,7 +151,7 @@ impl KernelAccount {
             methods: flow::Methods::EBPF,
             inferred: self.inferred,
             without_bytes: self.without_bytes,
-            open_without_bytes: if known.of_open { self.unlisted } else { self.open() },
+            open_without_bytes: if known.of_open { self.unlisted + self.past_tcp } else { self.open() },
             retransmits: known.retransmits.then_some(self.traffic.retransmits),
             preexisting_retransmits: self.preexisting_traffic.retransmits,
             open_retransmits: open.retransmits,
@@ -173,6 +185,7 @@ impl KernelAccount {
         self.traffic = self.traffic.max(self.closed_traffic).max(self.preexisting_traffic);
         self.open_rtt = self.open_rtt.at_most(self.open(), &RttHistogram::default());
         self.unlisted = self.unlisted.min(self.open());
+        self.past_tcp = self.past_tcp.min(self.open() - self.unlisted);
     }
 }
 
@@ -244,7 +257,7 @@ impl KernelAccounts {
             account.preexisting += u64::from(since.older);
             let (sent, received, retransmits) = (since.sent, since.received, since.retransmits.into());
             account.closed_traffic = account.closed_traffic.plus(Traffic { sent, received, retransmits });
-            account.without_bytes += u64::from(since.unseen);
+            account.without_bytes += u64::from(since.unseen) + u64::from(since.past_tcp);
             if since.rtt != [0; RTT_BUCKETS] {
                 // The kernel's buckets are ours, so that none is left out.
                 let ended = RttHistogram::from_counts(&since.rtt).unwrap_or_default();
@@ -341,19 +354,20 @@ impl KernelAccounts {
         }
     }
 
-    /// Sets the number of open connections of each flow that `is_still`, by the number of those that were `listed`. The
-    /// others' traffic is unknown: no process has their socket (it waits for `accept()`, or belongs to MPTCP or `io_uring`).
-    pub(super) fn set_listed(&mut self, listed: &HashMap<FlowKey, u64>, is_still: impl Fn(&FlowKey) -> bool) {
-        let mut unlisted = Vec::new();
+    /// Sets the open connections of each flow that `is_still` whose traffic is unknown, by those that were `listed`. No process
+    /// has the socket of others: it waits for `accept()`, or belongs to MPTCP or `io_uring`.
+    pub(super) fn set_listed(&mut self, listed: &HashMap<FlowKey, Listed>, is_still: impl Fn(&FlowKey) -> bool) {
+        let mut changed = Vec::new();
         for (key, stored) in self.flows.iter().filter(|(key, _)| key.protocol() == Protocol::Tcp && is_still(key)) {
             let account = KernelAccount::from(&stored.account);
-            let number = account.open().saturating_sub(listed.get(key).copied().unwrap_or_default());
-            if number != account.unlisted {
-                unlisted.push((*key, number));
+            let listed = listed.get(key).copied().unwrap_or_default();
+            let unlisted = account.open().saturating_sub(listed.connections);
+            if (unlisted, listed.past_tcp) != (account.unlisted, account.past_tcp) {
+                changed.push((*key, unlisted, listed.past_tcp));
             }
         }
-        for (key, number) in unlisted {
-            self.change(key, |account| account.unlisted = number);
+        for (key, unlisted, past_tcp) in changed {
+            self.change(key, |account| (account.unlisted, account.past_tcp) = (unlisted, past_tcp));
         }
     }
 
@@ -526,6 +540,7 @@ mod tests {
         let mut accounts = KernelAccounts::new(ALL);
         accounts.add(key(), &FlowStats { opened: 3, ..FlowStats::default() }, true);
         let mut unknown = |listed: u64, is_still: bool| {
+            let listed = Listed { connections: listed, past_tcp: 0 };
             accounts.set_listed(&HashMap::from([(key(), listed)]), |_| is_still);
             accounts.report(usize::MAX).flows.first().map(|(_, counters)| counters.open_without_bytes)
         };

@@ -6,8 +6,12 @@ use aya::{Btf as AyaBtf, Endianness};
 use super::btf::{Btf, FUNC, MAGIC, PTR, TYPEDEF};
 
 /// Types by kind and name: of iterators their function, of BTF tracepoints the type of their handlers.
-const TARGETS: [(u32, &str); 3] =
-    [(FUNC, "bpf_iter_task_file"), (FUNC, "bpf_iter_task"), (TYPEDEF, "btf_trace_inet_sock_set_state")];
+const TARGETS: [(u32, &str); 4] = [
+    (FUNC, "bpf_iter_task_file"),
+    (FUNC, "bpf_iter_task"),
+    (TYPEDEF, "btf_trace_inet_sock_set_state"),
+    (FUNC, "bpf_iter_bpf_prog"),
+];
 
 /// Bytes of BTF's header.
 const HEADER: usize = 24;
@@ -70,7 +74,7 @@ mod tests {
 
     #[test]
     fn types_have_the_ids_that_the_kernel_gave_them() {
-        let btf = AttachTypes([Some(9), Some(4), Some(7)]).to_aya().unwrap();
+        let btf = AttachTypes([Some(9), Some(4), Some(7), Some(2)]).to_aya().unwrap();
         assert_eq!(btf.id_by_type_name_kind("bpf_iter_task_file", BtfKind::Func).unwrap(), 9);
         assert_eq!(btf.id_by_type_name_kind("bpf_iter_task", BtfKind::Func).unwrap(), 4);
         assert_eq!(btf.id_by_type_name_kind("btf_trace_inet_sock_set_state", BtfKind::Typedef).unwrap(), 7);
@@ -78,7 +82,7 @@ mod tests {
 
     #[test]
     fn types_that_the_kernel_lacks_are_not_found() {
-        let btf = AttachTypes([None, Some(1), None]).to_aya().unwrap();
+        let btf = AttachTypes([None, Some(1), None, None]).to_aya().unwrap();
         assert_eq!(btf.id_by_type_name_kind("bpf_iter_task", BtfKind::Func).unwrap(), 1);
         assert!(btf.id_by_type_name_kind("bpf_iter_task_file", BtfKind::Func).is_err());
         assert!(AttachTypes::default().to_aya().unwrap().id_by_type_name_kind("bpf_iter_task", BtfKind::Func).is_err());

@@ -124,6 +124,8 @@ impl Counters {
                 rtt: std::array::from_fn(|bucket| load(&raw mut (*stats).rtt[bucket])),
                 inferred: load(&raw mut (*stats).inferred),
                 generation: 0,
+                past_tcp: load(&raw mut (*stats).past_tcp),
+                reserved: 0,
                 failed: load(&raw mut (*stats).failed),
                 opened: load(&raw mut (*stats).opened),
             }

@@ -39,6 +39,8 @@ pub(super) struct Connection {
     /// True if its role is a guess.
     pub(super) is_inferred: bool,
     pub(super) end: EndObserver,
+    /// True if its payload may go past TCP.
+    pub(super) is_past_tcp: bool,
 }
 
 /// One attempt to connect.
@@ -124,6 +126,7 @@ impl Reader {
             rtt: (record.srtt != 0).then(|| RttBucket::of(record.srtt)),
             is_inferred,
             end: end(record),
+            is_past_tcp: record.in_sockmap != 0,
         });
     }
 
@@ -230,6 +233,7 @@ mod tests {
             address: 0,
             local: local.0,
             remote: THERE,
+            in_sockmap: 0,
         }
     }
 

@@ -21,6 +21,11 @@ fn record(bytes: &[u8; size_of::<ProgramRecord>()]) -> ProgramRecord {
     unsafe { bytes.as_ptr().cast::<ProgramRecord>().read_unaligned() }
 }
 
+/// Returns whether a program redirects the payload of sockets in a map (`BPF_PROG_TYPE_SK_SKB`, `BPF_PROG_TYPE_SK_MSG`).
+pub(super) fn redirects_payload(program: &ProgramRecord) -> bool {
+    matches!(program.kind, 14 | 16)
+}
+
 /// Describes these programs as `bpftool` shows them.
 pub(super) fn describe(ids: &[u32], loaded: &[ProgramRecord]) -> String {
     let each: Vec<_> = ids

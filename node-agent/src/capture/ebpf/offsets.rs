@@ -53,6 +53,8 @@ pub(super) fn find(btf: &Btf<'_>) -> Result<KernelOffsets, BtfError> {
     if let (Ok(bucket), Ok(reuse)) = (bucket, btf.offset("inet_bind_bucket", "fastreuse", 1)) {
         (offsets.bind_bucket, offsets.bucket_reuse) = (bucket, reuse);
     }
+    // Without, payload that goes past TCP is not noticed.
+    offsets.sock_user_data = btf.offset("sock", "sk_user_data", 8).unwrap_or_default();
     // Without, the direction of more UDP conversations is a guess.
     let named_port = btf.bit("sock", "sk_userlocks", SOCK_BINDPORT_LOCK);
     if let (Ok(named_port), Ok(sk)) = (named_port, btf.offset("sk_buff", "sk", 8)) {

@@ -12,7 +12,7 @@ use aya::{
 };
 use aya_obj::generated::BPF_NOEXIST;
 use node_agent_common::{
-    FlowKey, Loss, Offsets, PendingAttempt, ProgramRecord, TrackedSocket, chunk, folding, listing_phase,
+    FlowKey, Loss, Offsets, PendingAttempt, ProgramRecord, TrackedSocket, chunk, folding, listing_phase, sockmap,
 };
 
 use super::{
@@ -21,6 +21,7 @@ use super::{
     counters::{Counters, GrowthError},
     datagrams::Datagrams,
     keys::octets,
+    listing::Listing,
     load_errors::{describe, load_refusal},
     loaded_programs,
     object::{program, take},
@@ -63,6 +64,8 @@ pub(super) struct Programs {
     pub(super) seeds: HashMap<MapData, u64, FlowKey>,
     recent: HashMap<MapData, u64, u32>,
     pub(super) pending: HashMap<MapData, u64, PendingAttempt>,
+    in_sockmap: HashMap<MapData, u64, u32>,
+    sockmaps: Array<MapData, u32>,
     pub(super) tracked_sockets: HashMap<MapData, u64, TrackedSocket>,
     lost: PerCpuArray<MapData, u64>,
     listing_phase: Array<MapData, u32>,
@@ -134,6 +137,8 @@ impl Programs {
             seeds: take(&mut object, "SEEDS")?,
             recent: take(&mut object, "RECENT")?,
             pending: take(&mut object, "PENDING")?,
+            in_sockmap: take(&mut object, "IN_SOCKMAP")?,
+            sockmaps: take(&mut object, "SOCKMAPS")?,
             tracked_sockets: take(&mut object, "TRACKED_SOCKETS")?,
             lost: take(&mut object, "LOST")?,
             listing_phase: take(&mut object, "LISTING_PHASE")?,
@@ -354,6 +359,21 @@ impl Programs {
     /// Starts or ends the first listing. During it, the programs note which connections they have counted.
     pub(super) fn set_first_look(&mut self, on: bool) -> Result<(), MapError> {
         self.listing_phase.set(0, if on { listing_phase::NOTES_ALL } else { listing_phase::OVER }, 0)
+    }
+
+    /// Marks the listed sockets whose payload may go past TCP, so that their ends are counted so. Beyond
+    /// [`sockmap::MARKS`], they are not. Also records whether other sockets' payload may.
+    pub(super) fn mark_in_sockmap(&mut self, listing: &Listing) -> Result<(), MapError> {
+        if let Some(programs) = self.list_programs() {
+            let redirects = programs.iter().any(loaded_programs::redirects_payload);
+            self.sockmaps.set(sockmap::HAS_PROGRAMS, u32::from(redirects), 0)?;
+        }
+        for (cookie, _) in listing.connections.iter().filter(|(_, connection)| connection.is_past_tcp) {
+            if self.in_sockmap.insert(cookie, 1, 0).is_ok() {
+                self.sockmaps.set(sockmap::HAS_MARKS, 1, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets the phase of folding: see [`node_agent_common::folding`].

@@ -159,11 +159,11 @@ impl Slots {
 }
 
 /// Numbers of [`FlowStats`] beside the histogram.
-const PLAIN: usize = 9;
+const PLAIN: usize = 10;
 
 fn pack(stats: &FlowStats) -> PackedNumbers {
-    let counts =
-        [stats.opened, stats.closed, stats.failed, stats.retransmits, stats.older, stats.unseen, stats.inferred];
+    let FlowStats { opened, closed, failed, retransmits, older, unseen, inferred, past_tcp, .. } = *stats;
+    let counts = [opened, closed, failed, retransmits, older, unseen, inferred, past_tcp];
     let mut numbers = [0; PLAIN + RTT_BUCKETS];
     (numbers[0], numbers[1]) = (stats.sent, stats.received);
     for (number, count) in numbers[2..].iter_mut().zip(counts.iter().chain(&stats.rtt)) {
@@ -186,8 +186,10 @@ fn unpack(packed: &PackedNumbers) -> FlowStats {
         older: count(6),
         unseen: count(7),
         inferred: count(8),
+        past_tcp: count(9),
         rtt: std::array::from_fn(|bucket| count(PLAIN + bucket)),
         generation: 0,
+        reserved: 0,
     }
 }
 
@@ -203,7 +205,9 @@ fn difference(current: &FlowStats, last: &FlowStats) -> FlowStats {
         retransmits: current.retransmits.wrapping_sub(last.retransmits),
         rtt: std::array::from_fn(|bucket| current.rtt[bucket].wrapping_sub(last.rtt[bucket])),
         inferred: current.inferred.wrapping_sub(last.inferred),
+        past_tcp: current.past_tcp.wrapping_sub(last.past_tcp),
         generation: 0,
+        reserved: 0,
     }
 }
 
@@ -260,7 +264,9 @@ mod tests {
             retransmits: 8,
             rtt: std::array::from_fn(|bucket| u32::try_from(bucket).unwrap() + 9),
             inferred: 30,
+            past_tcp: 31,
             generation: 0,
+            reserved: 0,
         };
         assert_eq!(unpack(&pack(&stats)), stats);
     }

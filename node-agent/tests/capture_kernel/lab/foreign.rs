@@ -19,12 +19,16 @@ pub struct Foreign {
 
 /// Of `bpf()` and its programs (`include/uapi/linux/bpf.h`).
 mod abi {
+    pub const MAP_CREATE: i64 = 0;
     pub const PROG_LOAD: i64 = 5;
     pub const PROG_ATTACH: i64 = 8;
     pub const PROG_DETACH: i64 = 9;
     pub const PROG_QUERY: i64 = 16;
     pub const TYPE_SOCK_OPS: u32 = 13;
     pub const TYPE_SOCK_ADDR: u32 = 18;
+    pub const TYPE_SK_MSG: u32 = 16;
+    pub const SK_MSG_VERDICT: u32 = 7;
+    pub const SOCKHASH: u32 = 18;
     pub const CGROUP_SOCK_OPS: u32 = 3;
     pub const CONNECT: [u32; 2] = [10, 11];
     pub const SENDMSG: [u32; 2] = [14, 15];
@@ -66,7 +70,12 @@ pub fn exclusive(cgroup: &Path) -> Foreign {
 
 /// Changes nothing.
 pub fn idle(cgroup: &Path) -> Foreign {
-    Foreign::attach(cgroup, &[instruction(0xb7, 0, 1), instruction(0x95, 0, 0)], abi::ALLOW_MULTI)
+    Foreign::attach(
+        cgroup,
+        (abi::TYPE_SOCK_OPS, abi::CGROUP_SOCK_OPS),
+        &[instruction(0xb7, 0, 1), instruction(0x95, 0, 0)],
+        abi::ALLOW_MULTI,
+    )
 }
 
 /// Takes all callbacks away from every socket, at every call.
@@ -171,6 +180,69 @@ pub fn programs_at(cgroup: &Path) -> [usize; 4] {
     })
 }
 
+/// Leads the payload of connections of this port past TCP, from one socket of the node to the other one, as service meshes do.
+/// The program lasts as long as both values.
+pub fn shortcut(cgroup: &Path, port: u16) -> (Foreign, OwnedFd) {
+    const LOCAL_PORT: i16 = -8;
+    const REMOTE_PORT: i16 = -4;
+    let port = i32::from(port);
+    // Key of 8 bytes, value of 4.
+    let mut attributes = [0; ATTRIBUTES];
+    (attributes[0], attributes[1]) = (u64::from(abi::SOCKHASH) | 8 << 32, 4 | 1024 << 32);
+    let sockets = owned(call(abi::MAP_CREATE, &mut attributes).unwrap());
+    let map = sockets.as_raw_fd();
+    // r1 = r6; r2 = the map; r3 = the key on the stack; r4 = flags; call
+    let with_key = |function: i32, flags: i32| {
+        [
+            operation(0xbf, 1, 6, 0, 0),
+            operation(0x18, 2, 1, 0, map),
+            0,
+            operation(0xbf, 3, 10, 0, 0),
+            operation(0x07, 3, 0, 0, LOCAL_PORT.into()),
+            operation(0xb7, 4, 0, 0, flags),
+            operation(0x85, 0, 0, 0, function),
+            operation(0xb7, 0, 0, 0, 1),
+            operation(0x95, 0, 0, 0, 0),
+        ]
+    };
+    // To the socket whose own port is the remote one. The remote port is in network order.
+    let mut verdict = vec![
+        operation(0xbf, 6, 1, 0, 0),
+        operation(0x61, 2, 6, 60, 0),
+        operation(0xdc, 2, 0, 0, 32),
+        operation(0x61, 3, 6, 64, 0),
+        operation(0x63, 10, 2, LOCAL_PORT, 0),
+        operation(0x63, 10, 3, REMOTE_PORT, 0),
+    ];
+    verdict.extend(with_key(71, 1));
+    let verdict = load((abi::TYPE_SK_MSG, abi::SK_MSG_VERDICT), &verdict).unwrap();
+    attributes = [0; ATTRIBUTES];
+    attributes[0] = u64::from(map.cast_unsigned()) | u64::from(verdict.as_raw_fd().cast_unsigned()) << 32;
+    attributes[1] = abi::SK_MSG_VERDICT.into();
+    call(abi::PROG_ATTACH, &mut attributes).unwrap();
+    // Established sockets of this port.
+    let mut keep = vec![
+        operation(0xbf, 6, 1, 0, 0),
+        operation(0x61, 2, 1, 0, 0),
+        operation(0x15, 2, 0, 1, 4),
+        operation(0x55, 2, 0, 14, 5),
+        operation(0x61, 2, 6, 68, 0),
+        operation(0x61, 3, 6, 64, 0),
+        operation(0xdc, 3, 0, 0, 32),
+        operation(0x15, 2, 0, 1, port),
+        operation(0x55, 3, 0, 9, port),
+        operation(0x63, 10, 2, LOCAL_PORT, 0),
+        operation(0x63, 10, 3, REMOTE_PORT, 0),
+    ];
+    keep.extend(with_key(70, 0));
+    (Foreign::attach(cgroup, (abi::TYPE_SOCK_OPS, abi::CGROUP_SOCK_OPS), &keep, abi::ALLOW_MULTI), sockets)
+}
+
+/// As [`instruction`], with destination, source and offset.
+const fn operation(code: u8, to: u8, from: u8, offset: i16, constant: i32) -> u64 {
+    instruction(code, to | from << 4, constant) | (offset.cast_unsigned() as u64) << 16
+}
+
 impl Foreign {
     fn attach(cgroup: &Path, (kind, hook): (u32, u32), program: &[u64], flags: u32) -> Self {
         let program = load((kind, hook), program).unwrap();
@@ -207,16 +279,23 @@ impl Drop for Foreign {
 
 fn load((kind, hook): (u32, u32), program: &[u64]) -> io::Result<OwnedFd> {
     let license = c"GPL";
-    // Type, number of instructions, instructions, licence, and at the end the hook; the rest is zero.
+    // Type, number of instructions, instructions, licence; from byte 48 on the name, and at the end the hook; the rest is
+    // zero.
     let mut attributes = [0_u64; ATTRIBUTES];
     attributes[0] = u64::from(kind) | (program.len() as u64) << 32;
     attributes[1] = program.as_ptr() as u64;
     attributes[2] = license.as_ptr() as u64;
+    attributes[6] = u64::from_ne_bytes(*b"another\0");
     attributes[ATTRIBUTES - 1] = u64::from(hook) << 32;
-    let fd = call(abi::PROG_LOAD, &mut attributes)?;
+    Ok(owned(call(abi::PROG_LOAD, &mut attributes)?))
+}
+
+fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made it, for this process alone.
     #[expect(unsafe_code, reason = "a descriptor as the kernel returns it")]
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe {
+        OwnedFd::from_raw_fd(fd)
+    }
 }
 
 #[expect(unsafe_code, reason = "aya always allows others beside its programs")]

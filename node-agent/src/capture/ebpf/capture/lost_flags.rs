@@ -124,17 +124,21 @@ mod tests {
     use node_agent_common::{FlowStats, Role};
 
     use super::*;
-    use crate::capture::ebpf::accounts::CaptureAbilities;
+    use crate::capture::ebpf::accounts::{CaptureAbilities, Listed};
 
     fn key() -> FlowKey {
         FlowKey::new(1, 1, Role::Server, 80, [1; 16], [2; 16])
+    }
+
+    fn listed_connections(connections: u64) -> Listed {
+        Listed { connections, past_tcp: 0 }
     }
 
     /// Returns accounts with so many open connections, of which as many are listed.
     fn accounts(opened: u32, listed: u64) -> KernelAccounts {
         let mut accounts = KernelAccounts::new(CaptureAbilities { of_open: true, retransmits: true });
         accounts.add(key(), &FlowStats { opened, ..FlowStats::default() }, true);
-        accounts.set_listed(&HashMap::from([(key(), listed)]), |_| true);
+        accounts.set_listed(&HashMap::from([(key(), listed_connections(listed))]), |_| true);
         accounts
     }
 
@@ -162,7 +166,7 @@ mod tests {
         assert!(!flags.settle(&mut accounts, Duration::ZERO, |_| true));
         flags.is_exposed = true;
         flags.note_opened(key(), 2);
-        accounts.set_listed(&HashMap::from([(key(), 5)]), |_| true);
+        accounts.set_listed(&HashMap::from([(key(), listed_connections(5))]), |_| true);
         assert!(!flags.settle(&mut accounts, Duration::ZERO, |_| true));
         assert_eq!(accounts.closes_unseen(), 0);
     }

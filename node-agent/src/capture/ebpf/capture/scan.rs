@@ -8,7 +8,7 @@ use node_agent_common::FlowKey;
 use super::{EbpfCapture, Moved, RETRY, hold};
 use crate::capture::{
     ebpf::{
-        accounts::{KernelAccounts, Open},
+        accounts::{KernelAccounts, Listed, Open},
         folding::Folding,
         listing::{Connection, EndObserver, Listing},
         preexisting::list,
@@ -29,6 +29,9 @@ impl EbpfCapture {
         if may_lack_flags {
             moved = self.collect(Instant::now())?;
         }
+        self.programs
+            .mark_in_sockmap(&listing)
+            .map_err(|error| failed("marking sockets whose payload goes past TCP", error))?;
         let listed = self.rows_of(&listing);
         let (folding, slots) = (&self.folding, &mut self.slots);
         let mut row_of = |programs: &mut Programs, flow| {
@@ -41,7 +44,7 @@ impl EbpfCapture {
             }
             let row = folding.row_of(accounts, flow);
             let is_still = !moved.opened.contains(&row) && !moved.ended.contains(&row);
-            is_still.then(|| accounts.open(&row) >= listed.get(&row).copied().unwrap_or_default())
+            is_still.then(|| accounts.open(&row) >= listed.get(&row).map_or(0, |listed| listed.connections))
         };
         self.preexisting.scan(&mut self.programs, &mut self.accounts, &listing, &mut row_of, &was_counted)?;
         self.describe_unwatched();
@@ -66,17 +69,19 @@ impl EbpfCapture {
     }
 
     /// Returns the number of listed connections of each row.
-    fn rows_of(&self, listing: &Listing) -> HashMap<FlowKey, u64> {
-        let mut listed = HashMap::new();
+    fn rows_of(&self, listing: &Listing) -> HashMap<FlowKey, Listed> {
+        let mut listed: HashMap<FlowKey, Listed> = HashMap::new();
         for connection in listing.connections.values() {
-            *listed.entry(self.folding.row_of(&self.accounts, &connection.flow)).or_default() += 1;
+            let listed = listed.entry(self.folding.row_of(&self.accounts, &connection.flow)).or_default();
+            listed.connections += 1;
+            listed.past_tcp += u64::from(connection.is_past_tcp);
         }
         listed
     }
 
     /// Sums the values of open connections. Leaves out flows of which a connection may have ended since the listing began,
     /// because it would count twice. Returns whether there were none.
-    fn weigh(&mut self, listing: &Listing, listed: &HashMap<FlowKey, u64>, moved: &Moved) -> bool {
+    fn weigh(&mut self, listing: &Listing, listed: &HashMap<FlowKey, Listed>, moved: &Moved) -> bool {
         let mut open: HashMap<FlowKey, Open> = HashMap::new();
         // One that is not accounted for may be one that has just ended.
         let known = |cookie, found: &Connection| found.end == EndObserver::Callbacks || self.preexisting.knows(cookie);
