@@ -53,10 +53,20 @@ pub struct Conversation {
 const _: () = assert!(size_of::<Conversation>() == conversation::VALUE_BYTES as usize);
 
 impl Conversation {
-    /// One that begins.
+    /// One that begins, without a slot.
     #[inline(always)]
-    pub fn of(flow: FlowKey, slot: SlotHandle, is_guess: bool) -> Self {
-        Self { flow, last: now(), slot, tick_and_datagrams: tick() << LOWER_BITS | guess_bit(is_guess) }
+    pub fn of(flow: FlowKey, is_guess: bool) -> Self {
+        Self {
+            flow,
+            last: now(),
+            slot: SlotHandle::NONE,
+            tick_and_datagrams: tick() << LOWER_BITS | guess_bit(is_guess),
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_slot(&mut self, slot: SlotHandle) {
+        self.slot = slot;
     }
 
     #[inline(always)]

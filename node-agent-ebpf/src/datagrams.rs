@@ -135,7 +135,7 @@ fn see_other(datagram: Datagram, socket: Socket, stored: Option<Stored>) -> Opti
     let judged = before.unwrap_or_else(|| {
         let first = FirstDatagram {
             is_sent: direction == Direction::Out,
-            is_connected: socket.connected_to(header.family).is_some(),
+            is_connected: socket.is_connected(),
             local_port: local.port,
             remote_port: remote.port,
         };
@@ -151,9 +151,9 @@ fn see_other(datagram: Datagram, socket: Socket, stored: Option<Stored>) -> Opti
         Role::Server => local.port,
     };
     let netns = netns(socket.0);
-    let mut flow = FlowKey::new(packet.cgroup(), netns, judged.role, port, local.address, remote.address).over_udp();
-    let slot = provide_slot(&mut flow);
-    let conversation = Conversation::of(flow, slot, judged.is_guess || conversations::may_be_evicted());
+    let flow = FlowKey::new(packet.cgroup(), netns, judged.role, port, local.address, remote.address).over_udp();
+    let mut conversation = Conversation::of(flow, judged.is_guess || conversations::may_be_evicted());
+    provide_slot(&mut conversation);
     match conversations::begin(&name, &conversation) {
         Beginning::First { inferred } => count_conversation(&conversation.flow, sent, received, inferred),
         Beginning::Known => count_datagram(&conversation.flow, sent, received),
@@ -234,8 +234,9 @@ fn count_datagram(flow: &FlowKey, sent: u64, received: u64) {
 
 /// As [`count_datagram`].
 #[inline(never)]
-fn provide_slot(flow: &mut FlowKey) -> SlotHandle {
-    SlotHandle::provide(flow)
+fn provide_slot(conversation: &mut Conversation) {
+    let slot = SlotHandle::provide(&mut conversation.flow);
+    conversation.set_slot(slot);
 }
 
 /// As [`count_datagram`].
@@ -432,6 +433,11 @@ impl Socket {
         !full.is_null()
             && load!("u32", full, bpf_sock, type_) as u32 == SOCK_DGRAM
             && load!("u32", full, bpf_sock, protocol) as u32 == u32::from(UDP)
+    }
+
+    #[inline(always)]
+    fn is_connected(self) -> bool {
+        load!("u16", self.0, bpf_sock, dst_port) != 0
     }
 
     #[inline(always)]
