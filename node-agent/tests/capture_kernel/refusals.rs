@@ -1,6 +1,6 @@
 //! Missing features of a node are reported by name, and the next attach type is used.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kernel_support::KernelFeature;
 use prerequisites::{Prerequisite, skip};
@@ -115,15 +115,20 @@ fn assert_second_choice(degradations: &[scopeprobe_agent::capture::Degradation],
     assert!(degradation.message.contains("tracked by the BTF tracepoint"), "{degradation:?}");
 }
 
+/// A program of the capture's own cgroup is called before the capture's, which restores what it takes. One of a cgroup above
+/// is called after it.
 #[test]
 fn a_program_that_takes_the_callbacks_away() {
     let node = node_or_skip!();
-    let before = start_and_probe(&node);
+    let root = node.cgroup("agent");
+    let beside = foreign::flag_owner(&root);
+    let before = start_and_probe_below(&root, &node);
+    drop(beside);
     assert!(before.contains("SockOps self-test: true"), "{before}");
     assert!(before.contains("chosen: SockOps"), "{before}");
 
     let _foreign = foreign::flag_owner(node.root());
-    let output = start_and_probe(&node);
+    let output = start_and_probe_below(&root, &node);
     assert!(output.contains("SockOps self-test: false Some(SelfTestFailed)"), "{output}");
     assert!(output.contains("opened 1, closed 0"), "{output}");
     assert!(output.contains("TpBtf self-test: true"), "{output}");
@@ -131,9 +136,9 @@ fn a_program_that_takes_the_callbacks_away() {
     assert!(output.contains("sock_ops was refused (SelfTestFailed"), "{output}");
 }
 
-/// In a cgroup below the node's root, as the self-test wants it.
-fn start_and_probe(node: &Node) -> String {
-    let root = node.root().to_str().unwrap();
+/// In a cgroup at or below the capture's root, as the self-test wants it.
+fn start_and_probe_below(root: &Path, node: &Node) -> String {
+    let root = root.to_str().unwrap();
     run_in_cgroup("refusals::probe_here", &node.cgroup("agent"), &[("SCOPEPROBE_LAB_ROOT", root)])
 }
 
