@@ -1,13 +1,17 @@
 //! Proxies to which the network of a pod redirects outgoing connections.
 //!
 //! The kernel shows them: netfilter leads a redirected connection to a loopback address
-//! (`nf_nat_redirect_ipv4`, Linux 3.19), but its client keeps the address of another interface.
+//! (`nf_nat_redirect_ipv4`, Linux 3.19), but its client keeps the address of another interface. A client that calls a
+//! loopback address with another address of its own looks the same to the server, but has called that address itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{
     flow::{FlowKey, Protocol, Role},
-    hash::HashMap,
+    hash::{HashMap, HashSet},
     ledger::{Ledger, NodeRecords},
 };
 
@@ -33,7 +37,10 @@ impl Interceptors {
     /// Reads the flows of a node again. Returns the network namespaces that have other interceptors than before.
     pub(super) fn follow(&mut self, node: &NodeRecords<'_>) -> BTreeSet<u32> {
         let mut now = OfNode::new();
-        for key in node.flows().map(|flow| flow.key()).filter(|key| is_intercepted(key)) {
+        let intercepted: Vec<&FlowKey> =
+            node.flows().map(|flow| flow.key()).filter(|key| is_intercepted(key)).collect();
+        let called = if intercepted.is_empty() { HashSet::default() } else { called_with_other_addresses(node) };
+        for key in intercepted.into_iter().filter(|key| !called.contains(&(key.netns, key.local, key.port))) {
             now.entry((key.netns, key.cgroup_id)).or_default().insert(key.port);
         }
         let before = self.by_node.remove(node.name()).unwrap_or_default();
@@ -72,4 +79,17 @@ fn is_intercepted(key: &FlowKey) -> bool {
         && key.local.is_loopback()
         && !key.remote.is_loopback()
         && !key.remote.is_unspecified()
+}
+
+/// Returns the loopback addresses and ports of network namespaces that clients call with addresses of other interfaces.
+fn called_with_other_addresses(node: &NodeRecords<'_>) -> HashSet<(u32, IpAddr, u16)> {
+    let is_such = |key: &&FlowKey| {
+        key.role == Role::Client
+            && key.protocol == Protocol::Tcp
+            && key.remote.is_loopback()
+            && !key.local.is_loopback()
+            && !key.local.is_unspecified()
+    };
+    let keys = node.flows().map(|flow| flow.key()).filter(is_such);
+    keys.map(|key| (key.netns, key.remote, key.port)).collect()
 }

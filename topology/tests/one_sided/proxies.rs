@@ -157,6 +157,17 @@ fn call_that_is_excluded_from_redirection_is_counted_beside_the_proxys() {
 }
 
 #[test]
+fn container_that_is_called_at_loopback_with_another_address_is_no_proxy() {
+    let mut world = sidecars();
+    for container in ["web/app", "web/proxy"] {
+        report(&mut world, container, Role::Client, (CLIENT, "203.0.113.9", 443), 20);
+    }
+    report(&mut world, "web/app", Role::Client, (CLIENT, "127.0.0.1", 9000), 1);
+    report(&mut world, "web/proxy", Role::Server, ("127.0.0.1", CLIENT, 9000), 1);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> web:9000 1+0", "web -> 203.0.113.9:443 40+0"]);
+}
+
+#[test]
 fn proxy_that_keeps_the_clients_address_is_no_caller() {
     // TPROXY, with the client's address as the source of the proxy's own connection.
     let mut world = sidecars();
