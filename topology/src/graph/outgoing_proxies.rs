@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    address::Scope,
     join::Join,
     key::Key,
     legs::{Leg, leave_unanswered, remove},
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     edge::{EdgeCounters, Side},
     flow::Protocol,
-    hash::HashSet,
+    hash::{HashMap, HashSet},
     rtt::RttHistogram,
 };
 
@@ -85,33 +86,50 @@ impl<'a> Join<'a> {
 
     /// Returns the calls of pods with interceptors, as far as applications and proxies call common servers.
     fn intercepted_calls(&mut self, client_flows: &[ClientFlow<'a>]) -> Vec<Calls> {
-        let mut by_namespace: BTreeMap<(&str, u32), Vec<usize>> = BTreeMap::new();
+        // Numbers of network namespaces are used again: the address tells pods apart.
+        let mut by_pod: BTreeMap<(&str, u32, IpAddr), Vec<usize>> = BTreeMap::new();
         for (index, flow) in client_flows.iter().enumerate() {
             if flow.tuple.protocol == Protocol::Tcp
                 && self.interceptors.has(flow.node, flow.netns)
                 && flow.via.is_none()
                 && (self.is_interceptors(flow) || self.own_pod(flow.end).is_some())
             {
-                by_namespace.entry((flow.node, flow.netns)).or_default().push(index);
+                by_pod.entry((flow.node, flow.netns, flow.tuple.client)).or_default().push(index);
             }
         }
-        let mut all = Vec::new();
-        for flows in by_namespace.into_values() {
-            let mut of_namespace: Vec<Calls> = Vec::new();
-            let pods = self.pods_called_at_proxies(flows.iter().map(|index| &client_flows[*index]));
-            for index in flows {
-                let mut calls = Calls { servers: self.servers_of(&client_flows[index]), ..Calls::default() };
-                let any_port = calls.servers.iter().map(|(ip, _)| *ip).filter(|ip| pods.contains(ip));
-                calls.servers.extend(any_port.map(|ip| (ip, ANY_PORT)).collect::<Vec<_>>());
-                let is_proxys = self.is_interceptors(&client_flows[index]);
-                if is_proxys { &mut calls.of_proxies } else { &mut calls.of_applications }.push(index);
-                let (same, mut others): (Vec<Calls>, Vec<Calls>) =
-                    of_namespace.into_iter().partition(|other| !other.servers.is_disjoint(&calls.servers));
-                others.push(same.into_iter().fold(calls, Calls::with));
-                of_namespace = others;
+        by_pod.into_values().flat_map(|flows| self.with_common_servers(&flows, client_flows)).collect()
+    }
+
+    /// Divides the flows of a pod into those that lead to common servers.
+    fn with_common_servers(&mut self, flows: &[usize], client_flows: &[ClientFlow<'a>]) -> Vec<Calls> {
+        let mut all: Vec<Calls> = Vec::new();
+        let pods = self.pods_called_at_proxies(flows.iter().map(|index| &client_flows[*index]));
+        // Of each server, the place in `all` of the calls that lead there; of each place, the one that it was merged into.
+        let (mut by_server, mut places): (HashMap<(IpAddr, u16), usize>, Vec<usize>) = Default::default();
+        for index in flows {
+            let flow = &client_flows[*index];
+            let mut calls = Calls { servers: self.servers_of(flow), ..Calls::default() };
+            let any_port = calls.servers.iter().map(|(ip, _)| *ip).filter(|ip| pods.contains(ip));
+            calls.servers.extend(any_port.map(|ip| (ip, ANY_PORT)).collect::<Vec<_>>());
+            if self.is_interceptors(flow) { &mut calls.of_proxies } else { &mut calls.of_applications }.push(*index);
+            let same = calls.servers.iter().filter_map(|at| by_server.get(at));
+            let same: BTreeSet<usize> = same.map(|at| merged_into(&places, *at)).collect();
+            let largest = same.iter().copied().max_by_key(|place| all[*place].servers.len());
+            let place = largest.unwrap_or_else(|| {
+                all.push(Calls::default());
+                places.push(places.len());
+                places.len() - 1
+            });
+            by_server.extend(calls.servers.iter().map(|at| (*at, place)));
+            all[place].add(calls);
+            for other in same.into_iter().filter(|other| *other != place) {
+                places[other] = place;
+                let other = std::mem::take(&mut all[other]);
+                all[place].add(other);
             }
-            all.extend(of_namespace.into_iter().filter(Calls::has_both));
         }
+        all.retain(Calls::has_both);
+        all.iter_mut().for_each(Calls::sort);
         all
     }
 
@@ -144,17 +162,39 @@ impl<'a> Join<'a> {
         if Leg::is_one_for_one(&accepted, &opened) {
             return Relation::OneForOne;
         }
-        let clients: BTreeSet<IpAddr> = calls.of_applications.iter().map(|it| client_flows[*it].tuple.client).collect();
-        let of_clients = clients.iter().filter_map(|client| self.by_client.get(client).cloned()).flatten();
-        let is_called = |tuple: &Tuple<'a>| {
-            let is_redirected = self.redirected.get(&tuple.server).is_some_and(|it| it.ports.contains(&tuple.port));
-            calls.servers.contains(&(tuple.server, tuple.port))
-                || is_redirected && calls.servers.iter().any(|(ip, _)| *ip == tuple.server)
-        };
-        let server_flows = of_clients.map(|index| &self.server_flows[index]).filter(|flow| is_called(&flow.tuple));
+        let served = self.servers_flows_of(calls, client_flows).map(|index| &self.server_flows[index]);
+        let served = Leg::of_servers(served);
         // More than the proxy opened: the applications reached the servers without it.
-        let served = Leg::of_servers(server_flows);
         if served.settled() > opened.opened { Relation::Separate } else { Relation::Pooled }
+    }
+
+    /// Returns the servers' flows that can be the other ends of calls.
+    fn servers_flows_of(
+        &self,
+        calls: &Calls,
+        client_flows: &[ClientFlow<'a>],
+    ) -> impl Iterator<Item = usize> + use<'_, 'a> {
+        let indexes = calls.of_applications.iter().chain(&calls.of_proxies);
+        let flows: Vec<&ClientFlow<'a>> = indexes.map(|index| &client_flows[*index]).collect();
+        let span = flows.iter().map(|flow| flow.span).reduce(|one, next| one.with(&next));
+        let ends = flows.iter().flat_map(|flow| [flow.tuple.scope, Scope::Cluster].map(|it| (it, flow.tuple.client)));
+        let ends: BTreeSet<(Scope<'a>, IpAddr)> = ends.collect();
+        let ports_of = |(ip, port): &(IpAddr, u16)| {
+            let redirected = self.redirected.get(ip).into_iter().flat_map(|it| it.ports.iter().copied());
+            redirected.chain([*port]).collect::<Vec<u16>>()
+        };
+        let at_ports = calls.servers.iter().map(|at| (at.0, ports_of(at)));
+        let servers: BTreeSet<(IpAddr, u16)> =
+            at_ports.flat_map(|(ip, ports)| ports.into_iter().map(move |port| (ip, port))).collect();
+        let tuples = ends.into_iter().flat_map(move |(scope, client)| {
+            let tuple = move |(server, port)| Tuple { scope, client, server, port, protocol: Protocol::Tcp };
+            servers.clone().into_iter().map(tuple)
+        });
+        // The address may have been another client's.
+        let is_in_time = move |index: &usize| {
+            span.is_some_and(|span| span.gap(&self.server_flows[*index].span) <= self.options.settle)
+        };
+        tuples.filter_map(|tuple| self.by_tuple(&tuple)).flatten().filter(is_in_time)
     }
 
     /// Joins the applications' connections with the proxy that accepted them, and notes it on its own calls.
@@ -189,13 +229,15 @@ impl<'a> Join<'a> {
 }
 
 impl Calls {
-    fn with(mut self, other: Self) -> Self {
+    fn add(&mut self, other: Self) {
         self.servers.extend(other.servers);
         self.of_applications.extend(other.of_applications);
         self.of_proxies.extend(other.of_proxies);
+    }
+
+    fn sort(&mut self) {
         self.of_applications.sort_unstable();
         self.of_proxies.sort_unstable();
-        self
     }
 
     fn has_both(&self) -> bool {
@@ -226,4 +268,12 @@ fn lead_through(calls: &Calls, client_flows: &mut [ClientFlow<'_>]) -> Vec<usize
         client_flows[*first].counters.add_retransmits_of(&retransmits);
     }
     of_proxies().copied().filter(|index| !leave_unanswered(&mut client_flows[*index])).collect()
+}
+
+/// Returns the place into which a place was merged, itself if it was not.
+fn merged_into(places: &[usize], mut place: usize) -> usize {
+    while places[place] != place {
+        place = places[place];
+    }
+    place
 }

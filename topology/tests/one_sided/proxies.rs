@@ -6,7 +6,7 @@ use scopeprobe_topology::{
     flow::{FlowCounters, FlowKey, Protocol, Role},
 };
 
-use crate::world::{World, at, edges, ip, pod};
+use crate::world::{World, at, edges, ip, key, pod};
 
 const CLIENT: &str = "10.244.1.2";
 const SERVER: &str = "10.244.2.2";
@@ -165,6 +165,34 @@ fn container_that_is_called_at_loopback_with_another_address_is_no_proxy() {
     report(&mut world, "web/app", Role::Client, (CLIENT, "127.0.0.1", 9000), 1);
     report(&mut world, "web/proxy", Role::Server, ("127.0.0.1", CLIENT, 9000), 1);
     assert_eq!(edges(&world.graph(at(60))), ["web -> web:9000 1+0", "web -> 203.0.113.9:443 40+0"]);
+}
+
+#[test]
+fn pod_with_the_number_of_anothers_network_namespace_calls_for_itself() {
+    let mut world = sidecars();
+    call(&mut world, (SERVICE, 80), (SERVER, 5432), TWENTY);
+    world.directory.upsert_pod(pod("next", "node-1", "10.244.1.9"), at(0));
+    let called = key("next", Role::Client, ("10.244.1.9", SERVICE, 80));
+    let counters = FlowCounters { opened: 50, closed: 50, ..FlowCounters::default() };
+    world.report("next", FlowKey { netns: 1, ..called }, &counters, at(0));
+    report(&mut world, "db/proxy", Role::Server, (SERVER, "10.244.1.9", INBOUND), 50);
+    report(&mut world, "db/proxy", Role::Client, ("127.0.0.1", "127.0.0.1", 5432), 70);
+    report(&mut world, "db/app", Role::Server, ("127.0.0.1", "127.0.0.1", 5432), 70);
+    let shown = ["next -> db:5432 via db:80 50+0", "web -> db:5432 via db:80 20+0"];
+    assert_eq!(edges(&world.graph(at(60))), shown);
+}
+
+#[test]
+fn calls_of_another_protocol_are_not_those_that_a_proxy_shares() {
+    let mut world = sidecars();
+    call(&mut world, (SERVICE, 80), (SERVER, 5432), Counts { application: 20, upstream: 3, server: 3 });
+    let before = edges(&world.graph(at(60)));
+    let key = key("db/app", Role::Server, (SERVER, CLIENT, 5432));
+    let counters = FlowCounters { opened: 50, closed: 50, ..FlowCounters::default() };
+    world.report("db/app", FlowKey { protocol: Protocol::Udp, ..key }, &counters, at(0));
+    let mut after = edges(&world.graph(at(60)));
+    after.retain(|edge| edge != "web -> db:5432/UDP 50+0");
+    assert_eq!(after, before);
 }
 
 #[test]
