@@ -54,6 +54,11 @@ const ADDRESSES: [[u8; 4]; 16] = [
     [127, 0, 0, 1],
     [0, 0, 0, 0],
 ];
+const LOOPBACK: usize = 14;
+/// Number of a pod's proxy, less that of the pod.
+const PROXY: usize = 100;
+/// Ports of proxies, for outgoing and incoming connections.
+const REDIRECTED_TO: [u16; 2] = [15_001, 15_006];
 /// Port of a node that leads to every other pod there.
 const HOST_PORT: HostPort = HostPort { ip: None, port: PORTS[2], container_port: 8080, protocol: Protocol::Tcp };
 const PODS_ADDRESSES: usize = 6;
@@ -182,6 +187,56 @@ fn call() -> impl Strategy<Value = Vec<Event>> {
     )
 }
 
+/// Calls between pods of which either may have a transparent proxy, with what both ends see of them.
+fn mesh() -> impl Strategy<Value = Vec<Event>> {
+    let ends = (0..PODS, 0..PODS, 0..PODS_ADDRESSES, 0..PODS_ADDRESSES, prop::option::of(0..SERVICES));
+    let counts = (1..6_u64, 0..3_u64, 0..3_u64);
+    (ends, 0..NODES, 0..NODES, counts, any::<[bool; 6]>()).prop_map(
+        |((client, server, from_address, to_address, service), from, to, (opened, less, more), flags)| {
+            let [has_clients, has_servers, chooses_pod, calls_own_address, are_new, is_late] = flags;
+            let mut events = Vec::new();
+            if are_new {
+                for (number, address, node, cgroup) in [(client, from_address, from, 2), (server, to_address, to, 4)] {
+                    let workload = number % WORKLOADS;
+                    events.push(Event::Pod { number, address: Some(address), workload, node });
+                    events.extend(
+                        [(0, number), (1, PROXY + number)].map(|(at, of)| Event::Identify(node, cgroup + at, of)),
+                    );
+                }
+            }
+            let report = |node, key, opened: u64| {
+                let (bytes, methods) = (opened * 100, Methods::EBPF);
+                let (failed, pending, without_bytes, closed) = (0, 0, false, opened);
+                let one = Report { node, key, opened, closed, failed, pending, bytes, without_bytes, methods };
+                Event::Report(one)
+            };
+            let (called, port) = service.map_or((to_address, 8080), |service| (FIRST_SERVICE + service, 80));
+            events.push(report(from, flow(2, Role::Client, from_address, called, port), opened));
+            let upstream = if has_clients { opened.saturating_sub(less) } else { opened };
+            if has_clients {
+                let (called, port) = if chooses_pod { (to_address, 8080) } else { (called, port) };
+                events.push(report(from, flow(3, Role::Client, from_address, called, port), upstream));
+            }
+            if has_servers {
+                events.push(report(to, flow(5, Role::Server, to_address, from_address, REDIRECTED_TO[1]), upstream));
+                let own = if calls_own_address { to_address } else { LOOPBACK };
+                events.push(report(to, flow(5, Role::Client, own, own, 8080), upstream + more));
+                events.push(report(to, flow(4, Role::Server, own, own, 8080), upstream + more));
+            } else {
+                events.push(report(to, flow(4, Role::Server, to_address, from_address, 8080), upstream));
+            }
+            if has_clients {
+                // That the network redirects its calls may become known after all else.
+                let pause =
+                    if is_late { vec![Event::Pass(2_500), Event::Look, Event::Pass(2_500)] } else { Vec::new() };
+                events.extend(pause);
+                events.push(report(from, flow(3, Role::Server, LOOPBACK, from_address, REDIRECTED_TO[0]), opened));
+            }
+            events
+        },
+    )
+}
+
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let one = |event: BoxedStrategy<Event>| event.prop_map(|event| vec![event]).boxed();
     let pod = (0..PODS, prop::option::weighted(0.8, 0..PODS_ADDRESSES), 0..WORKLOADS, 0..NODES)
@@ -195,6 +250,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let pause = prop::sample::select([5, 300, 1_000, 2_500, 12_000, 70_000, 700_000].as_slice());
     let some = prop_oneof![
         6 => call(),
+        4 => mesh(),
         3 => one(report().prop_map(Event::Report).boxed()),
         8 => one((any::<usize>(), 0..4_u64, any::<bool>()).prop_map(|(flow, more, ends)| Event::Again(flow, more, ends)).boxed()),
         1 => one((any::<usize>(), 0..ADDRESSES.len(), 0..5_u64).prop_map(|(flow, at, count)| Event::Track(flow, at, count)).boxed()),
@@ -403,7 +459,8 @@ fn owner_of(number: usize) -> CgroupOwner {
     if number == PODS {
         return CgroupOwner::HostProcess { name: "kubelet".to_owned() };
     }
-    CgroupOwner::PodContainer { pod_uid: format!("uid-{number}"), container_id: format!("id-{number}") }
+    let container_id = format!("id-{number}");
+    CgroupOwner::PodContainer { pod_uid: format!("uid-{}", number % PROXY), container_id }
 }
 
 fn pod(number: usize, at: Option<usize>, workload: usize, node: usize, now: SystemTime) -> Pod {
@@ -420,7 +477,10 @@ fn pod(number: usize, at: Option<usize>, workload: usize, node: usize, now: Syst
             name: format!("workload-{workload}"),
             group: "apps".to_owned(),
         },
-        containers: BTreeMap::from([(format!("id-{number}"), "main".to_owned())]),
+        containers: BTreeMap::from([
+            (format!("id-{number}"), "main".to_owned()),
+            (format!("id-{}", PROXY + number), "proxy".to_owned()),
+        ]),
         ended: false,
         host_ports: number.is_multiple_of(2).then_some(HOST_PORT).into_iter().collect(),
         life: PodLifetime { started: Some(now), ..PodLifetime::default() },

@@ -16,7 +16,7 @@ pub(super) type NamespaceId = (PeerId, u32);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Namespaces {
     by_id: HashMap<NamespaceId, Namespace>,
-    /// Addresses of pods that have a relay.
+    /// Addresses at which pods with a relay are called.
     relayed: HashMap<IpAddr, AnchorId>,
 }
 
@@ -25,6 +25,7 @@ struct Namespace {
     ends: HashMap<EndpointId, Calls>,
     /// Anchors of what is called in the namespace.
     anchors: HashSet<AnchorId>,
+    /// Addresses at which flows from elsewhere arrived.
     addresses: HashSet<IpAddr>,
     has_relay: bool,
 }
