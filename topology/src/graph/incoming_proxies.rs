@@ -17,6 +17,7 @@ use super::{
     observed::{ClientFlow, ServerFlow, Tuple},
 };
 use crate::{
+    count,
     edge::Side,
     flow::Protocol,
     hash::{HashMap, HashSet},
@@ -76,6 +77,10 @@ impl<'a> Join<'a> {
         for ((_, _, proxy), mut relay) in relays {
             let ports: BTreeSet<u16> = relay.answers.iter().map(|index| server_flows[*index].tuple.port).collect();
             let redirected = redirected_ports(&relay, server_flows, &called, &listened);
+            let may_be_redirected = relay.arrivals.iter().map(|index| &server_flows[*index]).any(|flow| {
+                let Tuple { server, port, .. } = flow.tuple;
+                !called.has(server, port) && self.is_client_observed(flow)
+            });
             relay.arrivals.retain(|index| {
                 let Tuple { server, port, .. } = server_flows[*index].tuple;
                 ports.contains(&port) || redirected.contains(&(server, port))
@@ -92,9 +97,33 @@ impl<'a> Join<'a> {
                 .filter(|flow| self.has_foreign_client(flow))
                 .map(|flow| flow.tuple)
                 .collect();
+            if relay.arrivals.is_empty() && may_be_redirected {
+                gone.extend(self.wait_for_clients(&relay, &foreign, client_flows, server_flows));
+            }
             gone.extend(relay.apply(proxy, &foreign, client_flows, server_flows));
         }
         remove(client_flows, &gone);
+    }
+
+    /// Has new calls of what may be a proxy wait: its clients' reports are on their way, and may show that it is transparent.
+    /// Returns the numbers of these calls. Those from `foreign` addresses need no other evidence.
+    fn wait_for_clients(
+        &mut self,
+        relay: &Relay,
+        foreign: &BTreeSet<Tuple<'a>>,
+        client_flows: &[ClientFlow<'a>],
+        server_flows: &mut [ServerFlow<'a>],
+    ) -> Vec<usize> {
+        let mut waiting = Vec::new();
+        for index in &relay.calls {
+            let call = &client_flows[*index];
+            if !foreign.contains(&call.tuple) && self.waits(call.first_seen) {
+                self.unsettled = count::add(self.unsettled, call.counters.opened);
+                take_answers(call, &relay.answers, server_flows);
+                waiting.push(*index);
+            }
+        }
+        waiting
     }
 
     /// Returns all ends that accept connections from elsewhere in pods' networks and call others there.
@@ -158,6 +187,12 @@ impl<'a> Join<'a> {
             }
         }
         called
+    }
+}
+
+impl Called {
+    fn has(&self, server: IpAddr, port: u16) -> bool {
+        self.ports.get(&server).is_some_and(|ports| ports.contains(&port))
     }
 }
 
@@ -238,10 +273,9 @@ fn redirected_ports(
     listened: &HashMap<IpAddr, BTreeSet<u16>>,
 ) -> BTreeSet<(IpAddr, u16)> {
     let is_redirected = |tuple: &Tuple<'_>| {
-        let is_called = called.ports.get(&tuple.server).is_some_and(|ports| ports.contains(&tuple.port));
         let others = called.opened_by.get(&(tuple.client, tuple.server)).into_iter().flatten();
         let is_listened = |port: &u16| listened.get(&tuple.server).is_some_and(|ports| ports.contains(port));
-        !is_called && others.into_iter().any(|port| !is_listened(port))
+        !called.has(tuple.server, tuple.port) && others.into_iter().any(|port| !is_listened(port))
     };
     let tuples = relay.arrivals.iter().map(|index| &server_flows[*index].tuple);
     tuples.filter(|tuple| is_redirected(tuple)).map(|tuple| (tuple.server, tuple.port)).collect()

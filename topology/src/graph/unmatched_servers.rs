@@ -150,7 +150,8 @@ impl<'a> Join<'a> {
         }
     }
 
-    fn is_client_observed(&self, server_flow: &ServerFlow<'a>) -> bool {
+    /// Returns whether an agent observes a server's client.
+    pub(super) fn is_client_observed(&self, server_flow: &ServerFlow<'a>) -> bool {
         if server_flow.tuple.scope.is_loopback() {
             return true;
         }

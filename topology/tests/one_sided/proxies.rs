@@ -103,6 +103,20 @@ fn client_without_a_sidecar_reaches_the_server_behind_one() {
 }
 
 #[test]
+fn calls_of_a_proxy_wait_for_the_report_that_shows_that_it_is_transparent() {
+    let mut world = sidecars();
+    report(&mut world, "db/proxy", Role::Server, (SERVER, CLIENT, INBOUND), 20);
+    report(&mut world, "db/proxy", Role::Client, ("127.0.0.1", "127.0.0.1", 5432), 20);
+    report(&mut world, "db/app", Role::Server, ("127.0.0.1", "127.0.0.1", 5432), 20);
+    let early = world.graph(at(1));
+    assert_eq!((edges(&early), early.unsettled, early.settles_at), (Vec::new(), 40, Some(at(2))));
+    let shown = ["db -> db:5432 20+0", "web -> db:15006 20+0"];
+    assert_eq!(edges(&world.graph(at(2))), shown, "no client reports that it called another port");
+    report(&mut world, "web/app", Role::Client, (CLIENT, SERVER, 5432), 20);
+    assert_eq!(edges(&world.graph(at(1))), ["web -> db:5432 20+0"]);
+}
+
+#[test]
 fn several_ports_behind_one_proxy_are_apart() {
     let mut world = sidecars();
     report(&mut world, "web/app", Role::Client, (CLIENT, SERVER, 5432), 20);
