@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::SystemTime,
 };
 
 use super::{
@@ -100,7 +101,8 @@ impl<'a> Join<'a> {
             if relay.arrivals.is_empty() && may_be_redirected {
                 gone.extend(self.wait_for_clients(&relay, &foreign, client_flows, server_flows));
             }
-            gone.extend(relay.apply(proxy, &foreign, client_flows, server_flows));
+            let settled = self.options.settled();
+            gone.extend(relay.apply(proxy, (&foreign, settled), client_flows, server_flows));
         }
         remove(client_flows, &gone);
     }
@@ -202,14 +204,14 @@ impl Relay {
     fn apply(
         &self,
         proxy: EndpointId,
-        foreign: &BTreeSet<Tuple<'_>>,
+        (foreign, settled): (&BTreeSet<Tuple<'_>>, SystemTime),
         client_flows: &mut [ClientFlow<'_>],
         server_flows: &mut [ServerFlow<'_>],
     ) -> Vec<usize> {
         let ports: BTreeSet<u16> = self.answers.iter().map(|index| server_flows[*index].tuple.port).collect();
         let ends: BTreeSet<EndpointId> = self.answers.iter().map(|index| server_flows[*index].end).collect();
-        let accepted = Leg::of_servers(self.arrivals.iter().map(|index| &server_flows[*index]));
-        let opened = Leg::of_clients(self.calls.iter().map(|index| &client_flows[*index]));
+        let accepted = Leg::of_servers(self.arrivals.iter().map(|index| &server_flows[*index]), settled);
+        let opened = Leg::of_clients(self.calls.iter().map(|index| &client_flows[*index]), settled);
         let are_same = Leg::is_one_for_one(&accepted, &opened);
         for index in &self.arrivals {
             let flow = &mut server_flows[*index];

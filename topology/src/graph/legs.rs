@@ -1,7 +1,9 @@
 //! Legs of calls that pass a transparent proxy: the connections that it accepts and those that it opens.
 
-use super::observed::{ClientFlow, ServerFlow};
-use crate::{count, hash::HashSet};
+use std::time::SystemTime;
+
+use super::observed::{ClientFlow, INEXACT, ServerFlow};
+use crate::{count, hash::HashSet, history::Part};
 
 /// Sum of the connections of some flows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -9,26 +11,33 @@ pub(super) struct Leg {
     pub(super) opened: u64,
     /// The part of it of which the other legs' counts may still be on their way.
     fresh: u64,
+    /// The part of it that was opened after all of the rest had to be counted by the other legs.
+    later: u64,
     /// Attempts that failed or are pending.
     unanswered: u64,
 }
 
 impl Leg {
-    pub(super) fn of_clients<'f, 'a: 'f>(flows: impl Iterator<Item = &'f ClientFlow<'a>>) -> Self {
+    /// Returns the leg of clients' flows. What was opened by `settled` has had time to be reported.
+    pub(super) fn of_clients<'f, 'a: 'f>(flows: impl Iterator<Item = &'f ClientFlow<'a>>, settled: SystemTime) -> Self {
         flows.fold(Self::default(), |leg, flow| {
             let unanswered = count::add(flow.counters.failed, flow.counters.pending);
-            leg.with(flow.counters.opened, flow.fresh.opened, unanswered)
+            leg.with(flow.counters.opened, flow.fresh.opened, later(flow.parts, settled), unanswered)
         })
     }
 
-    pub(super) fn of_servers<'f, 'a: 'f>(flows: impl Iterator<Item = &'f ServerFlow<'a>>) -> Self {
-        flows.fold(Self::default(), |leg, flow| leg.with(flow.counters.opened, flow.fresh.opened, 0))
+    /// Returns the leg of servers' flows, as [`Self::of_clients`].
+    pub(super) fn of_servers<'f, 'a: 'f>(flows: impl Iterator<Item = &'f ServerFlow<'a>>, settled: SystemTime) -> Self {
+        flows.fold(Self::default(), |leg, flow| {
+            leg.with(flow.counters.opened, flow.fresh.opened, later(flow.parts, settled), 0)
+        })
     }
 
-    fn with(self, opened: u64, fresh: u64, unanswered: u64) -> Self {
+    fn with(self, opened: u64, fresh: u64, later: u64, unanswered: u64) -> Self {
         Self {
             opened: count::add(self.opened, opened),
             fresh: count::add(self.fresh, fresh),
+            later: count::add(self.later, later),
             unanswered: count::add(self.unanswered, unanswered),
         }
     }
@@ -38,9 +47,14 @@ impl Leg {
         self.opened.saturating_sub(self.fresh)
     }
 
-    /// Returns whether the proxy opened, or attempted, one connection for each that it accepted.
+    /// Connections that may be the other legs' settled ones. Later ones cannot make up for what is missing of these.
+    fn earlier(&self) -> u64 {
+        self.opened.saturating_sub(self.later)
+    }
+
+    /// Returns whether the proxy opened, or attempted, one connection for each that it accepted. Its agent has both legs.
     pub(super) fn is_one_for_one(accepted: &Self, opened: &Self) -> bool {
-        opened.settled() <= accepted.opened && accepted.settled() <= count::add(opened.opened, opened.unanswered)
+        opened.settled() <= accepted.earlier() && accepted.settled() <= count::add(opened.earlier(), opened.unanswered)
     }
 }
 
@@ -59,4 +73,10 @@ pub(super) fn leave_unanswered(flow: &mut ClientFlow<'_>) -> bool {
     flow.counters = crate::edge::EdgeCounters { failed, pending, ..crate::edge::EdgeCounters::default() };
     flow.fresh = super::observed::Fresh::default();
     failed > 0 || pending > 0
+}
+
+/// Returns how many connections were certainly opened after this time.
+fn later(parts: &[Part], settled: SystemTime) -> u64 {
+    let later = parts.iter().filter(|part| part.since > settled + INEXACT);
+    later.fold(0, |sum, part| count::add(sum, part.counted.opened))
 }

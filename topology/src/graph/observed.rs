@@ -200,7 +200,7 @@ pub(super) struct ServerFlow<'a> {
     pub(super) fresh: Fresh,
     pub(super) span: Span,
     /// Times at which its connections were opened, as its agent counts.
-    parts: &'a [Part],
+    pub(super) parts: &'a [Part],
     /// Time up to which they are on edges; none is left out without it.
     shown_until: Option<SystemTime>,
     pub(super) live: bool,

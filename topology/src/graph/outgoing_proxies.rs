@@ -157,13 +157,14 @@ impl<'a> Join<'a> {
     }
 
     fn relation(&self, calls: &Calls, client_flows: &[ClientFlow<'a>]) -> Relation {
-        let accepted = Leg::of_clients(calls.of_applications.iter().map(|index| &client_flows[*index]));
-        let opened = Leg::of_clients(calls.of_proxies.iter().map(|index| &client_flows[*index]));
+        let settled = self.options.settled();
+        let accepted = Leg::of_clients(calls.of_applications.iter().map(|index| &client_flows[*index]), settled);
+        let opened = Leg::of_clients(calls.of_proxies.iter().map(|index| &client_flows[*index]), settled);
         if Leg::is_one_for_one(&accepted, &opened) {
             return Relation::OneForOne;
         }
         let served = self.servers_flows_of(calls, client_flows).map(|index| &self.server_flows[index]);
-        let served = Leg::of_servers(served);
+        let served = Leg::of_servers(served, settled);
         // More than the proxy opened: the applications reached the servers without it.
         if served.settled() > opened.opened { Relation::Separate } else { Relation::Pooled }
     }

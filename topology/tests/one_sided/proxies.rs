@@ -1,5 +1,7 @@
 //! Transparent proxies in the pods of the client and of the server, as the sidecars of a mesh.
 
+use std::time::SystemTime;
+
 use scopeprobe_topology::{
     edge::{Edge, Peer, Side},
     entity::Pod,
@@ -25,7 +27,18 @@ struct Counts {
 const TWENTY: Counts = Counts { application: 20, upstream: 20, server: 20 };
 
 /// A flow of a container: its cgroup, and the network namespace of its pod.
-fn report(world: &mut World, container: &str, role: Role, (local, remote, port): (&str, &str, u16), opened: u64) {
+fn report(world: &mut World, container: &str, role: Role, addresses: (&str, &str, u16), opened: u64) {
+    report_at(world, container, role, addresses, opened, at(0));
+}
+
+fn report_at(
+    world: &mut World,
+    container: &str,
+    role: Role,
+    (local, remote, port): (&str, &str, u16),
+    opened: u64,
+    now: SystemTime,
+) {
     let (pod, _) = container.split_once('/').expect("a pod and a container");
     let netns = if pod == "web" { 1 } else { 2 };
     let cgroup_id = match container {
@@ -37,7 +50,7 @@ fn report(world: &mut World, container: &str, role: Role, (local, remote, port):
     };
     let key = FlowKey { cgroup_id, netns, role, local: ip(local), remote: ip(remote), port, protocol: Protocol::Tcp };
     let counters = FlowCounters { opened, closed: opened, bytes_sent: 10 * opened, ..FlowCounters::default() };
-    world.report(container, key, &counters, at(0));
+    world.report(container, key, &counters, now);
 }
 
 fn sidecars() -> World {
@@ -137,6 +150,21 @@ fn proxy_that_pools_connections_shows_both_legs_once() {
     assert_eq!(edges(&graph), ["web -> db:5432 3+0", "web -> web:15001 via db:80 20+0"]);
     let is_linked = |edge: &Edge| proxies(edge).contains(&(Side::Client, "web".to_owned(), "proxy".to_owned()));
     assert!(graph.edges.iter().all(|edge| is_linked(edge)), "{:?}", graph.edges);
+}
+
+#[test]
+fn proxy_that_has_saved_connections_does_not_catch_up_with_later_ones() {
+    let mut world = sidecars();
+    call(&mut world, (SERVICE, 80), (SERVER, 5432), Counts { application: 2, upstream: 1, server: 1 });
+    let shown = |[application, upstream]: [u64; 2]| {
+        [format!("web -> db:5432 {upstream}+0"), format!("web -> web:15001 via db:80 {application}+0")]
+    };
+    assert_eq!(edges(&world.graph(at(59))), shown([2, 1]));
+    // As many as the proxy lacks are new, and could be those whose other leg is not reported yet.
+    report_at(&mut world, "web/app", Role::Client, (CLIENT, SERVICE, 80), 5, at(60));
+    report_at(&mut world, "web/proxy", Role::Client, (CLIENT, SERVER, 5432), 2, at(60));
+    report_at(&mut world, "db/proxy", Role::Server, (SERVER, CLIENT, INBOUND), 2, at(60));
+    assert_eq!(edges(&world.graph(at(60)))[..], shown([5, 2]));
 }
 
 #[test]
