@@ -78,6 +78,8 @@ pub struct CaptureState {
     /// True if the requested capture is impossible on this node, so that the agent asks for the rights of the Fallback
     /// mode.
     pub asks_for_fallback: bool,
+    /// True if the capture observes UDP.
+    pub observes_udp: bool,
 }
 
 /// Reason for which a stand-in captures, or nothing does.
@@ -119,6 +121,7 @@ impl Observation {
                 folded: Folded::default(),
                 unreported_flows: 0,
                 asks_for_fallback: false,
+                observes_udp: false,
             },
             flows: FlowStore::new(bounds),
             nat_peers: HashMap::new(),
@@ -170,6 +173,7 @@ impl Observation {
             folded: Folded::default(),
             unreported_flows: 0,
             asks_for_fallback: false,
+            observes_udp: description.observes_udp(),
         };
     }
 
@@ -183,6 +187,7 @@ impl Observation {
             self.capture.message = format!("{why}{now}");
         }
         self.described = now;
+        self.capture.observes_udp = description.observes_udp();
         true
     }
 
@@ -237,6 +242,12 @@ impl Observation {
             }
         }
         changed
+    }
+
+    /// Returns the time up to which all events are included; `None` before the first reading of the capture.
+    #[must_use]
+    pub fn complete_until(&self) -> Option<Instant> {
+        self.complete_until
     }
 
     /// Returns the NAT peers of a flow; empty if none is known.

@@ -12,6 +12,7 @@ use std::{
 use crds::{NamespaceEdge, TopologyTotals};
 use tokio::sync::watch;
 
+pub(crate) use self::node::may_miss_uncounted;
 pub use self::{
     epochs::ResumedEpoch,
     node::NodeObservation,

@@ -8,6 +8,7 @@ mod account;
 mod epochs;
 mod folded_rows;
 mod node_account;
+mod observed_times;
 mod records;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub use self::observed_times::{ClientReport, Observed, TimesByNode};
 pub(crate) use self::records::{FlowRecord, NodeRecords, NodeState};
 use self::{
     account::{Account, recent_bytes::RecentBytes},
@@ -25,7 +27,7 @@ use self::{
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
-    flow::{FlowCounters, FlowKey, FlowTotals},
+    flow::{FlowCounters, FlowKey, FlowTotals, Protocol},
     history::Part,
     nat_peer::{NatPeer, NatPeers},
     sighting::Sighting,
@@ -451,6 +453,37 @@ impl Ledger {
             account.heard = account.heard.max(Some(now));
             account.forget_displaced(now);
         }
+    }
+
+    /// Records what a message shows of the node's clients, once all flows of the current epoch are known.
+    ///
+    /// # Errors
+    /// Returns an error if the epoch was replaced by another one.
+    pub fn record_clients(&mut self, node: &str, epoch: Epoch, report: &ClientReport) -> Result<(), LateEpoch> {
+        let account = self.current(node, epoch)?;
+        if account.complete {
+            let origin = account.epochs.origin();
+            Arc::make_mut(&mut account.observed_times).record(origin, report);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the node's agent has reported all connections that clients of the node opened between two times.
+    #[must_use]
+    pub fn observed_clients(&self, node: &str, part: &Part, protocol: Protocol, now: SystemTime) -> Observed {
+        self.nodes.get(node).map_or(Observed::Partly, |account| {
+            account.observed_times.between(part.since, part.until, protocol, self.observes(node, now))
+        })
+    }
+
+    /// Returns the observed times of all nodes.
+    #[must_use]
+    pub fn observed_times(&self) -> TimesByNode {
+        let of = |account: &NodeAccount, ip: &IpAddr| (*ip, Arc::clone(&account.observed_times));
+        let by_address =
+            self.nodes.values().flat_map(|account| account.addresses.iter().map(move |ip| of(account, ip)));
+        let by_name = self.nodes.iter().map(|(node, account)| (node.clone(), Arc::clone(&account.observed_times)));
+        TimesByNode { by_name: by_name.collect(), by_address: by_address.collect() }
     }
 
     /// Returns the time of the last message from the node's agent, as noted with [`Self::record_heartbeat`].

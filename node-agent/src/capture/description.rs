@@ -29,6 +29,12 @@ impl Description {
         !self.degradations.iter().any(|degradation| degradation.feature == feature)
     }
 
+    /// Returns whether the capture observes UDP.
+    #[must_use]
+    pub fn observes_udp(&self) -> bool {
+        self.mode == Mode::Ebpf && self.has(Feature::Datagrams)
+    }
+
     /// Adds a degradation if fewer flows fit into the memory than requested.
     pub(super) fn note_shortage(&mut self, shortage: Option<Shortage>) {
         if let Some(shortage) = shortage {

@@ -42,6 +42,8 @@ pub struct Session {
     counter_interval: Duration,
     /// Time of the last message after which no changed counters were left; none before the first one.
     counters_reported: Option<Instant>,
+    /// Time up to which this stream's messages contain all events.
+    complete_until: Option<Instant>,
 }
 
 /// Upper bound of the time between two reports of changed counters.
@@ -63,6 +65,7 @@ impl Session {
             in_snapshot: HashSet::new(),
             counter_interval: Duration::ZERO,
             counters_reported: None,
+            complete_until: None,
         }
     }
 
@@ -120,6 +123,9 @@ impl Session {
             self.epoch = Some(observation.epoch());
             self.snapshot = Some(observation.flows.begin_snapshot());
             self.in_snapshot = HashSet::new();
+            if is_new_epoch {
+                self.complete_until = None;
+            }
         }
         let flows = self.take_flows(observation, now);
         let ends_snapshot = self.snapshot.is_some_and(|snapshot| snapshot.is_complete());
@@ -130,6 +136,9 @@ impl Session {
             self.snapshot = None;
             let in_snapshot = std::mem::take(&mut self.in_snapshot);
             self.identities.retain(|id, _| in_snapshot.contains(id));
+        }
+        if self.snapshot.is_none() && !observation.flows.has_news(News::All) {
+            self.complete_until = observation.complete_until();
         }
         let identities = match &mut observation.attribution {
             Some(attribution) if flows.is_empty() => self.corrections(attribution, now),
@@ -145,7 +154,7 @@ impl Session {
             sequence: self.sequence,
             begins_snapshot,
             ends_snapshot,
-            capture: Some(to_wire::capture_state(&observation.capture, now)),
+            capture: Some(to_wire::capture_state(&observation.capture, self.complete_until, now)),
             identities,
             flows: flows
                 .iter()

@@ -23,9 +23,10 @@ use crate::{
     observation::CaptureState,
 };
 
-/// The state of the capture as of `now`; its message is cut to what the wire allows.
+/// The state of the capture as of `now`; its message is cut to what the wire allows. Everything up to `complete_until` has
+/// been reported.
 #[must_use]
-pub fn capture_state(state: &CaptureState, now: Instant) -> wire::CaptureState {
+pub fn capture_state(state: &CaptureState, complete_until: Option<Instant>, now: Instant) -> wire::CaptureState {
     let mode = match state.mode {
         Some(Mode::Ebpf) => wire::Mode::Ebpf,
         Some(Mode::Fallback) => wire::Mode::Fallback,
@@ -43,6 +44,9 @@ pub fn capture_state(state: &CaptureState, now: Instant) -> wire::CaptureState {
         seen: state.seen,
         folded: state.folded.connections,
         is_folding: state.folded.is_active,
+        // 0 is no age.
+        complete_age_ms: complete_until.map_or(0, |until| millis(now.saturating_duration_since(until)).max(1)),
+        observes_udp: state.observes_udp,
         asks_for: if state.asks_for_fallback { wire::Mode::Fallback } else { wire::Mode::Unspecified }.into(),
     }
 }

@@ -56,6 +56,10 @@ pub(super) struct Capture {
     pub kernel: String,
     /// Time from the attach to the message.
     pub attached_age: Duration,
+    /// Age of the latest reading that has been reported completely; `None` if it was not reported.
+    pub complete_age: Option<Duration>,
+    /// True if the capture observes UDP.
+    pub observes_udp: bool,
     pub losses: Losses,
     pub seen: u64,
     /// Folding of this epoch.
@@ -118,6 +122,7 @@ fn decode_capture(capture: wire::CaptureState, sent_unix_ms: u64) -> Result<Capt
     let counts = [
         ("capture.attached_unix_ms", capture.attached_unix_ms),
         ("capture.attached_age_ms", capture.attached_age_ms),
+        ("capture.complete_age_ms", capture.complete_age_ms),
         ("capture.seen", capture.seen),
         ("capture.folded", capture.folded),
         ("capture.losses.opened", losses.opened),
@@ -139,6 +144,8 @@ fn decode_capture(capture: wire::CaptureState, sent_unix_ms: u64) -> Result<Capt
         attach: capture.attach,
         kernel: capture.kernel,
         attached_age,
+        complete_age: (capture.complete_age_ms > 0).then(|| Duration::from_millis(capture.complete_age_ms)),
+        observes_udp: capture.observes_udp,
         losses: Losses {
             opened: losses.opened,
             closed: losses.closed,

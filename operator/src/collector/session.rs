@@ -9,13 +9,14 @@ use std::{
 use tokio::sync::watch;
 use tonic::Status;
 use topology::{
-    ledger::{LateEpoch, News},
+    count,
+    ledger::{ClientReport, LateEpoch, News},
     sighting::Sighting,
 };
 
 use super::decode::{Capture, Flow, Report};
 use crate::{
-    observation::{NodeObservation, Observations, ResumedEpoch},
+    observation::{NodeObservation, Observations, ResumedEpoch, may_miss_uncounted},
     shared_ledger::SharedLedger,
 };
 
@@ -148,12 +149,27 @@ fn apply(
     if report.ends_snapshot {
         news = news.max(News::of_structure(ledger.end_snapshot(node, epoch, now)?));
     }
+    ledger.record_clients(node, epoch, &client_report(&report.capture, sent))?;
     Ok((news, sent))
 }
 
+/// Returns what a message, made at `made` by the operator's clock, shows of its node's clients.
+fn client_report(capture: &Capture, made: SystemTime) -> ClientReport {
+    let ago = |age: Duration| made.checked_sub(age).unwrap_or(UNIX_EPOCH);
+    ClientReport {
+        attached: ago(capture.attached_age),
+        complete_until: capture.complete_age.map(ago),
+        made,
+        lost: count::add(capture.losses.opened, capture.losses.missed_runs),
+        is_exact: capture.mode == crds::Mode::Ebpf && !may_miss_uncounted(capture.mode, &capture.attach),
+        observes_udp: capture.observes_udp,
+    }
+}
+
 fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: SystemTime) {
-    let Capture { mode, reason, message, attach, kernel, attached_age, losses, seen, folding, asks_for_fallback } =
-        report.capture.clone();
+    let Capture {
+        mode, reason, message, attach, kernel, attached_age, losses, seen, folding, asks_for_fallback, ..
+    } = report.capture.clone();
     if report.origin == report.epoch {
         node.begin_epoch(&report.epoch.0);
     } else {
@@ -200,6 +216,8 @@ mod tests {
             attach: "SockOps".to_owned(),
             kernel: "6.1".to_owned(),
             attached_age: Duration::from_millis(attached_age_ms),
+            complete_age: None,
+            observes_udp: false,
             losses: Losses { opened: 1, ..Losses::default() },
             seen,
             folding: crds::Folding::default(),

@@ -53,6 +53,15 @@ pub struct NodeObservation {
 /// Attach types of the agent that use a tracepoint.
 const TRACEPOINTS: [&str; 2] = ["TpBtf", "Tracepoint"];
 
+/// Returns whether a capture may miss connections that it does not count as lost ([`NodeObservation::misses_uncounted`]).
+pub(crate) fn may_miss_uncounted(mode: Mode, attach: &str) -> bool {
+    match mode {
+        Mode::Fallback => true,
+        Mode::Ebpf => TRACEPOINTS.contains(&attach),
+        Mode::Unsupported => false,
+    }
+}
+
 impl NodeObservation {
     /// Records that a capture runs, with the times of its attach and of the report.
     pub fn note_capture(&mut self, attached: UnixMs, made: UnixMs) {
@@ -82,11 +91,7 @@ impl NodeObservation {
     /// `recursion_misses` does not contain all runs that Linux skips (observed on 6.18).
     #[must_use]
     pub fn misses_uncounted(&self) -> bool {
-        match self.mode {
-            Some(Mode::Fallback) => true,
-            Some(Mode::Ebpf) => TRACEPOINTS.contains(&self.attach.as_str()),
-            Some(Mode::Unsupported) | None => false,
-        }
+        self.mode.is_some_and(|mode| may_miss_uncounted(mode, &self.attach))
     }
 
     /// Records whether the last report asks for the rights of the Fallback mode.

@@ -133,9 +133,14 @@ impl Builder {
             .away(move |shared_ledger, index, archive| {
                 let directory = index.directory();
                 let lock = || shared_ledger.ledger().blocking_lock();
-                let nodes: Vec<String> = lock().nodes().map(str::to_owned).collect();
+                let (nodes, observed): (Vec<String>, _) = {
+                    let ledger = lock();
+                    (ledger.nodes().map(str::to_owned).collect(), ledger.observed_times())
+                };
                 for node in &nodes {
-                    lock().condense(node, |flow, one, next| directory.are_one(flow.remote, one, next, now));
+                    lock().condense(node, |flow, one, next| {
+                        directory.are_one(flow.remote, one, next, now) && observed.are_one(node, flow, one, next)
+                    });
                 }
                 let retirement = lock().take_retirable(now, retention)?;
                 archive.keep_retired(&retirement, directory, now, retention);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Epoch, LateEpoch, RESUMABLE, account::Account, epochs::Epochs};
+use super::{Epoch, LateEpoch, RESUMABLE, account::Account, epochs::Epochs, observed_times::ObservedTimes};
 use crate::{
     clock::NodeClock,
     entity::CgroupOwner,
@@ -43,6 +43,7 @@ pub(super) struct NodeAccount {
     pub(super) displaced_at: Option<SystemTime>,
     /// Time of the agent's last message, as far as recorded.
     pub(super) heard: Option<SystemTime>,
+    pub(super) observed_times: Arc<ObservedTimes>,
     pub(super) clock: NodeClock,
 }
 
@@ -62,6 +63,7 @@ impl NodeAccount {
             keeps_displaced: false,
             displaced_at: None,
             heard: None,
+            observed_times: Arc::default(),
             clock: NodeClock::default(),
         }
     }
@@ -169,6 +171,7 @@ impl NodeAccount {
             flows: Arc::clone(&self.flows),
             listeners: Arc::clone(&self.listeners),
             orphaned: Arc::clone(&self.orphaned),
+            observed_times: Arc::clone(&self.observed_times),
             ..*self
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct NodeState<'a> {
     /// Time of its agent's last message, if it is silent.
     heard: Option<SystemTime>,
     addresses: &'a Arc<BTreeSet<IpAddr>>,
+    /// Number of its observed times that began at a time of which connections may have been judged before.
+    observed: u64,
 }
 
 /// A flow.
@@ -76,6 +78,7 @@ impl<'a> NodeRecords<'a> {
             is_gone: self.account.gone,
             heard: self.account.heard.filter(|_| is_silent(self.account.heard, now)),
             addresses: &self.account.addresses,
+            observed: self.account.observed_times.begun(),
         }
     }
 
