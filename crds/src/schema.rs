@@ -157,8 +157,8 @@ pub fn peer_rules() -> Value {
             "a peer of type Workload, Service, Node, HostProcess, ExternalGroup or DNSName has a name, and no other peer has one",
         ),
         rule(
-            "has(self.node) == (self.type == 'HostProcess')",
-            "a peer of type HostProcess has a node, and no other peer has one",
+            "has(self.node) == (self.type in ['HostProcess', 'External'])",
+            "a peer of type HostProcess or External has a node, and no other peer has one",
         ),
         rule(
             "self.type == 'UnknownPod' ? has(self.ip) != has(self.uid) : has(self.ip) == (self.type == 'IP')",

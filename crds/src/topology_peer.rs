@@ -13,8 +13,9 @@ pub struct TopologyPeer {
     /// Type of the peer. `Workload`: pods of a workload. `Service`: a Service whose backend is unknown. `Node`: a node's
     /// address. `HostProcess`: a process on a node, outside of pods. `APIServer`: the cluster's API server, recognised by its
     /// address. `ExternalGroup`: addresses or DNS names that `spec.topology.externalGroups` gives a name. `DNSName`: the
-    /// external name that resolved to the called address. `IP`: an external address. `OtherExternal`: all external addresses
-    /// beyond `spec.topology.maxExternalPeers`, and those of flows that agents have folded (`status.folding` of NodeProbes).
+    /// external name that resolved to the called address. `IP`: an external address. `External`: clients whose address a node
+    /// replaced by its own. `OtherExternal`: all external addresses beyond `spec.topology.maxExternalPeers`, and those of flows
+    /// that agents have folded (`status.folding` of NodeProbes).
     /// `UnknownPod`: a pod that the API server does not have, or a pod address whose
     /// owner at that time is unknown.
     #[serde(rename = "type")]
@@ -35,7 +36,7 @@ pub struct TopologyPeer {
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Node of a `HostProcess`.
+    /// Node of a `HostProcess`, or the node whose address servers observe instead of that of an `External`.
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -76,6 +77,9 @@ pub enum PeerType {
     /// An external address.
     #[serde(rename = "IP")]
     Ip,
+    /// Clients whose address `node` replaced by its own, for example at a node port. The node's agent has reported all clients
+    /// of the node, and these are none of them: they are outside of the cluster, or in pods that no agent observes.
+    External,
     /// All external addresses beyond `spec.topology.maxExternalPeers`, and those of folded flows.
     OtherExternal,
     /// A pod that the API server does not have, or a pod address whose owner at that time is unknown.

@@ -32,7 +32,7 @@ use crate::{
     activity, count,
     counts::{Counts, Earlier},
     directory::Directory,
-    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Seen, Times},
+    edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Peer, Seen, Times},
     graph::{self, Graph, Known, KnownConnections, Options, Outside, Pace},
     ledger::{Ledger, Retirement},
 };
@@ -55,6 +55,8 @@ pub struct Archive {
     /// History of flows that the ledger has evicted.
     retired: BTreeMap<EdgeKey, EvictedCounts>,
     with_retired: ChangedEdges<EvictedCounts>,
+    /// Connections that servers count with a node's address, of clients whose flows the ledger has evicted.
+    left_by_clients: HashMap<EdgeKey, EdgeCounters>,
     before: Option<PublishedHistory>,
     /// External addresses with edges of their own.
     outside: Outside,
@@ -154,8 +156,8 @@ impl Archive {
         let reported = self.reported(ledger, directory, options.now);
         self.note_servers(&reported);
         // Servers' agents may report after clients' agents at each look. What then seems forgotten would count twice.
-        let is_patient = waited < PATIENCE && self.before.as_ref().is_some_and(PublishedHistory::lacks_servers);
-        if waited >= options.settle && !is_patient {
+        let patience = self.before.as_ref().map(PublishedHistory::patience).unwrap_or_default();
+        if waited >= options.settle.max(patience) {
             self.settle_by(&reported, directory);
         }
     }
@@ -214,6 +216,7 @@ impl Archive {
         let known = self.known_before();
         self.joins.set_pace(if self.is_settled() { self.pace } else { Pace::default() });
         let mut graph = self.joins.of_ledger(ledger, directory, options, &known);
+        expired_pods::leave(&mut graph, &self.left_by_clients);
         if !self.retired.is_empty() {
             let mut parts = Parts::of(&mut graph.edges);
             self.with_retired.begin();
@@ -345,6 +348,7 @@ impl Archive {
             .map(|edge| (edge.key.clone(), edge))
             .collect();
         self.retired.retain(|key, _| after.contains_key(key));
+        self.keep_left_by_clients(&before, &after);
         if let Some(known) = self.before.as_mut().filter(|known| !known.is_recent(now, retention)) {
             known.edges.retain(|key, _| after.contains_key(key));
         }
@@ -357,6 +361,26 @@ impl Archive {
                 retired.counters.add(&gone);
                 retired.times = Times::of_both(retired.times, edge.times.map(|times| times.as_of(now)));
                 retired.by_clients = count::add(retired.by_clients, gone.opened.saturating_sub(by_servers));
+            }
+        }
+    }
+}
+
+impl Archive {
+    /// Keeps how many connections servers count with a node's address that were a client's before its flow was evicted: they
+    /// are on its edge already, or were as long as that lived.
+    fn keep_left_by_clients(&mut self, before: &Graph, after: &HashMap<EdgeKey, Arc<Edge>>) {
+        let before: HashMap<&EdgeKey, &EdgeCounters> =
+            before.edges.iter().map(|edge| (&edge.key, &edge.counters)).collect();
+        self.left_by_clients.retain(|key, _| after.contains_key(key));
+        for (key, edge) in after {
+            if !matches!(key.client, Peer::BehindNode { .. } | Peer::Node { .. }) {
+                continue;
+            }
+            let known = before.get(key).copied().copied().unwrap_or_default();
+            let left = edge.counters.without(&known);
+            if left.opened > 0 {
+                self.left_by_clients.entry(key.clone()).or_default().add(&left);
             }
         }
     }
@@ -433,11 +457,17 @@ impl PublishedHistory {
         self.settled.is_some()
     }
 
-    /// Returns whether an edge was published with more connections that only servers had counted than any look has shown
-    /// since.
-    fn lacks_servers(&self) -> bool {
+    /// Returns how long to wait for servers' agents: no time, or longer if an edge was published with more connections that
+    /// only servers had counted than any look has shown since.
+    fn patience(&self) -> Duration {
         let shown = |key: &EdgeKey| self.from_servers.get(key).map_or(0, |most| most.opened);
-        self.edges.iter().any(|(key, published)| published.edge.from_servers.opened > shown(key))
+        let lacking = self.edges.iter().filter(|(key, published)| published.edge.from_servers.opened > shown(key));
+        let patience = |(key, _): (&EdgeKey, &Published)| match key.client {
+            // The node's agent has to report, too, which it does every ten seconds at least.
+            Peer::BehindNode { .. } => 2 * PATIENCE,
+            _ => PATIENCE,
+        };
+        lacking.map(patience).max().unwrap_or_default()
     }
 
     /// Returns connections that servers' agents may still count although the clients' agents do not.

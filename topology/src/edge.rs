@@ -47,6 +47,12 @@ pub enum Peer {
         /// The node's name.
         node: String,
     },
+    /// A client whose address a node replaced by its own, and which is none that the node's agent observed: it is outside of
+    /// the cluster, or in a pod that no agent observes.
+    BehindNode {
+        /// The node's name.
+        node: String,
+    },
     /// An address outside of the cluster.
     External {
         /// The address.

@@ -10,6 +10,7 @@ mod candidates;
 mod edges;
 mod endpoints;
 mod external_peers;
+mod forwarded;
 mod incoming_proxies;
 mod incremental;
 mod interceptors;

@@ -19,7 +19,7 @@ use scopeprobe_topology::{
     },
     flow::{FlowCounters, FlowKey, Methods, Protocol, Role},
     graph::{Graph, Options, Pace},
-    ledger::{Epoch, Ledger},
+    ledger::{ClientReport, Epoch, Ledger},
     nat_peer::NatPeer,
 };
 
@@ -110,6 +110,14 @@ enum Event {
     /// An agent's capture begins anew.
     Restart(usize),
     Heartbeat(usize),
+    /// An agent that began so many seconds ago reports that it has observed all clients up to some seconds ago.
+    Clients {
+        node: usize,
+        attached: u64,
+        complete: Option<u64>,
+        lost: u64,
+        is_exact: bool,
+    },
     /// An agent reports whether its node has the bridge's address.
     Bridge(usize, bool),
     Pod {
@@ -237,6 +245,27 @@ fn mesh() -> impl Strategy<Value = Vec<Event>> {
     )
 }
 
+/// Clients outside of the cluster call through a node, which puts its own address in the place of theirs.
+fn call_through_node() -> impl Strategy<Value = Vec<Event>> {
+    let address = prop_oneof![3 => FIRST_NODE..FIRST_NODE + 2, 1 => Just(BRIDGE)];
+    (0..NODES, 0..PODS_ADDRESSES, address, 1..=CGROUPS, 1..5_u64, 0..5_u64).prop_map(
+        |(node, server, seen, cgroup, opened, closed)| {
+            let report = Report {
+                node,
+                key: flow(cgroup, Role::Server, server, seen, 8080),
+                opened,
+                closed: closed.min(opened),
+                failed: 0,
+                pending: 0,
+                bytes: opened * 100,
+                without_bytes: false,
+                methods: Methods::EBPF,
+            };
+            vec![Event::Report(report)]
+        },
+    )
+}
+
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let one = |event: BoxedStrategy<Event>| event.prop_map(|event| vec![event]).boxed();
     let pod = (0..PODS, prop::option::weighted(0.8, 0..PODS_ADDRESSES), 0..WORKLOADS, 0..NODES)
@@ -247,10 +276,22 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         backends,
         node_port,
     });
+    let complete = prop::option::weighted(0.9, prop::sample::select([0, 1, 5, 90].as_slice()));
+    let attached = prop::sample::select([0, 3, 100, 5_000].as_slice());
+    let clients = (0..NODES, attached, complete, prop_oneof![5 => Just(0), 1 => 1..3_u64], prop::bool::weighted(0.9));
+    let clients = clients.prop_map(|(node, attached, complete, lost, is_exact)| Event::Clients {
+        node,
+        attached,
+        complete,
+        lost,
+        is_exact,
+    });
     let pause = prop::sample::select([5, 300, 1_000, 2_500, 12_000, 70_000, 700_000].as_slice());
     let some = prop_oneof![
         6 => call(),
         4 => mesh(),
+        4 => call_through_node(),
+        4 => one(clients.boxed()),
         3 => one(report().prop_map(Event::Report).boxed()),
         8 => one((any::<usize>(), 0..4_u64, any::<bool>()).prop_map(|(flow, more, ends)| Event::Again(flow, more, ends)).boxed()),
         1 => one((any::<usize>(), 0..ADDRESSES.len(), 0..5_u64).prop_map(|(flow, at, count)| Event::Track(flow, at, count)).boxed()),
@@ -328,6 +369,9 @@ impl World {
                 let epoch = self.epoch(*node);
                 self.ledger.enter(&name(*node), epoch).expect("a new epoch");
             }
+            Event::Clients { node, attached, complete, lost, is_exact } => {
+                self.report_clients(*node, [Some(*attached), *complete], *lost, *is_exact);
+            }
             Event::Bridge(node, has) => {
                 let (epoch, addresses) = (self.epoch(*node), has.then(|| address(BRIDGE)));
                 self.ledger.set_node_addresses(&name(*node), epoch, addresses.as_slice()).expect("the present epoch");
@@ -402,6 +446,24 @@ impl World {
         counters.without_bytes += if without_bytes { opened } else { 0 };
         counters.methods = counters.methods.union(methods);
         self.apply(node, key);
+    }
+
+    fn report_clients(&mut self, node: usize, ages: [Option<u64>; 2], lost: u64, is_exact: bool) {
+        let (epoch, now) = (self.epoch(node), self.now);
+        self.ledger.enter(&name(node), epoch).expect("the present epoch");
+        self.ledger.record_heartbeat(&name(node), now);
+        if !self.ledger.is_complete(&name(node)) {
+            self.ledger.begin_snapshot(&name(node), epoch).expect("the present epoch");
+            let keys: Vec<FlowKey> = self.flows.keys().filter(|(of, _)| *of == node).map(|(_, key)| *key).collect();
+            for key in keys {
+                self.apply(node, key);
+            }
+            self.ledger.end_snapshot(&name(node), epoch, now).expect("the present epoch");
+        }
+        let [attached, complete_until] = ages.map(|age| age.map(|age| now - Duration::from_secs(age)));
+        let attached = attached.unwrap_or(now);
+        let report = ClientReport { attached, complete_until, made: now, lost, is_exact, observes_udp: true };
+        self.ledger.record_clients(&name(node), epoch, &report).expect("the present epoch");
     }
 
     fn report_again(&mut self, flow: usize, more: u64, ends: bool) {

@@ -63,9 +63,11 @@ fn namespace(peer: &Peer) -> &str {
         Peer::Workload(workload) => &workload.namespace,
         Peer::Service(service) => &service.namespace,
         Peer::HostProcess { .. } | Peer::Node { .. } => "(node)",
-        Peer::External { .. } | Peer::ExternalGroup { .. } | Peer::ExternalName { .. } | Peer::OtherExternal => {
-            "(external)"
-        }
+        Peer::External { .. }
+        | Peer::BehindNode { .. }
+        | Peer::ExternalGroup { .. }
+        | Peer::ExternalName { .. }
+        | Peer::OtherExternal => "(external)",
         Peer::ApiServer => "(api-server)",
         Peer::UnknownPod { .. } | Peer::SomePod { .. } => "(unknown)",
     }

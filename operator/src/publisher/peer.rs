@@ -29,6 +29,7 @@ pub(super) fn written(peer: &Peer, api_version: impl FnOnce(&Workload) -> String
         Peer::ExternalGroup { name } => named(PeerType::ExternalGroup, name),
         Peer::ExternalName { name } => named(PeerType::DnsName, name),
         Peer::External { ip } => at(PeerType::Ip, *ip),
+        Peer::BehindNode { node } => TopologyPeer { node: Some(node.clone()), ..of(PeerType::External) },
         Peer::OtherExternal => of(PeerType::OtherExternal),
         Peer::UnknownPod { uid } => TopologyPeer { uid: Some(uid.clone()), ..of(PeerType::UnknownPod) },
         Peer::SomePod { ip } => at(PeerType::UnknownPod, *ip),
@@ -53,6 +54,7 @@ pub(super) fn read(peer: &TopologyPeer) -> Option<Peer> {
         PeerType::ExternalGroup => Peer::ExternalGroup { name: name()? },
         PeerType::DnsName => Peer::ExternalName { name: name()? },
         PeerType::Ip => Peer::External { ip: ip()? },
+        PeerType::External => Peer::BehindNode { node: peer.node.clone()? },
         PeerType::OtherExternal => Peer::OtherExternal,
         PeerType::UnknownPod => match &peer.uid {
             Some(uid) => Peer::UnknownPod { uid: uid.clone() },

@@ -339,6 +339,7 @@ mod tests {
                 dns_names: vec!["a.example.com".to_owned(), "b.example.com".to_owned()],
                 ..edge(web.clone(), other_external, None, Seen::Client)
             },
+            edge(Peer::BehindNode { node: node() }, db.clone(), None, Seen::Server),
             edge(Peer::Node { node: node() }, db, None, Seen::Server),
         ];
         let edges = edges.into_iter().map(Arc::new).collect();

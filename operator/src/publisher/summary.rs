@@ -120,6 +120,7 @@ fn short_name(namespace: &str, peer: &Peer, has_port: bool) -> ShortName {
         Peer::ExternalGroup { name } => of(Place::ExternalGroup, name.clone(), " (external)"),
         Peer::ExternalName { name } => of(Place::DnsName, name.clone(), ""),
         Peer::External { ip } => of(Place::Address, address(*ip, has_port), " (external)"),
+        Peer::BehindNode { node } => of(Place::Address, format!("external via {node}"), ""),
         Peer::OtherExternal => of(Place::OtherExternal, "others".to_owned(), " (external)"),
     }
 }
@@ -178,6 +179,8 @@ mod tests {
         let ipv6 = Peer::External { ip: "fd00::1".parse().expect("an address") };
         assert_eq!(to_peers(std::slice::from_ref(&ipv6), Some(1)), "[fd00::1]:1 (external)");
         assert_eq!(from_line(&[ipv6], Some(1)), "fd00::1→1 (external)");
+        let behind = Peer::BehindNode { node: "node-1".to_owned() };
+        assert_eq!(from_line(&[behind], Some(80)), "external via node-1→80");
         let some_pod = Peer::SomePod { ip: "10.244.1.7".parse().expect("an address") };
         assert_eq!(to_peers(&[some_pod], Some(80)), "10.244.1.7:80 (unknown pod)");
         let group = Peer::ExternalGroup { name: "payments".to_owned() };

@@ -127,6 +127,7 @@ async fn fields_that_do_not_fit_the_type_of_a_peer_are_refused() -> Result<()> {
     let (lab, topology) = with_a_peer_of_each_type().await?;
     let edge = topology["status"]["egress"][0].clone();
     let mut peers: Vec<Value> = expected().into_values().collect();
+    peers.push(json!({"type": "External", "node": NODE}));
     peers.push(json!({"type": "UnknownPod", "uid": "0e3c2a62-8f77-4b43-9d5f-7a6a4f8f2b61"}));
     let with = |peer: &Value| {
         let mut edge = edge.clone();

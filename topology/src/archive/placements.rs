@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     counts::Counts,
-    edge::{Edge, EdgeCounters, EdgeKey, Seen},
+    edge::{Edge, EdgeCounters, EdgeKey, Peer, Seen},
 };
 
 /// Time for which an edge has to have fewer such connections until the fewer count. Agents of both ends report at different
@@ -44,7 +44,8 @@ impl Placements {
 
     /// Returns the part of each edge that only servers have counted.
     pub(super) fn parts(&self) -> HashMap<EdgeKey, EdgeCounters> {
-        self.0.iter().map(|(key, placement)| (key.clone(), placement.part)).collect()
+        let placed = self.0.iter().filter(|(key, _)| !is_behind_node(key));
+        placed.map(|(key, placement)| (key.clone(), placement.part)).collect()
     }
 
     /// Gives edges their parts as they were published.
@@ -65,7 +66,7 @@ impl Placements {
             if let Some(placement) = &kept {
                 placement.raise(Arc::make_mut(edge));
             }
-            if is_placed(edge) {
+            if is_placed(edge) || is_behind_node(&edge.key) {
                 let fewer_since = kept.and_then(|placement| placement.fewer_since);
                 let placement = Placement { part: edge.from_servers, shown: Some(Arc::clone(edge)), fewer_since };
                 self.0.insert(edge.key.clone(), placement);
@@ -92,6 +93,12 @@ pub(super) fn parts<'a>(edges: impl IntoIterator<Item = &'a Edge>) -> HashMap<Ed
 /// nothing shows how it calls the server: a later guess is a better one.
 fn is_placed(edge: &Edge) -> bool {
     edge.from_servers.opened > 0 && edge.seen != Seen::Server
+}
+
+/// Returns whether the client is behind a node. For a moment, clients of the node may seem to have opened its connections,
+/// if the server's agent reports later than the node's.
+fn is_behind_node(key: &EdgeKey) -> bool {
+    matches!(key.client, Peer::BehindNode { .. })
 }
 
 impl Placement {

@@ -33,8 +33,11 @@ pub(super) fn settle(
     let mut spare: HashMap<EdgeKey, u64> = HashMap::new();
     for edge in reported {
         let before = published.get(&edge.key).map_or(0, |published| published.edge.from_servers.opened);
-        let sum = spare.entry(edge.key.direct()).or_default();
-        *sum = count::add(*sum, edge.from_servers.opened.saturating_sub(before));
+        let more = edge.from_servers.opened.saturating_sub(before);
+        for key in [Some(edge.key.direct()), of_node(&edge.key)].into_iter().flatten() {
+            let sum = spare.entry(key).or_default();
+            *sum = count::add(*sum, more);
+        }
     }
     let by_clients: Vec<(&EdgeKey, Counts)> =
         reported.iter().map(|edge| (&edge.key, Counts::of(edge).without(&Counts::from_servers(edge)))).collect();
@@ -64,6 +67,12 @@ pub(super) fn settle(
         earlier.counts = earlier.counts.plus(&limited(missing, found));
         edge.from_servers = by_servers;
     }
+}
+
+/// Returns the edge that connections of clients behind a node were on if the node's agent had not reported all of its clients.
+fn of_node(key: &EdgeKey) -> Option<EdgeKey> {
+    let Peer::BehindNode { node } = &key.client else { return None };
+    Some(EdgeKey { client: Peer::Node { node: node.clone() }, ..key.direct() })
 }
 
 /// Returns the counts without so many connections, and with all failed attempts, which servers do not count.

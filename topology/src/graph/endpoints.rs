@@ -24,6 +24,7 @@ enum EndKey<'a> {
     PodNetns { uid: &'a str },
     NodeAddress { node: &'a str },
     NodeNetns { node: &'a str },
+    BehindNode { node: &'a str },
     ApiServer,
     External { ip: IpAddr },
     SomePod { ip: IpAddr },
@@ -267,6 +268,11 @@ impl<'a> Endpoints<'a> {
 
     fn node_address(&mut self, node: &'a str) -> EndpointId {
         self.known_by(EndKey::NodeAddress { node }, Identity::Ip, || Peer::Node { node: node.to_owned() })
+    }
+
+    /// Returns a client behind a node, which has replaced its address.
+    pub(super) fn behind_node(&mut self, node: &'a str) -> EndpointId {
+        self.known_by(EndKey::BehindNode { node }, Identity::Ip, || Peer::BehindNode { node: node.to_owned() })
     }
 
     fn external(&mut self, ip: IpAddr) -> EndpointId {

@@ -1,7 +1,7 @@
 //! Bounds the number of edges to external peers: the busiest addresses of each peer and direction have edges of their
-//! own, and all others share edges.
+//! own, and all others share edges. Clients behind a node count as one address.
 
-use std::{borrow::Cow, cmp::Reverse, net::IpAddr};
+use std::{borrow::Cow, cmp::Reverse};
 
 use super::{
     endpoints::Endpoints,
@@ -38,7 +38,7 @@ pub struct Outside {
 /// One peer's addresses in one direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Shown {
-    addresses: HashSet<IpAddr>,
+    addresses: HashSet<Peer>,
     /// There are others.
     others: bool,
 }
@@ -51,7 +51,9 @@ impl Outside {
         {
             let shown = || (peer.clone(), direction);
             match other {
-                Peer::External { ip } => _ = self.by_peer.entry(shown()).or_default().addresses.insert(*ip),
+                address if is_address(address) => {
+                    self.by_peer.entry(shown()).or_default().addresses.insert(address.clone());
+                }
                 Peer::OtherExternal => self.by_peer.entry(shown()).or_default().others = true,
                 _ => {}
             }
@@ -60,20 +62,20 @@ impl Outside {
 
     /// The edge that an address shares with others, if it does.
     pub(crate) fn shared(&self, key: &EdgeKey) -> Option<EdgeKey> {
-        let (of, ip, shared) = with_address(key)?;
-        let is_other = |shown: &Shown| shown.others && !shown.addresses.contains(&ip);
+        let (of, address, shared) = with_address(key)?;
+        let is_other = |shown: &Shown| shown.others && !shown.addresses.contains(address);
         self.by_peer.get(&of).is_some_and(is_other).then_some(shared)
     }
 
     /// Takes an address in where there is room for another one, else names the edge that it is to share.
     pub(crate) fn admit(&mut self, key: &EdgeKey, limit: usize) -> Option<EdgeKey> {
-        let (of, ip, shared) = with_address(key)?;
+        let (of, address, shared) = with_address(key)?;
         let shown = self.by_peer.entry(of).or_default();
-        if shown.addresses.contains(&ip) {
+        if shown.addresses.contains(address) {
             return None;
         }
         if shown.addresses.len() < limit {
-            shown.addresses.insert(ip);
+            shown.addresses.insert(address.clone());
             return None;
         }
         shown.others = true;
@@ -83,16 +85,21 @@ impl Outside {
 
 /// Of an edge with an address outside of the cluster: the other end and the direction, the address, and the edge that
 /// it would share with others.
-fn with_address(key: &EdgeKey) -> Option<((Peer, Direction), IpAddr, EdgeKey)> {
+fn with_address(key: &EdgeKey) -> Option<((Peer, Direction), &Peer, EdgeKey)> {
     match (&key.client, &key.server) {
-        (client, Peer::External { ip }) => {
-            Some(((client.clone(), Direction::Out), *ip, EdgeKey { server: Peer::OtherExternal, ..key.clone() }))
+        (client, server) if is_address(server) => {
+            Some(((client.clone(), Direction::Out), server, EdgeKey { server: Peer::OtherExternal, ..key.clone() }))
         }
-        (Peer::External { ip }, server) => {
-            Some(((server.clone(), Direction::In), *ip, EdgeKey { client: Peer::OtherExternal, ..key.clone() }))
+        (client, server) if is_address(client) => {
+            Some(((server.clone(), Direction::In), client, EdgeKey { client: Peer::OtherExternal, ..key.clone() }))
         }
         _ => None,
     }
+}
+
+/// Returns whether a peer is an address outside of the cluster, or stands for those behind a node.
+fn is_address(peer: &Peer) -> bool {
+    matches!(peer, Peer::External { .. } | Peer::BehindNode { .. })
 }
 
 /// Rules of the choice.
@@ -134,7 +141,7 @@ pub(super) fn collapse<'s>(
         let known_as = (ends.peer(inner).clone(), direction);
         let chosen = choose(&addresses, choice, &known_as, ends);
         let others = chosen.len() < addresses.len();
-        let shown = chosen.iter().filter_map(|peer| address(*peer, ends)).collect();
+        let shown = chosen.iter().map(|peer| ends.peer(*peer).clone()).collect();
         outside.by_peer.insert(known_as, Shown { addresses: shown, others });
         if others {
             kept.insert((inner, direction), chosen);
@@ -158,18 +165,12 @@ struct Outer {
 impl Outer {
     fn of(key: &Key, ends: &Endpoints<'_>) -> Option<Self> {
         let (client, server) = (key.client, key.server);
-        if address(server, ends).is_some() {
+        if is_address(ends.peer(server)) {
             Some(Self { inner: client, direction: Direction::Out, peer: server })
         } else {
-            address(client, ends).map(|_| Self { inner: server, direction: Direction::In, peer: client })
+            let is_outside = is_address(ends.peer(client));
+            is_outside.then_some(Self { inner: server, direction: Direction::In, peer: client })
         }
-    }
-}
-
-fn address(peer: PeerId, ends: &Endpoints<'_>) -> Option<IpAddr> {
-    match ends.peer(peer) {
-        Peer::External { ip } => Some(*ip),
-        _ => None,
     }
 }
 
@@ -180,8 +181,7 @@ fn choose(
     ends: &Endpoints<'_>,
 ) -> HashSet<PeerId> {
     let before = choice.before.by_peer.get(known_as);
-    let was_shown =
-        |peer: PeerId| address(peer, ends).zip(before).is_some_and(|(ip, before)| before.addresses.contains(&ip));
+    let was_shown = |peer: PeerId| before.is_some_and(|before| before.addresses.contains(ends.peer(peer)));
     if choice.fixed && before.is_some_and(|before| before.others) {
         return addresses.keys().copied().filter(|peer| was_shown(*peer)).collect();
     }
@@ -190,7 +190,7 @@ fn choose(
     }
     let rank = |(peer, busy): (&PeerId, &u64)| {
         let lead = if was_shown(*peer) { LEAD } else { 0 };
-        (Reverse(activity::class(*busy) + lead), address(*peer, ends), *peer)
+        (Reverse(activity::class(*busy) + lead), ends.peer(*peer), *peer)
     };
     let mut ranked: Vec<_> = addresses.iter().map(rank).collect();
     if choice.limit < ranked.len() {

@@ -56,12 +56,14 @@ pub(super) struct Join<'a> {
     /// Addresses and ports of servers' flows.
     servers: HashSet<Called<'a>>,
     candidates: HashMap<(Called<'a>, ServiceKey), Rc<Candidates<'a>>>,
+    /// Number of a node's calls of an address and port, without a Service, that no server flow explains.
+    pub(super) unexplained_calls: HashMap<(&'a str, Called<'a>), u64>,
     pub(super) sums: Sums,
     /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
     pub(super) forgotten_by_servers: HashMap<(Key, Box<str>), u64>,
     pub(super) unsettled: u64,
     settles_at: Option<SystemTime>,
-    names_change_at: Option<SystemTime>,
+    pub(super) names_change_at: Option<SystemTime>,
 }
 
 /// Result of joining some flows.
@@ -99,6 +101,7 @@ impl<'a> Join<'a> {
             redirected: HashMap::default(),
             servers: HashSet::default(),
             candidates: HashMap::default(),
+            unexplained_calls: HashMap::default(),
             sums: Sums::default(),
             forgotten_by_servers: HashMap::default(),
             unsettled: 0,
@@ -147,6 +150,7 @@ impl<'a> Join<'a> {
         self.by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
         self.by_client = ranges(&server_flows, |server_flow| server_flow.tuple.client);
         self.servers = server_flows.iter().map(|server_flow| server_flow.tuple.called()).collect();
+        self.unexplained_calls.clear();
         (self.client_flows, self.server_flows) = (client_flows, server_flows);
     }
 
@@ -185,9 +189,11 @@ impl<'a> Join<'a> {
         }
         self.join_translated(&mut unmatched, &mut undivided);
         for (client_flow, candidates, left) in &unmatched {
+            self.note_unexplained(client_flow, candidates, *left);
             self.name_nat_peers(client_flow, candidates, *left);
         }
         for (client_flow, candidates, mut left) in undivided {
+            self.note_unexplained(client_flow, &candidates, left.opened);
             if candidates.service.is_some() {
                 self.divide_by_nat_peers(client_flow, candidates.service, &mut left);
             }
@@ -334,6 +340,7 @@ impl<'a> Join<'a> {
             }
             return;
         }
+        self.note_unexplained_loopback(client_flow, left.opened);
         let server_end = self.own_loopback(client_flow.node, client_flow.end);
         let key = Key {
             client: self.ends.peer_of(client_flow.end),

@@ -167,6 +167,19 @@ pub(super) struct Explanation {
     pub(super) opened: u64,
 }
 
+/// Times of a client's flow that explains a server's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExplainedAt<'a> {
+    /// Number of the server's connections that are the client's.
+    pub(super) opened: u64,
+    /// Number of connections that the client opened before these times.
+    pub(super) older: u64,
+    /// Times at which the client opened connections.
+    pub(super) parts: &'a [Part],
+    /// Time by which the two ends' times of one event may differ.
+    pub(super) inexact: Duration,
+}
+
 /// A server's flow.
 #[derive(Debug)]
 pub(super) struct ServerFlow<'a> {
@@ -196,6 +209,8 @@ pub(super) struct ServerFlow<'a> {
     pub(super) explained: bool,
     /// Those that were, where it is known who they are.
     pub(super) explanations: Vec<Explanation>,
+    /// Of each of these, how many connections are its own, and when its client opened connections.
+    pub(super) explained_at: Vec<ExplainedAt<'a>>,
     pub(super) first_seen: SystemTime,
     pub(super) fresh: Fresh,
     pub(super) span: Span,
@@ -214,6 +229,10 @@ pub(super) struct ServerFlow<'a> {
 impl<'a> ServerFlow<'a> {
     /// A client's flow on this edge is the other end of so many connections.
     pub(super) fn explain(&mut self, client_flow: &ClientFlow<'a>, key: Key, opened: u64) {
+        let inexact = if client_flow.node == self.node { Duration::ZERO } else { INEXACT };
+        let in_parts = client_flow.parts.iter().fold(0, |sum, part| count::add(sum, part.counted.opened));
+        let older = client_flow.counters.opened.saturating_sub(in_parts);
+        self.explained_at.push(ExplainedAt { opened, older, parts: client_flow.parts, inexact });
         self.explanations.push(Explanation {
             key,
             client: client_flow.end,
@@ -400,6 +419,7 @@ pub(super) fn server_flow<'a>(
         has_shared_bytes: false,
         explained: false,
         explanations: Vec::new(),
+        explained_at: Vec::new(),
         first_seen: flow.reported,
         fresh: fresh(flow, options),
         span: Span::of(flow, options),

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     directory::{Change, Directory},
+    edge::Peer,
     flow::{Protocol, Role},
     hash::{HashMap, HashSet},
     ledger::FlowRecord,
@@ -270,12 +271,17 @@ impl Partition {
         for server in owners {
             self.connect_server(id, server, &point);
         }
-        let node = match ends.nodes.at(point.ip) {
-            Some(At::Node(node)) if point.scope.is_none() => Some(node),
+        let node = match (point.scope, ends.nodes.at(point.ip)) {
+            (None, Some(At::Node(node))) => Some(node.to_owned()),
+            // A port of a node can be called at a loopback address, too.
+            (Some((node, Some(_))), _) => match ends.peer(node) {
+                Peer::Node { node } => Some(node.clone()),
+                _ => None,
+            },
             _ => None,
         };
-        let pods = |node| directory.pods_at_host_port(node, point.ip, point.port, point.protocol);
-        for (pod, port) in node.into_iter().flat_map(pods) {
+        let pods = |node: &String| directory.pods_at_host_port(node, point.ip, point.port, point.protocol);
+        for (pod, port) in node.iter().flat_map(pods) {
             let end = ends.pod_address(pod);
             self.connect_server(id, ends.peer_of(end), &Point { port, ..point });
             for ip in &pod.ips {

@@ -103,10 +103,11 @@ impl<'a> RewrittenSources<'a> {
                     }
                     RewrittenSource::Masquerade => {
                         let behind = join.ends.nodes.of(seen);
-                        // Any node may replace the address of a Service's client; otherwise the client's own does.
-                        let is_possible = candidates.service.is_some()
-                            || behind == Some(client_flow.node)
-                                && !join.directory.is_pods_address(client_flow.tuple.server);
+                        // Any node may replace the address of a Service's client. Otherwise the client's own does, but not
+                        // between pods.
+                        let Tuple { client, server, .. } = client_flow.tuple;
+                        let are_pods = [client, server].into_iter().all(|ip| join.directory.is_pods_address(ip));
+                        let is_possible = candidates.service.is_some() || behind == Some(client_flow.node) && !are_pods;
                         behind.is_some() && is_possible && (none_matched || behind == at_node) && may_be_others()
                     }
                 };

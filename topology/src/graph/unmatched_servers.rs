@@ -79,6 +79,10 @@ impl<'a> Join<'a> {
             // Both ends delimit UDP conversations differently; if the client was observed, its count applies.
             return false;
         }
+        if self.node_of_client(server_flow).is_some() {
+            // Which of them wait depends on the reports of the node's agent.
+            return true;
+        }
         // What is missing are the newest ones, of which the client's report may be on its way.
         let waiting = self.wait(server_flow.left.opened - known, &server_flow.fresh);
         server_flow.leave(waiting, self.options.settled());
@@ -87,7 +91,7 @@ impl<'a> Join<'a> {
 
     /// The edge of a client's flow that explains a part of what the server has counted, if that client is this owner:
     /// the rest of the owner's is there, too.
-    fn edge_of(&self, server_flow: &ServerFlow<'a>, owner: &Owner<'a>) -> Option<Explanation> {
+    pub(super) fn edge_of(&self, server_flow: &ServerFlow<'a>, owner: &Owner<'a>) -> Option<Explanation> {
         let is_owners = |by: &&Explanation| match owner {
             Owner::Pod(pod) => self.ends.end(by.client).pod_uid() == Some(pod.uid.as_str()),
             Owner::NoPod => by.sampled && !by.translated,
@@ -169,6 +173,9 @@ impl<'a> Join<'a> {
             let client = self.own_loopback(server_flow.node, server_flow.end);
             return self.add_part_from_server(server_flow, client, &server_flow.left, server_flow.live);
         }
+        if let Some(node) = self.node_of_client(server_flow) {
+            return self.add_from_node(server_flow, node, surplus);
+        }
         let ip = server_flow.tuple.client;
         let groups = self.groups_of_rest(server_flow);
         let counted: Vec<_> = groups.iter().map(|group| group.counted).collect();
@@ -189,7 +196,7 @@ impl<'a> Join<'a> {
     }
 
     /// Returns the key of the edge without a Service.
-    fn direct_key(&self, server_flow: &ServerFlow<'a>, client_end: EndpointId) -> Key {
+    pub(super) fn direct_key(&self, server_flow: &ServerFlow<'a>, client_end: EndpointId) -> Key {
         Key {
             client: self.ends.peer_of(client_end),
             server: self.ends.peer_of(server_flow.end),

@@ -4,6 +4,8 @@
 
 mod called_addresses;
 mod changing_addresses;
+mod forwarded;
+mod forwarded_histories;
 mod measured;
 mod nat_peers;
 mod next_operator;

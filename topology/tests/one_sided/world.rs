@@ -11,7 +11,7 @@ use scopeprobe_topology::{
     entity::{Backend, CgroupOwner, Network, Node, Pod, PodLifetime, Service, ServicePort, ServiceRef, Workload},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{self, Graph, Options},
-    ledger::{Epoch, Ledger},
+    ledger::{ClientReport, Epoch, Ledger},
 };
 
 pub const EPOCH: Epoch = Epoch([1; 16]);
@@ -133,6 +133,19 @@ impl World {
         self.ledger.apply(&node, EPOCH, key, counters, now).expect("the present epoch");
     }
 
+    /// Reports that a node's agent has observed all clients of the node between two times.
+    pub fn observe(&mut self, node: &str, attached: SystemTime, until: SystemTime) {
+        self.observe_with(node, EPOCH, &ClientReport { complete_until: Some(until), ..client_report(attached, until) });
+    }
+
+    pub fn observe_with(&mut self, node: &str, epoch: Epoch, report: &ClientReport) {
+        if !self.ledger.is_complete(node) {
+            self.ledger.begin_snapshot(node, epoch).expect("the present epoch");
+            self.ledger.end_snapshot(node, epoch, report.made).expect("the present epoch");
+        }
+        self.ledger.record_clients(node, epoch, report).expect("the present epoch");
+    }
+
     pub fn graph(&self, now: SystemTime) -> Graph {
         graph::build(
             &self.ledger,
@@ -140,6 +153,11 @@ impl World {
             &Options { now, settle: SETTLE, retention: RETENTION, max_external: usize::MAX },
         )
     }
+}
+
+/// Returns the report of an exact capture, made at a time, which does not report up to when it is complete.
+pub fn client_report(attached: SystemTime, made: SystemTime) -> ClientReport {
+    ClientReport { attached, complete_until: None, made, lost: 0, is_exact: true, observes_udp: true }
 }
 
 pub fn key(who: &str, role: Role, (local, remote, port): (&str, &str, u16)) -> FlowKey {
@@ -157,6 +175,7 @@ pub fn edges(graph: &Graph) -> Vec<String> {
         Peer::UnknownPod { uid } => format!("pod {uid}"),
         Peer::SomePod { ip } => format!("some pod {ip}"),
         Peer::External { ip } => ip.to_string(),
+        Peer::BehindNode { node } => format!("via {node}"),
         Peer::ExternalGroup { name } | Peer::ExternalName { name } => name.clone(),
         Peer::ApiServer => "kubernetes-api".to_owned(),
         Peer::OtherExternal => "others".to_owned(),
