@@ -45,7 +45,8 @@ pub fn peer_name(peer: &TopologyPeer) -> Workload {
         // As the API writes it.
         type_ => serde_json::to_value(type_).ok().and_then(|text| Some(text.as_str()?.to_owned())).unwrap_or_default(),
     };
-    (kind, peer.name.clone().or_else(|| peer.ip.clone()).unwrap_or_default())
+    let name = peer.name.as_ref().or(peer.ip.as_ref()).or(peer.node.as_ref());
+    (kind, name.cloned().unwrap_or_default())
 }
 
 /// Returns name and port of the Service that was called.
