@@ -396,7 +396,7 @@ fn socket_with_packets_on_every_processor_counts_all() {
         expected.insert(key(&mut server, Role::Server, &to, &from, 9000), mirrored(of_client));
     }
     server.begin_serve_datagrams("s", 2 * times, 20);
-    for (process, port) in [(&mut client, 20_000), (&mut other, 30_000)] {
+    for (process, port) in [(&mut client, 61_000), (&mut other, 62_000)] {
         process.begin_call_datagrams(format_args!("{to}:9000"), crate::lab::requests(1, times, 10, port));
     }
     for process in [&mut client, &mut other] {

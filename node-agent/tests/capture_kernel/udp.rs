@@ -9,7 +9,7 @@ use scopeprobe_agent::{
 use topology::flow::{FlowCounters, FlowKey, Protocol, Role};
 
 use crate::lab::{
-    self, Node, Process, Watched, node_or_skip, requests,
+    self, Node, Process, Watched, can_list, node_or_skip, requests,
     routed::{Routed, addresses},
 };
 
@@ -65,7 +65,7 @@ fn both_ends_are_counted_over_every_kind_of_address() {
         let port = server.bind_udp(format_args!("s{index}"), bound);
         server.begin_serve_datagrams(format_args!("s{index}"), 12, 300);
         assert_eq!(
-            client.call_datagrams(format_args!("{asked}:{port}"), requests(4, 3, 100, 20_000 + 10 * index)),
+            client.call_datagrams(format_args!("{asked}:{port}"), requests(4, 3, 100, 61_000 + 10 * index)),
             12 * 300
         );
         assert_eq!(server.finish_number(), 12 * 100);
@@ -169,13 +169,13 @@ fn capture_reports_original_destination_of_client() {
     let mut expected = BTreeMap::new();
     // A pod's sockets and the node's, connected or not.
     server.begin_serve_datagrams("s", 12, 200);
-    assert_eq!(client.call_datagrams("10.96.0.1:53", requests(4, 3, 50, 20_000)), 12 * 200);
+    assert_eq!(client.call_datagrams("10.96.0.1:53", requests(4, 3, 50, 61_000)), 12 * 200);
     assert_eq!(server.finish_number(), 12 * 50);
     let of_pod = counted(4, 12 * 50, 12 * 200);
     expected.insert(key(&mut client, Role::Client, "10.201.1.2", "10.96.0.1", 53), of_pod);
     expected.insert(key(&mut server, Role::Server, "10.201.2.2", "10.201.1.2", 5353), mirrored(of_pod));
     server.begin_serve_datagrams("s", 12, 200);
-    assert_eq!(host.call_datagrams("10.96.0.1:53", requests(4, 3, 50, 20_000)), 12 * 200);
+    assert_eq!(host.call_datagrams("10.96.0.1:53", requests(4, 3, 50, 61_000)), 12 * 200);
     assert_eq!(server.finish_number(), 12 * 50);
     let of_host = counted(4, 12 * 50, 12 * 200);
     expected.insert(key(&mut host, Role::Client, "10.201.1.1", "10.96.0.1", 53), of_host);
@@ -193,7 +193,7 @@ fn many_clients_of_one_server_are_told_apart() {
     let port = server.bind_udp("s", "0.0.0.0:0");
     server.begin_serve_datagrams("s", 8 * 60 * 2, 10);
     for (index, client) in (0..).zip(&mut clients) {
-        client.begin_call_datagrams(format_args!("127.0.0.1:{port}"), requests(60, 2, 30, 20_000 + 100 * index));
+        client.begin_call_datagrams(format_args!("127.0.0.1:{port}"), requests(60, 2, 30, 61_000 + 100 * index));
     }
     let mut expected = BTreeMap::new();
     for client in &mut clients {
@@ -218,7 +218,7 @@ fn more_conversations_than_can_be_remembered_say_that_they_may_be_older() {
     let port = server.bind_udp("s", "127.0.0.1:0");
     let asked = 10 * u64::from(ROOM);
     server.begin_serve_datagrams("s", asked, 10);
-    client.call_datagrams(format_args!("127.0.0.1:{port}"), requests(u16::try_from(asked).unwrap(), 1, 30, 20_000));
+    client.call_datagrams(format_args!("127.0.0.1:{port}"), requests(u16::try_from(asked).unwrap(), 1, 30, 61_000));
     server.finish_number();
     // Both ends begin one each time, and again where one was forgotten before its answer: then it may look as if the other
     // end had begun. The first ones are certain, and none of the others claims to be.
@@ -226,7 +226,9 @@ fn more_conversations_than_can_be_remembered_say_that_they_may_be_older() {
     let sum = |field: fn(&FlowCounters) -> u64| watched.flows.values().map(field).sum::<u64>();
     let opened = sum(|counters| counters.opened);
     assert!(opened >= 2 * asked, "{opened} of {asked}: {:?}", watched.flows);
-    assert_eq!(opened - sum(|counters| counters.inferred), u64::from(ROOM / 2), "{:?}", watched.flows);
+    let certain = opened - sum(|counters| counters.inferred);
+    // Without a listing, more of them have a guessed direction.
+    assert!(certain == u64::from(ROOM / 2) || certain < u64::from(ROOM / 2) && !can_list(), "{certain}");
     assert_eq!(sum(|counters| counters.bytes_sent), (30 + 10) * asked);
     assert_eq!(sum(|counters| counters.bytes_received), (30 + 10) * asked);
     watched.assert_nothing_lost();
@@ -344,7 +346,7 @@ fn conversations_without_a_slot_are_counted_as_lost() {
     for number in 0..5 {
         let port = server.bind_udp(format_args!("s{number}"), "127.0.0.1:0");
         server.begin_serve_datagrams(format_args!("s{number}"), 2, 10);
-        client.call_datagrams(format_args!("127.0.0.1:{port}"), requests(1, 2, 30, 20_000));
+        client.call_datagrams(format_args!("127.0.0.1:{port}"), requests(1, 2, 30, 61_000));
         server.finish_number();
     }
     watched.read();
