@@ -1,6 +1,7 @@
 //! Tests calls from outside of the cluster whose source address a node replaces by its own. The Topology objects show the
 //! clients behind the node, and the node's own calls as its own.
 #![forbid(unsafe_code)]
+#![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! Tests a load balancer at the sockets of a node, such as Cilium's kube-proxy replacement. Clients on that node have edges
 //! through the Service, whether the load balancer or the agent was there first.
 
-#[allow(dead_code, reason = "shared with the tests of the capture")]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with the tests of the capture")]
 #[path = "../../node-agent/tests/capture_kernel/lab/foreign.rs"]
 mod foreign;
 

@@ -299,7 +299,7 @@ fn reported_anew(attached: u64, complete_until: Option<u64>) -> World {
     world
 }
 
-/// Operators that restart show the same, whatever the node's agent reports to them.
+/// Operators that restart show the same for each report of the node's agent.
 #[test]
 fn restarted_operator_shows_each_connection_once_and_where_it_was() {
     // Before: 21 connections while the agent did not observe the node, and 9 that were forwarded.
