@@ -6,6 +6,7 @@
 mod address;
 mod address_reuse;
 mod calls;
+mod candidate_search;
 mod candidates;
 mod edges;
 mod endpoints;
