@@ -129,9 +129,15 @@ impl Drop for DroppedPackets {
     }
 }
 
-fn address_command(verb: &str, namespace: &str, address: IpAddr) -> [String; 7] {
+fn address_command(verb: &str, namespace: &str, address: IpAddr) -> Vec<String> {
     let whole = if address.is_ipv4() { 32 } else { 128 };
-    ["-n", namespace, "address", verb, &format!("{address}/{whole}"), "dev", BRIDGE].map(str::to_owned)
+    let address_in_cidr = format!("{address}/{whole}");
+    let mut command = vec!["-n", namespace, "address", verb, &address_in_cidr, "dev", BRIDGE];
+    if verb == "replace" && address.is_ipv6() {
+        // An address of IPv6 is not used before duplicates were looked for.
+        command.push("nodad");
+    }
+    command.into_iter().map(str::to_owned).collect()
 }
 
 /// Answers in a thread that is in the network namespace, as all that it starts will be.

@@ -90,8 +90,7 @@ impl Testbed {
         }
     }
 
-    /// Returns the edges of the servers, without those of the kubelet's probes, and whether each has the identity of an
-    /// address that stands for the client.
+    /// Returns the edges of the servers, without those of host processes: the kubelet probes one of them.
     async fn shown(&self) -> std::result::Result<Shown, String> {
         let (_, by_servers) = observed::edges(&self.namespace).await.map_err(|error| error.to_string())?;
         let mut shown = Shown::new();
