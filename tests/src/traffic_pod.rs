@@ -43,6 +43,18 @@ pub fn container(name: &str) -> Value {
     })
 }
 
+/// Returns a bare pod of a node with these containers, labelled `app=<name>` and `testbed=yes`.
+#[must_use]
+pub fn pod_of(name: &str, node: &str, host_network: bool, containers: &[Value]) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name, "testbed": "yes"}},
+        "spec": {
+            "nodeName": node, "hostNetwork": host_network, "terminationGracePeriodSeconds": 0, "containers": containers,
+        },
+    })
+}
+
 impl Namespace {
     /// Makes a bare pod with a traffic program in each container, labelled `app=<name>`, and waits until it is ready.
     ///

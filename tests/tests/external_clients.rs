@@ -16,7 +16,7 @@ use scopeprobe_tests::{
     namespace::Namespace,
     oracle::{EdgeName, observed},
     outside_host::OutsideHost,
-    traffic_pod::container,
+    traffic_pod::{container, pod_of},
 };
 use serde_json::{Value, json};
 use traffic::protocol::{Behaviour, Command, Connect, Listen};
@@ -109,14 +109,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn pod(name: &str, node: &str, host_network: bool) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app": name, "testbed": "yes"}},
-        "spec": {
-            "nodeName": node, "hostNetwork": host_network, "terminationGracePeriodSeconds": 0,
-            "containers": [container("main")],
-        },
-    })
+    pod_of(name, node, host_network, &[container("main")])
 }
 
 fn service(name: &str, port: u16) -> Value {

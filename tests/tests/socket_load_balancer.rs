@@ -19,7 +19,7 @@ use scopeprobe_tests::{
     Cluster, Error, Result, eventually,
     namespace::Namespace,
     oracle::{EdgeName, observed},
-    traffic_pod::container,
+    traffic_pod::{container, pod_of},
 };
 use serde_json::{Value, json};
 use traffic::protocol::{Answer, Behaviour, Command, Connect, Datagrams, Echo, Listen};
@@ -129,14 +129,7 @@ fn named(name: EdgeName) -> (String, String, Option<(String, u16)>, Option<u16>)
 }
 
 fn pod(name: &str, node: &str, host_network: bool) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app": name, "testbed": "yes"}},
-        "spec": {
-            "nodeName": node, "hostNetwork": host_network, "terminationGracePeriodSeconds": 0,
-            "containers": [container("main")],
-        },
-    })
+    pod_of(name, node, host_network, &[container("main")])
 }
 
 fn service(name: &str, protocol: &str, (target, port): (u16, u16)) -> String {

@@ -17,7 +17,7 @@ use scopeprobe_tests::{
     Cluster, Error, Result, eventually,
     namespace::Namespace,
     oracle::{EdgeName, observed},
-    traffic_pod::{Traffic, container},
+    traffic_pod::{Traffic, container, pod_of},
 };
 use serde_json::{Value, json};
 use traffic::protocol::{Behaviour, Command, Connect, Listen};
@@ -113,13 +113,7 @@ impl Testbed {
 fn pod(name: &str, node: &str, host_network: bool, ports: &Value) -> Value {
     let mut main = container("main");
     main["ports"] = ports.clone();
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app": name, "testbed": "yes"}},
-        "spec": {
-            "nodeName": node, "hostNetwork": host_network, "terminationGracePeriodSeconds": 0, "containers": [main],
-        },
-    })
+    pod_of(name, node, host_network, &[main])
 }
 
 fn service() -> Value {

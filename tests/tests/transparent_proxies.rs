@@ -17,7 +17,7 @@ use scopeprobe_tests::{
     namespace::Namespace,
     oracle::observed::{parts, peer_name, service_name},
     place,
-    traffic_pod::{IMAGE, container},
+    traffic_pod::{IMAGE, container, pod_of},
 };
 use serde_json::{Value, json};
 use traffic::protocol::{Behaviour, Command, Connect, Listen};
@@ -135,11 +135,7 @@ fn volume_name(path: &str) -> String {
 }
 
 fn pod(name: &str, node: &str, proxy: Option<Proxy>) -> Value {
-    let mut pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app": name, "testbed": "yes"}},
-        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [container("application")]},
-    });
+    let mut pod = pod_of(name, node, false, &[container("application")]);
     if let Some(proxy) = proxy {
         let script = ["/bin/bash", "-c", &redirection()].map(str::to_owned);
         let init = with_programs("redirection", &script, &json!({"privileged": true}));
