@@ -299,7 +299,7 @@ fn reported_anew(attached: u64, complete_until: Option<u64>) -> World {
     world
 }
 
-/// Operators that restart show the same for each report of the node's agent.
+/// Operators that restart show the same, although the times of single connections are lost.
 #[test]
 fn restarted_operator_shows_each_connection_once_and_where_it_was() {
     // Before: 21 connections while the agent did not observe the node, and 9 that were forwarded.
