@@ -5,11 +5,7 @@
 //! port. One that clients call at its own port is a server as any other. A connection within the network from an address
 //! that is not the pod's is a transparent proxy's on behalf of that address.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::SystemTime,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
 use super::{
     join::Join,
@@ -129,8 +125,8 @@ impl<'a> Join<'a> {
     }
 
     /// Returns all ends that accept connections from elsewhere in pods' networks and call others there.
-    fn relays(&self, client_flows: &[ClientFlow<'a>], server_flows: &[ServerFlow<'a>]) -> BTreeMap<Place<'a>, Relay> {
-        let mut relays: BTreeMap<Place<'a>, Relay> = BTreeMap::new();
+    fn relays(&self, client_flows: &[ClientFlow<'a>], server_flows: &[ServerFlow<'a>]) -> Vec<(Place<'a>, Relay)> {
+        let mut relays: HashMap<Place<'a>, Relay> = HashMap::default();
         let namespaces: HashSet<(&str, u32)> = server_flows.iter().map(|flow| (flow.node, flow.netns)).collect();
         let mut callers: HashMap<Tuple<'a>, Vec<(Place<'a>, usize)>> = HashMap::default();
         for (index, flow) in client_flows.iter().enumerate() {
@@ -142,7 +138,7 @@ impl<'a> Join<'a> {
             }
         }
         if callers.is_empty() {
-            return relays;
+            return Vec::new();
         }
         for (answer, flow) in server_flows.iter().enumerate() {
             for ((node, netns, end), call) in callers.get(&flow.tuple).into_iter().flatten() {
@@ -161,7 +157,9 @@ impl<'a> Join<'a> {
                 relay.arrivals.push(index);
             }
         }
-        relays.retain(|_, relay| !relay.arrivals.is_empty());
+        let mut relays: Vec<_> = relays.into_iter().filter(|(_, relay)| !relay.arrivals.is_empty()).collect();
+        // In the order of their flows: that of the numbers of ends depends on what was joined before.
+        relays.sort_unstable_by_key(|(_, relay)| relay.calls.first().copied());
         relays
     }
 
