@@ -40,6 +40,10 @@ impl OpenedThen {
 
     /// Returns so many of them, with their share of the bytes.
     fn part(&self, opened: u64) -> Counted {
+        if opened == 0 {
+            // Payload without connections does not wait with any.
+            return Counted::default();
+        }
         let Counted { opened: all, bytes_sent, bytes_received, .. } = self.counted;
         let whole = EdgeCounters { opened: all, bytes_sent, bytes_received, ..EdgeCounters::default() };
         Counted { opened, ..counted(&whole.share(opened)) }
