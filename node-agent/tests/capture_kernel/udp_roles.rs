@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use scopeprobe_agent::capture::Settings;
 use topology::flow::{FlowCounters, FlowKey, Role};
 
@@ -30,7 +34,13 @@ impl Callers {
     /// Connected, unconnected, and with a port of its own choice.
     const NAMES: [&'static str; 3] = ["connected", "unconnected", "named"];
 
+    /// Both processes have one processor: the kernel has lists of a table's newest entries for each, and an entry in another
+    /// one's list is not displaced.
     fn new(node: &Node) -> Self {
+        let mut first = CpuSet::new();
+        first.set(0).unwrap();
+        // Of this thread, which starts the processes.
+        sched_setaffinity(Pid::from_raw(0), &first).unwrap();
         let mut server = alone(node, "server");
         let mut client = node.process_beside("client", &server);
         server.bind_udp("s", format_args!("{HERE}:{PORT}"));
