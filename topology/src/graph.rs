@@ -5,6 +5,7 @@
 
 mod address;
 mod address_reuse;
+mod anchor;
 mod calls;
 mod candidate_search;
 mod candidates;

@@ -1,6 +1,6 @@
 //! Servers that a client's flow may have reached behind the address that it called.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
 use super::{address::Called, key::ServiceKey, names::PeerId};
 use crate::{entity::Backend, hash::HashMap};
@@ -28,6 +28,15 @@ pub(super) struct Target<'a> {
     pub(super) port: u16,
     /// UID of its pod, if known.
     pub(super) pod: Option<&'a str>,
+}
+
+/// Redirection of ports to a proxy in a pod's network.
+#[derive(Debug, Default)]
+pub(super) struct Redirection {
+    /// Ports at which the proxy accepts connections.
+    pub(super) ports: BTreeSet<u16>,
+    /// Ports that are not redirected: others than the pod itself are connected with servers there.
+    pub(super) listened: BTreeSet<u16>,
 }
 
 impl<'a> From<&'a Backend> for Target<'a> {

@@ -8,6 +8,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
 use super::{
+    candidates::Redirection,
     join::Join,
     legs::{Leg, leave_unanswered, remove},
     names::EndpointId,
@@ -32,15 +33,6 @@ struct Relay {
     answers: Vec<usize>,
     /// The servers' flows by which it accepts what arrives.
     arrivals: Vec<usize>,
-}
-
-/// Redirection of ports to a proxy in a pod's network.
-#[derive(Debug, Default)]
-pub(super) struct Redirection {
-    /// Ports at which the proxy accepts connections.
-    pub(super) ports: BTreeSet<u16>,
-    /// Ports that are not redirected: others than the pod itself are connected with servers there.
-    pub(super) listened: BTreeSet<u16>,
 }
 
 /// Ports that clients called.

@@ -15,6 +15,7 @@ use std::{
 
 use super::{
     Graph, Known, KnownConnections, Options,
+    anchor::AnchorId,
     endpoints::Endpoints,
     interceptors::Interceptors,
     join::{Join, Joined},
@@ -22,7 +23,7 @@ use super::{
     names::Names,
     observed::deadline,
     pace::{Pace, Waiting},
-    partition::{AnchorId, Changed, Partition},
+    partition::{Changed, Partition},
 };
 use crate::{
     directory::{Directory, Revision},

@@ -9,11 +9,10 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, s
 use super::{
     Graph, Known, KnownConnections, Options,
     address::{Called, Scope},
-    candidates::Candidates,
+    candidates::{Candidates, Redirection},
     edges::{edge_key, edges},
     endpoints::Endpoints,
     external_peers::Choice,
-    incoming_proxies::Redirection,
     interceptors::Interceptors,
     key::{Key, ServiceKey},
     made_edges::MadeEdges,

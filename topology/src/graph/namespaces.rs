@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use super::{
+    anchor::AnchorId,
     names::{EndpointId, PeerId},
-    partition::AnchorId,
 };
 use crate::hash::{HashMap, HashSet};
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::partition::AnchorId;
+use super::anchor::AnchorId;
 
 /// Number of flows that are joined in any case, if they are due.
 const MIN_FLOWS: usize = 4096;
@@ -77,14 +77,14 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::partition::AnchorId;
+    use crate::graph::anchor::AnchorId;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
     fn group(number: u32, joined_at: u64, flows: usize) -> Waiting {
-        Waiting { group: AnchorId::nth(number), joined_at: at(joined_at), flows }
+        Waiting { group: AnchorId(number), joined_at: at(joined_at), flows }
     }
 
     fn due(groups: &[Waiting], now: u64, elapsed: u64) -> (Vec<AnchorId>, usize) {
@@ -99,7 +99,7 @@ mod tests {
     fn groups_are_due_after_the_interval_the_oldest_first() {
         let groups = [group(1, 50, 10), group(2, 10, 10), group(3, 30, 10)];
         assert_eq!(due(&groups, 109, 1), (vec![], 3));
-        assert_eq!(due(&groups, 130, 1), (vec![AnchorId::nth(2), AnchorId::nth(3)], 1));
+        assert_eq!(due(&groups, 130, 1), (vec![AnchorId(2), AnchorId(3)], 1));
     }
 
     #[test]

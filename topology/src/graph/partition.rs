@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use super::{
     address::Scope,
+    anchor::AnchorId,
     endpoints::Endpoints,
     key::ServiceKey,
     names::{EndpointId, PeerId},
@@ -22,17 +23,6 @@ use crate::{
     hash::{HashMap, HashSet},
     ledger::FlowRecord,
 };
-
-/// Number of an anchor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct AnchorId(u32);
-
-#[cfg(test)]
-impl AnchorId {
-    pub(super) fn nth(number: u32) -> Self {
-        Self(number)
-    }
-}
 
 /// Something that connects flows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
