@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 use super::{
     candidates::Redirection,
     join::Join,
-    legs::{Leg, leave_unanswered, remove},
+    legs::{Leg, leave_unanswered, only, remove},
     names::EndpointId,
     observed::{ClientFlow, ServerFlow, Tuple},
 };
@@ -64,7 +64,7 @@ impl<'a> Join<'a> {
         }
         let mut gone = HashSet::default();
         for ((_, _, proxy), mut relay) in relays {
-            let ports: BTreeSet<u16> = relay.answers.iter().map(|index| server_flows[*index].tuple.port).collect();
+            let ports = relay.servers_ports(server_flows);
             let redirected = redirected_ports(&relay, server_flows, &called, &listened);
             let may_be_redirected = relay.arrivals.iter().map(|index| &server_flows[*index]).any(|flow| {
                 let Tuple { server, port, .. } = flow.tuple;
@@ -122,10 +122,11 @@ impl<'a> Join<'a> {
         let namespaces: HashSet<(&str, u32)> = server_flows.iter().map(|flow| (flow.node, flow.netns)).collect();
         let mut callers: HashMap<Tuple<'a>, Vec<(Place<'a>, usize)>> = HashMap::default();
         for (index, flow) in client_flows.iter().enumerate() {
-            let Tuple { scope, client, server, protocol, .. } = flow.tuple;
-            let may_be_inside =
-                scope.is_loopback() || client == server || self.directory.is_pods_address_on(flow.node, server);
-            if protocol == Protocol::Tcp && may_be_inside && namespaces.contains(&(flow.node, flow.netns)) {
+            // The dearest question last: most flows are not asked it.
+            if flow.tuple.protocol == Protocol::Tcp
+                && namespaces.contains(&(flow.node, flow.netns))
+                && (flow.tuple.is_inner() || self.directory.is_pods_address_on(flow.node, flow.tuple.server))
+            {
                 callers.entry(flow.tuple).or_default().push(((flow.node, flow.netns, flow.end), index));
             }
         }
@@ -164,10 +165,8 @@ impl<'a> Join<'a> {
     /// Returns the ports that clients called. What interceptors call is on its way to a proxy, or was called by others, too.
     fn called_ports(&self, client_flows: &[ClientFlow<'a>]) -> Called {
         let mut called = Called::default();
-        let elsewhere =
-            |flow: &&ClientFlow<'a>| !flow.tuple.scope.is_loopback() && flow.tuple.client != flow.tuple.server;
-        let is_clients = |flow: &&ClientFlow<'a>| !self.is_interceptors(flow);
-        for flow in client_flows.iter().filter(elsewhere).filter(is_clients) {
+        let is_clients = |flow: &&ClientFlow<'a>| !flow.tuple.is_inner() && !self.is_interceptors(flow);
+        for flow in client_flows.iter().filter(is_clients) {
             let Tuple { client, server, port, .. } = flow.tuple;
             let service = self.service_called(flow);
             let backends = service.iter().flat_map(|service| &service.backends).map(|at| (at.ip, at.port));
@@ -189,6 +188,11 @@ impl Called {
 }
 
 impl Relay {
+    /// Returns the ports of the servers behind it.
+    fn servers_ports(&self, server_flows: &[ServerFlow<'_>]) -> BTreeSet<u16> {
+        self.answers.iter().map(|index| server_flows[*index].tuple.port).collect()
+    }
+
     /// Applies a proxy to the flows. Returns the numbers of the clients' flows that are no calls of their own. `foreign` are
     /// the calls from addresses that are not the pod's.
     fn apply(
@@ -198,7 +202,7 @@ impl Relay {
         client_flows: &mut [ClientFlow<'_>],
         server_flows: &mut [ServerFlow<'_>],
     ) -> Vec<usize> {
-        let ports: BTreeSet<u16> = self.answers.iter().map(|index| server_flows[*index].tuple.port).collect();
+        let ports = self.servers_ports(server_flows);
         let ends: BTreeSet<EndpointId> = self.answers.iter().map(|index| server_flows[*index].end).collect();
         let accepted = Leg::of_servers(self.arrivals.iter().map(|index| &server_flows[*index]), settled);
         let opened = Leg::of_clients(self.calls.iter().map(|index| &client_flows[*index]), settled);
@@ -274,10 +278,5 @@ fn redirected_ports(
 }
 
 fn is_from_elsewhere(flow: &ServerFlow<'_>) -> bool {
-    let Tuple { scope, client, server, protocol, .. } = flow.tuple;
-    protocol == Protocol::Tcp && !scope.is_loopback() && client != server
-}
-
-fn only<T: Copy + Ord>(items: &BTreeSet<T>) -> Option<T> {
-    items.first().copied().filter(|_| items.len() == 1)
+    flow.tuple.protocol == Protocol::Tcp && !flow.tuple.is_inner()
 }

@@ -1,6 +1,6 @@
 //! Legs of calls that pass a transparent proxy: the connections that it accepts and those that it opens.
 
-use std::time::SystemTime;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use super::observed::{ClientFlow, INEXACT, ServerFlow};
 use crate::{count, hash::HashSet, history::Part};
@@ -56,6 +56,11 @@ impl Leg {
     pub(super) fn is_one_for_one(accepted: &Self, opened: &Self) -> bool {
         opened.settled() <= accepted.earlier() && accepted.settled() <= count::add(opened.earlier(), opened.unanswered)
     }
+}
+
+/// Returns the item of a set if it is the only one.
+pub(super) fn only<T: Copy + Ord>(items: &BTreeSet<T>) -> Option<T> {
+    items.first().copied().filter(|_| items.len() == 1)
 }
 
 /// Removes the items with these numbers.

@@ -39,6 +39,11 @@ pub(super) struct Tuple<'a> {
 }
 
 impl<'a> Tuple<'a> {
+    /// Returns whether both ends have one address, or are on loopback.
+    pub(super) fn is_inner(&self) -> bool {
+        self.scope.is_loopback() || self.client == self.server
+    }
+
     /// Returns the address and port that the client called.
     pub(super) fn called(&self) -> Called<'a> {
         Called { scope: self.scope, ip: self.server, port: self.port, protocol: self.protocol }

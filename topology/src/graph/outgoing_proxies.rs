@@ -13,7 +13,7 @@ use super::{
     address::Scope,
     join::Join,
     key::Key,
-    legs::{Leg, leave_unanswered, remove},
+    legs::{Leg, leave_unanswered, only, remove},
     observed::{ClientFlow, ServerFlow, Tuple},
 };
 use crate::{
@@ -202,7 +202,7 @@ impl<'a> Join<'a> {
     fn join_with_proxy(&mut self, calls: &Calls, client_flows: &mut [ClientFlow<'a>]) {
         let Some(proxy) = calls.of_proxies.first().map(|index| &client_flows[*index]) else { return };
         let ports = self.interceptors.ports(proxy.node, proxy.netns, proxy.cgroup_id);
-        let port = ports.and_then(|ports| ports.first().copied().filter(|_| ports.len() == 1));
+        let port = ports.and_then(only);
         let via = Some((Side::Client, proxy.end));
         let server = proxy.end;
         for index in &calls.of_applications {

@@ -25,7 +25,7 @@ const MAX_LAG: Duration = Duration::from_mins(1);
 /// Maximum number of ranges: the agent of a long-lived flow's client may restart that often.
 const MAX_RANGES: usize = 64;
 
-/// What an agent's message shows of its node's clients. All times are the operator's.
+/// Part of an agent's message about its node's clients. All times are the operator's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientReport {
     /// Time at which the capture began.
@@ -42,7 +42,7 @@ pub struct ClientReport {
     pub observes_udp: bool,
 }
 
-/// Whether a node's agent has reported all connections that clients of the node opened at some time.
+/// Completeness of a node's reports about the connections that its clients opened at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observed {
     /// It may have missed some.

@@ -63,7 +63,7 @@ fn sidecars() -> World {
     world
 }
 
-/// What both nodes see of a call whose client's proxy calls `upstream`.
+/// Reports what both nodes see of a call whose client's proxy calls `upstream`.
 fn call(world: &mut World, dialled: (&str, u16), upstream: (&str, u16), counts: Counts) {
     report(world, "web/app", Role::Client, (CLIENT, dialled.0, dialled.1), counts.application);
     report(world, "web/proxy", Role::Server, ("127.0.0.1", CLIENT, OUTBOUND), counts.application);
