@@ -1,4 +1,4 @@
-//! Hooks of cgroups that get the destination of a socket: their programs, in the order in which they run.
+//! Hooks of cgroups, with their programs in the order in which they run.
 //!
 //! In the kernel, the programs of a socket's own cgroup run first, then those of its ancestors; in one cgroup in the order
 //! in which they were attached (`compute_effective_progs` in `kernel/bpf/cgroup.c`). From Linux 6.17 on, a link can ask to
@@ -12,8 +12,8 @@ use std::{
 use aya_obj::generated::{
     BPF_F_ALLOW_MULTI, BPF_F_BEFORE, BPF_F_QUERY_EFFECTIVE,
     bpf_attach_type::{
-        BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_UDP4_RECVMSG, BPF_CGROUP_UDP4_SENDMSG,
-        BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
+        BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_SOCK_OPS, BPF_CGROUP_UDP4_RECVMSG,
+        BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
     },
     bpf_cmd,
 };
@@ -34,6 +34,7 @@ pub(super) enum Hook {
     Sendmsg6,
     Recvmsg4,
     Recvmsg6,
+    SockOps,
 }
 
 impl Hook {
@@ -45,6 +46,7 @@ impl Hook {
             Self::Sendmsg6 => BPF_CGROUP_UDP6_SENDMSG,
             Self::Recvmsg4 => BPF_CGROUP_UDP4_RECVMSG,
             Self::Recvmsg6 => BPF_CGROUP_UDP6_RECVMSG,
+            Self::SockOps => BPF_CGROUP_SOCK_OPS,
         }) as u32
     }
 }

@@ -8,7 +8,6 @@ use std::{
     collections::HashMap as StdHashMap,
     fs::File,
     io,
-    os::fd::AsRawFd as _,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -19,10 +18,10 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError},
     programs::{CgroupAttachMode, ProgramError, SockOps, sock_ops::SockOpsLinkId},
 };
-use nix::libc;
 use node_agent_common::handover::{CHECKS, NOTES, TWIN};
 
 use super::{
+    cgroup_hooks::{Hook, effective_programs, own_programs},
     object::{program, take},
     preexisting::SETTLE,
 };
@@ -34,9 +33,6 @@ pub(super) const COPIES: [&str; 2] = ["connections", "connections_twin"];
 /// Time after which this program is attached again behind the same program. Two agents at one cgroup would otherwise do so
 /// in turns.
 const MOVE_EVERY: Duration = Duration::from_mins(1);
-
-/// Maximum number of programs that one cgroup may have (`BPF_CGROUP_MAX_PROGS`), and that are listed here.
-const MAX_PROGRAMS: u32 = 64;
 
 /// The attached copy of the program.
 pub(super) struct SockOpsPlace {
@@ -88,9 +84,10 @@ impl SockOpsPlace {
     pub(super) fn fall_behind(&mut self, object: &mut Ebpf, now: Instant) -> Result<Vec<u32>, PlaceError> {
         let (Some(cgroup), Some((copy, _))) = (&self.cgroup, &self.attached) else { return Ok(Vec::new()) };
         let own = program::<SockOps>(object, COPIES[*copy])?.info()?.id();
-        let behind = after(own, &query(cgroup, Programs::Effective)?);
+        let behind = after(own, &effective_programs(cgroup, Hook::SockOps)?);
         // Those of the cgroups above stay behind in any case.
-        let movable = if behind.is_empty() { Vec::new() } else { after(own, &query(cgroup, Programs::Attached)?) };
+        let movable =
+            if behind.is_empty() { Vec::new() } else { after(own, &own_programs(cgroup, Hook::SockOps)?.ids) };
         let is_due =
             |id: &u32| self.moved.get(id).is_none_or(|moved| now.saturating_duration_since(*moved) >= MOVE_EVERY);
         if movable.iter().any(is_due) {
@@ -137,50 +134,6 @@ impl SockOpsPlace {
 fn after(own: u32, programs: &[u32]) -> Vec<u32> {
     let place = programs.iter().position(|id| *id == own);
     place.map_or_else(Vec::new, |place| programs[place + 1..].to_vec())
-}
-
-/// Programs of a cgroup, in the order in which the kernel calls them.
-#[derive(Clone, Copy)]
-enum Programs {
-    /// Those attached to it.
-    Attached = 0,
-    /// Those that are called for its sockets, of the cgroups above, too (`BPF_F_QUERY_EFFECTIVE`).
-    Effective = 1,
-}
-
-/// Attributes of `BPF_PROG_QUERY` (`union bpf_attr` of `include/uapi/linux/bpf.h`).
-#[derive(Default)]
-#[repr(C)]
-struct QueryAttributes {
-    target_fd: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    prog_cnt: u32,
-    reserved: u32,
-}
-
-/// Returns the IDs of the `sock_ops` programs of a cgroup.
-#[expect(unsafe_code, reason = "aya offers this for other kinds of programs only")]
-fn query(cgroup: &File, which: Programs) -> io::Result<Vec<u32>> {
-    const BPF_PROG_QUERY: libc::c_long = 16;
-    const BPF_CGROUP_SOCK_OPS: u32 = 3;
-    let mut ids = [0_u32; MAX_PROGRAMS as usize];
-    let mut attributes = QueryAttributes {
-        target_fd: cgroup.as_raw_fd().cast_unsigned(),
-        attach_type: BPF_CGROUP_SOCK_OPS,
-        query_flags: which as u32,
-        prog_ids: ids.as_mut_ptr() as u64,
-        prog_cnt: MAX_PROGRAMS,
-        ..QueryAttributes::default()
-    };
-    // SAFETY: the attributes are as long as is said; the kernel writes at most `MAX_PROGRAMS` IDs, and their number.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attributes, size_of_val(&attributes)) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(ids.into_iter().take(attributes.prog_cnt as usize).collect())
 }
 
 #[cfg(test)]
