@@ -1,5 +1,7 @@
 //! Programs and maps of the compiled object, by name.
 
+use std::time::Duration;
+
 use aya::{
     Ebpf,
     maps::{Map, MapError},
@@ -8,6 +10,10 @@ use aya::{
 
 use super::load_errors::{incomplete, load_refusal};
 use crate::capture::errors::Refusal;
+
+/// Pause before what the programs have noted is read, or who of them counts is changed. Connections that are being
+/// established or counted are complete by then.
+pub(super) const SETTLE: Duration = Duration::from_millis(20);
 
 /// Returns a program of the object.
 ///

@@ -24,6 +24,7 @@ use super::{
     attempts::Attempts,
     listing::{Connection, EndObserver, Listing},
     load_errors::describe,
+    object::SETTLE,
     programs::Programs,
     seeds::remove_seed,
 };
@@ -31,10 +32,6 @@ use crate::capture::{
     errors::{CaptureError, failed},
     traffic::Traffic,
 };
-
-/// Pause between the two first listings, and before the programs' notes are read. Connections that are being established
-/// or counted are complete by then.
-pub(super) const SETTLE: Duration = Duration::from_millis(20);
 
 /// A connection without callbacks.
 #[derive(Clone, Copy, Debug)]

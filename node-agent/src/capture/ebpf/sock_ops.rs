@@ -22,8 +22,7 @@ use node_agent_common::handover::{CHECKS, NOTES, TWIN};
 
 use super::{
     cgroup_hooks::{Hook, effective_programs, own_programs},
-    object::{program, take},
-    preexisting::SETTLE,
+    object::{SETTLE, program, take},
 };
 use crate::capture::errors::Refusal;
 
