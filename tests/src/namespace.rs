@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use k8s_openapi::api::core::v1::{Namespace as Object, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace as Object, Pod, Service, ServiceAccount};
 use kube::{
     Api, ResourceExt as _,
     api::{DynamicObject, ListParams, ObjectMeta, PostParams},
@@ -107,6 +107,25 @@ impl Namespace {
         let pod = self.api::<Pod>().get(name).await.map_err(Error::api(format!("get the pod {name}")))?;
         let ips = pod.status.and_then(|status| status.pod_ips).unwrap_or_default();
         Ok(ips.iter().filter_map(|ip| ip.ip.parse().ok()).collect())
+    }
+
+    /// Returns a pod's address of IPv4.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such pod, or it has none.
+    pub async fn pod_ip(&self, name: &str) -> Result<IpAddr> {
+        let ip = self.pod_ips(name).await?.into_iter().find(IpAddr::is_ipv4);
+        ip.ok_or_else(|| Error::Unexpected(format!("the pod {name} has no address")))
+    }
+
+    /// Returns a Service's first cluster IP.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such Service, or it has none.
+    pub async fn service_ip(&self, name: &str) -> Result<IpAddr> {
+        let service = self.api::<Service>().get(name).await.map_err(Error::api(format!("get the Service {name}")))?;
+        let ip = service.spec.and_then(|spec| spec.cluster_ip?.parse().ok());
+        ip.ok_or_else(|| Error::Unexpected(format!("the Service {name} has no address")))
     }
 }
 

@@ -8,13 +8,13 @@ mod foreign;
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use agent::capture::find_cgroup_root;
 use foreign::{Balancer, Balancing, programs_at};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use scopeprobe_tests::{
     Cluster, Error, Result, eventually,
     namespace::Namespace,
@@ -142,11 +142,7 @@ fn service(name: &str, protocol: &str, (target, port): (u16, u16)) -> String {
 
 /// Returns the addresses and ports of a Service and of its only backend.
 async fn ends(namespace: &Namespace, name: &str, (target, port): (u16, u16)) -> Result<[SocketAddr; 2]> {
-    let service: Service = namespace.api().get(name).await.map_err(Error::api(format!("get {name}")))?;
-    let ip = service.spec.and_then(|spec| spec.cluster_ip?.parse().ok());
-    let service: IpAddr = ip.ok_or_else(|| Error::Unexpected(format!("the Service {name} has no address")))?;
-    let backend = namespace.pod_ips(name).await?.into_iter().find(IpAddr::is_ipv4);
-    let backend = backend.ok_or_else(|| Error::Unexpected(format!("the pod {name} has no address")))?;
+    let (service, backend) = (namespace.service_ip(name).await?, namespace.pod_ip(name).await?);
     Ok([SocketAddr::new(service, port), SocketAddr::new(backend, target)])
 }
 

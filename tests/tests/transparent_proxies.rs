@@ -10,7 +10,6 @@ use std::{
 };
 
 use crds::{Topology, TopologyEdge};
-use k8s_openapi::api::core::v1::Service;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use scopeprobe_tests::{
     Cluster, Error, Result, eventually,
@@ -210,17 +209,6 @@ impl Testbed {
         Ok(testbed)
     }
 
-    async fn address(&self, pod: &str) -> Result<IpAddr> {
-        let ips = self.namespace.pod_ips(pod).await?;
-        ips.into_iter().find(IpAddr::is_ipv4).ok_or_else(|| Error::Unexpected(format!("{pod} has no address")))
-    }
-
-    async fn service(&self, name: &str) -> Result<IpAddr> {
-        let service = self.namespace.api::<Service>().get(name).await.map_err(Error::api("get the Service"))?;
-        let ip = service.spec.and_then(|spec| spec.cluster_ip?.parse().ok());
-        ip.ok_or_else(|| Error::Unexpected(format!("{name} has no address")))
-    }
-
     /// Makes connections, each of which is answered.
     async fn call(&self, client: &str, target: (IpAddr, u16), count: u64) -> Result<()> {
         let plan =
@@ -269,7 +257,8 @@ async fn calls_through_sidecars_are_shown_once_with_their_proxies() -> Result<()
     let mut expected: BTreeMap<Name, Shown> = BTreeMap::new();
     let mut count = 0;
     for (server, servers_proxy) in ends("server") {
-        let (address, service) = (testbed.address(&server).await?, testbed.service(&server).await?);
+        let (address, service) =
+            (testbed.namespace.pod_ip(&server).await?, testbed.namespace.service_ip(&server).await?);
         for (client, clients_proxy) in ends("client") {
             let via = [("Client", &client, clients_proxy), ("Server", &server, servers_proxy)];
             let via: Vec<String> =
