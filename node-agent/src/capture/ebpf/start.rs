@@ -89,13 +89,7 @@ fn start(
     let in_maps =
         |error| Refusal { reason: Reason::LoadFailed, message: format!("writing to the programs' maps: {error}") };
     programs.set_first_look(true).map_err(in_maps)?;
-    note(findings, Some(attach), "attach", programs.attach(attach, &settings.cgroup_root), |()| match attach {
-        Attach::SockOps => format!("attached to {}", settings.cgroup_root.display()),
-        Attach::TpBtf | Attach::Tracepoint => {
-            format!("attached to inet_sock_set_state: {}", programs.weakness(&environment.release))
-        }
-    })?;
-    let attached_at = SystemTime::now();
+    // Before the programs of TCP, as loading takes long on a busy node, and their notes of the first look are limited.
     let mut datagrams = if settings.datagrams {
         let attached = programs.attach_datagrams(settings, &mut degradations);
         note_optional(findings, attach, "UDP", Feature::Datagrams, &degradations);
@@ -112,6 +106,13 @@ fn start(
     } else {
         None
     };
+    note(findings, Some(attach), "attach", programs.attach(attach, &settings.cgroup_root), |()| match attach {
+        Attach::SockOps => format!("attached to {}", settings.cgroup_root.display()),
+        Attach::TpBtf | Attach::Tracepoint => {
+            format!("attached to inet_sock_set_state: {}", programs.weakness(&environment.release))
+        }
+    })?;
+    let attached_at = SystemTime::now();
     if let Err(message) = programs.check_balancers(datagrams.as_mut(), &settings.cgroup_root, Instant::now()) {
         degradations.push(Degradation { feature: Feature::BalancedDestinations, message });
         note_optional(findings, attach, "load balancer at the sockets", Feature::BalancedDestinations, &degradations);

@@ -51,6 +51,8 @@ impl Watched {
 
     /// As [`Watched::start`], where a refusal is of interest.
     pub fn try_start(settings: &Settings) -> Result<Self, Refusal> {
+        // The log names the reasons for losses, and is shown where a test fails. Only the first call has an effect.
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let capture = start_ebpf(settings)?;
         let description = capture.description();
         assert_eq!(settings.attach.map(Attach::as_str), Some(description.attach));
