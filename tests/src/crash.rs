@@ -2,7 +2,10 @@
 //! signals that break an agent's capture while the agent lives.
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt as _, api::ListParams};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams},
+};
 
 use crate::{Cluster, Error, Result, chart, eventually};
 
@@ -50,6 +53,37 @@ impl Cluster {
         let agent = agents.iter().find(|pod| node_of(pod) == node);
         let agent = agent.ok_or_else(|| Error::Unexpected(format!("no agent runs on {node}")))?;
         self.crash(agent, "/scopeprobe-agent").await
+    }
+
+    /// Ends the agents of these nodes with SIGKILL, and deletes their pods, so that new ones start without the kubelet's
+    /// delay after crashes. Does not wait for them: see [`Self::agents_ready`].
+    ///
+    /// # Errors
+    /// Returns an error if none runs on one of the nodes, or a pod cannot be deleted.
+    pub async fn kill_agents(&self, nodes: &[&str]) -> Result<()> {
+        let agents = self.agents().await?;
+        for node in nodes {
+            self.signal(node, "/scopeprobe-agent", "KILL").await?;
+        }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
+        for agent in agents.iter().filter(|agent| nodes.contains(&node_of(agent))) {
+            let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+            pods.delete(&agent.name_any(), &at_once).await.map_err(Error::api("delete an agent's pod"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until an agent runs on each of these nodes and is ready.
+    ///
+    /// # Errors
+    /// Returns an error if that does not happen.
+    pub async fn agents_ready(&self, nodes: &[&str]) -> Result<()> {
+        eventually("agents to be ready", async || {
+            let agents = self.agents().await.map_err(|error| error.to_string())?;
+            let is_ready_on = |node: &&str| agents.iter().any(|agent| node_of(agent) == *node && is_ready(agent));
+            if nodes.iter().all(is_ready_on) { Ok(()) } else { Err(format!("{} agents", agents.len())) }
+        })
+        .await
     }
 
     /// Returns the number of restarts of a node's agent.

@@ -21,6 +21,7 @@ pub mod cluster;
 mod container_root;
 pub mod control_plane;
 pub mod crash;
+pub mod dropped_packets;
 pub mod error;
 pub mod forward;
 pub mod inventory;

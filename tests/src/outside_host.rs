@@ -17,13 +17,10 @@ use traffic::{
     protocol::{Answer, Behaviour, Command, Connect, Listen, Outcome, Report},
 };
 
-use crate::{Cluster, Error, Result, place};
+use crate::{Cluster, Error, Result, dropped_packets::DroppedPackets, place};
 
 /// The bridge that joins the nodes.
 const BRIDGE: &str = "fabric";
-
-/// Table of the rules of [`DroppedPackets`].
-const TABLE: &str = "dropped_packets";
 
 type Question = (Command, oneshot::Sender<Answer>);
 
@@ -80,12 +77,7 @@ impl OutsideHost {
     /// # Errors
     /// Returns an error without nftables, or without the right to change them.
     pub async fn drop_packets_to(&self, port: u16) -> Result<DroppedPackets> {
-        let rules = format!(
-            "add table inet {TABLE}; add chain inet {TABLE} input {{ type filter hook input priority 0; }}; \
-             add rule inet {TABLE} input tcp dport {port} drop"
-        );
-        place::run(Path::new("ip"), ["netns", "exec", &self.namespace, "nft", &rules], &[]).await?;
-        Ok(DroppedPackets { namespace: self.namespace.clone() })
+        DroppedPackets::to(self.namespace.clone(), port).await
     }
 
     /// All counts so far.
@@ -114,18 +106,6 @@ impl Drop for OutsideHost {
             let command = address_command("del", &self.namespace, *address);
             let _ = Process::new("ip").args(command).stdout(Stdio::null()).stderr(Stdio::null()).status();
         }
-    }
-}
-
-/// Rules that drop packets. Gone when dropped.
-pub struct DroppedPackets {
-    namespace: String,
-}
-
-impl Drop for DroppedPackets {
-    fn drop(&mut self) {
-        let command = ["netns", "exec", &self.namespace, "nft", "delete", "table", "inet", TABLE];
-        let _ = Process::new("ip").args(command).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod growth;
+mod handshakes;
 mod load;
 
 use crds::{Mode, NodeProbeStatus, Unobserved};
