@@ -34,6 +34,17 @@ pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Returns the status of a ScopeProbe that no operator has observed. The API server sets it when the object is created.
+pub fn unobserved() -> Value {
+    json!({"conditions": [{
+        "type": "Ready",
+        "status": "Unknown",
+        "reason": "Unobserved",
+        "message": "no operator has observed this ScopeProbe: see whether the operator runs and holds its Lease",
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }]})
+}
+
 /// Schema of a duration in Go's format, between two bounds. A CEL rule checks the format: unlike a `pattern`, it has a
 /// message that explains the format.
 fn duration(field: &str, min: &str, max: &str, example: &str) -> Schema {

@@ -67,6 +67,9 @@ pub struct ScopeProbeSpec {
     /// Settings of the agents' pods.
     #[serde(default)]
     pub agent: AgentSpec,
+    /// When the ScopeProbe counts as ready.
+    #[serde(default)]
+    pub readiness: ReadinessSpec,
 }
 
 /// Capture mode that a ScopeProbe requests.
@@ -277,17 +280,35 @@ impl Default for ResourceLimits {
     }
 }
 
+/// When a ScopeProbe counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReadinessSpec {
+    /// Share of the nodes, in percent, that may lack a working agent while `Ready` stays true: at least one node, but never
+    /// all of them. `Degraded` names these nodes. With 0, every node needs one.
+    #[schemars(range(max = 100))]
+    pub max_unavailable_percent: u32,
+}
+
+impl Default for ReadinessSpec {
+    fn default() -> Self {
+        Self { max_unavailable_percent: 10 }
+    }
+}
+
 /// State of a ScopeProbe. Its size is bounded, however large the cluster is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(transform = schema::signed_integers)]
+#[schemars(extend("default" = schema::unobserved()), transform = schema::signed_integers)]
 pub struct ScopeProbeStatus {
     /// Generation of the `spec` that the status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: every selected node has an agent that reports, from eBPF or from the fallback. `Reconciling`: agents are
-    /// being rolled out. `Stalled`: nothing will change without a person. `CaptureComplete`: nothing is known to have been
-    /// missed in the last hour; `Unknown`, reason `Sampled`, where a fallback may have missed what it could not count.
+    /// `Ready`: agents report from the selected nodes, by eBPF or in Fallback mode; `spec.readiness` says how many may lack
+    /// one. `Unknown` until an operator observes the ScopeProbe. `Degraded` names the nodes without a working agent.
+    /// `Reconciling`: agents are being rolled out. `Stalled`: nothing will change without a person. `CaptureComplete`:
+    /// nothing is known to have been missed in the last hour; `Unknown`, reason `Sampled`, where a fallback may have missed
+    /// what it could not count.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -14,6 +14,7 @@ pub mod fallback_controller;
 pub mod fallback_policy;
 pub mod millicores;
 pub mod mode;
+pub mod obstacles;
 pub mod outcome;
 pub mod privileges;
 pub mod validate;

@@ -11,6 +11,7 @@ pub mod events;
 pub mod explanation;
 pub mod history;
 pub mod node_probe;
+mod readiness;
 pub mod repair;
 pub mod restore;
 pub mod scope_probe;

@@ -122,6 +122,21 @@ pub async fn delete_node_probe(client: &Client, name: &str) -> Result<(), ApplyE
 #[derive(Clone, Debug)]
 pub struct AppliedDaemonSet(DaemonSet);
 
+impl AppliedDaemonSet {
+    /// Returns its UID if it lacks pods that it should have.
+    #[must_use]
+    pub fn uid_if_pods_are_missing(&self) -> Option<&str> {
+        let status = self.0.status.as_ref()?;
+        let is_missing = status.current_number_scheduled < status.desired_number_scheduled;
+        self.0.metadata.uid.as_deref().filter(|_| is_missing)
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(daemon_set: DaemonSet) -> Self {
+        Self(daemon_set)
+    }
+}
+
 /// Returns the progress of applied DaemonSets, by their own status.
 #[must_use]
 pub fn progress(applied: &[AppliedDaemonSet]) -> Progress {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crds::{MODE_LABEL, PROBE_LABEL, ScopeProbe};
 use futures::{Stream, StreamExt, future, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{
     Api, Client, ResourceExt,
@@ -25,7 +26,8 @@ use super::{
     assignment::Assignments,
     build::{self, AGENT_APP, AgentTemplate},
     dereference::{self, DereferenceError},
-    outcome::{Outcome, Outcomes, Problem, Progress},
+    obstacles::{LOOK, Obstacles},
+    outcome::{Obstacle, Outcome, Outcomes, Problem, Progress},
     validate::{self, NoNodes, ValidProbe},
 };
 use crate::{
@@ -52,6 +54,8 @@ pub struct Context {
     pub assigner: Arc<Assigner>,
     /// DaemonSets that were applied.
     pub apply_cache: ApplyCache,
+    /// What keeps agents from running.
+    pub obstacles: Obstacles,
     /// Receiver of each rollout's result.
     pub outcomes: Outcomes,
     /// Interval of a full reconciliation without a change.
@@ -143,12 +147,14 @@ async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Re
     let span = tracing::info_span!("reconcile", probe = name);
     let result = context.metrics.timed_reconcile(roll_out(probe, &name, &context)).instrument(span).await;
     let generation = probe.metadata.generation.unwrap_or_default();
-    let (problem, progress) = match &result {
-        Ok(progress) => (None, *progress),
-        Err(error) => (Some(error.problem()), Progress::default()),
+    let (problem, (progress, obstacle)) = match &result {
+        Ok(state) => (None, state.clone()),
+        Err(error) => (Some(error.problem()), (Progress::default(), None)),
     };
-    context.outcomes.set(&name, Outcome { generation, problem, progress });
+    let outcome = Outcome { generation, problem, progress, obstacle, since: None };
+    context.outcomes.set(&name, outcome.after(context.outcomes.get(&name).as_ref(), Timestamp::now()));
     match result {
+        Ok((progress, _)) if !progress.complete() => Ok(Action::requeue(LOOK)),
         // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
         Err(RolloutError::NoNodes(_) | RolloutError::InvalidSpec(_) | RolloutError::LabelsTaken(_)) | Ok(_) => {
             Ok(Action::requeue(context.resync))
@@ -157,7 +163,12 @@ async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Re
     }
 }
 
-async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<Progress, RolloutError> {
+/// Returns the progress of the agents, and what keeps them from running.
+async fn roll_out(
+    probe: &ScopeProbe,
+    name: &str,
+    context: &Context,
+) -> Result<(Progress, Option<Obstacle>), RolloutError> {
     let assignments = context.assigner.assignments();
     let modes = match validate::modes(name, &assignments) {
         Ok(modes) => modes,
@@ -177,7 +188,12 @@ async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<P
     let prepared: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(&probe, mode, &template)).collect();
     let applied = apply::daemon_sets(client, namespace, name, &prepared, &context.apply_cache).await?;
     label_nodes(name, &assignments, context).await?;
-    Ok(apply::progress(&applied))
+    let progress = apply::progress(&applied);
+    if progress.complete() {
+        context.obstacles.clear(name);
+        return Ok((progress, None));
+    }
+    Ok((progress, context.obstacles.find(client, namespace, name, &applied).await))
 }
 
 async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), RolloutError> {

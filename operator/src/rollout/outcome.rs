@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 /// One ScopeProbe's last rollout.
@@ -16,6 +17,22 @@ pub struct Outcome {
     pub problem: Option<Problem>,
     /// Progress of the DaemonSets.
     pub progress: Progress,
+    /// What keeps agents from running, if that is known.
+    pub obstacle: Option<Obstacle>,
+    /// Since when the rollout has failed for the same reason, or has been incomplete; `None` if it is complete.
+    pub since: Option<Timestamp>,
+}
+
+impl Outcome {
+    /// Returns the outcome with the time since when it has been like this, given the earlier one.
+    #[must_use]
+    pub fn after(self, earlier: Option<&Self>, now: Timestamp) -> Self {
+        let is_done = self.problem.is_none() && self.progress.complete();
+        let reason = |outcome: &Self| outcome.problem.as_ref().map(|problem| problem.reason);
+        let is_same = |earlier: &&Self| earlier.generation == self.generation && reason(earlier) == reason(&self);
+        let since = earlier.filter(is_same).and_then(|earlier| earlier.since);
+        Self { since: (!is_done).then(|| since.unwrap_or(now)), ..self }
+    }
 }
 
 /// Error that kept a rollout from completing.
@@ -27,6 +44,15 @@ pub struct Problem {
     pub message: String,
     /// True if only a user can fix it; otherwise it is retried.
     pub permanent: bool,
+}
+
+/// What keeps agents from running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Reason of the condition.
+    pub reason: &'static str,
+    /// The words of the API server or the kubelet, and what to do where that is known.
+    pub message: String,
 }
 
 /// Progress of DaemonSets, by their own status.
@@ -87,5 +113,28 @@ impl Outcomes {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_of_a_failure_begins_anew_with_another_reason_or_spec() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let failed = |generation, reason| {
+            let problem = Some(Problem { reason, message: String::new(), permanent: false });
+            Outcome { generation, problem, ..Outcome::default() }
+        };
+        let first = failed(1, "A").after(None, at(1));
+        let second = failed(1, "A").after(Some(&first), at(2));
+        let third = failed(1, "B").after(Some(&second), at(3));
+        let fourth = failed(2, "B").after(Some(&third), at(4));
+        let incomplete = Outcome { generation: 2, ..Outcome::default() }.after(Some(&fourth), at(5));
+        let progress = Progress { observed: true, ..Progress::default() };
+        let done = Outcome { generation: 2, progress, ..Outcome::default() }.after(Some(&incomplete), at(6));
+        let since = [first, second, third, fourth, incomplete, done].map(|outcome| outcome.since);
+        assert_eq!(since, [Some(at(1)), Some(at(1)), Some(at(3)), Some(at(4)), Some(at(5)), None]);
     }
 }

@@ -9,6 +9,7 @@ use topology::plural::counted;
 use super::{
     conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
     coverage::{explain, percent},
+    readiness::{Nodes, ReadinessInputs, degraded, kstatus, on, unready},
 };
 use crate::{
     coverage::share::{Share, Shares},
@@ -24,6 +25,8 @@ pub struct NodeState {
     pub status: NodeProbeStatus,
     /// Counted share of what happened.
     pub shares: Shares,
+    /// True if its agent may still be on its way.
+    pub is_new: bool,
 }
 
 /// Inputs of a ScopeProbe's status.
@@ -50,7 +53,15 @@ pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatu
     let sums = Sums::of(inputs.nodes);
     let [last_hour, last_day, total] = sums.percentages();
     let generation = inputs.outcome.map(|outcome| outcome.generation);
-    let [ready, reconciling, stalled] = kstatus(inputs, &nodes);
+    let by_state = by_state(inputs.nodes, inputs.moving);
+    let readiness = ReadinessInputs {
+        generation: inputs.probe.metadata.generation.unwrap_or_default(),
+        outcome: inputs.outcome,
+        nodes: &by_state,
+        max_unavailable_percent: inputs.probe.spec.readiness.max_unavailable_percent,
+        was_ready: was_ready(inputs.probe),
+    };
+    let [ready, reconciling, stalled] = kstatus(&readiness, now);
     ScopeProbeStatus {
         observed_generation: generation,
         conditions: conditions(
@@ -58,6 +69,7 @@ pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatu
                 ready,
                 reconciling,
                 stalled,
+                degraded(&by_state, inputs.outcome),
                 capture_complete(inputs.nodes, &sums.shares.last_hour),
                 nodes_taken(inputs.taken),
             ],
@@ -126,7 +138,7 @@ fn capture_complete(nodes: &BTreeMap<String, NodeState>, last_hour: &Share) -> S
     if nodes.is_empty() {
         return Statement::new(TYPE, Truth::Unknown, "NoNodes", "no node belongs to this ScopeProbe");
     }
-    let those = |pick: &dyn Fn(&NodeState) -> bool| -> Vec<String> {
+    let those = |pick: &dyn Fn(&NodeState) -> bool| -> BTreeSet<String> {
         nodes.iter().filter(|(_, node)| pick(node)).map(|(name, _)| name.clone()).collect()
     };
     let has_losses = |share: &Share| share.lost() > 0 || share.losses().closed > 0;
@@ -169,67 +181,26 @@ fn capture_complete(nodes: &BTreeMap<String, NodeState>, last_hour: &Share) -> S
     Statement::new(TYPE, truth, reason, parts.join("; "))
 }
 
-fn on(nodes: &[String]) -> String {
-    format!("on {}: {}", counted(nodes.len(), "node"), some_of(nodes))
+/// Returns the nodes by the state of their agents.
+fn by_state(nodes: &BTreeMap<String, NodeState>, moving: &BTreeSet<String>) -> Nodes {
+    let mut by_state = Nodes { total: nodes.len() as u64, moving: moving.clone(), ..Nodes::default() };
+    for (name, node) in nodes {
+        let those = match node.status.mode {
+            _ if !is_true(node, "Reporting") && node.is_new => &mut by_state.new,
+            Some(Mode::Unsupported) => &mut by_state.unsupported,
+            _ if !is_true(node, "Reporting") => &mut by_state.silent,
+            _ => continue,
+        };
+        those.insert(name.clone());
+    }
+    by_state
 }
 
-/// Returns `Ready`, `Reconciling` and `Stalled`. At most one of them is true.
-fn kstatus(inputs: &ScopeProbeInputs<'_>, nodes: &NodeCounts) -> [Statement; 3] {
-    let generation = inputs.probe.metadata.generation.unwrap_or_default();
-    let Some(outcome) = inputs.outcome.filter(|outcome| outcome.generation == generation) else {
-        return in_progress("Observing", "the newest spec has not been rolled out yet".to_owned());
-    };
-    if let Some(problem) = &outcome.problem {
-        if problem.permanent {
-            return stuck(problem.reason, problem.message.clone());
-        }
-        return in_progress(problem.reason, problem.message.clone());
-    }
-    if !outcome.progress.complete() {
-        let progress = outcome.progress;
-        let message =
-            format!("{} of {} up to date and available", progress.available, counted(progress.desired, "agent"));
-        return in_progress("RollingOut", message);
-    }
-    if nodes.not_reporting > 0 {
-        let message = format!("no agent reports from {} of {}", nodes.not_reporting, counted(nodes.total, "node"));
-        return in_progress("WaitingForReports", message);
-    }
-    if !inputs.moving.is_empty() {
-        let moving: Vec<_> = inputs.moving.iter().cloned().collect();
-        let message = format!("agents cannot use eBPF and are being replaced by the fallback's {}", on(&moving));
-        return in_progress("MovingToFallback", message);
-    }
-    if nodes.unsupported > 0 {
-        let message = format!(
-            "nothing is captured on {} of {}: see `kubectl get nodeprobes`",
-            nodes.unsupported,
-            counted(nodes.total, "node")
-        );
-        return stuck("NodesUnsupported", message);
-    }
-    let message = format!("agents report from {} of {}", nodes.total, counted(nodes.total, "node"));
-    [
-        Statement::new("Ready", true, "Reporting", message),
-        Statement::new("Reconciling", false, "Done", "nothing is left to be rolled out"),
-        Statement::new("Stalled", false, "Done", "nothing waits for a person"),
-    ]
-}
-
-fn in_progress(reason: &str, message: String) -> [Statement; 3] {
-    [
-        Statement::new("Ready", false, reason, message.clone()),
-        Statement::new("Reconciling", true, reason, message),
-        Statement::new("Stalled", false, "Reconciling", "it goes on by itself"),
-    ]
-}
-
-fn stuck(reason: &str, message: String) -> [Statement; 3] {
-    [
-        Statement::new("Ready", false, reason, message.clone()),
-        Statement::new("Reconciling", false, "Stalled", "nothing happens until a person changes something"),
-        Statement::new("Stalled", true, reason, message),
-    ]
+/// Returns whether the published status says that this generation is ready.
+fn was_ready(probe: &ScopeProbe) -> bool {
+    let Some(status) = &probe.status else { return false };
+    let is_ready = status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
+    is_ready && status.observed_generation == probe.metadata.generation
 }
 
 /// Returns the status of a ScopeProbe whose `spec` does not decode. It contains only this error.
@@ -244,7 +215,7 @@ pub fn malformed(
         "spec does not decode: {error}; correct it, or install an operator of the version that it was written for; until \
          then the agents of this ScopeProbe stay as they are, and their NodeProbes are not updated"
     );
-    let [ready, reconciling, stalled] = stuck("Malformed", message.clone());
+    let [ready, reconciling, stalled] = unready(true, "Malformed", message.clone());
     let complete = Statement::new(CAPTURE_COMPLETE, Truth::Unknown, "Malformed", message);
     let known = previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default();
     ScopeProbeStatus {
@@ -328,7 +299,7 @@ mod tests {
             coverage: &coverage,
             previous: None,
         };
-        NodeState { status: node_probe::desired(&inputs, at(1)), shares: coverage.shares }
+        NodeState { status: node_probe::desired(&inputs, at(1)), shares: coverage.shares, is_new: false }
     }
 
     fn good() -> NodeState {
@@ -361,7 +332,8 @@ mod tests {
     }
 
     fn done() -> Outcome {
-        Outcome { generation: 2, problem: None, progress: Progress { desired: 2, available: 2, observed: true } }
+        let progress = Progress { desired: 2, available: 2, observed: true };
+        Outcome { generation: 2, progress, ..Outcome::default() }
     }
 
     fn condition<'a>(status: &'a ScopeProbeStatus, type_: &str) -> (&'a str, &'a str, &'a str) {
@@ -384,7 +356,8 @@ mod tests {
     fn a_silent_node_is_not_taken_for_a_quiet_one() {
         let silent = node(false, Some(Mode::Ebpf), |_| ());
         let status = status_of(&[("a", good()), ("b", silent)], Some(&done()));
-        assert_eq!(condition(&status, "Ready").0, "False");
+        assert_eq!(condition(&status, "Ready").2, "agents report from 1 of 2 nodes");
+        assert_eq!(condition(&status, "Degraded"), ("True", "NodesNotReporting", "no agent reports on 1 node: b"));
         let (truth, reason, message) = condition(&status, "CaptureComplete");
         assert_eq!((truth, reason), ("False", "NotReporting"));
         assert!(message.contains(": b"), "{message}");

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    coverage::{CoverageFacts, assess},
+    coverage::{CoverageFacts, GRACE, assess},
     events::{Events, is_mode_change},
     node_probe,
     repair::{self, MalformedProbes},
@@ -287,7 +287,8 @@ impl Writer {
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
                 Due::No => self.metrics.write("NodeProbe", "skipped"),
             }
-            by_node.insert(name.clone(), NodeState { status, shares: coverage.shares });
+            let is_new = created.is_none_or(|created| unix_ms(now).saturating_sub(created) < GRACE);
+            by_node.insert(name.clone(), NodeState { status, shares: coverage.shares, is_new });
         }
         numbers.sort_unstable_by(|one, other| other.cmp(one));
         let may_write = |_: &(Duration, String)| self.budget.try_take(Reason::NodeCounts, Instant::now());

@@ -187,6 +187,7 @@ fn budgets() -> Vec<Case> {
 }
 
 fn amounts() -> Vec<Case> {
+    let unavailable = |percent: i64| json!({"readiness": {"maxUnavailablePercent": percent}});
     let flows = |number: i64| json!({"capture": {"maxFlows": number}});
     let edges = |number: i64| json!({"topology": {"maxEdges": number}});
     let pods = |number: i64| json!({"topology": {"pods": number}});
@@ -210,6 +211,18 @@ fn amounts() -> Vec<Case> {
             flows(1_048_577),
             "spec.capture.maxFlows",
             "should be less than or equal to 1048576",
+        ),
+        case(
+            "spec.readiness.maxUnavailablePercent minimum",
+            unavailable(-1),
+            "spec.readiness.maxUnavailablePercent",
+            "should be greater than or equal to 0",
+        ),
+        case(
+            "spec.readiness.maxUnavailablePercent maximum",
+            unavailable(101),
+            "spec.readiness.maxUnavailablePercent",
+            "should be less than or equal to 100",
         ),
         case(
             "spec.topology.maxEdges minimum",
@@ -519,5 +532,9 @@ async fn what_is_at_the_bounds_is_taken_and_can_be_read() -> Result<()> {
     probes.create(&PostParams::default(), &without_spec).await.map_err(Error::api("make one without a spec"))?;
     let read = typed.get(&"x".repeat(40)).await.map_err(Error::api("read the one without a spec"))?;
     assert_eq!(read.spec, crds::ScopeProbeSpec::default());
+    let conditions = read.status.unwrap_or_default().conditions;
+    let stated: Vec<_> =
+        conditions.iter().map(|it| (it.type_.as_str(), it.status.as_str(), it.reason.as_str())).collect();
+    assert_eq!(stated, [("Ready", "Unknown", "Unobserved")], "no operator runs");
     Ok(())
 }

@@ -1,0 +1,66 @@
+//! Tests agents that cannot run: the ScopeProbe says what the API server or the kubelet says, and becomes ready when the
+//! cause is gone.
+#![forbid(unsafe_code)]
+
+use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use scopeprobe_tests::{Cluster, Error, Result, chart, eventually, manifest, scope_probe, undo::Undo};
+use serde_json::{Value, json};
+
+const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+
+/// Sets the level of pod security in the operator's namespace; none removes it.
+async fn enforce(cluster: &Cluster, level: Option<&str>) -> Result<()> {
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let labels = json!({"metadata": {"labels": {ENFORCE: level}}});
+    let patched = namespaces.patch(chart::NAMESPACE, &PatchParams::default(), &Patch::Merge(labels)).await;
+    patched.map(|_| ()).map_err(Error::api("label the namespace"))
+}
+
+async fn apply(cluster: &Cluster, spec: &Value) -> Result<()> {
+    let probe = json!({
+        "apiVersion": "scopeprobe.io/v1alpha1", "kind": "ScopeProbe",
+        "metadata": {"name": scope_probe::NAME}, "spec": spec,
+    });
+    manifest::apply(&cluster.client, "", &probe.to_string()).await.map(|_| ())
+}
+
+async fn expect(cluster: &Cluster, what: &str, is_so: impl Fn(&Condition) -> bool) -> Result<()> {
+    eventually(what, async || {
+        let ready = cluster.probe_condition("Ready").await.map_err(|error| error.to_string())?;
+        if is_so(&ready) { Ok(()) } else { Err(format!("{ready:?}")) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_keeps_agents_from_running_is_said_with_its_cure() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    cluster.install_chart(&[]).await?;
+    cluster.unprobe().await?;
+
+    let undo = Undo::by(&cluster, &["label", "namespace", chart::NAMESPACE, &format!("{ENFORCE}-")]);
+    enforce(&cluster, Some("baseline")).await?;
+    apply(&cluster, &json!({})).await?;
+    expect(&cluster, "the refusal of the agents' pods", |ready| {
+        (ready.status.as_str(), ready.reason.as_str()) == ("False", "PodsForbidden")
+            && ready.message.contains("violates PodSecurity \"baseline:latest\"")
+            && ready.message.contains("pod-security.kubernetes.io/enforce=privileged")
+    })
+    .await?;
+    enforce(&cluster, None).await?;
+    drop(undo);
+    expect(&cluster, "agents in a namespace without a level", |ready| ready.status == "True").await?;
+
+    apply(&cluster, &json!({"agent": {"resources": {"requests": {"memory": "900Gi"}, "limits": {"memory": "900Gi"}}}}))
+        .await?;
+    expect(&cluster, "the scheduler's words", |ready| {
+        ready.reason == "PodsUnschedulable" && ready.message.contains("Insufficient memory")
+    })
+    .await?;
+    apply(&cluster, &json!({})).await?;
+    expect(&cluster, "agents that fit", |ready| ready.status == "True").await
+}
