@@ -78,13 +78,22 @@ impl Testbed {
         port.and_then(|port| u16::try_from(port).ok()).ok_or_else(|| Error::Unexpected("no node port".to_owned()))
     }
 
-    /// Calls an address of a node from outside of the cluster.
+    /// Calls an address of a node from outside of the cluster. The node's proxy may not serve the port yet: until then it
+    /// refuses, and no server counts that.
     async fn call_in(&self, node: usize, family: usize, port: u16, count: u64) -> Result<u64> {
         let target = SocketAddr::from((self.nodes[node][family], port));
-        let plan = Connect { count, send: 10, receive: 10, ..Connect::to(target) };
-        let outcome = self.host.connect(ip(OUTSIDE[family]), plan).await?;
-        if (outcome.opened, outcome.broken) == (count, 0) {
-            Ok(outcome.opened)
+        let call = async |count| {
+            let plan = Connect { count, send: 10, receive: 10, ..Connect::to(target) };
+            self.host.connect(ip(OUTSIDE[family]), plan).await
+        };
+        eventually(&format!("an answer of {target}"), async || {
+            let outcome = call(1).await.map_err(|error| error.to_string())?;
+            if outcome.opened == 1 { Ok(()) } else { Err(format!("{outcome:?}")) }
+        })
+        .await?;
+        let outcome = call(count - 1).await?;
+        if (outcome.opened, outcome.broken) == (count - 1, 0) {
+            Ok(count)
         } else {
             Err(Error::Unexpected(format!("called {target}: {outcome:?}")))
         }
