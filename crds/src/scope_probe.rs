@@ -308,7 +308,7 @@ pub struct ScopeProbeStatus {
     /// one. `Unknown` until an operator observes the ScopeProbe. `Degraded` names the nodes without a working agent.
     /// `Reconciling`: agents are being rolled out. `Stalled`: nothing will change without a person. `CaptureComplete`:
     /// nothing is known to have been missed in the last hour; `Unknown`, reason `Sampled`, where a fallback may have missed
-    /// what it could not count.
+    /// what it could not count. `Published`: the API server refuses no request for what is published.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -53,7 +53,19 @@ pub fn watch<K>(client: &Client) -> impl Stream<Item = Event<Guarded<K>>> + Send
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    stream::unfold(Watch::<K>::new(client.clone()), async |mut watch| watch.next().await.map(|event| (event, watch)))
+    watch_with(client, Box::new(|_| ()))
+}
+
+/// Receives the words of each failure of a watch, and `None` after a success.
+pub type Note = Box<dyn Fn(Option<&str>) + Send>;
+
+/// The same with a receiver of failures.
+pub fn watch_with<K>(client: &Client, note: Note) -> impl Stream<Item = Event<Guarded<K>>> + Send + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let watch = Watch::<K>::new(client.clone(), note);
+    stream::unfold(watch, async |mut watch| watch.next().await.map(|event| (event, watch)))
 }
 
 struct Watch<K: Resource> {
@@ -63,13 +75,14 @@ struct Watch<K: Resource> {
     is_failing: bool,
     pauses: Box<dyn Backoff>,
     malformed: MalformedObjects,
+    note: Note,
 }
 
 impl<K> Watch<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    fn new(client: Client) -> Self {
+    fn new(client: Client, note: Note) -> Self {
         let events = unguarded(&client);
         Self {
             client,
@@ -78,6 +91,7 @@ where
             is_failing: false,
             pauses: Box::new(backoff()),
             malformed: MalformedObjects::default(),
+            note,
         }
     }
 
@@ -102,6 +116,7 @@ where
         if self.is_failing && !matches!(event, Event::Init) {
             self.is_failing = false;
             self.pauses.reset();
+            (self.note)(None);
             tracing::info!(kind = %K::kind(&()), "watching again");
         }
         if let Some(Malformed { error, metadata, left_out, rest }) = self.malformed.note(event) {
@@ -113,6 +128,7 @@ where
 
     async fn fail(&mut self, error: watcher::Error) {
         let error = with_cause(&error);
+        (self.note)(Some(&error));
         if std::mem::replace(&mut self.is_failing, true) {
             tracing::debug!(kind = %K::kind(&()), error, "still cannot watch");
         } else {

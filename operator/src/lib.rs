@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api_budget;
+pub mod api_problems;
 pub mod cleanup;
 pub mod cluster;
 pub mod collector;

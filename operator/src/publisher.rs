@@ -58,8 +58,9 @@ use self::{
 };
 use crate::{
     api_budget::{Answer, ApiBudget, Reason},
+    api_problems::ApiProblems,
     cluster::ClusterIndex,
-    guarded_watch::watch as watch_all,
+    guarded_watch::watch_with,
     metrics::Metrics,
     observation::TopologyOverview,
     publish_settings::PublishSettings,
@@ -86,6 +87,9 @@ const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
 /// Kind of the written objects, for the metrics.
 const KIND: &str = "Topology";
+/// Operations whose failures are shown.
+const WATCH: &str = "watch Topologies";
+const WRITE: &str = "write Topology";
 
 /// Inputs of the publisher.
 pub struct PublisherInputs {
@@ -103,6 +107,8 @@ pub struct PublisherInputs {
     pub scan_interval: Duration,
     /// Budget of requests.
     pub budget: ApiBudget,
+    /// Requests that fail.
+    pub problems: ApiProblems,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -144,6 +150,7 @@ struct Publisher {
     scan_interval: Duration,
     /// True if all objects are to be compared with the next state, not only those that it changes.
     compares_all: bool,
+    problems: ApiProblems,
     metrics: Metrics,
 }
 
@@ -163,6 +170,7 @@ impl Publisher {
             started: now,
             scan_interval: inputs.scan_interval,
             compares_all: true,
+            problems: inputs.problems.clone(),
             metrics: inputs.metrics.clone(),
         }
     }
@@ -173,7 +181,12 @@ impl Publisher {
         let mut structure = inputs.shared_ledger.subscribe_structure();
         let mut counters = inputs.shared_ledger.subscribe_counters();
         let mut index = inputs.index.subscribe();
-        let mut objects = watch_all::<Topology>(&self.client).boxed();
+        let problems = self.problems.clone();
+        let note = move |words: Option<&str>| match words {
+            Some(words) => problems.failed(WATCH, "", words, Instant::now()),
+            None => problems.succeeded(WATCH, ""),
+        };
+        let mut objects = watch_with::<Topology>(&self.client, Box::new(note)).boxed();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut graphs = GraphSchedule::new(Instant::now());
@@ -367,6 +380,11 @@ impl Publisher {
             Err(_) => "failed",
         };
         self.metrics.write(KIND, outcome);
+        let object = format!("{}/{}", key.namespace, key.name);
+        match &result {
+            Ok(_) => self.problems.succeeded(WRITE, &object),
+            Err(error) => self.problems.failed(WRITE, &object, &error.to_string(), now),
+        }
         match result {
             Ok(Written::Is(topology)) => {
                 self.published.upsert(*topology);
@@ -430,6 +448,9 @@ impl Publisher {
             (Some(urgency), _) => self.schedule.plan(key, urgency, self.settings.counter_interval, now),
             (None, _) => {
                 self.metrics.write(KIND, "skipped");
+                if self.schedule.failures(key) > 0 {
+                    self.problems.succeeded(WRITE, &format!("{}/{}", key.namespace, key.name));
+                }
                 self.schedule.cancel(key);
             }
         }

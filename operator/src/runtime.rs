@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     api_budget::ApiBudget,
+    api_problems::ApiProblems,
     cleanup::{
         garbage_collector::GarbageCollector,
         prune::{self, Pruned},
@@ -215,6 +216,7 @@ impl Parts {
         parts.endless.spawn(cluster::keep_index(watching.clone(), node_steps, index.clone(), shared_ledger.clone()));
         parts.endless.spawn(collector::keep_own_networks(index.clone(), known_networks));
         let budget = ApiBudget::new(Instant::now());
+        let problems = ApiProblems::default();
         let inputs = publisher::PublisherInputs {
             leader: lease.holds(),
             settings: publish_settings,
@@ -223,6 +225,7 @@ impl Parts {
             overview: overview_sender,
             scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
             budget: budget.clone(),
+            problems: problems.clone(),
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(watching.clone(), inputs));
@@ -250,6 +253,7 @@ impl Parts {
             publish,
             events,
             budget,
+            problems,
             metrics,
         };
         parts.endless.spawn(while_held(lease.holds(), move || writer.clone().run()));

@@ -43,6 +43,8 @@ pub struct ScopeProbeInputs<'a> {
     pub taken: Option<&'a BTreeMap<String, String>>,
     /// The size of the topology.
     pub overview: &'a TopologyOverview,
+    /// Requests that the API server refuses, in words.
+    pub problems: &'a [String],
 }
 
 /// Returns the status of one ScopeProbe.
@@ -72,6 +74,7 @@ pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatu
                 degraded(&by_state, inputs.outcome),
                 capture_complete(inputs.nodes, &sums.shares.last_hour),
                 nodes_taken(inputs.taken),
+                published(inputs.problems),
             ],
             previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default(),
             generation,
@@ -226,6 +229,15 @@ pub fn malformed(
     }
 }
 
+fn published(problems: &[String]) -> Statement {
+    const TYPE: &str = "Published";
+    if problems.is_empty() {
+        return Statement::new(TYPE, true, "NothingRefused", "the API server refuses no request for what is published");
+    }
+    let message = format!("{}; counting goes on", problems.join("; "));
+    Statement::new(TYPE, false, "RequestsRefused", message)
+}
+
 fn nodes_taken(taken: Option<&BTreeMap<String, String>>) -> Statement {
     const TYPE: &str = "NodesTaken";
     let Some(taken) = taken.filter(|taken| !taken.is_empty()) else {
@@ -327,6 +339,7 @@ mod tests {
             moving: &moving,
             taken: None,
             overview: &overview,
+            problems: &[],
         };
         desired(&inputs, at(1))
     }
@@ -444,6 +457,17 @@ mod tests {
         let status = status_of(&[("a", good())], Some(&old));
         assert_eq!((condition(&status, "Ready").0, condition(&status, "Reconciling").0), ("False", "True"));
         assert_eq!(status.observed_generation, Some(1));
+    }
+
+    #[test]
+    fn refused_requests_are_named_beside_readiness() {
+        let name = published(&["cannot write Topology a/b: refused".to_owned()]);
+        assert_eq!(
+            (name.truth, name.message.as_str()),
+            (Truth::False, "cannot write Topology a/b: refused; counting goes on",)
+        );
+        let status = status_of(&[("a", good())], Some(&done()));
+        assert_eq!((condition(&status, "Published").0, condition(&status, "Ready").0), ("True", "True"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     api_budget::{ApiBudget, Reason},
+    api_problems::ApiProblems,
     cluster::NodeFacts,
     metrics::{LossLabels, Metrics},
     observation::{NodeObservation, Observations, TopologyOverview},
@@ -45,6 +46,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Maximum number of objects per turn that are written for their numbers alone, those that waited longest first: 3 objects a
 /// second.
 const NUMBERS_PER_TURN: usize = 1;
+/// Operation whose failures are shown.
+const WRITE_NODE_PROBE: &str = "write NodeProbe";
 /// Time after which numbers that have doubled are written, such as the first ones of a node.
 const SOON: Duration = Duration::from_secs(2);
 /// Maximum delay of the writes of due Topology objects, without failures.
@@ -71,6 +74,8 @@ pub struct Writer {
     pub events: Events,
     /// Budget of requests.
     pub budget: ApiBudget,
+    /// Requests that fail.
+    pub problems: ApiProblems,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -182,6 +187,9 @@ impl Writer {
         let nodes = self.node_probes(&probes, &assignments, node_probes, now).await;
         self.count(&nodes);
         node_probes.statuses.retain(|name, _| nodes.contains_key(name));
+        for gone in node_probes.failing.extract_if(.., |name| !nodes.contains_key(name)) {
+            self.problems.succeeded(WRITE_NODE_PROBE, &gone);
+        }
         scope_probes.statuses.retain(|name, _| probes.iter().any(|probe| probe.name_any() == *name));
         self.outcomes.retain(|name| probes.iter().any(|probe| probe.name_any() == name));
         for probe in &probes {
@@ -338,6 +346,7 @@ impl Writer {
         match self.apply_node_probe(node, status, there).await {
             Ok(node_probe) => {
                 self.metrics.write("NodeProbe", "done");
+                self.problems.succeeded(WRITE_NODE_PROBE, &node.name);
                 if mode_change {
                     self.events.mode_changed(&node_probe, status).await;
                 }
@@ -345,6 +354,7 @@ impl Writer {
             }
             Err(error) => {
                 self.metrics.write("NodeProbe", "failed");
+                self.problems.failed(WRITE_NODE_PROBE, &node.name, &error.source.to_string(), Instant::now());
                 written.fail(&node.name, &error);
             }
         }
@@ -413,6 +423,7 @@ impl Writer {
             moving: &moving,
             taken: assignments.taken.get(&name),
             overview: &overview,
+            problems: &self.problems.lasting(Instant::now()),
         };
         let status = scope_probe::desired(&inputs, now);
         let interval = probe.spec.topology.counter_interval.into();

@@ -16,6 +16,7 @@ use kube::{
 };
 use operator::{
     api_budget::ApiBudget,
+    api_problems::ApiProblems,
     cluster::{self, ClusterIndex, Nodes},
     metrics::{Metrics, WriteLabels},
     observation::TopologyOverview,
@@ -40,6 +41,7 @@ pub struct Lab {
     pub control_plane: ControlPlane,
     pub settings: watch::Sender<Option<PublishSettings>>,
     pub metrics: Metrics,
+    pub problems: ApiProblems,
     pub shared_ledger: SharedLedger,
     tasks: JoinSet<()>,
 }
@@ -73,6 +75,7 @@ impl Lab {
             control_plane,
             settings: watch::Sender::new(Some(settings)),
             metrics: Metrics::default(),
+            problems: ApiProblems::default(),
             shared_ledger: SharedLedger::default(),
             tasks: JoinSet::new(),
         })
@@ -92,6 +95,7 @@ impl Lab {
             overview: watch::Sender::new(TopologyOverview::default()),
             scan_interval: Duration::from_secs(30),
             budget: ApiBudget::new(Instant::now()),
+            problems: self.problems.clone(),
             metrics: self.metrics.clone(),
         };
         self.tasks.spawn(publisher::run(client.clone(), inputs));

@@ -20,6 +20,8 @@ mod shop;
 mod times;
 mod workloads;
 
+use std::time::Instant;
+
 use crds::Topology;
 use kube::ResourceExt as _;
 use lab::{Lab, opened, owner_uids, status};
@@ -130,10 +132,14 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: reader}]
     let uid = lab.pod("web", None).await?;
     lab.publish(&reader);
     lab.report(&uid, &[(1, 3)]).await;
-    eventually("a write to be refused", async || {
-        if lab.writes("failed") > 0 { Ok(()) } else { Err(lab.metrics.encode().expect("it is text")) }
+    eventually("a write to be refused, in the API server's words", async || {
+        let problems = lab.problems.lasting(Instant::now());
+        let [problem] = &problems[..] else { return Err(format!("{problems:?}")) };
+        let is_named = problem.starts_with("cannot write Topology shop/pod-web: ") && problem.contains("is forbidden");
+        if is_named { Ok(()) } else { Err(problem.clone()) }
     })
     .await?;
+    assert!(lab.writes("failed") > 0);
     assert!(lab.topologies().get_opt("pod-web").await.expect("the server answers").is_none());
     let more = MAY_READ.replace(
         "verbs: [get, list, watch]}]",
@@ -142,7 +148,11 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: reader}]
     );
     lab.apply(&more).await?;
     lab.topology("pod-web", |it| opened(it) == 3).await?;
-    Ok(())
+    eventually("nothing to be refused any more", async || {
+        let problems = lab.problems.lasting(Instant::now());
+        if problems.is_empty() { Ok(()) } else { Err(format!("{problems:?}")) }
+    })
+    .await
 }
 
 #[tokio::test]

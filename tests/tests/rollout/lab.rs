@@ -20,6 +20,7 @@ use kube::{
 };
 use operator::{
     api_budget::ApiBudget,
+    api_problems::ApiProblems,
     cleanup::garbage_collector::GarbageCollector,
     cluster::{ClusterState, WatchedCluster},
     coverage::HOUR,
@@ -156,6 +157,7 @@ impl Lab {
             publish: watch::Sender::new(None),
             events: Events::new(client, "operator-1"),
             budget: ApiBudget::new(Instant::now()),
+            problems: ApiProblems::default(),
             metrics: self.metrics.clone(),
         };
         self.parts.spawn(writer.run());
