@@ -1,6 +1,7 @@
 //! Kubernetes events about changes that matter to users.
 
-use crds::{Mode, NodeProbe, NodeProbeStatus};
+use crds::{Mode, NodeProbe, NodeProbeStatus, ScopeProbe, ScopeProbeStatus};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
@@ -8,7 +9,10 @@ use kube::{
 
 use crate::rollout::mode::AgentMode;
 
-/// Recorder of mode changes.
+/// Reasons of `Ready` that every rollout passes through.
+const PASSING: [&str; 4] = ["Observing", "RollingOut", "WaitingForReports", "MovingToFallback"];
+
+/// Recorder of changes of modes and of readiness.
 #[derive(Clone)]
 pub struct Events {
     recorder: Recorder,
@@ -34,10 +38,37 @@ impl Events {
             action: action(status),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, &node_probe.object_ref(&())).await {
+        self.publish(&event, &node_probe.object_ref(&())).await;
+    }
+
+    /// Records on a ScopeProbe that `Ready` has another status or reason. A failed write is only logged.
+    pub async fn readiness_changed(&self, scope_probe: &ScopeProbe, ready: &Condition) {
+        let is_ready = ready.status == "True";
+        let is_expected = is_ready || PASSING.contains(&ready.reason.as_str());
+        let event = Event {
+            type_: if is_expected { EventType::Normal } else { EventType::Warning },
+            reason: if is_ready { "Ready" } else { "NotReady" }.to_owned(),
+            note: Some(truncated(&format!("{}: {}", ready.reason, ready.message))),
+            action: ready.reason.clone(),
+            secondary: None,
+        };
+        self.publish(&event, &scope_probe.object_ref(&())).await;
+    }
+
+    async fn publish(&self, event: &Event, about: &ObjectReference) {
+        if let Err(error) = self.recorder.publish(event, about).await {
             tracing::warn!(%error, "cannot write an event");
         }
     }
+}
+
+/// Returns the condition `Ready` if it has another status or reason than before.
+#[must_use]
+pub fn changed_readiness<'a>(before: Option<&ScopeProbeStatus>, after: &'a ScopeProbeStatus) -> Option<&'a Condition> {
+    let ready = |status: &'a ScopeProbeStatus| status.conditions.iter().find(|it| it.type_ == "Ready");
+    let state = |it: &Condition| (it.status.clone(), it.reason.clone());
+    let known = before.and_then(|before| before.conditions.iter().find(|it| it.type_ == "Ready")).map(state);
+    ready(after).filter(|after| known != Some(state(after)))
 }
 
 /// Returns the action of an event. Events with the same action share the first one's note and a count, so different
@@ -76,6 +107,24 @@ pub fn is_mode_change(before: Option<&NodeProbeStatus>, after: &NodeProbeStatus)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn readiness_changes_with_its_reason() {
+        let status = |is: &str, reason: &str, message: &str| {
+            let ready = serde_json::json!({
+                "type": "Ready", "status": is, "reason": reason, "message": message,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            });
+            let conditions = vec![serde_json::from_value(ready).unwrap()];
+            ScopeProbeStatus { conditions, ..ScopeProbeStatus::default() }
+        };
+        let before = status("False", "RollingOut", "1 of 2");
+        assert_eq!(changed_readiness(Some(&before), &status("False", "RollingOut", "2 of 2")), None);
+        let forbidden = status("False", "PodsForbidden", "quota");
+        assert_eq!(changed_readiness(Some(&before), &forbidden), forbidden.conditions.first());
+        assert!(changed_readiness(None, &before).is_some());
+        assert_eq!(changed_readiness(Some(&before), &ScopeProbeStatus::default()), None);
+    }
 
     fn status(mode: Mode, agents: &str) -> NodeProbeStatus {
         let choice = crds::Choice { agents: agents.to_owned(), ..crds::Choice::default() };

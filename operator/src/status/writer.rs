@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     coverage::{CoverageFacts, GRACE, assess},
-    events::{Events, is_mode_change},
+    events::{Events, changed_readiness, is_mode_change},
     node_probe,
     repair::{self, MalformedProbes},
     scope_probe::{self, NodeState},
@@ -70,7 +70,7 @@ pub struct Writer {
     pub overview: watch::Receiver<TopologyOverview>,
     /// Sender of the oldest ScopeProbe's settings to the publisher.
     pub publish: watch::Sender<Option<PublishSettings>>,
-    /// Receiver of mode changes.
+    /// Receiver of changes of modes and of readiness.
     pub events: Events,
     /// Budget of requests.
     pub budget: ApiBudget,
@@ -436,6 +436,9 @@ impl Writer {
         match apply_status(&api, &name, &status).await {
             Ok(_) => {
                 self.metrics.write("ScopeProbe", "done");
+                if let Some(ready) = changed_readiness(probe.status.as_ref(), &status) {
+                    self.events.readiness_changed(&probe, ready).await;
+                }
                 written.note(&name, status);
             }
             Err(error) if is_not_found(&error.source) => {}
