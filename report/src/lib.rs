@@ -1,6 +1,7 @@
 //! The wire format between agent and operator, and nothing else. `proto/report.proto` is its documentation.
 #![forbid(unsafe_code)]
 
+pub mod codec;
 mod reason;
 
 use std::net::IpAddr;

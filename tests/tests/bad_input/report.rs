@@ -120,7 +120,9 @@ fn faults() -> Vec<(&'static str, Fault)> {
         ("flows[0].counters.open_bytes_sent", |report| counters(report).open_bytes_sent = 11),
         ("flows[0].counters.preexisting_bytes_received", |report| counters(report).preexisting_bytes_received = 1),
         ("flows[0].counters.open_retransmits", |report| counters(report).open_retransmits = 1),
-        ("flows[0].counters.rtt", |report| counters(report).rtt = vec![1; 100_000]),
+        ("flows[0].counters.rtt", |report| counters(report).rtt = vec![1; 100]),
+        ("flows[0]", |report| counters(report).rtt = vec![1; 100_000]),
+        ("flows[0]", |report| flow(report).nat_peers = vec![wire::NatPeer::default(); 1000]),
         ("flows[1].role", |report| {
             report.flows.push(report.flows[0].clone());
             report.flows[1].role = 77;
