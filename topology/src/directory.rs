@@ -448,14 +448,23 @@ impl Directory {
     ///
     /// The ID of a container is unique. The UID of a static pod is its manifest's, so that pods of several nodes can have it,
     /// and their objects have others.
+    ///
+    /// Invariant: the pod is on no other node. An agent that names one of another node resolves to nothing.
     #[must_use]
     pub fn pod_on(&self, node: &str, uid: &str, container_id: &str) -> Option<&Pod> {
         let by_uid = self.pods.get(uid).map(|record| &record.pod);
-        by_uid
-            .filter(|pod| pod.node == node)
-            .or_else(|| self.pod_of_container(container_id))
-            .or_else(|| self.static_pod_on(node, uid))
-            .or_else(|| self.pod(uid))
+        let candidates = [by_uid, self.pod_of_container(container_id), self.static_pod_on(node, uid), self.pod(uid)];
+        let mut candidates = candidates.into_iter().flatten();
+        let mut on_node = candidates.clone().filter(|pod| pod.node == node);
+        on_node.next().or_else(|| candidates.find(|pod| pod.node.is_empty()))
+    }
+
+    /// Returns the pod with this UID or container, if it is on another node than this one.
+    #[must_use]
+    pub fn pod_elsewhere(&self, node: &str, uid: &str, container_id: &str) -> Option<&Pod> {
+        let by_uid = self.pods.get(uid).map(|record| &record.pod);
+        let is_elsewhere = |pod: &&Pod| !pod.node.is_empty() && pod.node != node;
+        by_uid.filter(is_elsewhere).or_else(|| self.pod_of_container(container_id).filter(is_elsewhere))
     }
 
     fn static_pod_on(&self, node: &str, node_uid: &str) -> Option<&Pod> {
