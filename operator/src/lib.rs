@@ -7,6 +7,7 @@
 
 pub mod api_budget;
 pub mod api_problems;
+pub mod certificates;
 pub mod cleanup;
 pub mod cluster;
 pub mod collector;
