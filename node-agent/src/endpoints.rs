@@ -37,6 +37,12 @@ impl ReportMetrics {
         self.disconnects.inc();
     }
 
+    /// Returns whether a stream is open, and how many ended or could not be opened.
+    #[must_use]
+    pub fn connections(&self) -> (bool, u64) {
+        (self.connected.get() != 0, self.disconnects.get())
+    }
+
     /// Records an acknowledged message.
     pub fn sent(&self) {
         self.sent.inc();

@@ -19,7 +19,10 @@ use scopeprobe_agent::{
     endpoints::ReportMetrics,
     flow_store::Bounds,
     observation::{Epoch, Observation, SharedObservation},
-    report::stream::{Patience, Reporter},
+    report::{
+        operator_url::Operator,
+        stream::{Patience, Reporter},
+    },
 };
 use tokio::{
     net::TcpListener,
@@ -68,7 +71,7 @@ impl Lab {
         let (closing, closes) = watch::channel(false);
         let reporter = Reporter {
             node: "node-1".into(),
-            operator: format!("http://{address}").parse().unwrap(),
+            operator: Operator::plaintext(format!("http://{address}").parse().unwrap()),
             observation: observation.clone(),
             changed: Arc::clone(&changed),
             metrics: ReportMetrics::default(),

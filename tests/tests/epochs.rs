@@ -14,7 +14,10 @@ use agent::{
     endpoints::ReportMetrics,
     flow_store::Bounds,
     observation::{Observation, SharedObservation},
-    report::stream::{Patience, Reporter},
+    report::{
+        operator_url::Operator,
+        stream::{Patience, Reporter},
+    },
 };
 use operator::{
     collector::{self, SILENCE},
@@ -77,7 +80,7 @@ impl World {
         let (closing, closes) = watch::channel(false);
         let reporter = Reporter {
             node: NODE.to_owned(),
-            operator: format!("http://{operator}").parse().expect("an address"),
+            operator: Operator::plaintext(format!("http://{operator}").parse().expect("an address")),
             observation: observation.clone(),
             changed: Arc::clone(&changed),
             metrics: ReportMetrics::default(),

@@ -1,6 +1,6 @@
 //! `run`: captures, reports and serves the endpoints until it is stopped.
 
-use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -22,7 +22,7 @@ use crate::{
     observation::{Observation, SharedObservation},
     observer::Observer,
     report::{
-        operator_url,
+        operator_url::{self, TlsOptions},
         stream::{Patience, Reporter},
     },
 };
@@ -36,10 +36,19 @@ pub struct RunArguments {
     /// The Kubernetes node's name.
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
-    /// The operator's address: http://<ip>:<port>.
+    /// The operator's address: https://<ip>:<port>.
     #[arg(long, env = "SCOPEPROBE_OPERATOR", value_name = "URL")]
     operator: String,
-    /// Report without encryption.
+    /// Certificates of the CAs by which the operator is verified, in PEM. Read again for each connection.
+    #[arg(long, env = "SCOPEPROBE_OPERATOR_CA", value_name = "FILE")]
+    operator_ca: Option<PathBuf>,
+    /// Name in the operator's certificate [default: the host of --operator].
+    #[arg(long, env = "SCOPEPROBE_OPERATOR_NAME", value_name = "NAME")]
+    operator_name: Option<String>,
+    /// Token by which the operator knows the agent. Read again for each connection.
+    #[arg(long, env = "SCOPEPROBE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Report without encryption and identity, to an http:// address.
     #[arg(long, env = "SCOPEPROBE_INSECURE_PLAINTEXT")]
     insecure_plaintext: bool,
     /// Capture mode.
@@ -86,7 +95,12 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
-    let operator = operator_url::parse(&arguments.operator, arguments.insecure_plaintext)?;
+    let tls = TlsOptions {
+        ca: arguments.operator_ca.clone(),
+        name: arguments.operator_name.clone(),
+        token: arguments.token_file.clone(),
+    };
+    let operator = operator_url::parse(&arguments.operator, tls, arguments.insecure_plaintext)?;
     let listener = TcpListener::bind(arguments.http_listen)
         .await
         .with_context(|| format!("can't listen at {} (--http-listen)", arguments.http_listen))?;

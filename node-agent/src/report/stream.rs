@@ -11,12 +11,14 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Code, Streaming,
-    transport::{Endpoint, Uri},
-};
+use tonic::{Code, Request, Streaming, transport::Endpoint};
 
-use super::{session::Session, wire};
+use super::{
+    credentials::{Credentials, CredentialsError},
+    operator_url::Operator,
+    session::Session,
+    wire,
+};
 use crate::{
     backoff::Backoff,
     endpoints::ReportMetrics,
@@ -58,6 +60,9 @@ impl Default for Patience {
 /// Reason for the end of a stream.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
+    /// A file for TLS is unusable.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// No connection.
     #[error("can't connect: {}", innermost(.0))]
     Connect(#[source] tonic::transport::Error),
@@ -91,6 +96,11 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 impl StreamError {
+    /// Returns whether the operator asks for a fresh token.
+    fn needs_token(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == Code::Unauthenticated)
+    }
+
     /// Returns whether the operator accepts nothing under this epoch any more.
     fn ends_epoch(&self) -> bool {
         matches!(self, Self::Refused(status) if status.code() == Code::FailedPrecondition)
@@ -108,7 +118,7 @@ pub struct Reporter {
     /// The Kubernetes node's name.
     pub node: String,
     /// Address of the operator.
-    pub operator: Uri,
+    pub operator: Operator,
     /// State to report.
     pub observation: SharedObservation,
     /// Notified when the observation has changed.
@@ -152,7 +162,8 @@ impl Reporter {
     /// Reports until `closing` becomes true and everything has been reported. Does not return while the operator can't
     /// be reached: the caller sets a limit.
     pub async fn run(self, mut closing: watch::Receiver<bool>) {
-        let endpoint = Endpoint::from(self.operator.clone())
+        let operator = &self.operator.uri;
+        let endpoint = Endpoint::from(operator.clone())
             .connect_timeout(self.patience.connect)
             .http2_keep_alive_interval(self.patience.silence)
             .keep_alive_timeout(self.patience.connect)
@@ -166,11 +177,12 @@ impl Reporter {
                 Ok(()) => return,
                 Err(error) => error,
             };
+            let (was_connected, _) = self.metrics.connections();
             self.metrics.disconnected();
             let (ends_epoch, closes) = (error.ends_epoch(), *closing.borrow());
             if ends_epoch && closes {
                 // An agent that is ending was replaced by its successor.
-                tracing::info!(operator = %self.operator, "another agent of this node reports; nothing more is reported: {error}");
+                tracing::info!(%operator, "another agent of this node reports; nothing more is reported: {error}");
                 return;
             }
             let delay = match (closes, ends_epoch) {
@@ -178,7 +190,12 @@ impl Reporter {
                 (false, true) => epochs.next_delay(),
                 (false, false) => backoff.next_delay(),
             };
-            tracing::warn!(operator = %self.operator, ?delay, "the report stream ended and is opened again: {error}");
+            if error.needs_token() && was_connected {
+                // A token expires about once an hour, and the kubelet has written the next one by then.
+                tracing::info!(%operator, "the operator asks for a fresh token: {error}");
+            } else {
+                tracing::warn!(%operator, ?delay, "the report stream ended and is opened again: {error}");
+            }
             tokio::select! {
                 () = sleep(delay) => {}
                 // A shutdown ends the delay, so that the last report is sent at once.
@@ -241,12 +258,12 @@ impl Reporter {
         let mut session = Session::new(&self.node);
         let first = next(&mut session, &mut self.observation.lock());
         let sequence = first.sequence;
-        let mut stream = open(endpoint, first, self.patience.reply).await?;
+        let mut stream = open(endpoint, self.operator.credentials.as_ref(), first, self.patience.reply).await?;
         session.set_counter_interval(stream.reply(sequence, |reply| self.take_networks(reply)).await?);
         backoff.reset();
         self.metrics.connected();
         self.metrics.sent();
-        tracing::info!(operator = %self.operator, "reporting");
+        tracing::info!(operator = %self.operator.uri, "reporting");
         let mut alive_until = Instant::now() + self.patience.silence;
         loop {
             if *closing.borrow() {
@@ -285,14 +302,29 @@ fn next(session: &mut Session, observation: &mut Observation) -> AgentReport {
     AgentReport { sent_unix_ms: wire::unix_ms(SystemTime::now()), ..message }
 }
 
-async fn open(endpoint: &Endpoint, first: AgentReport, patience: Duration) -> Result<Stream, StreamError> {
+async fn open(
+    endpoint: &Endpoint,
+    credentials: Option<&Credentials>,
+    first: AgentReport,
+    patience: Duration,
+) -> Result<Stream, StreamError> {
     let sequence = first.sequence;
+    let mut endpoint = endpoint.clone();
+    let mut authorization = None;
+    if let Some(credentials) = credentials {
+        endpoint = endpoint.tls_config(credentials.tls(patience)?).map_err(StreamError::Connect)?;
+        authorization = Some(credentials.authorization()?);
+    }
     let channel = endpoint.connect().await.map_err(StreamError::Connect)?;
     let (messages, queue) = mpsc::channel(1);
     // Sent before the call, because an operator may answer only after the first message.
     messages.try_send(first).map_err(|_| StreamError::Ended)?;
     let mut client = CollectorClient::new(channel);
-    let replies = timeout(patience, client.report(ReceiverStream::new(queue)))
+    let mut request = Request::new(ReceiverStream::new(queue));
+    if let Some(authorization) = authorization {
+        request.metadata_mut().insert("authorization", authorization);
+    }
+    let replies = timeout(patience, client.report(request))
         .await
         .map_err(|_| StreamError::Silent { sequence, patience })??
         .into_inner();
