@@ -1,70 +1,154 @@
 //! Receives the agents' reports: one gRPC stream per node, into the ledger and the observations.
+//!
+//! `accept`, `places` and `connection` bound the connections, `identity` and `access` authenticate their callers,
+//! `byte_budget` bounds messages in memory. `decode` validates a message, `foreign_pods` and `flow_limits` leave out parts
+//! of it, and `session` applies it.
 
-mod authorize;
+mod accept;
+mod access;
+mod byte_budget;
+mod connection;
 mod decode;
+mod flow_limits;
+mod foreign_pods;
+pub mod identity;
 mod own_networks;
+mod places;
+mod refusals;
 mod session;
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use report::v1alpha1::{AgentReport, CollectorReply, collector_server};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout},
 };
-use tokio_stream::{
-    Stream, StreamExt,
-    wrappers::{ReceiverStream, TcpListenerStream},
-};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-pub use self::own_networks::{KnownNetworks, keep_own_networks};
 use self::{
+    accept::Acceptor,
+    access::Caller,
+    byte_budget::{Budgeted, ByteBudget},
+    connection::{Connection, ConnectionHandle},
     own_networks::Unsent,
+    refusals::Refusals,
     session::{Session, Sessions},
 };
-use crate::{observation::Observations, shared_ledger::SharedLedger};
+pub use self::{
+    access::Access,
+    own_networks::{KnownNetworks, keep_own_networks},
+};
+use crate::{
+    cluster::ClusterIndex, metrics::Metrics, observation::Observations, settings::Limits, shared_ledger::SharedLedger,
+};
 
 /// Maximum size of one message on the wire.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Interval of keep-alive pings to a silent agent, and their timeout.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Maximum time without a message from an agent, including the first one. Agents send a heartbeat every 10 s.
+/// Maximum time without a message from an agent. Agents send a heartbeat every 10 s.
 pub const SILENCE: Duration = Duration::from_secs(25);
+/// Window of a connection and its stream: the bytes that HTTP/2 buffers before they are read. Messages on the way beyond it
+/// wait at the agent.
+const WINDOW_BYTES: u32 = 64 << 10;
+/// Maximum size of a request's headers. A token has less than 2 KiB.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Maximum number of streams that a client may reset before they are handled, and with errors of its own.
+const MAX_RESET_STREAMS: usize = 8;
 
-/// Serves the agents that connect to `listener` until `stop` is done, which ends all streams. Each stream receives
-/// `own_networks`. It also ends after `silence` without a message. Agents reconnect.
+/// Inputs of the collector.
+pub struct CollectorInputs {
+    /// Receives the reports.
+    pub shared_ledger: SharedLedger,
+    /// Receives the agents' states.
+    pub observations: Observations,
+    /// Sent to each agent.
+    pub own_networks: watch::Receiver<KnownNetworks>,
+    /// Pods, by which reports of other nodes' pods are recognized.
+    pub index: ClusterIndex,
+    /// Returns whether a Node has this name.
+    pub is_node: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Callers that may report.
+    pub access: Access,
+    /// TLS; `None` for plain text.
+    pub tls: Option<TlsAcceptor>,
+    /// Limits of the port.
+    pub limits: Limits,
+    /// Maximum time without a message of an agent.
+    pub silence: Duration,
+    /// Counts refusals.
+    pub metrics: Metrics,
+}
+
+impl CollectorInputs {
+    /// Returns inputs for tests: anyone may report in plain text, for nodes of any name.
+    #[must_use]
+    pub fn open(shared_ledger: SharedLedger, observations: Observations) -> Self {
+        Self {
+            shared_ledger,
+            observations,
+            own_networks: watch::channel(None).1,
+            index: ClusterIndex::default(),
+            is_node: Arc::new(|_| true),
+            access: Access::Anyone,
+            tls: None,
+            limits: Limits::default(),
+            silence: SILENCE,
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+/// Serves the agents that connect to `listener` until `stop` is done, which ends all streams. Agents reconnect.
 ///
 /// # Errors
 /// Returns an error if the transport fails as a whole. A failing stream affects no other stream.
 pub async fn serve(
     listener: TcpListener,
-    shared_ledger: SharedLedger,
-    observations: Observations,
-    own_networks: watch::Receiver<KnownNetworks>,
-    silence: Duration,
+    inputs: CollectorInputs,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     // Open streams would block a graceful shutdown: they are stopped first.
     let (stopping, stopped) = watch::channel(false);
-    let collector = Collector { sessions: Sessions::new(shared_ledger, observations), own_networks, silence, stopped };
-    let service = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    Server::builder()
+    let limits = inputs.limits.clone();
+    let refusals = Refusals::new(inputs.metrics.clone());
+    let acceptor = Acceptor::new(inputs.tls.clone(), &limits, refusals.clone());
+    let (connections, accepted) = mpsc::channel::<Connection>(16);
+    let accepting = tokio::spawn(acceptor.run(listener, connections));
+    let sessions = Sessions::new(&inputs);
+    let collector = Collector { sessions, inputs: Arc::new(inputs), refusals, stopped };
+    let inner = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let budget = ByteBudget::new(limits.collector_max_bytes, limits.message_timeout());
+    let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(Some(16))
-        .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
-            stop.await;
-            stopping.send_replace(true);
-        })
-        .await
+        .max_concurrent_streams(Some(1))
+        .initial_stream_window_size(Some(WINDOW_BYTES))
+        .initial_connection_window_size(Some(WINDOW_BYTES))
+        .http2_max_header_list_size(Some(MAX_HEADER_BYTES))
+        .http2_max_pending_accept_reset_streams(Some(MAX_RESET_STREAMS))
+        .http2_max_local_error_reset_streams(Some(MAX_RESET_STREAMS))
+        .serve_with_incoming_shutdown(
+            Budgeted { inner, budget },
+            ReceiverStream::new(accepted).map(Ok::<_, std::convert::Infallible>),
+            async move {
+                stop.await;
+                stopping.send_replace(true);
+            },
+        )
+        .await;
+    accepting.abort();
+    served
 }
 
 struct Collector {
     sessions: Sessions,
-    own_networks: watch::Receiver<KnownNetworks>,
-    silence: Duration,
+    inputs: Arc<CollectorInputs>,
+    refusals: Refusals,
     stopped: watch::Receiver<bool>,
 }
 
@@ -73,127 +157,126 @@ impl collector_server::Collector for Collector {
     type ReportStream = Pin<Box<dyn Stream<Item = Result<CollectorReply, Status>> + Send>>;
 
     async fn report(&self, request: Request<Streaming<AgentReport>>) -> Result<Response<Self::ReportStream>, Status> {
-        let caller = authorize::authorize(&request)?;
-        let incoming = request.into_inner();
+        let connection = request.extensions().get::<ConnectionHandle>().cloned();
+        let connection = connection.ok_or_else(|| Status::internal("the connection is unknown"))?;
+        if !connection.open() {
+            return Err(Status::resource_exhausted("a connection has one stream; connect again for another"));
+        }
+        let ends = EndsConnection(connection);
+        let authenticated = self.inputs.access.authenticate(request.metadata()).await;
+        let caller = authenticated.inspect_err(|status| self.refusals.stream(&status.message()))?;
+        let own_networks = Unsent::new(self.inputs.own_networks.clone());
         let (replies, outgoing) = mpsc::channel(1);
-        let sessions = self.sessions.clone();
-        let stopped = self.stopped.clone();
-        let messages = Messages { incoming, silence: self.silence };
-        let own_networks = Unsent::new(self.own_networks.clone());
+        let (inputs, refusals) = (Arc::clone(&self.inputs), self.refusals.clone());
+        let mut conversation = Conversation {
+            sessions: self.sessions.clone(),
+            caller,
+            incoming: request.into_inner(),
+            own_networks,
+            stopped: self.stopped.clone(),
+            inputs,
+        };
         tokio::spawn(async move {
-            if let Err(status) = converse(sessions, caller, messages, &replies, own_networks, stopped).await {
+            if let Err(status) = conversation.run(&ends.0, &replies).await {
+                if is_refusal(&status) {
+                    refusals.stream(&status.message());
+                }
                 // The agent may be gone already, and nothing receives the status then.
                 let _ = replies.send(Err(status)).await;
             }
+            drop(ends);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 }
 
-/// Messages of one agent.
-struct Messages {
-    incoming: Streaming<AgentReport>,
-    silence: Duration,
-}
+/// Ends a stream's connection when dropped.
+struct EndsConnection(ConnectionHandle);
 
-impl Messages {
-    /// Returns the next message; `None` at the stream's end.
-    async fn next(&mut self) -> Result<Option<AgentReport>, Status> {
-        let Ok(next) = tokio::time::timeout(self.silence, self.incoming.next()).await else {
-            let silence = self.silence;
-            return Err(Status::deadline_exceeded(format!("no message came within {silence:?}; connect again")));
-        };
-        next.transpose()
+impl Drop for EndsConnection {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
-/// Handles one stream, from its first message to its end.
-async fn converse(
+/// Returns whether a stream ended for a fault of its sender.
+fn is_refusal(status: &Status) -> bool {
+    use tonic::Code::{InvalidArgument, OutOfRange, PermissionDenied};
+    matches!(status.code(), InvalidArgument | OutOfRange | PermissionDenied)
+}
+
+/// One stream, from its first message to its end.
+struct Conversation {
     sessions: Sessions,
-    caller: authorize::Caller,
-    mut messages: Messages,
-    replies: &mpsc::Sender<Result<CollectorReply, Status>>,
-    mut own_networks: Unsent,
-    mut stopped: watch::Receiver<bool>,
-) -> Result<(), Status> {
-    let Some(first) = messages.next().await? else { return Ok(()) };
-    let first = decode::decode(first).map_err(|invalid| refuse(&invalid))?;
-    authorize::may_report(&caller, &first.node)?;
-    let mut session = Session::open(sessions, &first)?;
-    let mut report = first;
-    loop {
-        let sequence = session.take_in(report).await?;
-        let (own_networks, counter_interval_ms) = (own_networks.take(), millis(session.counter_interval()));
-        let reply = CollectorReply { sequence, own_networks, counter_interval_ms };
-        if replies.send(Ok(reply)).await.is_err() {
-            return Ok(());
+    caller: Caller,
+    incoming: Streaming<AgentReport>,
+    own_networks: Unsent,
+    stopped: watch::Receiver<bool>,
+    inputs: Arc<CollectorInputs>,
+}
+
+impl Conversation {
+    async fn run(
+        &mut self,
+        connection: &ConnectionHandle,
+        replies: &mpsc::Sender<Result<CollectorReply, Status>>,
+    ) -> Result<(), Status> {
+        let first_message = self.inputs.limits.message_timeout();
+        let Some(first) = next(&mut self.incoming, first_message).await? else { return Ok(()) };
+        self.caller.check_node(&first.node)?;
+        self.check_exists(&first.node)?;
+        let mut session = Session::open(self.sessions.clone(), &first)?;
+        connection.establish();
+        let node = first.node.clone();
+        let mut report = first;
+        loop {
+            let sequence = session.take_in(report).await?;
+            let (own_networks, counter_interval_ms) = (self.own_networks.take(), millis(session.counter_interval()));
+            let reply = CollectorReply { sequence, own_networks, counter_interval_ms };
+            if replies.send(Ok(reply)).await.is_err() {
+                return Ok(());
+            }
+            let expires = self.caller.expires().map(Instant::from_std);
+            let next = tokio::select! {
+                next = next(&mut self.incoming, self.inputs.silence) => next?,
+                () = session.replaced() => {
+                    return Err(Status::aborted("another stream of the same node has taken this one's place"));
+                }
+                () = async { sleep_until(expires.unwrap_or_else(Instant::now)).await }, if expires.is_some() => {
+                    return Err(Status::unauthenticated("the token has expired; come again with a fresh one"));
+                }
+                _ = self.stopped.wait_for(|stopped| *stopped) => {
+                    return Err(Status::unavailable("the operator stops; connect again"));
+                }
+            };
+            let Some(next) = next else { return Ok(()) };
+            // It may be gone by now. A message for another node is refused for that.
+            self.check_exists(&node)?;
+            report = next;
         }
-        let next = tokio::select! {
-            next = messages.next() => next?,
-            () = session.replaced() => {
-                return Err(Status::aborted("another stream of the same node has taken this one's place"));
-            }
-            _ = stopped.wait_for(|stopped| *stopped) => {
-                return Err(Status::unavailable("the operator stops; connect again"));
-            }
-        };
-        let Some(next) = next else { return Ok(()) };
-        report = decode::decode(next).map_err(|invalid| refuse(&invalid))?;
     }
+
+    fn check_exists(&self, node: &str) -> Result<(), Status> {
+        if (self.inputs.is_node)(node) {
+            Ok(())
+        } else {
+            Err(Status::permission_denied(format!("node: {node:?} is no Node of this cluster")))
+        }
+    }
+}
+
+/// Returns the next report; `None` at the stream's end.
+async fn next(incoming: &mut Streaming<AgentReport>, patience: Duration) -> Result<Option<decode::Report>, Status> {
+    let Ok(next) = timeout(patience, incoming.next()).await else {
+        return Err(Status::deadline_exceeded(format!("no message came within {patience:?}; connect again")));
+    };
+    let Some(message) = next.transpose()? else { return Ok(None) };
+    decode::decode(message).map(Some).map_err(|invalid| Status::invalid_argument(invalid.to_string()))
 }
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
-fn refuse(invalid: &decode::Invalid) -> Status {
-    tracing::warn!(%invalid, "refused an agent's report");
-    Status::invalid_argument(invalid.to_string())
-}
-
 #[cfg(test)]
-mod tests {
-    use report::v1alpha1::{CaptureState, Mode, Reason, collector_client::CollectorClient};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn an_agent_that_falls_silent_is_not_connected_any_more() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
-        let address = listener.local_addr().expect("it is bound");
-        let observations = Observations::default();
-        let mut changed = observations.subscribe();
-        let silence = Duration::from_millis(200);
-        let (_sender, own_networks) = watch::channel(None);
-        let shared_ledger = SharedLedger::default();
-        let serving =
-            serve(listener, shared_ledger, observations.clone(), own_networks, silence, std::future::pending());
-        let serving = tokio::spawn(serving);
-        let mut client = CollectorClient::connect(format!("http://{address}")).await.expect("it listens");
-        let (messages, queue) = mpsc::channel(1);
-        let first = AgentReport {
-            node: "node-1".to_owned(),
-            epoch: vec![1; 16],
-            sequence: 1,
-            begins_snapshot: true,
-            ends_snapshot: true,
-            capture: Some(CaptureState {
-                mode: Mode::Ebpf.into(),
-                reason: Reason::Supported.into(),
-                ..CaptureState::default()
-            }),
-            ..AgentReport::default()
-        };
-        messages.send(first).await.expect("the queue is open");
-        let mut replies = client.report(ReceiverStream::new(queue)).await.expect("it answers").into_inner();
-        assert_eq!(replies.message().await.expect("the message is good").map(|reply| reply.sequence), Some(1));
-        // The queue stays open, the connection answers pings, but no message follows.
-        let end = replies.message().await.expect_err("an agent that says nothing is given up");
-        assert_eq!(end.code(), tonic::Code::DeadlineExceeded, "{end}");
-        while observations.get("node-1").is_some_and(|node| node.connected) {
-            changed.changed().await.expect("the observations live");
-        }
-        drop(messages);
-        serving.abort();
-    }
-}
+mod tests;

@@ -47,6 +47,12 @@ pub struct Metrics {
     pub reconcile_failures: Counter,
     /// Durations of reconciliations.
     pub reconcile_seconds: Histogram,
+    /// Connections that were closed before they had a stream: beyond a limit, or without a TLS handshake.
+    pub refused_connections: Counter,
+    /// Streams that were refused: without a valid token, for another node, or with a malformed message.
+    pub refused_streams: Counter,
+    /// Identities that agents reported of pods on other nodes, and that were left out.
+    pub foreign_pods: Counter,
     /// Agents whose stream is open.
     pub agents_connected: Gauge,
     /// Flows that are known now.
@@ -80,6 +86,9 @@ impl Default for Metrics {
             reconciles: Counter::default(),
             reconcile_failures: Counter::default(),
             reconcile_seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
+            refused_connections: Counter::default(),
+            refused_streams: Counter::default(),
+            foreign_pods: Counter::default(),
             agents_connected: Gauge::default(),
             flows: Gauge::default(),
             flows_joined: Counter::default(),
@@ -101,6 +110,17 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&self) {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register(
+            "refused_connections",
+            "Connections to the collector that were closed before they had a stream",
+            self.refused_connections.clone(),
+        );
+        registry.register(
+            "foreign_pods",
+            "Identities that agents reported of pods on other nodes, and that were left out",
+            self.foreign_pods.clone(),
+        );
+        registry.register("refused_streams", "Streams that the collector refused", self.refused_streams.clone());
         registry.register("reconciles", "Reconciliations of ScopeProbes that began", self.reconciles.clone());
         registry.register(
             "reconcile_failures",
@@ -211,6 +231,9 @@ mod tests {
             "scopeprobe_operator_reconciles_total 0",
             "scopeprobe_operator_reconcile_failures_total 0",
             "scopeprobe_operator_reconcile_seconds_count 0",
+            "scopeprobe_operator_refused_connections_total 0",
+            "scopeprobe_operator_refused_streams_total 0",
+            "scopeprobe_operator_foreign_pods_total 0",
             "scopeprobe_operator_agents_connected 0",
             "scopeprobe_operator_flows 0",
             "scopeprobe_operator_flows_joined_total 0",
@@ -230,6 +253,6 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 14);
+        assert_eq!(described("# HELP ").len(), 17);
     }
 }

@@ -1,6 +1,7 @@
 //! Observations of each node's agent, and a summary of the published topology: inputs of NodeProbe and ScopeProbe.
 
 mod epochs;
+mod left_out;
 mod node;
 mod replaced;
 
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 pub(crate) use self::node::may_miss_uncounted;
 pub use self::{
     epochs::ResumedEpoch,
+    left_out::LeftOut,
     node::NodeObservation,
     replaced::{EarlierObservation, ReplacedObservation},
 };

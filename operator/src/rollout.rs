@@ -8,6 +8,7 @@ pub mod apply_cache;
 pub mod assigner;
 pub mod assignment;
 pub mod build;
+mod collector_access;
 pub mod controller;
 pub mod dereference;
 pub mod fallback_controller;

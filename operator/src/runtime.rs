@@ -19,12 +19,14 @@ use tokio::{
 use crate::{
     api_budget::ApiBudget,
     api_problems::ApiProblems,
+    certificates::keeper::{CertificateKeeper, CertificateSettings},
     cleanup::{
         garbage_collector::GarbageCollector,
         prune::{self, Pruned},
     },
     cluster::{self, ClusterIndex, ClusterState, WatchedCluster},
-    collector,
+    collector::{self, Access, CollectorInputs, identity::Authenticator},
+    guarded_watch::backoff,
     health::{self, Readiness},
     lease::Lease,
     metrics::Metrics,
@@ -144,14 +146,52 @@ async fn lead(
         listed = ClusterState::watch(&clients.watching) => listed.context("cannot list ScopeProbes, NodeProbes and Nodes")?,
         () = stopped(stopping.clone()) => return Ok(()),
     };
+    let keeper = certificate_keeper(settings, clients);
+    if let Some(keeper) = &keeper {
+        tokio::select! {
+            () = first_certificate(keeper, lease) => {}
+            () = stopped(stopping.clone()) => return Ok(()),
+        }
+    }
     let listener = bind(settings.collector_listen, "--collector-listen").await?;
-    let mut parts = Parts::start(settings, clients, lease, metrics, cluster, listener, &stopping);
+    let mut parts = Parts::start(settings, clients, lease, metrics, cluster, (listener, keeper), &stopping)?;
     running.send_replace(true);
     tracing::info!(collector = %settings.collector_listen, "the operator runs");
     let end = parts.first_end(&stopping).await;
     running.send_replace(false);
     parts.drain().await;
     end
+}
+
+/// Returns what keeps the collector's certificate; nothing if it accepts plain text.
+fn certificate_keeper(settings: &Settings, clients: &Clients) -> Option<CertificateKeeper> {
+    if settings.agents.collector_plaintext {
+        tracing::warn!("the collector accepts reports from anyone, without TLS and identity: --collector-plaintext");
+        return None;
+    }
+    let certificates = CertificateSettings {
+        namespace: settings.namespace.clone(),
+        deployment: settings.deployment.clone(),
+        service: settings.agents.collector_service.clone(),
+        foreign_secret: settings.collector.collector_tls_secret.clone().filter(|name| !name.is_empty()),
+        lifetime: settings.collector.collector_certificate_lifetime.unsigned_abs(),
+    };
+    Some(CertificateKeeper::new(clients.requesting.clone(), certificates))
+}
+
+/// Waits until there is a certificate, so that agents find one at the port.
+async fn first_certificate(keeper: &CertificateKeeper, lease: &Lease) {
+    let mut pauses = backoff();
+    let mut holds = lease.holds();
+    loop {
+        // Only the lease's holder writes. An error means that its keeper has ended, as this will.
+        let _ = holds.wait_for(|holds| *holds).await;
+        match keeper.once().await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "the collector's port has no certificate yet; trying again"),
+        }
+        tokio::time::sleep(pauses.next().unwrap_or(ANSWER_TIMEOUT)).await;
+    }
 }
 
 /// Tasks of the lease's holder.
@@ -169,9 +209,9 @@ impl Parts {
         lease: &Lease,
         metrics: Metrics,
         WatchedCluster { state, node_steps }: WatchedCluster,
-        listener: TcpListener,
+        (listener, keeper): (TcpListener, Option<CertificateKeeper>),
         stopping: &watch::Receiver<bool>,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
         let observations = restore::observations(&state.node_probes(), now);
         let assigner = Arc::new(Assigner::new(state));
@@ -183,14 +223,32 @@ impl Parts {
         let (known_networks, own_networks) = watch::channel(None);
         let mut parts = Self { draining: JoinSet::new(), endless: JoinSet::new() };
 
-        let collecting = collector::serve(
-            listener,
-            shared_ledger.clone(),
-            observations.clone(),
+        let acceptor = keeper.as_ref().map(|keeper| keeper.serving().acceptor()).transpose();
+        let access = match &keeper {
+            Some(_) => {
+                let (namespace, account) = (&settings.namespace, &settings.agents.agent_service_account);
+                let authenticator = Authenticator::new(requesting.clone(), index.clone(), namespace, account);
+                Access::Agents(Arc::new(authenticator))
+            }
+            None => Access::Anyone,
+        };
+        let nodes = assigner.clone();
+        let inputs = CollectorInputs {
+            shared_ledger: shared_ledger.clone(),
+            observations: observations.clone(),
             own_networks,
-            collector::SILENCE,
-            stopped(stopping.clone()),
-        );
+            index: index.clone(),
+            is_node: Arc::new(move |name| nodes.cluster().has_node(name)),
+            access,
+            tls: acceptor.context("cannot prepare TLS for the collector's port")?,
+            limits: settings.collector.limits.clone(),
+            silence: collector::SILENCE,
+            metrics: metrics.clone(),
+        };
+        let collecting = collector::serve(listener, inputs, stopped(stopping.clone()));
+        if let Some(keeper) = keeper {
+            parts.endless.spawn(while_held(lease.holds(), move || keeper.clone().run()));
+        }
         parts.draining.spawn(async move { collecting.await.context("cannot take reports in") });
         let context = Context {
             client: requesting.clone(),
@@ -257,7 +315,7 @@ impl Parts {
             metrics,
         };
         parts.endless.spawn(while_held(lease.holds(), move || writer.clone().run()));
-        parts
+        Ok(parts)
     }
 
     /// Waits until the operator is stopped, which is no error, or until a part ended by itself, which is one.

@@ -1,12 +1,19 @@
 //! Settings from the command line and the environment.
 
+mod collector;
+
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
+pub use self::collector::{CollectorSettings, Limits};
+
 /// Maximum time between two attempts to use eBPF on a node, without jitter.
 pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
+
+/// Audience of the agents' tokens for the collector. Tokens for other purposes are refused there, and these elsewhere.
+pub const COLLECTOR_AUDIENCE: &str = "scopeprobe-collector";
 
 /// Rolls ScopeProbe's agents out, collects what they see and writes it as Kubernetes objects.
 #[derive(Debug, Parser)]
@@ -55,6 +62,9 @@ pub struct Settings {
     /// Time between two comparisons of everything with its desired state, without any change.
     #[arg(long, env = "SCOPEPROBE_RESYNC_INTERVAL", default_value = "5m", value_parser = resync)]
     pub resync_interval: SignedDuration,
+    /// Settings of the collector's port.
+    #[command(flatten)]
+    pub collector: CollectorSettings,
     /// Settings of agents.
     #[command(flatten)]
     pub agents: AgentSettings,
@@ -66,9 +76,12 @@ pub struct AgentSettings {
     /// The Service, in the operator's namespace, whose cluster IP agents dial.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_SERVICE", default_value = "scopeprobe-collector")]
     pub collector_service: String,
-    /// URL that agents connect to instead of the Service's, for example `http://192.0.2.1:9463`.
+    /// URL that agents connect to instead of the Service's, for example `https://192.0.2.1:9463`.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_URL")]
     pub collector_url: Option<String>,
+    /// Accept reports from anyone, without TLS and identity; for tests.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_PLAINTEXT", hide = true)]
+    pub collector_plaintext: bool,
     /// The agents' image.
     #[arg(long, env = "SCOPEPROBE_AGENT_IMAGE", default_value = concat!("scopeprobe/agent:", env!("CARGO_PKG_VERSION")))]
     pub agent_image: String,

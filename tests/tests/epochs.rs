@@ -20,7 +20,7 @@ use agent::{
     },
 };
 use operator::{
-    collector::{self, SILENCE},
+    collector::{self, CollectorInputs},
     observation::Observations,
     shared_ledger::SharedLedger,
 };
@@ -63,16 +63,8 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
         let operator = listener.local_addr().expect("it is bound");
         let (shared_ledger, observations) = (SharedLedger::default(), Observations::default());
-        let own_networks = watch::channel(None).1;
-        let serving = collector::serve(
-            listener,
-            shared_ledger.clone(),
-            observations.clone(),
-            own_networks,
-            SILENCE,
-            std::future::pending(),
-        );
-        tokio::spawn(serving);
+        let inputs = CollectorInputs::open(shared_ledger.clone(), observations.clone());
+        tokio::spawn(collector::serve(listener, inputs, std::future::pending()));
         let bounds = Bounds { flows: 1000, retention: Duration::from_hours(1) };
         let mut observation = Observation::new([0; 16], bounds, "6.12".to_owned());
         observation.begin_epoch([1; 16], &description());

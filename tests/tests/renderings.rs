@@ -21,7 +21,7 @@ const KINDS: [&str; 8] = [
 ];
 
 /// Every value of the chart that leads to other text, alone.
-const VALUES: [&[&str]; 19] = [
+const VALUES: [&[&str]; 20] = [
     &[],
     &["image.tag=1.2.3", "image.pullPolicy=Never"],
     &["image.repository=registry.example:5000/scopeprobe/operator"],
@@ -47,6 +47,7 @@ const VALUES: [&[&str]; 19] = [
     &["operator.priorityClassName=system-cluster-critical"],
     &["operator.podAnnotations.a=b"],
     &["operator.podLabels.a=b"],
+    &["collector.tls.secretName=a"],
     &["cleanup.enabled=false"],
 ];
 

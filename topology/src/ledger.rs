@@ -540,6 +540,23 @@ impl Ledger {
         self.nodes.values().map(|account| account.flows.len() + account.orphaned.len()).sum()
     }
 
+    /// Returns the number of flows of each node.
+    pub fn flow_counts(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.nodes.iter().map(|(node, account)| (node.as_str(), account.flows.len() + account.orphaned.len()))
+    }
+
+    /// Returns whether an agent's flow is stored.
+    #[must_use]
+    pub fn has_flow(&self, node: &str, key: &FlowKey) -> bool {
+        self.nodes.get(node).is_some_and(|account| account.flows.contains_key(key))
+    }
+
+    /// Returns the number of cgroups of a node with a known owner.
+    #[must_use]
+    pub fn owner_count(&self, node: &str) -> usize {
+        self.nodes.get(node).map_or(0, |account| account.owners.len())
+    }
+
     /// Returns all flows, in an order that depends on their keys and not on the time of their reports.
     ///
     /// Invariant: each flow once.

@@ -75,6 +75,12 @@ impl Nodes {
         self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns whether a Node has this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.facts.read().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
     /// Applies an event. `listing` has the facts of the list in progress.
     fn apply(&self, event: &Event<Guarded<Object>>, listing: &mut BTreeMap<String, NodeFacts>) {
         let mut facts = self.facts.write().unwrap_or_else(PoisonError::into_inner);

@@ -98,6 +98,12 @@ impl ClusterState {
         self.nodes.all()
     }
 
+    /// Returns whether a Node has this name.
+    #[must_use]
+    pub fn has_node(&self, name: &str) -> bool {
+        self.nodes.contains(name)
+    }
+
     /// Returns all NodeProbes, by name. A malformed one contains the fields that decode; its status will be rewritten.
     #[must_use]
     pub fn node_probes(&self) -> BTreeMap<String, NodeProbe> {

@@ -1,7 +1,7 @@
 //! One node's stream: its order, its place among other streams of the same node, and what it does to the ledger.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -10,27 +10,48 @@ use tokio::sync::watch;
 use tonic::Status;
 use topology::{
     count,
-    ledger::{ClientReport, LateEpoch, News},
+    flow::{FlowCounters, FlowKey},
+    ledger::{ClientReport, LateEpoch, Ledger, News},
     sighting::Sighting,
 };
 
-use super::decode::{Capture, Flow, Report};
+use super::{
+    CollectorInputs,
+    decode::{Capture, Flow, Report},
+    flow_limits::{FlowLimits, LeftOutFlows},
+    foreign_pods,
+};
 use crate::{
-    observation::{NodeObservation, Observations, ResumedEpoch, may_miss_uncounted},
+    cluster::ClusterIndex,
+    metrics::Metrics,
+    observation::{LeftOut, NodeObservation, Observations, ResumedEpoch, may_miss_uncounted},
     shared_ledger::SharedLedger,
 };
+
+/// Maximum number of pods that the log names for one stream.
+const MAX_NAMED_PODS: usize = 10;
 
 /// All streams that are open: one per node.
 #[derive(Clone)]
 pub(super) struct Sessions {
     shared_ledger: SharedLedger,
     observations: Observations,
+    index: ClusterIndex,
+    limits: FlowLimits,
+    metrics: Metrics,
     open: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
 }
 
 impl Sessions {
-    pub(super) fn new(shared_ledger: SharedLedger, observations: Observations) -> Self {
-        Self { shared_ledger, observations, open: Arc::default() }
+    pub(super) fn new(inputs: &CollectorInputs) -> Self {
+        Self {
+            shared_ledger: inputs.shared_ledger.clone(),
+            observations: inputs.observations.clone(),
+            index: inputs.index.clone(),
+            limits: FlowLimits::from(&inputs.limits),
+            metrics: inputs.metrics.clone(),
+            open: Arc::default(),
+        }
     }
 }
 
@@ -39,6 +60,11 @@ pub(super) struct Session {
     sessions: Sessions,
     node: String,
     expected: u64,
+    left_out: LeftOutFlows,
+    /// True from the first message of a snapshot to its last one.
+    in_snapshot: bool,
+    /// Names of pods on other nodes that this stream has named.
+    foreign_pods: HashSet<String>,
     /// Closed when another stream takes this one's place: the sender is the one in `Sessions::open`.
     place: watch::Receiver<()>,
 }
@@ -54,7 +80,15 @@ impl Session {
         open.insert(first.node.clone(), sender);
         sessions.shared_ledger.set_agents(open.len());
         drop(open);
-        Ok(Self { sessions, node: first.node.clone(), expected: 1, place })
+        Ok(Self {
+            sessions,
+            node: first.node.clone(),
+            expected: 1,
+            left_out: LeftOutFlows::default(),
+            in_snapshot: false,
+            foreign_pods: HashSet::new(),
+            place,
+        })
     }
 
     /// Returns the time that its agent is to leave between two reports of changed counters.
@@ -72,8 +106,9 @@ impl Session {
     }
 
     /// Takes a message in, as a whole or not at all; its sequence number.
-    pub(super) async fn take_in(&mut self, report: Report) -> Result<u64, Status> {
+    pub(super) async fn take_in(&mut self, mut report: Report) -> Result<u64, Status> {
         self.check_order(&report)?;
+        self.leave_out_foreign_pods(&mut report);
         // Before waiting for the ledger: ages are relative to the message.
         let now = SystemTime::now();
         let shared_ledger = self.sessions.shared_ledger.clone();
@@ -82,13 +117,41 @@ impl Session {
             return Err(Status::aborted("another stream of the same node has taken this one's place"));
         }
         let first = self.expected == 1;
-        let (news, sent) = apply(&mut ledger, &report, first, now)
+        self.in_snapshot |= report.begins_snapshot;
+        let mut room = Room {
+            limits: self.sessions.limits,
+            left_out: &mut self.left_out,
+            in_snapshot: self.in_snapshot,
+            allowance: None,
+        };
+        let (news, sent) = apply(&mut ledger, &report, first, now, &mut room)
             .map_err(|late| Status::failed_precondition(format!("epoch: {late}")))?;
         drop(ledger);
+        self.in_snapshot &= !report.ends_snapshot;
         self.expected += 1;
-        self.sessions.observations.update(&self.node, |node| observe(node, &report, sent, now));
+        let left_out = self.left_out.sum();
+        self.sessions.observations.update(&self.node, |node| observe(node, &report, sent, now, &left_out));
         shared_ledger.mark(news);
         Ok(report.sequence)
+    }
+
+    /// Leaves out identities of pods on other nodes, and names these pods once per stream.
+    fn leave_out_foreign_pods(&mut self, report: &mut Report) {
+        if report.identities.is_empty() {
+            return;
+        }
+        let index = self.sessions.index.read();
+        let left_out = foreign_pods::leave_out(index.directory(), &self.node, &mut report.identities);
+        for pod in left_out {
+            self.sessions.metrics.foreign_pods.inc();
+            if self.foreign_pods.len() < MAX_NAMED_PODS && self.foreign_pods.insert(pod.clone()) {
+                tracing::warn!(
+                    node = self.node,
+                    pod,
+                    "left out what an agent reports of a pod that is not on its node"
+                );
+            }
+        }
     }
 
     fn check_order(&self, report: &Report) -> Result<(), Status> {
@@ -119,12 +182,47 @@ impl Drop for Session {
     }
 }
 
+/// Room for the flows of one message.
+struct Room<'a> {
+    limits: FlowLimits,
+    left_out: &'a mut LeftOutFlows,
+    in_snapshot: bool,
+    /// Number of flows that may be added; `None` before the first new one.
+    allowance: Option<usize>,
+}
+
+impl Room<'_> {
+    /// Returns whether a flow is stored. Counts it if not.
+    fn admits(&mut self, ledger: &Ledger, node: &str, key: &FlowKey, counters: &FlowCounters) -> bool {
+        if !self.left_out.contains(key) {
+            if ledger.has_flow(node, key) {
+                return true;
+            }
+            let limits = self.limits;
+            let allowance = self.allowance.get_or_insert_with(|| {
+                let (mut own, mut others) = (0, Vec::new());
+                for (other, flows) in ledger.flow_counts() {
+                    if other == node { own = flows } else { others.push(flows) }
+                }
+                limits.allowance(own, others.into_iter())
+            });
+            if *allowance > 0 {
+                *allowance -= 1;
+                return true;
+            }
+        }
+        self.left_out.add(key, counters, self.in_snapshot);
+        false
+    }
+}
+
 /// Returns what is new, and when the report was sent by the operator's clock.
 fn apply(
-    ledger: &mut topology::ledger::Ledger,
+    ledger: &mut Ledger,
     report: &Report,
     first: bool,
     now: SystemTime,
+    room: &mut Room<'_>,
 ) -> Result<(News, SystemTime), LateEpoch> {
     let (node, epoch) = (report.node.as_str(), report.epoch);
     ledger.resume(node, epoch, report.origin)?;
@@ -136,11 +234,19 @@ fn apply(
         ledger.begin_snapshot(node, epoch)?;
     }
     let mut news = News::of_structure(ledger.set_node_addresses(node, epoch, &report.node_addresses)?);
+    let max_owners = room.limits.per_node().saturating_add(report.identities.len());
     for (cgroup_id, owner) in &report.identities {
+        if ledger.owner_count(node) >= max_owners {
+            // An agent names cgroups of flows only, and each stream forgets those without one.
+            break;
+        }
         news = news.max(News::of_structure(ledger.identify(node, epoch, *cgroup_id, owner.clone())?));
     }
     let sent = report.sent.map_or(now, |sent| ledger.observe_clock(node, sent, now));
     for Flow { key, counters, ages, remote_names, nat_peers } in &report.flows {
+        if !room.admits(ledger, node, key, counters) {
+            continue;
+        }
         news = news.max(ledger.apply(node, epoch, *key, counters, Sighting::new(ages, sent, now))?);
         let has_names = ledger.set_remote_names(node, epoch, key, remote_names)?;
         let has_peers = ledger.record_nat_peers(node, epoch, key, nat_peers)?;
@@ -166,10 +272,14 @@ fn client_report(capture: &Capture, made: SystemTime) -> ClientReport {
     }
 }
 
-fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: SystemTime) {
+fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: SystemTime, left_out: &LeftOut) {
     let Capture {
         mode, reason, message, attach, kernel, attached_age, losses, seen, folding, asks_for_fallback, ..
     } = report.capture.clone();
+    let is_same = node.origin == report.origin.0;
+    let earlier = node.left_out.with_restored(&node.losses, &losses);
+    let left_out = if is_same { earlier.and_later(left_out) } else { left_out.clone() };
+    let (seen, losses) = left_out.declared(seen, losses);
     if report.origin == report.epoch {
         node.begin_epoch(&report.epoch.0);
     } else {
@@ -190,6 +300,7 @@ fn observe(node: &mut NodeObservation, report: &Report, sent: SystemTime, now: S
     node.kernel = kernel;
     node.losses = losses;
     node.seen = seen;
+    node.left_out = left_out;
     node.folding = folding;
     node.ask_for_fallback(asks_for_fallback, node.last_report_unix_ms);
     if node.has_capture() {
@@ -207,6 +318,10 @@ mod tests {
     use crds::Losses;
 
     use super::*;
+
+    fn sessions() -> Sessions {
+        Sessions::new(&CollectorInputs::open(SharedLedger::default(), Observations::default()))
+    }
 
     fn capture(attached_age_ms: u64, seen: u64) -> Capture {
         Capture {
@@ -243,7 +358,7 @@ mod tests {
 
     fn see(node: &mut NodeObservation, report: &Report, ms: u64) {
         let at = UNIX_EPOCH + Duration::from_millis(ms);
-        observe(node, report, at, at);
+        observe(node, report, at, at, &LeftOut::default());
     }
 
     #[test]
@@ -287,7 +402,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_second_stream_takes_the_place_of_the_first() {
-        let sessions = Sessions::new(SharedLedger::default(), Observations::default());
+        let sessions = sessions();
         let mut first = Session::open(sessions.clone(), &report(1, 1, 1)).expect("it begins a snapshot");
         first.take_in(report(1, 1, 1)).await.expect("the message is in order");
         let mut second = Session::open(sessions.clone(), &report(1, 1, 1)).expect("it begins a snapshot");
@@ -304,7 +419,7 @@ mod tests {
 
     #[tokio::test]
     async fn agent_whose_epoch_was_ended_goes_on_under_a_new_one() {
-        let sessions = Sessions::new(SharedLedger::default(), Observations::default());
+        let sessions = sessions();
         let flow = |opened| {
             let ip = std::net::IpAddr::from([10, 0, 0, 1]);
             let (role, protocol) = (topology::flow::Role::Client, topology::flow::Protocol::Tcp);
@@ -349,7 +464,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_out_of_order_is_refused() {
-        let sessions = Sessions::new(SharedLedger::default(), Observations::default());
+        let sessions = sessions();
         let mut no_snapshot = report(1, 1, 1);
         no_snapshot.begins_snapshot = false;
         assert!(Session::open(sessions.clone(), &no_snapshot).is_err());

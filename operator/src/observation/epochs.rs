@@ -5,6 +5,7 @@ use crds::{Folding, Losses};
 use topology::{count, ledger::RESUMABLE};
 
 use super::{
+    left_out::LeftOut,
     node::NodeObservation,
     replaced::{EarlierObservation, ReplacedObservation},
 };
@@ -41,6 +42,7 @@ impl NodeObservation {
         self.origin = epoch.to_vec();
         self.seen = 0;
         self.losses = Losses::default();
+        self.left_out = LeftOut::default();
         self.folding = Folding::default();
     }
 
@@ -61,6 +63,7 @@ impl NodeObservation {
         self.epoch = resumed.epoch.to_vec();
         self.origin = resumed.origin.to_vec();
         (self.seen, self.losses) = (resumed.seen, resumed.losses);
+        self.left_out = LeftOut::default();
         // Reports of other agents in between must not decrease a total.
         self.earlier.seen = count::add(self.earlier.seen, shown_seen.saturating_sub(self.total_seen()));
         let missing = shown_losses.since(&self.total_losses());

@@ -4,7 +4,10 @@ use crds::{Folding, Losses, Mode};
 use kernel_support::Reason;
 use topology::count;
 
-use super::replaced::{EarlierObservation, ReplacedObservation};
+use super::{
+    left_out::LeftOut,
+    replaced::{EarlierObservation, ReplacedObservation},
+};
 use crate::coverage::{
     UnixMs,
     account::{CaptureReport, CoverageAccount},
@@ -42,6 +45,8 @@ pub struct NodeObservation {
     pub seen: u64,
     /// Folding of this epoch.
     pub folding: Folding,
+    /// Flows of this epoch that the operator left out. `losses` contains them.
+    pub left_out: LeftOut,
     /// State before this epoch.
     pub earlier: EarlierObservation,
     /// Agents whose epochs were replaced, the latest last: they may continue under new ones.

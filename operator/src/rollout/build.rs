@@ -18,7 +18,7 @@ use k8s_openapi::{
     },
 };
 
-use super::{mode::AgentMode, privileges, validate::ValidProbe};
+use super::{collector_access, mode::AgentMode, privileges, validate::ValidProbe};
 use crate::settings::AgentSettings;
 
 /// The value of `app.kubernetes.io/name` of everything that belongs to agents.
@@ -108,6 +108,8 @@ pub fn node_labels(probe: &str, mode: AgentMode) -> BTreeMap<String, String> {
 
 fn pod(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> PodSpec {
     let secrets = template.settings.agent_pull_secrets.iter();
+    let access = collector_access::volume(template.collector_url, template.settings);
+    let volumes = [cgroup_volume()].into_iter().chain(access).collect();
     let secrets: Vec<_> = secrets.map(|name| LocalObjectReference { name: name.clone() }).collect();
     PodSpec {
         node_selector: Some(node_labels(&probe.name, mode)),
@@ -126,19 +128,24 @@ fn pod(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Pod
             ..PodSecurityContext::default()
         }),
         containers: vec![container(probe, mode, template)],
-        volumes: Some(vec![Volume {
-            name: "cgroup".to_owned(),
-            host_path: Some(HostPathVolumeSource {
-                path: "/sys/fs/cgroup".to_owned(),
-                type_: Some("Directory".to_owned()),
-            }),
-            ..Volume::default()
-        }]),
+        volumes: Some(volumes),
         ..PodSpec::default()
     }
 }
 
+fn cgroup_volume() -> Volume {
+    Volume {
+        name: "cgroup".to_owned(),
+        host_path: Some(HostPathVolumeSource {
+            path: "/sys/fs/cgroup".to_owned(),
+            type_: Some("Directory".to_owned()),
+        }),
+        ..Volume::default()
+    }
+}
+
 fn container(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) -> Container {
+    let access = collector_access::mount(template.collector_url);
     Container {
         name: "agent".to_owned(),
         image: Some(template.settings.agent_image.clone()),
@@ -173,13 +180,17 @@ fn container(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
                 .then(|| AppArmorProfile { type_: "Unconfined".to_owned(), localhost_profile: None }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(vec![VolumeMount {
-            name: "cgroup".to_owned(),
-            mount_path: CGROUP_MOUNT.to_owned(),
-            read_only: Some(true),
-            ..VolumeMount::default()
-        }]),
+        volume_mounts: Some([cgroup_mount()].into_iter().chain(access).collect()),
         ..Container::default()
+    }
+}
+
+fn cgroup_mount() -> VolumeMount {
+    VolumeMount {
+        name: "cgroup".to_owned(),
+        mount_path: CGROUP_MOUNT.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
     }
 }
 
@@ -189,7 +200,6 @@ fn arguments(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         "run".to_owned(),
         "--node-name=$(NODE_NAME)".to_owned(),
         format!("--operator={}", template.collector_url),
-        "--insecure-plaintext".to_owned(),
         format!("--mode={}", mode.flag()),
         format!("--cgroup-root={CGROUP_MOUNT}"),
         format!("--max-flows={}", options.max_flows),
@@ -199,6 +209,7 @@ fn arguments(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         // Also for eBPF: its agents fall back, as far as they may, while their capture is started again.
         format!("--fallback-cpu-budget={}", options.fallback_millicores),
     ];
+    arguments.extend(collector_access::arguments(template.collector_url, template.namespace, template.settings));
     if template.settings.agent_debug_signals {
         arguments.push("--debug-signals".to_owned());
     }
@@ -234,8 +245,9 @@ mod tests {
         let probe: crds::ScopeProbe = serde_json::from_value(probe).unwrap();
         let probe = ValidProbe::try_from(&probe).unwrap();
         let settings = AgentSettings {
-            collector_service: String::new(),
+            collector_service: "collector".to_owned(),
             collector_url: None,
+            collector_plaintext: false,
             agent_image: "registry.example/agent:1".to_owned(),
             agent_pull_policy: "IfNotPresent".to_owned(),
             agent_pull_secrets: Vec::new(),
@@ -247,7 +259,7 @@ mod tests {
         let owner = OwnerReference { kind: "Deployment".to_owned(), uid: "u1".to_owned(), ..OwnerReference::default() };
         let template = AgentTemplate {
             namespace: "system",
-            collector_url: "http://[fd96::7]:9463",
+            collector_url: "https://[fd96::7]:9463",
             owner: Some(&owner),
             settings: &settings,
         };
@@ -312,7 +324,7 @@ mod tests {
         let daemon_set = built(&spec, AgentMode::Fallback);
         let arguments = container(&daemon_set)["args"].as_array().unwrap();
         for expected in [
-            "--operator=http://[fd96::7]:9463",
+            "--operator=https://[fd96::7]:9463",
             "--mode=fallback",
             "--max-flows=64",
             "--report-interval=90000ms",
@@ -327,6 +339,28 @@ mod tests {
         let pod = &daemon_set["spec"]["template"]["spec"];
         assert_eq!(pod["priorityClassName"], "system-node-critical");
         assert_eq!(pod["tolerations"], json!([{"key": "a", "operator": "Exists"}]));
+    }
+
+    #[test]
+    fn agent_has_a_token_for_the_collector_and_no_other() {
+        let daemon_set = built(&json!({}), AgentMode::Ebpf);
+        let pod = &daemon_set["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let sources = &pod["volumes"][1]["projected"]["sources"];
+        assert_eq!(sources[0]["serviceAccountToken"]["audience"], "scopeprobe-collector");
+        assert_eq!((&sources[1]["configMap"]["name"], sources.as_array().unwrap().len()), (&json!("collector-ca"), 2));
+        let mount = &container(&daemon_set)["volumeMounts"][1];
+        let folder = "/var/run/scopeprobe/collector";
+        assert_eq!(mount, &json!({"name": pod["volumes"][1]["name"], "mountPath": folder, "readOnly": true}));
+        let arguments = container(&daemon_set)["args"].as_array().unwrap();
+        for expected in [
+            format!("--operator-ca={folder}/ca.crt"),
+            format!("--token-file={folder}/token"),
+            "--operator-name=collector.system.svc".to_owned(),
+        ] {
+            assert!(arguments.contains(&json!(expected)), "{expected} in {arguments:?}");
+        }
+        assert!(!arguments.contains(&json!("--insecure-plaintext")));
     }
 
     #[test]

@@ -68,19 +68,22 @@ pub async fn collector_url(
     }
     let (namespace, name) = (namespace.to_owned(), settings.collector_service.clone());
     match Api::<Service>::namespaced(client.clone(), &namespace).get_opt(&name).await {
-        Ok(Some(service)) => url_of(&service).ok_or(DereferenceError::NoAddress { namespace, name }),
+        Ok(Some(service)) => {
+            url_of(&service, settings.collector_plaintext).ok_or(DereferenceError::NoAddress { namespace, name })
+        }
         Ok(None) => Err(DereferenceError::Missing { namespace, name }),
         Err(source) => Err(DereferenceError::Read { namespace, name, source: Box::new(source) }),
     }
 }
 
-fn url_of(service: &Service) -> Option<String> {
+fn url_of(service: &Service, is_plaintext: bool) -> Option<String> {
     let spec = service.spec.as_ref()?;
     let ip: IpAddr = spec.cluster_ip.as_ref()?.parse().ok()?;
     let port = spec.ports.iter().flatten().find(|port| port.name.as_deref() == Some("collector"))?.port;
+    let scheme = if is_plaintext { "http" } else { "https" };
     Some(match ip {
-        IpAddr::V4(ip) => format!("http://{ip}:{port}"),
-        IpAddr::V6(ip) => format!("http://[{ip}]:{port}"),
+        IpAddr::V4(ip) => format!("{scheme}://{ip}:{port}"),
+        IpAddr::V6(ip) => format!("{scheme}://[{ip}]:{port}"),
     })
 }
 
@@ -99,13 +102,15 @@ mod tests {
 
     #[test]
     fn addresses_of_both_families() {
-        assert_eq!(url_of(&service("10.96.0.7", "collector")).as_deref(), Some("http://10.96.0.7:9463"));
-        assert_eq!(url_of(&service("fd96::7", "collector")).as_deref(), Some("http://[fd96::7]:9463"));
+        let url = |ip, is_plaintext| url_of(&service(ip, "collector"), is_plaintext);
+        assert_eq!(url("10.96.0.7", false).as_deref(), Some("https://10.96.0.7:9463"));
+        assert_eq!(url("fd96::7", false).as_deref(), Some("https://[fd96::7]:9463"));
+        assert_eq!(url("10.96.0.7", true).as_deref(), Some("http://10.96.0.7:9463"));
     }
 
     #[test]
     fn a_headless_service_and_one_without_the_port_have_none() {
-        assert_eq!(url_of(&service("None", "collector")), None);
-        assert_eq!(url_of(&service("10.96.0.7", "grpc")), None);
+        assert_eq!(url_of(&service("None", "collector"), false), None);
+        assert_eq!(url_of(&service("10.96.0.7", "grpc"), false), None);
     }
 }

@@ -5,6 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 /// Condition that reports whether connections were missed.
 pub const CAPTURE_COMPLETE: &str = "CaptureComplete";
+/// Condition of a node of which the operator left flows out.
+pub const FLOWS_LEFT_OUT: &str = "FlowsLeftOut";
 /// Maximum length of a condition's message, in bytes.
 const MAX_MESSAGE: usize = 1024;
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
+    conditions::{CAPTURE_COMPLETE, FLOWS_LEFT_OUT, Statement, Truth, conditions, same_statements},
     coverage::{NodeCoverage, explain as explain_missing, explain_overflows, percent},
     explanation::{Explanation, explain},
     history::extended,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     coverage::share::{Share, Shares},
-    observation::NodeObservation,
+    observation::{LeftOut, NodeObservation},
     rollout::{assignment::Assignment, fallback_policy::NodeFallback},
 };
 
@@ -83,6 +83,7 @@ pub fn desired(inputs: &NodeProbeInputs<'_>, now: Timestamp) -> NodeProbeStatus 
             [reporting(observation), capture_complete(observation, &shares.last_hour)]
                 .into_iter()
                 .chain(external_addresses_folded(&observation.folding))
+                .chain(flows_left_out(&observation.left_out))
                 .collect(),
             previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default(),
             None,
@@ -169,6 +170,18 @@ fn external_addresses_folded(folding: &Folding) -> Option<Statement> {
         Folding { is_active: true, .. } => Some(Statement::new(TYPE, true, "FlowTableNearlyFull", folds)),
         Folding { connections: 1.., .. } => Some(Statement::new(TYPE, false, "RoomInFlowTable", has_room)),
         Folding { is_active: false, connections: 0 } => None,
+    }
+}
+
+fn flows_left_out(left_out: &LeftOut) -> Option<Statement> {
+    let leaves_out = "the operator has no room for more flows of this node: connections of further ones count as lost. Raise \
+                      --collector-max-flows-per-node, --collector-max-flows and the operator's memory limit";
+    let has_room = "the operator has room again; earlier, it left flows out and counted their connections as lost";
+    let LeftOut { opened, failed, is_active, is_restored, .. } = *left_out;
+    match (is_active, opened > 0 || failed > 0 || is_restored) {
+        (true, _) => Some(Statement::new(FLOWS_LEFT_OUT, true, "OperatorFlowLimit", leaves_out)),
+        (false, true) => Some(Statement::new(FLOWS_LEFT_OUT, false, "RoomForFlows", has_room)),
+        (false, false) => None,
     }
 }
 

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kernel_support::Reason;
 use kube::ResourceExt;
 
+use super::conditions::FLOWS_LEFT_OUT;
 use crate::{
     coverage::{
         UnixMs,
@@ -16,7 +17,7 @@ use crate::{
         gap::Rate,
         period::{Counts, Period, Shortfall},
     },
-    observation::{EarlierObservation, NodeObservation, Observations},
+    observation::{EarlierObservation, LeftOut, NodeObservation, Observations},
 };
 
 /// Restores what an earlier operator knew of the nodes. Their agents are silent from `now` on, when this operator
@@ -50,6 +51,10 @@ pub fn observation(node_probe: &NodeProbe, now: UnixMs) -> Option<NodeObservatio
         losses: status.losses.since(&status.earlier.losses),
         seen: status.seen.saturating_sub(status.earlier.seen),
         folding: status.folding.unwrap_or_default(),
+        left_out: LeftOut {
+            is_restored: status.conditions.iter().any(|condition| condition.type_ == FLOWS_LEFT_OUT),
+            ..LeftOut::default()
+        },
         replaced: Vec::new(),
         earlier: EarlierObservation { seen: status.earlier.seen, losses: status.earlier.losses },
         coverage: record(node_probe, status, now).map(|record| CoverageAccount::restore(record, &epoch)),

@@ -25,7 +25,7 @@ impl Operator {
     pub fn start(control_plane: &ControlPlane, identity: &str) -> Result<Self> {
         let [http, collector] = free_addresses()?;
         let child = Command::new(env!("CARGO_BIN_EXE_scopeprobe-operator"))
-            .args(["run", "--lease-seconds=5", "--collector-url=http://192.0.2.1:9463"])
+            .args(["run", "--lease-seconds=5", "--collector-url=http://192.0.2.1:9463", "--collector-plaintext"])
             .arg(format!("--namespace={NAMESPACE}"))
             .arg(format!("--identity={identity}"))
             .arg(format!("--http-listen={http}"))

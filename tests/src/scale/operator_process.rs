@@ -124,6 +124,13 @@ fn spawn(program: &Path, kubeconfig: &Path, ports: [u16; 2], folder: &TempDir) -
         .env("SCOPEPROBE_COLLECTOR_URL", format!("http://{collector}"))
         .env("SCOPEPROBE_COLLECTOR_LISTEN", collector)
         .env("SCOPEPROBE_HTTP_LISTEN", http)
+        // Thousands of simulated agents report from one address, without pods of their own.
+        .envs([
+            ("SCOPEPROBE_COLLECTOR_PLAINTEXT", "true"),
+            ("SCOPEPROBE_COLLECTOR_MAX_CONNECTIONS", "65536"),
+            ("SCOPEPROBE_COLLECTOR_MAX_CONNECTIONS_PER_ADDRESS", "65536"),
+            ("SCOPEPROBE_COLLECTOR_MAX_FLOWS", "4000000"),
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

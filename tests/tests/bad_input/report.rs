@@ -7,7 +7,9 @@ use futures::stream;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use report::v1alpha1::{self as wire, AgentReport, collector_client::CollectorClient, identity::Owner};
-use scopeprobe_tests::{Cluster, Error, Result, chart, eventually, forward::Forward, namespace::Namespace};
+use scopeprobe_tests::{
+    Cluster, Error, Result, chart, eventually, forward::Forward, manifest, namespace::Namespace, undo::Undo,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -17,8 +19,11 @@ use traffic::protocol::Connect;
 
 use crate::edges;
 
-/// Name of a node that does not exist, so that reports under it disturb no real agent.
+/// Name of a Node without a machine, so that reports under it disturb no real agent.
 const STRANGER: &str = "stranger";
+/// Values of the chart by which the operator accepts reports from this test, which is no agent.
+const PLAINTEXT: [&str; 2] =
+    ["operator.extraEnv[2].name=SCOPEPROBE_COLLECTOR_PLAINTEXT", "operator.extraEnv[2].value=yes"];
 /// Port at which the operator accepts reports.
 const PORT: u16 = 9463;
 
@@ -231,7 +236,7 @@ async fn assert_reports_come_through(namespace: &Namespace, connections: u64) ->
 #[tokio::test]
 async fn nonsense_is_refused_with_its_field_and_the_agents_go_on() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    cluster.install_chart(&[]).await?;
+    cluster.install_chart(&PLAINTEXT).await?;
     cluster.probe("{topology: {counterInterval: 1s}}").await?;
     let namespace = cluster.namespace("nonsense").await?;
     namespace.traffic_pod("server", Some("node-1"), &["main"]).await?;
@@ -239,6 +244,9 @@ async fn nonsense_is_refused_with_its_field_and_the_agents_go_on() -> Result<()>
     assert_reports_come_through(&namespace, 2).await?;
     let epochs = epochs(&cluster).await?;
 
+    let stranger = format!("{{apiVersion: v1, kind: Node, metadata: {{name: {STRANGER}}}}}");
+    manifest::apply(&cluster.client, "", &stranger).await?;
+    let _undo = Undo::by(&cluster, &["delete", "node", STRANGER, "--ignore-not-found"]);
     let operator = operator_pod(&cluster).await?;
     let forward = Forward::to(&cluster.client, chart::NAMESPACE, &operator.name_any(), PORT).await?;
     for (field, fault) in faults() {

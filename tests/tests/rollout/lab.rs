@@ -322,7 +322,7 @@ fn agent_settings(image: &str) -> AgentSettings {
         "run",
         "--namespace=scopeprobe-system",
         "--identity=operator-1",
-        "--collector-url=http://192.0.2.1:9463",
+        "--collector-url=https://192.0.2.1:9463",
         &image,
     ];
     let cli = <Cli as clap::Parser>::try_parse_from(arguments).expect("the command line is good");

@@ -1,0 +1,184 @@
+use report::v1alpha1::{CaptureState, Mode, Reason, collector_client::CollectorClient};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tonic::{Code, transport::Channel};
+
+use super::*;
+
+/// Only to fail instead of hanging.
+const GENEROUS: Duration = Duration::from_mins(1);
+
+/// A collector in plain text, on a port of the loopback.
+struct Port {
+    address: std::net::SocketAddr,
+    observations: Observations,
+    shared_ledger: SharedLedger,
+    metrics: Metrics,
+}
+
+impl Port {
+    async fn new(change: impl FnOnce(&mut CollectorInputs)) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
+        let address = listener.local_addr().expect("it is bound");
+        let mut inputs = CollectorInputs::open(SharedLedger::default(), Observations::default());
+        change(&mut inputs);
+        let (observations, shared_ledger) = (inputs.observations.clone(), inputs.shared_ledger.clone());
+        let metrics = inputs.metrics.clone();
+        tokio::spawn(serve(listener, inputs, std::future::pending()));
+        Self { address, observations, shared_ledger, metrics }
+    }
+
+    async fn client(&self) -> CollectorClient<Channel> {
+        CollectorClient::connect(format!("http://{}", self.address)).await.expect("it listens")
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("it listens")
+    }
+}
+
+fn first(node: &str) -> AgentReport {
+    AgentReport {
+        node: node.to_owned(),
+        epoch: vec![1; 16],
+        sequence: 1,
+        begins_snapshot: true,
+        ends_snapshot: true,
+        capture: Some(CaptureState {
+            mode: Mode::Ebpf.into(),
+            reason: Reason::Supported.into(),
+            ..CaptureState::default()
+        }),
+        ..AgentReport::default()
+    }
+}
+
+/// Sends one message. Returns the replies, and what keeps the stream open.
+async fn open(
+    client: &mut CollectorClient<Channel>,
+    message: AgentReport,
+) -> Result<(Streaming<CollectorReply>, mpsc::Sender<AgentReport>), Status> {
+    let (messages, queue) = mpsc::channel(1);
+    messages.send(message).await.expect("the queue is open");
+    let mut replies = client.report(ReceiverStream::new(queue)).await?.into_inner();
+    replies.message().await?;
+    Ok((replies, messages))
+}
+
+/// Waits until the other end closes the connection.
+async fn closed(stream: &mut TcpStream) {
+    let mut bytes = Vec::new();
+    // A reset is an end, too.
+    let _ = timeout(GENEROUS, stream.read_to_end(&mut bytes)).await.expect("the operator closes the connection");
+}
+
+#[tokio::test]
+async fn an_agent_that_falls_silent_is_not_connected_any_more() {
+    let port = Port::new(|inputs| inputs.silence = Duration::from_millis(200)).await;
+    let mut changed = port.observations.subscribe();
+    let (mut replies, _messages) = open(&mut port.client().await, first("node-1")).await.expect("the message is good");
+    // The queue stays open, the connection answers pings, but no message follows.
+    let end = replies.message().await.expect_err("an agent that says nothing is given up");
+    assert_eq!(end.code(), Code::DeadlineExceeded, "{end}");
+    while port.observations.get("node-1").is_some_and(|node| node.connected) {
+        changed.changed().await.expect("the observations live");
+    }
+}
+
+#[tokio::test]
+async fn name_that_is_no_node_is_refused() {
+    let port = Port::new(|inputs| inputs.is_node = Arc::new(|name| name == "node-1")).await;
+    open(&mut port.client().await, first("node-1")).await.expect("it is a Node");
+    let refused = open(&mut port.client().await, first("elsewhere")).await.expect_err("it is none");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("\"elsewhere\""), "{refused}");
+    assert!(port.observations.get("elsewhere").is_none(), "nothing is kept of it");
+    assert_eq!(port.metrics.refused_streams.get(), 1);
+}
+
+#[tokio::test]
+async fn connection_has_one_stream() {
+    let port = Port::new(|_| {}).await;
+    let mut client = port.client().await;
+    let (replies, messages) = open(&mut client, first("node-1")).await.expect("the first stream");
+    drop((replies, messages));
+    let second = open(&mut client, first("node-1")).await.expect_err("the second one");
+    // Refused, or the connection is closed already.
+    assert!(matches!(second.code(), Code::ResourceExhausted | Code::Unavailable | Code::Unknown), "{second}");
+    open(&mut port.client().await, first("node-1")).await.expect("another connection");
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limits_are_closed_and_agents_stay() {
+    let port = Port::new(|inputs| inputs.limits.collector_max_connections_per_address = 3).await;
+    let (mut replies, messages) = open(&mut port.client().await, first("node-1")).await.expect("an agent");
+    let held = [port.connect().await, port.connect().await];
+    let mut beyond = port.connect().await;
+    closed(&mut beyond).await;
+    assert_eq!(port.metrics.refused_connections.get(), 1);
+    let second = AgentReport { sequence: 2, begins_snapshot: false, ends_snapshot: false, ..first("node-1") };
+    messages.send(second).await.expect("the stream is open");
+    assert_eq!(replies.message().await.expect("the stream is open").map(|reply| reply.sequence), Some(2));
+    drop(held);
+}
+
+#[tokio::test]
+async fn connection_without_a_first_message_is_closed_in_time() {
+    let port = Port::new(|inputs| {
+        inputs.limits.collector_message_timeout = jiff::SignedDuration::from_millis(300);
+        inputs.limits.collector_max_waiting_connections = 8;
+    })
+    .await;
+    let mut idle = port.connect().await;
+    let mut preface = port.connect().await;
+    preface.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("it is open");
+    closed(&mut idle).await;
+    closed(&mut preface).await;
+    // A stream without a message.
+    let (_messages, queue) = mpsc::channel(1);
+    let mut client = port.client().await;
+    let end = async {
+        let mut replies = client.report(ReceiverStream::new(queue)).await?.into_inner();
+        replies.message().await
+    };
+    timeout(GENEROUS, end).await.expect("it ends").expect_err("without a message");
+    // An agent's connection has no such limit.
+    let (mut replies, _open) = open(&mut port.client().await, first("node-1")).await.expect("an agent");
+    let mut later = port.connect().await;
+    closed(&mut later).await;
+    assert!(timeout(Duration::ZERO, replies.message()).await.is_err(), "its stream is open");
+}
+
+#[tokio::test]
+async fn flows_beyond_the_limit_are_losses() {
+    let port = Port::new(|inputs| inputs.limits.collector_max_flows_per_node = 2).await;
+    let flow = |port: u32, opened| report::v1alpha1::Flow {
+        cgroup_id: 1,
+        role: report::v1alpha1::Role::Client.into(),
+        local_ip: vec![10, 0, 0, 1],
+        remote_ip: vec![10, 0, 0, 2],
+        port,
+        counters: Some(report::v1alpha1::Counters { opened, methods: 1, ..report::v1alpha1::Counters::default() }),
+        ..report::v1alpha1::Flow::default()
+    };
+    let mut message = first("node-1");
+    message.flows = vec![flow(1, 10), flow(2, 20), flow(3, 30), flow(4, 40)];
+    message.capture.as_mut().expect("it is there").seen = 100;
+    let (mut replies, messages) = open(&mut port.client().await, message).await.expect("it is taken in");
+    let shown = |observation: &crate::observation::NodeObservation| {
+        (observation.seen, observation.losses.opened, observation.left_out.is_active)
+    };
+    let observed = || port.observations.get("node-1").expect("it reports");
+    assert_eq!(shown(&observed()), (30, 70, true));
+    let mut second = AgentReport { sequence: 2, begins_snapshot: false, ends_snapshot: false, ..first("node-1") };
+    second.flows = vec![flow(1, 11), flow(3, 32)];
+    second.capture.as_mut().expect("it is there").seen = 103;
+    messages.send(second).await.expect("the stream is open");
+    replies.message().await.expect("it is taken in");
+    assert_eq!(shown(&observed()), (31, 72, true));
+    let ledger = port.shared_ledger.ledger().lock().await;
+    let stored: Vec<_> = ledger.flows().map(|flow| (flow.key.port, flow.totals.opened)).collect();
+    assert_eq!(stored, [(1, 11), (2, 20)], "what is stored and what is lost are all connections");
+}

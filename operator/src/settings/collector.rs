@@ -1,0 +1,90 @@
+//! Settings of the collector's port.
+
+use std::time::Duration;
+
+use clap::{Args, value_parser};
+use jiff::SignedDuration;
+
+use super::between;
+
+/// Settings of the collector's port.
+#[derive(Clone, Debug, Args)]
+pub struct CollectorSettings {
+    /// Secret, in the operator's namespace, with the certificate (tls.crt), its key (tls.key) and its CA (ca.crt), as
+    /// cert-manager writes it. It has to name the Service: SERVICE.NAMESPACE.svc. If absent, the operator makes its own
+    /// certificates.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_TLS_SECRET")]
+    pub collector_tls_secret: Option<String>,
+    /// Lifetime of the certificates that the operator makes. The next one is made after two thirds of it.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_CERTIFICATE_LIFETIME", default_value = "2160h", value_parser = lifetime)]
+    pub collector_certificate_lifetime: SignedDuration,
+    /// Limits of the collector's port.
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+/// Limits of the collector's port. What is beyond them is refused.
+#[derive(Clone, Debug, Args)]
+pub struct Limits {
+    /// Maximum number of connections at the collector's port.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_CONNECTIONS", default_value_t = 8192, value_parser = value_parser!(u32).range(16..=65_536))]
+    pub collector_max_connections: u32,
+    /// Maximum number of these that have not sent a valid first message.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_WAITING_CONNECTIONS", default_value_t = 512, value_parser = value_parser!(u32).range(8..=65_536))]
+    pub collector_max_waiting_connections: u32,
+    /// Maximum number of connections from one address.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 32, value_parser = value_parser!(u32).range(1..=65_536))]
+    pub collector_max_connections_per_address: u32,
+    /// Time limit of a TLS handshake.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_HANDSHAKE_TIMEOUT", default_value = "5s", value_parser = timeout)]
+    pub collector_handshake_timeout: SignedDuration,
+    /// Time limit for each message from its first to its last byte, and from the handshake to the end of the first one.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MESSAGE_TIMEOUT", default_value = "10s", value_parser = timeout)]
+    pub collector_message_timeout: SignedDuration,
+    /// Maximum size of all messages that are received and applied at a time, in bytes. Further ones wait.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_BYTES", default_value_t = 64 << 20, value_parser = value_parser!(u32).range(4 << 20..=1 << 30))]
+    pub collector_max_bytes: u32,
+    /// Maximum number of flows of one node.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_FLOWS_PER_NODE", default_value_t = 65_536, value_parser = value_parser!(u32).range(1..))]
+    pub collector_max_flows_per_node: u32,
+    /// Maximum number of flows of all nodes. Each node has an equal part of half of it for itself. A flow takes about 4 KiB
+    /// of the operator's memory.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_FLOWS", default_value_t = 80_000, value_parser = value_parser!(u32).range(1..))]
+    pub collector_max_flows: u32,
+}
+
+impl Limits {
+    /// Returns the time limit of a TLS handshake.
+    #[must_use]
+    pub fn handshake_timeout(&self) -> Duration {
+        self.collector_handshake_timeout.unsigned_abs()
+    }
+
+    /// Returns the time limit of a message.
+    #[must_use]
+    pub fn message_timeout(&self) -> Duration {
+        self.collector_message_timeout.unsigned_abs()
+    }
+}
+
+impl Default for Limits {
+    /// Returns the defaults of the command line.
+    fn default() -> Self {
+        #[derive(clap::Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            limits: Limits,
+        }
+        <Defaults as clap::Parser>::parse_from(["defaults"]).limits
+    }
+}
+
+/// Reads a duration between 10 seconds and ten years.
+fn lifetime(text: &str) -> Result<SignedDuration, String> {
+    between(text, SignedDuration::from_secs(10), SignedDuration::from_hours(87_600), "10s and 87600h")
+}
+
+/// Reads a duration between 100 milliseconds and a minute.
+fn timeout(text: &str) -> Result<SignedDuration, String> {
+    between(text, SignedDuration::from_millis(100), SignedDuration::from_mins(1), "100ms and 1m")
+}
