@@ -275,7 +275,6 @@ pub fn dns_names(_: &mut SchemaGenerator) -> Schema {
 /// Schema of a selector of namespaces by their labels.
 pub fn namespace_selector(_: &mut SchemaGenerator) -> Schema {
     let key_message = "has to be a label's name, for example kubernetes.io/metadata.name";
-    let value = json!({"type": "string", "maxLength": 63, "pattern": LABEL_VALUE_PATTERN});
     json_schema!({
         "type": "object",
         "properties": {
@@ -283,54 +282,77 @@ pub fn namespace_selector(_: &mut SchemaGenerator) -> Schema {
                 "type": "object",
                 "description": "Labels with their values; a namespace needs all of them.",
                 "maxProperties": 16,
-                "additionalProperties": value,
+                "additionalProperties": label_value(),
                 "x-kubernetes-validations": [{
                     "rule": format!("self.all(key, {})", is_label_name("key")),
                     "message": format!("every key of matchLabels {key_message}"),
                     "reason": "FieldValueInvalid",
                 }],
             },
-            "matchExpressions": {
-                "type": "array",
-                "description": "Requirements that a namespace has to meet as well; all of them.",
-                "maxItems": 16,
-                "x-kubernetes-list-type": "atomic",
-                "items": {
-                    "type": "object",
-                    "required": ["key", "operator"],
-                    "properties": {
-                        "key": {
-                            "type": "string",
-                            "description": "Name of the label.",
-                            "maxLength": 317,
-                            "x-kubernetes-validations": [{
-                                "rule": is_label_name("self"),
-                                "message": format!("key {key_message}"),
-                                "reason": "FieldValueInvalid",
-                            }],
-                        },
-                        "operator": {
-                            "type": "string",
-                            "description": "Relation between the label and `values`.",
-                            "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
-                        },
-                        "values": {
-                            "type": "array",
-                            "description": "Values for `In` and `NotIn`.",
-                            "maxItems": 32,
-                            "x-kubernetes-list-type": "atomic",
-                            "items": value,
-                        },
-                    },
+            "matchExpressions": match_expressions("a namespace", "kubernetes.io/metadata.name"),
+        },
+    })
+}
+
+/// Returns the schema of requirements on labels.
+fn match_expressions(subject: &str, example: &str) -> Value {
+    json!({
+        "type": "array",
+        "description": format!("Requirements that {subject} has to meet as well; all of them."),
+        "maxItems": 16,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "type": "object",
+            "required": ["key", "operator"],
+            "properties": {
+                "key": {
+                    "type": "string",
+                    "description": "Name of the label.",
+                    "maxLength": 317,
                     "x-kubernetes-validations": [{
-                        "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
-                        "message": "In and NotIn need values, Exists and DoesNotExist have none",
+                        "rule": is_label_name("self"),
+                        "message": format!("key has to be a label's name, for example {example}"),
                         "reason": "FieldValueInvalid",
                     }],
                 },
+                "operator": {
+                    "type": "string",
+                    "description": "Relation between the label and `values`.",
+                    "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                },
+                "values": {
+                    "type": "array",
+                    "description": "Values for `In` and `NotIn`.",
+                    "maxItems": 32,
+                    "x-kubernetes-list-type": "atomic",
+                    "items": label_value(),
+                },
             },
+            "x-kubernetes-validations": [{
+                "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                "message": "In and NotIn need values, Exists and DoesNotExist have none",
+                "reason": "FieldValueInvalid",
+            }],
         },
     })
+}
+
+/// Schema of `NodeAffinity::match_expressions`.
+pub fn node_requirements(_: &mut SchemaGenerator) -> Schema {
+    let mut schema = match_expressions("a node", "kubernetes.io/os");
+    schema["description"] =
+        json!("Requirements that a node has to meet; all of them. An empty list includes virtual nodes.");
+    // The operator sets these labels on the nodes that it selects, so selecting by them would be circular.
+    schema["x-kubernetes-validations"] = json!([{
+        "rule": "self.all(requirement, !requirement.key.startsWith('scopeprobe.io/'))",
+        "message": "nodeAffinity cannot name labels of scopeprobe.io/, which the operator sets by what it selects: name another label",
+        "reason": "FieldValueInvalid",
+    }]);
+    Schema::try_from(schema).unwrap_or_default()
+}
+
+fn label_value() -> Value {
+    json!({"type": "string", "maxLength": 63, "pattern": LABEL_VALUE_PATTERN})
 }
 
 const LABEL_VALUE_PATTERN: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";

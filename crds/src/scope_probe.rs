@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::core::v1::Toleration,
     apimachinery::pkg::{
         api::resource::Quantity,
-        apis::meta::v1::{Condition, LabelSelector},
+        apis::meta::v1::{Condition, LabelSelector, LabelSelectorRequirement},
     },
 };
 use kube::{CustomResource, KubeSchema, core::Duration};
@@ -49,6 +49,10 @@ pub struct ScopeProbeSpec {
     #[schemars(schema_with = "schema::node_selector")]
     #[serde(default)]
     pub node_selector: BTreeMap<String, String>,
+    /// Requirements on the labels of the nodes to observe, beside `nodeSelector`. By default, virtual nodes are left out,
+    /// since no agent can run there. Nodes with another operating system than Linux are never selected.
+    #[serde(default)]
+    pub node_affinity: NodeAffinity,
     /// Capture mode of the nodes. `Auto`: eBPF where the kernel supports it, else the fallback. `EBPF`: eBPF on every node;
     /// a node that does not support it reports why. `Fallback`: no eBPF. A kernel that eBPF is known to crash always gets the
     /// fallback.
@@ -70,6 +74,31 @@ pub struct ScopeProbeSpec {
     /// When the ScopeProbe counts as ready.
     #[serde(default)]
     pub readiness: ReadinessSpec,
+}
+
+/// Requirements on the labels of nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeAffinity {
+    /// Requirements that a node has to meet; all of them. An empty list includes virtual nodes.
+    #[schemars(schema_with = "schema::node_requirements")]
+    pub match_expressions: Vec<LabelSelectorRequirement>,
+}
+
+impl Default for NodeAffinity {
+    fn default() -> Self {
+        let not_in = |key: &str, value: &str| LabelSelectorRequirement {
+            key: key.to_owned(),
+            operator: "NotIn".to_owned(),
+            values: Some(vec![value.to_owned()]),
+        };
+        Self {
+            match_expressions: vec![
+                not_in("type", "virtual-kubelet"),
+                not_in("eks.amazonaws.com/compute-type", "fargate"),
+            ],
+        }
+    }
 }
 
 /// Capture mode that a ScopeProbe requests.

@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{ModeOverride, RequestedMode, ScopeProbe};
+use crds::{ModeOverride, RequestedMode, ScopeProbe, ScopeProbeSpec};
 use jiff::Timestamp;
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{
+    ResourceExt,
+    core::{Selector, SelectorExt as _},
+};
 
 use super::{
     fallback_policy::NodeFallback,
@@ -19,8 +23,8 @@ pub struct ProbeFacts {
     pub name: String,
     /// Time of creation.
     pub created: Option<Timestamp>,
-    /// Labels that its nodes have.
-    pub node_selector: BTreeMap<String, String>,
+    /// Labels of its nodes.
+    pub nodes: Selector,
     /// Requested mode.
     pub mode: RequestedMode,
     /// Overrides of the mode; the first one that selects a node applies.
@@ -34,7 +38,7 @@ impl ProbeFacts {
         Self {
             name: probe.name_any(),
             created: probe.creation_timestamp().map(|time| time.0),
-            node_selector: probe.spec.node_selector.clone(),
+            nodes: nodes(&probe.spec),
             mode: probe.spec.mode,
             overrides: probe.spec.mode_overrides.clone(),
         }
@@ -103,7 +107,7 @@ pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], fallbacks: &BTreeMap<S
     by_age.sort_by_key(|probe| (probe.created.unwrap_or(Timestamp::MAX), &probe.name));
     let mut assignments = Assignments::default();
     for node in nodes.iter().filter(|node| node.os == "linux") {
-        let mut selecting = by_age.iter().filter(|probe| selects(&probe.node_selector, &node.labels));
+        let mut selecting = by_age.iter().filter(|probe| probe.nodes.matches(&node.labels));
         let Some(winner) = selecting.next() else { continue };
         let (requested, asker) = winner.requested(&node.labels);
         let (mode, cause) = choose(requested, asker, &node.kernel, fallbacks.get(&node.name));
@@ -114,6 +118,16 @@ pub fn assign(probes: &[ProbeFacts], nodes: &[NodeFacts], fallbacks: &BTreeMap<S
         }
     }
     assignments
+}
+
+/// Returns the selector of a ScopeProbe's nodes. Requirements that the schema would refuse select nothing more: `validate`
+/// reports them.
+fn nodes(spec: &ScopeProbeSpec) -> Selector {
+    let labels = LabelSelector {
+        match_labels: Some(spec.node_selector.clone()),
+        match_expressions: Some(spec.node_affinity.match_expressions.clone()),
+    };
+    Selector::try_from(labels).unwrap_or_else(|_| spec.node_selector.clone().into_iter().collect())
 }
 
 fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
@@ -128,7 +142,7 @@ mod tests {
         ProbeFacts {
             name: name.to_owned(),
             created: Some(Timestamp::from_second(second).unwrap()),
-            node_selector: pairs(selector),
+            nodes: pairs(selector).into_iter().collect(),
             mode,
             overrides: Vec::new(),
         }
@@ -191,6 +205,28 @@ mod tests {
         assert!(!assignments.taken.contains_key("old"));
         let reversed: Vec<_> = probes.iter().rev().cloned().collect();
         assert_eq!(assign(&reversed, &nodes), assignments, "the order of the lists does not matter");
+    }
+
+    #[test]
+    fn virtual_nodes_are_selected_on_request_alone() {
+        let selector = |spec: serde_json::Value| {
+            let spec = serde_json::json!({"apiVersion": "scopeprobe.io/v1alpha1", "kind": "ScopeProbe", "metadata": {"name": "p"}, "spec": spec});
+            ProbeFacts::of(&serde_json::from_value(spec).unwrap()).nodes
+        };
+        let labels = |labels: &[(&str, &str)]| pairs(labels);
+        let [plain, virtual_node, fargate] =
+            [&[("zone", "a")], &[("type", "virtual-kubelet")], &[("eks.amazonaws.com/compute-type", "fargate")]]
+                .map(|it| labels(it));
+        let usual = selector(serde_json::json!({}));
+        assert_eq!([&plain, &virtual_node, &fargate].map(|labels| usual.matches(labels)), [true, false, false]);
+        let all = selector(serde_json::json!({"nodeAffinity": {"matchExpressions": []}}));
+        assert_eq!([&plain, &virtual_node, &fargate].map(|labels| all.matches(labels)), [true, true, true]);
+        let both = selector(serde_json::json!({
+            "nodeSelector": {"pool": "x"},
+            "nodeAffinity": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]},
+        }));
+        assert!(both.matches(&labels(&[("pool", "x"), ("zone", "b")])));
+        assert!(!both.matches(&labels(&[("pool", "x")])) && !both.matches(&plain));
     }
 
     #[test]

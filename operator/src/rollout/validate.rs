@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crds::ScopeProbe;
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{ResourceExt, core::Selector};
 
 use super::{agent_options::AgentOptions, assignment::Assignments, mode::AgentMode};
 use crate::{invalid_field::InvalidField, publish_settings::PublishSettings};
@@ -12,10 +13,14 @@ use crate::{invalid_field::InvalidField, publish_settings::PublishSettings};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoNodes {
     /// No node matches.
-    #[error("spec.nodeSelector selects no Linux node: compare it with `kubectl get nodes --show-labels`")]
+    #[error(
+        "spec.nodeSelector and spec.nodeAffinity select no Linux node: compare them with `kubectl get nodes --show-labels`"
+    )]
     NoNodeSelected,
     /// Every node that matches belongs to another ScopeProbe.
-    #[error("every node that spec.nodeSelector selects belongs to an older ScopeProbe ({owners}): narrow one of them")]
+    #[error(
+        "every node that spec.nodeSelector and spec.nodeAffinity select belongs to an older ScopeProbe ({owners}): narrow one of them"
+    )]
     AllNodesTaken {
         /// The names of the others, separated by commas.
         owners: String,
@@ -48,6 +53,15 @@ impl TryFrom<&ScopeProbe> for ValidProbe {
     type Error = InvalidField;
 
     fn try_from(probe: &ScopeProbe) -> Result<Self, InvalidField> {
+        let affinity = &probe.spec.node_affinity.match_expressions;
+        let labels = LabelSelector { match_expressions: Some(affinity.clone()), ..LabelSelector::default() };
+        Selector::try_from(labels).map_err(|error| {
+            InvalidField::new(
+                "spec.nodeAffinity.matchExpressions",
+                error.to_string(),
+                "requirements on labels of nodes",
+            )
+        })?;
         Ok(Self {
             name: probe.name_any(),
             agents: AgentOptions::try_from(&probe.spec)?,

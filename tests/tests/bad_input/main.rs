@@ -8,6 +8,7 @@ mod constraints;
 mod edges;
 #[cfg(feature = "cluster-tests")]
 mod node;
+mod node_affinity;
 #[cfg(feature = "cluster-tests")]
 mod report;
 mod spec;

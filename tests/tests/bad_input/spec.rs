@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     case::{Case, case, rule},
-    constraints, topology_spec,
+    constraints, node_affinity, topology_spec,
 };
 
 fn durations() -> Vec<Case> {
@@ -334,6 +334,7 @@ fn cases() -> Vec<Case> {
     [
         durations(),
         nodes(),
+        node_affinity::node_affinity(),
         overrides(),
         amounts(),
         budgets(),
@@ -354,6 +355,8 @@ fn good() -> Vec<Value> {
         json!({"capture": {"reportInterval": "200ms", "maxFlows": 64}, "topology": {"counterInterval": "1s", "retention": "1m", "maxEdges": 1}}),
         json!({"capture": {"reportInterval": "60s", "maxFlows": 1_048_576}, "topology": {"counterInterval": "1h", "retention": "168h", "maxEdges": 500}}),
         json!({"capture": {"reportInterval": "1ms1ms1ms1ms30s"}, "topology": {"counterInterval": "0.5h30s", "retention": "1h0.5m"}}),
+        json!({"nodeAffinity": {"matchExpressions": []}}),
+        json!({"nodeAffinity": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b", ""]}, {"key": "c.d/e", "operator": "DoesNotExist"}]}}),
         json!({"nodeSelector": {"example.com/zone": "a.B_c-1", "x".repeat(63): "", "kubernetes.io/os": "linux"}}),
         json!({"agent": {"tolerations": [], "resources": {"requests": {"cpu": 0, "memory": "1e6"}, "limits": {"cpu": 2, "memory": "0.5Gi"}}}}),
         json!({"agent": {"tolerations": [{"operator": "Exists"}, {"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 5}]}}),
