@@ -3,25 +3,31 @@
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::{lease::Standing, metrics::Metrics};
+use crate::{lease::Standing, metrics::Metrics, progress::Progress};
 
-/// Readiness: the operator accepts reports once it holds the lease and has listed the cluster.
+/// Readiness: the operator works, or stands by because another one does.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    /// True if it holds the lease.
+    /// Permission to write, by the lease.
     pub standing: watch::Receiver<Standing>,
-    /// True if all of its parts run.
-    pub runs: watch::Receiver<bool>,
+    /// Progress of the lease's holder.
+    pub progress: watch::Receiver<Progress>,
 }
 
 impl Readiness {
-    /// Returns what the operator waits for, if anything.
-    fn obstacle(&self) -> Option<String> {
-        if let Standing::Waiting(reason) = &*self.standing.borrow() {
-            return Some(format!("waiting for the lease: {reason}"));
+    /// Returns the operator's state, or as an error what it waits for.
+    fn state(&self) -> Result<String, String> {
+        match &*self.standing.borrow() {
+            Standing::Waiting(reason) => return Err(format!("waiting for the lease: {reason}")),
+            Standing::Standby(reason) => return Ok(format!("standby: {reason}")),
+            Standing::Holding => {}
         }
-        let waits = !*self.runs.borrow();
-        waits.then(|| "waiting for the first list of ScopeProbes, NodeProbes and Nodes".to_owned())
+        match &*self.progress.borrow() {
+            Progress::Running => Ok("ok".to_owned()),
+            Progress::Blocked(reason) => Ok(format!("standby: {reason}")),
+            Progress::Waiting(reason) => Err(format!("waiting: {reason}")),
+            Progress::Starting => Err("waiting for the first list of ScopeProbes, NodeProbes and Nodes".to_owned()),
+        }
     }
 }
 
@@ -46,9 +52,9 @@ fn router(readiness: Readiness, metrics: Metrics) -> Router {
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    match readiness.obstacle() {
-        None => (StatusCode::OK, "ok".to_owned()),
-        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
+    match readiness.state() {
+        Ok(state) => (StatusCode::OK, state),
+        Err(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
     }
 }
 
@@ -64,15 +70,28 @@ mod tests {
     #[test]
     fn readiness_names_what_the_operator_waits_for() {
         let standing = watch::Sender::new(Standing::Waiting("connection refused".to_owned()));
-        let runs = watch::Sender::new(false);
-        let readiness = Readiness { standing: standing.subscribe(), runs: runs.subscribe() };
-        let obstacle = || readiness.obstacle().unwrap_or_default();
+        let progress = watch::Sender::new(Progress::Starting);
+        let readiness = Readiness { standing: standing.subscribe(), progress: progress.subscribe() };
+        let obstacle = || readiness.state().unwrap_err();
         assert!(obstacle().ends_with("connection refused"), "{}", obstacle());
         standing.send_replace(Standing::Holding);
         assert!(obstacle().contains("first list"), "{}", obstacle());
-        runs.send_replace(true);
-        assert_eq!(readiness.obstacle(), None);
+        progress.send_replace(Progress::Waiting("forbidden".to_owned()));
+        assert!(obstacle().ends_with("forbidden"), "{}", obstacle());
+        progress.send_replace(Progress::Running);
+        assert_eq!(readiness.state().as_deref(), Ok("ok"));
         standing.send_replace(Standing::Waiting("it lapsed".to_owned()));
         assert!(obstacle().contains("it lapsed"), "{}", obstacle());
+    }
+
+    #[test]
+    fn operator_that_stands_by_is_ready() {
+        let standing = watch::Sender::new(Standing::Standby("a holds the lease".to_owned()));
+        let progress = watch::Sender::new(Progress::Starting);
+        let readiness = Readiness { standing: standing.subscribe(), progress: progress.subscribe() };
+        assert_eq!(readiness.state().as_deref(), Ok("standby: a holds the lease"));
+        standing.send_replace(Standing::Holding);
+        progress.send_replace(Progress::Blocked("b has the cluster".to_owned()));
+        assert_eq!(readiness.state().as_deref(), Ok("standby: b has the cluster"));
     }
 }

@@ -55,6 +55,8 @@ pub enum LeaseError {
 pub enum Standing {
     /// The operator holds the lease.
     Holding,
+    /// Another operator of the installation holds it, for this one to take over.
+    Standby(String),
     /// The operator does not hold the lease, for this reason.
     Waiting(String),
 }
@@ -139,7 +141,7 @@ impl Lease {
                 }
                 Some(Ok(Attempt::Taken(holder))) => {
                     pauses.reset();
-                    self.set(Standing::Waiting(format!("operator {holder} holds the lease")));
+                    self.set(Standing::Standby(format!("operator {holder} holds the lease")));
                     Instant::now() + POLL
                 }
                 Some(Ok(Attempt::Conflict)) => pause(),
@@ -236,6 +238,7 @@ impl Lease {
         if *self.standing.borrow() != standing {
             match &standing {
                 Standing::Holding => tracing::info!("holding the lease"),
+                Standing::Standby(reason) => tracing::info!(reason, "standing by; nothing is written"),
                 Standing::Waiting(reason) => tracing::warn!(reason, "waiting for the lease; nothing is written"),
             }
         }

@@ -3,6 +3,9 @@
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Api, Client, Resource, core::PartialObjectMeta};
 
+/// Value of `app.kubernetes.io/name` of every operator's Deployment.
+pub const OPERATOR_APP: &str = "scopeprobe-operator";
+
 /// Error of the operator's Deployment as an owner.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {

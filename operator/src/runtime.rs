@@ -25,13 +25,16 @@ use crate::{
         prune::{self, Pruned},
     },
     cluster::{self, ClusterIndex, ClusterState, WatchedCluster},
+    cluster_claim::ClusterClaim,
     collector::{self, Access, CollectorInputs, identity::Authenticator},
     guarded_watch::backoff,
     health::{self, Readiness},
+    leader_endpoints::LeaderEndpoints,
     lease::Lease,
     metrics::Metrics,
     observation::TopologyOverview,
-    publisher,
+    progress::Progress,
+    publisher, ready,
     rollout::{
         apply_cache::ApplyCache,
         assigner::Assigner,
@@ -75,6 +78,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(settings) => run(*settings).await,
         Command::Crds => print_crds(),
+        Command::Ready { host, port } => print_readiness(&host, port).await,
         Command::Prune => Box::pin(prune()).await,
     }
 }
@@ -88,10 +92,16 @@ fn print_crds() -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn print_readiness(host: &str, port: u16) -> anyhow::Result<()> {
+    let state = ready::ask(host, port).await?;
+    tracing::info!("the operator is ready: {state}");
+    Ok(())
+}
+
 async fn prune() -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot connect to the API server")?;
     match prune::run(&client).await.context("cannot remove what an operator left behind")? {
-        Pruned::Everything => tracing::info!("removed node labels, NodeProbes and Topologies"),
+        Pruned::Everything => tracing::info!("removed node labels, NodeProbes, Topologies and the cluster's Lease"),
         Pruned::Nothing { operators } => tracing::info!(?operators, "removed nothing: an operator is installed"),
     }
     Ok(())
@@ -102,16 +112,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let clients = Clients::new(config.clone(), ANSWER_TIMEOUT).context("cannot connect to the API server")?;
     let metrics = Metrics::default();
     let lease = Lease::new(config, &clients.requesting, &settings, metrics.clone())?;
-    let (running, runs) = watch::channel(false);
+    let (sender, progress) = watch::channel(Progress::Starting);
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop));
 
     let listener = bind(settings.http_listen, "--http-listen").await?;
-    let readiness = Readiness { standing: lease.standing(), runs };
+    let readiness = Readiness { standing: lease.standing(), progress };
     let health = tokio::spawn(health::serve(listener, readiness, metrics.clone(), stopped(stopping.clone())));
 
     let outcome = tokio::select! {
-        result = lead(&settings, &clients, &lease, metrics, running, stopping) => result,
+        result = lead(&settings, &clients, &lease, metrics, sender, stopping) => result,
         other = lease.keep() => Err(anyhow::anyhow!("operator {other} took the lease and writes now, so this one stops")),
     };
     lease.release().await;
@@ -128,19 +138,26 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     bound.with_context(|| format!("cannot listen on {address}: choose another with {flag}"))
 }
 
-/// Waits for the lease, then runs the parts of its holder until the operator is stopped.
+/// Waits for the lease and the cluster, then runs the parts of its holder until the operator is stopped.
 async fn lead(
     settings: &Settings,
     clients: &Clients,
     lease: &Lease,
     metrics: Metrics,
-    running: watch::Sender<bool>,
+    progress: watch::Sender<Progress>,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let mut holds = lease.holds();
     tokio::select! {
         held = holds.wait_for(|holds| *holds) => drop(held.context("the lease's keeper has ended")?),
         () = stopped(stopping.clone()) => return Ok(()),
+    }
+    let claim = ClusterClaim::new(&clients.requesting, settings);
+    if let Some(claim) = &claim {
+        tokio::select! {
+            () = claim.acquire(&progress) => drop(progress.send_replace(Progress::Starting)),
+            () = stopped(stopping.clone()) => return Ok(()),
+        }
     }
     let cluster = tokio::select! {
         listed = ClusterState::watch(&clients.watching) => listed.context("cannot list ScopeProbes, NodeProbes and Nodes")?,
@@ -155,10 +172,13 @@ async fn lead(
     }
     let listener = bind(settings.collector_listen, "--collector-listen").await?;
     let mut parts = Parts::start(settings, clients, lease, metrics, cluster, (listener, keeper), &stopping)?;
-    running.send_replace(true);
+    progress.send_replace(Progress::Running);
     tracing::info!(collector = %settings.collector_listen, "the operator runs");
-    let end = parts.first_end(&stopping).await;
-    running.send_replace(false);
+    let end = tokio::select! {
+        end = parts.first_end(&stopping) => end,
+        other = lost(claim.as_ref()) => Err(anyhow::anyhow!("Deployment {other} took the cluster, so this operator stops")),
+    };
+    progress.send_replace(Progress::Starting);
     parts.drain().await;
     end
 }
@@ -191,6 +211,14 @@ async fn first_certificate(keeper: &CertificateKeeper, lease: &Lease) {
             Err(error) => tracing::warn!(%error, "the collector's port has no certificate yet; trying again"),
         }
         tokio::time::sleep(pauses.next().unwrap_or(ANSWER_TIMEOUT)).await;
+    }
+}
+
+/// Returns the name of another installation that has taken the cluster.
+async fn lost(claim: Option<&ClusterClaim>) -> String {
+    match claim {
+        Some(claim) => claim.keep().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -301,6 +329,8 @@ impl Parts {
             interval: settings.resync(),
         };
         parts.endless.spawn(while_held(lease.holds(), move || garbage_collector.clone().run()));
+        let endpoints = LeaderEndpoints::new(requesting, watching, settings);
+        parts.endless.spawn(while_held(lease.holds(), move || endpoints.clone().keep()));
         let events = Events::new(requesting.clone(), &settings.identity);
         let writer = Writer {
             client: requesting.clone(),

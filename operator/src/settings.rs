@@ -2,7 +2,10 @@
 
 mod collector;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
@@ -31,7 +34,16 @@ pub enum Command {
     Run(Box<Settings>),
     /// Prints the manifests of the kinds.
     Crds,
-    /// Removes the node labels, NodeProbes and Topologies that an operator left behind, once none is installed any more.
+    /// Asks an operator whether it is ready, and fails if it is not.
+    Ready {
+        /// Host name or address of the operator's HTTP port.
+        #[arg(long)]
+        host: String,
+        /// The operator's HTTP port.
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
+    /// Removes the node labels, NodeProbes, Topologies and the Lease that an operator left behind, once none is installed any more.
     Prune,
 }
 
@@ -44,6 +56,13 @@ pub struct Settings {
     /// This operator's name among several: the name of its pod.
     #[arg(long, env = "SCOPEPROBE_IDENTITY")]
     pub identity: String,
+    /// The UID of this operator's pod, which owns the EndpointSlices of the collector's Service.
+    #[arg(long, env = "SCOPEPROBE_POD_UID")]
+    pub pod_uid: Option<String>,
+    /// The addresses of this operator's pod, separated by commas. While it works, it enters them into the collector's
+    /// Service.
+    #[arg(long, env = "SCOPEPROBE_POD_IPS", value_delimiter = ',')]
+    pub pod_ips: Vec<IpAddr>,
     /// The operator's own Deployment. The garbage collector removes the agents' DaemonSets and the lease with it.
     #[arg(long, env = "SCOPEPROBE_DEPLOYMENT")]
     pub deployment: Option<String>,
@@ -83,7 +102,7 @@ pub struct AgentSettings {
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_PLAINTEXT", hide = true)]
     pub collector_plaintext: bool,
     /// The agents' image.
-    #[arg(long, env = "SCOPEPROBE_AGENT_IMAGE", default_value = concat!("scopeprobe/agent:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, env = "SCOPEPROBE_AGENT_IMAGE", default_value = concat!("localhost/scopeprobe/agent:", env!("CARGO_PKG_VERSION")))]
     pub agent_image: String,
     /// Pull policy of the agents' image.
     #[arg(long, env = "SCOPEPROBE_AGENT_PULL_POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]

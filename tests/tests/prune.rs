@@ -4,6 +4,7 @@
 use crds::{MODE_LABEL, NodeProbe, PROBE_LABEL, Topology};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
+    coordination::v1::Lease,
     core::v1::Node,
 };
 use kube::{
@@ -22,6 +23,8 @@ const LEFT: &str = "
 {apiVersion: scopeprobe.io/v1alpha1, kind: NodeProbe, metadata: {name: node-1}, spec: {}}
 ---
 {apiVersion: scopeprobe.io/v1alpha1, kind: Topology, metadata: {name: deployment-web, namespace: shop}, spec: {}}
+---
+{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: scopeprobe-cluster, namespace: kube-system}}
 ";
 
 /// In any namespace, under any name.
@@ -60,15 +63,17 @@ async fn control_plane_with_leftovers() -> Result<ControlPlane> {
     Ok(control_plane)
 }
 
-/// The node's labels of ours, and the number of NodeProbes.
-async fn left(control_plane: &ControlPlane) -> Result<(Vec<String>, usize)> {
+/// The node's labels of ours, the number of NodeProbes, and whether the cluster's Lease is there.
+async fn left(control_plane: &ControlPlane) -> Result<(Vec<String>, usize, bool)> {
     let client = &control_plane.client;
     let node = Api::<Node>::all(client.clone()).get("node-1").await.map_err(Error::api("read the node"))?;
     let ours = [PROBE_LABEL, MODE_LABEL].into_iter().filter(|label| node.labels().contains_key(*label));
     assert_eq!(node.labels().get("zone").map(String::as_str), Some("a"), "labels of others stay");
     let probes = Api::<NodeProbe>::all(client.clone()).list(&ListParams::default()).await;
     let probes = probes.map_err(Error::api("list NodeProbes"))?;
-    Ok((ours.map(str::to_owned).collect(), probes.items.len()))
+    let lease = Api::<Lease>::namespaced(client.clone(), "kube-system").get_opt("scopeprobe-cluster").await;
+    let has_lease = lease.map_err(Error::api("read the cluster's Lease"))?.is_some();
+    Ok((ours.map(str::to_owned).collect(), probes.items.len(), has_lease))
 }
 
 #[tokio::test]
@@ -77,7 +82,7 @@ async fn nothing_is_pruned_while_an_operator_is_installed_or_agents_run() -> Res
     let client = &control_plane.client;
     manifest::apply(client, "", OPERATOR).await?;
     let before = left(&control_plane).await?;
-    assert_eq!(before, (vec![PROBE_LABEL.to_owned(), MODE_LABEL.to_owned()], 1));
+    assert_eq!(before, (vec![PROBE_LABEL.to_owned(), MODE_LABEL.to_owned()], 1, true));
     let pruned = prune::run(client).await.map_err(|error| Error::Unexpected(error.to_string()))?;
     assert_eq!(pruned, Pruned::Nothing { operators: vec!["elsewhere/another".to_owned()] });
     assert_eq!(left(&control_plane).await?, before);
@@ -98,7 +103,7 @@ async fn nothing_is_pruned_while_an_operator_is_installed_or_agents_run() -> Res
     sets.delete("agents", &DeleteParams::default()).await.map_err(Error::api("delete the agents"))?;
     let pruned = pruning.await.map_err(|error| Error::Unexpected(error.to_string()))?;
     assert_eq!(pruned.map_err(|error| Error::Unexpected(error.to_string()))?, Pruned::Everything);
-    assert_eq!(left(&control_plane).await?, (Vec::new(), 0));
+    assert_eq!(left(&control_plane).await?, (Vec::new(), 0, false));
     let topologies: Api<Topology> = Api::namespaced(client.clone(), "shop");
     let theirs = topologies.get("deployment-web").await.map_err(Error::api("read what people wrote"))?;
     assert_eq!(theirs.status, None);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, net::SocketAddr};
 
 use crds::{ScopeProbe, Topology};
 use k8s_openapi::{
-    api::core::v1::Namespace as KubeNamespace,
+    api::core::v1::{Namespace as KubeNamespace, Pod},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
@@ -120,10 +120,21 @@ async fn use_it(cluster: &Cluster, namespace: &Namespace) -> Result<()> {
     let set = format!("DaemonSet {}/scopeprobe-{}-ebpf", chart::NAMESPACE, scope_probe::NAME);
     let label = format!("{}={}", crds::PROBE_LABEL, scope_probe::NAME);
     let lease = format!("Lease {}/scopeprobe-operator", chart::NAMESPACE);
-    for expected in [set, lease, format!("Node node-1 {label}"), "NodeProbe node-2".to_owned()] {
+    let claim = "Lease kube-system/scopeprobe-cluster".to_owned();
+    for expected in [set, lease, claim, format!("Node node-1 {label}"), "NodeProbe node-2".to_owned()] {
         assert!(there.contains(&expected), "without {expected} there is nothing to remove: {there:#?}");
     }
     Ok(())
+}
+
+/// Returns the EndpointSlices that the operator makes: one for each address family of its pod.
+async fn operators_slices(cluster: &Cluster) -> Result<Vec<String>> {
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), chart::NAMESPACE);
+    let operators = ListParams::default().labels("app.kubernetes.io/name=scopeprobe-operator");
+    let pods = pods.list(&operators).await.map_err(Error::api("list the operators"))?.items;
+    let addresses = pods.iter().filter_map(|pod| pod.status.as_ref()?.pod_ips.as_ref()).flatten();
+    let families = addresses.map(|address| if address.ip.contains(':') { "ipv6" } else { "ipv4" });
+    Ok(families.map(|family| format!("EndpointSlice {}/scopeprobe-collector-{family}", chart::NAMESPACE)).collect())
 }
 
 async fn assert_no_topologies(namespace: &Namespace) -> Result<()> {
@@ -166,10 +177,15 @@ async fn nothing_is_left_but_what_the_docs_say() -> Result<()> {
 
     // The ScopeProbe first: the operator stays, and removes all that it has made for it.
     cluster.install_chart(&[]).await?;
-    let unused = eventually("the operator's Lease", async || {
+    let slices = operators_slices(&cluster).await?;
+    let unused = eventually("the objects of a working operator", async || {
         let there = inventory::take(&cluster).await.map_err(|error| error.to_string())?;
-        let held = there.contains(&format!("Lease {}/scopeprobe-operator", chart::NAMESPACE));
-        if held { Ok(there) } else { Err("none".to_owned()) }
+        let leases = [
+            format!("Lease {}/scopeprobe-operator", chart::NAMESPACE),
+            "Lease kube-system/scopeprobe-cluster".to_owned(),
+        ];
+        let missing: Vec<_> = leases.iter().chain(&slices).filter(|it| !there.contains(*it)).cloned().collect();
+        if missing.is_empty() { Ok(there) } else { Err(missing.join(", ")) }
     })
     .await?;
     use_it(&cluster, &namespace).await?;

@@ -71,13 +71,32 @@ impl Image {
         }
     }
 
-    /// Returns the name with its tag. Images for tests have no version.
-    fn name(self) -> String {
-        let tag = match self {
-            Self::Operator | Self::Agent => VERSION,
-            Self::Traffic | Self::Pause => "dev",
-        };
-        format!("scopeprobe/{}:{tag}", self.title())
+    /// Returns the names with their tags. Images for tests have no version. In the registry `localhost` no other party can
+    /// publish an image.
+    fn names(self) -> Vec<String> {
+        match self {
+            Self::Operator | Self::Agent => vec![format!("localhost/scopeprobe/{}:{VERSION}", self.title())],
+            Self::Traffic => ["localhost/scopeprobe", "scopeprobe"].map(|it| format!("{it}/traffic:dev")).to_vec(),
+            Self::Pause => vec!["scopeprobe/pause:dev".to_owned()],
+        }
+    }
+
+    /// Returns user and group. The agent is root: its capabilities count for root alone. Tests' programs listen at any port.
+    const fn user(self) -> &'static str {
+        match self {
+            Self::Operator => "65532:65532",
+            Self::Agent | Self::Traffic | Self::Pause => "0:0",
+        }
+    }
+
+    /// Returns the annotations of the Open Container Initiative. They have no time, so that equal programs make equal images.
+    fn labels(self) -> BTreeMap<String, String> {
+        let annotations = [
+            ("title", format!("scopeprobe-{}", self.title())),
+            ("version", VERSION.to_owned()),
+            ("licenses", env!("CARGO_PKG_LICENSE").to_owned()),
+        ];
+        annotations.map(|(key, value)| (format!("org.opencontainers.image.{key}"), value)).into()
     }
 
     /// Returns the path of the archive; a relative one counts from the root.
@@ -117,10 +136,17 @@ fn build(workspace: &Workspace, profile: &str, images: &[Image]) -> anyhow::Resu
 fn write(workspace: &Workspace, programs: &Path, image: Image) -> anyhow::Result<()> {
     let program = programs.join(image.program());
     let archive = image.archive(workspace)?;
-    let bytes = archive::write(&image.name(), &format!("/{}", image.program()), &layer(&program, image)?)?;
+    let names = image.names();
+    let bytes = archive::write(&archive::Image {
+        names: &names,
+        entrypoint: &format!("/{}", image.program()),
+        user: image.user(),
+        labels: &image.labels(),
+        layer: &layer(&program, image)?,
+    })?;
     let path = workspace.path(&archive);
     replace(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}: {} ({})", image.title(), archive.display(), image.name());
+    println!("{}: {} ({})", image.title(), archive.display(), names.join(", "));
     Ok(())
 }
 
@@ -173,7 +199,7 @@ mod tests {
 
     #[test]
     fn names_of_released_images_have_the_version() {
-        assert_eq!(Image::Agent.name(), format!("scopeprobe/agent:{VERSION}"));
-        assert_eq!(Image::Traffic.name(), "scopeprobe/traffic:dev");
+        assert_eq!(Image::Agent.names(), [format!("localhost/scopeprobe/agent:{VERSION}")]);
+        assert_eq!(Image::Traffic.names()[0], "localhost/scopeprobe/traffic:dev");
     }
 }

@@ -6,17 +6,20 @@ use std::time::Duration;
 use crds::{NodeProbe, PROBE_LABEL};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
+    coordination::v1::Lease,
     core::v1::Node,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ListParams, ObjectList},
+    api::{DeleteParams, ListParams, ObjectList},
     core::PartialObjectMeta,
 };
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::{
+    cluster_claim,
+    operator_deployment::OPERATOR_APP,
     publisher,
     rollout::{
         apply::{self, ApplyError, is_not_found},
@@ -24,8 +27,6 @@ use crate::{
     },
 };
 
-/// The value of `app.kubernetes.io/name` of every operator's Deployment.
-const OPERATOR_APP: &str = "scopeprobe-operator";
 /// Pause between two lists of the agents' DaemonSets.
 const POLL: Duration = Duration::from_secs(1);
 /// Time that the garbage collector has to remove the agents' DaemonSets.
@@ -58,7 +59,7 @@ pub enum PruneError {
     AgentsLeft(Vec<String>),
 }
 
-/// Removes node labels, NodeProbes and Topologies, unless an operator is installed.
+/// Removes node labels, NodeProbes, Topologies and the cluster's Lease, unless an operator is installed.
 ///
 /// # Errors
 /// The first request that failed, and agents that the garbage collector does not remove.
@@ -110,9 +111,15 @@ async fn everything(client: &Client) -> Result<(), ApplyError> {
         apply::delete_node_probe(client, &node_probe.name_any()).await?;
     }
     match publisher::clear(client).await {
-        Ok(()) => Ok(()),
+        Ok(()) => {}
+        Err(source) if is_not_found(&source) => {}
+        Err(source) => return Err(ApplyError::new("clear", "Topologies", source)),
+    }
+    let leases = Api::<PartialObjectMeta<Lease>>::namespaced(client.clone(), cluster_claim::NAMESPACE);
+    match leases.delete(cluster_claim::NAME, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
         Err(source) if is_not_found(&source) => Ok(()),
-        Err(source) => Err(ApplyError::new("clear", "Topologies", source)),
+        Err(source) => Err(ApplyError::new("delete Lease", cluster_claim::NAME, source)),
     }
 }
 

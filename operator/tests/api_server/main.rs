@@ -1,9 +1,11 @@
 //! The operator as a process, and an API server that goes away and comes back: it waits, says what for, and goes on. Of two
-//! operators one writes.
+//! operators one writes, and of two installations one works.
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod agent;
+mod endpoints;
+mod installations;
 mod process;
 
 use agent::report;
@@ -99,7 +101,7 @@ async fn of_two_operators_one_writes() -> Result<()> {
     let mut first = Operator::start(&control_plane, "operator-1")?;
     first.is_ready().await?;
     let mut second = Operator::start(&control_plane, "operator-2")?;
-    second.waits_for("operator operator-1 holds the lease").await?;
+    second.stands_by("operator operator-1 holds the lease").await?;
 
     // It does not run for longer than its lease; the other takes that.
     first.signal("STOP").await?;
@@ -111,7 +113,7 @@ async fn of_two_operators_one_writes() -> Result<()> {
 
     // Told to stop, it gives the lease back at once.
     let mut third = Operator::start(&control_plane, "operator-3")?;
-    third.waits_for("operator operator-2 holds the lease").await?;
+    third.stands_by("operator operator-2 holds the lease").await?;
     second.signal("TERM").await?;
     assert!(second.end().await?, "it ends as it was told to");
     assert_ne!(holder(&control_plane).await?.as_deref(), Some("operator-2"));

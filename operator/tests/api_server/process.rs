@@ -23,13 +23,19 @@ pub struct Operator {
 impl Operator {
     /// Starts the operator with a short lease. Dropping this kills it.
     pub fn start(control_plane: &ControlPlane, identity: &str) -> Result<Self> {
+        Self::start_in(NAMESPACE, control_plane, identity, &[])
+    }
+
+    /// Starts the operator of an installation in this namespace, with further arguments.
+    pub fn start_in(namespace: &str, control_plane: &ControlPlane, identity: &str, arguments: &[&str]) -> Result<Self> {
         let [http, collector] = free_addresses()?;
         let child = Command::new(env!("CARGO_BIN_EXE_scopeprobe-operator"))
             .args(["run", "--lease-seconds=5", "--collector-url=http://192.0.2.1:9463", "--collector-plaintext"])
-            .arg(format!("--namespace={NAMESPACE}"))
+            .arg(format!("--namespace={namespace}"))
             .arg(format!("--identity={identity}"))
             .arg(format!("--http-listen={http}"))
             .arg(format!("--collector-listen={collector}"))
+            .args(arguments)
             .env("KUBECONFIG", control_plane.kubeconfig())
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -59,8 +65,18 @@ impl Operator {
         .await
     }
 
+    /// Waits until the operator works.
     pub async fn is_ready(&mut self) -> Result<()> {
-        self.answers("the operator to be ready", |answer| answer.starts_with("HTTP/1.1 200")).await
+        self.answers("the operator to work", |answer| answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"))
+            .await
+    }
+
+    /// Waits until the operator is ready without work, for a reason that contains `text`.
+    pub async fn stands_by(&mut self, text: &str) -> Result<()> {
+        self.answers(&format!("the operator to stand by because of `{text}`"), |answer| {
+            answer.starts_with("HTTP/1.1 200") && answer.contains("standby") && answer.contains(text)
+        })
+        .await
     }
 
     async fn answers(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The docker-archive layout (`docker save`): a manifest, a configuration and one layer, named by their digests.
 
-use std::{fmt::Write as _, io};
+use std::{collections::BTreeMap, fmt::Write as _, io};
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -8,21 +8,36 @@ use tar::{Builder, EntryType};
 
 use super::layer::append;
 
-/// Returns the archive of an image with one layer.
-pub fn write(name: &str, entrypoint: &str, layer: &[u8]) -> io::Result<Vec<u8>> {
+/// An image with one layer.
+pub struct Image<'a> {
+    /// Names with tags.
+    pub names: &'a [String],
+    /// Path of the program.
+    pub entrypoint: &'a str,
+    /// User and group by number, as `runAsNonRoot` needs it.
+    pub user: &'a str,
+    /// Annotations of the Open Container Initiative.
+    pub labels: &'a BTreeMap<String, String>,
+    /// Its files, as a tar.
+    pub layer: &'a [u8],
+}
+
+/// Returns the archive of an image.
+pub fn write(image: &Image<'_>) -> io::Result<Vec<u8>> {
+    let Image { names, entrypoint, user, labels, layer } = image;
     let layer_digest = sha256(layer);
     let configuration = json!({
         "architecture": architecture(),
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
-        "config": {"Entrypoint": [entrypoint], "WorkingDir": "/"},
+        "config": {"Entrypoint": [entrypoint], "WorkingDir": "/", "User": user, "Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
         "history": [{"created": "1970-01-01T00:00:00Z"}],
     })
     .to_string();
     let configuration_path = format!("{}.json", sha256(configuration.as_bytes()));
     let layer_path = format!("{layer_digest}/layer.tar");
-    let manifest = json!([{"Config": configuration_path, "RepoTags": [name], "Layers": [layer_path]}]).to_string();
+    let manifest = json!([{"Config": configuration_path, "RepoTags": names, "Layers": [layer_path]}]).to_string();
 
     let mut tar = Builder::new(Vec::new());
     append(&mut tar, &configuration_path, EntryType::Regular, 0o644, configuration.as_bytes())?;
@@ -51,7 +66,7 @@ fn sha256(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, io::Read as _};
+    use std::io::Read as _;
 
     use serde_json::Value;
 
@@ -59,7 +74,14 @@ mod tests {
 
     fn example() -> Vec<u8> {
         let files = BTreeMap::from([("program".to_owned(), b"content".to_vec())]);
-        write("example/program:1", "/program", &crate::images::layer::write(&files).unwrap()).unwrap()
+        let image = Image {
+            names: &["example/program:1".to_owned()],
+            entrypoint: "/program",
+            user: "1:1",
+            labels: &BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+            layer: &crate::images::layer::write(&files).unwrap(),
+        };
+        write(&image).unwrap()
     }
 
     fn entries(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
@@ -81,7 +103,8 @@ mod tests {
         let manifest: Value = serde_json::from_slice(&entries["manifest.json"]).unwrap();
         assert_eq!(manifest[0]["RepoTags"], json!(["example/program:1"]));
         let configuration: Value = serde_json::from_slice(&entries[manifest[0]["Config"].as_str().unwrap()]).unwrap();
-        assert_eq!(configuration["config"]["Entrypoint"], json!(["/program"]));
+        let config = json!({"Entrypoint": ["/program"], "WorkingDir": "/", "User": "1:1", "Labels": {"a": "b"}});
+        assert_eq!(configuration["config"], config);
         let layer = &entries[manifest[0]["Layers"][0].as_str().unwrap()];
         assert_eq!(configuration["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(layer)));
     }
