@@ -2,6 +2,7 @@
 //! `minikube image load` read. The same programs give the same bytes.
 
 mod archive;
+mod bill;
 mod elf;
 mod layer;
 
@@ -16,6 +17,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 
+use self::bill::Bill;
 use crate::workspace::{self, Workspace};
 
 /// Arguments of `cargo xtask images`.
@@ -81,6 +83,11 @@ impl Image {
         }
     }
 
+    /// Returns whether users get it.
+    const fn is_released(self) -> bool {
+        matches!(self, Self::Operator | Self::Agent)
+    }
+
     /// Returns user and group. The agent is root: its capabilities count for root alone. Tests' programs listen at any port.
     const fn user(self) -> &'static str {
         match self {
@@ -136,22 +143,27 @@ fn build(workspace: &Workspace, profile: &str, images: &[Image]) -> anyhow::Resu
 fn write(workspace: &Workspace, programs: &Path, image: Image) -> anyhow::Result<()> {
     let program = programs.join(image.program());
     let archive = image.archive(workspace)?;
+    let bill = image.is_released().then(|| Bill::of(workspace, image.package())).transpose()?;
     let names = image.names();
     let bytes = archive::write(&archive::Image {
         names: &names,
         entrypoint: &format!("/{}", image.program()),
         user: image.user(),
         labels: &image.labels(),
-        layer: &layer(&program, image)?,
+        layer: &layer(&program, image, bill.as_ref())?,
     })?;
     let path = workspace.path(&archive);
     replace(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some(bill) = bill {
+        let path = workspace.path(archive.with_extension("cdx.json"));
+        replace(&path, bill.cyclone_dx().as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     println!("{}: {} ({})", image.title(), archive.display(), names.join(", "));
     Ok(())
 }
 
 /// Returns the layer, which holds nothing but the program: one that needs a loader or a library would not start.
-fn layer(program: &Path, image: Image) -> anyhow::Result<Vec<u8>> {
+fn layer(program: &Path, image: Image, bill: Option<&Bill>) -> anyhow::Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let is_static = elf::is_static(&read(program)?).with_context(|| format!("{} is no program", program.display()))?;
     ensure!(
@@ -161,7 +173,21 @@ fn layer(program: &Path, image: Image) -> anyhow::Result<Vec<u8>> {
     );
     let stripped = tempfile::NamedTempFile::new()?;
     workspace::run(std::process::Command::new("strip").arg("-o").args([stripped.path(), program]))?;
+    if let Some(bill) = bill {
+        add_section(stripped.path(), &bill.section())?;
+    }
     Ok(layer::write(&BTreeMap::from([(image.program().to_owned(), read(stripped.path())?)]))?)
+}
+
+/// Adds the crates to a program, in the section that scanners read.
+fn add_section(program: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(contents)?;
+    let mut added = std::ffi::OsString::from(".dep-v0=");
+    added.push(file.path());
+    let mut objcopy = std::process::Command::new("objcopy");
+    objcopy.arg("--add-section").arg(added).args(["--set-section-flags", ".dep-v0=noload,readonly"]).arg(program);
+    workspace::run(&mut objcopy)
 }
 
 /// Replaces a file at once. A file with the same content keeps its time: its readers need not load it again.
