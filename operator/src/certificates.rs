@@ -12,6 +12,3 @@ pub mod serving;
 mod stored;
 
 pub use self::error::CertificateError;
-
-/// A time, in seconds since 1970-01-01 UTC.
-type UnixSeconds = u64;

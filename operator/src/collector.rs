@@ -12,6 +12,7 @@ mod decode;
 mod flow_limits;
 mod foreign_pods;
 pub mod identity;
+mod inputs;
 mod own_networks;
 mod places;
 mod refusals;
@@ -25,14 +26,13 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use self::{
     accept::Acceptor,
     access::Caller,
-    byte_budget::{Budgeted, ByteBudget},
+    byte_budget::{Budgeted, ByteBudget, MAX_MESSAGE_BYTES},
     connection::{Connection, ConnectionHandle},
     own_networks::Unsent,
     refusals::Refusals,
@@ -40,18 +40,11 @@ use self::{
 };
 pub use self::{
     access::Access,
+    inputs::{CollectorInputs, SILENCE},
     own_networks::{KnownNetworks, keep_own_networks},
 };
-use crate::{
-    cluster::ClusterIndex, metrics::Metrics, observation::Observations, settings::Limits, shared_ledger::SharedLedger,
-};
-
-/// Maximum size of one message on the wire.
-const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Interval of keep-alive pings to a silent agent, and their timeout.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Maximum time without a message from an agent. Agents send a heartbeat every 10 s.
-pub const SILENCE: Duration = Duration::from_secs(25);
 /// Window of a connection and its stream: the bytes that HTTP/2 buffers before they are read. Messages on the way beyond it
 /// wait at the agent.
 const WINDOW_BYTES: u32 = 64 << 10;
@@ -59,49 +52,6 @@ const WINDOW_BYTES: u32 = 64 << 10;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Maximum number of streams that a client may reset before they are handled, and with errors of its own.
 const MAX_RESET_STREAMS: usize = 8;
-
-/// Inputs of the collector.
-pub struct CollectorInputs {
-    /// Receives the reports.
-    pub shared_ledger: SharedLedger,
-    /// Receives the agents' states.
-    pub observations: Observations,
-    /// Sent to each agent.
-    pub own_networks: watch::Receiver<KnownNetworks>,
-    /// Pods, by which reports of other nodes' pods are recognized.
-    pub index: ClusterIndex,
-    /// Returns whether a Node has this name.
-    pub is_node: Arc<dyn Fn(&str) -> bool + Send + Sync>,
-    /// Callers that may report.
-    pub access: Access,
-    /// TLS; `None` for plain text.
-    pub tls: Option<TlsAcceptor>,
-    /// Limits of the port.
-    pub limits: Limits,
-    /// Maximum time without a message of an agent.
-    pub silence: Duration,
-    /// Counts refusals.
-    pub metrics: Metrics,
-}
-
-impl CollectorInputs {
-    /// Returns inputs for tests: anyone may report in plain text, for nodes of any name.
-    #[must_use]
-    pub fn open(shared_ledger: SharedLedger, observations: Observations) -> Self {
-        Self {
-            shared_ledger,
-            observations,
-            own_networks: watch::channel(None).1,
-            index: ClusterIndex::default(),
-            is_node: Arc::new(|_| true),
-            access: Access::Anyone,
-            tls: None,
-            limits: Limits::default(),
-            silence: SILENCE,
-            metrics: Metrics::default(),
-        }
-    }
-}
 
 /// Serves the agents that connect to `listener` until `stop` is done, which ends all streams. Agents reconnect.
 ///

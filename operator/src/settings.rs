@@ -1,5 +1,6 @@
 //! Settings from the command line and the environment.
 
+mod bounded;
 mod collector;
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
+use self::bounded::between;
 pub use self::collector::{CollectorSettings, Limits};
 
 /// Maximum time between two attempts to use eBPF on a node, without jitter.
@@ -99,7 +101,7 @@ pub struct AgentSettings {
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_URL")]
     pub collector_url: Option<String>,
     /// Accept reports from anyone, without TLS and identity; for tests.
-    #[arg(long, env = "SCOPEPROBE_COLLECTOR_PLAINTEXT", hide = true)]
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_PLAINTEXT", hide = true, value_parser = clap::builder::BoolishValueParser::new())]
     pub collector_plaintext: bool,
     /// The agents' image.
     #[arg(long, env = "SCOPEPROBE_AGENT_IMAGE", default_value = concat!("localhost/scopeprobe/agent:", env!("CARGO_PKG_VERSION")))]
@@ -146,11 +148,6 @@ fn resync(text: &str) -> Result<SignedDuration, String> {
 /// Reads a duration between a second and five minutes.
 fn scan(text: &str) -> Result<SignedDuration, String> {
     between(text, SignedDuration::from_secs(1), SignedDuration::from_mins(5), "1s and 5m")
-}
-
-fn between(text: &str, least: SignedDuration, most: SignedDuration, words: &str) -> Result<SignedDuration, String> {
-    let duration: SignedDuration = text.parse().map_err(|error| format!("{error}; write a duration such as 1h"))?;
-    if (least..=most).contains(&duration) { Ok(duration) } else { Err(format!("it has to be between {words}")) }
 }
 
 #[cfg(test)]

@@ -14,7 +14,10 @@ use tokio_rustls::rustls::{
     sign::CertifiedKey,
 };
 
-use super::{CertificateError, UnixSeconds};
+use super::error::CertificateError;
+
+/// A time, in seconds since 1970-01-01 UTC.
+pub(super) type UnixSeconds = u64;
 
 /// Time by which a certificate is valid before it was made: clocks of nodes may be behind.
 const BACKDATED: Duration = Duration::from_hours(24);

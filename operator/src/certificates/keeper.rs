@@ -14,7 +14,11 @@ use kube::{Api, Client, Resource, api::PostParams};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    CertificateError, UnixSeconds, generation::Generation, rotation::Generations, serving::ServingCertificate, stored,
+    error::CertificateError,
+    generation::{Generation, UnixSeconds},
+    rotation::Generations,
+    serving::ServingCertificate,
+    stored,
 };
 use crate::operator_deployment;
 

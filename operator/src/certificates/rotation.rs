@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{UnixSeconds, generation::Generation};
+use super::generation::{Generation, UnixSeconds};
 
 /// Maximum number of certificates at a time: one that is served, one that is published for later, and one in reserve for
 /// a clock that was set.

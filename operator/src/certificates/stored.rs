@@ -8,10 +8,11 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 
-use super::{CertificateError, UnixSeconds, generation::Generation, rotation::Generations};
-
-/// Label of objects that the operator made, and may replace.
-pub(super) const MADE_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "scopeprobe-operator");
+use super::{
+    error::{CertificateError, MADE_BY},
+    generation::{Generation, UnixSeconds},
+    rotation::Generations,
+};
 
 /// Key of the operator's Secret: a list of [`Generation`]s as JSON.
 const GENERATIONS: &str = "generations.json";

@@ -19,8 +19,8 @@ use tonic::{
     codegen::{Bytes, Service, http},
 };
 
-use super::MAX_MESSAGE_BYTES;
-
+/// Maximum size of one message on the wire.
+pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Length of a message's header in gRPC: a flag and the length of the rest.
 const HEADER_BYTES: usize = 5;
 

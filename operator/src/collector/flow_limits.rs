@@ -123,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_flows_are_bounded_whoever_comes_first(requests in prop::collection::vec((0_usize..6, 1_usize..200), 1..60)) {
+        fn all_flows_are_bounded_in_any_order_of_nodes(requests in prop::collection::vec((0_usize..6, 1_usize..200), 1..60)) {
             let mut nodes: Vec<Option<usize>> = vec![None; 6];
             for (node, wanted) in requests {
                 let own = nodes[node].unwrap_or(0);

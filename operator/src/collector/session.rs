@@ -16,10 +16,10 @@ use topology::{
 };
 
 use super::{
-    CollectorInputs,
     decode::{Capture, Flow, Report},
     flow_limits::{FlowLimits, LeftOutFlows},
     foreign_pods,
+    inputs::CollectorInputs,
 };
 use crate::{
     cluster::ClusterIndex,

@@ -6,6 +6,7 @@ use tokio::{
 use tonic::{Code, transport::Channel};
 
 use super::*;
+use crate::{metrics::Metrics, observation::Observations, shared_ledger::SharedLedger};
 
 /// Only to fail instead of hanging.
 const GENEROUS: Duration = Duration::from_mins(1);

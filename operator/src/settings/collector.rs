@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, value_parser};
 use jiff::SignedDuration;
 
-use super::between;
+use super::bounded::between;
 
 /// Settings of the collector's port.
 #[derive(Clone, Debug, Args)]

@@ -12,12 +12,12 @@ use tokio::sync::Semaphore;
 use tonic::{Status, metadata::MetadataMap};
 
 use super::{
-    AUDIENCE, Agent, Refusal,
+    agent::{Agent, Refusal},
     cache::{Cache, Known, TokenHash},
     claims::Claims,
     verdict::{BoundPod, judge},
 };
-use crate::{cluster::ClusterIndex, guarded_watch::with_cause};
+use crate::{cluster::ClusterIndex, guarded_watch::with_cause, settings::COLLECTOR_AUDIENCE as AUDIENCE};
 
 /// Maximum number of reviews at a time.
 const MAX_REVIEWS: usize = 16;

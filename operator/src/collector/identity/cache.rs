@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Agent, Refusal};
+use super::agent::{Agent, Refusal};
 
 /// Hash of a token; the token itself is not kept.
 pub(super) type TokenHash = [u8; 32];

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
 
-use super::{AUDIENCE, Refusal};
+use super::agent::Refusal;
+use crate::settings::COLLECTOR_AUDIENCE as AUDIENCE;
 
 /// Minimum remaining lifetime that is assumed: the operator's clock may be ahead of the API server's.
 const MIN_REMAINING: Duration = Duration::from_secs(10);

@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 
-use super::{AUDIENCE, Refusal};
+use super::agent::Refusal;
+use crate::settings::COLLECTOR_AUDIENCE as AUDIENCE;
 
 /// Extra fields of a ServiceAccount's user (Kubernetes, `serviceaccount` package).
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
