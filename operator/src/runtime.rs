@@ -222,6 +222,15 @@ async fn lost(claim: Option<&ClusterClaim>) -> String {
     }
 }
 
+/// Returns who may report: agents by their tokens, or anyone where the collector accepts plain text.
+fn access(keeper: Option<&CertificateKeeper>, client: &Client, index: &ClusterIndex, settings: &Settings) -> Access {
+    if keeper.is_none() {
+        return Access::Anyone;
+    }
+    let (namespace, account) = (&settings.namespace, &settings.agents.agent_service_account);
+    Access::Agents(Arc::new(Authenticator::new(client.clone(), index.clone(), namespace, account)))
+}
+
 /// Tasks of the lease's holder.
 struct Parts {
     /// Tasks that finish their current work and end by themselves when the operator is stopped.
@@ -252,14 +261,6 @@ impl Parts {
         let mut parts = Self { draining: JoinSet::new(), endless: JoinSet::new() };
 
         let acceptor = keeper.as_ref().map(|keeper| keeper.serving().acceptor()).transpose();
-        let access = match &keeper {
-            Some(_) => {
-                let (namespace, account) = (&settings.namespace, &settings.agents.agent_service_account);
-                let authenticator = Authenticator::new(requesting.clone(), index.clone(), namespace, account);
-                Access::Agents(Arc::new(authenticator))
-            }
-            None => Access::Anyone,
-        };
         let nodes = assigner.clone();
         let inputs = CollectorInputs {
             shared_ledger: shared_ledger.clone(),
@@ -267,7 +268,7 @@ impl Parts {
             own_networks,
             index: index.clone(),
             is_node: Arc::new(move |name| nodes.cluster().has_node(name)),
-            access,
+            access: access(keeper.as_ref(), requesting, &index, settings),
             tls: acceptor.context("cannot prepare TLS for the collector's port")?,
             limits: settings.collector.limits.clone(),
             silence: collector::SILENCE,

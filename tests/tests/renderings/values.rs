@@ -6,7 +6,7 @@ use scopeprobe_tests::place;
 use serde_yaml::Value;
 
 /// Every value of the chart that leads to other text, alone.
-pub const ALONE: [&[&str]; 43] = [
+pub const ALONE: [&[&str]; 44] = [
     &[],
     &["image.tag=1.2.3", "image.pullPolicy=Never"],
     &["image.registry="],
