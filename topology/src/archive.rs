@@ -33,7 +33,7 @@ use crate::{
     counts::{Counts, Earlier},
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Peer, Seen, Times},
-    graph::{self, Graph, Known, KnownConnections, Options, Outside, Pace},
+    graph::{self, Graph, Known, KnownConnections, Options, Outside, Pace, PlacedLegs},
     ledger::{Ledger, Retirement},
 };
 
@@ -61,6 +61,8 @@ pub struct Archive {
     /// External addresses with edges of their own.
     outside: Outside,
     placements: Placements,
+    /// Connections through transparent proxies as they were shown last.
+    legs: Arc<PlacedLegs>,
     joins: Joins,
     pace: Pace,
 }
@@ -142,6 +144,12 @@ impl Archive {
         });
     }
 
+    /// Restores the records of connections through transparent proxies that an earlier operator published
+    /// ([`Graph::recorded_legs`]). Those of flows with a later record do not count.
+    pub fn restore_legs(&mut self, recorded: &PlacedLegs) {
+        Arc::make_mut(&mut self.legs).complete(recorded);
+    }
+
     /// Settles, as [`Self::settle`], once all agents have reported for [`Options::settle`]: what has to wait until then is on
     /// no edge yet, so that its published counters have to stay. Waits up to ten seconds for connections that only servers had
     /// counted when they were published. To be called again and again when all agents have reported everything; the graphs
@@ -191,6 +199,7 @@ impl Archive {
         let known = Known {
             forgotten: self.forgotten(earlier.unwrap_or_default()),
             placed: self.placements.parts(),
+            legs: Arc::clone(&self.legs),
             outside: self.outside.clone(),
             is_fixed: true,
         };
@@ -240,11 +249,14 @@ impl Archive {
         let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
         if inherits || directory.has_removed() || !self.retired.is_empty() || self.joins.have_history() {
             let anew = self.reported_anew(&graph, directory, options.now);
+            graph.recorded_legs = anew.legs.needed();
             graph.earlier = earlier::earlier(&graph, &anew, self.before.as_ref().map(|before| &before.edges));
             if let Some(before) = self.before.as_ref().filter(|before| !before.is_settled()) {
                 graph.earlier.extend(before.still_earlier());
                 graph.earlier.retain(|_, earlier| *earlier != Earlier::default());
             }
+        } else {
+            graph.recorded_legs = graph.legs.needed();
         }
         raise(&mut graph.edges, lacking);
         graph
@@ -268,7 +280,8 @@ impl Archive {
     /// Makes the graph that an operator would learn from the agents if it began now.
     fn reported_anew(&mut self, graph: &Graph, directory: &Directory, now: SystemTime) -> Graph {
         let placed = placements::parts(graph.edges.iter().map(Arc::as_ref));
-        let known = Known { outside: graph.outside.clone(), placed, is_fixed: true, ..Known::default() };
+        let legs = Arc::clone(&graph.legs);
+        let known = Known { outside: graph.outside.clone(), placed, legs, is_fixed: true, ..Known::default() };
         self.joins.of_agents(directory, &everything(now), &known)
     }
 
@@ -276,6 +289,11 @@ impl Archive {
     #[must_use]
     pub fn build_shown(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
         let mut graph = self.build(ledger, directory, options);
+        if !self.is_settled() {
+            // Flows that are not reported yet.
+            Arc::make_mut(&mut graph.legs).complete(&self.legs);
+        }
+        self.legs = Arc::clone(&graph.legs);
         if self.is_settled() {
             let until = self.placements.keep(&mut graph.edges, options.now);
             graph.settles_at = [graph.settles_at, until].into_iter().flatten().min();
@@ -299,6 +317,7 @@ impl Archive {
             forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
             // Until then, the published counters contain it.
             placed: if is_settled { self.placements.parts() } else { HashMap::new() },
+            legs: Arc::clone(&self.legs),
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
             is_fixed: !is_settled,
@@ -340,7 +359,8 @@ impl Archive {
         // The difference is what went.
         let options = everything(now);
         let forgotten = self.forgotten(KnownConnections::default());
-        let known = Known { forgotten, placed: self.placements.parts(), ..Known::default() };
+        let legs = Arc::clone(&self.legs);
+        let known = Known { forgotten, placed: self.placements.parts(), legs, ..Known::default() };
         let before = graph::build_with(&retirement.before, directory, &options, &known);
         let after: HashMap<EdgeKey, Arc<Edge>> = graph::build_with(&retirement.after, directory, &options, &known)
             .edges

@@ -32,6 +32,7 @@ mod outgoing_proxies;
 mod pace;
 mod partition;
 mod path;
+mod placed_legs;
 mod placement;
 mod rewritten_source;
 mod shares;
@@ -51,6 +52,7 @@ pub use self::{
     external_peers::{Direction, Outside},
     known_connections::KnownConnections,
     pace::Pace,
+    placed_legs::{PlacedLeg, PlacedLegs},
 };
 use crate::{
     counts::Earlier,
@@ -94,6 +96,10 @@ pub struct Graph {
     pub earlier: HashMap<EdgeKey, Earlier>,
     /// Connections that servers' agents no longer report, by the edge without a Service and the server's pod.
     pub forgotten_by_servers: HashMap<(EdgeKey, String), u64>,
+    /// Connections through transparent proxies, by flow: which edge they are on stays.
+    pub legs: Arc<PlacedLegs>,
+    /// Those of [`Self::legs`] that an operator without any state needs. Filled by [`crate::archive::Archive::build`].
+    pub recorded_legs: PlacedLegs,
     /// External addresses with edges of their own; all others share edges ([`Peer::OtherExternal`](crate::edge::Peer)).
     pub outside: Outside,
 }
@@ -115,6 +121,8 @@ pub struct Known {
     /// Part of each edge that only servers had counted when it was shown last. Such connections, with their bytes, stay on
     /// their edge: through which Service they came is a guess.
     pub placed: HashMap<EdgeKey, EdgeCounters>,
+    /// Connections through transparent proxies as they were shown, by flow.
+    pub legs: Arc<PlacedLegs>,
     /// External addresses that had edges of their own; they are preferred over others.
     pub outside: Outside,
     /// True if no other external addresses have edges of their own.

@@ -121,6 +121,10 @@ pub struct FlowView<'a> {
     pub pending_ended: u64,
     /// Time of the agent's last message, as recorded by [`Ledger::record_heartbeat`].
     pub heard: Option<SystemTime>,
+    /// True if its cgroup's ID has another owner now.
+    pub(crate) is_orphaned: bool,
+    /// Part that is left out of `totals` because the agent no longer reports it.
+    pub(crate) forgotten: FlowTotals,
     recent_bytes: RecentBytes,
 }
 
@@ -128,7 +132,15 @@ impl FlowView<'_> {
     /// Returns the flow as an operator without any state would know it.
     #[must_use]
     pub fn from_agents(self) -> Self {
-        Self { totals: self.anew, ..self }
+        let (totals, anew) = (self.totals, self.anew);
+        let forgotten = FlowTotals {
+            opened: totals.opened.saturating_sub(anew.opened),
+            failed: totals.failed.saturating_sub(anew.failed),
+            bytes_sent: totals.bytes_sent.saturating_sub(anew.bytes_sent),
+            bytes_received: totals.bytes_received.saturating_sub(anew.bytes_received),
+            ..FlowTotals::default()
+        };
+        Self { totals: anew, forgotten, ..self }
     }
 
     /// Returns a lower bound of the payload, sent and received, that was observed up to `time`.

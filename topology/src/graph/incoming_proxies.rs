@@ -5,20 +5,21 @@
 //! port. One that clients call at its own port is a server as any other. A connection within the network from an address
 //! that is not the pod's is a transparent proxy's on behalf of that address.
 
-use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     candidates::Redirection,
     join::Join,
-    legs::{Leg, leave_unanswered, only, remove},
+    legs::{Leg, Matched, deal, only, remove, take_attempts},
     names::EndpointId,
-    observed::{ClientFlow, ServerFlow, Tuple},
+    observed::{ClientFlow, Fresh, ServerFlow, Tuple},
 };
 use crate::{
     count,
-    edge::Side,
+    edge::{EdgeCounters, Side},
     flow::Protocol,
     hash::{HashMap, HashSet},
+    rtt::RttHistogram,
 };
 
 /// A network namespace of a node, and the end that may be a proxy there.
@@ -33,6 +34,17 @@ struct Relay {
     answers: Vec<usize>,
     /// The servers' flows by which it accepts what arrives.
     arrivals: Vec<usize>,
+    /// The clients' flows of its pod to the pod itself, which it leads to the server as well.
+    inward: Vec<usize>,
+}
+
+/// Servers behind a proxy.
+#[derive(Debug)]
+struct Behind {
+    /// Port, if there is only one.
+    port: Option<u16>,
+    /// End, if there is only one.
+    end: Option<EndpointId>,
 }
 
 /// Ports that clients called.
@@ -49,7 +61,7 @@ impl<'a> Join<'a> {
     pub(super) fn follow_incoming_proxies(
         &mut self,
         client_flows: &mut Vec<ClientFlow<'a>>,
-        server_flows: &mut [ServerFlow<'a>],
+        server_flows: &mut Vec<ServerFlow<'a>>,
     ) {
         let relays = self.relays(client_flows, server_flows);
         if relays.is_empty() {
@@ -64,16 +76,22 @@ impl<'a> Join<'a> {
         }
         let mut gone = HashSet::default();
         for ((_, _, proxy), mut relay) in relays {
+            relay.calls.iter().for_each(|index| client_flows[*index].is_relayed = true);
             let ports = relay.servers_ports(server_flows);
-            let redirected = redirected_ports(&relay, server_flows, &called, &listened);
+            let mut redirected = redirected_ports(&relay, server_flows, &called, &listened);
+            relay.add_known_redirected(&mut redirected, client_flows, server_flows);
             let may_be_redirected = relay.arrivals.iter().map(|index| &server_flows[*index]).any(|flow| {
                 let Tuple { server, port, .. } = flow.tuple;
                 !called.has(server, port) && self.is_client_observed(flow)
             });
-            relay.arrivals.retain(|index| {
-                let Tuple { server, port, .. } = server_flows[*index].tuple;
-                ports.contains(&port) || redirected.contains(&(server, port))
-            });
+            relay.note_redirected(&redirected, client_flows, server_flows);
+            let opaque = relay.take_opaque(
+                |flow| {
+                    let Tuple { server, port, .. } = flow.tuple;
+                    ports.contains(&port) || redirected.contains(&(server, port))
+                },
+                server_flows,
+            );
             for (server, port) in redirected {
                 let listened = || listened.get(&server).cloned().unwrap_or_default();
                 let new = || Redirection { listened: listened(), ..Redirection::default() };
@@ -86,11 +104,25 @@ impl<'a> Join<'a> {
                 .filter(|flow| self.has_foreign_client(flow))
                 .map(|flow| flow.tuple)
                 .collect();
-            if relay.arrivals.is_empty() && may_be_redirected {
-                gone.extend(self.wait_for_clients(&relay, &foreign, client_flows, server_flows));
+            let is_transparent = !relay.arrivals.is_empty() || opaque.is_empty();
+            if is_transparent {
+                self.place_relayed(&relay, proxy, &foreign, client_flows, server_flows);
+            } else {
+                let waiting = if may_be_redirected {
+                    self.wait_for_clients(&relay, &foreign, client_flows, server_flows)
+                } else {
+                    Vec::new()
+                };
+                relay.leave_apart((&opaque, &waiting), &foreign, client_flows, server_flows);
+                relay.apply_foreign(proxy, &foreign, client_flows, server_flows);
+                gone.extend(waiting);
             }
-            let settled = self.options.settled();
-            gone.extend(relay.apply(proxy, (&foreign, settled), client_flows, server_flows));
+            let is_nothing = |index: &&usize| client_flows[**index].counters == EdgeCounters::default();
+            gone.extend(relay.calls.iter().filter(is_nothing));
+        }
+        for index in &gone {
+            let flow = &client_flows[*index];
+            self.remember(flow.node, flow.id, flow.leg);
         }
         remove(client_flows, &gone);
     }
@@ -109,7 +141,7 @@ impl<'a> Join<'a> {
             let call = &client_flows[*index];
             if !foreign.contains(&call.tuple) && self.waits(call.first_seen) {
                 self.unsettled = count::add(self.unsettled, call.counters.opened);
-                take_answers(call, &relay.answers, server_flows);
+                take_answers(call, call.counters.opened, &relay.answers, server_flows);
                 waiting.push(*index);
             }
         }
@@ -133,6 +165,12 @@ impl<'a> Join<'a> {
         if callers.is_empty() {
             return Vec::new();
         }
+        for (place, call) in callers.values().flatten() {
+            if client_flows[*call].leg.placed.opened > 0 && client_flows[*call].leg.port > 0 {
+                // The server's flow may be gone.
+                relays.entry(*place).or_default().calls.insert(*call);
+            }
+        }
         for (answer, flow) in server_flows.iter().enumerate() {
             for ((node, netns, end), call) in callers.get(&flow.tuple).into_iter().flatten() {
                 if (*node, *netns) == (flow.node, flow.netns) && *end != flow.end {
@@ -150,10 +188,113 @@ impl<'a> Join<'a> {
                 relay.arrivals.push(index);
             }
         }
-        let mut relays: Vec<_> = relays.into_iter().filter(|(_, relay)| !relay.arrivals.is_empty()).collect();
+        for ((node, netns, end), relay) in &mut relays {
+            if self.interceptors.has(node, *netns) {
+                relay.inward = self.inward_calls((node, *netns, *end), &relay.calls, client_flows);
+            }
+        }
+        let is_relay = |relay: &Relay| {
+            let has_led = |index: &usize| client_flows[*index].leg.port > 0;
+            !relay.arrivals.is_empty() || !relay.inward.is_empty() || relay.calls.iter().any(has_led)
+        };
+        let mut relays: Vec<_> = relays.into_iter().filter(|(_, relay)| is_relay(relay)).collect();
         // In the order of their flows: that of the numbers of ends depends on what was joined before.
         relays.sort_unstable_by_key(|(_, relay)| relay.calls.first().copied());
         relays
+    }
+
+    /// Returns the calls of a pod to itself that its proxy leads to the server, but for the proxy's `calls` of the server: the
+    /// proxy's own, or else the applications'.
+    fn inward_calls(
+        &self,
+        (node, netns, proxy): Place<'a>,
+        calls: &BTreeSet<usize>,
+        client_flows: &[ClientFlow<'a>],
+    ) -> Vec<usize> {
+        let is_to_itself = |flow: &ClientFlow<'a>| {
+            let Tuple { scope, client, server, .. } = flow.tuple;
+            let leads_back = || {
+                let service = self.service_called(flow);
+                service.is_some_and(|service| matches!(&service.backends[..], [only] if only.ip == client))
+            };
+            !scope.is_loopback() && (client == server || leads_back())
+        };
+        let inward = client_flows.iter().enumerate().filter(|(index, flow)| {
+            flow.tuple.protocol == Protocol::Tcp
+                && (flow.node, flow.netns) == (node, netns)
+                && !calls.contains(index)
+                && is_to_itself(flow)
+        });
+        let (of_proxy, of_others): (Vec<usize>, Vec<usize>) =
+            inward.map(|(index, _)| index).partition(|index| client_flows[*index].end == proxy);
+        if of_proxy.is_empty() { of_others } else { of_proxy }
+    }
+
+    /// Places what a transparent proxy accepts and opens.
+    fn place_relayed(
+        &mut self,
+        relay: &Relay,
+        proxy: EndpointId,
+        foreign: &BTreeSet<Tuple<'a>>,
+        client_flows: &mut [ClientFlow<'a>],
+        server_flows: &mut Vec<ServerFlow<'a>>,
+    ) {
+        let settled = self.options.settled();
+        let accepted = Leg::of_arrivals(relay.arrivals.iter().map(|index| &server_flows[*index]), settled);
+        let inward = Leg::of_inward_calls(relay.inward.iter().map(|index| &client_flows[*index]), settled);
+        let accepted = accepted.and(&inward);
+        let opened = Leg::of_proxies(relay.calls.iter().map(|index| &client_flows[*index]), settled);
+        let is_pooled = relay.arrivals.iter().any(|index| server_flows[*index].leg.is_pooled)
+            || relay.calls.iter().any(|index| client_flows[*index].leg.is_pooled);
+        let is_alone = relay.arrivals.is_empty() && relay.inward.is_empty();
+        let is_one_for_one = !is_pooled && !is_alone && Leg::is_one_for_one(&accepted, &opened);
+        let waiting = if is_one_for_one {
+            relay.match_legs(&accepted, &opened, client_flows, server_flows)
+        } else if is_alone {
+            let fresh = |index: &usize| client_flows[*index].fresh.opened;
+            relay.calls.iter().map(|index| (*index, fresh(index))).collect()
+        } else {
+            relay.calls.iter().map(|index| (*index, 0)).collect()
+        };
+        let is_pooled = is_pooled || !is_one_for_one && !relay.arrivals.is_empty();
+        for (index, waiting) in waiting {
+            let call = &mut client_flows[index];
+            call.leg.is_pooled |= is_pooled;
+            if foreign.contains(&call.tuple) {
+                continue;
+            }
+            let decided = call.leg.undecided_of_proxy(&call.counters).saturating_sub(waiting);
+            if is_one_for_one {
+                call.leg.place(&call.counters, call.leg.placed.opened + decided);
+            } else {
+                call.leg.apart = count::add(call.leg.apart, decided);
+            }
+            if !is_alone || call.leg.placed.opened > 0 {
+                call.via = Some((Side::Server, proxy));
+            }
+            if waiting > 0 {
+                self.hold(waiting, &client_flows[index].fresh);
+            }
+            leave_own(&mut client_flows[index], &relay.answers, server_flows);
+        }
+        let behind = relay.behind(server_flows);
+        let has_led = relay.calls.iter().any(|index| client_flows[*index].leg.placed.opened > 0);
+        for index in &relay.inward {
+            let call = &mut client_flows[*index];
+            if !is_one_for_one {
+                call.leg.inward = call.counters.opened;
+            }
+            if call.end != proxy && has_led {
+                call.via = Some((Side::Client, proxy));
+            }
+        }
+        relay.apply_foreign(proxy, foreign, client_flows, server_flows);
+        for index in &relay.arrivals {
+            server_flows[*index].leg.is_pooled |= is_pooled;
+            let part = place_arrival(&mut server_flows[*index], proxy, &behind, is_one_for_one);
+            server_flows.extend(part);
+        }
+        relay.note_evident(is_one_for_one, client_flows, server_flows);
     }
 
     /// Returns whether a server's connections come from an address that is not its pod's.
@@ -193,52 +334,165 @@ impl Relay {
         self.answers.iter().map(|index| server_flows[*index].tuple.port).collect()
     }
 
-    /// Applies a proxy to the flows. Returns the numbers of the clients' flows that are no calls of their own. `foreign` are
-    /// the calls from addresses that are not the pod's.
-    fn apply(
+    /// Returns the servers behind it.
+    fn behind(&self, server_flows: &[ServerFlow<'_>]) -> Behind {
+        let ends: BTreeSet<EndpointId> = self.answers.iter().map(|index| server_flows[*index].end).collect();
+        Behind { port: only(&self.servers_ports(server_flows)), end: only(&ends) }
+    }
+
+    /// Adds to `redirected` all addresses at the same ports, and at ports that were known before.
+    fn add_known_redirected(
         &self,
-        proxy: EndpointId,
-        (foreign, settled): (&BTreeSet<Tuple<'_>>, SystemTime),
+        redirected: &mut BTreeSet<(IpAddr, u16)>,
+        client_flows: &[ClientFlow<'_>],
+        server_flows: &[ServerFlow<'_>],
+    ) {
+        let of_calls = self.calls.iter().map(|index| client_flows[*index].leg.port);
+        let arrivals = || self.arrivals.iter().map(|index| &server_flows[*index]);
+        let of_arrivals = arrivals().filter(|flow| flow.leg.is_redirected).map(|flow| flow.tuple.port);
+        let known: BTreeSet<u16> =
+            redirected.iter().map(|(_, port)| *port).chain(of_calls).chain(of_arrivals).collect();
+        let at_known = arrivals().filter(|flow| known.contains(&flow.tuple.port));
+        redirected.extend(at_known.map(|flow| (flow.tuple.server, flow.tuple.port)));
+    }
+
+    /// Records to which ports connections are redirected.
+    fn note_redirected(
+        &self,
+        redirected: &BTreeSet<(IpAddr, u16)>,
         client_flows: &mut [ClientFlow<'_>],
         server_flows: &mut [ServerFlow<'_>],
-    ) -> Vec<usize> {
-        let ports = self.servers_ports(server_flows);
-        let ends: BTreeSet<EndpointId> = self.answers.iter().map(|index| server_flows[*index].end).collect();
-        let accepted = Leg::of_servers(self.arrivals.iter().map(|index| &server_flows[*index]), settled);
-        let opened = Leg::of_clients(self.calls.iter().map(|index| &client_flows[*index]), settled);
-        let are_same = Leg::is_one_for_one(&accepted, &opened);
+    ) {
         for index in &self.arrivals {
             let flow = &mut server_flows[*index];
-            flow.via = Some(proxy);
-            if let Some(port) = only(&ports) {
-                flow.port = port;
-            }
-            if let Some(end) = only(&ends).filter(|_| are_same) {
-                flow.end = end;
+            flow.leg.is_redirected = redirected.contains(&(flow.tuple.server, flow.tuple.port));
+        }
+        let Some((_, port)) = redirected.first() else { return };
+        for index in &self.calls {
+            let leg = &mut client_flows[*index].leg;
+            leg.port = if leg.port == 0 { *port } else { leg.port };
+        }
+    }
+
+    /// Takes the arrivals at ports of which nothing shows that clients called others.
+    fn take_opaque<'a>(
+        &mut self,
+        is_transparent: impl Fn(&ServerFlow<'a>) -> bool,
+        server_flows: &[ServerFlow<'a>],
+    ) -> Vec<usize> {
+        let (transparent, opaque) =
+            std::mem::take(&mut self.arrivals).into_iter().partition(|index| is_transparent(&server_flows[*index]));
+        self.arrivals = transparent;
+        opaque
+    }
+
+    /// Matches the connections of both legs as far as both have them. Returns of each call how many wait.
+    fn match_legs(
+        &self,
+        accepted: &Leg,
+        opened: &Leg,
+        client_flows: &mut [ClientFlow<'_>],
+        server_flows: &mut [ServerFlow<'_>],
+    ) -> Vec<(usize, u64)> {
+        let Matched { both, certainly, .. } = Leg::matched(accepted, opened);
+        let mut decided = both + take_attempts(self.calls.iter(), client_flows, certainly);
+        let port = self.behind(server_flows).port;
+        for index in &self.arrivals {
+            let flow = &mut server_flows[*index];
+            let more = flow.counters.opened.saturating_sub(flow.leg.matched).min(decided);
+            flow.leg.matched += more;
+            decided -= more;
+            if let Some(port) = port {
+                flow.leg.port = port;
+                flow.leg.place(&flow.counters, flow.leg.placed.opened + more);
             }
         }
-        let mut gone = Vec::new();
+        for index in &self.inward {
+            let flow = &mut client_flows[*index];
+            let more = flow.counters.opened.saturating_sub(flow.leg.inward).min(decided);
+            flow.leg.inward += more;
+            decided -= more;
+        }
+        let calls: Vec<usize> = self.calls.iter().copied().collect();
+        deal(opened.opened - both, &calls, client_flows, |flow| flow.leg.undecided_of_proxy(&flow.counters))
+    }
+
+    /// Leaves the calls of what is no transparent proxy, as far as it is known, and what it accepts.
+    fn leave_apart(
+        &self,
+        (opaque, waiting): (&[usize], &[usize]),
+        foreign: &BTreeSet<Tuple<'_>>,
+        client_flows: &mut [ClientFlow<'_>],
+        server_flows: &mut [ServerFlow<'_>],
+    ) {
+        let mut is_evident = true;
         for index in &self.calls {
             let call = &mut client_flows[*index];
-            let is_for_others = foreign.contains(&call.tuple);
-            if self.arrivals.is_empty() && !is_for_others {
+            if waiting.contains(index) || foreign.contains(&call.tuple) {
+                continue;
+            }
+            call.leg.apart = count::add(call.leg.apart, call.leg.undecided_of_proxy(&call.counters));
+            call.leg.is_evident = call.leg.placed.opened == 0 && call.leg.port == 0;
+            is_evident &= call.leg.is_evident;
+            if call.leg.placed.opened > 0 {
+                leave_own(call, &self.answers, server_flows);
+            }
+        }
+        for index in opaque.iter().filter(|_| waiting.is_empty()) {
+            let flow = &mut server_flows[*index];
+            flow.leg.matched = flow.counters.opened;
+            flow.leg.is_evident = is_evident;
+        }
+    }
+
+    /// Removes the calls in the name of others: these are the callers.
+    fn apply_foreign(
+        &self,
+        proxy: EndpointId,
+        foreign: &BTreeSet<Tuple<'_>>,
+        client_flows: &mut [ClientFlow<'_>],
+        server_flows: &mut [ServerFlow<'_>],
+    ) {
+        for index in &self.calls {
+            let call = &mut client_flows[*index];
+            if !foreign.contains(&call.tuple) {
                 continue;
             }
             call.via = Some((Side::Server, proxy));
-            if !are_same && !is_for_others {
-                continue;
-            }
-            if is_for_others && !self.arrivals.iter().any(|arrival| server_flows[*arrival].tuple == call.tuple) {
+            if self.arrivals.iter().any(|arrival| server_flows[*arrival].tuple == call.tuple) {
+                take_answers(call, call.counters.opened, &self.answers, server_flows);
+            } else {
                 // The client's own flow is the other end.
                 self.note(proxy, call, server_flows);
-            } else {
-                take_answers(call, &self.answers, server_flows);
             }
-            if !leave_unanswered(call) {
-                gone.push(*index);
-            }
+            let EdgeCounters { opened, failed, pending, .. } = call.counters;
+            call.leg.place(&call.counters, opened);
+            call.counters = EdgeCounters { failed, pending, ..EdgeCounters::default() };
+            call.fresh = Fresh::default();
         }
-        gone
+    }
+
+    /// Notes on the flows whether their counts alone show what was decided.
+    fn note_evident(
+        &self,
+        is_one_for_one: bool,
+        client_flows: &mut [ClientFlow<'_>],
+        server_flows: &mut [ServerFlow<'_>],
+    ) {
+        let accepted = self.arrivals.iter().map(|index| server_flows[*index].leg.matched).fold(0, count::add);
+        let calls = || self.calls.iter().map(|index| client_flows[*index].leg);
+        let opened = calls().map(|leg| leg.placed.opened).fold(0, count::add);
+        let is_plain = self.inward.is_empty() && calls().all(|leg| (leg.attempts, leg.apart) == (0, 0));
+        let is_evident = is_one_for_one && is_plain && accepted == opened;
+        let has_one_port = only(&self.servers_ports(server_flows)).is_some();
+        for index in &self.arrivals {
+            let leg = &mut server_flows[*index].leg;
+            leg.is_evident = is_evident && (has_one_port || accepted == 0);
+        }
+        for index in &self.calls {
+            let leg = &mut client_flows[*index].leg;
+            leg.is_evident = is_evident && (has_one_port || accepted == 0);
+        }
     }
 
     /// Notes the proxy on the servers' flows that accepted a call.
@@ -252,9 +506,71 @@ impl Relay {
     }
 }
 
-/// Takes the connections of a proxy's call from the servers' flows that accepted them.
-fn take_answers(call: &ClientFlow<'_>, answers: &[usize], server_flows: &mut [ServerFlow<'_>]) {
-    let mut left = call.counters.opened;
+/// Gives the placed connections that a proxy accepted to the server behind it, and the others, too, where each is one of the
+/// proxy's calls. Returns a part that is the server's alone.
+fn place_arrival<'a>(
+    flow: &mut ServerFlow<'a>,
+    proxy: EndpointId,
+    behind: &Behind,
+    is_one_for_one: bool,
+) -> Option<ServerFlow<'a>> {
+    flow.via = Some(proxy);
+    let counters = flow.counters;
+    let end = flow.end;
+    flow.port = behind.port.unwrap_or(flow.port);
+    flow.end = behind.end.filter(|_| is_one_for_one).unwrap_or(end);
+    if flow.leg.placed.opened == 0 {
+        return None;
+    }
+    let placed = ServerEnd { port: flow.leg.port, end: behind.end.unwrap_or(end) };
+    if flow.leg.placed.opened >= counters.opened {
+        (flow.port, flow.end) = (placed.port, placed.end);
+        return None;
+    }
+    if (flow.port, flow.end) == (placed.port, placed.end) {
+        return None;
+    }
+    let mut leg = flow.leg;
+    let part = leg.place(&counters, 0);
+    let forgotten = flow.forgotten.min(part.opened);
+    let mut first = ServerFlow {
+        port: placed.port,
+        end: placed.end,
+        counters: part,
+        left: part,
+        forgotten,
+        fresh: Fresh::default(),
+        fresh_bytes: [0; 2],
+        ..flow.clone()
+    };
+    first.measured.rtt = RttHistogram::default();
+    flow.counters = counters.without(&part);
+    flow.left = flow.counters;
+    flow.forgotten -= forgotten;
+    flow.fresh.opened = flow.fresh.opened.min(flow.counters.opened);
+    Some(first)
+}
+
+/// End and port of a server.
+struct ServerEnd {
+    port: u16,
+    end: EndpointId,
+}
+
+/// Leaves a proxy's call the connections that are its own, and the attempts without a connection. The others are taken from
+/// the servers' flows that accepted them.
+fn leave_own(call: &mut ClientFlow<'_>, answers: &[usize], server_flows: &mut [ServerFlow<'_>]) {
+    let EdgeCounters { opened, failed, pending, .. } = call.counters;
+    take_answers(call, opened.saturating_sub(call.leg.apart), answers, server_flows);
+    let own = call.counters.without(&call.leg.placed);
+    let own = if call.leg.apart == 0 { EdgeCounters::default() } else { own.share(call.leg.apart) };
+    call.counters = EdgeCounters { failed, pending, ..own };
+    call.fresh.opened = call.fresh.opened.min(own.opened);
+}
+
+/// Takes so many connections of a proxy's call from the servers' flows that accepted them.
+fn take_answers(call: &ClientFlow<'_>, opened: u64, answers: &[usize], server_flows: &mut [ServerFlow<'_>]) {
+    let mut left = opened;
     for index in answers.iter().filter(|index| server_flows[**index].tuple == call.tuple).copied().collect::<Vec<_>>() {
         let flow = &mut server_flows[index];
         left -= flow.take(left.min(flow.left.opened), Some(call.end)).counters.opened;

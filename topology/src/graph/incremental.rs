@@ -24,10 +24,12 @@ use super::{
     observed::deadline,
     pace::{Pace, Waiting},
     partition::{Changed, Partition},
+    placed_legs::PlacedLegs,
 };
 use crate::{
     directory::{Directory, Revision},
     edge::{EdgeCounters, EdgeKey},
+    flow::FlowKey,
     hash::{HashMap, HashSet},
     ledger::{FlowRecord, FlowView, Ledger, NodeRecords, NodeState},
 };
@@ -73,6 +75,10 @@ struct Inputs {
     options: Options,
     forgotten: KnownConnections,
     placed: StdHashMap<EdgeKey, EdgeCounters>,
+    /// Records of connections through proxies.
+    legs: Arc<PlacedLegs>,
+    /// The same after the graph: they make the same graph.
+    legs_after: Arc<PlacedLegs>,
 }
 
 /// Result of joining a group.
@@ -166,7 +172,7 @@ impl IncrementalJoin {
             *self = Self { pace: self.pace, ..Self::new(self.perspective) };
         }
         let mut join = Join::new(ledger, directory, options, known, std::mem::take(&mut self.names));
-        let mut counted = self.follow(ledger, directory, &changed.unwrap_or_default(), &mut join.ends);
+        let mut counted = self.follow(ledger, (directory, known), &changed.unwrap_or_default(), &mut join.ends);
         join.interceptors = Arc::clone(&self.interceptors);
         let changed = self.partition.take_stale();
         self.follow_placed(known, &mut join.ends);
@@ -196,6 +202,8 @@ impl IncrementalJoin {
             options: *options,
             forgotten: known.forgotten.clone(),
             placed: known.placed.clone(),
+            legs: Arc::clone(&known.legs),
+            legs_after: Arc::clone(&graph.legs),
         });
         graph
     }
@@ -235,10 +243,11 @@ impl IncrementalJoin {
     fn follow<'a>(
         &mut self,
         ledger: &'a Ledger,
-        directory: &'a Directory,
+        (directory, known): (&'a Directory, &Known),
         changed: &Changed,
         ends: &mut Endpoints<'a>,
     ) -> HashSet<AnchorId> {
+        let legs = self.before.as_ref().map(|before| before.changed_legs(&known.legs)).unwrap_or_default();
         self.partition.follow(changed, ends, directory);
         let mut counted = (!self.pace.is_at_once()).then(HashSet::default);
         let before = self.before.as_ref().map(|before| &before.ledger);
@@ -248,10 +257,15 @@ impl IncrementalJoin {
         for node in ledger.records() {
             let before = before.and_then(|before| before.records_of(node.name()));
             let known = self.places.remove(node.name()).unwrap_or_default();
+            let legs = legs.get(node.name());
             let is_same = before.is_some_and(|before| node.has_same_flows(&before));
-            let intercepted = if is_same { BTreeSet::new() } else { interceptors.follow(&node) };
+            let mut intercepted = if is_same { BTreeSet::new() } else { interceptors.follow(&node) };
+            if !changed.is_empty() {
+                intercepted.extend(interceptors.of_owners(node.name(), |owner| changed.concerns_owner(owner)));
+            }
             let counted = counted.as_mut();
-            let mut followers = Followers { partition: &mut self.partition, ends, directory, counted, intercepted };
+            let mut followers =
+                Followers { partition: &mut self.partition, ends, directory, counted, intercepted, legs };
             places.insert(node.name().to_owned(), followers.follow_node(node, before, &known, changed));
         }
         let gone = std::mem::replace(&mut self.places, places);
@@ -379,6 +393,11 @@ impl Inputs {
         }
         origin.changes_since(&self.revision).and_then(Changed::collect)
     }
+
+    /// Returns the flows, by node, with other records of connections through proxies.
+    fn changed_legs(&self, legs: &Arc<PlacedLegs>) -> HashMap<String, HashSet<FlowKey>> {
+        if Arc::ptr_eq(legs, &self.legs_after) { HashMap::default() } else { legs.changed_since(&self.legs) }
+    }
 }
 
 fn node_states(ledger: &Ledger, now: SystemTime) -> impl Iterator<Item = (&str, NodeState<'_>)> {
@@ -394,6 +413,8 @@ struct Followers<'p, 'a> {
     counted: Option<&'p mut HashSet<AnchorId>>,
     /// Network namespaces of the node that have other interceptors than before.
     intercepted: BTreeSet<u32>,
+    /// Flows of the node with other records of connections through proxies than before, if any.
+    legs: Option<&'p HashSet<FlowKey>>,
 }
 
 impl<'a> Followers<'_, 'a> {
@@ -406,7 +427,7 @@ impl<'a> Followers<'_, 'a> {
         known: &[Place],
         changed: &Changed,
     ) -> Vec<Place> {
-        if changed.is_empty() && before.is_some_and(|before| node.has_same_flows(&before)) {
+        if changed.is_empty() && self.legs.is_none() && before.is_some_and(|before| node.has_same_flows(&before)) {
             return known.to_vec();
         }
         let other_owner = before.map(|before| node.cgroups_with_another_owner(&before)).unwrap_or_default();
@@ -438,6 +459,9 @@ impl<'a> Followers<'_, 'a> {
 
     /// Returns the place of a flow whose group need not be joined at once: nothing has changed, or only counts that can wait.
     fn kept(&mut self, flow: &FlowRecord<'_>, before: &FlowRecord<'_>, anchor: AnchorId) -> Option<Place> {
+        if self.legs.is_some_and(|legs| legs.contains(flow.key())) {
+            self.partition.mark(anchor);
+        }
         if flow.is_unchanged_since(before) {
             return Some(Place { anchor, has_only_counted: false });
         }

@@ -10,13 +10,21 @@ use std::{
 };
 
 use crate::{
+    entity::CgroupOwner,
     flow::{FlowKey, Protocol, Role},
     hash::{HashMap, HashSet},
     ledger::{Ledger, NodeRecords},
 };
 
-/// Ports of a node's interceptors, by their network namespaces and cgroups.
-type OfNode = BTreeMap<(u32, u64), BTreeSet<u16>>;
+/// A node's interceptors, by their network namespaces and cgroups.
+type OfNode = BTreeMap<(u32, u64), Interceptor>;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Interceptor {
+    /// Ports at which it accepts what is redirected.
+    ports: BTreeSet<u16>,
+    owner: Option<CgroupOwner>,
+}
 
 /// Interceptors of all nodes.
 #[derive(Clone, Debug, Default)]
@@ -41,11 +49,13 @@ impl Interceptors {
             node.flows().map(|flow| flow.key()).filter(|key| is_intercepted(key)).collect();
         let called = if intercepted.is_empty() { HashSet::default() } else { called_with_other_addresses(node) };
         for key in intercepted.into_iter().filter(|key| !called.contains(&(key.netns, key.local, key.port))) {
-            now.entry((key.netns, key.cgroup_id)).or_default().insert(key.port);
+            let interceptor = now.entry((key.netns, key.cgroup_id)).or_default();
+            interceptor.ports.insert(key.port);
+            interceptor.owner = node.owner_of(key.cgroup_id).cloned();
         }
         let before = self.by_node.remove(node.name()).unwrap_or_default();
         let differ = |one: &OfNode, other: &OfNode| -> BTreeSet<u32> {
-            let is_other = |(at, ports): &(&(u32, u64), &BTreeSet<u16>)| other.get(at) != Some(ports);
+            let is_other = |(at, it): &(&(u32, u64), &Interceptor)| other.get(at) != Some(it);
             one.iter().filter(is_other).map(|((netns, _), _)| *netns).collect()
         };
         let changed = differ(&before, &now).into_iter().chain(differ(&now, &before)).collect();
@@ -53,6 +63,13 @@ impl Interceptors {
             self.by_node.insert(node.name().to_owned(), now);
         }
         changed
+    }
+
+    /// Returns the network namespaces of a node with an interceptor of such an owner.
+    pub(super) fn of_owners(&self, node: &str, is_owner: impl Fn(&CgroupOwner) -> bool) -> BTreeSet<u32> {
+        let of_node = self.by_node.get(node).into_iter().flatten();
+        let of_owners = of_node.filter(|(_, interceptor)| interceptor.owner.as_ref().is_some_and(&is_owner));
+        of_owners.map(|((netns, _), _)| *netns).collect()
     }
 
     /// Drops those of all nodes but the ones of the ledger.
@@ -68,7 +85,13 @@ impl Interceptors {
 
     /// Returns the ports at which a cgroup accepts what a network namespace redirects; `None` if it does not.
     pub(super) fn ports(&self, node: &str, netns: u32, cgroup_id: u64) -> Option<&BTreeSet<u16>> {
-        self.by_node.get(node)?.get(&(netns, cgroup_id))
+        self.by_node.get(node)?.get(&(netns, cgroup_id)).map(|interceptor| &interceptor.ports)
+    }
+
+    /// Returns the cgroup of a network namespace's interceptor, the first one if there are several.
+    pub(super) fn cgroup_in(&self, node: &str, netns: u32) -> Option<u64> {
+        let of_namespace = (netns, 0)..=(netns, u64::MAX);
+        self.by_node.get(node)?.range(of_namespace).next().map(|((_, cgroup_id), _)| *cgroup_id)
     }
 }
 

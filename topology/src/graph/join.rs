@@ -21,6 +21,7 @@ use super::{
     nodes::Nodes,
     observed::{ClientFlow, Fresh, INEXACT, Measured, ServerFlow, Span, Tuple, client_flow, is_counted, server_flow},
     path::{Call, Path},
+    placed_legs::{FlowId, PlacedLeg, PlacedLegs},
     placement::Placed,
     shares::share_out,
     sums::{self, Sum, Sums},
@@ -30,7 +31,7 @@ use crate::{
     directory::{Directory, Owner},
     edge::EdgeCounters,
     entity::Pod,
-    flow::Role,
+    flow::{FlowTotals, Role},
     hash::{HashMap, HashSet},
     history::Part,
     ledger::{FlowView, Ledger},
@@ -45,6 +46,9 @@ pub(super) struct Join<'a> {
     pub(super) forgotten: KnownConnections,
     pub(super) placed: Placed<'a>,
     pub(super) interceptors: Arc<Interceptors>,
+    placed_legs: &'a PlacedLegs,
+    /// Records of flows of proxied pods, by node, as they are now.
+    legs: Vec<(&'a str, FlowId, PlacedLeg)>,
     client_flows: Vec<ClientFlow<'a>>,
     /// By tuple, so that those of one tuple and those of one client are neighbours.
     pub(super) server_flows: Vec<ServerFlow<'a>>,
@@ -71,6 +75,8 @@ pub(super) struct Joined {
     pub(super) sums: HashMap<Key, Sum>,
     pub(super) forgotten_by_servers: HashMap<(Key, Box<str>), u64>,
     pub(super) unsettled: u64,
+    /// Records of flows of proxied pods, by node.
+    pub(super) legs: Vec<(Box<str>, FlowId, PlacedLeg)>,
     /// Time at which the first waiting time ends.
     pub(super) settles_at: Option<SystemTime>,
     /// Time at which the owner of a backend's address may change without an event.
@@ -93,6 +99,8 @@ impl<'a> Join<'a> {
             forgotten: known.forgotten.clone(),
             placed: Placed::new(&known.placed),
             interceptors: Arc::default(),
+            placed_legs: &known.legs,
+            legs: Vec::new(),
             client_flows: Vec::new(),
             server_flows: Vec::new(),
             by_tuple: HashMap::default(),
@@ -117,6 +125,7 @@ impl<'a> Join<'a> {
             sums: std::mem::take(&mut self.sums.by_key),
             forgotten_by_servers: std::mem::take(&mut self.forgotten_by_servers),
             unsettled: std::mem::take(&mut self.unsettled),
+            legs: self.legs.drain(..).map(|(node, id, leg)| (node.into(), id, leg)).collect(),
             settles_at: self.settles_at.take(),
             names_change_at: self.names_change_at.take(),
         }
@@ -127,10 +136,16 @@ impl<'a> Join<'a> {
         for flow in flows.filter(|flow| is_counted(flow, &self.options)) {
             let end = self.ends.by_cgroup(flow.node, flow.owner);
             let scope = self.ends.nodes.scope(flow.node, flow.key);
+            let leg = self.leg_of(&flow);
             match flow.key.role {
-                Role::Client => client_flows.push(client_flow(&flow, end, scope, &self.options)),
+                Role::Client => {
+                    let mut client_flow = client_flow(&flow, end, scope, &self.options);
+                    client_flow.leg = leg.within(&client_flow.counters);
+                    client_flows.push(client_flow);
+                }
                 Role::Server => {
-                    let server_flow = server_flow(&flow, end, scope, &self.options);
+                    let mut server_flow = server_flow(&flow, end, scope, &self.options);
+                    server_flow.leg = leg.within(&server_flow.counters);
                     if !flow.key.local.is_loopback() {
                         let scope = if scope.is_loopback() { Scope::Cluster } else { scope };
                         let seen = Span { from: flow.listening_since, until: flow.changed };
@@ -144,6 +159,9 @@ impl<'a> Join<'a> {
         self.candidates.clear();
         self.redirected.clear();
         self.follow_incoming_proxies(&mut client_flows, &mut server_flows);
+        for flow in &server_flows {
+            self.remember(flow.node, flow.id, flow.leg);
+        }
         // Stable: within a tuple the ledger's order, which does not depend on the reports' order.
         server_flows.sort_by_cached_key(|server_flow| (server_flow.tuple.client, server_flow.tuple));
         self.by_tuple = ranges(&server_flows, |server_flow| server_flow.tuple);
@@ -151,6 +169,25 @@ impl<'a> Join<'a> {
         self.servers = server_flows.iter().map(|server_flow| server_flow.tuple.called()).collect();
         self.unexplained_calls.clear();
         (self.client_flows, self.server_flows) = (client_flows, server_flows);
+    }
+
+    /// Returns the record of a flow's connections through proxies, as far as it has them.
+    fn leg_of(&self, flow: &FlowView<'a>) -> PlacedLeg {
+        if self.placed_legs.is_empty() {
+            return PlacedLeg::default();
+        }
+        let FlowTotals { opened, failed, bytes_sent, bytes_received, .. } = flow.forgotten;
+        let (bytes_sent, bytes_received) =
+            if flow.key.role == Role::Client { (bytes_sent, bytes_received) } else { (bytes_received, bytes_sent) };
+        let forgotten = EdgeCounters { opened, failed, bytes_sent, bytes_received, ..EdgeCounters::default() };
+        self.placed_legs.of(flow).without_first(&forgotten)
+    }
+
+    /// Records where a flow's connections through proxies are.
+    pub(super) fn remember(&mut self, node: &'a str, id: FlowId, leg: PlacedLeg) {
+        if leg != PlacedLeg::default() {
+            self.legs.push((node, id, leg));
+        }
     }
 
     /// Runs the passes, most certain first, so that less is left to inference.
@@ -241,7 +278,7 @@ impl<'a> Join<'a> {
         made: &mut MadeEdges,
     ) -> Graph {
         let mut graph = Graph { settles_at: self.ledger.next_silence(self.options.now), ..Graph::default() };
-        let mut merged = HashMap::default();
+        let (mut merged, mut legs) = (HashMap::default(), PlacedLegs::default());
         for joined in parts {
             for (key, sum) in &joined.sums {
                 sums::add(&mut merged, *key, Cow::Borrowed(sum));
@@ -251,7 +288,11 @@ impl<'a> Join<'a> {
                 *sum = count::add(*sum, *opened);
             }
             graph.unsettled = count::add(graph.unsettled, joined.unsettled);
+            for (node, id, leg) in &joined.legs {
+                legs.insert(node, *id, *leg);
+            }
         }
+        graph.legs = Arc::new(legs);
         (graph.edges, graph.outside) = edges(merged, &mut self.ends, choice, made);
         graph
     }

@@ -50,6 +50,12 @@ impl KnownConnections {
         self.connections.is_empty()
     }
 
+    /// Returns the number of connections that servers count.
+    pub(super) fn counted(&self, client: &Peer, server: &Peer, (port, protocol): (u16, Protocol)) -> u64 {
+        let between = (client.clone(), server.clone(), port, protocol);
+        self.connections.get(&between).map_or(0, |known| known.counted)
+    }
+
     /// Takes up to `left` of the connections to this pod, or `to_any` pod, that servers count. Returns them, with their share
     /// in the bytes, and whether these are exact: servers count all of them, and they are to no other pod.
     pub(super) fn take(

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::SystemTime};
 
-use super::observed::{ClientFlow, INEXACT, ServerFlow};
+use super::observed::{ClientFlow, Fresh, INEXACT, ServerFlow};
 use crate::{count, hash::HashSet, history::Part};
 
 /// Sum of the connections of some flows.
@@ -14,22 +14,67 @@ pub(super) struct Leg {
     /// The part of it that was opened after all of the rest had to be counted by the other legs.
     later: u64,
     /// Attempts that failed or are pending.
-    unanswered: u64,
+    pub(super) unanswered: u64,
 }
 
 impl Leg {
-    /// Returns the leg of clients' flows. What was opened by `settled` has had time to be reported.
-    pub(super) fn of_clients<'f, 'a: 'f>(flows: impl Iterator<Item = &'f ClientFlow<'a>>, settled: SystemTime) -> Self {
+    /// Returns the leg of the undecided connections of applications' flows. What was opened by `settled` has had time to be
+    /// reported.
+    pub(super) fn of_applications<'f, 'a: 'f>(
+        flows: impl Iterator<Item = &'f ClientFlow<'a>>,
+        settled: SystemTime,
+    ) -> Self {
         flows.fold(Self::default(), |leg, flow| {
-            let unanswered = count::add(flow.counters.failed, flow.counters.pending);
-            leg.with(flow.counters.opened, flow.fresh.opened, later(flow.parts, settled), unanswered)
+            let left = flow.leg.undecided_of_application(&flow.counters);
+            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), 0)
         })
     }
 
-    /// Returns the leg of servers' flows, as [`Self::of_clients`].
-    pub(super) fn of_servers<'f, 'a: 'f>(flows: impl Iterator<Item = &'f ServerFlow<'a>>, settled: SystemTime) -> Self {
+    /// Returns the leg of the undecided connections of a proxy's clients' flows, as [`Self::of_applications`].
+    pub(super) fn of_proxies<'f, 'a: 'f>(flows: impl Iterator<Item = &'f ClientFlow<'a>>, settled: SystemTime) -> Self {
         flows.fold(Self::default(), |leg, flow| {
-            leg.with(flow.counters.opened, flow.fresh.opened, later(flow.parts, settled), 0)
+            let left = flow.leg.undecided_of_proxy(&flow.counters);
+            let failed = flow.counters.failed.saturating_sub(flow.leg.attempts);
+            let unanswered = count::add(failed, flow.counters.pending);
+            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), unanswered)
+        })
+    }
+
+    /// Returns the leg of the undecided connections that servers' flows accept, as [`Self::of_applications`].
+    pub(super) fn of_arrivals<'f, 'a: 'f>(
+        flows: impl Iterator<Item = &'f ServerFlow<'a>>,
+        settled: SystemTime,
+    ) -> Self {
+        flows.fold(Self::default(), |leg, flow| {
+            let left = flow.counters.opened.saturating_sub(flow.leg.matched);
+            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), 0)
+        })
+    }
+
+    /// Returns the leg of calls of a pod with itself, which its proxy leads to the server as well.
+    pub(super) fn of_inward_calls<'f, 'a: 'f>(
+        flows: impl Iterator<Item = &'f ClientFlow<'a>>,
+        settled: SystemTime,
+    ) -> Self {
+        flows.fold(Self::default(), |leg, flow| {
+            let left = flow.counters.opened.saturating_sub(flow.leg.inward);
+            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), 0)
+        })
+    }
+
+    /// Returns both together.
+    pub(super) fn and(self, other: &Self) -> Self {
+        self.with(other.opened, other.fresh, other.later, other.unanswered)
+    }
+
+    /// Returns the connections of servers' flows that were opened by `settled`.
+    pub(super) fn settled_of_servers<'f, 'a: 'f>(
+        flows: impl Iterator<Item = &'f ServerFlow<'a>>,
+        settled: SystemTime,
+    ) -> u64 {
+        flows.fold(0, |sum, flow| {
+            let fresh = Fresh::of(flow.counters.opened, flow.first_seen, flow.parts, settled);
+            count::add(sum, flow.counters.opened.saturating_sub(fresh.opened))
         })
     }
 
@@ -52,10 +97,32 @@ impl Leg {
         self.opened.saturating_sub(self.later)
     }
 
+    /// Returns the connections that both legs have in common: all if they have as many, and otherwise those that are settled.
+    pub(super) fn matched(accepted: &Self, opened: &Self) -> Matched {
+        let both = accepted.opened.min(opened.opened);
+        let unanswered = (accepted.opened - both).min(opened.unanswered);
+        let is_same = accepted.opened - unanswered == both && opened.opened == both;
+        let both = if is_same { both } else { accepted.settled().min(opened.settled()) };
+        let certainly = opened.unanswered.min(accepted.settled().saturating_sub(both));
+        let unanswered = if is_same { unanswered } else { certainly };
+        Matched { both, unanswered, certainly: certainly.min(unanswered) }
+    }
+
     /// Returns whether the proxy opened, or attempted, one connection for each that it accepted. Its agent has both legs.
     pub(super) fn is_one_for_one(accepted: &Self, opened: &Self) -> bool {
         opened.settled() <= accepted.earlier() && accepted.settled() <= count::add(opened.earlier(), opened.unanswered)
     }
+}
+
+/// Connections that two legs have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matched {
+    /// Connections of both.
+    pub(super) both: u64,
+    /// Accepted connections of which the other leg is an attempt.
+    pub(super) unanswered: u64,
+    /// Those of them for which no other attempt can be on its way.
+    pub(super) certainly: u64,
 }
 
 /// Returns the item of a set if it is the only one.
@@ -72,12 +139,41 @@ pub(super) fn remove<T>(items: &mut Vec<T>, gone: &HashSet<usize>) {
     });
 }
 
-/// Leaves a flow of a proxy only the attempts without a connection. Returns whether there are any.
-pub(super) fn leave_unanswered(flow: &mut ClientFlow<'_>) -> bool {
-    let (failed, pending) = (flow.counters.failed, flow.counters.pending);
-    flow.counters = crate::edge::EdgeCounters { failed, pending, ..crate::edge::EdgeCounters::default() };
-    flow.fresh = super::observed::Fresh::default();
-    failed > 0 || pending > 0
+/// Takes up to so many failed attempts of a proxy's flows as the other leg of connections. Returns their number.
+pub(super) fn take_attempts<'i>(
+    calls: impl Iterator<Item = &'i usize>,
+    client_flows: &mut [ClientFlow<'_>],
+    unanswered: u64,
+) -> u64 {
+    let mut left = unanswered;
+    for index in calls {
+        let flow = &mut client_flows[*index];
+        let taken = flow.counters.failed.saturating_sub(flow.leg.attempts).min(left);
+        flow.leg.attempts += taken;
+        left -= taken;
+    }
+    unanswered - left
+}
+
+/// Gives so many connections to flows, up to those that are undecided, first to the ones that were opened last. Returns
+/// the number of each.
+pub(super) fn deal(
+    mut number: u64,
+    flows: &[usize],
+    client_flows: &[ClientFlow<'_>],
+    undecided: impl Fn(&ClientFlow<'_>) -> u64,
+) -> Vec<(usize, u64)> {
+    let mut parts: Vec<(usize, u64)> = flows.iter().map(|index| (*index, 0)).collect();
+    for is_of_all in [false, true] {
+        for (index, part) in &mut parts {
+            let flow = &client_flows[*index];
+            let most = undecided(flow).min(if is_of_all { u64::MAX } else { flow.fresh.opened });
+            let more = most.saturating_sub(*part).min(number);
+            *part += more;
+            number -= more;
+        }
+    }
+    parts
 }
 
 /// Returns how many connections were certainly opened after this time.

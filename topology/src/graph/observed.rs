@@ -10,6 +10,7 @@ use super::{
     address::{Called, Scope},
     key::Key,
     names::EndpointId,
+    placed_legs::{FlowId, PlacedLeg},
 };
 use crate::{
     count,
@@ -134,6 +135,7 @@ impl Measured {
 #[derive(Debug)]
 pub(super) struct ClientFlow<'a> {
     pub(super) node: &'a str,
+    pub(super) id: FlowId,
     /// Inode number of its network namespace.
     pub(super) netns: u32,
     pub(super) cgroup_id: u64,
@@ -157,6 +159,10 @@ pub(super) struct ClientFlow<'a> {
     pub(super) nat_peers: &'a NatPeers,
     /// Transparent proxy between its ends, and the end whose network has it.
     pub(super) via: Option<(Side, EndpointId)>,
+    /// Record of its connections through proxies.
+    pub(super) leg: PlacedLeg,
+    /// True if it leads to a server in its own network, from what may be a proxy in front of it.
+    pub(super) is_relayed: bool,
 }
 
 /// A client's flow that is the other end of a server's: who it is, on which edge.
@@ -186,9 +192,10 @@ pub(super) struct ExplainedAt<'a> {
 }
 
 /// A server's flow.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ServerFlow<'a> {
     pub(super) node: &'a str,
+    pub(super) id: FlowId,
     /// Inode number of its network namespace.
     pub(super) netns: u32,
     pub(super) end: EndpointId,
@@ -222,13 +229,15 @@ pub(super) struct ServerFlow<'a> {
     /// Times at which its connections were opened, as its agent counts.
     pub(super) parts: &'a [Part],
     /// Time up to which they are on edges; none is left out without it.
-    shown_until: Option<SystemTime>,
+    pub(super) shown_until: Option<SystemTime>,
     pub(super) live: bool,
     pub(super) methods: Methods,
     pub(super) measured: Measured,
     pub(super) nat_peers: &'a NatPeers,
     /// Transparent proxy through which its connections came.
     pub(super) via: Option<EndpointId>,
+    /// Record of its connections through proxies.
+    pub(super) leg: PlacedLeg,
 }
 
 impl<'a> ServerFlow<'a> {
@@ -347,6 +356,7 @@ pub(super) fn client_flow<'a>(
     let totals = flow.totals;
     ClientFlow {
         node: flow.node,
+        id: FlowId::of(flow),
         netns: flow.key.netns,
         cgroup_id: flow.key.cgroup_id,
         end,
@@ -380,6 +390,8 @@ pub(super) fn client_flow<'a>(
         measured: Measured::of(flow, &totals, options),
         nat_peers: flow.nat_peers,
         via: None,
+        leg: PlacedLeg::default(),
+        is_relayed: false,
     }
 }
 
@@ -404,6 +416,7 @@ pub(super) fn server_flow<'a>(
     };
     ServerFlow {
         node: flow.node,
+        id: FlowId::of(flow),
         netns: flow.key.netns,
         end,
         tuple: Tuple {
@@ -435,6 +448,7 @@ pub(super) fn server_flow<'a>(
         measured: Measured::of(flow, &totals, options),
         nat_peers: flow.nat_peers,
         via: None,
+        leg: PlacedLeg::default(),
     }
 }
 

@@ -7,16 +7,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::SystemTime,
 };
 
 use super::{
     address::Scope,
     join::Join,
     key::Key,
-    legs::{Leg, leave_unanswered, only, remove},
-    observed::{ClientFlow, ServerFlow, Tuple},
+    legs::{Leg, Matched, deal, only, remove, take_attempts},
+    names::{EndpointId, PeerId},
+    observed::{ClientFlow, Fresh, ServerFlow, Tuple},
+    placed_legs::PlacedLeg,
 };
 use crate::{
+    count,
     edge::{EdgeCounters, Side},
     flow::Protocol,
     hash::{HashMap, HashSet},
@@ -45,6 +49,10 @@ enum Relation {
     OneForOne,
     /// The proxy shares or repeats connections.
     Pooled,
+    /// Reports that decide it are on their way.
+    Waiting,
+    /// One of the two has none.
+    Alone,
 }
 
 impl<'a> Join<'a> {
@@ -71,17 +79,139 @@ impl<'a> Join<'a> {
     pub(super) fn follow_outgoing_proxies(&mut self, mut client_flows: Vec<ClientFlow<'a>>) -> Vec<ClientFlow<'a>> {
         let mut gone = HashSet::default();
         for calls in self.intercepted_calls(&client_flows) {
-            match self.relation(&calls, &client_flows) {
-                Relation::Separate => {}
-                Relation::OneForOne => gone.extend(lead_through(&calls, &mut client_flows)),
-                Relation::Pooled => {
-                    gone.extend(&calls.of_applications);
-                    self.join_with_proxy(&calls, &mut client_flows);
-                }
-            }
+            gone.extend(self.place_calls(&calls, &mut client_flows));
+        }
+        for flow in &client_flows {
+            self.remember(flow.node, flow.id, flow.leg);
         }
         remove(&mut client_flows, &gone);
         client_flows
+    }
+
+    /// Places calls of one pod on edges. Returns the flows of which nothing is left.
+    fn place_calls(&mut self, calls: &Calls, client_flows: &mut [ClientFlow<'a>]) -> Vec<usize> {
+        let relation = self.relation(calls, client_flows);
+        let (is_one_for_one, is_pooled) = (relation == Relation::OneForOne, relation == Relation::Pooled);
+        let left_out = if is_one_for_one {
+            self.match_legs(calls, client_flows)
+        } else {
+            calls.all().map(|index| (index, self.left_out(relation, &client_flows[index]))).collect()
+        };
+        let proxy = self.proxy_of(calls, client_flows);
+        let mut gone = Vec::new();
+        for (index, out) in left_out {
+            let flow = &mut client_flows[index];
+            flow.leg.is_pooled |= is_pooled && proxy.is_some();
+            let via = proxy.map(|(end, _)| (Side::Client, end));
+            if relation == Relation::Separate {
+                flow.leg.apart = count::add(flow.leg.apart, self.undecided(flow));
+            }
+            let waiting = if self.is_interceptors(flow) {
+                flow.leg.is_proxys = true;
+                flow.via = via.filter(|_| is_pooled);
+                place_proxys(flow, out, is_one_for_one)
+            } else {
+                flow.via = via.filter(|_| is_pooled || flow.leg.matched > 0);
+                let (rest, waiting) = place_applications(flow, out);
+                if let Some((end, port)) = proxy {
+                    if flow.leg.is_pooled && flow.leg.proxys_port == 0 {
+                        flow.leg.proxys_port = port.unwrap_or_default();
+                    }
+                    let port = Some(flow.leg.proxys_port).filter(|port| *port > 0);
+                    self.join_with_proxy(flow, (end, port), &rest);
+                }
+                waiting
+            };
+            if waiting > 0 {
+                self.hold(waiting, &client_flows[index].fresh);
+            }
+            if client_flows[index].counters == EdgeCounters::default() {
+                gone.push(index);
+            }
+        }
+        note_evident(relation, calls, client_flows);
+        move_measurements(calls, client_flows);
+        gone
+    }
+
+    /// Matches the connections of both legs as far as both have them. Returns the others.
+    fn match_legs(&self, calls: &Calls, client_flows: &mut [ClientFlow<'a>]) -> Vec<(usize, LeftOut)> {
+        let (accepted, opened) = self.legs(calls, client_flows);
+        let Matched { both, unanswered, certainly } = Leg::matched(&accepted, &opened);
+        let of_applications = |flow: &ClientFlow<'_>| flow.leg.undecided_of_application(&flow.counters);
+        let of_proxies = |flow: &ClientFlow<'_>| flow.leg.undecided_of_proxy(&flow.counters);
+        let waiting = accepted.opened - unanswered - both;
+        let left_out = deal(waiting, &calls.of_applications, client_flows, of_applications);
+        let mut left_out: Vec<_> =
+            left_out.into_iter().map(|(index, waiting)| (index, LeftOut { waiting, pending: 0 })).collect();
+        let mut failed = take_attempts(calls.of_proxies.iter(), client_flows, certainly);
+        let mut pending = unanswered - failed;
+        for (index, out) in &mut left_out {
+            let flow = &mut client_flows[*index];
+            let left = of_applications(flow) - out.waiting;
+            let without = failed.min(left);
+            failed -= without;
+            out.pending = pending.min(left - without);
+            pending -= out.pending;
+            flow.leg.unanswered += without;
+            flow.leg.matched = count::add(flow.leg.matched, left - without - out.pending);
+        }
+        let of_proxies = deal(opened.opened - both, &calls.of_proxies, client_flows, of_proxies);
+        left_out.extend(of_proxies.into_iter().map(|(index, waiting)| (index, LeftOut { waiting, pending: 0 })));
+        left_out
+    }
+
+    /// Returns the connections of a flow that are on no edge yet, where legs are not matched.
+    fn left_out(&self, relation: Relation, flow: &ClientFlow<'a>) -> LeftOut {
+        let undecided = self.undecided(flow);
+        let waiting = match relation {
+            Relation::Alone => undecided.min(flow.fresh.opened),
+            Relation::Waiting => undecided,
+            Relation::Separate | Relation::OneForOne | Relation::Pooled => 0,
+        };
+        LeftOut { waiting, pending: 0 }
+    }
+
+    fn undecided(&self, flow: &ClientFlow<'a>) -> u64 {
+        if self.is_interceptors(flow) {
+            flow.leg.undecided_of_proxy(&flow.counters)
+        } else {
+            flow.leg.undecided_of_application(&flow.counters)
+        }
+    }
+
+    /// Returns the undecided connections of applications and proxies.
+    fn legs(&self, calls: &Calls, client_flows: &[ClientFlow<'a>]) -> (Leg, Leg) {
+        let settled = self.options.settled();
+        let accepted = calls.of_applications.iter().map(|index| &client_flows[*index]);
+        let opened = calls.of_proxies.iter().map(|index| &client_flows[*index]);
+        (Leg::of_applications(accepted, settled), Leg::of_proxies(opened, settled))
+    }
+
+    /// Returns the proxy of a pod, and the port at which it accepts connections if there is only one.
+    fn proxy_of(&mut self, calls: &Calls, client_flows: &[ClientFlow<'a>]) -> Option<(EndpointId, Option<u16>)> {
+        let flow = calls.of_proxies.first().or(calls.of_applications.first()).map(|index| &client_flows[*index])?;
+        let (node, netns, end) = (flow.node, flow.netns, flow.end);
+        let (end, cgroup_id) = if self.is_interceptors(flow) {
+            (end, Some(flow.cgroup_id))
+        } else if let Some(cgroup_id) = self.interceptors.cgroup_in(node, netns) {
+            let owner = self.ledger.records_of(node).and_then(|records| records.owner_of(cgroup_id));
+            (self.ends.by_cgroup(node, owner), Some(cgroup_id))
+        } else {
+            // It is in the pod, and none of its flows is known any more.
+            (self.own_loopback(node, end), None)
+        };
+        let ports = cgroup_id.and_then(|cgroup_id| self.interceptors.ports(node, netns, cgroup_id));
+        Some((end, ports.and_then(only)))
+    }
+
+    /// Has connections wait for reports.
+    pub(super) fn hold(&mut self, opened: u64, fresh: &Fresh) {
+        if !fresh.since.is_some_and(|since| self.waits(since)) {
+            // The wait ends with an agent's report, which may come at any time.
+            self.waits(self.options.now);
+        }
+        self.unsettled = count::add(self.unsettled, opened);
     }
 
     /// Returns the calls of pods with interceptors, as far as applications and proxies call common servers.
@@ -90,8 +220,9 @@ impl<'a> Join<'a> {
         let mut by_pod: BTreeMap<(&str, u32, IpAddr), Vec<usize>> = BTreeMap::new();
         for (index, flow) in client_flows.iter().enumerate() {
             if flow.tuple.protocol == Protocol::Tcp
-                && self.interceptors.has(flow.node, flow.netns)
+                && (self.interceptors.has(flow.node, flow.netns) || flow.leg.is_proxied())
                 && flow.via.is_none()
+                && !flow.is_relayed
                 && (self.is_interceptors(flow) || self.own_pod(flow.end).is_some())
             {
                 by_pod.entry((flow.node, flow.netns, flow.tuple.client)).or_default().push(index);
@@ -128,13 +259,13 @@ impl<'a> Join<'a> {
                 all[place].add(other);
             }
         }
-        all.retain(Calls::has_both);
+        all.retain(|calls| !calls.is_empty());
         all.iter_mut().for_each(Calls::sort);
         all
     }
 
     pub(super) fn is_interceptors(&self, flow: &ClientFlow<'a>) -> bool {
-        self.interceptors.ports(flow.node, flow.netns, flow.cgroup_id).is_some()
+        flow.leg.is_proxys || self.interceptors.ports(flow.node, flow.netns, flow.cgroup_id).is_some()
     }
 
     /// Returns the pods that interceptors call at the ports of the pods' own proxies: these may lead to any port there.
@@ -156,17 +287,67 @@ impl<'a> Join<'a> {
         backends.chain([(flow.tuple.server, flow.tuple.port)]).collect()
     }
 
-    fn relation(&self, calls: &Calls, client_flows: &[ClientFlow<'a>]) -> Relation {
-        let settled = self.options.settled();
-        let accepted = Leg::of_clients(calls.of_applications.iter().map(|index| &client_flows[*index]), settled);
-        let opened = Leg::of_clients(calls.of_proxies.iter().map(|index| &client_flows[*index]), settled);
+    fn relation(&mut self, calls: &Calls, client_flows: &[ClientFlow<'a>]) -> Relation {
+        if calls.all().any(|index| client_flows[index].leg.is_pooled) {
+            return Relation::Pooled;
+        }
+        if !calls.has_both() {
+            return Relation::Alone;
+        }
+        let (accepted, opened) = self.legs(calls, client_flows);
         if Leg::is_one_for_one(&accepted, &opened) {
             return Relation::OneForOne;
         }
-        let served = self.servers_flows_of(calls, client_flows).map(|index| &self.server_flows[index]);
-        let served = Leg::of_servers(served, settled);
+        let known = self.known_to_servers(calls, client_flows);
+        let settled = self.options.settled();
+        let reported = self.reported_by(calls, client_flows).min(settled);
+        let served = |settled| {
+            let served = self.servers_flows_of(calls, client_flows).map(|index| &self.server_flows[index]);
+            Leg::settled_of_servers(served, settled)
+        };
         // More than the proxy opened: the applications reached the servers without it.
-        if served.settled() > opened.opened { Relation::Separate } else { Relation::Pooled }
+        if served(reported) > known {
+            Relation::Separate
+        } else if reported < settled && served(settled) > known {
+            // The agent of the pod's node reports later than the servers' agents.
+            Relation::Waiting
+        } else {
+            Relation::Pooled
+        }
+    }
+
+    /// Returns the connections that servers count of calls, but for those that reached them without the proxy since.
+    fn known_to_servers(&self, calls: &Calls, client_flows: &[ClientFlow<'a>]) -> u64 {
+        let sum = |indexes: &[usize], part: fn(&ClientFlow<'_>) -> u64| {
+            indexes.iter().map(|index| part(&client_flows[*index])).fold(0, count::add)
+        };
+        let by_proxies = sum(&calls.of_proxies, |flow| flow.counters.opened);
+        let apart = sum(&calls.of_applications, |flow| flow.leg.apart);
+        // The proxy's flows of some may be gone.
+        let matched = sum(&calls.of_applications, |flow| flow.leg.matched);
+        let gone = matched.saturating_sub(sum(&calls.of_proxies, |flow| flow.leg.placed.opened));
+        let known = [by_proxies, apart, gone].into_iter().fold(0, count::add);
+        if self.forgotten.is_empty() {
+            return known;
+        }
+        let client = calls.all().next().map(|index| self.ends.peer_of(client_flows[index].end));
+        let servers: BTreeSet<(PeerId, u16)> = self
+            .servers_flows_of(calls, client_flows)
+            .map(|index| (self.ends.peer_of(self.server_flows[index].end), self.server_flows[index].port))
+            .collect();
+        let forgotten = servers.into_iter().zip(client.into_iter().cycle()).map(|((server, port), client)| {
+            let (client, server) = (self.ends.peer(client), self.ends.peer(server));
+            self.forgotten.counted(client, server, (port, Protocol::Tcp))
+        });
+        forgotten.fold(known, count::add)
+    }
+
+    /// Returns the time up to which the agent of a pod has reported its calls.
+    fn reported_by(&self, calls: &Calls, client_flows: &[ClientFlow<'a>]) -> SystemTime {
+        let node = calls.all().next().map(|index| client_flows[index].node);
+        let node = node.filter(|node| self.ledger.observes(node, self.options.now));
+        let heard = node.and_then(|node| self.ledger.heard(node)).unwrap_or(self.options.now);
+        heard.checked_sub(self.options.settle).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// Returns the servers' flows that can be the other ends of calls.
@@ -198,34 +379,123 @@ impl<'a> Join<'a> {
         tuples.filter_map(|tuple| self.by_tuple(&tuple)).flatten().filter(is_in_time)
     }
 
-    /// Joins the applications' connections with the proxy that accepted them, and notes it on its own calls.
-    fn join_with_proxy(&mut self, calls: &Calls, client_flows: &mut [ClientFlow<'a>]) {
-        let Some(proxy) = calls.of_proxies.first().map(|index| &client_flows[*index]) else { return };
-        let ports = self.interceptors.ports(proxy.node, proxy.netns, proxy.cgroup_id);
-        let port = ports.and_then(only);
-        let via = Some((Side::Client, proxy.end));
-        let server = proxy.end;
-        for index in &calls.of_applications {
-            client_flows[*index].via = via;
-            let flow = &client_flows[*index];
-            let service = self.candidates_of(flow).and_then(|candidates| candidates.service);
-            let key = Key {
-                client: self.ends.peer_of(flow.end),
-                server: self.ends.peer_of(server),
-                service,
-                port,
-                protocol: Protocol::Tcp,
-            };
-            let counters = flow.counters;
-            self.add_from_client(flow, key, &counters);
-            let sum = self.sums.at(key);
-            sum.both_seen = true;
-            sum.server_certain = true;
-            sum.add_server(server, counters.opened, counters.failed);
+    /// Joins an application's connections with the proxy that accepted them.
+    fn join_with_proxy(
+        &mut self,
+        flow: &ClientFlow<'a>,
+        (server, port): (EndpointId, Option<u16>),
+        counters: &EdgeCounters,
+    ) {
+        if *counters == EdgeCounters::default() {
+            return;
         }
-        for index in &calls.of_proxies {
-            client_flows[*index].via = via;
-        }
+        let service = self.candidates_of(flow).and_then(|candidates| candidates.service);
+        let key = Key {
+            client: self.ends.peer_of(flow.end),
+            server: self.ends.peer_of(server),
+            service,
+            port,
+            protocol: Protocol::Tcp,
+        };
+        self.add_from_client(flow, key, counters);
+        let sum = self.sums.at(key);
+        sum.both_seen = true;
+        sum.server_certain = true;
+        sum.add_server(server, counters.opened, counters.failed);
+    }
+}
+
+/// Connections of a flow that are on no edge yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct LeftOut {
+    /// Connections that wait for reports.
+    waiting: u64,
+    /// Connections of which the other leg is an attempt that is pending, or that failed and may be repeated.
+    pending: u64,
+}
+
+/// Leaves a proxy's flow its own calls, and the attempts without a connection. Returns how many connections wait.
+fn place_proxys(flow: &mut ClientFlow<'_>, out: LeftOut, is_one_for_one: bool) -> u64 {
+    let counters = flow.counters;
+    let decided = flow.leg.undecided_of_proxy(&counters) - out.waiting;
+    if is_one_for_one {
+        flow.leg.place(&counters, flow.leg.placed.opened + decided);
+    } else {
+        flow.leg.apart = count::add(flow.leg.apart, decided);
+    }
+    let own = counters.without(&flow.leg.placed);
+    let own = if flow.leg.apart == 0 { EdgeCounters::default() } else { own.share(flow.leg.apart) };
+    flow.counters = EdgeCounters { failed: counters.failed, pending: counters.pending, ..own };
+    flow.fresh.opened = flow.fresh.opened.min(own.opened);
+    out.waiting
+}
+
+/// Leaves an application's flow the connections with the server. Returns those with the proxy, and how many wait.
+fn place_applications(flow: &mut ClientFlow<'_>, out: LeftOut) -> (EdgeCounters, u64) {
+    let counters = flow.counters;
+    let EdgeCounters { failed, pending, .. } = counters;
+    let unanswered = flow.leg.unanswered;
+    if !flow.leg.is_pooled {
+        let opened = counters.opened.saturating_sub(unanswered).saturating_sub(out.waiting).saturating_sub(out.pending);
+        let shown = flow.leg.place(&counters, opened);
+        flow.leg.placed.failed = failed;
+        flow.counters = EdgeCounters { failed, pending, ..shown };
+        let left_out = counters.opened - shown.opened;
+        flow.fresh.opened = flow.fresh.opened.saturating_sub(left_out);
+        return (EdgeCounters::default(), left_out.saturating_sub(unanswered).saturating_sub(out.pending));
+    }
+    let shown = flow.leg.place(&counters, 0);
+    flow.counters = EdgeCounters { failed: flow.leg.placed.failed, ..shown };
+    flow.fresh = Fresh::default();
+    let rest = counters.without(&flow.counters);
+    let opened = rest.opened.saturating_sub(unanswered);
+    let of_proxy = if opened == 0 { EdgeCounters::default() } else { rest.share(opened) };
+    (EdgeCounters { failed: rest.failed, pending, ..of_proxy }, 0)
+}
+
+/// Notes on the flows whether their counts alone show what was decided.
+fn note_evident(relation: Relation, calls: &Calls, client_flows: &mut [ClientFlow<'_>]) {
+    let sum = |indexes: &[usize], part: fn(&PlacedLeg) -> u64| {
+        indexes.iter().map(|index| part(&client_flows[*index].leg)).fold(0, count::add)
+    };
+    let matched = sum(&calls.of_applications, |leg| leg.matched);
+    let hidden = sum(&calls.of_proxies, |leg| leg.placed.opened);
+    let is_plain = calls.all().all(|index| {
+        let leg = &client_flows[index].leg;
+        (leg.unanswered, leg.attempts, leg.inward) == (0, 0, 0)
+    });
+    let apart = calls.all().map(|index| client_flows[index].leg.apart).fold(0, count::add);
+    let is_evident = is_plain
+        && match relation {
+            Relation::OneForOne => matched == hidden && apart == 0,
+            Relation::Alone => (matched, hidden) == (0, 0),
+            Relation::Separate | Relation::Pooled | Relation::Waiting => false,
+        };
+    for index in calls.all() {
+        client_flows[index].leg.is_evident = is_evident;
+    }
+}
+
+/// Gives the applications' flows what the proxies' connections measured: their own times are those of the way to the proxy.
+fn move_measurements(calls: &Calls, client_flows: &mut [ClientFlow<'_>]) {
+    if !calls.of_proxies.iter().any(|index| client_flows[*index].leg.placed.opened > 0) {
+        return;
+    }
+    let of_proxies = || calls.of_proxies.iter();
+    let rtt = of_proxies().fold(RttHistogram::default(), |sum, index| sum.plus(&client_flows[*index].measured.rtt));
+    let retransmits = of_proxies().fold(EdgeCounters::default(), |mut sum, index| {
+        sum.add_retransmits_of(&client_flows[*index].leg.placed);
+        sum
+    });
+    for index in &calls.of_applications {
+        client_flows[*index].measured.rtt = RttHistogram::default();
+    }
+    if let [only] = calls.of_applications[..] {
+        client_flows[only].measured.rtt = rtt;
+    }
+    let first = calls.of_applications.iter().find(|index| client_flows[**index].counters.opened > 0);
+    if let Some(first) = first {
+        client_flows[*first].counters.add_retransmits_of(&retransmits);
     }
 }
 
@@ -241,34 +511,17 @@ impl Calls {
         self.of_proxies.sort_unstable();
     }
 
+    fn all(&self) -> impl Iterator<Item = usize> {
+        self.of_applications.iter().chain(&self.of_proxies).copied()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.of_applications.is_empty() && self.of_proxies.is_empty()
+    }
+
     fn has_both(&self) -> bool {
         !self.of_applications.is_empty() && !self.of_proxies.is_empty()
     }
-}
-
-/// Notes the proxy on the applications' calls, with what its connections measured. Returns the proxies' flows that are no
-/// calls of their own.
-fn lead_through(calls: &Calls, client_flows: &mut [ClientFlow<'_>]) -> Vec<usize> {
-    let of_proxies = || calls.of_proxies.iter();
-    let rtt = of_proxies().fold(RttHistogram::default(), |sum, index| sum.plus(&client_flows[*index].measured.rtt));
-    let retransmits = of_proxies().fold(EdgeCounters::default(), |mut sum, index| {
-        sum.add_retransmits_of(&client_flows[*index].counters);
-        sum
-    });
-    let via = of_proxies().next().map(|index| (Side::Client, client_flows[*index].end));
-    for index in &calls.of_applications {
-        let flow = &mut client_flows[*index];
-        flow.via = via;
-        // Its own times are those of the way to the proxy.
-        flow.measured.rtt = RttHistogram::default();
-    }
-    if let [only] = calls.of_applications[..] {
-        client_flows[only].measured.rtt = rtt;
-    }
-    if let Some(first) = calls.of_applications.first() {
-        client_flows[*first].counters.add_retransmits_of(&retransmits);
-    }
-    of_proxies().copied().filter(|index| !leave_unanswered(&mut client_flows[*index])).collect()
 }
 
 /// Returns the place into which a place was merged, itself if it was not.

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     directory::{Change, Directory},
     edge::Peer,
+    entity::CgroupOwner,
     flow::{Protocol, Role},
     hash::{HashMap, HashSet},
     ledger::FlowRecord,
@@ -74,20 +75,23 @@ impl Changed {
         self.pods.is_empty() && self.addresses.is_empty() && self.node_ports.is_empty()
     }
 
+    /// Returns whether the names of a cgroup's owner may have changed.
+    pub(super) fn concerns_owner(&self, owner: &CgroupOwner) -> bool {
+        match owner {
+            CgroupOwner::PodContainer { pod_uid, container_id } => {
+                self.pods.contains(pod_uid.as_str()) || self.pods.contains(container_id.as_str())
+            }
+            CgroupOwner::HostProcess { .. } => false,
+        }
+    }
+
     /// Returns whether a flow's names may have changed.
     pub(super) fn concerns(&self, flow: &FlowRecord<'_>) -> bool {
-        use crate::entity::CgroupOwner::{HostProcess, PodContainer};
         if self.is_empty() {
             return false;
         }
         let key = flow.key();
-        let is_owners = match flow.owner() {
-            Some(PodContainer { pod_uid, container_id }) => {
-                self.pods.contains(pod_uid.as_str()) || self.pods.contains(container_id.as_str())
-            }
-            Some(HostProcess { .. }) | None => false,
-        };
-        is_owners
+        flow.owner().is_some_and(|owner| self.concerns_owner(owner))
             || [key.local, key.remote].iter().any(|ip| self.addresses.contains(ip))
             || self.node_ports.contains(&(key.port, key.protocol))
             || flow.nat_peers().iter().any(|(peer, _)| self.addresses.contains(&peer.ip))
@@ -203,6 +207,10 @@ impl Partition {
         }
         let is_inner = is_loopback || key.local == key.remote;
         let kind = match key.role {
+            // What the network redirects at the client, where it may call itself.
+            Role::Server if key.local.is_loopback() && directory.is_pods_address(key.remote) => {
+                Kind::Arrival(key.remote)
+            }
             Role::Server if !is_inner && directory.is_pods_address(key.local) => Kind::Arrival(key.local),
             Role::Client if is_inner => Kind::Inner,
             Role::Client if directory.is_pods_address_on(flow.node(), key.remote) => Kind::To(key.remote),

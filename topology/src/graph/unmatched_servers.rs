@@ -133,7 +133,7 @@ impl<'a> Join<'a> {
         let client_end = self.client_of(server_flow);
         let (client, server) = (self.ends.peer_of(client_end), self.ends.peer_of(server_flow.end));
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
-        let at = (server_flow.tuple.port, server_flow.tuple.protocol);
+        let at = (server_flow.port, server_flow.tuple.protocol);
         let pod = &self.ends.end(server_flow.end).pod;
         let (taken, is_exact) = self.forgotten.take((client, server, at), pod, to_any, server_flow.left.opened);
         if taken.opened > 0 && is_exact {

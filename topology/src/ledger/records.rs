@@ -94,6 +94,11 @@ impl<'a> NodeRecords<'a> {
         current.chain(orphaned)
     }
 
+    /// Returns the owner of a cgroup.
+    pub(crate) fn owner_of(&self, cgroup_id: u64) -> Option<&'a CgroupOwner> {
+        self.account.owners.get(&cgroup_id).map(Arc::as_ref)
+    }
+
     /// Returns whether all flows are those of another state of this node, unchanged.
     pub(crate) fn has_same_flows(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.account.flows, &other.account.flows)
@@ -130,8 +135,7 @@ impl<'a> FlowRecord<'a> {
     }
 
     pub(crate) fn owner(&self) -> Option<&'a CgroupOwner> {
-        let owner = self.former_owner.or_else(|| self.node.account.owners.get(&self.key.cgroup_id));
-        owner.map(Arc::as_ref)
+        self.former_owner.map(Arc::as_ref).or_else(|| self.node.owner_of(self.key.cgroup_id))
     }
 
     pub(crate) fn nat_peers(&self) -> &'a NatPeers {
@@ -190,6 +194,8 @@ impl<'a> FlowRecord<'a> {
             parts: flow.history.parts(),
             pending_ended: flow.pending_ended.into(),
             heard: account.heard,
+            is_orphaned: self.is_orphaned(),
+            forgotten: FlowTotals::default(),
             recent_bytes: flow.recent_bytes,
         }
     }

@@ -2,6 +2,10 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a test")]
 
+mod histories;
+mod history;
+mod over_time;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
