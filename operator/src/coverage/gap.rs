@@ -1,5 +1,7 @@
 //! Time without a capture, and an estimate of what happened in it. Pure.
 
+use topology::count;
+
 use super::{UnixMs, period::Period};
 
 /// A rate is measured over this much observed time next to the gap.
@@ -30,7 +32,7 @@ impl Rate {
     }
 
     pub(super) fn add(&mut self, period: &Period) {
-        self.happened = self.happened.saturating_add(period.counts().happened());
+        self.happened = count::add(self.happened, period.counts().happened());
         self.observed_ms = self.observed_ms.saturating_add(period.observed_ms());
     }
 
@@ -46,7 +48,7 @@ impl Rate {
     /// Returns the expected events in so many milliseconds.
     fn during(&self, ms: u64) -> u64 {
         let estimate = u128::from(self.happened) * u128::from(ms) / u128::from(self.observed_ms.max(LEAST_MS));
-        u64::try_from(estimate).unwrap_or(u64::MAX)
+        count::bounded(u64::try_from(estimate).unwrap_or(u64::MAX))
     }
 }
 
@@ -94,6 +96,14 @@ mod tests {
         assert!(!gap.measure(&busy(65_000, 70_000, 50)), "half of what a rate is measured over");
         assert!(gap.measure(&busy(70_000, 76_000, 60)));
         assert_eq!(gap.to_period().shortfall.unwrap().missed, 50, "10 a second afterwards");
+    }
+
+    #[test]
+    fn numbers_that_no_real_agent_reports_stay_within_the_api() {
+        let most = busy(0, 1, count::MAX_COUNT);
+        let rate = Rate::at_end(&[most.clone(), most.clone(), most]);
+        assert_eq!(rate.happened, count::MAX_COUNT);
+        assert_eq!(Gap::new(1, 10_001, rate).to_period().shortfall.unwrap().missed, count::MAX_COUNT);
     }
 
     #[test]

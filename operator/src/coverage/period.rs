@@ -24,7 +24,7 @@ impl Counts {
     /// Connections and failed attempts, seen or lost.
     #[must_use]
     pub fn happened(&self) -> u64 {
-        self.seen.saturating_add(self.losses.lost())
+        count::add(self.seen, self.losses.lost())
     }
 }
 
