@@ -1,4 +1,4 @@
-//! What an operator shows over time of two pods with sidecars: each agent reports when it is told to.
+//! What an operator shows over time of two pods with sidecars. Each agent reports when a history demands it.
 
 use std::{
     collections::BTreeMap,
