@@ -46,6 +46,11 @@ impl ApiProblems {
         }
     }
 
+    /// Forgets an operation's failures, because another task performs it from now on.
+    pub fn forget(&self, operation: &'static str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(operation);
+    }
+
     /// Returns what fails and has failed for a while, in words; empty if nothing does.
     #[must_use]
     pub fn lasting(&self, now: Instant) -> Vec<String> {
@@ -78,5 +83,7 @@ mod tests {
         assert_eq!(problems.lasting(later), Vec::<String>::new());
         problems.failed("watch Topologies", "", "no such kind", start);
         assert_eq!(problems.lasting(later), ["cannot watch Topologies: no such kind"]);
+        problems.forget("watch Topologies");
+        assert_eq!(problems.lasting(later), Vec::<String>::new());
     }
 }

@@ -50,6 +50,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const WINDOW_BYTES: u32 = 64 << 10;
 /// Maximum size of a request's headers. A token has less than 2 KiB.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Time for which a stream's last status waits for room.
+const LAST_STATUS: Duration = Duration::from_secs(2);
 /// Maximum number of streams that a client may reset before they are handled, and with errors of its own.
 const MAX_RESET_STREAMS: usize = 8;
 
@@ -127,12 +129,15 @@ impl collector_server::Collector for Collector {
             inputs,
         };
         tokio::spawn(async move {
-            if let Err(status) = conversation.run(&ends.0, &replies).await {
+            let end = conversation.run(&ends.0, &replies).await;
+            // Gives back the bytes of the last message.
+            drop(conversation);
+            if let Err(status) = end {
                 if is_refusal(&status) {
                     refusals.stream(&status.message());
                 }
-                // The agent may be gone already, and nothing receives the status then.
-                let _ = replies.send(Err(status)).await;
+                // The agent may be gone already, or read nothing.
+                let _ = timeout(LAST_STATUS, replies.send(Err(status))).await;
             }
             drop(ends);
         });
@@ -183,8 +188,11 @@ impl Conversation {
             let sequence = session.take_in(report).await?;
             let (own_networks, counter_interval_ms) = (self.own_networks.take(), millis(session.counter_interval()));
             let reply = CollectorReply { sequence, own_networks, counter_interval_ms };
-            if replies.send(Ok(reply)).await.is_err() {
-                return Ok(());
+            // A client that reads no replies would hold the bytes of its last message without end.
+            match timeout(self.inputs.limits.message_timeout(), replies.send(Ok(reply))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => return Err(Status::deadline_exceeded("the replies are not read; connect again")),
             }
             let expires = self.caller.expires().map(Instant::from_std);
             let next = tokio::select! {

@@ -181,6 +181,9 @@ impl Publisher {
         let mut structure = inputs.shared_ledger.subscribe_structure();
         let mut counters = inputs.shared_ledger.subscribe_counters();
         let mut index = inputs.index.subscribe();
+        // An earlier publisher may have ended while something failed.
+        self.problems.forget(WATCH);
+        self.problems.forget(WRITE);
         let problems = self.problems.clone();
         let note = move |words: Option<&str>| match words {
             Some(words) => problems.failed(WATCH, "", words, Instant::now()),

@@ -86,8 +86,8 @@ pub(super) fn generations(secret: &Secret, name: &str, now: UnixSeconds) -> Resu
             return Err(malformed("has a certificate without `expires`".to_owned()));
         };
         if expires > now {
-            // It is valid from its beginning to its end.
-            generation.certified(name, now)?;
+            // It is valid from its beginning to its end. A clock that was ahead may have been set since.
+            generation.certified(name, now.max(generation.created))?;
             generation.certified(name, expires.saturating_sub(1))?;
         }
     }

@@ -26,7 +26,7 @@ use super::{
     assignment::Assignments,
     build::{self, AGENT_APP, AgentTemplate},
     dereference::{self, DereferenceError},
-    obstacles::{LOOK, Obstacles},
+    obstacles::Obstacles,
     outcome::{Obstacle, Outcome, Outcomes, Problem, Progress},
     validate::{self, NoNodes, ValidProbe},
 };
@@ -147,14 +147,16 @@ async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Re
     let span = tracing::info_span!("reconcile", probe = name);
     let result = context.metrics.timed_reconcile(roll_out(probe, &name, &context)).instrument(span).await;
     let generation = probe.metadata.generation.unwrap_or_default();
+    let earlier = context.outcomes.get(&name);
+    let known = || earlier.as_ref().map(|earlier| (earlier.progress, earlier.obstacle.clone())).unwrap_or_default();
     let (problem, (progress, obstacle)) = match &result {
         Ok(state) => (None, state.clone()),
-        Err(error) => (Some(error.problem()), (Progress::default(), None)),
+        Err(error) => (Some(error.problem()), known()),
     };
     let outcome = Outcome { generation, problem, progress, obstacle, since: None };
-    context.outcomes.set(&name, outcome.after(context.outcomes.get(&name).as_ref(), Timestamp::now()));
+    context.outcomes.set(&name, outcome.after(earlier.as_ref(), Timestamp::now()));
     match result {
-        Ok((progress, _)) if !progress.complete() => Ok(Action::requeue(LOOK)),
+        Ok((progress, _)) if !progress.complete() => Ok(Action::requeue(context.obstacles.pause(&name))),
         // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
         Err(RolloutError::NoNodes(_) | RolloutError::InvalidSpec(_) | RolloutError::LabelsTaken(_)) | Ok(_) => {
             Ok(Action::requeue(context.resync))

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crds::PROBE_LABEL;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodStatus};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use topology::plural::counted;
@@ -19,7 +20,11 @@ use super::{
 use crate::text::some_of;
 
 /// Time for which a rollout may be incomplete before anything is looked for, and the least time between two looks.
-pub const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(10);
+/// Maximum time between two looks that find the same.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Age beyond which a refusal is no reason any more: the DaemonSet controller tries again within about 17 minutes.
+const LATEST: SignedDuration = SignedDuration::from_mins(20);
 /// Maximum number of pods and of events that are read: enough to name an obstacle.
 const MOST: u32 = 500;
 
@@ -34,6 +39,8 @@ pub struct Obstacles {
 struct Incomplete {
     /// When it began, or when it was last looked at.
     last: Instant,
+    /// Time until the next look.
+    pause: Duration,
     found: Option<Obstacle>,
 }
 
@@ -41,6 +48,13 @@ impl Obstacles {
     /// Records that a rollout is complete.
     pub fn clear(&self, probe: &str) {
         self.rollouts.lock().unwrap_or_else(PoisonError::into_inner).remove(probe);
+    }
+
+    /// Returns the time until the next look at an incomplete rollout.
+    #[must_use]
+    pub fn pause(&self, probe: &str) -> Duration {
+        let rollouts = self.rollouts.lock().unwrap_or_else(PoisonError::into_inner);
+        rollouts.get(probe).map_or(LOOK, |rollout| rollout.pause)
     }
 
     /// Returns the obstacle of an incomplete rollout, looking for it if that is due. A look that fails is logged, and the
@@ -55,17 +69,22 @@ impl Obstacles {
         let now = Instant::now();
         let known = {
             let mut rollouts = self.rollouts.lock().unwrap_or_else(PoisonError::into_inner);
-            rollouts.entry(probe.to_owned()).or_insert(Incomplete { last: now, found: None }).clone()
+            rollouts.entry(probe.to_owned()).or_insert(Incomplete { last: now, pause: LOOK, found: None }).clone()
         };
-        if now.duration_since(known.last) < LOOK {
+        if now.duration_since(known.last) < known.pause {
             return known.found;
         }
         let found = look(client, namespace, probe, applied).await.unwrap_or_else(|error| {
             tracing::warn!(probe, %error, "cannot find out what keeps agents from running");
             None
         });
+        // The words of one cause vary with each attempt: the first ones stay.
+        let is_same =
+            found.as_ref().map(|it| (it.reason, &it.place)) == known.found.as_ref().map(|it| (it.reason, &it.place));
+        let found = if is_same { known.found } else { found };
+        let pause = if is_same { (known.pause * 2).min(LONGEST_PAUSE) } else { LOOK };
         let mut rollouts = self.rollouts.lock().unwrap_or_else(PoisonError::into_inner);
-        rollouts.insert(probe.to_owned(), Incomplete { last: now, found: found.clone() });
+        rollouts.insert(probe.to_owned(), Incomplete { last: now, pause, found: found.clone() });
         found
     }
 }
@@ -76,13 +95,20 @@ async fn look(
     probe: &str,
     applied: &[AppliedDaemonSet],
 ) -> Result<Option<Obstacle>, ApplyError> {
+    if !applied.iter().any(|daemon_set| daemon_set.uid_if_pods_are_missing().is_some()) {
+        return look_at_pods(client, namespace, probe).await;
+    }
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let refusals = "involvedObject.kind=DaemonSet,reason=FailedCreate";
     let refusals = events.list(&ListParams::default().fields(refusals).limit(MOST)).await;
     let refusals = refusals.map_err(|source| ApplyError::new("list events of", namespace, source))?.items;
-    if let Some(refused) = refused(&refusals, applied, namespace) {
-        return Ok(Some(refused));
+    match refused(&refusals, applied, namespace, Timestamp::now()) {
+        Some(refused) => Ok(Some(refused)),
+        None => look_at_pods(client, namespace, probe).await,
     }
+}
+
+async fn look_at_pods(client: &Client, namespace: &str, probe: &str) -> Result<Option<Obstacle>, ApplyError> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}={probe}");
     let pods = pods.list(&ListParams::default().labels(&selector).limit(MOST)).await;
@@ -90,18 +116,20 @@ async fn look(
 }
 
 /// Returns the newest refusal of a pod that one of the DaemonSets still lacks.
-fn refused(events: &[Event], applied: &[AppliedDaemonSet], namespace: &str) -> Option<Obstacle> {
+fn refused(events: &[Event], applied: &[AppliedDaemonSet], namespace: &str, now: Timestamp) -> Option<Obstacle> {
     let lacking: Vec<&str> = applied.iter().filter_map(AppliedDaemonSet::uid_if_pods_are_missing).collect();
     let own = |event: &&Event| event.involved_object.uid.as_deref().is_some_and(|uid| lacking.contains(&uid));
-    let newest = events.iter().filter(own).max_by_key(|event| last_time(event))?;
+    let is_recent = |event: &&Event| last_time(event).is_some_and(|time| now.duration_since(time) < LATEST);
+    let newest = events.iter().filter(own).filter(is_recent).max_by_key(|event| last_time(event))?;
     let words = newest.message.as_deref().unwrap_or_default();
     let cure = cure(words, namespace).map(|cure| format!("; {cure}")).unwrap_or_default();
     let reason = if words.contains("forbidden") { "PodsForbidden" } else { "PodsRefused" };
-    Some(Obstacle { reason, message: format!("pods of agents are refused: {words}{cure}") })
+    let message = format!("pods of agents are refused: {words}{cure}");
+    Some(Obstacle { reason, place: String::new(), message })
 }
 
 /// Returns the time of the event's latest repetition.
-fn last_time(event: &Event) -> Option<jiff::Timestamp> {
+fn last_time(event: &Event) -> Option<Timestamp> {
     let in_series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
     in_series.or(event.last_timestamp.as_ref().map(|time| time.0)).or(event.event_time.as_ref().map(|time| time.0))
 }
@@ -133,8 +161,8 @@ fn not_started(pods: &[Pod]) -> Option<Obstacle> {
     }
     let (reason, (words, mut nodes)) = reasons.into_iter().max_by_key(|(_, (_, nodes))| nodes.len())?;
     nodes.sort_unstable();
-    let message = format!("agents do not start on {} ({}): {words}", counted(nodes.len(), "node"), some_of(&nodes));
-    Some(Obstacle { reason, message })
+    let place = format!("{} ({})", counted(nodes.len(), "node"), some_of(&nodes));
+    Some(Obstacle { reason, message: format!("agents do not start on {place}: {words}"), place })
 }
 
 fn why_not_started(status: &PodStatus) -> Option<(&'static str, String)> {
@@ -146,7 +174,15 @@ fn why_not_started(status: &PodStatus) -> Option<(&'static str, String)> {
 }
 
 fn why_not_running(container: &ContainerStatus) -> Option<(&'static str, String)> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let exit = ended.map(|ended| {
+        let why = ended.reason.as_deref().unwrap_or("Error");
+        format!("the last one ended with exit code {} ({why})", ended.exit_code)
+    });
+    let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) else {
+        // Between two crashes.
+        return exit.filter(|_| !container.ready).map(|exit| ("AgentsCrash", exit));
+    };
     let word = waiting.reason.as_deref()?;
     let reason = match word {
         "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError" => {
@@ -156,13 +192,9 @@ fn why_not_running(container: &ContainerStatus) -> Option<(&'static str, String)
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => "ContainersNotCreated",
         _ => return None,
     };
-    let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let exit = ended.map(|ended| {
-        let why = ended.reason.as_deref().unwrap_or("Error");
-        format!("; the last one ended with exit code {} ({why})", ended.exit_code)
-    });
     let said = waiting.message.as_deref().unwrap_or_default();
-    Some((reason, format!("{word}: {said}{}", exit.unwrap_or_default())))
+    let words = format!("{word}: {said}");
+    Some((reason, exit.map_or_else(|| words.clone(), |exit| format!("{words}; {exit}"))))
 }
 
 #[cfg(test)]
@@ -199,11 +231,14 @@ mod tests {
             event("u", 3, "Error creating: pods \"a\" is forbidden: violates PodSecurity \"baseline:latest\""),
             event("other", 9, "another DaemonSet's"),
         ];
-        let found = refused(&events, &[applied("u", 2, 1)], "ns").unwrap();
+        let now = "2026-01-01T00:00:10Z".parse().unwrap();
+        let found = refused(&events, &[applied("u", 2, 1)], "ns", now).unwrap();
         assert_eq!(found.reason, "PodsForbidden");
         assert!(found.message.contains("violates PodSecurity") && found.message.contains("namespace ns"), "{found:?}");
-        assert_eq!(refused(&events, &[applied("u", 2, 2)], "ns"), None, "all pods were created since");
-        assert_eq!(refused(&events, &[applied("v", 2, 0)], "ns"), None);
+        assert_eq!(refused(&events, &[applied("u", 2, 2)], "ns", now), None, "all pods were created since");
+        assert_eq!(refused(&events, &[applied("v", 2, 0)], "ns", now), None);
+        let later = "2026-01-01T00:20:03Z".parse().unwrap();
+        assert_eq!(refused(&events, &[applied("u", 2, 1)], "ns", later), None, "it was tried again since");
     }
 
     fn pod(node: &str, status: &serde_json::Value) -> Pod {
@@ -239,6 +274,9 @@ mod tests {
             "{crash:?}"
         );
         assert_eq!(not_started(&pods[3..]), None, "it is being created");
+        let mut again = waiting("", "");
+        again["containerStatuses"][0]["state"] = json!({"running": {}});
+        assert_eq!(not_started(&[pod("a", &again)]).unwrap().reason, "AgentsCrash", "between two crashes");
     }
 
     #[test]

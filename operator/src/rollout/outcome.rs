@@ -19,7 +19,7 @@ pub struct Outcome {
     pub progress: Progress,
     /// What keeps agents from running, if that is known.
     pub obstacle: Option<Obstacle>,
-    /// Since when the rollout has failed for the same reason, or has been incomplete; `None` if it is complete.
+    /// Since when the rollout has failed for the same reason, or has made no progress; `None` if it is complete.
     pub since: Option<Timestamp>,
 }
 
@@ -28,8 +28,12 @@ impl Outcome {
     #[must_use]
     pub fn after(self, earlier: Option<&Self>, now: Timestamp) -> Self {
         let is_done = self.problem.is_none() && self.progress.complete();
-        let reason = |outcome: &Self| outcome.problem.as_ref().map(|problem| problem.reason);
-        let is_same = |earlier: &&Self| earlier.generation == self.generation && reason(earlier) == reason(&self);
+        let state = |outcome: &Self| {
+            let problem = outcome.problem.as_ref().map(|problem| problem.reason);
+            let obstacle = outcome.obstacle.as_ref().map(|obstacle| obstacle.reason);
+            (outcome.generation, problem, obstacle, outcome.progress.available, outcome.progress.desired)
+        };
+        let is_same = |earlier: &&Self| state(earlier) == state(&self);
         let since = earlier.filter(is_same).and_then(|earlier| earlier.since);
         Self { since: (!is_done).then(|| since.unwrap_or(now)), ..self }
     }
@@ -51,6 +55,8 @@ pub struct Problem {
 pub struct Obstacle {
     /// Reason of the condition.
     pub reason: &'static str,
+    /// The nodes concerned, in words; empty for the API server.
+    pub place: String,
     /// The words of the API server or the kubelet, and what to do where that is known.
     pub message: String,
 }
@@ -119,6 +125,16 @@ impl Outcomes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_begins_anew_with_another_agent() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let of =
+            |available| Outcome { progress: Progress { desired: 9, available, observed: true }, ..Outcome::default() };
+        let first = of(1).after(None, at(1));
+        let second = of(2).after(Some(&first), at(400));
+        assert_eq!(of(2).after(Some(&second), at(401)).since, Some(at(400)), "it goes on, if slowly");
+    }
 
     #[test]
     fn time_of_a_failure_begins_anew_with_another_reason_or_spec() {

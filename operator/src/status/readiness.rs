@@ -7,13 +7,14 @@ use topology::plural::counted;
 
 use super::conditions::{Statement, Truth};
 use crate::{
-    rollout::outcome::{Obstacle, Outcome, Progress},
+    rollout::outcome::{Obstacle, Outcome, Problem, Progress},
     text::some_of,
 };
 
 /// Time after which what should pass by itself needs a person.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
-/// Time that the first rollout of a `spec` gets before nodes without an agent are tolerated.
+/// Time without progress after which the first rollout of a `spec` tolerates nodes without an agent, and for which a failed
+/// request does not matter.
 const FIRST_ROLLOUT: SignedDuration = SignedDuration::from_mins(1);
 
 /// Nodes of a ScopeProbe, by the state of their agents.
@@ -62,10 +63,16 @@ fn tolerated(total: u64, percent: u32) -> u64 {
 #[must_use]
 pub fn kstatus(inputs: &ReadinessInputs<'_>, now: Timestamp) -> [Statement; 3] {
     let Some(outcome) = inputs.outcome.filter(|outcome| outcome.generation == inputs.generation) else {
+        if inputs.was_ready {
+            // An operator that has just started.
+            return nodes_ready(inputs);
+        }
         return in_progress("Observing", "the newest spec has not been rolled out yet".to_owned());
     };
     let has_lasted = |duration| outcome.since.is_some_and(|since| now.duration_since(since) >= duration);
-    if let Some(problem) = &outcome.problem {
+    // One request that fails is no reason to be unready.
+    let counts = |problem: &&Problem| problem.permanent || !inputs.was_ready || has_lasted(FIRST_ROLLOUT);
+    if let Some(problem) = outcome.problem.as_ref().filter(counts) {
         let is_stuck = problem.permanent || has_lasted(PATIENCE);
         return unready(is_stuck, problem.reason, problem.message.clone());
     }
@@ -73,9 +80,11 @@ pub fn kstatus(inputs: &ReadinessInputs<'_>, now: Timestamp) -> [Statement; 3] {
     let missing = progress.desired.saturating_sub(progress.available);
     let is_settled = inputs.was_ready || has_lasted(FIRST_ROLLOUT);
     let may_lack = |total| if is_settled { tolerated(total, inputs.max_unavailable_percent) } else { 0 };
-    if !progress.observed || missing > may_lack(progress.desired) {
+    // The DaemonSet of one node's new mode has no status at first.
+    let is_unobserved = !progress.observed && !inputs.was_ready;
+    if is_unobserved || missing > may_lack(progress.desired) {
         return match &outcome.obstacle {
-            Some(Obstacle { reason, message }) => {
+            Some(Obstacle { reason, message, .. }) => {
                 unready(has_lasted(PATIENCE), reason, format!("{}; {message}", available(progress)))
             }
             None => in_progress("RollingOut", available(progress)),
@@ -170,7 +179,6 @@ fn in_progress(reason: &str, message: String) -> [Statement; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::outcome::Problem;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -228,6 +236,22 @@ mod tests {
     }
 
     #[test]
+    fn ready_probe_bears_a_failed_request_a_new_daemon_set_and_a_new_operator() {
+        let nodes = Nodes { total: 2, ..Nodes::default() };
+        let problem = Some(Problem { reason: "ApplyFailed", message: String::new(), permanent: false });
+        let failed = Outcome { problem, ..rollout(2, 2, Some(0)) };
+        assert_eq!(reason(&failed, &nodes, true, 59), is("Ready", "Reporting"));
+        assert_eq!(reason(&failed, &nodes, true, 60), is("Reconciling", "ApplyFailed"));
+        let progress = Progress { desired: 2, available: 2, observed: false };
+        let unobserved = Outcome { progress, ..rollout(2, 2, Some(0)) };
+        assert_eq!(reason(&unobserved, &nodes, true, 1), is("Ready", "Reporting"));
+        assert_eq!(reason(&unobserved, &nodes, false, 1), is("Reconciling", "RollingOut"));
+        let of_older_spec = Outcome { generation: 0, ..rollout(2, 2, None) };
+        assert_eq!(reason(&of_older_spec, &nodes, true, 1), is("Ready", "Reporting"), "published for this spec");
+        assert_eq!(reason(&of_older_spec, &nodes, false, 1), is("Reconciling", "Observing"));
+    }
+
+    #[test]
     fn too_many_bad_nodes_are_not_tolerated() {
         let unsupported = Nodes { total: 2, unsupported: names(["a", "b"]), ..Nodes::default() };
         assert_eq!(reason(&rollout(2, 2, None), &unsupported, true, 1), is("Stalled", "NodesUnsupported"));
@@ -239,7 +263,8 @@ mod tests {
 
     #[test]
     fn obstacle_is_named_at_once_and_needs_a_person_after_a_while() {
-        let obstacle = Obstacle { reason: "PodsForbidden", message: "violates PodSecurity".to_owned() };
+        let obstacle =
+            Obstacle { reason: "PodsForbidden", place: String::new(), message: "violates PodSecurity".to_owned() };
         let outcome = Outcome { obstacle: Some(obstacle), ..rollout(0, 2, Some(0)) };
         let nodes = Nodes { total: 2, silent: names(["a", "b"]), ..Nodes::default() };
         assert_eq!(reason(&outcome, &nodes, false, 15), is("Reconciling", "PodsForbidden"));

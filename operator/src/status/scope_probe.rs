@@ -54,7 +54,8 @@ pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatu
     let nodes = count(inputs.nodes);
     let sums = Sums::of(inputs.nodes);
     let [last_hour, last_day, total] = sums.percentages();
-    let generation = inputs.outcome.map(|outcome| outcome.generation);
+    let known = previous.and_then(|previous| previous.observed_generation);
+    let generation = inputs.outcome.map(|outcome| outcome.generation).or(known);
     let by_state = by_state(inputs.nodes, inputs.moving);
     let readiness = ReadinessInputs {
         generation: inputs.probe.metadata.generation.unwrap_or_default(),

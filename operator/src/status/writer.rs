@@ -156,6 +156,7 @@ impl Writer {
         let mut fallbacks = self.assigner.subscribe_fallbacks();
         let mut reports = self.observations.subscribe();
         let mut outcomes = self.outcomes.subscribe();
+        self.problems.forget(WRITE_NODE_PROBE);
         loop {
             let began = Instant::now();
             self.turn(&mut node_probes, &mut scope_probes).await;
@@ -293,7 +294,13 @@ impl Writer {
                     self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await;
                 }
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
-                Due::No => self.metrics.write("NodeProbe", "skipped"),
+                Due::No => {
+                    // A write whose answer was lost may have been applied.
+                    if written.failing.remove(name) {
+                        self.problems.succeeded(WRITE_NODE_PROBE, name);
+                    }
+                    self.metrics.write("NodeProbe", "skipped");
+                }
             }
             let is_new = created.is_none_or(|created| unix_ms(now).saturating_sub(created) < GRACE);
             by_node.insert(name.clone(), NodeState { status, shares: coverage.shares, is_new });
