@@ -1,8 +1,8 @@
 //! Receives the agents' reports: one gRPC stream per node, into the ledger and the observations.
 //!
-//! `accept`, `places` and `connection` bound the connections, `identity` and `access` authenticate their callers,
-//! `byte_budget` bounds messages in memory. `decode` validates a message, `foreign_pods` and `flow_limits` leave out parts
-//! of it, and `session` applies it.
+//! `accept`, `places`, `waiting_room` and `connection` bound the connections, `identity` and `access` authenticate their
+//! callers, `byte_budget` bounds messages in memory. `decode` validates a message, `foreign_pods` and `flow_limits` leave out
+//! parts of it, and `session` applies it.
 
 mod accept;
 mod access;
@@ -17,6 +17,7 @@ mod own_networks;
 mod places;
 mod refusals;
 mod session;
+mod waiting_room;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 

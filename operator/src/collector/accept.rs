@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -13,18 +13,22 @@ use super::{
     connection::Connection,
     places::{Place, Places},
     refusals::Refusals,
+    waiting_room::{WaitingPlace, WaitingRoom},
 };
 use crate::settings::Limits;
 
 /// Pause after the system refused to accept, for example for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Reason for the end of a connection that waited.
+const DISPLACED: &str =
+    "more connections than --collector-max-waiting-connections waited for a first message, this one the longest";
+
 /// Accepts connections.
 pub(super) struct Acceptor {
     tls: Option<TlsAcceptor>,
     places: Places,
-    waiting: Arc<Semaphore>,
-    max_waiting: u32,
+    waiting: WaitingRoom,
     handshake: Duration,
     first_message: Duration,
     refusals: Refusals,
@@ -32,12 +36,10 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     pub fn new(tls: Option<TlsAcceptor>, limits: &Limits, refusals: Refusals) -> Self {
-        let max_waiting = limits.collector_max_waiting_connections;
         Self {
             tls,
             places: Places::new(limits.collector_max_connections, limits.collector_max_connections_per_address),
-            waiting: Arc::new(Semaphore::new(usize::try_from(max_waiting).unwrap_or(Semaphore::MAX_PERMITS))),
-            max_waiting,
+            waiting: WaitingRoom::new(limits.collector_max_waiting_connections),
             handshake: limits.handshake_timeout(),
             first_message: limits.message_timeout(),
             refusals,
@@ -68,11 +70,7 @@ impl Acceptor {
             Ok(place) => place,
             Err(no_place) => return self.refusals.connection(peer, &no_place),
         };
-        let Ok(waiting) = Arc::clone(&self.waiting).try_acquire_owned() else {
-            let max = self.max_waiting;
-            let reason = format!("{max} connections wait for a first message; --collector-max-waiting-connections");
-            return self.refusals.connection(peer, &reason);
-        };
+        let waiting = self.waiting.enter();
         let (acceptor, connections) = (Arc::clone(self), connections.clone());
         tokio::spawn(async move {
             if let Some(connection) = acceptor.handshake(stream, peer, place, waiting).await {
@@ -87,14 +85,21 @@ impl Acceptor {
         stream: TcpStream,
         peer: SocketAddr,
         place: Place,
-        waiting: OwnedSemaphorePermit,
+        waiting: WaitingPlace,
     ) -> Option<Connection> {
         // Replies are small, and the agent waits for each.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
             return Some(Connection::plain(stream, place, waiting, self.first_message));
         };
-        match timeout(self.handshake, tls.accept(stream)).await {
+        let accepted = tokio::select! {
+            accepted = timeout(self.handshake, tls.accept(stream)) => accepted,
+            () = waiting.displaced() => {
+                self.refusals.connection(peer, &DISPLACED);
+                return None;
+            }
+        };
+        match accepted {
             Ok(Ok(stream)) => Some(Connection::tls(stream, place, waiting, self.first_message)),
             Ok(Err(error)) => {
                 self.refusals.connection(peer, &format!("the TLS handshake failed: {error}"));

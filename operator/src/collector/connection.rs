@@ -12,13 +12,13 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, oneshot, watch},
+    sync::{oneshot, watch},
     time::timeout,
 };
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::places::Place;
+use super::{places::Place, waiting_room::WaitingPlace};
 
 /// Time for the last reply of a stream to leave before its connection is closed.
 const LAST_REPLY: Duration = Duration::from_secs(2);
@@ -80,16 +80,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn plain(stream: TcpStream, place: Place, waiting: OwnedSemaphorePermit, deadline: Duration) -> Self {
+    pub fn plain(stream: TcpStream, place: Place, waiting: WaitingPlace, deadline: Duration) -> Self {
         Self::new(Transport::Plain(stream), place, waiting, deadline)
     }
 
-    pub fn tls(stream: TlsStream<TcpStream>, place: Place, waiting: OwnedSemaphorePermit, deadline: Duration) -> Self {
+    pub fn tls(stream: TlsStream<TcpStream>, place: Place, waiting: WaitingPlace, deadline: Duration) -> Self {
         Self::new(Transport::Tls(Box::new(stream)), place, waiting, deadline)
     }
 
     /// `waiting` is held until a valid first message, which has to come within `deadline`.
-    fn new(transport: Transport, place: Place, waiting: OwnedSemaphorePermit, deadline: Duration) -> Self {
+    fn new(transport: Transport, place: Place, waiting: WaitingPlace, deadline: Duration) -> Self {
         let (phases, phase) = watch::channel(Phase::New);
         let (closing, open) = oneshot::channel();
         tokio::spawn(supervise(phase, waiting, deadline, closing));
@@ -110,14 +110,15 @@ impl Connection {
 /// Closes a connection, by dropping `closing`, that has no valid first message in time or whose stream has ended.
 async fn supervise(
     mut phase: watch::Receiver<Phase>,
-    waiting: OwnedSemaphorePermit,
+    waiting: WaitingPlace,
     deadline: Duration,
     mut closing: oneshot::Sender<Infallible>,
 ) {
     let served = async {
         let established = phase.wait_for(|phase| matches!(phase, Phase::Reporting | Phase::Ended));
-        if timeout(deadline, established).await.is_err() {
-            return;
+        tokio::select! {
+            established = timeout(deadline, established) => if established.is_err() { return },
+            () = waiting.displaced() => return,
         }
         drop(waiting);
         // An error means that the connection is gone.

@@ -153,6 +153,44 @@ async fn connection_without_a_first_message_is_closed_in_time() {
 }
 
 #[tokio::test]
+async fn idle_connections_keep_no_agent_out() {
+    let port = Port::new(|inputs| {
+        inputs.limits.collector_max_connections_per_address = 100;
+        inputs.limits.collector_max_waiting_connections = 8;
+    })
+    .await;
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        idle.push(port.connect().await);
+    }
+    open(&mut port.client().await, first("node-1")).await.expect("an agent");
+    closed(&mut idle[0]).await;
+}
+
+#[tokio::test]
+async fn client_that_reads_no_replies_is_given_up() {
+    let port =
+        Port::new(|inputs| inputs.limits.collector_message_timeout = jiff::SignedDuration::from_millis(300)).await;
+    let endpoint = Channel::from_shared(format!("http://{}", port.address)).expect("a URL");
+    let channel = endpoint.initial_stream_window_size(Some(0)).connect().await.expect("it listens");
+    let mut changed = port.observations.subscribe();
+    let (messages, queue) = mpsc::channel(8);
+    messages.send(first("node-1")).await.expect("the queue is open");
+    for sequence in 2..6 {
+        let next = AgentReport { sequence, begins_snapshot: false, ends_snapshot: false, ..first("node-1") };
+        messages.send(next).await.expect("the queue is open");
+    }
+    let _replies = CollectorClient::new(channel).report(ReceiverStream::new(queue)).await.expect("it is answered");
+    let given_up = async {
+        while port.observations.get("node-1").is_none_or(|node| node.connected) {
+            changed.changed().await.expect("the observations live");
+        }
+    };
+    // Well before the silence that ends other streams.
+    timeout(SILENCE / 2, given_up).await.expect("it is not connected any more");
+}
+
+#[tokio::test]
 async fn flows_beyond_the_limit_are_losses() {
     let port = Port::new(|inputs| inputs.limits.collector_max_flows_per_node = 2).await;
     let flow = |port: u32, opened| report::v1alpha1::Flow {

@@ -29,7 +29,7 @@ pub struct Limits {
     /// Maximum number of connections at the collector's port.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_CONNECTIONS", default_value_t = 8192, value_parser = value_parser!(u32).range(16..=65_536))]
     pub collector_max_connections: u32,
-    /// Maximum number of these that have not sent a valid first message.
+    /// Maximum number of these that have not sent a valid first message. Of more, the one that has waited longest is closed.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_WAITING_CONNECTIONS", default_value_t = 512, value_parser = value_parser!(u32).range(8..=65_536))]
     pub collector_max_waiting_connections: u32,
     /// Maximum number of connections from one address.
