@@ -1,5 +1,5 @@
 //! Connections without a valid first message. Where there are too many, the oldest one has to go: an agent needs
-//! milliseconds, and whoever holds connections open cannot keep agents out.
+//! milliseconds, so no one keeps agents out with idle connections.
 
 use std::{
     collections::VecDeque,
