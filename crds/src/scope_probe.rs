@@ -71,7 +71,7 @@ pub struct ScopeProbeSpec {
     /// Settings of the agents' pods.
     #[serde(default)]
     pub agent: AgentSpec,
-    /// When the ScopeProbe counts as ready.
+    /// Conditions of readiness.
     #[serde(default)]
     pub readiness: ReadinessSpec,
 }
@@ -309,7 +309,7 @@ impl Default for ResourceLimits {
     }
 }
 
-/// When a ScopeProbe counts as ready.
+/// Conditions under which a ScopeProbe counts as ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReadinessSpec {

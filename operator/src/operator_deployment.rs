@@ -5,6 +5,8 @@ use kube::{Api, Client, Resource, core::PartialObjectMeta};
 
 /// Value of `app.kubernetes.io/name` of every operator's Deployment.
 pub const OPERATOR_APP: &str = "scopeprobe-operator";
+/// Label of objects that the operator made, and may replace.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "scopeprobe-operator");
 
 /// Error of the operator's Deployment as an owner.
 #[derive(Debug, thiserror::Error)]

@@ -383,10 +383,9 @@ impl Publisher {
             Err(_) => "failed",
         };
         self.metrics.write(KIND, outcome);
-        let object = format!("{}/{}", key.namespace, key.name);
         match &result {
-            Ok(_) => self.problems.succeeded(WRITE, &object),
-            Err(error) => self.problems.failed(WRITE, &object, &error.to_string(), now),
+            Ok(_) => self.forget_problem(key),
+            Err(error) => self.problems.failed(WRITE, &key.to_string(), &error.to_string(), now),
         }
         match result {
             Ok(Written::Is(topology)) => {
@@ -412,6 +411,13 @@ impl Publisher {
             }
         }
         self.compare(key);
+    }
+
+    /// Records that an object is not refused any more.
+    fn forget_problem(&self, key: &Key) {
+        if self.schedule.failures(key) > 0 {
+            self.problems.succeeded(WRITE, &key.to_string());
+        }
     }
 
     fn compare_all(&mut self) {
@@ -451,9 +457,7 @@ impl Publisher {
             (Some(urgency), _) => self.schedule.plan(key, urgency, self.settings.counter_interval, now),
             (None, _) => {
                 self.metrics.write(KIND, "skipped");
-                if self.schedule.failures(key) > 0 {
-                    self.problems.succeeded(WRITE, &format!("{}/{}", key.namespace, key.name));
-                }
+                self.forget_problem(key);
                 self.schedule.cancel(key);
             }
         }

@@ -1,9 +1,9 @@
 //! Errors of certificates.
 
-use crate::{guarded_watch::with_cause, operator_deployment::OwnerError};
-
-/// Label of objects that the operator made, and may replace.
-pub(super) const MADE_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "scopeprobe-operator");
+use crate::{
+    guarded_watch::with_cause,
+    operator_deployment::{MANAGED_BY, OwnerError},
+};
 
 /// Reason for which a certificate cannot be made, read, published or served.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +47,8 @@ pub enum CertificateError {
     /// An object has the name of one of the operator's, and another program made it.
     #[error(
         "{kind} {namespace}/{name} has no label {}={}, so it is not the operator's and stays as it is: delete or rename it",
-        MADE_BY.0,
-        MADE_BY.1
+        MANAGED_BY.0,
+        MANAGED_BY.1
     )]
     Foreign {
         /// Kind of the object.

@@ -9,10 +9,11 @@ use k8s_openapi::{
 };
 
 use super::{
-    error::{CertificateError, MADE_BY},
+    error::CertificateError,
     generation::{Generation, UnixSeconds},
     rotation::Generations,
 };
+use crate::operator_deployment::MANAGED_BY;
 
 /// Key of the operator's Secret: a list of [`Generation`]s as JSON.
 const GENERATIONS: &str = "generations.json";
@@ -22,7 +23,7 @@ pub(super) const CA: &str = "ca.crt";
 /// Returns whether the operator made this object.
 pub(super) fn is_ours(metadata: &ObjectMeta) -> bool {
     let labels = metadata.labels.as_ref();
-    labels.and_then(|labels| labels.get(MADE_BY.0)).is_some_and(|value| value == MADE_BY.1)
+    labels.and_then(|labels| labels.get(MANAGED_BY.0)).is_some_and(|value| value == MANAGED_BY.1)
 }
 
 /// Returns the operator's Secret. `there` is the present one.
@@ -62,7 +63,7 @@ pub(super) fn has_bundle(there: &ConfigMap, bundle: &str) -> bool {
 }
 
 fn metadata(name: &str, there: Option<&ObjectMeta>, owner: Option<OwnerReference>) -> ObjectMeta {
-    let labels = [MADE_BY, ("app.kubernetes.io/part-of", "scopeprobe")];
+    let labels = [MANAGED_BY, ("app.kubernetes.io/part-of", "scopeprobe")];
     ObjectMeta {
         name: Some(name.to_owned()),
         labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),

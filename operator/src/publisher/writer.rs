@@ -1,6 +1,6 @@
 //! Reads and writes Topology objects.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crds::{OmittedEdges, Topology, TopologyStatus, Totals};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
@@ -32,6 +32,12 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Key {
     pub namespace: String,
     pub name: String,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.namespace, self.name)
+    }
 }
 
 impl Key {

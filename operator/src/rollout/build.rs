@@ -19,7 +19,7 @@ use k8s_openapi::{
 };
 
 use super::{collector_access, mode::AgentMode, privileges, validate::ValidProbe};
-use crate::settings::AgentSettings;
+use crate::{operator_deployment::MANAGED_BY, settings::AgentSettings};
 
 /// The value of `app.kubernetes.io/name` of everything that belongs to agents.
 pub const AGENT_APP: &str = "scopeprobe-agent";
@@ -66,7 +66,7 @@ pub fn daemon_set(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<
     let mut labels = selector.clone();
     labels.insert("app.kubernetes.io/component".to_owned(), "agent".to_owned());
     labels.insert("app.kubernetes.io/part-of".to_owned(), "scopeprobe".to_owned());
-    labels.insert("app.kubernetes.io/managed-by".to_owned(), "scopeprobe-operator".to_owned());
+    labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
     PreparedDaemonSet(DaemonSet {
         metadata: ObjectMeta {
             name: Some(name(&probe.name, mode)),

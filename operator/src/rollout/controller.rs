@@ -54,7 +54,7 @@ pub struct Context {
     pub assigner: Arc<Assigner>,
     /// DaemonSets that were applied.
     pub apply_cache: ApplyCache,
-    /// What keeps agents from running.
+    /// Obstacles that keep agents from running.
     pub obstacles: Obstacles,
     /// Receiver of each rollout's result.
     pub outcomes: Outcomes,

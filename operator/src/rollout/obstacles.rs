@@ -37,7 +37,7 @@ pub struct Obstacles {
 /// Rollout that is incomplete.
 #[derive(Clone, Debug)]
 struct Incomplete {
-    /// When it began, or when it was last looked at.
+    /// Time at which it began, or was last looked at.
     last: Instant,
     /// Time until the next look.
     pause: Duration,
@@ -95,29 +95,30 @@ async fn look(
     probe: &str,
     applied: &[AppliedDaemonSet],
 ) -> Result<Option<Obstacle>, ApplyError> {
-    if !applied.iter().any(|daemon_set| daemon_set.uid_if_pods_are_missing().is_some()) {
-        return look_at_pods(client, namespace, probe).await;
+    let lacking = lacking_pods(applied);
+    if !lacking.is_empty() {
+        let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+        let refusals = ListParams::default().fields("involvedObject.kind=DaemonSet,reason=FailedCreate").limit(MOST);
+        let refusals = events.list(&refusals).await;
+        let refusals = refusals.map_err(|source| ApplyError::new("list events of", namespace, source))?.items;
+        let refused = refused(&refusals, &lacking, namespace, Timestamp::now());
+        if refused.is_some() {
+            return Ok(refused);
+        }
     }
-    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-    let refusals = "involvedObject.kind=DaemonSet,reason=FailedCreate";
-    let refusals = events.list(&ListParams::default().fields(refusals).limit(MOST)).await;
-    let refusals = refusals.map_err(|source| ApplyError::new("list events of", namespace, source))?.items;
-    match refused(&refusals, applied, namespace, Timestamp::now()) {
-        Some(refused) => Ok(Some(refused)),
-        None => look_at_pods(client, namespace, probe).await,
-    }
-}
-
-async fn look_at_pods(client: &Client, namespace: &str, probe: &str) -> Result<Option<Obstacle>, ApplyError> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let selector = format!("app.kubernetes.io/name={AGENT_APP},{PROBE_LABEL}={probe}");
     let pods = pods.list(&ListParams::default().labels(&selector).limit(MOST)).await;
     Ok(not_started(&pods.map_err(|source| ApplyError::new("list agents of", namespace, source))?.items))
 }
 
-/// Returns the newest refusal of a pod that one of the DaemonSets still lacks.
-fn refused(events: &[Event], applied: &[AppliedDaemonSet], namespace: &str, now: Timestamp) -> Option<Obstacle> {
-    let lacking: Vec<&str> = applied.iter().filter_map(AppliedDaemonSet::uid_if_pods_are_missing).collect();
+/// Returns the UIDs of DaemonSets that lack pods.
+fn lacking_pods(applied: &[AppliedDaemonSet]) -> Vec<&str> {
+    applied.iter().filter_map(AppliedDaemonSet::uid_if_pods_are_missing).collect()
+}
+
+/// Returns the newest refusal of a pod that one of these DaemonSets still lacks.
+fn refused(events: &[Event], lacking: &[&str], namespace: &str, now: Timestamp) -> Option<Obstacle> {
     let own = |event: &&Event| event.involved_object.uid.as_deref().is_some_and(|uid| lacking.contains(&uid));
     let is_recent = |event: &&Event| last_time(event).is_some_and(|time| now.duration_since(time) < LATEST);
     let newest = events.iter().filter(own).filter(is_recent).max_by_key(|event| last_time(event))?;
@@ -232,13 +233,21 @@ mod tests {
             event("other", 9, "another DaemonSet's"),
         ];
         let now = "2026-01-01T00:00:10Z".parse().unwrap();
-        let found = refused(&events, &[applied("u", 2, 1)], "ns", now).unwrap();
+        let found = refused(&events, &lacking_pods(&[applied("u", 2, 1)]), "ns", now).unwrap();
         assert_eq!(found.reason, "PodsForbidden");
         assert!(found.message.contains("violates PodSecurity") && found.message.contains("namespace ns"), "{found:?}");
-        assert_eq!(refused(&events, &[applied("u", 2, 2)], "ns", now), None, "all pods were created since");
-        assert_eq!(refused(&events, &[applied("v", 2, 0)], "ns", now), None);
+        assert_eq!(
+            refused(&events, &lacking_pods(&[applied("u", 2, 2)]), "ns", now),
+            None,
+            "all pods were created since"
+        );
+        assert_eq!(refused(&events, &lacking_pods(&[applied("v", 2, 0)]), "ns", now), None);
         let later = "2026-01-01T00:20:03Z".parse().unwrap();
-        assert_eq!(refused(&events, &[applied("u", 2, 1)], "ns", later), None, "it was tried again since");
+        assert_eq!(
+            refused(&events, &lacking_pods(&[applied("u", 2, 1)]), "ns", later),
+            None,
+            "it was tried again since"
+        );
     }
 
     fn pod(node: &str, status: &serde_json::Value) -> Pod {

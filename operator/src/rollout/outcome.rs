@@ -17,7 +17,7 @@ pub struct Outcome {
     pub problem: Option<Problem>,
     /// Progress of the DaemonSets.
     pub progress: Progress,
-    /// What keeps agents from running, if that is known.
+    /// Obstacle that keeps agents from running, if it is known.
     pub obstacle: Option<Obstacle>,
     /// Since when the rollout has failed for the same reason, or has made no progress; `None` if it is complete.
     pub since: Option<Timestamp>,
@@ -50,7 +50,7 @@ pub struct Problem {
     pub permanent: bool,
 }
 
-/// What keeps agents from running.
+/// Obstacle that keeps agents from running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
     /// Reason of the condition.

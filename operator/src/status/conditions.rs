@@ -85,6 +85,18 @@ pub fn conditions(
     statements.into_iter().map(condition).collect()
 }
 
+/// Returns the condition of a type.
+#[must_use]
+pub fn of_type<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// Returns whether the condition of a type is true.
+#[must_use]
+pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
+    of_type(conditions, type_).is_some_and(|condition| condition.status == "True")
+}
+
 /// Truncates a message to the maximum length of a condition's message.
 #[must_use]
 pub fn truncated(mut message: String) -> String {

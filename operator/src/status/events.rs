@@ -7,6 +7,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
+use super::conditions::of_type;
 use crate::rollout::mode::AgentMode;
 
 /// Reasons of `Ready` that every rollout passes through.
@@ -65,10 +66,9 @@ impl Events {
 /// Returns the condition `Ready` if it has another status or reason than before.
 #[must_use]
 pub fn changed_readiness<'a>(before: Option<&ScopeProbeStatus>, after: &'a ScopeProbeStatus) -> Option<&'a Condition> {
-    let ready = |status: &'a ScopeProbeStatus| status.conditions.iter().find(|it| it.type_ == "Ready");
-    let state = |it: &Condition| (it.status.clone(), it.reason.clone());
-    let known = before.and_then(|before| before.conditions.iter().find(|it| it.type_ == "Ready")).map(state);
-    ready(after).filter(|after| known != Some(state(after)))
+    let state = |ready: &Condition| (ready.status.clone(), ready.reason.clone());
+    let known = before.and_then(|before| of_type(&before.conditions, "Ready")).map(state);
+    of_type(&after.conditions, "Ready").filter(|after| known != Some(state(after)))
 }
 
 /// Returns the action of an event. Events with the same action share the first one's note and a count, so different

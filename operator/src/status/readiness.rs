@@ -132,19 +132,24 @@ fn nodes_ready(inputs: &ReadinessInputs<'_>) -> [Statement; 3] {
 #[must_use]
 pub fn degraded(nodes: &Nodes, outcome: Option<&Outcome>) -> Statement {
     const TYPE: &str = "Degraded";
-    let mut parts = Vec::new();
-    if !nodes.unsupported.is_empty() {
-        parts.push(format!("nothing is captured {}", on(&nodes.unsupported)));
-    }
-    if !nodes.silent.is_empty() {
-        parts.push(format!("no agent reports {}", on(&nodes.silent)));
-    }
+    let mut parts = without_capture(&nodes.unsupported, &nodes.silent);
     if parts.is_empty() {
         return Statement::new(TYPE, false, "AllNodesCaptured", "no node lacks a working agent");
     }
     parts.extend(outcome.and_then(|outcome| outcome.obstacle.as_ref()).map(|obstacle| obstacle.message.clone()));
     let reason = if nodes.silent.is_empty() { "NodesUnsupported" } else { "NodesNotReporting" };
     Statement::new(TYPE, true, reason, parts.join("; "))
+}
+
+/// Names the nodes whose agent captures nothing, and those without an agent that reports; nothing where there are none.
+#[must_use]
+pub fn without_capture(unsupported: &BTreeSet<String>, silent: &BTreeSet<String>) -> Vec<String> {
+    let phrases = [("nothing is captured", unsupported), ("no agent reports", silent)];
+    phrases
+        .into_iter()
+        .filter(|(_, nodes)| !nodes.is_empty())
+        .map(|(what, nodes)| format!("{what} {}", on(nodes)))
+        .collect()
 }
 
 /// Names nodes in a message.

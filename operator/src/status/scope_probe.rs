@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use topology::plural::counted;
 
 use super::{
-    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, same_statements},
+    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, is_true, same_statements},
     coverage::{explain, percent},
-    readiness::{Nodes, ReadinessInputs, degraded, kstatus, on, unready},
+    readiness::{Nodes, ReadinessInputs, degraded, kstatus, on, unready, without_capture},
 };
 use crate::{
     coverage::share::{Share, Shares},
@@ -91,14 +91,14 @@ pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatu
     }
 }
 
-fn is_true(node: &NodeState, type_: &str) -> bool {
-    node.status.conditions.iter().any(|it| it.type_ == type_ && it.status == "True")
+fn reports(node: &NodeState) -> bool {
+    is_true(&node.status.conditions, "Reporting")
 }
 
 fn count(nodes: &BTreeMap<String, NodeState>) -> NodeCounts {
     let mut counts = NodeCounts { total: nodes.len() as u64, ..NodeCounts::default() };
     for node in nodes.values() {
-        match node.status.mode.filter(|_| is_true(node, "Reporting")) {
+        match node.status.mode.filter(|_| reports(node)) {
             Some(Mode::Ebpf) => counts.ebpf += 1,
             Some(Mode::Fallback) => counts.fallback += 1,
             Some(Mode::Unsupported) => counts.unsupported += 1,
@@ -124,7 +124,7 @@ impl Sums {
         for node in nodes.values() {
             sums.shares.add(&node.shares);
             let observes = matches!(node.status.mode, Some(Mode::Ebpf | Mode::Fallback));
-            sums.is_silent |= !observes || !is_true(node, "Reporting");
+            sums.is_silent |= !observes || !reports(node);
             sums.is_known |= observes || node.status.coverage_record.is_some();
         }
         sums
@@ -148,18 +148,13 @@ fn capture_complete(nodes: &BTreeMap<String, NodeState>, last_hour: &Share) -> S
     let has_losses = |share: &Share| share.lost() > 0 || share.losses().closed > 0;
     let lossy = those(&|it| has_losses(&it.shares.last_hour) || it.shares.last_hour.has_gaps());
     let unsupported = those(&|it| it.status.mode == Some(Mode::Unsupported));
-    let silent = those(&|it| it.status.mode != Some(Mode::Unsupported) && !is_true(it, "Reporting"));
+    let silent = those(&|it| it.status.mode != Some(Mode::Unsupported) && !reports(it));
     let sampled = those(&|it| it.shares.last_hour.shortfall.sampled);
     let mut parts = Vec::new();
     if !lossy.is_empty() {
         parts.push(format!("in the last hour, {} ({})", explain(last_hour), on(&lossy)));
     }
-    if !unsupported.is_empty() {
-        parts.push(format!("nothing is captured {}", on(&unsupported)));
-    }
-    if !silent.is_empty() {
-        parts.push(format!("no agent reports {}", on(&silent)));
-    }
+    parts.extend(without_capture(&unsupported, &silent));
     let truth = if parts.is_empty() { Truth::Unknown } else { Truth::False };
     if !sampled.is_empty() {
         parts.push(format!(
@@ -190,9 +185,9 @@ fn by_state(nodes: &BTreeMap<String, NodeState>, moving: &BTreeSet<String>) -> N
     let mut by_state = Nodes { total: nodes.len() as u64, moving: moving.clone(), ..Nodes::default() };
     for (name, node) in nodes {
         let those = match node.status.mode {
-            _ if !is_true(node, "Reporting") && node.is_new => &mut by_state.new,
+            _ if !reports(node) && node.is_new => &mut by_state.new,
             Some(Mode::Unsupported) => &mut by_state.unsupported,
-            _ if !is_true(node, "Reporting") => &mut by_state.silent,
+            _ if !reports(node) => &mut by_state.silent,
             _ => continue,
         };
         those.insert(name.clone());
@@ -203,8 +198,7 @@ fn by_state(nodes: &BTreeMap<String, NodeState>, moving: &BTreeSet<String>) -> N
 /// Returns whether the published status says that this generation is ready.
 fn was_ready(probe: &ScopeProbe) -> bool {
     let Some(status) = &probe.status else { return false };
-    let is_ready = status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
-    is_ready && status.observed_generation == probe.metadata.generation
+    is_true(&status.conditions, "Ready") && status.observed_generation == probe.metadata.generation
 }
 
 /// Returns the status of a ScopeProbe whose `spec` does not decode. It contains only this error.
