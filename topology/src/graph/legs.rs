@@ -26,7 +26,7 @@ impl Leg {
     ) -> Self {
         flows.fold(Self::default(), |leg, flow| {
             let left = flow.leg.undecided_of_application(&flow.counters);
-            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), 0)
+            leg.with(left, flow.fresh.opened, later(flow.parts, settled), 0)
         })
     }
 
@@ -36,7 +36,7 @@ impl Leg {
             let left = flow.leg.undecided_of_proxy(&flow.counters);
             let failed = flow.counters.failed.saturating_sub(flow.leg.attempts);
             let unanswered = count::add(failed, flow.counters.pending);
-            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), unanswered)
+            leg.with(left, flow.fresh.opened, later(flow.parts, settled), unanswered)
         })
     }
 
@@ -47,7 +47,7 @@ impl Leg {
     ) -> Self {
         flows.fold(Self::default(), |leg, flow| {
             let left = flow.counters.opened.saturating_sub(flow.leg.matched);
-            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), 0)
+            leg.with(left, flow.fresh.opened, later(flow.parts, settled), 0)
         })
     }
 
@@ -58,7 +58,7 @@ impl Leg {
     ) -> Self {
         flows.fold(Self::default(), |leg, flow| {
             let left = flow.counters.opened.saturating_sub(flow.leg.inward);
-            leg.with(left, flow.fresh.opened.min(left), later(flow.parts, settled).min(left), 0)
+            leg.with(left, flow.fresh.opened, later(flow.parts, settled), 0)
         })
     }
 
@@ -78,11 +78,12 @@ impl Leg {
         })
     }
 
+    /// Adds so many connections. Of flows of which only a part is undecided, at most that part is fresh or later.
     fn with(self, opened: u64, fresh: u64, later: u64, unanswered: u64) -> Self {
         Self {
             opened: count::add(self.opened, opened),
-            fresh: count::add(self.fresh, fresh),
-            later: count::add(self.later, later),
+            fresh: count::add(self.fresh, fresh.min(opened)),
+            later: count::add(self.later, later.min(opened)),
             unanswered: count::add(self.unanswered, unanswered),
         }
     }

@@ -1,4 +1,4 @@
-//! What an operator shows over time of two pods with sidecars. Each agent reports when a history demands it.
+//! Graphs of two pods with sidecars over time. Each agent reports when a history demands it.
 
 use std::{
     collections::BTreeMap,
