@@ -9,6 +9,18 @@ pub const RELEASE: &str = "scopeprobe";
 /// The namespace of operator and agents.
 pub const NAMESPACE: &str = "scopeprobe-system";
 
+/// Deployment of an operator in another namespace, under another name.
+pub const OTHER_OPERATOR: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: elsewhere}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: another, namespace: elsewhere, labels: {app.kubernetes.io/name: scopeprobe-operator}}
+spec:
+  selector: {matchLabels: {a: b}}
+  template: {metadata: {labels: {a: b}}, spec: {containers: [{name: operator, image: none}]}}
+";
+
 /// The operator's intervals in tests: what a cluster repeats every few minutes happens several times in a test, and no
 /// test waits for what agents read twice a minute.
 const INTERVALS: [(&str, &str); 2] = [("SCOPEPROBE_AGENT_SCAN_INTERVAL", "2s"), ("SCOPEPROBE_RESYNC_INTERVAL", "10s")];

@@ -163,7 +163,7 @@ impl Cluster {
         Ok(state(self.own_name()?))
     }
 
-    fn own_name(&self) -> Result<&str> {
+    pub(crate) fn own_name(&self) -> Result<&str> {
         self.own.as_deref().ok_or_else(|| {
             Error::Unexpected("this needs the tests' own cluster; KUBECONFIG names another: unset it".to_owned())
         })

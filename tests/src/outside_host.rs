@@ -37,9 +37,7 @@ impl OutsideHost {
     /// # Errors
     /// For a cluster that is not our own, and without the right to change its network.
     pub async fn start(cluster: &Cluster, addresses: &[IpAddr]) -> Result<Self> {
-        let state = cluster.state()?;
-        let name = state.file_name().unwrap_or_default().to_string_lossy();
-        let namespace = format!("{name}-control");
+        let namespace = format!("{}-control", cluster.own_name()?);
         let (questions, asked) = mpsc::channel();
         enter(namespace.clone(), asked).await?;
         let host = Self { namespace, addresses: addresses.to_vec(), questions };

@@ -25,12 +25,20 @@ impl Cluster {
         self.probe_as(spec, |_| Mode::Ebpf).await
     }
 
+    /// Applies a ScopeProbe with this `spec`, without waiting for agents.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn apply_probe(&self, spec: &str) -> Result<()> {
+        manifest::apply(&self.client, "", &yaml(spec)).await.map(|_| ())
+    }
+
     /// As [`Cluster::probe`], where each node's agent is to report from this mode.
     ///
     /// # Errors
     /// Returns an error if that does not happen.
     pub async fn probe_as(&self, spec: &str, mode: impl Fn(&str) -> Mode) -> Result<()> {
-        manifest::apply(&self.client, "", &yaml(spec)).await?;
+        self.apply_probe(spec).await?;
         self.ready_probe_as(mode).await
     }
 
@@ -39,7 +47,7 @@ impl Cluster {
     /// # Errors
     /// Returns an error if that does not happen.
     pub async fn probe_some(&self, spec: &str, nodes: &[&str], mode: Mode) -> Result<()> {
-        manifest::apply(&self.client, "", &yaml(spec)).await?;
+        self.apply_probe(spec).await?;
         self.ready_probe_on(nodes.len(), |_| mode).await
     }
 

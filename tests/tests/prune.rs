@@ -12,7 +12,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use operator::cleanup::prune::{self, Pruned};
-use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest};
+use scopeprobe_tests::{ControlPlane, Error, Result, chart, eventually, manifest};
 
 /// Objects that an operator leaves behind, and a Topology to which a user wrote.
 const LEFT: &str = "
@@ -25,18 +25,6 @@ const LEFT: &str = "
 {apiVersion: scopeprobe.io/v1alpha1, kind: Topology, metadata: {name: deployment-web, namespace: shop}, spec: {}}
 ---
 {apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: scopeprobe-cluster, namespace: kube-system}}
-";
-
-/// In any namespace, under any name.
-const OPERATOR: &str = "
-{apiVersion: v1, kind: Namespace, metadata: {name: elsewhere}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: another, namespace: elsewhere, labels: {app.kubernetes.io/name: scopeprobe-operator}}
-spec:
-  selector: {matchLabels: {a: b}}
-  template: {metadata: {labels: {a: b}}, spec: {containers: [{name: operator, image: none}]}}
 ";
 
 /// That the garbage collector has not removed yet.
@@ -80,7 +68,7 @@ async fn left(control_plane: &ControlPlane) -> Result<(Vec<String>, usize, bool)
 async fn nothing_is_pruned_while_an_operator_is_installed_or_agents_run() -> Result<()> {
     let control_plane = control_plane_with_leftovers().await?;
     let client = &control_plane.client;
-    manifest::apply(client, "", OPERATOR).await?;
+    manifest::apply(client, "", chart::OTHER_OPERATOR).await?;
     let before = left(&control_plane).await?;
     assert_eq!(before, (vec![PROBE_LABEL.to_owned(), MODE_LABEL.to_owned()], 1, true));
     let pruned = prune::run(client).await.map_err(|error| Error::Unexpected(error.to_string()))?;

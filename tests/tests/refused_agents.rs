@@ -7,8 +7,8 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use scopeprobe_tests::{Cluster, Error, Result, chart, eventually, manifest, scope_probe, undo::Undo};
-use serde_json::{Value, json};
+use scopeprobe_tests::{Cluster, Error, Result, chart, eventually, undo::Undo};
+use serde_json::json;
 
 const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 
@@ -18,14 +18,6 @@ async fn enforce(cluster: &Cluster, level: Option<&str>) -> Result<()> {
     let labels = json!({"metadata": {"labels": {ENFORCE: level}}});
     let patched = namespaces.patch(chart::NAMESPACE, &PatchParams::default(), &Patch::Merge(labels)).await;
     patched.map(|_| ()).map_err(Error::api("label the namespace"))
-}
-
-async fn apply(cluster: &Cluster, spec: &Value) -> Result<()> {
-    let probe = json!({
-        "apiVersion": "scopeprobe.io/v1alpha1", "kind": "ScopeProbe",
-        "metadata": {"name": scope_probe::NAME}, "spec": spec,
-    });
-    manifest::apply(&cluster.client, "", &probe.to_string()).await.map(|_| ())
 }
 
 async fn expect(cluster: &Cluster, what: &str, is_so: impl Fn(&Condition) -> bool) -> Result<()> {
@@ -44,7 +36,7 @@ async fn what_keeps_agents_from_running_is_said_with_its_cure() -> Result<()> {
 
     let undo = Undo::by(&cluster, &["label", "namespace", chart::NAMESPACE, &format!("{ENFORCE}-")]);
     enforce(&cluster, Some("baseline")).await?;
-    apply(&cluster, &json!({})).await?;
+    cluster.apply_probe("{}").await?;
     expect(&cluster, "the refusal of the agents' pods", |ready| {
         (ready.status.as_str(), ready.reason.as_str()) == ("False", "PodsForbidden")
             && ready.message.contains("violates PodSecurity \"baseline:latest\"")
@@ -55,12 +47,11 @@ async fn what_keeps_agents_from_running_is_said_with_its_cure() -> Result<()> {
     drop(undo);
     expect(&cluster, "agents in a namespace without a level", |ready| ready.status == "True").await?;
 
-    apply(&cluster, &json!({"agent": {"resources": {"requests": {"memory": "900Gi"}, "limits": {"memory": "900Gi"}}}}))
-        .await?;
+    cluster.apply_probe("{agent: {resources: {requests: {memory: 900Gi}, limits: {memory: 900Gi}}}}").await?;
     expect(&cluster, "the scheduler's words", |ready| {
         ready.reason == "PodsUnschedulable" && ready.message.contains("Insufficient memory")
     })
     .await?;
-    apply(&cluster, &json!({})).await?;
+    cluster.apply_probe("{}").await?;
     expect(&cluster, "agents that fit", |ready| ready.status == "True").await
 }

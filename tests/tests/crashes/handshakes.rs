@@ -72,7 +72,7 @@ async fn handshakes_that_end_while_no_agent_runs_count_once_on_the_right_edge() 
         let firewall = cluster.drop_packets_to(NODES[1], PORT).await?;
         let run = begin(&client, &plan).await?;
         // The first SYNs are sent while agents run; they are sent again after one second.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        firewall.reached(ROUND.into()).await?;
         cluster.kill_agents(&NODES).await?;
         drop(firewall);
         let outcome = client.outcome(&Command::Await(run)).await?;

@@ -1,4 +1,4 @@
-//! Who may report, with a real API server that issues and reviews tokens: an agent, for the node of its pod, over TLS.
+//! Tests with a real API server, which issues and reviews tokens: an agent alone may report, for the node of its pod, over TLS.
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 

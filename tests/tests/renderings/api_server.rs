@@ -92,17 +92,6 @@ async fn release(control_plane: &ControlPlane) -> Result<(BTreeSet<String>, Stri
     Ok((hooks, printed["info"]["notes"].as_str().unwrap_or_default().trim().to_owned()))
 }
 
-const OTHER_OPERATOR: &str = "
-{apiVersion: v1, kind: Namespace, metadata: {name: elsewhere}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: another, namespace: elsewhere, labels: {app.kubernetes.io/name: scopeprobe-operator}}
-spec:
-  selector: {matchLabels: {a: b}}
-  template: {metadata: {labels: {a: b}}, spec: {containers: [{name: a, image: a}]}}
-";
-
 #[tokio::test]
 async fn hooks_are_valid_and_notes_short() -> Result<()> {
     let control_plane = control_plane().await?;
@@ -114,7 +103,7 @@ async fn hooks_are_valid_and_notes_short() -> Result<()> {
     assert_eq!(dry_run(&control_plane, &hooks).await?, hooks.len());
     assert!(notes.lines().count() <= 5 && !notes.contains("elsewhere"), "{notes}");
 
-    manifest::apply(&control_plane.client, "", OTHER_OPERATOR).await?;
+    manifest::apply(&control_plane.client, "", chart::OTHER_OPERATOR).await?;
     let (_, notes) = release(&control_plane).await?;
     assert!(notes.lines().count() <= 5 && notes.contains("elsewhere/another"), "{notes}");
     Ok(())
