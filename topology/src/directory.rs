@@ -453,6 +453,10 @@ impl Directory {
     #[must_use]
     pub fn pod_on(&self, node: &str, uid: &str, container_id: &str) -> Option<&Pod> {
         let by_uid = self.pods.get(uid).map(|record| &record.pod);
+        if let Some(pod) = by_uid.filter(|pod| pod.node == node) {
+            // Nearly always: the other lookups are for static pods and for pods without a node yet.
+            return Some(pod);
+        }
         let candidates = [by_uid, self.pod_of_container(container_id), self.static_pod_on(node, uid), self.pod(uid)];
         let mut candidates = candidates.into_iter().flatten();
         let mut on_node = candidates.clone().filter(|pod| pod.node == node);
