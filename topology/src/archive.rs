@@ -27,6 +27,7 @@ use self::{
     joins::Joins,
     merged_externals::{Parts, is_named_yet, is_shared},
     placements::{PATIENCE, Placements},
+    settlement::FromServers,
 };
 use crate::{
     activity, count,
@@ -86,8 +87,7 @@ struct PublishedHistory {
     /// until all agents have reported since: `earlier` of each edge is then the part that none of them reports.
     settled: Option<KnownConnections>,
     edges: HashMap<EdgeKey, Published>,
-    /// The most that only servers have counted of each edge since all agents have reported.
-    from_servers: HashMap<EdgeKey, EdgeCounters>,
+    from_servers: FromServers,
     /// Counters on edges with an unnamed end that were published under a name.
     under_a_name: HashMap<EdgeKey, EdgeCounters>,
     /// Edges with what was published of them, and what they lack of it.
@@ -136,7 +136,7 @@ impl Archive {
         self.before = Some(PublishedHistory {
             restored_at: now,
             reported_at: None,
-            from_servers: HashMap::new(),
+            from_servers: FromServers::default(),
             settled: None,
             edges,
             under_a_name: HashMap::new(),
@@ -206,13 +206,9 @@ impl Archive {
         graph::build_with(ledger, directory, &everything(now), &known)
     }
 
-    /// Records the most that only servers have counted of each edge: a server's count is behind for a moment if its agent
-    /// reports after the clients'.
     fn note_servers(&mut self, reported: &Graph) {
-        let Some(before) = &mut self.before else { return };
-        for edge in reported.edges.iter().filter(|edge| edge.from_servers.opened > 0) {
-            let most = before.from_servers.entry(edge.key.clone()).or_default();
-            *most = most.at_least(&edge.from_servers);
+        if let Some(before) = &mut self.before {
+            before.from_servers.note(&reported.edges);
         }
     }
 
@@ -480,7 +476,7 @@ impl PublishedHistory {
     /// Returns how long to wait for servers' agents: no time, or longer if an edge was published with more connections that
     /// only servers had counted than any look has shown since.
     fn patience(&self) -> Duration {
-        let shown = |key: &EdgeKey| self.from_servers.get(key).map_or(0, |most| most.opened);
+        let shown = |key: &EdgeKey| self.from_servers.of(key).opened;
         let lacking = self.edges.iter().filter(|(key, published)| published.edge.from_servers.opened > shown(key));
         let patience = |(key, _): (&EdgeKey, &Published)| match key.client {
             // The node's agent has to report, too, which it does every ten seconds at least.

@@ -14,6 +14,60 @@ use crate::{
     flow::Protocol,
 };
 
+/// The most that only servers have counted since all agents have reported: a server's count is behind for a moment if its
+/// agent reports after the clients'.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FromServers {
+    by_edge: HashMap<EdgeKey, EdgeCounters>,
+    /// Connections of all edges between two peers, by their edge without a Service. Which of the edges has them may change
+    /// from look to look.
+    between: HashMap<EdgeKey, u64>,
+}
+
+impl FromServers {
+    /// Takes in what agents report now.
+    pub(super) fn note(&mut self, reported: &[Arc<Edge>]) {
+        let mut between: HashMap<EdgeKey, u64> = HashMap::new();
+        for edge in reported.iter().filter(|edge| edge.from_servers.opened > 0) {
+            let most = self.by_edge.entry(edge.key.clone()).or_default();
+            *most = most.at_least(&edge.from_servers);
+            for key in groups(&edge.key) {
+                let sum = between.entry(key).or_default();
+                *sum = count::add(*sum, edge.from_servers.opened);
+            }
+        }
+        for (key, opened) in between {
+            let most = self.between.entry(key).or_default();
+            *most = opened.max(*most);
+        }
+    }
+
+    /// Returns the most that only servers have counted of an edge.
+    pub(super) fn of(&self, key: &EdgeKey) -> EdgeCounters {
+        self.by_edge.get(key).copied().unwrap_or_default()
+    }
+
+    /// Returns the connections that only servers have counted between two peers and that are not on these edges, by the edge
+    /// without a Service.
+    fn spare(&self, published: &HashMap<EdgeKey, Published>) -> HashMap<EdgeKey, u64> {
+        let mut spare = self.between.clone();
+        for (key, Published { edge, .. }) in published {
+            let on_edge = edge.from_servers.opened.min(self.of(key).opened);
+            for key in groups(key) {
+                if let Some(left) = spare.get_mut(&key) {
+                    *left = left.saturating_sub(on_edge);
+                }
+            }
+        }
+        spare
+    }
+}
+
+/// Returns the edge without a Service, and that of the client's node if an edge's client is behind one.
+fn groups(key: &EdgeKey) -> impl Iterator<Item = EdgeKey> {
+    [Some(key.direct()), of_node(key)].into_iter().flatten()
+}
+
 /// Adds to the known part of each edge what agents have forgotten since it was published, and to the part that only servers
 /// counted what only these report now.
 ///
@@ -24,21 +78,9 @@ use crate::{
 /// New connections of other pods may hide what agents have forgotten of a pod. If they report none of a pod's calls of a
 /// Service or server any more, they have forgotten all of them. The bytes of hidden connections are missing.
 ///
-/// `from_servers` is the most that only servers have counted of each edge since all agents have reported.
-pub(super) fn settle(
-    published: &mut HashMap<EdgeKey, Published>,
-    reported: &[Arc<Edge>],
-    from_servers: &HashMap<EdgeKey, EdgeCounters>,
-) {
-    let mut spare: HashMap<EdgeKey, u64> = HashMap::new();
-    for edge in reported {
-        let before = published.get(&edge.key).map_or(0, |published| published.edge.from_servers.opened);
-        let more = edge.from_servers.opened.saturating_sub(before);
-        for key in [Some(edge.key.direct()), of_node(&edge.key)].into_iter().flatten() {
-            let sum = spare.entry(key).or_default();
-            *sum = count::add(*sum, more);
-        }
-    }
+/// `from_servers` has noted `reported`, and what was reported before.
+pub(super) fn settle(published: &mut HashMap<EdgeKey, Published>, reported: &[Arc<Edge>], from_servers: &FromServers) {
+    let mut spare = from_servers.spare(published);
     let by_clients: Vec<(&EdgeKey, Counts)> =
         reported.iter().map(|edge| (&edge.key, Counts::of(edge).without(&Counts::from_servers(edge)))).collect();
     let callers = by_clients.iter().flat_map(|(key, counts)| counts.clients.iter().map(|it| Caller::of(key, it)));
@@ -50,7 +92,7 @@ pub(super) fn settle(
         let now = reported.get(key);
         let by_clients = now.map(|now| Counts::of(now).without(&Counts::from_servers(now))).unwrap_or_default();
         let by_servers = now.map(|now| Counts::from_servers(now)).unwrap_or_default();
-        let counters = edge.from_servers.at_most(from_servers.get(key).unwrap_or(&by_servers.counters));
+        let counters = edge.from_servers.at_most(&from_servers.of(key));
         let by_servers = Counts { counters, ..by_servers };
         let before = Counts::of(edge).without(&earlier.counts);
         let mut missing = before.without(&by_clients).without(&by_servers);

@@ -248,3 +248,19 @@ proptest! {
         check(&before, &events)?;
     }
 }
+
+/// What only the other backend has counted was published on two edges, and each look at what agents report shows all of it
+/// on one. At the last look, the client's agent has reported a call that the backend's has not.
+#[test]
+fn connections_that_moved_between_edges_are_not_forgotten() {
+    let before = [Event::Call(1, 2), Event::AgentRestarts(0, false), Event::OperatorRestarts];
+    let calls = |number: usize| vec![Event::Call(0, 1); number];
+    let mut events = vec![Event::Call(0, 1), Event::OperatorRestarts];
+    for number in [4, 9, 1, 8, 6] {
+        events.extend(calls(number));
+        events.push(Event::Publishes);
+    }
+    events.pop();
+    events.extend([Event::Call(1, 1), Event::Reports(0)]);
+    check(&before, &events).expect("no connection is forgotten");
+}
