@@ -12,6 +12,8 @@ mod edge_id;
 mod extremes;
 mod graph_schedule;
 mod labels;
+mod leg_owners;
+mod leg_table;
 mod name;
 mod noise;
 mod object;
@@ -475,7 +477,7 @@ impl Publisher {
             tracing::warn!(pods, "Topologies disagree on the workload of deleted pods; these pods stay unknown");
         }
         let builder = self.builder.clone();
-        async move { builder.restore(restored.edges, restored.pods, SystemTime::now()).await }.boxed()
+        async move { builder.restore(restored, SystemTime::now()).await }.boxed()
     }
 
     fn is_warm(&self) -> bool {

@@ -220,6 +220,44 @@ impl Testbed {
         Err(Error::Unexpected(format!("{client} called {target:?}: {outcome:?}")))
     }
 
+    /// Has each client call each server through its Service and directly, another number of times each, from `first` on: so
+    /// none can be taken for another. Adds what is to be shown.
+    async fn call_all(&self, first: u64, expected: &mut BTreeMap<Name, Shown>) -> Result<()> {
+        let mut counts = first..;
+        for (server, servers_proxy) in ends("server") {
+            let (address, service) = (self.namespace.pod_ip(&server).await?, self.namespace.service_ip(&server).await?);
+            for (client, clients_proxy) in ends("client") {
+                let via = [("Client", &client, clients_proxy), ("Server", &server, servers_proxy)];
+                let via: Vec<String> = via
+                    .into_iter()
+                    .filter_map(|(side, pod, proxy)| proxy.map(|_| format!("{side} {pod} proxy")))
+                    .collect();
+                let targets = [(service, SERVICE_PORT), (address, PORTS[0]), (address, PORTS[1])];
+                for ((target, port), count) in targets.into_iter().zip([PORTS[0], PORTS[0], PORTS[1]]).zip(&mut counts)
+                {
+                    self.call(&client, target, count).await?;
+                    let name = (client.clone(), server.clone(), Some(port), target.1 == SERVICE_PORT);
+                    let containers = vec!["application".to_owned()];
+                    let shown = Shown { opened: 0, failed: 0, via: via.clone(), containers };
+                    expected.entry(name).or_insert(shown).opened += count;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until exactly these edges are shown, by the clients' objects and by the servers'.
+    async fn wait_for(&self, expected: &BTreeMap<Name, Shown>) -> Result<()> {
+        eventually("each call to be shown once, with its proxies", async || {
+            let [outgoing, incoming] = self.shown().await?;
+            if outgoing == *expected && incoming == *expected {
+                return Ok(());
+            }
+            Err(format!("expected {expected:#?}\nby clients {outgoing:#?}\nby servers {incoming:#?}"))
+        })
+        .await
+    }
+
     /// Returns the edges of the clients' objects and those of the servers'.
     async fn shown(&self) -> std::result::Result<[BTreeMap<Name, Shown>; 2], String> {
         let api: Api<Topology> = self.namespace.api();
@@ -254,32 +292,11 @@ async fn calls_through_sidecars_are_shown_once_with_their_proxies() -> Result<()
     cluster.install_chart(&[]).await?;
     cluster.probe(SPEC).await?;
     let testbed = Testbed::new(&cluster).await?;
-    let mut expected: BTreeMap<Name, Shown> = BTreeMap::new();
-    let mut count = 0;
-    for (server, servers_proxy) in ends("server") {
-        let (address, service) =
-            (testbed.namespace.pod_ip(&server).await?, testbed.namespace.service_ip(&server).await?);
-        for (client, clients_proxy) in ends("client") {
-            let via = [("Client", &client, clients_proxy), ("Server", &server, servers_proxy)];
-            let via: Vec<String> =
-                via.into_iter().filter_map(|(side, pod, proxy)| proxy.map(|_| format!("{side} {pod} proxy"))).collect();
-            let targets = [(service, SERVICE_PORT), (address, PORTS[0]), (address, PORTS[1])];
-            for (target, port) in targets.into_iter().zip([PORTS[0], PORTS[0], PORTS[1]]) {
-                // Each another number, so that none can be taken for another.
-                count += 1;
-                testbed.call(&client, target, count).await?;
-                let containers = vec!["application".to_owned()];
-                let name = (client.clone(), server.clone(), Some(port), target.1 == SERVICE_PORT);
-                expected.insert(name, Shown { opened: count, failed: 0, via: via.clone(), containers });
-            }
-        }
-    }
-    eventually("each call to be shown once, with its proxies", async || {
-        let [outgoing, incoming] = testbed.shown().await?;
-        if outgoing == expected && incoming == expected {
-            return Ok(());
-        }
-        Err(format!("expected {expected:#?}\nby clients {outgoing:#?}\nby servers {incoming:#?}"))
-    })
-    .await
+    let mut expected = BTreeMap::new();
+    testbed.call_all(1, &mut expected).await?;
+    testbed.wait_for(&expected).await?;
+    // The next operator has the objects and the agents' counters, and continues.
+    cluster.crash_operator().await?;
+    testbed.call_all(100, &mut expected).await?;
+    testbed.wait_for(&expected).await
 }

@@ -118,10 +118,10 @@ impl Archive {
     }
 
     /// Restores the edges that an earlier operator published; later calls do nothing. If the objects of both ends have
-    /// an edge, the newer account is used, with the endpoints of both.
-    pub fn restore(&mut self, published: impl IntoIterator<Item = Published>, now: SystemTime) {
+    /// an edge, the newer account is used, with the endpoints of both. Returns whether this is the first call.
+    pub fn restore(&mut self, published: impl IntoIterator<Item = Published>, now: SystemTime) -> bool {
         if self.before.is_some() {
-            return;
+            return false;
         }
         let mut edges: HashMap<EdgeKey, Published> = HashMap::new();
         for mut one in published {
@@ -142,6 +142,7 @@ impl Archive {
             under_a_name: HashMap::new(),
             with_published: ChangedEdges::default(),
         });
+        true
     }
 
     /// Restores the records of connections through transparent proxies that an earlier operator published
@@ -288,6 +289,7 @@ impl Archive {
         if !self.is_settled() {
             // Flows that are not reported yet.
             Arc::make_mut(&mut graph.legs).complete(&self.legs);
+            graph.recorded_legs.complete(&graph.legs.needed());
         }
         self.legs = Arc::clone(&graph.legs);
         if self.is_settled() {

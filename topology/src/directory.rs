@@ -437,6 +437,14 @@ impl Directory {
         !self.removed_pods.is_empty() || self.services.has_removed()
     }
 
+    /// Returns all pods, removed ones included, by each UID that an agent may report of it.
+    pub fn pods_by_uid(&self) -> impl Iterator<Item = (&str, &Pod)> {
+        self.pods.iter().flat_map(|(uid, record)| {
+            let uids = [Some(uid.as_str()), record.node_uid.as_deref()];
+            uids.into_iter().flatten().map(move |uid| (uid, &record.pod))
+        })
+    }
+
     /// Returns the pod with this UID, or the static pod for which the kubelet uses it, even if it was removed.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Pod> {

@@ -52,7 +52,7 @@ pub use self::{
     external_peers::{Direction, Outside},
     known_connections::KnownConnections,
     pace::Pace,
-    placed_legs::{PlacedLeg, PlacedLegs},
+    placed_legs::{PlacedLeg, PlacedLegs, PodHash, RecordedLeg},
 };
 use crate::{
     counts::Earlier,

@@ -8,8 +8,7 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use topology::{
-    archive::{Archive, Published},
-    directory::RecordedPod,
+    archive::Archive,
     graph::{Graph, Options, Pace},
     ledger::Ledger,
 };
@@ -18,6 +17,7 @@ use super::{
     adjacency,
     object::Limits,
     rendered::{RenderedObjects, Surroundings},
+    restore::Restored,
     writer::{Desired, Key},
 };
 use crate::{
@@ -74,10 +74,15 @@ impl Builder {
         Self { shared_ledger, index, archive, rendered: Arc::default() }
     }
 
-    /// Restores edges and pods that an earlier operator published. Only the first call of a process has an effect.
-    pub(super) async fn restore(&self, edges: Vec<Published>, pods: Vec<RecordedPod<'static>>, now: SystemTime) {
+    /// Restores what an earlier operator published. Only the first call of a process has an effect.
+    pub(super) async fn restore(&self, Restored { edges, pods, legs, .. }: Restored, now: SystemTime) {
         self.index.restore_pods(pods, now);
-        self.away(move |_, _, archive| archive.restore(edges, now)).await;
+        let restore = move |_: &SharedLedger, _: &Index, archive: &mut Archive| {
+            if archive.restore(edges, now) {
+                archive.restore_legs(&legs);
+            }
+        };
+        self.away(restore).await;
     }
 
     /// Computes the present state.

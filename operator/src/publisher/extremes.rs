@@ -271,7 +271,8 @@ fn objects(graph: &Graph) -> Vec<Topology> {
     let of = |(workload, edges): (&Workload, adjacency::Edges<'_>)| {
         let mut topology = Topology::new(&workload.name, TopologySpec::default());
         topology.metadata.namespace = Some(workload.namespace.clone());
-        topology.status = Some(object::status(workload, &WorkloadFacts::default(), &edges, &BTreeSet::new(), &world));
+        topology.status =
+            Some(object::status(workload, &WorkloadFacts::default(), &edges, &BTreeSet::new(), &[], &world));
         topology
     };
     adjacency::by_workload(graph).into_iter().map(of).collect()

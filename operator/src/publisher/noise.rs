@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use crds::{EdgePod, PeerType, TopologyEdge, TopologyStatus, Totals};
-use topology::edge::EdgeCounters;
+use topology::{
+    edge::EdgeCounters,
+    graph::{PlacedLeg, RecordedLeg},
+};
 
 use super::{
     checkpoint::{self, Checkpoint},
     edge_id::EdgeId,
+    leg_table,
 };
 
 /// A change of less than one part in so many is no news by itself.
@@ -29,20 +33,45 @@ pub(super) fn is_noise(known: &TopologyStatus, wanted: &TopologyStatus) -> bool 
 
 /// Whether the checkpoints do not differ in what this object alone has to keep: counters of edges on which the workload is
 /// the client, or whose client is no workload. The object of another client keeps the others', so that a rollout of
-/// clients does not rewrite their server's object.
+/// clients does not rewrite their server's object. This object alone has its records of proxied connections as well.
 pub(super) fn is_checkpoint_kept(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
-    is_each_kept(known, wanted, |(known, wanted)| known == wanted)
+    is_each_kept(known, wanted, |(known, wanted)| known == wanted, Checkpoint::has_same_legs)
 }
 
 fn is_checkpoint_close(known: &TopologyStatus, wanted: &TopologyStatus) -> bool {
-    is_each_kept(known, wanted, |(known, wanted)| known.into_iter().zip(wanted).all(is_close))
+    is_each_kept(known, wanted, |(known, wanted)| known.into_iter().zip(wanted).all(is_close), has_close_legs)
 }
 
-/// Returns whether the known checkpoint has the pods of the wanted one, and the counters of each edge are kept.
+/// Returns whether both checkpoints have records of the same flows, and these differ in counts only, by less than 1 %.
+fn has_close_legs(known: &Checkpoint, wanted: &Checkpoint) -> bool {
+    if known.has_same_legs(wanted) {
+        return true;
+    }
+    let (known, wanted) = (known.legs().0, wanted.legs().0);
+    let is_of_same = |known: &RecordedLeg, wanted: &RecordedLeg| {
+        let facts = |leg: PlacedLeg| PlacedLeg {
+            placed: EdgeCounters::default(),
+            matched: 0,
+            unanswered: 0,
+            attempts: 0,
+            apart: 0,
+            inward: 0,
+            ..leg
+        };
+        (&known.node, known.key, known.pod) == (&wanted.node, wanted.key, wanted.pod)
+            && facts(known.leg) == facts(wanted.leg)
+            && leg_table::counts(&known.leg).into_iter().zip(leg_table::counts(&wanted.leg)).all(is_close)
+    };
+    all_close(&known, &wanted, is_of_same)
+}
+
+/// Returns whether the known checkpoint has the pods of the wanted one, and the counters of each edge and the records of
+/// proxied connections are kept.
 fn is_each_kept(
     known: &TopologyStatus,
     wanted: &TopologyStatus,
     is_kept: impl Fn(([u64; 6], [u64; 6])) -> bool,
+    are_legs_kept: impl Fn(&Checkpoint, &Checkpoint) -> bool,
 ) -> bool {
     if known.checkpoint == wanted.checkpoint {
         return true;
@@ -51,7 +80,7 @@ fn is_each_kept(
         status.checkpoint.as_deref().and_then(|text| checkpoint::decode(text).ok()).unwrap_or_default()
     };
     let (before, after) = (read(known), read(wanted));
-    before.has_pods_of(&after) && own_counters(&before, &after, wanted).all(is_kept)
+    before.has_pods_of(&after) && own_counters(&before, &after, wanted).all(is_kept) && are_legs_kept(&before, &after)
 }
 
 /// Counters of both checkpoints that this object has to keep, edge by edge.
@@ -83,7 +112,7 @@ fn is_close((known, wanted): (u64, u64)) -> bool {
     known == wanted || known > 0 && wanted > 0 && known.abs_diff(wanted).saturating_mul(PRECISION) < known
 }
 
-fn all_close<T>(known: &[T], wanted: &[T], are_close: fn(&T, &T) -> bool) -> bool {
+fn all_close<T>(known: &[T], wanted: &[T], are_close: impl Fn(&T, &T) -> bool) -> bool {
     known.len() == wanted.len() && known.iter().zip(wanted).all(|(known, wanted)| are_close(known, wanted))
 }
 
@@ -133,10 +162,12 @@ mod tests {
     use topology::{
         counts::{Counts, Earlier},
         entity::Workload,
+        flow::{FlowKey, Protocol, Role},
+        graph::PodHash,
     };
 
     use super::*;
-    use crate::publisher::checkpoint::PodsToRecord;
+    use crate::publisher::checkpoint::ToRecord;
 
     fn status(opened: u64, active: u64, bytes: u64) -> TopologyStatus {
         let edge = TopologyEdge {
@@ -200,8 +231,8 @@ mod tests {
         let entry = checkpoint::Entry { earlier, ..checkpoint::Entry::default() };
         let workload =
             Workload { namespace: String::new(), kind: String::new(), name: String::new(), group: String::new() };
-        let pods = PodsToRecord { workload: &workload, pods: &[] };
-        status.checkpoint = checkpoint::encode([(EdgeId(1), &entry)].into_iter(), pods).0;
+        let to_record = ToRecord { workload: &workload, pods: &[], legs: &[] };
+        status.checkpoint = checkpoint::encode([(EdgeId(1), &entry)].into_iter(), to_record).0;
         status
     }
 
@@ -224,6 +255,30 @@ mod tests {
         }
         let with = |opened: u64| with_checkpoint(ingress(PeerType::Workload), opened, 0);
         assert!(is_noise(&with(500), &with(900)) && is_checkpoint_kept(&with(500), &with(900)));
+    }
+
+    #[test]
+    fn a_percent_of_a_proxied_connections_record_is_news() {
+        let with = |matched: u64, is_pooled: bool| {
+            let ip = "10.244.1.2".parse().expect("an address");
+            let (role, protocol) = (Role::Client, Protocol::Tcp);
+            let key = FlowKey { cgroup_id: 1, netns: 1, role, local: ip, remote: ip, port: 80, protocol };
+            let leg = PlacedLeg { matched, is_pooled, ..PlacedLeg::default() };
+            let legs = [RecordedLeg { node: "node-1".to_owned(), key, pod: PodHash::of("a"), leg }];
+            let workload =
+                Workload { namespace: String::new(), kind: String::new(), name: String::new(), group: String::new() };
+            let to_record = ToRecord { workload: &workload, pods: &[], legs: &legs };
+            TopologyStatus {
+                checkpoint: checkpoint::encode(std::iter::empty(), to_record).0,
+                ..status(1000, 10, 50_000)
+            }
+        };
+        let known = with(500, false);
+        assert!(is_noise(&known, &with(500, false)) && is_checkpoint_kept(&known, &with(500, false)));
+        assert!(is_noise(&known, &with(504, false)) && !is_checkpoint_kept(&known, &with(504, false)));
+        assert!(!is_noise(&known, &with(505, false)));
+        assert!(!is_noise(&known, &with(500, true)), "it has become shared");
+        assert!(!is_noise(&status(1000, 10, 50_000), &known) && !is_noise(&known, &status(1000, 10, 50_000)));
     }
 
     /// A connection that sends a few bytes from time to time is written more and more rarely.

@@ -21,13 +21,14 @@ use topology::{
     counts::{Counts, Earlier},
     edge::{Edge, EdgeCounters, EdgeKey, Seen},
     entity::Workload,
+    graph::RecordedLeg,
     plural::counted,
 };
 
 use super::{
     adjacency::Edges,
     byte_budget,
-    checkpoint::{self, PodsToRecord},
+    checkpoint::{self, Omitted, ToRecord},
     edge_id::EdgeId,
     pod_records::PodRecords,
     shown_edge::{Direction, shown, to_minute},
@@ -67,12 +68,14 @@ pub(super) struct ObjectInputs<'a> {
     pub now: SystemTime,
 }
 
-/// Returns the status of a workload's Topology. `silent` are the workload's nodes without a reporting agent.
+/// Returns the status of a workload's Topology. `silent` are the workload's nodes without a reporting agent, and `legs` records
+/// of its pods' proxied connections.
 pub(super) fn status(
     workload: &Workload,
     facts: &WorkloadFacts,
     edges: &Edges<'_>,
     silent: &BTreeSet<&str>,
+    legs: &[RecordedLeg],
     world: &ObjectInputs<'_>,
 ) -> TopologyStatus {
     let workload_ref = workload_ref(workload, facts);
@@ -80,16 +83,16 @@ pub(super) fn status(
     let mut egress = ListedEdges::new(&exact.egress, Direction::Egress, world);
     let mut ingress = ListedEdges::new(&exact.ingress, Direction::Ingress, world);
     let pods = world.records.of(workload, edges);
-    let pods = PodsToRecord { workload, pods: &pods };
-    let (checkpoint, mut omitted_pods) = egress.checkpoint(&ingress, world.earlier, pods);
+    let to_record = ToRecord { workload, pods: &pods, legs };
+    let (checkpoint, mut not_recorded) = egress.checkpoint(&ingress, world.earlier, to_record);
     let bytes = byte_budget::for_edges(&workload_ref, checkpoint.as_deref());
     let (fitting_out, fitting_in) = byte_budget::fitting(&egress.bounds(), &ingress.bounds(), bytes);
     let all_fit = egress.truncate(fitting_out) & ingress.truncate(fitting_in);
     let checkpoint = if all_fit {
         checkpoint
     } else {
-        let (checkpoint, omitted) = egress.checkpoint(&ingress, world.earlier, pods);
-        omitted_pods = omitted;
+        let (checkpoint, omitted) = egress.checkpoint(&ingress, world.earlier, to_record);
+        not_recorded = omitted;
         checkpoint
     };
     let omitted_of = |listed_out: usize, listed_in: usize| OmittedEdges {
@@ -100,7 +103,7 @@ pub(super) fn status(
         too_large: omitted_of(exact.egress.len(), exact.ingress.len()),
         all: omitted_of(egress.ranked.len(), ingress.ranked.len()),
         all_fit,
-        all_pods_recorded: omitted_pods == 0,
+        not_recorded,
     };
     let totals = totals(&exact, edges);
     TopologyStatus {
@@ -125,8 +128,8 @@ struct Omissions {
     too_large: OmittedEdges,
     /// True if no edge was omitted to save bytes.
     all_fit: bool,
-    /// True if the checkpoint records all pods.
-    all_pods_recorded: bool,
+    /// What the checkpoint has no room for.
+    not_recorded: Omitted,
 }
 
 /// A workload's edges with counters that the API can hold.
@@ -179,14 +182,14 @@ impl<'a> ListedEdges<'a> {
         self.ranked.into_iter().map(|(_, shown)| shown).collect()
     }
 
-    /// Returns the checkpoint of these egress edges, of `ingress` and of pods, and the number of pods that do not fit. Each
-    /// edge has the endpoints of its own end only.
+    /// Returns the checkpoint of these egress edges, of `ingress` and of the rest, and what does not fit. Each edge has the
+    /// endpoints of its own end only.
     fn checkpoint(
         &self,
         ingress: &Self,
         earlier: &HashMap<EdgeKey, Earlier>,
-        pods: PodsToRecord<'_>,
-    ) -> (Option<String>, usize) {
+        to_record: ToRecord<'_>,
+    ) -> (Option<String>, Omitted) {
         let mut kept: Vec<(EdgeId, checkpoint::Entry)> = Vec::new();
         let nothing = Earlier::default();
         for (list, direction) in [(self, Direction::Egress), (ingress, Direction::Ingress)] {
@@ -210,7 +213,7 @@ impl<'a> ListedEdges<'a> {
                 kept.push((EdgeId::of(&edge.key), checkpoint::Entry { earlier, from_servers }));
             }
         }
-        checkpoint::encode(kept.iter().map(|(id, entry)| (*id, entry)), pods)
+        checkpoint::encode(kept.iter().map(|(id, entry)| (*id, entry)), to_record)
     }
 }
 
@@ -287,7 +290,7 @@ fn observed(silent: &BTreeSet<&str>) -> Condition {
 }
 
 fn truncated(omissions: &Omissions, totals: &Totals, limits: Limits) -> Condition {
-    let Omissions { all, too_large, all_fit, all_pods_recorded } = omissions;
+    let Omissions { all, too_large, all_fit, not_recorded } = omissions;
     let (egress, ingress) = (all.egress - too_large.egress, all.ingress - too_large.ingress);
     let mut parts = Vec::new();
     if egress > 0 || ingress > 0 {
@@ -317,9 +320,12 @@ fn truncated(omissions: &Omissions, totals: &Totals, limits: Limits) -> Conditio
     if !is_truncated {
         parts.push("All edges are listed.".to_owned());
     }
-    if !all_pods_recorded {
+    if not_recorded.pods > 0 {
         // Without a number, which would change with each pod.
         parts.push("The checkpoint has no room for all pods: after a restart of the operator, connections of pods that were deleted meanwhile may appear as those of an UnknownPod.".to_owned());
+    }
+    if not_recorded.legs > 0 {
+        parts.push("The checkpoint has no room for all proxied connections: after a restart of the operator, some may appear on the edges to the proxy and to the server.".to_owned());
     }
     condition("Truncated", is_truncated, if is_truncated { reason } else { "Complete" }, &parts.join(" "))
 }

@@ -219,7 +219,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// Returns the place of an item in a list of the table, to which `push` adds it.
-fn place<T: Eq + Hash>(places: &mut HashMap<T, u32>, item: T, push: impl FnOnce(&T)) -> u32 {
+pub(super) fn place<T: Eq + Hash>(places: &mut HashMap<T, u32>, item: T, push: impl FnOnce(&T)) -> u32 {
     let next = u32::try_from(places.len()).unwrap_or(u32::MAX);
     *places.entry(item).or_insert_with_key(|item| {
         push(item);
@@ -298,7 +298,8 @@ impl Table {
     }
 }
 
-fn at<T>(list: &[T], number: u32) -> Option<&T> {
+/// Returns the item at a place in a list of a table.
+pub(super) fn at<T>(list: &[T], number: u32) -> Option<&T> {
     list.get(usize::try_from(number).ok()?)
 }
 
@@ -380,7 +381,8 @@ fn workload_of(row: &WorkloadRow) -> Workload {
     Workload { namespace, kind, name, group }
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+/// Returns the address of these octets; `None` if they are neither 4 nor 16.
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
     v4.or_else(|| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from))
 }

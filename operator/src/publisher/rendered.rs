@@ -8,10 +8,17 @@ use std::{
 
 use crds::TopologyStatus;
 use kube::core::{Selector, SelectorExt as _};
-use topology::{counts::Earlier, edge::Edge, entity::Workload, graph::Graph, ledger::Ledger};
+use topology::{
+    counts::Earlier,
+    edge::Edge,
+    entity::Workload,
+    graph::{Graph, RecordedLeg},
+    ledger::Ledger,
+};
 
 use super::{
     adjacency::Edges,
+    leg_owners::LegOwners,
     object::{self, Limits, ObjectInputs},
     packed::Packed,
     pod_records::PodRecords,
@@ -37,6 +44,7 @@ pub(super) struct RenderedObjects {
     /// Inputs that all of them share.
     basis: Option<Basis>,
     objects: BTreeMap<Workload, Rendered>,
+    leg_owners: LegOwners,
 }
 
 #[derive(Debug, PartialEq)]
@@ -53,10 +61,18 @@ struct Rendered {
     ingress: Vec<Arc<Edge>>,
     /// Parts of these edges that agents no longer report.
     earlier: Vec<Option<Earlier>>,
-    /// Nodes of the workload without a reporting agent.
-    silent: BTreeSet<String>,
+    beside: Beside,
     /// `None` for a workload that gets no object.
     desired: Option<Arc<Desired>>,
+}
+
+/// What an object is made of beside edges.
+#[derive(Debug, Default, PartialEq)]
+struct Beside {
+    /// Records of proxied connections of the workload's pods.
+    legs: Vec<RecordedLeg>,
+    /// Nodes of the workload without a reporting agent.
+    silent: BTreeSet<String>,
 }
 
 impl RenderedObjects {
@@ -76,28 +92,30 @@ impl RenderedObjects {
         let mut known = std::mem::take(&mut self.objects);
         let mut objects = BTreeMap::new();
         let mut stale = Vec::new();
+        let mut legs = self.leg_owners.by_workload(&graph.recorded_legs, index);
         for (workload, edges) in workloads {
-            let silent = around.silent_nodes(workload);
+            let beside =
+                Beside { legs: legs.remove(*workload).unwrap_or_default(), silent: around.silent_nodes(workload) };
             match known.remove(*workload) {
-                Some(known) if has_same_basis && known.is_of(edges, graph, &silent) => {
+                Some(known) if has_same_basis && known.is_of(edges, graph, &beside) => {
                     objects.insert((*workload).clone(), known);
                 }
-                known => stale.push((*workload, edges, silent, known.and_then(|known| known.desired))),
+                known => stale.push((*workload, edges, beside, known.and_then(|known| known.desired))),
             }
         }
         if !stale.is_empty() {
             let without_object = workloads.keys().copied().filter(|workload| around.owner(workload).is_none());
             let records = PodRecords::new(index, without_object);
             let world = ObjectInputs { index, earlier: &graph.earlier, records: &records, limits, now: around.now };
-            let rendered = stale.into_iter().map(|(workload, edges, silent, before)| {
+            let rendered = stale.into_iter().map(|(workload, edges, beside, before)| {
                 let desired = around.owner(workload).and_then(|owner| {
-                    let new = render(workload, owner, edges, &silent, &world);
+                    let new = render(workload, owner, edges, &beside, &world);
                     let new =
                         new.inspect_err(|error| tracing::error!(?workload, %error, "cannot make a Topology")).ok()?;
                     // Something else may come to the same.
                     Some(before.filter(|before| **before == new).unwrap_or_else(|| Arc::new(new)))
                 });
-                (workload.clone(), Rendered::new(edges, graph, silent, desired))
+                (workload.clone(), Rendered::new(edges, graph, beside, desired))
             });
             objects.extend(rendered);
         }
@@ -124,22 +142,22 @@ impl Surroundings<'_> {
 }
 
 impl Rendered {
-    fn new(edges: &Edges<'_>, graph: &Graph, silent: BTreeSet<String>, desired: Option<Arc<Desired>>) -> Self {
+    fn new(edges: &Edges<'_>, graph: &Graph, beside: Beside, desired: Option<Arc<Desired>>) -> Self {
         let shared = |edges: &[&Arc<Edge>]| edges.iter().copied().map(Arc::clone).collect();
         Self {
             egress: shared(&edges.egress),
             ingress: shared(&edges.ingress),
             earlier: earlier(edges, graph).map(Option::<&Earlier>::cloned).collect(),
-            silent,
+            beside,
             desired,
         }
     }
 
     /// Returns whether it would be made of the same.
-    fn is_of(&self, edges: &Edges<'_>, graph: &Graph, silent: &BTreeSet<String>) -> bool {
+    fn is_of(&self, edges: &Edges<'_>, graph: &Graph, beside: &Beside) -> bool {
         are_same(&self.egress, &edges.egress)
             && are_same(&self.ingress, &edges.ingress)
-            && self.silent == *silent
+            && self.beside == *beside
             && self.earlier.iter().map(Option::as_ref).eq(earlier(edges, graph))
     }
 }
@@ -156,12 +174,12 @@ fn render(
     workload: &Workload,
     owner: OwnerIdentity,
     edges: &Edges<'_>,
-    silent: &BTreeSet<String>,
+    Beside { legs, silent }: &Beside,
     world: &ObjectInputs<'_>,
 ) -> serde_json::Result<Desired> {
     let silent = silent.iter().map(String::as_str).collect();
     let facts = world.index.facts_of(workload);
-    let status = object::status(workload, &facts, edges, &silent, world);
+    let status = object::status(workload, &facts, edges, &silent, legs, world);
     let packed = Packed::new(&status)?;
     let TopologyStatus { totals, omitted, .. } = status;
     Ok(Desired { workload: workload.clone(), owner, app: facts.app, totals, omitted, status: packed })

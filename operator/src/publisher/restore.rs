@@ -14,12 +14,14 @@ use topology::{
     directory::RecordedPod,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Identity, LastSeen, Peer, Proxy, Seen, Times},
     entity::{ServicePortRef, ServiceRef, Workload},
+    graph::PlacedLegs,
     rtt::RttBucket,
 };
 
 use super::{
     checkpoint::{self, Checkpoint, CheckpointError},
     edge_id::EdgeId,
+    leg_table::LegTableError,
     peer::{self, group},
     pod_records,
     pod_table::PodTableError,
@@ -43,6 +45,8 @@ pub(super) struct Restored {
     pub(super) edges: Vec<Published>,
     /// Pods of all checkpoints, each once.
     pub(super) pods: Vec<RecordedPod<'static>>,
+    /// Records of proxied connections.
+    pub(super) legs: PlacedLegs,
     /// Objects with a checkpoint that cannot be read, or not as a whole, by namespace and name.
     pub(super) errors: Vec<(String, String, RestoreError)>,
     /// Number of pods that are left out because two objects claim them.
@@ -58,6 +62,9 @@ pub(super) enum RestoreError {
     /// Pods of the checkpoint cannot be read.
     #[error("connections of deleted pods may appear as those of an UnknownPod: {0}")]
     Pods(#[from] PodTableError),
+    /// Records of proxied connections cannot be read.
+    #[error("connections through transparent proxies may be on the edges to the proxy and to the server: {0}")]
+    Legs(#[from] LegTableError),
 }
 
 /// Reads objects.
@@ -79,6 +86,13 @@ pub(super) fn read(topologies: impl IntoIterator<Item = impl Borrow<Topology>>) 
             fail(error.into());
         }
         recorded.extend(pods.into_iter().map(|pod| (own.clone(), pod)));
+        let (legs, error) = checkpoint.legs();
+        if let Some(error) = error {
+            fail(error.into());
+        }
+        for leg in legs {
+            restored.legs.restore(leg);
+        }
         restored.edges.extend(edges(status, own, &checkpoint));
     }
     (restored.pods, restored.contested_pods) = pod_records::merge(recorded);
@@ -218,6 +232,7 @@ fn seen(seen: SeenEnds) -> Seen {
 mod tests {
     use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+    use proptest::prelude::*;
     use topology::{
         edge::Side,
         flow::{Methods, Protocol},
@@ -227,7 +242,7 @@ mod tests {
     use crate::{
         cluster::Index,
         publisher::{
-            adjacency,
+            adjacency, leg_table,
             object::{self, Limits, ObjectInputs},
             pod_records::PodRecords,
         },
@@ -375,11 +390,33 @@ mod tests {
             let mut topology = Topology::new("t", crds::TopologySpec::default());
             topology.metadata.namespace = Some("shop".to_owned());
             let facts = index.facts_of(workload);
-            topology.status = Some(object::status(workload, &facts, &edges, &BTreeSet::new(), &world));
+            topology.status = Some(object::status(workload, &facts, &edges, &BTreeSet::new(), &[], &world));
             found.extend(read([&topology]).edges);
         }
         found.sort_by(by_key_and_side);
         assert_eq!(found, wanted);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(30) })]
+
+        #[test]
+        fn records_of_proxied_connections_come_back(legs in leg_table::tests::legs()) {
+            let (index, earlier) = (Index::default(), HashMap::new());
+            let records = PodRecords::new(&index, []);
+            let limits = Limits { edges: 500, pods: 10 };
+            let now = SystemTime::UNIX_EPOCH;
+            let world = ObjectInputs { index: &index, earlier: &earlier, records: &records, limits, now };
+            let own = workload("Deployment", "web");
+            let mut topology = Topology::new("deployment-web", crds::TopologySpec::default());
+            let (facts, edges) = (index.facts_of(&own), adjacency::Edges::default());
+            topology.status = Some(object::status(&own, &facts, &edges, &BTreeSet::new(), &legs, &world));
+            let mut wanted = PlacedLegs::default();
+            for leg in legs {
+                wanted.restore(leg);
+            }
+            prop_assert_eq!(read([&topology]).legs, wanted);
+        }
     }
 
     #[test]
@@ -402,8 +439,9 @@ mod tests {
             ObjectInputs { index: &index, earlier: &earlier, records: &records, limits, now: SystemTime::UNIX_EPOCH };
         let workloads = adjacency::by_workload(&graph);
         let (workload, edges) = workloads.iter().next().expect("one workload");
-        topology.status = Some(object::status(workload, &index.facts_of(workload), edges, &BTreeSet::new(), &world));
-        // Bytes of field 3, which are no message.
+        topology.status =
+            Some(object::status(workload, &index.facts_of(workload), edges, &BTreeSet::new(), &[], &world));
+        // Bytes of fields 3 and 4, which are no message.
         for (checkpoint, error) in [
             (
                 "2:AAAA",
@@ -413,6 +451,10 @@ mod tests {
             (
                 "1:GgL//w",
                 "connections of deleted pods may appear as those of an UnknownPod: the table of pods is malformed",
+            ),
+            (
+                "1:IgL//w",
+                "connections through transparent proxies may be on the edges to the proxy and to the server: the table",
             ),
         ] {
             topology.status.as_mut().expect("just set").checkpoint = Some(checkpoint.to_owned());

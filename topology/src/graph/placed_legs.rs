@@ -57,28 +57,52 @@ pub(crate) struct FlowId {
     key: FlowKey,
     /// Time of its first report; `None` if an earlier operator has recorded it.
     reported: Option<SystemTime>,
-    /// Hash of its pod, if it is known.
-    pod: u64,
+    pod: PodHash,
+}
+
+/// Hash of a pod's UID (FNV-1a), the same in all programs. Two pods of one flow's key at different times are unlikely to
+/// have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodHash(pub u64);
+
+/// Record of a flow, as an operator publishes it for the next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedLeg {
+    /// Name of the flow's node.
+    pub node: String,
+    /// Key of the flow.
+    pub key: FlowKey,
+    /// Pod of the flow.
+    pub pod: PodHash,
+    /// Where the flow's connections are.
+    pub leg: PlacedLeg,
 }
 
 impl FlowId {
     pub(super) fn of(flow: &FlowView<'_>) -> Self {
-        Self { key: *flow.key, reported: Some(flow.reported), pod: flow.owner.map_or(0, hash) }
+        Self { key: *flow.key, reported: Some(flow.reported), pod: PodHash::of_owner(flow.owner) }
     }
 
     /// Returns the ID of the same flow as an earlier operator has recorded it.
-    fn recorded(key: FlowKey) -> Self {
-        Self { key, reported: None, pod: 0 }
+    fn recorded(key: FlowKey, pod: PodHash) -> Self {
+        Self { key, reported: None, pod }
     }
 }
 
-/// Returns a hash of a pod (FNV-1a).
-fn hash(owner: &CgroupOwner) -> u64 {
-    match owner {
-        CgroupOwner::PodContainer { pod_uid, .. } => pod_uid
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)),
-        CgroupOwner::HostProcess { .. } => 1,
+impl PodHash {
+    /// Returns the hash of a pod.
+    #[must_use]
+    pub fn of(uid: &str) -> Self {
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Self(uid.bytes().fold(0xcbf2_9ce4_8422_2325, hash))
+    }
+
+    fn of_owner(owner: Option<&CgroupOwner>) -> Self {
+        match owner {
+            Some(CgroupOwner::PodContainer { pod_uid, .. }) => Self::of(pod_uid),
+            Some(CgroupOwner::HostProcess { .. }) => Self(1),
+            None => Self::default(),
+        }
     }
 }
 
@@ -90,20 +114,27 @@ impl PlacedLegs {
     }
 
     /// Adds the record that an earlier operator has published of a flow.
-    pub fn restore(&mut self, node: &str, key: FlowKey, leg: PlacedLeg) {
-        self.insert(node, FlowId::recorded(key), leg);
+    pub fn restore(&mut self, RecordedLeg { node, key, pod, leg }: RecordedLeg) {
+        self.insert(&node, FlowId::recorded(key, pod), leg);
     }
 
-    /// Returns all records, by node and key.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &FlowKey, &PlacedLeg)> {
-        self.all().map(|(node, id, leg)| (node, &id.key, leg))
+    /// Returns all records, in any order.
+    pub fn iter(&self) -> impl Iterator<Item = RecordedLeg> {
+        let recorded = |(node, id, leg): (&str, &FlowId, &PlacedLeg)| RecordedLeg {
+            node: node.to_owned(),
+            key: id.key,
+            pod: id.pod,
+            leg: *leg,
+        };
+        self.all().map(recorded)
     }
 
     /// Returns the record of a flow.
     pub(super) fn of(&self, flow: &FlowView<'_>) -> PlacedLeg {
         let Some(of_node) = self.by_node.get(flow.node) else { return PlacedLeg::default() };
-        let recorded = || of_node.get(&FlowId::recorded(*flow.key)).filter(|_| !flow.is_orphaned);
-        of_node.get(&FlowId::of(flow)).or_else(recorded).copied().unwrap_or_default()
+        let id = FlowId::of(flow);
+        let recorded = || of_node.get(&FlowId::recorded(id.key, id.pod)).filter(|_| !flow.is_orphaned);
+        of_node.get(&id).or_else(recorded).copied().unwrap_or_default()
     }
 
     /// Adds the record of a flow. Of several, the one with the most counts, in any order.
@@ -118,11 +149,17 @@ impl PlacedLegs {
         }
     }
 
-    /// Adds the records of flows that have none.
+    /// Adds the records of flows that have none. What an earlier operator has recorded of a flow does not count if the flow
+    /// has been reported since.
     pub(crate) fn complete(&mut self, others: &Self) {
-        for (node, id, leg) in others.all() {
-            if self.by_node.get(node).is_none_or(|of_node| !of_node.contains_key(id)) {
-                self.insert(node, *id, *leg);
+        for (node, others) in &others.by_node {
+            let own = self.by_node.get(node);
+            let reported: HashSet<FlowId> =
+                own.into_iter().flatten().map(|(id, _)| FlowId::recorded(id.key, id.pod)).collect();
+            for (id, leg) in others.iter().filter(|(id, _)| !reported.contains(id)) {
+                if self.by_node.get(node).is_none_or(|own| !own.contains_key(id)) {
+                    self.insert(node, *id, *leg);
+                }
             }
         }
     }
@@ -143,12 +180,13 @@ impl PlacedLegs {
     #[must_use]
     pub(crate) fn needed(&self) -> Self {
         let mut needed = Self::default();
-        for (node, key, leg) in self.iter() {
+        for (node, id, leg) in self.all() {
+            let recorded = FlowId::recorded(id.key, id.pod);
             if !leg.is_evident {
-                needed.restore(node, *key, *leg);
+                needed.insert(node, recorded, *leg);
             } else if leg.port > 0 && !leg.is_redirected {
                 // The client's flow that shows it may be forgotten.
-                needed.restore(node, *key, PlacedLeg { port: leg.port, ..PlacedLeg::default() });
+                needed.insert(node, recorded, PlacedLeg { port: leg.port, ..PlacedLeg::default() });
             }
         }
         needed

@@ -20,7 +20,7 @@ fn workload(name: &str) -> Workload {
     Workload { namespace, kind, name: name.to_owned(), group }
 }
 
-fn recorded(uid: &str, owner: &str) -> RecordedPod<'static> {
+pub(in crate::publisher) fn recorded(uid: &str, owner: &str) -> RecordedPod<'static> {
     let pod = Pod {
         uid: uid.to_owned(),
         namespace: "shop".to_owned(),
