@@ -139,8 +139,8 @@ pub struct NodeProbeStatus {
     /// `Reporting`: the agent is connected to the operator. `CaptureComplete`: nothing is known to have been missed in the
     /// last hour; `Unknown`, reason `Sampled`, where the fallback may have missed what it could not count.
     /// `ExternalAddressesFolded`: flows are counted without their external addresses, because the flow table is nearly full;
-    /// absent if the current capture has folded none. `FlowsLeftOut`: the operator has no room for more flows of the node, and
-    /// counts the connections of further ones as lost; absent if it has left out none.
+    /// absent if the current capture has folded none. `FlowsLeftOut`: the operator has no room for more flows of the node, or
+    /// the agent reports flows at addresses of other nodes; their connections count as lost. Absent if none was left out.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub refused_streams: Counter,
     /// Identities that agents reported of pods on other nodes, and that were left out.
     pub foreign_pods: Counter,
+    /// Flows at addresses of other nodes.
+    pub foreign_flows: Counter,
     /// Agents whose stream is open.
     pub agents_connected: Gauge,
     /// Flows that are known now.
@@ -89,6 +91,7 @@ impl Default for Metrics {
             refused_connections: Counter::default(),
             refused_streams: Counter::default(),
             foreign_pods: Counter::default(),
+            foreign_flows: Counter::default(),
             agents_connected: Gauge::default(),
             flows: Gauge::default(),
             flows_joined: Counter::default(),
@@ -119,6 +122,11 @@ impl Metrics {
             "foreign_pods",
             "Identities that agents reported of pods on other nodes, and that were left out",
             self.foreign_pods.clone(),
+        );
+        registry.register(
+            "foreign_flows",
+            "Flows that agents reported at addresses of other nodes, and that were left out",
+            self.foreign_flows.clone(),
         );
         registry.register("refused_streams", "Streams that the collector refused", self.refused_streams.clone());
         registry.register("reconciles", "Reconciliations of ScopeProbes that began", self.reconciles.clone());
@@ -234,6 +242,7 @@ mod tests {
             "scopeprobe_operator_refused_connections_total 0",
             "scopeprobe_operator_refused_streams_total 0",
             "scopeprobe_operator_foreign_pods_total 0",
+            "scopeprobe_operator_foreign_flows_total 0",
             "scopeprobe_operator_agents_connected 0",
             "scopeprobe_operator_flows 0",
             "scopeprobe_operator_flows_joined_total 0",
@@ -253,6 +262,6 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 17);
+        assert_eq!(described("# HELP ").len(), 18);
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 pub(crate) use self::node::may_miss_uncounted;
 pub use self::{
     epochs::ResumedEpoch,
-    left_out::LeftOut,
+    left_out::{LeftOut, LeftOutReason},
     node::NodeObservation,
     replaced::{EarlierObservation, ReplacedObservation},
 };

@@ -597,6 +597,14 @@ impl Directory {
         self.nodes.get(self.pod_networks.node_of(ip)?)
     }
 
+    /// Returns whether a Node object other than this node's has the address, and this node's has not: the address is then not
+    /// on this node, regardless of what its agent reports.
+    #[must_use]
+    pub fn is_another_nodes(&self, node: &str, ip: IpAddr) -> bool {
+        let has = |of: &Node| of.ips.contains(&ip);
+        self.node_by_ip.get(&ip).is_some_and(|of| of != node) && !self.nodes.get(node).is_some_and(has)
+    }
+
     /// Returns all nodes, by name.
     ///
     /// Invariant: each once.

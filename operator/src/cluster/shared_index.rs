@@ -36,6 +36,15 @@ impl ClusterIndex {
         Arc::clone(&self.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Adds Nodes.
+    #[cfg(test)]
+    pub(crate) fn add_nodes(&self, nodes: impl IntoIterator<Item = topology::entity::Node>) {
+        use super::{index::Change, steps::Step};
+        for node in nodes {
+            self.change(|index| index.apply(Change::Node(Step::Upsert(node)), SystemTime::UNIX_EPOCH));
+        }
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut index))

@@ -10,7 +10,10 @@ use topology::{
     flow::{FlowCounters, FlowKey},
 };
 
-use crate::{observation::LeftOut, settings::Limits};
+use crate::{
+    observation::{LeftOut, LeftOutReason},
+    settings::Limits,
+};
 
 /// Maximum number of flows of one stream that are left out and told apart.
 const MAX_TOLD_APART: usize = 4096;
@@ -55,6 +58,8 @@ pub(super) struct LeftOutFlows {
     flows: HashMap<u64, (u64, u64)>,
     hasher: RandomState,
     sum: LeftOut,
+    /// True if flows at addresses of other nodes are among them.
+    has_foreign: bool,
 }
 
 impl LeftOutFlows {
@@ -87,9 +92,15 @@ impl LeftOutFlows {
         self.sum.failed = count::add(self.sum.failed, growth(failed, counters.failed));
     }
 
+    /// Records that flows at addresses of other nodes are among them.
+    pub fn note_foreign(&mut self) {
+        self.has_foreign = true;
+    }
+
     /// Returns what was left out so far.
     pub fn sum(&self) -> LeftOut {
-        LeftOut { is_active: !self.flows.is_empty(), ..self.sum.clone() }
+        let reason = if self.has_foreign { LeftOutReason::ForeignAddress } else { LeftOutReason::NoRoom };
+        LeftOut { reason: (!self.flows.is_empty()).then_some(reason), ..self.sum.clone() }
     }
 }
 
@@ -159,7 +170,8 @@ mod tests {
             left_out.add(&key(port), &counters(opened, failed), false);
         }
         let sum = left_out.sum();
-        assert_eq!((sum.opened, sum.failed, sum.is_active, sum.is_lower_bound), (7 + 10 + 3, 2, true, false));
+        assert_eq!((sum.opened, sum.failed, sum.is_lower_bound), (7 + 10 + 3, 2, false));
+        assert_eq!(sum.reason, Some(LeftOutReason::NoRoom));
         assert!(left_out.contains(&key(1)) && !left_out.contains(&key(3)));
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -28,8 +29,8 @@ use crate::{
     shared_ledger::SharedLedger,
 };
 
-/// Maximum number of pods that the log names for one stream.
-const MAX_NAMED_PODS: usize = 10;
+/// Maximum number of pods, and of addresses, that the log names for one stream.
+const MAX_NAMED: usize = 10;
 
 /// All streams that are open: one per node.
 #[derive(Clone)]
@@ -65,6 +66,8 @@ pub(super) struct Session {
     in_snapshot: bool,
     /// Names of pods on other nodes that this stream has named.
     foreign_pods: HashSet<String>,
+    /// Addresses of other nodes at which this stream has flows.
+    foreign_addresses: HashSet<IpAddr>,
     /// Closed when another stream takes this one's place: the sender is the one in `Sessions::open`.
     place: watch::Receiver<()>,
 }
@@ -87,6 +90,7 @@ impl Session {
             left_out: LeftOutFlows::default(),
             in_snapshot: false,
             foreign_pods: HashSet::new(),
+            foreign_addresses: HashSet::new(),
             place,
         })
     }
@@ -109,6 +113,7 @@ impl Session {
     pub(super) async fn take_in(&mut self, mut report: Report) -> Result<u64, Status> {
         self.check_order(&report)?;
         self.leave_out_foreign_pods(&mut report);
+        let foreign = self.foreign_addresses(&report);
         // Before waiting for the ledger: ages are relative to the message.
         let now = SystemTime::now();
         let shared_ledger = self.sessions.shared_ledger.clone();
@@ -120,13 +125,17 @@ impl Session {
         self.in_snapshot |= report.begins_snapshot;
         let mut room = Room {
             limits: self.sessions.limits,
+            foreign,
             left_out: &mut self.left_out,
             in_snapshot: self.in_snapshot,
             allowance: None,
+            refused: Vec::new(),
         };
         let (news, sent) = apply(&mut ledger, &report, first, now, &mut room)
             .map_err(|late| Status::failed_precondition(format!("epoch: {late}")))?;
         drop(ledger);
+        let refused = room.refused;
+        self.name_foreign_addresses(&refused);
         self.in_snapshot &= !report.ends_snapshot;
         self.expected += 1;
         let left_out = self.left_out.sum();
@@ -144,12 +153,29 @@ impl Session {
         let left_out = foreign_pods::leave_out(index.directory(), &self.node, &mut report.identities);
         for pod in left_out {
             self.sessions.metrics.foreign_pods.inc();
-            if self.foreign_pods.len() < MAX_NAMED_PODS && self.foreign_pods.insert(pod.clone()) {
+            if self.foreign_pods.len() < MAX_NAMED && self.foreign_pods.insert(pod.clone()) {
                 tracing::warn!(
                     node = self.node,
                     pod,
                     "left out what an agent reports of a pod that is not on its node"
                 );
+            }
+        }
+    }
+
+    /// Returns the addresses in a report's flows, as their own end, that are other nodes'.
+    fn foreign_addresses(&self, report: &Report) -> HashSet<IpAddr> {
+        let own: HashSet<IpAddr> = report.flows.iter().map(|flow| flow.key.local).collect();
+        let index = self.sessions.index.read();
+        own.into_iter().filter(|ip| index.directory().is_another_nodes(&self.node, *ip)).collect()
+    }
+
+    /// Names addresses of other nodes once per stream.
+    fn name_foreign_addresses(&mut self, refused: &[IpAddr]) {
+        for address in refused {
+            self.sessions.metrics.foreign_flows.inc();
+            if self.foreign_addresses.len() < MAX_NAMED && self.foreign_addresses.insert(*address) {
+                tracing::warn!(node = self.node, %address, "left out flows at an address of another Node");
             }
         }
     }
@@ -185,10 +211,14 @@ impl Drop for Session {
 /// Room for the flows of one message.
 struct Room<'a> {
     limits: FlowLimits,
+    /// Addresses of other nodes: no flow of this node is there.
+    foreign: HashSet<IpAddr>,
     left_out: &'a mut LeftOutFlows,
     in_snapshot: bool,
     /// Number of flows that may be added; `None` before the first new one.
     allowance: Option<usize>,
+    /// Addresses of flows that were left out because of them.
+    refused: Vec<IpAddr>,
 }
 
 impl Room<'_> {
@@ -197,6 +227,12 @@ impl Room<'_> {
         if !self.left_out.contains(key) {
             if ledger.has_flow(node, key) {
                 return true;
+            }
+            if self.foreign.contains(&key.local) {
+                self.refused.push(key.local);
+                self.left_out.note_foreign();
+                self.left_out.add(key, counters, self.in_snapshot);
+                return false;
             }
             let limits = self.limits;
             let allowance = self.allowance.get_or_insert_with(|| {
@@ -415,6 +451,45 @@ mod tests {
         assert!(sessions.observations.get("n").is_some_and(|node| node.connected));
         drop(second);
         assert!(sessions.observations.get("n").is_some_and(|node| !node.connected));
+    }
+
+    fn flow_at(local: [u8; 4], opened: u64) -> Flow {
+        let (local, remote) = (IpAddr::from(local), IpAddr::from([10, 0, 0, 1]));
+        let (role, protocol) = (topology::flow::Role::Server, topology::flow::Protocol::Tcp);
+        Flow {
+            key: FlowKey { cgroup_id: 1, netns: 1, role, local, remote, port: 80, protocol },
+            counters: FlowCounters { opened, ..FlowCounters::default() },
+            ages: topology::sighting::Ages::default(),
+            remote_names: Vec::new(),
+            nat_peers: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn flows_at_addresses_of_other_nodes_are_left_out_and_lost() {
+        let sessions = sessions();
+        let node = |name: &str, last: u8| topology::entity::Node {
+            name: name.to_owned(),
+            // A virtual address that both Node objects have.
+            ips: vec![IpAddr::from([172, 18, 0, last]), IpAddr::from([172, 18, 0, 100])],
+            pod_networks: Vec::new(),
+        };
+        sessions.index.add_nodes([node("m", 2), node("n", 3)]);
+        let (own, others, both, unknown) = ([172, 18, 0, 3], [172, 18, 0, 2], [172, 18, 0, 100], [192, 0, 2, 1]);
+        let flows = vec![flow_at(own, 1), flow_at(others, 10), flow_at(both, 100), flow_at(unknown, 1000)];
+        let first = Report { flows, ..report(1, 1, 1111) };
+        let mut session = Session::open(sessions.clone(), &first).expect("it begins a snapshot");
+        session.take_in(first).await.expect("the message is in order");
+        let later =
+            Report { flows: vec![flow_at(others, 15)], sequence: 2, begins_snapshot: false, ..report(1, 1, 1116) };
+        session.take_in(later).await.expect("the message is in order");
+        let ledger = sessions.shared_ledger.ledger().lock().await;
+        assert_eq!(ledger.flows().map(|flow| flow.totals.opened).sum::<u64>(), 1101);
+        let node = sessions.observations.get("n").expect("it has reported");
+        // It has lost one by its own word.
+        assert_eq!((node.seen, node.losses.opened), (1101, 16));
+        assert_eq!(node.left_out.reason, Some(crate::observation::LeftOutReason::ForeignAddress));
+        assert_eq!(sessions.metrics.foreign_flows.get(), 1, "one flow");
     }
 
     #[tokio::test]

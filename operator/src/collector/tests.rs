@@ -207,7 +207,7 @@ async fn flows_beyond_the_limit_are_losses() {
     message.capture.as_mut().expect("it is there").seen = 100;
     let (mut replies, messages) = open(&mut port.client().await, message).await.expect("it is taken in");
     let shown = |observation: &crate::observation::NodeObservation| {
-        (observation.seen, observation.losses.opened, observation.left_out.is_active)
+        (observation.seen, observation.losses.opened, observation.left_out.reason.is_some())
     };
     let observed = || port.observations.get("node-1").expect("it reports");
     assert_eq!(shown(&observed()), (30, 70, true));

@@ -1,4 +1,4 @@
-//! Flows that the operator left out, for lack of room.
+//! Flows that the operator left out, for lack of room or because they are at addresses of other nodes.
 
 use crds::Losses;
 use topology::count;
@@ -10,12 +10,21 @@ pub struct LeftOut {
     pub opened: u64,
     /// Their failed attempts.
     pub failed: u64,
-    /// True while flows are left out.
-    pub is_active: bool,
+    /// Why flows are left out now; `None` if none are.
+    pub reason: Option<LeftOutReason>,
     /// True if there were more than the operator tells apart, so that the numbers are lower bounds.
     pub is_lower_bound: bool,
     /// True if an earlier operator left flows out: the recorded losses then contain them, and the numbers here do not.
     pub is_restored: bool,
+}
+
+/// Why flows are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOutReason {
+    /// The operator has no room for more.
+    NoRoom,
+    /// Some of them are at addresses of other nodes.
+    ForeignAddress,
 }
 
 impl LeftOut {
@@ -36,7 +45,7 @@ impl LeftOut {
         Self {
             opened: self.opened.max(later.opened),
             failed: self.failed.max(later.failed),
-            is_active: later.is_active,
+            reason: later.reason,
             is_lower_bound: self.is_lower_bound || later.is_lower_bound,
             is_restored: false,
         }
@@ -64,9 +73,15 @@ mod tests {
 
     #[test]
     fn losses_of_an_epoch_never_shrink() {
-        let earlier = LeftOut { opened: 3, failed: 1, is_active: true, is_lower_bound: true, is_restored: false };
+        let earlier = LeftOut {
+            opened: 3,
+            failed: 1,
+            reason: Some(LeftOutReason::NoRoom),
+            is_lower_bound: true,
+            is_restored: false,
+        };
         let all = earlier.and_later(&LeftOut { opened: 1, failed: 2, ..LeftOut::default() });
-        let expected = LeftOut { opened: 3, failed: 2, is_active: false, is_lower_bound: true, is_restored: false };
+        let expected = LeftOut { opened: 3, failed: 2, is_lower_bound: true, ..LeftOut::default() };
         assert_eq!(all, expected);
     }
 

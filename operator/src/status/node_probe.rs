@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     coverage::share::{Share, Shares},
-    observation::{LeftOut, NodeObservation},
+    observation::{LeftOut, LeftOutReason, NodeObservation},
     rollout::{assignment::Assignment, fallback_policy::NodeFallback},
 };
 
@@ -177,11 +177,16 @@ fn flows_left_out(left_out: &LeftOut) -> Option<Statement> {
     let leaves_out = "the operator has no room for more flows of this node: connections of further ones count as lost. Raise \
                       --collector-max-flows-per-node, --collector-max-flows and the operator's memory limit";
     let has_room = "the operator has room again; earlier, it left flows out and counted their connections as lost";
-    let LeftOut { opened, failed, is_active, is_restored, .. } = *left_out;
-    match (is_active, opened > 0 || failed > 0 || is_restored) {
-        (true, _) => Some(Statement::new(FLOWS_LEFT_OUT, true, "OperatorFlowLimit", leaves_out)),
-        (false, true) => Some(Statement::new(FLOWS_LEFT_OUT, false, "RoomForFlows", has_room)),
-        (false, false) => None,
+    let others = "the agent reports flows at addresses of other Nodes: they are left out, and their connections count as lost. \
+                  The operator's log names the addresses. Check the addresses of the Node objects, and what runs on this node";
+    let LeftOut { opened, failed, reason, is_restored, .. } = *left_out;
+    match (reason, opened > 0 || failed > 0 || is_restored) {
+        (Some(LeftOutReason::ForeignAddress), _) => {
+            Some(Statement::new(FLOWS_LEFT_OUT, true, "AddressOfAnotherNode", others))
+        }
+        (Some(LeftOutReason::NoRoom), _) => Some(Statement::new(FLOWS_LEFT_OUT, true, "OperatorFlowLimit", leaves_out)),
+        (None, true) => Some(Statement::new(FLOWS_LEFT_OUT, false, "RoomForFlows", has_room)),
+        (None, false) => None,
     }
 }
 

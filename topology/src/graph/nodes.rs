@@ -10,7 +10,8 @@ use crate::{
     ledger::Ledger,
 };
 
-/// Nodes by their addresses: those of the Node objects, and those that the agents have found on their nodes.
+/// Nodes by their addresses: those of the Node objects, and those that the agents have found on their nodes. Node objects
+/// decide where an agent names an address of another node.
 #[derive(Clone, Debug)]
 pub(super) struct Nodes<'a> {
     directory: &'a Directory,
@@ -22,7 +23,8 @@ pub(super) struct Nodes<'a> {
 impl<'a> Nodes<'a> {
     pub(super) fn new(ledger: &'a Ledger, directory: &'a Directory) -> Self {
         let mut by_agents = HashMap::default();
-        for (node, ip) in ledger.node_addresses() {
+        let found = ledger.node_addresses().filter(|(node, ip)| !directory.is_another_nodes(node, *ip));
+        for (node, ip) in found {
             match by_agents.entry(ip) {
                 Entry::Vacant(vacant) => {
                     vacant.insert(Some(node));

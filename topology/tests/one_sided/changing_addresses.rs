@@ -84,6 +84,22 @@ fn shared_address_is_found_from_a_node_that_lacks_it() {
 }
 
 #[test]
+fn address_of_a_node_object_is_no_other_nodes() {
+    let mut world = World::new();
+    let call = ("10.244.1.2", "172.18.0.2", 9100);
+    world.counters("web", Role::Client, call, &opened(5), at(0));
+    let shown = ["web -> node-2:9100 5+0"];
+    assert_eq!(edges(&world.graph(at(60))), shown);
+    // The other node's agent names the address as its own, and so does the node's, or not.
+    world.ledger.set_node_addresses("node-1", EPOCH, &[ip("172.18.0.2")]).expect("the present epoch");
+    assert_eq!(edges(&world.graph(at(60))), shown);
+    world.ledger.set_node_addresses("node-2", EPOCH, &[ip("172.18.0.2")]).expect("the present epoch");
+    assert_eq!(edges(&world.graph(at(60))), shown);
+    proc(&mut world, "node-2", "exporter", Role::Server, ("172.18.0.2", "10.244.1.2", 9100), &opened(5), 0);
+    assert_eq!(edges(&world.graph(at(60))), ["web -> node-2/exporter:9100 5+0"]);
+}
+
+#[test]
 fn host_port_answers_for_no_earlier_calls() {
     let mut world = World::new();
     world.counters("web", Role::Client, ("10.244.1.2", "172.18.0.2", 80), &failed(5), at(0));
