@@ -28,7 +28,7 @@ pub(super) struct FlowLimits {
 impl From<&Limits> for FlowLimits {
     fn from(limits: &Limits) -> Self {
         let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { per_node: number(limits.collector_max_flows_per_node), all: number(limits.collector_max_flows) }
+        Self { per_node: number(limits.collector_max_flows_per_node), all: number(limits.max_flows()) }
     }
 }
 

@@ -47,13 +47,32 @@ pub struct Limits {
     /// Maximum number of flows of one node.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_FLOWS_PER_NODE", default_value_t = 65_536, value_parser = value_parser!(u32).range(1..))]
     pub collector_max_flows_per_node: u32,
-    /// Maximum number of flows of all nodes. Each node has an equal part of half of it for itself. A flow takes about 4 KiB
-    /// of the operator's memory.
-    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_FLOWS", default_value_t = 80_000, value_parser = value_parser!(u32).range(1..))]
-    pub collector_max_flows: u32,
+    /// Maximum number of flows of all nodes. Each node has an equal part of half of it for itself. If absent, as many as the
+    /// memory limit carries.
+    #[arg(long, env = "SCOPEPROBE_COLLECTOR_MAX_FLOWS", value_parser = value_parser!(u32).range(1..))]
+    pub collector_max_flows: Option<u32>,
+    /// Memory limit of the operator's container, in bytes. Decides on the number of flows.
+    #[arg(long, env = "SCOPEPROBE_MEMORY_LIMIT", default_value_t = 512 << 20, value_parser = value_parser!(u64).range(1..))]
+    pub memory_limit: u64,
 }
 
+/// Memory that the operator takes without any flow, in bytes.
+const BASE_MEMORY: u64 = 32 << 20;
+/// Memory for each allowed flow, in bytes: 4 KiB, and half as many more flows while nodes come and go (docs/performance.md).
+const MEMORY_PER_FLOW: u64 = 6 << 10;
+/// Number of flows that is allowed in any memory.
+const LEAST_FLOWS: u32 = 1024;
+
 impl Limits {
+    /// Returns the maximum number of flows of all nodes.
+    #[must_use]
+    pub fn max_flows(&self) -> u32 {
+        self.collector_max_flows.unwrap_or_else(|| {
+            let carried = self.memory_limit.saturating_sub(BASE_MEMORY) / MEMORY_PER_FLOW;
+            u32::try_from(carried).unwrap_or(u32::MAX).max(LEAST_FLOWS)
+        })
+    }
+
     /// Returns the time limit of a TLS handshake.
     #[must_use]
     pub fn handshake_timeout(&self) -> Duration {
@@ -87,4 +106,18 @@ fn lifetime(text: &str) -> Result<SignedDuration, String> {
 /// Reads a duration between 100 milliseconds and a minute.
 fn timeout(text: &str) -> Result<SignedDuration, String> {
     between(text, SignedDuration::from_millis(100), SignedDuration::from_mins(1), "100ms and 1m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_limit_decides_on_the_number_of_flows() {
+        let flows = |memory_limit| Limits { memory_limit, ..Limits::default() }.max_flows();
+        assert_eq!(flows(512 << 20), 81_920);
+        assert_eq!([flows(2 << 30), flows(4 << 30)], [344_064, 693_589]);
+        assert_eq!([flows(1), flows(u64::MAX)], [LEAST_FLOWS, u32::MAX]);
+        assert_eq!(Limits { collector_max_flows: Some(7), ..Limits::default() }.max_flows(), 7);
+    }
 }
