@@ -137,7 +137,7 @@ fn told(stays: &[Stay], ahead_ms: u64) -> (Vec<Truth>, Directory) {
         let mut tell = |ms: u64, event: fn(Pod) -> Event, pod: &Pod| {
             events.push((ms, event(pod.clone())));
             if stay.twice {
-                events.push((ms + 1, event(pod.clone())));
+                events.push((ms, event(pod.clone())));
             }
         };
         tell(late(from_ms), Event::Upsert, &pod);
