@@ -1,0 +1,219 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use crds::TransportProtocol;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::{SignedDuration, Timestamp},
+};
+use view::{
+    Map,
+    filter::Filter,
+    level::{self, Level},
+};
+
+use crate::source::Source;
+
+/// Shows who talks to whom in a cluster, from the Topology objects of ScopeProbe.
+///
+/// It needs the right to list topologies.scopeprobe.io, which the roles view, edit and admin of a namespace include.
+#[derive(Debug, Parser)]
+#[command(name = "kubectl-scopeprobe", bin_name = "kubectl scopeprobe", version)]
+pub struct Cli {
+    /// Command to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Command to run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lists edges, one per line.
+    Table {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        selection: Selection,
+    },
+    /// Draws the map.
+    Graph {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        selection: Selection,
+        /// Format of the picture.
+        #[arg(short, long, value_enum, default_value_t = Format::Tree)]
+        output: Format,
+        /// Draw with ASCII characters only.
+        #[arg(long)]
+        ascii: bool,
+    },
+    /// Lists edges with an end outside of the cluster.
+    External {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        selection: Selection,
+    },
+    /// Lists all that call a workload, directly or through others: what may fail if it does.
+    BlastRadius {
+        #[command(flatten)]
+        source: Source,
+        /// Name of the workload or peer: NAME, NAMESPACE/NAME or NAMESPACE/KIND/NAME.
+        peer: String,
+    },
+    /// Says how an edge, or each edge of a peer, is known and what is not.
+    Explain {
+        #[command(flatten)]
+        source: Source,
+        /// Identifier of an edge, or name of a peer.
+        what: String,
+    },
+    /// Compares the edges of two files. Exit code 0: the same. 1: they differ. Above: an error.
+    Diff {
+        /// Objects, or a map that `graph -o json` has written; `-` is standard input.
+        before: PathBuf,
+        /// The same, later.
+        after: PathBuf,
+        /// Format of the difference.
+        #[arg(short, long, value_enum, default_value_t = DiffFormat::Text)]
+        output: DiffFormat,
+    },
+}
+
+/// Format of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Each client with the servers that it calls.
+    Tree,
+    /// A table.
+    Table,
+    /// Graphviz.
+    Dot,
+    /// Mermaid, for pages of Markdown.
+    Mermaid,
+    /// Comma-separated values (RFC 4180).
+    Csv,
+    /// Names of all peers.
+    Name,
+    /// The map, which `--file` reads again.
+    Json,
+    /// The same in YAML.
+    Yaml,
+}
+
+/// Format of a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DiffFormat {
+    /// A line for each edge.
+    Text,
+    /// JSON.
+    Json,
+}
+
+/// Conditions on edges.
+#[derive(Debug, Args)]
+pub struct Selection {
+    /// Only the neighbourhood of this workload or peer.
+    #[arg(long, value_name = "PEER")]
+    around: Option<String>,
+    /// Size of the neighbourhood, in edges.
+    #[arg(long, default_value_t = 1, requires = "around", value_parser = hops)]
+    hops: usize,
+    /// Only edges to this port of the server.
+    #[arg(long)]
+    port: Option<u16>,
+    /// Only edges of this protocol.
+    #[arg(long, value_parser = protocol)]
+    protocol: Option<TransportProtocol>,
+    /// Only edges with an end outside of the cluster.
+    #[arg(long)]
+    pub external: bool,
+    /// Only edges with failed or pending attempts.
+    #[arg(long)]
+    failed: bool,
+    /// Only edges that were first observed within this time, such as 10m, 24h or 7d.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    new_since: Option<SignedDuration>,
+    /// Show namespaces instead of workloads.
+    #[arg(long)]
+    namespace_level: bool,
+}
+
+impl Selection {
+    /// Returns the selected edges.
+    ///
+    /// # Errors
+    /// Returns an error if no peer has the name, or if the time is out of range.
+    pub fn apply(&self, map: Map) -> Result<Map> {
+        let now = Timestamp::now();
+        let since = self.new_since.map(|time| now.checked_sub(time)).transpose()?;
+        if let Some(around) = &self.around
+            && !map.edges.iter().any(|edge| edge.client.is_named(around) || edge.server.is_named(around))
+        {
+            return Err(anyhow!("no peer is named {around:?}; `kubectl scopeprobe graph -o name` lists all"));
+        }
+        let filter = Filter {
+            around: self.around.clone(),
+            hops: self.hops,
+            port: self.port,
+            protocol: self.protocol,
+            external: self.external,
+            failed: self.failed,
+            new_since: since.map(Time),
+            ..Filter::default()
+        };
+        let level = if self.namespace_level { Level::Namespace } else { Level::Workload };
+        Ok(level::on(level, filter.apply(map)))
+    }
+}
+
+fn hops(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|hops| (1..=100).contains(hops)).ok_or_else(|| "a number from 1 to 100".to_owned())
+}
+
+fn protocol(text: &str) -> Result<TransportProtocol, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(TransportProtocol::Tcp),
+        "udp" => Ok(TransportProtocol::Udp),
+        _ => Err("tcp or udp".to_owned()),
+    }
+}
+
+/// Reads a number with a unit: s, m, h or d.
+fn duration(text: &str) -> Result<SignedDuration, String> {
+    let wrong = || "a number with a unit: s, m, h or d".to_owned();
+    let seconds = match text.char_indices().next_back() {
+        Some((_, 's')) => 1,
+        Some((_, 'm')) => 60,
+        Some((_, 'h')) => 3600,
+        Some((_, 'd')) => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok(SignedDuration::from_secs(i64::from(number) * seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration("7d"), Ok(SignedDuration::from_hours(7 * 24)));
+        assert_eq!(duration("90s"), Ok(SignedDuration::from_secs(90)));
+        for wrong in ["", "7", "d", "-1h", "1w", "é"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Differences between two maps: which edges are there, regardless of their counts.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::map::{Edge, Map};
+
+/// Difference between two maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Difference {
+    /// Edges of the second map only.
+    pub added: Vec<Edge>,
+    /// Edges of the first map only.
+    pub removed: Vec<Edge>,
+    /// Edges of both of which attempts fail in the second map, and did not in the first.
+    pub failing: Vec<Edge>,
+}
+
+impl Difference {
+    /// Compares two maps.
+    #[must_use]
+    pub fn between(before: &Map, after: &Map) -> Self {
+        let by_id = |map: &Map| -> BTreeMap<String, Edge> {
+            map.edges.iter().map(|edge| (edge.id.clone(), edge.clone())).collect()
+        };
+        let (before_by_id, after_by_id) = (by_id(before), by_id(after));
+        let fails = |edge: &Edge| edge.counters.failed > 0 || edge.counters.pending > 0;
+        let added = after.edges.iter().filter(|edge| !before_by_id.contains_key(&edge.id));
+        let removed = before.edges.iter().filter(|edge| !after_by_id.contains_key(&edge.id));
+        let failing = after
+            .edges
+            .iter()
+            .filter(|edge| fails(edge) && before_by_id.get(&edge.id).is_some_and(|before| !fails(before)));
+        Self {
+            added: added.cloned().collect(),
+            removed: removed.cloned().collect(),
+            failing: failing.cloned().collect(),
+        }
+    }
+
+    /// Returns whether there is no difference.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.failing.is_empty()
+    }
+}

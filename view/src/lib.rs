@@ -1,0 +1,13 @@
+//! The map that Topology objects draw, without I/O: it reads objects, joins both ends of each edge, filters, groups, compares
+//! and writes pictures and tables.
+
+pub mod diff;
+pub mod explain;
+pub mod filter;
+pub mod level;
+pub mod map;
+pub mod reach;
+pub mod read;
+pub mod render;
+
+pub use map::{Edge, Map, Peer};

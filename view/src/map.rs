@@ -1,0 +1,258 @@
+//! The map: edges between peers, each once.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display, Formatter},
+};
+
+use crds::{PeerType, SeenEnds, TopologyPeer, TransportProtocol};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::{Deserialize, Serialize};
+
+/// Kind of a map that is written as JSON or YAML.
+pub const KIND: &str = "TopologyMap";
+/// API version of [`KIND`]. The API server does not know it.
+pub const API_VERSION: &str = "view.scopeprobe.io/v1alpha1";
+
+/// All edges of the objects that were read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Map {
+    api_version: String,
+    kind: String,
+    /// Edges, in the order of client, server, Service, port and protocol.
+    pub edges: Vec<Edge>,
+    /// What the objects say is missing from them, in alphabetical order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caveats: Vec<String>,
+}
+
+/// All conversations between two peers through one Service port or none, at one port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Edge {
+    /// Identifier of the edge, the same in the objects of both ends.
+    pub id: String,
+    /// Peer that opened the connections.
+    pub client: Peer,
+    /// Peer that accepted them.
+    pub server: Peer,
+    /// Service that the client called, as `namespace/name:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Port at which the server listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Transport protocol.
+    pub protocol: TransportProtocol,
+    /// Counters, as the client sees them.
+    pub counters: Counters,
+    /// Ends that agents observed. `None` for several edges in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<SeenEnds>,
+    /// True if the direction of some connections is a guess.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_inferred: bool,
+    /// Transparent proxies on the way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
+    /// Time at which an agent first observed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_seen: Option<Time>,
+    /// Lower bound of the time of the last activity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<Time>,
+    /// Time of the last failed attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failed: Option<Time>,
+}
+
+/// Counters of an edge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Counters {
+    /// Connections that were established.
+    pub opened: u64,
+    /// Those that are open.
+    pub active: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Attempts without an answer.
+    #[serde(default)]
+    pub pending: u64,
+    /// Payload from client to server, in bytes; `None` where it is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    /// Payload from server to client, in bytes; `None` where it is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_received: Option<u64>,
+    /// Connections of which not all bytes are known.
+    #[serde(default)]
+    pub without_bytes: u64,
+}
+
+/// One end of an edge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Peer {
+    /// A peer of the objects.
+    One(Box<TopologyPeer>),
+    /// Several of them.
+    Group(Group),
+}
+
+/// Several peers in one: those of a namespace, or of one type.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Group {
+    /// Name of the group.
+    pub group: String,
+    /// True if its peers are outside of the cluster.
+    pub is_external: bool,
+}
+
+impl Map {
+    /// Returns a map of these edges in their order, each identifier once, and these caveats.
+    #[must_use]
+    pub fn new(mut edges: Vec<Edge>, mut caveats: Vec<String>) -> Self {
+        edges.sort_by(|one, other| one.order().cmp(&other.order()));
+        caveats.sort();
+        caveats.dedup();
+        Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), edges, caveats }
+    }
+
+    /// Returns a map of edges of several maps, each identifier once.
+    #[must_use]
+    pub fn joined(edges: Vec<Edge>, caveats: Vec<String>) -> Self {
+        let by_id: BTreeMap<String, Edge> = edges.into_iter().rev().map(|edge| (edge.id.clone(), edge)).collect();
+        Self::new(by_id.into_values().collect(), caveats)
+    }
+
+    /// Returns a map of the edges that satisfy a condition.
+    #[must_use]
+    pub fn retain(self, mut keeps: impl FnMut(&Edge) -> bool) -> Self {
+        let Self { api_version, kind, mut edges, caveats } = self;
+        edges.retain(|edge| keeps(edge));
+        Self { api_version, kind, edges, caveats }
+    }
+}
+
+impl Edge {
+    fn order(&self) -> impl Ord + '_ {
+        (&self.client, &self.server, &self.service, self.port, self.protocol, &self.id)
+    }
+
+    /// Returns what the client called: the Service, or the server with its port.
+    #[must_use]
+    pub fn called(&self) -> String {
+        match (&self.service, self.port) {
+            (Some(service), _) => service.clone(),
+            (None, Some(port)) => format!("{}:{port}", self.server),
+            (None, None) => self.server.to_string(),
+        }
+    }
+}
+
+impl Counters {
+    /// Adds other counters. Of bytes, the sum of what is known.
+    pub fn add(&mut self, other: &Self) {
+        let sum = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.saturating_add(other)),
+            (one, other) => one.or(other),
+        };
+        *self = Self {
+            opened: self.opened.saturating_add(other.opened),
+            active: self.active.saturating_add(other.active),
+            failed: self.failed.saturating_add(other.failed),
+            pending: self.pending.saturating_add(other.pending),
+            bytes_sent: sum(self.bytes_sent, other.bytes_sent),
+            bytes_received: sum(self.bytes_received, other.bytes_received),
+            without_bytes: self.without_bytes.saturating_add(other.without_bytes),
+        };
+    }
+}
+
+impl Peer {
+    /// Returns the peer that an object has.
+    #[must_use]
+    pub fn one(peer: TopologyPeer) -> Self {
+        Self::One(Box::new(peer))
+    }
+
+    /// Returns the namespace of a workload or Service.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::One(peer) if matches!(peer.type_, PeerType::Workload | PeerType::Service) => {
+                peer.namespace.as_deref()
+            }
+            Self::One(_) | Self::Group(_) => None,
+        }
+    }
+
+    /// Returns the kind of a workload.
+    #[must_use]
+    pub fn kind(&self) -> Option<&str> {
+        match self {
+            Self::One(peer) => peer.kind.as_deref(),
+            Self::Group(_) => None,
+        }
+    }
+
+    /// Returns whether it is outside of the cluster, or stands for peers that are.
+    #[must_use]
+    pub fn is_external(&self) -> bool {
+        use PeerType::{DnsName, External, ExternalGroup, Ip, OtherExternal};
+        match self {
+            Self::One(peer) => matches!(peer.type_, DnsName | External | ExternalGroup | Ip | OtherExternal),
+            Self::Group(group) => group.is_external,
+        }
+    }
+
+    /// Returns whether a text names it: `name`, `namespace/name`, `kind/name` or `namespace/kind/name`, with the kind in any
+    /// case; of others, the name that the map shows.
+    #[must_use]
+    pub fn is_named(&self, text: &str) -> bool {
+        let name = match self {
+            Self::One(peer) => peer.name.as_deref(),
+            Self::Group(group) => Some(group.group.as_str()),
+        };
+        let (Some(namespace), Some(kind), Some(name)) = (self.namespace(), self.kind(), name) else {
+            return name == Some(text) || self.to_string() == text;
+        };
+        let parts: Vec<&str> = text.split('/').collect();
+        match parts.as_slice() {
+            [one] => *one == name,
+            [first, last] => *last == name && (*first == namespace || first.eq_ignore_ascii_case(kind)),
+            [first, middle, last] => *first == namespace && middle.eq_ignore_ascii_case(kind) && *last == name,
+            _ => false,
+        }
+    }
+}
+
+impl Display for Peer {
+    /// Writes a short name: `namespace/name` of a workload. Different peers may have the same.
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        let peer = match self {
+            Self::One(peer) => peer,
+            Self::Group(Group { group, .. }) => return write!(formatter, "{group}"),
+        };
+        let TopologyPeer { type_, namespace, name, node, ip, uid, .. } = &**peer;
+        let or = |text: &Option<String>| text.clone().unwrap_or_default();
+        match type_ {
+            PeerType::Workload => write!(formatter, "{}/{}", or(namespace), or(name)),
+            PeerType::Service => write!(formatter, "{}/{} (Service)", or(namespace), or(name)),
+            PeerType::Node => write!(formatter, "node {}", or(name)),
+            PeerType::HostProcess => write!(formatter, "{} on {}", or(name), or(node)),
+            PeerType::ApiServer => write!(formatter, "API server"),
+            PeerType::ExternalGroup | PeerType::DnsName => write!(formatter, "{}", or(name)),
+            PeerType::Ip => write!(formatter, "{}", or(ip)),
+            PeerType::External => write!(formatter, "clients behind {}", or(node)),
+            PeerType::OtherExternal => write!(formatter, "other external addresses"),
+            PeerType::UnknownPod => match (uid, ip) {
+                (Some(uid), _) => write!(formatter, "unknown pod {uid}"),
+                (None, ip) => write!(formatter, "unknown pod {}", or(ip)),
+            },
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Reads objects and maps from JSON and YAML, and joins both ends of each edge by its identifier.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use crds::{DirectionSource, PeerType, Topology, TopologyEdge, TopologyPeer, TopologyStatus};
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use crate::map::{self, Counters, Edge, Map, Peer};
+
+/// Error of a text that is no map.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Neither JSON nor YAML.
+    #[error("neither JSON nor YAML: {0}")]
+    Syntax(#[from] serde_yaml::Error),
+    /// An object that is none of ours, or malformed.
+    #[error("document {document}: {problem}")]
+    Object {
+        /// Number of the document, from 1.
+        document: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// There is no object.
+    #[error("no object in it; expected the output of `kubectl get topology -A -o json`")]
+    Empty,
+}
+
+/// Reads Topology objects, lists of them, and maps, from JSON or from documents of YAML. `name` stands for the text in caveats.
+///
+/// # Errors
+/// Returns an error if the text has another object, or none.
+pub fn text(text: &str) -> Result<Map, ReadError> {
+    let (mut topologies, mut maps) = (Vec::new(), Vec::new());
+    let mut documents = 0;
+    for document in serde_yaml::Deserializer::from_str(text) {
+        let value = Value::deserialize(document)?;
+        if value.is_null() {
+            continue;
+        }
+        documents += 1;
+        take_in(value, &mut topologies, &mut maps)
+            .map_err(|problem| ReadError::Object { document: documents, problem })?;
+    }
+    if documents == 0 {
+        return Err(ReadError::Empty);
+    }
+    let mut joined = Joined::default();
+    for map in maps {
+        joined.add_map(map);
+    }
+    for topology in &topologies {
+        joined.add(topology);
+    }
+    Ok(joined.into_map())
+}
+
+/// Returns the map of these objects.
+#[must_use]
+pub fn objects<'t>(topologies: impl IntoIterator<Item = &'t Topology>) -> Map {
+    let mut joined = Joined::default();
+    for topology in topologies {
+        joined.add(topology);
+    }
+    joined.into_map()
+}
+
+fn take_in(value: Value, topologies: &mut Vec<Topology>, maps: &mut Vec<Map>) -> Result<(), String> {
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let api_version = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    match kind.as_str() {
+        "Topology" => topologies.push(serde_json::from_value(value).map_err(|error| error.to_string())?),
+        map::KIND if api_version == map::API_VERSION => {
+            maps.push(serde_json::from_value(value).map_err(|error| error.to_string())?);
+        }
+        "List" | "TopologyList" => {
+            let Value::Object(mut list) = value else { return Err("a list without items".to_owned()) };
+            let Some(Value::Array(items)) = list.remove("items") else { return Err("a list without items".to_owned()) };
+            for mut item in items {
+                // Lists of the API server leave it out.
+                if let Value::Object(fields) = &mut item {
+                    fields.entry("kind").or_insert_with(|| "Topology".into());
+                    fields.entry("apiVersion").or_insert_with(|| "scopeprobe.io/v1alpha1".into());
+                }
+                take_in(item, topologies, maps)?;
+            }
+        }
+        "" => return Err("it has no kind; expected a Topology, a list of them, or a TopologyMap".to_owned()),
+        other => return Err(format!("it is a {other}; expected a Topology, a list of them, or a TopologyMap")),
+    }
+    Ok(())
+}
+
+/// Edges by identifier. The object of a client decides where both ends have one: it has all that it called.
+#[derive(Default)]
+struct Joined {
+    edges: BTreeMap<String, (bool, Edge)>,
+    caveats: Vec<String>,
+}
+
+impl Joined {
+    fn add(&mut self, topology: &Topology) {
+        let Some(status) = &topology.status else { return };
+        let namespace = topology.metadata.namespace.clone().unwrap_or_default();
+        let own = own_peer(&namespace, status);
+        for edge in &status.egress {
+            self.insert(true, read(edge, own.clone(), Peer::one(edge.peer.clone()), true));
+        }
+        for edge in &status.ingress {
+            self.insert(false, read(edge, Peer::one(edge.peer.clone()), own.clone(), false));
+        }
+        let shows = status.conditions.iter().filter(|condition| {
+            let is_true = condition.status == "True";
+            (condition.type_ == "Truncated" && is_true) || (condition.type_ == "Observed" && !is_true)
+        });
+        self.caveats.extend(shows.map(|condition| format!("{own}: {}", condition.message)));
+    }
+
+    fn add_map(&mut self, map: Map) {
+        for edge in map.edges {
+            self.insert(true, edge);
+        }
+        self.caveats.extend(map.caveats);
+    }
+
+    fn insert(&mut self, is_by_client: bool, edge: Edge) {
+        match self.edges.entry(edge.id.clone()) {
+            Entry::Vacant(vacant) => _ = vacant.insert((is_by_client, edge)),
+            Entry::Occupied(mut known) => {
+                if is_by_client && !known.get().0 {
+                    known.insert((true, edge));
+                }
+            }
+        }
+    }
+
+    fn into_map(self) -> Map {
+        Map::new(self.edges.into_values().map(|(_, edge)| edge).collect(), self.caveats)
+    }
+}
+
+fn own_peer(namespace: &str, status: &TopologyStatus) -> Peer {
+    Peer::one(TopologyPeer {
+        type_: PeerType::Workload,
+        api_version: Some(status.workload.api_version.clone()).filter(|version| !version.is_empty()),
+        kind: Some(status.workload.kind.clone()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(status.workload.name.clone()),
+        ..TopologyPeer::default()
+    })
+}
+
+fn read(edge: &TopologyEdge, client: Peer, server: Peer, is_by_client: bool) -> Edge {
+    let service = edge.service.as_ref().map(|of| format!("{}/{}:{}", of.namespace, of.name, of.port));
+    let (bytes_sent, bytes_received) =
+        if is_by_client { (edge.bytes_sent, edge.bytes_received) } else { (edge.bytes_received, edge.bytes_sent) };
+    let via = edge.via.iter().map(|proxy| format!("{} ({})", Peer::one(proxy.peer.clone()), proxy.container));
+    Edge {
+        id: edge.id.clone(),
+        client,
+        server,
+        service,
+        port: edge.port,
+        protocol: edge.protocol,
+        counters: Counters {
+            opened: edge.opened,
+            active: edge.active,
+            failed: edge.failed,
+            pending: edge.pending,
+            bytes_sent,
+            bytes_received,
+            without_bytes: edge.without_bytes,
+        },
+        seen: Some(edge.seen),
+        is_inferred: edge.direction == DirectionSource::Inferred,
+        via: via.collect(),
+        first_seen: edge.first_seen.clone(),
+        last_seen: edge.last_seen.clone(),
+        last_failed: edge.last_failed.clone(),
+    }
+}

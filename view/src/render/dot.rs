@@ -1,0 +1,46 @@
+//! A picture in the language of Graphviz.
+
+use std::collections::BTreeMap;
+
+use super::{Names, trouble, way};
+use crate::map::{Map, Peer};
+
+/// Returns a directed graph with a cluster for each namespace. Edges with failed or pending attempts are dashed and red.
+#[must_use]
+pub fn dot(map: &Map) -> String {
+    let names = Names::of(map);
+    let mut text = vec!["digraph topology {\n  rankdir=LR;\n  node [shape=box];\n".to_owned()];
+    let mut by_namespace: BTreeMap<Option<&str>, Vec<(&Peer, &str)>> = BTreeMap::new();
+    for (peer, name) in names.all() {
+        by_namespace.entry(peer.namespace()).or_default().push((peer, name));
+    }
+    for (number, (namespace, nodes)) in by_namespace.iter().enumerate() {
+        let indent = if let Some(namespace) = namespace {
+            text.push(format!("  subgraph cluster_{number} {{\n    label={};\n", quoted(namespace)));
+            "    "
+        } else {
+            "  "
+        };
+        for (peer, name) in nodes {
+            let node = names.number(peer);
+            let style = if peer.is_external() { ", style=rounded" } else { "" };
+            text.push(format!("{indent}n{node} [label={}{style}];\n", quoted(name)));
+        }
+        if namespace.is_some() {
+            text.push("  }\n".to_owned());
+        }
+    }
+    for edge in &map.edges {
+        let trouble = trouble(edge);
+        let style = if trouble.is_some() { ", style=dashed, color=red" } else { "" };
+        let label: Vec<String> = [Some(way(edge)), trouble].into_iter().flatten().filter(|it| !it.is_empty()).collect();
+        let (client, server) = (names.number(&edge.client), names.number(&edge.server));
+        text.push(format!("  n{client} -> n{server} [label={}{style}];\n", quoted(&label.join("\n"))));
+    }
+    text.push("}\n".to_owned());
+    text.concat()
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}

@@ -1,0 +1,73 @@
+//! A table, one row for each edge.
+
+use super::Names;
+use crate::map::{Edge, Map};
+
+const HEADER: [&str; 11] =
+    ["CLIENT", "SERVER", "SERVICE", "PORT", "OPENED", "ACTIVE", "FAILED", "PENDING", "SENT", "RECEIVED", "SEEN"];
+
+/// Returns a table with aligned columns. Bytes with `≥` are lower bounds, `?` is unknown, and `~` marks a guessed direction.
+#[must_use]
+pub fn table(map: &Map) -> String {
+    let names = Names::of(map);
+    let rows = map.edges.iter().map(|edge| row(edge, &names));
+    let rows: Vec<[String; 11]> = [HEADER.map(str::to_owned)].into_iter().chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: [usize; 11] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn row(edge: &Edge, names: &Names<'_>) -> [String; 11] {
+    let counters = &edge.counters;
+    let bound = if counters.without_bytes > 0 { "≥" } else { "" };
+    let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| format!("{bound}{}", size(bytes)));
+    let dash = || "-".to_owned();
+    let protocol = if edge.protocol == crds::TransportProtocol::Udp { "/UDP" } else { "" };
+    [
+        names.name(&edge.client).to_owned(),
+        names.name(&edge.server).to_owned(),
+        edge.service.clone().unwrap_or_else(dash),
+        edge.port.map_or_else(|| format!("-{protocol}"), |port| format!("{port}{protocol}")),
+        counters.opened.to_string(),
+        counters.active.to_string(),
+        counters.failed.to_string(),
+        counters.pending.to_string(),
+        bytes(counters.bytes_sent),
+        bytes(counters.bytes_received),
+        format!(
+            "{}{}",
+            edge.seen.map_or_else(dash, |seen| format!("{seen:?}")),
+            if edge.is_inferred { "~" } else { "" }
+        ),
+    ]
+}
+
+/// Returns a size with a binary prefix: exact below 1 KiB, else rounded down to three digits or fewer.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let step = bytes.ilog2() / 10;
+    let unit = UNITS[step as usize - 1];
+    let tenths = (u128::from(bytes) * 10) >> (10 * step);
+    if tenths < 100 { format!("{}.{} {unit}", tenths / 10, tenths % 10) } else { format!("{} {unit}", tenths / 10) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_are_rounded_down() {
+        let sizes = [0, 1023, 1024, 1536, 10 * 1024 - 1, 10 * 1024, 1 << 20, (1 << 30) - 1, u64::MAX];
+        let shown = ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "9.9 KiB", "10 KiB", "1.0 MiB", "1023 MiB", "15 EiB"];
+        assert_eq!(sizes.map(size), shown);
+    }
+}

@@ -1,0 +1,193 @@
+//! Properties of maps of any objects.
+
+#![expect(clippy::expect_used, reason = "a test")]
+
+use std::collections::BTreeSet;
+
+use crds::{
+    PeerType, SeenEnds, Topology, TopologyEdge, TopologyPeer, TopologySpec, TopologyStatus, TransportProtocol,
+    WorkloadRef,
+};
+use proptest::prelude::*;
+use scopeprobe_view::{
+    Edge, Map,
+    diff::Difference,
+    filter::Filter,
+    level::{self, Level},
+    read, render,
+};
+
+const NAMESPACES: [&str; 2] = ["shop", "billing"];
+const NAMES: [&str; 4] = ["web", "cart", "db", "a \"quoted\" one"];
+
+/// Client, server, port, counts and the ends that have an object.
+type Call = (usize, usize, u16, u64, u64, (bool, bool));
+
+fn calls() -> impl Strategy<Value = Vec<Call>> {
+    let workload = || 0..NAMESPACES.len() * NAMES.len();
+    let call = (workload(), workload(), 1..4_u16, 0..9_u64, 0..3_u64, any::<(bool, bool)>());
+    prop::collection::vec(call, 0..30)
+}
+
+fn peer(number: usize) -> TopologyPeer {
+    TopologyPeer {
+        type_: PeerType::Workload,
+        api_version: Some("apps/v1".to_owned()),
+        kind: Some("Deployment".to_owned()),
+        namespace: Some(NAMESPACES[number / NAMES.len()].to_owned()),
+        name: Some(NAMES[number % NAMES.len()].to_owned()),
+        ..TopologyPeer::default()
+    }
+}
+
+fn edge((client, server, port, opened, failed, _): Call, peer: TopologyPeer, is_egress: bool) -> TopologyEdge {
+    let base: TopologyEdge = serde_json::from_value(serde_json::json!({
+        "id": format!("{client:05}{server:05}{port:06}"), "peer": {"type": "Node"}, "opened": 0, "active": 0,
+        "failed": 0, "seen": "Both", "identity": "Cgroup", "methods": ["EBPF"], "direction": "Observed",
+    }))
+    .expect("it is an edge");
+    let (sent, received) = if is_egress { (opened * 10, opened) } else { (opened, opened * 10) };
+    TopologyEdge {
+        peer,
+        port: Some(port),
+        opened,
+        failed,
+        bytes_sent: Some(sent),
+        bytes_received: Some(received),
+        ..base
+    }
+}
+
+/// The objects of all workloads, as far as calls have one at this end.
+fn objects(calls: &[Call]) -> Vec<Topology> {
+    let mut seen = BTreeSet::new();
+    let calls: Vec<Call> = calls.iter().copied().filter(|call| seen.insert((call.0, call.1, call.2))).collect();
+    let object = |number: usize| {
+        let own = peer(number);
+        let mut topology = Topology::new(&format!("deployment-{number}"), TopologySpec::default());
+        topology.metadata.namespace.clone_from(&own.namespace);
+        let workload = WorkloadRef {
+            api_version: "apps/v1".to_owned(),
+            kind: "Deployment".to_owned(),
+            name: own.name.unwrap_or_default(),
+            ..WorkloadRef::default()
+        };
+        let mut status = TopologyStatus { workload, ..TopologyStatus::default() };
+        let (egress, ingress) = (
+            calls.iter().filter(|call| call.0 == number && call.5.0),
+            calls.iter().filter(|call| call.1 == number && call.5.1),
+        );
+        status.egress = egress.map(|call| edge(*call, peer(call.1), true)).collect();
+        status.ingress = ingress.map(|call| edge(*call, peer(call.0), false)).collect();
+        topology.status = Some(status);
+        topology
+    };
+    (0..NAMESPACES.len() * NAMES.len()).map(object).collect()
+}
+
+/// Edges that at least one object has, counted without the map.
+fn expected(calls: &[Call]) -> BTreeSet<(usize, usize, u16)> {
+    let mut seen = BTreeSet::new();
+    let first = calls.iter().filter(|call| seen.insert((call.0, call.1, call.2)));
+    first.filter(|call| call.5.0 || call.5.1).map(|call| (call.0, call.1, call.2)).collect()
+}
+
+fn filter() -> impl Strategy<Value = Filter> {
+    (prop::option::of(0..NAMES.len()), 1..3_usize, prop::option::of(1..4_u16), any::<bool>()).prop_map(
+        |(around, hops, port, failed)| Filter {
+            around: around.map(|name| NAMES[name].to_owned()),
+            hops,
+            port,
+            failed,
+            ..Filter::default()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn each_edge_of_the_objects_is_there_once(calls in calls()) {
+        let map = read::objects(&objects(&calls));
+        let expected = expected(&calls);
+        prop_assert_eq!(map.edges.len(), expected.len());
+        for edge in &map.edges {
+            prop_assert_eq!(edge.counters.bytes_sent.zip(edge.counters.bytes_received),
+                Some((edge.counters.opened * 10, edge.counters.opened)), "as the client sees it");
+        }
+    }
+
+    #[test]
+    fn order_of_objects_does_not_matter(calls in calls(), reverse in any::<bool>()) {
+        let objects = objects(&calls);
+        let map = read::objects(&objects);
+        let other = if reverse { read::objects(objects.iter().rev()) } else { read::objects(objects.iter().skip(1).chain(&objects[..1])) };
+        prop_assert_eq!(&map, &other);
+        prop_assert_eq!(render::table(&map), render::table(&other));
+        prop_assert_eq!(render::dot(&map), render::dot(&other));
+    }
+
+    #[test]
+    fn written_map_is_read_again(calls in calls()) {
+        let map = read::objects(&objects(&calls));
+        let json = serde_json::to_string(&map).expect("it is JSON");
+        prop_assert_eq!(&read::text(&json).expect("it is a map"), &map);
+        let grouped = level::on(Level::Namespace, map);
+        let yaml = serde_yaml::to_string(&grouped).expect("it is YAML");
+        prop_assert_eq!(read::text(&yaml).expect("it is a map"), grouped);
+    }
+
+    /// The filter finds the same in the objects of one end and of both.
+    #[test]
+    fn filters_find_edges_of_the_whole_map(calls in calls(), filter in filter()) {
+        let map = read::objects(&objects(&calls));
+        let filtered = filter.apply(map.clone());
+        prop_assert!(filtered.edges.iter().all(|edge| map.edges.contains(edge)));
+        prop_assert_eq!(&filter.apply(filtered.clone()), &filtered, "again, it finds the same");
+        if let Some(port) = filter.port {
+            prop_assert!(filtered.edges.iter().all(|edge| edge.port == Some(port)));
+        }
+    }
+
+    #[test]
+    fn namespaces_have_the_sums_of_their_edges(calls in calls()) {
+        let map = read::objects(&objects(&calls));
+        let sum = |map: &Map| map.edges.iter().map(|edge| edge.counters.opened).sum::<u64>();
+        let grouped = level::on(Level::Namespace, map.clone());
+        prop_assert_eq!(sum(&grouped), sum(&map));
+        prop_assert!(grouped.edges.len() <= NAMESPACES.len().pow(2));
+    }
+
+    #[test]
+    fn difference_leads_from_one_map_to_the_other(before in calls(), after in calls()) {
+        let (before, after) = (read::objects(&objects(&before)), read::objects(&objects(&after)));
+        let difference = Difference::between(&before, &after);
+        let ids = |edges: &[Edge]| edges.iter().map(|edge| edge.id.clone()).collect::<BTreeSet<_>>();
+        let mut ids_after = ids(&before.edges);
+        ids_after.retain(|id| !ids(&difference.removed).contains(id));
+        ids_after.extend(ids(&difference.added));
+        prop_assert_eq!(ids_after, ids(&after.edges));
+        prop_assert!(Difference::between(&after, &after).is_empty());
+    }
+
+    #[test]
+    fn any_text_is_read_without_failing(text in ".{0,200}") {
+        let _ = read::text(&text);
+    }
+}
+
+#[test]
+fn other_objects_are_named_in_the_error() {
+    let error = |text: &str| read::text(text).expect_err("it is no map").to_string();
+    assert_eq!(error("kind: Topology\n---\nkind: Pod"), "document 1: missing field `metadata`");
+    assert_eq!(error("kind: Pod"), "document 1: it is a Pod; expected a Topology, a list of them, or a TopologyMap");
+    assert!(error("").starts_with("no object in it"), "{}", error(""));
+    assert!(error("{").starts_with("neither JSON nor YAML"), "{}", error("{"));
+}
+
+#[test]
+fn seen_and_protocol_survive() {
+    let map = read::objects(&objects(&[(0, 1, 80, 1, 0, (true, true))]));
+    assert_eq!((map.edges[0].seen, map.edges[0].protocol), (Some(SeenEnds::Both), TransportProtocol::Tcp));
+}
