@@ -4,13 +4,15 @@
 k() { "$BIN/kubectl" --kubeconfig "$STATE/admin.kubeconfig" "$@"; }
 start_control() { local name=$1; shift; start "$name" nsenter --net="/run/netns/$CONTROL_NS" -- "$@"; }
 
-# Who wrote what, at level Metadata: the tests count writes with it.
+# Who wrote what, at level Metadata: the tests count writes with it. Of ScopeProbe's own accounts also what they read: a
+# test compares it with their rights.
 write_audit_policy() {
   cat > "$STATE/audit-policy.yaml" <<X
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
+- {level: Metadata, userGroups: ['system:serviceaccounts:scopeprobe-system']}
 - {level: None, verbs: [get, list, watch]}
 - {level: Metadata}
 X

@@ -1,4 +1,4 @@
-//! Finds writes and their authors in the API server's audit log.
+//! Finds requests and their authors in the API server's audit log.
 
 use std::{
     fs::File,
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-/// The audit log of our own cluster: all writes, no reads.
+/// The audit log of our own cluster: all writes, and the reads of ScopeProbe's accounts.
 #[derive(Clone, Debug)]
 pub struct Audit {
     path: PathBuf,
@@ -20,14 +20,14 @@ pub struct Audit {
 #[derive(Clone, Copy, Debug)]
 pub struct Mark(u64);
 
-/// One request that the API server carried out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
+/// One request, and the API server's answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Request {
     /// `system:serviceaccount:NAMESPACE:NAME`, `admin`, …
     pub user: String,
     /// User agent of the client.
     pub user_agent: String,
-    /// `create`, `update`, `patch`, `delete`, `deletecollection`.
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
     pub verb: String,
     /// API group; empty for the core.
     pub group: String,
@@ -39,6 +39,22 @@ pub struct Write {
     pub namespace: String,
     /// Empty where the server chose it.
     pub name: String,
+    /// HTTP status code of the answer.
+    pub code: u16,
+    /// Message of an answer that is an error, as far as the log has it.
+    pub message: String,
+}
+
+impl Request {
+    /// Returns whether the API server carried it out.
+    #[must_use]
+    pub fn is_carried_out(&self) -> bool {
+        (200..300).contains(&self.code)
+    }
+
+    fn is_write(&self) -> bool {
+        ["create", "update", "patch", "delete", "deletecollection"].contains(&self.verb.as_str())
+    }
 }
 
 impl Audit {
@@ -60,20 +76,28 @@ impl Audit {
     ///
     /// # Errors
     /// Returns an error if the log is unreadable, or has a line of another shape.
-    pub fn writes_since(&self, mark: Mark, wanted: impl Fn(&Write) -> bool) -> Result<Vec<Write>> {
+    pub fn writes_since(&self, mark: Mark, wanted: impl Fn(&Request) -> bool) -> Result<Vec<Request>> {
+        self.requests_since(mark, |request| request.is_write() && request.is_carried_out() && wanted(request))
+    }
+
+    /// The requests since then that `wanted` picks, with any answer: all writes, and reads of ScopeProbe's accounts.
+    ///
+    /// # Errors
+    /// Returns an error if the log is unreadable, or has a line of another shape.
+    pub fn requests_since(&self, mark: Mark, wanted: impl Fn(&Request) -> bool) -> Result<Vec<Request>> {
         let attempt = format!("read {}", self.path.display());
         let mut file = File::open(&self.path).map_err(Error::io(&attempt))?;
         file.seek(SeekFrom::Start(mark.0)).map_err(Error::io(&attempt))?;
         let mut reader = BufReader::new(file);
-        let (mut writes, mut line) = (Vec::new(), String::new());
+        let (mut requests, mut line) = (Vec::new(), String::new());
         loop {
             line.clear();
             reader.read_line(&mut line).map_err(Error::io(&attempt))?;
             // A line without an end is being written.
             if !line.ends_with('\n') {
-                return Ok(writes);
+                return Ok(requests);
             }
-            writes.extend(parse(&line)?.filter(&wanted));
+            requests.extend(parse(&line)?.filter(&wanted));
         }
     }
 }
@@ -112,18 +136,18 @@ struct ObjectRef {
 struct ResponseStatus {
     #[serde(default)]
     code: u16,
+    #[serde(default)]
+    message: String,
 }
 
-fn parse(line: &str) -> Result<Option<Write>> {
+fn parse(line: &str) -> Result<Option<Request>> {
     let event: Event = serde_json::from_str(line)
         .map_err(|error| Error::Unexpected(format!("an audit event of another shape: {error}\n{line}")))?;
-    let carried_out = event.response_status.is_some_and(|status| (200..300).contains(&status.code));
-    let changes = ["create", "update", "patch", "delete", "deletecollection"].contains(&event.verb.as_str());
-    if event.stage != "ResponseComplete" || !carried_out || !changes {
-        return Ok(None);
-    }
+    // A watch is complete only when it ends.
+    let is_answered = event.stage == "ResponseComplete" || event.verb == "watch" && event.stage == "ResponseStarted";
+    let (true, Some(status)) = (is_answered, event.response_status) else { return Ok(None) };
     let object = event.object_ref.unwrap_or_default();
-    Ok(Some(Write {
+    Ok(Some(Request {
         user: event.user.username,
         user_agent: event.user_agent,
         verb: event.verb,
@@ -132,6 +156,8 @@ fn parse(line: &str) -> Result<Option<Write>> {
         subresource: object.subresource,
         namespace: object.namespace,
         name: object.name,
+        code: status.code,
+        message: status.message,
     }))
 }
 
@@ -141,18 +167,29 @@ mod tests {
 
     const LINE: &str = r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"Metadata","auditID":"x","stage":"ResponseComplete","requestURI":"/apis/scopeprobe.io/v1alpha1/namespaces/shop/topologies/a/status?force=true","verb":"patch","user":{"username":"system:serviceaccount:s:operator","groups":["g"]},"userAgent":"scopeprobe-operator/0.1.0","objectRef":{"resource":"topologies","namespace":"shop","name":"a","apiGroup":"scopeprobe.io","apiVersion":"v1alpha1","subresource":"status"},"responseStatus":{"metadata":{},"code":200},"annotations":{}}"#;
 
-    #[test]
-    fn a_write_is_read() {
-        let write = parse(LINE).unwrap().unwrap();
-        assert_eq!((write.user.as_str(), write.verb.as_str()), ("system:serviceaccount:s:operator", "patch"));
-        assert_eq!((write.resource.as_str(), write.subresource.as_str()), ("topologies", "status"));
-        assert_eq!((write.namespace.as_str(), write.name.as_str()), ("shop", "a"));
+    fn read(line: &str) -> Request {
+        parse(line).unwrap().unwrap()
     }
 
     #[test]
-    fn what_was_refused_is_no_write() {
-        assert_eq!(parse(&LINE.replace("\"code\":200", "\"code\":409")).unwrap(), None);
-        assert_eq!(parse(&LINE.replace("\"verb\":\"patch\"", "\"verb\":\"get\"")).unwrap(), None);
-        assert_eq!(parse(&LINE.replace("ResponseComplete", "ResponseStarted")).unwrap(), None);
+    fn a_write_is_read() {
+        let write = read(LINE);
+        assert_eq!((write.user.as_str(), write.verb.as_str()), ("system:serviceaccount:s:operator", "patch"));
+        assert_eq!((write.resource.as_str(), write.subresource.as_str()), ("topologies", "status"));
+        assert_eq!((write.namespace.as_str(), write.name.as_str()), ("shop", "a"));
+        assert!(write.is_write() && write.is_carried_out());
+    }
+
+    #[test]
+    fn what_was_refused_or_only_read_is_no_write() {
+        assert!(!read(&LINE.replace("\"code\":200", "\"code\":409")).is_carried_out());
+        assert!(!read(&LINE.replace("\"verb\":\"patch\"", "\"verb\":\"get\"")).is_write());
+    }
+
+    #[test]
+    fn of_requests_without_an_answer_only_watches_count() {
+        let started = LINE.replace("ResponseComplete", "ResponseStarted");
+        assert_eq!(parse(&started).unwrap(), None);
+        assert_eq!(read(&started.replace("\"verb\":\"patch\"", "\"verb\":\"watch\"")).verb, "watch");
     }
 }

@@ -19,7 +19,7 @@ use kube::{
 };
 use scopeprobe_tests::{
     Cluster, Error, Result,
-    audit::Write,
+    audit::Request,
     chart, eventually,
     namespace::Namespace,
     traffic_pod::{Traffic, container},
@@ -248,7 +248,7 @@ fn assert_structure_stays(what: &str, versions: &Versions) -> usize {
 }
 
 /// Returns whether the operator may make this write while only counters change.
-fn is_counters(write: &Write) -> bool {
+fn is_counters(write: &Request) -> bool {
     let statuses = ["topologies", "nodeprobes"];
     write.resource == "leases"
         || write.subresource == "status" && write.verb == "patch" && statuses.contains(&write.resource.as_str())

@@ -7,7 +7,7 @@ use crds::{NodeProbe, ScopeProbe, ScopeProbeSpec, ScopeProbeStatus};
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -65,10 +65,10 @@ impl MalformedProbes {
 
     async fn mend_one(&mut self, client: &Client, name: &str, now: Timestamp) -> Result<(), ApplyError> {
         let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<ScopeProbe>(&()));
-        let read = api.get_opt(name).await;
-        let Some(object) = read.map_err(|source| ApplyError::new("read ScopeProbe", name, source))? else {
-            return Ok(());
-        };
+        // The operator may list them for its watch, so that it needs no right to get one.
+        let listed = api.list(&ListParams::default().fields(&format!("metadata.name={name}"))).await;
+        let listed = listed.map_err(|source| ApplyError::new("read ScopeProbe", name, source))?;
+        let Some(object) = listed.items.into_iter().next() else { return Ok(()) };
         if self.done.get(name) == Some(&object.resource_version()) {
             return Ok(());
         }
