@@ -159,6 +159,8 @@ impl ControlPlane {
             format!("--cert-dir={}", at.display()),
             format!("--token-auth-file={}", at.join("tokens.csv").display()),
             "--authorization-mode=RBAC".to_owned(),
+            // As clusters have it: policies alone refuse privileged pods.
+            "--allow-privileged=true".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-signing-key-file={}", at.join("accounts.key").display()),

@@ -7,7 +7,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use scopeprobe_tests::{Cluster, Error, Result, chart, eventually, undo::Undo};
+use scopeprobe_tests::{Cluster, Error, Result, chart, eventually, scope_probe, undo::Undo};
 use serde_json::json;
 
 const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
@@ -53,5 +53,20 @@ async fn what_keeps_agents_from_running_is_said_with_its_cure() -> Result<()> {
     })
     .await?;
     cluster.apply_probe("{}").await?;
-    expect(&cluster, "agents that fit", |ready| ready.status == "True").await
+    expect(&cluster, "agents that fit", |ready| ready.status == "True").await?;
+
+    // A person changes the DaemonSet, whose pods stay. The operator cannot correct it without writing what is forbidden.
+    let set = format!("daemonset/scopeprobe-{}-ebpf", scope_probe::NAME);
+    let namespace = format!("--namespace={}", chart::NAMESPACE);
+    let patch = async |change: &str| cluster.kubectl(&["patch", &set, &namespace, "--patch", change]).await;
+    let stay = r#""updateStrategy": {"type": "OnDelete", "rollingUpdate": null}"#;
+    patch(&format!(r#"{{"spec": {{{stay}, "template": {{"spec": {{"hostNetwork": true}}}}}}}}"#)).await?;
+    expect(&cluster, "the policy's words", |ready| {
+        (ready.status.as_str(), ready.reason.as_str()) == ("False", "ApplyFailed")
+            && ready.message.contains("ValidatingAdmissionPolicy 'scopeprobe-operator-agents'")
+            && ready.message.matches("pods of agents have no network, ports or IPC of their node").count() == 1
+    })
+    .await?;
+    patch(r#"{"spec": {"template": {"spec": {"hostNetwork": null}}}}"#).await?;
+    expect(&cluster, "agents as they should be", |ready| ready.status == "True").await
 }

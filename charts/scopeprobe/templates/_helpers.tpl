@@ -93,3 +93,24 @@ imagePullSecrets:
   {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* Condition of admission policies: the operator's account makes the request. */}}
+{{- define "scopeprobe.byOperator" -}}
+- name: by-operator
+  expression: request.userInfo.username == {{ printf "system:serviceaccount:%s:%s-operator" .Release.Namespace (include "scopeprobe.name" .) | squote }}
+{{- end -}}
+
+{{/* Puts an admission policy in force. Takes (list . policy). */}}
+{{- define "scopeprobe.policyBinding" -}}
+{{- $root := index . 0 -}}
+{{- $policy := printf "%s-operator-%s" (include "scopeprobe.name" $root) (index . 1) -}}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ $policy }}
+  labels:
+    {{- include "scopeprobe.labels" $root | nindent 4 }}
+spec:
+  policyName: {{ $policy }}
+  validationActions: [Deny]
+{{- end -}}

@@ -21,7 +21,7 @@ use crate::cluster::NodeFacts;
 
 /// Failed write.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} {object}: {source}")]
+#[error("cannot {verb} {object}: {}", words(source))]
 pub struct ApplyError {
     /// Attempted operation.
     pub verb: &'static str,
@@ -35,6 +35,14 @@ impl ApplyError {
     /// A failed request.
     pub fn new(verb: &'static str, object: impl Into<String>, source: kube::Error) -> Self {
         Self { verb, object: object.into(), source: Box::new(source) }
+    }
+}
+
+/// Returns the API server's own words, without the status that has them a second time.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        error => error.to_string(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Privileges of the agents of each mode, with the operation that needs each. The tables of docs/privileges.md and the
-//! capabilities of the agent's tests on other kernels (tests/kernels) follow from it.
+//! Privileges of the agents of each mode, with the operation that needs each. The tables of docs/privileges.md follow from
+//! it, and the capabilities of the chart's admission policy and of the agent's tests on other kernels (tests/kernels).
 
 use super::mode::AgentMode;
 
@@ -118,5 +118,15 @@ mod tests {
             let _ = writeln!(lines, "{} {}", mode.as_str(), names.join(","));
         }
         compare("tests/kernels/capabilities.txt", |_| lines);
+    }
+
+    #[test]
+    fn admission_policy_allows_the_capabilities_of_each_mode() {
+        let mut lines = String::from("# Capabilities of each mode's DaemonSet. Written by `make generated`.\n");
+        for mode in AgentMode::ALL {
+            let names: Vec<_> = capabilities(mode).iter().map(|capability| capability.name).collect();
+            let _ = writeln!(lines, "{}: [{}]", mode.as_str(), names.join(", "));
+        }
+        compare("charts/scopeprobe/files/capabilities.yaml", |_| lines);
     }
 }

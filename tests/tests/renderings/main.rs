@@ -17,7 +17,7 @@ use serde_yaml::Value;
 use crate::helm::{all, documents, helm_is_there, rendered, text};
 
 /// Kinds that a rendering may contain. A Job would run at once where Helm's hooks are applied as ordinary objects.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 14] = [
     "ClusterRole",
     "ClusterRoleBinding",
     "CustomResourceDefinition",
@@ -30,6 +30,8 @@ const KINDS: [&str; 12] = [
     "Service",
     "ServiceAccount",
     "ServiceMonitor",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 ];
 
 /// Every program that the objects start, with its arguments.
@@ -112,6 +114,11 @@ fn files_for_other_tools_are_strict_yaml() -> Result<()> {
     let manifest = documents(&read("deploy/scopeprobe.yaml")?)?;
     assert_eq!(text(&manifest[0], &["kind"]), "Namespace");
     assert_harmless("deploy/scopeprobe.yaml", &manifest[1..]);
+    // As patches of kustomize replace it.
+    let policies = manifest.iter().filter(|object| text(object, &["kind"]) == "ValidatingAdmissionPolicy");
+    let images: Vec<_> = policies.filter_map(|policy| policy["spec"]["variables"].get(0)).collect();
+    let image = images.iter().find(|variable| text(variable, &["name"]) == "image").map(|it| text(it, &["expression"]));
+    assert_eq!(image, Some(format!("'localhost/scopeprobe/agent:{}'", env!("CARGO_PKG_VERSION")).as_str()));
     for (path, kinds) in [
         ("examples/flux-helm.yaml", &["GitRepository", "HelmRelease"][..]),
         ("examples/flux-kustomize.yaml", &["GitRepository", "Kustomization"]),

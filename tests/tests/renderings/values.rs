@@ -6,7 +6,7 @@ use scopeprobe_tests::place;
 use serde_yaml::Value;
 
 /// Every value of the chart that leads to other text, alone.
-pub const ALONE: [&[&str]; 44] = [
+pub const ALONE: [&[&str]; 45] = [
     &[],
     &["image.tag=1.2.3", "image.pullPolicy=Never"],
     &["image.registry="],
@@ -29,6 +29,7 @@ pub const ALONE: [&[&str]; 44] = [
     &["crds.enabled=false"],
     &["crds.keep=false"],
     &["rbac.aggregate=false"],
+    &["admissionPolicy.enabled=false"],
     &["operator.replicas=0"],
     &["operator.replicas=3"],
     &["operator.podDisruptionBudget.enabled=true"],

@@ -24,6 +24,19 @@ const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 /// Lease of the installation that has the cluster.
 const CLAIM: &str = "scopeprobe-cluster";
 
+/// Waits until the API server's controller has checked the types of the policies' expressions, and found no error.
+async fn policies_are_well_typed(cluster: &Cluster) -> Result<()> {
+    let checks = "jsonpath={range .items[*]}{.status.observedGeneration}:{.status.typeChecking.expressionWarnings}{\"\\n\"}{end}";
+    let ours = "--selector=app.kubernetes.io/part-of=scopeprobe";
+    eventually("well-typed policies", async || {
+        let checked = cluster.kubectl(&["get", "validatingadmissionpolicies", ours, "--output", checks]).await;
+        let checked = checked.map_err(|error| error.to_string())?;
+        let is_good = |line: &str| line.strip_suffix(':').is_some_and(|generation| !generation.is_empty());
+        if checked.lines().count() == 3 && checked.lines().all(is_good) { Ok(()) } else { Err(checked) }
+    })
+    .await
+}
+
 /// Lets the API server refuse agents' pods for a while, of which the operator reads the events.
 async fn forbid_pods_for_a_while(cluster: &Cluster) -> Result<()> {
     let undo = Undo::by(cluster, &["label", "namespace", chart::NAMESPACE, &format!("{ENFORCE}-")]);
@@ -116,6 +129,7 @@ async fn every_right_is_needed_and_no_request_refused() -> Result<()> {
     let hooks = cluster.helm(&[&["get", "hooks", chart::RELEASE][..], &of_release].concat()).await?;
     let rights = granted::of(&format!("{manifest}\n---\n{hooks}"))?;
 
+    policies_are_well_typed(&cluster).await?;
     forbid_pods_for_a_while(&cluster).await?;
     let namespace = talk(&cluster).await?;
     cluster.probe_as("{mode: Fallback}", |_| Mode::Fallback).await?;
