@@ -203,6 +203,10 @@ pub struct TopologySettings {
     /// Addresses of pods, Services and nodes keep their names.
     #[schemars(schema_with = "schema::external_groups")]
     pub external_groups: Vec<ExternalGroup>,
+    /// Whether the map shows ScopeProbe's own traffic: calls of operator and agents, and the kubelets' probes of them. What
+    /// others call is always shown. Own traffic is observed in either case: `ownEdges` of `status.topology` counts what is
+    /// left out.
+    pub include_self: bool,
 }
 
 impl Default for TopologySettings {
@@ -216,6 +220,7 @@ impl Default for TopologySettings {
             dns_names: true,
             max_external_peers: 50,
             external_groups: Vec::new(),
+            include_self: false,
         }
     }
 }
@@ -388,6 +393,9 @@ pub struct TopologyTotals {
     pub workloads: u64,
     /// Edges: client, server, Service port, port and protocol.
     pub edges: u64,
+    /// Edges of ScopeProbe itself, which the map leaves out unless `includeSelf` of `spec.topology` is true. `edges` does not
+    /// count them.
+    pub own_edges: u64,
     /// Entries of edges that did not fit into the Topology objects of their workloads.
     pub omitted_edges: u64,
     /// Maximum age of the counters in Topology objects, in seconds, while the API server accepts all writes. It grows with the

@@ -59,6 +59,8 @@ pub struct Metrics {
     pub agents_connected: Gauge,
     /// Flows that are known now.
     pub flows: Gauge,
+    /// Connections of ScopeProbe itself that the map leaves out.
+    pub own_connections: Gauge,
     /// Flows that were joined for graphs. Those that cannot have changed are not joined again.
     pub flows_joined: Counter,
     /// Edges of the graph.
@@ -94,6 +96,7 @@ impl Default for Metrics {
             foreign_flows: Counter::default(),
             agents_connected: Gauge::default(),
             flows: Gauge::default(),
+            own_connections: Gauge::default(),
             flows_joined: Counter::default(),
             edges: Gauge::default(),
             graph_seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
@@ -143,6 +146,11 @@ impl Metrics {
         );
         registry.register("agents_connected", "Agents whose stream is open", self.agents_connected.clone());
         registry.register("flows", "Flows that the topology is made of", self.flows.clone());
+        registry.register(
+            "own_connections",
+            "Connections of ScopeProbe itself that the topology leaves out",
+            self.own_connections.clone(),
+        );
         registry.register(
             "flows_joined",
             "Flows that were joined for the topology, again if they may have changed",
@@ -245,6 +253,7 @@ mod tests {
             "scopeprobe_operator_foreign_flows_total 0",
             "scopeprobe_operator_agents_connected 0",
             "scopeprobe_operator_flows 0",
+            "scopeprobe_operator_own_connections 0",
             "scopeprobe_operator_flows_joined_total 0",
             "scopeprobe_operator_edges 0",
             "scopeprobe_operator_graph_seconds_count 0",

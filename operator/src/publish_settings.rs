@@ -29,6 +29,8 @@ pub struct PublishSettings {
     pub max_external: usize,
     /// Names for addresses outside of the cluster.
     pub external_groups: ExternalGroups,
+    /// Whether ScopeProbe's own traffic is shown.
+    pub include_self: bool,
 }
 
 impl TryFrom<&TopologySettings> for PublishSettings {
@@ -47,6 +49,7 @@ impl TryFrom<&TopologySettings> for PublishSettings {
             retention: interval("spec.topology.retention", settings.retention)?,
             max_external: at_most(settings.max_external_peers),
             external_groups: external_groups(&settings.external_groups)?,
+            include_self: settings.include_self,
         })
     }
 }

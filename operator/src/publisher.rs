@@ -17,6 +17,7 @@ mod leg_table;
 mod name;
 mod noise;
 mod object;
+mod own_traffic;
 mod packed;
 mod peer;
 mod pod_records;
@@ -50,7 +51,6 @@ use tokio::{
 };
 use topology::{archive::Archive, graph::Pace};
 
-pub use self::writer::clear;
 use self::{
     desired::{Builder, DesiredState, Work},
     graph_schedule::{COALESCE, GraphSchedule},
@@ -58,6 +58,7 @@ use self::{
     schedule::{Schedule, Urgency},
     writer::{Desired, Existence, Key, WriteError, Written},
 };
+pub use self::{own_traffic::OwnWorkloads, writer::clear};
 use crate::{
     api_budget::{Answer, ApiBudget, Reason},
     api_problems::ApiProblems,
@@ -103,6 +104,8 @@ pub struct PublisherInputs {
     pub shared_ledger: SharedLedger,
     /// Index of the cluster's objects.
     pub index: ClusterIndex,
+    /// ScopeProbe's own workloads.
+    pub own: OwnWorkloads,
     /// Receiver of the topology's size.
     pub overview: watch::Sender<TopologyOverview>,
     /// Time between two scans of open connections by an agent.
@@ -162,7 +165,12 @@ impl Publisher {
         Self {
             client,
             settings,
-            builder: Builder::new(inputs.shared_ledger.clone(), inputs.index.clone(), Arc::clone(archive)),
+            builder: Builder::new(
+                inputs.shared_ledger.clone(),
+                inputs.index.clone(),
+                Arc::clone(archive),
+                inputs.own.clone(),
+            ),
             desired_state: DesiredState::default(),
             published: PublishedObjects::default(),
             schedule: Schedule::new(),
@@ -291,6 +299,7 @@ impl Publisher {
             known.clone_from(&self.desired_state.overview);
             changed
         });
+        self.metrics.own_connections.set(i64::try_from(self.desired_state.own_connections).unwrap_or(i64::MAX));
         self.metrics.flows.set(i64::try_from(self.desired_state.flows).unwrap_or(i64::MAX));
         self.metrics.flows_joined.inc_by(u64::try_from(self.desired_state.joined_flows).unwrap_or(u64::MAX));
         let as_of = self.desired_state.as_of.and_then(|as_of| as_of.duration_since(SystemTime::UNIX_EPOCH).ok());

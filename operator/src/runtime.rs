@@ -38,6 +38,7 @@ use crate::{
     rollout::{
         apply_cache::ApplyCache,
         assigner::Assigner,
+        build::HTTP_PORT as AGENT_HTTP_PORT,
         controller::{self, Context},
         fallback_controller::FallbackController,
         obstacles::Obstacles,
@@ -183,6 +184,15 @@ async fn lead(
     end
 }
 
+fn own_workloads(settings: &Settings) -> publisher::OwnWorkloads {
+    publisher::OwnWorkloads {
+        namespace: settings.namespace.clone(),
+        deployment: settings.deployment.clone(),
+        agent_account: settings.agents.agent_service_account.clone(),
+        probed_ports: vec![settings.http_listen.port(), AGENT_HTTP_PORT],
+    }
+}
+
 /// Returns what keeps the collector's certificate; nothing if it accepts plain text.
 fn certificate_keeper(settings: &Settings, clients: &Clients) -> Option<CertificateKeeper> {
     if settings.agents.collector_plaintext {
@@ -309,6 +319,7 @@ impl Parts {
             settings: publish_settings,
             shared_ledger,
             index,
+            own: own_workloads(settings),
             overview: overview_sender,
             scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
             budget: budget.clone(),

@@ -16,6 +16,7 @@ use topology::{
 use super::{
     adjacency,
     object::Limits,
+    own_traffic::{LeftOut, OwnWorkloads},
     rendered::{RenderedObjects, Surroundings},
     restore::Restored,
     writer::{Desired, Key},
@@ -38,6 +39,8 @@ pub(super) struct DesiredState {
     /// Objects that would have the same name, of the same kind in several API groups.
     pub contested: HashMap<Key, Vec<Arc<Desired>>>,
     pub overview: TopologyOverview,
+    /// Connections of ScopeProbe itself that the map leaves out.
+    pub own_connections: u64,
     /// Number of flows from which it was computed.
     pub flows: usize,
     /// Number of those that were joined for it.
@@ -67,11 +70,17 @@ pub(super) struct Builder {
     index: ClusterIndex,
     archive: Arc<Mutex<Archive>>,
     rendered: Arc<Mutex<RenderedObjects>>,
+    own: Arc<OwnWorkloads>,
 }
 
 impl Builder {
-    pub(super) fn new(shared_ledger: SharedLedger, index: ClusterIndex, archive: Arc<Mutex<Archive>>) -> Self {
-        Self { shared_ledger, index, archive, rendered: Arc::default() }
+    pub(super) fn new(
+        shared_ledger: SharedLedger,
+        index: ClusterIndex,
+        archive: Arc<Mutex<Archive>>,
+        own: OwnWorkloads,
+    ) -> Self {
+        Self { shared_ledger, index, archive, rendered: Arc::default(), own: Arc::new(own) }
     }
 
     /// Restores what an earlier operator published. Only the first call of a process has an effect.
@@ -105,6 +114,7 @@ impl Builder {
         let namespaces = settings.namespaces.clone();
         let all_named = *self.index.complete().borrow();
         let rendered = Arc::clone(&self.rendered);
+        let own = Some(Arc::clone(&self.own)).filter(|_| !settings.include_self);
         self.away(move |shared_ledger, index, archive| {
             let began = Instant::now();
             let ledger = shared_ledger.ledger().blocking_lock().snapshot();
@@ -112,11 +122,12 @@ impl Builder {
                 archive.settle_in_time(&ledger, index.directory(), &options);
             }
             archive.set_pace(pace);
-            let graph = archive.build_shown(&ledger, index.directory(), &options);
+            let mut graph = archive.build_shown(&ledger, index.directory(), &options);
+            let left_out = own.map(|own| own.leave_out(&mut graph.edges, index)).unwrap_or_default();
             let joined_in = began.elapsed();
             let around = Surroundings { index, ledger: &ledger, limits, namespaces: &namespaces, now };
             let mut rendered = rendered.lock().unwrap_or_else(PoisonError::into_inner);
-            let state = desired_state(&graph, archive, &mut rendered, around);
+            let state = desired_state(&graph, left_out, archive, &mut rendered, around);
             let (flows, joined) = (state.flows, state.joined_flows);
             tracing::debug!(flows, joined, ?joined_in, took = ?began.elapsed(), "made the graph");
             state
@@ -178,6 +189,7 @@ impl Builder {
 
 fn desired_state(
     graph: &Graph,
+    left_out: LeftOut,
     archive: &Archive,
     rendered: &mut RenderedObjects,
     around: Surroundings<'_>,
@@ -185,6 +197,7 @@ fn desired_state(
     let Surroundings { index, ledger, now, .. } = around;
     let workloads = adjacency::by_workload(graph);
     let mut overview = adjacency::overview(graph, &workloads);
+    overview.totals.own_edges = left_out.edges;
     let mut names = ObjectNames::with_capacity(workloads.len());
     for desired in rendered.follow(graph, &workloads, around) {
         overview.totals.omitted_edges += desired.omitted.egress + desired.omitted.ingress;
@@ -194,6 +207,7 @@ fn desired_state(
         desired: names.desired,
         contested: names.contested,
         overview,
+        own_connections: left_out.connections,
         flows: ledger.flow_count(),
         joined_flows: archive.joined_flows(),
         as_of: Some(now),

@@ -24,7 +24,7 @@ use crate::{operator_deployment::MANAGED_BY, settings::AgentSettings};
 /// The value of `app.kubernetes.io/name` of everything that belongs to agents.
 pub const AGENT_APP: &str = "scopeprobe-agent";
 /// Port of the agents' /livez, /readyz and /metrics.
-const HTTP_PORT: i32 = 9464;
+pub const HTTP_PORT: u16 = 9464;
 /// Mount path of the node's cgroup hierarchies in the agent's container.
 const CGROUP_MOUNT: &str = "/host/sys/fs/cgroup";
 
@@ -162,7 +162,7 @@ fn container(probe: &ValidProbe, mode: AgentMode, template: &AgentTemplate<'_>) 
         }]),
         ports: Some(vec![ContainerPort {
             name: Some("http".to_owned()),
-            container_port: HTTP_PORT,
+            container_port: HTTP_PORT.into(),
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),

@@ -21,7 +21,7 @@ use operator::{
     metrics::{Metrics, WriteLabels},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
-    publisher::{self, PublisherInputs},
+    publisher::{self, OwnWorkloads, PublisherInputs},
     shared_ledger::SharedLedger,
 };
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
@@ -70,6 +70,7 @@ impl Lab {
             retention: Duration::from_hours(1),
             max_external: 50,
             external_groups: ExternalGroups::default(),
+            include_self: false,
         };
         Ok(Self {
             control_plane,
@@ -92,6 +93,7 @@ impl Lab {
             settings: self.settings.subscribe(),
             shared_ledger: self.shared_ledger.clone(),
             index,
+            own: OwnWorkloads::default(),
             overview: watch::Sender::new(TopologyOverview::default()),
             scan_interval: Duration::from_secs(30),
             budget: ApiBudget::new(Instant::now()),
