@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod cluster_claim;
 pub mod collector;
 pub mod coverage;
+pub mod event_recorder;
 pub mod guarded;
 pub mod guarded_watch;
 pub mod health;

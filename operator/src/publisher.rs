@@ -8,6 +8,7 @@ mod byte_budget;
 mod checkpoint;
 mod desired;
 mod edge_id;
+mod events;
 #[cfg(test)]
 mod extremes;
 mod graph_schedule;
@@ -63,6 +64,7 @@ use crate::{
     api_budget::{Answer, ApiBudget, Reason},
     api_problems::ApiProblems,
     cluster::ClusterIndex,
+    event_recorder::EventRecorder,
     guarded_watch::watch_with,
     metrics::Metrics,
     observation::TopologyOverview,
@@ -114,6 +116,8 @@ pub struct PublisherInputs {
     pub budget: ApiBudget,
     /// Requests that fail.
     pub problems: ApiProblems,
+    /// Recorder of events.
+    pub events: EventRecorder,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -156,6 +160,7 @@ struct Publisher {
     /// True if all objects are to be compared with the next state, not only those that it changes.
     compares_all: bool,
     problems: ApiProblems,
+    events: EventRecorder,
     metrics: Metrics,
 }
 
@@ -181,6 +186,7 @@ impl Publisher {
             scan_interval: inputs.scan_interval,
             compares_all: true,
             problems: inputs.problems.clone(),
+            events: inputs.events.clone(),
             metrics: inputs.metrics.clone(),
         }
     }
@@ -348,18 +354,21 @@ impl Publisher {
         let known = self.published.get(key);
         let is_malformed = self.published.is_malformed(key);
         let owned_key = key.clone();
+        let mut news = Vec::new();
         let (write, requests): (BoxFuture<'static, Result<Written, WriteError>>, u32) = if let Some(desired) =
             self.desired_state.desired.get(key)
         {
             let (desired, mut status) = (Arc::clone(desired), desired.status.unpack()?);
             let known_status = known.as_ref().and_then(|known| known.status.as_ref());
             structure::keep(&mut status, known_status, Timestamp::now());
+            news = events::of_change(known_status, &status);
             let existence = match known.as_ref().filter(|known| published::is_owned(known, &desired)) {
                 _ if is_malformed => Existence::Malformed,
                 Some(known) => Existence::Owned { uid: known.uid(), has_labels: !labels::differ(known, &desired.app) },
                 None => Existence::None,
             };
-            let (key, requests) = (key.clone(), existence.requests());
+            let events = u32::try_from(news.len()).unwrap_or(u32::MAX);
+            let (key, requests) = (key.clone(), existence.requests().saturating_add(events));
             let write = async move {
                 let labels = labels::wanted(known.as_ref(), &desired.app);
                 writer::write(&client, &key, &desired, &status, existence, &labels).await
@@ -369,10 +378,13 @@ impl Publisher {
             let (known, key) = (known?, key.clone());
             (async move { writer::empty(&client, &key, &known, is_malformed).await }.boxed(), 1)
         };
-        let (budget, began) = (self.budget.clone(), Instant::now());
+        let (budget, began, recorder) = (self.budget.clone(), Instant::now(), self.events.clone());
         budget.take(reason, requests, began);
         let noted = async move {
             let result = write.await;
+            if let Ok(Written::Is(topology)) = &result {
+                events::record(&recorder, topology, &news).await;
+            }
             let answer = match &result {
                 Err(error) if error.is_overload() => Answer::TooMany,
                 _ => Answer::After(began.elapsed() / requests),

@@ -27,6 +27,7 @@ use crate::{
     cluster::{self, ClusterIndex, ClusterState, WatchedCluster},
     cluster_claim::ClusterClaim,
     collector::{self, Access, CollectorInputs, identity::Authenticator},
+    event_recorder::EventRecorder,
     guarded_watch::backoff,
     health::{self, Readiness},
     leader_endpoints::LeaderEndpoints,
@@ -324,6 +325,7 @@ impl Parts {
             scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
             budget: budget.clone(),
             problems: problems.clone(),
+            events: EventRecorder::new(requesting.clone(), &settings.identity),
             metrics: metrics.clone(),
         };
         parts.endless.spawn(publisher::run(watching.clone(), inputs));

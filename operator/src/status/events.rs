@@ -1,14 +1,11 @@
 //! Kubernetes events about changes that matter to users.
 
 use crds::{Mode, NodeProbe, NodeProbeStatus, ScopeProbe, ScopeProbeStatus};
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
-use kube::{
-    Client, Resource,
-    runtime::events::{Event, EventType, Recorder, Reporter},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Client, Resource, runtime::events::EventType};
 
 use super::conditions::of_type;
-use crate::rollout::mode::AgentMode;
+use crate::{event_recorder::EventRecorder, rollout::mode::AgentMode};
 
 /// Reasons of `Ready` that every rollout passes through.
 const PASSING: [&str; 4] = ["Observing", "RollingOut", "WaitingForReports", "MovingToFallback"];
@@ -16,50 +13,34 @@ const PASSING: [&str; 4] = ["Observing", "RollingOut", "WaitingForReports", "Mov
 /// Recorder of changes of modes and of readiness.
 #[derive(Clone)]
 pub struct Events {
-    recorder: Recorder,
+    recorder: EventRecorder,
 }
 
 impl Events {
     /// Returns a recorder for events of this operator.
     #[must_use]
     pub fn new(client: Client, identity: &str) -> Self {
-        let reporter =
-            Reporter { controller: "scopeprobe.io/operator".to_owned(), instance: Some(identity.to_owned()) };
-        Self { recorder: Recorder::new(client, reporter) }
+        Self { recorder: EventRecorder::new(client, identity) }
     }
 
     /// Records on a NodeProbe that its mode, its reason or its attach type has changed. A failed write is only logged,
     /// because the status has the same information.
     pub async fn mode_changed(&self, node_probe: &NodeProbe, status: &NodeProbeStatus) {
         let Some(mode) = status.mode else { return };
-        let event = Event {
-            type_: if is_alarming(status) { EventType::Warning } else { EventType::Normal },
-            reason: format!("Capture{}", mode.as_str()),
-            note: Some(truncated(&note(status))),
-            action: action(status),
-            secondary: None,
-        };
-        self.publish(&event, &node_probe.object_ref(&())).await;
+        let type_ = if is_alarming(status) { EventType::Warning } else { EventType::Normal };
+        let reason = format!("Capture{}", mode.as_str());
+        let about = node_probe.object_ref(&());
+        self.recorder.record(&about, type_, &reason, &action(status), &note(status)).await;
     }
 
     /// Records on a ScopeProbe that `Ready` has another status or reason. A failed write is only logged.
     pub async fn readiness_changed(&self, scope_probe: &ScopeProbe, ready: &Condition) {
         let is_ready = ready.status == "True";
         let is_expected = is_ready || PASSING.contains(&ready.reason.as_str());
-        let event = Event {
-            type_: if is_expected { EventType::Normal } else { EventType::Warning },
-            reason: if is_ready { "Ready" } else { "NotReady" }.to_owned(),
-            note: Some(truncated(&format!("{}: {}", ready.reason, ready.message))),
-            action: ready.reason.clone(),
-            secondary: None,
-        };
-        self.publish(&event, &scope_probe.object_ref(&())).await;
-    }
-
-    async fn publish(&self, event: &Event, about: &ObjectReference) {
-        if let Err(error) = self.recorder.publish(event, about).await {
-            tracing::warn!(%error, "cannot write an event");
-        }
+        let type_ = if is_expected { EventType::Normal } else { EventType::Warning };
+        let reason = if is_ready { "Ready" } else { "NotReady" };
+        let note = format!("{}: {}", ready.reason, ready.message);
+        self.recorder.record(&scope_probe.object_ref(&()), type_, reason, &ready.reason, &note).await;
     }
 }
 
@@ -90,11 +71,6 @@ fn is_alarming(status: &NodeProbeStatus) -> bool {
 fn note(status: &NodeProbeStatus) -> String {
     let by = Some(&status.attach).filter(|attach| !attach.is_empty()).map(|attach| format!(" by {attach}"));
     format!("{}{}: {}", status.reason, by.unwrap_or_default(), status.message)
-}
-
-/// Truncates an event's note to 1 kB, the maximum.
-fn truncated(note: &str) -> String {
-    note.chars().take(250).collect()
 }
 
 /// Returns whether a write changes mode, reason or attach type.

@@ -7,15 +7,18 @@ mod world;
 
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
-    core::v1::{ConfigMap, Secret},
+    core::v1::{ConfigMap, ObjectReference, Secret},
+    events::v1::Event,
 };
 use kube::{
     Api,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    runtime::events::EventType,
 };
 use operator::{
     certificates::keeper::{CertificateKeeper, CertificateSettings},
     cluster::NodeFacts,
+    event_recorder::EventRecorder,
     rollout::{apply, build, mode::AgentMode},
 };
 use scopeprobe_tests::{Error, Result, chart, eventually, manifest};
@@ -219,6 +222,41 @@ async fn endpoints_belong_to_the_service_of_the_collector() -> Result<()> {
     assert_refused("of another Service", apply(slice("scopeprobe-collector-ipv6", "theirs")).await, words);
     // Without a policy: RBAC has the names.
     assert_refused("another name", apply(slice("other", "scopeprobe-collector")).await, "cannot patch resource");
+    Ok(())
+}
+
+#[tokio::test]
+async fn events_are_about_objects_of_scopeprobe() -> Result<()> {
+    let world = World::new().await?;
+    let object = |api_version: &str| ObjectReference {
+        api_version: Some(api_version.to_owned()),
+        kind: Some("Topology".to_owned()),
+        name: Some("web".to_owned()),
+        namespace: Some("default".to_owned()),
+        uid: Some("u".to_owned()),
+        ..ObjectReference::default()
+    };
+    let recorder = EventRecorder::new(world.operator.clone(), "operator-1");
+    for about in ["scopeprobe.io/v1alpha1", "v1", "scopeprobe.io/v1alpha1"] {
+        recorder.record(&object(about), EventType::Normal, "Reason", "Action", about).await;
+    }
+    let events: Api<Event> = Api::namespaced(world.control_plane.client.clone(), "default");
+    let ours = events.list(&ListParams::default()).await.map_err(Error::api("list events"))?.items;
+    let ours: Vec<_> = ours.iter().filter(|event| event.reason.as_deref() == Some("Reason")).collect();
+    assert_eq!(ours.len(), 1, "{ours:#?}");
+    assert_eq!(ours[0].note.as_deref(), Some("scopeprobe.io/v1alpha1"));
+    assert_eq!(ours[0].series.as_ref().map(|series| series.count), Some(2));
+    let event = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "type": "Normal", "eventTime": "2026-01-01T00:00:00.000000Z",
+        "metadata": {"name": "a", "namespace": "default"}, "reason": "a", "action": "a",
+        "reportingController": "scopeprobe.io/operator", "reportingInstance": "a",
+        "regarding": {"apiVersion": "v1", "kind": "Pod", "name": "a", "namespace": "default"},
+    });
+    assert_refused(
+        "about a pod",
+        create(&world, event).await,
+        "events of the operator are about objects of scopeprobe.io",
+    );
     Ok(())
 }
 

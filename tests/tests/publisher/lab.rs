@@ -18,6 +18,7 @@ use operator::{
     api_budget::ApiBudget,
     api_problems::ApiProblems,
     cluster::{self, ClusterIndex, Nodes},
+    event_recorder::EventRecorder,
     metrics::{Metrics, WriteLabels},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
@@ -98,6 +99,7 @@ impl Lab {
             scan_interval: Duration::from_secs(30),
             budget: ApiBudget::new(Instant::now()),
             problems: self.problems.clone(),
+            events: EventRecorder::new(client.clone(), "operator-1"),
             metrics: self.metrics.clone(),
         };
         self.tasks.spawn(publisher::run(client.clone(), inputs));

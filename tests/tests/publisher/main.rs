@@ -7,6 +7,7 @@ mod checkpoint;
 mod columns;
 mod earlier_version;
 mod edges;
+mod events;
 mod lab;
 mod labels;
 mod malformed;
