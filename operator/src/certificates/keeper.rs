@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     error::CertificateError,
     generation::{Generation, UnixSeconds},
-    rotation::Generations,
+    rotation::{Generations, Publications},
     serving::ServingCertificate,
     stored,
 };
@@ -79,13 +79,21 @@ pub struct CertificateKeeper {
     serving: ServingCertificate,
     /// Certificates of another program's Secret, as this process has read them.
     foreign: Arc<Mutex<Generations>>,
+    /// CAs in the `ConfigMap`.
+    published: Arc<Mutex<Publications>>,
 }
 
 impl CertificateKeeper {
     /// Prepares to keep a certificate, without a request.
     #[must_use]
     pub fn new(client: Client, settings: CertificateSettings) -> Self {
-        Self { client, settings, serving: ServingCertificate::default(), foreign: Arc::default() }
+        Self {
+            client,
+            settings,
+            serving: ServingCertificate::default(),
+            foreign: Arc::default(),
+            published: Arc::default(),
+        }
     }
 
     /// Returns the certificate that is served.
@@ -126,10 +134,11 @@ impl CertificateKeeper {
             Some(_) => self.read_foreign(now).await?,
             None => self.keep_own(now).await?,
         };
-        self.publish(&generations.bundle()).await?;
+        self.publish(&generations).await?;
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let name = self.settings.server_name();
         let mut problem = None;
-        for generation in generations.by_preference(now) {
+        for generation in generations.by_preference(&published, now) {
             match generation.certified(&name, now) {
                 Ok(certificate) => {
                     if self.serving.set(certificate) {
@@ -161,6 +170,7 @@ impl CertificateKeeper {
         })?;
         let mut known = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
         known.add(read);
+        known.drop_replaced(&self.published.lock().unwrap_or_else(PoisonError::into_inner), now);
         Ok(known.clone())
     }
 
@@ -198,17 +208,19 @@ impl CertificateKeeper {
         })
     }
 
-    async fn publish(&self, bundle: &str) -> Result<(), CertificateError> {
-        let name = ca_config_map(&self.settings.service);
+    async fn publish(&self, generations: &Generations) -> Result<(), CertificateError> {
+        let (name, bundle) = (ca_config_map(&self.settings.service), generations.bundle());
         let there = self.get::<ConfigMap>("ConfigMap", &name).await?;
-        match &there {
-            Some(map) if !stored::is_ours(&map.metadata) => Err(self.is_foreign("ConfigMap", &name)),
-            Some(map) if stored::has_bundle(map, bundle) => Ok(()),
-            _ => {
-                let map = stored::config_map(&name, bundle, there.as_ref(), self.owner().await?);
-                self.write("ConfigMap", &name, &map, there.is_some()).await
-            }
+        if there.as_ref().is_some_and(|map| !stored::is_ours(&map.metadata)) {
+            return Err(self.is_foreign("ConfigMap", &name));
         }
+        let before = there.as_ref().map(stored::bundle).unwrap_or_default().to_owned();
+        if before != bundle {
+            let map = stored::config_map(&name, &bundle, there.as_ref(), self.owner().await?);
+            self.write("ConfigMap", &name, &map, there.is_some()).await?;
+        }
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).note(generations, &before, now());
+        Ok(())
     }
 
     async fn owner(

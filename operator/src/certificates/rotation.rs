@@ -1,6 +1,6 @@
 //! Decides which certificates exist, which one is served, and which CAs agents trust. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::generation::{Generation, UnixSeconds};
 
@@ -16,6 +16,33 @@ const RENEWED_AFTER: (u64, u64) = (2, 3);
 
 /// Part of a short lifetime that bounds [`PROPAGATION`].
 const PROPAGATION_PART: u64 = 12;
+
+/// Times since which CAs are published, by their certificates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Publications(BTreeMap<String, UnixSeconds>);
+
+impl Publications {
+    /// Records that all CAs of these certificates are published now. `before` are the CAs that were published already.
+    pub fn note(&mut self, generations: &Generations, before: &str, now: UnixSeconds) {
+        let mut noted = BTreeMap::new();
+        for generation in generations.all() {
+            let ca = generation.ca.trim();
+            // What another operator has published was published after it was made.
+            let since = if before.contains(ca) { self.0.get(ca).copied().unwrap_or(generation.created) } else { now };
+            noted.insert(ca.to_owned(), since);
+        }
+        self.0 = noted;
+    }
+
+    /// Returns the time at which every agent has the CA of a certificate.
+    fn known_from(&self, generation: &Generation) -> UnixSeconds {
+        let lifetime = generation.expires.map(|expires| expires.saturating_sub(generation.created));
+        let bound = lifetime.map_or(u64::MAX, |lifetime| lifetime / PROPAGATION_PART);
+        let propagation = PROPAGATION.as_secs().min(bound);
+        let since = self.0.get(generation.ca.trim()).copied().unwrap_or(generation.created);
+        since.max(generation.created).saturating_add(propagation)
+    }
+}
 
 /// Certificates of the operator, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,15 +89,20 @@ impl Generations {
         }
     }
 
+    /// Drops certificates of another program that it has replaced, once agents have known the newer one for a while. Their
+    /// CAs are trusted no longer.
+    pub fn drop_replaced(&mut self, published: &Publications, now: UnixSeconds) {
+        let is_served =
+            |generation: &Generation| published.known_from(generation).saturating_add(PROPAGATION.as_secs()) <= now;
+        if let Some(served) = self.0.iter().rposition(is_served) {
+            self.0.drain(..served);
+        }
+    }
+
     /// Returns the certificates in the order in which they are to be served: the newest one that agents can verify by now,
     /// then older ones, then those that were published a moment ago.
-    pub fn by_preference(&self, now: UnixSeconds) -> impl Iterator<Item = &Generation> {
-        let is_known = move |generation: &&Generation| {
-            let lifetime = generation.expires.map(|expires| expires.saturating_sub(generation.created));
-            let bound = lifetime.map_or(u64::MAX, |lifetime| lifetime / PROPAGATION_PART);
-            let propagation = PROPAGATION.as_secs().min(bound);
-            generation.created.saturating_add(propagation) <= now
-        };
+    pub fn by_preference(&self, published: &Publications, now: UnixSeconds) -> impl Iterator<Item = &Generation> {
+        let is_known = move |generation: &&Generation| published.known_from(generation) <= now;
         let known = self.0.iter().rev().filter(is_known);
         known.chain(self.0.iter().filter(move |generation| !is_known(generation)))
     }
@@ -105,7 +137,7 @@ mod tests {
     }
 
     fn served(generations: &Generations, now: UnixSeconds) -> Option<UnixSeconds> {
-        generations.by_preference(now).next().map(|generation| generation.created)
+        generations.by_preference(&Publications::default(), now).next().map(|generation| generation.created)
     }
 
     #[test]
@@ -142,6 +174,41 @@ mod tests {
     fn clock_that_was_set_back_keeps_the_oldest_certificate() {
         let generations = Generations::new(vec![generation(1000, Some(90)), generation(61 * DAY, Some(90))]);
         assert_eq!(served(&generations, 0), Some(1000));
+    }
+
+    #[test]
+    fn certificate_waits_from_the_publication_of_its_ca_on() {
+        let mut generations = Generations::new(vec![generation(0, Some(90))]);
+        let mut published = Publications::default();
+        published.note(&generations, "", 0);
+        let before = generations.bundle();
+        generations.add(generation(60 * DAY, Some(90)));
+        // The ConfigMap could not be written for a day.
+        let late = 61 * DAY;
+        published.note(&generations, &before, late);
+        let served = |published: &Publications, now| {
+            generations.by_preference(published, now).next().map(|generation| generation.created)
+        };
+        let known = late + PROPAGATION.as_secs();
+        assert_eq!((served(&published, known - 1), served(&published, known)), (Some(0), Some(60 * DAY)));
+        published.note(&generations, &generations.bundle(), known);
+        assert_eq!(served(&published, known), Some(60 * DAY), "the next round does not publish it anew");
+        let mut next_operator = Publications::default();
+        next_operator.note(&generations, &generations.bundle(), known);
+        assert_eq!(served(&next_operator, known), Some(60 * DAY));
+    }
+
+    #[test]
+    fn replaced_certificate_of_another_program_is_trusted_no_longer() {
+        let mut generations = Generations::new(vec![generation(0, None), generation(DAY, None)]);
+        let published = Publications::default();
+        let trusted_alone = DAY + 2 * PROPAGATION.as_secs();
+        generations.drop_replaced(&published, trusted_alone - 1);
+        assert_eq!(generations.bundle(), format!("CA 0\nCA {DAY}\n"));
+        generations.drop_replaced(&published, trusted_alone);
+        assert_eq!(generations.bundle(), format!("CA {DAY}\n"));
+        generations.drop_replaced(&published, 100 * DAY);
+        assert_eq!(generations.all().len(), 1);
     }
 
     #[test]

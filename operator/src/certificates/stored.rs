@@ -57,9 +57,9 @@ pub(super) fn config_map(
     }
 }
 
-/// Returns whether the `ConfigMap` has exactly these certificates.
-pub(super) fn has_bundle(there: &ConfigMap, bundle: &str) -> bool {
-    there.data.as_ref().and_then(|data| data.get(CA)).is_some_and(|known| known == bundle)
+/// Returns the certificates of CAs in the `ConfigMap`; empty if it has none.
+pub(super) fn bundle(there: &ConfigMap) -> &str {
+    there.data.as_ref().and_then(|data| data.get(CA)).map(String::as_str).unwrap_or_default()
 }
 
 fn metadata(name: &str, there: Option<&ObjectMeta>, owner: Option<OwnerReference>) -> ObjectMeta {
