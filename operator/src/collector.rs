@@ -1,7 +1,7 @@
 //! Receives the agents' reports: one gRPC stream per node, into the ledger and the observations.
 //!
 //! `accept`, `places`, `waiting_room` and `connection` bound the connections, `identity` and `access` authenticate their
-//! callers, `byte_budget` bounds messages in memory. `decode` validates a message, `foreign_pods` and `flow_limits` leave out
+//! callers, `byte_budget` and `first_messages` bound messages in memory. `decode` validates a message, `foreign_pods` and `flow_limits` leave out
 //! parts of it, and `session` applies it.
 
 mod accept;
@@ -9,6 +9,7 @@ mod access;
 mod byte_budget;
 mod connection;
 mod decode;
+mod first_messages;
 mod flow_limits;
 mod foreign_pods;
 pub mod identity;
@@ -35,6 +36,7 @@ use self::{
     access::Caller,
     byte_budget::{Budgeted, ByteBudget, MAX_MESSAGE_BYTES},
     connection::{Connection, ConnectionHandle},
+    first_messages::{FirstMessages, Turn},
     own_networks::Unsent,
     refusals::Refusals,
     session::{Session, Sessions},
@@ -73,7 +75,8 @@ pub async fn serve(
     let (connections, accepted) = mpsc::channel::<Connection>(16);
     let accepting = tokio::spawn(acceptor.run(listener, connections));
     let sessions = Sessions::new(&inputs);
-    let collector = Collector { sessions, inputs: Arc::new(inputs), refusals, stopped };
+    let first_messages = FirstMessages::default();
+    let collector = Collector { sessions, first_messages, inputs: Arc::new(inputs), refusals, stopped };
     let inner = collector_server::CollectorServer::new(collector).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let budget = ByteBudget::new(limits.collector_max_bytes, limits.message_timeout());
     let served = Server::builder()
@@ -100,6 +103,7 @@ pub async fn serve(
 
 struct Collector {
     sessions: Sessions,
+    first_messages: FirstMessages,
     inputs: Arc<CollectorInputs>,
     refusals: Refusals,
     stopped: watch::Receiver<bool>,
@@ -118,6 +122,7 @@ impl collector_server::Collector for Collector {
         let ends = EndsConnection(connection);
         let authenticated = self.inputs.access.authenticate(request.metadata()).await;
         let caller = authenticated.inspect_err(|status| self.refusals.stream(&status.message()))?;
+        let turn = caller.pod().map(|pod| self.first_messages.begin(pod));
         let own_networks = Unsent::new(self.inputs.own_networks.clone());
         let (replies, outgoing) = mpsc::channel(1);
         let (inputs, refusals) = (Arc::clone(&self.inputs), self.refusals.clone());
@@ -130,7 +135,7 @@ impl collector_server::Collector for Collector {
             inputs,
         };
         tokio::spawn(async move {
-            let end = conversation.run(&ends.0, &replies).await;
+            let end = conversation.run(turn, &ends.0, &replies).await;
             // Gives back the bytes of the last message.
             drop(conversation);
             if let Err(status) = end {
@@ -174,11 +179,23 @@ struct Conversation {
 impl Conversation {
     async fn run(
         &mut self,
+        turn: Option<Turn>,
         connection: &ConnectionHandle,
         replies: &mpsc::Sender<Result<CollectorReply, Status>>,
     ) -> Result<(), Status> {
         let first_message = self.inputs.limits.message_timeout();
-        let Some(first) = next(&mut self.incoming, first_message).await? else { return Ok(()) };
+        let displaced = async {
+            match &turn {
+                Some(turn) => turn.displaced().await,
+                None => std::future::pending().await,
+            }
+        };
+        let first = tokio::select! {
+            first = next(&mut self.incoming, first_message) => first?,
+            () = displaced => return Err(Status::aborted("another stream of the same pod waits for its first message")),
+        };
+        drop(turn);
+        let Some(first) = first else { return Ok(()) };
         self.caller.check_node(&first.node)?;
         self.check_exists(&first.node)?;
         let mut session = Session::open(self.sessions.clone(), &first)?;

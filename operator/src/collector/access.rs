@@ -46,6 +46,14 @@ impl Caller {
         }
     }
 
+    /// Returns the caller's pod.
+    pub(super) fn pod(&self) -> Option<&str> {
+        match self {
+            Self::Anyone => None,
+            Self::Agent(agent) => Some(&agent.pod),
+        }
+    }
+
     /// Returns when the caller has to prove its identity again.
     pub(super) fn expires(&self) -> Option<Instant> {
         match self {

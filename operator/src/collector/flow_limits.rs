@@ -33,11 +33,6 @@ impl From<&Limits> for FlowLimits {
 }
 
 impl FlowLimits {
-    /// Returns the maximum number of flows, and of cgroups' owners, of one node.
-    pub fn per_node(self) -> usize {
-        self.per_node
-    }
-
     /// Returns how many flows a node with `own` flows may add. Half of all places are divided equally among the nodes; each
     /// node may use those of others that they do not have reserved.
     ///

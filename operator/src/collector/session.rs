@@ -32,6 +32,9 @@ use crate::{
 /// Maximum number of pods, and of addresses, that the log names for one stream.
 const MAX_NAMED: usize = 10;
 
+/// Maximum number of owners of cgroups that a node has beside those of its flows: as many as one message may name.
+const MAX_OWNERS_WITHOUT_FLOWS: usize = report::MAX_IDENTITIES_PER_MESSAGE;
+
 /// All streams that are open: one per node.
 #[derive(Clone)]
 pub(super) struct Sessions {
@@ -270,10 +273,9 @@ fn apply(
         ledger.begin_snapshot(node, epoch)?;
     }
     let mut news = News::of_structure(ledger.set_node_addresses(node, epoch, &report.node_addresses)?);
-    let max_owners = room.limits.per_node().saturating_add(report.identities.len());
+    let max_owners = max_owners(ledger, report);
     for (cgroup_id, owner) in &report.identities {
         if ledger.owner_count(node) >= max_owners {
-            // An agent names cgroups of flows only, and each stream forgets those without one.
             break;
         }
         news = news.max(News::of_structure(ledger.identify(node, epoch, *cgroup_id, owner.clone())?));
@@ -293,6 +295,16 @@ fn apply(
     }
     ledger.record_clients(node, epoch, &client_report(&report.capture, sent))?;
     Ok((news, sent))
+}
+
+/// Returns the maximum number of owners of cgroups of a node. An agent names cgroups of flows only, and each stream forgets those
+/// without one.
+fn max_owners(ledger: &Ledger, report: &Report) -> usize {
+    if ledger.owner_count(&report.node) + report.identities.len() <= MAX_OWNERS_WITHOUT_FLOWS {
+        return MAX_OWNERS_WITHOUT_FLOWS;
+    }
+    let flows = ledger.flow_counts().find(|(node, _)| *node == report.node).map_or(0, |(_, flows)| flows);
+    flows.saturating_add(report.flows.len()).saturating_add(MAX_OWNERS_WITHOUT_FLOWS)
 }
 
 /// Returns what a message, made at `made` by the operator's clock, shows of its node's clients.
@@ -352,6 +364,7 @@ fn unix_ms(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use crds::Losses;
+    use topology::entity::CgroupOwner;
 
     use super::*;
 
@@ -535,6 +548,23 @@ mod tests {
             account.periods(None).iter().filter_map(|it| it.shortfall.as_ref()).map(|it| it.intervals).sum::<u64>(),
             0
         );
+    }
+
+    #[tokio::test]
+    async fn owners_are_bounded_by_flows() {
+        let sessions = sessions();
+        let mut session = Session::open(sessions.clone(), &report(1, 1, 1)).expect("it begins a snapshot");
+        let owner = || CgroupOwner::HostProcess { name: "a".to_owned() };
+        for sequence in 1..=4 {
+            let first = sequence * 3000;
+            let identities = (first..first + 3000).map(|cgroup| (cgroup, owner())).collect();
+            let is_first = sequence == 1;
+            let (begins_snapshot, ends_snapshot) = (is_first, is_first);
+            let report = Report { sequence, begins_snapshot, ends_snapshot, identities, ..report(1, 1, 1) };
+            session.take_in(report).await.expect("the message is in order");
+        }
+        let ledger = sessions.shared_ledger.ledger().lock().await;
+        assert_eq!(ledger.owner_count("n"), MAX_OWNERS_WITHOUT_FLOWS);
     }
 
     #[tokio::test]

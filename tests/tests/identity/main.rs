@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use scopeprobe_tests::Result;
 use tonic::{Code, Status, transport::Endpoint};
-use world::{World, message, open};
+use world::{World, message, open, silent};
 
 /// The operator's namespace.
 pub const NAMESPACE: &str = "scopeprobe-system";
@@ -68,6 +68,25 @@ async fn agent_reports_for_its_node_and_strangers_for_none() -> Result<()> {
     assert_eq!((node.connected, node.epoch.as_slice()), (true, &[1; 16][..]));
     assert!(world.observations.get("elsewhere").is_none());
     world.report(Some(&stolen), message("node-2", 2, 1)).await?.expect("for its own node, the token is good");
+    Ok(())
+}
+
+/// One token holds one place before its first message, so that it cannot hold the bytes of many.
+#[tokio::test]
+async fn of_each_agent_one_stream_waits_for_its_first_message() -> Result<()> {
+    let world = World::new(LONG).await?;
+    let (token, other) = (world.token("node-1").await?, world.token("node-2").await?);
+    let bundle = world.bundle().await?;
+    let connect = async || world.connect(&bundle).await.expect("the port is open");
+    let mut first = silent(connect().await, Some(&token)).await.expect("an agent");
+    let mut others = silent(connect().await, Some(&other)).await.expect("another agent");
+    let mut second = silent(connect().await, Some(&token)).await.expect("the first agent again");
+    let status = first.replies.message().await.expect_err("the second stream has its place");
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    for (stream, node) in [(&mut others, "node-2"), (&mut second, "node-1")] {
+        stream.messages.send(message(node, 1, 1)).await.expect("the stream is open");
+        assert!(stream.replies.message().await.expect("the stream is open").is_some(), "{node}");
+    }
     Ok(())
 }
 

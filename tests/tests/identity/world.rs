@@ -161,16 +161,22 @@ pub struct Open {
 
 /// Opens a stream with one message, and waits for its reply.
 pub async fn open(channel: Channel, token: Option<&str>, message: AgentReport) -> std::result::Result<Open, Status> {
+    let mut open = silent(channel, token).await?;
+    // It may be closed already.
+    let _ = open.messages.send(message).await;
+    open.replies.message().await?;
+    Ok(open)
+}
+
+/// Opens a stream without a message, and waits until its caller is authenticated.
+pub async fn silent(channel: Channel, token: Option<&str>) -> std::result::Result<Open, Status> {
     let (messages, queue) = mpsc::channel(1);
-    // There is room for one.
-    let _ = messages.try_send(message);
     let mut request = Request::new(ReceiverStream::new(queue));
     if let Some(token) = token {
         let value = format!("Bearer {token}").parse().map_err(|_| Status::internal("the token is no header"))?;
         request.metadata_mut().insert("authorization", value);
     }
-    let mut replies = CollectorClient::new(channel).report(request).await?.into_inner();
-    replies.message().await?;
+    let replies = CollectorClient::new(channel).report(request).await?.into_inner();
     Ok(Open { messages, replies })
 }
 
