@@ -9,6 +9,15 @@ use std::{
 /// Time for which a request has to fail before that counts: what passes by itself is no problem.
 const LASTING: Duration = Duration::from_secs(10);
 
+/// Returns whether a request failed because of the API server, not of the object. Such failures end for all objects at once.
+#[must_use]
+pub fn is_of_server(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        error => matches!(error, kube::Error::HyperError(_)),
+    }
+}
+
 /// Request that fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Failing {

@@ -419,7 +419,7 @@ impl Publisher {
                 self.published.remove(key);
                 // Deleted on purpose, or by another client in between; it is then created again, but not in a loop.
                 if is_wanted {
-                    self.schedule.failed(key, now);
+                    self.schedule.failed(key, false, now);
                 } else {
                     self.schedule.forget(key);
                 }
@@ -430,7 +430,7 @@ impl Publisher {
                 } else {
                     tracing::debug!(namespace = key.namespace, name = key.name, %error, "still cannot write a Topology");
                 }
-                self.schedule.failed(key, now);
+                self.schedule.failed(key, error.is_of_server(), now);
             }
         }
         self.compare(key);

@@ -1,7 +1,7 @@
 //! Computes and writes NodeProbe and ScopeProbe status.
 //!
 //! - `node_probe` and `scope_probe` compute the desired status, without I/O.
-//! - `writer` writes statuses that differ from the published ones, at a limited rate.
+//! - `writer` writes statuses that differ from the published ones, at a limited rate. `written_statuses` decides which.
 //! - `restore` reads the statuses that an earlier operator wrote.
 //! - `repair` repairs objects that do not decode.
 
@@ -18,3 +18,4 @@ pub mod scope_probe;
 #[cfg(test)]
 mod simulation;
 pub mod writer;
+mod written_statuses;

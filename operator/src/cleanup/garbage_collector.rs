@@ -70,22 +70,25 @@ impl GarbageCollector {
         let mut wanted: BTreeSet<String> = assigner.assignments().nodes.into_keys().collect();
         wanted.extend(cluster.held_nodes());
         let nodes = cluster.nodes();
+        // An object that cannot be removed keeps no other one.
+        let mut failed = None;
         for node in nodes.values().filter(|node| !wanted.contains(&node.name)) {
             if [MODE_LABEL, PROBE_LABEL].iter().any(|label| node.labels.contains_key(*label)) {
                 tracing::info!(node = node.name, "no ScopeProbe selects it any more");
-                apply::unlabel_node(client, &node.name).await?;
+                failed = failed.or(apply::unlabel_node(client, &node.name).await.err());
             }
         }
         for name in cluster.node_probes().into_keys().filter(|name| !wanted.contains(name)) {
-            apply::delete_node_probe(client, &name).await?;
+            failed = failed.or(apply::delete_node_probe(client, &name).await.err());
         }
         if cluster.probes().is_empty() && cluster.malformed_probes().is_empty() {
-            publisher::clear(client).await.map_err(|source| ApplyError::new("clear", "Topologies", source))?;
+            let cleared = publisher::clear(client).await;
+            failed = failed.or(cleared.err().map(|source| ApplyError::new("clear", "Topologies", source)));
         }
         for name in observations.all().into_keys().filter(|name| !wanted.contains(name)) {
             observations.forget(&name);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Deletes the DaemonSets of deleted ScopeProbes. Kubernetes does not: the operator's Deployment owns them.

@@ -9,8 +9,10 @@ use std::{
 const MIN_INTERVAL: Duration = Duration::from_millis(500);
 /// After the first failure, doubled with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// The longest pause after failures.
+/// The longest pause after failures that concern the object.
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
+/// The longest pause after failures of the API server, which end for all objects at once.
+const MAX_BACKOFF_OF_SERVER: Duration = Duration::from_secs(4);
 
 /// Urgency of a write; the first is the most urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +30,16 @@ struct Past {
     written: Option<Instant>,
     failures: u32,
     failed: Option<Instant>,
+    /// True if the API server has failed, for any object.
+    is_of_server: bool,
+}
+
+impl Past {
+    /// Returns the time before which a failed write is not repeated.
+    fn retry_at(&self) -> Option<Instant> {
+        let longest = if self.is_of_server { MAX_BACKOFF_OF_SERVER } else { MAX_BACKOFF };
+        self.failed.map(|failed| failed + backoff(self.failures, longest))
+    }
 }
 
 /// Pending writes with their times.
@@ -52,7 +64,7 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
             Urgency::Counters | Urgency::Noise => counter_interval.max(MIN_INTERVAL),
         };
         let after_write = past.written.map(|written| written + pause);
-        let after_failure = past.failed.map(|failed| failed + backoff(past.failures));
+        let after_failure = past.retry_at();
         let at = [Some(now), after_write, after_failure].into_iter().flatten().max().unwrap_or(now);
         self.plan_at(key, urgency, at);
     }
@@ -60,7 +72,7 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
     /// An object differs by noise only, and has not changed since a time: it is due when it has not for so long.
     pub(super) fn plan_at_rest(&mut self, key: &K, since: Instant, rest: Duration) {
         let past = self.past.get(key).copied().unwrap_or_default();
-        let after_failure = past.failed.map_or(since, |failed| failed + backoff(past.failures));
+        let after_failure = past.retry_at().unwrap_or(since);
         self.cancel(key);
         self.plan_at(key, Urgency::Noise, (since + rest).max(after_failure));
     }
@@ -114,10 +126,11 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
         self.past.insert(key.clone(), Past { written: Some(now), ..Past::default() });
     }
 
-    pub(super) fn failed(&mut self, key: &K, now: Instant) {
+    /// A write has failed: for a reason of the API server's, or of the object's.
+    pub(super) fn failed(&mut self, key: &K, is_of_server: bool, now: Instant) {
         let past = self.past.entry(key.clone()).or_default();
         past.failures = past.failures.saturating_add(1);
-        past.failed = Some(now);
+        (past.failed, past.is_of_server) = (Some(now), is_of_server);
     }
 
     /// Returns the number of consecutive failed writes of an object.
@@ -131,8 +144,8 @@ impl<K: Clone + Ord + std::hash::Hash> Schedule<K> {
     }
 }
 
-fn backoff(failures: u32) -> Duration {
-    (FIRST_BACKOFF * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(MAX_BACKOFF)
+fn backoff(failures: u32, longest: Duration) -> Duration {
+    (FIRST_BACKOFF * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(longest)
 }
 
 #[cfg(test)]
@@ -193,14 +206,18 @@ mod tests {
     #[test]
     fn failures_are_tried_again_ever_more_rarely() {
         let start = Instant::now();
-        let mut schedule = Schedule::new();
-        let mut pauses = Vec::new();
-        for _ in 0..8 {
-            schedule.failed(&"a", start);
-            schedule.plan(&"a", Urgency::Structure, INTERVAL, start);
-            pauses.push(schedule.next()[0].expect("it is planned").duration_since(start).as_secs());
-            schedule.cancel(&"a");
-        }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        let pauses = |is_of_server| {
+            let mut schedule = Schedule::new();
+            let mut pauses = [0; 8];
+            for pause in &mut pauses {
+                schedule.failed(&"a", is_of_server, start);
+                schedule.plan(&"a", Urgency::Structure, INTERVAL, start);
+                *pause = schedule.next()[0].expect("it is planned").duration_since(start).as_secs();
+                schedule.cancel(&"a");
+            }
+            pauses
+        };
+        assert_eq!(pauses(false), [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pauses(true), [1, 2, 4, 4, 4, 4, 4, 4], "all objects are written soon after the API server is well");
     }
 }

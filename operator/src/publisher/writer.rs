@@ -18,6 +18,7 @@ use super::{
     packed::Packed,
 };
 use crate::{
+    api_problems::is_of_server,
     cluster::{AppLabels, OwnerIdentity},
     guarded::Guarded,
 };
@@ -91,6 +92,13 @@ impl WriteError {
             Self::Api(kube::Error::Api(status)) => matches!(status.code, 429 | 503),
             Self::Api(_) => false,
         }
+    }
+}
+
+impl WriteError {
+    /// Returns whether the API server has failed, for any object. One that does not answer may do so because of the object.
+    pub(super) fn is_of_server(&self) -> bool {
+        matches!(self, Self::Api(error) if is_of_server(error))
     }
 }
 

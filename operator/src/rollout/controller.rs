@@ -38,6 +38,9 @@ use crate::{
 /// Changes that come together are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
+/// Nodes that are labelled at a time.
+const PARALLEL_LABELS: usize = 8;
+
 /// Dependencies of the controller.
 pub struct Context {
     /// The API server.
@@ -198,21 +201,36 @@ async fn roll_out(
     Ok((progress, context.obstacles.find(client, namespace, name, &applied).await))
 }
 
+/// Labels the nodes of a ScopeProbe. A node that cannot be labelled delays no other one.
 async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), RolloutError> {
     let nodes = context.assigner.cluster().nodes();
-    let mut taken = Vec::new();
-    for (node, assignment) in assignments.of(probe) {
-        let Some(node) = nodes.get(node) else { continue };
-        let wanted = build::node_labels(probe, assignment.mode);
-        if !has_labels(node, &wanted) {
-            tracing::info!(node = node.name, mode = assignment.mode.as_str(), cause = ?assignment.cause, "assigning");
-            if let Labelled::Taken(by) = apply::label_node(&context.client, node, &wanted).await? {
+    let due = assignments.of(probe).filter_map(|(name, assignment)| {
+        let (node, wanted) = (nodes.get(name)?, build::node_labels(probe, assignment.mode));
+        (!has_labels(node, &wanted)).then_some((node, wanted, assignment))
+    });
+    let client = &context.client;
+    let labelling = due.map(|(node, wanted, assignment)| async move {
+        tracing::info!(node = node.name, mode = assignment.mode.as_str(), cause = ?assignment.cause, "assigning");
+        (node, apply::label_node(client, node, &wanted).await)
+    });
+    let mut labelled = stream::iter(labelling.collect::<Vec<_>>()).buffer_unordered(PARALLEL_LABELS);
+    let (mut taken, mut failed) = (Vec::new(), None);
+    while let Some((node, result)) = labelled.next().await {
+        match result {
+            Ok(Labelled::Taken(by)) => {
                 tracing::warn!(node = node.name, by, "another field manager has set labels that choose its agent");
                 taken.push(format!("{}: {by}", node.name));
             }
+            Ok(Labelled::Done | Labelled::Gone) => {}
+            Err(error) => failed = failed.or(Some(error)),
         }
     }
-    if taken.is_empty() { Ok(()) } else { Err(LabelsTaken(taken).into()) }
+    taken.sort_unstable();
+    match failed {
+        Some(error) => Err(error.into()),
+        None if taken.is_empty() => Ok(()),
+        None => Err(LabelsTaken(taken).into()),
+    }
 }
 
 fn has_labels(node: &NodeFacts, wanted: &std::collections::BTreeMap<String, String>) -> bool {

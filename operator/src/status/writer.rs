@@ -7,6 +7,7 @@ use std::{
 };
 
 use crds::{Losses, Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe, ScopeProbeStatus};
+use futures::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -22,6 +23,7 @@ use super::{
     node_probe,
     repair::{self, MalformedProbes},
     scope_probe::{self, NodeState},
+    written_statuses::{Due, ECHO, WrittenStatuses},
 };
 use crate::{
     api_budget::{ApiBudget, Reason},
@@ -52,8 +54,10 @@ const WRITE_NODE_PROBE: &str = "write NodeProbe";
 const SOON: Duration = Duration::from_secs(2);
 /// Maximum delay of the writes of due Topology objects, without failures.
 const PUBLISHING: Duration = Duration::from_secs(5);
-/// Time for which the watch may lag behind our own write; until then, its state is not taken for another client's.
-const ECHO: Duration = Duration::from_secs(10);
+/// Writes of NodeProbes under way at a time.
+const PARALLEL_WRITES: usize = 4;
+/// Time limit of a write. One without an answer delays the others for no longer than that.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Dependencies of the writer.
 #[derive(Clone)]
@@ -80,70 +84,14 @@ pub struct Writer {
     pub metrics: Metrics,
 }
 
-/// Last written statuses of one kind, by name.
-struct WrittenStatuses<S> {
-    statuses: BTreeMap<String, (S, Instant)>,
-    /// Names of the objects whose last write failed.
-    failing: BTreeSet<String>,
-}
-
-impl<S> Default for WrittenStatuses<S> {
-    fn default() -> Self {
-        Self { statuses: BTreeMap::new(), failing: BTreeSet::new() }
-    }
-}
-
-/// Urgency of a status write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
-    /// Write at once.
-    Now,
-    /// Write of growing numbers, with the time for which they have waited.
-    Numbers(Duration),
-    /// No write.
-    No,
-}
-
-impl<S: PartialEq + Clone> WrittenStatuses<S> {
-    fn due(
-        &self,
-        name: &str,
-        desired: &S,
-        there: Option<&S>,
-        interval: Duration,
-        differs: impl Fn(&S, &S) -> bool,
-    ) -> Due {
-        let own = self.statuses.get(name);
-        let echo_pending = own.is_some_and(|(_, at)| at.elapsed() < ECHO);
-        let (current, waited) = match (own, there) {
-            (Some((own, at)), _) if echo_pending => (own, at.elapsed()),
-            (own, Some(there)) => (there, own.map_or(Duration::MAX, |(_, at)| at.elapsed())),
-            (_, None) => return Due::Now,
-        };
-        if current == desired {
-            Due::No
-        } else if differs(current, desired) {
-            Due::Now
-        } else if waited >= interval {
-            Due::Numbers(waited)
-        } else {
-            Due::No
-        }
-    }
-
-    fn note(&mut self, name: &str, status: S) {
-        self.statuses.insert(name.to_owned(), (status, Instant::now()));
-        self.failing.remove(name);
-    }
-
-    /// Logs a failed write; as a warning only the first time in a row.
-    fn fail(&mut self, name: &str, error: &ApplyError) {
-        if self.failing.insert(name.to_owned()) {
-            tracing::warn!(name, %error, "cannot write a status; trying again");
-        } else {
-            tracing::debug!(name, %error, "still cannot write a status");
-        }
-    }
+/// Write of a NodeProbe.
+struct NodeProbeWrite<'a> {
+    node: &'a NodeFacts,
+    status: &'a NodeProbeStatus,
+    previous: Option<NodeProbeStatus>,
+    there: Option<&'a NodeProbe>,
+    /// The object does not decode.
+    is_malformed: bool,
 }
 
 impl Writer {
@@ -187,11 +135,10 @@ impl Writer {
         let assignments = self.assigner.assignments();
         let nodes = self.node_probes(&probes, &assignments, node_probes, now).await;
         self.count(&nodes);
-        node_probes.statuses.retain(|name, _| nodes.contains_key(name));
-        for gone in node_probes.failing.extract_if(.., |name| !nodes.contains_key(name)) {
+        for gone in node_probes.retain(|name| nodes.contains_key(name)) {
             self.problems.succeeded(WRITE_NODE_PROBE, &gone);
         }
-        scope_probes.statuses.retain(|name, _| probes.iter().any(|probe| probe.name_any() == *name));
+        scope_probes.retain(|name| probes.iter().any(|probe| probe.name_any() == name));
         self.outcomes.retain(|name| probes.iter().any(|probe| probe.name_any() == name));
         for probe in &probes {
             self.scope_probe(probe, &assignments, &nodes, scope_probes, now).await;
@@ -258,7 +205,7 @@ impl Writer {
         let by_name: BTreeMap<_, _> = probes.iter().map(|probe| (probe.name_any(), probe)).collect();
         let max_counter_age = Duration::from_secs(self.overview.borrow().totals.max_counter_age_seconds);
         let mut by_node = BTreeMap::new();
-        let mut numbers = Vec::new();
+        let (mut writes, mut numbers) = (Vec::new(), Vec::new());
         for (name, assignment) in &assignments.nodes {
             let (Some(node), Some(probe)) = (nodes.get(name), by_name.get(&assignment.probe)) else { continue };
             if !there.contains_key(name) && !written.statuses.contains_key(name) {
@@ -285,18 +232,22 @@ impl Writer {
                 previous.as_ref().is_some_and(|it| status.seen > it.seen && status.seen >= it.seen.saturating_mul(2));
             let interval = if has_doubled { interval.min(SOON) } else { interval };
             match written.due(name, &status, existing, interval, node_probe::differs_in_structure) {
-                _ if malformed.contains(name) => {
-                    self.rewrite_node_probe(node, &status, previous.as_ref(), written).await;
+                due if malformed.contains(name) => {
+                    // The watch may not have returned the repaired object yet.
+                    let is_repaired = written.statuses.get(name).is_some_and(|(_, at)| at.elapsed() < ECHO);
+                    if !is_repaired && due != Due::Later {
+                        writes.push((name.clone(), previous, true));
+                    }
                 }
                 Due::Now => {
-                    // They are written one after the other, which is slow enough.
                     self.budget.take(Reason::Structure, 1, Instant::now());
-                    self.write_node_probe(node, &status, previous.as_ref(), there.get(name), written).await;
+                    writes.push((name.clone(), previous, false));
                 }
                 Due::Numbers(waited) => numbers.push((waited, name.clone())),
+                Due::Later => {}
                 Due::No => {
                     // A write whose answer was lost may have been applied.
-                    if written.failing.remove(name) {
+                    if written.succeed(name) {
                         self.problems.succeeded(WRITE_NODE_PROBE, name);
                     }
                     self.metrics.write("NodeProbe", "skipped");
@@ -307,10 +258,26 @@ impl Writer {
         }
         numbers.sort_unstable_by(|one, other| other.cmp(one));
         let may_write = |_: &(Duration, String)| self.budget.try_take(Reason::NodeCounts, Instant::now());
-        for (_, name) in numbers.into_iter().take(NUMBERS_PER_TURN).take_while(may_write) {
-            let (Some(node), Some(NodeState { status, .. })) = (nodes.get(&name), by_node.get(&name)) else { continue };
-            self.write_node_probe(node, status, Some(status), there.get(&name), written).await;
+        let numbers = numbers.into_iter().take(NUMBERS_PER_TURN).take_while(may_write);
+        writes.extend(numbers.map(|(_, name)| {
+            let same = by_node.get(&name).map(|node: &NodeState| node.status.clone());
+            (name, same, false)
+        }));
+        let writes = writes.into_iter().filter_map(|(name, previous, is_malformed)| {
+            let (node, NodeState { status, .. }) = (nodes.get(&name)?, by_node.get(&name)?);
+            let there = there.get(&name).filter(|_| !is_malformed);
+            let write = NodeProbeWrite { node, status, previous, there, is_malformed };
+            Some(self.write_node_probe(write).boxed())
+        });
+        let writes: Vec<_> = writes.collect();
+        let mut writes = stream::iter(writes).buffer_unordered(PARALLEL_WRITES);
+        while let Some((name, result)) = writes.next().await {
+            match result {
+                Ok(status) => written.note(name, status.clone()),
+                Err(error) => written.fail(name, &error),
+            }
         }
+        drop(writes);
         by_node
     }
 
@@ -323,46 +290,32 @@ impl Writer {
         }
     }
 
-    /// Rewrites a NodeProbe that does not decode.
-    async fn rewrite_node_probe(
+    /// Writes a NodeProbe. Returns its name, and its status or the error.
+    async fn write_node_probe<'a>(
         &self,
-        node: &NodeFacts,
-        status: &NodeProbeStatus,
-        previous: Option<&NodeProbeStatus>,
-        written: &mut WrittenStatuses<NodeProbeStatus>,
-    ) {
-        // The watch may not have returned the repaired object yet.
-        if written.statuses.get(&node.name).is_some_and(|(_, at)| at.elapsed() < ECHO) {
-            return;
-        }
-        match repair::node_probe(&self.client, &node.name).await {
-            Ok(()) => self.write_node_probe(node, status, previous, None, written).await,
-            Err(error) => written.fail(&node.name, &error),
-        }
-    }
-
-    async fn write_node_probe(
-        &self,
-        node: &NodeFacts,
-        status: &NodeProbeStatus,
-        previous: Option<&NodeProbeStatus>,
-        there: Option<&NodeProbe>,
-        written: &mut WrittenStatuses<NodeProbeStatus>,
-    ) {
-        let mode_change = is_mode_change(previous, status);
-        match self.apply_node_probe(node, status, there).await {
+        write: NodeProbeWrite<'a>,
+    ) -> (&'a str, Result<&'a NodeProbeStatus, ApplyError>) {
+        let NodeProbeWrite { node, status, previous, there, is_malformed } = write;
+        let name = node.name.as_str();
+        let applied = within("NodeProbe", name, async {
+            if is_malformed {
+                repair::node_probe(&self.client, name).await?;
+            }
+            self.apply_node_probe(node, status, there).await
+        });
+        match applied.await {
             Ok(node_probe) => {
                 self.metrics.write("NodeProbe", "done");
-                self.problems.succeeded(WRITE_NODE_PROBE, &node.name);
-                if mode_change {
+                self.problems.succeeded(WRITE_NODE_PROBE, name);
+                if is_mode_change(previous.as_ref(), status) {
                     self.events.mode_changed(&node_probe, status).await;
                 }
-                written.note(&node.name, status.clone());
+                (name, Ok(status))
             }
             Err(error) => {
                 self.metrics.write("NodeProbe", "failed");
-                self.problems.failed(WRITE_NODE_PROBE, &node.name, &error.source.to_string(), Instant::now());
-                written.fail(&node.name, &error);
+                self.problems.failed(WRITE_NODE_PROBE, name, &error.source.to_string(), Instant::now());
+                (name, Err(error))
             }
         }
     }
@@ -435,12 +388,12 @@ impl Writer {
         let status = scope_probe::desired(&inputs, now);
         let interval = probe.spec.topology.counter_interval.into();
         let due = written.due(&name, &status, probe.status.as_ref(), interval, scope_probe::differs_in_structure);
-        if due == Due::No {
+        if matches!(due, Due::No | Due::Later) {
             self.metrics.write("ScopeProbe", "skipped");
             return;
         }
         let api: Api<ScopeProbe> = Api::all(self.client.clone());
-        match apply_status(&api, &name, &status).await {
+        match within("ScopeProbe", &name, apply_status(&api, &name, &status)).await {
             Ok(_) => {
                 self.metrics.write("ScopeProbe", "done");
                 if let Some(ready) = changed_readiness(probe.status.as_ref(), &status) {
@@ -468,6 +421,18 @@ fn unix_ms(time: Timestamp) -> u64 {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Aborts a write that has no answer.
+async fn within<T>(
+    kind: &str,
+    name: &str,
+    write: impl Future<Output = Result<T, ApplyError>>,
+) -> Result<T, ApplyError> {
+    tokio::time::timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(|_| {
+        let error = format!("the API server did not answer within {} s", WRITE_TIMEOUT.as_secs());
+        Err(ApplyError::new("write status of", format!("{kind} {name}"), kube::Error::Service(error.into())))
+    })
 }
 
 async fn apply_status<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Result<K, ApplyError>
