@@ -449,6 +449,8 @@ fn run_goes_on_where_nothing_can_be_captured() {
                 .args(["--node-name", "node-1", "--insecure-plaintext", "--http-listen", "127.0.0.1:0"])
                 .args(["--operator", &format!("http://{address}")])
                 .args(arguments)
+                // The log is on a full disk.
+                .stderr(std::fs::File::options().write(true).open("/dev/full").unwrap())
                 .spawn()
                 .unwrap(),
         );

@@ -31,6 +31,8 @@ impl Logging {
     pub fn start(&self) -> anyhow::Result<()> {
         let filter = EnvFilter::try_new(&self.log).with_context(|| format!("--log {:?}", self.log))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+        // A log that cannot be written, as on a full disk, would otherwise end the process.
+        let builder = builder.log_internal_errors(false);
         let started = match self.log_format {
             Format::Text => builder.try_init(),
             Format::Json => builder.json().try_init(),
