@@ -1,8 +1,8 @@
 //! Receives the agents' reports: one gRPC stream per node, into the ledger and the observations.
 //!
 //! `accept`, `places`, `waiting_room` and `connection` bound the connections, `identity` and `access` authenticate their
-//! callers, `byte_budget` and `first_messages` bound messages in memory. `decode` validates a message, `foreign_pods` and `flow_limits` leave out
-//! parts of it, and `session` applies it.
+//! callers, `byte_budget` and `first_messages` bound messages in memory. `decode` validates a message, `foreign_pods` and
+//! `flow_limits` leave out parts of it, and `session` applies it. `port` closes the port while another operator may take over.
 
 mod accept;
 mod access;
@@ -16,6 +16,7 @@ pub mod identity;
 mod inputs;
 mod own_networks;
 mod places;
+mod port;
 mod refusals;
 mod session;
 mod waiting_room;
@@ -45,7 +46,9 @@ pub use self::{
     access::Access,
     inputs::{CollectorInputs, SILENCE},
     own_networks::{KnownNetworks, keep_own_networks},
+    port::CollectorPort,
 };
+
 /// Interval of keep-alive pings to a silent agent, and their timeout.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Window of a connection and its stream: the bytes that HTTP/2 buffers before they are read. Messages on the way beyond it
@@ -74,6 +77,7 @@ pub async fn serve(
     let acceptor = Acceptor::new(inputs.tls.clone(), &limits, refusals.clone());
     let (connections, accepted) = mpsc::channel::<Connection>(16);
     let accepting = tokio::spawn(acceptor.run(listener, connections));
+    let end_accepting = accepting.abort_handle();
     let sessions = Sessions::new(&inputs);
     let first_messages = FirstMessages::default();
     let collector = Collector { sessions, first_messages, inputs: Arc::new(inputs), refusals, stopped };
@@ -93,6 +97,8 @@ pub async fn serve(
             ReceiverStream::new(accepted).map(Ok::<_, std::convert::Infallible>),
             async move {
                 stop.await;
+                // Closes the port before the last stream has ended.
+                end_accepting.abort();
                 stopping.send_replace(true);
             },
         )

@@ -1,6 +1,6 @@
 //! Ensures a single writer: the holder of a Lease. The holder stops writing well before another operator may take the
 //! lease. It takes the lease again after an outage of the API server. Each write of the lease is conditional on the
-//! version that was read.
+//! version that was read. `fence` stops other writes at the lease's end.
 
 mod candidate;
 
@@ -16,6 +16,8 @@ use tokio::{
 
 use self::candidate::{Candidate, Decision};
 use crate::{
+    api_client,
+    fence::Fence,
     guarded_watch::{backoff, with_cause},
     metrics::Metrics,
     operator_deployment::{self, OwnerError},
@@ -25,7 +27,7 @@ use crate::{
 /// Timeout of one request about the lease: a hanging API server must not let the lease lapse unnoticed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum pause before another operator's lease is read again, so that it is taken soon after its release.
-const POLL: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_secs(1);
 
 /// Reason for which the lease is not held.
 #[derive(Debug, thiserror::Error)]
@@ -69,29 +71,37 @@ pub struct Lease {
     metrics: Metrics,
     standing: watch::Sender<Standing>,
     holds: watch::Sender<bool>,
+    fence: Fence,
 }
 
 /// Outcome of an attempt to take or renew the lease.
 enum Attempt {
     /// This operator holds the lease, from this moment on.
     Held(Instant),
-    /// This other operator holds it.
-    Taken(String),
+    /// This other operator holds it, until this moment at least.
+    Taken(String, Instant),
     /// Another operator wrote it at the same time.
     Conflict,
 }
 
 impl Lease {
     /// Prepares to take the lease, without a request. The holder's name is that of the operator's pod: a restarted
-    /// container in that pod continues at once, because its predecessor has certainly ended.
+    /// container in that pod continues at once, because its predecessor has certainly ended. `fence` is opened while the
+    /// lease is held.
     ///
     /// # Errors
     /// Returns an error if the configuration allows no client.
-    pub fn new(mut config: Config, client: &Client, settings: &Settings, metrics: Metrics) -> Result<Self, LeaseError> {
+    pub fn new(
+        mut config: Config,
+        client: &Client,
+        settings: &Settings,
+        metrics: Metrics,
+        fence: Fence,
+    ) -> Result<Self, LeaseError> {
         config.connect_timeout = Some(REQUEST_TIMEOUT);
         config.read_timeout = Some(REQUEST_TIMEOUT);
         config.write_timeout = Some(REQUEST_TIMEOUT);
-        let own_client = Client::try_from(config).map_err(|error| LeaseError::Client(Box::new(error)))?;
+        let own_client = api_client::unfenced(config).map_err(|error| LeaseError::Client(Box::new(error)))?;
         Ok(Self {
             api: Api::namespaced(own_client, &settings.namespace),
             client: client.clone(),
@@ -99,6 +109,7 @@ impl Lease {
             metrics,
             standing: watch::Sender::new(Standing::Waiting("the lease was not read yet".to_owned())),
             holds: watch::Sender::new(false),
+            fence,
         })
     }
 
@@ -131,18 +142,20 @@ impl Lease {
                 Some(Ok(Attempt::Held(since))) => {
                     pauses.reset();
                     has_held = true;
-                    held_until = Some(since + self.duration() * 2 / 3);
+                    let until = since + self.duration() * 2 / 3;
+                    held_until = Some(until);
+                    self.fence.open_until(until);
                     self.set(Standing::Holding);
                     since + self.duration() / 3
                 }
-                Some(Ok(Attempt::Taken(holder))) if has_held => {
+                Some(Ok(Attempt::Taken(holder, _))) if has_held => {
                     self.set(Standing::Waiting(format!("operator {holder} took the lease")));
                     return holder;
                 }
-                Some(Ok(Attempt::Taken(holder))) => {
+                Some(Ok(Attempt::Taken(holder, over_at))) => {
                     pauses.reset();
                     self.set(Standing::Standby(format!("operator {holder} holds the lease")));
-                    Instant::now() + POLL
+                    over_at.min(Instant::now() + POLL)
                 }
                 Some(Ok(Attempt::Conflict)) => pause(),
                 Some(Err(error)) => {
@@ -174,7 +187,7 @@ impl Lease {
         let there = self.read().await?;
         let exists = there.is_some();
         let lease = match candidate.decide(there.as_ref(), Instant::now(), Timestamp::now()) {
-            Decision::Wait { holder } => return Ok(Attempt::Taken(holder)),
+            Decision::Wait { holder, over_at } => return Ok(Attempt::Taken(holder, over_at)),
             Decision::Renew(renewed) => renewed,
             Decision::Take(taken) => self.owned(taken).await?,
         };
@@ -235,6 +248,9 @@ impl Lease {
     /// Logs each change once.
     fn set(&self, standing: Standing) {
         let holds = standing == Standing::Holding;
+        if !holds {
+            self.fence.close();
+        }
         if *self.standing.borrow() != standing {
             match &standing {
                 Standing::Holding => tracing::info!("holding the lease"),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api_budget;
+pub mod api_client;
 pub mod api_problems;
 pub mod certificates;
 pub mod cleanup;
@@ -14,12 +15,14 @@ pub mod cluster_claim;
 pub mod collector;
 pub mod coverage;
 pub mod event_recorder;
+pub mod fence;
 pub mod guarded;
 pub mod guarded_watch;
 pub mod health;
 pub mod invalid_field;
 pub mod leader_endpoints;
 pub mod lease;
+pub mod listen;
 pub mod metrics;
 pub mod observation;
 pub mod operator_deployment;

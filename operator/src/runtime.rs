@@ -1,7 +1,6 @@
 //! Starts the parts of the operator, and stops them in order.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +17,7 @@ use tokio::{
 
 use crate::{
     api_budget::ApiBudget,
+    api_client::Clients,
     api_problems::ApiProblems,
     certificates::keeper::{CertificateKeeper, CertificateSettings},
     cleanup::{
@@ -26,12 +26,14 @@ use crate::{
     },
     cluster::{self, ClusterIndex, ClusterState, WatchedCluster},
     cluster_claim::ClusterClaim,
-    collector::{self, Access, CollectorInputs, identity::Authenticator},
+    collector::{self, Access, CollectorInputs, CollectorPort, identity::Authenticator},
     event_recorder::EventRecorder,
+    fence::Fence,
     guarded_watch::backoff,
     health::{self, Readiness},
     leader_endpoints::LeaderEndpoints,
     lease::Lease,
+    listen::bind,
     metrics::Metrics,
     observation::TopologyOverview,
     progress::Progress,
@@ -50,27 +52,11 @@ use crate::{
     status::{events::Events, restore, writer::Writer},
 };
 
-/// Time limit for the parts to stop; below a pod's grace period of 30 s.
-const DRAIN: Duration = Duration::from_secs(10);
+/// Time limit for the parts to stop: a standby takes over after it. Below a pod's grace period of 30 s.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Time limit for an answer of the API server to a single request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Clients of the API server.
-struct Clients {
-    /// Without a time limit for answers: a watch is silent as long as nothing changes.
-    watching: Client,
-    /// For single requests.
-    requesting: Client,
-}
-
-impl Clients {
-    fn new(mut config: Config, answer_timeout: Duration) -> Result<Self, kube::Error> {
-        let watching = Client::try_from(config.clone())?;
-        config.read_timeout = Some(answer_timeout);
-        Ok(Self { watching, requesting: Client::try_from(config)? })
-    }
-}
 
 /// Executes the command line.
 ///
@@ -111,9 +97,10 @@ async fn prune() -> anyhow::Result<()> {
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let config = Config::infer().await.context("cannot find out how to reach the API server")?;
-    let clients = Clients::new(config.clone(), ANSWER_TIMEOUT).context("cannot connect to the API server")?;
+    let fence = Fence::default();
+    let clients = Clients::new(config.clone(), ANSWER_TIMEOUT, &fence).context("cannot connect to the API server")?;
     let metrics = Metrics::default();
-    let lease = Lease::new(config, &clients.requesting, &settings, metrics.clone())?;
+    let lease = Lease::new(config, &clients.requesting, &settings, metrics.clone(), fence)?;
     let (sender, progress) = watch::channel(Progress::Starting);
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop));
@@ -129,15 +116,6 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     lease.release().await;
     health.abort();
     outcome
-}
-
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    let mut bound = TcpListener::bind(address).await;
-    if bound.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
-        // A node without IPv6 has no `[::]`, which otherwise stands for both families.
-        bound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
-    }
-    bound.with_context(|| format!("cannot listen on {address}: choose another with {flag}"))
 }
 
 /// Waits for the lease and the cluster, then runs the parts of its holder until the operator is stopped.
@@ -285,11 +263,11 @@ impl Parts {
             silence: collector::SILENCE,
             metrics: metrics.clone(),
         };
-        let collecting = collector::serve(listener, inputs, stopped(stopping.clone()));
+        let port = CollectorPort::new(settings, inputs, lease.holds());
+        parts.draining.spawn(port.serve(listener, stopping.clone()));
         if let Some(keeper) = keeper {
             parts.endless.spawn(while_held(lease.holds(), move || keeper.clone().run()));
         }
-        parts.draining.spawn(async move { collecting.await.context("cannot take reports in") });
         let context = Context {
             client: requesting.clone(),
             watching: watching.clone(),
@@ -385,7 +363,7 @@ impl Parts {
 }
 
 /// Runs the writing tasks while the lease is held: drops them at once when the lease lapses, and restarts them when it is
-/// held again. The operator accepts reports all the time.
+/// held again.
 async fn while_held<F: Future<Output = ()>>(mut holds: watch::Receiver<bool>, mut begin: impl FnMut() -> F) {
     // Only the end of the lease's keeper makes an error, and then the process ends as well.
     while holds.wait_for(|holds| *holds).await.is_ok() {
@@ -417,26 +395,4 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is the end as well.
     let _ = stopping.wait_for(|stopping| *stopping).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use k8s_openapi::api::core::v1::Node;
-    use kube::Api;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn request_without_an_answer_fails_while_watches_wait() {
-        // Connections wait in its queue.
-        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
-        let clients = Clients::new(Config::new(url), Duration::from_millis(100)).unwrap();
-        let nodes = |client: &Client| Api::<Node>::all(client.clone());
-        let (watching, requesting) = (nodes(&clients.watching), nodes(&clients.requesting));
-        tokio::select! {
-            _ = watching.get("node-1") => panic!("a request without an answer ended"),
-            answer = requesting.get("node-1") => assert!(answer.is_err()),
-        }
-    }
 }

@@ -71,8 +71,8 @@ pub struct Settings {
     /// The lease of which the holder alone writes.
     #[arg(long, env = "SCOPEPROBE_LEASE_NAME", default_value = "scopeprobe-operator")]
     pub lease_name: String,
-    /// Duration of the lease after its holder's last renewal, in seconds.
-    #[arg(long, env = "SCOPEPROBE_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(5..=300))]
+    /// Duration of the lease after its holder's last renewal, in seconds. The holder stops writing after two thirds of it.
+    #[arg(long, env = "SCOPEPROBE_LEASE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(5..=300))]
     pub lease_seconds: u64,
     /// Address that accepts agents' reports.
     #[arg(long, env = "SCOPEPROBE_COLLECTOR_LISTEN", default_value = "[::]:9463")]

@@ -14,6 +14,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tempfile::TempDir;
+use tonic::codegen::http::Request;
 
 use crate::{Error, Result, eventually, manifest, place};
 
@@ -26,6 +27,7 @@ pub struct ControlPlane {
     // Dropped in this order: the programs before their files.
     apiserver: Program,
     etcd: Program,
+    etcd_url: String,
     folder: TempDir,
 }
 
@@ -174,7 +176,8 @@ impl ControlPlane {
         }
         let apiserver = start((&programs, purpose), at, "kube-apiserver", &flags)?;
         let client = connect(&kubeconfig).await?;
-        let control_plane = Self { client, kubeconfig, operator_kubeconfig, apiserver, etcd, folder };
+        let etcd_url = format!("http://127.0.0.1:{client_port}");
+        let control_plane = Self { client, kubeconfig, operator_kubeconfig, apiserver, etcd, etcd_url, folder };
         control_plane.serves().await?;
         Ok(control_plane)
     }
@@ -193,6 +196,21 @@ impl ControlPlane {
         self.etcd.begin()?;
         self.apiserver.begin()?;
         self.serves().await
+    }
+
+    /// Raises or ends etcd's alarm NOSPACE, with which it refuses all writes.
+    ///
+    /// # Errors
+    /// Returns an error if etcd does not do so.
+    pub async fn refuse_writes_of_etcd(&self, refuse: bool) -> Result<()> {
+        let failed = |error: &dyn std::error::Error| Error::Unexpected(format!("etcd's alarm: {error}"));
+        let action = if refuse { "ACTIVATE" } else { "DEACTIVATE" };
+        let body = serde_json::json!({"action": action, "memberID": "0", "alarm": "NOSPACE"});
+        let request = Request::post("/v3/maintenance/alarm").body(body.to_string().into_bytes());
+        let request = request.map_err(|error| failed(&error))?;
+        let config = Config::new(self.etcd_url.parse().map_err(|error| failed(&error))?);
+        let client = Client::try_from(config).map_err(|error| failed(&error))?;
+        client.request_text(request).await.map(|_| ()).map_err(|error| failed(&error))
     }
 
     async fn serves(&self) -> Result<()> {

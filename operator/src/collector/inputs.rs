@@ -14,6 +14,7 @@ use crate::{
 pub const SILENCE: Duration = Duration::from_secs(25);
 
 /// Inputs of the collector.
+#[derive(Clone)]
 pub struct CollectorInputs {
     /// Receives the reports.
     pub shared_ledger: SharedLedger,

@@ -89,6 +89,55 @@ async fn an_agent_that_falls_silent_is_not_connected_any_more() {
 }
 
 #[tokio::test]
+async fn port_is_closed_while_another_operator_may_take_over() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
+    let address = listener.local_addr().expect("it is bound");
+    let inputs = CollectorInputs::open(SharedLedger::default(), Observations::default());
+    let (holds, stop) = (watch::Sender::new(true), watch::Sender::new(false));
+    let port = |handover| CollectorPort { address, inputs: inputs.clone(), holds: holds.subscribe(), handover };
+    let connect = || CollectorClient::connect(format!("http://{address}"));
+    let stream = async || {
+        let client = timeout(GENEROUS, async {
+            loop {
+                if let Ok(client) = connect().await {
+                    return client;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        open(&mut client.await.expect("the port is opened"), first("node-1")).await.expect("it takes reports in")
+    };
+    let is_ended = async |replies: &mut Streaming<CollectorReply>| {
+        let end = timeout(GENEROUS, replies.message()).await.expect("the stream ends").expect_err("with a reason");
+        assert_eq!(end.code(), Code::Unavailable, "{end}");
+    };
+
+    // No standby takes over within the test.
+    let served = tokio::spawn(port(GENEROUS * 60).serve(listener, stop.subscribe()));
+    let (mut replies, _messages) = stream().await;
+    holds.send_replace(false);
+    is_ended(&mut replies).await;
+    timeout(GENEROUS, async { while TcpStream::connect(address).await.is_ok() {} }).await.expect("the port is closed");
+    holds.send_replace(true);
+    let (mut replies, _messages) = stream().await;
+    stop.send_replace(true);
+    is_ended(&mut replies).await;
+    served.await.expect("it does not panic").expect("it was stopped");
+
+    // There is no other operator.
+    stop.send_replace(false);
+    let listener = TcpListener::bind(address).await.expect("the port is free");
+    let served = tokio::spawn(port(Duration::ZERO).serve(listener, stop.subscribe()));
+    let (mut replies, _messages) = stream().await;
+    holds.send_replace(false);
+    is_ended(&mut replies).await;
+    let (mut replies, _messages) = stream().await;
+    stop.send_replace(true);
+    is_ended(&mut replies).await;
+    served.await.expect("it does not panic").expect("it was stopped");
+}
+
+#[tokio::test]
 async fn name_that_is_no_node_is_refused() {
     let port = Port::new(|inputs| inputs.is_node = Arc::new(|name| name == "node-1")).await;
     open(&mut port.client().await, first("node-1")).await.expect("it is a Node");
@@ -220,4 +269,67 @@ async fn flows_beyond_the_limit_are_losses() {
     let ledger = port.shared_ledger.ledger().lock().await;
     let stored: Vec<_> = ledger.flows().map(|flow| (flow.key.port, flow.totals.opened)).collect();
     assert_eq!(stored, [(1, 11), (2, 20)], "what is stored and what is lost are all connections");
+}
+
+/// Returns the number of agents that this process can simulate: each takes two of its descriptors.
+fn agents() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let files = line.and_then(|line| line.split_whitespace().nth(3)?.parse::<usize>().ok());
+    1000.min(files.unwrap_or(1000) / 3)
+}
+
+/// Reports as an agent does: opens a stream again and again, with growing pauses. Breaks it when `round` changes, and sets
+/// the number of the round in which it has opened one.
+async fn simulate(
+    address: std::net::SocketAddr,
+    node: usize,
+    mut round: watch::Receiver<usize>,
+    opened: watch::Sender<usize>,
+) {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let current = *round.borrow_and_update();
+        if let Ok(mut client) = CollectorClient::connect(format!("http://{address}")).await
+            && let Ok((mut replies, _messages)) = open(&mut client, first(&format!("node-{node}"))).await
+        {
+            opened.send_replace(current);
+            pause = Duration::from_millis(100);
+            tokio::select! {
+                _ = replies.message() => {}
+                _ = round.changed() => continue,
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(10));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_that_all_reconnect_at_once_are_all_taken_in() {
+    let agents = agents();
+    // They share an address here, and nothing else.
+    let port = Port::new(|inputs| inputs.limits.collector_max_connections_per_address = 65_536).await;
+    let round = watch::Sender::new(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    let opened: Vec<_> = (0..agents)
+        .map(|node| {
+            let (sender, opened) = watch::channel(0);
+            tasks.spawn(simulate(port.address, node, round.subscribe(), sender));
+            opened
+        })
+        .collect();
+    let mut changed = port.observations.subscribe();
+    for number in 1..=2 {
+        let began = std::time::Instant::now();
+        round.send_replace(number);
+        for mut opened in opened.clone() {
+            timeout(GENEROUS, opened.wait_for(|opened| *opened == number)).await.expect("in time").expect("it runs");
+        }
+        // A stream that was given up may have taken the place of its successor, whose agent then opens another one.
+        while port.observations.all().values().filter(|node| node.connected).count() < agents {
+            timeout(GENEROUS, changed.changed()).await.expect("in time").expect("the observations live");
+        }
+        println!("{agents} agents connected in {:.1} s", began.elapsed().as_secs_f64());
+    }
 }

@@ -29,6 +29,8 @@ pub(super) enum Decision {
     Wait {
         /// The other's name.
         holder: String,
+        /// Time at which the lease is over, unless it changes.
+        over_at: Instant,
     },
 }
 
@@ -42,8 +44,8 @@ impl Candidate {
         let since = self.observe(lease, now);
         match holder(lease) {
             Some(holder) if holder == self.identity => Decision::Renew(self.renewed(lease.clone(), time)),
-            Some(holder) if now.duration_since(since) < self.duration_of(lease) => {
-                Decision::Wait { holder: holder.to_owned() }
+            Some(holder) if now < since + self.duration_of(lease) => {
+                Decision::Wait { holder: holder.to_owned(), over_at: since + self.duration_of(lease) }
             }
             _ => Decision::Take(self.taken(lease.clone(), time)),
         }
@@ -103,6 +105,8 @@ fn holder(lease: &Lease) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const DURATION: Duration = Duration::from_secs(15);
@@ -138,7 +142,7 @@ mod tests {
         let free = a.freed(renewed.clone()).unwrap();
         assert_eq!(spec(&free), (None, None, Some(0)));
         let mut b = Candidate::new("b", DURATION);
-        assert!(matches!(b.decide(Some(&renewed), now, time(6)), Decision::Wait { holder } if holder == "a"));
+        assert!(matches!(b.decide(Some(&renewed), now, time(6)), Decision::Wait { holder, .. } if holder == "a"));
         assert_eq!(b.freed(renewed), None, "it is not b's to give away");
         let again = stored(b.decide(Some(&free), now, time(6)), "3");
         assert_eq!(spec(&again), (Some("b"), Some(15), Some(1)));
@@ -159,7 +163,7 @@ mod tests {
         assert!(matches!(b.decide(Some(&renewed), at(29), time(2_000_000_029)), Decision::Wait { .. }));
         let taken = stored(b.decide(Some(&renewed), at(30), time(2_000_000_030)), "3");
         assert_eq!(spec(&taken), (Some("b"), Some(15), Some(1)));
-        assert!(matches!(a.decide(Some(&taken), at(30), time(16)), Decision::Wait { holder } if holder == "b"));
+        assert!(matches!(a.decide(Some(&taken), at(30), time(16)), Decision::Wait { holder, .. } if holder == "b"));
     }
 
     #[test]
@@ -168,5 +172,50 @@ mod tests {
         let lease = stored(candidate.decide(None, Instant::now(), time(1)), "7");
         let Decision::Renew(renewed) = candidate.decide(Some(&lease), Instant::now(), time(2)) else { panic!() };
         assert_eq!(renewed.metadata.resource_version.as_deref(), Some("7"));
+    }
+
+    /// An operator of the simulation.
+    struct Operator {
+        candidate: Candidate,
+        /// Its wall clock's error, in seconds.
+        skew: i64,
+        /// The lease as it read it, and what it will write.
+        pending: Option<(Option<String>, Decision, Instant)>,
+        holds_until: Option<Instant>,
+    }
+
+    proptest! {
+        /// Operators read and write at arbitrary times, with arbitrary wall clocks, and arbitrarily long after they have read.
+        #[test]
+        fn at_most_one_operator_holds_the_lease(
+            skews in proptest::collection::vec(-2_000_000_000_i64..2_000_000_000, 3),
+            steps in proptest::collection::vec((0..3_usize, any::<bool>(), 0..8_000_u64), 1..200),
+        ) {
+            let start = Instant::now();
+            let mut operators: Vec<_> = skews.iter().zip(["a", "b", "c"]).map(|(skew, name)| Operator {
+                candidate: Candidate::new(name, DURATION), skew: *skew, pending: None, holds_until: None,
+            }).collect();
+            let (mut lease, mut version, mut now) = (None::<Lease>, 0, start);
+            for (index, writes, pause) in steps {
+                now += Duration::from_millis(pause);
+                let operator = &mut operators[index];
+                if writes {
+                    let Some((read, decision, since)) = operator.pending.take() else { continue };
+                    let is_current = read == lease.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+                    if is_current && !matches!(decision, Decision::Wait { .. }) {
+                        version += 1;
+                        lease = Some(stored(decision, &version.to_string()));
+                        operator.holds_until = Some(since + DURATION * 2 / 3);
+                    }
+                } else {
+                    let wall = time(2_000_000_000 + operator.skew + now.duration_since(start).as_secs().cast_signed());
+                    let decision = operator.candidate.decide(lease.as_ref(), now, wall);
+                    let read = lease.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+                    operator.pending = Some((read, decision, now));
+                }
+                let holding = operators.iter().filter(|it| it.holds_until.is_some_and(|until| now < until)).count();
+                prop_assert!(holding <= 1, "{holding} operators hold the lease");
+            }
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! Runs the operator as a process, on free ports.
 
 use std::{
+    fs::File,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
     process::Stdio,
 };
 
@@ -11,6 +13,8 @@ use tokio::{
     net::TcpStream,
     process::{Child, Command},
 };
+
+use crate::proxy::Proxy;
 
 pub const NAMESPACE: &str = "scopeprobe-system";
 
@@ -26,18 +30,40 @@ impl Operator {
         Self::start_in(NAMESPACE, control_plane, identity, &[])
     }
 
+    /// Starts the operator with the API server behind a proxy.
+    pub fn start_behind(proxy: &Proxy, identity: &str, arguments: &[&str]) -> Result<Self> {
+        Self::start_with(NAMESPACE, proxy.kubeconfig(), identity, arguments)
+    }
+
     /// Starts the operator of an installation in this namespace, with further arguments.
     pub fn start_in(namespace: &str, control_plane: &ControlPlane, identity: &str, arguments: &[&str]) -> Result<Self> {
+        Self::start_with(namespace, control_plane.kubeconfig(), identity, arguments)
+    }
+
+    /// Starts the operator with its log on a full disk.
+    pub fn start_without_log(control_plane: &ControlPlane, identity: &str) -> Result<Self> {
+        let full = File::options().write(true).open("/dev/full").map_err(Error::io("open /dev/full"))?;
+        Self::spawn(NAMESPACE, control_plane.kubeconfig(), identity, &[], full.into())
+    }
+
+    fn start_with(namespace: &str, kubeconfig: &Path, identity: &str, arguments: &[&str]) -> Result<Self> {
+        Self::spawn(namespace, kubeconfig, identity, arguments, Stdio::inherit())
+    }
+
+    fn spawn(namespace: &str, kubeconfig: &Path, identity: &str, arguments: &[&str], log: Stdio) -> Result<Self> {
         let [http, collector] = free_addresses()?;
+        let has_lease = arguments.iter().any(|argument| argument.starts_with("--lease-seconds"));
         let child = Command::new(env!("CARGO_BIN_EXE_scopeprobe-operator"))
-            .args(["run", "--lease-seconds=5", "--collector-url=http://192.0.2.1:9463", "--collector-plaintext"])
+            .args(["run", "--collector-url=http://192.0.2.1:9463", "--collector-plaintext"])
             .arg(format!("--namespace={namespace}"))
             .arg(format!("--identity={identity}"))
             .arg(format!("--http-listen={http}"))
             .arg(format!("--collector-listen={collector}"))
             .args(arguments)
-            .env("KUBECONFIG", control_plane.kubeconfig())
+            .args((!has_lease).then_some("--lease-seconds=5"))
+            .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .map_err(Error::io("start the operator"))?;
