@@ -10,7 +10,10 @@ use std::{
 
 use crds::{NodeProbe, PROBE_LABEL, ScopeProbe};
 use futures::StreamExt;
-use kube::{Client, Resource, ResourceExt, runtime::reflector};
+use kube::{
+    Client, Resource, ResourceExt,
+    runtime::{reflector, watcher::Event},
+};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
@@ -50,9 +53,11 @@ impl ClusterState {
         let changes = Arc::<ClusterChanges>::default();
         let (nodes, node_steps) = Nodes::watch(client, Arc::clone(&changes));
         let state = Arc::new(Self { probes, nodes, node_probes, changes: Arc::clone(&changes) });
-        let probes_changed = Arc::clone(&changes);
-        tokio::spawn(reflect::<ScopeProbe>(client.clone(), probe_writer, move || probes_changed.mark_requests()));
-        tokio::spawn(reflect::<NodeProbe>(client.clone(), node_probe_writer, move || changes.mark()));
+        let (probes_changed, mut requests) = (Arc::clone(&changes), ProbeRequests::default());
+        tokio::spawn(reflect::<ScopeProbe>(client.clone(), probe_writer, move |event| {
+            if requests.change(event) { probes_changed.mark_requests() } else { probes_changed.mark() }
+        }));
+        tokio::spawn(reflect::<NodeProbe>(client.clone(), node_probe_writer, move |_| changes.mark()));
         state.probes.wait_until_ready().await?;
         state.node_probes.wait_until_ready().await?;
         state.nodes.wait_until_listed().await;
@@ -144,7 +149,7 @@ where
 async fn reflect<K>(
     client: Client,
     mut writer: reflector::store::Writer<Guarded<K>>,
-    mark_changed: impl Fn() + Send + 'static,
+    mut mark_changed: impl FnMut(&Event<Guarded<K>>) + Send + 'static,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     <K as Resource>::DynamicType: Eq + Hash + Default,
@@ -154,6 +159,85 @@ async fn reflect<K>(
         // They are not used, and are the larger part of an object.
         let event = event.modify(|object| object.meta_mut().managed_fields = None);
         writer.apply_watcher_event(&event);
-        mark_changed();
+        mark_changed(&event);
+    }
+}
+
+/// Version of the request that a ScopeProbe makes: a status is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ProbeRequest {
+    uid: Option<String>,
+    generation: Option<i64>,
+    is_deleted: bool,
+    is_malformed: bool,
+}
+
+/// Requests of all ScopeProbes, by name.
+#[derive(Debug, Default)]
+struct ProbeRequests {
+    known: BTreeMap<String, ProbeRequest>,
+    /// Those of the list in progress.
+    listed: BTreeMap<String, ProbeRequest>,
+}
+
+impl ProbeRequests {
+    /// Records an event. Returns whether it changes a request.
+    fn change(&mut self, event: &Event<Guarded<ScopeProbe>>) -> bool {
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(probe) => drop(self.listed.insert(probe.name_any(), request(probe))),
+            Event::InitDone => {
+                let before = std::mem::replace(&mut self.known, std::mem::take(&mut self.listed));
+                return before != self.known;
+            }
+            Event::Apply(probe) => {
+                let request = request(probe);
+                return self.known.insert(probe.name_any(), request.clone()) != Some(request);
+            }
+            Event::Delete(probe) => return self.known.remove(&probe.name_any()).is_some(),
+        }
+        false
+    }
+}
+
+fn request(probe: &Guarded<ScopeProbe>) -> ProbeRequest {
+    let metadata = probe.meta();
+    ProbeRequest {
+        uid: metadata.uid.clone(),
+        generation: metadata.generation,
+        is_deleted: metadata.deletion_timestamp.is_some(),
+        is_malformed: probe.0.is_err(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn written_status_is_no_new_request() {
+        let probe = |generation: i64, coverage: &str| -> Guarded<ScopeProbe> {
+            let metadata = json!({"name": "a", "uid": "1", "generation": generation, "resourceVersion": coverage});
+            let probe = json!({"metadata": metadata, "spec": {}});
+            Guarded(Ok(serde_json::from_value(probe).unwrap()))
+        };
+        let mut requests = ProbeRequests::default();
+        let list = |requests: &mut ProbeRequests, probes: Vec<Guarded<ScopeProbe>>| {
+            let all = probes.into_iter().map(Event::InitApply).collect::<Vec<_>>();
+            let events = [Event::Init].into_iter().chain(all).chain([Event::InitDone]);
+            events.map(|event| requests.change(&event)).collect::<Vec<_>>()
+        };
+        assert_eq!(list(&mut requests, vec![probe(1, "1")]), [false, false, true]);
+        assert!(!requests.change(&Event::Apply(probe(1, "2"))));
+        assert_eq!(list(&mut requests, vec![probe(1, "3")]), [false; 3]);
+        assert!(requests.change(&Event::Apply(probe(2, "4"))));
+        let mut deleted = probe(2, "5");
+        deleted.meta_mut().deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        assert!(requests.change(&Event::Apply(deleted.clone())));
+        assert!(requests.change(&Event::Delete(deleted)));
+        assert!(requests.change(&Event::Apply(probe(2, "6"))));
+        assert_eq!(list(&mut requests, Vec::new()), [false, true], "it was deleted while the watch failed");
     }
 }
