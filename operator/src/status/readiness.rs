@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Time after which what should pass by itself needs a person.
-const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
+pub const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
 /// Time without progress after which the first rollout of a `spec` tolerates nodes without an agent, and for which a failed
 /// request does not matter.
 const FIRST_ROLLOUT: SignedDuration = SignedDuration::from_mins(1);
@@ -26,7 +26,9 @@ pub struct Nodes {
     pub unsupported: BTreeSet<String>,
     /// Nodes whose agent does not report, or that have none, and that are not new.
     pub silent: BTreeSet<String>,
-    /// The same of nodes whose agent may still be on its way.
+    /// Those of the silent ones that have been so for longer than an agent needs to come back by itself.
+    pub long_silent: BTreeSet<String>,
+    /// Nodes whose agent does not report and may still be on its way.
     pub new: BTreeSet<String>,
     /// Those of the unsupported ones that are being moved to another mode.
     pub moving: BTreeSet<String>,
@@ -103,8 +105,12 @@ fn nodes_ready(inputs: &ReadinessInputs<'_>) -> [Statement; 3] {
     let silent = nodes.silent.len() as u64;
     if silent > may_lack || !inputs.was_ready && !nodes.new.is_empty() {
         let waiting = silent + nodes.new.len() as u64;
-        let message = format!("no agent reports from {waiting} of {}", counted(nodes.total, "node"));
-        return in_progress("WaitingForReports", message);
+        let mut message = format!("no agent reports from {waiting} of {}", counted(nodes.total, "node"));
+        let is_stuck = nodes.long_silent.len() as u64 > may_lack;
+        if is_stuck {
+            message = format!("{message}; see the logs of the agents {}", on(&nodes.long_silent));
+        }
+        return unready(is_stuck, "WaitingForReports", message);
     }
     let is_too_many = nodes.unavailable() > may_lack;
     if !nodes.moving.is_empty() && (is_too_many || !inputs.was_ready) {
@@ -262,6 +268,10 @@ mod tests {
         assert_eq!(reason(&rollout(2, 2, None), &unsupported, true, 1), is("Stalled", "NodesUnsupported"));
         let silent = Nodes { total: 2, silent: names(["a", "b"]), ..Nodes::default() };
         assert_eq!(reason(&rollout(2, 2, None), &silent, true, 1), is("Reconciling", "WaitingForReports"));
+        let long_silent = Nodes { long_silent: names(["a", "b"]), ..silent.clone() };
+        assert_eq!(reason(&rollout(2, 2, None), &long_silent, true, 1), is("Stalled", "WaitingForReports"));
+        let tolerated = Nodes { total: 30, ..long_silent };
+        assert_eq!(reason(&rollout(30, 30, None), &tolerated, true, 1), is("Ready", "Reporting"));
         let moving = Nodes { moving: names(["a"]), ..unsupported };
         assert_eq!(reason(&rollout(2, 2, None), &moving, true, 1), is("Reconciling", "MovingToFallback"));
     }

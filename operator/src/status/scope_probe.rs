@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use topology::plural::counted;
 
 use super::{
-    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, is_true, same_statements},
+    conditions::{CAPTURE_COMPLETE, Statement, Truth, conditions, is_true, of_type, same_statements},
     coverage::{explain, percent},
-    readiness::{Nodes, ReadinessInputs, degraded, kstatus, on, unready, without_capture},
+    readiness::{Nodes, PATIENCE, ReadinessInputs, degraded, kstatus, on, unready, without_capture},
 };
 use crate::{
     coverage::share::{Share, Shares},
@@ -56,7 +56,7 @@ pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatu
     let [last_hour, last_day, total] = sums.percentages();
     let known = previous.and_then(|previous| previous.observed_generation);
     let generation = inputs.outcome.map(|outcome| outcome.generation).or(known);
-    let by_state = by_state(inputs.nodes, inputs.moving);
+    let by_state = by_state(inputs.nodes, inputs.moving, now);
     let readiness = ReadinessInputs {
         generation: inputs.probe.metadata.generation.unwrap_or_default(),
         outcome: inputs.outcome,
@@ -180,14 +180,25 @@ fn capture_complete(nodes: &BTreeMap<String, NodeState>, last_hour: &Share) -> S
     Statement::new(TYPE, truth, reason, parts.join("; "))
 }
 
+/// Returns whether the agent of a node has not reported for as long as `PATIENCE`.
+fn is_long_silent(node: &NodeState, now: Timestamp) -> bool {
+    let reporting = of_type(&node.status.conditions, "Reporting");
+    reporting.is_some_and(|it| it.status != "True" && now.duration_since(it.last_transition_time.0) >= PATIENCE)
+}
+
 /// Returns the nodes by the state of their agents.
-fn by_state(nodes: &BTreeMap<String, NodeState>, moving: &BTreeSet<String>) -> Nodes {
+fn by_state(nodes: &BTreeMap<String, NodeState>, moving: &BTreeSet<String>, now: Timestamp) -> Nodes {
     let mut by_state = Nodes { total: nodes.len() as u64, moving: moving.clone(), ..Nodes::default() };
     for (name, node) in nodes {
         let those = match node.status.mode {
             _ if !reports(node) && node.is_new => &mut by_state.new,
             Some(Mode::Unsupported) => &mut by_state.unsupported,
-            _ if !reports(node) => &mut by_state.silent,
+            _ if !reports(node) => {
+                if is_long_silent(node, now) {
+                    by_state.long_silent.insert(name.clone());
+                }
+                &mut by_state.silent
+            }
             _ => continue,
         };
         those.insert(name.clone());
@@ -371,6 +382,33 @@ mod tests {
         assert!(message.contains(": b"), "{message}");
         assert_eq!(status.coverage, "~99.9%");
         assert_eq!(status.nodes.not_reporting, 1);
+    }
+
+    #[test]
+    fn status_is_stalled_when_most_agents_do_not_come_back() {
+        let silent = || node(false, Some(Mode::Ebpf), |_| ());
+        let nodes = [("a", silent()), ("b", silent())];
+        let status = |second| {
+            let probe: ScopeProbe =
+                serde_json::from_value(json!({"metadata": {"name": "p", "generation": 2}, "spec": {}})).unwrap();
+            let nodes = nodes.iter().map(|(name, node)| ((*name).to_owned(), node.clone())).collect();
+            let inputs = ScopeProbeInputs {
+                probe: &probe,
+                outcome: Some(&done()),
+                nodes: &nodes,
+                moving: &BTreeSet::new(),
+                taken: None,
+                overview: &TopologyOverview::default(),
+                problems: &[],
+            };
+            desired(&inputs, at(second))
+        };
+        // Their NodeProbes say so since second 1.
+        assert_eq!(condition(&status(300), "Stalled").0, "False");
+        let stalled = status(301);
+        let (truth, reason, message) = condition(&stalled, "Stalled");
+        assert_eq!((truth, reason), ("True", "WaitingForReports"));
+        assert_eq!(message, "no agent reports from 2 of 2 nodes; see the logs of the agents on 2 nodes: a, b");
     }
 
     #[test]
