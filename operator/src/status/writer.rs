@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
+    conditions::is_true,
     coverage::{CoverageFacts, GRACE, assess},
     events::{Events, changed_readiness, is_mode_change},
     node_probe,
@@ -48,6 +49,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Maximum number of objects per turn that are written for their numbers alone, those that waited longest first: 3 objects a
 /// second.
 const NUMBERS_PER_TURN: usize = 1;
+/// Time after a start, or after the lease was taken again, in which a silent agent keeps its published status: all agents
+/// reconnect then, after pauses of up to 10 s.
+const WARM_UP: Duration = Duration::from_secs(20);
 /// Operation whose failures are shown.
 const WRITE_NODE_PROBE: &str = "write NodeProbe";
 /// Time after which numbers that have doubled are written, such as the first ones of a node.
@@ -97,6 +101,7 @@ struct NodeProbeWrite<'a> {
 impl Writer {
     /// Runs after every change, without end.
     pub async fn run(mut self) {
+        let warm_at = Instant::now() + WARM_UP;
         let mut node_probes = WrittenStatuses::default();
         let mut scope_probes = WrittenStatuses::default();
         let mut malformed = MalformedProbes::default();
@@ -107,7 +112,8 @@ impl Writer {
         self.problems.forget(WRITE_NODE_PROBE);
         loop {
             let began = Instant::now();
-            self.turn(&mut node_probes, &mut scope_probes).await;
+            let is_warm = began >= warm_at;
+            self.turn(&mut node_probes, &mut scope_probes, is_warm).await;
             malformed.mend(&self.client, &self.assigner.cluster().malformed_probe_versions(), now()).await;
             tokio::time::sleep(pause_after(began.elapsed(), PAUSE)).await;
             // Numbers that wait for their turn need a turn.
@@ -128,12 +134,13 @@ impl Writer {
         &mut self,
         node_probes: &mut WrittenStatuses<NodeProbeStatus>,
         scope_probes: &mut WrittenStatuses<ScopeProbeStatus>,
+        is_warm: bool,
     ) {
         let now = now();
         let probes = self.assigner.cluster().probes();
         self.notify_publisher(&probes);
         let assignments = self.assigner.assignments();
-        let nodes = self.node_probes(&probes, &assignments, node_probes, now).await;
+        let nodes = self.node_probes(&probes, &assignments, node_probes, (now, is_warm)).await;
         self.count(&nodes);
         for gone in node_probes.retain(|name| nodes.contains_key(name)) {
             self.problems.succeeded(WRITE_NODE_PROBE, &gone);
@@ -195,7 +202,7 @@ impl Writer {
         probes: &[ScopeProbe],
         assignments: &Assignments,
         written: &mut WrittenStatuses<NodeProbeStatus>,
-        now: Timestamp,
+        (now, is_warm): (Timestamp, bool),
     ) -> BTreeMap<String, NodeState> {
         let there = self.assigner.cluster().node_probes();
         let malformed = self.assigner.cluster().malformed_node_probes();
@@ -227,7 +234,10 @@ impl Writer {
                 coverage: &coverage,
                 previous: previous.as_ref(),
             };
-            let status = node_probe::desired(&inputs, now);
+            let mut status = node_probe::desired(&inputs, now);
+            if !is_warm && let Some(earlier) = previous.as_ref().filter(|it| falls_silent(it, &status)) {
+                status = earlier.clone();
+            }
             let has_doubled =
                 previous.as_ref().is_some_and(|it| status.seen > it.seen && status.seen >= it.seen.saturating_mul(2));
             let interval = if has_doubled { interval.min(SOON) } else { interval };
@@ -408,6 +418,12 @@ impl Writer {
             }
         }
     }
+}
+
+/// Returns whether an agent reported before and does not any more, on a node that still belongs to the same ScopeProbe.
+fn falls_silent(before: &NodeProbeStatus, after: &NodeProbeStatus) -> bool {
+    let reports = |status: &NodeProbeStatus| is_true(&status.conditions, "Reporting");
+    before.probe == after.probe && reports(before) && !reports(after)
 }
 
 /// Returns the present time in the API's resolution. A finer one would always differ from the published time.

@@ -112,11 +112,20 @@ impl Operator {
             if let Ok(Some(status)) = child.try_wait() {
                 return Ok(Some(status));
             }
-            let answer = readyz(http).await.map_err(|error| error.to_string())?;
+            let answer = get(http, "/readyz").await.map_err(|error| error.to_string())?;
             if is_it(&answer) { Ok(None) } else { Err(answer) }
         })
         .await?;
         ended.map_or(Ok(()), |status| Err(Error::Unexpected(format!("{what}: it has ended: {status}"))))
+    }
+
+    /// Waits until the operator has compared the NodeProbes with what it observes.
+    pub async fn has_compared_node_probes(&self) -> Result<()> {
+        eventually("the operator to compare NodeProbes", async || {
+            let page = get(self.http, "/metrics").await.map_err(|error| error.to_string())?;
+            if page.contains("writes_total{kind=\"NodeProbe\"") { Ok(()) } else { Err(page) }
+        })
+        .await
     }
 
     pub async fn signal(&self, name: &str) -> Result<()> {
@@ -135,9 +144,10 @@ impl Operator {
     }
 }
 
-async fn readyz(address: SocketAddr) -> std::io::Result<String> {
+async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n").await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)

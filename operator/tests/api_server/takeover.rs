@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use axum::http::{Method, Uri};
-use k8s_openapi::api::coordination::v1::Lease;
+use crds::NodeProbe;
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::Api;
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually};
 use tokio::net::TcpStream;
@@ -66,8 +67,13 @@ async fn standby_takes_over_from_killed_operator() -> Result<()> {
     let shipped = ["--lease-seconds=10"];
     let mut first = Operator::start_in(NAMESPACE, &control_plane, "operator-1", &shipped)?;
     first.is_ready().await?;
-    report(first.collector(), &uid, 3).await?;
+    let _stream = open_stream(first.collector(), &uid, 3).await?;
     shows(&control_plane, 3).await?;
+    let reporting = eventually("the node to report", async || {
+        let reporting = reporting(&control_plane).await.map_err(|error| error.to_string())?;
+        reporting.filter(|reporting| reporting.status == "True").ok_or_else(|| "it does not".to_owned())
+    })
+    .await?;
     let mut second = Operator::start_in(NAMESPACE, &control_plane, "operator-2", &shipped)?;
     second.stands_by("operator operator-1 holds the lease").await?;
 
@@ -76,9 +82,21 @@ async fn standby_takes_over_from_killed_operator() -> Result<()> {
     second.is_ready().await?;
     eprintln!("a standby works {:.1} s after SIGKILL of the operator", began.elapsed().as_secs_f64());
     assert!(!first.end().await?);
-    // The same agent, with counters that went on.
-    report(second.collector(), &uid, 8).await?;
-    shows(&control_plane, 8).await
+    // The same agent comes later than the first look at NodeProbes, with counters that went on.
+    second.has_compared_node_probes().await?;
+    let _stream = open_stream(second.collector(), &uid, 8).await?;
+    shows(&control_plane, 8).await?;
+    let later = self::reporting(&control_plane).await?.map(|it| (it.status, it.last_transition_time));
+    assert_eq!(later, Some((reporting.status, reporting.last_transition_time)), "it was never called silent");
+    Ok(())
+}
+
+/// Returns the condition `Reporting` of the node.
+async fn reporting(control_plane: &ControlPlane) -> Result<Option<Condition>> {
+    let probes: Api<NodeProbe> = Api::all(control_plane.client.clone());
+    let probe = probes.get("node-1").await.map_err(Error::api("read the NodeProbe"))?;
+    let conditions = probe.status.unwrap_or_default().conditions;
+    Ok(conditions.into_iter().find(|condition| condition.type_ == "Reporting"))
 }
 
 /// Waits until the lease has another version. Its holder has renewed it just then.
