@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crds::{MODE_LABEL, PROBE_LABEL, ScopeProbe};
+use crds::{PROBE_LABEL, ScopeProbe};
 use futures::{Stream, StreamExt, future, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -16,7 +16,6 @@ use kube::{
     },
 };
 use tokio::sync::watch;
-use topology::plural::counted;
 use tracing::Instrument;
 
 use super::{
@@ -27,12 +26,12 @@ use super::{
     build::{self, AGENT_APP, AgentTemplate},
     dereference::{self, DereferenceError},
     obstacles::Obstacles,
-    outcome::{Obstacle, Outcome, Outcomes, Problem, Progress},
+    outcome::{Outcome, Outcomes, Problem},
     validate::{self, NoNodes, ValidProbe},
 };
 use crate::{
     cluster::NodeFacts, guarded::Guarded, guarded_watch::backoff, invalid_field::InvalidField, metrics::Metrics,
-    operator_deployment, settings::AgentSettings, text::some_of,
+    operator_deployment, settings::AgentSettings,
 };
 
 /// Changes that come together are handled together.
@@ -82,20 +81,7 @@ pub enum RolloutError {
     /// Something could not be written.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// Another field manager set our labels.
-    #[error(transparent)]
-    LabelsTaken(#[from] LabelsTaken),
 }
-
-/// Nodes whose labels another manager holds; they keep their agents.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "another field manager has set labels that choose the agents of {}: {}; remove the labels, for example with \
-     `kubectl label node NAME {MODE_LABEL}- {PROBE_LABEL}-`, and choose the mode by spec.mode or spec.modeOverrides",
-    counted(.0.len(), "node"),
-    some_of(.0)
-)]
-pub struct LabelsTaken(pub Vec<String>);
 
 impl RolloutError {
     fn problem(&self) -> Problem {
@@ -104,7 +90,6 @@ impl RolloutError {
             Self::NoNodes(reason) => (reason.reason(), true),
             Self::InvalidSpec(_) => ("InvalidSpec", true),
             Self::Apply(_) => ("ApplyFailed", false),
-            Self::LabelsTaken(_) => ("NodeLabelsTaken", true),
         };
         Problem { reason, message: self.to_string(), permanent }
     }
@@ -151,29 +136,24 @@ async fn reconcile(probe: Arc<Guarded<ScopeProbe>>, context: Arc<Context>) -> Re
     let result = context.metrics.timed_reconcile(roll_out(probe, &name, &context)).instrument(span).await;
     let generation = probe.metadata.generation.unwrap_or_default();
     let earlier = context.outcomes.get(&name);
-    let known = || earlier.as_ref().map(|earlier| (earlier.progress, earlier.obstacle.clone())).unwrap_or_default();
-    let (problem, (progress, obstacle)) = match &result {
-        Ok(state) => (None, state.clone()),
-        Err(error) => (Some(error.problem()), known()),
+    let outcome = match &result {
+        Ok(state) => Outcome { generation, ..state.clone() },
+        Err(error) => {
+            let known = earlier.clone().unwrap_or_default();
+            Outcome { generation, problem: Some(error.problem()), ..known }
+        }
     };
-    let outcome = Outcome { generation, problem, progress, obstacle, since: None };
     context.outcomes.set(&name, outcome.after(earlier.as_ref(), Timestamp::now()));
     match result {
-        Ok((progress, _)) if !progress.complete() => Ok(Action::requeue(context.obstacles.pause(&name))),
+        Ok(outcome) if !outcome.progress.complete() => Ok(Action::requeue(context.obstacles.pause(&name))),
         // Waits for a change of nodes or ScopeProbes; trying again would change nothing.
-        Err(RolloutError::NoNodes(_) | RolloutError::InvalidSpec(_) | RolloutError::LabelsTaken(_)) | Ok(_) => {
-            Ok(Action::requeue(context.resync))
-        }
+        Err(RolloutError::NoNodes(_) | RolloutError::InvalidSpec(_)) | Ok(_) => Ok(Action::requeue(context.resync)),
         Err(error) => Err(error),
     }
 }
 
 /// Returns the progress of the agents, and what keeps them from running.
-async fn roll_out(
-    probe: &ScopeProbe,
-    name: &str,
-    context: &Context,
-) -> Result<(Progress, Option<Obstacle>), RolloutError> {
+async fn roll_out(probe: &ScopeProbe, name: &str, context: &Context) -> Result<Outcome, RolloutError> {
     let assignments = context.assigner.assignments();
     let modes = match validate::modes(name, &assignments) {
         Ok(modes) => modes,
@@ -192,17 +172,20 @@ async fn roll_out(
     let template = AgentTemplate { namespace, collector_url: &collector_url, owner: owner.as_ref(), settings: agents };
     let prepared: Vec<_> = modes.into_iter().map(|mode| build::daemon_set(&probe, mode, &template)).collect();
     let applied = apply::daemon_sets(client, namespace, name, &prepared, &context.apply_cache).await?;
-    label_nodes(name, &assignments, context).await?;
+    let taken_labels = label_nodes(name, &assignments, context).await?;
     let progress = apply::progress(&applied);
-    if progress.complete() {
+    let obstacle = if progress.complete() {
         context.obstacles.clear(name);
-        return Ok((progress, None));
-    }
-    Ok((progress, context.obstacles.find(client, namespace, name, &applied).await))
+        None
+    } else {
+        context.obstacles.find(client, namespace, name, &applied).await
+    };
+    Ok(Outcome { progress, obstacle, taken_labels, ..Outcome::default() })
 }
 
-/// Labels the nodes of a ScopeProbe. A node that cannot be labelled delays no other one.
-async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<(), RolloutError> {
+/// Labels the nodes of a ScopeProbe. A node that cannot be labelled delays no other one. Returns the nodes whose labels
+/// another field manager holds, with its name; they keep their agents.
+async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) -> Result<Vec<String>, ApplyError> {
     let nodes = context.assigner.cluster().nodes();
     let due = assignments.of(probe).filter_map(|(name, assignment)| {
         let (node, wanted) = (nodes.get(name)?, build::node_labels(probe, assignment.mode));
@@ -226,11 +209,7 @@ async fn label_nodes(probe: &str, assignments: &Assignments, context: &Context) 
         }
     }
     taken.sort_unstable();
-    match failed {
-        Some(error) => Err(error.into()),
-        None if taken.is_empty() => Ok(()),
-        None => Err(LabelsTaken(taken).into()),
-    }
+    failed.map_or(Ok(taken), Err)
 }
 
 fn has_labels(node: &NodeFacts, wanted: &std::collections::BTreeMap<String, String>) -> bool {

@@ -19,6 +19,8 @@ pub struct Outcome {
     pub progress: Progress,
     /// Obstacle that keeps agents from running, if it is known.
     pub obstacle: Option<Obstacle>,
+    /// Nodes whose labels another field manager holds, with its name. They keep their agents.
+    pub taken_labels: Vec<String>,
     /// Since when the rollout has failed for the same reason, or has made no progress; `None` if it is complete.
     pub since: Option<Timestamp>,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crds::{MODE_LABEL, PROBE_LABEL};
 use jiff::{SignedDuration, Timestamp};
 use topology::plural::counted;
 
@@ -92,7 +93,20 @@ pub fn kstatus(inputs: &ReadinessInputs<'_>, now: Timestamp) -> [Statement; 3] {
             None => in_progress("RollingOut", available(progress)),
         };
     }
+    let taken = &outcome.taken_labels;
+    if taken.len() as u64 > may_lack(inputs.nodes.total) {
+        return unready(true, "NodeLabelsTaken", labels_taken(taken));
+    }
     nodes_ready(inputs)
+}
+
+fn labels_taken(nodes: &[String]) -> String {
+    format!(
+        "another field manager has set labels that choose the agents of {}: {}; remove the labels, for example with \
+         `kubectl label node NAME {MODE_LABEL}- {PROBE_LABEL}-`, and choose the mode by spec.mode or spec.modeOverrides",
+        counted(nodes.len(), "node"),
+        some_of(nodes)
+    )
 }
 
 fn available(progress: Progress) -> String {
@@ -134,16 +148,27 @@ fn nodes_ready(inputs: &ReadinessInputs<'_>) -> [Statement; 3] {
     ]
 }
 
-/// Returns `Degraded`, which names the nodes without a working agent. New nodes are none of them.
+/// Returns `Degraded`, which names the nodes without a working agent, and those with an agent that another field manager
+/// chose. New nodes are none of them.
 #[must_use]
 pub fn degraded(nodes: &Nodes, outcome: Option<&Outcome>) -> Statement {
     const TYPE: &str = "Degraded";
     let mut parts = without_capture(&nodes.unsupported, &nodes.silent);
-    if parts.is_empty() {
-        return Statement::new(TYPE, false, "AllNodesCaptured", "no node lacks a working agent");
+    let taken = outcome.map(|outcome| outcome.taken_labels.as_slice()).unwrap_or_default();
+    let reason = match (nodes.silent.is_empty(), nodes.unsupported.is_empty(), taken.is_empty()) {
+        (false, ..) => "NodesNotReporting",
+        (true, false, _) => "NodesUnsupported",
+        (true, true, false) => "NodeLabelsTaken",
+        (true, true, true) => {
+            return Statement::new(TYPE, false, "AllNodesCaptured", "no node lacks a working agent");
+        }
+    };
+    if !parts.is_empty() {
+        parts.extend(outcome.and_then(|outcome| outcome.obstacle.as_ref()).map(|obstacle| obstacle.message.clone()));
     }
-    parts.extend(outcome.and_then(|outcome| outcome.obstacle.as_ref()).map(|obstacle| obstacle.message.clone()));
-    let reason = if nodes.silent.is_empty() { "NodesUnsupported" } else { "NodesNotReporting" };
+    if !taken.is_empty() {
+        parts.push(labels_taken(taken));
+    }
     Statement::new(TYPE, true, reason, parts.join("; "))
 }
 
@@ -274,6 +299,26 @@ mod tests {
         assert_eq!(reason(&rollout(30, 30, None), &tolerated, true, 1), is("Ready", "Reporting"));
         let moving = Nodes { moving: names(["a"]), ..unsupported };
         assert_eq!(reason(&rollout(2, 2, None), &moving, true, 1), is("Reconciling", "MovingToFallback"));
+    }
+
+    #[test]
+    fn taken_labels_of_few_nodes_hide_no_progress() {
+        let nodes = Nodes { total: 20, ..Nodes::default() };
+        let taken = |nodes: u64, outcome: Outcome| Outcome {
+            taken_labels: (0..nodes).map(|node| format!("node-{node}: kubectl")).collect(),
+            ..outcome
+        };
+        let few = taken(2, rollout(20, 20, None));
+        assert_eq!(reason(&few, &nodes, true, 1), is("Ready", "Reporting"));
+        let named = degraded(&nodes, Some(&few));
+        assert_eq!((named.truth, named.reason.as_str()), (Truth::True, "NodeLabelsTaken"));
+        assert!(named.message.contains("2 nodes: node-0: kubectl"), "{}", named.message);
+        assert_eq!(reason(&taken(2, rollout(3, 20, Some(0))), &nodes, false, 1), is("Reconciling", "RollingOut"));
+        assert_eq!(reason(&taken(3, rollout(20, 20, None)), &nodes, true, 1), is("Stalled", "NodeLabelsTaken"));
+        let silent = Nodes { silent: names(["a"]), ..nodes };
+        let both = degraded(&silent, Some(&few));
+        assert_eq!(both.reason, "NodesNotReporting");
+        assert!(both.message.starts_with("no agent reports on 1 node: a; another field manager"), "{}", both.message);
     }
 
     #[test]

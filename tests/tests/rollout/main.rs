@@ -322,12 +322,12 @@ async fn rollout_reports_foreign_label_and_keeps_it() -> Result<()> {
     lab.kubectl(&["label", "node", &node, "scopeprobe.io/mode=fallback", "--overwrite"]).await?;
     labels.insert(node.clone(), Some("fallback".to_owned()));
     eventually("the ScopeProbe to say so", async || {
+        let degraded = lab.condition("Degraded").await?;
+        let words = [node.as_str(), "scopeprobe.io/mode", "kubectl-label", "spec.modeOverrides"];
+        let said = degraded.status == "True" && words.iter().all(|word| degraded.message.contains(word));
+        // It is one node of many.
         let stalled = lab.condition("Stalled").await?;
-        let said = (stalled.status.as_str(), stalled.reason.as_str()) == ("True", "NodeLabelsTaken")
-            && [node.as_str(), "scopeprobe.io/mode", "kubectl-label", "spec.modeOverrides"]
-                .iter()
-                .all(|word| stalled.message.contains(word));
-        if said { Ok(()) } else { Err(format!("{stalled:?}")) }
+        if said && stalled.status == "False" { Ok(()) } else { Err(format!("{degraded:?} {stalled:?}")) }
     })
     .await?;
     // Others are labelled all the same, and this one is left as it is.
@@ -340,8 +340,8 @@ async fn rollout_reports_foreign_label_and_keeps_it() -> Result<()> {
     labels.insert(node, Some("ebpf".to_owned()));
     lab.labelled(&labels).await?;
     eventually("the ScopeProbe to go on", async || {
-        let stalled = lab.condition("Stalled").await?;
-        if stalled.status == "False" { Ok(()) } else { Err(format!("{stalled:?}")) }
+        let degraded = lab.condition("Degraded").await?;
+        if degraded.message.contains("kubectl-label") { Err(format!("{degraded:?}")) } else { Ok(()) }
     })
     .await
 }
