@@ -14,6 +14,8 @@ mod flow_limits;
 mod foreign_pods;
 pub mod identity;
 mod inputs;
+#[cfg(test)]
+mod mutations;
 mod own_networks;
 mod places;
 mod port;

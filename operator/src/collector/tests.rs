@@ -203,13 +203,15 @@ async fn connection_without_a_first_message_is_closed_in_time() {
 
 #[tokio::test]
 async fn idle_connections_keep_no_agent_out() {
+    let connections = agents();
     let port = Port::new(|inputs| {
-        inputs.limits.collector_max_connections_per_address = 100;
-        inputs.limits.collector_max_waiting_connections = 8;
+        inputs.limits.collector_max_connections_per_address = 65_536;
+        let waiting = &mut inputs.limits.collector_max_waiting_connections;
+        *waiting = (*waiting).min(u32::try_from(connections / 2).expect("it is less than 1000"));
     })
     .await;
     let mut idle = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..connections {
         idle.push(port.connect().await);
     }
     open(&mut port.client().await, first("node-1")).await.expect("an agent");
@@ -271,7 +273,7 @@ async fn flows_beyond_the_limit_are_losses() {
     assert_eq!(stored, [(1, 11), (2, 20)], "what is stored and what is lost are all connections");
 }
 
-/// Returns the number of agents that this process can simulate: each takes two of its descriptors.
+/// Returns the number of agents, at most 1,000, that this process can simulate: each takes two of its descriptors.
 fn agents() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find(|line| line.starts_with("Max open files"));
