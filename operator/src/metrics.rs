@@ -271,6 +271,6 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 18);
+        assert_eq!(described("# HELP ").len(), 19);
     }
 }
