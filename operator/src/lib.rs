@@ -25,6 +25,7 @@ pub mod lease;
 pub mod listen;
 pub mod metrics;
 pub mod observation;
+pub mod open_files;
 pub mod operator_deployment;
 pub mod progress;
 pub mod publish_settings;

@@ -73,6 +73,8 @@ pub struct Metrics {
     pub waiting: Gauge,
     /// True if this operator holds the lease.
     pub leader: Gauge,
+    /// Maximum number of files that this process may have open.
+    pub open_files_limit: Gauge,
     /// Writes to the API server.
     pub writes: Family<WriteLabels, Counter>,
     /// Losses of agents, over all nodes and epochs.
@@ -103,6 +105,7 @@ impl Default for Metrics {
             graph_timestamp: Gauge::default(),
             waiting: Gauge::default(),
             leader: Gauge::default(),
+            open_files_limit: Gauge::default(),
             writes: Family::default(),
             losses: Family::default(),
             nodes: Family::default(),
@@ -175,6 +178,11 @@ impl Metrics {
             self.waiting.clone(),
         );
         registry.register("leader", "1 where this operator holds the lease", self.leader.clone());
+        registry.register(
+            "open_files_limit",
+            "Maximum number of files that this process may have open; each agent's connection is one",
+            self.open_files_limit.clone(),
+        );
         registry.register(
             "writes",
             "Writes of objects to the API server: done, skipped because nothing had changed, gone with its namespace, or failed",
@@ -260,6 +268,7 @@ mod tests {
             "scopeprobe_operator_graph_timestamp_seconds 0.0",
             "scopeprobe_operator_topologies_waiting 0",
             "scopeprobe_operator_leader 0",
+            "scopeprobe_operator_open_files_limit 0",
             "scopeprobe_operator_writes_total{kind=\"Topology\",result=\"done\"} 1",
             "scopeprobe_operator_agent_losses{kind=\"opened\"} 3",
             "scopeprobe_operator_nodes{mode=\"Fallback\",reason=\"KernelTooOld\"} 2",
@@ -271,6 +280,6 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 19);
+        assert_eq!(described("# HELP ").len(), 20);
     }
 }

@@ -36,6 +36,7 @@ use crate::{
     listen::bind,
     metrics::Metrics,
     observation::TopologyOverview,
+    open_files::OpenFiles,
     progress::Progress,
     publisher, ready,
     rollout::{
@@ -95,11 +96,12 @@ async fn prune() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run(settings: Settings) -> anyhow::Result<()> {
+async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let config = Config::infer().await.context("cannot find out how to reach the API server")?;
     let fence = Fence::default();
     let clients = Clients::new(config.clone(), ANSWER_TIMEOUT, &fence).context("cannot connect to the API server")?;
     let metrics = Metrics::default();
+    raise_open_files(&mut settings, &metrics);
     let lease = Lease::new(config, &clients.requesting, &settings, metrics.clone(), fence)?;
     let (sender, progress) = watch::channel(Progress::Starting);
     let (stop, stopping) = watch::channel(false);
@@ -116,6 +118,27 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     lease.release().await;
     health.abort();
     outcome
+}
+
+/// Raises the limit of open files, and lowers the limit of connections where there are not enough files for them.
+fn raise_open_files(settings: &mut Settings, metrics: &Metrics) {
+    let open_files = match OpenFiles::raise() {
+        Ok(open_files) => open_files,
+        Err(error) => return tracing::warn!(%error, "cannot raise the limit of open files (RLIMIT_NOFILE)"),
+    };
+    let limit = open_files.limit();
+    metrics.open_files_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    let allowed = &mut settings.collector.limits.collector_max_connections;
+    let connections = open_files.connections(*allowed);
+    if connections < *allowed {
+        tracing::warn!(
+            "this process may have {limit} files open, so the collector accepts {connections} connections instead of \
+             {allowed}; raise the container's hard limit (RLIMIT_NOFILE)"
+        );
+    } else {
+        tracing::info!("this process may have {limit} files open, enough for {allowed} connections");
+    }
+    *allowed = connections;
 }
 
 /// Waits for the lease and the cluster, then runs the parts of its holder until the operator is stopped.
