@@ -1,15 +1,18 @@
-# The images by a container engine, for amd64 and arm64. `make images` writes the same files without one (docs/images.md).
+# The images by a container engine, for amd64 and arm64. `cargo xtask images` writes the same programs without one
+# (docs/images.md). The programs for arm64 are cross-compiled: nothing is emulated.
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 --target operator --tag registry.example.com/scopeprobe/operator:0.1.0 --push .
 #   docker buildx build --platform linux/amd64,linux/arm64 --target agent --tag registry.example.com/scopeprobe/agent:0.1.0 --push .
 ARG RUST_VERSION=1.95.0
-FROM rust:${RUST_VERSION}-trixie AS build
+FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-trixie AS build
 WORKDIR /source
 COPY . .
-RUN cargo xtask images operator agent && \
+ARG TARGETPLATFORM
+RUN if [ "$TARGETPLATFORM" = linux/arm64 ]; then scripts/setup arm64; fi && \
+    cargo xtask images operator agent --platform "$TARGETPLATFORM" && \
     for image in operator agent; do \
         mkdir -p "/image/$image" && \
-        tar --extract --to-stdout --wildcards --file "dist/scopeprobe-$image.tar" '*/layer.tar' | tar --extract --directory "/image/$image"; \
+        tar --extract --to-stdout --wildcards --file "$(find dist -name "scopeprobe-$image.tar")" '*/layer.tar' | tar --extract --directory "/image/$image"; \
     done
 
 FROM scratch AS operator

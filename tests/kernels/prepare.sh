@@ -29,11 +29,11 @@ version_of() { head -n 1 <<< "$1" | cut -d' ' -f4; }
 
 # fetch_all LOCKED ARCHIVE
 fetch_all() {
-  local suite package version sum
-  while read -r _ suite package version sum; do
+  local kernel suite package version sum
+  while read -r kernel suite package version sum; do
     # A hash that is right needs no archive.
     ! echo "$sum  $DEBS/$sum.deb" | sha256sum --check --status 2>/dev/null || continue
-    download "$suite" "$2" "$package" "$version" "$sum" || return 1
+    download "$kernel" "$suite" "$2" "$package" "$version" "$sum" || return 1
   done <<< "$1"
 }
 
@@ -48,7 +48,7 @@ unpack() {
   [ -d "$tree/lib" ] || ln -s usr/lib "$tree/lib"
   release=$(ls "$tree/lib/modules")
   modules=$tree/lib/modules/$release
-  extract_vmlinux "$(find "$tree/boot" "$modules" -maxdepth 1 -name 'vmlinuz*' | head -n 1)" "$tree/vmlinux"
+  extract_kernel "$(find "$tree/boot" "$modules" -maxdepth 1 -name 'vmlinuz*' | head -n 1)" "$tree/vmlinux"
   prune "$modules"
   /sbin/depmod --basedir "$tree" "$release" 2>/dev/null || :
   echo "$release" > "$tree/release"
@@ -71,6 +71,11 @@ prune() {
 
 # number FILE OFFSET BYTES: a little-endian number of a file
 number() { od --address-radix=n --endian=little --skip-bytes="$2" --read-bytes="$3" --format="u$3" "$1" | tr -d ' '; }
+
+# extract_kernel FILE VMLINUX: QEMU boots the file itself where it is an image for arm64, which begins with a header
+extract_kernel() {
+  if [ "$(number "$1" $((0x38)) 4)" = $((0x644d5241)) ]; then cp "$1" "$2"; else extract_vmlinux "$1" "$2"; fi
+}
 
 # extract_vmlinux BZIMAGE VMLINUX: the kernel proper, of which the image's header says where it is. Decompressed here, it
 # need not be in a guest without hardware acceleration: a second or two less for each start.

@@ -25,13 +25,19 @@ kernel_sources() {
 6.1 bookworm-security debian-security
 6.12 trixie-security debian-security
 7.x forky debian
+6.12-arm64 trixie-security debian-security
 X
 }
 
-all_kernels() { kernel_sources | cut -d' ' -f1; }
+# Those of this machine's architecture, and all.
+all_kernels() { every_kernel | grep -v -- '-arm64$'; }
+every_kernel() { kernel_sources | cut -d' ' -f1; }
+
+# architecture_of KERNEL: by Debian's name
+architecture_of() { case $1 in *-arm64) echo arm64 ;; *) echo amd64 ;; esac; }
 
 # source_of KERNEL: prints SUITE ARCHIVE
-source_of() { kernel_sources | sed -n "s/^${1//./\\.} //p" | grep . || fail "there is no kernel '$1', only: $(all_kernels | xargs)"; }
+source_of() { kernel_sources | sed -n "s/^${1//./\\.} //p" | grep . || fail "there is no kernel '$1', only: $(every_kernel | xargs)"; }
 
 # The nodes of the cluster of kernels, as scripts/cluster takes them: one that is old, one without BTF, one locked down, one
 # that is new.

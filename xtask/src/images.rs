@@ -1,24 +1,31 @@
 //! Images of the static programs, as archives that `docker load`, `ctr images import`, `kind load image-archive` and
-//! `minikube image load` read. The same programs give the same bytes.
+//! `minikube image load` read. The same sources give the same bytes.
 
 mod archive;
 mod bill;
+mod build;
 mod elf;
+mod kind;
 mod layer;
+mod oci;
+mod reproducible;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, Permissions},
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, ensure};
-use clap::ValueEnum;
 
-use self::bill::Bill;
-use crate::workspace::{self, Workspace};
+use self::{bill::Bill, kind::Image};
+use crate::{
+    platform::Platform,
+    workspace::{self, Workspace},
+};
 
 /// Arguments of `cargo xtask images`.
 #[derive(clap::Args)]
@@ -29,169 +36,152 @@ pub struct Arguments {
     /// Cargo's profile of the programs. `dev` takes the programs that the tests compile anyway.
     #[arg(long, env = "IMAGE_PROFILE", default_value = RELEASE)]
     profile: String,
+    /// Platforms, separated by commas; this machine's if absent. For several, one OCI archive with an index is written
+    /// besides, into dist/oci/.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    platform: Vec<Platform>,
+    /// Builds everything again in another folder, and fails if any archive differs.
+    #[arg(long)]
+    reproducible: bool,
 }
 
 /// The profile unless one is given.
 const RELEASE: &str = "release";
-/// Version of the programs, which is the workspace's.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// An image: one program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Image {
-    Operator,
-    Agent,
-    Traffic,
-    Pause,
-}
-
-impl Image {
-    const fn package(self) -> &'static str {
-        match self {
-            Self::Operator => "scopeprobe-operator",
-            Self::Agent => "scopeprobe-agent",
-            Self::Traffic => "scopeprobe-traffic",
-            Self::Pause => "scopeprobe-pause",
-        }
-    }
-
-    const fn program(self) -> &'static str {
-        match self {
-            Self::Operator => "scopeprobe-operator",
-            Self::Agent => "scopeprobe-agent",
-            Self::Traffic => "traffic",
-            Self::Pause => "pause",
-        }
-    }
-
-    const fn title(self) -> &'static str {
-        match self {
-            Self::Operator => "operator",
-            Self::Agent => "agent",
-            Self::Traffic => "traffic",
-            Self::Pause => "pause",
-        }
-    }
-
-    /// Returns the names with their tags. Images for tests have no version. In the registry `localhost` no other party can
-    /// publish an image.
-    fn names(self) -> Vec<String> {
-        match self {
-            Self::Operator | Self::Agent => vec![format!("localhost/scopeprobe/{}:{VERSION}", self.title())],
-            Self::Traffic => ["localhost/scopeprobe", "scopeprobe"].map(|it| format!("{it}/traffic:dev")).to_vec(),
-            Self::Pause => vec!["scopeprobe/pause:dev".to_owned()],
-        }
-    }
-
-    /// Returns whether users get it.
-    const fn is_released(self) -> bool {
-        matches!(self, Self::Operator | Self::Agent)
-    }
-
-    /// Returns user and group. The agent is root: its capabilities count for root alone. Tests' programs listen at any port.
-    const fn user(self) -> &'static str {
-        match self {
-            Self::Operator => "65532:65532",
-            Self::Agent | Self::Traffic | Self::Pause => "0:0",
-        }
-    }
-
-    /// Returns the annotations of the Open Container Initiative. They have no time, so that equal programs make equal images.
-    fn labels(self) -> BTreeMap<String, String> {
-        let annotations = [
-            ("title", format!("scopeprobe-{}", self.title())),
-            ("version", VERSION.to_owned()),
-            ("licenses", env!("CARGO_PKG_LICENSE").to_owned()),
-        ];
-        annotations.map(|(key, value)| (format!("org.opencontainers.image.{key}"), value)).into()
-    }
-
-    /// Returns the path of the archive; a relative one counts from the root.
-    fn archive(self, workspace: &Workspace) -> anyhow::Result<PathBuf> {
-        Ok(match self {
-            Self::Pause => workspace.cache()?.join("images/pause.tar"),
-            _ => PathBuf::from(format!("dist/scopeprobe-{}.tar", self.title())),
-        })
-    }
-}
+/// The profile of tests.
+const DEV: &str = "dev";
 
 /// Builds the programs and writes their images.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
     let profile = if arguments.profile.is_empty() { RELEASE } else { &arguments.profile };
-    build(workspace, profile, &arguments.images)?;
-    let programs = workspace.programs(profile)?;
+    ensure!(profile != DEV || !arguments.reproducible, "only builds without paths of this machine are reproducible");
+    let mut platforms: BTreeSet<_> = arguments.platform.iter().copied().collect();
+    if platforms.is_empty() {
+        platforms.insert(Platform::host().context("choose a --platform: there are no images for this machine's")?);
+    }
+    let mut programs = Vec::new();
+    for &platform in &platforms {
+        programs.push((platform, build::build(workspace, profile, platform, &arguments.images)?));
+    }
+    let mut files = Vec::new();
     for &image in &arguments.images {
-        write(workspace, &programs, image)?;
+        let maximum = image.maximum().filter(|_| profile != DEV);
+        files.extend(write(workspace, &programs, image, maximum)?);
+    }
+    if arguments.reproducible {
+        let names: Vec<_> = platforms.iter().map(|platform| platform.name()).collect();
+        let again = ["images".to_owned(), format!("--profile={profile}"), format!("--platform={}", names.join(","))];
+        let images = arguments.images.iter().map(|image| image.title().to_owned());
+        let again: Vec<_> = again.into_iter().chain(images).collect();
+        reproducible::compare(workspace, &again, &files)?;
     }
     Ok(())
 }
 
-/// Builds all programs with one call of cargo, so that no library is built twice with other features.
-fn build(workspace: &Workspace, profile: &str, images: &[Image]) -> anyhow::Result<()> {
-    let mut cargo = workspace.command("cargo");
-    cargo.args(["build", "--locked", "--profile", profile]);
-    if profile == "dev" {
-        cargo.args(["--workspace", "--lib", "--bins", "--tests", "--features", workspace::test_features()?]);
-    } else {
-        for image in images {
-            cargo.args(["--package", image.package(), "--bin", image.program()]);
+/// Writes an image for each platform, and their index if there are several. Returns the paths of all files.
+fn write(
+    workspace: &Workspace,
+    programs: &[(Platform, PathBuf)],
+    image: Image,
+    maximum: Option<usize>,
+) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut layers = Vec::new();
+    for (platform, folder) in programs {
+        let archive = image.archive(workspace, *platform)?;
+        let bill = image.is_released().then(|| Bill::of(workspace, image.package(), *platform)).transpose()?;
+        let path = folder.join(image.program());
+        if image.is_released() && Platform::host() == Some(*platform) {
+            // A C library that is too old for the linker's work makes a program that does not start.
+            workspace::output(Command::new(&path).arg("--version"))?;
         }
+        let program = program(&path, *platform, bill.as_ref())?;
+        check_size(&program, maximum).with_context(|| format!("{} for {platform:?}", image.title()))?;
+        println!("{}: {} ({})", image.title(), archive.display(), megabytes(program.len()));
+        layers.push(layer::write(&BTreeMap::from([(image.program().to_owned(), program)]))?);
+        if let Some(bill) = bill {
+            let path = archive.with_extension("cdx.json");
+            replace(&workspace.path(&path), bill.cyclone_dx().as_bytes())?;
+            files.push(path);
+        }
+        files.push(archive);
     }
-    workspace::run(&mut cargo)
+    let (names, labels, entrypoint) = (image.names(), image.labels(), format!("/{}", image.program()));
+    let images: Vec<_> = programs
+        .iter()
+        .zip(&layers)
+        .map(|((platform, _), layer)| archive::Image {
+            platform: *platform,
+            names: &names,
+            entrypoint: &entrypoint,
+            user: image.user(),
+            labels: &labels,
+            layer,
+        })
+        .collect();
+    for described in &images {
+        replace(&workspace.path(image.archive(workspace, described.platform)?), &archive::write(described)?)?;
+    }
+    if images.len() > 1 {
+        let path = image.index();
+        let layout = oci::write(&images)?;
+        replace(&workspace.path(&path), &layout.archive)?;
+        println!("{}: {} (index sha256:{})", image.title(), path.display(), layout.digest);
+        files.push(path);
+    }
+    Ok(files)
 }
 
-fn write(workspace: &Workspace, programs: &Path, image: Image) -> anyhow::Result<()> {
-    let program = programs.join(image.program());
-    let archive = image.archive(workspace)?;
-    let bill = image.is_released().then(|| Bill::of(workspace, image.package())).transpose()?;
-    let names = image.names();
-    let bytes = archive::write(&archive::Image {
-        names: &names,
-        entrypoint: &format!("/{}", image.program()),
-        user: image.user(),
-        labels: &image.labels(),
-        layer: &layer(&program, image, bill.as_ref())?,
-    })?;
-    let path = workspace.path(&archive);
-    replace(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    if let Some(bill) = bill {
-        let path = workspace.path(archive.with_extension("cdx.json"));
-        replace(&path, bill.cyclone_dx().as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    println!("{}: {} ({})", image.title(), archive.display(), names.join(", "));
-    Ok(())
-}
-
-/// Returns the layer, which holds nothing but the program: one that needs a loader or a library would not start.
-fn layer(program: &Path, image: Image, bill: Option<&Bill>) -> anyhow::Result<Vec<u8>> {
+/// Returns a program for an image, which holds nothing else: one that needs a loader or a library would not start.
+fn program(path: &Path, platform: Platform, bill: Option<&Bill>) -> anyhow::Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let is_static = elf::is_static(&read(program)?).with_context(|| format!("{} is no program", program.display()))?;
+    let program = read(path)?;
+    let (is_static, machine) = elf::is_static(&program)
+        .and_then(|is_static| Ok((is_static, elf::machine(&program)?)))
+        .with_context(|| format!("{} is no program", path.display()))?;
     ensure!(
         is_static,
         "{} is not static; is .cargo/config.toml in use, or does RUSTFLAGS override it?",
-        program.display()
+        path.display()
     );
+    ensure!(machine == platform.machine(), "{} is for another processor than {platform:?}", path.display());
     let stripped = tempfile::NamedTempFile::new()?;
-    workspace::run(std::process::Command::new("strip").arg("-o").args([stripped.path(), program]))?;
+    workspace::run(Command::new(platform.tool("strip")).arg("-o").args([stripped.path(), path]))?;
     if let Some(bill) = bill {
-        add_section(stripped.path(), &bill.section())?;
+        add_section(stripped.path(), platform, &bill.section()?)?;
     }
-    Ok(layer::write(&BTreeMap::from([(image.program().to_owned(), read(stripped.path())?)]))?)
+    read(stripped.path())
+}
+
+/// Fails if a program is larger than users may expect.
+fn check_size(program: &[u8], maximum: Option<usize>) -> anyhow::Result<()> {
+    let Some(maximum) = maximum else { return Ok(()) };
+    let size = program.len();
+    ensure!(size <= maximum, "the program has {}, more than {}", megabytes(size), megabytes(maximum));
+    Ok(())
+}
+
+fn megabytes(bytes: usize) -> String {
+    let tenths = bytes.div_ceil(100_000);
+    format!("{}.{} MB", tenths / 10, tenths % 10)
 }
 
 /// Adds the crates to a program, in the section that scanners read.
-fn add_section(program: &Path, contents: &[u8]) -> anyhow::Result<()> {
+fn add_section(program: &Path, platform: Platform, contents: &[u8]) -> anyhow::Result<()> {
     let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(contents)?;
     let mut added = std::ffi::OsString::from(".dep-v0=");
     added.push(file.path());
-    let mut objcopy = std::process::Command::new("objcopy");
+    let mut objcopy = Command::new(platform.tool("objcopy"));
     objcopy.arg("--add-section").arg(added).args(["--set-section-flags", ".dep-v0=noload,readonly"]).arg(program);
     workspace::run(&mut objcopy)
 }
 
 /// Replaces a file at once. A file with the same content keeps its time: its readers need not load it again.
 fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write_if_other(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write_if_other(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
@@ -224,8 +214,10 @@ mod tests {
     }
 
     #[test]
-    fn names_of_released_images_have_the_version() {
-        assert_eq!(Image::Agent.names(), [format!("localhost/scopeprobe/agent:{VERSION}")]);
-        assert_eq!(Image::Traffic.names()[0], "localhost/scopeprobe/traffic:dev");
+    fn larger_program_is_refused() {
+        assert!(check_size(&[0; 100], Some(100)).is_ok());
+        assert!(check_size(&[0; 101], None).is_ok());
+        let error = check_size(&vec![0; 250_001], Some(200_000)).unwrap_err();
+        assert_eq!(error.to_string(), "the program has 0.3 MB, more than 0.2 MB");
     }
 }

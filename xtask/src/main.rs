@@ -9,6 +9,7 @@ mod generated;
 mod images;
 mod kernel_report;
 mod performance;
+mod platform;
 mod scale;
 mod workspace;
 
@@ -30,6 +31,8 @@ enum Task {
     Generated,
     /// Builds programs and writes them as image archives, without a container engine.
     Images(images::Arguments),
+    /// Runs cargo for a platform, which may be another than this machine's: `cargo xtask cargo --platform linux/arm64 test …`.
+    Cargo(platform::Arguments),
     /// Measures the cost of the kernel programs and writes docs/performance.*, or compares with them.
     Performance(performance::Arguments),
     /// Measures the operator with many simulated nodes and writes docs/scale.* and a table of docs/performance.md, or
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Crds => generated::write_crds(&workspace)?,
         Task::Generated => generated::write_all(&workspace)?,
         Task::Images(arguments) => images::run(&workspace, &arguments)?,
+        Task::Cargo(arguments) => platform::run(&workspace, &arguments)?,
         Task::Performance(arguments) => performance::run(&workspace, &arguments)?,
         Task::Scale(arguments) => scale::run(&workspace, &arguments)?,
         Task::KernelReport(arguments) => return kernel_report::run(&arguments),

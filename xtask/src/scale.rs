@@ -66,7 +66,7 @@ fn measure(workspace: &Workspace, nodes: u64, seconds: u64) -> anyhow::Result<Me
         let arguments = ["build", "--locked", "--release", "--package", package, "--bin", program];
         workspace::run(workspace.command("cargo").args(arguments))?;
     }
-    let folder = workspace.programs("release")?;
+    let folder = workspace.programs(&workspace.host()?, "release");
     let mut bench = workspace.command(&folder.join("bench-scale").to_string_lossy());
     bench.arg("--operator").arg(folder.join("scopeprobe-operator"));
     bench.args(["--nodes", &nodes.to_string(), "--seconds", &seconds.to_string()]).stderr(Stdio::inherit());

@@ -46,12 +46,21 @@ impl Workspace {
         Ok(Path::new(&home).join(".cache/scopeprobe"))
     }
 
-    /// Returns the folder of the programs that cargo builds for this machine with a profile.
-    pub fn programs(&self, profile: &str) -> anyhow::Result<PathBuf> {
+    /// Returns the folder of the programs that cargo builds for a target with a profile.
+    pub fn programs(&self, target: &str, profile: &str) -> PathBuf {
+        self.target().join(target).join(if profile == "dev" { "debug" } else { profile })
+    }
+
+    /// Returns the target of programs for this machine.
+    pub fn host(&self) -> anyhow::Result<String> {
         let version = output(self.command("rustc").arg("-vV"))?;
         let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
-        let target = set("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-        Ok(self.path(target).join(host).join(if profile == "dev" { "debug" } else { profile }))
+        Ok(host.to_owned())
+    }
+
+    /// Returns the folder of all that cargo builds.
+    pub fn target(&self) -> PathBuf {
+        self.path(set("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
     }
 
     /// Returns a command that runs in the root, without the variables of this package. Build scripts ask for them (ring's
@@ -97,7 +106,7 @@ fn program(command: &Command) -> String {
 }
 
 /// Returns a variable of the environment unless it is empty, as `${VARIABLE:-}` does.
-fn set(variable: &str) -> Option<std::ffi::OsString> {
+pub fn set(variable: &str) -> Option<std::ffi::OsString> {
     env::var_os(variable).filter(|value| !value.is_empty())
 }
 

@@ -7,9 +7,12 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType};
 
 use super::layer::append;
+use crate::platform::Platform;
 
 /// An image with one layer.
 pub struct Image<'a> {
+    /// Platform of its program.
+    pub platform: Platform,
     /// Names with tags.
     pub names: &'a [String],
     /// Path of the program.
@@ -24,19 +27,10 @@ pub struct Image<'a> {
 
 /// Returns the archive of an image.
 pub fn write(image: &Image<'_>) -> io::Result<Vec<u8>> {
-    let Image { names, entrypoint, user, labels, layer } = image;
-    let layer_digest = sha256(layer);
-    let configuration = json!({
-        "architecture": architecture(),
-        "os": "linux",
-        "created": "1970-01-01T00:00:00Z",
-        "config": {"Entrypoint": [entrypoint], "WorkingDir": "/", "User": user, "Labels": labels},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
-        "history": [{"created": "1970-01-01T00:00:00Z"}],
-    })
-    .to_string();
+    let Image { names, layer, .. } = image;
+    let configuration = configuration(image);
     let configuration_path = format!("{}.json", sha256(configuration.as_bytes()));
-    let layer_path = format!("{layer_digest}/layer.tar");
+    let layer_path = format!("{}/layer.tar", sha256(layer));
     let manifest = json!([{"Config": configuration_path, "RepoTags": names, "Layers": [layer_path]}]).to_string();
 
     let mut tar = Builder::new(Vec::new());
@@ -46,17 +40,22 @@ pub fn write(image: &Image<'_>) -> io::Result<Vec<u8>> {
     tar.into_inner()
 }
 
-/// Returns this machine's architecture by the name that image configurations use, which is Go's. The programs in the
-/// image were built on this machine.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
+/// Returns the configuration: how to run the program, and the digest of its layer.
+pub fn configuration(image: &Image<'_>) -> String {
+    let Image { platform, entrypoint, user, labels, layer, .. } = image;
+    json!({
+        "architecture": platform.architecture(),
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {"Entrypoint": [entrypoint], "WorkingDir": "/", "User": user, "Labels": labels},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(layer))]},
+        "history": [{"created": "1970-01-01T00:00:00Z"}],
+    })
+    .to_string()
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// Returns a digest as a number of 64 hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
@@ -65,7 +64,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::io::Read as _;
 
     use serde_json::Value;
@@ -75,6 +74,7 @@ mod tests {
     fn example() -> Vec<u8> {
         let files = BTreeMap::from([("program".to_owned(), b"content".to_vec())]);
         let image = Image {
+            platform: Platform::Arm64,
             names: &["example/program:1".to_owned()],
             entrypoint: "/program",
             user: "1:1",
@@ -84,7 +84,8 @@ mod tests {
         write(&image).unwrap()
     }
 
-    fn entries(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    /// Returns the files of a tar.
+    pub fn files_of(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
         let mut tar = tar::Archive::new(archive);
         tar.entries()
             .unwrap()
@@ -99,12 +100,13 @@ mod tests {
 
     #[test]
     fn the_manifest_leads_to_the_configuration_and_the_layer() {
-        let entries = entries(&example());
+        let entries = files_of(&example());
         let manifest: Value = serde_json::from_slice(&entries["manifest.json"]).unwrap();
         assert_eq!(manifest[0]["RepoTags"], json!(["example/program:1"]));
         let configuration: Value = serde_json::from_slice(&entries[manifest[0]["Config"].as_str().unwrap()]).unwrap();
         let config = json!({"Entrypoint": ["/program"], "WorkingDir": "/", "User": "1:1", "Labels": {"a": "b"}});
         assert_eq!(configuration["config"], config);
+        assert_eq!(configuration["architecture"], "arm64");
         let layer = &entries[manifest[0]["Layers"][0].as_str().unwrap()];
         assert_eq!(configuration["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(layer)));
     }
