@@ -12,6 +12,26 @@ install_busybox() {
   for program in $(/bin/busybox --list); do [ "$program" = busybox ] || ln -s busybox "$1/bin/$program"; done
 }
 
+# install_packages_of ARCHITECTURE FOLDER: the same as Debian's packages for another architecture have it. Apt checks their
+# signatures.
+install_packages_of() {
+  local cache=$KERNELS/packages-$1 file packages=(busybox-static dash iproute2 nftables procps util-linux)
+  update_suites "trixie-$1" "$1" trixie:debian
+  mkdir -p "$cache/archives/partial" "$2"/{proc,sys,dev,run,tmp,etc,root,mnt,usr/{bin,sbin,lib}}
+  apt-get -qq install --download-only --yes --no-install-recommends -o "Dir::Cache=$cache" "${packages[@]}" > "$cache/log" 2>&1 ||
+    { cat "$cache/log" >&2; fail "cannot download ${packages[*]} for $1"; }
+  for file in bin sbin lib; do ln -s "usr/$file" "$2/$file"; done
+  for file in "$cache"/archives/*.deb; do
+    # What only scripts of packages need.
+    case $(basename "$file") in perl* | libperl* | dpkg_* | debconf_*) continue ;; esac
+    dpkg-deb --fsys-tarfile "$file" | tar --extract --directory "$2" --keep-directory-symlink --exclude './usr/share/*'
+  done
+  for file in $(/bin/busybox --list); do
+    [ -e "$2/usr/bin/$file" ] || [ -e "$2/usr/sbin/$file" ] || ln -s busybox "$2/usr/bin/$file"
+  done
+  ln -sf dash "$2/usr/bin/sh"
+}
+
 # install_program FILE TARGET ROOT: a program and the libraries that it is linked to
 install_program() {
   local library

@@ -29,7 +29,7 @@ kernel_sources() {
 X
 }
 
-# Those of this machine's architecture, and all.
+# Those for amd64, which are tested if no kernel is named; and all.
 all_kernels() { every_kernel | grep -v -- '-arm64$'; }
 every_kernel() { kernel_sources | cut -d' ' -f1; }
 

@@ -13,6 +13,12 @@ LONG_TESTS="in_a_storm slots_come_back tp_btf:: misses:: refusals:: a_hundred_sh
 LONG_TESTS+=" forgotten_flows more_conversations silent_for_long many_clients captures_of_a_node a_node_without_ipv6"
 LONG_TESTS+=" conversation_does_not bytes_that_conntrack events_that_do_not_fit what_happened_before what_nothing_has"
 
+# Packages with unit tests that also run on arm64.
+UNIT_TESTS="scopeprobe-agent scopeprobe-kernel-support scopeprobe-node-agent-common scopeprobe-report scopeprobe-topology"
+
+# Kernel tests on arm64: counts of TCP and UDP by sock_ops, and Services behind a load balancer at the sockets.
+ARM64_TESTS="sock_ops:: udp:: balancers::"
+
 # mode_of PROGRAM KERNEL: the mode of the DaemonSet whose agent does what the program tests
 mode_of() {
   case $1/$2 in
@@ -41,6 +47,7 @@ required_of() {
 
 # suite_script KERNEL QUICK: what a guest runs; it ends with a failure where one of its parts does
 suite_script() {
+  [ "$(architecture_of "$1")" = amd64 ] || { arm64_script "$1"; return; }
   local program skip='' word
   [ -z "$2" ] || for word in $LONG_TESTS; do skip+=" --skip $word"; done
   echo 'export SCOPEPROBE_LAB_STORM=400'
@@ -68,13 +75,36 @@ conditions_script() {
   [ $# = 0 ] || echo 'exit ${code-0}'
 }
 
-# build_suite: prints the paths of the programs that go into the guests
+# arm64_script KERNEL: the same for arm64, without what takes long and does not depend on the processor.
+arm64_script() {
+  local package skip='' word
+  for word in $LONG_TESTS; do skip+=" --skip $word"; done
+  echo "export SCOPEPROBE_REQUIRE=$(required_of "$1")"
+  echo 'code=0'
+  echo '/tests/scopeprobe-agent check || code=1'
+  for package in $UNIT_TESTS; do echo "/guest-tests ${package//-/_} root '' || code=1"; done
+  echo "/guest-tests capture_kernel daemonset $(capabilities_of ebpf) $ARM64_TESTS$skip || code=1"
+  echo 'exit $code'
+}
+
+# build_suite ARCHITECTURE: prints the paths of the programs that go into the guests
 build_suite() {
-  local test arguments=()
-  for test in $SUITE $COMPARISON; do arguments+=(--test "$test"); done
-  # Builds the agent as well, with the features of the tests: `cargo build` would compile its dependencies again.
-  cargo test --locked --workspace --features "$TEST_FEATURES" "${arguments[@]}" --no-run 2> "$WORK/cargo.log" ||
-    { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
+  local test package arguments=()
+  if [ "$1" = amd64 ]; then
+    arguments=(--workspace)
+    for test in $SUITE $COMPARISON; do arguments+=(--test "$test"); done
+    # With the features of all tests: otherwise the agent's dependencies would be compiled again.
+    build_tests cargo test --features "$TEST_FEATURES" "${arguments[@]}"
+    echo "${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/debug/scopeprobe-agent"
+  else
+    for package in $UNIT_TESTS; do arguments+=(--package "$package"); done
+    build_tests cargo xtask cargo --platform linux/arm64 test --features scopeprobe-agent/kernel-tests "${arguments[@]}" --lib --test capture_kernel
+    echo "${CARGO_TARGET_DIR:-target}/aarch64-unknown-linux-gnu/debug/scopeprobe-agent"
+  fi
+}
+
+# build_tests COMMAND...: prints the paths of the tests. It builds the agent as well.
+build_tests() {
+  "$@" --locked --no-run 2> "$WORK/cargo.log" || { cat "$WORK/cargo.log" >&2; fail "the tests cannot be built"; }
   sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/cargo.log"
-  echo "${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/debug/scopeprobe-agent"
 }
