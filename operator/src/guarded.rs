@@ -34,7 +34,8 @@ impl<K: Resource<DynamicType = ()> + DeserializeOwned> Malformed<K> {
     #[must_use]
     pub fn into_rest(self) -> Option<K> {
         let bare = || json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": self.metadata});
-        self.rest.map(|rest| *rest).or_else(|| serde_json::from_value(bare()).ok())
+        // As the object itself is decoded: its structures are compiled once more for each kind of source.
+        self.rest.map(|rest| *rest).or_else(|| K::deserialize(&bare()).ok())
     }
 }
 

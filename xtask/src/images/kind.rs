@@ -85,7 +85,7 @@ impl Image {
     /// Returns the maximum size in bytes of the program of a released image.
     pub const fn maximum(self) -> Option<usize> {
         match self {
-            Self::Operator => Some(30_000_000),
+            Self::Operator => Some(25_000_000),
             Self::Agent => Some(15_000_000),
             Self::Traffic | Self::Pause => None,
         }
