@@ -65,7 +65,7 @@ pub enum Command {
         /// Name of the workload or peer: NAME, NAMESPACE/NAME or NAMESPACE/KIND/NAME.
         peer: String,
     },
-    /// Says how an edge, or each edge of a peer, is known and what is not.
+    /// Describes how an edge, or each edge of a peer, is known and what is not.
     Explain {
         #[command(flatten)]
         source: Source,

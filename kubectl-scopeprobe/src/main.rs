@@ -10,9 +10,15 @@ use std::{
 
 use anyhow::{Result, bail};
 use clap::Parser as _;
-use view::{Edge, Map, diff::Difference, reach, render};
+use view::{
+    Edge, Map,
+    diff::Difference,
+    map::printable,
+    reach,
+    render::{self, Names},
+};
 
-use self::cli::{Cli, Command, Format};
+use self::cli::{Cli, Command, DiffFormat, Format};
 
 /// Exit code of `diff` if both maps differ, as of `kubectl diff`.
 const DIFFERS: u8 = 1;
@@ -26,10 +32,10 @@ async fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // A reader that has seen enough, such as `head`.
-            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            if is_broken_pipe(&error) {
                 return ExitCode::SUCCESS;
             }
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", printable(&format!("{error:#}")));
             ExitCode::from(FAILED)
         }
     }
@@ -38,44 +44,61 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Table { source, selection } => {
-            let map = selection.apply(source.read().await?)?;
-            print(&render::table(&map))?;
-            warn(&map);
+            show(&selection.apply(source.read().await?)?, render::table)?;
         }
         Command::Graph { source, selection, output, ascii } => {
             let map = selection.apply(source.read().await?)?;
             let ascii = ascii || !speaks_utf8();
             print(&text(&map, output, ascii)?)?;
-            if output == Format::Tree {
-                warn(&map);
+            if !matches!(output, Format::Json | Format::Yaml) {
+                warn("", &map.caveats);
             }
         }
         Command::External { source, mut selection } => {
             selection.external = true;
-            let map = selection.apply(source.read().await?)?;
-            print(&render::table(&map))?;
-            warn(&map);
+            show(&selection.apply(source.read().await?)?, render::table)?;
         }
         Command::BlastRadius { source, peer } => {
             let map = source.read().await?;
             print(&blast_radius(&map, &peer)?)?;
-            warn(&map);
+            warn("", &map.caveats);
         }
         Command::Explain { source, what } => {
             let map = source.read().await?;
             print(&explain(&map, &what)?)?;
+            warn("", &map.caveats);
         }
         Command::Diff { before, after, output } => {
-            let (before, after) = (source::file(&before)?, source::file(&after)?);
-            let difference = Difference::between(&before, &after);
-            match output {
-                cli::DiffFormat::Text => print(&difference_text(&difference))?,
-                cli::DiffFormat::Json => print(&format!("{}\n", serde_json::to_string_pretty(&difference)?))?,
-            }
-            return Ok(if difference.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) });
+            return diff(&source::file(&before)?, &source::file(&after)?, output);
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a map, and what is missing from it.
+fn show(map: &Map, render: impl Fn(&Map) -> String) -> Result<()> {
+    print(&render(map))?;
+    warn("", &map.caveats);
+    Ok(())
+}
+
+fn diff(before: &Map, after: &Map, output: DiffFormat) -> Result<ExitCode> {
+    let difference = Difference::between(before, after);
+    let text = match output {
+        DiffFormat::Text => difference_text(&difference, &[before, after]),
+        DiffFormat::Json => format!("{}\n", serde_json::to_string_pretty(&difference)?),
+    };
+    let code = if difference.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) };
+    match print(&text) {
+        // Who reads no more has the exit code all the same.
+        Err(error) if is_broken_pipe(&error) => return Ok(code),
+        other => other?,
+    }
+    if output == DiffFormat::Text {
+        warn("before: ", &before.caveats);
+        warn("after: ", &after.caveats);
+    }
+    Ok(code)
 }
 
 fn text(map: &Map, output: Format, ascii: bool) -> Result<String> {
@@ -99,14 +122,18 @@ fn print(text: &str) -> Result<()> {
 }
 
 /// Writes to standard error what is missing from a map.
-fn warn(map: &Map) {
+fn warn(of: &str, caveats: &[String]) {
     const MOST: usize = 5;
-    for caveat in map.caveats.iter().take(MOST) {
-        eprintln!("incomplete: {caveat}");
+    for caveat in caveats.iter().take(MOST) {
+        eprintln!("incomplete: {of}{caveat}");
     }
-    if map.caveats.len() > MOST {
-        eprintln!("incomplete: {} more; -o json has all", map.caveats.len() - MOST);
+    if caveats.len() > MOST {
+        eprintln!("incomplete: {of}{} more; `kubectl scopeprobe graph -o json` has all", caveats.len() - MOST);
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Returns whether the terminal, if the output is one, shows characters beyond ASCII.
@@ -124,31 +151,45 @@ fn blast_radius(map: &Map, peer: &str) -> Result<String> {
     let Some(dependents) = reach::dependents(map, peer) else {
         bail!("no peer is named {peer:?}; `kubectl scopeprobe graph -o name` lists all");
     };
-    if dependents.is_empty() {
-        return Ok(format!("nothing was observed that calls {peer}\n"));
+    let names = Names::of(map);
+    let origins: Vec<&str> = names.all().filter(|(known, _)| known.is_named(peer)).map(|(_, name)| name).collect();
+    let mut lines = Vec::new();
+    if origins.len() > 1 {
+        lines.push(format!("of {}:\n", origins.join(" and ")));
     }
-    let line = |dependent: &reach::Dependent| {
-        let through: Vec<String> = dependent.through.iter().map(ToString::to_string).collect();
-        format!("{}  {}  by {}\n", dependent.hops, dependent.peer, through.join(", "))
-    };
-    Ok(dependents.iter().map(line).collect())
+    if dependents.is_empty() {
+        lines.push(format!("nothing was observed that calls {peer}\n"));
+    }
+    lines.extend(dependents.iter().map(|dependent| {
+        let through: Vec<&str> = dependent.through.iter().map(|peer| names.name(peer)).collect();
+        format!("{}  {}  by {}\n", dependent.hops, names.name(&dependent.peer), through.join(", "))
+    }));
+    Ok(lines.concat())
 }
 
 fn explain(map: &Map, what: &str) -> Result<String> {
-    let edges: Vec<&Edge> = map
-        .edges
-        .iter()
-        .filter(|edge| edge.id == what || edge.client.is_named(what) || edge.server.is_named(what))
-        .collect();
+    let is_meant = |edge: &&Edge| edge.id == what || edge.client.is_named(what) || edge.server.is_named(what);
+    let edges: Vec<&Edge> = map.edges.iter().filter(is_meant).collect();
     if edges.is_empty() {
         bail!("no edge has the identifier {what:?}, and no peer has this name");
     }
-    Ok(edges.iter().map(|edge| view::explain::edge(edge)).collect::<Vec<_>>().join("\n"))
+    let names = Names::of(map);
+    Ok(edges.iter().map(|edge| view::explain::edge(edge, &names)).collect::<Vec<_>>().join("\n"))
 }
 
-fn difference_text(difference: &Difference) -> String {
-    let line = |mark: &str, edge: &Edge| format!("{mark} {} -> {}\n", edge.client, edge.called());
-    let lines = |mark: &'static str, edges: &[Edge]| edges.iter().map(|edge| line(mark, edge)).collect::<String>();
-    [lines("-", &difference.removed), lines("+", &difference.added), lines("! now failing:", &difference.failing)]
-        .concat()
+fn difference_text(difference: &Difference, maps: &[&Map; 2]) -> String {
+    let [before, after] = maps.map(Names::of);
+    let lines = |mark: &str, edges: &[Edge], names: &Names<'_>| {
+        let line = |edge: &Edge| {
+            let (client, called) = (names.name(&edge.client), edge.called_by_name(names.name(&edge.server)));
+            format!("{mark} {client} -> {called}\n")
+        };
+        edges.iter().map(line).collect::<Vec<_>>().concat()
+    };
+    [
+        lines("-", &difference.removed, &before),
+        lines("+", &difference.added, &after),
+        lines("! now failing:", &difference.failing, &after),
+    ]
+    .concat()
 }

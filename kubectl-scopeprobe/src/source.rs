@@ -1,6 +1,7 @@
 //! Where objects come from: a cluster, files or standard input.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use kube::{
     api::ListParams,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use view::{Map, read};
+use view::{Map, filter::Filter, read};
 
 /// Objects of one answer of the API server.
 const PAGE: u32 = 200;
@@ -23,11 +24,11 @@ const PAGE: u32 = 200;
 #[derive(Debug, Args)]
 pub struct Source {
     /// Files instead of a cluster: Topology objects or lists, as JSON or YAML, or a map that `graph -o json` has written. `-`
-    /// is standard input.
+    /// is standard input. All files are of one cluster.
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
-    /// Namespace whose objects are read. The default is that of the context.
-    #[arg(short, long, conflicts_with_all = ["all_namespaces", "file"])]
+    /// Namespace whose objects are read. The default is that of the context. Of files, edges of this namespace are selected.
+    #[arg(short, long, conflicts_with = "all_namespaces")]
     namespace: Option<String>,
     /// Read the objects of all namespaces.
     #[arg(short = 'A', long, conflicts_with = "file")]
@@ -62,12 +63,16 @@ impl Source {
             edges.extend(map.edges);
             caveats.extend(map.caveats);
         }
-        Ok(Map::joined(edges, caveats))
+        let namespaces: BTreeSet<String> = self.namespace.iter().cloned().collect();
+        Ok(Filter { namespaces, ..Filter::default() }.apply(Map::joined(edges, caveats)))
     }
 
     async fn cluster(&self) -> Result<Map> {
         let mut config = self.config().await.context("no cluster can be reached; --file reads objects from a file")?;
-        config.auth_info.impersonate.clone_from(&self.impersonate);
+        if self.impersonate.is_some() {
+            config.auth_info.impersonate.clone_from(&self.impersonate);
+            config.auth_info.impersonate_groups = None;
+        }
         let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config)?;
         let (api, place): (Api<Topology>, String) = if self.all_namespaces {
@@ -76,10 +81,18 @@ impl Source {
             (Api::namespaced(client, &namespace), format!("in the namespace {namespace}"))
         };
         let topologies = list(&api, self.selector.as_deref()).await.map_err(|error| explained(error, &place))?;
+        let place = match &self.selector {
+            Some(selector) => format!("{place} with the labels {selector}"),
+            None => place,
+        };
         if topologies.is_empty() {
             bail!("there are no Topology objects {place}");
         }
-        Ok(read::objects(&topologies))
+        let Map { edges, mut caveats, .. } = read::objects(&topologies);
+        if !self.all_namespaces || self.selector.is_some() {
+            caveats.push(format!("only objects {place} were read: edges between others are missing; -A reads all"));
+        }
+        Ok(Map::new(edges, caveats))
     }
 
     async fn config(&self) -> Result<Config> {
@@ -113,7 +126,7 @@ fn explained(error: kube::Error, place: &str) -> anyhow::Error {
     match code {
         403 => anyhow!(error).context(format!(
             "you may not list topologies.scopeprobe.io {place}: ask for the role `view` there, or for the ClusterRole \
-             scopeprobe-topology-reader"
+             RELEASE-topology-reader"
         )),
         404 => anyhow!(error).context("the cluster does not know Topology objects: ScopeProbe is not installed"),
         _ => anyhow!(error),

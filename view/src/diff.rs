@@ -14,8 +14,14 @@ pub struct Difference {
     pub added: Vec<Edge>,
     /// Edges of the first map only.
     pub removed: Vec<Edge>,
-    /// Edges of both of which attempts fail in the second map, and did not in the first.
+    /// Edges of both with further failed attempts in the second map, or with pending ones where there were none.
     pub failing: Vec<Edge>,
+    /// What the objects of the first map say is missing from them: an edge may be there and not listed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub caveats_before: Vec<String>,
+    /// The same of the second map.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub caveats_after: Vec<String>,
 }
 
 impl Difference {
@@ -26,17 +32,23 @@ impl Difference {
             map.edges.iter().map(|edge| (edge.id.clone(), edge.clone())).collect()
         };
         let (before_by_id, after_by_id) = (by_id(before), by_id(after));
-        let fails = |edge: &Edge| edge.counters.failed > 0 || edge.counters.pending > 0;
+        let fails_since = |before: &Edge, after: &Edge| {
+            after.counters.failed > before.counters.failed
+                || after.last_failed > before.last_failed
+                || (after.counters.pending > 0 && before.counters.pending == 0)
+        };
         let added = after.edges.iter().filter(|edge| !before_by_id.contains_key(&edge.id));
         let removed = before.edges.iter().filter(|edge| !after_by_id.contains_key(&edge.id));
         let failing = after
             .edges
             .iter()
-            .filter(|edge| fails(edge) && before_by_id.get(&edge.id).is_some_and(|before| !fails(before)));
+            .filter(|edge| before_by_id.get(&edge.id).is_some_and(|before| fails_since(before, edge)));
         Self {
             added: added.cloned().collect(),
             removed: removed.cloned().collect(),
             failing: failing.cloned().collect(),
+            caveats_before: before.caveats.clone(),
+            caveats_after: after.caveats.clone(),
         }
     }
 

@@ -2,16 +2,17 @@
 
 use crds::SeenEnds;
 
-use crate::map::Edge;
+use crate::{map::Edge, render::Names};
 
 /// Returns some lines about an edge: who observed it, its counts, and what is not known.
 #[must_use]
-pub fn edge(edge: &Edge) -> String {
+pub fn edge(edge: &Edge, names: &Names<'_>) -> String {
     let counters = &edge.counters;
-    let mut lines = vec![format!("{} -> {} ({})", edge.client, edge.called(), edge.id)];
+    let (client, server) = (names.name(&edge.client), names.name(&edge.server));
+    let mut lines = vec![format!("{client} -> {} ({})", edge.called_by_name(server), edge.id)];
     if edge.service.is_some() {
         let port = edge.port.map(|port| format!(" at port {port}")).unwrap_or_default();
-        lines.push(format!("answered by {}{port}", edge.server));
+        lines.push(format!("answered by {server}{port}"));
     }
     if !edge.via.is_empty() {
         lines.push(format!("through {}", edge.via.join(", ")));

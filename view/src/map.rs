@@ -121,10 +121,20 @@ impl Map {
         Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), edges, caveats }
     }
 
-    /// Returns a map of edges of several maps, each identifier once.
+    /// Returns a map of edges of several maps, each identifier once, and a caveat if the maps differ in its counters.
     #[must_use]
-    pub fn joined(edges: Vec<Edge>, caveats: Vec<String>) -> Self {
-        let by_id: BTreeMap<String, Edge> = edges.into_iter().rev().map(|edge| (edge.id.clone(), edge)).collect();
+    pub fn joined(edges: Vec<Edge>, mut caveats: Vec<String>) -> Self {
+        let mut by_id: BTreeMap<String, Edge> = BTreeMap::new();
+        let mut differ = false;
+        for edge in edges {
+            let known = by_id.entry(edge.id.clone()).or_insert_with(|| edge.clone());
+            differ |= known.counters != edge.counters;
+        }
+        if differ {
+            caveats.push(
+                "the files are not of one cluster at one time: edges in several of them are as in the first".to_owned(),
+            );
+        }
         Self::new(by_id.into_values().collect(), caveats)
     }
 
@@ -142,13 +152,13 @@ impl Edge {
         (&self.client, &self.server, &self.service, self.port, self.protocol, &self.id)
     }
 
-    /// Returns what the client called: the Service, or the server with its port.
+    /// Returns what the client called: the Service, or the server of this name with its port.
     #[must_use]
-    pub fn called(&self) -> String {
+    pub fn called_by_name(&self, server: &str) -> String {
         match (&self.service, self.port) {
             (Some(service), _) => service.clone(),
-            (None, Some(port)) => format!("{}:{port}", self.server),
-            (None, None) => self.server.to_string(),
+            (None, Some(port)) => format!("{server}:{port}"),
+            (None, None) => server.to_owned(),
         }
     }
 }
@@ -210,16 +220,21 @@ impl Peer {
     }
 
     /// Returns whether a text names it: `name`, `namespace/name`, `kind/name` or `namespace/kind/name`, with the kind in any
-    /// case; of others, the name that the map shows.
+    /// case, or the name that the map shows.
     #[must_use]
     pub fn is_named(&self, text: &str) -> bool {
         let name = match self {
             Self::One(peer) => peer.name.as_deref(),
             Self::Group(group) => Some(group.group.as_str()),
         };
-        let (Some(namespace), Some(kind), Some(name)) = (self.namespace(), self.kind(), name) else {
-            return name == Some(text) || self.to_string() == text;
-        };
+        let shown = self.to_string();
+        let is_with_kind = |kind: &str| text.strip_prefix(&shown) == Some(&format!(" ({kind})"));
+        if shown == text || self.kind().is_some_and(is_with_kind) {
+            return true;
+        }
+        let (Some(namespace), Some(name)) = (self.namespace(), name) else { return name == Some(text) };
+        // Of the two types with a namespace, only workloads have a kind.
+        let kind = self.kind().unwrap_or("Service");
         let parts: Vec<&str> = text.split('/').collect();
         match parts.as_slice() {
             [one] => *one == name,
@@ -231,28 +246,37 @@ impl Peer {
 }
 
 impl Display for Peer {
-    /// Writes a short name: `namespace/name` of a workload. Different peers may have the same.
+    /// Writes a short name: `namespace/name` of a workload. Different peers may have the same. Characters that control a terminal
+    /// become `?`: who writes an object or a file decides on names.
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let peer = match self {
             Self::One(peer) => peer,
-            Self::Group(Group { group, .. }) => return write!(formatter, "{group}"),
+            Self::Group(Group { group, .. }) => return formatter.write_str(&printable(group)),
         };
         let TopologyPeer { type_, namespace, name, node, ip, uid, .. } = &**peer;
         let or = |text: &Option<String>| text.clone().unwrap_or_default();
-        match type_ {
-            PeerType::Workload => write!(formatter, "{}/{}", or(namespace), or(name)),
-            PeerType::Service => write!(formatter, "{}/{} (Service)", or(namespace), or(name)),
-            PeerType::Node => write!(formatter, "node {}", or(name)),
-            PeerType::HostProcess => write!(formatter, "{} on {}", or(name), or(node)),
-            PeerType::ApiServer => write!(formatter, "API server"),
-            PeerType::ExternalGroup | PeerType::DnsName => write!(formatter, "{}", or(name)),
-            PeerType::Ip => write!(formatter, "{}", or(ip)),
-            PeerType::External => write!(formatter, "clients behind {}", or(node)),
-            PeerType::OtherExternal => write!(formatter, "other external addresses"),
-            PeerType::UnknownPod => match (uid, ip) {
-                (Some(uid), _) => write!(formatter, "unknown pod {uid}"),
-                (None, ip) => write!(formatter, "unknown pod {}", or(ip)),
-            },
-        }
+        let text = match type_ {
+            PeerType::Workload => format!("{}/{}", or(namespace), or(name)),
+            PeerType::Service => format!("{}/{} (Service)", or(namespace), or(name)),
+            PeerType::Node => format!("node {}", or(name)),
+            PeerType::HostProcess => format!("{} on {}", or(name), or(node)),
+            PeerType::ApiServer => "API server".to_owned(),
+            PeerType::ExternalGroup | PeerType::DnsName => or(name),
+            PeerType::Ip => or(ip),
+            PeerType::External => format!("clients behind {}", or(node)),
+            PeerType::OtherExternal => "other external addresses".to_owned(),
+            PeerType::UnknownPod => format!("unknown pod {}", or(if uid.is_some() { uid } else { ip })),
+        };
+        formatter.write_str(&printable(&text))
     }
+}
+
+/// Returns a text in which characters that control a terminal, or the direction of text, are replaced by `?`.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let is_control = |character: char| {
+        character.is_control()
+            || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|character| if is_control(character) { '?' } else { character }).collect()
 }

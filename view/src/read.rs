@@ -23,7 +23,7 @@ pub enum ReadError {
         problem: String,
     },
     /// There is no object.
-    #[error("no object in it; expected the output of `kubectl get topology -A -o json`")]
+    #[error("no object in it; expected the output of `kubectl get topologies.scopeprobe.io -A -o json`")]
     Empty,
 }
 
@@ -34,6 +34,11 @@ pub enum ReadError {
 pub fn text(text: &str) -> Result<Map, ReadError> {
     let (mut topologies, mut maps) = (Vec::new(), Vec::new());
     let mut documents = 0;
+    if let Ok(value) = serde_json::from_str::<Value>(text) {
+        // Most of it is JSON, which has no aliases that grow.
+        take_in(value, &mut topologies, &mut maps).map_err(|problem| ReadError::Object { document: 1, problem })?;
+        return Ok(joined(&topologies, maps));
+    }
     for document in serde_yaml::Deserializer::from_str(text) {
         let value = Value::deserialize(document)?;
         if value.is_null() {
@@ -46,14 +51,18 @@ pub fn text(text: &str) -> Result<Map, ReadError> {
     if documents == 0 {
         return Err(ReadError::Empty);
     }
+    Ok(joined(&topologies, maps))
+}
+
+fn joined(topologies: &[Topology], maps: Vec<Map>) -> Map {
     let mut joined = Joined::default();
     for map in maps {
         joined.add_map(map);
     }
-    for topology in &topologies {
+    for topology in topologies {
         joined.add(topology);
     }
-    Ok(joined.into_map())
+    joined.into_map()
 }
 
 /// Returns the map of these objects.
@@ -69,7 +78,11 @@ pub fn objects<'t>(topologies: impl IntoIterator<Item = &'t Topology>) -> Map {
 fn take_in(value: Value, topologies: &mut Vec<Topology>, maps: &mut Vec<Map>) -> Result<(), String> {
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     let api_version = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    let is_ours = api_version.starts_with("scopeprobe.io/");
     match kind.as_str() {
+        "Topology" if !is_ours => {
+            return Err(format!("it is a Topology of {}, not of scopeprobe.io", map::printable(api_version)));
+        }
         "Topology" => topologies.push(serde_json::from_value(value).map_err(|error| error.to_string())?),
         map::KIND if api_version == map::API_VERSION => {
             maps.push(serde_json::from_value(value).map_err(|error| error.to_string())?);
@@ -87,7 +100,12 @@ fn take_in(value: Value, topologies: &mut Vec<Topology>, maps: &mut Vec<Map>) ->
             }
         }
         "" => return Err("it has no kind; expected a Topology, a list of them, or a TopologyMap".to_owned()),
-        other => return Err(format!("it is a {other}; expected a Topology, a list of them, or a TopologyMap")),
+        other => {
+            return Err(format!(
+                "it is a {}; expected a Topology, a list of them, or a TopologyMap",
+                map::printable(other)
+            ));
+        }
     }
     Ok(())
 }
@@ -114,7 +132,7 @@ impl Joined {
             let is_true = condition.status == "True";
             (condition.type_ == "Truncated" && is_true) || (condition.type_ == "Observed" && !is_true)
         });
-        self.caveats.extend(shows.map(|condition| format!("{own}: {}", condition.message)));
+        self.caveats.extend(shows.map(|condition| format!("{own}: {}", map::printable(&condition.message))));
     }
 
     fn add_map(&mut self, map: Map) {
@@ -152,10 +170,13 @@ fn own_peer(namespace: &str, status: &TopologyStatus) -> Peer {
 }
 
 fn read(edge: &TopologyEdge, client: Peer, server: Peer, is_by_client: bool) -> Edge {
-    let service = edge.service.as_ref().map(|of| format!("{}/{}:{}", of.namespace, of.name, of.port));
+    let service = edge.service.as_ref().map(|of| map::printable(&format!("{}/{}:{}", of.namespace, of.name, of.port)));
     let (bytes_sent, bytes_received) =
         if is_by_client { (edge.bytes_sent, edge.bytes_received) } else { (edge.bytes_received, edge.bytes_sent) };
-    let via = edge.via.iter().map(|proxy| format!("{} ({})", Peer::one(proxy.peer.clone()), proxy.container));
+    let via = edge
+        .via
+        .iter()
+        .map(|proxy| format!("{} ({})", Peer::one(proxy.peer.clone()), map::printable(&proxy.container)));
     Edge {
         id: edge.id.clone(),
         client,

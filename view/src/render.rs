@@ -18,10 +18,12 @@ pub fn names(map: &Map) -> String {
 }
 
 /// All peers of a map in order, each with a number and a name of its own: the kind is added where two have the same.
-struct Names<'m>(BTreeMap<&'m Peer, (usize, String)>);
+pub struct Names<'m>(BTreeMap<&'m Peer, (usize, String)>);
 
 impl<'m> Names<'m> {
-    fn of(map: &'m Map) -> Self {
+    /// Returns the names of a map's peers.
+    #[must_use]
+    pub fn of(map: &'m Map) -> Self {
         let all: BTreeSet<&Peer> = map.edges.iter().flat_map(|edge| [&edge.client, &edge.server]).collect();
         let mut count = BTreeMap::<String, usize>::new();
         for peer in &all {
@@ -37,12 +39,14 @@ impl<'m> Names<'m> {
         Self(all.into_iter().enumerate().map(|(number, peer)| (peer, (number, name(peer)))).collect())
     }
 
-    fn all(&self) -> impl Iterator<Item = (&'m Peer, &str)> {
+    /// Returns all peers in order, each with its name.
+    pub fn all(&self) -> impl Iterator<Item = (&'m Peer, &str)> {
         self.0.iter().map(|(peer, (_, name))| (*peer, name.as_str()))
     }
 
     /// Returns the name of a peer of the map.
-    fn name(&self, peer: &Peer) -> &str {
+    #[must_use]
+    pub fn name(&self, peer: &Peer) -> &str {
         self.0.get(peer).map_or("", |(_, name)| name)
     }
 

@@ -10,7 +10,7 @@ use crds::{
 };
 use proptest::prelude::*;
 use scopeprobe_view::{
-    Edge, Map,
+    Edge, Map, Peer,
     diff::Difference,
     filter::Filter,
     level::{self, Level},
@@ -180,7 +180,10 @@ proptest! {
 #[test]
 fn other_objects_are_named_in_the_error() {
     let error = |text: &str| read::text(text).expect_err("it is no map").to_string();
-    assert_eq!(error("kind: Topology\n---\nkind: Pod"), "document 1: missing field `metadata`");
+    let ours = "apiVersion: scopeprobe.io/v1alpha1\nkind: Topology";
+    assert_eq!(error(ours), "document 1: missing field `metadata`");
+    let kueues = "document 1: it is a Topology of kueue.x-k8s.io/v1, not of scopeprobe.io";
+    assert_eq!(error("apiVersion: kueue.x-k8s.io/v1\nkind: Topology"), kueues);
     assert_eq!(error("kind: Pod"), "document 1: it is a Pod; expected a Topology, a list of them, or a TopologyMap");
     assert!(error("").starts_with("no object in it"), "{}", error(""));
     assert!(error("{").starts_with("neither JSON nor YAML"), "{}", error("{"));
@@ -190,4 +193,48 @@ fn other_objects_are_named_in_the_error() {
 fn seen_and_protocol_survive() {
     let map = read::objects(&objects(&[(0, 1, 80, 1, 0, (true, true))]));
     assert_eq!((map.edges[0].seen, map.edges[0].protocol), (Some(SeenEnds::Both), TransportProtocol::Tcp));
+}
+
+/// An edge with these counts.
+fn one(opened: u64, failed: u64) -> Map {
+    read::objects(&objects(&[(0, 1, 80, opened, failed, (true, true))]))
+}
+
+#[test]
+fn further_failures_of_an_edge_are_a_difference() {
+    let failing = |before: u64, after: u64| Difference::between(&one(5, before), &one(9, after)).failing.len();
+    assert_eq!([failing(0, 0), failing(0, 1), failing(2, 2), failing(2, 5)], [0, 1, 0, 1]);
+}
+
+#[test]
+fn names_cannot_control_a_terminal() {
+    let mut named = peer(0);
+    named.name = Some("web\u{1b}]0;x\u{7}\n\u{202e}".to_owned());
+    assert_eq!(Peer::one(named).to_string(), "shop/web?]0;x???");
+}
+
+#[test]
+fn peers_are_found_by_each_form_of_their_name() {
+    let workload = Peer::one(peer(0));
+    for name in ["web", "shop/web", "deployment/web", "shop/Deployment/web", "shop/web (Deployment)"] {
+        assert!(workload.is_named(name), "{name}");
+    }
+    for name in ["shop", "billing/web", "statefulset/web", "shop/web (StatefulSet)", ""] {
+        assert!(!workload.is_named(name), "{name}");
+    }
+    let external =
+        TopologyPeer { type_: PeerType::DnsName, name: Some("api.example.com".to_owned()), ..TopologyPeer::default() };
+    assert!(Peer::one(external.clone()).is_named("api.example.com") && !Peer::one(external).is_named("web"));
+    let service = TopologyPeer { type_: PeerType::Service, kind: None, api_version: None, ..peer(2) };
+    for name in ["db", "shop/db", "shop/service/db", "shop/db (Service)"] {
+        assert!(Peer::one(service.clone()).is_named(name), "{name}");
+    }
+}
+
+#[test]
+fn maps_that_differ_are_not_joined_silently() {
+    let join = |one: Map, other: Map| Map::joined([one.edges, other.edges].concat(), Vec::new());
+    assert_eq!(join(one(5, 0), one(5, 0)), one(5, 0));
+    let joined = join(one(5, 0), one(6, 0));
+    assert_eq!((joined.edges[0].counters.opened, joined.caveats.len()), (5, 1));
 }

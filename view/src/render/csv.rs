@@ -1,5 +1,6 @@
 //! Comma-separated values (RFC 4180), one line for each edge.
 
+use super::Names;
 use crate::map::Map;
 
 const HEADER: &str = "id,client,server,service,port,protocol,opened,active,failed,pending,bytes_sent,bytes_received,\
@@ -8,6 +9,7 @@ const HEADER: &str = "id,client,server,service,port,protocol,opened,active,faile
 /// Returns all edges. A value that a spreadsheet would take for a formula begins with an apostrophe.
 #[must_use]
 pub fn csv(map: &Map) -> String {
+    let names = Names::of(map);
     let mut text = format!("{HEADER}\r\n");
     for edge in &map.edges {
         let counters = &edge.counters;
@@ -17,8 +19,8 @@ pub fn csv(map: &Map) -> String {
         };
         let cells = [
             edge.id.clone(),
-            edge.client.to_string(),
-            edge.server.to_string(),
+            names.name(&edge.client).to_owned(),
+            names.name(&edge.server).to_owned(),
             edge.service.clone().unwrap_or_default(),
             edge.port.map_or_else(String::new, |port| port.to_string()),
             format!("{:?}", edge.protocol).to_uppercase(),
@@ -42,7 +44,7 @@ pub fn csv(map: &Map) -> String {
 }
 
 fn quoted(cell: &str) -> String {
-    let cell = if cell.starts_with(['=', '+', '-', '@', '\t']) { format!("'{cell}") } else { cell.to_owned() };
+    let cell = if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{cell}") } else { cell.to_owned() };
     if cell.contains([',', '"', '\r', '\n']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
 }
 

@@ -24,6 +24,11 @@ pub fn mermaid(map: &Map) -> String {
 }
 
 fn quoted(text: &str) -> String {
-    let escaped = text.replace('&', "#amp;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;");
+    let escaped = text
+        .replace('#', "#35;")
+        .replace('&', "#amp;")
+        .replace('"', "#quot;")
+        .replace('<', "#lt;")
+        .replace('>', "#gt;");
     format!("\"{escaped}\"")
 }
