@@ -49,12 +49,13 @@ impl Clients {
     }
 }
 
-/// Returns a client for the lease itself, which may always write.
+/// Returns a client for the lease itself, which may always write, and at any time: the lease would lapse while one API server
+/// of several asks for time, as each does that shuts down.
 ///
 /// # Errors
 /// Returns an error if the configuration allows no client.
 pub fn unfenced(config: Config) -> kube::Result<Client> {
-    client(config, None, Delay::default())
+    client(config, None, Delay::none())
 }
 
 fn client(mut config: Config, fence: Option<Fence>, delay: Delay) -> kube::Result<Client> {
@@ -64,12 +65,26 @@ fn client(mut config: Config, fence: Option<Fence>, delay: Delay) -> kube::Resul
 }
 
 /// Time before which the API server wants no request. All clones share one state.
-#[derive(Clone, Debug, Default)]
-struct Delay(Arc<Mutex<Option<Instant>>>);
+#[derive(Clone, Debug)]
+struct Delay {
+    end: Arc<Mutex<Option<Instant>>>,
+    longest: Duration,
+}
+
+impl Default for Delay {
+    fn default() -> Self {
+        Self { end: Arc::default(), longest: LONGEST_DELAY }
+    }
+}
 
 impl Delay {
+    /// Returns a delay that never is: the caller itself pauses.
+    fn none() -> Self {
+        Self { longest: Duration::ZERO, ..Self::default() }
+    }
+
     fn end(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn pass(&self) {
@@ -81,8 +96,8 @@ impl Delay {
 
     fn note<B>(&self, answer: &Response<B>, now: Instant) {
         if let Some(delay) = asked_delay(answer) {
-            let end = now + delay.min(LONGEST_DELAY);
-            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let end = now + delay.min(self.longest);
+            let mut known = self.end.lock().unwrap_or_else(PoisonError::into_inner);
             *known = (*known).max(Some(end));
         }
     }

@@ -91,20 +91,14 @@ impl Lease {
     ///
     /// # Errors
     /// Returns an error if the configuration allows no client.
-    pub fn new(
-        mut config: Config,
-        client: &Client,
-        settings: &Settings,
-        metrics: Metrics,
-        fence: Fence,
-    ) -> Result<Self, LeaseError> {
+    pub fn new(mut config: Config, settings: &Settings, metrics: Metrics, fence: Fence) -> Result<Self, LeaseError> {
         config.connect_timeout = Some(REQUEST_TIMEOUT);
         config.read_timeout = Some(REQUEST_TIMEOUT);
         config.write_timeout = Some(REQUEST_TIMEOUT);
         let own_client = api_client::unfenced(config).map_err(|error| LeaseError::Client(Box::new(error)))?;
         Ok(Self {
-            api: Api::namespaced(own_client, &settings.namespace),
-            client: client.clone(),
+            api: Api::namespaced(own_client.clone(), &settings.namespace),
+            client: own_client,
             settings: settings.clone(),
             metrics,
             standing: watch::Sender::new(Standing::Waiting("the lease was not read yet".to_owned())),
