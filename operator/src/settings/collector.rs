@@ -56,10 +56,11 @@ pub struct Limits {
     pub memory_limit: u64,
 }
 
-/// Memory that the operator takes without any flow, in bytes.
+/// Memory that the operator takes without any flow or message, in bytes.
 const BASE_MEMORY: u64 = 32 << 20;
-/// Memory for each allowed flow, in bytes: 4 KiB, and half as many more flows while nodes come and go (docs/performance.md).
-const MEMORY_PER_FLOW: u64 = 6 << 10;
+/// Memory for each allowed flow, in bytes: 6 KiB were measured after a restart, while all agents come back
+/// (docs/performance.md), and there may be half as many more flows while nodes come and go.
+const MEMORY_PER_FLOW: u64 = 9 << 10;
 /// Number of flows that is allowed in any memory.
 const LEAST_FLOWS: u32 = 1024;
 
@@ -68,7 +69,8 @@ impl Limits {
     #[must_use]
     pub fn max_flows(&self) -> u32 {
         self.collector_max_flows.unwrap_or_else(|| {
-            let carried = self.memory_limit.saturating_sub(BASE_MEMORY) / MEMORY_PER_FLOW;
+            let others = BASE_MEMORY + u64::from(self.collector_max_bytes);
+            let carried = self.memory_limit.saturating_sub(others) / MEMORY_PER_FLOW;
             u32::try_from(carried).unwrap_or(u32::MAX).max(LEAST_FLOWS)
         })
     }
@@ -115,8 +117,8 @@ mod tests {
     #[test]
     fn memory_limit_decides_on_the_number_of_flows() {
         let flows = |memory_limit| Limits { memory_limit, ..Limits::default() }.max_flows();
-        assert_eq!(flows(512 << 20), 81_920);
-        assert_eq!([flows(2 << 30), flows(4 << 30)], [344_064, 693_589]);
+        assert_eq!(flows(512 << 20), 47_331);
+        assert_eq!([flows(2 << 30), flows(4 << 30)], [222_094, 455_111]);
         assert_eq!([flows(1), flows(u64::MAX)], [LEAST_FLOWS, u32::MAX]);
         assert_eq!(Limits { collector_max_flows: Some(7), ..Limits::default() }.max_flows(), 7);
     }
