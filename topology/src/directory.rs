@@ -597,12 +597,15 @@ impl Directory {
         self.nodes.get(self.pod_networks.node_of(ip)?)
     }
 
-    /// Returns whether a Node object other than this node's has the address, and this node's has not: the address is then not
-    /// on this node, regardless of what its agent reports.
+    /// Returns whether a Node object other than this node's has the address, and nothing else says that it is on this node: its
+    /// Node object, its network for pods, or one of its pods. A kubelet writes the addresses of its own Node object, and must
+    /// not take those of others' pods by it.
     #[must_use]
     pub fn is_another_nodes(&self, node: &str, ip: IpAddr) -> bool {
-        let has = |of: &Node| of.ips.contains(&ip);
-        self.node_by_ip.get(&ip).is_some_and(|of| of != node) && !self.nodes.get(node).is_some_and(has)
+        self.node_by_ip.get(&ip).is_some_and(|of| of != node)
+            && !self.nodes.get(node).is_some_and(|of| of.ips.contains(&ip))
+            && self.pod_networks.node_of(ip) != Some(node)
+            && !self.holders(ip).any(|pod| pod.node == node)
     }
 
     /// Returns all nodes, by name.
