@@ -53,8 +53,9 @@ pub(super) struct LeftOutFlows {
     flows: HashMap<u64, (u64, u64)>,
     hasher: RandomState,
     sum: LeftOut,
-    /// True if flows at addresses of other nodes are among them.
-    has_foreign: bool,
+    /// Number of additions of flows at addresses of other nodes, and of all others.
+    foreign: u64,
+    without_room: u64,
 }
 
 impl LeftOutFlows {
@@ -63,8 +64,19 @@ impl LeftOutFlows {
         !self.flows.is_empty() && self.flows.contains_key(&self.hasher.hash_one(key))
     }
 
-    /// Counts a flow that is left out. Of more flows than can be told apart, only the first report of each snapshot counts.
+    /// Counts a flow for which there is no room.
     pub fn add(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
+        self.without_room += 1;
+        self.count(key, counters, in_snapshot);
+    }
+
+    /// Counts a further report of a flow that was left out.
+    pub fn add_known(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
+        self.count(key, counters, in_snapshot);
+    }
+
+    /// Counts a flow that is left out. Of more flows than can be told apart, only the first report of each snapshot counts.
+    fn count(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
         let hash = self.hasher.hash_one(key);
         let is_known = self.flows.contains_key(&hash);
         if !is_known && self.flows.len() >= MAX_TOLD_APART {
@@ -87,14 +99,17 @@ impl LeftOutFlows {
         self.sum.failed = count::add(self.sum.failed, growth(failed, counters.failed));
     }
 
-    /// Records that flows at addresses of other nodes are among them.
-    pub fn note_foreign(&mut self) {
-        self.has_foreign = true;
+    /// Counts a flow at an address of another node, which is left out.
+    pub fn add_foreign(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
+        self.foreign += 1;
+        self.count(key, counters, in_snapshot);
     }
 
     /// Returns what was left out so far.
     pub fn sum(&self) -> LeftOut {
-        let reason = if self.has_foreign { LeftOutReason::ForeignAddress } else { LeftOutReason::NoRoom };
+        // For lack of room, users have to act.
+        let is_foreign = self.foreign > 0 && self.without_room == 0;
+        let reason = if is_foreign { LeftOutReason::ForeignAddress } else { LeftOutReason::NoRoom };
         LeftOut { reason: (!self.flows.is_empty()).then_some(reason), ..self.sum.clone() }
     }
 }

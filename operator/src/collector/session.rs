@@ -227,28 +227,29 @@ struct Room<'a> {
 impl Room<'_> {
     /// Returns whether a flow is stored. Counts it if not.
     fn admits(&mut self, ledger: &Ledger, node: &str, key: &FlowKey, counters: &FlowCounters) -> bool {
-        if !self.left_out.contains(key) {
-            if ledger.has_flow(node, key) {
-                return true;
+        if self.left_out.contains(key) {
+            self.left_out.add_known(key, counters, self.in_snapshot);
+            return false;
+        }
+        if ledger.has_flow(node, key) {
+            return true;
+        }
+        if self.foreign.contains(&key.local) {
+            self.refused.push(key.local);
+            self.left_out.add_foreign(key, counters, self.in_snapshot);
+            return false;
+        }
+        let limits = self.limits;
+        let allowance = self.allowance.get_or_insert_with(|| {
+            let (mut own, mut others) = (0, Vec::new());
+            for (other, flows) in ledger.flow_counts() {
+                if other == node { own = flows } else { others.push(flows) }
             }
-            if self.foreign.contains(&key.local) {
-                self.refused.push(key.local);
-                self.left_out.note_foreign();
-                self.left_out.add(key, counters, self.in_snapshot);
-                return false;
-            }
-            let limits = self.limits;
-            let allowance = self.allowance.get_or_insert_with(|| {
-                let (mut own, mut others) = (0, Vec::new());
-                for (other, flows) in ledger.flow_counts() {
-                    if other == node { own = flows } else { others.push(flows) }
-                }
-                limits.allowance(own, others.into_iter())
-            });
-            if *allowance > 0 {
-                *allowance -= 1;
-                return true;
-            }
+            limits.allowance(own, others.into_iter())
+        });
+        if *allowance > 0 {
+            *allowance -= 1;
+            return true;
         }
         self.left_out.add(key, counters, self.in_snapshot);
         false

@@ -23,7 +23,7 @@ pub struct LeftOut {
 pub enum LeftOutReason {
     /// The operator has no room for more.
     NoRoom,
-    /// Some of them are at addresses of other nodes.
+    /// All of them are at addresses of other nodes.
     ForeignAddress,
 }
 
