@@ -102,7 +102,7 @@ async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let clients = Clients::new(config.clone(), ANSWER_TIMEOUT, &fence).context("cannot connect to the API server")?;
     let metrics = Metrics::default();
     raise_open_files(&mut settings, &metrics);
-    let lease = Lease::new(config, &clients.requesting, &settings, metrics.clone(), fence)?;
+    let lease = Lease::new(config, &settings, metrics.clone(), fence)?;
     let (sender, progress) = watch::channel(Progress::Starting);
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop));
@@ -192,6 +192,7 @@ fn own_workloads(settings: &Settings) -> publisher::OwnWorkloads {
         deployment: settings.deployment.clone(),
         agent_account: settings.agents.agent_service_account.clone(),
         probed_ports: vec![settings.http_listen.port(), AGENT_HTTP_PORT],
+        recognized: Arc::default(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! ScopeProbe's own traffic, which the map leaves out unless `spec.topology.includeSelf` is true.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use topology::{
     edge::{Edge, EdgeKey, Peer},
@@ -20,6 +23,8 @@ pub struct OwnWorkloads {
     pub agent_account: String,
     /// Ports that kubelets probe, of operator and agents.
     pub probed_ports: Vec<u16>,
+    /// DaemonSets of agents that were recognized: their edges stay for a while after them.
+    pub recognized: Arc<Mutex<HashSet<Workload>>>,
 }
 
 /// Traffic that the map leaves out.
@@ -58,7 +63,14 @@ impl OwnWorkloads {
         }
         match workload.kind.as_str() {
             "Deployment" => Some(&workload.name) == self.deployment.as_ref(),
-            "DaemonSet" => index.facts_of(workload).service_accounts.iter().eq([&self.agent_account]),
+            "DaemonSet" => {
+                let mut recognized = self.recognized.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_own = index.facts_of(workload).service_accounts.iter().eq([&self.agent_account]);
+                if is_own && !recognized.contains(workload) {
+                    recognized.insert(workload.clone());
+                }
+                is_own || recognized.contains(workload)
+            }
             _ => false,
         }
     }
@@ -91,6 +103,7 @@ mod tests {
             deployment: Some("operator".to_owned()),
             agent_account: "agent".to_owned(),
             probed_ports: vec![8080, 9464],
+            recognized: Arc::default(),
         };
         let index = Index::default();
         let operator = || workload("system", "operator");
