@@ -201,6 +201,7 @@ impl Conversation {
         let first = tokio::select! {
             first = next(&mut self.incoming, first_message) => first?,
             () = displaced => return Err(Status::aborted("another stream of the same pod waits for its first message")),
+            _ = self.stopped.wait_for(|stopped| *stopped) => return Err(Status::unavailable("the operator stops")),
         };
         drop(turn);
         let Some(first) = first else { return Ok(()) };

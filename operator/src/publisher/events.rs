@@ -30,7 +30,8 @@ pub(super) fn of_change(before: Option<&TopologyStatus>, after: &TopologyStatus)
     let event = |&(type_, value, reason): &(&str, &str, &'static str)| {
         let is_news = |condition: &&Condition| condition.type_ == type_ && condition.status == value;
         let condition = after.conditions.iter().find(is_news)?;
-        let is_known = before.is_some_and(|before| has(before, type_, value));
+        // A new workload, on nodes that no agent is to observe, has lost nothing.
+        let is_known = before.map_or(type_ == "Observed", |before| has(before, type_, value));
         let (action, note) = (condition.reason.clone(), condition.message.clone());
         (!is_known).then_some(TopologyEvent { reason, action, note })
     };
@@ -72,7 +73,7 @@ mod tests {
     fn only_a_condition_that_becomes_alarming_is_an_event() {
         let (good, bad) = (status("False", "True"), status("True", "False"));
         assert_eq!(reasons(None, &good), Vec::<&str>::new());
-        assert_eq!(reasons(None, &bad), ["TopologyTruncated", "TopologyUnobserved"]);
+        assert_eq!(reasons(None, &bad), ["TopologyTruncated"]);
         assert_eq!(reasons(Some(&good), &bad), ["TopologyTruncated", "TopologyUnobserved"]);
         assert_eq!(reasons(Some(&bad), &bad), Vec::<&str>::new());
         assert_eq!(reasons(Some(&bad), &good), Vec::<&str>::new());

@@ -35,7 +35,7 @@ impl LegOwners {
             }
         }
         for legs in by_workload.values_mut() {
-            legs.sort_unstable_by(|one, other| (&one.node, one.key).cmp(&(&other.node, other.key)));
+            legs.sort_unstable_by(|one, other| (&one.node, one.key, one.pod).cmp(&(&other.node, other.key, other.pod)));
         }
         by_workload
     }
