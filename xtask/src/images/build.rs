@@ -25,6 +25,9 @@ pub fn build(workspace: &Workspace, profile: &str, platform: Platform, images: &
         // Before their paths can be replaced, the sources have to be there.
         workspace::run(platform.cargo(workspace, "fetch")?.arg("--locked"))?;
         build.arg("--config").arg(release_settings(workspace, platform)?);
+        // Otherwise, the allocator's build asks this machine's processor and kernel. Programs get no addresses of more bits
+        // unless they ask for them (Linux 4.14, Documentation/arch/x86/x86_64/5level-paging.rst).
+        build.env("JEMALLOC_SYS_WITH_LG_VADDR", "48").env("JEMALLOC_SYS_WITH_LG_HUGEPAGE", "21");
         for image in images {
             build.args(["--package", image.package(), "--bin", image.program()]);
         }

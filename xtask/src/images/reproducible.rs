@@ -19,7 +19,13 @@ pub fn compare(workspace: &Workspace, arguments: &[String], files: &[PathBuf]) -
     copy_sources(workspace, &copy)?;
     let home = folder.path().join("cargo");
     fs::create_dir(&home)?;
-    symlink(cargo_home()?.join("registry"), home.join("registry"))?;
+    // The settings may name a mirror of the registry.
+    for name in ["registry", "config.toml"] {
+        let known = cargo_home()?.join(name);
+        if known.exists() {
+            symlink(known, home.join(name))?;
+        }
+    }
     let mut again = workspace.command(env::current_exe()?.to_str().context("the path of xtask is no text")?);
     again.args(arguments).current_dir(&copy).env("CARGO_HOME", home).env("CARGO_MANIFEST_DIR", copy.join("xtask"));
     again.env("CARGO_TARGET_DIR", folder.path().join("programs"));
