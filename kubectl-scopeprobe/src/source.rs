@@ -122,14 +122,18 @@ async fn list(api: &Api<Topology>, selector: Option<&str>) -> kube::Result<Vec<T
 
 /// Returns an error with what to do about it.
 fn explained(error: kube::Error, place: &str) -> anyhow::Error {
-    let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
+    // Its own text has the answer twice.
+    let (code, words) = match error {
+        kube::Error::Api(status) => (status.code, anyhow!(status.message)),
+        other => (0, anyhow!(other)),
+    };
     match code {
-        403 => anyhow!(error).context(format!(
+        403 => words.context(format!(
             "you may not list topologies.scopeprobe.io {place}: ask for the role `view` there, or for the ClusterRole \
              RELEASE-topology-reader"
         )),
-        404 => anyhow!(error).context("the cluster does not know Topology objects: ScopeProbe is not installed"),
-        _ => anyhow!(error),
+        404 => words.context("the cluster does not know Topology objects: ScopeProbe is not installed"),
+        _ => words,
     }
 }
 
