@@ -21,9 +21,13 @@ use crate::edges;
 
 /// Name of a Node without a machine, so that reports under it disturb no real agent.
 const STRANGER: &str = "stranger";
-/// Values of the chart by which the operator accepts reports from this test, which is no agent.
-const PLAINTEXT: [&str; 2] =
-    ["operator.extraEnv[2].name=SCOPEPROBE_COLLECTOR_PLAINTEXT", "operator.extraEnv[2].value=yes"];
+/// Values of the chart by which the operator accepts reports from this test, which is no agent. The policies allow no agents
+/// that send plain text.
+const PLAINTEXT: [&str; 3] = [
+    "operator.extraEnv[2].name=SCOPEPROBE_COLLECTOR_PLAINTEXT",
+    "operator.extraEnv[2].value=yes",
+    "admissionPolicy.enabled=false",
+];
 /// Port at which the operator accepts reports.
 const PORT: u16 = 9463;
 
