@@ -235,6 +235,7 @@ async fn a_node_whose_agent_asks_is_moved_and_comes_back() -> Result<()> {
 
     asks(&lab, &impatient, "6.6.95-flatcar", 19);
     asks(&lab, &node, KERNEL, 20);
+    lab.node_probe(&node, |status| status.mode == Some(Mode::Unsupported)).await?;
     labels.insert(node.clone(), Some("fallback".to_owned()));
     lab.labelled(&labels).await?;
     lab.report(&node, works("fallback", KERNEL));
