@@ -602,10 +602,15 @@ impl Directory {
     /// not take those of others' pods by it.
     #[must_use]
     pub fn is_another_nodes(&self, node: &str, ip: IpAddr) -> bool {
-        self.node_by_ip.get(&ip).is_some_and(|of| of != node)
-            && !self.nodes.get(node).is_some_and(|of| of.ips.contains(&ip))
+        self.is_of_another_node_object(node, ip)
             && self.pod_networks.node_of(ip) != Some(node)
             && !self.holders(ip).any(|pod| pod.node == node)
+    }
+
+    /// Returns whether a Node object other than this node's has the address, and this node's has not.
+    pub(crate) fn is_of_another_node_object(&self, node: &str, ip: IpAddr) -> bool {
+        self.node_by_ip.get(&ip).is_some_and(|of| of != node)
+            && !self.nodes.get(node).is_some_and(|of| of.ips.contains(&ip))
     }
 
     /// Returns all nodes, by name.

@@ -23,7 +23,7 @@ pub(super) struct Nodes<'a> {
 impl<'a> Nodes<'a> {
     pub(super) fn new(ledger: &'a Ledger, directory: &'a Directory) -> Self {
         let mut by_agents = HashMap::default();
-        let found = ledger.node_addresses().filter(|(node, ip)| !directory.is_another_nodes(node, *ip));
+        let found = ledger.node_addresses().filter(|(node, ip)| !directory.is_of_another_node_object(node, *ip));
         for (node, ip) in found {
             match by_agents.entry(ip) {
                 Entry::Vacant(vacant) => {
