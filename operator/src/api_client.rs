@@ -43,9 +43,9 @@ impl Clients {
     /// Returns an error if the configuration allows no client.
     pub fn new(mut config: Config, answer_timeout: Duration, fence: &Fence) -> kube::Result<Self> {
         let delay = Delay::default();
-        let watching = client(config.clone(), Some(fence.clone()), delay.clone())?;
+        let watching = guarded(config.clone(), fence, &delay)?;
         config.read_timeout = Some(answer_timeout);
-        Ok(Self { watching, requesting: client(config, Some(fence.clone()), delay)? })
+        Ok(Self { watching, requesting: guarded(config, fence, &delay)? })
     }
 }
 
@@ -54,37 +54,24 @@ impl Clients {
 ///
 /// # Errors
 /// Returns an error if the configuration allows no client.
-pub fn unfenced(config: Config) -> kube::Result<Client> {
-    client(config, None, Delay::none())
+pub fn unfenced(mut config: Config) -> kube::Result<Client> {
+    config.default_retry = false;
+    Client::try_from(config)
 }
 
-fn client(mut config: Config, fence: Option<Fence>, delay: Delay) -> kube::Result<Client> {
-    config.default_retry = false;
+fn guarded(config: Config, fence: &Fence, delay: &Delay) -> kube::Result<Client> {
     let namespace = config.default_namespace.clone();
-    Ok(Client::new(Guard { inner: Client::try_from(config)?, fence, delay }, namespace))
+    let guard = Guard { inner: unfenced(config)?, fence: fence.clone(), delay: delay.clone() };
+    Ok(Client::new(guard, namespace))
 }
 
 /// Time before which the API server wants no request. All clones share one state.
-#[derive(Clone, Debug)]
-struct Delay {
-    end: Arc<Mutex<Option<Instant>>>,
-    longest: Duration,
-}
-
-impl Default for Delay {
-    fn default() -> Self {
-        Self { end: Arc::default(), longest: LONGEST_DELAY }
-    }
-}
+#[derive(Clone, Debug, Default)]
+struct Delay(Arc<Mutex<Option<Instant>>>);
 
 impl Delay {
-    /// Returns a delay that never is: the caller itself pauses.
-    fn none() -> Self {
-        Self { longest: Duration::ZERO, ..Self::default() }
-    }
-
     fn end(&self) -> Option<Instant> {
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn pass(&self) {
@@ -96,8 +83,8 @@ impl Delay {
 
     fn note<B>(&self, answer: &Response<B>, now: Instant) {
         if let Some(delay) = asked_delay(answer) {
-            let end = now + delay.min(self.longest);
-            let mut known = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+            let end = now + delay.min(LONGEST_DELAY);
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             *known = (*known).max(Some(end));
         }
     }
@@ -120,7 +107,7 @@ fn is_write<B>(request: &Request<B>) -> bool {
 /// Service before a client.
 struct Guard {
     inner: Client,
-    fence: Option<Fence>,
+    fence: Fence,
     delay: Delay,
 }
 
@@ -138,8 +125,7 @@ impl Service<Request<Body>> for Guard {
         let (inner, fence, delay) = (self.inner.clone(), self.fence.clone(), self.delay.clone());
         async move {
             delay.pass().await;
-            let is_forbidden = |fence: Fence| is_write(&request) && !fence.is_open(Instant::now());
-            if fence.is_some_and(is_forbidden) {
+            if is_write(&request) && !fence.is_open(Instant::now()) {
                 return Err(kube::Error::Service(FenceClosed.into()));
             }
             let answer = inner.send(request).await?;
