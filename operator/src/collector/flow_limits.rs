@@ -53,9 +53,8 @@ pub(super) struct LeftOutFlows {
     flows: HashMap<u64, (u64, u64)>,
     hasher: RandomState,
     sum: LeftOut,
-    /// Number of additions of flows at addresses of other nodes, and of all others.
-    foreign: u64,
-    without_room: u64,
+    /// True if there was no room for some of them. The others are at addresses of other nodes.
+    lacks_room: bool,
 }
 
 impl LeftOutFlows {
@@ -65,18 +64,13 @@ impl LeftOutFlows {
     }
 
     /// Counts a flow for which there is no room.
-    pub fn add(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
-        self.without_room += 1;
-        self.count(key, counters, in_snapshot);
-    }
-
-    /// Counts a further report of a flow that was left out.
-    pub fn add_known(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
-        self.count(key, counters, in_snapshot);
+    pub fn add_without_room(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
+        self.lacks_room = true;
+        self.add(key, counters, in_snapshot);
     }
 
     /// Counts a flow that is left out. Of more flows than can be told apart, only the first report of each snapshot counts.
-    fn count(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
+    pub fn add(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
         let hash = self.hasher.hash_one(key);
         let is_known = self.flows.contains_key(&hash);
         if !is_known && self.flows.len() >= MAX_TOLD_APART {
@@ -99,17 +93,10 @@ impl LeftOutFlows {
         self.sum.failed = count::add(self.sum.failed, growth(failed, counters.failed));
     }
 
-    /// Counts a flow at an address of another node, which is left out.
-    pub fn add_foreign(&mut self, key: &FlowKey, counters: &FlowCounters, in_snapshot: bool) {
-        self.foreign += 1;
-        self.count(key, counters, in_snapshot);
-    }
-
     /// Returns what was left out so far.
     pub fn sum(&self) -> LeftOut {
         // For lack of room, users have to act.
-        let is_foreign = self.foreign > 0 && self.without_room == 0;
-        let reason = if is_foreign { LeftOutReason::ForeignAddress } else { LeftOutReason::NoRoom };
+        let reason = if self.lacks_room { LeftOutReason::NoRoom } else { LeftOutReason::ForeignAddress };
         LeftOut { reason: (!self.flows.is_empty()).then_some(reason), ..self.sum.clone() }
     }
 }
@@ -177,7 +164,7 @@ mod tests {
         let mut left_out = LeftOutFlows::default();
         assert_eq!((left_out.contains(&key(1)), left_out.sum()), (false, LeftOut::default()));
         for (port, opened, failed) in [(1, 5, 1), (1, 7, 1), (2, 10, 0), (1, 7, 2), (2, 3, 0)] {
-            left_out.add(&key(port), &counters(opened, failed), false);
+            left_out.add_without_room(&key(port), &counters(opened, failed), false);
         }
         let sum = left_out.sum();
         assert_eq!((sum.opened, sum.failed, sum.is_lower_bound), (7 + 10 + 3, 2, false));
@@ -190,10 +177,10 @@ mod tests {
         let mut left_out = LeftOutFlows::default();
         let ports = 1..=u16::try_from(MAX_TOLD_APART).unwrap() + 10;
         for port in ports.clone() {
-            left_out.add(&key(port), &counters(1, 0), true);
+            left_out.add_without_room(&key(port), &counters(1, 0), true);
         }
         for port in ports {
-            left_out.add(&key(port), &counters(1, 0), false);
+            left_out.add_without_room(&key(port), &counters(1, 0), false);
         }
         let sum = left_out.sum();
         assert_eq!((sum.opened, sum.is_lower_bound), (MAX_TOLD_APART as u64 + 10, true));

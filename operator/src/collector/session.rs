@@ -228,7 +228,7 @@ impl Room<'_> {
     /// Returns whether a flow is stored. Counts it if not.
     fn admits(&mut self, ledger: &Ledger, node: &str, key: &FlowKey, counters: &FlowCounters) -> bool {
         if self.left_out.contains(key) {
-            self.left_out.add_known(key, counters, self.in_snapshot);
+            self.left_out.add(key, counters, self.in_snapshot);
             return false;
         }
         if ledger.has_flow(node, key) {
@@ -236,7 +236,7 @@ impl Room<'_> {
         }
         if self.foreign.contains(&key.local) {
             self.refused.push(key.local);
-            self.left_out.add_foreign(key, counters, self.in_snapshot);
+            self.left_out.add(key, counters, self.in_snapshot);
             return false;
         }
         let limits = self.limits;
@@ -251,7 +251,7 @@ impl Room<'_> {
             *allowance -= 1;
             return true;
         }
-        self.left_out.add(key, counters, self.in_snapshot);
+        self.left_out.add_without_room(key, counters, self.in_snapshot);
         false
     }
 }
