@@ -152,7 +152,7 @@ impl Selection {
         let now = Timestamp::now();
         let since = self.new_since.map(|time| now.checked_sub(time)).transpose()?;
         if let Some(around) = &self.around
-            && !map.edges.iter().any(|edge| edge.client.is_named(around) || edge.server.is_named(around))
+            && !map.ends().any(|peer| peer.is_named(around))
         {
             return Err(anyhow!("no peer is named {around:?}; `kubectl scopeprobe graph -o name` lists all"));
         }

@@ -44,29 +44,28 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Table { source, selection } => {
-            show(&selection.apply(source.read().await?)?, render::table)?;
+            let map = selection.apply(source.read().await?)?;
+            show(&render::table(&map), &map)?;
         }
         Command::Graph { source, selection, output, ascii } => {
             let map = selection.apply(source.read().await?)?;
             let ascii = ascii || !speaks_utf8();
-            print(&text(&map, output, ascii)?)?;
-            if !matches!(output, Format::Json | Format::Yaml) {
-                warn("", &map.caveats);
-            }
+            let text = text(&map, output, ascii)?;
+            // These have the caveats.
+            if matches!(output, Format::Json | Format::Yaml) { print(&text)? } else { show(&text, &map)? }
         }
         Command::External { source, mut selection } => {
             selection.external = true;
-            show(&selection.apply(source.read().await?)?, render::table)?;
+            let map = selection.apply(source.read().await?)?;
+            show(&render::table(&map), &map)?;
         }
         Command::BlastRadius { source, peer } => {
             let map = source.read().await?;
-            print(&blast_radius(&map, &peer)?)?;
-            warn("", &map.caveats);
+            show(&blast_radius(&map, &peer)?, &map)?;
         }
         Command::Explain { source, what } => {
             let map = source.read().await?;
-            print(&explain(&map, &what)?)?;
-            warn("", &map.caveats);
+            show(&explain(&map, &what)?, &map)?;
         }
         Command::Diff { before, after, output } => {
             return diff(&source::file(&before)?, &source::file(&after)?, output);
@@ -75,9 +74,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a map, and what is missing from it.
-fn show(map: &Map, render: impl Fn(&Map) -> String) -> Result<()> {
-    print(&render(map))?;
+/// Prints a text about a map, and what is missing from that.
+fn show(text: &str, map: &Map) -> Result<()> {
+    print(text)?;
     warn("", &map.caveats);
     Ok(())
 }
@@ -168,7 +167,7 @@ fn blast_radius(map: &Map, peer: &str) -> Result<String> {
 }
 
 fn explain(map: &Map, what: &str) -> Result<String> {
-    let is_meant = |edge: &&Edge| edge.id == what || edge.client.is_named(what) || edge.server.is_named(what);
+    let is_meant = |edge: &&Edge| edge.id == what || edge.ends().any(|peer| peer.is_named(what));
     let edges: Vec<&Edge> = map.edges.iter().filter(is_meant).collect();
     if edges.is_empty() {
         bail!("no edge has the identifier {what:?}, and no peer has this name");

@@ -1,4 +1,4 @@
-//! Where objects come from: a cluster, files or standard input.
+//! Reads objects from a cluster, files or standard input.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use view::{Map, filter::Filter, read};
 /// Objects of one answer of the API server.
 const PAGE: u32 = 200;
 
-/// Where objects come from.
+/// Source of objects: a cluster, or files.
 #[derive(Debug, Args)]
 pub struct Source {
     /// Files instead of a cluster: Topology objects or lists, as JSON or YAML, or a map that `graph -o json` has written. `-`

@@ -16,7 +16,7 @@ pub struct Difference {
     pub removed: Vec<Edge>,
     /// Edges of both with further failed attempts in the second map, or with pending ones where there were none.
     pub failing: Vec<Edge>,
-    /// What the objects of the first map say is missing from them: an edge may be there and not listed.
+    /// Gaps that the objects of the first map declare: an edge may be there and not listed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub caveats_before: Vec<String>,
     /// The same of the second map.

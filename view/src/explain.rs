@@ -1,4 +1,4 @@
-//! How an edge is known, in words.
+//! Describes how an edge is known.
 
 use crds::SeenEnds;
 
@@ -18,7 +18,7 @@ pub fn edge(edge: &Edge, names: &Names<'_>) -> String {
         lines.push(format!("through {}", edge.via.join(", ")));
     }
     lines.push(format!("{} opened, {} of them open now", counters.opened, counters.active));
-    if counters.failed > 0 || counters.pending > 0 {
+    if counters.has_failures() {
         let last = edge.last_failed.as_ref().map(|time| format!(", the last one at {}", time.0)).unwrap_or_default();
         lines.push(format!("{} attempts failed{last}, {} have no answer yet", counters.failed, counters.pending));
     }

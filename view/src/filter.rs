@@ -34,10 +34,10 @@ impl Filter {
     pub fn apply(&self, map: Map) -> Map {
         let map = map.retain(|edge| self.keeps(edge));
         let Some(around) = &self.around else { return map };
-        let mut near: BTreeSet<Peer> = ends(&map).filter(|peer| peer.is_named(around)).cloned().collect();
+        let mut near: BTreeSet<Peer> = map.ends().filter(|peer| peer.is_named(around)).cloned().collect();
         for _ in 1..self.hops.max(1) {
             let next: Vec<Peer> =
-                map.edges.iter().filter(|edge| touches(edge, &near)).flat_map(both).cloned().collect();
+                map.edges.iter().filter(|edge| touches(edge, &near)).flat_map(Edge::ends).cloned().collect();
             near.extend(next);
         }
         map.retain(|edge| touches(edge, &near))
@@ -45,23 +45,15 @@ impl Filter {
 
     fn keeps(&self, edge: &Edge) -> bool {
         let in_namespace = |peer: &Peer| peer.namespace().is_some_and(|namespace| self.namespaces.contains(namespace));
-        (self.namespaces.is_empty() || both(edge).any(in_namespace))
+        (self.namespaces.is_empty() || edge.ends().any(in_namespace))
             && self.port.is_none_or(|port| edge.port == Some(port))
             && self.protocol.is_none_or(|protocol| edge.protocol == protocol)
-            && (!self.external || both(edge).any(Peer::is_external))
-            && (!self.failed || edge.counters.failed > 0 || edge.counters.pending > 0)
+            && (!self.external || edge.ends().any(Peer::is_external))
+            && (!self.failed || edge.counters.has_failures())
             && self.new_since.as_ref().is_none_or(|since| edge.first_seen.as_ref().is_some_and(|first| first >= since))
     }
 }
 
-fn both(edge: &Edge) -> impl Iterator<Item = &Peer> {
-    [&edge.client, &edge.server].into_iter()
-}
-
-fn ends(map: &Map) -> impl Iterator<Item = &Peer> {
-    map.edges.iter().flat_map(both)
-}
-
 fn touches(edge: &Edge, peers: &BTreeSet<Peer>) -> bool {
-    both(edge).any(|peer| peers.contains(peer))
+    edge.ends().any(|peer| peers.contains(peer))
 }

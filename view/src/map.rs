@@ -138,6 +138,11 @@ impl Map {
         Self::new(by_id.into_values().collect(), caveats)
     }
 
+    /// Returns both ends of all edges, as often as they occur.
+    pub fn ends(&self) -> impl Iterator<Item = &Peer> {
+        self.edges.iter().flat_map(Edge::ends)
+    }
+
     /// Returns a map of the edges that satisfy a condition.
     #[must_use]
     pub fn retain(self, mut keeps: impl FnMut(&Edge) -> bool) -> Self {
@@ -152,6 +157,11 @@ impl Edge {
         (&self.client, &self.server, &self.service, self.port, self.protocol, &self.id)
     }
 
+    /// Returns the client and the server.
+    pub fn ends(&self) -> impl Iterator<Item = &Peer> {
+        [&self.client, &self.server].into_iter()
+    }
+
     /// Returns what the client called: the Service, or the server of this name with its port.
     #[must_use]
     pub fn called_by_name(&self, server: &str) -> String {
@@ -164,6 +174,12 @@ impl Edge {
 }
 
 impl Counters {
+    /// Returns whether attempts have failed or are pending.
+    #[must_use]
+    pub fn has_failures(&self) -> bool {
+        self.failed > 0 || self.pending > 0
+    }
+
     /// Adds other counters. Of bytes, the sum of what is known.
     pub fn add(&mut self, other: &Self) {
         let sum = |one: Option<u64>, other: Option<u64>| match (one, other) {

@@ -19,8 +19,7 @@ pub struct Dependent {
 /// the name.
 #[must_use]
 pub fn dependents(map: &Map, named: &str) -> Option<Vec<Dependent>> {
-    let ends = map.edges.iter().flat_map(|edge| [&edge.client, &edge.server]);
-    let origins: BTreeSet<&Peer> = ends.filter(|peer| peer.is_named(named)).collect();
+    let origins: BTreeSet<&Peer> = map.ends().filter(|peer| peer.is_named(named)).collect();
     if origins.is_empty() {
         return None;
     }

@@ -24,7 +24,7 @@ impl<'m> Names<'m> {
     /// Returns the names of a map's peers.
     #[must_use]
     pub fn of(map: &'m Map) -> Self {
-        let all: BTreeSet<&Peer> = map.edges.iter().flat_map(|edge| [&edge.client, &edge.server]).collect();
+        let all: BTreeSet<&Peer> = map.ends().collect();
         let mut count = BTreeMap::<String, usize>::new();
         for peer in &all {
             *count.entry(peer.to_string()).or_default() += 1;
@@ -64,6 +64,11 @@ fn way(edge: &Edge) -> String {
     let port = port.filter(|port| service.is_none_or(|service| !service.ends_with(port.as_str())));
     let udp = (edge.protocol == crds::TransportProtocol::Udp).then(|| "UDP".to_owned());
     [service.map(str::to_owned), port, udp].into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+/// Returns the parts of an edge's label in pictures.
+fn label(edge: &Edge) -> Vec<String> {
+    [Some(way(edge)), trouble(edge)].into_iter().flatten().filter(|part| !part.is_empty()).collect()
 }
 
 /// Returns the state of an edge in words, if it is not as it should be.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Names, trouble, way};
+use super::{Names, label};
 use crate::map::{Map, Peer};
 
 /// Returns a directed graph with a cluster for each namespace. Edges with failed or pending attempts are dashed and red.
@@ -31,9 +31,8 @@ pub fn dot(map: &Map) -> String {
         }
     }
     for edge in &map.edges {
-        let trouble = trouble(edge);
-        let style = if trouble.is_some() { ", style=dashed, color=red" } else { "" };
-        let label: Vec<String> = [Some(way(edge)), trouble].into_iter().flatten().filter(|it| !it.is_empty()).collect();
+        let style = if edge.counters.has_failures() { ", style=dashed, color=red" } else { "" };
+        let label = label(edge);
         let (client, server) = (names.number(&edge.client), names.number(&edge.server));
         text.push(format!("  n{client} -> n{server} [label={}{style}];\n", quoted(&label.join("\n"))));
     }

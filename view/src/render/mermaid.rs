@@ -1,6 +1,6 @@
 //! A picture in the language of Mermaid, which pages of Markdown show.
 
-use super::{Names, trouble, way};
+use super::{Names, label};
 use crate::map::Map;
 
 /// Returns a flowchart. Edges with failed or pending attempts are dotted.
@@ -14,9 +14,8 @@ pub fn mermaid(map: &Map) -> String {
         text.push(format!("  n{number}{open}{}{close}\n", quoted(name)));
     }
     for edge in &map.edges {
-        let trouble = trouble(edge);
-        let arrow = if trouble.is_some() { "-.->" } else { "-->" };
-        let label: Vec<String> = [Some(way(edge)), trouble].into_iter().flatten().filter(|it| !it.is_empty()).collect();
+        let arrow = if edge.counters.has_failures() { "-.->" } else { "-->" };
+        let label = label(edge);
         let label = if label.is_empty() { String::new() } else { format!("|{}|", quoted(&label.join(", "))) };
         text.push(format!("  n{} {arrow}{label} n{}\n", names.number(&edge.client), names.number(&edge.server)));
     }
