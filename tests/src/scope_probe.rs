@@ -49,10 +49,8 @@ impl Cluster {
     pub async fn probe_some(&self, spec: &str, nodes: &[&str], mode: Mode) -> Result<()> {
         self.apply_probe(spec).await?;
         self.ready_probe_on(nodes.len(), |_| mode).await?;
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
         eventually("the agents of other nodes to be gone", async || {
-            let agents = ListParams::default().labels(crds::PROBE_LABEL);
-            let agents = pods.list(&agents).await.map_err(|error| error.to_string())?.items;
+            let agents = self.agents().await.map_err(|error| error.to_string())?;
             let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
             let others: Vec<String> = agents.iter().map(node).filter(|node| !nodes.contains(&node.as_str())).collect();
             if others.is_empty() { Ok(()) } else { Err(format!("agents on {others:?}")) }
