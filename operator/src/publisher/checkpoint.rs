@@ -154,7 +154,7 @@ impl Checkpoint {
     }
 }
 
-/// What to record in the checkpoint of a workload's object beside edges.
+/// Contents of a checkpoint of a workload's object, beside edges.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ToRecord<'a> {
     pub(super) workload: &'a Workload,

@@ -128,7 +128,7 @@ struct Omissions {
     too_large: OmittedEdges,
     /// True if no edge was omitted to save bytes.
     all_fit: bool,
-    /// What the checkpoint has no room for.
+    /// Contents for which the checkpoint has no room.
     not_recorded: Omitted,
 }
 

@@ -66,7 +66,7 @@ struct Rendered {
     desired: Option<Arc<Desired>>,
 }
 
-/// What an object is made of beside edges.
+/// Inputs of an object, beside edges.
 #[derive(Debug, Default, PartialEq)]
 struct Beside {
     /// Records of proxied connections of the workload's pods.

@@ -74,7 +74,7 @@ pub struct RecordedLeg {
     pub key: FlowKey,
     /// Pod of the flow.
     pub pod: PodHash,
-    /// Where the flow's connections are.
+    /// Places of the flow's connections.
     pub leg: PlacedLeg,
 }
 
