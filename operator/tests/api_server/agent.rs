@@ -105,10 +105,13 @@ async fn next((mut replies, messages, sent): OpenStream, message: AgentReport) -
     (reply.sequence == sequence).then_some((replies, messages, sequence))
 }
 
-/// A clock that is right for a second, an hour ahead in the next one, and an hour behind in the third.
+/// Number of hours by which the agent's clock jumps.
+pub const JUMP_HOURS: i64 = 6;
+
+/// A clock that is right for a second, [`JUMP_HOURS`] ahead in the next one, and as many behind in the third.
 fn jumping_clock(turn: u64) -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let hours = [0, 1, -1][usize::try_from(turn / 20 % 3).unwrap_or_default()];
+    let hours = [0, JUMP_HOURS, -JUMP_HOURS][usize::try_from(turn / 20 % 3).unwrap_or_default()];
     u64::try_from(now).unwrap_or_default().saturating_add_signed(hours * 3_600_000)
 }
 
