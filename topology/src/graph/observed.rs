@@ -343,7 +343,12 @@ impl Taken {
     /// A client's counters; where it does not know the bytes of all its connections, with those that are certain by the
     /// server's.
     pub(super) fn complete(&self, client: &EdgeCounters) -> EdgeCounters {
-        if self.certain { client.with_bytes_known_to(&self.counters) } else { *client }
+        client.with_bytes_known_to(&self.if_certain())
+    }
+
+    /// Returns the counters if their bytes are certain.
+    pub(super) fn if_certain(&self) -> EdgeCounters {
+        if self.certain { self.counters } else { EdgeCounters::default() }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use scopeprobe_topology::{
     archive::Archive,
-    edge::{Identity, Seen},
-    entity::{Backend, Service, ServicePort, ServiceRef},
+    edge::{EdgeCounters, Identity, Seen},
+    entity::{Backend, Pod, Service, ServicePort, ServiceRef},
     flow::{FlowCounters, FlowKey, Protocol, Role},
     graph::{Graph, Options},
 };
 
-use crate::world::{EPOCH, RETENTION, SETTLE, World, at, edges, ip, key, pod};
+use crate::world::{EPOCH, RETENTION, SETTLE, World, at, edges, ip, key, pod, workload};
 
 const FIRST: (&str, &str, u16) = ("10.244.1.2", "10.96.0.6", 80);
 const SECOND: (&str, &str, u16) = ("10.244.1.2", "10.96.0.7", 80);
@@ -142,6 +142,41 @@ fn estimated_bytes_do_not_shrink_from_one_shown_graph_to_the_next() {
     world.counters("one", Role::Server, SEEN[0].1, &exactly(90, 60, 6000), at(61));
     assert!(received(&world.graph(at(120))) < before, "the estimate itself has become less");
     assert_eq!(shown(&world, at(120)), before);
+}
+
+/// The capture of the client's node has begun anew and missed ends of connections.
+#[test]
+fn bytes_that_a_client_lacks_are_those_that_its_backends_have() {
+    let mut world = World::with_services(&[], &[]);
+    let backends = [("a", "10.244.2.7", 20), ("b", "10.244.2.8", 30)];
+    for (name, address, _) in backends {
+        let workload = workload("db");
+        world.directory.upsert_pod(Pod { workload, ..pod(name, "node-2", address) }, at(0));
+    }
+    world.service(None, &["a", "b"]);
+    let bytes = |opened, bytes_sent, without_bytes| FlowCounters {
+        opened,
+        closed: opened,
+        bytes_sent,
+        without_bytes,
+        ..FlowCounters::default()
+    };
+    let shown = |world: &World| {
+        let graph = world.graph(at(60));
+        let [edge] = graph.edges.as_slice() else { panic!("{:?}", edges(&graph)) };
+        let EdgeCounters { opened, bytes_sent, bytes_received, without_bytes, .. } = edge.counters;
+        (opened, [bytes_sent, bytes_received], without_bytes)
+    };
+    for (name, address, opened) in backends {
+        let reversed = FlowCounters { bytes_received: opened * 300, ..bytes(opened, opened * 5000, 0) };
+        world.counters(name, Role::Server, (address, "10.244.1.2", 5432), &reversed, at(0));
+    }
+    let called = ("10.244.1.2", "10.96.0.5", 80);
+    world.counters("web", Role::Client, called, &bytes(50, 43 * 300, 7), at(0));
+    assert_eq!(shown(&world), (50, [50 * 300, 50 * 5000], 0));
+    // One of them may be another client's.
+    world.counters("web", Role::Client, called, &bytes(51, 43 * 300, 8), at(1));
+    assert_eq!(shown(&world), (51, [50 * 300, 50 * 5000], 8));
 }
 
 #[test]
