@@ -34,7 +34,7 @@ use crate::{
     counts::{Counts, Earlier},
     directory::Directory,
     edge::{Edge, EdgeCounters, EdgeKey, Endpoint, Peer, Seen, Times},
-    graph::{self, Graph, Known, KnownConnections, Options, Outside, Pace, PlacedLegs},
+    graph::{self, Graph, Known, KnownConnections, Options, Outside, Pace, PlacedLegs, WithBackends},
     ledger::{Ledger, Retirement},
 };
 
@@ -90,6 +90,8 @@ struct PublishedHistory {
     from_servers: FromServers,
     /// Counters on edges with an unnamed end that were published under a name.
     under_a_name: HashMap<EdgeKey, EdgeCounters>,
+    /// Those of them on edges to Services.
+    with_backends: Arc<WithBackends>,
     /// Edges with what was published of them, and what they lack of it.
     with_published: ChangedEdges<Phase, Option<Counts>>,
 }
@@ -140,6 +142,7 @@ impl Archive {
             settled: None,
             edges,
             under_a_name: HashMap::new(),
+            with_backends: Arc::default(),
             with_published: ChangedEdges::default(),
         });
         true
@@ -191,6 +194,7 @@ impl Archive {
             settlement::settle(&mut before.edges, &reported.edges, &before.from_servers);
             self.placements.restore(before.edges.values().map(|published| &published.edge));
             before.under_a_name = before.find_under_a_name(reported, directory);
+            before.with_backends = Arc::new(expired_pods::with_backends(reported, &before.under_a_name));
         }
     }
 
@@ -200,6 +204,7 @@ impl Archive {
         let known = Known {
             forgotten: self.forgotten(earlier.unwrap_or_default()),
             placed: self.placements.parts(),
+            with_backends: Arc::default(),
             legs: Arc::clone(&self.legs),
             outside: self.outside.clone(),
             is_fixed: true,
@@ -315,11 +320,16 @@ impl Archive {
             forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
             // Until then, the published counters contain it.
             placed: if is_settled { self.placements.parts() } else { HashMap::new() },
+            with_backends: self.with_backends(),
             legs: Arc::clone(&self.legs),
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
             is_fixed: !is_settled,
         }
+    }
+
+    fn with_backends(&self) -> Arc<WithBackends> {
+        self.before.as_ref().map(|before| Arc::clone(&before.with_backends)).unwrap_or_default()
     }
 
     /// Adds the connections that clients' agents counted in flows that the ledger has evicted.
@@ -358,7 +368,8 @@ impl Archive {
         let options = everything(now);
         let forgotten = self.forgotten(KnownConnections::default());
         let legs = Arc::clone(&self.legs);
-        let known = Known { forgotten, placed: self.placements.parts(), legs, ..Known::default() };
+        let with_backends = self.with_backends();
+        let known = Known { forgotten, placed: self.placements.parts(), with_backends, legs, ..Known::default() };
         let before = graph::build_with(&retirement.before, directory, &options, &known);
         let after: HashMap<EdgeKey, Arc<Edge>> = graph::build_with(&retirement.after, directory, &options, &known)
             .edges

@@ -113,6 +113,9 @@ pub fn build(ledger: &Ledger, directory: &Directory, options: &Options) -> Graph
     build_with(ledger, directory, options, &Known::default())
 }
 
+/// Number of connections of each client's pod and container, by the edge to the Service that it called.
+pub type WithBackends = HashMap<(EdgeKey, String, String), u64>;
+
 /// State from before.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
@@ -121,6 +124,8 @@ pub struct Known {
     /// Part of each edge that only servers had counted when it was shown last. Such connections, with their bytes, stay on
     /// their edge: through which Service they came is a guess.
     pub placed: HashMap<EdgeKey, EdgeCounters>,
+    /// Connections to Services that are on edges to backends that no agent reports any more: no other backend has them.
+    pub with_backends: Arc<WithBackends>,
     /// Connections through transparent proxies as they were shown, by flow.
     pub legs: Arc<PlacedLegs>,
     /// External addresses that had edges of their own; they are preferred over others.

@@ -9,7 +9,7 @@ use crate::{
     edge::{Edge, EdgeCounters, EdgeKey, Peer},
     entity::ServicePortRef,
     flow::Protocol,
-    graph::Graph,
+    graph::{Graph, WithBackends},
 };
 
 /// Counters that were published under a name, are not reported under it any more, and were not found without a name
@@ -94,6 +94,22 @@ pub(super) fn leave(graph: &mut Graph, taken: &HashMap<EdgeKey, EdgeCounters>) {
         }
         left.opened > 0 || left.failed > 0
     });
+}
+
+/// Returns which connections of these are on edges to Services in the graph.
+pub(super) fn with_backends(graph: &Graph, taken: &HashMap<EdgeKey, EdgeCounters>) -> WithBackends {
+    let mut found = WithBackends::new();
+    for edge in graph.edges.iter().filter(|edge| is_service(&edge.key.server)) {
+        let mut left = taken.get(&edge.key).map_or(0, |taken| taken.opened);
+        for client in &edge.clients {
+            let opened = client.opened.min(left);
+            left -= opened;
+            if opened > 0 {
+                found.insert((edge.key.clone(), client.pod.clone(), client.container.clone()), opened);
+            }
+        }
+    }
+    found
 }
 
 /// Returns whether this peer may stand for a pod without a name: by its UID, by an address of its node's pod network,

@@ -2,8 +2,11 @@
 
 use super::{
     candidates::Candidates,
+    edges::edge_key,
     join::Join,
+    key::Key,
     matching::{Count, Found, Matching, Plan},
+    names::EndpointId,
     observed::{ClientFlow, Fresh, ServerFlow},
     path::{Call, Path},
 };
@@ -38,9 +41,45 @@ impl<'a> Join<'a> {
         calls
     }
 
-    /// Divides the connections of each call among servers' flows.
-    pub(super) fn match_calls(&self, calls: &[Call<'_, 'a>]) -> Vec<Vec<Found>> {
-        let wanted = calls.iter().map(|call| count(call.client_flow, call.client_flow.counters.opened));
+    /// Returns for each call how many of its connections are on edges to backends that no agent reports any more.
+    pub(super) fn with_backends(&mut self, calls: &[Call<'_, 'a>]) -> Vec<u64> {
+        if self.with_backends.is_empty() {
+            return vec![0; calls.len()];
+        }
+        let mut left: HashMap<(Key, EndpointId), u64> = HashMap::default();
+        let of_call = |call: &Call<'_, 'a>| {
+            let Path::ToMany(candidates) = &call.path else { return 0 };
+            let client = call.client_flow.end;
+            let Some(key) = self.key_of_service(call.client_flow, candidates) else { return 0 };
+            let left = left.entry((key, client)).or_insert_with(|| {
+                let (key, client) = (edge_key(&key, &self.ends), self.ends.end(client));
+                let of_client = (key, client.pod.to_string(), client.container.to_string());
+                self.with_backends.get(&of_client).copied().unwrap_or_default()
+            });
+            let taken = call.client_flow.counters.opened.min(*left);
+            *left -= taken;
+            taken
+        };
+        calls.iter().map(of_call).collect()
+    }
+
+    /// Returns the key of the edge from a client to the Service that it called.
+    pub(super) fn key_of_service(&mut self, client_flow: &ClientFlow<'a>, candidates: &Candidates<'a>) -> Option<Key> {
+        let service = candidates.service?;
+        Some(Key {
+            client: self.ends.peer_of(client_flow.end),
+            server: self.ends.service_peer(service.service),
+            service: Some(service),
+            port: None,
+            protocol: client_flow.tuple.protocol,
+        })
+    }
+
+    /// Divides the connections of each call among servers' flows, apart from those that are on edges already.
+    pub(super) fn match_calls(&self, calls: &[Call<'_, 'a>], with_backends: &[u64]) -> Vec<Vec<Found>> {
+        let wanted = calls.iter().zip(with_backends).map(|(call, with_backends)| {
+            count(call.client_flow, call.client_flow.counters.opened.saturating_sub(*with_backends))
+        });
         let found: Vec<&[usize]> = calls.iter().map(|call| call.server_flows.as_slice()).collect();
         let direct = calls.iter().take_while(|call| call.path.rank() == 0).count();
         let server_of = |server_flow: usize| {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Graph, Known, KnownConnections, Options,
+    Graph, Known, KnownConnections, Options, WithBackends,
     anchor::AnchorId,
     endpoints::Endpoints,
     interceptors::Interceptors,
@@ -75,6 +75,7 @@ struct Inputs {
     options: Options,
     forgotten: KnownConnections,
     placed: StdHashMap<EdgeKey, EdgeCounters>,
+    with_backends: Arc<WithBackends>,
     /// Records of connections through proxies.
     legs: Arc<PlacedLegs>,
     /// The same after the graph: they make the same graph.
@@ -202,6 +203,7 @@ impl IncrementalJoin {
             options: *options,
             forgotten: known.forgotten.clone(),
             placed: known.placed.clone(),
+            with_backends: Arc::clone(&known.with_backends),
             legs: Arc::clone(&known.legs),
             legs_after: Arc::clone(&graph.legs),
         });
@@ -387,6 +389,7 @@ impl Inputs {
         let is_same = (options.settle, options.retention) == (before.settle, before.retention)
             && options.now >= before.now
             && known.forgotten == self.forgotten
+            && known.with_backends == self.with_backends
             && node_states(ledger, options.now).eq(node_states(&self.ledger, before.now));
         if !is_same {
             return None;

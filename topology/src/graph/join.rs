@@ -7,7 +7,7 @@
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, ops::Range, rc::Rc, sync::Arc, time::SystemTime};
 
 use super::{
-    Graph, Known, KnownConnections, Options,
+    Graph, Known, KnownConnections, Options, WithBackends,
     address::{Called, Scope},
     candidates::{Candidates, Redirection},
     edges::{edge_key, edges},
@@ -45,6 +45,7 @@ pub(super) struct Join<'a> {
     pub(super) ends: Endpoints<'a>,
     pub(super) forgotten: KnownConnections,
     pub(super) placed: Placed<'a>,
+    pub(super) with_backends: &'a WithBackends,
     pub(super) interceptors: Arc<Interceptors>,
     placed_legs: &'a PlacedLegs,
     /// Records of flows of proxied pods, by node, as they are now.
@@ -98,6 +99,7 @@ impl<'a> Join<'a> {
             ends: Endpoints::new(directory, Nodes::new(ledger, directory), names),
             forgotten: known.forgotten.clone(),
             placed: Placed::new(&known.placed),
+            with_backends: &known.with_backends,
             interceptors: Arc::default(),
             placed_legs: &known.legs,
             legs: Vec::new(),
@@ -202,10 +204,13 @@ impl<'a> Join<'a> {
             self.count_ways(&client_flows);
         }
         let calls = self.calls(&client_flows);
-        let matched = self.match_calls(&calls);
+        let with_backends = self.with_backends(&calls);
+        let matched = self.match_calls(&calls, &with_backends);
         let mut address_reuse: BTreeMap<Tuple<'a>, Vec<(&ClientFlow<'a>, Vec<Found>)>> = BTreeMap::new();
-        let (mut unmatched, mut undivided) = (Vec::new(), Vec::new());
-        for (Call { client_flow, path, .. }, found) in calls.into_iter().zip(matched) {
+        let (mut unmatched, mut undivided, mut divided_before) = (Vec::new(), Vec::new(), Vec::new());
+        for ((Call { client_flow, path, .. }, found), with_backends) in
+            calls.into_iter().zip(matched).zip(with_backends)
+        {
             match path {
                 Path::AddressReuse => address_reuse.entry(client_flow.tuple).or_default().push((client_flow, found)),
                 Path::Direct => self.join_direct(client_flow, &found),
@@ -215,7 +220,9 @@ impl<'a> Join<'a> {
                 }
                 Path::ToMany(candidates) => {
                     let left = self.divide(client_flow, &candidates, &found);
-                    undivided.push((client_flow, candidates, left));
+                    let with_backends = left.share(with_backends);
+                    divided_before.push(with_backends);
+                    undivided.push((client_flow, candidates, left.without(&with_backends)));
                 }
             }
         }
@@ -228,11 +235,12 @@ impl<'a> Join<'a> {
             self.note_unexplained(client_flow, candidates, *left);
             self.name_nat_peers(client_flow, candidates, *left);
         }
-        for (client_flow, candidates, mut left) in undivided {
+        for ((client_flow, candidates, mut left), with_backends) in undivided.into_iter().zip(divided_before) {
             self.note_unexplained(client_flow, &candidates, left.opened);
             if candidates.service.is_some() {
                 self.divide_by_nat_peers(client_flow, candidates.service, &mut left);
             }
+            left.add(&with_backends);
             self.leave_at_service(client_flow, &candidates, left);
         }
         self.join_unmatched_servers();

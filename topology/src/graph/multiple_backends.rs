@@ -98,15 +98,9 @@ impl<'a> Join<'a> {
         if left == EdgeCounters::default() {
             return;
         }
-        let Some(service) = candidates.service else { return self.join_by_address(client_flow, left) };
-        let server = self.ends.service_peer(service.service);
-        let key = Key {
-            client: self.ends.peer_of(client_flow.end),
-            server,
-            service: Some(service),
-            port: None,
-            protocol: client_flow.tuple.protocol,
-        };
-        self.add_from_client(client_flow, key, &left);
+        match self.key_of_service(client_flow, candidates) {
+            Some(key) => self.add_from_client(client_flow, key, &left),
+            None => self.join_by_address(client_flow, left),
+        }
     }
 }

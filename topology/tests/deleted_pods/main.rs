@@ -100,6 +100,24 @@ fn connections_of_deleted_pods_count_once_if_their_agents_restart() {
     }
 }
 
+/// The first operator names the backend of the Service's only connection. Then the backend's agent drops it, and another one
+/// reports a connection from the same client.
+#[test]
+fn connection_of_dropped_backend_takes_no_other_one() {
+    let call = |server, service| Step::Call { client: 3, server, service, opened: 1 };
+    let steps = [
+        call(5, Some(1)),
+        Step::Replace { place: 5, keeps_address: false },
+        Step::DropFlows(1),
+        Step::RestartOperator,
+        call(2, None),
+        Step::Publish,
+        Step::RestartOperator,
+    ];
+    let (world, [_, new]) = run([true, true], &steps);
+    assert_eq!(opened(&new), world.truth);
+}
+
 /// Runs the steps, and compares with the operator that ran all the time.
 fn check(steps: &[Step]) -> Result<(), TestCaseError> {
     let (world, [old, new]) = run([true, true], steps);
