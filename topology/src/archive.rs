@@ -41,6 +41,10 @@ use crate::{
 /// Time until the next look at what agents have reported, while what was published is not settled.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// Maximum time after a restart in which agents report for the first time. An agent's connection breaks with the operator,
+/// and its attempts to connect are seconds apart.
+const FIRST_REPORTS: Duration = Duration::from_mins(1);
+
 /// An edge as an operator has published it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
@@ -208,6 +212,7 @@ impl Archive {
             legs: Arc::clone(&self.legs),
             outside: self.outside.clone(),
             is_fixed: true,
+            awaits_agents: false,
         };
         graph::build_with(ledger, directory, &everything(now), &known)
     }
@@ -224,7 +229,7 @@ impl Archive {
     /// Invariants: each edge once; without a pace, the same input makes the same graph.
     #[must_use]
     pub fn build(&mut self, ledger: &Ledger, directory: &Directory, options: &Options) -> Graph {
-        let known = self.known_before();
+        let known = self.known_before(options.now);
         self.joins.set_pace(if self.is_settled() { self.pace } else { Pace::default() });
         let mut graph = self.joins.of_ledger(ledger, directory, options, &known);
         expired_pods::leave(&mut graph, &self.left_by_clients);
@@ -247,6 +252,7 @@ impl Archive {
             let settles_at = reported_at.map(|reported| (reported + options.settle).max(options.now + LOOK_AGAIN));
             graph.settles_at = [graph.settles_at, settles_at].into_iter().flatten().min();
         }
+        graph.settles_at = graph.settles_at.into_iter().chain(self.awaits_agents_until(options.now)).min();
         self.outside.clone_from(&graph.outside);
         let inherits = self.before.as_ref().is_some_and(PublishedHistory::is_needed);
         if inherits || directory.has_removed() || !self.retired.is_empty() || self.joins.have_history() {
@@ -314,7 +320,13 @@ impl Archive {
         self.before.as_ref().is_none_or(PublishedHistory::is_settled)
     }
 
-    fn known_before(&self) -> Known {
+    /// Returns until when agents are awaited that have not reported since the restart.
+    fn awaits_agents_until(&self, now: SystemTime) -> Option<SystemTime> {
+        let before = self.before.as_ref().filter(|before| !before.is_settled())?;
+        Some(before.restored_at + FIRST_REPORTS).filter(|until| *until > now)
+    }
+
+    fn known_before(&self, now: SystemTime) -> Known {
         let is_settled = self.is_settled();
         Known {
             forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
@@ -325,6 +337,7 @@ impl Archive {
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
             is_fixed: !is_settled,
+            awaits_agents: self.awaits_agents_until(now).is_some(),
         }
     }
 

@@ -132,6 +132,8 @@ pub struct Known {
     pub outside: Outside,
     /// True if no other external addresses have edges of their own.
     pub is_fixed: bool,
+    /// True if agents may still have to report for the first time: a client that is not reported may exist.
+    pub awaits_agents: bool,
 }
 
 impl Known {

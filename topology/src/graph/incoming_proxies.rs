@@ -82,7 +82,7 @@ impl<'a> Join<'a> {
             relay.add_known_redirected(&mut redirected, client_flows, server_flows);
             let may_be_redirected = relay.arrivals.iter().map(|index| &server_flows[*index]).any(|flow| {
                 let Tuple { server, port, .. } = flow.tuple;
-                !called.has(server, port) && self.is_client_observed(flow)
+                !called.has(server, port) && (self.awaits_agents || self.is_client_observed(flow))
             });
             relay.note_redirected(&redirected, client_flows, server_flows);
             let opaque = relay.take_opaque(
@@ -109,7 +109,11 @@ impl<'a> Join<'a> {
                 self.place_relayed(&relay, proxy, &foreign, client_flows, server_flows);
             } else {
                 let waiting = if may_be_redirected {
-                    self.wait_for_clients(&relay, &foreign, client_flows, server_flows)
+                    let waiting = self.wait_for_clients(&relay, &foreign, client_flows, server_flows);
+                    if self.awaits_agents && !waiting.is_empty() {
+                        self.hold_arrivals(&opaque, server_flows);
+                    }
+                    waiting
                 } else {
                     Vec::new()
                 };
@@ -139,13 +143,22 @@ impl<'a> Join<'a> {
         let mut waiting = Vec::new();
         for index in &relay.calls {
             let call = &client_flows[*index];
-            if !foreign.contains(&call.tuple) && self.waits(call.first_seen) {
+            if !foreign.contains(&call.tuple) && (self.awaits_agents || self.waits(call.first_seen)) {
                 self.unsettled = count::add(self.unsettled, call.counters.opened);
                 take_answers(call, call.counters.opened, &relay.answers, server_flows);
                 waiting.push(*index);
             }
         }
         waiting
+    }
+
+    /// Has all connections wait that arrived at what may be a proxy.
+    fn hold_arrivals(&mut self, arrivals: &[usize], server_flows: &mut [ServerFlow<'a>]) {
+        for index in arrivals {
+            let left = &mut server_flows[*index].left;
+            self.unsettled = count::add(self.unsettled, left.opened);
+            *left = EdgeCounters { failed: left.failed, pending: left.pending, ..EdgeCounters::default() };
+        }
     }
 
     /// Returns all ends that accept connections from elsewhere in pods' networks and call others there.

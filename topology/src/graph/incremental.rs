@@ -76,6 +76,7 @@ struct Inputs {
     forgotten: KnownConnections,
     placed: StdHashMap<EdgeKey, EdgeCounters>,
     with_backends: Arc<WithBackends>,
+    awaits_agents: bool,
     /// Records of connections through proxies.
     legs: Arc<PlacedLegs>,
     /// The same after the graph: they make the same graph.
@@ -204,6 +205,7 @@ impl IncrementalJoin {
             forgotten: known.forgotten.clone(),
             placed: known.placed.clone(),
             with_backends: Arc::clone(&known.with_backends),
+            awaits_agents: known.awaits_agents,
             legs: Arc::clone(&known.legs),
             legs_after: Arc::clone(&graph.legs),
         });
@@ -390,6 +392,7 @@ impl Inputs {
             && options.now >= before.now
             && known.forgotten == self.forgotten
             && known.with_backends == self.with_backends
+            && known.awaits_agents == self.awaits_agents
             && node_states(ledger, options.now).eq(node_states(&self.ledger, before.now));
         if !is_same {
             return None;

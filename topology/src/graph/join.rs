@@ -46,6 +46,7 @@ pub(super) struct Join<'a> {
     pub(super) forgotten: KnownConnections,
     pub(super) placed: Placed<'a>,
     pub(super) with_backends: &'a WithBackends,
+    pub(super) awaits_agents: bool,
     pub(super) interceptors: Arc<Interceptors>,
     placed_legs: &'a PlacedLegs,
     /// Records of flows of proxied pods, by node, as they are now.
@@ -100,6 +101,7 @@ impl<'a> Join<'a> {
             forgotten: known.forgotten.clone(),
             placed: Placed::new(&known.placed),
             with_backends: &known.with_backends,
+            awaits_agents: known.awaits_agents,
             interceptors: Arc::default(),
             placed_legs: &known.legs,
             legs: Vec::new(),

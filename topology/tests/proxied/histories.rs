@@ -36,7 +36,8 @@ enum Event {
     Report(usize),
     Look(u64),
     Forget,
-    RestartOperator,
+    /// With the number of the agent that reports later than the other one, if there is such an agent.
+    RestartOperator(usize),
 }
 
 fn event(may_share: bool, may_refuse: bool) -> impl Strategy<Value = Event> {
@@ -60,7 +61,7 @@ fn event(may_share: bool, may_refuse: bool) -> impl Strategy<Value = Event> {
         6 => prop_oneof![Just(100_u64), Just(700), Just(2500)].prop_map(Event::Look),
         // With shared connections, `over_time` has tests of it.
         1 => Just(if may_share { Event::Look(2500) } else { Event::Forget }),
-        1 => Just(Event::RestartOperator),
+        1 => (0..3_usize).prop_map(Event::RestartOperator),
     ]
 }
 
@@ -156,9 +157,14 @@ impl World {
                 self.shown.clear();
                 self.has_been_quiet = true;
             }
-            Event::RestartOperator => {
+            Event::RestartOperator(late) => {
                 self.settle()?;
                 self.history.restart_operator();
+                if late < 2 {
+                    self.history.report(1 - late);
+                    self.look_after(2500)?;
+                    self.look_after(10_000)?;
+                }
                 self.report_all();
                 self.look_after(100)?;
                 for _ in 0..8 {

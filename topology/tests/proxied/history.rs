@@ -79,6 +79,8 @@ pub struct History {
     ledger: Ledger,
     directory: Directory,
     archive: Archive,
+    /// Agents that have reported to this operator.
+    reported: [bool; 2],
     pub shown: Graph,
 }
 
@@ -102,12 +104,9 @@ impl History {
             let name = ServiceRef { namespace: "shop".to_owned(), name: name.to_owned() };
             directory.upsert_service(Service { name, addresses: vec![ip(address)], ports: vec![port] }, since);
         }
-        let mut ledger = Ledger::new();
-        for node in ["node-1", "node-2"] {
-            ledger.enter(node, EPOCH).expect("the first epoch");
-        }
+        let ledger = Ledger::new();
         let agents = [Flows::new(), Flows::new()];
-        Self { now, agents, ledger, directory, archive: Archive::new(), shown: Graph::default() }
+        Self { now, agents, ledger, directory, archive: Archive::new(), reported: [false; 2], shown: Graph::default() }
     }
 
     fn counters(&mut self, who: Container, role: Role, (local, remote, port): (&str, &str, u16)) -> &mut FlowCounters {
@@ -139,6 +138,9 @@ impl History {
     /// Has an agent report all of its flows; those that it has evicted are over.
     pub fn report(&mut self, node: usize) {
         let name = format!("node-{}", node + 1);
+        if !self.reported[node] {
+            self.ledger.enter(&name, EPOCH).expect("the first epoch");
+        }
         self.ledger.begin_snapshot(&name, EPOCH).expect("the present epoch");
         for (key, (who, counters)) in &self.agents[node] {
             let owner = CgroupOwner::PodContainer { pod_uid: format!("uid-{}", who.0), container_id: who.id() };
@@ -147,6 +149,7 @@ impl History {
         }
         self.ledger.end_snapshot(&name, EPOCH, self.now).expect("the present epoch");
         self.ledger.record_heartbeat(&name, self.now);
+        self.reported[node] = true;
     }
 
     /// Has an agent evict flows.
@@ -164,7 +167,9 @@ impl History {
     pub fn look_after(&mut self, milliseconds: u64) -> Vec<String> {
         self.now += Duration::from_millis(milliseconds);
         let options = self.options();
-        self.archive.settle_in_time(&self.ledger, &self.directory, &options);
+        if self.reported == [true; 2] {
+            self.archive.settle_in_time(&self.ledger, &self.directory, &options);
+        }
         self.shown = self.archive.build_shown(&self.ledger, &self.directory, &options);
         edges(&self.shown)
     }
@@ -209,12 +214,9 @@ impl History {
             edge: Edge::clone(edge),
             earlier: graph.earlier.get(&edge.key).cloned().unwrap_or_default(),
         });
-        (self.archive, self.ledger) = (Archive::new(), Ledger::new());
+        (self.archive, self.ledger, self.reported) = (Archive::new(), Ledger::new(), [false; 2]);
         self.archive.restore(published, self.now);
         self.archive.restore_legs(&graph.recorded_legs);
-        for node in ["node-1", "node-2"] {
-            self.ledger.enter(node, EPOCH).expect("the first epoch");
-        }
     }
 }
 

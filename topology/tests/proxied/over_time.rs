@@ -308,3 +308,49 @@ fn attempt_of_a_proxy_that_is_repeated_leaves_one_call() {
     history.open(DB_APP, Server, (DB, WEB, PORT), 1);
     assert_eq!(history.settled(), ["web -> db:5432 0+1", &format!("{SERVICE_EDGE} 6+0")]);
 }
+
+/// The server's agent reports to the next operator at once, the client's after the waiting time.
+#[test]
+fn restarted_operator_waits_for_clients_of_proxies() {
+    let mut history = History::new();
+    let call = |history: &mut History| {
+        history.open(APP, Client, (WEB, SERVICE, 80), 20);
+        arrive(history, PORT, 20, 20);
+    };
+    history.settled();
+    history.restart_operator();
+    call(&mut history);
+    history.report(1);
+    for _ in 0..4 {
+        assert_eq!(history.look_after(5_000), Vec::<String>::new());
+    }
+    let shown = ["web -> db:5432 via db:80 20+0"];
+    assert_eq!(history.settled(), shown);
+    for late in [0, 1] {
+        history.restart_operator();
+        history.report(1 - late);
+        for _ in 0..4 {
+            assert_eq!(history.look_after(5_000), shown);
+        }
+        history.report(late);
+        for _ in 0..4 {
+            assert_eq!(history.look_after(5_000), shown);
+            assert_eq!(history.settled(), shown);
+        }
+    }
+    call(&mut history);
+    assert_eq!(history.settled(), ["web -> db:5432 via db:80 40+0"]);
+}
+
+/// The client's agent reports to the next operator later than any agent that runs.
+#[test]
+fn restarted_operator_shows_both_legs_if_clients_stay_silent() {
+    let mut history = History::new();
+    history.settled();
+    history.restart_operator();
+    history.open(APP, Client, (WEB, SERVICE, 80), 20);
+    arrive(&mut history, PORT, 20, 20);
+    history.report(1);
+    assert_eq!(history.look_after(30_000), Vec::<String>::new());
+    assert_eq!(history.look_after(31_000), ["db -> db:5432 20+0", "web -> db:15006 20+0"]);
+}
