@@ -1,6 +1,9 @@
 //! /livez, /readyz and /metrics.
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use std::convert::Infallible;
+
+use axum::{Router, body::Body, extract::State, http::StatusCode, routing::get};
+use futures::stream;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{lease::Standing, metrics::Metrics, progress::Progress};
@@ -58,8 +61,9 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     }
 }
 
-async fn page(State(metrics): State<Metrics>) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
-    let page = metrics.encode().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+async fn page(State(metrics): State<Metrics>) -> Result<([(&'static str, &'static str); 1], Body), StatusCode> {
+    let pieces = metrics.encode().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    let page = Body::from_stream(stream::iter(pieces.map(Ok::<_, Infallible>)));
     Ok(([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], page))
 }
 

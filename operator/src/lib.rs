@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod cluster_claim;
 pub mod collector;
 pub mod coverage;
+pub mod edge_metrics;
 pub mod event_recorder;
 pub mod fence;
 pub mod guarded;

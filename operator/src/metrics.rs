@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::Hash,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Instant,
 };
@@ -11,6 +12,8 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
+
+use crate::edge_metrics::{self, SeriesSnapshot};
 
 /// Labels of a write: its reason and result.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -35,6 +38,22 @@ pub struct NodeLabels {
     pub mode: &'static str,
     /// The reason in the NodeProbe.
     pub reason: String,
+}
+
+/// Label of a coverage: its window.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct WindowLabels {
+    /// `hour`, `day` or `total`.
+    pub window: &'static str,
+}
+
+/// Labels of ScopeProbes: a condition and its status.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ConditionLabels {
+    /// Type of the condition.
+    pub condition: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
 }
 
 /// All metrics. Cheap to clone; all clones share one state.
@@ -65,6 +84,8 @@ pub struct Metrics {
     pub flows_joined: Counter,
     /// Edges of the graph.
     pub edges: Gauge,
+    /// Entries of edges that did not fit into objects.
+    pub omitted_edges: Gauge,
     /// Durations of making a graph and the objects that show it.
     pub graph_seconds: Histogram,
     /// Time as of which the shown graph is, in seconds since 1970-01-01 UTC.
@@ -81,8 +102,18 @@ pub struct Metrics {
     pub losses: Family<LossLabels, Gauge>,
     /// Nodes by mode and reason.
     pub nodes: Family<NodeLabels, Gauge>,
+    /// Nodes whose agent does not report.
+    pub nodes_not_reporting: Gauge,
+    /// Counted shares of what happened on all nodes.
+    pub coverage: Family<WindowLabels, Gauge<f64, AtomicU64>>,
+    /// ScopeProbes by condition and status.
+    scope_probes: Family<ConditionLabels, Gauge>,
     /// Labels that `nodes` contains.
     shown: Arc<Mutex<HashSet<NodeLabels>>>,
+    /// Labels that `scope_probes` contains.
+    shown_conditions: Arc<Mutex<HashSet<ConditionLabels>>>,
+    /// Series of the shown graph's edges; `None` where there is none, or where they are disabled.
+    edge_series: Arc<Mutex<Option<Arc<SeriesSnapshot>>>>,
 }
 
 impl Default for Metrics {
@@ -101,6 +132,7 @@ impl Default for Metrics {
             own_connections: Gauge::default(),
             flows_joined: Counter::default(),
             edges: Gauge::default(),
+            omitted_edges: Gauge::default(),
             graph_seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
             graph_timestamp: Gauge::default(),
             waiting: Gauge::default(),
@@ -109,7 +141,12 @@ impl Default for Metrics {
             writes: Family::default(),
             losses: Family::default(),
             nodes: Family::default(),
+            nodes_not_reporting: Gauge::default(),
+            coverage: Family::default(),
+            scope_probes: Family::default(),
             shown: Arc::default(),
+            shown_conditions: Arc::default(),
+            edge_series: Arc::default(),
         };
         metrics.register();
         metrics
@@ -160,6 +197,11 @@ impl Metrics {
             self.flows_joined.clone(),
         );
         registry.register("edges", "Edges of the topology", self.edges.clone());
+        registry.register(
+            "omitted_edges",
+            "Entries of edges that did not fit into the Topologies of their workloads",
+            self.omitted_edges.clone(),
+        );
         registry.register_with_unit(
             "graph",
             "Duration of making the topology from all flows",
@@ -194,16 +236,35 @@ impl Metrics {
             self.losses.clone(),
         );
         registry.register("nodes", "Nodes by how they are captured, and why", self.nodes.clone());
+        registry.register(
+            "nodes_not_reporting",
+            "Nodes whose agent does not report, without those that are new",
+            self.nodes_not_reporting.clone(),
+        );
+        registry.register(
+            "coverage_ratio",
+            "Counted share of what happened on all nodes, by window",
+            self.coverage.clone(),
+        );
+        registry.register("scopeprobes", "ScopeProbes by condition and its status", self.scope_probes.clone());
     }
 
-    /// Returns all metrics in Prometheus' text format.
+    /// Returns all metrics as text for Prometheus, in pieces: there may be many edges.
     ///
     /// # Errors
     /// Returns an error if a metric cannot be encoded as text.
-    pub fn encode(&self) -> Result<String, std::fmt::Error> {
-        let mut page = String::new();
-        text::encode(&mut page, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Ok(page)
+    pub fn encode(&self) -> Result<impl Iterator<Item = String> + Send + 'static, std::fmt::Error> {
+        let (mut own, mut end) = (String::new(), String::new());
+        text::encode_registry(&mut own, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        text::encode_eof(&mut end)?;
+        let edge_series = self.edge_series.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let edges = edge_series.into_iter().flat_map(edge_metrics::chunks);
+        Ok([own].into_iter().chain(edges).chain([end]))
+    }
+
+    /// Replaces the series of edges.
+    pub fn show_edges(&self, series: Option<Arc<SeriesSnapshot>>) {
+        *self.edge_series.lock().unwrap_or_else(PoisonError::into_inner) = series;
     }
 
     /// Counts and times one reconciliation.
@@ -221,20 +282,35 @@ impl Metrics {
         for (mode, reason) in nodes {
             *counts.entry(NodeLabels { mode, reason: reason.to_owned() }).or_insert(0) += 1;
         }
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for labels in shown.iter().filter(|labels| !counts.contains_key(labels)) {
-            self.nodes.remove(labels);
+        replace(&self.nodes, &self.shown, counts);
+    }
+
+    /// Counts all ScopeProbes by the types and statuses of their conditions. Removes combinations without one.
+    pub fn count_conditions<'a>(&self, conditions: impl Iterator<Item = (&'a str, &'a str)>) {
+        let mut counts = HashMap::new();
+        for (condition, status) in conditions {
+            let labels = ConditionLabels { condition: condition.to_owned(), status: status.to_owned() };
+            *counts.entry(labels).or_insert(0) += 1;
         }
-        for (labels, count) in &counts {
-            self.nodes.get_or_create(labels).set(*count);
-        }
-        *shown = counts.into_keys().collect();
+        replace(&self.scope_probes, &self.shown_conditions, counts);
     }
 
     /// Counts one write.
     pub fn write(&self, kind: &'static str, result: &'static str) {
         self.writes.get_or_create(&WriteLabels { kind, result }).inc();
     }
+}
+
+/// Sets the counts of a family, and removes its other labels.
+fn replace<L: Clone + Eq + Hash>(family: &Family<L, Gauge>, shown: &Mutex<HashSet<L>>, counts: HashMap<L, i64>) {
+    let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+    for labels in shown.iter().filter(|labels| !counts.contains_key(labels)) {
+        family.remove(labels);
+    }
+    for (labels, count) in &counts {
+        family.get_or_create(labels).set(*count);
+    }
+    *shown = counts.into_keys().collect();
 }
 
 #[cfg(test)]
@@ -249,7 +325,11 @@ mod tests {
         metrics.losses.get_or_create(&LossLabels { kind: "opened" }).set(3);
         metrics.count_nodes([("Unsupported", "BtfMissing")].into_iter());
         metrics.count_nodes([("Fallback", "KernelTooOld"), ("Fallback", "KernelTooOld")].into_iter());
-        let page = metrics.encode().expect("numbers are text");
+        metrics.coverage.get_or_create(&WindowLabels { window: "hour" }).set(0.5);
+        metrics.count_conditions([("Ready", "True")].into_iter());
+        metrics.show_edges(Some(Arc::default()));
+        let page: String = metrics.encode().expect("numbers are text").collect();
+        assert!(page.ends_with("\n# EOF\n"), "{page}");
         assert!(!page.contains("BtfMissing"), "no node is so any more:\n{page}");
         for sample in [
             "scopeprobe_operator_reconciles_total 0",
@@ -264,6 +344,8 @@ mod tests {
             "scopeprobe_operator_own_connections 0",
             "scopeprobe_operator_flows_joined_total 0",
             "scopeprobe_operator_edges 0",
+            "scopeprobe_operator_omitted_edges 0",
+            "scopeprobe_operator_nodes_not_reporting 0",
             "scopeprobe_operator_graph_seconds_count 0",
             "scopeprobe_operator_graph_timestamp_seconds 0.0",
             "scopeprobe_operator_topologies_waiting 0",
@@ -272,6 +354,7 @@ mod tests {
             "scopeprobe_operator_writes_total{kind=\"Topology\",result=\"done\"} 1",
             "scopeprobe_operator_agent_losses{kind=\"opened\"} 3",
             "scopeprobe_operator_nodes{mode=\"Fallback\",reason=\"KernelTooOld\"} 2",
+            "scopeprobe_connections_other_edges 0",
         ] {
             assert!(page.lines().any(|line| line == sample), "{sample}:\n{page}");
         }
@@ -280,6 +363,9 @@ mod tests {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(described("# HELP "), described("# TYPE "));
-        assert_eq!(described("# HELP ").len(), 20);
+        assert_eq!(described("# HELP ").len(), 33);
+        metrics.show_edges(None);
+        let page: String = metrics.encode().expect("numbers are text").collect();
+        assert!(!page.contains("scopeprobe_connections"), "nothing is shown:\n{page}");
     }
 }

@@ -69,6 +69,7 @@ use crate::{
     metrics::Metrics,
     observation::TopologyOverview,
     publish_settings::PublishSettings,
+    settings::EdgeMetricsSettings,
     shared_ledger::SharedLedger,
 };
 
@@ -110,6 +111,8 @@ pub struct PublisherInputs {
     pub own: OwnWorkloads,
     /// Receiver of the topology's size.
     pub overview: watch::Sender<TopologyOverview>,
+    /// Settings of the metrics of edges.
+    pub edge_metrics: EdgeMetricsSettings,
     /// Time between two scans of open connections by an agent.
     pub scan_interval: Duration,
     /// Budget of requests.
@@ -140,6 +143,7 @@ pub async fn run(client: Client, mut inputs: PublisherInputs) {
         };
         if let Some(settings) = settings {
             Publisher::new(client.clone(), &inputs, settings, &archive).run(&mut inputs).await;
+            inputs.metrics.show_edges(None);
         }
     }
 }
@@ -175,6 +179,7 @@ impl Publisher {
                 inputs.index.clone(),
                 Arc::clone(archive),
                 inputs.own.clone(),
+                inputs.edge_metrics,
             ),
             desired_state: DesiredState::default(),
             published: PublishedObjects::default(),
@@ -253,7 +258,7 @@ impl Publisher {
                 () = at(graphs.next()), if self.published.is_listed() && work.is_none() => {
                     graphs.begin();
                     let (settings, pace) = (self.settings.clone(), self.pace_of_counts());
-                    work = Some(self.builder.clone().build(settings, pace, SystemTime::now()));
+                    work = Some(self.builder.clone().build(settings, pace, self.is_warm(), SystemTime::now()));
                 }
                 done = done(&mut work) => {
                     work = None;
@@ -308,6 +313,7 @@ impl Publisher {
         self.metrics.own_connections.set(i64::try_from(self.desired_state.own_connections).unwrap_or(i64::MAX));
         self.metrics.flows.set(i64::try_from(self.desired_state.flows).unwrap_or(i64::MAX));
         self.metrics.flows_joined.inc_by(u64::try_from(self.desired_state.joined_flows).unwrap_or(u64::MAX));
+        self.metrics.show_edges(self.desired_state.edge_series.clone());
         let as_of = self.desired_state.as_of.and_then(|as_of| as_of.duration_since(SystemTime::UNIX_EPOCH).ok());
         self.metrics.graph_timestamp.set(as_of.unwrap_or_default().as_secs_f64());
         if self.is_warm() != was_warm || std::mem::take(&mut self.compares_all) {

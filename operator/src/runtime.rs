@@ -324,6 +324,7 @@ impl Parts {
             index,
             own: own_workloads(settings),
             overview: overview_sender,
+            edge_metrics: settings.edge_metrics,
             scan_interval: settings.agents.agent_scan_interval.unsigned_abs(),
             budget: budget.clone(),
             problems: problems.clone(),

@@ -2,6 +2,7 @@
 
 mod bounded;
 mod collector;
+mod edge_metrics;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -12,7 +13,10 @@ use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
 use self::bounded::between;
-pub use self::collector::{CollectorSettings, Limits};
+pub use self::{
+    collector::{CollectorSettings, Limits},
+    edge_metrics::{EdgeMetricsLevel, EdgeMetricsSettings},
+};
 
 /// Maximum time between two attempts to use eBPF on a node, without jitter.
 pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(24);
@@ -86,6 +90,9 @@ pub struct Settings {
     /// Settings of the collector's port.
     #[command(flatten)]
     pub collector: CollectorSettings,
+    /// Settings of the metrics of edges.
+    #[command(flatten)]
+    pub edge_metrics: EdgeMetricsSettings,
     /// Settings of agents.
     #[command(flatten)]
     pub agents: AgentSettings,

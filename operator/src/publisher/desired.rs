@@ -23,8 +23,10 @@ use super::{
 };
 use crate::{
     cluster::{ClusterIndex, Index},
+    edge_metrics::{SeriesBook, SeriesSnapshot},
     observation::TopologyOverview,
     publish_settings::PublishSettings,
+    settings::EdgeMetricsSettings,
     shared_ledger::SharedLedger,
 };
 
@@ -39,6 +41,8 @@ pub(super) struct DesiredState {
     /// Objects that would have the same name, of the same kind in several API groups.
     pub contested: HashMap<Key, Vec<Arc<Desired>>>,
     pub overview: TopologyOverview,
+    /// Series of the edges; `None` where they are disabled.
+    pub edge_series: Option<Arc<SeriesSnapshot>>,
     /// Connections of ScopeProbe itself that the map leaves out.
     pub own_connections: u64,
     /// Number of flows from which it was computed.
@@ -71,6 +75,7 @@ pub(super) struct Builder {
     archive: Arc<Mutex<Archive>>,
     rendered: Arc<Mutex<RenderedObjects>>,
     own: Arc<OwnWorkloads>,
+    series: Option<Arc<Mutex<SeriesBook>>>,
 }
 
 impl Builder {
@@ -79,8 +84,10 @@ impl Builder {
         index: ClusterIndex,
         archive: Arc<Mutex<Archive>>,
         own: OwnWorkloads,
+        edge_metrics: EdgeMetricsSettings,
     ) -> Self {
-        Self { shared_ledger, index, archive, rendered: Arc::default(), own: Arc::new(own) }
+        let series = SeriesBook::new(edge_metrics).map(|book| Arc::new(Mutex::new(book)));
+        Self { shared_ledger, index, archive, rendered: Arc::default(), own: Arc::new(own), series }
     }
 
     /// Restores what an earlier operator published. Only the first call of a process has an effect.
@@ -94,11 +101,17 @@ impl Builder {
         self.away(restore).await;
     }
 
-    /// Computes the present state.
-    pub(super) fn build(self, settings: PublishSettings, pace: Pace, now: SystemTime) -> BoxFuture<'static, Work> {
+    /// Computes the present state. `is_warm`: no more nodes' first reports are awaited.
+    pub(super) fn build(
+        self,
+        settings: PublishSettings,
+        pace: Pace,
+        is_warm: bool,
+        now: SystemTime,
+    ) -> BoxFuture<'static, Work> {
         let began = Instant::now();
         let built = move |state| Work::Built { state: Box::new(state), began };
-        async move { self.desired_state(&settings, pace, now).await.map_or(Work::Failed, built) }.boxed()
+        async move { self.desired_state(&settings, pace, is_warm, now).await.map_or(Work::Failed, built) }.boxed()
     }
 
     /// Returns the time for which a conversation with one reported end waits for the other one.
@@ -107,13 +120,20 @@ impl Builder {
         SETTLE + self.shared_ledger.counter_interval()
     }
 
-    async fn desired_state(&self, settings: &PublishSettings, pace: Pace, now: SystemTime) -> Option<DesiredState> {
+    async fn desired_state(
+        &self,
+        settings: &PublishSettings,
+        pace: Pace,
+        is_warm: bool,
+        now: SystemTime,
+    ) -> Option<DesiredState> {
         let settle = self.settle_time();
         let options = Options { now, settle, retention: settings.retention, max_external: settings.max_external };
         let limits = Limits { edges: settings.max_edges, pods: settings.max_pods };
         let namespaces = settings.namespaces.clone();
         let all_named = *self.index.complete().borrow();
         let rendered = Arc::clone(&self.rendered);
+        let series = self.series.clone();
         let own = Some(Arc::clone(&self.own)).filter(|_| !settings.include_self);
         self.away(move |shared_ledger, index, archive| {
             let began = Instant::now();
@@ -127,7 +147,9 @@ impl Builder {
             let joined_in = began.elapsed();
             let around = Surroundings { index, ledger: &ledger, limits, namespaces: &namespaces, now };
             let mut rendered = rendered.lock().unwrap_or_else(PoisonError::into_inner);
-            let state = desired_state(&graph, left_out, archive, &mut rendered, around);
+            let mut state = desired_state(&graph, left_out, archive, &mut rendered, around);
+            let is_complete = is_warm || state.all_nodes_reported;
+            state.edge_series = series.map(|book| edge_series(&book, &graph, around, is_complete));
             let (flows, joined) = (state.flows, state.joined_flows);
             tracing::debug!(flows, joined, ?joined_in, took = ?began.elapsed(), "made the graph");
             state
@@ -207,6 +229,7 @@ fn desired_state(
         desired: names.desired,
         contested: names.contested,
         overview,
+        edge_series: None,
         own_connections: left_out.connections,
         flows: ledger.flow_count(),
         joined_flows: archive.joined_flows(),
@@ -214,6 +237,17 @@ fn desired_state(
         settles_in: graph.settles_at.map(|at| at.duration_since(now).unwrap_or_default()),
         all_nodes_reported: all_nodes_reported(ledger, index),
     }
+}
+
+/// Returns the series of all edges that belong to an object.
+fn edge_series(
+    book: &Mutex<SeriesBook>,
+    graph: &Graph,
+    around: Surroundings<'_>,
+    is_complete: bool,
+) -> Arc<SeriesSnapshot> {
+    let edges = graph.edges.iter().filter(|edge| around.has_object(edge));
+    Arc::new(book.lock().unwrap_or_else(PoisonError::into_inner).follow(edges, around.now, is_complete))
 }
 
 /// Objects by name, and those whose name is not decided.

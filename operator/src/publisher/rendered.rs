@@ -10,7 +10,7 @@ use crds::TopologyStatus;
 use kube::core::{Selector, SelectorExt as _};
 use topology::{
     counts::Earlier,
-    edge::Edge,
+    edge::{Edge, Peer},
     entity::Workload,
     graph::{Graph, RecordedLeg},
     ledger::Ledger,
@@ -128,11 +128,20 @@ impl Surroundings<'_> {
     /// Returns the owner of a workload's object: the workload, if it exists and its namespace is selected. A namespace whose
     /// labels are unknown is not, unless all are.
     fn owner(&self, workload: &Workload) -> Option<OwnerIdentity> {
-        let labels = || self.index.labels_of_namespace(&workload.namespace);
-        let is_selected =
-            self.namespaces.selects_all() || labels().is_some_and(|labels| self.namespaces.matches(labels));
         // The workload may be gone; its object goes with it.
-        is_selected.then(|| self.index.owner_identity(workload)).flatten()
+        self.selects(workload).then(|| self.index.owner_identity(workload)).flatten()
+    }
+
+    /// Returns whether a workload's namespace is selected.
+    fn selects(&self, workload: &Workload) -> bool {
+        let labels = || self.index.labels_of_namespace(&workload.namespace);
+        self.namespaces.selects_all() || labels().is_some_and(|labels| self.namespaces.matches(labels))
+    }
+
+    /// Returns whether an edge belongs to the object of either end.
+    pub(super) fn has_object(&self, edge: &Edge) -> bool {
+        let is_selected = |peer: &Peer| matches!(peer, Peer::Workload(workload) if self.selects(workload));
+        is_selected(&edge.key.client) || is_selected(&edge.key.server)
     }
 
     fn silent_nodes(&self, workload: &Workload) -> BTreeSet<String> {

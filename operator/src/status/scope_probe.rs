@@ -91,7 +91,8 @@ pub fn desired(inputs: &ScopeProbeInputs<'_>, now: Timestamp) -> ScopeProbeStatu
     }
 }
 
-fn reports(node: &NodeState) -> bool {
+/// Returns whether a node's agent reports.
+pub(super) fn reports(node: &NodeState) -> bool {
     is_true(&node.status.conditions, "Reporting")
 }
 
@@ -110,16 +111,16 @@ fn count(nodes: &BTreeMap<String, NodeState>) -> NodeCounts {
 
 /// Sums over all nodes.
 #[derive(Default)]
-struct Sums {
-    shares: Shares,
+pub(super) struct Sums {
+    pub(super) shares: Shares,
     /// True if some node has no agent that observes now.
     is_silent: bool,
     /// True if some node has ever been observed.
-    is_known: bool,
+    pub(super) is_known: bool,
 }
 
 impl Sums {
-    fn of(nodes: &BTreeMap<String, NodeState>) -> Self {
+    pub(super) fn of(nodes: &BTreeMap<String, NodeState>) -> Self {
         let mut sums = Self::default();
         for node in nodes.values() {
             sums.shares.add(&node.shares);

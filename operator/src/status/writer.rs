@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crds::{Losses, Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe, ScopeProbeStatus};
+use crds::{Mode, NodeProbe, NodeProbeStatus, PROBE_LABEL, ScopeProbe, ScopeProbeStatus};
 use futures::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -21,7 +22,7 @@ use super::{
     conditions::is_true,
     coverage::{CoverageFacts, GRACE, assess},
     events::{Events, changed_readiness, is_mode_change},
-    node_probe,
+    figures, node_probe,
     repair::{self, MalformedProbes},
     scope_probe::{self, NodeState},
     written_statuses::{Due, ECHO, WrittenStatuses},
@@ -30,7 +31,7 @@ use crate::{
     api_budget::{ApiBudget, Reason},
     api_problems::ApiProblems,
     cluster::NodeFacts,
-    metrics::{LossLabels, Metrics},
+    metrics::Metrics,
     observation::{NodeObservation, Observations, TopologyOverview},
     publish_settings::PublishSettings,
     rollout::{
@@ -141,15 +142,18 @@ impl Writer {
         self.notify_publisher(&probes);
         let assignments = self.assigner.assignments();
         let nodes = self.node_probes(&probes, &assignments, node_probes, (now, is_warm)).await;
-        self.count(&nodes);
+        let connected = self.observations.all().values().filter(|node| node.connected).count();
+        figures::count(&self.metrics, &nodes, &self.overview.borrow().totals, connected);
         for gone in node_probes.retain(|name| nodes.contains_key(name)) {
             self.problems.succeeded(WRITE_NODE_PROBE, &gone);
         }
         scope_probes.retain(|name| probes.iter().any(|probe| probe.name_any() == name));
         self.outcomes.retain(|name| probes.iter().any(|probe| probe.name_any() == name));
+        let mut conditions = Vec::new();
         for probe in &probes {
-            self.scope_probe(probe, &assignments, &nodes, scope_probes, now).await;
+            conditions.extend(self.scope_probe(probe, &assignments, &nodes, scope_probes, now).await);
         }
+        figures::count_conditions(&self.metrics, &conditions);
     }
 
     fn notify_publisher(&self, probes: &[ScopeProbe]) {
@@ -168,32 +172,6 @@ impl Writer {
             *current = settings;
             changed
         });
-    }
-
-    fn count(&self, nodes: &BTreeMap<String, NodeState>) {
-        let statuses = || nodes.values().map(|node| &node.status);
-        let sum = |of: fn(&Losses) -> u64| -> i64 {
-            let sum = statuses().fold(0_u64, |sum, status| sum.saturating_add(of(&status.losses)));
-            i64::try_from(sum).unwrap_or(i64::MAX)
-        };
-        let set = |kind: &'static str, number: i64| {
-            self.metrics.losses.get_or_create(&LossLabels { kind }).set(number);
-        };
-        set("opened", sum(|losses| losses.opened));
-        set("closed", sum(|losses| losses.closed));
-        set("failed", sum(|losses| losses.failed));
-        set("new_flow_notifications", sum(|losses| losses.new_flow_notifications));
-        set("closes_unseen", sum(|losses| losses.closes_unseen));
-        set("event_overflows", sum(|losses| losses.event_overflows));
-        set("missed_runs", sum(|losses| losses.missed_runs));
-        self.metrics.count_nodes(statuses().map(|status| {
-            let mode = status.mode.map_or("none", |mode| mode.as_str());
-            (mode, status.reason.as_str())
-        }));
-        let connected = self.observations.all().values().filter(|node| node.connected).count();
-        let edges = self.overview.borrow().totals.edges;
-        self.metrics.edges.set(i64::try_from(edges).unwrap_or(i64::MAX));
-        self.metrics.agents_connected.set(i64::try_from(connected).unwrap_or(i64::MAX));
     }
 
     /// Writes NodeProbes. Returns the desired states of all of them, written or not.
@@ -365,6 +343,7 @@ impl Writer {
         blind.map(|(name, _)| name).filter(|name| moves(name)).cloned().collect()
     }
 
+    /// Writes the status of a ScopeProbe. Returns its conditions, written or not.
     async fn scope_probe(
         &self,
         probe: &ScopeProbe,
@@ -372,7 +351,7 @@ impl Writer {
         nodes: &BTreeMap<String, NodeState>,
         written: &mut WrittenStatuses<ScopeProbeStatus>,
         now: Timestamp,
-    ) {
+    ) -> Vec<Condition> {
         let name = probe.name_any();
         let own = nodes.iter().filter(|(_, node)| node.status.probe == name);
         let nodes: BTreeMap<_, _> = own.map(|(name, node)| (name.clone(), node.clone())).collect();
@@ -396,11 +375,12 @@ impl Writer {
             problems: &self.problems.lasting(Instant::now()),
         };
         let status = scope_probe::desired(&inputs, now);
+        let conditions = status.conditions.clone();
         let interval = probe.spec.topology.counter_interval.into();
         let due = written.due(&name, &status, probe.status.as_ref(), interval, scope_probe::differs_in_structure);
         if matches!(due, Due::No | Due::Later) {
             self.metrics.write("ScopeProbe", "skipped");
-            return;
+            return conditions;
         }
         let api: Api<ScopeProbe> = Api::all(self.client.clone());
         match within("ScopeProbe", &name, apply_status(&api, &name, &status)).await {
@@ -417,6 +397,7 @@ impl Writer {
                 written.fail(&name, &error);
             }
         }
+        conditions
     }
 }
 

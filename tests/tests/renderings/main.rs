@@ -4,6 +4,7 @@
 
 mod api_server;
 mod helm;
+mod monitoring;
 mod rights;
 mod values;
 
@@ -17,14 +18,16 @@ use serde_yaml::Value;
 use crate::helm::{all, documents, helm_is_there, rendered, text};
 
 /// Kinds that a rendering may contain. A Job would run at once where Helm's hooks are applied as ordinary objects.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 16] = [
     "ClusterRole",
     "ClusterRoleBinding",
+    "ConfigMap",
     "CustomResourceDefinition",
     "Deployment",
     "NetworkPolicy",
     "PodDisruptionBudget",
     "PodMonitor",
+    "PrometheusRule",
     "Role",
     "RoleBinding",
     "Service",

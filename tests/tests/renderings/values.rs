@@ -6,7 +6,7 @@ use scopeprobe_tests::place;
 use serde_yaml::Value;
 
 /// Every value of the chart that leads to other text, alone.
-pub const ALONE: [&[&str]; 45] = [
+pub const ALONE: [&[&str]; 51] = [
     &[],
     &["image.tag=1.2.3", "image.pullPolicy=Never"],
     &["image.registry="],
@@ -54,6 +54,16 @@ pub const ALONE: [&[&str]; 45] = [
     &["networkPolicy.enabled=true", "networkPolicy.apiServer.cidrs={192.0.2.1/32,2001:db8::/64}"],
     &["networkPolicy.enabled=true", "networkPolicy.apiServer.ports={6443}"],
     &["networkPolicy.enabled=true", "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b"],
+    &["metrics.edges.level=None"],
+    &["metrics.edges.level=Workload", "metrics.edges.maxSeries=20000"],
+    &["metrics.rules.enabled=true"],
+    &["metrics.rules.enabled=true", "metrics.rules.labels.a=b"],
+    &["metrics.dashboard.enabled=true"],
+    &[
+        "metrics.dashboard.enabled=true",
+        "metrics.dashboard.labels.grafana_dashboard=yes",
+        "metrics.dashboard.annotations.a=b",
+    ],
     &["metrics.serviceMonitor.enabled=true"],
     &["metrics.serviceMonitor.enabled=true", "metrics.serviceMonitor.interval=1m", "metrics.serviceMonitor.labels.a=b"],
     &["metrics.podMonitor.enabled=true"],
@@ -67,7 +77,7 @@ pub const OTHER_RELEASES: [&str; 2] = ["r", "a-release-whose-name-is-as-long-as-
 
 /// Values that add, leave out or change whole objects. For each of the 16 combinations, a switch is on if the combination
 /// and its number have an odd number of common bits: any two switches then occur in all four combinations.
-const SWITCHES: [(u8, &str); 10] = [
+const SWITCHES: [(u8, &str); 12] = [
     (1, "crds.enabled=false"),
     (2, "rbac.aggregate=false"),
     (3, "operator.replicas=2"),
@@ -78,6 +88,8 @@ const SWITCHES: [(u8, &str); 10] = [
     (8, "commonLabels.team=a"),
     (9, "fullnameOverride=n"),
     (10, "imagePullSecrets={one}"),
+    (11, "metrics.rules.enabled=true"),
+    (12, "metrics.dashboard.enabled=true"),
 ];
 
 /// Combinations of the switches, and all values at once.

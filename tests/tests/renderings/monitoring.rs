@@ -1,0 +1,154 @@
+//! The rules and the dashboard: each metric and label in them exists, and the rules alert as they should.
+
+use std::{collections::BTreeSet, fs, sync::Arc, time::SystemTime};
+
+use operator::{
+    edge_metrics::SeriesBook,
+    metrics::{LossLabels, Metrics, WindowLabels},
+    settings::{EdgeMetricsLevel, EdgeMetricsSettings},
+};
+use scopeprobe_tests::{Error, Result, place};
+use serde_json::Value as Json;
+use serde_yaml::Value;
+use topology::{
+    edge::{Edge, EdgeCounters, EdgeKey, Identity, Peer, Seen},
+    entity::{ServicePortRef, ServiceRef, Workload},
+    flow::{Methods, Protocol},
+};
+
+use crate::helm::{documents, text};
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(place::repository().join(path)).map_err(Error::io(format!("read {path}")))
+}
+
+fn edge() -> Arc<Edge> {
+    let workload = |name: &str| {
+        let [namespace, kind, name, group] = ["shop", "Deployment", name, "apps"].map(str::to_owned);
+        Peer::Workload(Workload { namespace, kind, name, group })
+    };
+    let service = ServiceRef { namespace: "shop".to_owned(), name: "redis".to_owned() };
+    Arc::new(Edge {
+        key: EdgeKey {
+            client: workload("cart"),
+            server: workload("redis"),
+            service: Some(ServicePortRef { service, port: 6379 }),
+            port: Some(6379),
+            protocol: Protocol::Tcp,
+        },
+        counters: EdgeCounters { opened: 1, ..EdgeCounters::default() },
+        times: None,
+        from_servers: EdgeCounters::default(),
+        clients_from_servers: Vec::new(),
+        servers_from_servers: Vec::new(),
+        clients: Vec::new(),
+        servers: Vec::new(),
+        seen: Seen::Both,
+        client_identity: Identity::Cgroup,
+        server_identity: Identity::Cgroup,
+        methods: Methods::empty(),
+        dns_names: Vec::new(),
+        addresses: 0,
+        knows_retransmits: true,
+        rtt: None,
+        via: Vec::new(),
+    })
+}
+
+/// A page of the operator with a sample of every metric.
+fn page() -> String {
+    let metrics = Metrics::default();
+    metrics.write("Topology", "done");
+    metrics.losses.get_or_create(&LossLabels { kind: "opened" }).set(3);
+    metrics.coverage.get_or_create(&WindowLabels { window: "hour" }).set(0.5);
+    metrics.count_nodes([("Fallback", "KernelTooOld")].into_iter());
+    metrics.count_conditions([("Ready", "True")].into_iter());
+    let settings = EdgeMetricsSettings { level: EdgeMetricsLevel::Workload, max_series: 10 };
+    let series = SeriesBook::new(settings).map(|mut book| book.follow([edge()].iter(), SystemTime::UNIX_EPOCH, true));
+    metrics.show_edges(series.map(Arc::new));
+    metrics.encode().expect("numbers are text").collect()
+}
+
+/// Words of a text that are names in PromQL.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_' || character == ':'))
+}
+
+fn metrics_of(text: &str) -> BTreeSet<&str> {
+    words(text).filter(|word| word.starts_with("scopeprobe_") || word.starts_with("scopeprobe:")).collect()
+}
+
+fn labels_of(text: &str) -> BTreeSet<&str> {
+    words(text).filter(|word| word.starts_with("source_") || word.starts_with("destination_")).collect()
+}
+
+/// Expressions, and texts with labels, of a rule file.
+fn rules() -> Result<(Vec<String>, BTreeSet<String>)> {
+    let rules = documents(&read("charts/scopeprobe/files/rules.yaml")?)?;
+    let groups = rules[0]["groups"].as_sequence().cloned().unwrap_or_default();
+    let all: Vec<Value> = groups.iter().filter_map(|group| group["rules"].as_sequence().cloned()).flatten().collect();
+    assert!(all.len() > 10, "only {} rules", all.len());
+    let mut texts = Vec::new();
+    for rule in &all {
+        for path in [&["expr"][..], &["annotations", "summary"], &["annotations", "description"]] {
+            texts.push(text(rule, path).to_owned());
+        }
+    }
+    let records = all.iter().map(|rule| text(rule, &["record"]).to_owned()).filter(|name| !name.is_empty());
+    Ok((texts, records.collect()))
+}
+
+/// Expressions and legends of the dashboard.
+fn dashboard() -> Result<Vec<String>> {
+    fn collect(value: &Json, key: &str, found: &mut Vec<String>) {
+        match value {
+            Json::String(text) if ["expr", "legendFormat", "query"].contains(&key) => found.push(text.clone()),
+            Json::Object(fields) => fields.iter().for_each(|(key, value)| collect(value, key, found)),
+            Json::Array(values) => values.iter().for_each(|value| collect(value, key, found)),
+            _ => {}
+        }
+    }
+    let dashboard: Json = serde_json::from_str(&read("charts/scopeprobe/files/dashboard.json")?)
+        .map_err(|error| Error::Unexpected(format!("the dashboard is not JSON: {error}")))?;
+    let mut found = Vec::new();
+    collect(&dashboard, "", &mut found);
+    assert!(found.len() > 20, "only {} texts", found.len());
+    Ok(found)
+}
+
+#[test]
+fn rules_and_dashboard_use_metrics_that_exist() -> Result<()> {
+    let page = page();
+    let samples = page.lines().filter(|line| !line.starts_with('#'));
+    let exported: BTreeSet<&str> = samples.filter_map(|line| line.split(['{', ' ']).next()).collect();
+    let labels = labels_of(&page);
+    let (mut texts, records) = rules()?;
+    texts.extend(dashboard()?);
+    // The agent's page needs a capture.
+    let agent = read("node-agent/src/endpoints.rs")?;
+    let is_of_agent =
+        |name: &str| name.strip_prefix("scopeprobe_agent_").is_some_and(|name| agent.contains(&format!("\"{name}\"")));
+    for text in &texts {
+        for name in metrics_of(text) {
+            assert!(exported.contains(name) || records.contains(name) || is_of_agent(name), "no metric {name}: {text}");
+        }
+        for label in labels_of(text) {
+            assert!(labels.contains(label), "no label {label}: {text}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn page_of_docs_names_every_metric() -> Result<()> {
+    let docs = read("docs/metrics.md")?;
+    let page = page();
+    let described: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(described.len() > 30, "{described:?}");
+    for name in described {
+        let name = name.strip_prefix("scopeprobe_operator_").unwrap_or(name);
+        assert!(docs.contains(&format!("`{name}")), "docs/metrics.md lacks {name}");
+    }
+    Ok(())
+}
