@@ -1,6 +1,6 @@
 //! The rules and the dashboard: each metric and label in them exists, and the rules alert as they should.
 
-use std::{collections::BTreeSet, fs, sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path, sync::Arc, time::SystemTime};
 
 use operator::{
     edge_metrics::SeriesBook,
@@ -98,20 +98,29 @@ fn rules() -> Result<(Vec<String>, BTreeSet<String>)> {
     Ok((texts, records.collect()))
 }
 
-/// Expressions and legends of the dashboard.
-fn dashboard() -> Result<Vec<String>> {
-    fn collect(value: &Json, key: &str, found: &mut Vec<String>) {
+/// Builds promtool where it is missing, and runs it.
+async fn promtool(words: &[&str], file: &Path) -> Result<String> {
+    if !place::tool("promtool").exists() {
+        place::run(&place::script("setup"), ["promtool"], &[]).await?;
+    }
+    let arguments = words.iter().map(std::ffi::OsStr::new).chain([file.as_os_str()]);
+    place::run(&place::tool("promtool"), arguments, &[]).await
+}
+
+/// Texts of the dashboard under any of these keys.
+fn dashboard(keys: &[&str]) -> Result<Vec<String>> {
+    fn collect(value: &Json, keys: &[&str], key: &str, found: &mut Vec<String>) {
         match value {
-            Json::String(text) if ["expr", "legendFormat", "query"].contains(&key) => found.push(text.clone()),
-            Json::Object(fields) => fields.iter().for_each(|(key, value)| collect(value, key, found)),
-            Json::Array(values) => values.iter().for_each(|value| collect(value, key, found)),
+            Json::String(text) if keys.contains(&key) => found.push(text.clone()),
+            Json::Object(fields) => fields.iter().for_each(|(key, value)| collect(value, keys, key, found)),
+            Json::Array(values) => values.iter().for_each(|value| collect(value, keys, key, found)),
             _ => {}
         }
     }
     let dashboard: Json = serde_json::from_str(&read("charts/scopeprobe/files/dashboard.json")?)
         .map_err(|error| Error::Unexpected(format!("the dashboard is not JSON: {error}")))?;
     let mut found = Vec::new();
-    collect(&dashboard, "", &mut found);
+    collect(&dashboard, keys, "", &mut found);
     assert!(found.len() > 20, "only {} texts", found.len());
     Ok(found)
 }
@@ -123,7 +132,7 @@ fn rules_and_dashboard_use_metrics_that_exist() -> Result<()> {
     let exported: BTreeSet<&str> = samples.filter_map(|line| line.split(['{', ' ']).next()).collect();
     let labels = labels_of(&page);
     let (mut texts, records) = rules()?;
-    texts.extend(dashboard()?);
+    texts.extend(dashboard(&["expr", "legendFormat", "query"])?);
     // The agent's page needs a capture.
     let agent = read("node-agent/src/endpoints.rs")?;
     let is_of_agent =
@@ -150,5 +159,47 @@ fn page_of_docs_names_every_metric() -> Result<()> {
         let name = name.strip_prefix("scopeprobe_operator_").unwrap_or(name);
         assert!(docs.contains(&format!("`{name}")), "docs/metrics.md lacks {name}");
     }
+    Ok(())
+}
+
+/// `promtool` evaluates the rules over series of tests/rules/alerts.yaml.
+#[tokio::test]
+async fn rules_alert_as_their_tests_say() -> Result<()> {
+    let repository = place::repository();
+    promtool(&["check", "rules", "--lint-fatal"], &repository.join("charts/scopeprobe/files/rules.yaml")).await?;
+    promtool(&["test", "rules"], &repository.join("tests/rules/alerts.yaml")).await?;
+    Ok(())
+}
+
+#[test]
+fn every_alert_has_a_test() -> Result<()> {
+    let tests = read("tests/rules/alerts.yaml")?;
+    let rules = documents(&read("charts/scopeprobe/files/rules.yaml")?)?;
+    let groups = rules[0]["groups"].as_sequence().cloned().unwrap_or_default();
+    let rules = groups.iter().filter_map(|group| group["rules"].as_sequence()).flatten();
+    let alerts: Vec<_> = rules.map(|rule| text(rule, &["alert"])).filter(|alert| !alert.is_empty()).collect();
+    assert!(alerts.len() > 5, "only {alerts:?}");
+    for alert in alerts {
+        assert!(tests.contains(alert), "tests/rules/alerts.yaml has no test of {alert}");
+    }
+    Ok(())
+}
+
+/// Queries of the dashboard parse, with values in the place of Grafana's variables.
+#[tokio::test]
+async fn queries_of_the_dashboard_are_valid() -> Result<()> {
+    let mut rules = "groups:\n- name: dashboard\n  rules:\n".to_owned();
+    for (number, expression) in dashboard(&["expr"])?.iter().enumerate() {
+        let expression =
+            expression.replace("$__rate_interval", "5m").replace("$__range", "1h").replace("$namespace", ".*");
+        assert!(!expression.contains('$'), "unknown variable: {expression}");
+        let expression = serde_json::Value::from(expression);
+        // JSON's texts are YAML's. Writing to a String does not fail.
+        let _ = writeln!(rules, "  - {{record: 'dashboard:{number}', expr: {expression}}}");
+    }
+    let folder = tempfile::tempdir().map_err(Error::io("make a folder for promtool"))?;
+    let file = folder.path().join("rules.yaml");
+    fs::write(&file, rules).map_err(Error::io("write rules.yaml"))?;
+    promtool(&["check", "rules"], &file).await?;
     Ok(())
 }
