@@ -62,7 +62,7 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
 }
 
 async fn page(State(metrics): State<Metrics>) -> Result<([(&'static str, &'static str); 1], Body), StatusCode> {
-    let pieces = metrics.encode().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    let pieces = metrics.encode_pieces().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     let page = Body::from_stream(stream::iter(pieces.map(Ok::<_, Infallible>)));
     Ok(([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], page))
 }

@@ -253,13 +253,21 @@ impl Metrics {
     ///
     /// # Errors
     /// Returns an error if a metric cannot be encoded as text.
-    pub fn encode(&self) -> Result<impl Iterator<Item = String> + Send + 'static, std::fmt::Error> {
+    pub fn encode_pieces(&self) -> Result<impl Iterator<Item = String> + Send + 'static, std::fmt::Error> {
         let (mut own, mut end) = (String::new(), String::new());
         text::encode_registry(&mut own, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
         text::encode_eof(&mut end)?;
         let edge_series = self.edge_series.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let edges = edge_series.into_iter().flat_map(edge_metrics::chunks);
         Ok([own].into_iter().chain(edges).chain([end]))
+    }
+
+    /// Returns all metrics as text for Prometheus.
+    ///
+    /// # Errors
+    /// Returns an error if a metric cannot be encoded as text.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        self.encode_pieces().map(Iterator::collect)
     }
 
     /// Replaces the series of edges.
@@ -328,7 +336,7 @@ mod tests {
         metrics.coverage.get_or_create(&WindowLabels { window: "hour" }).set(0.5);
         metrics.count_conditions([("Ready", "True")].into_iter());
         metrics.show_edges(Some(Arc::default()));
-        let page: String = metrics.encode().expect("numbers are text").collect();
+        let page = metrics.encode().expect("numbers are text");
         assert!(page.ends_with("\n# EOF\n"), "{page}");
         assert!(!page.contains("BtfMissing"), "no node is so any more:\n{page}");
         for sample in [
@@ -365,7 +373,7 @@ mod tests {
         assert_eq!(described("# HELP "), described("# TYPE "));
         assert_eq!(described("# HELP ").len(), 33);
         metrics.show_edges(None);
-        let page: String = metrics.encode().expect("numbers are text").collect();
+        let page = metrics.encode().expect("numbers are text");
         assert!(!page.contains("scopeprobe_connections"), "nothing is shown:\n{page}");
     }
 }

@@ -94,7 +94,7 @@ mod tests {
     }
 
     fn lines(metrics: &Metrics) -> Vec<String> {
-        let page: String = metrics.encode().expect("numbers are text").collect();
+        let page = metrics.encode().expect("numbers are text");
         page.lines().map(str::to_owned).collect()
     }
 

@@ -23,6 +23,7 @@ use operator::{
     observation::TopologyOverview,
     publish_settings::PublishSettings,
     publisher::{self, OwnWorkloads, PublisherInputs},
+    settings::{EdgeMetricsLevel, EdgeMetricsSettings},
     shared_ledger::SharedLedger,
 };
 use scopeprobe_tests::{ControlPlane, Error, Result, eventually, manifest, place};
@@ -96,6 +97,7 @@ impl Lab {
             index,
             own: OwnWorkloads::default(),
             overview: watch::Sender::new(TopologyOverview::default()),
+            edge_metrics: EdgeMetricsSettings { level: EdgeMetricsLevel::Workload, max_series: 2 },
             scan_interval: Duration::from_secs(30),
             budget: ApiBudget::new(Instant::now()),
             problems: self.problems.clone(),

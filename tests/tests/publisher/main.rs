@@ -6,6 +6,7 @@ mod budget;
 mod checkpoint;
 mod columns;
 mod earlier_version;
+mod edge_metrics;
 mod edges;
 mod events;
 mod lab;
