@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use crate::helm::{all, documents, helm, text};
 
 /// Kinds of the Prometheus operator, which a control plane alone does not have.
-const FOREIGN_KINDS: [&str; 2] = ["ServiceMonitor", "PodMonitor"];
+const FOREIGN_KINDS: [&str; 3] = ["PodMonitor", "PrometheusRule", "ServiceMonitor"];
 
 /// `helm install` needs these kinds of hooks; all other tools render none of them.
 const HOOKS: [&str; 7] = ["ClusterRole", "ClusterRoleBinding", "Job", "Pod", "Role", "RoleBinding", "ServiceAccount"];
