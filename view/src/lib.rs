@@ -4,10 +4,14 @@
 pub mod diff;
 pub mod explain;
 pub mod filter;
+pub mod inventory;
+pub mod layout;
 pub mod level;
 pub mod map;
+pub mod node;
 pub mod reach;
 pub mod read;
 pub mod render;
+pub mod unused;
 
 pub use map::{Edge, Map, Peer};

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use crds::{DirectionSource, PeerType, Topology, TopologyEdge, TopologyPeer, TopologyStatus};
-use serde::Deserialize as _;
+use crds::{DirectionSource, NodeProbe, PeerType, Topology, TopologyEdge, TopologyPeer, TopologyStatus};
+use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::map::{self, Counters, Edge, Map, Peer};
+use crate::{
+    inventory::{Inventory, Listed},
+    map::{self, Counters, Edge, Map, Peer},
+};
 
 /// Error of a text that is no map.
 #[derive(Debug, thiserror::Error)]
@@ -27,31 +30,52 @@ pub enum ReadError {
     Empty,
 }
 
-/// Reads Topology objects, lists of them, and maps, from JSON or from documents of YAML. `name` stands for the text in caveats.
+/// Objects of a text.
+#[derive(Default)]
+struct Contents {
+    topologies: Vec<Topology>,
+    maps: Vec<Map>,
+    inventory: Inventory,
+    /// First problem with an object that is no part of the map.
+    foreign: Option<(usize, String)>,
+    documents: usize,
+}
+
+/// Reads Topology objects, lists of them, and maps, from JSON or from documents of YAML.
 ///
 /// # Errors
 /// Returns an error if the text has another object, or none.
 pub fn text(text: &str) -> Result<Map, ReadError> {
-    let (mut topologies, mut maps) = (Vec::new(), Vec::new());
-    let mut documents = 0;
+    let contents = contents(text)?;
+    match contents.foreign {
+        Some((document, problem)) => Err(ReadError::Object { document, problem }),
+        None => Ok(joined(&contents.topologies, contents.maps)),
+    }
+}
+
+/// Reads the same, and the Services, workloads and `NodeProbes` among the objects. It leaves out other kinds.
+///
+/// # Errors
+/// Returns an error if an object is malformed, or if there is none.
+pub fn with_inventory(text: &str) -> Result<(Map, Inventory), ReadError> {
+    let contents = contents(text)?;
+    Ok((joined(&contents.topologies, contents.maps), contents.inventory))
+}
+
+fn contents(text: &str) -> Result<Contents, ReadError> {
+    let mut contents = Contents::default();
     if let Ok(value) = serde_json::from_str::<Value>(text) {
         // Most of it is JSON, which has no aliases that grow.
-        take_in(value, &mut topologies, &mut maps).map_err(|problem| ReadError::Object { document: 1, problem })?;
-        return Ok(joined(&topologies, maps));
+        contents.add_document(value)?;
+        return Ok(contents);
     }
     for document in serde_yaml::Deserializer::from_str(text) {
         let value = Value::deserialize(document)?;
-        if value.is_null() {
-            continue;
+        if !value.is_null() {
+            contents.add_document(value)?;
         }
-        documents += 1;
-        take_in(value, &mut topologies, &mut maps)
-            .map_err(|problem| ReadError::Object { document: documents, problem })?;
     }
-    if documents == 0 {
-        return Err(ReadError::Empty);
-    }
-    Ok(joined(&topologies, maps))
+    if contents.documents == 0 { Err(ReadError::Empty) } else { Ok(contents) }
 }
 
 fn joined(topologies: &[Topology], maps: Vec<Map>) -> Map {
@@ -75,39 +99,69 @@ pub fn objects<'t>(topologies: impl IntoIterator<Item = &'t Topology>) -> Map {
     joined.into_map()
 }
 
-fn take_in(value: Value, topologies: &mut Vec<Topology>, maps: &mut Vec<Map>) -> Result<(), String> {
-    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let api_version = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-    let is_ours = api_version.starts_with("scopeprobe.io/");
-    match kind.as_str() {
-        "Topology" if !is_ours => {
-            return Err(format!("it is a Topology of {}, not of scopeprobe.io", map::printable(api_version)));
-        }
-        "Topology" => topologies.push(serde_json::from_value(value).map_err(|error| error.to_string())?),
-        map::KIND if api_version == map::API_VERSION => {
-            maps.push(serde_json::from_value(value).map_err(|error| error.to_string())?);
-        }
-        "List" | "TopologyList" => {
-            let Value::Object(mut list) = value else { return Err("a list without items".to_owned()) };
-            let Some(Value::Array(items)) = list.remove("items") else { return Err("a list without items".to_owned()) };
-            for mut item in items {
-                // Lists of the API server leave it out.
-                if let Value::Object(fields) = &mut item {
-                    fields.entry("kind").or_insert_with(|| "Topology".into());
-                    fields.entry("apiVersion").or_insert_with(|| "scopeprobe.io/v1alpha1".into());
-                }
-                take_in(item, topologies, maps)?;
+impl Contents {
+    fn add_document(&mut self, value: Value) -> Result<(), ReadError> {
+        self.documents += 1;
+        let document = self.documents;
+        self.take_in(value).map_err(|problem| ReadError::Object { document, problem })
+    }
+
+    fn take_in(&mut self, value: Value) -> Result<(), String> {
+        let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let api_version = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let is_ours = api_version.starts_with("scopeprobe.io/");
+        match kind.as_str() {
+            "Topology" if is_ours => self.topologies.push(object(value)?),
+            "Topology" => {
+                self.reject(format!("it is a Topology of {}, not of scopeprobe.io", map::printable(&api_version)));
+            }
+            map::KIND if api_version == map::API_VERSION => self.maps.push(object(value)?),
+            "List" | "TopologyList" => self.take_in_list(value)?,
+            "" => return Err("it has no kind; expected a Topology, a list of them, or a TopologyMap".to_owned()),
+            other => {
+                self.reject(format!(
+                    "it is a {}; expected a Topology, a list of them, or a TopologyMap",
+                    map::printable(other)
+                ));
+                self.list(other, is_ours, value)?;
             }
         }
-        "" => return Err("it has no kind; expected a Topology, a list of them, or a TopologyMap".to_owned()),
-        other => {
-            return Err(format!(
-                "it is a {}; expected a Topology, a list of them, or a TopologyMap",
-                map::printable(other)
-            ));
-        }
+        Ok(())
     }
-    Ok(())
+
+    fn take_in_list(&mut self, value: Value) -> Result<(), String> {
+        let Value::Object(mut list) = value else { return Err("a list without items".to_owned()) };
+        let Some(Value::Array(items)) = list.remove("items") else { return Err("a list without items".to_owned()) };
+        for mut item in items {
+            // Lists of the API server leave it out.
+            if let Value::Object(fields) = &mut item {
+                fields.entry("kind").or_insert_with(|| "Topology".into());
+                fields.entry("apiVersion").or_insert_with(|| "scopeprobe.io/v1alpha1".into());
+            }
+            self.take_in(item)?;
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, problem: String) {
+        self.foreign.get_or_insert((self.documents, problem));
+    }
+
+    fn list(&mut self, kind: &str, is_ours: bool, value: Value) -> Result<(), String> {
+        match kind {
+            "NodeProbe" if is_ours => self.inventory.add_node(object::<NodeProbe>(value)?),
+            "Service" => self.inventory.add(Listed::service(&object(value)?)),
+            "Deployment" => self.inventory.add(Listed::deployment(&object(value)?)),
+            "StatefulSet" => self.inventory.add(Listed::stateful_set(&object(value)?)),
+            "DaemonSet" => self.inventory.add(Listed::daemon_set(&object(value)?)),
+            _ => (),
+        }
+        Ok(())
+    }
+}
+
+fn object<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
 /// Edges by identifier. The object of a client decides where both ends have one: it has all that it called.

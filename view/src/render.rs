@@ -2,13 +2,18 @@
 
 mod csv;
 mod dot;
+mod html;
+mod junit;
 mod mermaid;
-mod table;
+mod svg;
+pub mod table;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use self::{csv::csv, dot::dot, mermaid::mermaid, table::table, tree::tree};
+use unicode_width::UnicodeWidthStr as _;
+
+pub use self::{csv::csv, dot::dot, html::html, junit::junit, mermaid::mermaid, svg::svg, table::table, tree::tree};
 use crate::map::{Edge, Map, Peer};
 
 /// Returns the names of all peers, one per line.
@@ -54,6 +59,22 @@ impl<'m> Names<'m> {
     fn number(&self, peer: &Peer) -> usize {
         self.0.get(peer).map_or(0, |(number, _)| *number)
     }
+}
+
+/// Returns rows with aligned columns.
+pub(crate) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].width()).max().unwrap_or_default();
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| {
+            // Characters of some scripts are two columns wide.
+            format!("{cell}{}", " ".repeat(width.saturating_sub(cell.width())))
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// Returns a short text of what an edge leads to at its server: `:5432`, or `db:80 :5432` for a Service with another port,

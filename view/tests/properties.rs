@@ -13,8 +13,9 @@ use scopeprobe_view::{
     Edge, Map, Peer,
     diff::Difference,
     filter::Filter,
+    inventory::Inventory,
     level::{self, Level},
-    read, render,
+    read, render, unused,
 };
 
 const NAMESPACES: [&str; 2] = ["shop", "billing"];
@@ -126,6 +127,7 @@ proptest! {
         prop_assert_eq!(&map, &other);
         prop_assert_eq!(render::table(&map), render::table(&other));
         prop_assert_eq!(render::dot(&map), render::dot(&other));
+        prop_assert_eq!(render::html(&map), render::html(&other), "with the picture");
     }
 
     #[test]
@@ -169,6 +171,18 @@ proptest! {
         ids_after.extend(ids(&difference.added));
         prop_assert_eq!(ids_after, ids(&after.edges));
         prop_assert!(Difference::between(&after, &after).is_empty());
+    }
+
+    #[test]
+    fn workloads_without_callers_are_those_that_others_do_not_call(calls in calls()) {
+        let map = read::objects(&objects(&calls));
+        let edges = expected(&calls);
+        let peers: BTreeSet<usize> = edges.iter().flat_map(|(client, server, _)| [*client, *server]).collect();
+        let uncalled = |number: &usize| edges.iter().all(|(client, server, _)| server != number || client == server);
+        let expected: BTreeSet<String> = peers.into_iter().filter(uncalled).map(|number| Peer::one(peer(number)).to_string()).collect();
+        let unused = unused::unused(&map, &Inventory::default());
+        let names: BTreeSet<String> = unused.iter().map(|of| format!("{}/{}", of.namespace, of.name)).collect();
+        prop_assert_eq!(names, expected);
     }
 
     #[test]

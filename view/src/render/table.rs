@@ -1,29 +1,27 @@
 //! A table, one row for each edge.
 
-use super::Names;
+use super::{Names, aligned};
 use crate::map::{Edge, Map};
 
-const HEADER: [&str; 11] =
+/// Names of the columns.
+pub const HEADER: [&str; 11] =
     ["CLIENT", "SERVER", "SERVICE", "PORT", "OPENED", "ACTIVE", "FAILED", "PENDING", "SENT", "RECEIVED", "SEEN"];
 
 /// Returns a table with aligned columns. Bytes with `≥` are lower bounds, `?` is unknown, and `~` marks a guessed direction.
 #[must_use]
 pub fn table(map: &Map) -> String {
-    let names = Names::of(map);
-    let rows = map.edges.iter().map(|edge| row(edge, &names));
-    let rows: Vec<[String; 11]> = [HEADER.map(str::to_owned)].into_iter().chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: [usize; 11] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    aligned(&[HEADER.map(str::to_owned)].into_iter().chain(rows(map)).collect::<Vec<_>>())
 }
 
-fn row(edge: &Edge, names: &Names<'_>) -> [String; 11] {
+/// Returns the cells of all edges in their order.
+#[must_use]
+pub fn rows(map: &Map) -> Vec<[String; 11]> {
+    let names = Names::of(map);
+    map.edges.iter().map(|edge| row(edge, &names)).collect()
+}
+
+/// Returns the cells of an edge.
+pub(super) fn row(edge: &Edge, names: &Names<'_>) -> [String; 11] {
     let counters = &edge.counters;
     let bound = if counters.without_bytes > 0 { "≥" } else { "" };
     let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| format!("{bound}{}", size(bytes)));
