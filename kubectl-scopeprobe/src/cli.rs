@@ -1,9 +1,10 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::{Result, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use crds::TransportProtocol;
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
@@ -15,7 +16,7 @@ use view::{
     level::{self, Level},
 };
 
-use crate::source::Source;
+use crate::{nodes::NodeSource, source::Source};
 
 /// Shows who talks to whom in a cluster, from the Topology objects of ScopeProbe.
 ///
@@ -33,6 +34,13 @@ pub struct Cli {
 pub enum Command {
     /// Lists edges, one per line.
     Table {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        selection: Selection,
+    },
+    /// Follows the edges of a cluster in the terminal: sort, filter, details. `?` lists the keys.
+    Watch {
         #[command(flatten)]
         source: Source,
         #[command(flatten)]
@@ -72,6 +80,18 @@ pub enum Command {
         /// Identifier of an edge, or name of a peer.
         what: String,
     },
+    /// Lists Services and workloads without an observed caller, as far as the coverage of the nodes allows.
+    Unused {
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Describes the state of a node's agent: its mode, the reason, what is missing, and what to do.
+    Why {
+        #[command(flatten)]
+        source: NodeSource,
+        /// Name of the node; all nodes without it.
+        node: Option<String>,
+    },
     /// Compares the edges of two files. Exit code 0: the same. 1: they differ. Above: an error.
     Diff {
         /// Objects, or a map that `graph -o json` has written; `-` is standard input.
@@ -81,6 +101,24 @@ pub enum Command {
         /// Format of the difference.
         #[arg(short, long, value_enum, default_value_t = DiffFormat::Text)]
         output: DiffFormat,
+    },
+    /// Writes a completion script for a shell.
+    Completion {
+        /// Name of the shell.
+        shell: Shell,
+    },
+    /// Writes the manual.
+    Man {
+        /// Directory for the pages of all commands; without it, the first page goes to standard output.
+        #[arg(long)]
+        directory: Option<PathBuf>,
+    },
+    /// Writes candidates for the last word, as kubectl's completion asks for them.
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// Words of the command line.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
     },
 }
 
@@ -95,6 +133,10 @@ pub enum Format {
     Dot,
     /// Mermaid, for pages of Markdown.
     Mermaid,
+    /// A picture to print or embed.
+    Svg,
+    /// The picture and a table in a page without scripts.
+    Html,
     /// Comma-separated values (RFC 4180).
     Csv,
     /// Names of all peers.
@@ -112,10 +154,12 @@ pub enum DiffFormat {
     Text,
     /// JSON.
     Json,
+    /// XML of `JUnit`, for continuous integration: each edge that differs is a failed test.
+    Junit,
 }
 
 /// Conditions on edges.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Selection {
     /// Only the neighbourhood of this workload or peer.
     #[arg(long, value_name = "PEER")]
@@ -149,13 +193,20 @@ impl Selection {
     /// # Errors
     /// Returns an error if no peer has the name, or if the time is out of range.
     pub fn apply(&self, map: Map) -> Result<Map> {
-        let now = Timestamp::now();
-        let since = self.new_since.map(|time| now.checked_sub(time)).transpose()?;
         if let Some(around) = &self.around
             && !map.ends().any(|peer| peer.is_named(around))
         {
             return Err(anyhow!("no peer is named {around:?}; `kubectl scopeprobe graph -o name` lists all"));
         }
+        self.select(map)
+    }
+
+    /// Returns the selected edges, none if no peer has the name.
+    ///
+    /// # Errors
+    /// Returns an error if the time is out of range.
+    pub fn select(&self, map: Map) -> Result<Map> {
+        let since = self.new_since.map(|time| Timestamp::now().checked_sub(time)).transpose()?;
         let filter = Filter {
             around: self.around.clone(),
             hops: self.hops,

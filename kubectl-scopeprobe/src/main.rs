@@ -1,21 +1,27 @@
 //! `kubectl scopeprobe`: reads Topology objects from a cluster, files or standard input, and shows them.
 
 mod cli;
+mod complete;
+mod inventory;
+mod nodes;
 mod source;
+mod watch;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
-use anyhow::{Result, bail};
-use clap::Parser as _;
+use anyhow::{Context as _, Result, bail};
+use clap::{CommandFactory as _, Parser as _};
 use view::{
     Edge, Map,
     diff::Difference,
     map::printable,
     reach,
     render::{self, Names},
+    unused,
 };
 
 use self::cli::{Cli, Command, DiffFormat, Format};
@@ -50,6 +56,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Graph { source, selection, output, ascii } => {
             let map = selection.apply(source.read().await?)?;
             let ascii = ascii || !speaks_utf8();
+            if matches!(output, Format::Svg | Format::Html) {
+                advise(&map);
+            }
             let text = text(&map, output, ascii)?;
             // These have the caveats.
             if matches!(output, Format::Json | Format::Yaml) { print(&text)? } else { show(&text, &map)? }
@@ -67,6 +76,22 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let map = source.read().await?;
             show(&explain(&map, &what)?, &map)?;
         }
+        Command::Unused { source } => {
+            let (map, inventory) = source.read_with_inventory().await?;
+            let unused = unused::unused(&map, &inventory);
+            show(&unused::table(&unused), &map)?;
+            for caveat in unused::caveats(&inventory) {
+                eprintln!("incomplete: {caveat}");
+            }
+        }
+        Command::Why { source, node } => {
+            let nodes = source.read(node.as_deref()).await?;
+            print(&nodes.iter().map(view::node::describe).collect::<Vec<_>>().join("\n"))?;
+        }
+        Command::Watch { source, selection } => watch::watch(&source, &selection).await?,
+        Command::Completion { shell } => complete::script(shell),
+        Command::Complete { words } => print(&complete::candidates(&words).await?)?,
+        Command::Man { directory } => man(directory.as_deref())?,
         Command::Diff { before, after, output } => {
             return diff(&source::file(&before)?, &source::file(&after)?, output);
         }
@@ -85,6 +110,7 @@ fn diff(before: &Map, after: &Map, output: DiffFormat) -> Result<ExitCode> {
     let difference = Difference::between(before, after);
     let text = match output {
         DiffFormat::Text => difference_text(&difference, &[before, after]),
+        DiffFormat::Junit => render::junit(before, after),
         DiffFormat::Json => format!("{}\n", serde_json::to_string_pretty(&difference)?),
     };
     let code = if difference.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) };
@@ -100,12 +126,23 @@ fn diff(before: &Map, after: &Map, output: DiffFormat) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// Writes to standard error how to draw less, if the picture is too large to be read.
+fn advise(map: &Map) {
+    const READABLE: usize = 300;
+    let peers = Names::of(map).all().count();
+    if peers > READABLE {
+        eprintln!("note: {peers} peers are in the picture; --around NAME, --failed or --namespace-level draw fewer");
+    }
+}
+
 fn text(map: &Map, output: Format, ascii: bool) -> Result<String> {
     Ok(match output {
         Format::Tree => render::tree(map, ascii),
         Format::Table => render::table(map),
         Format::Dot => render::dot(map),
         Format::Mermaid => render::mermaid(map),
+        Format::Svg => render::svg(map),
+        Format::Html => render::html(map),
         Format::Csv => render::csv(map),
         Format::Name => render::names(map),
         Format::Json => format!("{}\n", serde_json::to_string_pretty(map)?),
@@ -144,6 +181,14 @@ fn speaks_utf8() -> bool {
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|it| !it.is_empty()));
     variable.is_none_or(|value| value.to_ascii_uppercase().replace('-', "").ends_with("UTF8"))
+}
+
+/// Writes the manual: one page to standard output, or the pages of all commands to a directory.
+fn man(directory: Option<&Path>) -> Result<()> {
+    match directory {
+        Some(directory) => clap_mangen::generate_to(Cli::command(), directory).context(directory.display().to_string()),
+        None => Ok(clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?),
+    }
 }
 
 fn blast_radius(map: &Map, peer: &str) -> Result<String> {

@@ -10,12 +10,16 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use crds::Topology;
+use k8s_openapi::NamespaceResourceScope;
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, Resource,
     api::ListParams,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use view::{Map, filter::Filter, read};
+use serde::de::DeserializeOwned;
+use view::{Map, filter::Filter, inventory::Inventory, read};
+
+use crate::inventory;
 
 /// Objects of one answer of the API server.
 const PAGE: u32 = 200;
@@ -36,15 +40,8 @@ pub struct Source {
     /// Label selector of the objects.
     #[arg(short = 'l', long, conflicts_with = "file")]
     selector: Option<String>,
-    /// Context of the kubeconfig.
-    #[arg(long, conflicts_with = "file")]
-    context: Option<String>,
-    /// Path of the kubeconfig.
-    #[arg(long, conflicts_with = "file")]
-    kubeconfig: Option<PathBuf>,
-    /// User on whose behalf objects are read.
-    #[arg(long = "as", value_name = "USER", conflicts_with = "file")]
-    impersonate: Option<String>,
+    #[command(flatten)]
+    access: Access,
 }
 
 impl Source {
@@ -67,32 +64,97 @@ impl Source {
         Ok(Filter { namespaces, ..Filter::default() }.apply(Map::joined(edges, caveats)))
     }
 
+    /// Reads the objects, and Services, workloads and the state of the nodes' agents.
+    ///
+    /// # Errors
+    /// Returns an error if the objects of the map cannot be read, with the right that is missing.
+    pub async fn read_with_inventory(&self) -> Result<(Map, Inventory)> {
+        if self.file.is_empty() {
+            let map = self.cluster().await?;
+            let scope = self.scope().await?;
+            let (inventory, missing) = inventory::read(&scope).await;
+            let caveats = map.caveats.into_iter().chain(missing).collect();
+            return Ok((Map::new(map.edges, caveats), inventory));
+        }
+        let (map, inventory) = files(&self.file)?;
+        if map.edges.is_empty() {
+            bail!("the files have no edge; add the output of `kubectl get topologies.scopeprobe.io -A -o yaml`");
+        }
+        let Some(namespace) = &self.namespace else { return Ok((map, inventory)) };
+        let filter = Filter { namespaces: BTreeSet::from([namespace.clone()]), ..Filter::default() };
+        Ok((filter.apply(map), inventory.of_namespace(namespace)))
+    }
+
     async fn cluster(&self) -> Result<Map> {
+        let scope = self.scope().await?;
+        let topologies = list(&scope.api::<Topology>(), self.selector.as_deref())
+            .await
+            .map_err(|error| explained(error, "topologies.scopeprobe.io", &scope.place()))?;
+        let place = match &self.selector {
+            Some(selector) => format!("{} with the labels {selector}", scope.place()),
+            None => scope.place(),
+        };
+        if topologies.is_empty() {
+            bail!("there are no Topology objects {place}");
+        }
+        let map = read::objects(&topologies);
+        Ok(Map::new(map.edges, map.caveats.into_iter().chain(self.gap(&place)).collect()))
+    }
+
+    /// Returns what is missing from the objects of a place.
+    pub fn gap(&self, place: &str) -> Option<String> {
+        (!self.all_namespaces || self.selector.is_some())
+            .then(|| format!("only objects {place} were read: edges between others are missing; -A reads all"))
+    }
+
+    /// Returns the part of the cluster that is read.
+    ///
+    /// # Errors
+    /// Returns an error if no cluster is configured.
+    pub async fn scope(&self) -> Result<Scope> {
+        let (client, default) = self.access.client().await?;
+        let namespace = self.namespace.clone().unwrap_or(default);
+        Ok(Scope { client, namespace: (!self.all_namespaces).then_some(namespace) })
+    }
+
+    /// Returns the label selector of the objects.
+    pub fn selector(&self) -> Option<&str> {
+        self.selector.as_deref()
+    }
+
+    /// Returns whether objects come from files.
+    pub fn is_of_files(&self) -> bool {
+        !self.file.is_empty()
+    }
+}
+
+/// Access to a cluster.
+#[derive(Debug, Args)]
+pub struct Access {
+    /// Context of the kubeconfig.
+    #[arg(long, conflicts_with = "file")]
+    context: Option<String>,
+    /// Path of the kubeconfig.
+    #[arg(long, conflicts_with = "file")]
+    kubeconfig: Option<PathBuf>,
+    /// User on whose behalf objects are read.
+    #[arg(long = "as", value_name = "USER", conflicts_with = "file")]
+    impersonate: Option<String>,
+}
+
+impl Access {
+    /// Returns a client, and the namespace of its context.
+    ///
+    /// # Errors
+    /// Returns an error if no cluster is configured.
+    pub async fn client(&self) -> Result<(Client, String)> {
         let mut config = self.config().await.context("no cluster can be reached; --file reads objects from a file")?;
         if self.impersonate.is_some() {
             config.auth_info.impersonate.clone_from(&self.impersonate);
             config.auth_info.impersonate_groups = None;
         }
-        let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config)?;
-        let (api, place): (Api<Topology>, String) = if self.all_namespaces {
-            (Api::all(client), "in all namespaces".to_owned())
-        } else {
-            (Api::namespaced(client, &namespace), format!("in the namespace {namespace}"))
-        };
-        let topologies = list(&api, self.selector.as_deref()).await.map_err(|error| explained(error, &place))?;
-        let place = match &self.selector {
-            Some(selector) => format!("{place} with the labels {selector}"),
-            None => place,
-        };
-        if topologies.is_empty() {
-            bail!("there are no Topology objects {place}");
-        }
-        let Map { edges, mut caveats, .. } = read::objects(&topologies);
-        if !self.all_namespaces || self.selector.is_some() {
-            caveats.push(format!("only objects {place} were read: edges between others are missing; -A reads all"));
-        }
-        Ok(Map::new(edges, caveats))
+        let namespace = config.default_namespace.clone();
+        Ok((Client::try_from(config)?, namespace))
     }
 
     async fn config(&self) -> Result<Config> {
@@ -105,8 +167,42 @@ impl Source {
     }
 }
 
+/// Part of a cluster: one namespace, or all.
+pub struct Scope {
+    /// Client of the cluster.
+    pub client: Client,
+    namespace: Option<String>,
+}
+
+impl Scope {
+    /// Returns the interface to objects of one kind.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    /// Returns the part in words.
+    pub fn place(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("in the namespace {namespace}"),
+            None => "in all namespaces".to_owned(),
+        }
+    }
+}
+
 /// Lists all objects, a page at a time.
-async fn list(api: &Api<Topology>, selector: Option<&str>) -> kube::Result<Vec<Topology>> {
+///
+/// # Errors
+/// Returns the error of a request.
+pub async fn list<K>(api: &Api<K>, selector: Option<&str>) -> kube::Result<Vec<K>>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
     let mut parameters = ListParams::default().limit(PAGE);
     parameters.label_selector = selector.map(str::to_owned);
     let mut all = Vec::new();
@@ -121,20 +217,37 @@ async fn list(api: &Api<Topology>, selector: Option<&str>) -> kube::Result<Vec<T
 }
 
 /// Returns an error with what to do about it.
-fn explained(error: kube::Error, place: &str) -> anyhow::Error {
+pub fn explained(error: kube::Error, resource: &str, place: &str) -> anyhow::Error {
     // Its own text has the answer twice.
     let (code, words) = match error {
         kube::Error::Api(status) => (status.code, anyhow!(status.message)),
         other => (0, anyhow!(other)),
     };
+    let role = match resource {
+        "nodeprobes.scopeprobe.io" => "the ClusterRole RELEASE-probe-reader",
+        _ => "the role `view` there, or for the ClusterRole RELEASE-topology-reader",
+    };
     match code {
-        403 => words.context(format!(
-            "you may not list topologies.scopeprobe.io {place}: ask for the role `view` there, or for the ClusterRole \
-             RELEASE-topology-reader"
-        )),
-        404 => words.context("the cluster does not know Topology objects: ScopeProbe is not installed"),
+        401 => words.context("the cluster does not accept your credentials; log in again"),
+        403 => words.context(format!("you may not list {resource} {place}: ask for {role}")),
+        404 => words.context(format!("the cluster does not have {resource}: ScopeProbe is not installed")),
         _ => words,
     }
+}
+
+/// Reads files of one cluster, or standard input for `-`.
+///
+/// # Errors
+/// Returns an error with the file's name if it cannot be read, or has no object.
+pub fn files(paths: &[PathBuf]) -> Result<(Map, Inventory)> {
+    let (mut edges, mut caveats, mut inventory) = (Vec::new(), Vec::new(), Inventory::default());
+    for path in paths {
+        let (map, other) = read::with_inventory(&content(path)?).with_context(|| name(path))?;
+        edges.extend(map.edges);
+        caveats.extend(map.caveats);
+        inventory.append(other);
+    }
+    Ok((Map::joined(edges, caveats), inventory))
 }
 
 /// Reads a file, or standard input for `-`.
@@ -142,12 +255,19 @@ fn explained(error: kube::Error, place: &str) -> anyhow::Error {
 /// # Errors
 /// Returns an error with the file's name if it cannot be read, or is no map.
 pub fn file(path: &Path) -> Result<Map> {
-    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    read::text(&content(path)?).with_context(|| name(path))
+}
+
+fn content(path: &Path) -> Result<String> {
     let text = if path == Path::new("-") {
         let mut text = String::new();
         io::stdin().lock().read_to_string(&mut text).map(|_| text)
     } else {
         fs::read_to_string(path)
     };
-    read::text(&text.with_context(|| name.clone())?).context(name)
+    text.with_context(|| name(path))
+}
+
+fn name(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }

@@ -1,0 +1,98 @@
+//! Draws the state.
+
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Modifier, Style},
+    text::{Line, Text},
+    widgets::{Block, Cell, Clear, Paragraph, Row as TableRow, Table, TableState, Wrap},
+};
+use view::render::table::HEADER;
+
+use super::state::{Change, Focus, Row, SORT_KEYS, State};
+
+const HELP: &str = "\
+j, k, arrows   next and previous row
+g, G           first and last row
+Ctrl-F, Ctrl-B next and previous page
+Enter, d       details of the edge
+/              filter; !text leaves out rows with the text
+Esc            back; clears the filter
+Ctrl-Z         rows with failures only
+f              follow: select the edge that changed last
+Shift + letter sort: C client, S server, V service, P port,
+               O opened, A active, F failed, W pending,
+               X sent, R received, E seen; again: other order
+q, Ctrl-C      quit
+Marks: + new, * changed, ! failures
+";
+
+/// Draws everything, and notes the number of rows that fit.
+pub fn draw(frame: &mut Frame<'_>, state: &mut State, has_color: bool) {
+    let [top, middle, bottom] =
+        Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(2)]).areas(frame.area());
+    let (summary, missing) = state.summary();
+    frame.render_widget(Line::from(format!("kubectl scopeprobe watch: {summary}")).style(bold()), top);
+    state.page = usize::from(middle.height.saturating_sub(1));
+    table(frame, middle, state, has_color);
+    let keys = match state.focus {
+        Focus::Filter => format!("/{}_", view::map::printable(&state.filter)),
+        Focus::Table => "? keys  / filter  Enter details  f follow  Ctrl-Z failures  q quit".to_owned(),
+        Focus::Details(_) | Focus::Help => "Esc back".to_owned(),
+    };
+    let problem = state.problem.as_ref().map(|problem| format!("error: {problem}"));
+    let lines = [problem.or(missing).unwrap_or_default(), keys].map(Line::from);
+    frame.render_widget(Paragraph::new(Text::from_iter(lines)), bottom);
+    match state.focus {
+        Focus::Details(line) => window(frame, middle, "Edge", &state.details(), line),
+        Focus::Help => window(frame, middle, "Keys", HELP, 0),
+        Focus::Table | Focus::Filter => (),
+    }
+}
+
+fn bold() -> Style {
+    Style::new().add_modifier(Modifier::BOLD)
+}
+
+fn table(frame: &mut Frame<'_>, area: Rect, state: &State, has_color: bool) {
+    // Only rows on the screen are made into widgets: maps may have thousands.
+    let selected = state.place();
+    let first = selected.map_or(0, |place| (place / state.page.max(1)) * state.page.max(1));
+    let rows: Vec<&Row> = state.shown().skip(first).take(state.page).collect();
+    let widths = HEADER.iter().enumerate().map(|(column, header)| {
+        let cells = rows.iter().map(|row| Text::from(row.cells[column].as_str()).width());
+        let width = cells.chain([header.len() + 1]).max().unwrap_or_default();
+        Constraint::Length(u16::try_from(width.min(40)).unwrap_or(40))
+    });
+    let header = HEADER.iter().zip(SORT_KEYS).enumerate().map(|(column, (header, _))| match state.sort() {
+        Some((sorted, true)) if sorted == column => format!("{header}↓"),
+        Some((sorted, false)) if sorted == column => format!("{header}↑"),
+        _ => (*header).to_owned(),
+    });
+    let header = TableRow::new([String::new()].into_iter().chain(header)).style(bold());
+    let lines = rows.iter().map(|row| line(row, has_color));
+    let widget = Table::new(lines, [Constraint::Length(2)].into_iter().chain(widths).collect::<Vec<_>>())
+        .header(header)
+        .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
+    let mut at = TableState::new().with_selected(selected.map(|place| place - first));
+    frame.render_stateful_widget(widget, area, &mut at);
+}
+
+fn line(row: &Row, has_color: bool) -> TableRow<'_> {
+    let fails = row.edge.counters.has_failures();
+    let change = match row.change {
+        Some(Change::New) => "+",
+        Some(Change::Changed) => "*",
+        None => " ",
+    };
+    let mark = format!("{change}{}", if fails { "!" } else { " " });
+    let style = if fails && has_color { Style::new().fg(Color::Red) } else { Style::new() };
+    TableRow::new([Cell::from(mark)].into_iter().chain(row.cells.iter().map(|cell| Cell::from(cell.as_str()))))
+        .style(style)
+}
+
+fn window(frame: &mut Frame<'_>, area: Rect, title: &str, text: &str, line: u16) {
+    frame.render_widget(Clear, area);
+    let block = Block::bordered().title(title);
+    frame.render_widget(Paragraph::new(text).block(block).wrap(Wrap { trim: false }).scroll((line, 0)), area);
+}
