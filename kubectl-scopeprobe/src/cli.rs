@@ -102,6 +102,14 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value_t = DiffFormat::Text)]
         output: DiffFormat,
     },
+    /// Writes the map and the state of the nodes as JSON, for people who may not know the cluster: names become numbers.
+    Bundle {
+        #[command(flatten)]
+        source: Source,
+        /// Keep names, addresses and messages.
+        #[arg(long)]
+        with_names: bool,
+    },
     /// Writes a completion script for a shell.
     Completion {
         /// Name of the shell.

@@ -89,6 +89,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             print(&nodes.iter().map(view::node::describe).collect::<Vec<_>>().join("\n"))?;
         }
         Command::Watch { source, selection } => watch::watch(&source, &selection).await?,
+        Command::Bundle { source, with_names } => {
+            let (map, inventory) = source.read_with_inventory().await?;
+            let bundle = view::bundle::bundle(map.clone(), &inventory, with_names)?;
+            show(&format!("{}\n", serde_json::to_string_pretty(&bundle)?), &map)?;
+        }
         Command::Completion { shell } => complete::script(shell),
         Command::Complete { words } => print(&complete::candidates(&words).await?)?,
         Command::Man { directory } => man(directory.as_deref())?,

@@ -1,6 +1,7 @@
 //! The map that Topology objects draw, without I/O: it reads objects, joins both ends of each edge, filters, groups, compares
 //! and writes pictures and tables.
 
+pub mod bundle;
 pub mod diff;
 pub mod explain;
 pub mod filter;

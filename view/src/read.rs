@@ -26,7 +26,7 @@ pub enum ReadError {
         problem: String,
     },
     /// There is no object.
-    #[error("no object in it; expected the output of `kubectl get topologies.scopeprobe.io -A -o json`")]
+    #[error("no Topology in it; expected the output of `kubectl get topologies.scopeprobe.io -A -o json`")]
     Empty,
 }
 
@@ -47,7 +47,9 @@ struct Contents {
 /// Returns an error if the text has another object, or none.
 pub fn text(text: &str) -> Result<Map, ReadError> {
     let contents = contents(text)?;
+    let has_map = !contents.topologies.is_empty() || !contents.maps.is_empty();
     match contents.foreign {
+        None if !has_map && !contents.inventory.nodes().is_empty() => Err(ReadError::Empty),
         Some((document, problem)) => Err(ReadError::Object { document, problem }),
         None => Ok(joined(&contents.topologies, contents.maps)),
     }
@@ -117,13 +119,15 @@ impl Contents {
             }
             map::KIND if api_version == map::API_VERSION => self.maps.push(object(value)?),
             "List" | "TopologyList" => self.take_in_list(value)?,
+            // Bundles have both.
+            "NodeProbe" if is_ours => self.inventory.add_node(object::<NodeProbe>(value)?),
             "" => return Err("it has no kind; expected a Topology, a list of them, or a TopologyMap".to_owned()),
             other => {
                 self.reject(format!(
                     "it is a {}; expected a Topology, a list of them, or a TopologyMap",
                     map::printable(other)
                 ));
-                self.list(other, is_ours, value)?;
+                self.list(other, value)?;
             }
         }
         Ok(())
@@ -147,9 +151,8 @@ impl Contents {
         self.foreign.get_or_insert((self.documents, problem));
     }
 
-    fn list(&mut self, kind: &str, is_ours: bool, value: Value) -> Result<(), String> {
+    fn list(&mut self, kind: &str, value: Value) -> Result<(), String> {
         match kind {
-            "NodeProbe" if is_ours => self.inventory.add_node(object::<NodeProbe>(value)?),
             "Service" => self.inventory.add(Listed::service(&object(value)?)),
             "Deployment" => self.inventory.add(Listed::deployment(&object(value)?)),
             "StatefulSet" => self.inventory.add(Listed::stateful_set(&object(value)?)),

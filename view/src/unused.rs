@@ -107,6 +107,10 @@ fn callers(map: &Map) -> BTreeMap<Key, Callers> {
 
 fn key(peer: &Peer) -> Option<Key> {
     let Peer::One(one) = peer else { return None };
+    if one.type_ == PeerType::ApiServer {
+        // Edges name the server itself, although most clients call its Service.
+        return Some(("Service".to_owned(), "default".to_owned(), "kubernetes".to_owned()));
+    }
     let namespace = peer.namespace()?;
     let kind = if one.type_ == PeerType::Service { "Service" } else { one.kind.as_deref()? };
     Some((kind.to_owned(), namespace.to_owned(), one.name.clone()?))

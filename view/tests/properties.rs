@@ -10,7 +10,7 @@ use crds::{
 };
 use proptest::prelude::*;
 use scopeprobe_view::{
-    Edge, Map, Peer,
+    Edge, Map, Peer, bundle,
     diff::Difference,
     filter::Filter,
     inventory::Inventory,
@@ -186,6 +186,24 @@ proptest! {
     }
 
     #[test]
+    fn bundles_have_no_names_and_the_same_shape(calls in calls()) {
+        let map = read::objects(&objects(&calls));
+        let bundle = bundle::bundle(map.clone(), &Inventory::default(), false).expect("it is JSON").to_string();
+        for name in NAMESPACES.iter().chain(&NAMES) {
+            prop_assert!(!bundle.contains(&name.replace('"', "\\\"")), "{name} in {bundle}");
+        }
+        for edge in &map.edges {
+            prop_assert!(!bundle.contains(&format!("\"{}\"", edge.id)), "{} in {bundle}", edge.id);
+        }
+        let shape = |map: &Map| {
+            let peers: BTreeSet<String> = map.ends().map(ToString::to_string).collect();
+            let opened: u64 = map.edges.iter().map(|edge| edge.counters.opened).sum();
+            (map.edges.len(), peers.len(), opened, render::svg(map).matches("<g>").count())
+        };
+        prop_assert_eq!(shape(&read::text(&bundle).expect("it is a map")), shape(&map));
+    }
+
+    #[test]
     fn any_text_is_read_without_failing(text in ".{0,200}") {
         let _ = read::text(&text);
     }
@@ -199,7 +217,7 @@ fn other_objects_are_named_in_the_error() {
     let kueues = "document 1: it is a Topology of kueue.x-k8s.io/v1, not of scopeprobe.io";
     assert_eq!(error("apiVersion: kueue.x-k8s.io/v1\nkind: Topology"), kueues);
     assert_eq!(error("kind: Pod"), "document 1: it is a Pod; expected a Topology, a list of them, or a TopologyMap");
-    assert!(error("").starts_with("no object in it"), "{}", error(""));
+    assert!(error("").starts_with("no Topology in it"), "{}", error(""));
     assert!(error("{").starts_with("neither JSON nor YAML"), "{}", error("{"));
 }
 

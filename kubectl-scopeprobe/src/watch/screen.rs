@@ -29,9 +29,14 @@ Marks: + new, * changed, ! failures
 
 /// Draws everything, and notes the number of rows that fit.
 pub fn draw(frame: &mut Frame<'_>, state: &mut State, has_color: bool) {
-    let [top, middle, bottom] =
-        Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(2)]).areas(frame.area());
     let (summary, missing) = state.summary();
+    let problem = state.problem.as_ref().map(|problem| format!("error: {problem}"));
+    let note = Line::from(problem.or(missing).unwrap_or_default());
+    // Problems say what to do at their end.
+    let height = note.width().div_ceil(usize::from(frame.area().width).max(1)).clamp(1, 4);
+    let height = u16::try_from(height).unwrap_or(1);
+    let parts = [Constraint::Length(1), Constraint::Fill(1), Constraint::Length(height), Constraint::Length(1)];
+    let [top, middle, below, bottom] = Layout::vertical(parts).areas(frame.area());
     frame.render_widget(Line::from(format!("kubectl scopeprobe watch: {summary}")).style(bold()), top);
     state.page = usize::from(middle.height.saturating_sub(1));
     table(frame, middle, state, has_color);
@@ -40,9 +45,8 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut State, has_color: bool) {
         Focus::Table => "? keys  / filter  Enter details  f follow  Ctrl-Z failures  q quit".to_owned(),
         Focus::Details(_) | Focus::Help => "Esc back".to_owned(),
     };
-    let problem = state.problem.as_ref().map(|problem| format!("error: {problem}"));
-    let lines = [problem.or(missing).unwrap_or_default(), keys].map(Line::from);
-    frame.render_widget(Paragraph::new(Text::from_iter(lines)), bottom);
+    frame.render_widget(Paragraph::new(note).wrap(Wrap { trim: true }), below);
+    frame.render_widget(Line::from(keys), bottom);
     match state.focus {
         Focus::Details(line) => window(frame, middle, "Edge", &state.details(), line),
         Focus::Help => window(frame, middle, "Keys", HELP, 0),
