@@ -13,9 +13,10 @@ use scopeprobe_view::{
     Edge, Map, Peer, bundle,
     diff::Difference,
     filter::Filter,
-    inventory::Inventory,
+    inventory::{Inventory, Listed},
     level::{self, Level},
-    read, render, unused,
+    read, render,
+    unused::{self, Finding},
 };
 
 const NAMESPACES: [&str; 2] = ["shop", "billing"];
@@ -269,4 +270,44 @@ fn maps_that_differ_are_not_joined_silently() {
     assert_eq!(join(one(5, 0), one(5, 0)), one(5, 0));
     let joined = join(one(5, 0), one(6, 0));
     assert_eq!((joined.edges[0].counters.opened, joined.caveats.len()), (5, 1));
+}
+
+#[test]
+fn callers_from_nodes_are_marked_and_those_of_the_api_server_count() {
+    let listed = |namespace: &str, name: &str| Listed {
+        kind: "Service",
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        property: None,
+    };
+    let mut map = one(1, 0);
+    let service = TopologyPeer { type_: PeerType::Service, kind: None, api_version: None, ..peer(2) };
+    let kubelet = TopologyPeer {
+        type_: PeerType::HostProcess,
+        name: Some("kubelet".to_owned()),
+        node: Some("a".to_owned()),
+        ..TopologyPeer::default()
+    };
+    let server = TopologyPeer { type_: PeerType::ApiServer, ..TopologyPeer::default() };
+    map.edges[0].client = Peer::one(kubelet);
+    map.edges.push(Edge {
+        id: "2".to_owned(),
+        client: Peer::one(peer(0)),
+        server: Peer::one(server),
+        ..map.edges[0].clone()
+    });
+    map.edges.push(Edge { id: "3".to_owned(), server: Peer::one(service), ..map.edges[1].clone() });
+    let mut inventory = Inventory::default();
+    for (namespace, name) in [("default", "kubernetes"), ("default", "cart"), ("shop", "db")] {
+        inventory.add(listed(namespace, name));
+    }
+    let unused = unused::unused(&map, &inventory);
+    let found: Vec<(&str, &str, Finding)> =
+        unused.iter().map(|of| (of.namespace.as_str(), of.name.as_str(), of.finding)).collect();
+    let expected = [
+        ("shop", "cart", Finding::NodesOnly),
+        ("shop", "web", Finding::NoCaller),
+        ("default", "cart", Finding::NoCaller),
+    ];
+    assert_eq!(found, expected);
 }
