@@ -36,6 +36,8 @@ pub fn on(level: Level, map: Map) -> Map {
             protocol: edge.protocol,
             counters: Counters::default(),
             seen: None,
+            identity: None,
+            methods: Vec::new(),
             is_inferred: false,
             via: Vec::new(),
             first_seen: edge.first_seen.clone(),

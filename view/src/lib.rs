@@ -8,6 +8,7 @@ pub mod filter;
 pub mod inventory;
 pub mod layout;
 pub mod level;
+pub mod live;
 pub mod map;
 pub mod node;
 pub mod reach;

@@ -5,7 +5,7 @@ use std::{
     fmt::{self, Display, Formatter},
 };
 
-use crds::{PeerType, SeenEnds, TopologyPeer, TransportProtocol};
+use crds::{CaptureMethod, IdentitySource, PeerType, SeenEnds, TopologyPeer, TransportProtocol};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,12 @@ pub struct Edge {
     /// Ends that agents observed. `None` for several edges in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<SeenEnds>,
+    /// Source of the peer's identity, in the object that was read. `None` for several edges in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentitySource>,
+    /// Methods of the agents that observed it, in the object that was read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<CaptureMethod>,
     /// True if the direction of some connections is a guess.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_inferred: bool,

@@ -251,6 +251,8 @@ fn read(edge: &TopologyEdge, client: Peer, server: Peer, is_by_client: bool) -> 
             without_bytes: edge.without_bytes,
         },
         seen: Some(edge.seen),
+        identity: Some(edge.identity),
+        methods: edge.methods.clone(),
         is_inferred: edge.direction == DirectionSource::Inferred,
         via: via.collect(),
         first_seen: edge.first_seen.clone(),
