@@ -16,7 +16,7 @@ use view::{
     level::{self, Level},
 };
 
-use crate::{nodes::NodeSource, source::Source};
+use crate::{nodes::NodeSource, source::Source, ui};
 
 /// Shows who talks to whom in a cluster, from the Topology objects of ScopeProbe.
 ///
@@ -91,6 +91,13 @@ pub enum Command {
         source: NodeSource,
         /// Name of the node; all nodes without it.
         node: Option<String>,
+    },
+    /// Serves a page on this machine that shows the map while it changes, and prints its address.
+    Ui {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        options: ui::Options,
     },
     /// Compares the edges of two files. Exit code 0: the same. 1: they differ. Above: an error.
     Diff {

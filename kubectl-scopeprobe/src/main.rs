@@ -5,6 +5,7 @@ mod complete;
 mod inventory;
 mod nodes;
 mod source;
+mod ui;
 mod watch;
 
 use std::{
@@ -97,6 +98,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Completion { shell } => complete::script(shell),
         Command::Complete { words } => print(&complete::candidates(&words).await?)?,
         Command::Man { directory } => man(directory.as_deref())?,
+        Command::Ui { source, options } => ui::serve(source, options).await?,
         Command::Diff { before, after, output } => {
             return diff(&source::file(&before)?, &source::file(&after)?, output);
         }

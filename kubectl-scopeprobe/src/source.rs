@@ -90,10 +90,7 @@ impl Source {
         let topologies = list(&scope.api::<Topology>(), self.selector.as_deref())
             .await
             .map_err(|error| explained(error, "topologies.scopeprobe.io", &scope.place()))?;
-        let place = match &self.selector {
-            Some(selector) => format!("{} with the labels {selector}", scope.place()),
-            None => scope.place(),
-        };
+        let place = self.with_labels(&scope.place());
         if topologies.is_empty() {
             bail!("there are no Topology objects {place}");
         }
@@ -126,6 +123,48 @@ impl Source {
     pub fn is_of_files(&self) -> bool {
         !self.file.is_empty()
     }
+
+    /// Returns what a watch of the objects needs.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be listed, with the right that is missing.
+    pub async fn watched(&self) -> Result<Watched> {
+        let scope = self.scope().await?;
+        let api = scope.api::<Topology>();
+        // A watch would retry what is forbidden.
+        api.list(&ListParams::default().limit(1))
+            .await
+            .map_err(|error| explained(error, "topologies.scopeprobe.io", &scope.place()))?;
+        let caveat = self.gap(&self.with_labels(&scope.place()));
+        Ok(Watched { api, selector: self.selector.clone(), caveat })
+    }
+
+    /// Returns the arguments by which a command reads the same objects.
+    pub fn arguments(&self) -> Vec<String> {
+        let files = self.file.iter().map(|file| ("--file", file.display().to_string()));
+        let options = [("--namespace", self.namespace.clone()), ("--selector", self.selector.clone())];
+        let options = options.into_iter().filter_map(|(option, value)| Some((option, value?)));
+        let all = self.all_namespaces.then(|| "--all-namespaces".to_owned());
+        let own = all.into_iter().chain(files.chain(options).flat_map(|(option, value)| [option.to_owned(), value]));
+        own.chain(self.access.arguments()).collect()
+    }
+
+    fn with_labels(&self, place: &str) -> String {
+        match &self.selector {
+            Some(selector) => format!("{place} with the labels {selector}"),
+            None => place.to_owned(),
+        }
+    }
+}
+
+/// Objects of a cluster to watch.
+pub struct Watched {
+    /// The objects.
+    pub api: Api<Topology>,
+    /// Their labels.
+    pub selector: Option<String>,
+    /// What is missing if these are not all.
+    pub caveat: Option<String>,
 }
 
 /// Access to a cluster.
@@ -143,6 +182,14 @@ pub struct Access {
 }
 
 impl Access {
+    /// Returns the arguments by which a command has the same access.
+    fn arguments(&self) -> impl Iterator<Item = String> {
+        let kubeconfig = self.kubeconfig.as_ref().map(|path| path.display().to_string());
+        let options =
+            [("--context", self.context.clone()), ("--kubeconfig", kubeconfig), ("--as", self.impersonate.clone())];
+        options.into_iter().filter_map(|(option, value)| Some([option.to_owned(), value?])).flatten()
+    }
+
     /// Returns a client, and the namespace of its context.
     ///
     /// # Errors

@@ -1,0 +1,32 @@
+// A worker that arranges nodes in layers. The same nodes and edges have the same positions.
+
+import { Graph, layout } from "@dagrejs/dagre";
+
+export interface LayoutRequest {
+  number: number;
+  nodes: { id: string; width: number; height: number }[];
+  edges: [string, string, number, number][];
+}
+
+export interface LayoutAnswer {
+  number: number;
+  positions: [string, number, number][];
+}
+
+self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
+  const { number, nodes, edges } = event.data;
+  const graph = new Graph();
+  // Its exact ranking takes minutes on a thousand nodes.
+  const ranker = nodes.length > 150 ? "longest-path" : "network-simplex";
+  graph.setGraph({ rankdir: "LR", nodesep: 34, ranksep: 70, edgesep: 20, marginx: 20, marginy: 20, ranker });
+  graph.setDefaultEdgeLabel(() => ({}));
+  for (const { id, width, height } of nodes) graph.setNode(id, { width, height });
+  for (const [from, to, width, height] of edges) graph.setEdge(from, to, { width, height, labelpos: "c" });
+  layout(graph);
+  const positions = nodes.map(({ id }): [string, number, number] => {
+    const { x, y } = graph.node(id) as { x: number; y: number };
+    return [id, x, y];
+  });
+  const answer: LayoutAnswer = { number, positions };
+  self.postMessage(answer);
+});

@@ -1,0 +1,277 @@
+// The picture. Nodes keep their positions; new ones take a free place.
+
+import cytoscape from "cytoscape";
+
+import type { DrawnEdge, DrawnNode, Drawing } from "./drawing";
+import type { LayoutAnswer, LayoutRequest } from "./layout";
+
+type Position = { x: number; y: number };
+
+export interface Box extends Position {
+  width: number;
+  height: number;
+}
+
+const CHARACTER = 7.4;
+
+/** Returns the size of a node with its label. */
+export function size(node: DrawnNode): { width: number; height: number } {
+  const longest = Math.max(shortened(node.label).length, shortened(node.detail).length);
+  return { width: Math.max(72, Math.ceil(longest * CHARACTER) + 28), height: node.detail === "" ? 34 : 46 };
+}
+
+export function shortened(label: string): string {
+  return label.length > 34 ? `${label.slice(0, 33)}…` : label;
+}
+
+export class Picture {
+  private readonly cy: cytoscape.Core;
+  private readonly worker = new Worker("layout.js");
+  /** Positions of all nodes that were drawn, by the place on which they depend. */
+  private readonly positions = new Map<string, Map<string, Position>>();
+  private requests = 0;
+  private key = "";
+  drawing: Drawing = { nodes: [], edges: [], shown: [], notes: [] };
+
+  constructor(
+    container: HTMLElement,
+    select: (id: string) => void,
+    open: (id: string) => void,
+    private readonly arranged: () => void,
+  ) {
+    this.cy = cytoscape({ container, minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false, autoungrabify: false });
+    this.restyle();
+    this.cy.on("tap", (event) => select(event.target === this.cy ? "" : event.target.id()));
+    this.cy.on("dbltap", "node", (event) => open(event.target.id()));
+    this.cy.on("dragfree", "node", (event) => this.remembered().set(event.target.id(), { ...event.target.position() }));
+  }
+
+  /** Shows a drawing. Its nodes are arranged if none of them has a position yet. */
+  async show(drawing: Drawing, key: string): Promise<void> {
+    const isOther = key !== this.key;
+    [this.drawing, this.key] = [drawing, key];
+    const known = this.remembered();
+    if (drawing.nodes.length > 0 && !drawing.nodes.some(({ id }) => known.has(id))) {
+      const request = ++this.requests;
+      const positions = await this.arrange(drawing, request);
+      if (request !== this.requests) return;
+      for (const [id, x, y] of positions) known.set(id, { x, y });
+    } else {
+      this.requests++;
+      this.placeNew(drawing, known);
+    }
+    this.sync(this.drawing, known);
+    if (isOther) this.fit();
+    this.arranged();
+  }
+
+  /** Forgets the positions of the present place, and arranges its nodes again. */
+  async arrangeAgain(): Promise<void> {
+    this.positions.delete(this.key);
+    await this.show(this.drawing, this.key);
+    this.fit();
+  }
+
+  select(id: string): void {
+    this.cy.elements().unselect();
+    if (id !== "") this.cy.getElementById(id).select();
+  }
+
+  /** Moves the view to a node, if it is not visible. */
+  reveal(id: string): void {
+    const node = this.cy.getElementById(id);
+    if (node.empty()) return;
+    const [box, view] = [node.boundingBox(), this.cy.extent()];
+    if (box.x1 < view.x1 || box.x2 > view.x2 || box.y1 < view.y1 || box.y2 > view.y2) this.cy.center(node);
+  }
+
+  fit(): void {
+    this.cy.resize();
+    this.cy.fit(undefined, 28);
+    if (this.cy.zoom() > 1.3) {
+      this.cy.zoom(1.3);
+      this.cy.center();
+    }
+  }
+
+  zoom(factor: number): void {
+    const middle = { x: this.cy.width() / 2, y: this.cy.height() / 2 };
+    this.cy.zoom({ level: this.cy.zoom() * factor, renderedPosition: middle });
+  }
+
+  /** Returns the nodes' boxes, for exports and tests. */
+  boxes(): Map<string, Box> {
+    const known = this.remembered();
+    return new Map(
+      this.drawing.nodes.map((node) => [node.id, { ...(known.get(node.id) ?? { x: 0, y: 0 }), ...size(node) }]),
+    );
+  }
+
+  /** Returns the next node in a direction, for the keyboard. */
+  neighbour(from: string, key: string): string {
+    const boxes = this.boxes();
+    const start = boxes.get(from);
+    if (!start) return this.drawing.nodes[0]?.id ?? "";
+    let best = { id: from, distance: Infinity };
+    for (const [id, box] of boxes) {
+      const [dx, dy] = [box.x - start.x, box.y - start.y];
+      const isSideways = key === "ArrowLeft" || key === "ArrowRight";
+      const sign = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1;
+      const along = sign * (isSideways ? dx : dy);
+      const across = isSideways ? dy : dx;
+      const distance = along + 2 * Math.abs(across);
+      if (id !== from && along > 1 && distance < best.distance) best = { id, distance };
+    }
+    return best.id;
+  }
+
+  async png(): Promise<Blob> {
+    const background = getComputedStyle(document.documentElement).getPropertyValue("--surface").trim();
+    return this.cy.png({ output: "blob-promise", full: true, scale: 2, bg: background });
+  }
+
+  /** Takes colours from the style sheet, which follows the theme of the system. */
+  restyle(): void {
+    const values = getComputedStyle(document.documentElement);
+    const color = (name: string) => values.getPropertyValue(`--${name}`).trim();
+    this.cy.style(style(color) as cytoscape.StylesheetJson);
+  }
+
+  private remembered(): Map<string, Position> {
+    const known = this.positions.get(this.key) ?? new Map<string, Position>();
+    this.positions.set(this.key, known);
+    return known;
+  }
+
+  private arrange(drawing: Drawing, number: number): Promise<LayoutAnswer["positions"]> {
+    const edge = ({ source, target, label }: DrawnEdge): LayoutRequest["edges"][number] => {
+      const lines = label.split("\n");
+      return [source, target, Math.max(...lines.map((line) => line.length)) * 6 + 16, lines.length * 14];
+    };
+    const request: LayoutRequest = {
+      number,
+      nodes: drawing.nodes.map((node) => ({ id: node.id, ...size(node) })),
+      edges: drawing.edges.map(edge),
+    };
+    return new Promise((resolve) => {
+      const listener = (event: MessageEvent<LayoutAnswer>) => {
+        if (event.data.number !== number) return;
+        this.worker.removeEventListener("message", listener);
+        resolve(event.data.positions);
+      };
+      this.worker.addEventListener("message", listener);
+      this.worker.postMessage(request);
+    });
+  }
+
+  /** Gives each new node a free place near its neighbours. */
+  private placeNew(drawing: Drawing, known: Map<string, Position>): void {
+    const taken: Box[] = drawing.nodes.flatMap((node) => {
+      const at = known.get(node.id);
+      return at ? [{ ...at, ...size(node) }] : [];
+    });
+    for (const node of drawing.nodes) {
+      if (known.has(node.id)) continue;
+      const edge = drawing.edges.find((one) => (one.source === node.id ? known.has(one.target) : one.target === node.id && known.has(one.source)));
+      const isServer = edge?.target === node.id;
+      const anchor = known.get((isServer ? edge?.source : edge?.target) ?? "") ?? { x: 0, y: 0 };
+      const box = { ...freePlace({ x: anchor.x + (isServer ? 260 : -260), y: anchor.y }, size(node), taken), ...size(node) };
+      taken.push(box);
+      known.set(node.id, { x: box.x, y: box.y });
+    }
+  }
+
+  private sync(drawing: Drawing, known: Map<string, Position>): void {
+    const wanted = new Map<string, cytoscape.ElementDefinition>();
+    for (const node of drawing.nodes) {
+      wanted.set(node.id, { group: "nodes", data: nodeData(node), position: { ...(known.get(node.id) ?? { x: 0, y: 0 }) } });
+    }
+    const ids = new Set(drawing.edges.map(({ id }) => id));
+    for (const edge of drawing.edges) {
+      wanted.set(edge.id, { group: "edges", data: edgeData(edge, ids.has(`${edge.target}>${edge.source}`)) });
+    }
+    this.cy.batch(() => {
+      this.cy.elements().filter((one) => !wanted.has(one.id())).remove();
+      for (const [id, definition] of wanted) {
+        const present = this.cy.getElementById(id);
+        if (present.empty()) {
+          this.cy.add(definition);
+          continue;
+        }
+        present.data(definition.data);
+        if (definition.position) present.position(definition.position);
+      }
+    });
+  }
+}
+
+/** Returns the free place that is nearest to one, in a fixed order. */
+function freePlace(near: Position, own: { width: number; height: number }, taken: Box[]): Position {
+  const isFree = ({ x, y }: Position) =>
+    taken.every((box) => Math.abs(box.x - x) * 2 > box.width + own.width + 30 || Math.abs(box.y - y) * 2 > box.height + own.height + 24);
+  for (let ring = 0; ring < 200; ring++) {
+    for (const [dx, dy] of [[0, ring], [0, -ring], [ring, 0], [-ring, 0]] as const) {
+      const place = { x: near.x + dx * 60, y: near.y + dy * 60 };
+      if (isFree(place)) return place;
+    }
+  }
+  return near;
+}
+
+function nodeData(node: DrawnNode) {
+  const label = [node.label, node.detail].filter((part) => part !== "").map(shortened).join("\n");
+  return { ...size(node), id: node.id, label, shape: node.shape, focus: node.isFocus ? 1 : 0 };
+}
+
+function edgeData(edge: DrawnEdge, isTwoWay: boolean) {
+  const width = 1.2 + Math.min(Math.log10(edge.opened + 1), 6) * 0.55;
+  const state = edge.failed > 0 ? "failed" : edge.pending > 0 ? "pending" : "fine";
+  const { id, source, target, label } = edge;
+  return { id, source, target, label, width, state, inferred: edge.isInferred ? 1 : 0, bend: isTwoWay ? 1 : 0 };
+}
+
+function style(color: (name: string) => string): object[] {
+  const node = (shape: string, form: string, border: string, line = "solid") => ({
+    selector: `node[shape = "${shape}"]`,
+    style: { shape: form, "border-color": color(border), "border-style": line },
+  });
+  return [
+    {
+      selector: "node",
+      style: {
+        shape: "round-rectangle", width: "data(width)", height: "data(height)", label: "data(label)",
+        "background-color": color("node"), color: color("text"), "border-width": 1.5, "border-color": color("other"),
+        "font-family": "system-ui, sans-serif", "font-size": 13, "text-wrap": "wrap", "text-valign": "center",
+        "text-halign": "center", "line-height": 1.25, "overlay-opacity": 0, "min-zoomed-font-size": 5,
+      },
+    },
+    node("workload", "round-rectangle", "workload"),
+    node("service", "round-rectangle", "service", "dashed"),
+    node("namespace", "round-rectangle", "namespace", "double"),
+    node("external", "cut-rectangle", "external"),
+    node("machine", "rectangle", "machine"),
+    { selector: `node[shape = "namespace"]`, style: { "border-width": 4 } },
+    { selector: "node[focus = 1]", style: { "border-width": 4, "background-color": color("focus-node") } },
+    {
+      selector: "edge",
+      style: {
+        width: "data(width)", "line-color": color("line"), "target-arrow-color": color("line"), "target-arrow-shape": "triangle",
+        "arrow-scale": 1.1, "curve-style": "bezier", label: "data(label)", "font-family": "system-ui, sans-serif",
+        "font-size": 11, color: color("muted"), "text-wrap": "wrap", "text-background-color": color("surface"),
+        "text-background-opacity": 1, "text-background-padding": "2px", "overlay-opacity": 0, "min-zoomed-font-size": 7,
+        "loop-direction": "-45deg", "loop-sweep": "50deg",
+      },
+    },
+    {
+      selector: `edge[state = "failed"]`,
+      style: { "line-style": "dashed", "line-color": color("failed"), "target-arrow-color": color("failed"), color: color("failed"), "font-weight": "bold" },
+    },
+    {
+      selector: `edge[state = "pending"]`,
+      style: { "line-style": "dotted", "line-color": color("pending"), "target-arrow-color": color("pending"), color: color("pending"), "font-weight": "bold" },
+    },
+    { selector: "edge[inferred = 1]", style: { "target-arrow-fill": "hollow" } },
+    { selector: "node:selected", style: { "border-width": 4, "border-color": color("accent"), "border-style": "solid" } },
+    { selector: "edge:selected", style: { "line-color": color("accent"), "target-arrow-color": color("accent"), width: 5, "z-index": 9 } },
+  ];
+}

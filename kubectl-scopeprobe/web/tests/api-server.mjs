@@ -1,0 +1,60 @@
+// As much of an API server as a watch of Topology objects needs: it lists them, and sends changes to those that watch.
+import { createServer } from "node:http";
+
+const PATH = "/apis/scopeprobe.io/v1alpha1/topologies";
+
+export class ApiServer {
+  objects = new Map();
+  version = 1;
+  watches = new Set();
+
+  constructor() {
+    this.server = createServer((request, response) => this.answer(request, response));
+  }
+
+  /** Starts, and returns a kubeconfig. */
+  async start() {
+    await new Promise((resolve) => this.server.listen(0, "127.0.0.1", resolve));
+    const server = `http://127.0.0.1:${this.server.address().port}`;
+    return JSON.stringify({
+      apiVersion: "v1",
+      kind: "Config",
+      clusters: [{ name: "test", cluster: { server } }],
+      users: [{ name: "test", user: {} }],
+      contexts: [{ name: "test", context: { cluster: "test", user: "test" } }],
+      "current-context": "test",
+    });
+  }
+
+  stop() {
+    this.server.closeAllConnections();
+    this.server.close();
+  }
+
+  /** Stores an object, and sends it to all watches. */
+  put(object) {
+    const key = `${object.metadata.namespace}/${object.metadata.name}`;
+    const type = this.objects.has(key) ? "MODIFIED" : "ADDED";
+    const stored = { ...object, metadata: { ...object.metadata, resourceVersion: String(++this.version) } };
+    this.objects.set(key, stored);
+    for (const watch of this.watches) watch.write(`${JSON.stringify({ type, object: stored })}\n`);
+  }
+
+  answer(request, response) {
+    const url = new URL(request.url, "http://localhost");
+    if (url.pathname !== PATH) {
+      response.writeHead(404, { "content-type": "application/json" });
+      response.end(JSON.stringify({ kind: "Status", apiVersion: "v1", status: "Failure", code: 404, reason: "NotFound", message: "no such path" }));
+      return;
+    }
+    response.writeHead(200, { "content-type": "application/json" });
+    if (url.searchParams.get("watch") === "true" || url.searchParams.get("watch") === "1") {
+      response.flushHeaders();
+      this.watches.add(response);
+      response.on("close", () => this.watches.delete(response));
+      return;
+    }
+    const metadata = { resourceVersion: String(this.version) };
+    response.end(JSON.stringify({ apiVersion: "scopeprobe.io/v1alpha1", kind: "TopologyList", metadata, items: [...this.objects.values()] }));
+  }
+}
