@@ -111,7 +111,7 @@ export class Picture {
   neighbour(from: string, key: string): string {
     const boxes = this.boxes();
     const start = boxes.get(from);
-    if (!start) return this.drawing.nodes[0]?.id ?? "";
+    if (!start) return [...boxes].sort(([, a], [, b]) => a.x - b.x || a.y - b.y)[0]?.[0] ?? "";
     let best = { id: from, distance: Infinity };
     for (const [id, box] of boxes) {
       const [dx, dy] = [box.x - start.x, box.y - start.y];

@@ -1,0 +1,241 @@
+// Tests of the page in Chromium: `node tests/page.mjs PLUGIN [FOLDER]`, with the path of the plugin, and a folder for screenshots.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+
+import { ApiServer } from "./api-server.mjs";
+import { laterShop, shop } from "./shop.mjs";
+
+const [plugin, pictures] = process.argv.slice(2);
+const folder = await mkdtemp(join(tmpdir(), "scopeprobe-page-"));
+const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const programs = [];
+const tests = [];
+const test = (name, run) => tests.push([name, run]);
+
+/** Starts the plugin, and returns the address that it prints. */
+async function serve(...options) {
+  const program = spawn(plugin, ["ui", ...options], { stdio: ["ignore", "pipe", "inherit"] });
+  programs.push(program);
+  for await (const line of createInterface({ input: program.stdout })) return line;
+  throw new Error("the plugin printed no address");
+}
+
+const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
+
+/** Opens the page, and records violations of its rules. */
+async function open(address, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, ...options });
+  const page = await context.newPage();
+  const problems = [];
+  const origin = new URL(address).origin;
+  page.on("request", (request) => {
+    if (!request.url().startsWith(origin) && !/^(data|blob):/.test(request.url())) problems.push(`request to ${request.url()}`);
+  });
+  page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+  page.on("pageerror", (error) => problems.push(error.stack));
+  await page.goto(address);
+  await arranged(page);
+  return { page, problems, context };
+}
+
+const arranged = (page) => page.locator("#picture[data-arranged]").waitFor();
+const positions = (page) => page.evaluate(() => [...window.scopeprobePicture.boxes()].map(([id, { x, y }]) => [id, x, y]));
+const rows = (page) => page.locator("#rows tr").count();
+
+async function accessible(page) {
+  // Not as an element: the content security policy allows no code but the page's own.
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => window.axe.run(document));
+  assert.deepEqual(violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => html + failureSummary).join(", ")}`), []);
+}
+
+const shopFile = join(folder, "shop.json");
+await writeFile(shopFile, JSON.stringify({ apiVersion: "v1", kind: "List", items: shop() }));
+const address = await serve("--file", shopFile);
+
+test("namespaces are the first level, with the sums of their edges", async () => {
+  const { page, problems, context } = await open(address);
+  assert.equal(await page.locator("#status").textContent(), "From files");
+  const drawn = (await positions(page)).map(([id]) => id);
+  assert.deepEqual(drawn, ["group:API server", "group:external", "ns:billing", "ns:data", "ns:edge", "ns:kube-system", "ns:monitoring", "ns:shop"]);
+  assert.equal(await rows(page), 16);
+  assert.match(await page.locator("#caveats").textContent(), /data\/postgres: 3 ingress edges are not listed/);
+  await accessible(page);
+  assert.deepEqual(problems, []);
+  await context.close();
+});
+
+test("details have the provenance of an edge", async () => {
+  const { page, problems, context } = await open(`${address}#in=`);
+  await page.getByRole("button", { name: "Details of shop/cart to data/redis redis:6379" }).click();
+  const text = await page.locator("#details").innerText();
+  for (const expected of ["✕ 7, last at 2026-05-02T10:31:00Z", "310, 0 of them open now", "Agents observed both ends", "cgroup of its sockets", "eBPF", "observed"]) {
+    assert.ok(text.includes(expected), `${expected} in ${text}`);
+  }
+  assert.ok(text.includes(`kubectl scopeprobe explain 0000000000000006 --file ${shopFile}`), text);
+  await page.getByRole("button", { name: "Details of shop/checkout to api.payments.example :443" }).click();
+  const payments = await page.locator("#details").innerText();
+  for (const expected of ["≥39 KiB", "of 2 connections", "The server is known by its address alone"]) assert.ok(payments.includes(expected), payments);
+  await page.getByRole("button", { name: "Details of billing/report to billing/ledger ledger:5432" }).click();
+  assert.match(await page.locator("#details").innerText(), /a guess for some connections[^]*/);
+  await page.getByRole("button", { name: "Details of shop/frontend to shop/cart cart:80 :8080" }).click();
+  assert.match(await page.locator("#details").innerText(), /Via\s+shop\/frontend \(envoy\)/);
+  await accessible(page);
+  assert.deepEqual(problems, []);
+  await context.close();
+});
+
+test("filters select edges, and nodes that remain do not move", async () => {
+  const { page, context } = await open(`${address}#in=`);
+  const before = new Map((await positions(page)).map(([id, ...at]) => [id, at]));
+  const expected = { "is:failed": 1, "is:pending": 1, "is:external": 3, "is:udp": 1, "port:6379": 1, "-port:8080": 10, "ns:billing": 3, "via:envoy": 1, "is:inferred": 1, "from:cart": 2, "is:incomplete": 5, nothing: 0 };
+  for (const [text, count] of Object.entries(expected)) {
+    await page.locator("#filter").fill(text);
+    await page.waitForFunction((wanted) => document.querySelectorAll("#rows tr").length === wanted, count, { timeout: 5000 }).catch(async () => assert.equal(await rows(page), count, text));
+    for (const [id, ...at] of await positions(page)) assert.deepEqual(at, before.get(id), `${id} has moved`);
+  }
+  await page.locator("#filter").fill("is:wrong");
+  await page.getByText("is:wrong: expected failed").waitFor();
+  await context.close();
+});
+
+test("address of the page restores what it shows", async () => {
+  const { page, context } = await open(`${address}#in=shop&filter=is%3Afailed`);
+  assert.equal(await rows(page), 1);
+  assert.equal(await page.locator("#filter").inputValue(), "is:failed");
+  await page.getByRole("button", { name: "shop/cart", exact: true }).click();
+  await arranged(page);
+  await page.waitForURL(/around=Workload%2Fshop%2FDeployment.apps%2Fcart/);
+  const { page: other, context: second } = await open(page.url());
+  assert.equal(await rows(other), 1);
+  assert.deepEqual(await positions(other), await positions(page));
+  await page.goBack();
+  await page.waitForURL(/in=shop/);
+  await second.close();
+  await context.close();
+});
+
+test("everything is done by keyboard", async () => {
+  const { page, problems, context } = await open(address);
+  await page.keyboard.press("w");
+  await page.waitForURL(/in=$/);
+  await arranged(page);
+  await page.keyboard.press("/");
+  await page.keyboard.type("cart");
+  await page.waitForFunction(() => document.querySelectorAll("#rows tr").length === 4);
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("g");
+  assert.equal(await page.evaluate(() => document.activeElement.id), "picture");
+  await page.keyboard.press("ArrowRight");
+  await page.waitForURL(/selected=/);
+  const selected = page.url();
+  await page.keyboard.press("ArrowRight");
+  await page.waitForURL((url) => url.href !== selected);
+  await page.keyboard.press("Enter");
+  await page.waitForURL(/around=/);
+  await page.keyboard.press("?");
+  await page.locator("#help[open]").waitFor();
+  await accessible(page);
+  await page.keyboard.press("Escape");
+  assert.deepEqual(problems, []);
+  await context.close();
+});
+
+test("exports have what is shown", async () => {
+  const { page, context } = await open(`${address}#in=&filter=cart`);
+  const file = async (id) => {
+    const [download] = await Promise.all([page.waitForEvent("download"), page.locator(`#${id}`).click()]);
+    return readFile(await download.path());
+  };
+  const csv = String(await file("export-csv")).trim().split("\r\n");
+  assert.equal(csv.length, 5);
+  assert.match(csv[0], /^id,client,server,/);
+  assert.equal(String(await file("export-mermaid")).match(/-->|-\.->/g).length, 4);
+  const svg = String(await file("export-svg"));
+  assert.equal(svg.match(/class="edge/g).length, 4);
+  assert.equal(await page.evaluate((text) => new DOMParser().parseFromString(text, "image/svg+xml").querySelectorAll("parsererror").length, svg), 0);
+  assert.deepEqual([...(await file("export-png")).subarray(1, 4)], [...Buffer.from("PNG")]);
+  await context.close();
+});
+
+test("more than 300 nodes are drawn in groups, and the page says so", async () => {
+  const call = (number) => {
+    const peer = (side) => ({ type: "Workload", apiVersion: "apps/v1", kind: "Deployment", namespace: `n${number % 10}`, name: `${side}${number}` });
+    return { id: String(number).padStart(16, "0"), client: peer("c"), server: peer("s"), port: 80, protocol: "TCP", counters: { opened: 1, active: 0, failed: 0 } };
+  };
+  const large = join(folder, "large.json");
+  await writeFile(large, JSON.stringify({ apiVersion: "view.scopeprobe.io/v1alpha1", kind: "TopologyMap", edges: Array.from({ length: 1000 }, (_, number) => call(number)) }));
+  const { page, context } = await open(`${await serve("--file", large)}#in=`);
+  assert.ok((await positions(page)).length <= 300);
+  assert.match(await page.locator("#notes").textContent(), /1800 nodes are drawn as 9 groups/);
+  assert.match(await page.locator("#count").textContent(), /500 of 1000 edges are listed/);
+  await page.getByRole("button", { name: "Draw all" }).click();
+  await page.waitForFunction(() => window.scopeprobePicture.boxes().size === 2000);
+  await context.close();
+});
+
+test("a new edge appears after its object has changed, and no node moves", async () => {
+  const api = new ApiServer();
+  const kubeconfig = join(folder, "kubeconfig");
+  for (const object of shop()) api.put(object);
+  await writeFile(kubeconfig, await api.start());
+  const { page, problems, context } = await open(`${await serve("--kubeconfig", kubeconfig, "--all-namespaces")}#in=`);
+  await page.getByText("● Live").waitFor();
+  await page.waitForFunction(() => document.querySelectorAll("#rows tr").length === 16);
+  const before = await positions(page);
+  const begin = Date.now();
+  for (const object of laterShop()) api.put(object);
+  await page.getByRole("button", { name: "Details of shop/catalog to data/redis redis:6379" }).waitFor();
+  console.log(`    new edge after ${Date.now() - begin} ms`);
+  assert.deepEqual(await positions(page), before);
+  assert.deepEqual(problems, []);
+  programs.at(-1).kill();
+  await page.getByText("The connection to the plugin is interrupted").waitFor();
+  api.stop();
+  await context.close();
+});
+
+test("all themes are accessible", async () => {
+  const themes = { light: {}, dark: { colorScheme: "dark" }, contrast: { contrast: "more" }, "dark-contrast": { colorScheme: "dark", contrast: "more" } };
+  for (const [name, options] of Object.entries(themes)) {
+    const { page, problems, context } = await open(`${address}#in=`, { reducedMotion: "reduce", ...options });
+    await page.getByRole("button", { name: "Details of shop/cart to data/redis redis:6379" }).click();
+    await page.locator("#details dl").waitFor();
+    await accessible(page);
+    if (pictures) await page.screenshot({ path: join(pictures, `view-${name}.png`) });
+    assert.deepEqual(problems, []);
+    await context.close();
+  }
+  if (!pictures) return;
+  const { page, context } = await open(address);
+  await page.screenshot({ path: join(pictures, "view-namespaces.png") });
+  await page.goto(`${address}#around=Workload%2Fshop%2FDeployment.apps%2Fcart&selected=Workload%2Fshop%2FDeployment.apps%2Fcart`);
+  await page.reload();
+  await arranged(page);
+  await page.screenshot({ path: join(pictures, "view-around.png") });
+  await context.close();
+});
+
+let failed = 0;
+for (const [name, run] of tests) {
+  const begin = Date.now();
+  try {
+    await run();
+    console.log(`ok    ${name} (${Date.now() - begin} ms)`);
+  } catch (error) {
+    failed++;
+    console.log(`FAIL  ${name}\n${error.stack}`);
+  }
+}
+await browser.close();
+for (const program of programs) program.kill();
+await rm(folder, { recursive: true });
+console.log(`${tests.length - failed} of ${tests.length} tests passed`);
+process.exitCode = failed === 0 ? 0 : 1;
