@@ -64,7 +64,7 @@ check_shell() {
 
 check_spelling() {
   command -v codespell > /dev/null || { skip codespell "codespell is not installed: apt-get install codespell"; return; }
-  git ls-files -z -- ':!*.lock' ':!*.o' ':!LICENSE' | xargs --null codespell --ignore-words-list crate,crates,keypair
+  git ls-files -z -- ':!*.lock' ':!*.o' ':!*.png' ':!LICENSE' ':!kubectl-scopeprobe/web/dist' ':!*/package-lock.json' | xargs --null codespell --ignore-words-list crate,crates,keypair
 }
 
 # Every tracked script, by its name or its first line.

@@ -11,6 +11,8 @@ export interface LayoutRequest {
 export interface LayoutAnswer {
   number: number;
   positions: [string, number, number][];
+  /** Points between the ends of each edge, by which it passes nodes. */
+  routes: [string, { x: number; y: number }[]][];
 }
 
 self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
@@ -18,7 +20,7 @@ self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
   const graph = new Graph();
   // Its exact ranking takes minutes on a thousand nodes.
   const ranker = nodes.length > 150 ? "longest-path" : "network-simplex";
-  graph.setGraph({ rankdir: "LR", nodesep: 34, ranksep: 70, edgesep: 20, marginx: 20, marginy: 20, ranker });
+  graph.setGraph({ rankdir: "LR", nodesep: 30, ranksep: 44, edgesep: 16, marginx: 20, marginy: 20, ranker });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of nodes) graph.setNode(id, { width, height });
   for (const [from, to, width, height] of edges) graph.setEdge(from, to, { width, height, labelpos: "c" });
@@ -27,6 +29,10 @@ self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
     const { x, y } = graph.node(id) as { x: number; y: number };
     return [id, x, y];
   });
-  const answer: LayoutAnswer = { number, positions };
+  const routes = edges.map(([from, to]): LayoutAnswer["routes"][number] => {
+    const { points } = graph.edge(from, to) as { points: { x: number; y: number }[] };
+    return [`${from}>${to}`, points.slice(1, -1)];
+  });
+  const answer: LayoutAnswer = { number, positions, routes };
   self.postMessage(answer);
 });

@@ -202,7 +202,6 @@ on("export-png", () => void picture.png().then((png) => exports.download("topolo
 
 addEventListener("hashchange", () => ((here = place.read(location.hash)), schedule()));
 addEventListener("popstate", () => ((here = place.read(location.hash)), schedule()));
-addEventListener("resize", () => picture.fit());
 for (const query of ["(prefers-color-scheme: dark)", "(prefers-contrast: more)"]) {
   matchMedia(query).addEventListener("change", () => picture.restyle());
 }

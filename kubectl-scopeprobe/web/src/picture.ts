@@ -29,7 +29,11 @@ export class Picture {
   private readonly worker = new Worker("layout.js");
   /** Positions of all nodes that were drawn, by the place on which they depend. */
   private readonly positions = new Map<string, Map<string, Position>>();
+  /** Points by which edges pass nodes, as they were arranged, by the same place. */
+  private readonly routes = new Map<string, Map<string, Position[]>>();
   private requests = 0;
+  /** True if the view is no longer the fitted one. */
+  private isMoved = false;
   private key = "";
   drawing: Drawing = { nodes: [], edges: [], shown: [], notes: [] };
 
@@ -43,7 +47,9 @@ export class Picture {
     this.restyle();
     this.cy.on("tap", (event) => select(event.target === this.cy ? "" : event.target.id()));
     this.cy.on("dbltap", "node", (event) => open(event.target.id()));
-    this.cy.on("dragfree", "node", (event) => this.remembered().set(event.target.id(), { ...event.target.position() }));
+    this.cy.on("dragfree", "node", (event) => this.moved(event.target));
+    this.cy.on("viewport", () => (this.isMoved = true));
+    new ResizeObserver(() => (this.isMoved ? this.cy.resize() : this.fit())).observe(container);
   }
 
   /** Shows a drawing. Its nodes are arranged if none of them has a position yet. */
@@ -53,9 +59,10 @@ export class Picture {
     const known = this.remembered();
     if (drawing.nodes.length > 0 && !drawing.nodes.some(({ id }) => known.has(id))) {
       const request = ++this.requests;
-      const positions = await this.arrange(drawing, request);
+      const { positions, routes } = await this.arrange(drawing, request);
       if (request !== this.requests) return;
       for (const [id, x, y] of positions) known.set(id, { x, y });
+      this.routes.set(key, new Map(routes));
     } else {
       this.requests++;
       this.placeNew(drawing, known);
@@ -92,6 +99,7 @@ export class Picture {
       this.cy.zoom(1.3);
       this.cy.center();
     }
+    this.isMoved = false;
   }
 
   zoom(factor: number): void {
@@ -143,10 +151,17 @@ export class Picture {
     return known;
   }
 
-  private arrange(drawing: Drawing, number: number): Promise<LayoutAnswer["positions"]> {
+  /** Remembers where a node was dragged. Its edges become straight. */
+  private moved(node: cytoscape.NodeSingular): void {
+    this.remembered().set(node.id(), { ...node.position() });
+    for (const edge of node.connectedEdges()) this.routes.get(this.key)?.delete(edge.id());
+    this.sync(this.drawing, this.remembered());
+  }
+
+  private arrange(drawing: Drawing, number: number): Promise<LayoutAnswer> {
     const edge = ({ source, target, label }: DrawnEdge): LayoutRequest["edges"][number] => {
       const lines = label.split("\n");
-      return [source, target, Math.max(...lines.map((line) => line.length)) * 6 + 16, lines.length * 14];
+      return [source, target, Math.max(...lines.map((line) => line.length)) * 5.6 + 10, lines.length * 14];
     };
     const request: LayoutRequest = {
       number,
@@ -157,7 +172,7 @@ export class Picture {
       const listener = (event: MessageEvent<LayoutAnswer>) => {
         if (event.data.number !== number) return;
         this.worker.removeEventListener("message", listener);
-        resolve(event.data.positions);
+        resolve(event.data);
       };
       this.worker.addEventListener("message", listener);
       this.worker.postMessage(request);
@@ -188,7 +203,9 @@ export class Picture {
     }
     const ids = new Set(drawing.edges.map(({ id }) => id));
     for (const edge of drawing.edges) {
-      wanted.set(edge.id, { group: "edges", data: edgeData(edge, ids.has(`${edge.target}>${edge.source}`)) });
+      const isTwoWay = ids.has(`${edge.target}>${edge.source}`);
+      const route = this.routes.get(this.key)?.get(edge.id) ?? [];
+      wanted.set(edge.id, { group: "edges", data: { ...edgeData(edge), ...bends(edge, isTwoWay ? [] : route, known) } });
     }
     this.cy.batch(() => {
       this.cy.elements().filter((one) => !wanted.has(one.id())).remove();
@@ -223,11 +240,24 @@ function nodeData(node: DrawnNode) {
   return { ...size(node), id: node.id, label, shape: node.shape, focus: node.isFocus ? 1 : 0 };
 }
 
-function edgeData(edge: DrawnEdge, isTwoWay: boolean) {
+/** Returns the points of a route relative to the line between both nodes, as the library wants them. */
+function bends(edge: DrawnEdge, route: Position[], known: Map<string, Position>) {
+  const [from, to] = [known.get(edge.source), known.get(edge.target)];
+  const [dx, dy] = [(to?.x ?? 0) - (from?.x ?? 0), (to?.y ?? 0) - (from?.y ?? 0)];
+  const length = Math.hypot(dx, dy);
+  if (!from || length === 0) return { route: 0, weights: "0.5", distances: "0" };
+  const relative = route.map(({ x, y }) => ({ x: x - from.x, y: y - from.y }));
+  const distances = relative.map(({ x, y }) => (y * dx - x * dy) / length);
+  if (distances.every((distance) => Math.abs(distance) < 3)) return { route: 0, weights: "0.5", distances: "0" };
+  const weights = relative.map(({ x, y }) => (x * dx + y * dy) / (length * length));
+  return { route: 1, weights: weights.map((one) => one.toFixed(4)).join(" "), distances: distances.map((one) => one.toFixed(1)).join(" ") };
+}
+
+function edgeData(edge: DrawnEdge) {
   const width = 1.2 + Math.min(Math.log10(edge.opened + 1), 6) * 0.55;
   const state = edge.failed > 0 ? "failed" : edge.pending > 0 ? "pending" : "fine";
   const { id, source, target, label } = edge;
-  return { id, source, target, label, width, state, inferred: edge.isInferred ? 1 : 0, bend: isTwoWay ? 1 : 0 };
+  return { id, source, target, label, width, state, inferred: edge.isInferred ? 1 : 0 };
 }
 
 function style(color: (name: string) => string): object[] {
@@ -258,8 +288,15 @@ function style(color: (name: string) => string): object[] {
         width: "data(width)", "line-color": color("line"), "target-arrow-color": color("line"), "target-arrow-shape": "triangle",
         "arrow-scale": 1.1, "curve-style": "bezier", label: "data(label)", "font-family": "system-ui, sans-serif",
         "font-size": 11, color: color("muted"), "text-wrap": "wrap", "text-background-color": color("surface"),
-        "text-background-opacity": 1, "text-background-padding": "2px", "overlay-opacity": 0, "min-zoomed-font-size": 7,
+        "text-background-opacity": 1, "text-background-padding": "2px", "overlay-opacity": 0, "min-zoomed-font-size": 5,
         "loop-direction": "-45deg", "loop-sweep": "50deg",
+      },
+    },
+    {
+      selector: "edge[route = 1]",
+      style: {
+        "curve-style": "round-segments", "segment-weights": "data(weights)", "segment-distances": "data(distances)",
+        "segment-radii": 14, "edge-distances": "node-position",
       },
     },
     {
