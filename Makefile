@@ -1,7 +1,7 @@
 # What there is to do here. The work is in scripts/; each says at its top what it does and what it can be told.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-address-reuse fuzz lint fmt deny crds generated ebpf bench-fallback bench-latency bench-check bench-node bench-scale bench-scale-check cluster-up cluster-down
+.PHONY: help setup build images demo demo-kernels manifest check test test-long test-kernels test-address-reuse fuzz lint fmt deny crds generated ebpf web bench-fallback bench-latency bench-check bench-node bench-scale bench-scale-check cluster-up cluster-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -60,6 +60,9 @@ generated: ## the same, and what follows from operator/src/rollout/privileges.rs
 
 ebpf: ## build the programs for the kernel and the committed object again, after a change in node-agent-ebpf/
 	cargo xtask ebpf-object
+
+web: ## build the bundle of the live view again, after a change in kubectl-scopeprobe/web; needs Node.js
+	scripts/web
 
 bench-latency: images ## how long a new edge takes from connect() to the Topology object
 	cargo run --locked --package scopeprobe-tests --bin bench-latency

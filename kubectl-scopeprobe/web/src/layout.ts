@@ -5,7 +5,7 @@ import { Graph, layout } from "@dagrejs/dagre";
 export interface LayoutRequest {
   number: number;
   nodes: { id: string; width: number; height: number }[];
-  edges: [string, string, number, number][];
+  edges: [string, string][];
 }
 
 export interface LayoutAnswer {
@@ -20,10 +20,10 @@ self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
   const graph = new Graph();
   // Its exact ranking takes minutes on a thousand nodes.
   const ranker = nodes.length > 150 ? "longest-path" : "network-simplex";
-  graph.setGraph({ rankdir: "LR", nodesep: 30, ranksep: 44, edgesep: 16, marginx: 20, marginy: 20, ranker });
+  graph.setGraph({ rankdir: "LR", nodesep: 30, ranksep: 130, edgesep: 24, marginx: 20, marginy: 20, ranker });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of nodes) graph.setNode(id, { width, height });
-  for (const [from, to, width, height] of edges) graph.setEdge(from, to, { width, height, labelpos: "c" });
+  for (const [from, to] of edges) graph.setEdge(from, to, {});
   layout(graph);
   const positions = nodes.map(({ id }): [string, number, number] => {
     const { x, y } = graph.node(id) as { x: number; y: number };

@@ -48,7 +48,7 @@ export class Picture {
     this.cy.on("tap", (event) => select(event.target === this.cy ? "" : event.target.id()));
     this.cy.on("dbltap", "node", (event) => open(event.target.id()));
     this.cy.on("dragfree", "node", (event) => this.moved(event.target));
-    this.cy.on("viewport", () => (this.isMoved = true));
+    this.cy.on("dragpan scrollzoom pinchzoom", () => (this.isMoved = true));
     new ResizeObserver(() => (this.isMoved ? this.cy.resize() : this.fit())).observe(container);
   }
 
@@ -89,7 +89,9 @@ export class Picture {
     const node = this.cy.getElementById(id);
     if (node.empty()) return;
     const [box, view] = [node.boundingBox(), this.cy.extent()];
-    if (box.x1 < view.x1 || box.x2 > view.x2 || box.y1 < view.y1 || box.y2 > view.y2) this.cy.center(node);
+    if (box.x1 >= view.x1 && box.x2 <= view.x2 && box.y1 >= view.y1 && box.y2 <= view.y2) return;
+    this.isMoved = true;
+    this.cy.center(node);
   }
 
   fit(): void {
@@ -104,6 +106,7 @@ export class Picture {
 
   zoom(factor: number): void {
     const middle = { x: this.cy.width() / 2, y: this.cy.height() / 2 };
+    this.isMoved = true;
     this.cy.zoom({ level: this.cy.zoom() * factor, renderedPosition: middle });
   }
 
@@ -159,14 +162,10 @@ export class Picture {
   }
 
   private arrange(drawing: Drawing, number: number): Promise<LayoutAnswer> {
-    const edge = ({ source, target, label }: DrawnEdge): LayoutRequest["edges"][number] => {
-      const lines = label.split("\n");
-      return [source, target, Math.max(...lines.map((line) => line.length)) * 5.6 + 10, lines.length * 14];
-    };
     const request: LayoutRequest = {
       number,
       nodes: drawing.nodes.map((node) => ({ id: node.id, ...size(node) })),
-      edges: drawing.edges.map(edge),
+      edges: drawing.edges.filter(({ source, target }) => source !== target).map(({ source, target }) => [source, target]),
     };
     return new Promise((resolve) => {
       const listener = (event: MessageEvent<LayoutAnswer>) => {
@@ -289,9 +288,9 @@ function style(color: (name: string) => string): object[] {
         "arrow-scale": 1.1, "curve-style": "bezier", label: "data(label)", "font-family": "system-ui, sans-serif",
         "font-size": 11, color: color("muted"), "text-wrap": "wrap", "text-background-color": color("surface"),
         "text-background-opacity": 1, "text-background-padding": "2px", "overlay-opacity": 0, "min-zoomed-font-size": 5,
-        "loop-direction": "-45deg", "loop-sweep": "50deg",
       },
     },
+    { selector: "edge:loop", style: { "control-point-step-size": 80, "loop-direction": "0deg", "loop-sweep": "50deg" } },
     {
       selector: "edge[route = 1]",
       style: {

@@ -218,7 +218,7 @@ test("all themes are accessible", async () => {
 
 /** Writes a picture of a place for the documentation. */
 async function takePicture(name, hash, options = {}) {
-  const { page, context } = await open(address + hash, { viewport: { width: 1240, height: 740 }, ...options });
+  const { page, context } = await open(address + hash, { viewport: { width: 1240, height: 800 }, ...options });
   await page.waitForTimeout(300);
   await page.screenshot({ path: join(pictures, `view-${name}.png`) });
   await context.close();
