@@ -49,7 +49,7 @@ pub async fn serve(source: Source, options: Options) -> Result<()> {
     }
     let server = server::Server::new(token, feed, source.arguments());
     tokio::select! {
-        served = server.serve(listener) => served.context("the server failed"),
+        result = server.serve(listener) => result.context("the server failed"),
         interrupted = signal::ctrl_c() => interrupted.context("cannot wait for Ctrl-C"),
     }
 }

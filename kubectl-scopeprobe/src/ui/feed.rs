@@ -10,9 +10,12 @@ use std::{
 use anyhow::Result;
 use crds::Topology;
 use futures::{StreamExt as _, TryStreamExt as _};
-use kube::runtime::{
-    WatchStreamExt as _,
-    watcher::{self, Event},
+use kube::{
+    api::ListParams,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
 };
 use tokio::{sync::watch, time};
 use view::{
@@ -24,6 +27,9 @@ use crate::source::{Source, Watched};
 
 /// Time in which further changes become part of the same revision.
 const GATHERING: Duration = Duration::from_millis(200);
+
+/// Time after which an interrupted watch is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The journal of the map, and the news of its changes.
 pub struct Feed {
@@ -103,61 +109,81 @@ impl Publisher {
     }
 }
 
+/// Objects by namespace and name.
+type ByName = BTreeMap<(Option<String>, Option<String>), Topology>;
+
 /// Objects of the watch.
 #[derive(Default)]
 struct Objects {
-    known: BTreeMap<(Option<String>, Option<String>), Topology>,
+    /// Those of the last complete list, with all changes since; `None` before the first.
+    known: Option<ByName>,
     /// Those of a list that is not complete yet.
-    listed: Option<BTreeMap<(Option<String>, Option<String>), Topology>>,
+    listed: Option<ByName>,
     problem: String,
 }
 
 impl Objects {
     fn take(&mut self, event: Result<Event<Topology>, watcher::Error>) {
         let key = |object: &Topology| (object.metadata.namespace.clone(), object.metadata.name.clone());
-        match event {
-            Ok(Event::Init) => self.listed = Some(BTreeMap::new()),
-            Ok(Event::InitApply(object)) => _ = self.listed.get_or_insert_default().insert(key(&object), object),
-            Ok(Event::InitDone) => {
-                self.known = self.listed.take().unwrap_or_default();
-                self.problem.clear();
-            }
-            Ok(Event::Apply(object)) => {
-                self.known.insert(key(&object), object);
-                self.problem.clear();
-            }
-            Ok(Event::Delete(object)) => _ = self.known.remove(&key(&object)),
+        let event = match event {
+            Ok(event) => event,
             Err(error) => {
-                self.problem = view::map::printable(&format!("The watch of the cluster is interrupted: {error}"))
+                let text = format!("The watch of the cluster is interrupted: {error}");
+                self.problem = view::map::printable(&text);
+                return;
             }
+        };
+        self.problem.clear();
+        match event {
+            Event::Init => self.listed = Some(BTreeMap::new()),
+            Event::InitApply(object) => _ = self.listed.get_or_insert_default().insert(key(&object), object),
+            Event::InitDone => self.known = self.listed.take(),
+            Event::Apply(object) => _ = self.known.get_or_insert_default().insert(key(&object), object),
+            Event::Delete(object) => _ = self.known.get_or_insert_default().remove(&key(&object)),
         }
     }
 
-    fn graph(&self, caveat: Option<&String>) -> Graph {
-        let mut map = read::objects(self.known.values());
+    /// Returns the graph of the objects, or `None` if there is nothing to show yet.
+    fn graph(&self, caveat: Option<&String>) -> Option<Graph> {
+        let empty = BTreeMap::new();
+        let known = match &self.known {
+            Some(known) => known,
+            None if self.problem.is_empty() => return None,
+            None => &empty,
+        };
+        let mut map = read::objects(known.values());
         map.caveats.extend(caveat.cloned());
-        if self.known.is_empty() {
+        if self.known.as_ref().is_some_and(BTreeMap::is_empty) {
             map.caveats.push("There are no Topology objects here.".to_owned());
         }
-        Graph { problem: self.problem.clone(), ..Graph::of(&map) }
+        Some(Graph { problem: self.problem.clone(), ..Graph::of(&map) })
     }
 }
 
 async fn follow(watched: Watched, publisher: Publisher) {
-    let Watched { api, selector, caveat } = watched;
-    let mut configuration = watcher::Config::default();
-    configuration.label_selector = selector;
-    let mut events = pin!(watcher::watcher(api, configuration).default_backoff().into_stream());
+    let configuration = watcher::Config { label_selector: watched.selector, ..watcher::Config::default() };
+    let mut events = pin!(watcher::watcher(watched.api.clone(), configuration).default_backoff().into_stream());
     let mut objects = Objects::default();
-    while let Some(event) = events.next().await {
-        objects.take(event);
+    loop {
+        let check = time::sleep(CHECK_INTERVAL);
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => objects.take(event),
+                None => return,
+            },
+            // A watch that works again reports no event before the next change.
+            () = check, if !objects.problem.is_empty() => {
+                if watched.api.list(&ListParams::default().limit(1)).await.is_ok() {
+                    objects.problem.clear();
+                }
+            }
+        }
         let end = time::Instant::now() + GATHERING;
         while let Ok(Some(event)) = time::timeout_at(end, events.next()).await {
             objects.take(event);
         }
-        // Before the first list is complete, there is no map to show.
-        if objects.listed.is_none() || !objects.problem.is_empty() {
-            publisher.publish(objects.graph(caveat.as_ref()));
+        if let Some(graph) = objects.graph(watched.caveat.as_ref()) {
+            publisher.publish(graph);
         }
     }
 }

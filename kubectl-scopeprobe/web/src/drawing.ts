@@ -164,9 +164,17 @@ function bundled(graph: Graph, place: Place, shown: string[], used: Set<string>,
   return { nodes: [...nodes.values()].sort(byId), edges: [...edges.values()].sort(byId) };
 }
 
+/** Returns the way of an edge without what its server says: the Service's name if it is the server's, and the second port. */
+function short(graph: Graph, edge: GraphEdge): string {
+  const [name, port] = edge.service?.slice(edge.service.indexOf("/") + 1).split(":") ?? [];
+  if (name === undefined || port === undefined) return way(edge);
+  const isServers = graph.nodes.get(edge.server)?.name === name;
+  return `${isServers ? "" : name}:${port}${edge.protocol === "TCP" ? "" : ` ${edge.protocol}`}`;
+}
+
 function edgeLabel(graph: Graph, bundle: DrawnEdge): string {
   const first = graph.edges.get(bundle.members[0] ?? "");
-  const what = bundle.members.length === 1 && first ? way(first) : `${bundle.members.length} edges`;
+  const what = bundle.members.length === 1 && first ? short(graph, first) : `${bundle.members.length} edges`;
   const via = bundle.members.length === 1 && first?.via?.length ? `via ${first.via.join(", ")}` : "";
   const failed = bundle.failed > 0 ? `✕ ${bundle.failed} failed` : "";
   const pending = bundle.pending > 0 ? `… ${bundle.pending} pending` : "";

@@ -20,7 +20,7 @@ self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
   const graph = new Graph();
   // Its exact ranking takes minutes on a thousand nodes.
   const ranker = nodes.length > 150 ? "longest-path" : "network-simplex";
-  graph.setGraph({ rankdir: "LR", nodesep: 30, ranksep: 130, edgesep: 24, marginx: 20, marginy: 20, ranker });
+  graph.setGraph({ rankdir: "LR", nodesep: 18, ranksep: 90, edgesep: 18, marginx: 20, marginy: 20, ranker });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of nodes) graph.setNode(id, { width, height });
   for (const [from, to] of edges) graph.setEdge(from, to, {});
@@ -31,7 +31,8 @@ self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
   });
   const routes = edges.map(([from, to]): LayoutAnswer["routes"][number] => {
     const { points } = graph.edge(from, to) as { points: { x: number; y: number }[] };
-    return [`${from}>${to}`, points.slice(1, -1)];
+    // Between neighbouring layers, the line is straight: it passes no node.
+    return [`${from}>${to}`, points.length > 3 ? points.slice(1, -1) : []];
   });
   const answer: LayoutAnswer = { number, positions, routes };
   self.postMessage(answer);

@@ -13,6 +13,8 @@ export interface Box extends Position {
 }
 
 const CHARACTER = 7.4;
+/** Height of the line from a node to itself. */
+const LOOP = 34;
 
 /** Returns the size of a node with its label. */
 export function size(node: DrawnNode): { width: number; height: number } {
@@ -96,7 +98,7 @@ export class Picture {
 
   fit(): void {
     this.cy.resize();
-    this.cy.fit(undefined, 28);
+    this.cy.fit(undefined, 18);
     if (this.cy.zoom() > 1.3) {
       this.cy.zoom(1.3);
       this.cy.center();
@@ -162,9 +164,11 @@ export class Picture {
   }
 
   private arrange(drawing: Drawing, number: number): Promise<LayoutAnswer> {
+    const loops = new Set(drawing.edges.filter(({ source, target }) => source === target).map(({ source }) => source));
+    const box = (node: DrawnNode) => ({ id: node.id, width: size(node).width, height: size(node).height + (loops.has(node.id) ? 2 * LOOP : 0) });
     const request: LayoutRequest = {
       number,
-      nodes: drawing.nodes.map((node) => ({ id: node.id, ...size(node) })),
+      nodes: drawing.nodes.map(box),
       edges: drawing.edges.filter(({ source, target }) => source !== target).map(({ source, target }) => [source, target]),
     };
     return new Promise((resolve) => {
@@ -290,7 +294,7 @@ function style(color: (name: string) => string): object[] {
         "text-background-opacity": 1, "text-background-padding": "2px", "overlay-opacity": 0, "min-zoomed-font-size": 5,
       },
     },
-    { selector: "edge:loop", style: { "control-point-step-size": 80, "loop-direction": "0deg", "loop-sweep": "50deg" } },
+    { selector: "edge:loop", style: { "control-point-step-size": 58, "loop-direction": "0deg", "loop-sweep": "50deg" } },
     {
       selector: "edge[route = 1]",
       style: {

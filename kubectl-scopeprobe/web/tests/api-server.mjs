@@ -7,6 +7,7 @@ export class ApiServer {
   objects = new Map();
   version = 1;
   watches = new Set();
+  isDown = false;
 
   constructor() {
     this.server = createServer((request, response) => this.answer(request, response));
@@ -31,6 +32,12 @@ export class ApiServer {
     this.server.close();
   }
 
+  /** Ends all watches, and refuses requests until `isDown` is false again. */
+  interrupt() {
+    this.isDown = true;
+    for (const watch of this.watches) watch.destroy();
+  }
+
   /** Stores an object, and sends it to all watches. */
   put(object) {
     const key = `${object.metadata.namespace}/${object.metadata.name}`;
@@ -45,6 +52,11 @@ export class ApiServer {
     if (url.pathname !== PATH) {
       response.writeHead(404, { "content-type": "application/json" });
       response.end(JSON.stringify({ kind: "Status", apiVersion: "v1", status: "Failure", code: 404, reason: "NotFound", message: "no such path" }));
+      return;
+    }
+    if (this.isDown) {
+      response.writeHead(503, { "content-type": "application/json" });
+      response.end(JSON.stringify({ kind: "Status", apiVersion: "v1", status: "Failure", code: 503, reason: "ServiceUnavailable", message: "down for the test" }));
       return;
     }
     response.writeHead(200, { "content-type": "application/json" });

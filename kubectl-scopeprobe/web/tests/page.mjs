@@ -197,6 +197,10 @@ test("a new edge appears after its object has changed, and no node moves", async
   console.log(`    new edge after ${Date.now() - begin} ms`);
   assert.deepEqual(await positions(page), before);
   assert.deepEqual(problems, []);
+  api.interrupt();
+  await page.getByText("The watch of the cluster is interrupted").waitFor();
+  api.isDown = false;
+  await page.getByText("● Live").waitFor();
   programs.at(-1).kill();
   await page.getByText("The connection to the plugin is interrupted").waitFor();
   api.stop();
@@ -218,7 +222,7 @@ test("all themes are accessible", async () => {
 
 /** Writes a picture of a place for the documentation. */
 async function takePicture(name, hash, options = {}) {
-  const { page, context } = await open(address + hash, { viewport: { width: 1240, height: 800 }, ...options });
+  const { page, context } = await open(address + hash, { viewport: { width: 1180, height: 720 }, ...options });
   await page.waitForTimeout(300);
   await page.screenshot({ path: join(pictures, `view-${name}.png`) });
   await context.close();
@@ -229,7 +233,7 @@ if (pictures) {
     const cart = "Workload%2Fshop%2FDeployment.apps%2Fcart";
     const failing = `${cart}%3EWorkload%2Fdata%2FStatefulSet.apps%2Fredis`;
     await takePicture("namespaces", "");
-    await takePicture("workloads", `#in=&selected=${failing}`);
+    await takePicture("workloads", `#in=shop&selected=${failing}`);
     await takePicture("dark", `#in=&selected=${failing}`, { colorScheme: "dark" });
     await takePicture("around", `#around=${cart}&selected=${cart}`, { contrast: "more" });
   });
