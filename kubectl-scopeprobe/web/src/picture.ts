@@ -14,7 +14,7 @@ export interface Box extends Position {
 
 const CHARACTER = 7.4;
 /** Height of the line from a node to itself. */
-const LOOP = 34;
+const LOOP = 46;
 
 /** Returns the size of a node with its label. */
 export function size(node: DrawnNode): { width: number; height: number } {
@@ -37,6 +37,8 @@ export class Picture {
   /** True if the view is no longer the fitted one. */
   private isMoved = false;
   private key = "";
+  /** Place for which the view was fitted. */
+  private fitted: string | undefined;
   drawing: Drawing = { nodes: [], edges: [], shown: [], notes: [] };
 
   constructor(
@@ -56,7 +58,6 @@ export class Picture {
 
   /** Shows a drawing. Its nodes are arranged if none of them has a position yet. */
   async show(drawing: Drawing, key: string): Promise<void> {
-    const isOther = key !== this.key;
     [this.drawing, this.key] = [drawing, key];
     const known = this.remembered();
     if (drawing.nodes.length > 0 && !drawing.nodes.some(({ id }) => known.has(id))) {
@@ -70,7 +71,8 @@ export class Picture {
       this.placeNew(drawing, known);
     }
     this.sync(this.drawing, known);
-    if (isOther) this.fit();
+    if (this.fitted !== key) this.fit();
+    this.fitted = key;
     this.arranged();
   }
 
