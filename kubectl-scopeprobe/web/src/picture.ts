@@ -47,7 +47,7 @@ export class Picture {
     open: (id: string) => void,
     private readonly arranged: () => void,
   ) {
-    this.cy = cytoscape({ container, minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false, autoungrabify: false });
+    this.cy = cytoscape({ container, minZoom: 0.01, maxZoom: 3, boxSelectionEnabled: false, autoungrabify: false });
     this.restyle();
     this.cy.on("tap", (event) => select(event.target === this.cy ? "" : event.target.id()));
     this.cy.on("dbltap", "node", (event) => open(event.target.id()));
@@ -120,6 +120,12 @@ export class Picture {
     return new Map(
       this.drawing.nodes.map((node) => [node.id, { ...(known.get(node.id) ?? { x: 0, y: 0 }), ...size(node) }]),
     );
+  }
+
+  /** Returns whether all nodes are in view, for tests. */
+  isInView(): boolean {
+    const [all, view] = [this.cy.nodes().boundingBox(), this.cy.extent()];
+    return all.x1 >= view.x1 && all.x2 <= view.x2 && all.y1 >= view.y1 && all.y2 <= view.y2;
   }
 
   /** Returns the next node in a direction, for the keyboard. */
@@ -300,8 +306,8 @@ function style(color: (name: string) => string): object[] {
     {
       selector: "edge[route = 1]",
       style: {
-        "curve-style": "round-segments", "segment-weights": "data(weights)", "segment-distances": "data(distances)",
-        "segment-radii": 14, "edge-distances": "node-position",
+        "curve-style": "segments", "segment-weights": "data(weights)", "segment-distances": "data(distances)",
+        "edge-distances": "node-position",
       },
     },
     {

@@ -43,6 +43,7 @@ async function open(address, options = {}) {
   page.on("pageerror", (error) => problems.push(error.stack));
   await page.goto(address);
   await arranged(page);
+  await page.waitForFunction(() => window.scopeprobePicture.isInView());
   return { page, problems, context };
 }
 
