@@ -175,10 +175,15 @@ function short(graph: Graph, edge: GraphEdge): string {
 function edgeLabel(graph: Graph, bundle: DrawnEdge): string {
   const first = graph.edges.get(bundle.members[0] ?? "");
   const what = bundle.members.length === 1 && first ? short(graph, first) : `${bundle.members.length} edges`;
-  const via = bundle.members.length === 1 && first?.via?.length ? `via ${first.via.join(", ")}` : "";
+  const via = bundle.members.length === 1 && first?.via?.length ? `via ${first.via.map(container).join(", ")}` : "";
   const failed = bundle.failed > 0 ? `✕ ${bundle.failed} failed` : "";
   const pending = bundle.pending > 0 ? `… ${bundle.pending} pending` : "";
   return [what, via, failed, pending].filter((part) => part !== "").join("\n");
+}
+
+/** Returns the container of a proxy, or its name if it has none. */
+function container(proxy: string): string {
+  return / \(([^()]+)\)$/.exec(proxy)?.[1] ?? proxy;
 }
 
 function drawnNode(drawn: string, id: string, node: GraphNode | undefined, place: Place): DrawnNode {
