@@ -196,6 +196,8 @@ impl Access {
     /// Returns an error if no cluster is configured.
     pub async fn client(&self) -> Result<(Client, String)> {
         let mut config = self.config().await.context("no cluster can be reached; --file reads objects from a file")?;
+        // A watch reports its errors and retries by itself.
+        config.default_retry = false;
         if self.impersonate.is_some() {
             config.auth_info.impersonate.clone_from(&self.impersonate);
             config.auth_info.impersonate_groups = None;

@@ -53,13 +53,13 @@ pub async fn start(source: &Source) -> Result<Feed> {
     let (sender, revisions) = watch::channel(0);
     let feed = Feed { journal: Arc::clone(&journal), revisions, is_live: !source.is_of_files() };
     let publisher = Publisher { journal, revisions: sender };
-    if !source.is_of_files() {
-        let watched = source.watched().await?;
-        tokio::spawn(follow(watched, publisher));
-    } else {
+    if source.is_of_files() {
         publisher.publish(Graph::of(&source.read().await?));
         // The page would take the end of the events for an interruption.
         tokio::spawn(async move { publisher.revisions.closed().await });
+    } else {
+        let watched = source.watched().await?;
+        tokio::spawn(follow(watched, publisher));
     }
     Ok(feed)
 }

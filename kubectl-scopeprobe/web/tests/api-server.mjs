@@ -55,8 +55,8 @@ export class ApiServer {
       return;
     }
     if (this.isDown) {
-      response.writeHead(403, { "content-type": "application/json" });
-      response.end(JSON.stringify({ kind: "Status", apiVersion: "v1", status: "Failure", code: 403, reason: "Forbidden", message: "refused by the test" }));
+      response.writeHead(503, { "content-type": "application/json" });
+      response.end(JSON.stringify({ kind: "Status", apiVersion: "v1", status: "Failure", code: 503, reason: "ServiceUnavailable", message: "refused by the test" }));
       return;
     }
     response.writeHead(200, { "content-type": "application/json" });
