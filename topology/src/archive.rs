@@ -391,8 +391,11 @@ impl Archive {
             .collect();
         self.retired.retain(|key, _| after.contains_key(key));
         self.keep_left_by_clients(&before, &after);
-        if let Some(known) = self.before.as_mut().filter(|known| !known.is_recent(now, retention)) {
-            known.edges.retain(|key, _| after.contains_key(key));
+        if let Some(known) = &mut self.before {
+            if !known.is_recent(now, retention) {
+                known.edges.retain(|key, _| after.contains_key(key));
+            }
+            known.leave_forgotten(&before, &after);
         }
         for edge in before.edges {
             let Some(stays) = after.get(&edge.key) else { continue };
@@ -543,6 +546,15 @@ impl PublishedHistory {
     /// report.
     fn unknown_to_agents<'a>(&self, published: &'a Published) -> &'a EdgeCounters {
         if self.is_settled() { &published.earlier.counts.counters } else { &published.edge.counters }
+    }
+
+    /// Leaves out the counters of forgotten flows, by the graphs before and after. Of edges that stay, [`Archive::retired`] has
+    /// these.
+    fn leave_forgotten(&mut self, before: &Graph, after: &HashMap<EdgeKey, Arc<Edge>>) {
+        self.under_a_name.retain(|key, _| after.contains_key(key));
+        if !self.with_backends.is_empty() {
+            self.with_backends = Arc::new(expired_pods::without_forgotten(&self.with_backends, before, after));
+        }
     }
 
     fn find_under_a_name(&self, graph: &Graph, directory: &Directory) -> HashMap<EdgeKey, EdgeCounters> {

@@ -112,6 +112,26 @@ pub(super) fn with_backends(graph: &Graph, taken: &HashMap<EdgeKey, EdgeCounters
     found
 }
 
+/// Returns the same without the connections of flows that are forgotten, by the graphs before and after.
+pub(super) fn without_forgotten(
+    known: &WithBackends,
+    before: &Graph,
+    after: &HashMap<EdgeKey, Arc<Edge>>,
+) -> WithBackends {
+    let before: HashMap<&EdgeKey, &Edge> = before.edges.iter().map(|edge| (&edge.key, edge.as_ref())).collect();
+    let left = known.iter().filter_map(|((key, pod, container), opened)| {
+        let of_client = |edge: &Edge| {
+            let client = edge.clients.iter().find(|client| (&client.pod, &client.container) == (pod, container));
+            client.map_or(0, |client| client.opened)
+        };
+        let [had, has] =
+            [before.get(key).copied(), after.get(key).map(Arc::as_ref)].map(|edge| edge.map_or(0, of_client));
+        let left = opened.saturating_sub(had.saturating_sub(has)).min(has);
+        (left > 0).then(|| ((key.clone(), pod.clone(), container.clone()), left))
+    });
+    left.collect()
+}
+
 /// Returns whether this peer may stand for a pod without a name: by its UID, by an address of its node's pod network,
 /// or by an address that another pod took over.
 fn has_no_name(peer: &Peer, directory: &Directory) -> bool {

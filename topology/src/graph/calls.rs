@@ -6,11 +6,10 @@ use super::{
     join::Join,
     key::Key,
     matching::{Count, Found, Matching, Plan},
-    names::EndpointId,
     observed::{ClientFlow, Fresh, ServerFlow},
     path::{Call, Path},
 };
-use crate::hash::HashMap;
+use crate::{edge::EdgeKey, hash::HashMap};
 
 impl<'a> Join<'a> {
     /// All clients' flows of which servers' flows, or backends, can be the other end; those of which none can are named by
@@ -46,16 +45,15 @@ impl<'a> Join<'a> {
         if self.with_backends.is_empty() {
             return vec![0; calls.len()];
         }
-        let mut left: HashMap<(Key, EndpointId), u64> = HashMap::default();
+        // Several ends may have one name, as pods of a StatefulSet one after the other: they share what was published.
+        let mut left: HashMap<(EdgeKey, String, String), u64> = HashMap::default();
         let of_call = |call: &Call<'_, 'a>| {
             let Path::ToMany(candidates) = &call.path else { return 0 };
-            let client = call.client_flow.end;
             let Some(key) = self.key_of_service(call.client_flow, candidates) else { return 0 };
-            let left = left.entry((key, client)).or_insert_with(|| {
-                let (key, client) = (edge_key(&key, &self.ends), self.ends.end(client));
-                let of_client = (key, client.pod.to_string(), client.container.to_string());
-                self.with_backends.get(&of_client).copied().unwrap_or_default()
-            });
+            let client = self.ends.end(call.client_flow.end);
+            let of_client = (edge_key(&key, &self.ends), client.pod.to_string(), client.container.to_string());
+            let published = self.with_backends.get(&of_client).copied().unwrap_or_default();
+            let left = left.entry(of_client).or_insert(published);
             let taken = call.client_flow.counters.opened.min(*left);
             *left -= taken;
             taken

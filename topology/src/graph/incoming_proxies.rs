@@ -82,7 +82,7 @@ impl<'a> Join<'a> {
             relay.add_known_redirected(&mut redirected, client_flows, server_flows);
             let may_be_redirected = relay.arrivals.iter().map(|index| &server_flows[*index]).any(|flow| {
                 let Tuple { server, port, .. } = flow.tuple;
-                !called.has(server, port) && (self.awaits_agents || self.is_client_observed(flow))
+                !called.has(server, port) && (self.is_client_awaited(flow) || self.is_client_observed(flow))
             });
             relay.note_redirected(&redirected, client_flows, server_flows);
             let opaque = relay.take_opaque(
@@ -110,8 +110,8 @@ impl<'a> Join<'a> {
             } else {
                 let waiting = if may_be_redirected {
                     let waiting = self.wait_for_clients(&relay, &foreign, client_flows, server_flows);
-                    if self.awaits_agents && !waiting.is_empty() {
-                        self.hold_arrivals(&opaque, server_flows);
+                    if !waiting.is_empty() {
+                        self.hold_arrivals(&opaque, &called, server_flows);
                     }
                     waiting
                 } else {
@@ -152,9 +152,19 @@ impl<'a> Join<'a> {
         waiting
     }
 
-    /// Has all connections wait that arrived at what may be a proxy.
-    fn hold_arrivals(&mut self, arrivals: &[usize], server_flows: &mut [ServerFlow<'a>]) {
+    /// Returns whether a server's client may be one whose agent has not reported yet: a pod's or a node's.
+    fn is_client_awaited(&self, flow: &ServerFlow<'a>) -> bool {
+        let client = flow.tuple.client;
+        self.awaits_agents && (self.directory.is_pods_address(client) || self.ends.nodes.of(client).is_some())
+    }
+
+    /// Has connections wait that arrived at what may be a proxy, at ports that no client called so far.
+    fn hold_arrivals(&mut self, arrivals: &[usize], called: &Called, server_flows: &mut [ServerFlow<'a>]) {
         for index in arrivals {
+            let flow = &server_flows[*index];
+            if called.has(flow.tuple.server, flow.tuple.port) || !self.is_client_awaited(flow) {
+                continue;
+            }
             let left = &mut server_flows[*index].left;
             self.unsettled = count::add(self.unsettled, left.opened);
             *left = EdgeCounters { failed: left.failed, pending: left.pending, ..EdgeCounters::default() };

@@ -118,6 +118,26 @@ fn connection_of_dropped_backend_takes_no_other_one() {
     assert_eq!(opened(&new), world.truth);
 }
 
+/// Later connections of the client are of other backends.
+#[test]
+fn forgotten_connection_of_dropped_backend_takes_no_other_one() {
+    let call = |server, opened| Step::Call { client: 3, server, service: Some(1), opened };
+    let mut world = World::new([true, true]);
+    let gone = Step::Replace { place: 5, keeps_address: false };
+    for step in [call(5, 1), gone, Step::DropFlows(1), Step::RestartOperator] {
+        world.run(&step);
+    }
+    world.rest();
+    world.forget(3);
+    world.run(&call(2, 2));
+    world.rest();
+    let [_, graph] = world.shown();
+    let of_client = graph.edges.iter().find(|shown| shown.key == edge(3, 2, Some(1))).expect("the edge");
+    let counts = (of_client.counters.opened, of_client.from_servers.opened);
+    assert_eq!(counts, (2, 0), "all of them are the client's");
+    assert!(!graph.edges.iter().any(|edge| matches!(edge.key.server, Peer::Service(_))));
+}
+
 /// Runs the steps, and compares with the operator that ran all the time.
 fn check(steps: &[Step]) -> Result<(), TestCaseError> {
     let (world, [old, new]) = run([true, true], steps);

@@ -304,6 +304,21 @@ impl World {
         }
     }
 
+    /// The agent of a place evicts its flows, and the operator forgets them an hour later.
+    pub fn forget(&mut self, place: usize) {
+        let pod = &self.pods[place];
+        let (node, cgroup_id) = (usize::from(pod.node == "node-1"), u64::from(number(pod)));
+        self.flows[node].retain(|key, _| key.cgroup_id != cgroup_id);
+        let (name, epoch) = (format!("node-{node}"), Epoch([self.epochs[node]; 16]));
+        self.new.ledger.begin_snapshot(&name, epoch).expect("the present epoch");
+        self.report();
+        self.new.ledger.end_snapshot(&name, epoch, self.now).expect("the present epoch");
+        self.now += Duration::from_hours(2);
+        let Operator { directory, ledger, archive, .. } = &mut self.new;
+        assert!(archive.retire(ledger, directory, self.now, Duration::from_hours(1)) > 0);
+        self.report();
+    }
+
     fn drop_flows(&mut self, node: usize) {
         // By then, it is published.
         self.rest();
