@@ -196,10 +196,17 @@ impl Joined {
         for edge in map.edges {
             self.insert(true, edge);
         }
-        self.caveats.extend(map.caveats);
+        self.caveats.extend(map.caveats.iter().map(|caveat| map::printable(caveat)));
     }
 
+    /// Adds an edge. Its texts may be a stranger's.
     fn insert(&mut self, is_by_client: bool, edge: Edge) {
+        let edge = Edge {
+            id: map::printable(&edge.id),
+            service: edge.service.as_deref().map(map::printable),
+            via: edge.via.iter().map(|proxy| map::printable(proxy)).collect(),
+            ..edge
+        };
         match self.edges.entry(edge.id.clone()) {
             Entry::Vacant(vacant) => _ = vacant.insert((is_by_client, edge)),
             Entry::Occupied(mut known) => {
@@ -227,13 +234,10 @@ fn own_peer(namespace: &str, status: &TopologyStatus) -> Peer {
 }
 
 fn read(edge: &TopologyEdge, client: Peer, server: Peer, is_by_client: bool) -> Edge {
-    let service = edge.service.as_ref().map(|of| map::printable(&format!("{}/{}:{}", of.namespace, of.name, of.port)));
+    let service = edge.service.as_ref().map(|of| format!("{}/{}:{}", of.namespace, of.name, of.port));
     let (bytes_sent, bytes_received) =
         if is_by_client { (edge.bytes_sent, edge.bytes_received) } else { (edge.bytes_received, edge.bytes_sent) };
-    let via = edge
-        .via
-        .iter()
-        .map(|proxy| format!("{} ({})", Peer::one(proxy.peer.clone()), map::printable(&proxy.container)));
+    let via = edge.via.iter().map(|proxy| format!("{} ({})", Peer::one(proxy.peer.clone()), proxy.container));
     Edge {
         id: edge.id.clone(),
         client,
