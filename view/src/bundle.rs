@@ -10,8 +10,16 @@ use crate::{
     map::{Edge, Group, Map, Peer},
 };
 
-/// Kinds of workloads that say nothing about their owner.
-const COMMON_KINDS: [&str; 7] = ["CronJob", "DaemonSet", "Deployment", "Job", "Pod", "ReplicaSet", "StatefulSet"];
+/// Kinds of workloads that say nothing about their owner, with their API versions.
+const COMMON_KINDS: [(&str, &str); 7] = [
+    ("apps/v1", "DaemonSet"),
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "ReplicaSet"),
+    ("apps/v1", "StatefulSet"),
+    ("batch/v1", "CronJob"),
+    ("batch/v1", "Job"),
+    ("v1", "Pod"),
+];
 
 /// Returns a list of the map and the states of nodes, which commands read again. Without names, equal names have equal numbers.
 ///
@@ -82,7 +90,8 @@ impl Pseudonyms {
                 return Peer::Group(Group { group: self.of("group", &group.group), is_external: group.is_external });
             }
         };
-        let is_common = one.kind.as_deref().is_some_and(|kind| COMMON_KINDS.contains(&kind));
+        let kind = one.api_version.as_deref().zip(one.kind.as_deref());
+        let is_common = kind.is_some_and(|kind| COMMON_KINDS.contains(&kind));
         Peer::one(TopologyPeer {
             type_: one.type_,
             api_version: one.api_version.clone().filter(|_| is_common),
