@@ -81,7 +81,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let (map, inventory) = source.read_with_inventory().await?;
             let unused = unused::unused(&map, &inventory);
             show(&unused::table(&unused), &map)?;
-            for caveat in unused::caveats(&inventory) {
+            for caveat in unused::caveats(&map, &inventory) {
                 eprintln!("incomplete: {caveat}");
             }
         }

@@ -74,6 +74,10 @@ impl Source {
             let scope = self.scope().await?;
             let (inventory, missing) = inventory::read(&scope).await;
             let caveats = map.caveats.into_iter().chain(missing).collect();
+            let inventory = match &scope.namespace {
+                Some(namespace) => inventory.of_namespace(namespace),
+                None => inventory,
+            };
             return Ok((Map::new(map.edges, caveats), inventory));
         }
         let (map, inventory) = files(&self.file)?;

@@ -14,6 +14,8 @@ use k8s_openapi::{
 pub struct Inventory {
     listed: Vec<Listed>,
     nodes: Vec<NodeProbe>,
+    /// Namespace of the objects; `None` if those of all were read.
+    namespace: Option<String>,
 }
 
 /// A Service or a workload.
@@ -36,6 +38,8 @@ pub enum Property {
     Headless,
     /// A Service that is a DNS alias: its clients call the address of another name.
     ExternalName,
+    /// A Service with clients outside of the cluster: they call nodes or a load balancer, and edges may not name it.
+    Exposed,
     /// A workload that has no pods, because none are wanted.
     ScaledToZero,
 }
@@ -61,7 +65,14 @@ impl Inventory {
     #[must_use]
     pub fn of_namespace(mut self, namespace: &str) -> Self {
         self.listed.retain(|listed| listed.namespace == namespace);
+        self.namespace = Some(namespace.to_owned());
         self
+    }
+
+    /// Returns whether objects of this namespace were read.
+    #[must_use]
+    pub fn is_of(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|own| own == namespace)
     }
 
     /// Returns Services and workloads in order, each once.
@@ -87,9 +98,16 @@ impl Listed {
     #[must_use]
     pub fn service(service: &Service) -> Self {
         let spec = service.spec.as_ref();
-        let is_alias = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
         let is_headless = spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None");
-        let property = if is_alias { Some(Property::ExternalName) } else { is_headless.then_some(Property::Headless) };
+        let type_ = spec.and_then(|spec| spec.type_.as_deref());
+        let has_external_ips =
+            spec.and_then(|spec| spec.external_ips.as_ref()).is_some_and(|addresses| !addresses.is_empty());
+        let property = match type_ {
+            Some("ExternalName") => Some(Property::ExternalName),
+            _ if is_headless => Some(Property::Headless),
+            Some("LoadBalancer" | "NodePort") => Some(Property::Exposed),
+            _ => has_external_ips.then_some(Property::Exposed),
+        };
         Self::new("Service", &service.metadata, property)
     }
 

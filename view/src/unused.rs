@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{NodeProbe, PeerType};
+use crds::{NodeProbe, PeerType, SeenEnds};
 
 use crate::{
     inventory::{Inventory, Listed, Property},
@@ -22,6 +22,9 @@ pub struct Unused {
     pub finding: Finding,
 }
 
+/// Reason why an edge may belong to a Service that is listed.
+const BY_SERVERS: &str = "without an observed client: no agent knows whether a Service was called; one before that workload may have callers";
+
 /// Nodes with gaps that are named; further ones are counted.
 const NODES: usize = 5;
 
@@ -38,15 +41,18 @@ pub enum Finding {
     UnknownHeadless,
     /// An alias of another name: its clients call that name's address, so edges do not name it.
     UnknownAlias,
+    /// A Service with clients outside of the cluster: edges of these may not name it.
+    UnknownExposed,
 }
 
 impl Finding {
     fn words(self) -> &'static str {
         match self {
             Self::NoCaller => "no caller observed",
-            Self::NodesOnly => "called from nodes only: probes, or processes of the nodes",
+            Self::NodesOnly => "called from nodes only: probes, processes, or clients that a node forwarded",
             Self::NoPods => "no caller observed, and no pods wanted",
             Self::UnknownHeadless => "unknown: headless, its clients call pods; see its workload",
+            Self::UnknownExposed => "unknown: clients outside of the cluster do not name it; see its workload",
             Self::UnknownAlias => "unknown: a DNS alias, its clients call the address of another name",
         }
     }
@@ -68,7 +74,10 @@ pub fn unused(map: &Map, inventory: &Inventory) -> Vec<Unused> {
     let callers = callers(map);
     let listed = inventory.listed();
     let kinds: BTreeSet<&str> = listed.iter().map(|listed| listed.kind).collect();
-    let from_map = map.ends().filter_map(key).filter(|(kind, ..)| kind != "Service" && !kinds.contains(kind.as_str()));
+    // Callers of workloads in other namespaces were not read.
+    let from_map = map.ends().filter_map(key).filter(|(kind, namespace, _)| {
+        kind != "Service" && !kinds.contains(kind.as_str()) && inventory.is_of(namespace)
+    });
     let mut properties: BTreeMap<Key, Option<Property>> = from_map.map(|key| (key, None)).collect();
     properties.extend(listed.into_iter().map(|listed| (listed_key(listed), listed.property)));
     let unused = properties.into_iter().filter_map(|(key, property)| {
@@ -84,6 +93,7 @@ fn finding(callers: Callers, property: Option<Property>) -> Option<Finding> {
         (Callers { others: true, .. }, _) => None,
         (_, Some(Property::Headless)) => Some(Finding::UnknownHeadless),
         (_, Some(Property::ExternalName)) => Some(Finding::UnknownAlias),
+        (_, Some(Property::Exposed)) => Some(Finding::UnknownExposed),
         (Callers { nodes: true, .. }, _) => Some(Finding::NodesOnly),
         (_, Some(Property::ScaledToZero)) => Some(Finding::NoPods),
         (_, None) => Some(Finding::NoCaller),
@@ -138,9 +148,10 @@ pub fn table(unused: &[Unused]) -> String {
     crate::render::aligned(&[header].into_iter().chain(rows).collect::<Vec<_>>())
 }
 
-/// Returns what keeps the statement from being certain: nodes whose agents did not record everything.
+/// Returns what keeps the statement from being certain: nodes whose agents did not record everything, and edges that name no
+/// Service.
 #[must_use]
-pub fn caveats(inventory: &Inventory) -> Vec<String> {
+pub fn caveats(map: &Map, inventory: &Inventory) -> Vec<String> {
     let rare = "an edge leaves the map some time after its last connection (spec.topology.retention of the ScopeProbe): \
                 rarer callers are not listed";
     let mut caveats: Vec<String> = inventory.nodes().into_iter().filter_map(coverage).collect();
@@ -156,6 +167,12 @@ pub fn caveats(inventory: &Inventory) -> Vec<String> {
     }
     if !inventory.listed().iter().any(|listed| listed.kind != "Service") {
         caveats.push("no workloads were read: those without any edge are not listed".to_owned());
+    }
+    let without_service = map.edges.iter().filter(|edge| edge.seen == Some(SeenEnds::Server) && edge.service.is_none());
+    match without_service.count() {
+        0 => {}
+        1 => caveats.push(format!("1 edge {BY_SERVERS}")),
+        number => caveats.push(format!("{number} edges {BY_SERVERS}")),
     }
     caveats.push(rare.to_owned());
     caveats

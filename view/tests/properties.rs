@@ -264,6 +264,59 @@ fn peers_are_found_by_each_form_of_their_name() {
     }
 }
 
+/// A file may come from a stranger.
+#[test]
+fn maps_in_files_cannot_control_a_terminal() {
+    let hostile = "a\u{1b}]0;x\u{7}\u{202e}";
+    let mut map = one(1, 0);
+    map.edges[0].id = hostile.to_owned();
+    map.edges[0].service = Some(format!("shop/{hostile}:80"));
+    map.edges[0].via = vec![hostile.to_owned()];
+    map.caveats = vec![hostile.to_owned()];
+    let text = serde_json::to_string(&map).expect("it is JSON");
+    let read = read::text(&text).expect("it is a map");
+    let edge = &read.edges[0];
+    let texts = [edge.id.as_str(), edge.service.as_deref().expect("a Service"), &edge.via[0], &read.caveats[0]];
+    assert_eq!(texts, ["a?]0;x??", "shop/a?]0;x??:80", "a?]0;x??", "a?]0;x??"]);
+}
+
+#[test]
+fn bundles_name_only_kinds_of_kubernetes() {
+    let kind_of = |api_version: &str| {
+        let mut map = one(1, 0);
+        map.edges[0].client = Peer::one(TopologyPeer { api_version: Some(api_version.to_owned()), ..peer(0) });
+        let bundle = bundle::bundle(map, &Inventory::default(), false).expect("it is JSON");
+        let client = &bundle["items"][0]["edges"][0]["client"];
+        (client["kind"].to_string(), client["apiVersion"].to_string())
+    };
+    assert_eq!(kind_of("apps/v1"), ("\"Deployment\"".to_owned(), "\"apps/v1\"".to_owned()));
+    assert_eq!(kind_of("apps.acme.internal/v1"), ("\"kind-1\"".to_owned(), "null".to_owned()));
+}
+
+/// Callers in other namespaces were not read.
+#[test]
+fn unused_of_one_namespace_has_no_workloads_of_others() {
+    let mut map = one(1, 0);
+    let other = TopologyPeer { namespace: Some("billing".to_owned()), ..peer(0) };
+    map.edges[0].client = Peer::one(other);
+    let names = |inventory: &Inventory| -> Vec<String> {
+        unused::unused(&map, inventory).into_iter().map(|unused| unused.namespace).collect()
+    };
+    assert_eq!(names(&Inventory::default()), ["billing"]);
+    assert_eq!(names(&Inventory::default().of_namespace("shop")), Vec::<String>::new());
+}
+
+#[test]
+fn edges_without_an_observed_client_are_a_gap_of_unused() {
+    let gaps = |seen| {
+        let mut map = one(1, 0);
+        map.edges[0].seen = Some(seen);
+        let caveats = unused::caveats(&map, &Inventory::default());
+        caveats.iter().filter(|caveat| caveat.starts_with("1 edge without an observed client")).count()
+    };
+    assert_eq!((gaps(SeenEnds::Server), gaps(SeenEnds::Both)), (1, 0));
+}
+
 #[test]
 fn maps_that_differ_are_not_joined_silently() {
     let join = |one: Map, other: Map| Map::joined([one.edges, other.edges].concat(), Vec::new());
