@@ -1,6 +1,6 @@
 //! Describes the state of a node's agent in words: its mode, the reason, what is missing, and what to do.
 
-use crds::{Losses, Mode, NodeProbe, NodeProbeStatus};
+use crds::{Mode, NodeProbe, NodeProbeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kernel_support::Reason;
 
@@ -21,7 +21,7 @@ pub fn describe(node: &NodeProbe) -> String {
     lines.extend(cause(&status));
     lines.extend(fallback(&status));
     lines.extend(coverage(&status));
-    lines.extend(losses(status.mode, &status.losses));
+    lines.extend(losses(&status));
     lines.extend(unobserved(&status));
     lines.extend(left_out(&status));
     lines.extend(conditions(&status));
@@ -98,11 +98,13 @@ fn coverage(status: &NodeProbeStatus) -> Vec<String> {
 }
 
 /// Returns a line for each kind of loss, with what to do about it.
-fn losses(mode: Option<Mode>, losses: &Losses) -> Vec<String> {
-    let missing = if mode == Some(Mode::Fallback) {
-        "other counters reveal at least as many; eBPF records each"
-    } else {
-        "the flow table was full; raise spec.capture.maxFlows"
+fn losses(status: &NodeProbeStatus) -> Vec<String> {
+    let losses = &status.losses;
+    // Losses are those of all captures of the node since its agent began.
+    let missing = match status.mode {
+        Some(Mode::Fallback) => "other counters reveal at least as many; eBPF records each",
+        _ if status.attach == "SockOps" && !status.sampled => "the flow table was full; raise spec.capture.maxFlows",
+        _ => "the flow table was full, which a higher spec.capture.maxFlows avoids, or other counters reveal them",
     };
     let parts = [
         (losses.opened, "opened connections were not recorded", missing),
