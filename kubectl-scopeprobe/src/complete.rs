@@ -48,7 +48,9 @@ pub async fn candidates(words: &[OsString]) -> Result<String> {
     let last = text.last().copied().unwrap_or_default();
     let mut lines = Vec::new();
     let is_path = text.len() > 1 && matches!(text[text.len() - 2], "-f" | "--file" | "--kubeconfig");
-    if let Some(wanted) = wanted(&text) {
+    if is_standard_input(&text) {
+        // It is the shell's.
+    } else if let Some(wanted) = wanted(&text) {
         // Without a cluster, there are no names to complete.
         let names = tokio::time::timeout(PATIENCE, names(wanted, &text)).await.ok().and_then(Result::ok);
         let fitting = names
@@ -90,12 +92,27 @@ fn wanted(words: &[&str]) -> Option<Wanted> {
     }
 }
 
+/// Returns whether standard input would be read.
+fn is_standard_input(words: &[&str]) -> bool {
+    let is_value = |pair: &[&str]| matches!(pair, ["-f" | "--file", "-"]);
+    words.windows(2).any(is_value) || words.iter().any(|word| matches!(*word, "--file=-" | "-f-" | "-f=-"))
+}
+
+/// Returns whether a word is one of these options together with its value.
+fn has_value(word: &str) -> bool {
+    let with_value = |option: &str| {
+        let rest = word.strip_prefix(option);
+        rest.is_some_and(|rest| rest.starts_with('=') || !rest.is_empty() && !option.starts_with("--"))
+    };
+    OPTIONS.into_iter().any(with_value)
+}
+
 /// Returns the words that select what is read.
 fn selecting<'w>(words: &[&'w str]) -> Vec<&'w str> {
     let mut selecting = Vec::new();
     for (number, word) in words.iter().enumerate() {
         let is_value = number > 0 && OPTIONS.contains(&words[number - 1]);
-        if is_value || OPTIONS.contains(word) || matches!(*word, "-A" | "--all-namespaces") {
+        if is_value || OPTIONS.contains(word) || has_value(word) || matches!(*word, "-A" | "--all-namespaces") {
             selecting.push(*word);
         }
     }
@@ -135,5 +152,15 @@ mod tests {
     fn options_of_the_source_are_kept() {
         let words = ["explain", "-n", "shop", "--ascii", "-A", "cart", "--context", "prod"];
         assert_eq!(selecting(&words), ["-n", "shop", "-A", "--context", "prod"]);
+        let words = ["explain", "-nshop", "--context=prod", "--around=cart", "--hops", "2", "-f=a.yaml"];
+        assert_eq!(selecting(&words), ["-nshop", "--context=prod", "-f=a.yaml"]);
+    }
+
+    #[test]
+    fn standard_input_of_a_shell_is_not_read() {
+        for words in [&["table", "-f", "-", ""][..], &["table", "--file=-", ""], &["explain", "-f-", "ca"]] {
+            assert!(is_standard_input(words), "{words:?}");
+        }
+        assert!(!is_standard_input(&["table", "-f", "a-", "-"]));
     }
 }
