@@ -2,6 +2,7 @@
 
 mod cli;
 mod complete;
+mod follow;
 mod inventory;
 mod nodes;
 mod source;

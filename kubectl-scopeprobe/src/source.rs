@@ -24,6 +24,9 @@ use crate::inventory;
 /// Objects of one answer of the API server.
 const PAGE: u32 = 200;
 
+/// Resource of the map's objects.
+const TOPOLOGIES: &str = "topologies.scopeprobe.io";
+
 /// Source of objects: a cluster, or files.
 #[derive(Debug, Args)]
 pub struct Source {
@@ -93,7 +96,7 @@ impl Source {
         let scope = self.scope().await?;
         let topologies = list(&scope.api::<Topology>(), self.selector.as_deref())
             .await
-            .map_err(|error| explained(error, "topologies.scopeprobe.io", &scope.place()))?;
+            .map_err(|error| explained(error, TOPOLOGIES, &scope.place()))?;
         let place = self.with_labels(&scope.place());
         if topologies.is_empty() {
             bail!("there are no Topology objects {place}");
@@ -103,9 +106,14 @@ impl Source {
     }
 
     /// Returns what is missing from the objects of a place.
-    pub fn gap(&self, place: &str) -> Option<String> {
-        (!self.all_namespaces || self.selector.is_some())
-            .then(|| format!("only objects {place} were read: edges between others are missing; -A reads all"))
+    fn gap(&self, place: &str) -> Option<String> {
+        let remedy = match (self.all_namespaces, &self.selector) {
+            (true, None) => return None,
+            (true, Some(_)) => "without --selector, all are read",
+            (false, None) => "-A reads all",
+            (false, Some(_)) => "-A without --selector reads all",
+        };
+        Some(format!("only objects {place} were read: edges between others are missing; {remedy}"))
     }
 
     /// Returns the part of the cluster that is read.
@@ -116,11 +124,6 @@ impl Source {
         let (client, default) = self.access.client().await?;
         let namespace = self.namespace.clone().unwrap_or(default);
         Ok(Scope { client, namespace: (!self.all_namespaces).then_some(namespace) })
-    }
-
-    /// Returns the label selector of the objects.
-    pub fn selector(&self) -> Option<&str> {
-        self.selector.as_deref()
     }
 
     /// Returns whether objects come from files.
@@ -134,13 +137,13 @@ impl Source {
     /// Returns an error if they cannot be listed, with the right that is missing.
     pub async fn watched(&self) -> Result<Watched> {
         let scope = self.scope().await?;
-        let api = scope.api::<Topology>();
+        let (api, place) = (scope.api::<Topology>(), scope.place());
+        let caveat = self.gap(&self.with_labels(&place));
+        let watched = Watched { api, selector: self.selector.clone(), caveat, place };
         // A watch would retry what is forbidden.
-        api.list(&ListParams::default().limit(1))
-            .await
-            .map_err(|error| explained(error, "topologies.scopeprobe.io", &scope.place()))?;
-        let caveat = self.gap(&self.with_labels(&scope.place()));
-        Ok(Watched { api, selector: self.selector.clone(), caveat })
+        let list = watched.api.list_metadata(&ListParams::default().limit(1)).await;
+        list.map_err(|error| watched.explained(error, "list"))?;
+        Ok(watched)
     }
 
     /// Returns the arguments by which a command reads the same objects.
@@ -162,6 +165,7 @@ impl Source {
 }
 
 /// Objects of a cluster to watch.
+#[derive(Clone)]
 pub struct Watched {
     /// The objects.
     pub api: Api<Topology>,
@@ -169,6 +173,14 @@ pub struct Watched {
     pub selector: Option<String>,
     /// What is missing if these are not all.
     pub caveat: Option<String>,
+    place: String,
+}
+
+impl Watched {
+    /// Returns the error of a request with what to do about it.
+    pub fn explained(&self, error: kube::Error, verb: &str) -> anyhow::Error {
+        explained_request(error, verb, TOPOLOGIES, &self.place)
+    }
 }
 
 /// Access to a cluster.
@@ -269,8 +281,12 @@ where
     }
 }
 
-/// Returns an error with what to do about it.
+/// Returns the error of a list with what to do about it.
 pub fn explained(error: kube::Error, resource: &str, place: &str) -> anyhow::Error {
+    explained_request(error, "list", resource, place)
+}
+
+fn explained_request(error: kube::Error, verb: &str, resource: &str, place: &str) -> anyhow::Error {
     // Its own text has the answer twice.
     let (code, words) = match error {
         kube::Error::Api(status) => (status.code, anyhow!(status.message)),
@@ -282,7 +298,7 @@ pub fn explained(error: kube::Error, resource: &str, place: &str) -> anyhow::Err
     };
     match code {
         401 => words.context("the cluster does not accept your credentials; log in again"),
-        403 => words.context(format!("you may not list {resource} {place}: ask for {role}")),
+        403 => words.context(format!("you may not {verb} {resource} {place}: ask for {role}")),
         404 => words.context(format!("the cluster does not have {resource}: ScopeProbe is not installed")),
         _ => words,
     }

@@ -1,6 +1,5 @@
 //! `watch`: a table of edges in the terminal that follows the cluster.
 
-mod feed;
 mod screen;
 mod state;
 #[cfg(test)]
@@ -21,16 +20,17 @@ use tokio::{
     sync::mpsc,
 };
 
-use self::{
-    feed::Feed,
-    state::{State, Step},
+use self::state::{State, Step};
+use crate::{
+    cli::Selection,
+    follow::{Follower, News},
+    source::Source,
 };
-use crate::{cli::Selection, source::Source};
 
 /// Shows the table until the person or a signal ends it.
 ///
 /// # Errors
-/// Returns an error if there is no terminal, or no cluster.
+/// Returns an error if there is no terminal, or if the objects cannot be read.
 pub async fn watch(source: &Source, selection: &Selection) -> Result<()> {
     if source.is_of_files() {
         bail!("`watch` follows a cluster; `table` shows files");
@@ -38,15 +38,15 @@ pub async fn watch(source: &Source, selection: &Selection) -> Result<()> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         bail!("`watch` needs a terminal; `table` writes to pipes and files");
     }
-    let feed = Feed::start(source, selection).await?;
+    let follower = Follower::start(source.watched().await?);
     // It restores the terminal on a panic as well.
     let terminal = ratatui::try_init().context("the terminal")?;
-    let outcome = run(terminal, feed).await;
+    let outcome = run(terminal, follower, selection).await;
     ratatui::restore();
     outcome
 }
 
-async fn run(mut terminal: DefaultTerminal, mut feed: Feed) -> Result<()> {
+async fn run(mut terminal: DefaultTerminal, mut follower: Follower, selection: &Selection) -> Result<()> {
     let mut keys = keys();
     let mut signals = signals()?;
     let [terminate, hang_up, interrupt] = &mut signals;
@@ -60,12 +60,17 @@ async fn run(mut terminal: DefaultTerminal, mut feed: Feed) -> Result<()> {
                 Some(_) => (),
                 None => return Ok(()),
             },
-            news = feed.next() => state.take_in(news?),
+            news = follower.next() => state.take_in(selected(news, selection)?),
             _ = terminate.recv() => return Ok(()),
             _ = hang_up.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         }
     }
+}
+
+fn selected(news: News, selection: &Selection) -> Result<News> {
+    let map = news.map.map(|map| selection.select(map)).transpose()?;
+    Ok(News { map, ..news })
 }
 
 fn signals() -> io::Result<[Signal; 3]> {

@@ -1,35 +1,15 @@
 //! Feeds the map from files, which do not change, or from a watch of Topology objects.
 
-use std::{
-    collections::BTreeMap,
-    pin::pin,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Result;
-use crds::Topology;
-use futures::{StreamExt as _, TryStreamExt as _};
-use kube::{
-    api::ListParams,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event},
-    },
+use tokio::sync::watch;
+use view::live::{Graph, Journal};
+
+use crate::{
+    follow::{Follower, News},
+    source::Source,
 };
-use tokio::{sync::watch, time};
-use view::{
-    live::{Graph, Journal},
-    read,
-};
-
-use crate::source::{Source, Watched};
-
-/// Time in which further changes become part of the same revision.
-const GATHERING: Duration = Duration::from_millis(200);
-
-/// Time after which an interrupted watch is checked.
-const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The journal of the map, and the news of its changes.
 pub struct Feed {
@@ -58,8 +38,10 @@ pub async fn start(source: &Source) -> Result<Feed> {
         // The page would take the end of the events for an interruption.
         tokio::spawn(async move { publisher.revisions.closed().await });
     } else {
-        let watched = source.watched().await?;
-        tokio::spawn(follow(watched, publisher));
+        let follower = Follower::start(source.watched().await?);
+        // A page without it would seem to be up to date.
+        publisher.publish(graph(follower.news()));
+        tokio::spawn(follow(follower, publisher));
     }
     Ok(feed)
 }
@@ -109,81 +91,13 @@ impl Publisher {
     }
 }
 
-/// Objects by namespace and name.
-type ByName = BTreeMap<(Option<String>, Option<String>), Topology>;
-
-/// Objects of the watch.
-#[derive(Default)]
-struct Objects {
-    /// Those of the last complete list, with all changes since; `None` before the first.
-    known: Option<ByName>,
-    /// Those of a list that is not complete yet.
-    listed: Option<ByName>,
-    problem: String,
+fn graph(news: News) -> Graph {
+    let graph = news.map.as_ref().map(Graph::of).unwrap_or_default();
+    Graph { problem: news.problem, ..graph }
 }
 
-impl Objects {
-    fn take(&mut self, event: Result<Event<Topology>, watcher::Error>) {
-        let key = |object: &Topology| (object.metadata.namespace.clone(), object.metadata.name.clone());
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                let text = format!("The watch of the cluster is interrupted: {error}");
-                self.problem = view::map::printable(&text);
-                return;
-            }
-        };
-        self.problem.clear();
-        match event {
-            Event::Init => self.listed = Some(BTreeMap::new()),
-            Event::InitApply(object) => _ = self.listed.get_or_insert_default().insert(key(&object), object),
-            Event::InitDone => self.known = self.listed.take(),
-            Event::Apply(object) => _ = self.known.get_or_insert_default().insert(key(&object), object),
-            Event::Delete(object) => _ = self.known.get_or_insert_default().remove(&key(&object)),
-        }
-    }
-
-    /// Returns the graph of the objects, or `None` if there is nothing to show yet.
-    fn graph(&self, caveat: Option<&String>) -> Option<Graph> {
-        let empty = BTreeMap::new();
-        let known = match &self.known {
-            Some(known) => known,
-            None if self.problem.is_empty() => return None,
-            None => &empty,
-        };
-        let mut map = read::objects(known.values());
-        map.caveats.extend(caveat.cloned());
-        if self.known.as_ref().is_some_and(BTreeMap::is_empty) {
-            map.caveats.push("There are no Topology objects here.".to_owned());
-        }
-        Some(Graph { problem: self.problem.clone(), ..Graph::of(&map) })
-    }
-}
-
-async fn follow(watched: Watched, publisher: Publisher) {
-    let configuration = watcher::Config { label_selector: watched.selector, ..watcher::Config::default() };
-    let mut events = pin!(watcher::watcher(watched.api.clone(), configuration).default_backoff().into_stream());
-    let mut objects = Objects::default();
+async fn follow(mut follower: Follower, publisher: Publisher) {
     loop {
-        let check = time::sleep(CHECK_INTERVAL);
-        tokio::select! {
-            event = events.next() => match event {
-                Some(event) => objects.take(event),
-                None => return,
-            },
-            // A watch that works again reports no event before the next change.
-            () = check, if !objects.problem.is_empty() => {
-                if watched.api.list(&ListParams::default().limit(1)).await.is_ok() {
-                    objects.problem.clear();
-                }
-            }
-        }
-        let end = time::Instant::now() + GATHERING;
-        while let Ok(Some(event)) = time::timeout_at(end, events.next()).await {
-            objects.take(event);
-        }
-        if let Some(graph) = objects.graph(watched.caveat.as_ref()) {
-            publisher.publish(graph);
-        }
+        publisher.publish(graph(follower.next().await));
     }
 }

@@ -2,10 +2,11 @@
 
 use ratatui::{
     Frame,
+    buffer::Buffer,
     layout::{Constraint, Layout, Rect},
     style::{Color, Modifier, Style},
     text::{Line, Text},
-    widgets::{Block, Cell, Clear, Paragraph, Row as TableRow, Table, TableState, Wrap},
+    widgets::{Block, Cell, Clear, Paragraph, Row as TableRow, Table, TableState, Widget as _, Wrap},
 };
 use view::render::table::HEADER;
 
@@ -27,14 +28,17 @@ q, Ctrl-C      quit
 Marks: + new, * changed, ! failures
 ";
 
-/// Draws everything, and notes the number of rows that fit.
+/// Maximum number of lines of the note below the table.
+const LONGEST_NOTE: u16 = 6;
+
+/// Draws everything, and notes the number of rows that fit and the last line of details.
 pub fn draw(frame: &mut Frame<'_>, state: &mut State, has_color: bool) {
     let (summary, missing) = state.summary();
-    let problem = state.problem.as_ref().map(|problem| format!("error: {problem}"));
-    let note = Line::from(problem.or(missing).unwrap_or_default());
+    let note = if state.problem.is_empty() { missing.unwrap_or_default() } else { state.problem.clone() };
+    let note = Paragraph::new(note).wrap(Wrap { trim: true });
     // Problems say what to do at their end.
-    let height = note.width().div_ceil(usize::from(frame.area().width).max(1)).clamp(1, 4);
-    let height = u16::try_from(height).unwrap_or(1);
+    let most = LONGEST_NOTE.min(frame.area().height / 2);
+    let height = wrapped_lines(&note, frame.area().width, most).max(1);
     let parts = [Constraint::Length(1), Constraint::Fill(1), Constraint::Length(height), Constraint::Length(1)];
     let [top, middle, below, bottom] = Layout::vertical(parts).areas(frame.area());
     frame.render_widget(Line::from(format!("kubectl scopeprobe watch: {summary}")).style(bold()), top);
@@ -45,10 +49,16 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut State, has_color: bool) {
         Focus::Table => "? keys  / filter  Enter details  f follow  Ctrl-Z failures  q quit".to_owned(),
         Focus::Details(_) | Focus::Help => "Esc back".to_owned(),
     };
-    frame.render_widget(Paragraph::new(note).wrap(Wrap { trim: true }), below);
+    frame.render_widget(note, below);
     frame.render_widget(Line::from(keys), bottom);
     match state.focus {
-        Focus::Details(line) => window(frame, middle, "Edge", &state.details(), line),
+        Focus::Details(line) => {
+            let text = state.details();
+            state.last_line = last_line(&text, middle);
+            let line = line.min(state.last_line);
+            state.focus = Focus::Details(line);
+            window(frame, middle, "Edge", &text, line);
+        }
         Focus::Help => window(frame, middle, "Keys", HELP, 0),
         Focus::Table | Focus::Filter => (),
     }
@@ -95,8 +105,30 @@ fn line(row: &Row, has_color: bool) -> TableRow<'_> {
         .style(style)
 }
 
+/// Returns the last line of a text from which on it fills a window.
+fn last_line(text: &str, window: Rect) -> u16 {
+    let inner = Block::bordered().inner(window);
+    let width = usize::from(inner.width).max(1);
+    // Two lines next to each other have more than a width of text: it would fit in one otherwise.
+    let most: usize = text.lines().map(|line| 2 * Line::from(line).width().div_ceil(width) + 1).sum();
+    let most = u16::try_from(most).unwrap_or(u16::MAX);
+    wrapped_lines(&details(text), inner.width, most).saturating_sub(inner.height)
+}
+
+/// Returns the number of lines of a paragraph at a width, at most `most`.
+fn wrapped_lines(paragraph: &Paragraph<'_>, width: u16, most: u16) -> u16 {
+    let mut buffer = Buffer::empty(Rect::new(0, 0, width, most));
+    paragraph.render(buffer.area, &mut buffer);
+    let lines = buffer.content.chunks(usize::from(width).max(1));
+    let last = lines.zip(1..).filter(|(line, _)| line.iter().any(|cell| cell.symbol() != " ")).last();
+    last.map_or(0, |(_, number)| number)
+}
+
+fn details(text: &str) -> Paragraph<'_> {
+    Paragraph::new(text).wrap(Wrap { trim: false })
+}
+
 fn window(frame: &mut Frame<'_>, area: Rect, title: &str, text: &str, line: u16) {
     frame.render_widget(Clear, area);
-    let block = Block::bordered().title(title);
-    frame.render_widget(Paragraph::new(text).block(block).wrap(Wrap { trim: false }).scroll((line, 0)), area);
+    frame.render_widget(details(text).block(Block::bordered().title(title)).scroll((line, 0)), area);
 }

@@ -5,18 +5,12 @@ use std::{cmp::Ordering, collections::BTreeMap};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use view::{Edge, Map, map::printable, render};
 
+use crate::follow::News;
+
 /// Number of columns.
 pub const COLUMNS: usize = 11;
 /// Key of each column by which rows are sorted, with shift as in k9s.
 pub const SORT_KEYS: [char; COLUMNS] = ['C', 'S', 'V', 'P', 'O', 'A', 'F', 'W', 'X', 'R', 'E'];
-
-/// News of the cluster.
-pub enum News {
-    /// Its map.
-    Map(Box<Map>),
-    /// A problem; earlier objects are still shown.
-    Problem(String),
-}
 
 /// Outcome of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,26 +70,28 @@ pub struct State {
     pub filter: String,
     /// True if the selection moves to the edge that changed last.
     pub follows: bool,
-    /// Last problem with the cluster.
-    pub problem: Option<String>,
+    /// Reason for which the rows may be out of date; empty if they are not.
+    pub problem: String,
     /// Number of rows that the screen has.
     pub page: usize,
+    /// Last line of the details from which on they fill the screen.
+    pub last_line: u16,
 }
 
 impl State {
     /// Takes in news of the cluster.
     pub fn take_in(&mut self, news: News) {
-        match news {
-            News::Problem(problem) => self.problem = Some(printable(&problem)),
-            News::Map(map) => {
-                self.problem = None;
-                self.replace(*map);
-            }
+        let is_other_problem = news.problem != self.problem;
+        self.problem = news.problem;
+        // Marks of changes stay if only the problem is another.
+        if !is_other_problem || news.map != self.map {
+            news.map.into_iter().for_each(|map| self.replace(map));
         }
     }
 
     fn replace(&mut self, map: Map) {
         let is_first = self.map.is_none();
+        let place = self.place();
         let before: BTreeMap<&str, &Row> = self.rows.iter().map(|row| (row.edge.id.as_str(), row)).collect();
         let change = |edge: &Edge| match before.get(edge.id.as_str()) {
             Some(row) if row.edge == *edge => row.change.filter(|change| *change == Change::New),
@@ -110,7 +106,7 @@ impl State {
             map.edges.iter().zip(cells).map(|(edge, cells)| Row { edge: edge.clone(), cells, change: change(edge) });
         self.rows = rows.collect();
         self.map = Some(map);
-        self.arrange();
+        self.arrange_around(place);
         if let Some(last) = last.filter(|last| self.follows && self.place_of(last).is_some()) {
             self.selected = Some(last);
         }
@@ -118,7 +114,11 @@ impl State {
 
     /// Selects and sorts rows. The selected edge stays selected as long as it is shown.
     fn arrange(&mut self) {
-        let place = self.place();
+        self.arrange_around(self.place());
+    }
+
+    /// Selects and sorts rows. If the selected edge is not shown any more, the one at its place is selected.
+    fn arrange_around(&mut self, place: Option<usize>) {
         let (is_without, text) = match self.filter.strip_prefix('!') {
             Some(text) => (true, text.to_lowercase()),
             None => (false, self.filter.to_lowercase()),
@@ -214,9 +214,8 @@ impl State {
     }
 
     fn press_in_details(&mut self, key: KeyCode, line: u16) {
-        let last = u16::try_from(self.details().lines().count().saturating_sub(1)).unwrap_or(u16::MAX);
         self.focus = match key {
-            KeyCode::Down | KeyCode::Char('j') => Focus::Details(line.saturating_add(1).min(last)),
+            KeyCode::Down | KeyCode::Char('j') => Focus::Details(line.saturating_add(1).min(self.last_line)),
             KeyCode::Up | KeyCode::Char('k') => Focus::Details(line.saturating_sub(1)),
             KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | 'd') => Focus::Table,
             _ => Focus::Details(line),

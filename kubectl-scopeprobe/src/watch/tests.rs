@@ -10,8 +10,9 @@ use view::{Map, read};
 
 use super::{
     screen,
-    state::{Focus, News, State, Step},
+    state::{Focus, State, Step},
 };
+use crate::follow::News;
 
 const SHOP: &str = include_str!("../../tests/cmd/shop.in/shop.yaml");
 const LATER: &str = include_str!("../../tests/cmd/shop.in/later.yaml");
@@ -20,9 +21,13 @@ fn map(text: &str) -> Map {
     read::text(text).unwrap()
 }
 
+fn news(map: Map) -> News {
+    News { map: Some(map), problem: String::new() }
+}
+
 fn state_of(text: &str) -> State {
     let mut state = State::default();
-    state.take_in(News::Map(Box::new(map(text))));
+    state.take_in(news(map(text)));
     state
 }
 
@@ -135,7 +140,7 @@ fn details_describe_the_selected_edge() {
     let shown = lines(&mut state);
     assert!(shown[2].contains("shop/cart -> data/redis:6379"), "{shown:?}");
     press(&mut state, "jj");
-    assert_eq!(state.focus, Focus::Details(2));
+    assert_eq!(state.focus, Focus::Details(0), "all of it is shown");
     press(&mut state, "q");
     assert_eq!(state.focus, Focus::Table, "q leaves the window, not the program");
 }
@@ -145,12 +150,12 @@ fn selection_stays_on_its_edge_and_changes_are_marked() {
     let mut state = state_of(SHOP);
     press(&mut state, "j");
     assert_eq!(selected(&state), Some("shop/cart"));
-    state.take_in(News::Map(Box::new(map(LATER))));
+    state.take_in(news(map(LATER)));
     assert_eq!(selected(&state), Some("shop/cart"), "its place is another");
     let shown = lines(&mut state);
     assert!(shown.iter().any(|line| line.starts_with("*! shop/web shop/cart")), "{shown:?}");
     assert!(shown.iter().any(|line| line.starts_with("+  shop/web 192.0.2.9")), "{shown:?}");
-    state.take_in(News::Map(Box::new(map(LATER))));
+    state.take_in(news(map(LATER)));
     let shown = lines(&mut state);
     assert!(shown.iter().any(|line| line.starts_with(" ! shop/web shop/cart")), "no change since: {shown:?}");
 }
@@ -161,19 +166,91 @@ fn following_selects_the_edge_that_changed() {
     press(&mut follows, "f");
     let mut next = map(SHOP);
     next.edges[2].counters.opened += 1;
-    follows.take_in(News::Map(Box::new(next.clone())));
-    stays.take_in(News::Map(Box::new(next)));
+    follows.take_in(news(next.clone()));
+    stays.take_in(news(next));
     assert_eq!((selected(&follows), selected(&stays)), (Some("api.example.com"), Some("data/redis")));
 }
 
 #[test]
-fn problems_are_shown_until_the_next_map() {
+fn problems_are_shown_with_earlier_rows_until_they_end() {
     let mut state = state_of(SHOP);
-    state.take_in(News::Problem("you may not list\u{1b}[2J".to_owned()));
-    assert_eq!(lines(&mut state)[10], "error: you may not list?[2J");
-    assert_eq!(servers(&state).len(), 3, "earlier edges stay");
-    state.take_in(News::Map(Box::new(map(SHOP))));
-    assert!(lines(&mut state)[10].starts_with("incomplete"));
+    state.take_in(news(map(LATER)));
+    let marked = lines(&mut state);
+    state.take_in(News { map: Some(map(LATER)), problem: "The watch is interrupted".to_owned() });
+    let shown = lines(&mut state);
+    assert_eq!(shown[10], "The watch is interrupted");
+    assert_eq!(shown[..10], marked[..10], "rows and their marks stay");
+    state.take_in(news(map(LATER)));
+    assert_eq!(lines(&mut state), marked);
+}
+
+#[test]
+fn problem_without_a_map_is_shown() {
+    let mut state = State::default();
+    state.take_in(News { map: None, problem: "you may not list".to_owned() });
+    let shown = lines(&mut state);
+    assert_eq!(
+        (shown[0].as_str(), shown[10].as_str()),
+        ("kubectl scopeprobe watch: reading the cluster", "you may not list")
+    );
+}
+
+#[test]
+fn problems_are_wrapped_by_words_and_shown_to_their_end() {
+    let mut state = state_of(SHOP);
+    // Two words of 70 characters have the width of two lines, but need three with the third.
+    let problem = format!("{} {} {} end", "a".repeat(70), "b".repeat(70), "c".repeat(70));
+    state.take_in(News { map: Some(map(SHOP)), problem });
+    let shown = lines(&mut state);
+    assert_eq!(shown[8..11], ["a".repeat(70), "b".repeat(70), format!("{} end", "c".repeat(70))]);
+}
+
+#[test]
+fn neighbour_is_selected_when_the_selected_edge_leaves_the_map() {
+    for keys in ["", "j", "G"] {
+        let mut state = state_of(SHOP);
+        press(&mut state, keys);
+        let place = state.place();
+        let later = map(LATER);
+        let is_kept = later.edges.iter().any(|edge| state.shown().nth(place.unwrap()).unwrap().edge.id == edge.id);
+        state.take_in(news(later.clone()));
+        assert!(state.place().is_some(), "{keys}");
+        if !is_kept {
+            assert_eq!(state.place(), place.map(|place| place.min(later.edges.len() - 1)), "{keys}");
+        }
+    }
+}
+
+#[test]
+fn empty_map_leaves_nothing_selected() {
+    let mut state = state_of(SHOP);
+    press(&mut state, "G");
+    state.take_in(news(Map::new(Vec::new(), Vec::new())));
+    assert_eq!((state.place(), state.shown().count()), (None, 0));
+    assert_eq!(lines(&mut state)[0], "kubectl scopeprobe watch: 0 of 0 edges");
+    state.take_in(news(map(SHOP)));
+    assert_eq!(state.place(), Some(0));
+}
+
+#[test]
+fn details_scroll_to_their_last_wrapped_line() {
+    let mut state = state_of(SHOP);
+    press(&mut state, ">");
+    let mut terminal = Terminal::new(TestBackend::new(24, 12)).unwrap();
+    let text = state.details();
+    let last_word = text.split_whitespace().last().unwrap();
+    let mut shown = String::new();
+    for _ in 0..200 {
+        terminal.draw(|frame| screen::draw(frame, &mut state, false)).unwrap();
+        let buffer = terminal.backend().buffer();
+        shown = buffer.content.iter().map(ratatui::buffer::Cell::symbol).collect();
+        press(&mut state, "j");
+    }
+    assert!(shown.contains(last_word), "{last_word}: {shown}");
+    let Focus::Details(line) = state.focus else { panic!("{:?}", state.focus) };
+    assert!(usize::from(line) > text.lines().count(), "the window has fewer columns than the text");
+    press(&mut state, "k");
+    assert_eq!(state.focus, Focus::Details(line - 1), "keys beyond the end do not count");
 }
 
 #[test]
@@ -219,7 +296,7 @@ fn selected_row_is_on_the_screen_of_a_long_table() {
         Vec::new(),
     );
     let mut state = State::default();
-    state.take_in(News::Map(Box::new(long)));
+    state.take_in(news(long));
     lines(&mut state);
     for (keys, port) in [("", " 0 "), ("G", " 499 "), ("^b", " 491 "), ("g^f", " 8 ")] {
         press(&mut state, keys);
