@@ -340,3 +340,39 @@ fn content(path: &Path) -> Result<String> {
 fn name(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::Source;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        source: Source,
+    }
+
+    fn gap(arguments: &str, place: &str) -> Option<String> {
+        let Line { source } = Line::parse_from(format!("test {arguments}").split_whitespace());
+        source.gap(&source.with_labels(place))
+    }
+
+    #[test]
+    fn gap_names_the_labels_and_an_option_that_closes_it() {
+        assert_eq!(gap("-A", "in all namespaces"), None);
+        let gaps = [
+            gap("-n shop", "in the namespace shop"),
+            gap("-n shop -l app=x", "in the namespace shop"),
+            gap("-A -l app=x", "in all namespaces"),
+        ];
+        let begin = "only objects in";
+        let middle = "were read: edges between others are missing;";
+        let expected = [
+            format!("{begin} the namespace shop {middle} -A reads all"),
+            format!("{begin} the namespace shop with the labels app=x {middle} -A without --selector reads all"),
+            format!("{begin} all namespaces with the labels app=x {middle} without --selector, all are read"),
+        ];
+        assert_eq!(gaps.map(Option::unwrap), expected);
+    }
+}
