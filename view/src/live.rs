@@ -9,7 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 
 pub use self::journal::{CatchUp, Journal};
-use crate::map::{Counters, Edge, Map, Peer, printable};
+use crate::{
+    map::{Counters, Edge, Map, Peer, printable},
+    render::Names,
+};
 
 /// All that a page shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -29,7 +32,7 @@ pub struct Graph {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GraphNode {
-    /// Name that tables and pictures show.
+    /// Name that tables and pictures show, with the kind where two workloads have the same.
     pub label: String,
     /// Type of the peer; `None` for a group of peers.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
@@ -121,14 +124,13 @@ impl Graph {
     /// Returns the graph of a map.
     #[must_use]
     pub fn of(map: &Map) -> Self {
-        let mut graph = Self { caveats: map.caveats.clone(), ..Self::default() };
-        for edge in &map.edges {
-            for peer in edge.ends() {
-                graph.nodes.entry(node_id(peer)).or_insert_with(|| GraphNode::of(peer));
-            }
-            graph.edges.insert(edge.id.clone(), GraphEdge::of(edge));
+        let names = Names::of(map);
+        Self {
+            nodes: names.all().map(|(peer, name)| (node_id(peer), GraphNode::of(peer, name))).collect(),
+            edges: map.edges.iter().map(|edge| (edge.id.clone(), GraphEdge::of(edge))).collect(),
+            caveats: map.caveats.clone(),
+            problem: String::new(),
         }
-        graph
     }
 
     /// Applies a difference. That between this graph and another makes it the other.
@@ -183,13 +185,13 @@ fn removed<T>(before: &BTreeMap<String, T>, after: &BTreeMap<String, T>) -> Vec<
 }
 
 impl GraphNode {
-    fn of(peer: &Peer) -> Self {
+    fn of(peer: &Peer, label: &str) -> Self {
         let (type_, name) = match peer {
             Peer::One(one) => (Some(one.type_), one.name.as_deref()),
             Peer::Group(_) => (None, None),
         };
         Self {
-            label: peer.to_string(),
+            label: printable(label),
             type_,
             namespace: peer.namespace().map(printable),
             kind: peer.kind().map(printable),

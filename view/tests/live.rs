@@ -103,3 +103,28 @@ fn journal_keeps_no_more_than_a_snapshot_holds() {
     assert!(matches!(journal.since(9), CatchUp::Deltas(deltas) if deltas.len() == 1));
     assert_eq!(journal.since(1), CatchUp::Snapshot);
 }
+
+#[test]
+fn nodes_of_one_name_have_labels_with_their_kind() {
+    let workload = |kind: &str, name: &str| serde_json::json!({"type": "Workload", "apiVersion": "apps/v1", "kind": kind, "namespace": "shop", "name": name});
+    let edge = |id: &str, client, server| {
+        serde_json::json!({"id": id, "client": client, "server": server, "protocol": "TCP",
+            "counters": {"opened": 1, "active": 0, "failed": 0}})
+    };
+    let map = |edges: &[serde_json::Value]| {
+        let map =
+            serde_json::json!({"apiVersion": "view.scopeprobe.io/v1alpha1", "kind": "TopologyMap", "edges": edges});
+        Graph::of(&read::text(&map.to_string()).expect("it is a map"))
+    };
+    let first = edge("1", workload("Deployment", "web"), workload("Deployment", "db"));
+    let second = edge("2", workload("StatefulSet", "web"), workload("Deployment", "db"));
+    let labels = |graph: &Graph| graph.nodes.values().map(|node| node.label.clone()).collect::<Vec<_>>();
+    let (before, after) = (map(std::slice::from_ref(&first)), map(&[first, second]));
+    assert_eq!(labels(&before), ["shop/db", "shop/web"]);
+    assert_eq!(labels(&after), ["shop/db", "shop/web (Deployment)", "shop/web (StatefulSet)"]);
+    let changed = Delta::between(&before, &after).nodes;
+    assert_eq!(
+        changed.keys().collect::<Vec<_>>(),
+        ["Workload/shop/Deployment.apps/web", "Workload/shop/StatefulSet.apps/web"]
+    );
+}
