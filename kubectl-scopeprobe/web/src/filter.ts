@@ -60,7 +60,7 @@ function one(word: string, graph: Graph, now: number): Condition | string {
     case "is": {
       if (wanted === "external") return (edge) => ends(edge).some((node) => node?.isExternal === true);
       if (wanted === "udp" || wanted === "tcp") return (edge) => edge.protocol.toLowerCase() === wanted;
-      const state = STATES[wanted];
+      const state = Object.hasOwn(STATES, wanted) ? STATES[wanted] : undefined;
       return state ?? `is:${value}: expected ${[...Object.keys(STATES), "external", "tcp", "udp"].join(", ")}`;
     }
     default:

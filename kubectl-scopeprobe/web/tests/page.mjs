@@ -9,6 +9,7 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
 import { ApiServer } from "./api-server.mjs";
+import { tests as parts } from "./parts.mjs";
 import { laterShop, shop } from "./shop.mjs";
 
 const [plugin, pictures] = process.argv.slice(2);
@@ -16,7 +17,7 @@ assert.ok(plugin, "the path of the plugin is missing");
 const folder = await mkdtemp(join(tmpdir(), "scopeprobe-page-"));
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const programs = [];
-const tests = [];
+const tests = [...parts];
 const test = (name, run) => tests.push([name, run]);
 
 /** Starts the plugin, and returns the address that it prints. */

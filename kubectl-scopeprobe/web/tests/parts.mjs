@@ -1,0 +1,52 @@
+// Tests of those parts of the page that need no browser.
+import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
+
+import { build } from "esbuild";
+
+const contents = ["commands", "drawing", "filter", "model", "place"].map((name) => `export * as ${name} from "./${name}";`).join("\n");
+const resolveDir = fileURLToPath(new URL("../src", import.meta.url));
+const { outputFiles } = await build({ stdin: { contents, resolveDir, loader: "ts" }, bundle: true, format: "esm", target: "es2022", write: false });
+const { commands, drawing, filter, model, place } = await import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
+
+const workload = (namespace, name) => ({ label: `${namespace}/${name}`, type: "Workload", namespace, kind: "Deployment", name });
+
+/** Returns a map of calls, each from a workload to another, as `namespace/name`. */
+function graph(calls, options = {}) {
+  const ends = new Set(calls.flat());
+  const call = ([client, server]) => ({ client, server, port: 80, protocol: "TCP", opened: 1, active: 0, failed: 0, pending: 0, withoutBytes: 0 });
+  return new model.Graph({
+    revision: 1, isLive: true, arguments: [], caveats: [], problem: "",
+    nodes: Object.fromEntries([...ends].map((end) => [end, workload(...end.split("/"))])),
+    edges: Object.fromEntries(calls.map((one, index) => [String(index).padStart(4, "0"), call(one)])),
+    ...options,
+  });
+}
+
+const draw = (map, hash) => drawing.draw(map, place.read(hash), () => true);
+
+/** Namespaces of two workloads each, of which one calls the other. */
+const pairs = (count) => graph(Array.from({ length: count }, (_, number) => [`n${number}/client`, `n${number}/server`]));
+
+/** Returns the sentences that a drawing should have, counted by its nodes. */
+function countedNotes({ nodes }, isGroup) {
+  const count = (chosen) => chosen.reduce((sum, { members }) => sum + members.length, 0);
+  const rest = nodes.filter(({ id }) => id === "group:further nodes");
+  const groups = nodes.filter(({ id, members }) => isGroup && id !== "group:further nodes" && members.length > 1);
+  return [
+    ...(groups.length > 0 ? [`${count(groups)} nodes are drawn as ${groups.length} groups.`] : []),
+    ...(rest.length > 0 ? [`${count(rest)} nodes with the fewest edges are drawn as one.`] : []),
+  ];
+}
+
+export const tests = [
+  ["filters with names of the language are wrong", () => {
+    const map = graph([["shop/web", "data/db"]]);
+    for (const word of ["is:constructor", "is:__proto__", "is:toString", "is:hasOwnProperty"]) {
+      const { errors, keeps } = filter.read(word, map, 0);
+      assert.equal(errors.length, 1, word);
+      assert.ok(keeps(map.edges.get("0000"), "0000"), word);
+    }
+    assert.deepEqual(filter.read("Is:Failed", map, 0).errors, []);
+  }],
+];
