@@ -40,6 +40,25 @@ function countedNotes({ nodes }, isGroup) {
 }
 
 export const tests = [
+  ["commands have the namespace and the filters of the page", () => {
+    const all = ["--all-namespaces", "--context", "prod"];
+    const expected = [
+      [all, "in=", "--all-namespaces --context prod"],
+      [all, "in=shop", "--namespace shop --context prod"],
+      [["--file", "a.json"], "in=shop", "--namespace shop --file a.json"],
+      // They read a part of the map, which the command keeps.
+      [["--namespace", "data"], "in=shop", "--namespace data"],
+      [[], "in=shop", ""],
+      [all, "in=&filter=Is:Failed NEW:24H Port:0443 IS:udp cart -is:external", "--failed --new-since 24h --port 443 --protocol udp --all-namespaces --context prod"],
+      [all, "in=&filter=port:80 port:81 port:70000 is:external", "--port 80 --external --all-namespaces --context prod"],
+      [all, "", "--namespace-level --all-namespaces --context prod"],
+      [all, "around=shop%2Fweb&hops=2", "--around shop/Deployment/web --hops 2 --all-namespaces --context prod"],
+    ];
+    for (const [given, hash, options] of expected) {
+      const command = commands.table(graph([["shop/web", "data/db"]], { arguments: given }), place.read(hash));
+      assert.equal(command, `kubectl scopeprobe table ${options}`.trim());
+    }
+  }],
   ["filters with names of the language are wrong", () => {
     const map = graph([["shop/web", "data/db"]]);
     for (const word of ["is:constructor", "is:__proto__", "is:toString", "is:hasOwnProperty"]) {
