@@ -49,13 +49,14 @@ export function edges(graph: Graph, drawn: DrawnEdge): void {
   );
 }
 
-export function node(graph: Graph, drawn: DrawnNode, actions: Actions): void {
+/** Shows a node, and the edges of it that the picture shows. */
+export function node(graph: Graph, drawn: DrawnNode, shown: string[], actions: Actions): void {
   const id = drawn.members[0] ?? "";
   const known = graph.nodes.get(id);
   const isGroup = drawn.id.startsWith("ns:") || drawn.id.startsWith("group:");
   const body: HTMLElement[] = [element("h3", {}, isGroup ? drawn.label : graph.label(id))];
   if (isGroup) {
-    body.push(element("p", {}, `${drawn.shape === "namespace" ? "Namespace" : "Group"} with ${drawn.detail}`));
+    body.push(element("p", {}, `${drawn.shape === "namespace" ? "Namespace" : "Group"}: ${drawn.detail}`));
     if (drawn.shape === "namespace") {
       body.push(element("p", {}, button("Show its workloads", () => actions.namespace(drawn.label))));
     }
@@ -65,20 +66,32 @@ export function node(graph: Graph, drawn: DrawnNode, actions: Actions): void {
     const namespace = known?.namespace;
     if (namespace !== undefined) open.push(button("Show its namespace", () => actions.namespace(namespace)));
     body.push(element("p", {}, ...open));
-    body.push(...graph.caveats.filter((text) => text.startsWith(`${graph.label(id)}: `)).map((text) => element("p", { class: "caveat" }, `Incomplete: ${text}`)));
+    body.push(...gaps(graph, id).map((text) => element("p", { class: "caveat" }, `Incomplete: ${text}`)));
   }
   const members = new Set(drawn.members);
   const calls = (title: string, own: "client" | "server", other: "client" | "server") => {
-    const found = [...graph.edges].filter(([, edge]) => members.has(edge[own]));
+    const found = shown.flatMap((edgeId): [string, GraphEdge][] => {
+      const edge = graph.edges.get(edgeId);
+      return edge && members.has(edge[own]) ? [[edgeId, edge]] : [];
+    });
     const items = found.slice(0, MOST_EDGES).map(([edgeId, edge]) =>
       element("li", {}, button(`${graph.label(edge[other])} ${way(edge)}${trouble(edge)}`, () => actions.select(edgeId))));
     if (found.length > MOST_EDGES) items.push(element("li", {}, `${found.length - MOST_EDGES} more`));
-    body.push(element("h4", {}, `${title} (${found.length})`), found.length > 0 ? element("ul", {}, ...items) : element("p", { class: "muted" }, "none was observed"));
+    body.push(element("h4", {}, `${title} (${found.length})`), found.length > 0 ? element("ul", {}, ...items) : element("p", { class: "muted" }, "none is shown"));
   };
   calls("Calls", "client", "server");
   calls("Called by", "server", "client");
   if (!isGroup) body.push(...copyable(commands.explain(graph, commands.peerName(graph, id))), ...copyable(commands.blastRadius(graph, id)));
   get("details-body").replaceChildren(...body);
+}
+
+/** Returns the gaps of a workload. They name it without its kind: of workloads with the same name, one or more have the gap. */
+function gaps(graph: Graph, id: string): string[] {
+  const node = graph.nodes.get(id);
+  if (node?.type !== "Workload") return [];
+  const own = graph.caveats.filter((text) => text.split(": ", 1)[0] === `${node.namespace}/${node.name}`);
+  const isOne = node.label === `${node.namespace}/${node.name}`;
+  return isOne ? own : own.map((text) => `${text} (This workload, or another with its name.)`);
 }
 
 function trouble(edge: GraphEdge): string {

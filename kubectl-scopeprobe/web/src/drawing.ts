@@ -83,36 +83,43 @@ export function groupOf(node: GraphNode | undefined): string {
   return `group:${node?.label ?? "others"}`;
 }
 
-/** Returns the drawn node that stands for each node. */
+const FURTHER = "group:further nodes";
+
+/** Returns the drawn node that stands for each node, and notes about those that stand for many. */
 function grouping(graph: Graph, place: Place, used: string[], shown: string[]) {
-  const group = (id: string) => groupOf(graph.nodes.get(id));
-  const standIn = new Map(used.map((id) => [id, place.level === "namespaces" ? group(id) : id]));
-  const notes: string[] = [];
-  const drawn = () => new Set(standIn.values()).size;
-  if (place.isWhole || drawn() <= MOST_NODES) return { standIn, notes };
+  const standIn = new Map(used.map((id) => [id, place.level === "namespaces" ? groupOf(graph.nodes.get(id)) : id]));
+  const isTooMuch = !place.isWhole && countDrawn(standIn) > MOST_NODES;
+  if (isTooMuch && place.level !== "namespaces") mergeGroups(graph, place, standIn);
+  if (isTooMuch) mergeRest(graph, place, standIn, shown);
+  return { standIn, notes: isTooMuch ? notesOf(standIn, place) : [] };
+}
+
+function countDrawn(standIn: Map<string, string>): number {
+  return new Set(standIn.values()).size;
+}
+
+/** Lets groups stand for their nodes, the largest first, until there are few enough. */
+function mergeGroups(graph: Graph, place: Place, standIn: Map<string, string>): void {
   const kept = place.level === "workloads" && place.namespace !== "" ? `ns:${place.namespace}` : undefined;
-  if (place.level !== "namespaces") {
-    const groups = new Map<string, string[]>();
-    for (const id of used) {
-      if (id === place.around || group(id) === kept) continue;
-      groups.set(group(id), [...(groups.get(group(id)) ?? []), id]);
-    }
-    const bySize = [...groups].sort(([one, a], [other, b]) => b.length - a.length || (one < other ? -1 : 1));
-    let [left, number, count] = [drawn(), 0, 0];
-    for (const [name, members] of bySize) {
-      if (left <= MOST_NODES || members.length < 2) break;
-      for (const id of members) standIn.set(id, name);
-      [left, number, count] = [left - members.length + 1, number + members.length, count + 1];
-    }
-    if (count > 0) notes.push(`${number} nodes are drawn as ${count} ${count === 1 ? "group" : "groups"}.`);
+  const groups = new Map<string, string[]>();
+  for (const id of standIn.keys()) {
+    const group = groupOf(graph.nodes.get(id));
+    if (id === place.around || group === kept) continue;
+    const members = groups.get(group);
+    if (members) members.push(id);
+    else groups.set(group, [id]);
   }
-  const merged = mergeRest(graph, place, standIn, shown);
-  if (merged > 0) notes.push(`${merged} nodes with the fewest edges are drawn as one.`);
-  return { standIn, notes };
+  const bySize = [...groups].sort(([one, a], [other, b]) => b.length - a.length || (one < other ? -1 : 1));
+  let left = countDrawn(standIn);
+  for (const [name, members] of bySize) {
+    if (left <= MOST_NODES || members.length < 2) break;
+    for (const id of members) standIn.set(id, name);
+    left -= members.length - 1;
+  }
 }
 
 /** Lets one node stand for those with the fewest edges, as far as there are too many. */
-function mergeRest(graph: Graph, place: Place, standIn: Map<string, string>, shown: string[]): number {
+function mergeRest(graph: Graph, place: Place, standIn: Map<string, string>, shown: string[]): void {
   const degree = new Map<string, number>();
   for (const node of standIn.values()) degree.set(node, 0);
   for (const id of shown) {
@@ -122,11 +129,23 @@ function mergeRest(graph: Graph, place: Place, standIn: Map<string, string>, sho
       degree.set(node, (degree.get(node) ?? 0) + 1);
     }
   }
-  if (degree.size <= MOST_NODES) return 0;
+  if (degree.size <= MOST_NODES) return;
   const busiest = [...degree].sort(([one, a], [other, b]) => b - a || (one < other ? -1 : 1)).map(([node]) => node);
   const rest = new Set(busiest.filter((node) => node !== place.around).slice(MOST_NODES - 1 - (degree.has(place.around) ? 1 : 0)));
-  for (const [id, node] of standIn) if (rest.has(node)) standIn.set(id, "group:further nodes");
-  return rest.size;
+  for (const [id, node] of standIn) if (rest.has(node)) standIn.set(id, FURTHER);
+}
+
+/** Returns sentences with the number of nodes that are not drawn one by one. On the level of namespaces, groups are the rule. */
+function notesOf(standIn: Map<string, string>, place: Place): string[] {
+  const notes: string[] = [];
+  const merged = [...standIn.values()].filter((drawn) => drawn === FURTHER).length;
+  const grouped = [...standIn].filter(([id, drawn]) => drawn !== id && drawn !== FURTHER);
+  const groups = new Set(grouped.map(([, drawn]) => drawn)).size;
+  if (place.level !== "namespaces" && groups > 0) {
+    notes.push(`${grouped.length} nodes are drawn as ${groups} ${groups === 1 ? "group" : "groups"}.`);
+  }
+  if (merged > 0) notes.push(`${merged} nodes with the fewest edges are drawn as one.`);
+  return notes;
 }
 
 function bundled(graph: Graph, place: Place, shown: string[], used: Set<string>, standIn: Map<string, string>) {
@@ -139,8 +158,7 @@ function bundled(graph: Graph, place: Place, shown: string[], used: Set<string>,
   }
   for (const node of nodes.values()) {
     if (node.id.startsWith("ns:") || node.id.startsWith("group:")) {
-      const noun = node.shape === "namespace" ? ["workload", "workloads"] : ["peer", "peers"];
-      node.detail = `${node.members.length} ${noun[node.members.length === 1 ? 0 : 1]}`;
+      node.detail = `${node.members.length} ${node.members.length === 1 ? "peer" : "peers"} shown`;
     }
   }
   const edges = new Map<string, DrawnEdge>();
@@ -193,7 +211,9 @@ function drawnNode(drawn: string, id: string, node: GraphNode | undefined, place
     const shape = drawn === "group:external" ? "external" : drawn === "group:nodes" ? "machine" : "other";
     return { ...base, label: drawn.slice(6), detail: "", shape };
   }
-  const label = node?.namespace !== undefined ? node.name ?? node.label : node?.label ?? id;
+  // Of two workloads with the same name, the label has the kind.
+  const isOne = node?.type !== "Workload" || node.label === `${node.namespace}/${node.name}`;
+  const label = node?.namespace === undefined ? node?.label ?? id : isOne ? node.name ?? node.label : node.label.slice(node.namespace.length + 1);
   const detail = node?.namespace !== undefined ? node.namespace : node?.isExternal === true ? "external" : "";
   return { ...base, label, detail, shape: shapeOf(node) };
 }

@@ -61,7 +61,7 @@ function showSelected(map: Graph): void {
   const node = drawing.nodes.find(({ id }) => id === here.selected);
   table.show(map, drawing.shown, new Set(edge?.members ?? []));
   if (edge) details.edges(map, edge);
-  else if (node) details.node(map, node, { around: (id) => go({ level: "around", around: id, selected: id }), namespace: openNamespace, select: selectMember });
+  else if (node) details.node(map, node, drawing.shown, { around: (id) => go({ level: "around", around: id, selected: id }), namespace: openNamespace, select: selectMember });
   else details.nothing();
 }
 

@@ -209,6 +209,32 @@ test("a new edge appears after its object has changed, and no node moves", async
   await context.close();
 });
 
+test("details of a group count the edges that are shown", async () => {
+  const { page, problems, context } = await open(`${address}#selected=ns%3Ashop`);
+  const text = () => page.locator("#details").innerText();
+  assert.match(await text(), /Namespace: 4 peers shown[^]*Calls \(10\)[^]*Called by \(6\)/);
+  await page.evaluate(() => (location.hash = "#filter=is:failed&selected=ns:shop"));
+  await page.getByText("Namespace: 1 peer shown").waitFor();
+  assert.match(await text(), /Calls \(1\)[^]*Called by \(0\)/);
+  assert.deepEqual(problems, []);
+  await context.close();
+});
+
+test("gaps belong to the workload that they name", async () => {
+  const twin = join(folder, "twins.json");
+  const peer = (kind, name) => ({ type: "Workload", apiVersion: "apps/v1", kind, namespace: "shop", name });
+  const call = (id, client, server) => ({ id, client, server, protocol: "TCP", counters: { opened: 1, active: 0, failed: 0 } });
+  const edges = [call("1", peer("Deployment", "web"), peer("StatefulSet", "web")), call("2", peer("Deployment", "web"), peer("Deployment", "webshop"))];
+  const caveats = ["shop/web: 3 ingress edges are not listed", "shop/web2: 1 edge is not listed", "shop/webshop"];
+  await writeFile(twin, JSON.stringify({ apiVersion: "view.scopeprobe.io/v1alpha1", kind: "TopologyMap", edges, caveats }));
+  const { page, problems, context } = await open(`${await serve("--file", twin)}#in=&selected=Workload%2Fshop%2FStatefulSet.apps%2Fweb`);
+  assert.match(await page.locator("#details").innerText(), /shop\/web \(StatefulSet\)/);
+  assert.deepEqual(await page.locator("#details .caveat").allTextContents(), ["Incomplete: shop/web: 3 ingress edges are not listed (This workload, or another with its name.)"]);
+  await page.getByRole("button", { name: "Details of shop/web (Deployment) to shop/webshop" }).waitFor();
+  assert.deepEqual(problems, []);
+  await context.close();
+});
+
 test("all themes are accessible", async () => {
   const themes = { light: {}, dark: { colorScheme: "dark" }, contrast: { contrast: "more" }, "dark-contrast": { colorScheme: "dark", contrast: "more" } };
   const { page, problems, context } = await open(`${address}#in=`);

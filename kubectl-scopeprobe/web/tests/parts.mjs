@@ -40,6 +40,34 @@ function countedNotes({ nodes }, isGroup) {
 }
 
 export const tests = [
+  ["notes count the nodes that are not drawn one by one", () => {
+    const namespaces = draw(pairs(400), "");
+    assert.equal(namespaces.nodes.length, 300);
+    assert.deepEqual(namespaces.notes, ["202 nodes with the fewest edges are drawn as one."]);
+    assert.deepEqual(namespaces.notes, countedNotes(namespaces, false));
+    const workloads = draw(pairs(400), "in=");
+    assert.equal(workloads.nodes.length, 300);
+    assert.deepEqual(workloads.notes, ["598 nodes are drawn as 299 groups.", "202 nodes with the fewest edges are drawn as one."]);
+    assert.deepEqual(workloads.notes, countedNotes(workloads, true));
+    assert.deepEqual(draw(pairs(150), "in=").notes, []);
+    assert.deepEqual(draw(pairs(400), "in=&whole=1").notes, []);
+    const some = draw(pairs(200), "in=");
+    assert.deepEqual(some.notes, ["200 nodes are drawn as 100 groups."]);
+    assert.deepEqual(some.notes, countedNotes(some, true));
+  }],
+  ["groups count the peers that are shown", () => {
+    const map = graph([["shop/web", "shop/cart"], ["shop/web", "data/db"]]);
+    map.nodes.get("shop/cart").type = "Service";
+    const detail = (keeps) => drawing.draw(map, place.read(""), keeps).nodes.map(({ id, detail }) => [id, detail]);
+    assert.deepEqual(detail(() => true), [["ns:data", "1 peer shown"], ["ns:shop", "2 peers shown"]]);
+    assert.deepEqual(detail(({ server }) => server === "data/db"), [["ns:data", "1 peer shown"], ["ns:shop", "1 peer shown"]]);
+  }],
+  ["nodes of one name are drawn with their kind", () => {
+    const map = graph([["shop/web", "shop/twin"]]);
+    map.nodes.get("shop/web").label = "shop/web (Deployment)";
+    Object.assign(map.nodes.get("shop/twin"), { label: "shop/web (StatefulSet)", name: "web", kind: "StatefulSet" });
+    assert.deepEqual(draw(map, "in=").nodes.map(({ label }) => label), ["web (StatefulSet)", "web (Deployment)"]);
+  }],
   ["commands have the namespace and the filters of the page", () => {
     const all = ["--all-namespaces", "--context", "prod"];
     const expected = [
