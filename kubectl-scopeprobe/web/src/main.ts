@@ -18,7 +18,7 @@ let drawing: Drawing = { nodes: [], edges: [], shown: [], notes: [] };
 let problem = "";
 let isScheduled = false;
 
-const picture = new Picture(get("picture"), select, open, () => get("picture").setAttribute("data-arranged", here.level));
+const picture = new Picture(get("picture"), select, open, arranged, announce);
 const table = new Table((id) => go({ level: "around", around: id, selected: id }), selectMember);
 const filterInput = get<HTMLInputElement>("filter");
 
@@ -50,10 +50,15 @@ function render(): void {
   drawing = draw(graph, here, keeps);
   get("picture").removeAttribute("data-arranged");
   get("picture").setAttribute("aria-label", `Picture of ${drawing.nodes.length} nodes and ${drawing.edges.length} connections; the table has the same edges. Arrow keys select a node, Enter opens it.`);
-  void picture.show(drawing, place.layoutKey(here)).then(() => picture.select(here.selected));
+  picture.show(drawing, place.layoutKey(here));
   showSelected(graph);
   showPath(graph);
   showNotes(graph);
+}
+
+function arranged(): void {
+  get("picture").setAttribute("data-arranged", here.level);
+  picture.select(here.selected);
 }
 
 function showSelected(map: Graph): void {
@@ -163,7 +168,7 @@ const SHORTCUTS: Record<string, () => void> = {
   t: () => get("table-region").focus(),
   n: () => go({ level: "namespaces" }),
   w: () => go({ level: "workloads", namespace: "" }),
-  a: () => void picture.arrangeAgain(),
+  a: () => picture.arrangeAgain(),
   "?": () => get<HTMLDialogElement>("help").showModal(),
 };
 
@@ -189,7 +194,7 @@ filterInput.addEventListener("keydown", (event) => {
 on("fit", () => picture.fit());
 on("zoom-in", () => picture.zoom(1.25));
 on("zoom-out", () => picture.zoom(0.8));
-on("arrange", () => void picture.arrangeAgain());
+on("arrange", () => picture.arrangeAgain());
 on("whole", () => go({ isWhole: true }));
 on("all-rows", () => table.showAll());
 on("help-open", () => get<HTMLDialogElement>("help").showModal());

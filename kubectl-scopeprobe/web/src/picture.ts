@@ -28,12 +28,16 @@ export function shortened(label: string): string {
 
 export class Picture {
   private readonly cy: cytoscape.Core;
-  private readonly worker = new Worker("layout.js");
+  /** The worker that arranges nodes, if it runs. */
+  private worker: Worker | undefined;
   /** Positions of all nodes that were drawn, by the place on which they depend. */
   private readonly positions = new Map<string, Map<string, Position>>();
   /** Points by which edges pass nodes, as they were arranged, by the same place. */
   private readonly routes = new Map<string, Map<string, Position[]>>();
   private requests = 0;
+  /** Requests to the worker by their place: one for each, as the worker answers slowly on large pictures. */
+  private readonly pending = new Map<string, { number: number; isAgain: boolean }>();
+  private isFailed = false;
   /** True if the view is no longer the fitted one. */
   private isMoved = false;
   private key = "";
@@ -46,6 +50,7 @@ export class Picture {
     select: (id: string) => void,
     open: (id: string) => void,
     private readonly arranged: () => void,
+    private readonly report: (problem: string) => void,
   ) {
     this.cy = cytoscape({ container, minZoom: 0.01, maxZoom: 3, boxSelectionEnabled: false, autoungrabify: false });
     this.restyle();
@@ -56,31 +61,24 @@ export class Picture {
     new ResizeObserver(() => (this.isMoved ? this.cy.resize() : this.fit())).observe(container);
   }
 
-  /** Shows a drawing. Its nodes are arranged if none of them has a position yet. */
-  async show(drawing: Drawing, key: string): Promise<void> {
+  /** Shows a drawing, at once or when its nodes are arranged: they are if none of them has a position yet. */
+  show(drawing: Drawing, key: string): void {
     [this.drawing, this.key] = [drawing, key];
     const known = this.remembered();
     if (drawing.nodes.length > 0 && !drawing.nodes.some(({ id }) => known.has(id))) {
-      const request = ++this.requests;
-      const { positions, routes } = await this.arrange(drawing, request);
-      if (request !== this.requests) return;
-      for (const [id, x, y] of positions) known.set(id, { x, y });
-      this.routes.set(key, new Map(routes));
-    } else {
-      this.requests++;
-      this.placeNew(drawing, known);
+      this.arrange(false);
+      return;
     }
-    this.sync(this.drawing, known);
+    this.placeNew(drawing, known);
+    this.sync(drawing, known);
     if (this.fitted !== key) this.fit();
     this.fitted = key;
     this.arranged();
   }
 
-  /** Forgets the positions of the present place, and arranges its nodes again. */
-  async arrangeAgain(): Promise<void> {
-    this.positions.delete(this.key);
-    await this.show(this.drawing, this.key);
-    this.fit();
+  /** Arranges the nodes of the present place again. They keep their positions until the worker answers. */
+  arrangeAgain(): void {
+    if (this.drawing.nodes.length > 0) this.arrange(true);
   }
 
   select(id: string): void {
@@ -166,28 +164,59 @@ export class Picture {
 
   /** Remembers where a node was dragged. Its edges become straight. */
   private moved(node: cytoscape.NodeSingular): void {
+    // The picture is that of the last place until the nodes of this one are arranged.
+    if (!this.remembered().has(node.id())) return;
     this.remembered().set(node.id(), { ...node.position() });
     for (const edge of node.connectedEdges()) this.routes.get(this.key)?.delete(edge.id());
     this.sync(this.drawing, this.remembered());
   }
 
-  private arrange(drawing: Drawing, number: number): Promise<LayoutAnswer> {
-    const loops = new Set(drawing.edges.filter(({ source, target }) => source === target).map(({ source }) => source));
+  /** Asks the worker to arrange the present drawing, unless it already arranges one of this place. */
+  private arrange(isAgain: boolean): void {
+    if (this.pending.has(this.key)) return;
+    this.worker ??= this.startWorker();
+    const { nodes, edges } = this.drawing;
+    const loops = new Set(edges.filter(({ source, target }) => source === target).map(({ source }) => source));
     const box = (node: DrawnNode) => ({ id: node.id, width: size(node).width, height: size(node).height + (loops.has(node.id) ? 2 * LOOP : 0) });
     const request: LayoutRequest = {
-      number,
-      nodes: drawing.nodes.map(box),
-      edges: drawing.edges.filter(({ source, target }) => source !== target).map(({ source, target }) => [source, target]),
+      number: ++this.requests,
+      nodes: nodes.map(box),
+      edges: edges.filter(({ source, target }) => source !== target).map(({ source, target }) => [source, target]),
     };
-    return new Promise((resolve) => {
-      const listener = (event: MessageEvent<LayoutAnswer>) => {
-        if (event.data.number !== number) return;
-        this.worker.removeEventListener("message", listener);
-        resolve(event.data);
-      };
-      this.worker.addEventListener("message", listener);
-      this.worker.postMessage(request);
-    });
+    this.pending.set(this.key, { number: request.number, isAgain });
+    this.worker.postMessage(request);
+  }
+
+  private startWorker(): Worker {
+    const worker = new Worker("layout.js");
+    worker.addEventListener("message", (event: MessageEvent<LayoutAnswer>) => this.take(event.data));
+    worker.addEventListener("error", (event) => this.fail(event.message));
+    return worker;
+  }
+
+  /** Takes positions from the worker. Nodes that came since have none. */
+  private take({ number, positions, routes }: LayoutAnswer): void {
+    const [key, request] = [...this.pending].find(([, one]) => one.number === number) ?? [];
+    if (key === undefined || request === undefined) return;
+    this.pending.delete(key);
+    const arranged = positions.map(([id, x, y]): [string, Position] => [id, { x, y }]);
+    // Nodes that were shown in the meantime do not move.
+    const known = request.isAgain ? [] : this.positions.get(key) ?? [];
+    this.positions.set(key, new Map([...arranged, ...known]));
+    this.routes.set(key, new Map(routes));
+    if (this.isFailed) this.report("");
+    this.isFailed = false;
+    if (this.fitted === key) this.fitted = undefined;
+    if (this.key === key) this.show(this.drawing, key);
+  }
+
+  /** Reports a failure of the worker. The next request starts another one. */
+  private fail(reason: string | undefined): void {
+    this.worker?.terminate();
+    this.worker = undefined;
+    this.pending.clear();
+    this.isFailed = true;
+    this.report(`The nodes could not be arranged (${reason || "the worker does not run"}). Select fewer by a filter, or arrange them again.`);
   }
 
   /** Gives each new node a free place near its neighbours. */

@@ -10,7 +10,7 @@ import { chromium } from "playwright-core";
 
 import { ApiServer } from "./api-server.mjs";
 import { tests as parts } from "./parts.mjs";
-import { laterShop, shop } from "./shop.mjs";
+import { laterShop, newcomer, shop } from "./shop.mjs";
 
 const [plugin, pictures] = process.argv.slice(2);
 assert.ok(plugin, "the path of the plugin is missing");
@@ -32,7 +32,7 @@ const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 
 /** Opens the page, and records violations of its rules. */
-async function open(address, options = {}) {
+async function openUnarranged(address, options = {}, script = undefined) {
   const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, ...options });
   const page = await context.newPage();
   const problems = [];
@@ -42,14 +42,23 @@ async function open(address, options = {}) {
   });
   page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
   page.on("pageerror", (error) => problems.push(error.stack));
+  if (script) await page.addInitScript(script);
   await page.goto(address);
-  await arranged(page);
-  await page.waitForFunction(() => window.scopeprobePicture.isInView());
   return { page, problems, context };
 }
 
+/** Opens the page, and waits until its picture is in view. */
+async function open(address, options = {}) {
+  const opened = await openUnarranged(address, options);
+  await arranged(opened.page);
+  await opened.page.waitForFunction(() => window.scopeprobePicture.isInView());
+  return opened;
+}
+
 const arranged = (page) => page.locator("#picture[data-arranged]").waitFor();
-const positions = (page) => page.evaluate(() => [...window.scopeprobePicture.boxes()].map(([id, { x, y }]) => [id, x, y]));
+/** Returns the positions at which nodes are drawn, in the order of their identifiers. */
+const positions = (page) =>
+  page.evaluate(() => window.scopeprobePicture.cy.nodes().map((node) => [node.id(), node.position().x, node.position().y]).sort(([one], [other]) => (one < other ? -1 : 1)));
 const rows = (page) => page.locator("#rows tr").count();
 
 async function accessible(page) {
@@ -206,6 +215,66 @@ test("a new edge appears after its object has changed, and no node moves", async
   programs.at(-1).kill();
   await page.getByText("The connection to the plugin is interrupted").waitFor();
   api.stop();
+  await context.close();
+});
+
+/** Holds requests to the worker back until `release`. */
+function holdRequests() {
+  window.held = [];
+  window.release = () => window.held.splice(0).forEach((send) => send());
+  window.Worker = class extends Worker {
+    postMessage(message) {
+      window.held.push(() => super.postMessage(message));
+    }
+  };
+}
+
+test("changes during a slow layout send no further request, and the picture appears with them", async () => {
+  const api = new ApiServer();
+  const kubeconfig = join(folder, "slow-kubeconfig");
+  for (const object of shop()) api.put(object);
+  await writeFile(kubeconfig, await api.start());
+  const { page, problems, context } = await openUnarranged(`${await serve("--kubeconfig", kubeconfig, "--all-namespaces")}#in=`, {}, holdRequests);
+  await page.waitForFunction(() => document.querySelectorAll("#rows tr").length === 16);
+  for (const object of laterShop()) api.put(object);
+  await page.getByRole("button", { name: "Details of shop/catalog to data/redis redis:6379" }).waitFor();
+  api.put(newcomer());
+  await page.getByRole("button", { name: "Details of shop/newcomer to data/redis redis:6379" }).waitFor();
+  assert.equal(await page.evaluate(() => window.held.length), 1);
+  assert.deepEqual(await positions(page), []);
+  await page.evaluate(() => window.release());
+  await arranged(page);
+  const drawn = await positions(page);
+  assert.equal(drawn.length, 17);
+  assert.equal(new Set(drawn.map(([, ...at]) => at.join())).size, 17, "two nodes have one position");
+  assert.ok(drawn.some(([id]) => id === "Workload/shop/Deployment.apps/newcomer"));
+  assert.equal(await page.evaluate(() => window.held.length), 0);
+  assert.deepEqual(problems, []);
+  api.stop();
+  await context.close();
+});
+
+/** Lets workers fail until `repair`. */
+function breakWorker() {
+  const Working = window.Worker;
+  window.repair = () => (window.Worker = Working);
+  window.Worker = class extends Working {
+    postMessage() {
+      this.dispatchEvent(new ErrorEvent("error", { message: "out of memory" }));
+    }
+  };
+}
+
+test("failure of the layout is shown, and the nodes can be arranged again", async () => {
+  const { page, problems, context } = await openUnarranged(`${address}#in=`, {}, breakWorker);
+  await page.getByText("The nodes could not be arranged (out of memory)").waitFor();
+  assert.deepEqual(await positions(page), []);
+  await page.evaluate(() => window.repair());
+  await page.getByRole("button", { name: "Arrange again" }).click();
+  await arranged(page);
+  assert.equal((await positions(page)).length, 16);
+  assert.equal(await page.locator("#message").textContent(), "");
+  assert.deepEqual(problems, []);
   await context.close();
 });
 

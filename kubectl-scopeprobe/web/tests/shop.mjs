@@ -91,3 +91,10 @@ export function shop(calls = CALLS) {
 export function laterShop() {
   return shop([...CALLS, ["catalog", "redis", "redis:6379", 6379, { opened: 1 }]]);
 }
+
+/** Returns the object of a workload that the shop does not have. It calls redis. */
+export function newcomer() {
+  const [kind, name] = ["Deployment", "newcomer"];
+  const status = { workload: { apiVersion: "apps/v1", kind, name }, egress: [edge(["newcomer", "redis", "redis:6379", 6379, { opened: 1 }], 98, true)], ingress: [], conditions: [] };
+  return { apiVersion: "scopeprobe.io/v1alpha1", kind: "Topology", metadata: { name: "deployment-newcomer", namespace: "shop" }, spec: {}, status };
+}
