@@ -1,4 +1,5 @@
-// As much of an API server as a watch of Topology objects needs: it lists them, and sends changes to those that watch.
+// As much of an API server as a watch of Topology objects needs: it lists them, and sends changes to those that watch, also
+// those that they have missed.
 import { createServer } from "node:http";
 
 const PATH = "/apis/scopeprobe.io/v1alpha1/topologies";
@@ -6,6 +7,8 @@ const PATH = "/apis/scopeprobe.io/v1alpha1/topologies";
 export class ApiServer {
   objects = new Map();
   version = 1;
+  /** All changes since the start, for watches of an earlier version. */
+  changes = [];
   watches = new Set();
   isDown = false;
 
@@ -36,6 +39,7 @@ export class ApiServer {
   interrupt() {
     this.isDown = true;
     for (const watch of this.watches) watch.destroy();
+    this.watches.clear();
   }
 
   /** Stores an object, and sends it to all watches. */
@@ -44,7 +48,21 @@ export class ApiServer {
     const type = this.objects.has(key) ? "MODIFIED" : "ADDED";
     const stored = { ...object, metadata: { ...object.metadata, resourceVersion: String(++this.version) } };
     this.objects.set(key, stored);
-    for (const watch of this.watches) watch.write(`${JSON.stringify({ type, object: stored })}\n`);
+    this.send(type, stored);
+  }
+
+  /** Removes an object, and sends that to all watches. */
+  delete(namespace, name) {
+    const object = this.objects.get(`${namespace}/${name}`);
+    if (!object) throw new Error(`there is no object ${namespace}/${name}`);
+    this.objects.delete(`${namespace}/${name}`);
+    this.send("DELETED", { ...object, metadata: { ...object.metadata, resourceVersion: String(++this.version) } });
+  }
+
+  send(type, object) {
+    const change = { version: this.version, line: `${JSON.stringify({ type, object })}\n` };
+    this.changes.push(change);
+    for (const watch of this.watches) watch.write(change.line);
   }
 
   answer(request, response) {
@@ -62,6 +80,8 @@ export class ApiServer {
     response.writeHead(200, { "content-type": "application/json" });
     if (url.searchParams.get("watch") === "true" || url.searchParams.get("watch") === "1") {
       response.flushHeaders();
+      const since = Number(url.searchParams.get("resourceVersion"));
+      for (const { version, line } of this.changes) if (version > since) response.write(line);
       this.watches.add(response);
       response.on("close", () => this.watches.delete(response));
       return;

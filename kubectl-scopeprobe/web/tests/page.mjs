@@ -31,34 +31,38 @@ async function serve(...options) {
 const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 
-/** Opens the page, and records violations of its rules. */
+/** Violations of the page's rules in the present test. Each test fails with any that it does not take away. */
+const problems = [];
+
+/** Opens the page, and records its problems. */
 async function openUnarranged(address, options = {}, script = undefined) {
   const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, ...options });
   const page = await context.newPage();
-  const problems = [];
   const origin = new URL(address).origin;
   page.on("request", (request) => {
-    if (!request.url().startsWith(origin) && !/^(data|blob):/.test(request.url())) problems.push(`request to ${request.url()}`);
+    if (!request.url().startsWith(`${origin}/`) && !/^(data|blob):/.test(request.url())) problems.push(`request to ${request.url()}`);
   });
   page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
   page.on("pageerror", (error) => problems.push(error.stack));
   if (script) await page.addInitScript(script);
   await page.goto(address);
-  return { page, problems, context };
+  return page;
 }
 
 /** Opens the page, and waits until its picture is in view. */
 async function open(address, options = {}) {
-  const opened = await openUnarranged(address, options);
-  await arranged(opened.page);
-  await opened.page.waitForFunction(() => window.scopeprobePicture.isInView());
-  return opened;
+  const page = await openUnarranged(address, options);
+  await arranged(page);
+  await page.waitForFunction(() => window.scopeprobePicture.isInView());
+  return page;
 }
 
 const arranged = (page) => page.locator("#picture[data-arranged]").waitFor();
 /** Returns the positions at which nodes are drawn, in the order of their identifiers. */
 const positions = (page) =>
   page.evaluate(() => window.scopeprobePicture.cy.nodes().map((node) => [node.id(), node.position().x, node.position().y]).sort(([one], [other]) => (one < other ? -1 : 1)));
+/** Waits until the page shows all that it has received. */
+const rendered = (page) => page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
 const rows = (page) => page.locator("#rows tr").count();
 
 async function accessible(page) {
@@ -73,19 +77,17 @@ await writeFile(shopFile, JSON.stringify({ apiVersion: "v1", kind: "List", items
 const address = await serve("--file", shopFile);
 
 test("namespaces are the first level, with the sums of their edges", async () => {
-  const { page, problems, context } = await open(address);
+  const page = await open(address);
   assert.equal(await page.locator("#status").textContent(), "From files");
   const drawn = (await positions(page)).map(([id]) => id);
   assert.deepEqual(drawn, ["group:API server", "group:external", "ns:billing", "ns:data", "ns:edge", "ns:kube-system", "ns:monitoring", "ns:shop"]);
   assert.equal(await rows(page), 16);
   assert.match(await page.locator("#caveats").textContent(), /data\/postgres: 3 ingress edges are not listed/);
   await accessible(page);
-  assert.deepEqual(problems, []);
-  await context.close();
 });
 
 test("details have the provenance of an edge", async () => {
-  const { page, problems, context } = await open(`${address}#in=`);
+  const page = await open(`${address}#in=`);
   await page.getByRole("button", { name: "Details of shop/cart to data/redis redis:6379" }).click();
   const text = await page.locator("#details").innerText();
   for (const expected of ["✕ 7, last at 2026-05-02T10:31:00Z", "310, 0 of them open now", "Agents observed both ends", "cgroup of its sockets", "eBPF", "observed"]) {
@@ -100,42 +102,41 @@ test("details have the provenance of an edge", async () => {
   await page.getByRole("button", { name: "Details of shop/frontend to shop/cart cart:80 :8080" }).click();
   assert.match(await page.locator("#details").innerText(), /Via\s+shop\/frontend \(envoy\)/);
   await accessible(page);
-  assert.deepEqual(problems, []);
-  await context.close();
 });
 
 test("filters select edges, and nodes that remain do not move", async () => {
-  const { page, context } = await open(`${address}#in=`);
+  const page = await open(`${address}#in=`);
   const before = new Map((await positions(page)).map(([id, ...at]) => [id, at]));
   const expected = { "is:failed": 1, "is:pending": 1, "is:external": 3, "is:udp": 1, "port:6379": 1, "-port:8080": 10, "ns:billing": 3, "via:envoy": 1, "is:inferred": 1, "from:cart": 2, "is:incomplete": 5, nothing: 0 };
   for (const [text, count] of Object.entries(expected)) {
     await page.locator("#filter").fill(text);
-    await page.waitForFunction((wanted) => document.querySelectorAll("#rows tr").length === wanted, count, { timeout: 5000 }).catch(async () => assert.equal(await rows(page), count, text));
-    for (const [id, ...at] of await positions(page)) assert.deepEqual(at, before.get(id), `${id} has moved`);
+    await rendered(page);
+    assert.equal(await rows(page), count, text);
+    const drawn = await positions(page);
+    assert.equal(drawn.length > 0, count > 0, text);
+    for (const [id, ...at] of drawn) assert.deepEqual(at, before.get(id), `${id} has moved`);
   }
   await page.locator("#filter").fill("is:wrong");
   await page.getByText("is:wrong: expected failed").waitFor();
-  await context.close();
 });
 
 test("address of the page restores what it shows", async () => {
-  const { page, context } = await open(`${address}#in=shop&filter=is%3Afailed`);
+  const page = await open(`${address}#in=shop&filter=is%3Afailed`);
   assert.equal(await rows(page), 1);
   assert.equal(await page.locator("#filter").inputValue(), "is:failed");
   await page.getByRole("button", { name: "shop/cart", exact: true }).click();
-  await arranged(page);
   await page.waitForURL(/around=Workload%2Fshop%2FDeployment.apps%2Fcart/);
-  const { page: other, context: second } = await open(page.url());
+  await rendered(page);
+  await arranged(page);
+  const other = await open(page.url());
   assert.equal(await rows(other), 1);
   assert.deepEqual(await positions(other), await positions(page));
   await page.goBack();
   await page.waitForURL(/in=shop/);
-  await second.close();
-  await context.close();
 });
 
 test("everything is done by keyboard", async () => {
-  const { page, problems, context } = await open(address);
+  const page = await open(address);
   await page.keyboard.press("w");
   await page.waitForURL(/in=$/);
   await arranged(page);
@@ -156,12 +157,10 @@ test("everything is done by keyboard", async () => {
   await page.locator("#help[open]").waitFor();
   await accessible(page);
   await page.keyboard.press("Escape");
-  assert.deepEqual(problems, []);
-  await context.close();
 });
 
 test("exports have what is shown", async () => {
-  const { page, context } = await open(`${address}#in=&filter=cart`);
+  const page = await open(`${address}#in=&filter=cart`);
   const file = async (id) => {
     const [download] = await Promise.all([page.waitForEvent("download"), page.locator(`#${id}`).click()]);
     return readFile(await download.path());
@@ -172,9 +171,10 @@ test("exports have what is shown", async () => {
   assert.equal(String(await file("export-mermaid")).match(/-->|-\.->/g).length, 4);
   const svg = String(await file("export-svg"));
   assert.equal(svg.match(/class="edge/g).length, 4);
-  assert.equal(await page.evaluate((text) => new DOMParser().parseFromString(text, "image/svg+xml").querySelectorAll("parsererror").length, svg), 0);
+  // The page itself forbids the styles of the picture.
+  const blank = await page.context().newPage();
+  assert.equal(await blank.evaluate((text) => new DOMParser().parseFromString(text, "image/svg+xml").querySelectorAll("parsererror").length, svg), 0);
   assert.deepEqual([...(await file("export-png")).subarray(1, 4)], [...Buffer.from("PNG")]);
-  await context.close();
 });
 
 test("more than 300 nodes are drawn in groups, and the page says so", async () => {
@@ -184,38 +184,48 @@ test("more than 300 nodes are drawn in groups, and the page says so", async () =
   };
   const large = join(folder, "large.json");
   await writeFile(large, JSON.stringify({ apiVersion: "view.scopeprobe.io/v1alpha1", kind: "TopologyMap", edges: Array.from({ length: 600 }, (_, number) => call(number)) }));
-  const { page, context } = await open(`${await serve("--file", large)}#in=`);
-  assert.ok((await positions(page)).length <= 300);
+  const page = await open(`${await serve("--file", large)}#in=`);
+  assert.equal((await positions(page)).length, 248);
   assert.match(await page.locator("#notes").textContent(), /960 nodes are drawn as 8 groups/);
   assert.match(await page.locator("#count").textContent(), /500 of 600 edges are listed/);
   await page.getByRole("button", { name: "Draw all" }).click();
-  await page.waitForFunction(() => window.scopeprobePicture.boxes().size === 1200);
-  await context.close();
+  await page.waitForFunction(() => window.scopeprobePicture.cy.nodes().length === 1200);
 });
 
-test("a new edge appears after its object has changed, and no node moves", async () => {
+test("edges appear and leave with their objects, and no node moves", async () => {
   const api = new ApiServer();
   const kubeconfig = join(folder, "kubeconfig");
   for (const object of shop()) api.put(object);
   await writeFile(kubeconfig, await api.start());
-  const { page, problems, context } = await open(`${await serve("--kubeconfig", kubeconfig, "--all-namespaces")}#in=`);
+  const page = await open(`${await serve("--kubeconfig", kubeconfig, "--all-namespaces")}#in=`);
   await page.getByText("● Live").waitFor();
   await page.waitForFunction(() => document.querySelectorAll("#rows tr").length === 16);
   const before = await positions(page);
+  assert.equal(before.length, 16);
   const begin = Date.now();
   for (const object of laterShop()) api.put(object);
   await page.getByRole("button", { name: "Details of shop/catalog to data/redis redis:6379" }).waitFor();
   console.log(`    new edge after ${Date.now() - begin} ms`);
   assert.deepEqual(await positions(page), before);
-  assert.deepEqual(problems, []);
+  // No other object lists this edge.
+  api.delete("monitoring", "daemonset-monitor");
+  await page.getByRole("button", { name: "Details of monitoring/monitor to API server :443" }).waitFor({ state: "detached" });
+  assert.equal(await rows(page), 16);
+  assert.deepEqual(await positions(page), before.filter(([id]) => id !== "ApiServer"));
   api.interrupt();
   await page.getByText("The watch of the cluster is interrupted").waitFor();
+  for (const object of shop()) api.put(object);
   api.isDown = false;
   await page.getByText("● Live").waitFor();
+  await page.getByRole("button", { name: "Details of monitoring/monitor to API server :443" }).waitFor();
+  await page.getByRole("button", { name: "Details of shop/catalog to data/redis redis:6379" }).waitFor({ state: "detached" });
+  assert.equal(await rows(page), 16);
+  assert.deepEqual(problems, []);
   programs.at(-1).kill();
   await page.getByText("The connection to the plugin is interrupted").waitFor();
+  await page.context().close();
+  assert.ok(problems.splice(0).every((text) => text.includes("net::ERR_")), "the plugin ended");
   api.stop();
-  await context.close();
 });
 
 /** Holds requests to the worker back until `release`. */
@@ -234,7 +244,7 @@ test("changes during a slow layout send no further request, and the picture appe
   const kubeconfig = join(folder, "slow-kubeconfig");
   for (const object of shop()) api.put(object);
   await writeFile(kubeconfig, await api.start());
-  const { page, problems, context } = await openUnarranged(`${await serve("--kubeconfig", kubeconfig, "--all-namespaces")}#in=`, {}, holdRequests);
+  const page = await openUnarranged(`${await serve("--kubeconfig", kubeconfig, "--all-namespaces")}#in=`, {}, holdRequests);
   await page.waitForFunction(() => document.querySelectorAll("#rows tr").length === 16);
   for (const object of laterShop()) api.put(object);
   await page.getByRole("button", { name: "Details of shop/catalog to data/redis redis:6379" }).waitFor();
@@ -249,9 +259,7 @@ test("changes during a slow layout send no further request, and the picture appe
   assert.equal(new Set(drawn.map(([, ...at]) => at.join())).size, 17, "two nodes have one position");
   assert.ok(drawn.some(([id]) => id === "Workload/shop/Deployment.apps/newcomer"));
   assert.equal(await page.evaluate(() => window.held.length), 0);
-  assert.deepEqual(problems, []);
   api.stop();
-  await context.close();
 });
 
 /** Lets workers fail until `repair`. */
@@ -266,7 +274,7 @@ function breakWorker() {
 }
 
 test("failure of the layout is shown, and the nodes can be arranged again", async () => {
-  const { page, problems, context } = await openUnarranged(`${address}#in=`, {}, breakWorker);
+  const page = await openUnarranged(`${address}#in=`, {}, breakWorker);
   await page.getByText("The nodes could not be arranged (out of memory)").waitFor();
   assert.deepEqual(await positions(page), []);
   await page.evaluate(() => window.repair());
@@ -274,19 +282,15 @@ test("failure of the layout is shown, and the nodes can be arranged again", asyn
   await arranged(page);
   assert.equal((await positions(page)).length, 16);
   assert.equal(await page.locator("#message").textContent(), "");
-  assert.deepEqual(problems, []);
-  await context.close();
 });
 
 test("details of a group count the edges that are shown", async () => {
-  const { page, problems, context } = await open(`${address}#selected=ns%3Ashop`);
+  const page = await open(`${address}#selected=ns%3Ashop`);
   const text = () => page.locator("#details").innerText();
   assert.match(await text(), /Namespace: 4 peers shown[^]*Calls \(10\)[^]*Called by \(6\)/);
   await page.evaluate(() => (location.hash = "#filter=is:failed&selected=ns:shop"));
   await page.getByText("Namespace: 1 peer shown").waitFor();
   assert.match(await text(), /Calls \(1\)[^]*Called by \(0\)/);
-  assert.deepEqual(problems, []);
-  await context.close();
 });
 
 test("gaps belong to the workload that they name", async () => {
@@ -296,17 +300,24 @@ test("gaps belong to the workload that they name", async () => {
   const edges = [call("1", peer("Deployment", "web"), peer("StatefulSet", "web")), call("2", peer("Deployment", "web"), peer("Deployment", "webshop"))];
   const caveats = ["shop/web: 3 ingress edges are not listed", "shop/web2: 1 edge is not listed", "shop/webshop"];
   await writeFile(twin, JSON.stringify({ apiVersion: "view.scopeprobe.io/v1alpha1", kind: "TopologyMap", edges, caveats }));
-  const { page, problems, context } = await open(`${await serve("--file", twin)}#in=&selected=Workload%2Fshop%2FStatefulSet.apps%2Fweb`);
+  const page = await open(`${await serve("--file", twin)}#in=&selected=Workload%2Fshop%2FStatefulSet.apps%2Fweb`);
   assert.match(await page.locator("#details").innerText(), /shop\/web \(StatefulSet\)/);
   assert.deepEqual(await page.locator("#details .caveat").allTextContents(), ["Incomplete: shop/web: 3 ingress edges are not listed (This workload, or another with its name.)"]);
   await page.getByRole("button", { name: "Details of shop/web (Deployment) to shop/webshop" }).waitFor();
-  assert.deepEqual(problems, []);
-  await context.close();
+});
+
+test("problems of the page are recorded", async () => {
+  const page = await open(address);
+  const refused = page.waitForEvent("console", (message) => message.type() === "error");
+  await page.evaluate(() => fetch("http://127.0.0.2:9/").catch(() => undefined));
+  await refused;
+  await rendered(page);
+  assert.match(problems.splice(0).join("\n"), /Content Security Policy/);
 });
 
 test("all themes are accessible", async () => {
   const themes = { light: {}, dark: { colorScheme: "dark" }, contrast: { contrast: "more" }, "dark-contrast": { colorScheme: "dark", contrast: "more" } };
-  const { page, problems, context } = await open(`${address}#in=`);
+  const page = await open(`${address}#in=`);
   await page.getByRole("button", { name: "Details of shop/cart to data/redis redis:6379" }).click();
   await page.locator("#details dl").waitFor();
   for (const [name, media] of Object.entries(themes)) {
@@ -314,15 +325,13 @@ test("all themes are accessible", async () => {
     await accessible(page);
     assert.deepEqual(problems, [], name);
   }
-  await context.close();
 });
 
 /** Writes a picture of a place for the documentation. */
 async function takePicture(name, hash, options = {}) {
-  const { page, context } = await open(address + hash, { viewport: { width: 1180, height: 720 }, ...options });
+  const page = await open(address + hash, { viewport: { width: 1180, height: 720 }, ...options });
   await page.waitForTimeout(300);
   await page.screenshot({ path: join(pictures, `view-${name}.png`) });
-  await context.close();
 }
 
 if (pictures) {
@@ -339,13 +348,16 @@ if (pictures) {
 let failed = 0;
 for (const [name, run] of tests) {
   const begin = Date.now();
+  problems.length = 0;
   try {
     await run();
+    assert.deepEqual(problems, [], "problems of the page");
     console.log(`ok    ${name} (${Date.now() - begin} ms)`);
   } catch (error) {
     failed++;
     console.log(`FAIL  ${name}\n${error.stack}`);
   }
+  await Promise.all(browser.contexts().map((context) => context.close()));
 }
 await browser.close();
 for (const program of programs) program.kill();
