@@ -179,12 +179,17 @@ impl EdgeGroup {
     }
 }
 
+/// A group with its labels.
+type LabelledGroup = (Arc<str>, EdgeGroup);
+
 /// Makes series from one graph after another.
 #[derive(Debug)]
 pub struct SeriesBook {
     settings: EdgeMetricsSettings,
     edges: HashMap<EdgeByKey, TrackedEdge>,
+    /// Series that have begun, also those whose edges are at present in the sum of all others.
     series: HashMap<Arc<str>, BegunSeries>,
+    /// The sum of all others, also while it has no edge.
     other: Option<BegunSeries>,
     /// Time of the last graph; `None` before the first complete one.
     as_of: Option<SystemTime>,
@@ -217,8 +222,8 @@ impl SeriesBook {
         // What is new since the last graph may have happened at any time since then.
         let created = self.as_of.unwrap_or(as_of).min(as_of);
         self.as_of = Some(as_of);
-        let (own, summed) = self.divide(groups);
-        self.snapshot(own, &summed, created)
+        let (own, others) = self.divide(groups);
+        self.snapshot(own, others, created)
     }
 
     /// Groups edges by labels, and adds their growth.
@@ -250,25 +255,23 @@ impl SeriesBook {
         groups.get_key_value(text.as_str()).map_or_else(|| text.into(), |(labels, _)| Arc::clone(labels))
     }
 
-    /// Divides groups into the busiest ones and the sum of all others.
-    fn divide(&self, groups: HashMap<Arc<str>, EdgeGroup>) -> (Vec<(Arc<str>, EdgeGroup)>, EdgeGroup) {
-        let mut groups: Vec<_> = groups.into_iter().collect();
+    /// Divides groups into the busiest ones, ordered by labels, and all others.
+    fn divide(&self, groups: HashMap<Arc<str>, EdgeGroup>) -> (Vec<LabelledGroup>, Vec<LabelledGroup>) {
+        let mut groups: Vec<LabelledGroup> = groups.into_iter().collect();
         let limit = usize::try_from(self.settings.max_series).unwrap_or(usize::MAX);
-        let mut summed = EdgeGroup::default();
+        let mut others = Vec::new();
         if groups.len() > limit {
             groups.sort_unstable_by(|(one, one_group), (other, other_group)| {
                 let rank = |group: &EdgeGroup| Reverse(group.activity);
                 rank(one_group).cmp(&rank(other_group)).then_with(|| one.cmp(other))
             });
-            for (_, group) in groups.drain(limit..) {
-                summed.add(&group);
-            }
+            others = groups.split_off(limit);
         }
         groups.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        (groups, summed)
+        (groups, others)
     }
 
-    fn snapshot(&mut self, own: Vec<(Arc<str>, EdgeGroup)>, summed: &EdgeGroup, created: SystemTime) -> SeriesSnapshot {
+    fn snapshot(&mut self, own: Vec<LabelledGroup>, others: Vec<LabelledGroup>, created: SystemTime) -> SeriesSnapshot {
         let mut before = std::mem::take(&mut self.series);
         let mut series = Vec::with_capacity(own.len() + 1);
         for (labels, group) in own {
@@ -276,13 +279,20 @@ impl SeriesBook {
             self.series.insert(Arc::clone(&labels), begun);
             series.push(EdgeSeries { labels, created: begun.created, counts: begun.counts, state: group.state });
         }
-        self.other = (summed.edges > 0).then(|| grown(self.other, summed, created));
-        series.extend(self.other.map(|BegunSeries { created, counts }| EdgeSeries {
-            labels: labels::OTHER.into(),
-            created,
-            counts,
-            state: summed.state,
-        }));
+        let mut summed = EdgeGroup::default();
+        for (labels, group) in others {
+            summed.add(&group);
+            // A scraper compares a series that returns with what it read last.
+            if let Some(begun) = before.remove(&labels) {
+                self.series.insert(labels, begun);
+            }
+        }
+        if summed.edges > 0 {
+            let begun = grown(self.other, &summed, created);
+            self.other = Some(begun);
+            let BegunSeries { created, counts } = begun;
+            series.push(EdgeSeries { labels: labels::OTHER.into(), created, counts, state: summed.state });
+        }
         SeriesSnapshot { series, summed_edges: summed.edges }
     }
 }

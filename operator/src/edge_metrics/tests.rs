@@ -85,6 +85,23 @@ fn graph() -> impl Strategy<Value = Vec<Arc<Edge>>> {
         .prop_shuffle()
 }
 
+/// Graphs one after the other, whose edges neither leave nor lose counts.
+fn growing_graphs() -> impl Strategy<Value = Vec<Vec<Arc<Edge>>>> {
+    let growth = prop::collection::vec(prop::option::of(counters()), usize::from(EDGES));
+    prop::collection::vec(growth, 2..12).prop_map(|graphs| {
+        let mut known: BTreeMap<u8, EdgeCounters> = BTreeMap::new();
+        let follow = |growth: Vec<Option<EdgeCounters>>| {
+            for (number, growth) in (0..).zip(growth) {
+                if let Some(growth) = growth {
+                    known.entry(number).or_default().add(&growth);
+                }
+            }
+            known.iter().map(|(number, counters)| edge(*number, *counters)).collect()
+        };
+        graphs.into_iter().map(follow).collect()
+    })
+}
+
 fn level() -> impl Strategy<Value = EdgeMetricsLevel> {
     prop_oneof![Just(EdgeMetricsLevel::Namespace), Just(EdgeMetricsLevel::Workload)]
 }
@@ -125,6 +142,32 @@ fn numbers_of_series(series: &EdgeSeries) -> Numbers {
 
 fn by_labels(snapshot: &SeriesSnapshot) -> BTreeMap<String, EdgeSeries> {
     snapshot.series.iter().map(|series| (series.labels.to_string(), series.clone())).collect()
+}
+
+/// Adds the growth of each series as Prometheus does. A value below the last one follows a restart from 0, and the created
+/// time has a new series begin at 0.
+#[derive(Default)]
+struct Scraper {
+    last: HashMap<String, [u64; 5]>,
+    growth: HashMap<String, [u64; 5]>,
+}
+
+impl Scraper {
+    fn read(&mut self, snapshot: &SeriesSnapshot) {
+        for series in &snapshot.series {
+            let labels = series.labels.to_string();
+            let value = counts(series.counts);
+            let last = self.last.insert(labels.clone(), value).unwrap_or_default();
+            let growth = self.growth.entry(labels).or_default();
+            for place in 0..5 {
+                growth[place] += value[place].checked_sub(last[place]).unwrap_or(value[place]);
+            }
+        }
+    }
+
+    fn total(&self) -> [u64; 5] {
+        std::array::from_fn(|place| self.growth.values().map(|growth| growth[place]).sum())
+    }
 }
 
 proptest! {
@@ -205,9 +248,75 @@ proptest! {
                 }
             }
             prop_assert_eq!(seen, grown);
-            before = after;
+            // A series that returns goes on.
+            before.extend(after);
         }
     }
+
+    /// Edges appear and grow. Their ranks change between the graphs that a scraper reads.
+    #[test]
+    fn scraper_adds_up_no_more_than_the_growth_of_edges(
+        graphs in growing_graphs(),
+        level in level(),
+        max in 1_u32..30,
+        interval in 1_usize..5,
+    ) {
+        let mut book = book(level, max);
+        let (mut of_all, mut of_some) = (Scraper::default(), Scraper::default());
+        for (number, edges) in graphs.iter().enumerate() {
+            let snapshot = book.follow(edges.iter(), time(number as u64), true);
+            of_all.read(&snapshot);
+            if number % interval != 0 {
+                continue;
+            }
+            of_some.read(&snapshot);
+            for series in snapshot.series.iter().map(|series| &*series.labels) {
+                prop_assert_eq!(of_some.growth[series], of_all.growth[series], "growth of {}", series);
+            }
+            let total = |edges: &[Arc<Edge>]| sum(edges.iter().map(|edge| numbers_of_edge(edge)));
+            let (first, last) = (total(&graphs[0]), total(edges));
+            let (all, some) = (of_all.total(), of_some.total());
+            for place in 0..5 {
+                prop_assert_eq!(all[place], last[place] - first[place], "growth at place {}", place);
+                prop_assert!(some[place] <= all[place], "{some:?} is more than the growth {all:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn series_that_returns_continues() {
+    let mut book = book(EdgeMetricsLevel::Workload, 1);
+    book.follow([edge(0, opened(0)), edge(1, opened(0))].iter(), time(0), true);
+    // Connections of both edges, and the values of the first one's series and of the one of all others.
+    let graphs = [
+        ((480, 0), Some(480), Some(0)),
+        ((500, 0), Some(500), Some(0)),
+        ((510, 600), None, Some(10)),
+        ((620, 600), Some(610), Some(10)),
+    ];
+    for (at, ((first, second), own, other)) in (1..).zip(graphs) {
+        let edges = [edge(0, opened(first)), edge(1, opened(second))];
+        let series = by_labels(&book.follow(edges.iter(), time(at), true));
+        let find = |part: &str| series.iter().find(|(labels, _)| labels.contains(part)).map(|(_, series)| series);
+        let of_first = find("source_workload=\"workload-0\"");
+        assert_eq!(of_first.map(|series| series.counts.opened), own, "at {at}");
+        assert!(of_first.is_none_or(|series| series.created == time(0)), "at {at}: {of_first:?}");
+        let of_others = find("source_kind=\"other\"");
+        assert_eq!(of_others.map(|series| series.counts.opened), other, "at {at}");
+    }
+}
+
+#[test]
+fn series_of_all_others_continues_when_it_returns() {
+    let mut book = begun(EdgeMetricsLevel::Workload, 1);
+    let both = |less| [edge(0, opened(100)), edge(1, opened(less))];
+    book.follow(both(5).iter(), time(1), true);
+    assert_eq!(book.follow(both(5)[..1].iter(), time(2), true).series.len(), 1);
+    let returned = book.follow(both(7).iter(), time(3), true);
+    let other = returned.series.last().expect("one sums all others");
+    // The edge that left and came back counts once more.
+    assert_eq!((other.counts.opened, other.created), (12, time(0)));
 }
 
 fn opened(opened: u64) -> EdgeCounters {
