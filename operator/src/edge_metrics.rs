@@ -5,7 +5,7 @@
 mod labels;
 mod series;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod text;
 
 pub use self::{

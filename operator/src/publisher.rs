@@ -258,7 +258,7 @@ impl Publisher {
                 () = at(graphs.next()), if self.published.is_listed() && work.is_none() => {
                     graphs.begin();
                     let (settings, pace) = (self.settings.clone(), self.pace_of_counts());
-                    work = Some(self.builder.clone().build(settings, pace, self.is_warm(), SystemTime::now()));
+                    work = Some(self.builder.clone().build(settings, pace, self.started.elapsed(), SystemTime::now()));
                 }
                 done = done(&mut work) => {
                     work = None;

@@ -45,6 +45,12 @@ impl ClusterIndex {
         }
     }
 
+    /// Has everything listed.
+    #[cfg(test)]
+    pub(crate) fn mark_complete(&self) {
+        self.complete.send_replace(true);
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut index))

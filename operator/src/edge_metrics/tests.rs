@@ -27,7 +27,7 @@ fn time(seconds: u64) -> SystemTime {
 }
 
 /// Returns the edge with this number. Several have the same namespaces, and none have the same workloads.
-fn edge(number: u8, counters: EdgeCounters) -> Arc<Edge> {
+pub(crate) fn edge(number: u8, counters: EdgeCounters) -> Arc<Edge> {
     let workload = |namespace: u8, name: u8| {
         let (namespace, name) = (format!("namespace-{namespace}"), format!("workload-{name}"));
         Peer::Workload(Workload { namespace, kind: "Deployment".to_owned(), name, group: "apps".to_owned() })

@@ -14,7 +14,7 @@ use topology::{
 };
 
 use super::{
-    adjacency,
+    WARM_UP, adjacency,
     object::Limits,
     own_traffic::{LeftOut, OwnWorkloads},
     rendered::{RenderedObjects, Surroundings},
@@ -32,6 +32,8 @@ use crate::{
 
 /// Time for which a conversation with one reported end waits for the other end's report.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Time after a start from which series of edges count, also without the reports of some nodes.
+const LATEST_BASIS: Duration = Duration::from_mins(1);
 
 /// Everything that is to be published at one moment.
 #[derive(Debug, Default)]
@@ -101,17 +103,17 @@ impl Builder {
         self.away(restore).await;
     }
 
-    /// Computes the present state. `is_warm`: no more nodes' first reports are awaited.
+    /// Computes the present state. `running`: time since the publisher's start.
     pub(super) fn build(
         self,
         settings: PublishSettings,
         pace: Pace,
-        is_warm: bool,
+        running: Duration,
         now: SystemTime,
     ) -> BoxFuture<'static, Work> {
         let began = Instant::now();
         let built = move |state| Work::Built { state: Box::new(state), began };
-        async move { self.desired_state(&settings, pace, is_warm, now).await.map_or(Work::Failed, built) }.boxed()
+        async move { self.desired_state(&settings, pace, running, now).await.map_or(Work::Failed, built) }.boxed()
     }
 
     /// Returns the time for which a conversation with one reported end waits for the other one.
@@ -124,7 +126,7 @@ impl Builder {
         &self,
         settings: &PublishSettings,
         pace: Pace,
-        is_warm: bool,
+        running: Duration,
         now: SystemTime,
     ) -> Option<DesiredState> {
         let settle = self.settle_time();
@@ -148,7 +150,9 @@ impl Builder {
             let around = Surroundings { index, ledger: &ledger, limits, namespaces: &namespaces, now };
             let mut rendered = rendered.lock().unwrap_or_else(PoisonError::into_inner);
             let mut state = desired_state(&graph, left_out, archive, &mut rendered, around);
-            let is_complete = is_warm || state.all_nodes_reported;
+            // Until then, published edges and those that wait for their other end are not compared with the reports.
+            let is_settled = archive.is_settled() && (state.all_nodes_reported || running >= WARM_UP);
+            let is_complete = is_settled || running >= LATEST_BASIS;
             state.edge_series = series.map(|book| edge_series(&book, &graph, around, is_complete));
             let (flows, joined) = (state.flows, state.joined_flows);
             tracing::debug!(flows, joined, ?joined_in, took = ?began.elapsed(), "made the graph");
@@ -290,4 +294,79 @@ impl DesiredState {
 fn all_nodes_reported(ledger: &Ledger, index: &Index) -> bool {
     let mut nodes = index.directory().nodes().peekable();
     nodes.peek().is_some() && nodes.all(|node| ledger.is_complete(&node.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Selector;
+    use topology::{
+        archive::Published, counts::Earlier, edge::EdgeCounters, entity::Node, external::ExternalGroups, ledger::Epoch,
+    };
+
+    use super::*;
+    use crate::{edge_metrics::tests::edge, settings::EdgeMetricsLevel};
+
+    const NONE: [u64; 0] = [];
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+    }
+
+    fn settings() -> PublishSettings {
+        PublishSettings {
+            namespaces: Selector::default(),
+            max_edges: 100,
+            max_pods: 5,
+            counter_interval: Duration::from_secs(1),
+            retention: Duration::from_hours(1),
+            max_external: 50,
+            external_groups: ExternalGroups::default(),
+            include_self: false,
+        }
+    }
+
+    /// A builder on a cluster of one node, with a published edge of 5 connections.
+    async fn restarted() -> Builder {
+        let index = ClusterIndex::default();
+        index.add_nodes([Node { name: "node-1".to_owned(), ips: Vec::new(), pod_networks: Vec::new() }]);
+        index.mark_complete();
+        let edge_metrics = EdgeMetricsSettings { level: EdgeMetricsLevel::Workload, max_series: 10 };
+        let (ledger, own) = (SharedLedger::default(), OwnWorkloads::default());
+        let builder = Builder::new(ledger, index, Arc::default(), own, edge_metrics);
+        let counters = EdgeCounters { opened: 5, ..EdgeCounters::default() };
+        let edge = Arc::unwrap_or_clone(edge(0, counters));
+        let edges = vec![Published { edge, earlier: Earlier::default() }];
+        builder.restore(Restored { edges, ..Restored::default() }, at(0)).await;
+        builder
+    }
+
+    /// Returns the number of connections in each series.
+    async fn series(builder: &Builder, running: u64) -> Vec<u64> {
+        let running_for = Duration::from_secs(running);
+        let work = builder.clone().build(settings(), Pace::default(), running_for, at(running)).await;
+        let Work::Built { state, .. } = work else { panic!("no state after {running} s") };
+        let series = state.edge_series.expect("series are on");
+        series.series.iter().map(|series| series.counts.opened).collect()
+    }
+
+    #[tokio::test]
+    async fn series_begin_when_published_edges_are_compared_with_reports() {
+        let builder = restarted().await;
+        assert_eq!(series(&builder, 25).await, NONE, "the node has not reported");
+        {
+            let mut ledger = builder.shared_ledger.ledger().lock().await;
+            let epoch = Epoch([1; 16]);
+            ledger.begin_snapshot("node-1", epoch).expect("there is one epoch");
+            ledger.end_snapshot("node-1", epoch, at(30)).expect("there is one epoch");
+        }
+        assert_eq!(series(&builder, 30).await, NONE, "connections may wait for their other end");
+        assert_eq!(series(&builder, 35).await, [0]);
+    }
+
+    #[tokio::test]
+    async fn series_begin_without_some_nodes_after_a_minute() {
+        let builder = restarted().await;
+        assert_eq!(series(&builder, 59).await, NONE);
+        assert_eq!(series(&builder, 60).await, [0]);
+    }
 }
