@@ -1,7 +1,8 @@
 //! Series made from edges. Pure: each graph leads to the next series, in any order of its edges.
 //!
-//! Each connection counts in one series: the one that its edge had when a graph first showed it. A series therefore never
-//! decreases, even if an edge is removed, or moves between its own series and the one of all others.
+//! Each count of an edge counts in one series: the one that the edge had when a graph first showed it. A series therefore never
+//! decreases, even if an edge is removed, or moves between its own series and the one of all others. Connections that a graph
+//! shows on another edge than before count once more, in the series of that edge.
 
 use std::{
     borrow::Borrow,

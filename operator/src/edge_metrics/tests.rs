@@ -365,6 +365,10 @@ fn text_has_created_times_and_omits_unknown_retransmits() {
     assert!(lines.contains(&format!("scopeprobe_connections_retransmits_total{{{pair}}} 7").as_str()), "{text}");
     assert!(!text.contains(&format!("scopeprobe_connections_retransmits_total{{{other}}}")), "{text}");
     assert_eq!(lines.last(), Some(&"scopeprobe_connections_other_edges 1"));
+    // OpenMetrics has these characters escaped in descriptions.
+    let descriptions: Vec<_> = lines.iter().filter(|line| line.starts_with("# HELP ")).collect();
+    assert_eq!(descriptions.len(), 9);
+    assert!(!descriptions.iter().any(|line| line.contains(['"', '\\'])), "{descriptions:?}");
 }
 
 /// Chunks divide samples, not descriptions.

@@ -95,7 +95,7 @@ fn write_samples(text: &mut String, family: &Family, series: &EdgeSeries) {
 
 fn summed_edges(snapshot: &SeriesSnapshot) -> String {
     let name = "scopeprobe_connections_other_edges";
-    let help = "Edges in the series with source_kind \"other\", which sums all beyond the maximum number of series";
+    let help = "Edges in the series with the source_kind other, which sums all beyond the maximum number of series";
     format!("# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {}\n", snapshot.summed_edges)
 }
 
