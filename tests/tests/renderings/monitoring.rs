@@ -151,13 +151,17 @@ fn rules_and_dashboard_use_metrics_that_exist() -> Result<()> {
 #[test]
 fn page_of_docs_names_every_metric() -> Result<()> {
     let docs = read("docs/metrics.md")?;
+    // Every second part is code; a block of code begins and ends with three of these marks.
+    let code = docs.split('`').skip(1).step_by(2);
+    let named: BTreeSet<&str> = code.filter_map(|code| code.split('{').next()).collect();
     let page = page()?;
-    let described: Vec<&str> =
-        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let described: Vec<(&str, &str)> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
     assert!(described.len() > 30, "{described:?}");
-    for name in described {
+    for (name, kind) in described {
         let name = name.strip_prefix("scopeprobe_operator_").unwrap_or(name);
-        assert!(docs.contains(&format!("`{name}")), "docs/metrics.md lacks {name}");
+        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        assert!(named.contains(name.as_str()), "docs/metrics.md lacks {name}");
     }
     Ok(())
 }
@@ -171,17 +175,84 @@ async fn rules_alert_as_their_tests_say() -> Result<()> {
     Ok(())
 }
 
+/// Alerts that a file of tests expects to fire.
+fn fired_in(file: &Value) -> BTreeSet<String> {
+    fn all<'a>(values: impl IntoIterator<Item = &'a Value>, key: &str) -> Vec<&'a Value> {
+        values.into_iter().filter_map(|value| value[key].as_sequence()).flatten().collect()
+    }
+    let tests = all([file], "tests");
+    let by_rule = all(tests.iter().copied(), "alert_rule_test").into_iter();
+    let by_rule = by_rule.filter(|test| test["exp_alerts"].as_sequence().is_some_and(|alerts| !alerts.is_empty()));
+    let by_rule = by_rule.map(|test| text(test, &["alertname"]).to_owned());
+    let samples = all(all(tests.iter().copied(), "promql_expr_test"), "exp_samples").into_iter();
+    let by_sample = samples.filter_map(|sample| {
+        let (_, rest) = text(sample, &["labels"]).split_once("alertname=\"")?;
+        rest.split('"').next().map(str::to_owned)
+    });
+    by_rule.chain(by_sample).collect()
+}
+
 #[test]
 fn every_alert_has_a_test() -> Result<()> {
-    let tests = read("tests/rules/alerts.yaml")?;
+    let tests = documents(&read("tests/rules/alerts.yaml")?)?;
+    let fired = fired_in(&tests[0]);
     let rules = documents(&read("charts/scopeprobe/files/rules.yaml")?)?;
     let groups = rules[0]["groups"].as_sequence().cloned().unwrap_or_default();
     let rules = groups.iter().filter_map(|group| group["rules"].as_sequence()).flatten();
     let alerts: Vec<_> = rules.map(|rule| text(rule, &["alert"])).filter(|alert| !alert.is_empty()).collect();
     assert!(alerts.len() > 5, "only {alerts:?}");
     for alert in alerts {
-        assert!(tests.contains(alert), "tests/rules/alerts.yaml has no test of {alert}");
+        assert!(fired.contains(alert), "no test of tests/rules/alerts.yaml has {alert} fire");
     }
+    Ok(())
+}
+
+/// Returns the first query of a panel, with values in the place of Grafana's variables.
+fn query_of_panel(title: &str) -> Result<String> {
+    let missing = |_| Error::Unexpected("the dashboard is not JSON".to_owned());
+    let dashboard: Json = serde_json::from_str(&read("charts/scopeprobe/files/dashboard.json")?).map_err(missing)?;
+    let panels = dashboard["panels"].as_array().cloned().unwrap_or_default();
+    let panel = panels.iter().find(|panel| panel["title"] == title);
+    let query = panel.and_then(|panel| panel["targets"][0]["expr"].as_str());
+    let query = query.ok_or_else(|| Error::Unexpected(format!("the dashboard has no query in {title}")))?;
+    Ok(query.replace("$__range", "15m").replace("$namespace", ".*"))
+}
+
+/// The operator `b` has the lease; `a` had it before. `cart` has called a destination once.
+#[tokio::test]
+async fn panels_count_the_leader_alone_and_single_calls() -> Result<()> {
+    let call = "source_namespace=\"shop\",source_workload=\"cart\",destination_kind=\"DNSName\",\
+                destination_workload=\"a.example\"";
+    let series = |metric: &str, labels: &str, values: &str| serde_json::json!({"series": format!("scopeprobe_{metric}{{{labels}}}"), "values": values});
+    let of = |instance: &str, metric: &str, labels: &str, values: &str| {
+        series(&format!("operator_{metric}"), &format!("job=\"m\",instance=\"{instance}\"{labels}"), values)
+    };
+    let nodes = ",mode=\"Fallback\",reason=\"KernelTooOld\"";
+    let losses = ",kind=\"opened\"";
+    let input = [
+        of("a", "leader", "", "0x20"),
+        of("b", "leader", "", "1x20"),
+        of("a", "nodes", nodes, "3x20"),
+        of("b", "nodes", nodes, "4x20"),
+        of("a", "agent_losses", losses, "0+60x20"),
+        of("b", "agent_losses", losses, "0+30x20"),
+        series("connections_opened_total", call, "_x10 1x10"),
+    ];
+    let mut tests = Vec::new();
+    for (title, labels, value) in [
+        ("Nodes by capture", nodes.trim_start_matches(','), 4),
+        ("Losses", losses.trim_start_matches(','), 150),
+        ("Calls to destinations outside", call, 0),
+    ] {
+        let samples = [serde_json::json!({"labels": format!("{{{labels}}}"), "value": value})];
+        tests.push(serde_json::json!({"expr": query_of_panel(title)?, "eval_time": "18m", "exp_samples": samples}));
+    }
+    let test = serde_json::json!({"interval": "1m", "input_series": input, "promql_expr_test": tests});
+    let folder = tempfile::tempdir().map_err(Error::io("make a folder for promtool"))?;
+    let file = folder.path().join("dashboard.yaml");
+    // JSON is YAML.
+    fs::write(&file, serde_json::json!({"tests": [test]}).to_string()).map_err(Error::io("write dashboard.yaml"))?;
+    promtool(&["test", "rules"], &file).await?;
     Ok(())
 }
 
