@@ -208,11 +208,10 @@ impl Archive {
         let known = Known {
             forgotten: self.forgotten(earlier.unwrap_or_default()),
             placed: self.placements.parts(),
-            with_backends: Arc::default(),
             legs: Arc::clone(&self.legs),
             outside: self.outside.clone(),
             is_fixed: true,
-            awaits_agents: false,
+            ..Known::default()
         };
         graph::build_with(ledger, directory, &everything(now), &known)
     }
