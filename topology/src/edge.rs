@@ -395,33 +395,17 @@ pub struct Edge {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::examples;
 
     /// Returns an edge with so many connections.
     pub(crate) fn edge(opened: u64) -> Edge {
-        Edge {
-            key: EdgeKey {
-                client: Peer::ApiServer,
-                server: Peer::OtherExternal,
-                service: None,
-                port: Some(80),
-                protocol: Protocol::Tcp,
-            },
-            counters: EdgeCounters { opened, bytes_sent: 10 * opened, ..EdgeCounters::default() },
-            times: None,
-            from_servers: EdgeCounters::default(),
-            clients_from_servers: Vec::new(),
-            servers_from_servers: Vec::new(),
-            clients: Vec::new(),
-            servers: Vec::new(),
-            seen: Seen::Both,
-            client_identity: Identity::Cgroup,
-            server_identity: Identity::Cgroup,
-            methods: Methods::default(),
-            dns_names: Vec::new(),
-            addresses: 0,
-            knows_retransmits: false,
-            rtt: None,
-            via: Vec::new(),
-        }
+        let key = EdgeKey {
+            client: Peer::ApiServer,
+            server: Peer::OtherExternal,
+            service: None,
+            port: Some(80),
+            protocol: Protocol::Tcp,
+        };
+        examples::edge(key, EdgeCounters { opened, bytes_sent: 10 * opened, ..EdgeCounters::default() })
     }
 }

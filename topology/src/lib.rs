@@ -12,6 +12,8 @@ pub mod counts;
 pub mod directory;
 pub mod edge;
 pub mod entity;
+#[cfg(any(test, feature = "examples"))]
+pub mod examples;
 pub mod external;
 pub mod flow;
 pub mod graph;

@@ -8,9 +8,10 @@ use std::{
 
 use proptest::prelude::*;
 use topology::{
-    edge::{Edge, EdgeCounters, EdgeKey, Identity, Peer, Seen},
+    edge::{Edge, EdgeCounters, EdgeKey, Peer},
     entity::Workload,
-    flow::{Methods, Protocol},
+    examples,
+    flow::Protocol,
 };
 
 use super::{
@@ -39,25 +40,7 @@ pub(crate) fn edge(number: u8, counters: EdgeCounters) -> Arc<Edge> {
         port: Some(80),
         protocol: Protocol::Tcp,
     };
-    Arc::new(Edge {
-        key,
-        counters,
-        times: None,
-        from_servers: EdgeCounters::default(),
-        clients_from_servers: Vec::new(),
-        servers_from_servers: Vec::new(),
-        clients: Vec::new(),
-        servers: Vec::new(),
-        seen: Seen::Both,
-        client_identity: Identity::Cgroup,
-        server_identity: Identity::Cgroup,
-        methods: Methods::empty(),
-        dns_names: Vec::new(),
-        addresses: 0,
-        knows_retransmits: true,
-        rtt: None,
-        via: Vec::new(),
-    })
+    Arc::new(Edge { knows_retransmits: true, ..examples::edge(key, counters) })
 }
 
 fn counters() -> impl Strategy<Value = EdgeCounters> {

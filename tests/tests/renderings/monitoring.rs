@@ -11,9 +11,10 @@ use scopeprobe_tests::{Error, Result, place};
 use serde_json::Value as Json;
 use serde_yaml::Value;
 use topology::{
-    edge::{Edge, EdgeCounters, EdgeKey, Identity, Peer, Seen},
+    edge::{Edge, EdgeCounters, EdgeKey, Peer},
     entity::{ServicePortRef, ServiceRef, Workload},
-    flow::{Methods, Protocol},
+    examples,
+    flow::Protocol,
 };
 
 use crate::helm::{documents, text};
@@ -28,31 +29,15 @@ fn edge() -> Arc<Edge> {
         Peer::Workload(Workload { namespace, kind, name, group })
     };
     let service = ServiceRef { namespace: "shop".to_owned(), name: "redis".to_owned() };
-    Arc::new(Edge {
-        key: EdgeKey {
-            client: workload("cart"),
-            server: workload("redis"),
-            service: Some(ServicePortRef { service, port: 6379 }),
-            port: Some(6379),
-            protocol: Protocol::Tcp,
-        },
-        counters: EdgeCounters { opened: 1, ..EdgeCounters::default() },
-        times: None,
-        from_servers: EdgeCounters::default(),
-        clients_from_servers: Vec::new(),
-        servers_from_servers: Vec::new(),
-        clients: Vec::new(),
-        servers: Vec::new(),
-        seen: Seen::Both,
-        client_identity: Identity::Cgroup,
-        server_identity: Identity::Cgroup,
-        methods: Methods::empty(),
-        dns_names: Vec::new(),
-        addresses: 0,
-        knows_retransmits: true,
-        rtt: None,
-        via: Vec::new(),
-    })
+    let key = EdgeKey {
+        client: workload("cart"),
+        server: workload("redis"),
+        service: Some(ServicePortRef { service, port: 6379 }),
+        port: Some(6379),
+        protocol: Protocol::Tcp,
+    };
+    let counters = EdgeCounters { opened: 1, ..EdgeCounters::default() };
+    Arc::new(Edge { knows_retransmits: true, ..examples::edge(key, counters) })
 }
 
 /// A page of the operator with a sample of every metric.

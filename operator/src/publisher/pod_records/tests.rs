@@ -5,8 +5,9 @@ use std::{
 };
 
 use topology::{
-    edge::{Edge, EdgeCounters, EdgeKey, Identity, Seen},
+    edge::{Edge, EdgeCounters, EdgeKey},
     entity::PodLifetime,
+    examples,
     flow::{Methods, Protocol},
     graph::Graph,
     ownership::ObservedTimes,
@@ -94,25 +95,9 @@ fn object_records_its_removed_pods_and_those_of_peers_without_an_object() {
     };
     let edge = |client: &str| {
         let (client_peer, server) = (Peer::Workload(workload(client)), Peer::Workload(workload("db")));
-        Edge {
-            key: EdgeKey { client: client_peer, server, service: None, port: Some(80), protocol: Protocol::Tcp },
-            counters: EdgeCounters { opened: 1, ..EdgeCounters::default() },
-            times: None,
-            from_servers: EdgeCounters::default(),
-            clients_from_servers: Vec::new(),
-            servers_from_servers: Vec::new(),
-            clients: end(client),
-            servers: end("db"),
-            seen: Seen::Both,
-            client_identity: Identity::Cgroup,
-            server_identity: Identity::Cgroup,
-            methods: Methods::EBPF,
-            dns_names: Vec::new(),
-            addresses: 0,
-            knows_retransmits: false,
-            rtt: None,
-            via: Vec::new(),
-        }
+        let key = EdgeKey { client: client_peer, server, service: None, port: Some(80), protocol: Protocol::Tcp };
+        let counters = EdgeCounters { opened: 1, ..EdgeCounters::default() };
+        Edge { clients: end(client), servers: end("db"), methods: Methods::EBPF, ..examples::edge(key, counters) }
     };
     let graph = Graph { edges: [edge("job"), edge("web")].map(Arc::new).to_vec(), ..Graph::default() };
     let workloads = adjacency::by_workload(&graph);
