@@ -298,10 +298,8 @@ fn all_nodes_reported(ledger: &Ledger, index: &Index) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::Selector;
-    use topology::{
-        archive::Published, counts::Earlier, edge::EdgeCounters, entity::Node, external::ExternalGroups, ledger::Epoch,
-    };
+    use crds::TopologySettings;
+    use topology::{archive::Published, counts::Earlier, edge::EdgeCounters, entity::Node, ledger::Epoch};
 
     use super::*;
     use crate::{edge_metrics::tests::edge, settings::EdgeMetricsLevel};
@@ -313,16 +311,7 @@ mod tests {
     }
 
     fn settings() -> PublishSettings {
-        PublishSettings {
-            namespaces: Selector::default(),
-            max_edges: 100,
-            max_pods: 5,
-            counter_interval: Duration::from_secs(1),
-            retention: Duration::from_hours(1),
-            max_external: 50,
-            external_groups: ExternalGroups::default(),
-            include_self: false,
-        }
+        PublishSettings::try_from(&TopologySettings::default()).expect("the defaults are valid")
     }
 
     /// A builder on a cluster of one node, with a published edge of 5 connections.
