@@ -80,7 +80,7 @@ pub struct SeriesState {
     pub pending: u64,
     /// Connections whose payload is not, or not fully, known.
     pub without_bytes: u64,
-    /// Whether an end of any of the edges reports retransmissions.
+    /// True if an end of any of the edges reports retransmissions.
     pub has_retransmits: bool,
 }
 
@@ -230,7 +230,8 @@ impl SeriesBook {
     /// Groups edges by labels, and adds their growth.
     fn group<'a>(&mut self, edges: impl Iterator<Item = &'a Arc<Edge>>) -> HashMap<Arc<str>, EdgeGroup> {
         let is_first = self.as_of.is_none();
-        let mut before = std::mem::take(&mut self.edges);
+        let capacity = self.edges.len();
+        let mut before = std::mem::replace(&mut self.edges, HashMap::with_capacity(capacity));
         let mut groups: HashMap<Arc<str>, EdgeGroup> = HashMap::with_capacity(self.series.len());
         for edge in edges {
             let counts = SeriesCounts::of(edge);
