@@ -54,7 +54,7 @@ impl Source {
     /// Returns an error if they cannot be read, with the right that is missing.
     pub async fn read(&self) -> Result<Map> {
         if self.file.is_empty() {
-            return self.cluster().await;
+            return self.cluster(&self.scope().await?).await;
         }
         let mut edges = Vec::new();
         let mut caveats = Vec::new();
@@ -63,8 +63,13 @@ impl Source {
             edges.extend(map.edges);
             caveats.extend(map.caveats);
         }
+        Ok(self.of_namespace(Map::joined(edges, caveats)))
+    }
+
+    /// Returns the edges of the namespace, if one is selected.
+    fn of_namespace(&self, map: Map) -> Map {
         let namespaces: BTreeSet<String> = self.namespace.iter().cloned().collect();
-        Ok(Filter { namespaces, ..Filter::default() }.apply(Map::joined(edges, caveats)))
+        Filter { namespaces, ..Filter::default() }.apply(map)
     }
 
     /// Reads the objects, and Services, workloads and the state of the nodes' agents.
@@ -73,8 +78,8 @@ impl Source {
     /// Returns an error if the objects of the map cannot be read, with the right that is missing.
     pub async fn read_with_inventory(&self) -> Result<(Map, Inventory)> {
         if self.file.is_empty() {
-            let map = self.cluster().await?;
             let scope = self.scope().await?;
+            let map = self.cluster(&scope).await?;
             let (inventory, missing) = inventory::read(&scope).await;
             let caveats = map.caveats.into_iter().chain(missing).collect();
             let inventory = match &scope.namespace {
@@ -87,13 +92,14 @@ impl Source {
         if map.edges.is_empty() {
             bail!("the files have no edge; add the output of `kubectl get topologies.scopeprobe.io -A -o yaml`");
         }
-        let Some(namespace) = &self.namespace else { return Ok((map, inventory)) };
-        let filter = Filter { namespaces: BTreeSet::from([namespace.clone()]), ..Filter::default() };
-        Ok((filter.apply(map), inventory.of_namespace(namespace)))
+        let inventory = match &self.namespace {
+            Some(namespace) => inventory.of_namespace(namespace),
+            None => inventory,
+        };
+        Ok((self.of_namespace(map), inventory))
     }
 
-    async fn cluster(&self) -> Result<Map> {
-        let scope = self.scope().await?;
+    async fn cluster(&self, scope: &Scope) -> Result<Map> {
         let topologies = list(&scope.api::<Topology>(), self.selector.as_deref())
             .await
             .map_err(|error| explained(error, TOPOLOGIES, &scope.place()))?;
@@ -171,7 +177,7 @@ pub struct Watched {
     pub api: Api<Topology>,
     /// Their labels.
     pub selector: Option<String>,
-    /// What is missing if these are not all.
+    /// Gap, if these are not all.
     pub caveat: Option<String>,
     place: String,
 }
