@@ -1,6 +1,6 @@
 // Bundles the page: `node build.mjs FOLDER`. The result depends on the sources and the locked packages alone.
 import { build } from "esbuild";
-import { copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
 
 const folder = process.argv[2] ?? "dist";
 await mkdir(folder, { recursive: true });
@@ -15,8 +15,6 @@ const { metafile } = await build({
   metafile: true,
   logLevel: "warning",
 });
-await copyFile("src/index.html", `${folder}/index.html`);
-await copyFile("src/app.css", `${folder}/app.css`);
 
 // The licences of all packages that are in the bundle, as these require.
 const packages = new Set();
