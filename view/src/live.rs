@@ -22,7 +22,7 @@ pub struct Graph {
     pub nodes: BTreeMap<String, GraphNode>,
     /// Edges, by identifier.
     pub edges: BTreeMap<String, GraphEdge>,
-    /// What is missing from the map.
+    /// Gaps of the map.
     pub caveats: Vec<String>,
     /// Reason for which the map may be out of date; empty if it is not.
     pub problem: String,

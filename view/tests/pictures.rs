@@ -43,7 +43,7 @@ fn sides(center: Point, size: Size) -> [f64; 4] {
     ]
 }
 
-/// Whether two boxes have more than a rounding error in common.
+/// Returns whether two boxes have more than a rounding error in common.
 fn overlaps(one: [f64; 4], other: [f64; 4]) -> bool {
     let common = |one: (f64, f64), other: (f64, f64)| one.0 + 1.0 < other.1 && other.0 + 1.0 < one.1;
     common((one[0], one[1]), (other[0], other[1])) && common((one[2], one[3]), (other[2], other[3]))
