@@ -289,3 +289,48 @@ proptest! {
         prop_assert_eq!(graph.edges, world.graph(&[0], &[false]).edges);
     }
 }
+
+/// A client's agent reports a second call before the agent of the server, and before the API reports the pod that has got the
+/// server's address.
+#[test]
+fn call_that_no_server_has_counted_waits_for_news_of_a_successor() {
+    let (first, second) = (BEGIN_MS + 1_000, BEGIN_MS + 30_000);
+    let mut ledger = Ledger::new();
+    let mut directory = Directory::new();
+    for (name, node, ip) in [("client", "node-1", client_ip(0)), ("old", "node-2", SERVER)] {
+        directory.upsert_pod(pod(name, node, ip, BEGIN_MS), at(BEGIN_MS));
+    }
+    let mut report = |owner: &str, cgroup_id, opened: u64, [from_ms, until_ms]: [u64; 2]| {
+        let (node, role, local, remote) = match owner {
+            "client" => ("node-1", Role::Client, client_ip(0), SERVER),
+            _ => ("node-2", Role::Server, SERVER, client_ip(0)),
+        };
+        let key = FlowKey { cgroup_id, netns: 1, role, local, remote, port: PORT, protocol: Protocol::Tcp };
+        let counters = FlowCounters { opened, closed: opened, ..FlowCounters::default() };
+        let [first_seen, news] = [from_ms, until_ms].map(|ms| Duration::from_millis(until_ms + 100 - ms));
+        let sighting = Sighting::new(&Ages::of(first_seen, news, news), at(until_ms + 100), at(until_ms + 100));
+        let owner = CgroupOwner::PodContainer { pod_uid: format!("uid-{owner}"), container_id: format!("id-{owner}") };
+        let identified = ledger.identify(node, EPOCH, cgroup_id, owner);
+        assert!(identified.and_then(|_| ledger.apply(node, EPOCH, key, &counters, sighting)).is_ok());
+        ledger.clone()
+    };
+    let shown = |ledger: &Ledger, directory: &Directory, now_ms| {
+        let (settle, retention) = (Duration::from_secs(2), Duration::from_hours(1));
+        let graph = graph::build(ledger, directory, &Options { now: at(now_ms), settle, retention, max_external: 1 });
+        let edge =
+            |edge: &scopeprobe_topology::edge::Edge| (name(&edge.key.server).map(str::to_owned), edge.counters.opened);
+        (graph.edges.iter().map(|it| edge(it)).collect::<Vec<_>>(), graph.unsettled)
+    };
+    let old = |opened| (Some("old".to_owned()), opened);
+    report("client", 1, 1, [first, first]);
+    report("old", 2, 1, [first, first]);
+    let ahead = report("client", 1, 2, [first, second]);
+    assert_eq!(shown(&ahead, &directory, second + 200), (vec![old(1)], 1));
+    // No other report follows: the server's agent has missed it.
+    assert_eq!(shown(&ahead, &directory, second + 3_000), (vec![old(2)], 0));
+    let both = report("new", 3, 1, [second, second]);
+    assert_eq!(shown(&both, &directory, second + 300).0.first(), Some(&old(1)));
+    directory.remove_pod("uid-old", at(second + 400));
+    directory.upsert_pod(pod("new", "node-2", SERVER, second - 1_000), at(second + 400));
+    assert_eq!(shown(&both, &directory, second + 500), (vec![(Some("new".to_owned()), 1), old(1)], 0));
+}

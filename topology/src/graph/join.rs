@@ -312,6 +312,7 @@ impl<'a> Join<'a> {
         let client = self.ends.peer_of(client_flow.end);
         let Tuple { port, protocol, .. } = client_flow.tuple;
         let counters = client_flow.counters.without(&self.join_earlier_failures(client_flow, found));
+        let counters = counters.without(&self.wait_for_successor(client_flow));
         let mut rest = counters;
         let ends = || found.iter().map(|found| self.server_flows[found.server_flow].end);
         let several = ends().zip(ends().skip(1)).any(|(one, next)| self.ends.peer_of(one) != self.ends.peer_of(next));
@@ -353,6 +354,31 @@ impl<'a> Join<'a> {
             if share != EdgeCounters::default() {
                 sum.add_client(client_flow.end, share.opened, share.failed);
             }
+        }
+    }
+
+    /// Holds connections to a pod's address that are more than its servers have counted. Until their agents had time to
+    /// report again, they may be those of a pod that has got the address since. Returns them, without their bytes, which
+    /// are not to be told from those of others.
+    fn wait_for_successor(&mut self, client_flow: &ClientFlow<'a>) -> EdgeCounters {
+        let tuple = &client_flow.tuple;
+        if tuple.scope.is_loopback() || !self.directory.is_pods_address(tuple.server) {
+            return EdgeCounters::default();
+        }
+        let counters = &client_flow.counters;
+        // All that they have counted, whoever called: how much of it is this client's may be known better later.
+        let of_servers = self.by_tuple(tuple).into_iter().flatten().fold(EdgeCounters::default(), |mut sum, index| {
+            sum.add(&self.server_flows[index].counters);
+            sum
+        });
+        let opened = self.wait(counters.opened.saturating_sub(of_servers.opened), &client_flow.fresh);
+        let shown = counters.opened - opened;
+        EdgeCounters {
+            opened,
+            active: counters.active.saturating_sub(of_servers.active).min(opened),
+            without_bytes: counters.without_bytes.saturating_sub(shown),
+            inferred: counters.inferred.saturating_sub(shown),
+            ..EdgeCounters::default()
         }
     }
 
