@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use node_agent_common::{FlowKey, Loss, listing_phase};
 
-use crate::flows::lose;
+use crate::{flows::lose, pending_attempts};
 
 /// See [`listing_phase`].
 #[map(name = "LISTING_PHASE")]
@@ -65,6 +65,19 @@ fn lack_note() {
         // SAFETY: an array's value.
         unsafe { core::ptr::write_volatile(phase, listing_phase::LACKS_NOTES) };
     }
+}
+
+/// Removes and returns the flow of an attempt that was under way before the capture began. The caller counts the answer, and
+/// then calls [`pending_attempts::end_answer`].
+#[inline(always)]
+pub fn take_attempt(cookie: u64) -> Option<FlowKey> {
+    SEEDS.get_ptr(cookie)?;
+    pending_attempts::begin_unseen_answer(cookie);
+    let flow = take_seed(cookie);
+    if flow.is_none() {
+        pending_attempts::end_answer(cookie);
+    }
+    flow
 }
 
 /// Removes and returns the flow of a preexisting connection. The caller counts its end.

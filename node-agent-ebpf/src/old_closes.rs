@@ -8,6 +8,7 @@ use node_agent_common::state;
 use crate::{
     existing,
     flows::{Event, count},
+    pending_attempts,
     socket::{KernelPointer, TcpSocket},
 };
 
@@ -27,8 +28,11 @@ fn ended(context: &BtfTracePointContext) -> Option<()> {
     if cookie == 0 {
         return None;
     }
-    let key = existing::take_seed(cookie)?;
-    let event = if context.arg::<i32>(1) == i32::from(state::SYN_SENT) { Event::Failed } else { Event::closed(socket) };
-    count(&key, event);
+    if context.arg::<i32>(1) == i32::from(state::SYN_SENT) {
+        count(&existing::take_attempt(cookie)?, Event::Failed);
+        pending_attempts::end_answer(cookie);
+    } else {
+        count(&existing::take_seed(cookie)?, Event::closed(socket));
+    }
     Some(())
 }

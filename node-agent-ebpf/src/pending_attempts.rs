@@ -23,12 +23,31 @@ pub fn note(flow: &FlowKey, cookie: u64) {
         unsafe { (*known).retransmits += 1 };
         return;
     }
-    let attempt = PendingAttempt { flow: *flow, retransmits: 1 };
+    let attempt = PendingAttempt { flow: *flow, retransmits: 1, is_answered: 0 };
     let _ = PENDING.insert(cookie, attempt, u64::from(BPF_NOEXIST));
 }
 
-/// Removes an attempt that has its answer now. To be called before that is counted, so that it never counts as both.
+/// Marks an attempt that has its answer now. To be called before that is counted, so that it never counts as both. Returns
+/// whether the attempt has an entry.
 #[inline(always)]
-pub fn end(cookie: u64) {
+pub fn begin_answer(cookie: u64) -> bool {
+    let Some(known) = PENDING.get_ptr_mut(cookie) else { return false };
+    // SAFETY: a map's value. Callbacks of one socket do not run at the same time.
+    unsafe { core::ptr::write_volatile(&raw mut (*known).is_answered, 1) };
+    true
+}
+
+/// The same for an attempt whose beginning no agent observed. Its flow is in its seed. A function of its own: see [`note`].
+#[inline(never)]
+pub fn begin_unseen_answer(cookie: u64) {
+    if !begin_answer(cookie) {
+        let attempt = PendingAttempt { flow: FlowKey::NONE, retransmits: 0, is_answered: 1 };
+        let _ = PENDING.insert(cookie, attempt, u64::from(BPF_NOEXIST));
+    }
+}
+
+/// Removes an attempt whose answer is counted. To be called after that, so that it never counts as neither.
+#[inline(always)]
+pub fn end_answer(cookie: u64) {
     let _ = PENDING.remove(cookie);
 }

@@ -115,11 +115,19 @@ fn unanswered(call: Call) {
     }
 }
 
-/// To be called for an attempt that opens or fails now.
+/// To be called before an attempt counts as opened or failed.
 #[inline(always)]
-fn answered(call: Call) {
+fn begin_answer(call: Call) {
     if call.total_retransmits() != 0 {
-        pending_attempts::end(call.cookie());
+        pending_attempts::begin_answer(call.cookie());
+    }
+}
+
+/// To be called after that.
+#[inline(always)]
+fn end_answer(call: Call, was_unseen: bool) {
+    if was_unseen || call.total_retransmits() != 0 {
+        pending_attempts::end_answer(call.cookie());
     }
 }
 
@@ -129,15 +137,20 @@ fn opened(call: Call, role: Role) {
     if existing::is_first_look() {
         existing::note_opening(call.cookie());
     }
-    answered(call);
+    begin_answer(call);
     let before = call.flags() as u8;
     call.add_flags(callback::of(role));
-    let Some(socket) = call.socket() else { return lose(Loss::Unreadable) };
-    if before & callback::STATE == 0 && matches!(role, Role::Client) {
-        // It was under way before the capture began: its failure need not be watched for any more.
-        let _ = existing::take_seed(socket.cookie());
+    let mut was_unseen = false;
+    if let Some(socket) = call.socket() {
+        if before & callback::STATE == 0 && matches!(role, Role::Client) {
+            // It was under way before the capture began: its failure need not be watched for any more.
+            was_unseen = existing::take_attempt(socket.cookie()).is_some();
+        }
+        count(&call.flow(socket, role), Event::Opened);
+    } else {
+        lose(Loss::Unreadable);
     }
-    count(&call.flow(socket, role), Event::Opened);
+    end_answer(call, was_unseen);
 }
 
 #[inline(always)]
@@ -152,11 +165,12 @@ fn ended(call: Call) {
     let shown = Role::shown(flags, socket.origin());
     let role = shown.unwrap_or(Role::guessed(flags));
     if before == state::SYN_SENT || before == state::SYN_RECV && matches!(role, Role::Client) {
-        answered(call);
+        begin_answer(call);
         // Another program may have requested callbacks for an attempt from before the capture.
-        let _ = existing::take_seed(socket.cookie());
+        let was_unseen = existing::take_attempt(socket.cookie()).is_some();
         // The flags stay: the socket may dial again while no agent is there.
-        return call.count_last(socket, Role::Client, Event::Failed);
+        call.count_last(socket, Role::Client, Event::Failed);
+        return end_answer(call, was_unseen);
     }
     // Marked before it is counted, so that a scan never adds the bytes of an open socket to those of its end.
     call.set_flags(u32::from(callback::counted(flags)));

@@ -76,7 +76,7 @@ impl Attempts {
             return;
         }
         for (cookie, attempt) in listing.attempts.iter().filter(|(_, it)| it.has_callbacks && it.is_retransmitted) {
-            let entry = PendingAttempt { flow: attempt.flow, retransmits: 0 };
+            let entry = PendingAttempt { flow: attempt.flow, retransmits: 0, is_answered: 0 };
             if programs.pending.insert(cookie, entry, u64::from(BPF_NOEXIST)).is_ok() {
                 self.entered.insert(*cookie);
             }
