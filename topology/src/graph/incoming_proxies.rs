@@ -420,21 +420,28 @@ impl Relay {
         let Matched { both, certainly, .. } = Leg::matched(accepted, opened);
         let mut decided = both + take_attempts(self.calls.iter(), client_flows, certainly);
         let port = self.behind(server_flows).port;
-        for index in &self.arrivals {
-            let flow = &mut server_flows[*index];
-            let more = flow.counters.opened.saturating_sub(flow.leg.matched).min(decided);
-            flow.leg.matched += more;
-            decided -= more;
-            if let Some(port) = port {
-                flow.leg.port = port;
-                flow.leg.place(&flow.counters, flow.leg.placed.opened + more);
+        // The newest ones wait, whichever flow they are of.
+        for are_settled in [true, false] {
+            let part =
+                |undecided: u64, fresh: u64| if are_settled { undecided.saturating_sub(fresh) } else { undecided };
+            for index in &self.arrivals {
+                let flow = &mut server_flows[*index];
+                let undecided = flow.counters.opened.saturating_sub(flow.leg.matched);
+                let more = part(undecided, flow.fresh.opened).min(decided);
+                flow.leg.matched += more;
+                decided -= more;
+                if let Some(port) = port {
+                    flow.leg.port = port;
+                    flow.leg.place(&flow.counters, flow.leg.placed.opened + more);
+                }
             }
-        }
-        for index in &self.inward {
-            let flow = &mut client_flows[*index];
-            let more = flow.counters.opened.saturating_sub(flow.leg.inward).min(decided);
-            flow.leg.inward += more;
-            decided -= more;
+            for index in &self.inward {
+                let flow = &mut client_flows[*index];
+                let undecided = flow.counters.opened.saturating_sub(flow.leg.inward);
+                let more = part(undecided, flow.fresh.opened).min(decided);
+                flow.leg.inward += more;
+                decided -= more;
+            }
         }
         let calls: Vec<usize> = self.calls.iter().copied().collect();
         deal(opened.opened - both, &calls, client_flows, |flow| flow.leg.undecided_of_proxy(&flow.counters))

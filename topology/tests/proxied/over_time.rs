@@ -1,5 +1,7 @@
 //! Calls through proxies in situations that change: what is shown stays, and nothing counts twice.
 
+use std::time::Duration;
+
 use scopeprobe_topology::flow::Role::{Client, Server};
 
 use crate::history::{Container, DB, History, INBOUND, LOOPBACK, OUTBOUND, PORT, SERVICE, WEB};
@@ -353,4 +355,34 @@ fn restarted_operator_shows_both_legs_if_clients_stay_silent() {
     history.report(1);
     assert_eq!(history.look_after(30_000), Vec::<String>::new());
     assert_eq!(history.look_after(31_000), ["db -> db:5432 20+0", "web -> db:15006 20+0"]);
+}
+
+/// Two clients call one after the other. What waits for the proxy's other leg are the connections that came last, whichever
+/// client's flow comes first.
+#[test]
+fn connections_of_the_client_that_called_last_wait_for_their_other_leg() {
+    let before = "10.244.1.3";
+    let mut history = History::new();
+    let arrive_from = |history: &mut History, client, accepted, opened| {
+        history.open(APP, Client, (WEB, SERVICE, 80), if client == WEB { accepted } else { 0 });
+        history.open(DB_PROXY, Server, (DB, client, INBOUND), accepted);
+        history.open(DB_PROXY, Client, (LOOPBACK, LOOPBACK, PORT), opened);
+        history.open(DB_APP, Server, (LOOPBACK, LOOPBACK, PORT), opened);
+        history.report(0);
+        history.report(1);
+    };
+    for client in [before, WEB] {
+        arrive_from(&mut history, client, 1, 1);
+    }
+    history.look_after(10_000);
+    arrive_from(&mut history, before, 36, 36);
+    history.now += Duration::from_millis(1_900);
+    arrive_from(&mut history, WEB, 40, 39);
+    for _ in 0..8 {
+        history.look_after(100);
+    }
+    arrive_from(&mut history, WEB, 0, 1);
+    let shown = history.settled();
+    assert!(shown.contains(&"web -> db:5432 via db:80 41+0".to_owned()), "{shown:?}");
+    assert_eq!(shown.len(), 2, "{shown:?}");
 }
