@@ -16,7 +16,7 @@ use view::{
     level::{self, Level},
 };
 
-use crate::{nodes::NodeSource, source::Source, ui};
+use crate::{diff::Compared, nodes::NodeSource, source::Source, ui};
 
 /// Shows who talks to whom in a cluster, from the Topology objects of ScopeProbe.
 ///
@@ -99,12 +99,10 @@ pub enum Command {
         #[command(flatten)]
         options: ui::Options,
     },
-    /// Compares the edges of two files. Exit code 0: the same. 1: they differ. Above: an error.
+    /// Compares the edges of two files, commits or clusters. Exit code 0: the same. 1: they differ. Above: an error.
     Diff {
-        /// Objects, or a map that `graph -o json` has written; `-` is standard input.
-        before: PathBuf,
-        /// The same, later.
-        after: PathBuf,
+        #[command(flatten)]
+        compared: Compared,
         /// Format of the difference.
         #[arg(short, long, value_enum, default_value_t = DiffFormat::Text)]
         output: DiffFormat,
@@ -211,7 +209,7 @@ impl Selection {
         if let Some(around) = &self.around
             && !map.ends().any(|peer| peer.is_named(around))
         {
-            return Err(anyhow!("no peer is named {around:?}; `kubectl scopeprobe graph -o name` lists all"));
+            return Err(unnamed(around));
         }
         self.select(map)
     }
@@ -235,6 +233,11 @@ impl Selection {
         let level = if self.namespace_level { Level::Namespace } else { Level::Workload };
         Ok(level::on(level, filter.apply(map)))
     }
+}
+
+/// Returns the error for a name that no peer has.
+pub fn unnamed(name: &str) -> anyhow::Error {
+    anyhow!("no peer is named {name:?}; `kubectl scopeprobe graph -o name` lists all")
 }
 
 fn hops(text: &str) -> Result<usize, String> {

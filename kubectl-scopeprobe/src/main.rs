@@ -2,7 +2,10 @@
 
 mod cli;
 mod complete;
+mod diff;
+mod files;
 mod follow;
+mod git;
 mod inventory;
 mod nodes;
 mod source;
@@ -19,14 +22,16 @@ use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, Parser as _};
 use view::{
     Edge, Map,
-    diff::Difference,
     map::printable,
     reach,
     render::{self, Names},
     unused,
 };
 
-use self::cli::{Cli, Command, DiffFormat, Format};
+use self::{
+    cli::{Cli, Command, DiffFormat, Format, unnamed},
+    diff::Sides,
+};
 
 /// Exit code of `diff` if both maps differ, as of `kubectl diff`.
 const DIFFERS: u8 = 1;
@@ -100,9 +105,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Complete { words } => print(&complete::candidates(&words).await?)?,
         Command::Man { directory } => man(directory.as_deref())?,
         Command::Ui { source, options } => ui::serve(source, options).await?,
-        Command::Diff { before, after, output } => {
-            return diff(&source::file(&before)?, &source::file(&after)?, output);
-        }
+        Command::Diff { compared, output } => return compare(&compared.read().await?, output),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -114,13 +117,8 @@ fn show(text: &str, map: &Map) -> Result<()> {
     Ok(())
 }
 
-fn diff(before: &Map, after: &Map, output: DiffFormat) -> Result<ExitCode> {
-    let difference = Difference::between(before, after);
-    let text = match output {
-        DiffFormat::Text => difference_text(&difference, &[before, after]),
-        DiffFormat::Junit => render::junit(before, after),
-        DiffFormat::Json => format!("{}\n", serde_json::to_string_pretty(&difference)?),
-    };
+fn compare(sides: &Sides, output: DiffFormat) -> Result<ExitCode> {
+    let (difference, text) = sides.compare(output)?;
     let code = if difference.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) };
     match print(&text) {
         // Who reads no more has the exit code all the same.
@@ -128,8 +126,9 @@ fn diff(before: &Map, after: &Map, output: DiffFormat) -> Result<ExitCode> {
         other => other?,
     }
     if output == DiffFormat::Text {
-        warn("before: ", &before.caveats);
-        warn("after: ", &after.caveats);
+        for (label, caveats) in sides.gaps() {
+            warn(&format!("{}: ", printable(label)), caveats);
+        }
     }
     Ok(code)
 }
@@ -201,7 +200,7 @@ fn man(directory: Option<&Path>) -> Result<()> {
 
 fn blast_radius(map: &Map, peer: &str) -> Result<String> {
     let Some(dependents) = reach::dependents(map, peer) else {
-        bail!("no peer is named {peer:?}; `kubectl scopeprobe graph -o name` lists all");
+        return Err(unnamed(peer));
     };
     let names = Names::of(map);
     let origins: Vec<&str> = names.all().filter(|(known, _)| known.is_named(peer)).map(|(_, name)| name).collect();
@@ -227,21 +226,4 @@ fn explain(map: &Map, what: &str) -> Result<String> {
     }
     let names = Names::of(map);
     Ok(edges.iter().map(|edge| view::explain::edge(edge, &names)).collect::<Vec<_>>().join("\n"))
-}
-
-fn difference_text(difference: &Difference, maps: &[&Map; 2]) -> String {
-    let [before, after] = maps.map(Names::of);
-    let lines = |mark: &str, edges: &[Edge], names: &Names<'_>| {
-        let line = |edge: &Edge| {
-            let (client, called) = (names.name(&edge.client), edge.called_by_name(names.name(&edge.server)));
-            format!("{mark} {client} -> {called}\n")
-        };
-        edges.iter().map(line).collect::<Vec<_>>().concat()
-    };
-    [
-        lines("-", &difference.removed, &before),
-        lines("+", &difference.added, &after),
-        lines("! now failing:", &difference.failing, &after),
-    ]
-    .concat()
 }

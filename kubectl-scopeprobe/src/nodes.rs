@@ -7,7 +7,10 @@ use clap::Args;
 use crds::NodeProbe;
 use kube::Api;
 
-use crate::source::{Access, explained, files, list};
+use crate::{
+    files,
+    source::{Access, explained, list},
+};
 
 /// Source of `NodeProbes`: a cluster, or files.
 #[derive(Debug, Args)]
@@ -45,13 +48,13 @@ impl NodeSource {
     }
 
     async fn cluster(&self) -> Result<Vec<NodeProbe>> {
-        let (client, _) = self.access.client().await?;
+        let (client, _) = self.access.client(self.access.only()?).await?;
         let nodes = list(&Api::<NodeProbe>::all(client), None).await;
         nodes.map_err(|error| explained(error, "nodeprobes.scopeprobe.io", "of the cluster"))
     }
 
     fn files(&self) -> Result<Vec<NodeProbe>> {
-        let (_, inventory) = files(&self.file)?;
+        let (_, inventory) = files::map_with_inventory(&files::contents(&self.file)?)?;
         Ok(inventory.nodes().into_iter().cloned().collect())
     }
 }

@@ -1,15 +1,11 @@
 //! Reads objects from a cluster, files or standard input.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{self, Read as _},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use crds::Topology;
+use futures::future;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Config, Resource,
@@ -19,7 +15,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use view::{Map, filter::Filter, inventory::Inventory, read};
 
-use crate::inventory;
+use crate::{files, inventory};
 
 /// Objects of one answer of the API server.
 const PAGE: u32 = 200;
@@ -27,13 +23,20 @@ const PAGE: u32 = 200;
 /// Resource of the map's objects.
 const TOPOLOGIES: &str = "topologies.scopeprobe.io";
 
-/// Source of objects: a cluster, or files.
+/// Source of objects: clusters, or files.
 #[derive(Debug, Args)]
 pub struct Source {
-    /// Files instead of a cluster: Topology objects or lists, as JSON or YAML, or a map that `graph -o json` has written. `-`
-    /// is standard input. All files are of one cluster.
+    /// Files or folders instead of a cluster: Topology objects or lists, as JSON or YAML, or a map that `graph -o json` has
+    /// written. `-` is standard input. All files are of one cluster.
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Part of clusters.
+#[derive(Debug, Args)]
+pub struct Place {
     /// Namespace whose objects are read. The default is that of the context. Of files, edges of this namespace are selected.
     #[arg(short, long, conflicts_with = "all_namespaces")]
     namespace: Option<String>,
@@ -54,22 +57,9 @@ impl Source {
     /// Returns an error if they cannot be read, with the right that is missing.
     pub async fn read(&self) -> Result<Map> {
         if self.file.is_empty() {
-            return self.cluster(&self.scope().await?).await;
+            return self.place.read().await;
         }
-        let mut edges = Vec::new();
-        let mut caveats = Vec::new();
-        for path in &self.file {
-            let map = file(path)?;
-            edges.extend(map.edges);
-            caveats.extend(map.caveats);
-        }
-        Ok(self.of_namespace(Map::joined(edges, caveats)))
-    }
-
-    /// Returns the edges of the namespace, if one is selected.
-    fn of_namespace(&self, map: Map) -> Map {
-        let namespaces: BTreeSet<String> = self.namespace.iter().cloned().collect();
-        Filter { namespaces, ..Filter::default() }.apply(map)
+        Ok(self.place.of_namespace(files::map(&files::contents(&self.file)?)?))
     }
 
     /// Reads the objects, and Services, workloads and the state of the nodes' agents.
@@ -79,7 +69,7 @@ impl Source {
     pub async fn read_with_inventory(&self) -> Result<(Map, Inventory)> {
         if self.file.is_empty() {
             let scope = self.scope().await?;
-            let map = self.cluster(&scope).await?;
+            let map = self.place.cluster(&scope).await?;
             let (inventory, missing) = inventory::read(&scope).await;
             let caveats = map.caveats.into_iter().chain(missing).collect();
             let inventory = match &scope.namespace {
@@ -88,15 +78,96 @@ impl Source {
             };
             return Ok((Map::new(map.edges, caveats), inventory));
         }
-        let (map, inventory) = files(&self.file)?;
+        let (map, inventory) = files::map_with_inventory(&files::contents(&self.file)?)?;
         if map.edges.is_empty() {
             bail!("the files have no edge; add the output of `kubectl get topologies.scopeprobe.io -A -o yaml`");
         }
-        let inventory = match &self.namespace {
+        if !map.clusters().is_empty() {
+            bail!("the files have a map of several clusters; this command reads one cluster");
+        }
+        let inventory = match &self.place.namespace {
             Some(namespace) => inventory.of_namespace(namespace),
             None => inventory,
         };
-        Ok((self.of_namespace(map), inventory))
+        Ok((self.place.of_namespace(map), inventory))
+    }
+
+    /// Returns the part of the cluster that is read.
+    ///
+    /// # Errors
+    /// Returns an error if no cluster is configured, or several.
+    pub async fn scope(&self) -> Result<Scope> {
+        self.place.scope(self.place.access.only()?).await
+    }
+
+    /// Returns whether objects come from files.
+    pub fn is_of_files(&self) -> bool {
+        !self.file.is_empty()
+    }
+
+    /// Returns what a watch of the objects needs.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be listed, with the right that is missing.
+    pub async fn watched(&self) -> Result<Watched> {
+        let scope = self.scope().await?;
+        let (api, place) = (scope.api::<Topology>(), scope.place());
+        let caveat = self.place.gap(&self.place.with_labels(&place));
+        let watched = Watched { api, selector: self.place.selector.clone(), caveat, place };
+        // A watch would retry what is forbidden.
+        let list = watched.api.list_metadata(&ListParams::default().limit(1)).await;
+        list.map_err(|error| watched.explained(error, "list"))?;
+        Ok(watched)
+    }
+
+    /// Returns the arguments by which a command reads the same objects.
+    pub fn arguments(&self) -> Vec<String> {
+        let place = &self.place;
+        let files = self.file.iter().map(|file| ("--file", file.display().to_string()));
+        let options = [("--namespace", place.namespace.clone()), ("--selector", place.selector.clone())];
+        let options = options.into_iter().filter_map(|(option, value)| Some((option, value?)));
+        let all = place.all_namespaces.then(|| "--all-namespaces".to_owned());
+        let own = all.into_iter().chain(files.chain(options).flat_map(|(option, value)| [option.to_owned(), value]));
+        own.chain(place.access.arguments()).collect()
+    }
+}
+
+impl Place {
+    /// Reads the objects of all contexts. Of several, peers have the context's name as their cluster.
+    ///
+    /// # Errors
+    /// Returns an error if the objects of a context cannot be read, with the right that is missing.
+    pub async fn read(&self) -> Result<Map> {
+        if let Ok(context) = self.access.only() {
+            return self.cluster(&self.scope(context).await?).await;
+        }
+        let maps = self.read_each().await?;
+        let maps = maps.into_iter().map(|(context, map)| map.of_cluster(&context));
+        let (edges, caveats): (Vec<_>, Vec<_>) = maps.map(|map| (map.edges, map.caveats)).unzip();
+        Ok(Map::joined(edges.concat(), caveats.concat()))
+    }
+
+    /// Reads the objects of each context, in the order of the command line.
+    ///
+    /// # Errors
+    /// Returns an error with the context's name if its objects cannot be read.
+    pub async fn read_each(&self) -> Result<Vec<(String, Map)>> {
+        let read = async |context: &String| {
+            let map = async { self.cluster(&self.scope(Some(context)).await?).await }.await;
+            anyhow::Ok((context.clone(), map.with_context(|| format!("context {context}"))?))
+        };
+        future::try_join_all(self.access.contexts().into_iter().map(read)).await
+    }
+
+    /// Returns the number of different contexts.
+    pub fn contexts(&self) -> usize {
+        self.access.contexts().len()
+    }
+
+    /// Returns the edges of the namespace, if one is selected.
+    pub fn of_namespace(&self, map: Map) -> Map {
+        let namespaces: BTreeSet<String> = self.namespace.iter().cloned().collect();
+        Filter { namespaces, ..Filter::default() }.apply(map)
     }
 
     async fn cluster(&self, scope: &Scope) -> Result<Map> {
@@ -122,44 +193,10 @@ impl Source {
         Some(format!("only objects {place} were read: edges between others are missing; {remedy}"))
     }
 
-    /// Returns the part of the cluster that is read.
-    ///
-    /// # Errors
-    /// Returns an error if no cluster is configured.
-    pub async fn scope(&self) -> Result<Scope> {
-        let (client, default) = self.access.client().await?;
+    async fn scope(&self, context: Option<&String>) -> Result<Scope> {
+        let (client, default) = self.access.client(context).await?;
         let namespace = self.namespace.clone().unwrap_or(default);
         Ok(Scope { client, namespace: (!self.all_namespaces).then_some(namespace) })
-    }
-
-    /// Returns whether objects come from files.
-    pub fn is_of_files(&self) -> bool {
-        !self.file.is_empty()
-    }
-
-    /// Returns what a watch of the objects needs.
-    ///
-    /// # Errors
-    /// Returns an error if they cannot be listed, with the right that is missing.
-    pub async fn watched(&self) -> Result<Watched> {
-        let scope = self.scope().await?;
-        let (api, place) = (scope.api::<Topology>(), scope.place());
-        let caveat = self.gap(&self.with_labels(&place));
-        let watched = Watched { api, selector: self.selector.clone(), caveat, place };
-        // A watch would retry what is forbidden.
-        let list = watched.api.list_metadata(&ListParams::default().limit(1)).await;
-        list.map_err(|error| watched.explained(error, "list"))?;
-        Ok(watched)
-    }
-
-    /// Returns the arguments by which a command reads the same objects.
-    pub fn arguments(&self) -> Vec<String> {
-        let files = self.file.iter().map(|file| ("--file", file.display().to_string()));
-        let options = [("--namespace", self.namespace.clone()), ("--selector", self.selector.clone())];
-        let options = options.into_iter().filter_map(|(option, value)| Some((option, value?)));
-        let all = self.all_namespaces.then(|| "--all-namespaces".to_owned());
-        let own = all.into_iter().chain(files.chain(options).flat_map(|(option, value)| [option.to_owned(), value]));
-        own.chain(self.access.arguments()).collect()
     }
 
     fn with_labels(&self, place: &str) -> String {
@@ -192,9 +229,9 @@ impl Watched {
 /// Access to a cluster.
 #[derive(Debug, Args)]
 pub struct Access {
-    /// Context of the kubeconfig.
+    /// Context of the kubeconfig. Where a command reads several clusters, it may be repeated.
     #[arg(long, conflicts_with = "file")]
-    context: Option<String>,
+    context: Vec<String>,
     /// Path of the kubeconfig.
     #[arg(long, conflicts_with = "file")]
     kubeconfig: Option<PathBuf>,
@@ -207,17 +244,36 @@ impl Access {
     /// Returns the arguments by which a command has the same access.
     fn arguments(&self) -> impl Iterator<Item = String> {
         let kubeconfig = self.kubeconfig.as_ref().map(|path| path.display().to_string());
-        let options =
-            [("--context", self.context.clone()), ("--kubeconfig", kubeconfig), ("--as", self.impersonate.clone())];
-        options.into_iter().filter_map(|(option, value)| Some([option.to_owned(), value?])).flatten()
+        let options = [("--kubeconfig", kubeconfig), ("--as", self.impersonate.clone())];
+        let contexts = self.context.iter().map(|context| ("--context", Some(context.clone())));
+        contexts.chain(options).filter_map(|(option, value)| Some([option.to_owned(), value?])).flatten()
+    }
+
+    /// Returns the contexts in the order of the command line, each once.
+    fn contexts(&self) -> Vec<&String> {
+        let mut known = BTreeSet::new();
+        self.context.iter().filter(|context| known.insert(*context)).collect()
+    }
+
+    /// Returns the only context, if one is named.
+    ///
+    /// # Errors
+    /// Returns an error if several are.
+    pub fn only(&self) -> Result<Option<&String>> {
+        match self.contexts().as_slice() {
+            [] => Ok(None),
+            [context] => Ok(Some(context)),
+            _ => bail!("this command reads one cluster; name one --context"),
+        }
     }
 
     /// Returns a client, and the namespace of its context.
     ///
     /// # Errors
     /// Returns an error if no cluster is configured.
-    pub async fn client(&self) -> Result<(Client, String)> {
-        let mut config = self.config().await.context("no cluster can be reached; --file reads objects from a file")?;
+    pub async fn client(&self, context: Option<&String>) -> Result<(Client, String)> {
+        let mut config =
+            self.config(context).await.context("no cluster can be reached; --file reads objects from a file")?;
         // A watch reports its errors and retries by itself.
         config.default_retry = false;
         if self.impersonate.is_some() {
@@ -228,11 +284,11 @@ impl Access {
         Ok((Client::try_from(config)?, namespace))
     }
 
-    async fn config(&self) -> Result<Config> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+    async fn config(&self, context: Option<&String>) -> Result<Config> {
+        let options = KubeConfigOptions { context: context.cloned(), ..KubeConfigOptions::default() };
         Ok(match &self.kubeconfig {
             Some(path) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?,
-            None if self.context.is_some() => Config::from_kubeconfig(&options).await?,
+            None if context.is_some() => Config::from_kubeconfig(&options).await?,
             None => Config::infer().await?,
         })
     }
@@ -310,43 +366,6 @@ fn explained_request(error: kube::Error, verb: &str, resource: &str, place: &str
     }
 }
 
-/// Reads files of one cluster, or standard input for `-`.
-///
-/// # Errors
-/// Returns an error with the file's name if it cannot be read, or has no object.
-pub fn files(paths: &[PathBuf]) -> Result<(Map, Inventory)> {
-    let (mut edges, mut caveats, mut inventory) = (Vec::new(), Vec::new(), Inventory::default());
-    for path in paths {
-        let (map, other) = read::with_inventory(&content(path)?).with_context(|| name(path))?;
-        edges.extend(map.edges);
-        caveats.extend(map.caveats);
-        inventory.append(other);
-    }
-    Ok((Map::joined(edges, caveats), inventory))
-}
-
-/// Reads a file, or standard input for `-`.
-///
-/// # Errors
-/// Returns an error with the file's name if it cannot be read, or is no map.
-pub fn file(path: &Path) -> Result<Map> {
-    read::text(&content(path)?).with_context(|| name(path))
-}
-
-fn content(path: &Path) -> Result<String> {
-    let text = if path == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().lock().read_to_string(&mut text).map(|_| text)
-    } else {
-        fs::read_to_string(path)
-    };
-    text.with_context(|| name(path))
-}
-
-fn name(path: &Path) -> String {
-    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -361,7 +380,7 @@ mod tests {
 
     fn gap(arguments: &str, place: &str) -> Option<String> {
         let Line { source } = Line::parse_from(format!("test {arguments}").split_whitespace());
-        source.gap(&source.with_labels(place))
+        source.place.gap(&source.place.with_labels(place))
     }
 
     #[test]

@@ -68,5 +68,6 @@ fn group(peer: &Peer) -> Peer {
             (None, _) => "external".to_owned(),
         },
     };
+    let group = peer.cluster().map_or_else(|| group.clone(), |cluster| format!("{group}@{cluster}"));
     Peer::Group(Group { group, is_external: peer.is_external() })
 }

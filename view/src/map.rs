@@ -1,7 +1,7 @@
 //! The map: edges between peers, each once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Display, Formatter},
 };
 
@@ -28,10 +28,10 @@ pub struct Map {
 }
 
 /// All conversations between two peers through one Service port or none, at one port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Edge {
-    /// Identifier of the edge, the same in the objects of both ends.
+    /// Identifier of the edge, the same in the objects of both ends. In a map of several clusters, it begins with the cluster.
     pub id: String,
     /// Peer that opened the connections.
     pub client: Peer,
@@ -74,7 +74,7 @@ pub struct Edge {
 }
 
 /// Counters of an edge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Counters {
     /// Connections that were established.
@@ -127,21 +127,45 @@ impl Map {
         Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), edges, caveats }
     }
 
-    /// Returns a map of edges of several maps, each identifier once, and a caveat if the maps differ in its counters.
+    /// Returns a map of edges of several maps, each identifier once, and a caveat if the maps differ in its counters. Their
+    /// order does not matter.
     #[must_use]
     pub fn joined(edges: Vec<Edge>, mut caveats: Vec<String>) -> Self {
-        let mut by_id: BTreeMap<String, Edge> = BTreeMap::new();
-        let mut differ = false;
+        let mut by_id: BTreeMap<String, Vec<Edge>> = BTreeMap::new();
         for edge in edges {
-            let known = by_id.entry(edge.id.clone()).or_insert_with(|| edge.clone());
-            differ |= known.counters != edge.counters;
+            by_id.entry(edge.id.clone()).or_default().push(edge);
         }
-        if differ {
+        let is_different = |edges: &Vec<Edge>| edges.iter().any(|edge| edge.counters != edges[0].counters);
+        if by_id.values().any(is_different) {
             caveats.push(
-                "the files are not of one cluster at one time: edges in several of them are as in the first".to_owned(),
+                "the files are not of one cluster at one time: an edge in several of them is as in the one with the most \
+                 connections"
+                    .to_owned(),
             );
         }
-        Self::new(by_id.into_values().collect(), caveats)
+        let of_one = |edges: Vec<Edge>| Edge::of_several(edges.into_iter().map(|edge| (true, edge)).collect());
+        Self::new(by_id.into_values().filter_map(of_one).collect(), caveats)
+    }
+
+    /// Returns the same map with the name of its cluster in each peer, identifier and caveat. Maps of several clusters can be
+    /// joined then.
+    #[must_use]
+    pub fn of_cluster(self, cluster: &str) -> Self {
+        let of = |edge: Edge| Edge {
+            id: format!("{cluster}/{}", edge.id),
+            client: edge.client.of_cluster(cluster),
+            server: edge.server.of_cluster(cluster),
+            ..edge
+        };
+        let caveats = self.caveats.iter().map(|caveat| format!("{}: {caveat}", printable(cluster)));
+        let caveats = caveats.collect();
+        Self::new(self.edges.into_iter().map(of).collect(), caveats)
+    }
+
+    /// Returns the names of the clusters that peers have; none for a map of one cluster.
+    #[must_use]
+    pub fn clusters(&self) -> BTreeSet<&str> {
+        self.ends().filter_map(Peer::cluster).collect()
     }
 
     /// Returns both ends of all edges, as often as they occur.
@@ -161,6 +185,15 @@ impl Map {
 impl Edge {
     fn order(&self) -> impl Ord + '_ {
         (&self.client, &self.server, &self.service, self.port, self.protocol, &self.id)
+    }
+
+    /// Returns one edge of several with the same identifier: that of a client's object, or else the one with the most
+    /// connections.
+    pub(crate) fn of_several(mut edges: Vec<(bool, Self)>) -> Option<Self> {
+        edges.sort_by(|(is_by_client, edge), (is_other_by_client, other)| {
+            (is_other_by_client, other.counters, other).cmp(&(is_by_client, edge.counters, edge))
+        });
+        edges.into_iter().map(|(_, edge)| edge).next()
     }
 
     /// Returns the client and the server.
@@ -222,6 +255,28 @@ impl Peer {
         }
     }
 
+    /// Returns the cluster, in a map of several.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        match self {
+            Self::One(peer) => peer.cluster.as_deref(),
+            Self::Group(_) => None,
+        }
+    }
+
+    fn of_cluster(self, cluster: &str) -> Self {
+        match self {
+            Self::One(peer) => Self::one(TopologyPeer { cluster: Some(cluster.to_owned()), ..*peer }),
+            Self::Group(group) => Self::Group(Group { group: format!("{}@{cluster}", group.group), ..group }),
+        }
+    }
+
+    /// Returns a text without this peer's cluster at its end.
+    fn without_cluster<'t>(&self, text: &'t str) -> &'t str {
+        let stripped = self.cluster().and_then(|cluster| text.strip_suffix(cluster)?.strip_suffix('@'));
+        stripped.unwrap_or(text)
+    }
+
     /// Returns the kind of a workload.
     #[must_use]
     pub fn kind(&self) -> Option<&str> {
@@ -242,7 +297,7 @@ impl Peer {
     }
 
     /// Returns whether a text names it: `name`, `namespace/name`, `kind/name` or `namespace/kind/name`, with the kind in any
-    /// case, or the name that the map shows.
+    /// case, or the name that the map shows. In a map of several clusters, `@cluster` may follow.
     #[must_use]
     pub fn is_named(&self, text: &str) -> bool {
         let name = match self {
@@ -254,6 +309,7 @@ impl Peer {
         if shown == text || self.kind().is_some_and(is_with_kind) {
             return true;
         }
+        let text = self.without_cluster(text);
         let (Some(namespace), Some(name)) = (self.namespace(), name) else { return name == Some(text) };
         // Of the two types with a namespace, only workloads have a kind.
         let kind = self.kind().unwrap_or("Service");
@@ -268,8 +324,8 @@ impl Peer {
 }
 
 impl Display for Peer {
-    /// Writes a short name: `namespace/name` of a workload. Different peers may have the same. Characters that control a terminal
-    /// become `?`: who writes an object or a file decides on names.
+    /// Writes a short name: `namespace/name` of a workload, and `@cluster` in a map of several. Different peers may have the
+    /// same. Characters that control a terminal become `?`: who writes an object or a file decides on names.
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let peer = match self {
             Self::One(peer) => peer,
@@ -289,7 +345,11 @@ impl Display for Peer {
             PeerType::OtherExternal => "other external addresses".to_owned(),
             PeerType::UnknownPod => format!("unknown pod {}", or(if uid.is_some() { uid } else { ip })),
         };
-        formatter.write_str(&printable(&text))
+        formatter.write_str(&printable(&text))?;
+        match self.cluster() {
+            Some(cluster) => write!(formatter, "@{}", printable(cluster)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads objects and maps from JSON and YAML, and joins both ends of each edge by its identifier.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::BTreeMap;
 
 use crds::{DirectionSource, NodeProbe, PeerType, Topology, TopologyEdge, TopologyPeer, TopologyStatus};
 use serde::{Deserialize as _, de::DeserializeOwned};
@@ -170,7 +170,7 @@ fn object<T: DeserializeOwned>(value: Value) -> Result<T, String> {
 /// Edges by identifier. The object of a client decides where both ends have one: it has all that it called.
 #[derive(Default)]
 struct Joined {
-    edges: BTreeMap<String, (bool, Edge)>,
+    edges: BTreeMap<String, Vec<(bool, Edge)>>,
     caveats: Vec<String>,
 }
 
@@ -207,18 +207,11 @@ impl Joined {
             via: edge.via.iter().map(|proxy| map::printable(proxy)).collect(),
             ..edge
         };
-        match self.edges.entry(edge.id.clone()) {
-            Entry::Vacant(vacant) => _ = vacant.insert((is_by_client, edge)),
-            Entry::Occupied(mut known) => {
-                if is_by_client && !known.get().0 {
-                    known.insert((true, edge));
-                }
-            }
-        }
+        self.edges.entry(edge.id.clone()).or_default().push((is_by_client, edge));
     }
 
     fn into_map(self) -> Map {
-        Map::new(self.edges.into_values().map(|(_, edge)| edge).collect(), self.caveats)
+        Map::new(self.edges.into_values().filter_map(Edge::of_several).collect(), self.caveats)
     }
 }
 

@@ -11,7 +11,7 @@ use crds::{
 use proptest::prelude::*;
 use scopeprobe_view::{
     Edge, Map, Peer, bundle,
-    diff::Difference,
+    diff::{Difference, Relation},
     filter::Filter,
     inventory::{Inventory, Listed},
     level::{self, Level},
@@ -106,6 +106,12 @@ fn filter() -> impl Strategy<Value = Filter> {
     )
 }
 
+/// Name of a peer with another cluster at its end.
+fn one_name(cluster: &str, peer: &Peer) -> String {
+    let shown = peer.to_string();
+    format!("{}@{cluster}", shown.split('@').next().unwrap_or_default())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -154,6 +160,43 @@ proptest! {
     }
 
     #[test]
+    fn clusters_are_joined_in_any_order_and_stay_apart(one in calls(), other in calls()) {
+        let [one, other] = [one, other].map(|calls| read::objects(&objects(&calls)));
+        let [east, west] = [one.clone().of_cluster("east"), other.clone().of_cluster("west")];
+        let join = |maps: [&Map; 2]| Map::joined(maps.map(|map| map.edges.clone()).concat(), maps.map(|map| map.caveats.clone()).concat());
+        let both = join([&east, &west]);
+        prop_assert_eq!(&join([&west, &east]), &both);
+        prop_assert_eq!(&join([&both, &east]), &both, "what is there already does not count twice");
+        prop_assert_eq!(both.edges.len(), one.edges.len() + other.edges.len());
+        let peers = |map: &Map| map.ends().cloned().collect::<BTreeSet<Peer>>().len();
+        prop_assert_eq!(peers(&both), peers(&one) + peers(&other));
+        prop_assert_eq!(render::names(&both).lines().collect::<BTreeSet<_>>().len(), peers(&both), "names differ");
+        let sum = |map: &Map| map.edges.iter().map(|edge| edge.counters.opened).sum::<u64>();
+        prop_assert_eq!(sum(&level::on(Level::Namespace, both.clone())), sum(&one) + sum(&other));
+        for peer in both.ends() {
+            prop_assert!(peer.is_named(&peer.to_string()));
+            prop_assert_eq!(peer.is_named(&one_name("east", peer)), peer.cluster() == Some("east"));
+        }
+        let json = serde_json::to_string(&both).expect("it is JSON");
+        prop_assert_eq!(&read::text(&json).expect("it is a map"), &both);
+        prop_assert_eq!(read::text(&format!("{json}\n---\n{json}")).expect("they are maps"), both);
+    }
+
+    #[test]
+    fn files_are_joined_in_any_order(files in prop::collection::vec(calls(), 0..4), rotation in 0..4_usize) {
+        let maps: Vec<Map> = files.iter().map(|calls| read::objects(&objects(calls))).collect();
+        let join = |maps: &[Map]| {
+            let edges = maps.iter().flat_map(|map| map.edges.clone());
+            Map::joined(edges.collect(), maps.iter().flat_map(|map| map.caveats.clone()).collect())
+        };
+        let mut rotated = maps.clone();
+        rotated.rotate_left(rotation.min(maps.len()));
+        prop_assert_eq!(join(&rotated), join(&maps));
+        rotated.reverse();
+        prop_assert_eq!(join(&rotated), join(&maps));
+    }
+
+    #[test]
     fn namespaces_have_the_sums_of_their_edges(calls in calls()) {
         let map = read::objects(&objects(&calls));
         let sum = |map: &Map| map.edges.iter().map(|edge| edge.counters.opened).sum::<u64>();
@@ -165,13 +208,13 @@ proptest! {
     #[test]
     fn difference_leads_from_one_map_to_the_other(before in calls(), after in calls()) {
         let (before, after) = (read::objects(&objects(&before)), read::objects(&objects(&after)));
-        let difference = Difference::between(&before, &after);
+        let difference = Difference::between(&before, &after, Relation::Later);
         let ids = |edges: &[Edge]| edges.iter().map(|edge| edge.id.clone()).collect::<BTreeSet<_>>();
         let mut ids_after = ids(&before.edges);
         ids_after.retain(|id| !ids(&difference.removed).contains(id));
         ids_after.extend(ids(&difference.added));
         prop_assert_eq!(ids_after, ids(&after.edges));
-        prop_assert!(Difference::between(&after, &after).is_empty());
+        prop_assert!(Difference::between(&after, &after, Relation::Later).is_empty());
     }
 
     #[test]
@@ -235,7 +278,16 @@ fn one(opened: u64, failed: u64) -> Map {
 
 #[test]
 fn further_failures_of_an_edge_are_a_difference() {
-    let failing = |before: u64, after: u64| Difference::between(&one(5, before), &one(9, after)).failing.len();
+    let failing_by = |relation: Relation, before: u64, after: u64| {
+        Difference::between(&one(5, before), &one(9, after), relation).failing.len()
+    };
+    let failing = |before: u64, after: u64| failing_by(Relation::Later, before, after);
+    let failing_there = |before: u64, after: u64| failing_by(Relation::OtherCluster, before, after);
+    assert_eq!(
+        (failing_there(1, 2), failing_there(0, 2), failing_there(2, 0)),
+        (0, 1, 0),
+        "counters are not comparable"
+    );
     assert_eq!([failing(0, 0), failing(0, 1), failing(2, 2), failing(2, 5)], [0, 1, 0, 1]);
 }
 
@@ -322,7 +374,8 @@ fn maps_that_differ_are_not_joined_silently() {
     let join = |one: Map, other: Map| Map::joined([one.edges, other.edges].concat(), Vec::new());
     assert_eq!(join(one(5, 0), one(5, 0)), one(5, 0));
     let joined = join(one(5, 0), one(6, 0));
-    assert_eq!((joined.edges[0].counters.opened, joined.caveats.len()), (5, 1));
+    assert_eq!((joined.edges[0].counters.opened, joined.caveats.len()), (6, 1));
+    assert_eq!(join(one(6, 0), one(5, 0)), joined);
 }
 
 #[test]

@@ -10,9 +10,11 @@ use crate::map::{Map, Peer};
 pub fn dot(map: &Map) -> String {
     let names = Names::of(map);
     let mut text = vec!["digraph topology {\n  rankdir=LR;\n  node [shape=box];\n".to_owned()];
-    let mut by_namespace: BTreeMap<Option<&str>, Vec<(&Peer, &str)>> = BTreeMap::new();
+    let mut by_namespace: BTreeMap<Option<String>, Vec<(&Peer, &str)>> = BTreeMap::new();
     for (peer, name) in names.all() {
-        by_namespace.entry(peer.namespace()).or_default().push((peer, name));
+        let cluster = peer.cluster().map(|cluster| format!("@{cluster}")).unwrap_or_default();
+        let namespace = peer.namespace().map(|namespace| format!("{namespace}{cluster}"));
+        by_namespace.entry(namespace).or_default().push((peer, name));
     }
     for (number, (namespace, nodes)) in by_namespace.iter().enumerate() {
         let indent = if let Some(namespace) = namespace {
