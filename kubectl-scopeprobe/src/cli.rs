@@ -14,15 +14,32 @@ use view::{
     Map,
     filter::Filter,
     level::{self, Level},
+    render,
 };
 
 use crate::{diff::Compared, nodes::NodeSource, source::Source, ui};
+
+/// Commands that answer common questions.
+const QUESTIONS: &str = "\
+Questions:
+  Who calls redis?                       kubectl scopeprobe table -A --to redis
+  What does cart call outside?           kubectl scopeprobe external -A --from cart
+  What fails, and when did it last?      kubectl scopeprobe table -A --failed -o wide
+  What is new since yesterday?           kubectl scopeprobe table -A --new-since 24h -o wide
+  What may break if cart does?           kubectl scopeprobe blast-radius -A cart
+  Which Services have no callers?        kubectl scopeprobe unused -A --kind Service
+  Which pods take part in calls?         kubectl scopeprobe explain -A cart
+  How was an edge observed?              kubectl scopeprobe explain -A ID    (ID: table -o wide)
+  Are the numbers complete?              kubectl scopeprobe why --incomplete
+  Why is a node's coverage below 100%?   kubectl scopeprobe why NODE
+  What differs between two clusters?     kubectl scopeprobe diff -A --context A --context B
+  What differs between two commits?      kubectl scopeprobe diff --ref A --ref B FOLDER";
 
 /// Shows who talks to whom in a cluster, from the Topology objects of ScopeProbe.
 ///
 /// It needs the right to list topologies.scopeprobe.io, which the roles view, edit and admin of a namespace include.
 #[derive(Debug, Parser)]
-#[command(name = "kubectl-scopeprobe", bin_name = "kubectl scopeprobe", version)]
+#[command(name = "kubectl-scopeprobe", bin_name = "kubectl scopeprobe", version, after_help = QUESTIONS)]
 pub struct Cli {
     /// Command to run.
     #[command(subcommand)]
@@ -38,6 +55,8 @@ pub enum Command {
         source: Source,
         #[command(flatten)]
         selection: Selection,
+        #[command(flatten)]
+        columns: Columns,
     },
     /// Follows the edges of a cluster in the terminal: sort, filter, details. `?` lists the keys.
     Watch {
@@ -65,6 +84,8 @@ pub enum Command {
         source: Source,
         #[command(flatten)]
         selection: Selection,
+        #[command(flatten)]
+        columns: Columns,
     },
     /// Lists all that call a workload, directly or through others: what may fail if it does.
     BlastRadius {
@@ -73,7 +94,10 @@ pub enum Command {
         /// Name of the workload or peer: NAME, NAMESPACE/NAME or NAMESPACE/KIND/NAME.
         peer: String,
     },
-    /// Describes how an edge, or each edge of a peer, is known and what is not.
+    /// Describes an edge, or each edge of a peer: its pods, times and counts, how agents observed it, and what is not known.
+    ///
+    /// Objects do not have the node of an edge. `kubectl get pods -o wide` shows the nodes of its pods, and `why NODE` how a node
+    /// is observed.
     Explain {
         #[command(flatten)]
         source: Source,
@@ -84,13 +108,19 @@ pub enum Command {
     Unused {
         #[command(flatten)]
         source: Source,
+        /// Only objects of this kind: Service, Deployment, StatefulSet, DaemonSet, or another kind of workload.
+        #[arg(long)]
+        kind: Option<String>,
     },
-    /// Describes the state of a node's agent: its mode, the reason, what is missing, and what to do.
+    /// Describes a node's agent: its mode, the reason, its coverage, what is missing, and what to do.
     Why {
         #[command(flatten)]
         source: NodeSource,
         /// Name of the node; all nodes without it.
         node: Option<String>,
+        /// A line for each node whose agents did not record everything, instead of the description.
+        #[arg(long)]
+        incomplete: bool,
     },
     /// Serves a page on this machine that shows the map while it changes, and prints its address.
     Ui {
@@ -160,6 +190,31 @@ pub enum Format {
     Yaml,
 }
 
+/// Columns of a table.
+#[derive(Clone, Debug, Args)]
+pub struct Columns {
+    /// Format of the table.
+    #[arg(short, long, value_enum)]
+    output: Option<TableFormat>,
+}
+
+impl Columns {
+    /// Returns the table of a map.
+    pub fn table(&self, map: &Map) -> String {
+        match self.output {
+            Some(TableFormat::Wide) => render::wide(map),
+            None => render::table(map),
+        }
+    }
+}
+
+/// Format of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    /// With times, methods of observation and identifiers.
+    Wide,
+}
+
 /// Format of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DiffFormat {
@@ -180,6 +235,12 @@ pub struct Selection {
     /// Size of the neighbourhood, in edges.
     #[arg(long, default_value_t = 1, requires = "around", value_parser = hops)]
     hops: usize,
+    /// Only edges of this client.
+    #[arg(long, value_name = "PEER")]
+    from: Option<String>,
+    /// Only edges to this server or Service.
+    #[arg(long, value_name = "PEER")]
+    to: Option<String>,
     /// Only edges to this port of the server.
     #[arg(long)]
     port: Option<u16>,
@@ -211,6 +272,17 @@ impl Selection {
         {
             return Err(unnamed(around));
         }
+        if let Some(from) = &self.from
+            && !map.ends().any(|peer| peer.is_named(from))
+        {
+            return Err(unnamed(from));
+        }
+        if let Some(to) = &self.to
+            && !map.ends().any(|peer| peer.is_named(to))
+            && !map.edges.iter().any(|edge| edge.is_call_to(to))
+        {
+            return Err(unnamed(to));
+        }
         self.select(map)
     }
 
@@ -223,6 +295,8 @@ impl Selection {
         let filter = Filter {
             around: self.around.clone(),
             hops: self.hops,
+            from: self.from.clone(),
+            to: self.to.clone(),
             port: self.port,
             protocol: self.protocol,
             external: self.external,

@@ -79,7 +79,7 @@ fn line(candidate: &engine::CompletionCandidate) -> String {
 fn wanted(words: &[&str]) -> Option<Wanted> {
     let (last, before) = words.split_last()?;
     let previous = before.last().copied().unwrap_or_default();
-    if previous == "--around" {
+    if matches!(previous, "--around" | "--from" | "--to") {
         return Some(Wanted::Peers);
     }
     if last.starts_with('-') || OPTIONS.contains(&previous) {
@@ -141,7 +141,9 @@ mod tests {
     #[test]
     fn names_complete_arguments_only() {
         assert_eq!(wanted(&["explain", ""]), Some(Wanted::Peers));
-        assert_eq!(wanted(&["graph", "-A", "--around", "ca"]), Some(Wanted::Peers));
+        for option in ["--around", "--from", "--to"] {
+            assert_eq!(wanted(&["graph", "-A", option, "ca"]), Some(Wanted::Peers));
+        }
         assert_eq!(wanted(&["why", "n"]), Some(Wanted::Nodes));
         for other in [&["explain", "-"][..], &["explain", "-n", ""], &["graph", ""], &["gra"], &[]] {
             assert_eq!(wanted(other), None, "{other:?}");

@@ -56,9 +56,9 @@ async fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Table { source, selection } => {
+        Command::Table { source, selection, columns } => {
             let map = selection.apply(source.read().await?)?;
-            show(&render::table(&map), &map)?;
+            show(&columns.table(&map), &map)?;
         }
         Command::Graph { source, selection, output, ascii } => {
             let map = selection.apply(source.read().await?)?;
@@ -70,10 +70,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             // These have the caveats.
             if matches!(output, Format::Json | Format::Yaml) { print(&text)? } else { show(&text, &map)? }
         }
-        Command::External { source, mut selection } => {
+        Command::External { source, mut selection, columns } => {
             selection.external = true;
             let map = selection.apply(source.read().await?)?;
-            show(&render::table(&map), &map)?;
+            show(&columns.table(&map), &map)?;
         }
         Command::BlastRadius { source, peer } => {
             let map = source.read().await?;
@@ -83,15 +83,19 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let map = source.read().await?;
             show(&explain(&map, &what)?, &map)?;
         }
-        Command::Unused { source } => {
+        Command::Unused { source, kind } => {
             let (map, inventory) = source.read_with_inventory().await?;
-            let unused = unused::unused(&map, &inventory);
+            let mut unused = unused::unused(&map, &inventory);
+            unused.retain(|unused| kind.as_ref().is_none_or(|kind| unused.kind.eq_ignore_ascii_case(kind)));
             show(&unused::table(&unused), &map)?;
             for caveat in unused::caveats(&map, &inventory) {
                 eprintln!("incomplete: {caveat}");
             }
         }
-        Command::Why { source, node } => {
+        Command::Why { source, node, incomplete: true } => {
+            print(&unused::coverages(&source.read(node.as_deref()).await?))?;
+        }
+        Command::Why { source, node, incomplete: false } => {
             let nodes = source.read(node.as_deref()).await?;
             print(&nodes.iter().map(view::node::describe).collect::<Vec<_>>().join("\n"))?;
         }
@@ -203,7 +207,7 @@ fn blast_radius(map: &Map, peer: &str) -> Result<String> {
         return Err(unnamed(peer));
     };
     let names = Names::of(map);
-    let origins: Vec<&str> = names.all().filter(|(known, _)| known.is_named(peer)).map(|(_, name)| name).collect();
+    let origins: Vec<&str> = reach::named(map, peer).into_iter().map(|origin| names.name(origin)).collect();
     let mut lines = Vec::new();
     if origins.len() > 1 {
         lines.push(format!("of {}:\n", origins.join(" and ")));
@@ -219,7 +223,7 @@ fn blast_radius(map: &Map, peer: &str) -> Result<String> {
 }
 
 fn explain(map: &Map, what: &str) -> Result<String> {
-    let is_meant = |edge: &&Edge| edge.id == what || edge.ends().any(|peer| peer.is_named(what));
+    let is_meant = |edge: &&Edge| edge.id == what || edge.is_call_to(what) || edge.client.is_named(what);
     let edges: Vec<&Edge> = map.edges.iter().filter(is_meant).collect();
     if edges.is_empty() {
         bail!("no edge has the identifier {what:?}, and no peer has this name");

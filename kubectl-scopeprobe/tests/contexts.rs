@@ -100,6 +100,7 @@ fn clusters_are_read_in_any_order_and_their_map_is_read_again() {
         (0, "incomplete: prod: shop/cart: 3 ingress edges are not listed; the totals count them.\n")
     );
     assert_eq!(with(&["table"], ["staging", "prod"]), table);
+    assert_eq!(rows(&with(&["table", "--to", "cart@staging"], ["prod", "staging"]).1).len(), 1);
     assert_eq!(rows(&with(&["external"], ["prod", "staging"]).1).len(), 2);
 
     let (code, json, _) = with(&["graph", "-o", "json"], ["prod", "staging"]);

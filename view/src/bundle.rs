@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     inventory::Inventory,
-    map::{Edge, Group, Map, Peer},
+    map::{Edge, EdgePods, Group, Map, Peer},
 };
 
 /// Kinds of workloads that say nothing about their owner, with their API versions.
@@ -69,6 +69,8 @@ impl Pseudonyms {
             server: self.peer(&edge.server),
             service,
             via: edge.via.iter().map(|via| self.of("proxy", via)).collect(),
+            client_pods: EdgePods::default(),
+            server_pods: EdgePods::default(),
             ..edge
         }
     }

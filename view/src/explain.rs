@@ -1,8 +1,11 @@
 //! Describes how an edge is known.
 
-use crds::SeenEnds;
+use crds::{CaptureMethod, IdentitySource, SeenEnds};
 
-use crate::{map::Edge, render::Names};
+use crate::{
+    map::{Edge, EdgePods, printable},
+    render::Names,
+};
 
 /// Returns some lines about an edge: who observed it, its counts, and what is not known.
 #[must_use]
@@ -31,16 +34,9 @@ pub fn edge(edge: &Edge, names: &Names<'_>) -> String {
     if counters.without_bytes > 0 {
         lines.push(format!("at least: not all bytes of {} connections are known", counters.without_bytes));
     }
-    lines.extend(match edge.seen {
-        Some(SeenEnds::Both) => Some("agents observed both ends".to_owned()),
-        Some(SeenEnds::Client) => {
-            Some("an agent observed the client; the server is known by its address alone".to_owned())
-        }
-        Some(SeenEnds::Server) => {
-            Some("an agent observed the server; the client is known by its address alone".to_owned())
-        }
-        None => None,
-    });
+    lines.extend(observation(edge));
+    lines.extend(pods("client", &edge.client_pods));
+    lines.extend(pods("server", &edge.server_pods));
     if edge.is_inferred {
         lines.push("the direction of some connections is a guess".to_owned());
     }
@@ -52,4 +48,55 @@ pub fn edge(edge: &Edge, names: &Names<'_>) -> String {
     let mut text = lines.join("\n  ");
     text.push('\n');
     text
+}
+
+/// Returns the name of a method, as objects have it.
+pub(crate) fn method(method: CaptureMethod) -> &'static str {
+    match method {
+        CaptureMethod::Ebpf => "EBPF",
+        CaptureMethod::SockDiag => "SockDiag",
+        CaptureMethod::Procfs => "Procfs",
+        CaptureMethod::Conntrack => "Conntrack",
+    }
+}
+
+/// Returns the ends that agents observed, the methods, and the source of a name that is less than certain.
+fn observation(edge: &Edge) -> Vec<String> {
+    let methods = edge.methods.iter().map(|of| match of {
+        CaptureMethod::Ebpf => "eBPF, which records each connection",
+        CaptureMethod::SockDiag => "scans of open sockets (SockDiag)",
+        CaptureMethod::Procfs => "scans of open sockets (Procfs)",
+        CaptureMethod::Conntrack => "events of connection tracking",
+    });
+    let methods = methods.collect::<Vec<_>>().join(", and by ");
+    let by = if methods.is_empty() { String::new() } else { format!(" by {methods}") };
+    let seen = match edge.seen {
+        Some(SeenEnds::Both) => Some(format!("agents observed both ends{by}")),
+        Some(SeenEnds::Client) => {
+            Some(format!("an agent observed the client{by}; the server is known by its address alone"))
+        }
+        Some(SeenEnds::Server) => {
+            Some(format!("an agent observed the server{by}; the client is known by its address alone"))
+        }
+        None => (!by.is_empty()).then(|| format!("observed{by}")),
+    };
+    // With a cgroup, there is no doubt. With one end, its line has the source.
+    let identity = edge.identity.filter(|_| edge.seen == Some(SeenEnds::Both)).and_then(|identity| match identity {
+        IdentitySource::Cgroup => None,
+        IdentitySource::Netns => Some("one end is known by its network namespace: the container is unknown"),
+        IdentitySource::Conntrack => Some("one end is known by an address that connection tracking recorded"),
+        IdentitySource::Ip => Some("one end is known by the owner of its address"),
+    });
+    seen.into_iter().chain(identity.map(str::to_owned)).collect()
+}
+
+/// Returns a line about the pods of one end, if any is known.
+fn pods(end: &str, pods: &EdgePods) -> Option<String> {
+    let of = pods.listed.iter().map(|pod| {
+        let failed = if pod.failed > 0 { format!(", {} failed", pod.failed) } else { String::new() };
+        format!("{} ({} opened{failed})", printable(&pod.pod), pod.opened)
+    });
+    let more = (pods.omitted > 0).then(|| format!("{} more that the object does not list", pods.omitted));
+    let parts: Vec<String> = of.chain(more).collect();
+    (!parts.is_empty()).then(|| format!("pods of the {end}: {}", parts.join(", ")))
 }

@@ -16,6 +16,10 @@ pub struct Filter {
     pub around: Option<String>,
     /// Number of edges from that peer, in either direction.
     pub hops: usize,
+    /// Name of the client.
+    pub from: Option<String>,
+    /// Name of the server, or of the Service that the client called.
+    pub to: Option<String>,
     /// Port of the server.
     pub port: Option<u16>,
     /// Transport protocol.
@@ -46,6 +50,8 @@ impl Filter {
     fn keeps(&self, edge: &Edge) -> bool {
         let in_namespace = |peer: &Peer| peer.namespace().is_some_and(|namespace| self.namespaces.contains(namespace));
         (self.namespaces.is_empty() || edge.ends().any(in_namespace))
+            && self.from.as_ref().is_none_or(|from| edge.client.is_named(from))
+            && self.to.as_ref().is_none_or(|to| edge.is_call_to(to))
             && self.port.is_none_or(|port| edge.port == Some(port))
             && self.protocol.is_none_or(|protocol| edge.protocol == protocol)
             && (!self.external || edge.ends().any(Peer::is_external))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crds::PeerType;
 
-use crate::map::{Counters, Edge, Group, Map, Peer};
+use crate::map::{Counters, Edge, EdgePods, Group, Map, Peer};
 
 /// What a node of the picture stands for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub fn on(level: Level, map: Map) -> Map {
             first_seen: edge.first_seen.clone(),
             last_seen: None,
             last_failed: None,
+            client_pods: EdgePods::default(),
+            server_pods: EdgePods::default(),
         });
         sum.counters.add(&edge.counters);
         sum.is_inferred |= edge.is_inferred;

@@ -5,7 +5,7 @@ use std::{
     fmt::{self, Display, Formatter},
 };
 
-use crds::{CaptureMethod, IdentitySource, PeerType, SeenEnds, TopologyPeer, TransportProtocol};
+use crds::{CaptureMethod, EdgePod, IdentitySource, PeerType, SeenEnds, TopologyPeer, TransportProtocol};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,36 @@ pub struct Edge {
     /// Time of the last failed attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failed: Option<Time>,
+    /// Pods of the client, in the client's object.
+    #[serde(default, skip_serializing_if = "EdgePods::is_empty")]
+    pub client_pods: EdgePods,
+    /// Pods of the server, in the server's object.
+    #[serde(default, skip_serializing_if = "EdgePods::is_empty")]
+    pub server_pods: EdgePods,
+}
+
+/// Pods of one end of an edge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EdgePods {
+    /// The busiest pods.
+    pub listed: Vec<EdgePod>,
+    /// Number of further entries that the object does not list.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl EdgePods {
+    /// Returns whether no pod is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.listed.is_empty() && self.omitted == 0
+    }
 }
 
 /// Counters of an edge.
@@ -188,12 +218,33 @@ impl Edge {
     }
 
     /// Returns one edge of several with the same identifier: that of a client's object, or else the one with the most
-    /// connections.
+    /// connections. Each list of pods is the first that is there.
     pub(crate) fn of_several(mut edges: Vec<(bool, Self)>) -> Option<Self> {
         edges.sort_by(|(is_by_client, edge), (is_other_by_client, other)| {
             (is_other_by_client, other.counters, other).cmp(&(is_by_client, edge.counters, edge))
         });
-        edges.into_iter().map(|(_, edge)| edge).next()
+        let mut edges = edges.into_iter().map(|(_, edge)| edge);
+        let mut first = edges.next()?;
+        for edge in edges {
+            if first.client_pods.is_empty() {
+                first.client_pods = edge.client_pods;
+            }
+            if first.server_pods.is_empty() {
+                first.server_pods = edge.server_pods;
+            }
+        }
+        Some(first)
+    }
+
+    /// Returns whether a text names the server, or the Service that the client called: `name` or `namespace/name`.
+    #[must_use]
+    pub fn is_call_to(&self, text: &str) -> bool {
+        let of_service = |service: &str| {
+            let text = self.server.without_cluster(text);
+            let (full, _) = service.rsplit_once(':')?;
+            Some(text == full || full.split_once('/').is_some_and(|(_, name)| name == text))
+        };
+        self.server.is_named(text) || self.service.as_deref().and_then(of_service) == Some(true)
     }
 
     /// Returns the client and the server.

@@ -15,11 +15,18 @@ pub struct Dependent {
     pub through: Vec<Peer>,
 }
 
+/// Returns the peers of a name, and the servers behind a Service of that name.
+#[must_use]
+pub fn named<'m>(map: &'m Map, name: &str) -> BTreeSet<&'m Peer> {
+    let servers = map.edges.iter().filter(|edge| edge.is_call_to(name)).map(|edge| &edge.server);
+    map.ends().filter(|peer| peer.is_named(name)).chain(servers).collect()
+}
+
 /// Returns the peers that call a named peer, directly or through others, the nearest first; `None` if no peer of the map has
 /// the name.
 #[must_use]
 pub fn dependents(map: &Map, named: &str) -> Option<Vec<Dependent>> {
-    let origins: BTreeSet<&Peer> = map.ends().filter(|peer| peer.is_named(named)).collect();
+    let origins = self::named(map, named);
     if origins.is_empty() {
         return None;
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     inventory::{Inventory, Listed},
-    map::{self, Counters, Edge, Map, Peer},
+    map::{self, Counters, Edge, EdgePods, Map, Peer},
 };
 
 /// Error of a text that is no map.
@@ -230,6 +230,9 @@ fn read(edge: &TopologyEdge, client: Peer, server: Peer, is_by_client: bool) -> 
     let service = edge.service.as_ref().map(|of| format!("{}/{}:{}", of.namespace, of.name, of.port));
     let (bytes_sent, bytes_received) =
         if is_by_client { (edge.bytes_sent, edge.bytes_received) } else { (edge.bytes_received, edge.bytes_sent) };
+    let pods = EdgePods { listed: edge.pods.clone(), omitted: edge.omitted_pods };
+    let (client_pods, server_pods) =
+        if is_by_client { (pods, EdgePods::default()) } else { (EdgePods::default(), pods) };
     let via = edge.via.iter().map(|proxy| format!("{} ({})", Peer::one(proxy.peer.clone()), proxy.container));
     Edge {
         id: edge.id.clone(),
@@ -255,5 +258,7 @@ fn read(edge: &TopologyEdge, client: Peer, server: Peer, is_by_client: bool) -> 
         first_seen: edge.first_seen.clone(),
         last_seen: edge.last_seen.clone(),
         last_failed: edge.last_failed.clone(),
+        client_pods,
+        server_pods,
     }
 }

@@ -13,7 +13,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use unicode_width::UnicodeWidthStr as _;
 
-pub use self::{csv::csv, dot::dot, html::html, junit::junit, mermaid::mermaid, svg::svg, table::table, tree::tree};
+pub use self::{
+    csv::csv,
+    dot::dot,
+    html::html,
+    junit::junit,
+    mermaid::mermaid,
+    svg::svg,
+    table::{table, wide},
+    tree::tree,
+};
 use crate::map::{Edge, Map, Peer};
 
 /// Returns the names of all peers, one per line.

@@ -178,6 +178,18 @@ pub fn caveats(map: &Map, inventory: &Inventory) -> Vec<String> {
     caveats
 }
 
+/// Returns a line for each node whose agents did not record everything, or a line that there is none.
+#[must_use]
+pub fn coverages(nodes: &[NodeProbe]) -> String {
+    let gaps: Vec<String> = nodes.iter().filter_map(coverage).map(|gap| format!("{gap}\n")).collect();
+    match (gaps.is_empty(), nodes.len()) {
+        (false, _) => gaps.concat(),
+        (true, 1) => "1 node: its agents recorded 100% of all connections\n".to_owned(),
+        (true, number) => format!("{number} nodes: their agents recorded 100% of all connections\n"),
+    }
+}
+
+/// Returns a sentence about a node whose agents did not record everything, `None` if they did.
 fn coverage(node: &NodeProbe) -> Option<String> {
     let name = printable(node.metadata.name.as_deref().unwrap_or_default());
     let status = node.status.clone().unwrap_or_default();
@@ -185,7 +197,7 @@ fn coverage(node: &NodeProbe) -> Option<String> {
     let shares = [&status.coverage, &status.coverage_last_day, &status.coverage_total].map(|share| printable(share));
     if !crate::node::is_reporting(&status) {
         return Some(format!(
-            "node {name}: no agent reports, so that callers may be missing; see `kubectl scopeprobe why {name}`"
+            "node {name}: no agent reports, so that edges may be missing; see `kubectl scopeprobe why {name}`"
         ));
     }
     if shares.iter().all(|share| is_complete(share)) {

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use crds::{
-    PeerType, SeenEnds, Topology, TopologyEdge, TopologyPeer, TopologySpec, TopologyStatus, TransportProtocol,
+    EdgePod, PeerType, SeenEnds, Topology, TopologyEdge, TopologyPeer, TopologySpec, TopologyStatus, TransportProtocol,
     WorkloadRef,
 };
 use proptest::prelude::*;
@@ -51,6 +51,7 @@ fn edge((client, server, port, opened, failed, _): Call, peer: TopologyPeer, is_
     let (sent, received) = if is_egress { (opened * 10, opened) } else { (opened, opened * 10) };
     TopologyEdge {
         peer,
+        pods: vec![EdgePod { pod: format!("pod-{client}-{server}-{is_egress}"), opened, ..EdgePod::default() }],
         port: Some(port),
         opened,
         failed,
@@ -94,6 +95,14 @@ fn expected(calls: &[Call]) -> BTreeSet<(usize, usize, u16)> {
     first.filter(|call| call.5.0 || call.5.1).map(|call| (call.0, call.1, call.2)).collect()
 }
 
+/// Identifiers of the edges that the object of one end alone has, counted without the map.
+fn edges_of_one_end(calls: &[Call]) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    let first = calls.iter().filter(|call| seen.insert((call.0, call.1, call.2)));
+    let of_one_end = first.filter(|call| call.5.0 != call.5.1);
+    of_one_end.map(|call| format!("{:05}{:05}{:06}", call.0, call.1, call.2)).collect()
+}
+
 fn filter() -> impl Strategy<Value = Filter> {
     (prop::option::of(0..NAMES.len()), 1..3_usize, prop::option::of(1..4_u16), any::<bool>()).prop_map(
         |(around, hops, port, failed)| Filter {
@@ -121,6 +130,8 @@ proptest! {
         let expected = expected(&calls);
         prop_assert_eq!(map.edges.len(), expected.len());
         for edge in &map.edges {
+            let ends = [&edge.client_pods, &edge.server_pods].map(|pods| pods.listed.len());
+            prop_assert!(ends == [1, 1] || edges_of_one_end(&calls).contains(&edge.id), "{:?}", ends);
             prop_assert_eq!(edge.counters.bytes_sent.zip(edge.counters.bytes_received),
                 Some((edge.counters.opened * 10, edge.counters.opened)), "as the client sees it");
         }
@@ -197,6 +208,15 @@ proptest! {
     }
 
     #[test]
+    fn calls_from_and_to_are_those_of_the_ends(calls in calls(), from in 0..NAMES.len(), to in 0..NAMES.len()) {
+        let map = read::objects(&objects(&calls));
+        let is_of = |number: usize, name: usize| number % NAMES.len() == name;
+        let expected = expected(&calls).into_iter().filter(|(client, server, _)| is_of(*client, from) && is_of(*server, to));
+        let filter = Filter { from: Some(NAMES[from].to_owned()), to: Some(NAMES[to].to_owned()), ..Filter::default() };
+        prop_assert_eq!(filter.apply(map).edges.len(), expected.count());
+    }
+
+    #[test]
     fn namespaces_have_the_sums_of_their_edges(calls in calls()) {
         let map = read::objects(&objects(&calls));
         let sum = |map: &Map| map.edges.iter().map(|edge| edge.counters.opened).sum::<u64>();
@@ -236,6 +256,7 @@ proptest! {
         for name in NAMESPACES.iter().chain(&NAMES) {
             prop_assert!(!bundle.contains(&name.replace('"', "\\\"")), "{name} in {bundle}");
         }
+        prop_assert!(!bundle.contains("pod-"), "{bundle}");
         for edge in &map.edges {
             prop_assert!(!bundle.contains(&format!("\"{}\"", edge.id)), "{} in {bundle}", edge.id);
         }

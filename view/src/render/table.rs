@@ -1,5 +1,7 @@
 //! A table, one row for each edge.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::{Names, aligned};
 use crate::map::{Edge, Map};
 
@@ -11,6 +13,31 @@ pub const HEADER: [&str; 11] =
 #[must_use]
 pub fn table(map: &Map) -> String {
     aligned(&[HEADER.map(str::to_owned)].into_iter().chain(rows(map)).collect::<Vec<_>>())
+}
+
+/// Returns the same with the times, the methods of observation and the identifier of each edge.
+#[must_use]
+pub fn wide(map: &Map) -> String {
+    let header = ["FIRST SEEN", "LAST SEEN", "LAST FAILED", "METHODS", "ID"].map(str::to_owned);
+    let times = map.edges.iter().map(|edge| {
+        let time = |time: &Option<Time>| time.as_ref().map_or_else(|| "-".to_owned(), |time| time.0.to_string());
+        // The object has the time of the last activity as a lower bound.
+        let last_seen = edge.last_seen.as_ref().map_or_else(|| "-".to_owned(), |time| format!("≥{}", time.0));
+        [time(&edge.first_seen), last_seen, time(&edge.last_failed), methods(edge), edge.id.clone()]
+    });
+    let rows = rows(map);
+    let cells = [HEADER.map(str::to_owned)].into_iter().chain(rows).zip([header].into_iter().chain(times));
+    let cells = cells.map(|(row, more)| {
+        let mut cells = row.into_iter().chain(more);
+        std::array::from_fn::<String, 16, _>(|_| cells.next().unwrap_or_default())
+    });
+    aligned(&cells.collect::<Vec<_>>())
+}
+
+/// Returns the methods of the agents that observed an edge, `-` if they are unknown.
+fn methods(edge: &Edge) -> String {
+    let methods = edge.methods.iter().map(|method| crate::explain::method(*method)).collect::<Vec<_>>();
+    if methods.is_empty() { "-".to_owned() } else { methods.join("+") }
 }
 
 /// Returns the cells of all edges in their order.
