@@ -329,8 +329,10 @@ impl Archive {
         let is_settled = self.is_settled();
         Known {
             forgotten: self.forgotten(self.before.as_ref().map(PublishedHistory::forgotten).unwrap_or_default()),
-            // Until then, the published counters contain it.
-            placed: if is_settled { self.placements.parts() } else { HashMap::new() },
+            placed: match &self.before {
+                Some(before) if !is_settled => before.counted_by_servers(),
+                _ => self.placements.parts(),
+            },
             with_backends: self.with_backends(),
             legs: Arc::clone(&self.legs),
             outside: self.outside.clone(),
@@ -501,12 +503,16 @@ impl PublishedHistory {
         self.settled.is_some()
     }
 
-    /// Returns how long to wait for servers' agents: no time, or longer if an edge was published with more connections that
-    /// only servers had counted than any look has shown since.
+    /// Returns how long to wait for servers' agents: no time, or longer if the edges between two peers were published with more
+    /// connections that only servers had counted than any look has shown since.
     fn patience(&self) -> Duration {
-        let shown = |key: &EdgeKey| self.from_servers.of(key).opened;
-        let lacking = self.edges.iter().filter(|(key, published)| published.edge.from_servers.opened > shown(key));
-        let patience = |(key, _): (&EdgeKey, &Published)| match key.client {
+        let mut published: HashMap<EdgeKey, u64> = HashMap::new();
+        let with_them = self.edges.iter().filter(|(_, published)| published.edge.from_servers.opened > 0);
+        for (key, Published { edge, .. }) in with_them {
+            settlement::add_opened(&mut published, key.direct(), edge.from_servers.opened);
+        }
+        let lacking = published.into_iter().filter(|(direct, opened)| !self.from_servers.reach(direct, *opened));
+        let patience = |(direct, _): (EdgeKey, u64)| match direct.client {
             // The node's agent has to report, too, which it does every ten seconds at least.
             Peer::BehindNode { .. } => 2 * PATIENCE,
             _ => PATIENCE,
@@ -520,6 +526,13 @@ impl PublishedHistory {
             return settled.clone();
         }
         self.connections(|Published { edge, .. }| (edge.counters, edge.servers.as_slice(), edge.counters.opened))
+    }
+
+    /// Returns the parts of edges that were published without an observed client. They stay there until all agents have
+    /// reported, also if the client's has: the published counters of all other edges contain what only servers counted.
+    fn counted_by_servers(&self) -> HashMap<EdgeKey, EdgeCounters> {
+        let of_servers = self.edges.values().filter(|published| published.edge.seen == Seen::Server);
+        placements::parts_of(of_servers.map(|published| &published.edge))
     }
 
     /// Returns the connections that no client's agent reported any more when they were published.

@@ -89,6 +89,11 @@ pub(super) fn parts<'a>(edges: impl IntoIterator<Item = &'a Edge>) -> HashMap<Ed
     placed.map(|edge| (edge.key.clone(), edge.from_servers)).collect()
 }
 
+/// Returns the part of each edge that only servers have counted, apart from clients behind a node.
+pub(super) fn parts_of<'a>(edges: impl Iterator<Item = &'a Edge>) -> HashMap<EdgeKey, EdgeCounters> {
+    edges.filter(|edge| !is_behind_node(&edge.key)).map(|edge| (edge.key.clone(), edge.from_servers)).collect()
+}
+
 /// Returns whether only servers have counted a part of an edge, but not all of it. If no agent has observed the client,
 /// nothing shows how it calls the server: a later guess is a better one.
 fn is_placed(edge: &Edge) -> bool {

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::Published;
+use super::{Published, merged_externals::is_shared};
 use crate::{
     count,
     counts::Counts,
@@ -22,24 +22,34 @@ pub(super) struct FromServers {
     /// Connections of all edges between two peers, by their edge without a Service. Which of the edges has them may change
     /// from look to look.
     between: HashMap<EdgeKey, u64>,
+    /// The same without those of clients behind the client's node.
+    between_alone: HashMap<EdgeKey, u64>,
 }
 
 impl FromServers {
     /// Takes in what agents report now.
     pub(super) fn note(&mut self, reported: &[Arc<Edge>]) {
-        let mut between: HashMap<EdgeKey, u64> = HashMap::new();
+        let (mut between, mut alone) = (HashMap::new(), HashMap::new());
         for edge in reported.iter().filter(|edge| edge.from_servers.opened > 0) {
+            let opened = edge.from_servers.opened;
             let most = self.by_edge.entry(edge.key.clone()).or_default();
             *most = most.at_least(&edge.from_servers);
             for key in groups(&edge.key) {
-                let sum = between.entry(key).or_default();
-                *sum = count::add(*sum, edge.from_servers.opened);
+                add_opened(&mut between, key, opened);
+            }
+            add_opened(&mut alone, edge.key.direct(), opened);
+        }
+        for (all, now) in [(&mut self.between, between), (&mut self.between_alone, alone)] {
+            for (key, opened) in now {
+                let most = all.entry(key).or_default();
+                *most = opened.max(*most);
             }
         }
-        for (key, opened) in between {
-            let most = self.between.entry(key).or_default();
-            *most = opened.max(*most);
-        }
+    }
+
+    /// Returns whether the edges between two peers, by their edge without a Service, had as many of these connections.
+    pub(super) fn reach(&self, direct: &EdgeKey, opened: u64) -> bool {
+        self.between_alone.get(direct).copied().unwrap_or_default() >= opened
     }
 
     /// Returns the most that only servers have counted of an edge.
@@ -61,6 +71,12 @@ impl FromServers {
         }
         spare
     }
+}
+
+/// Adds connections to those of a key.
+pub(super) fn add_opened(sums: &mut HashMap<EdgeKey, u64>, key: EdgeKey, opened: u64) {
+    let sum = sums.entry(key).or_default();
+    *sum = count::add(*sum, opened);
 }
 
 /// Returns the edge without a Service, and that of the client's node if an edge's client is behind one.
@@ -88,7 +104,7 @@ pub(super) fn settle(published: &mut HashMap<EdgeKey, Published>, reported: &[Ar
     let reported: HashMap<&EdgeKey, &Edge> = reported.iter().map(|edge| (&edge.key, &**edge)).collect();
     let mut published: Vec<_> = published.iter_mut().collect();
     published.sort_unstable_by_key(|(key, _)| *key);
-    for (key, Published { edge, earlier }) in published {
+    for (key, Published { edge, earlier }) in &mut published {
         let now = reported.get(key);
         let by_clients = now.map(|now| Counts::of(now).without(&Counts::from_servers(now))).unwrap_or_default();
         let by_servers = now.map(|now| Counts::from_servers(now)).unwrap_or_default();
@@ -109,6 +125,44 @@ pub(super) fn settle(published: &mut HashMap<EdgeKey, Published>, reported: &[Ar
         earlier.counts = earlier.counts.plus(&limited(missing, found));
         edge.from_servers = by_servers;
     }
+    add_lacking(published, &reported);
+}
+
+/// Adds to the known parts of edges between the same peers what these edges lack together, by what agents report now.
+///
+/// The most that servers have counted contains calls that the clients' agents have reported since. What is taken for a
+/// server's because of them has been forgotten: the next calls would take its place.
+fn add_lacking(published: Vec<(&EdgeKey, &mut Published)>, reported: &HashMap<&EdgeKey, &Edge>) {
+    let mut lacking: HashMap<EdgeKey, u64> = HashMap::new();
+    for (key, Published { edge, .. }) in published.iter().filter(|(_, published)| has_clients(published)) {
+        add_opened(&mut lacking, peers(key), edge.counters.opened);
+    }
+    let earlier = published.iter().map(|(key, published)| (*key, published.earlier.counts.counters.opened));
+    for (key, opened) in earlier.chain(reported.values().map(|edge| (&edge.key, edge.counters.opened))) {
+        if let Some(lack) = lacking.get_mut(&peers(key)) {
+            *lack = lack.saturating_sub(opened);
+        }
+    }
+    for (key, Published { edge, earlier }) in published.into_iter().filter(|(_, published)| has_clients(published)) {
+        let Some(left) = lacking.get_mut(&peers(key)).filter(|left| **left > 0) else { continue };
+        let now = reported.get(key).map(|now| Counts::of(now)).unwrap_or_default();
+        let lack = Counts::of(edge).without(&earlier.counts).without(&now);
+        let opened = lack.counters.opened.min(*left);
+        *left -= opened;
+        let others = lack.counters.opened - opened;
+        earlier.counts = earlier.counts.plus(&limited(lack, others));
+        edge.from_servers = edge.from_servers.without(&edge.from_servers.share(opened));
+    }
+}
+
+/// Returns whether clients' agents have counted connections of a published edge.
+fn has_clients(published: &Published) -> bool {
+    published.edge.seen != Seen::Server && !is_shared(&published.edge.key)
+}
+
+/// Returns the edge that stands for all edges between two peers, those of clients behind the client's node included.
+fn peers(key: &EdgeKey) -> EdgeKey {
+    of_node(key).unwrap_or_else(|| key.direct())
 }
 
 /// Returns the edge that connections of clients behind a node were on if the node's agent had not reported all of its clients.

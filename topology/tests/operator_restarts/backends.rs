@@ -83,8 +83,11 @@ struct Calls {
 }
 
 struct World {
+    directory: Directory,
     now: SystemTime,
     truth: u64,
+    /// The most connections by which the edges have exceeded the truth.
+    excess: u64,
     calls: Calls,
     epochs: [u8; 2],
     reported: [SystemTime; 2],
@@ -97,8 +100,10 @@ impl World {
     fn new() -> Self {
         let now = SystemTime::UNIX_EPOCH;
         let mut world = Self {
+            directory: directory(),
             now,
             truth: 0,
+            excess: 0,
             calls: Calls::default(),
             epochs: [1, 1],
             reported: [now; 2],
@@ -157,8 +162,10 @@ impl World {
 
     fn shown(&mut self) -> Graph {
         let options = options(self.now, Duration::from_secs(1));
-        self.archive.settle_in_time(&self.ledger, &directory(), &options);
-        self.archive.build_shown(&self.ledger, &directory(), &options)
+        self.archive.settle_in_time(&self.ledger, &self.directory, &options);
+        let graph = self.archive.build_shown(&self.ledger, &self.directory, &options);
+        self.excess = self.excess.max(opened(&graph).saturating_sub(self.truth));
+        graph
     }
 
     fn rest(&mut self) -> u64 {
@@ -169,7 +176,7 @@ impl World {
         let _ = self.shown();
         self.now += Duration::from_secs(10);
         self.published = self.shown();
-        self.published.edges.iter().map(|edge| edge.counters.opened).sum()
+        opened(&self.published)
     }
 
     fn go_on(&mut self, events: &[Event]) {
@@ -213,7 +220,12 @@ impl World {
     }
 }
 
-/// Lets the first events happen, and then others, by which the edges have to grow exactly.
+/// Returns the number of connections on all edges.
+fn opened(graph: &Graph) -> u64 {
+    graph.edges.iter().map(|edge| edge.counters.opened).sum()
+}
+
+/// Lets the first events happen, and then others, by which the edges have to grow exactly. They never exceed the truth.
 fn check(before: &[Event], events: &[Event]) -> Result<(), TestCaseError> {
     let mut world = World::new();
     world.go_on(&[Event::Call(0, 1), Event::Call(1, 1)]);
@@ -223,6 +235,7 @@ fn check(before: &[Event], events: &[Event]) -> Result<(), TestCaseError> {
     let truth = world.truth;
     world.go_on(events);
     let now = world.rest();
+    prop_assert_eq!(world.excess, 0, "connections that did not happen");
     prop_assert_eq!(now - shown, world.truth - truth, "shown {}: {:#?}", shown, world.published.edges);
     Ok(())
 }
@@ -263,4 +276,32 @@ fn connections_that_moved_between_edges_are_not_forgotten() {
     events.pop();
     events.extend([Event::Call(1, 1), Event::Reports(0)]);
     check(&before, &events).expect("no connection is forgotten");
+}
+
+/// The client's agent has missed two calls, which were published as only a server's. When the next operator's accounts are
+/// settled, a call that the client's agent has reported in the meantime is among the most that servers have counted alone.
+#[test]
+fn calls_after_a_restart_do_not_take_the_place_of_missed_ones() {
+    use Event::{AgentRestarts, Call, OperatorRestarts, Publishes, Reports};
+    let calls = |number: usize| vec![Call(0, 1); number];
+    let missed = vec![Call(0, 1), Call(1, 2), AgentRestarts(0, false)];
+    let ahead = vec![Publishes, AgentRestarts(0, false), OperatorRestarts, Call(1, 1), Reports(1)];
+    let before = [missed, calls(4), vec![Publishes, Reports(0)], calls(5), ahead].concat();
+    check(&before, &[Call(0, 1)]).expect("the next call counts");
+}
+
+/// The other backend's calls are published without an observed client. Before the next operator's accounts are settled, the
+/// client is observed, and its agent restarts: these calls do not count on its edge as well.
+#[test]
+fn calls_without_an_observed_client_count_once_until_accounts_are_settled() {
+    use Event::{AgentRestarts, Call, OperatorRestarts};
+    for missed in [4, 21] {
+        let before = [Call(1, missed), AgentRestarts(0, false), OperatorRestarts];
+        for after in 0..7 {
+            let calls = vec![Call(0, 1); after];
+            let restarts = vec![AgentRestarts(0, true), OperatorRestarts];
+            let events = [vec![Call(0, 1), OperatorRestarts], calls, restarts].concat();
+            check(&before, &events).expect("each call counts once");
+        }
+    }
 }
