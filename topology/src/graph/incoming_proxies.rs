@@ -421,15 +421,16 @@ impl Relay {
         let mut decided = both + take_attempts(self.calls.iter(), client_flows, certainly);
         let port = self.behind(server_flows).port;
         // The newest ones wait, whichever flow they are of.
-        for are_settled in [true, false] {
-            let part =
-                |undecided: u64, fresh: u64| if are_settled { undecided.saturating_sub(fresh) } else { undecided };
+        for are_fresh in [false, true] {
+            let mut take = |undecided: u64, fresh: u64| {
+                let taken = undecided.saturating_sub(if are_fresh { 0 } else { fresh }).min(decided);
+                decided -= taken;
+                taken
+            };
             for index in &self.arrivals {
                 let flow = &mut server_flows[*index];
-                let undecided = flow.counters.opened.saturating_sub(flow.leg.matched);
-                let more = part(undecided, flow.fresh.opened).min(decided);
+                let more = take(flow.counters.opened.saturating_sub(flow.leg.matched), flow.fresh.opened);
                 flow.leg.matched += more;
-                decided -= more;
                 if let Some(port) = port {
                     flow.leg.port = port;
                     flow.leg.place(&flow.counters, flow.leg.placed.opened + more);
@@ -437,10 +438,7 @@ impl Relay {
             }
             for index in &self.inward {
                 let flow = &mut client_flows[*index];
-                let undecided = flow.counters.opened.saturating_sub(flow.leg.inward);
-                let more = part(undecided, flow.fresh.opened).min(decided);
-                flow.leg.inward += more;
-                decided -= more;
+                flow.leg.inward += take(flow.counters.opened.saturating_sub(flow.leg.inward), flow.fresh.opened);
             }
         }
         let calls: Vec<usize> = self.calls.iter().copied().collect();
