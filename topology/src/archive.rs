@@ -132,6 +132,9 @@ impl Archive {
         let mut edges: HashMap<EdgeKey, Published> = HashMap::new();
         for mut one in published {
             one.edge.times = one.edge.times.map(|times| times.as_of(now));
+            // A server's agent may have forgotten what only it had counted.
+            let reported = one.edge.counters.without(&one.earlier.counts.counters);
+            one.edge.from_servers = one.edge.from_servers.at_most(&reported);
             self.outside.note(&one.edge.key);
             match edges.entry(one.edge.key.clone()) {
                 Entry::Vacant(vacant) => _ = vacant.insert(one),

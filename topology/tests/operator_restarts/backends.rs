@@ -305,3 +305,13 @@ fn calls_without_an_observed_client_count_once_until_accounts_are_settled() {
         }
     }
 }
+
+/// The other backend's agent has forgotten calls that only it had counted. They are not taken for its later calls, which
+/// the client's agent has forgotten before the next operator's accounts are settled.
+#[test]
+fn calls_that_a_servers_agent_has_forgotten_count_once() {
+    use Event::{AgentRestarts, Call, OperatorRestarts};
+    let forgotten = [Call(1, 3), AgentRestarts(0, false), OperatorRestarts, AgentRestarts(1, true)];
+    let then = [OperatorRestarts, Call(1, 4), AgentRestarts(0, true), OperatorRestarts];
+    check(&[forgotten, then].concat(), &[]).expect("each call counts once");
+}
