@@ -570,6 +570,11 @@ impl Directory {
         self.ownership.knows(ip)
     }
 
+    /// Returns whether several pods are known to have held this address.
+    pub(crate) fn is_reused(&self, ip: IpAddr) -> bool {
+        self.ownership.holders(ip).nth(1).is_some()
+    }
+
     /// Returns the time range in which a pod can have held an address; the end is `None` while it is open. `None` if it
     /// never held it.
     ///

@@ -297,6 +297,9 @@ fn call_that_no_server_has_counted_waits_for_news_of_a_successor() {
     let (first, second) = (BEGIN_MS + 1_000, BEGIN_MS + 30_000);
     let mut ledger = Ledger::new();
     let mut directory = Directory::new();
+    // The address has been reused before.
+    directory.upsert_pod(pod("first", "node-2", SERVER, BEGIN_MS - 60_000), at(BEGIN_MS - 60_000));
+    directory.remove_pod("uid-first", at(BEGIN_MS - 30_000));
     for (name, node, ip) in [("client", "node-1", client_ip(0)), ("old", "node-2", SERVER)] {
         directory.upsert_pod(pod(name, node, ip, BEGIN_MS), at(BEGIN_MS));
     }

@@ -664,8 +664,6 @@ fn counts_wait_for_their_turn_and_new_flows_do_not() {
     let failed = Report { opened: 0, failed: 1, ..again.clone() };
     assert_eq!((world.joined(1, Some(&failed)), world.opened()), (2, vec![1, 2, 1]), "attempts begin to fail");
     assert_eq!(world.joined(6, None), 2, "names may come late");
-    world.report(&ends(3, Role::Server, 3, 0, 8080));
-    world.report(&ends(3, Role::Server, 3, 0, 8080));
     assert_eq!((world.joined(29, Some(&again)), world.opened()), (0, vec![1, 2, 1]));
     assert_eq!((world.joined(1, None), world.opened()), (2, vec![1, 3, 1]));
 }

@@ -357,12 +357,12 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Holds connections to a pod's address that are more than its servers have counted. Until their agents had time to
-    /// report again, they may be those of a pod that has got the address since. Returns them, without their bytes, which
-    /// are not to be told from those of others.
+    /// Holds connections to an address of several pods that are more than its servers have counted. Until their agents had
+    /// time to report again, they may be those of a pod that has got the address since. Returns them, without their bytes,
+    /// which are not to be told from those of others.
     fn wait_for_successor(&mut self, client_flow: &ClientFlow<'a>) -> EdgeCounters {
         let tuple = &client_flow.tuple;
-        if tuple.scope.is_loopback() || !self.directory.is_pods_address(tuple.server) {
+        if tuple.scope.is_loopback() || !self.directory.is_reused(tuple.server) {
             return EdgeCounters::default();
         }
         let counters = &client_flow.counters;

@@ -183,27 +183,32 @@ impl EbpfCapture {
         self.provide_slots(now);
         let nothing_lost = self.programs.lost(Loss::Opened).map_err(read)? + self.preexisting.undecided() == 0;
         let mut moved = Moved::default();
-        self.slots.collect(
-            |slot| self.programs.counters.read(slot),
-            now,
-            |key, since| {
-                self.accounts.add(key, since, nothing_lost);
-                self.lost_flags.note_opened(key, since.opened);
-                if key.is_folded() {
-                    self.folding.counted += u64::from(since.opened) + u64::from(since.failed);
-                }
-                if let Some(snmp_audit) = &mut self.snmp_audit {
-                    snmp_audit.count(&key, since);
-                }
-                // An end counts in several steps: the end itself may come with the next read.
-                if *since != (FlowStats { opened: since.opened, failed: since.failed, ..FlowStats::default() }) {
-                    moved.ended.insert(key);
-                }
-                if since.opened > 0 {
-                    moved.opened.insert(key);
-                }
-            },
-        );
+        let mut take = |key: FlowKey, since: &FlowStats| {
+            self.accounts.add(key, since, nothing_lost);
+            self.lost_flags.note_opened(key, since.opened);
+            if key.is_folded() {
+                self.folding.counted += u64::from(since.opened) + u64::from(since.failed);
+            }
+            if let Some(snmp_audit) = &mut self.snmp_audit {
+                snmp_audit.count(&key, since);
+            }
+            // An end counts in several steps: the end itself may come with the next read.
+            if *since != (FlowStats { opened: since.opened, failed: since.failed, ..FlowStats::default() }) {
+                moved.ended.insert(key);
+            }
+            if since.opened > 0 {
+                moved.opened.insert(key);
+            }
+        };
+        self.slots.collect(|slot| self.programs.counters.read(slot), now, &mut take);
+        // A flow that has begun meanwhile may be the other end of a connection that was just read.
+        let mut begun = Vec::new();
+        let assign = |key, slot| {
+            self.slots.assign(slot, key, now);
+            begun.push(slot);
+        };
+        self.new_flow_notifications.drain(&mut self.programs, assign).map_err(read)?;
+        self.slots.collect_of(&begun, |slot| self.programs.counters.read(slot), now, &mut take);
         Ok(moved)
     }
 

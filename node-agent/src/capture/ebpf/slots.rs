@@ -24,6 +24,22 @@ enum Slot {
     Assigned(Box<Assignment>),
 }
 
+impl Slot {
+    fn collect(&mut self, read: impl Fn() -> FlowStats, now: Instant, take: &mut impl FnMut(FlowKey, &FlowStats)) {
+        let Self::Assigned(loan) = self else { return };
+        let current = read();
+        if current == loan.last {
+            return;
+        }
+        let since = difference(&current, &loan.last);
+        loan.last = current;
+        loan.changed_at = now;
+        if let Some(key) = loan.key {
+            take(key, &since);
+        }
+    }
+}
+
 /// Assignment of a slot to a flow.
 #[derive(Debug)]
 struct Assignment {
@@ -99,16 +115,21 @@ impl Slots {
         mut take: impl FnMut(FlowKey, &FlowStats),
     ) {
         for (index, slot) in (0_u32..).zip(&mut self.states) {
-            let Slot::Assigned(loan) = slot else { continue };
-            let current = read(index);
-            if current == loan.last {
-                continue;
-            }
-            let since = difference(&current, &loan.last);
-            loan.last = current;
-            loan.changed_at = now;
-            if let Some(key) = loan.key {
-                take(key, &since);
+            slot.collect(|| read(index), now, &mut take);
+        }
+    }
+
+    /// Returns the same of these slots only.
+    pub(super) fn collect_of(
+        &mut self,
+        slots: &[u32],
+        read: impl Fn(u32) -> FlowStats,
+        now: Instant,
+        mut take: impl FnMut(FlowKey, &FlowStats),
+    ) {
+        for index in slots {
+            if let Some(slot) = self.states.get_mut(*index as usize) {
+                slot.collect(|| read(*index), now, &mut take);
             }
         }
     }
