@@ -1,6 +1,11 @@
-// A worker that arranges nodes in layers. The same nodes and edges have the same positions.
+// A worker that arranges nodes in layers, and many in columns. The same nodes and edges have the same positions.
 
 import { Graph, layout } from "@dagrejs/dagre";
+
+import { arrangeInColumns } from "./columns";
+
+/** Maximum numbers of nodes and edges in layers: the time grows with edges that cross layers, to minutes at 300 nodes. */
+const MOST_LAYERED = { nodes: 150, edges: 200 };
 
 export interface LayoutRequest {
   number: number;
@@ -15,12 +20,14 @@ export interface LayoutAnswer {
   routes: [string, { x: number; y: number }[]][];
 }
 
-self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
-  const { number, nodes, edges } = event.data;
+self.addEventListener("message", ({ data }: MessageEvent<LayoutRequest>) => {
+  const isCrowded = data.nodes.length > MOST_LAYERED.nodes || data.edges.length > MOST_LAYERED.edges;
+  self.postMessage(isCrowded ? arrangeInColumns(data) : arrangeInLayers(data));
+});
+
+function arrangeInLayers({ number, nodes, edges }: LayoutRequest): LayoutAnswer {
   const graph = new Graph();
-  // Its exact ranking takes minutes on a thousand nodes.
-  const ranker = nodes.length > 150 ? "longest-path" : "network-simplex";
-  graph.setGraph({ rankdir: "LR", nodesep: 18, ranksep: 90, edgesep: 18, marginx: 20, marginy: 20, ranker });
+  graph.setGraph({ rankdir: "LR", nodesep: 18, ranksep: 90, edgesep: 18, marginx: 20, marginy: 20, ranker: "network-simplex" });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of nodes) graph.setNode(id, { width, height });
   for (const [from, to] of edges) graph.setEdge(from, to, {});
@@ -34,6 +41,5 @@ self.addEventListener("message", (event: MessageEvent<LayoutRequest>) => {
     // Between neighbouring layers, the line is straight: it passes no node.
     return [`${from}>${to}`, points.length > 3 ? points.slice(1, -1) : []];
   });
-  const answer: LayoutAnswer = { number, positions, routes };
-  self.postMessage(answer);
-});
+  return { number, positions, routes };
+}

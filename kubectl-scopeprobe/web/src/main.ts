@@ -221,6 +221,7 @@ void follow(
     schedule();
   },
   (text) => {
+    if (text === problem) return;
     problem = text;
     schedule();
   },

@@ -54,6 +54,8 @@ export class Picture {
   ) {
     this.cy = cytoscape({ container, minZoom: 0.01, maxZoom: 3, boxSelectionEnabled: false, autoungrabify: false });
     this.restyle();
+    // It loads while the map does.
+    this.worker = this.startWorker();
     this.cy.on("tap", (event) => select(event.target === this.cy ? "" : event.target.id()));
     this.cy.on("dbltap", "node", (event) => open(event.target.id()));
     this.cy.on("dragfree", "node", (event) => this.moved(event.target));
@@ -82,7 +84,7 @@ export class Picture {
   }
 
   select(id: string): void {
-    this.cy.elements().unselect();
+    this.cy.elements(":selected").unselect();
     if (id !== "") this.cy.getElementById(id).select();
   }
 
@@ -249,17 +251,24 @@ export class Picture {
     }
     this.cy.batch(() => {
       this.cy.elements().filter((one) => !wanted.has(one.id())).remove();
+      const added: cytoscape.ElementDefinition[] = [];
       for (const [id, definition] of wanted) {
         const present = this.cy.getElementById(id);
-        if (present.empty()) {
-          this.cy.add(definition);
-          continue;
-        }
-        present.data(definition.data);
-        if (definition.position) present.position(definition.position);
+        if (present.empty()) added.push(definition);
+        else update(present, definition);
       }
+      // One by one, each would cost as much as all that are there.
+      this.cy.add(added);
     });
   }
+}
+
+/** Changes what differs: each change makes the library compute the element's style and lines again. */
+function update(present: cytoscape.CollectionReturnValue, { data, position }: cytoscape.ElementDefinition): void {
+  const known = present.data() as Record<string, unknown>;
+  if (Object.entries(data).some(([name, value]) => known[name] !== value)) present.data(data);
+  const at = present.position();
+  if (position && (at.x !== position.x || at.y !== position.y)) present.position(position);
 }
 
 /** Returns the free place that is nearest to one, in a fixed order. */

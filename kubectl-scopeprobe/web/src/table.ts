@@ -5,6 +5,9 @@ import { bytes, way, type Graph, type GraphEdge } from "./model";
 
 /** Maximum number of rows that are listed unasked. */
 const MOST_ROWS = 500;
+/** Number of rows that are made before the picture; the others follow. */
+const FIRST_ROWS = 100;
+const FURTHER_ROWS_MILLISECONDS = 1000;
 
 interface Column {
   name: string;
@@ -30,6 +33,8 @@ export class Table {
   private column = 0;
   private isDescending = false;
   private isWhole = false;
+  /** Timer of the rows that follow. */
+  private further: number | undefined;
   private last: { graph: Graph; shown: string[]; selected: Set<string> } | undefined;
 
   constructor(
@@ -53,7 +58,12 @@ export class Table {
     const focus = document.activeElement?.getAttribute("data-key") ?? "";
     const rows = this.sorted(graph, shown);
     const listed = this.isWhole ? rows : rows.slice(0, MOST_ROWS);
-    get("rows").replaceChildren(...listed.map(([id, edge]) => this.row(graph, id, edge, selected.has(id))));
+    const make = (rows: [string, GraphEdge][]) => rows.map(([id, edge]) => this.row(graph, id, edge, selected.has(id)));
+    // The focus or the visible part may be among the others.
+    const first = focus === "" && get("table-region").scrollTop === 0 ? FIRST_ROWS : listed.length;
+    clearTimeout(this.further);
+    get("rows").replaceChildren(...make(listed.slice(0, first)));
+    if (listed.length > first) this.further = setTimeout(() => get("rows").append(...make(listed.slice(first))), FURTHER_ROWS_MILLISECONDS);
     if (focus !== "") document.querySelector<HTMLElement>(`[data-key="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
     get("count").textContent =
       listed.length < rows.length ? `${listed.length} of ${rows.length} edges are listed.` : `${rows.length} ${rows.length === 1 ? "edge" : "edges"}`;

@@ -4,10 +4,10 @@ import { fileURLToPath } from "node:url";
 
 import { build } from "esbuild";
 
-const contents = ["commands", "drawing", "filter", "model", "place"].map((name) => `export * as ${name} from "./${name}";`).join("\n");
+const contents = ["columns", "commands", "drawing", "filter", "model", "place"].map((name) => `export * as ${name} from "./${name}";`).join("\n");
 const resolveDir = fileURLToPath(new URL("../src", import.meta.url));
 const { outputFiles } = await build({ stdin: { contents, resolveDir, loader: "ts" }, bundle: true, format: "esm", target: "es2022", write: false });
-const { commands, drawing, filter, model, place } = await import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
+const { columns, commands, drawing, filter, model, place } = await import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
 
 const workload = (namespace, name) => ({ label: `${namespace}/${name}`, type: "Workload", namespace, kind: "Deployment", name });
 
@@ -67,6 +67,25 @@ export const tests = [
     map.nodes.get("shop/web").label = "shop/web (Deployment)";
     Object.assign(map.nodes.get("shop/twin"), { label: "shop/web (StatefulSet)", name: "web", kind: "StatefulSet" });
     assert.deepEqual(draw(map, "in=").nodes.map(({ label }) => label), ["web (StatefulSet)", "web (Deployment)"]);
+  }],
+  ["columns have callers on the left, and no node covers another", () => {
+    const boxes = Array.from({ length: 400 }, (_, number) => ({ id: `n${String(number).padStart(3, "0")}`, width: 80 + (number % 7) * 20, height: 34 + (number % 2) * 12 }));
+    const edges = boxes.slice(0, 200).flatMap(({ id }, index) => [3, 5, 11].map((step) => [id, boxes[200 + ((index * step) % 200)].id]));
+    const { positions, number } = columns.arrangeInColumns({ number: 7, nodes: boxes, edges });
+    assert.equal(number, 7);
+    assert.equal(positions.length, 400);
+    const at = new Map(positions.map(([id, x, y]) => [id, { x, y }]));
+    for (const [client, server] of edges) assert.ok(at.get(client).x < at.get(server).x, `${client} is left of ${server}`);
+    for (const [index, one] of boxes.entries()) {
+      for (const other of boxes.slice(index + 1)) {
+        const [a, b] = [at.get(one.id), at.get(other.id)];
+        const isApart = Math.abs(a.x - b.x) * 2 >= one.width + other.width || Math.abs(a.y - b.y) * 2 >= one.height + other.height;
+        assert.ok(isApart, `${one.id} and ${other.id}`);
+      }
+    }
+    // The same request in another order.
+    const again = columns.arrangeInColumns({ number: 7, nodes: boxes.toReversed(), edges: edges.toReversed() });
+    assert.deepEqual(new Map(again.positions.map(([id, ...place]) => [id, place])), new Map(positions.map(([id, ...place]) => [id, place])));
   }],
   ["commands have the namespace and the filters of the page", () => {
     const all = ["--all-namespaces", "--context", "prod"];
