@@ -6,6 +6,9 @@ import type { Place } from "./place";
 
 /** Maximum number of nodes that are drawn unasked. */
 export const MOST_NODES = 300;
+/** Maximum numbers of nodes that are drawn at all, with few and with many edges: beyond, the browser needs much memory. */
+const MOST_DRAWN = { few: 1200, many: 500 };
+const MANY_EDGES = 3000;
 
 export type Shape = "workload" | "service" | "namespace" | "external" | "machine" | "other";
 
@@ -88,9 +91,11 @@ const FURTHER = "group:further nodes";
 /** Returns the drawn node that stands for each node, and notes about those that stand for many. */
 function grouping(graph: Graph, place: Place, used: string[], shown: string[]) {
   const standIn = new Map(used.map((id) => [id, place.level === "namespaces" ? groupOf(graph.nodes.get(id)) : id]));
-  const isTooMuch = !place.isWhole && countDrawn(standIn) > MOST_NODES;
-  if (isTooMuch && place.level !== "namespaces") mergeGroups(graph, place, standIn);
-  if (isTooMuch) mergeRest(graph, place, standIn, shown);
+  const drawable = shown.length > MANY_EDGES ? MOST_DRAWN.many : MOST_DRAWN.few;
+  const most = place.isWhole ? drawable : MOST_NODES;
+  const isTooMuch = countDrawn(standIn) > most;
+  if (isTooMuch && place.level !== "namespaces") mergeGroups(graph, place, standIn, most);
+  if (isTooMuch) mergeRest(graph, place, standIn, shown, most);
   return { standIn, notes: isTooMuch ? notesOf(standIn, place) : [] };
 }
 
@@ -99,7 +104,7 @@ function countDrawn(standIn: Map<string, string>): number {
 }
 
 /** Lets groups stand for their nodes, the largest first, until there are few enough. */
-function mergeGroups(graph: Graph, place: Place, standIn: Map<string, string>): void {
+function mergeGroups(graph: Graph, place: Place, standIn: Map<string, string>, most: number): void {
   const kept = place.level === "workloads" && place.namespace !== "" ? `ns:${place.namespace}` : undefined;
   const groups = new Map<string, string[]>();
   for (const id of standIn.keys()) {
@@ -112,14 +117,14 @@ function mergeGroups(graph: Graph, place: Place, standIn: Map<string, string>): 
   const bySize = [...groups].sort(([one, a], [other, b]) => b.length - a.length || (one < other ? -1 : 1));
   let left = countDrawn(standIn);
   for (const [name, members] of bySize) {
-    if (left <= MOST_NODES || members.length < 2) break;
+    if (left <= most || members.length < 2) break;
     for (const id of members) standIn.set(id, name);
     left -= members.length - 1;
   }
 }
 
 /** Lets one node stand for those with the fewest edges, as far as there are too many. */
-function mergeRest(graph: Graph, place: Place, standIn: Map<string, string>, shown: string[]): void {
+function mergeRest(graph: Graph, place: Place, standIn: Map<string, string>, shown: string[], most: number): void {
   const degree = new Map<string, number>();
   for (const node of standIn.values()) degree.set(node, 0);
   for (const id of shown) {
@@ -129,9 +134,9 @@ function mergeRest(graph: Graph, place: Place, standIn: Map<string, string>, sho
       degree.set(node, (degree.get(node) ?? 0) + 1);
     }
   }
-  if (degree.size <= MOST_NODES) return;
+  if (degree.size <= most) return;
   const busiest = [...degree].sort(([one, a], [other, b]) => b - a || (one < other ? -1 : 1)).map(([node]) => node);
-  const rest = new Set(busiest.filter((node) => node !== place.around).slice(MOST_NODES - 1 - (degree.has(place.around) ? 1 : 0)));
+  const rest = new Set(busiest.filter((node) => node !== place.around).slice(most - 1 - (degree.has(place.around) ? 1 : 0)));
   for (const [id, node] of standIn) if (rest.has(node)) standIn.set(id, FURTHER);
 }
 

@@ -106,7 +106,7 @@ function hopsInput(): HTMLSelectElement {
 function showNotes(map: Graph): void {
   const notes = drawing.notes.map((note) => element("span", {}, note));
   get("notes").replaceChildren(...notes);
-  get("whole").hidden = drawing.notes.length === 0;
+  get("whole").hidden = drawing.notes.length === 0 || here.isWhole;
   const empty = map.edges.size === 0 ? "There is no edge yet." : "No edge matches.";
   get("empty").textContent = drawing.nodes.length === 0 ? empty : "";
   get("caveats").hidden = map.caveats.length === 0;

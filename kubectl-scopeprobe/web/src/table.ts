@@ -6,7 +6,7 @@ import { bytes, way, type Graph, type GraphEdge } from "./model";
 /** Maximum number of rows that are listed unasked. */
 const MOST_ROWS = 500;
 /** Number of rows that are made before the picture; the others follow. */
-const FIRST_ROWS = 100;
+const FIRST_ROWS = 50;
 const FURTHER_ROWS_MILLISECONDS = 1000;
 
 interface Column {

@@ -4,7 +4,7 @@ import { spawn } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
@@ -22,7 +22,7 @@ const test = (name, run) => tests.push([name, run]);
 
 /** Starts the plugin, and returns the address that it prints. */
 async function serve(...options) {
-  const program = spawn(plugin, ["ui", ...options], { stdio: ["ignore", "pipe", "inherit"] });
+  const program = spawn(resolve(plugin), ["ui", ...options], { cwd: folder, stdio: ["ignore", "pipe", "inherit"] });
   programs.push(program);
   for await (const line of createInterface({ input: program.stdout })) return line;
   throw new Error("the plugin printed no address");
@@ -188,7 +188,7 @@ test("more than 300 nodes are drawn in groups, and the page says so", async () =
   assert.equal((await positions(page)).length, 248);
   assert.match(await page.locator("#notes").textContent(), /960 nodes are drawn as 8 groups/);
   assert.match(await page.locator("#count").textContent(), /500 of 600 edges are listed/);
-  await page.getByRole("button", { name: "Draw all" }).click();
+  await page.getByRole("button", { name: "Draw more" }).click();
   await page.waitForFunction(() => window.scopeprobePicture.cy.nodes().length === 1200);
 });
 
@@ -329,7 +329,8 @@ test("all themes are accessible", async () => {
 
 /** Writes a picture of a place for the documentation. */
 async function takePicture(name, hash, options = {}) {
-  const page = await open(address + hash, { viewport: { width: 1180, height: 720 }, ...options });
+  // Commands in the pictures have a path that is the same everywhere.
+  const page = await open((await serve("--file", "shop.json")) + hash, { viewport: { width: 1180, height: 720 }, ...options });
   await page.waitForTimeout(300);
   await page.screenshot({ path: join(pictures, `view-${name}.png`) });
 }

@@ -51,6 +51,11 @@ export const tests = [
     assert.deepEqual(workloads.notes, countedNotes(workloads, true));
     assert.deepEqual(draw(pairs(150), "in=").notes, []);
     assert.deepEqual(draw(pairs(400), "in=&whole=1").notes, []);
+    for (const [count, nodes] of [[1500, 1200], [3001, 500]]) {
+      const most = draw(pairs(count), "in=&whole=1");
+      assert.equal(most.nodes.length, nodes);
+      assert.deepEqual(most.notes, countedNotes(most, true));
+    }
     const some = draw(pairs(200), "in=");
     assert.deepEqual(some.notes, ["200 nodes are drawn as 100 groups."]);
     assert.deepEqual(some.notes, countedNotes(some, true));
