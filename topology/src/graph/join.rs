@@ -366,7 +366,7 @@ impl<'a> Join<'a> {
             return EdgeCounters::default();
         }
         let counters = &client_flow.counters;
-        // All that they have counted, whoever called: how much of it is this client's may be known better later.
+        // All that they have counted, of any client: how much of it is this one's may be known better later.
         let of_servers = self.by_tuple(tuple).into_iter().flatten().fold(EdgeCounters::default(), |mut sum, index| {
             sum.add(&self.server_flows[index].counters);
             sum
