@@ -359,18 +359,23 @@ impl<'a> Join<'a> {
 
     /// Holds connections to an address of several pods that are more than its servers have counted. Until their agents had
     /// time to report again, they may be those of a pod that has got the address since. Returns them, without their bytes,
-    /// which are not to be told from those of others.
+    /// which cannot be distinguished from those of others.
     fn wait_for_successor(&mut self, client_flow: &ClientFlow<'a>) -> EdgeCounters {
         let tuple = &client_flow.tuple;
         if tuple.scope.is_loopback() || !self.directory.is_reused(tuple.server) {
             return EdgeCounters::default();
         }
+        let servers: Vec<&ServerFlow<'a>> =
+            self.by_tuple(tuple).into_iter().flatten().map(|index| &self.server_flows[index]).collect();
+        if !servers.iter().any(|server| self.ledger.observes(server.node, self.options.now)) {
+            return EdgeCounters::default();
+        }
         let counters = &client_flow.counters;
         // All that they have counted, of any client: how much of it is this one's may be known better later.
-        let of_servers = self.by_tuple(tuple).into_iter().flatten().fold(EdgeCounters::default(), |mut sum, index| {
-            sum.add(&self.server_flows[index].counters);
-            sum
-        });
+        let mut of_servers = EdgeCounters::default();
+        for server in servers {
+            of_servers.add(&server.counters);
+        }
         let opened = self.wait(counters.opened.saturating_sub(of_servers.opened), &client_flow.fresh);
         let shown = counters.opened - opened;
         EdgeCounters {

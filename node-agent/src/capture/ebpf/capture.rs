@@ -204,8 +204,10 @@ impl EbpfCapture {
         // A flow that has begun meanwhile may be the other end of a connection that was just read.
         let mut begun = Vec::new();
         let assign = |key, slot| {
-            self.slots.assign(slot, key, now);
-            begun.push(slot);
+            if !self.slots.is_known(slot) {
+                self.slots.assign(slot, key, now);
+                begun.push(slot);
+            }
         };
         self.new_flow_notifications.drain(&mut self.programs, assign).map_err(read)?;
         self.slots.collect_of(&begun, |slot| self.programs.counters.read(slot), now, &mut take);

@@ -89,14 +89,15 @@ impl PendingAttempts {
     /// Removes the attempts whose answers are counted, and collects these counts. Each attempt that stays has waited since
     /// the counters were read for the last time, so that they do not contain it.
     pub(super) fn settle<S: AnswerSource>(&mut self, source: &mut S) -> Result<(), S::Error> {
-        let begun = Instant::now();
+        let mut waits_since = Instant::now();
         loop {
             let (answered, being_counted) = self.answers(source)?;
             if !answered.is_empty() {
                 self.take_answers(source, &answered)?;
+                waits_since = Instant::now();
             } else if being_counted.is_empty() {
                 return Ok(());
-            } else if begun.elapsed() < MAX_COUNTING {
+            } else if waits_since.elapsed() < MAX_COUNTING {
                 source.pause();
             } else {
                 source.remove_entries(&being_counted);

@@ -119,7 +119,7 @@ impl Slots {
         }
     }
 
-    /// Returns the same of these slots only.
+    /// Returns the counts of these slots only, as [`Self::collect`].
     pub(super) fn collect_of(
         &mut self,
         slots: &[u32],
@@ -250,6 +250,20 @@ mod tests {
         let mut found = Vec::new();
         slots.collect(|slot| opened(kernel[slot as usize]), now, |key, since| found.push((key, since.opened)));
         found
+    }
+
+    #[test]
+    fn flow_that_begins_during_a_reading_is_read_once() {
+        let now = Instant::now();
+        let mut slots = Slots::default();
+        let mut read = Vec::new();
+        let counters = |slot: u32| opened(slot + 1);
+        slots.assign(0, key(80), now);
+        slots.collect(counters, now, |key, since| read.push((key, since.opened)));
+        slots.assign(1, key(81), now);
+        slots.collect_of(&[1, 7], counters, now, |key, since| read.push((key, since.opened)));
+        slots.collect(counters, now, |key, since| read.push((key, since.opened)));
+        assert_eq!(read, [(key(80), 1), (key(81), 2)]);
     }
 
     #[test]

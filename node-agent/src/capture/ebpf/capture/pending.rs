@@ -29,7 +29,9 @@ impl EbpfCapture {
         }
         let cookies = unwatched.iter().map(|(cookie, _)| *cookie).collect();
         for (cookie, flow) in unwatched {
-            present.entry(cookie).or_insert(PendingAttempt { flow, retransmits: 0, is_answered: 0 });
+            let entry = present.entry(cookie).or_insert(PendingAttempt { flow, retransmits: 0, is_answered: 0 });
+            // A program that marks an attempt from before the capture does not know its flow.
+            entry.flow = flow;
         }
         let stale = self.pending.update(present, &cookies, now);
         self.remove_entries(&stale);
@@ -67,7 +69,7 @@ impl AnswerSource for EbpfCapture {
     type Error = CaptureError;
 
     fn state(&self, cookie: u64) -> Result<AttemptState, CaptureError> {
-        // Looked at first: the program marks the attempt before it takes the seed.
+        // Read first: the program marks the attempt before it takes the seed.
         if self.preexisting.is_waiting(&self.programs, cookie).map_err(unreadable)? {
             return Ok(AttemptState::Waiting);
         }

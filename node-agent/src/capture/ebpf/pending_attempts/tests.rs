@@ -146,11 +146,11 @@ fn entry_without_retransmissions_is_stale() {
     assert_eq!(counts(&attempts, last), HashMap::from([(key(81), 1), (key(82), 1)]));
 }
 
-/// The counters are read between the mark and the count, and the entry after both.
+/// The first reading has four accesses. The program marks the attempt at the next one.
 #[test]
 fn answer_that_is_being_counted_is_waited_for() {
     let (mut attempts, start) = (PendingAttempts::default(), Instant::now());
-    let mut kernel = Kernel::new(2, &[(4, 1)]);
+    let mut kernel = Kernel::new(2, &[(5, 1)]);
     assert_eq!(kernel.read(&mut attempts, start), (0, 0));
     assert_eq!(kernel.read(&mut attempts, start + MIN_AGE), (1, 1));
 }
