@@ -108,9 +108,9 @@ pub enum Command {
     Unused {
         #[command(flatten)]
         source: Source,
-        /// Only objects of this kind: Service, Deployment, StatefulSet, DaemonSet, or another kind of workload.
-        #[arg(long)]
-        kind: Option<String>,
+        /// Only objects of this kind.
+        #[arg(long, value_enum, ignore_case = true)]
+        kind: Option<UnusedKind>,
     },
     /// Describes a node's agent: its mode, the reason, its coverage, what is missing, and what to do.
     Why {
@@ -307,6 +307,20 @@ impl Selection {
         let level = if self.namespace_level { Level::Namespace } else { Level::Workload };
         Ok(level::on(level, filter.apply(map)))
     }
+}
+
+/// Kind of objects that `unused` lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum UnusedKind {
+    /// Services.
+    Service,
+    /// Deployments.
+    Deployment,
+    /// `StatefulSets`.
+    StatefulSet,
+    /// `DaemonSets`.
+    DaemonSet,
 }
 
 /// Returns the error for a name that no peer has.

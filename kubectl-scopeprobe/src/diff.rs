@@ -59,6 +59,9 @@ impl Compared {
         let [before, after] = contents;
         let map = |contents: Vec<files::Content>| anyhow::Ok(self.place.of_namespace(files::map(&contents)?));
         let maps = [map(before?)?, map(after?)?];
+        if maps.iter().all(|map| map.edges.is_empty()) {
+            self.place.check_namespace()?;
+        }
         Ok(Sides { relation: Relation::Later, labels: labels.map(str::to_owned), maps })
     }
 

@@ -1,13 +1,14 @@
 //! Reads files, folders and standard input.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Read as _},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
-use view::{Map, inventory::Inventory, read};
+use view::{Map, inventory::Inventory, read::Objects};
 
 /// Text of a file.
 pub struct Content {
@@ -17,9 +18,12 @@ pub struct Content {
     pub text: String,
 }
 
-/// Returns whether a file of a folder is read: its name ends with `.yaml`, `.yml` or `.json`.
+/// Returns whether a file of a folder is read, by its path from there: its name ends with `.yaml`, `.yml` or `.json`, and no
+/// part of the path is hidden.
 pub fn is_read(path: &Path) -> bool {
-    path.extension().and_then(|extension| extension.to_str()).is_some_and(|it| matches!(it, "yaml" | "yml" | "json"))
+    let is_hidden = |part: &OsStr| part.to_string_lossy().starts_with('.');
+    path.extension().and_then(OsStr::to_str).is_some_and(|it| matches!(it, "yaml" | "yml" | "json"))
+        && !path.components().any(|part| matches!(part, Component::Normal(part) if is_hidden(part)))
 }
 
 /// Returns the texts of files, of all files of folders, and of standard input for `-`.
@@ -49,13 +53,11 @@ pub fn contents(paths: &[PathBuf]) -> Result<Vec<Content>> {
 /// # Errors
 /// Returns an error with the file's name if it is no map.
 pub fn map(contents: &[Content]) -> Result<Map> {
-    let (mut edges, mut caveats) = (Vec::new(), Vec::new());
+    let mut objects = Objects::default();
     for Content { name, text } in contents {
-        let map = read::text(text).with_context(|| name.clone())?;
-        edges.extend(map.edges);
-        caveats.extend(map.caveats);
+        objects.add(text).with_context(|| name.clone())?;
     }
-    Ok(Map::joined(edges, caveats))
+    Ok(objects.map())
 }
 
 /// Returns the map of files of one cluster, and the other objects in them.
@@ -63,30 +65,25 @@ pub fn map(contents: &[Content]) -> Result<Map> {
 /// # Errors
 /// Returns an error with the file's name if it has no object.
 pub fn map_with_inventory(contents: &[Content]) -> Result<(Map, Inventory)> {
-    let (mut edges, mut caveats, mut inventory) = (Vec::new(), Vec::new(), Inventory::default());
+    let mut objects = Objects::default();
     for Content { name, text } in contents {
-        let (map, other) = read::with_inventory(text).with_context(|| name.clone())?;
-        edges.extend(map.edges);
-        caveats.extend(map.caveats);
-        inventory.append(other);
+        objects.add_with_inventory(text).with_context(|| name.clone())?;
     }
-    Ok((Map::joined(edges, caveats), inventory))
+    Ok(objects.map_and_inventory())
 }
 
-/// Returns the files of a folder and of the folders in it, without hidden ones.
-fn folder(path: &Path) -> Result<Vec<PathBuf>> {
-    let (mut files, mut folders) = (Vec::new(), vec![path.to_owned()]);
+/// Returns the files of a folder and of the folders in it, without hidden ones, links and other repositories. A commit has the
+/// same ones.
+fn folder(root: &Path) -> Result<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
             let entry = entry.with_context(|| folder.display().to_string())?;
-            let path = entry.path();
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                continue;
-            }
-            // A link to a folder could lead back.
-            if entry.file_type()?.is_dir() {
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            let from_root = path.strip_prefix(root).unwrap_or(&path);
+            if kind.is_dir() && !path.join(".git").exists() {
                 folders.push(path);
-            } else if is_read(&path) && path.is_file() {
+            } else if kind.is_file() && is_read(from_root) {
                 files.push(path);
             }
         }

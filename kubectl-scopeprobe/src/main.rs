@@ -86,7 +86,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Unused { source, kind } => {
             let (map, inventory) = source.read_with_inventory().await?;
             let mut unused = unused::unused(&map, &inventory);
-            unused.retain(|unused| kind.as_ref().is_none_or(|kind| unused.kind.eq_ignore_ascii_case(kind)));
+            unused.retain(|unused| kind.is_none_or(|kind| unused.kind == format!("{kind:?}")));
             show(&unused::table(&unused), &map)?;
             for caveat in unused::caveats(&map, &inventory) {
                 eprintln!("incomplete: {caveat}");

@@ -59,7 +59,7 @@ impl Source {
         if self.file.is_empty() {
             return self.place.read().await;
         }
-        Ok(self.place.of_namespace(files::map(&files::contents(&self.file)?)?))
+        self.place.checked(files::map(&files::contents(&self.file)?)?)
     }
 
     /// Reads the objects, and Services, workloads and the state of the nodes' agents.
@@ -89,7 +89,7 @@ impl Source {
             Some(namespace) => inventory.of_namespace(namespace),
             None => inventory,
         };
-        Ok((self.place.of_namespace(map), inventory))
+        Ok((self.place.checked(map)?, inventory))
     }
 
     /// Returns the part of the cluster that is read.
@@ -152,16 +152,53 @@ impl Place {
     /// # Errors
     /// Returns an error with the context's name if its objects cannot be read.
     pub async fn read_each(&self) -> Result<Vec<(String, Map)>> {
-        let read = async |context: &String| {
-            let map = async { self.cluster(&self.scope(Some(context)).await?).await }.await;
-            anyhow::Ok((context.clone(), map.with_context(|| format!("context {context}"))?))
+        let contexts = self.access.contexts();
+        let of_context = |context: &String| format!("context {context}");
+        let scope = async |context: &&String| self.scope(Some(context)).await.with_context(|| of_context(context));
+        let scopes = future::try_join_all(contexts.iter().map(scope)).await?;
+        if let Some((one, other)) =
+            scopes.iter().zip(&scopes[1..]).find(|(one, other)| one.namespace != other.namespace)
+        {
+            let name = |scope: &Scope| scope.namespace.clone().unwrap_or_default();
+            bail!(
+                "the contexts have different namespaces, {} and {}; name one with --namespace, or read all with -A",
+                name(one),
+                name(other)
+            );
+        }
+        let read = async |(context, scope): (&&String, &Scope)| {
+            let map = self.cluster(scope).await.with_context(|| of_context(context))?;
+            anyhow::Ok(((*context).clone(), map))
         };
-        future::try_join_all(self.access.contexts().into_iter().map(read)).await
+        future::try_join_all(contexts.iter().zip(&scopes).map(read)).await
     }
 
     /// Returns the number of different contexts.
     pub fn contexts(&self) -> usize {
         self.access.contexts().len()
+    }
+
+    /// Returns the edges of the namespace, if one is selected.
+    ///
+    /// # Errors
+    /// Returns an error if it has none, as a namespace whose name is mistyped.
+    fn checked(&self, map: Map) -> Result<Map> {
+        let map = self.of_namespace(map);
+        if map.edges.is_empty() {
+            self.check_namespace()?;
+        }
+        Ok(map)
+    }
+
+    /// Returns an error for a selected namespace without edges.
+    ///
+    /// # Errors
+    /// Returns an error if a namespace is selected.
+    pub fn check_namespace(&self) -> Result<()> {
+        match &self.namespace {
+            Some(namespace) => bail!("no edge has an end in the namespace {namespace}"),
+            None => Ok(()),
+        }
     }
 
     /// Returns the edges of the namespace, if one is selected.
@@ -273,7 +310,7 @@ impl Access {
     /// Returns an error if no cluster is configured.
     pub async fn client(&self, context: Option<&String>) -> Result<(Client, String)> {
         let mut config =
-            self.config(context).await.context("no cluster can be reached; --file reads objects from a file")?;
+            self.config(context).await.context("no cluster is configured; see `kubectl config get-contexts`")?;
         // A watch reports its errors and retries by itself.
         config.default_retry = false;
         if self.impersonate.is_some() {

@@ -41,14 +41,14 @@ impl Repository {
     }
 
     fn git(&self, arguments: &[&str]) {
-        let mut git = Command::new("git");
+        let mut git = command("git");
         git.args(arguments).current_dir(&self.0).env("GIT_CONFIG_GLOBAL", "/dev/null");
         assert!(git.status().expect("the tests need git").success(), "git {arguments:?}");
     }
 
     /// Returns the exit code and both outputs of `diff` in a folder of the repository.
     fn diff(&self, folder: &str, arguments: &[&str]) -> (i32, String, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_kubectl-scopeprobe"))
+        let output = command(env!("CARGO_BIN_EXE_kubectl-scopeprobe"))
             .arg("diff")
             .args(arguments)
             .current_dir(self.0.join(folder))
@@ -57,6 +57,15 @@ impl Repository {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it is UTF-8");
         (output.status.code().expect("it ends"), text(output.stdout), text(output.stderr))
     }
+}
+
+/// Returns a command that no other repository is named to, as Git does for its hooks.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GIT_")) {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// Returns the difference of both files, without Git.
@@ -96,6 +105,31 @@ fn commit_is_compared_with_the_present_files() {
     assert_eq!(repository.diff("", &["--ref", "HEAD", "maps"]).0, 1, "it is not committed");
     assert_eq!(repository.diff("", &["--ref", "HEAD~1", "maps"]).0, 0);
     assert_eq!(repository.diff("", &["maps", "maps/shop/objects.yaml"]).0, 0, "folders are read without Git as well");
+}
+
+/// What a folder and its commit do not have in common is not read.
+#[test]
+fn hidden_files_links_and_other_repositories_are_left_out() {
+    let repository = Repository::new("left-out");
+    repository.write("maps/.hidden.yaml", "kind: Pod\n");
+    fs::create_dir_all(repository.0.join("maps/.ci")).expect("the folder is there");
+    repository.write("maps/.ci/jobs.yml", "kind: Pod\n");
+    std::os::unix::fs::symlink("shop/objects.yaml", repository.0.join("maps/link.yaml")).expect("the folder is there");
+    repository.commit();
+    fs::create_dir_all(repository.0.join("maps/module")).expect("the folder is there");
+    repository.git(&["init", "--quiet", "maps/module"]);
+    repository.write("maps/module/other.yaml", "kind: Pod\n");
+    for path in ["maps", "./maps", "."] {
+        assert_eq!(repository.diff("", &["--ref", "HEAD", path]), (0, String::new(), String::new()), "{path}");
+    }
+    assert_eq!(repository.diff("maps/shop", &["--ref", "HEAD", ".."]), (0, String::new(), String::new()));
+}
+
+#[test]
+fn namespace_without_edges_is_an_error() {
+    let repository = Repository::new("namespaces");
+    let (code, _, error) = repository.diff("", &["-n", "shpo", "--ref", "HEAD", "maps"]);
+    assert_eq!((code, error.as_str()), (2, "error: no edge has an end in the namespace shpo\n"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Describes how an edge is known.
 
-use crds::{CaptureMethod, IdentitySource, SeenEnds};
+use crds::{CaptureMethod, EdgePod, IdentitySource, SeenEnds};
 
 use crate::{
     map::{Edge, EdgePods, printable},
@@ -92,9 +92,20 @@ fn observation(edge: &Edge) -> Vec<String> {
 
 /// Returns a line about the pods of one end, if any is known.
 fn pods(end: &str, pods: &EdgePods) -> Option<String> {
-    let of = pods.listed.iter().map(|pod| {
-        let failed = if pod.failed > 0 { format!(", {} failed", pod.failed) } else { String::new() };
-        format!("{} ({} opened{failed})", printable(&pod.pod), pod.opened)
+    // The object has an entry for each container.
+    let mut listed: Vec<(&str, u64, u64)> = Vec::new();
+    for EdgePod { pod, opened, failed, .. } in &pods.listed {
+        match listed.iter_mut().find(|(name, ..)| name == pod) {
+            Some((_, all_opened, all_failed)) => {
+                *all_opened = all_opened.saturating_add(*opened);
+                *all_failed = all_failed.saturating_add(*failed);
+            }
+            None => listed.push((pod, *opened, *failed)),
+        }
+    }
+    let of = listed.into_iter().map(|(pod, opened, failed)| {
+        let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+        format!("{} ({opened} opened{failed})", printable(pod))
     });
     let more = (pods.omitted > 0).then(|| format!("{} more that the object does not list", pods.omitted));
     let parts: Vec<String> = of.chain(more).collect();

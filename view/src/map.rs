@@ -160,34 +160,45 @@ impl Map {
     /// Returns a map of edges of several maps, each identifier once, and a caveat if the maps differ in its counters. Their
     /// order does not matter.
     #[must_use]
-    pub fn joined(edges: Vec<Edge>, mut caveats: Vec<String>) -> Self {
-        let mut by_id: BTreeMap<String, Vec<Edge>> = BTreeMap::new();
+    pub fn joined(edges: Vec<Edge>, caveats: Vec<String>) -> Self {
+        let mut by_id: BTreeMap<String, Vec<(bool, Edge)>> = BTreeMap::new();
         for edge in edges {
-            by_id.entry(edge.id.clone()).or_default().push(edge);
+            by_id.entry(edge.id.clone()).or_default().push((true, edge));
         }
-        let is_different = |edges: &Vec<Edge>| edges.iter().any(|edge| edge.counters != edges[0].counters);
+        Self::of_ends(by_id, caveats)
+    }
+
+    /// Returns a map of edges by identifier, each of an object of its client (`true`) or its server. Both objects may differ in
+    /// its counters. If two of one end do, there is a caveat.
+    pub(crate) fn of_ends(by_id: BTreeMap<String, Vec<(bool, Edge)>>, mut caveats: Vec<String>) -> Self {
+        let is_different = |edges: &Vec<(bool, Edge)>| {
+            [true, false].into_iter().any(|is_by_client| {
+                let mut of_end = edges.iter().filter(|(end, _)| *end == is_by_client).map(|(_, edge)| edge.counters);
+                of_end.next().is_some_and(|first| of_end.any(|counters| counters != first))
+            })
+        };
         if by_id.values().any(is_different) {
             caveats.push(
-                "the files are not of one cluster at one time: an edge in several of them is as in the one with the most \
-                 connections"
+                "the objects are not of one cluster at one time: of an edge that is there several times, the one with the \
+                 most connections is shown"
                     .to_owned(),
             );
         }
-        let of_one = |edges: Vec<Edge>| Edge::of_several(edges.into_iter().map(|edge| (true, edge)).collect());
-        Self::new(by_id.into_values().filter_map(of_one).collect(), caveats)
+        Self::new(by_id.into_values().filter_map(Edge::of_several).collect(), caveats)
     }
 
     /// Returns the same map with the name of its cluster in each peer, identifier and caveat. Maps of several clusters can be
     /// joined then.
     #[must_use]
     pub fn of_cluster(self, cluster: &str) -> Self {
+        let cluster = printable(cluster);
         let of = |edge: Edge| Edge {
             id: format!("{cluster}/{}", edge.id),
-            client: edge.client.of_cluster(cluster),
-            server: edge.server.of_cluster(cluster),
+            client: edge.client.of_cluster(&cluster),
+            server: edge.server.of_cluster(&cluster),
             ..edge
         };
-        let caveats = self.caveats.iter().map(|caveat| format!("{}: {caveat}", printable(cluster)));
+        let caveats = self.caveats.iter().map(|caveat| format!("{cluster}: {caveat}"));
         let caveats = caveats.collect();
         Self::new(self.edges.into_iter().map(of).collect(), caveats)
     }
@@ -236,13 +247,14 @@ impl Edge {
         Some(first)
     }
 
-    /// Returns whether a text names the server, or the Service that the client called: `name` or `namespace/name`.
+    /// Returns whether a text names the server, or the Service that the client called: `name`, `namespace/name` or
+    /// `namespace/name:port`.
     #[must_use]
     pub fn is_call_to(&self, text: &str) -> bool {
         let of_service = |service: &str| {
             let text = self.server.without_cluster(text);
             let (full, _) = service.rsplit_once(':')?;
-            Some(text == full || full.split_once('/').is_some_and(|(_, name)| name == text))
+            Some(text == service || text == full || full.split_once('/').is_some_and(|(_, name)| name == text))
         };
         self.server.is_named(text) || self.service.as_deref().and_then(of_service) == Some(true)
     }

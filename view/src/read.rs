@@ -41,27 +41,69 @@ struct Contents {
     documents: usize,
 }
 
-/// Reads Topology objects, lists of them, and maps, from JSON or from documents of YAML.
+/// Objects of texts, all of one cluster at one time. The map of an object in each text is that of all objects in one.
+#[derive(Default)]
+pub struct Objects {
+    joined: Joined,
+    inventory: Inventory,
+}
+
+impl Objects {
+    /// Adds the Topology objects, lists of them, and maps of a text: JSON, or documents of YAML.
+    ///
+    /// # Errors
+    /// Returns an error if the text has another object, or none.
+    pub fn add(&mut self, text: &str) -> Result<(), ReadError> {
+        let contents = contents(text)?;
+        let has_map = !contents.topologies.is_empty() || !contents.maps.is_empty();
+        match contents.foreign {
+            None if !has_map && !contents.inventory.nodes().is_empty() => return Err(ReadError::Empty),
+            Some((document, problem)) => return Err(ReadError::Object { document, problem }),
+            None => self.take_in(contents),
+        }
+        Ok(())
+    }
+
+    /// Adds the same, and the Services, workloads and `NodeProbes` among the objects. It leaves out other kinds.
+    ///
+    /// # Errors
+    /// Returns an error if an object is malformed, or if there is none.
+    pub fn add_with_inventory(&mut self, text: &str) -> Result<(), ReadError> {
+        self.take_in(contents(text)?);
+        Ok(())
+    }
+
+    /// Returns the map of the objects.
+    #[must_use]
+    pub fn map(self) -> Map {
+        self.joined.into_map()
+    }
+
+    /// Returns the map of the objects, and the Services, workloads and `NodeProbes`.
+    #[must_use]
+    pub fn map_and_inventory(self) -> (Map, Inventory) {
+        (self.joined.into_map(), self.inventory)
+    }
+
+    fn take_in(&mut self, contents: Contents) {
+        for map in contents.maps {
+            self.joined.add_map(map);
+        }
+        for topology in &contents.topologies {
+            self.joined.add(topology);
+        }
+        self.inventory.append(contents.inventory);
+    }
+}
+
+/// Reads the objects of one text, as [`Objects::add`].
 ///
 /// # Errors
 /// Returns an error if the text has another object, or none.
 pub fn text(text: &str) -> Result<Map, ReadError> {
-    let contents = contents(text)?;
-    let has_map = !contents.topologies.is_empty() || !contents.maps.is_empty();
-    match contents.foreign {
-        None if !has_map && !contents.inventory.nodes().is_empty() => Err(ReadError::Empty),
-        Some((document, problem)) => Err(ReadError::Object { document, problem }),
-        None => Ok(joined(&contents.topologies, contents.maps)),
-    }
-}
-
-/// Reads the same, and the Services, workloads and `NodeProbes` among the objects. It leaves out other kinds.
-///
-/// # Errors
-/// Returns an error if an object is malformed, or if there is none.
-pub fn with_inventory(text: &str) -> Result<(Map, Inventory), ReadError> {
-    let contents = contents(text)?;
-    Ok((joined(&contents.topologies, contents.maps), contents.inventory))
+    let mut objects = Objects::default();
+    objects.add(text)?;
+    Ok(objects.map())
 }
 
 fn contents(text: &str) -> Result<Contents, ReadError> {
@@ -78,17 +120,6 @@ fn contents(text: &str) -> Result<Contents, ReadError> {
         }
     }
     if contents.documents == 0 { Err(ReadError::Empty) } else { Ok(contents) }
-}
-
-fn joined(topologies: &[Topology], maps: Vec<Map>) -> Map {
-    let mut joined = Joined::default();
-    for map in maps {
-        joined.add_map(map);
-    }
-    for topology in topologies {
-        joined.add(topology);
-    }
-    joined.into_map()
 }
 
 /// Returns the map of these objects.
@@ -211,7 +242,7 @@ impl Joined {
     }
 
     fn into_map(self) -> Map {
-        Map::new(self.edges.into_values().filter_map(Edge::of_several).collect(), self.caveats)
+        Map::of_ends(self.edges, self.caveats)
     }
 }
 
