@@ -82,9 +82,7 @@ impl Source {
         if map.edges.is_empty() {
             bail!("the files have no edge; add the output of `kubectl get topologies.scopeprobe.io -A -o yaml`");
         }
-        if !map.clusters().is_empty() {
-            bail!("the files have a map of several clusters; this command reads one cluster");
-        }
+        let map = of_one_cluster(map)?;
         let inventory = match &self.place.namespace {
             Some(namespace) => inventory.of_namespace(namespace),
             None => inventory,
@@ -242,6 +240,17 @@ impl Place {
             None => place.to_owned(),
         }
     }
+}
+
+/// Returns a map if it is of one cluster.
+///
+/// # Errors
+/// Returns an error if its peers have clusters.
+pub fn of_one_cluster(map: Map) -> Result<Map> {
+    if map.clusters().is_empty() {
+        return Ok(map);
+    }
+    bail!("the files have a map of several clusters; this command reads one cluster")
 }
 
 /// Objects of a cluster to watch.

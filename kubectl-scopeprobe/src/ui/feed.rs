@@ -8,7 +8,7 @@ use view::live::{Graph, Journal};
 
 use crate::{
     follow::{Follower, News},
-    source::Source,
+    source::{Source, of_one_cluster},
 };
 
 /// The journal of the map, and the news of its changes.
@@ -34,7 +34,7 @@ pub async fn start(source: &Source) -> Result<Feed> {
     let feed = Feed { journal: Arc::clone(&journal), revisions, is_live: !source.is_of_files() };
     let publisher = Publisher { journal, revisions: sender };
     if source.is_of_files() {
-        publisher.publish(Graph::of(&source.read().await?));
+        publisher.publish(Graph::of(&of_one_cluster(source.read().await?)?));
         // The page would take the end of the events for an interruption.
         tokio::spawn(async move { publisher.revisions.closed().await });
     } else {

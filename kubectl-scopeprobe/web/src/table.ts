@@ -51,7 +51,6 @@ export class Table {
   }
 
   show(graph: Graph, shown: string[], selected: Set<string>): void {
-    this.last = { graph, shown, selected };
     for (const [index, header] of [...get("columns").children].entries()) {
       if (index < COLUMNS.length) header.setAttribute("aria-sort", index !== this.column ? "none" : this.isDescending ? "descending" : "ascending");
     }
@@ -59,8 +58,9 @@ export class Table {
     const rows = this.sorted(graph, shown);
     const listed = this.isWhole ? rows : rows.slice(0, MOST_ROWS);
     const make = (rows: [string, GraphEdge][]) => rows.map(([id, edge]) => this.row(graph, id, edge, selected.has(id)));
-    // The focus or the visible part may be among the others.
-    const first = focus === "" && get("table-region").scrollTop === 0 ? FIRST_ROWS : listed.length;
+    // Only the first map waits for its further rows: changes may come without pause.
+    const first = this.last === undefined ? FIRST_ROWS : listed.length;
+    this.last = { graph, shown, selected };
     clearTimeout(this.further);
     get("rows").replaceChildren(...make(listed.slice(0, first)));
     if (listed.length > first) this.further = setTimeout(() => get("rows").append(...make(listed.slice(first))), FURTHER_ROWS_MILLISECONDS);
