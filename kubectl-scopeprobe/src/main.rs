@@ -93,7 +93,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             }
         }
         Command::Why { source, node, incomplete: true } => {
-            print(&unused::coverages(&source.read(node.as_deref()).await?))?;
+            print(&view::node::gaps(&source.read(node.as_deref()).await?))?;
         }
         Command::Why { source, node, incomplete: false } => {
             let nodes = source.read(node.as_deref()).await?;

@@ -31,6 +31,44 @@ pub fn describe(node: &NodeProbe) -> String {
     text
 }
 
+/// Returns a line for each node whose agents did not record everything, or a line that there is none.
+#[must_use]
+pub fn gaps(nodes: &[NodeProbe]) -> String {
+    let gaps: Vec<String> = nodes.iter().filter_map(gap).map(|line| format!("{line}\n")).collect();
+    match (gaps.is_empty(), nodes.len()) {
+        (false, _) => gaps.concat(),
+        (true, 1) => "1 node: its agents recorded 100% of all connections\n".to_owned(),
+        (true, number) => format!("{number} nodes: their agents recorded 100% of all connections\n"),
+    }
+}
+
+/// Returns a sentence about a node whose agents did not record everything, `None` if they did.
+pub(crate) fn gap(node: &NodeProbe) -> Option<String> {
+    let name = printable(node.metadata.name.as_deref().unwrap_or_default());
+    let status = node.status.clone().unwrap_or_default();
+    let is_complete = |share: &str| share == "100%";
+    let shares = [&status.coverage, &status.coverage_last_day, &status.coverage_total].map(|share| printable(share));
+    if !is_reporting(&status) {
+        return Some(format!(
+            "node {name}: no agent reports, so that edges may be missing; see `kubectl scopeprobe why {name}`"
+        ));
+    }
+    if status.mode == Some(Mode::Unsupported) {
+        return Some(format!("node {name}: nothing is captured; see `kubectl scopeprobe why {name}`"));
+    }
+    let [hour, day, total] = &shares;
+    if shares.iter().all(|share| is_complete(share)) {
+        // Lost ends of connections, and captures that sample, have no share.
+        let gap = status.conditions.iter().find(|it| it.type_ == "CaptureComplete" && it.status != "True")?;
+        let (reason, message) = (printable(&gap.reason), printable(gap.message.trim_end_matches('.')));
+        return Some(format!("node {name}: {reason}: {message}; see `kubectl scopeprobe why {name}`"));
+    }
+    Some(format!(
+        "node {name}: agents recorded {hour} of the last hour's connections, {day} of the last day's, {total} of all; see \
+         `kubectl scopeprobe why {name}`"
+    ))
+}
+
 fn headline(name: &str, status: &NodeProbeStatus) -> String {
     let mode = match status.mode {
         Some(Mode::Ebpf) => "eBPF: programs in the kernel record each connection",
@@ -167,4 +205,36 @@ fn history(status: &NodeProbeStatus) -> Vec<String> {
         format!("earlier: {}{attach} from {}, reason {}", of.mode.as_str(), of.time.0, of.reason)
     });
     line.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn node_with_all_connections_but_lost_ends_has_a_gap() {
+        let node = |reporting: &str, complete: [&str; 2], mode: &str| -> NodeProbe {
+            let condition = |kind: &str, status: &str, reason: &str| {
+                let time = "2026-05-01T09:00:00Z";
+                json!({"type": kind, "status": status, "reason": reason, "message": "3 ends.", "lastTransitionTime": time})
+            };
+            let conditions =
+                [condition("Reporting", reporting, "R"), condition("CaptureComplete", complete[0], complete[1])];
+            let shares = json!({"coverage": "100%", "coverageLastDay": "100%", "coverageTotal": "100%"});
+            let mut status = json!({"mode": mode, "conditions": conditions});
+            status.as_object_mut().unwrap().extend(shares.as_object().unwrap().clone());
+            serde_json::from_value(json!({
+                "apiVersion": "scopeprobe.io/v1alpha1", "kind": "NodeProbe", "metadata": {"name": "a"}, "spec": {}, "status": status,
+            }))
+            .unwrap()
+        };
+        let complete = node("True", ["True", "NothingMissed"], "EBPF");
+        assert_eq!(gaps(std::slice::from_ref(&complete)), "1 node: its agents recorded 100% of all connections\n");
+        let lossy = node("True", ["False", "Lost"], "EBPF");
+        assert_eq!(gaps(&[complete, lossy]), "node a: Lost: 3 ends; see `kubectl scopeprobe why a`\n");
+        let unsupported = node("True", ["False", "Unsupported"], "Unsupported");
+        assert_eq!(gaps(&[unsupported]), "node a: nothing is captured; see `kubectl scopeprobe why a`\n");
+    }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{NodeProbe, PeerType, SeenEnds};
+use crds::{PeerType, SeenEnds};
 
 use crate::{
     inventory::{Inventory, Listed, Property},
     map::{Edge, Map, Peer, printable},
+    node,
 };
 
 /// A Service or a workload without an observed caller.
@@ -154,7 +155,7 @@ pub fn table(unused: &[Unused]) -> String {
 pub fn caveats(map: &Map, inventory: &Inventory) -> Vec<String> {
     let rare = "an edge leaves the map some time after its last connection (spec.topology.retention of the ScopeProbe): \
                 rarer callers are not listed";
-    let mut caveats: Vec<String> = inventory.nodes().into_iter().filter_map(coverage).collect();
+    let mut caveats: Vec<String> = inventory.nodes().into_iter().filter_map(node::gap).collect();
     if let Some(more) = caveats.len().checked_sub(NODES).filter(|more| *more > 0) {
         caveats.truncate(NODES);
         caveats.push(format!("{more} more nodes have gaps; `kubectl scopeprobe why` lists them"));
@@ -176,36 +177,4 @@ pub fn caveats(map: &Map, inventory: &Inventory) -> Vec<String> {
     }
     caveats.push(rare.to_owned());
     caveats
-}
-
-/// Returns a line for each node whose agents did not record everything, or a line that there is none.
-#[must_use]
-pub fn coverages(nodes: &[NodeProbe]) -> String {
-    let gaps: Vec<String> = nodes.iter().filter_map(coverage).map(|gap| format!("{gap}\n")).collect();
-    match (gaps.is_empty(), nodes.len()) {
-        (false, _) => gaps.concat(),
-        (true, 1) => "1 node: its agents recorded 100% of all connections\n".to_owned(),
-        (true, number) => format!("{number} nodes: their agents recorded 100% of all connections\n"),
-    }
-}
-
-/// Returns a sentence about a node whose agents did not record everything, `None` if they did.
-fn coverage(node: &NodeProbe) -> Option<String> {
-    let name = printable(node.metadata.name.as_deref().unwrap_or_default());
-    let status = node.status.clone().unwrap_or_default();
-    let is_complete = |share: &str| share == "100%";
-    let shares = [&status.coverage, &status.coverage_last_day, &status.coverage_total].map(|share| printable(share));
-    if !crate::node::is_reporting(&status) {
-        return Some(format!(
-            "node {name}: no agent reports, so that edges may be missing; see `kubectl scopeprobe why {name}`"
-        ));
-    }
-    if shares.iter().all(|share| is_complete(share)) {
-        return None;
-    }
-    let [hour, day, total] = shares;
-    Some(format!(
-        "node {name}: agents recorded {hour} of the last hour's connections, {day} of the last day's, {total} of all; see \
-         `kubectl scopeprobe why {name}`"
-    ))
 }
