@@ -291,7 +291,15 @@ impl Archive {
     fn reported_anew(&mut self, graph: &Graph, directory: &Directory, now: SystemTime) -> Graph {
         let placed = placements::parts(graph.edges.iter().map(Arc::as_ref));
         let legs = Arc::clone(&graph.legs);
-        let known = Known { outside: graph.outside.clone(), placed, legs, is_fixed: true, ..Known::default() };
+        // Without waiting times, a connection whose other leg is on its way would seem to have none.
+        let known = Known {
+            outside: graph.outside.clone(),
+            placed,
+            legs,
+            keeps_legs: true,
+            is_fixed: true,
+            ..Known::default()
+        };
         self.joins.of_agents(directory, &everything(now), &known)
     }
 
@@ -338,6 +346,7 @@ impl Archive {
             },
             with_backends: self.with_backends(),
             legs: Arc::clone(&self.legs),
+            keeps_legs: false,
             outside: self.outside.clone(),
             // Until it is known what agents no longer know of each edge, what an edge stands for must not change.
             is_fixed: !is_settled,

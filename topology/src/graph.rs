@@ -34,6 +34,7 @@ mod partition;
 mod path;
 mod placed_legs;
 mod placement;
+mod relay;
 mod rewritten_source;
 mod shares;
 mod single_backend;
@@ -128,6 +129,9 @@ pub struct Known {
     pub with_backends: Arc<WithBackends>,
     /// Connections through transparent proxies as they were shown, by flow.
     pub legs: Arc<PlacedLegs>,
+    /// True if the graph's records of these connections are the known ones, as far as agents report them: what is undecided
+    /// stays so.
+    pub keeps_legs: bool,
     /// External addresses that had edges of their own; they are preferred over others.
     pub outside: Outside,
     /// True if no other external addresses have edges of their own.

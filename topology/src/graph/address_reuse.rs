@@ -112,6 +112,36 @@ impl<'a> Join<'a> {
             || matches!(*self.directory.possible_owners(ip, from, until), [only] if is_it(only))
     }
 
+    /// Holds connections to an address of several pods that are more than its servers have counted. Until their agents had
+    /// time to report again, they may be those of a pod that has got the address since. Returns them, without their bytes,
+    /// which cannot be distinguished from those of others.
+    pub(super) fn wait_for_successor(&mut self, client_flow: &ClientFlow<'a>) -> EdgeCounters {
+        let tuple = &client_flow.tuple;
+        if tuple.scope.is_loopback() || !self.directory.is_reused(tuple.server) {
+            return EdgeCounters::default();
+        }
+        let servers: Vec<&ServerFlow<'a>> =
+            self.by_tuple(tuple).into_iter().flatten().map(|index| &self.server_flows[index]).collect();
+        if !servers.iter().any(|server| self.ledger.observes(server.node, self.options.now)) {
+            return EdgeCounters::default();
+        }
+        let counters = &client_flow.counters;
+        // All that they have counted, of any client: how much of it is this one's may be known better later.
+        let mut of_servers = EdgeCounters::default();
+        for server in servers {
+            of_servers.add(&server.counters);
+        }
+        let opened = self.wait(counters.opened.saturating_sub(of_servers.opened), &client_flow.fresh);
+        let shown = counters.opened - opened;
+        EdgeCounters {
+            opened,
+            active: counters.active.saturating_sub(of_servers.active).min(opened),
+            without_bytes: counters.without_bytes.saturating_sub(shown),
+            inferred: counters.inferred.saturating_sub(shown),
+            ..EdgeCounters::default()
+        }
+    }
+
     /// Servers' flows between the same two addresses as a client's, those of its time first.
     pub(super) fn nearest_first(&self, client_flow: &ClientFlow<'a>, mut server_flows: Vec<usize>) -> Vec<usize> {
         let time = self.time_of_client_flow(client_flow);

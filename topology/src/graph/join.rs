@@ -49,6 +49,8 @@ pub(super) struct Join<'a> {
     pub(super) awaits_agents: bool,
     pub(super) interceptors: Arc<Interceptors>,
     placed_legs: &'a PlacedLegs,
+    /// Known records of flows, if no more is to be decided.
+    kept_legs: Option<HashMap<(&'a str, FlowId), PlacedLeg>>,
     /// Records of flows of proxied pods, by node, as they are now.
     legs: Vec<(&'a str, FlowId, PlacedLeg)>,
     client_flows: Vec<ClientFlow<'a>>,
@@ -104,6 +106,7 @@ impl<'a> Join<'a> {
             awaits_agents: known.awaits_agents,
             interceptors: Arc::default(),
             placed_legs: &known.legs,
+            kept_legs: known.keeps_legs.then(HashMap::default),
             legs: Vec::new(),
             client_flows: Vec::new(),
             server_flows: Vec::new(),
@@ -137,7 +140,8 @@ impl<'a> Join<'a> {
 
     fn load(&mut self, flows: impl Iterator<Item = FlowView<'a>>) {
         let (mut client_flows, mut server_flows) = (Vec::new(), Vec::new());
-        for flow in flows.filter(|flow| is_counted(flow, &self.options)) {
+        let options = self.options;
+        for flow in flows.filter(|flow| is_counted(flow, &options)) {
             let end = self.ends.by_cgroup(flow.node, flow.owner);
             let scope = self.ends.nodes.scope(flow.node, flow.key);
             let leg = self.leg_of(&flow);
@@ -145,11 +149,13 @@ impl<'a> Join<'a> {
                 Role::Client => {
                     let mut client_flow = client_flow(&flow, end, scope, &self.options);
                     client_flow.leg = leg.within(&client_flow.counters);
+                    self.keep_leg(client_flow.node, client_flow.id, client_flow.leg);
                     client_flows.push(client_flow);
                 }
                 Role::Server => {
                     let mut server_flow = server_flow(&flow, end, scope, &self.options);
                     server_flow.leg = leg.within(&server_flow.counters);
+                    self.keep_leg(server_flow.node, server_flow.id, server_flow.leg);
                     if !flow.key.local.is_loopback() {
                         let scope = if scope.is_loopback() { Scope::Cluster } else { scope };
                         let seen = Span { from: flow.listening_since, until: flow.changed };
@@ -187,8 +193,22 @@ impl<'a> Join<'a> {
         self.placed_legs.of(flow).without_first(&forgotten)
     }
 
+    /// Notes the known record of a flow, if no more is to be decided.
+    fn keep_leg(&mut self, node: &'a str, id: FlowId, leg: PlacedLeg) {
+        if let Some(kept) = &mut self.kept_legs {
+            kept.insert((node, id), leg);
+        }
+    }
+
     /// Records where a flow's connections through proxies are.
     pub(super) fn remember(&mut self, node: &'a str, id: FlowId, leg: PlacedLeg) {
+        let kept = self.kept_legs.as_ref().map(|kept| kept.get(&(node, id)).copied().unwrap_or_default());
+        // Whether counts alone decide the same follows from what was decided just now.
+        let is_same = |kept: &PlacedLeg| PlacedLeg { is_evident: leg.is_evident, ..*kept } == leg;
+        let leg = match kept.filter(|kept| !is_same(kept)) {
+            Some(kept) => PlacedLeg { is_evident: false, ..kept },
+            None => leg,
+        };
         if leg != PlacedLeg::default() {
             self.legs.push((node, id, leg));
         }
@@ -354,36 +374,6 @@ impl<'a> Join<'a> {
             if share != EdgeCounters::default() {
                 sum.add_client(client_flow.end, share.opened, share.failed);
             }
-        }
-    }
-
-    /// Holds connections to an address of several pods that are more than its servers have counted. Until their agents had
-    /// time to report again, they may be those of a pod that has got the address since. Returns them, without their bytes,
-    /// which cannot be distinguished from those of others.
-    fn wait_for_successor(&mut self, client_flow: &ClientFlow<'a>) -> EdgeCounters {
-        let tuple = &client_flow.tuple;
-        if tuple.scope.is_loopback() || !self.directory.is_reused(tuple.server) {
-            return EdgeCounters::default();
-        }
-        let servers: Vec<&ServerFlow<'a>> =
-            self.by_tuple(tuple).into_iter().flatten().map(|index| &self.server_flows[index]).collect();
-        if !servers.iter().any(|server| self.ledger.observes(server.node, self.options.now)) {
-            return EdgeCounters::default();
-        }
-        let counters = &client_flow.counters;
-        // All that they have counted, of any client: how much of it is this one's may be known better later.
-        let mut of_servers = EdgeCounters::default();
-        for server in servers {
-            of_servers.add(&server.counters);
-        }
-        let opened = self.wait(counters.opened.saturating_sub(of_servers.opened), &client_flow.fresh);
-        let shown = counters.opened - opened;
-        EdgeCounters {
-            opened,
-            active: counters.active.saturating_sub(of_servers.active).min(opened),
-            without_bytes: counters.without_bytes.saturating_sub(shown),
-            inferred: counters.inferred.saturating_sub(shown),
-            ..EdgeCounters::default()
         }
     }
 

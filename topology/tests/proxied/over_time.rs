@@ -386,3 +386,29 @@ fn connections_of_the_client_that_called_last_wait_for_their_other_leg() {
     assert!(shown.contains(&"web -> db:5432 via db:80 41+0".to_owned()), "{shown:?}");
     assert_eq!(shown.len(), 2, "{shown:?}");
 }
+
+/// The server's agent reads while a proxy has accepted a connection and not opened its other leg. An operator that begins with
+/// what was published then does not take the proxy for one that shares connections.
+#[test]
+fn connection_on_its_way_through_a_proxy_is_undecided_for_the_next_operator() {
+    let mut history = History::new();
+    let call = |history: &mut History, app, accepted, opened| {
+        history.open(app, Client, (WEB, SERVICE, 80), accepted);
+        arrive(history, PORT, accepted, opened);
+    };
+    call(&mut history, APP, 20, 20);
+    assert_eq!(history.settled(), ["web -> db:5432 via db:80 20+0"]);
+    // A container that is gone leaves a history.
+    history.evict(|_, who| who == APP);
+    let next = Container("web", "app", 1);
+    call(&mut history, next, 2, 2);
+    assert_eq!(history.settled(), ["web -> db:5432 via db:80 22+0"]);
+    call(&mut history, next, 5, 4);
+    history.report(0);
+    history.report(1);
+    history.look_after(100);
+    history.restart_operator();
+    arrive(&mut history, PORT, 0, 1);
+    call(&mut history, next, 10, 10);
+    assert_eq!(history.settled(), ["web -> db:5432 via db:80 37+0"]);
+}
