@@ -14,7 +14,7 @@ use view::{
     Map,
     filter::Filter,
     level::{self, Level},
-    render,
+    reach, render,
 };
 
 use crate::{diff::Compared, nodes::NodeSource, source::Source, ui};
@@ -267,19 +267,13 @@ impl Selection {
     /// # Errors
     /// Returns an error if no peer has the name, or if the time is out of range.
     pub fn apply(&self, map: Map) -> Result<Map> {
-        if let Some(around) = &self.around
-            && !map.ends().any(|peer| peer.is_named(around))
-        {
-            return Err(unnamed(around));
-        }
-        if let Some(from) = &self.from
-            && !map.ends().any(|peer| peer.is_named(from))
-        {
-            return Err(unnamed(from));
+        for peer in [&self.around, &self.from].into_iter().flatten() {
+            if !map.ends().any(|end| end.is_named(peer)) {
+                return Err(unnamed(peer));
+            }
         }
         if let Some(to) = &self.to
-            && !map.ends().any(|peer| peer.is_named(to))
-            && !map.edges.iter().any(|edge| edge.is_call_to(to))
+            && reach::named(&map, to).is_empty()
         {
             return Err(unnamed(to));
         }

@@ -107,7 +107,7 @@ fn commit_is_compared_with_the_present_files() {
     assert_eq!(repository.diff("", &["maps", "maps/shop/objects.yaml"]).0, 0, "folders are read without Git as well");
 }
 
-/// What a folder and its commit do not have in common is not read.
+/// A folder and its commit leave out the same files.
 #[test]
 fn hidden_files_links_and_other_repositories_are_left_out() {
     let repository = Repository::new("left-out");
