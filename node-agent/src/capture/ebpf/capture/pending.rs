@@ -56,8 +56,8 @@ impl EbpfCapture {
     fn assign_slots(&mut self, flow: &FlowKey, now: Instant) -> Result<(), MapError> {
         for key in [*flow, flow.folded()] {
             match self.programs.slot_of.get(&key, 0) {
-                Ok(slot) if !self.slots.is_known(slot) => self.slots.assign(slot, key, now),
-                Ok(_) | Err(MapError::KeyNotFound) => {}
+                Ok(slot) => self.slots.assign(slot, key, now),
+                Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(error),
             }
         }
