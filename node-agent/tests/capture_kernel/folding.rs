@@ -44,8 +44,6 @@ fn exchanged(opened: u64, open: u64) -> FlowCounters {
 
 /// Server on a node, and a client beside it outside of the node, with any address.
 struct Site {
-    /// Keeps the client's cgroup.
-    _elsewhere: Node,
     server: Process,
     clients: Process,
     port: u16,
@@ -54,6 +52,8 @@ struct Site {
     /// Open connections by name, with their addresses.
     open: BTreeMap<String, IpAddr>,
     next: u32,
+    /// Keeps the client's cgroup; goes after its process.
+    _elsewhere: Node,
 }
 
 impl Site {
@@ -69,7 +69,7 @@ impl Site {
         let clients = elsewhere.process_beside("clients", &server);
         let port = server.listen("l", "[::]:0");
         let (opened, open) = (BTreeMap::new(), BTreeMap::new());
-        Self { _elsewhere: elsewhere, server, clients, port, opened, open, next: 0 }
+        Self { server, clients, port, opened, open, next: 0, _elsewhere: elsewhere }
     }
 
     /// Opens a connection from an address, which stays open.

@@ -14,10 +14,11 @@ mod workload;
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use kernel_support::{KernelFeature, Release};
@@ -31,6 +32,9 @@ pub use self::{
     scripted::run_scripted_process,
     watched::{Watched, with_methods, without_measures},
 };
+
+/// Time that the processes of a node have to end.
+const END_OF_PROCESSES: Duration = Duration::from_secs(30);
 
 /// Whether the tests can run here; records a skip where they cannot.
 pub fn is_suitable() -> bool {
@@ -115,11 +119,9 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mount = find_cgroup_root(Path::new("/sys/fs/cgroup")).unwrap();
-        let root = mount.join(format!("scopeprobe-capture-{}-{number}", std::process::id()));
-        fs::create_dir(&root).unwrap();
+        // Not by the process: its number may be that of an earlier one, whose cgroup was left behind.
+        let root = tempfile::Builder::new().prefix("scopeprobe-capture-").tempdir_in(mount).unwrap().keep();
         Self { root }
     }
 
@@ -177,16 +179,25 @@ impl Drop for Node {
     fn drop(&mut self) {
         if let Err(error) = remove_cgroup(&self.root) {
             println!("{} stays behind: {error}", self.root.display());
+            assert!(thread::panicking(), "a process outlives its node");
         }
     }
 }
 
-/// Removes a cgroup and those below it.
+/// Removes a cgroup and those below it, once their processes have ended.
 fn remove_cgroup(path: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(path)?.flatten().filter(|entry| entry.path().is_dir()) {
-        let _ = remove_cgroup(&entry.path());
+        remove_cgroup(&entry.path())?;
     }
-    fs::remove_dir(path)
+    let begun = Instant::now();
+    loop {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && begun.elapsed() < END_OF_PROCESSES => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The output of another test of this program, run alone with exactly these capabilities.
