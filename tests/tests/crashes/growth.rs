@@ -1,6 +1,9 @@
 //! Comparing what is shown at one time with what is shown at another.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use scopeprobe_tests::{
     Result, eventually,
@@ -10,6 +13,9 @@ use tokio::time::sleep;
 
 /// Pause between two reads.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Connections that one end alone has counted wait for the other end's report, for 2 s and the interval of counters. What
+/// has been the same for several times as long is complete.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Looks at the objects again and again while `action` goes on: no edge vanishes, and no count becomes less.
 ///
@@ -63,10 +69,11 @@ impl Moment {
     /// Call after [`super::load::make_marks`].
     ///
     /// # Errors
-    /// Returns an error if the marks are not shown.
+    /// Returns an error if the marks are not shown, or the counts do not come to rest.
     pub async fn now(fleet: &Fleet) -> Result<Self> {
         let happened = expected::edges(fleet).await?;
-        let shown = eventually("all refused attempts to be shown", async || {
+        let mut last = (Edges::new(), Instant::now());
+        let shown = eventually("all refused attempts to be shown, and nothing more", async || {
             let (shown, _) = observed::edges(&fleet.namespace).await.map_err(|error| error.to_string())?;
             let unmarked: Vec<_> = happened
                 .iter()
@@ -75,7 +82,13 @@ impl Moment {
                     format!("{name:?}: {} of {}", shown.get(name).map_or(0, |it| it.failed), edge.failed)
                 })
                 .collect();
-            if unmarked.is_empty() { Ok(shown) } else { Err(unmarked.join("\n")) }
+            if !unmarked.is_empty() {
+                return Err(unmarked.join("\n"));
+            }
+            if shown != last.0 {
+                last = (shown, Instant::now());
+            }
+            if last.1.elapsed() >= QUIET { Ok(last.0.clone()) } else { Err("counts still grow".to_owned()) }
         })
         .await?;
         Ok(Self { happened, shown })
