@@ -290,12 +290,13 @@ impl<'a> Join<'a> {
             }
         }
         relay.apply_foreign(proxy, foreign, client_flows, server_flows);
+        relay.arrivals.iter().for_each(|index| server_flows[*index].leg.is_pooled |= is_pooled);
+        relay.note_evident(is_one_for_one, client_flows, server_flows);
+        // Parts have the records of their flows.
         for index in &relay.arrivals {
-            server_flows[*index].leg.is_pooled |= is_pooled;
             let part = place_arrival(&mut server_flows[*index], proxy, &behind, is_one_for_one);
             server_flows.extend(part);
         }
-        relay.note_evident(is_one_for_one, client_flows, server_flows);
     }
 
     /// Returns whether a server's connections come from an address that is not its pod's.

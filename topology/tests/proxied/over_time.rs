@@ -10,6 +10,8 @@ const APP: Container = Container("web", "app", 0);
 const PROXY: Container = Container("web", "proxy", 0);
 const DB_APP: Container = Container("db", "app", 0);
 const DB_PROXY: Container = Container("db", "proxy", 0);
+/// Another port of the server.
+const OTHER_PORT: u16 = 9090;
 const SERVICE_EDGE: &str = "web -> db:5432 via db:80";
 
 /// Calls of an application through a proxy beside it, which opens fewer connections if it shares them.
@@ -411,4 +413,24 @@ fn connection_on_its_way_through_a_proxy_is_undecided_for_the_next_operator() {
     arrive(&mut history, PORT, 0, 1);
     call(&mut history, next, 10, 10);
     assert_eq!(history.settled(), ["web -> db:5432 via db:80 37+0"]);
+}
+
+/// A proxy leads to two ports of its server, to the second one later. The next operator has all of what was decided, or
+/// nothing, and so shows no call of the server to itself.
+#[test]
+fn proxy_of_a_server_with_two_ports_is_the_same_for_the_next_operator() {
+    let mut history = History::new();
+    let call = |history: &mut History, number| {
+        history.open(APP, Client, (WEB, DB, OTHER_PORT), number);
+        arrive(history, OTHER_PORT, number, number);
+    };
+    history.open(APP, Client, (WEB, SERVICE, 80), 1);
+    arrive(&mut history, PORT, 1, 1);
+    assert_eq!(history.settled(), ["web -> db:5432 via db:80 1+0"]);
+    call(&mut history, 2);
+    assert_eq!(history.settled(), ["web -> db:9090 2+0", "web -> db:5432 via db:80 1+0"]);
+    history.restart_operator();
+    assert_eq!(history.settled(), ["web -> db:9090 2+0", "web -> db:5432 via db:80 1+0"]);
+    call(&mut history, 10);
+    assert_eq!(history.settled(), ["web -> db:9090 12+0", "web -> db:5432 via db:80 1+0"]);
 }
