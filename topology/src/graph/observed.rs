@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -202,6 +203,8 @@ pub(super) struct ServerFlow<'a> {
     pub(super) tuple: Tuple<'a>,
     /// Port at which the server listens: another than the tuple's if a proxy accepts its connections.
     pub(super) port: u16,
+    /// Ports of the servers behind the proxy that accepts its connections, if there are several.
+    pub(super) ports_behind: Option<Rc<[u16]>>,
     /// As the client would count.
     pub(super) counters: EdgeCounters,
     /// Connections among these that its agent no longer reports.
@@ -432,6 +435,7 @@ pub(super) fn server_flow<'a>(
             protocol: flow.key.protocol,
         },
         port: flow.key.port,
+        ports_behind: None,
         counters,
         forgotten: totals.opened.saturating_sub(flow.anew.opened),
         left: counters,

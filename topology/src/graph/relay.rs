@@ -1,6 +1,6 @@
 //! A proxy in front of servers: the flows of both of its legs, and where their connections are placed.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, rc::Rc};
 
 use super::{
     legs::{Leg, Matched, deal, only, take_attempts},
@@ -31,6 +31,8 @@ pub(super) struct Relay {
 pub(super) struct Behind {
     /// Port, if there is only one.
     pub(super) port: Option<u16>,
+    /// Ports, if there are several.
+    ports: Option<Rc<[u16]>>,
     /// End, if there is only one.
     pub(super) end: Option<EndpointId>,
 }
@@ -44,7 +46,10 @@ impl Relay {
     /// Returns the servers behind it.
     pub(super) fn behind(&self, server_flows: &[ServerFlow<'_>]) -> Behind {
         let ends: BTreeSet<EndpointId> = self.answers.iter().map(|index| server_flows[*index].end).collect();
-        Behind { port: only(&self.servers_ports(server_flows)), end: only(&ends) }
+        let ports = self.servers_ports(server_flows);
+        let port = only(&ports);
+        let ports = port.is_none().then(|| ports.into_iter().collect());
+        Behind { port, ports, end: only(&ends) }
     }
 
     /// Adds to `redirected` all addresses at the same ports, and at ports that were known before.
@@ -230,6 +235,7 @@ pub(super) fn place_arrival<'a>(
     let counters = flow.counters;
     let end = flow.end;
     flow.port = behind.port.unwrap_or(flow.port);
+    flow.ports_behind.clone_from(&behind.ports);
     flow.end = behind.end.filter(|_| is_one_for_one).unwrap_or(end);
     if flow.leg.placed.opened == 0 {
         return None;

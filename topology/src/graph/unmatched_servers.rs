@@ -133,13 +133,18 @@ impl<'a> Join<'a> {
         let client_end = self.client_of(server_flow);
         let (client, server) = (self.ends.peer_of(client_end), self.ends.peer_of(server_flow.end));
         let (client, server) = (self.ends.peer(client), self.ends.peer(server));
-        let at = (server_flow.port, server_flow.tuple.protocol);
         let pod = &self.ends.end(server_flow.end).pod;
-        let (taken, is_exact) = self.forgotten.take((client, server, at), pod, to_any, server_flow.left.opened);
-        if taken.opened > 0 && is_exact {
-            server_flow.take_known(&taken, client_end);
-        } else if taken.opened > 0 {
-            server_flow.take(taken.opened, Some(client_end));
+        let protocol = server_flow.tuple.protocol;
+        // Behind a proxy, an edge has the port that the client called.
+        let behind = server_flow.ports_behind.clone();
+        for port in std::iter::once(server_flow.port).chain(behind.iter().flat_map(|ports| ports.iter().copied())) {
+            let left = server_flow.left.opened;
+            let (taken, is_exact) = self.forgotten.take((client, server, (port, protocol)), pod, to_any, left);
+            if taken.opened > 0 && is_exact {
+                server_flow.take_known(&taken, client_end);
+            } else if taken.opened > 0 {
+                server_flow.take(taken.opened, Some(client_end));
+            }
         }
     }
 

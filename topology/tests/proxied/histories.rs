@@ -12,6 +12,8 @@ use crate::history::{Container, DB, History, INBOUND, LOOPBACK, OUTBOUND, PORT, 
 
 /// Address of the Service of the calling pod itself.
 const OWN: &str = "10.96.0.6";
+/// Second port of the server, which is called without its Service.
+const SECOND_PORT: u16 = 9090;
 /// Containers of one name that a pod may have had.
 const LAST_CONTAINER: u8 = 3;
 
@@ -19,6 +21,8 @@ const LAST_CONTAINER: u8 = 3;
 enum Event {
     /// Calls of which each has a connection of the proxy.
     Call(u64),
+    /// The same at the server's second port.
+    CallSecond(u64),
     /// Calls that share fewer connections of the proxy, or of the one in front of the server.
     Shared {
         calls: u64,
@@ -33,6 +37,7 @@ enum Event {
     RestartProxy,
     /// The client's pod is quiet for long: its agent evicts its flows.
     EvictClients,
+    /// Of one agent, or of both with any other number.
     Report(usize),
     Look(u64),
     Forget,
@@ -40,29 +45,55 @@ enum Event {
     RestartOperator(usize),
 }
 
-fn event(may_share: bool, may_refuse: bool) -> impl Strategy<Value = Event> {
+/// What may happen besides calls of which each has a connection of the proxy.
+#[derive(Clone, Copy, Debug, Default)]
+struct May {
+    share: bool,
+    refuse: bool,
+    call_second: bool,
+}
+
+fn events(may: May) -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec(event(may), 1..25)
+}
+
+fn event(may: May) -> impl Strategy<Value = Event> {
     let shared = (1..6_u64).prop_flat_map(|calls| {
         (1..=calls).prop_flat_map(move |by_client| {
             (1..=by_client).prop_map(move |by_server| Event::Shared { calls, by_client, by_server })
         })
     });
     let call = || (1..5_u64).prop_map(Event::Call).boxed();
-    let shared = if may_share { shared.boxed() } else { call() };
-    let refused = if may_refuse { (1..4_u64).prop_map(Event::Refused).boxed() } else { call() };
+    let shared = if may.share { shared.boxed() } else { call() };
+    let second = if may.call_second { (1..5_u64).prop_map(Event::CallSecond).boxed() } else { call() };
+    let refused = if may.refuse { (1..4_u64).prop_map(Event::Refused).boxed() } else { call() };
     prop_oneof![
         6 => call(),
+        2 => second,
         3 => shared,
         2 => refused,
         1 => (1..4_u64).prop_map(Event::SelfCall),
         1 => Just(Event::RestartApplication),
         1 => Just(Event::RestartProxy),
         1 => Just(Event::EvictClients),
-        6 => (0..2_usize).prop_map(Event::Report),
+        6 => (0..3_usize).prop_map(Event::Report),
         6 => prop_oneof![Just(100_u64), Just(700), Just(2500)].prop_map(Event::Look),
-        // With shared connections, `over_time` has tests of it.
-        1 => Just(if may_share { Event::Look(2500) } else { Event::Forget }),
+        // With shared connections, `over_time` has tests of it. With two ports, it is not known which of them those called
+        // that are gone.
+        1 => Just(if may.share || may.call_second { Event::Look(2500) } else { Event::Forget }),
         1 => (0..3_usize).prop_map(Event::RestartOperator),
     ]
+}
+
+impl Event {
+    /// Returns the event with reports of both agents.
+    fn without_delay(self) -> Self {
+        match self {
+            Self::Report(_) => Self::Report(2),
+            Self::RestartOperator(_) => Self::RestartOperator(2),
+            other => other,
+        }
+    }
 }
 
 struct World {
@@ -70,6 +101,7 @@ struct World {
     application: Container,
     proxy: Container,
     calls: u64,
+    calls_of_second: u64,
     refused: u64,
     self_calls: u64,
     has_been_quiet: bool,
@@ -83,6 +115,7 @@ impl World {
             application: Container("web", "app", 0),
             proxy: Container("web", "proxy", 0),
             calls: 0,
+            calls_of_second: 0,
             refused: 0,
             self_calls: 0,
             has_been_quiet: false,
@@ -90,16 +123,21 @@ impl World {
         }
     }
 
-    fn call(&mut self, calls: u64, by_client: u64, by_server: u64) {
+    /// Calls a port of the server at an address and port.
+    fn call(&mut self, (address, called): (&'static str, u16), port: u16, [calls, by_client, by_server]: [u64; 3]) {
         let (db_app, db_proxy) = (Container("db", "app", 0), Container("db", "proxy", 0));
         let history = &mut self.history;
-        history.open(self.application, Client, (WEB, SERVICE, 80), calls);
+        history.open(self.application, Client, (WEB, address, called), calls);
         history.open(self.proxy, Server, (LOOPBACK, WEB, OUTBOUND), calls);
-        history.open(self.proxy, Client, (WEB, DB, PORT), by_client);
+        history.open(self.proxy, Client, (WEB, DB, port), by_client);
         history.open(db_proxy, Server, (DB, WEB, INBOUND), by_client);
-        history.open(db_proxy, Client, (LOOPBACK, LOOPBACK, PORT), by_server);
-        history.open(db_app, Server, (LOOPBACK, LOOPBACK, PORT), by_server);
-        self.calls += calls;
+        history.open(db_proxy, Client, (LOOPBACK, LOOPBACK, port), by_server);
+        history.open(db_app, Server, (LOOPBACK, LOOPBACK, port), by_server);
+    }
+
+    fn call_service(&mut self, calls: [u64; 3]) {
+        self.call((SERVICE, 80), PORT, calls);
+        self.calls += calls[0];
     }
 
     fn take_place(&mut self, event: Event) -> Result<(), TestCaseError> {
@@ -110,8 +148,12 @@ impl World {
             self.shown.clear();
         }
         match event {
-            Event::Call(calls) => self.call(calls, calls, calls),
-            Event::Shared { calls, by_client, by_server } => self.call(calls, by_client, by_server),
+            Event::Call(calls) => self.call_service([calls; 3]),
+            Event::CallSecond(calls) => {
+                self.call((DB, SECOND_PORT), SECOND_PORT, [calls; 3]);
+                self.calls_of_second += calls;
+            }
+            Event::Shared { calls, by_client, by_server } => self.call_service([calls, by_client, by_server]),
             Event::Refused(calls) => {
                 self.history.open(application, Client, (WEB, SERVICE, 80), calls);
                 self.history.open(proxy, Server, (LOOPBACK, WEB, OUTBOUND), calls);
@@ -147,7 +189,8 @@ impl World {
                 self.report_all();
             }
             Event::RestartApplication | Event::RestartProxy | Event::EvictClients => {}
-            Event::Report(node) => self.history.report(node),
+            Event::Report(node) if node < 2 => self.history.report(node),
+            Event::Report(_) => self.report_all(),
             Event::Look(milliseconds) => self.look_after(milliseconds)?,
             Event::Forget => {
                 self.settle()?;
@@ -214,6 +257,7 @@ fn by_clients(edge: &Arc<Edge>) -> u64 {
 
 fn check(events: &[Event]) -> Result<(), TestCaseError> {
     let mut world = World::new();
+    world.report_all();
     for event in events {
         world.take_place(*event)?;
     }
@@ -230,27 +274,45 @@ fn check(events: &[Event]) -> Result<(), TestCaseError> {
     let is_plain = |event: &Event| !matches!(event, Event::Shared { .. } | Event::Refused(_));
     if !forgets && events.iter().all(is_plain) {
         // If a client's agent is late, the way from the proxy to the server is shown.
-        let others = shown.iter().filter(|edge| !edge.contains(" via ") && !edge.starts_with("db -> db"));
-        prop_assert_eq!(others.count(), 0, "{:?}", shown);
+        let is_late = events.iter().any(|event| matches!(event, Event::Report(0 | 1) | Event::RestartOperator(0 | 1)));
+        let second = format!("web -> db:{SECOND_PORT} ");
+        let is_expected = |edge: &String| {
+            edge.contains(" via ") || edge.starts_with(&second) || is_late && edge.starts_with("db -> db")
+        };
+        prop_assert!(shown.iter().all(is_expected), "{:?}", shown);
+        // Of clients that are gone, it is not known which of the two ports they called.
+        if world.calls_of_second > 0 && !events.iter().any(|event| matches!(event, Event::EvictClients)) {
+            prop_assert!(shown.contains(&format!("{second}{}+0", world.calls_of_second)), "{:?}", shown);
+        }
     }
     Ok(())
 }
 
 proptest! {
     #[test]
-    fn no_count_falls_if_each_call_is_one_of_the_proxys(
-        events in prop::collection::vec(event(false, false), 1..25),
+    fn no_count_falls_if_each_call_is_one_of_the_proxys(events in events(May::default())) {
+        check(&events)?;
+    }
+
+    #[test]
+    fn each_call_is_shown_once_if_the_server_has_two_ports(
+        events in events(May { call_second: true, ..May::default() }),
+        is_delayed in any::<bool>(),
     ) {
+        let events: Vec<Event> =
+            events.into_iter().map(|event| if is_delayed { event } else { event.without_delay() }).collect();
         check(&events)?;
     }
 
     #[test]
-    fn no_count_falls_if_proxies_share_connections(events in prop::collection::vec(event(true, false), 1..25)) {
+    fn no_count_falls_if_proxies_share_connections(events in events(May { share: true, ..May::default() })) {
         check(&events)?;
     }
 
     #[test]
-    fn no_count_falls_if_servers_refuse_connections(events in prop::collection::vec(event(true, true), 1..25)) {
+    fn no_count_falls_if_servers_refuse_connections(
+        events in events(May { share: true, refuse: true, ..May::default() }),
+    ) {
         check(&events)?;
     }
 }
