@@ -294,5 +294,9 @@ async fn calls_through_sidecars_are_shown_once_with_their_proxies() -> Result<()
     let testbed = Testbed::new(&cluster).await?;
     let mut expected = BTreeMap::new();
     testbed.call_all(1, &mut expected).await?;
+    testbed.wait_for(&expected).await?;
+    // The next operator has the objects and the agents' counters, and continues.
+    cluster.crash_operator().await?;
+    testbed.call_all(100, &mut expected).await?;
     testbed.wait_for(&expected).await
 }
