@@ -683,3 +683,25 @@ fn first_and_last_pending_attempt_do_not_wait_for_their_turn() {
     assert_eq!(joined(3), (2, 3), "names may come late");
     assert_eq!(joined(0), (2, 0));
 }
+
+/// A proxy accepts nothing but what its pod calls: the pod's own calls and those of the proxy depend on each other.
+#[test]
+fn calls_of_a_pod_with_itself_are_joined_with_those_of_its_proxy() {
+    let mut world = World::new();
+    let mut report = |cgroup_id, role, [local, remote]: [&str; 2], port, opened| {
+        let [local, remote] = [local, remote].map(|ip| ip.parse().expect("an address"));
+        let key = FlowKey { cgroup_id, netns: 2, role, local, remote, port, protocol: Protocol::Tcp };
+        let (closed, failed, pending, bytes, without_bytes) = (0, 0, 0, 100, false);
+        let methods = Methods::default();
+        let report = Report { node: 2, key, opened, closed, failed, pending, bytes, without_bytes, methods };
+        world.take_place(&Event::Report(report));
+    };
+    let (loopback, of_pod, elsewhere) = ("127.0.0.1", "10.244.3.2", "10.244.1.2");
+    report(4, Role::Server, [loopback, elsewhere], 80, 0);
+    report(4, Role::Client, [of_pod; 2], 8080, 1);
+    report(5, Role::Client, [loopback; 2], 8080, 1);
+    report(4, Role::Server, [loopback; 2], 8080, 1);
+    world.take_place(&Event::Identify(2, 4, 0));
+    let [follows, of_all] = world.look();
+    assert_eq!(follows, of_all);
+}

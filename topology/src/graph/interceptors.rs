@@ -96,7 +96,7 @@ impl Interceptors {
 }
 
 /// Returns whether a flow is the server's end of redirected connections.
-fn is_intercepted(key: &FlowKey) -> bool {
+pub(super) fn is_intercepted(key: &FlowKey) -> bool {
     key.role == Role::Server
         && key.protocol == Protocol::Tcp
         && key.local.is_loopback()

@@ -25,8 +25,10 @@ struct Namespace {
     ends: HashMap<EndpointId, Calls>,
     /// Anchors of what is called in the namespace.
     anchors: HashSet<AnchorId>,
-    /// Addresses at which flows from elsewhere arrived.
+    /// Addresses at which flows from elsewhere arrived, or from which it called others.
     addresses: HashSet<IpAddr>,
+    /// True if connections are redirected there: a proxy may accept the pod's own calls alone.
+    is_intercepted: bool,
     has_relay: bool,
 }
 
@@ -41,9 +43,10 @@ struct Calls {
 impl Calls {
     fn add(&mut self, kind: Kind) {
         match kind {
-            Kind::Arrival(_) => self.is_server = true,
+            Kind::Arrival(_) | Kind::Intercepted(_) => self.is_server = true,
             Kind::Inner => self.is_inner_client = true,
             Kind::To(ip) => _ = self.called.insert(ip),
+            Kind::From(_) => {}
         }
     }
 
@@ -52,7 +55,7 @@ impl Calls {
     }
 }
 
-/// A flow that begins or ends at a server in a pod's network namespace.
+/// A flow that begins or ends in a pod's network namespace.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inward {
     pub(super) namespace: NamespaceId,
@@ -66,10 +69,14 @@ pub(super) struct Inward {
 pub(super) enum Kind {
     /// A server's flow from elsewhere, which called this address.
     Arrival(IpAddr),
+    /// A server's flow that was redirected at its client; with the client's address if it is a pod's.
+    Intercepted(Option<IpAddr>),
     /// A client's flow from loopback, or from the called address itself.
     Inner,
     /// A client's flow to this address, which may be the namespace's own.
     To(IpAddr),
+    /// A client's flow from this address of the namespace, which may lead back to it.
+    From(IpAddr),
 }
 
 /// Anchors that are to be connected, and addresses of which all are.
@@ -85,13 +92,17 @@ impl Namespaces {
         let namespace = self.by_id.entry(flow.namespace).or_default();
         namespace.ends.entry(flow.end).or_default().add(flow.kind);
         let new_address = match flow.kind {
-            Kind::Arrival(ip) => Some(ip).filter(|ip| namespace.addresses.insert(*ip)),
+            Kind::Arrival(ip) | Kind::From(ip) => Some(ip),
+            Kind::Intercepted(ip) => ip,
             Kind::Inner | Kind::To(_) => None,
         };
-        let becomes_relay =
-            !namespace.has_relay && namespace.ends.values().any(|calls| calls.is_relay(&namespace.addresses));
+        let new_address = new_address.filter(|ip| namespace.addresses.insert(*ip));
+        namespace.is_intercepted |= matches!(flow.kind, Kind::Intercepted(_));
+        let is_relay =
+            |calls: &Calls| calls.is_relay(&namespace.addresses) || namespace.is_intercepted && calls.is_inner_client;
+        let becomes_relay = !namespace.has_relay && namespace.ends.values().any(is_relay);
         namespace.has_relay |= becomes_relay;
-        let is_new = !matches!(flow.kind, Kind::To(_)) && namespace.anchors.insert(flow.anchor);
+        let is_new = !matches!(flow.kind, Kind::To(_) | Kind::From(_)) && namespace.anchors.insert(flow.anchor);
         let mut new_addresses: Vec<IpAddr> = new_address.into_iter().collect();
         if !namespace.has_relay {
             return Connected::default();

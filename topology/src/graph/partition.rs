@@ -11,6 +11,7 @@ use super::{
     address::Scope,
     anchor::AnchorId,
     endpoints::Endpoints,
+    interceptors::is_intercepted,
     key::ServiceKey,
     names::{EndpointId, PeerId},
     namespaces::{Inward, Kind, Namespaces},
@@ -208,12 +209,13 @@ impl Partition {
         let is_inner = is_loopback || key.local == key.remote;
         let kind = match key.role {
             // What the network redirects at the client, where it may call itself.
-            Role::Server if key.local.is_loopback() && directory.is_pods_address(key.remote) => {
-                Kind::Arrival(key.remote)
+            Role::Server if is_intercepted(key) => {
+                Kind::Intercepted(Some(key.remote).filter(|ip| directory.is_pods_address(*ip)))
             }
             Role::Server if !is_inner && directory.is_pods_address(key.local) => Kind::Arrival(key.local),
             Role::Client if is_inner => Kind::Inner,
             Role::Client if directory.is_pods_address_on(flow.node(), key.remote) => Kind::To(key.remote),
+            Role::Client if directory.is_pods_address(key.local) => Kind::From(key.local),
             Role::Client | Role::Server => return,
         };
         let namespace = (ends.node_peer(flow.node()), key.netns);

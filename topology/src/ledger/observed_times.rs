@@ -90,11 +90,12 @@ impl ObservedTimes {
                 return;
             }
             (Some((current, _)), Some(range)) if current == origin => {
-                // Connections were lost since the last message.
+                // Connections were lost since the last message. What that one was about has been judged.
+                let since = until.max(range.until);
                 if range.since == range.until {
                     self.ranges.pop_back();
                 }
-                self.begin(until, until, report);
+                self.begin(since, since, report);
             }
             _ => {
                 self.begun += 1;
