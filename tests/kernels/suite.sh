@@ -12,6 +12,9 @@ LONG_TESTS="in_a_storm slots_come_back tp_btf:: misses:: refusals:: a_hundred_sh
 # ... and what the agent's own memory decides, or conntrack, which is the same on all kernels.
 LONG_TESTS+=" forgotten_flows more_conversations silent_for_long many_clients captures_of_a_node a_node_without_ipv6"
 LONG_TESTS+=" conversation_does_not bytes_that_conntrack events_that_do_not_fit what_happened_before what_nothing_has"
+# ... and roles and silences of UDP, and rows of external addresses, which the programs decide alike on all kernels.
+LONG_TESTS+=" udp_roles:: busy_conversation displaced_conversation external_addresses_share in_which_they_began"
+LONG_TESTS+=" networks_of_the_cluster"
 
 # Packages with unit tests that also run on arm64.
 UNIT_TESTS="scopeprobe-agent scopeprobe-kernel-support scopeprobe-node-agent-common scopeprobe-report scopeprobe-topology"
