@@ -266,7 +266,7 @@ impl<'a> Join<'a> {
             }
             let decided = call.leg.undecided_of_proxy(&call.counters).saturating_sub(waiting);
             if is_one_for_one {
-                call.leg.place(&call.counters, call.leg.placed.opened + decided);
+                call.leg.place_more(&call.counters, decided);
             } else {
                 call.leg.apart = count::add(call.leg.apart, decided);
             }

@@ -419,7 +419,7 @@ fn place_proxys(flow: &mut ClientFlow<'_>, out: LeftOut, is_one_for_one: bool) -
     let counters = flow.counters;
     let decided = flow.leg.undecided_of_proxy(&counters) - out.waiting;
     if is_one_for_one {
-        flow.leg.place(&counters, flow.leg.placed.opened + decided);
+        flow.leg.place_more(&counters, decided);
     } else {
         flow.leg.apart = count::add(flow.leg.apart, decided);
     }

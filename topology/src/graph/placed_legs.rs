@@ -6,6 +6,7 @@
 use std::time::SystemTime;
 
 use crate::{
+    count,
     edge::EdgeCounters,
     entity::CgroupOwner,
     flow::FlowKey,
@@ -273,6 +274,15 @@ impl PlacedLeg {
     /// Returns the connections of a proxy's flow on which nothing is decided.
     pub(super) fn undecided_of_proxy(&self, counters: &EdgeCounters) -> u64 {
         counters.opened.saturating_sub(self.placed.opened).saturating_sub(self.apart)
+    }
+
+    /// Places so many further connections of a proxy's flow with these counters. A flow without any keeps no record of its
+    /// payload: its part of calls is not shown.
+    pub(super) fn place_more(&mut self, counters: &EdgeCounters, more: u64) {
+        let opened = count::add(self.placed.opened, more);
+        if opened > 0 {
+            self.place(counters, opened);
+        }
     }
 
     /// Places so many connections of a flow with these counters, at least those that are placed. Returns the placed part of
