@@ -101,7 +101,8 @@ impl Directory {
     /// Invariant: present pods and present backends do not change.
     pub fn restore_pod(&mut self, recorded: RecordedPod<'_>, now: SystemTime) -> bool {
         let RecordedPod { pod, node_uid, observed, backends } = recorded;
-        let pod = pod.into_owned();
+        // Checkpoints have no host ports.
+        let pod = Pod { host_ports: Vec::new(), ..pod.into_owned() };
         for BackendPort { service, port, protocol, address, target } in backends {
             if let Some(ip) = pod.ips.get(address) {
                 let backend = Backend { ip: *ip, port: target, pod_uid: Some(pod.uid.clone()) };
