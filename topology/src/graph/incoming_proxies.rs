@@ -157,7 +157,7 @@ impl<'a> Join<'a> {
         for (index, flow) in client_flows.iter().enumerate() {
             // The dearest question last: most flows are not asked it.
             if flow.tuple.protocol == Protocol::Tcp
-                && namespaces.contains(&(flow.node, flow.netns))
+                && (flow.leg.port > 0 || namespaces.contains(&(flow.node, flow.netns)))
                 && (flow.tuple.is_inner() || self.directory.is_pods_address_on(flow.node, flow.tuple.server))
             {
                 callers.entry(flow.tuple).or_default().push(((flow.node, flow.netns, flow.end), index));

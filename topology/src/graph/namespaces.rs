@@ -25,7 +25,7 @@ struct Namespace {
     ends: HashMap<EndpointId, Calls>,
     /// Anchors of what is called in the namespace.
     anchors: HashSet<AnchorId>,
-    /// Addresses at which flows from elsewhere arrived, or from which it called others.
+    /// Addresses at which flows from elsewhere arrived, or from which the pod called itself by a Service.
     addresses: HashSet<IpAddr>,
     /// True if connections are redirected there: a proxy may accept the pod's own calls alone.
     is_intercepted: bool,
@@ -75,7 +75,7 @@ pub(super) enum Kind {
     Inner,
     /// A client's flow to this address, which may be the namespace's own.
     To(IpAddr),
-    /// A client's flow from this address of the namespace, which may lead back to it.
+    /// A client's flow from this address of the namespace to a Service that may lead back to it.
     From(IpAddr),
 }
 

@@ -21,7 +21,7 @@ use crate::{
     directory::{Change, Directory},
     edge::Peer,
     entity::CgroupOwner,
-    flow::{Protocol, Role},
+    flow::{FlowKey, Protocol, Role},
     hash::{HashMap, HashSet},
     ledger::FlowRecord,
 };
@@ -215,7 +215,7 @@ impl Partition {
             Role::Server if !is_inner && directory.is_pods_address(key.local) => Kind::Arrival(key.local),
             Role::Client if is_inner => Kind::Inner,
             Role::Client if directory.is_pods_address_on(flow.node(), key.remote) => Kind::To(key.remote),
-            Role::Client if directory.is_pods_address(key.local) => Kind::From(key.local),
+            Role::Client if leads_back(key, directory) => Kind::From(key.local),
             Role::Client | Role::Server => return,
         };
         let namespace = (ends.node_peer(flow.node()), key.netns);
@@ -342,4 +342,10 @@ impl Partition {
             self.mark(parent);
         }
     }
+}
+
+/// Returns whether a client's flow leads to a Service of its own pod.
+fn leads_back(key: &FlowKey, directory: &Directory) -> bool {
+    let called = directory.services_at(key.remote, (key.port, key.protocol));
+    called.iter().any(|service| service.backends.iter().any(|backend| backend.ip == key.local))
 }
