@@ -74,16 +74,15 @@ fn seen(case: &Case, name: &EdgeName, tracking: Tracking) -> Option<(EdgeName, S
 }
 
 /// Returns the servers that the clients' objects name from conntrack only, for Services with several backends.
-pub async fn known_by_tracking(testbed: &Testbed) -> Result<BTreeSet<String>> {
-    let api: Api<Topology> = testbed.namespace.api();
-    let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;
+fn known_by_tracking(objects: &[Topology]) -> BTreeSet<String> {
     let edges = objects.iter().filter_map(|object| object.status.as_ref()).flat_map(|status| &status.egress);
     let tracked = edges.filter(|edge| edge.identity == IdentitySource::Conntrack);
-    Ok(tracked.filter_map(|edge| edge.peer.name.clone()).collect())
+    tracked.filter_map(|edge| edge.peer.name.clone()).collect()
 }
 
-/// Returns the published edges, without those of the readiness probes ([`Testbed::leads`]).
-pub async fn shown(testbed: &Testbed) -> Result<BTreeMap<EdgeName, Sight>> {
+/// Returns the published edges, without those of the readiness probes ([`Testbed::leads`]), and the servers that only
+/// conntrack names, of one moment.
+pub async fn shown(testbed: &Testbed) -> Result<(BTreeMap<EdgeName, Sight>, BTreeSet<String>)> {
     let api: Api<Topology> = testbed.namespace.api();
     let objects = api.list(&ListParams::default()).await.map_err(Error::api("list Topologies"))?.items;
     let mut shown = BTreeMap::new();
@@ -112,5 +111,5 @@ pub async fn shown(testbed: &Testbed) -> Result<BTreeMap<EdgeName, Sight>> {
             };
         }
     }
-    Ok(shown)
+    Ok((shown, known_by_tracking(&objects)))
 }
