@@ -89,17 +89,21 @@ test("namespaces are the first level, with the sums of their edges", async () =>
 test("details have the provenance of an edge", async () => {
   const page = await open(`${address}#in=`);
   await page.getByRole("button", { name: "Details of shop/cart to data/redis redis:6379" }).click();
+  await rendered(page);
   const text = await page.locator("#details").innerText();
   for (const expected of ["✕ 7, last at 2026-05-02T10:31:00Z", "310, 0 of them open now", "Agents observed both ends", "cgroup of its sockets", "eBPF", "observed"]) {
     assert.ok(text.includes(expected), `${expected} in ${text}`);
   }
   assert.ok(text.includes(`kubectl scopeprobe explain 0000000000000006 --file ${shopFile}`), text);
   await page.getByRole("button", { name: "Details of shop/checkout to api.payments.example :443" }).click();
+  await rendered(page);
   const payments = await page.locator("#details").innerText();
   for (const expected of ["≥39 KiB", "of 2 connections", "The server is known by its address alone"]) assert.ok(payments.includes(expected), payments);
   await page.getByRole("button", { name: "Details of billing/report to billing/ledger ledger:5432" }).click();
+  await rendered(page);
   assert.match(await page.locator("#details").innerText(), /a guess for some connections[^]*/);
   await page.getByRole("button", { name: "Details of shop/frontend to shop/cart cart:80 :8080" }).click();
+  await rendered(page);
   assert.match(await page.locator("#details").innerText(), /Via\s+shop\/frontend \(envoy\)/);
   await accessible(page);
 });
@@ -139,10 +143,13 @@ test("everything is done by keyboard", async () => {
   const page = await open(address);
   await page.keyboard.press("w");
   await page.waitForURL(/in=$/);
+  await rendered(page);
   await arranged(page);
   await page.keyboard.press("/");
   await page.keyboard.type("cart");
   await page.waitForFunction(() => document.querySelectorAll("#rows tr").length === 4);
+  await rendered(page);
+  await arranged(page);
   await page.keyboard.press("Tab");
   await page.keyboard.press("g");
   assert.equal(await page.evaluate(() => document.activeElement.id), "picture");
