@@ -59,7 +59,7 @@ impl Node {
         }
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup v2 path");
-        let root = mount.join(format!("scopeprobe-{name}-{}", std::process::id()));
+        let root = tempfile::Builder::new().prefix(&format!("scopeprobe-{name}-")).tempdir_in(&mount).unwrap().keep();
         let node = Self { home: mount.join(own), root, _alone: alone };
         fs::create_dir_all(node.container()).unwrap();
         fs::create_dir_all(node.service()).unwrap();

@@ -5,7 +5,6 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::unistd::geteuid;
@@ -39,7 +38,6 @@ pub struct Machine {
 impl Machine {
     /// `None` where this machine doesn't allow it.
     pub fn new(memory: u64) -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         if !geteuid().is_root() {
             skip(Prerequisite::Root, "limiting memory needs root");
             return None;
@@ -48,8 +46,8 @@ impl Machine {
             skip(Prerequisite::CgroupV2, "no cgroup v2 hierarchy is mounted");
             return None;
         };
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("scopeprobe-memory-{}-{number}", std::process::id());
+        let root = tempfile::Builder::new().prefix("scopeprobe-memory-").tempdir_in(&mount).unwrap().keep();
+        let name = root.file_name().unwrap().to_string_lossy().into_owned();
         let v1 = Path::new("/sys/fs/cgroup/memory");
         let (agent, version) = if v1.is_dir() {
             (v1.join(&name), V1)
@@ -57,7 +55,6 @@ impl Machine {
             fs::write(mount.join("cgroup.subtree_control"), "+memory").expect("memory can be limited");
             (mount.join(format!("{name}-agent")), V2)
         };
-        let root = mount.join(name);
         fs::create_dir_all(root.join("traffic")).unwrap();
         fs::create_dir(&agent).unwrap();
         fs::write(agent.join(version.limit), memory.to_string()).unwrap();
