@@ -34,6 +34,7 @@ pub mod place;
 pub mod pod;
 pub mod scale;
 pub mod scope_probe;
+mod service_routes;
 pub mod traffic_pod;
 pub mod undo;
 pub mod versions;

@@ -38,7 +38,7 @@ async fn pods(cluster: &Cluster, namespace: &str) -> Result<Vec<Pod>> {
 async fn operator_is_available(cluster: &Cluster) -> Result<()> {
     let deployment = format!("deployment/{}-operator", chart::RELEASE);
     let namespace = format!("--namespace={}", chart::NAMESPACE);
-    cluster.kubectl(&["rollout", "status", &deployment, &namespace, "--timeout=120s"]).await.map(|_| ())
+    cluster.kubectl(&["rollout", "status", &deployment, &namespace, "--timeout=180s"]).await.map(|_| ())
 }
 
 /// `helm template | kubectl apply --server-side`, and the manifest of the repository: the operator runs, and nothing that
@@ -103,7 +103,7 @@ async fn all_operators_are_ready_and_agents_reach_the_one_that_works() -> Result
     };
     let leading = both.iter().find(|pod| address(pod) == *leader);
     let leading = leading.ok_or_else(|| Error::Unexpected(format!("{leader} is no operator's")))?;
-    cluster.helm(&["test", chart::RELEASE, "--namespace", chart::NAMESPACE, "--timeout", "60s"]).await?;
+    cluster.helm(&["test", chart::RELEASE, "--namespace", chart::NAMESPACE, "--timeout", "180s"]).await?;
 
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), chart::NAMESPACE);
     api.delete(&leading.name_any(), &DeleteParams::default()).await.map_err(Error::api("delete the leader"))?;
@@ -133,7 +133,7 @@ async fn second_release_does_nothing_and_its_removal_harms_nothing() -> Result<(
 
     let path = place::repository().join("charts/scopeprobe");
     let install = ["install", SECOND, &path.to_string_lossy(), "--namespace", SECOND, "--create-namespace"];
-    let flags = ["--set", "crds.enabled=false", "--wait", "--timeout", "120s"];
+    let flags = ["--set", "crds.enabled=false", "--wait", "--timeout", "180s"];
     let notes = cluster.helm(&[&install[..], &flags].concat()).await?;
     let first = format!("{}/{}-operator", chart::NAMESPACE, chart::RELEASE);
     assert!(notes.contains(&first), "{notes}");

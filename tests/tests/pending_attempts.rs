@@ -17,7 +17,7 @@ use traffic::protocol::{Answer, Command, Connect};
 const SERVER: [u8; 4] = [198, 18, 7, 1];
 const PORT: u16 = 9000;
 /// Milliseconds after which the client gives up, which is long after the attempts are shown.
-const GIVES_UP: u64 = 20_000;
+const GIVES_UP: u64 = 45_000;
 /// Milliseconds for which the client waits if it is to succeed.
 const WAITS: u64 = 120_000;
 

@@ -33,8 +33,11 @@ const BRIDGE_PORT: u16 = 17_000;
 /// Address of a bridge on both nodes, as `docker0` has it.
 const BRIDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1));
 
-/// Opened and failed connections by client, server, Service and port.
-type Shown = BTreeMap<(String, String, Option<String>, Option<u16>), (u64, u64)>;
+/// Client, server, Service and port.
+type Name = (String, String, Option<String>, Option<u16>);
+
+/// Opened and failed connections.
+type Shown = BTreeMap<Name, (u64, u64)>;
 
 struct Testbed {
     namespace: Namespace,
@@ -97,6 +100,15 @@ impl Testbed {
 
     /// Returns the edges of the namespace's pods, as the clients' objects show them, and those of its servers with other
     /// clients.
+    /// Waits until an edge is shown.
+    async fn wait_for(&self, (name, counts): (Name, (u64, u64))) -> Result<()> {
+        eventually(&format!("{name:?} to be shown"), async || {
+            let shown = self.shown().await?;
+            if shown.get(&name) == Some(&counts) { Ok(()) } else { Err(format!("{shown:#?}")) }
+        })
+        .await
+    }
+
     async fn shown(&self) -> std::result::Result<Shown, String> {
         let (by_clients, by_servers) = observed::edges(&self.namespace).await.map_err(|error| error.to_string())?;
         let mut shown = Shown::new();
@@ -179,19 +191,23 @@ async fn everything(testbed: &Testbed) -> Result<()> {
     for (pod, count) in [("own-1", 10), ("own-2", 20)] {
         testbed.call(pod, (BRIDGE, BRIDGE_PORT), count, true).await?;
     }
-    // Long before anybody listens there, for the agents as well.
-    testbed.call("client", (node_2, LATE), 5, false).await?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    testbed.listen("late", any, LATE).await?;
-    testbed.call("client-b", (node_2, LATE), 1, true).await?;
     let edge = |client: &str, server: &str, port: u16, counts: (u64, u64)| {
         ((format!("Pod/{client}"), server.to_owned(), None, Some(port)), counts)
     };
+    // Long before anybody listens there, for the agents as well: the other node's agent has read a later connection.
+    testbed.call("client", (node_2, LATE), 5, false).await?;
+    testbed.wait_for(edge("client", "Node/node-2", LATE, (0, 5))).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    testbed.call("client-b", (node_2, EXPORTER), 1, true).await?;
+    testbed.wait_for(edge("client-b", "Pod/exporter", EXPORTER, (1, 0))).await?;
+    testbed.listen("late", any, LATE).await?;
+    testbed.call("client-b", (node_2, LATE), 1, true).await?;
     let expected: Shown = [
         edge("client", "Pod/web", WEB, (20, 0)),
         edge("client-b", "Pod/web", WEB, (15, 0)),
         edge("client", "Node/node-1", HOST_PORT, (0, 2)),
         edge("client", "Pod/exporter", EXPORTER, (12, 0)),
+        edge("client-b", "Pod/exporter", EXPORTER, (1, 0)),
         edge("client", "Service/web", WEB, (0, 3)),
         edge("client", "Pod/client", testbed.node_port()?, (0, 4)),
         edge("own-1", "Pod/own-1", BRIDGE_PORT, (10, 0)),

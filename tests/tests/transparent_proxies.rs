@@ -138,7 +138,11 @@ fn pod(name: &str, node: &str, proxy: Option<Proxy>) -> Value {
     if let Some(proxy) = proxy {
         let script = ["/bin/bash", "-c", &redirection()].map(str::to_owned);
         let init = with_programs("redirection", &script, &json!({"privileged": true}));
-        let proxy = with_programs("proxy", &proxy.command(), &json!({"runAsUser": PROXY_USER}));
+        let mut proxy = with_programs("proxy", &proxy.command(), &json!({"runAsUser": PROXY_USER}));
+        // Reads the kernel's list of listeners: a connection would be a call.
+        let listens = |port: u16| format!("grep -q ':{port:04X} 00000000:0000 0A' /proc/net/tcp");
+        let script = format!("{} && {}", listens(OUTBOUND), listens(INBOUND));
+        proxy["readinessProbe"] = json!({"exec": {"command": ["/bin/bash", "-c", script]}, "periodSeconds": 1});
         let at = |name: &str, path: &str| json!({"name": name, "hostPath": {"path": path}});
         let mut volumes: Vec<Value> = PROGRAMS.iter().map(|path| at(&volume_name(path), path)).collect();
         volumes.push(at("tools", &place::cache().join("bin").to_string_lossy()));
@@ -198,6 +202,11 @@ impl Testbed {
         let objects: Vec<String> = pods.iter().chain(&services).chain([&configuration]).map(Value::to_string).collect();
         namespace.apply(&objects.join("\n---\n")).await?;
         namespace.ready_pods("testbed=yes", pods.len()).await?;
+        let mut servers = Vec::new();
+        for (server, _) in ends("server") {
+            servers.push(namespace.pod_ip(&server).await?);
+        }
+        cluster.has_routes_to(&servers).await?;
         let testbed = Self { namespace };
         for (server, _) in ends("server") {
             for port in PORTS {
@@ -214,7 +223,7 @@ impl Testbed {
         let plan =
             Connect { count, send: 10, receive: 10, timeout_ms: 10_000, ..Connect::to(SocketAddr::from(target)) };
         let outcome = self.namespace.traffic(client, "application").connect(plan).await?;
-        if outcome.opened == count {
+        if (outcome.opened, outcome.broken) == (count, 0) {
             return Ok(());
         }
         Err(Error::Unexpected(format!("{client} called {target:?}: {outcome:?}")))

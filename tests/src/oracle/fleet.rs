@@ -105,6 +105,8 @@ impl Fleet {
         let members = members(&namespace.ready_pods("fleet=yes", pods).await?)?;
         let services = service_addresses(&namespace).await?;
         let fleet = Self { namespace, members, services };
+        let addresses: Vec<IpAddr> = fleet.members.iter().flat_map(|member| member.ips.clone()).collect();
+        fleet.namespace.cluster.has_routes_to(&addresses).await?;
         fleet.listen().await?;
         Ok(fleet)
     }

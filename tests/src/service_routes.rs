@@ -1,0 +1,36 @@
+//! Ways of Services to pods in the nodes' own networks. A pod is ready before kube-proxy leads to it.
+
+use std::net::IpAddr;
+
+use crate::{Cluster, Result, eventually};
+
+/// Nodes with a kube-proxy.
+const NODES: [&str; 2] = ["node-1", "node-2"];
+
+impl Cluster {
+    /// Waits until nftables of all nodes leads from Services to each of these addresses. Makes no connection.
+    ///
+    /// # Errors
+    /// Returns an error if it does not, or if the cluster is not our own.
+    pub async fn has_routes_to(&self, pods: &[IpAddr]) -> Result<()> {
+        for node in NODES {
+            eventually(&format!("Services to lead to {} pods on {node}", pods.len()), async || {
+                let rules = self.script(&["on", node, "nft", "list", "ruleset"]).await;
+                let rules = rules.map_err(|error| error.to_string())?;
+                let lacks = |ip: &&IpAddr| !rules.contains(&destination(**ip));
+                let lacking: Vec<_> = pods.iter().filter(lacks).collect();
+                if lacking.is_empty() { Ok(()) } else { Err(format!("no way to {lacking:?}")) }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the beginning of a rule's destination.
+fn destination(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => format!("dnat to {ip}:"),
+        IpAddr::V6(ip) => format!("dnat to [{ip}]:"),
+    }
+}
