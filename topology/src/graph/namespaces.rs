@@ -27,8 +27,7 @@ struct Namespace {
     anchors: HashSet<AnchorId>,
     /// Addresses at which flows from elsewhere arrived, or from which the pod called itself by a Service.
     addresses: HashSet<IpAddr>,
-    /// True if connections are redirected there: a proxy may accept the pod's own calls alone.
-    is_intercepted: bool,
+    /// True if an end may be a proxy in front of others, or connections are redirected.
     has_relay: bool,
 }
 
@@ -97,12 +96,12 @@ impl Namespaces {
             Kind::Inner | Kind::To(_) => None,
         };
         let new_address = new_address.filter(|ip| namespace.addresses.insert(*ip));
-        namespace.is_intercepted |= matches!(flow.kind, Kind::Intercepted(_));
-        let is_relay =
-            |calls: &Calls| calls.is_relay(&namespace.addresses) || namespace.is_intercepted && calls.is_inner_client;
-        let becomes_relay = !namespace.has_relay && namespace.ends.values().any(is_relay);
+        // Whether a proxy accepts the pod's own calls depends on all flows of the pod.
+        let is_relay = |calls: &Calls| calls.is_relay(&namespace.addresses);
+        let becomes_relay = !namespace.has_relay
+            && (matches!(flow.kind, Kind::Intercepted(_)) || namespace.ends.values().any(is_relay));
         namespace.has_relay |= becomes_relay;
-        let is_new = !matches!(flow.kind, Kind::To(_) | Kind::From(_)) && namespace.anchors.insert(flow.anchor);
+        let is_new = !matches!(flow.kind, Kind::To(_)) && namespace.anchors.insert(flow.anchor);
         let mut new_addresses: Vec<IpAddr> = new_address.into_iter().collect();
         if !namespace.has_relay {
             return Connected::default();
