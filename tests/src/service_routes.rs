@@ -17,7 +17,7 @@ impl Cluster {
             eventually(&format!("Services to lead to {} pods on {node}", pods.len()), async || {
                 let rules = self.script(&["on", node, "nft", "list", "ruleset"]).await;
                 let rules = rules.map_err(|error| error.to_string())?;
-                let lacks = |ip: &&IpAddr| !rules.contains(&destination(**ip));
+                let lacks = |ip: &&IpAddr| !destinations(**ip).iter().any(|destination| rules.contains(destination));
                 let lacking: Vec<_> = pods.iter().filter(lacks).collect();
                 if lacking.is_empty() { Ok(()) } else { Err(format!("no way to {lacking:?}")) }
             })
@@ -27,10 +27,11 @@ impl Cluster {
     }
 }
 
-/// Returns the beginning of a rule's destination.
-fn destination(ip: IpAddr) -> String {
-    match ip {
+/// Returns how rules name a Service's only destination, and one of several.
+fn destinations(ip: IpAddr) -> [String; 2] {
+    let only = match ip {
         IpAddr::V4(ip) => format!("dnat to {ip}:"),
         IpAddr::V6(ip) => format!("dnat to [{ip}]:"),
-    }
+    };
+    [only, format!(" : {ip} . ")]
 }
