@@ -12,7 +12,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Returns an error if it does not, or if the cluster is not our own.
-    pub async fn has_routes_to(&self, pods: &[IpAddr]) -> Result<()> {
+    pub async fn await_routes_to(&self, pods: &[IpAddr]) -> Result<()> {
         for node in NODES {
             eventually(&format!("Services to lead to {} pods on {node}", pods.len()), async || {
                 let rules = self.script(&["on", node, "nft", "list", "ruleset"]).await;

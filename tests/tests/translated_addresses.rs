@@ -98,8 +98,6 @@ impl Testbed {
         port.and_then(|port| u16::try_from(port).ok()).ok_or_else(|| Error::Unexpected("no node port".to_owned()))
     }
 
-    /// Returns the edges of the namespace's pods, as the clients' objects show them, and those of its servers with other
-    /// clients.
     /// Waits until an edge is shown.
     async fn wait_for(&self, (name, counts): (Name, (u64, u64))) -> Result<()> {
         eventually(&format!("{name:?} to be shown"), async || {
@@ -109,6 +107,8 @@ impl Testbed {
         .await
     }
 
+    /// Returns the edges of the namespace's pods, as the clients' objects show them, and those of its servers with other
+    /// clients.
     async fn shown(&self) -> std::result::Result<Shown, String> {
         let (by_clients, by_servers) = observed::edges(&self.namespace).await.map_err(|error| error.to_string())?;
         let mut shown = Shown::new();
@@ -197,6 +197,7 @@ async fn everything(testbed: &Testbed) -> Result<()> {
     // Long before anybody listens there, for the agents as well: the other node's agent has read a later connection.
     testbed.call("client", (node_2, LATE), 5, false).await?;
     testbed.wait_for(edge("client", "Node/node-2", LATE, (0, 5))).await?;
+    // Times of two nodes count as the same within half a second.
     tokio::time::sleep(Duration::from_secs(1)).await;
     testbed.call("client-b", (node_2, EXPORTER), 1, true).await?;
     testbed.wait_for(edge("client-b", "Pod/exporter", EXPORTER, (1, 0))).await?;

@@ -206,7 +206,7 @@ impl Testbed {
         for (server, _) in ends("server") {
             servers.push(namespace.pod_ip(&server).await?);
         }
-        cluster.has_routes_to(&servers).await?;
+        cluster.await_routes_to(&servers).await?;
         let testbed = Self { namespace };
         for (server, _) in ends("server") {
             for port in PORTS {

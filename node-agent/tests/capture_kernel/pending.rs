@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Upper bound of the time from a SYN to the reading that shows it.
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(5);
 
 /// Numbers of attempts that are pending, opened and failed.
 fn states(watched: &Watched) -> [u64; 3] {

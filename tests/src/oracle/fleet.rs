@@ -106,7 +106,7 @@ impl Fleet {
         let services = service_addresses(&namespace).await?;
         let fleet = Self { namespace, members, services };
         let addresses: Vec<IpAddr> = fleet.members.iter().flat_map(|member| member.ips.clone()).collect();
-        fleet.namespace.cluster.has_routes_to(&addresses).await?;
+        fleet.namespace.cluster.await_routes_to(&addresses).await?;
         fleet.listen().await?;
         Ok(fleet)
     }

@@ -45,7 +45,7 @@ enum Event {
     RestartOperator(usize),
 }
 
-/// What may happen besides calls of which each has a connection of the proxy.
+/// Events besides calls of which each has a connection of the proxy.
 #[derive(Clone, Copy, Debug, Default)]
 struct May {
     share: bool,
